@@ -1,0 +1,1 @@
+"""The OpenAI-style HTTP face of a running pipeline. It never imports torch."""

@@ -1,0 +1,60 @@
+"""Errors as data: what went wrong, whose fault it is, and which field of the request to look at.
+
+An error is raised where the fact is known (a field, a corrupt picture, a full cache, a dead worker), crosses process
+borders as an `ErrorInfo`, and becomes HTTP in one place, the gateway.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class ErrorInfo(Struct, frozen=True, omit_defaults=True):
+    """The wire form of an error.
+
+    Attributes:
+        status: HTTP status the client should see.
+        message: One sentence for the person who sent the request.
+        type: OpenAI error type, such as ``invalid_request_error``.
+        code: Machine-readable reason, such as ``invalid_image``.
+        param: Path of the offending request field, such as ``messages[0].content[1].image_url.url``.
+        stage: Stage that found it, empty when it was the gateway.
+        retry_after: Seconds after which a retry makes sense, for 429 and 503.
+    """
+
+    status: int
+    message: str
+    type: str = "invalid_request_error"
+    code: str | None = None
+    param: str | None = None
+    stage: str = ""
+    retry_after: int | None = None
+
+
+class OmniError(Exception):
+    """Base of every error that ends one request and nothing else."""
+
+    def __init__(self, info: ErrorInfo) -> None:
+        super().__init__(info.message)
+        self.info = info
+
+
+def bad_request(message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> OmniError:
+    """The client sent something that cannot work; `param` says which field."""
+    return OmniError(ErrorInfo(status=status, message=message, code=code, param=param))
+
+
+def unavailable(message: str, *, code: str = "service_unavailable", retry_after: int | None = 1) -> OmniError:
+    """The service cannot answer now, through no fault of the request."""
+    return OmniError(
+        ErrorInfo(status=503, message=message, type="service_unavailable_error", code=code, retry_after=retry_after)
+    )
+
+
+def internal(message: str, *, code: str = "internal_error") -> OmniError:
+    """A bug or a broken worker; the message must not carry request content."""
+    return OmniError(ErrorInfo(status=500, message=message, type="server_error", code=code))
+
+
+class StartupError(Exception):
+    """The service cannot start. The message says what is wrong and what to do about it."""

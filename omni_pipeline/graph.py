@@ -1,0 +1,98 @@
+"""The stage graph as data: which stages there are, and what passes between them.
+
+A graph says *what* is computed. *Where* (which worker process, which device) is configuration, see `config`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+
+# The two ends of every graph, in the main process.
+GATEWAY = "gateway"
+COLLECTOR = "collector"
+
+
+class StageSpec(Struct, frozen=True):
+    """One stage of a graph.
+
+    Attributes:
+        name: Unique name, used in configuration, logs and metrics.
+        factory: ``package.module:Class`` called in the worker with a `stage.StageContext`; gives a `stage.Stage`.
+        options: Struct type of the stage's own configuration; must import without torch.
+        preload: Modules that take long to import and are safe to share by fork.
+        accelerated: Whether the stage computes on a GPU when there is one.
+    """
+
+    name: str
+    factory: str
+    options: type[Struct]
+    preload: tuple[str, ...] = ()
+    accelerated: bool = False
+
+
+class Edge(Struct, frozen=True):
+    """What `source` may send to `target`: bodies of this struct type, or union of tagged struct types."""
+
+    source: str
+    target: str
+    body: Any
+
+
+class Graph(Struct, frozen=True):
+    """Stages and edges. `entry` is the stage that requests enter by."""
+
+    name: str
+    stages: tuple[StageSpec, ...]
+    edges: tuple[Edge, ...]
+    entry: str
+
+    def __post_init__(self) -> None:
+        names = {stage.name for stage in self.stages}
+        if len(names) < len(self.stages):
+            raise ValueError(f"graph {self.name}: two stages share a name")
+        for edge in self.edges:
+            for end, outside in ((edge.source, GATEWAY), (edge.target, COLLECTOR)):
+                if end not in names and end != outside:
+                    raise ValueError(f"graph {self.name}: edge {edge.source} → {edge.target} leaves the graph")
+        if self.entry not in names:
+            raise ValueError(f"graph {self.name}: entry {self.entry} is not a stage")
+
+    def stage(self, name: str) -> StageSpec:
+        """The stage called `name`. Raises KeyError."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        return tuple(stage.name for stage in self.stages)
+
+    def body_types(self) -> dict[tuple[str, str], Any]:
+        """Body type of each edge, as `wire.Codec` wants it."""
+        return {(edge.source, edge.target): edge.body for edge in self.edges}
+
+    def narrowed(self, names: frozenset[str]) -> Graph:
+        """The same graph with only these stages, and the edges between them."""
+        kept = names | {GATEWAY, COLLECTOR}
+        return Graph(
+            name=self.name,
+            stages=tuple(stage for stage in self.stages if stage.name in names),
+            edges=tuple(edge for edge in self.edges if edge.source in kept and edge.target in kept),
+            entry=self.entry,
+        )
+
+
+def load_object(path: str) -> Any:
+    """The object that ``package.module:name`` names. Raises ImportError or AttributeError."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def load_factory(spec: StageSpec) -> Callable[..., Any]:
+    """The callable that builds `spec`."""
+    return load_object(spec.factory)

@@ -1,0 +1,65 @@
+"""The one contract between the framework and a stage.
+
+A stage is a plain object in a single-threaded loop (see `worker`). `receive` queues work and returns at once; `step`
+does one batch of work over every request that is ready and gives the messages to send. Nothing here blocks, locks or
+starts threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from omni_pipeline.wire import Failed, Work
+
+
+class StageContext(Struct, frozen=True):
+    """What a stage is told when it is built, in its worker process.
+
+    Attributes:
+        name: The stage's name in the graph.
+        model_path: Directory of the checkpoint.
+        device: ``cpu`` or ``cuda``; the worker already sees only its own GPUs.
+        options: An instance of the stage's options struct.
+        stages: Names of all stages that this deployment runs.
+        run_dir: Private directory (mode 0700) for sockets and short-lived files; removed at the end.
+    """
+
+    name: str
+    model_path: str
+    device: str
+    options: Any
+    stages: frozenset[str]
+    run_dir: str
+
+
+class Stage(Protocol):
+    """One stage of the graph; see the module text for how it is driven."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has something to do now. False while everything waits for messages."""
+
+    def receive(self, message: Work) -> None:
+        """Take over a message. May raise `errors.OmniError` to end that request with an error."""
+
+    def step(self) -> Iterable[Work | Failed]:
+        """Do one batch of work and give what is to be sent.
+
+        An `errors.OmniError` that concerns one request is given as `wire.Failed`. An exception means a bug: the worker
+        then fails every request that the stage holds.
+        """
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request and free what it holds. Unknown ids are none of its business: do nothing."""
+
+    def live(self) -> Collection[str]:
+        """Ids of the requests it holds something for."""
+
+    def stats(self) -> dict[str, float]:
+        """Its own figures for `wire.StageStats.extra`."""
+
+    def close(self) -> None:
+        """Free what outlives the process's memory (files, sockets)."""

@@ -1,0 +1,349 @@
+"""What passes between the stages of Qwen3-Omni: one struct for each thing that is said, used as body of the messages.
+
+Shapes: n = prompt tokens, m = media rows of the prompt, v = visual rows among them, h = hidden size of the thinker.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from msgspec import Struct, field
+
+from omni_pipeline.wire import Tensor
+
+Modality: TypeAlias = Literal["image", "audio", "video"]
+
+
+# --- gateway → preprocessing ------------------------------------------------------------------------------------------
+
+
+class Text(Struct, tag="text"):
+    """A run of text inside a turn."""
+
+    text: str
+
+
+class MediaRef(Struct, tag="media"):
+    """A place inside a turn where `ChatRequest.media[index]` stands."""
+
+    index: int
+
+
+class Turn(Struct):
+    """One message of the conversation."""
+
+    role: str
+    content: list[Text | MediaRef]
+
+
+class Media(Struct):
+    """One undecoded picture, sound or clip.
+
+    Attributes:
+        kind: What the client says it is; its content decides the container format.
+        data: The file's bytes, uint8 [size].
+        param: The request field it came from, for error messages.
+    """
+
+    kind: Modality
+    data: Tensor
+    param: str
+
+
+class VideoOptions(Struct):
+    """How clips are sampled, with the defaults of the reference processor.
+
+    Attributes:
+        fps: Frames taken per second of video.
+        max_frames: Most frames taken from one clip.
+        min_pixels, max_pixels: Bounds on the pixels of one resized frame; None leaves the processor's own.
+        total_pixels: Bound on the pixels of all frames of a clip together.
+        use_audio: Whether the sound track is heard too, interleaved with the frames.
+    """
+
+    fps: float = 2.0
+    max_frames: int = 768
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    total_pixels: int | None = None
+    use_audio: bool = False
+
+
+class Sampling(Struct):
+    """How a language-model stage picks its next token. The defaults are the reference's thinker: greedy.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: Nucleus mass; 1 is off.
+        top_k: Number of candidates; 0 is off.
+        min_p: Least probability relative to the best candidate; 0 is off.
+        repetition_penalty: As in the reference: over prompt and output; 1 is off.
+        presence_penalty, frequency_penalty: As in the OpenAI API: over the output only; 0 is off.
+        logit_bias: Added to the logits of single token ids, as in the OpenAI API.
+        seed: Makes sampling repeat, alone or in a batch; None draws one.
+        max_tokens: Most tokens to generate; None is the server's default.
+        min_tokens: No end-of-turn before so many tokens.
+        ignore_eos: Go on to `max_tokens` whatever is generated.
+        stop_token_ids: Further ids that end the text.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: list[int] = []
+
+
+class TextOutput(Struct):
+    """How generated ids become text.
+
+    Attributes:
+        stop: Strings that end the text; they are not part of the answer.
+        logprobs: Whether each token's log-probability is wanted.
+        top_logprobs: How many alternatives with it.
+        skip_special_tokens: Whether special tokens are left out of the text.
+    """
+
+    stop: list[str] = []
+    logprobs: bool = False
+    top_logprobs: int = 0
+    skip_special_tokens: bool = True
+
+
+class ChatRequest(Struct):
+    """A validated request, as the gateway hands it to the pipeline."""
+
+    turns: list[Turn]
+    media: list[Media] = []
+    video: VideoOptions = field(default_factory=VideoOptions)
+    thinker: Sampling = field(default_factory=Sampling)
+    text: TextOutput = field(default_factory=TextOutput)
+
+
+# --- preprocessing → image_encoder, audio_encoder, mm_aggregate -------------------------------------------------------
+
+
+class VisionItem(Struct):
+    """One picture or clip, ready for the vision tower.
+
+    Attributes:
+        key: Content hash; equal keys mean equal embeddings.
+        grid: Patches (time, height, width), before merging.
+        patches: float32 [time·height·width, channels·2·16·16].
+    """
+
+    key: bytes
+    grid: tuple[int, int, int]
+    patches: Tensor
+
+
+class VisionWork(Struct):
+    """The pictures and clips of one request, in prompt order within images, then within videos."""
+
+    items: list[VisionItem]
+
+
+class AudioItem(Struct):
+    """One sound, ready for the audio tower.
+
+    Attributes:
+        key: Content hash; equal keys mean equal embeddings.
+        mel: float32 [mel bins, frames], only the valid frames.
+    """
+
+    key: bytes
+    mel: Tensor
+
+
+class AudioWork(Struct):
+    """The sounds of one request in prompt order.
+
+    `pad_frames` is the length to which the reference pads every 100-frame chunk of this request's sounds: 100, or less
+    if all of them are shorter than a second. It changes the embeddings of such short sounds, and so their keys.
+    """
+
+    items: list[AudioItem]
+    pad_frames: int
+
+
+class MediaSpan(Struct):
+    """Where the embedding rows of one medium stand in the prompt.
+
+    Attributes:
+        kind: Which encoder output it takes; an image and a video both come from the vision tower.
+        key: Content hash, as given to the encoder.
+        rows: int64 [rows], ascending prompt indices (a clip's rows may be interleaved with its sound's).
+    """
+
+    kind: Modality
+    key: bytes
+    rows: Tensor
+
+
+class Prompt(Struct):
+    """The tokenised conversation, without its media.
+
+    Attributes:
+        ids: int64 [n]; media rows hold their placeholder id.
+        positions: float32 [3, n] M-RoPE positions (time, height, width), or None where all three are 0 … n-1.
+        position_delta: What is added to a token's index to get its position after the prompt (may be fractional).
+        vision: Spans of images and videos in the order of `VisionWork.items`.
+        audio: Spans in the order of `AudioWork.items`.
+        thinker, text: Passed on.
+    """
+
+    ids: Tensor
+    positions: Tensor | None
+    position_delta: float
+    vision: list[MediaSpan]
+    audio: list[MediaSpan]
+    thinker: Sampling
+    text: TextOutput
+
+
+# --- image_encoder, audio_encoder → mm_aggregate ----------------------------------------------------------------------
+
+
+class VisionRows(Struct):
+    """Visual embeddings of one request, in the order of its `VisionWork`.
+
+    Attributes:
+        embeds: For each item [rows, h].
+        deepstack: For each item [injection layers, rows, h].
+    """
+
+    embeds: list[Tensor]
+    deepstack: list[Tensor]
+
+
+class AudioRows(Struct):
+    """Audio embeddings of one request, in the order of its `AudioWork`: for each item [rows, h]."""
+
+    embeds: list[Tensor]
+
+
+# --- mm_aggregate → thinker -------------------------------------------------------------------------------------------
+
+
+class ThinkerRequest(Struct):
+    """All the thinker needs for one answer.
+
+    Attributes:
+        ids: int64 [n] as in `Prompt`.
+        cache_ids: int64 [n]: `ids` with media rows replaced by numbers derived from the content hashes, so that the
+            prefix cache shares exactly what is equal; equal to `ids` where there is no media.
+        positions, position_delta: As in `Prompt`.
+        media_rows: int64 [m], ascending indices of the rows that come from an encoder.
+        media_embeds: [m, h] for those rows.
+        visual_rows: int64 [v], ascending indices of the rows that take deepstack embeddings.
+        deepstack: [injection layers, v, h] for those rows.
+        media_tokens: Number of rows by modality, for usage.
+    """
+
+    ids: Tensor
+    cache_ids: Tensor
+    positions: Tensor | None
+    position_delta: float
+    media_rows: Tensor | None
+    media_embeds: Tensor | None
+    visual_rows: Tensor | None
+    deepstack: Tensor | None
+    media_tokens: dict[Modality, int]
+    thinker: Sampling
+    text: TextOutput
+
+
+# --- thinker → decode, and back ---------------------------------------------------------------------------------------
+
+
+class DecodeStart(Struct, tag="decode_start"):
+    """The prompt is being computed; what decode has to know before the first token."""
+
+    prompt_tokens: int
+    media_tokens: dict[Modality, int]
+    text: TextOutput
+
+
+class Logprob(Struct, array_like=True):
+    """A token id with its natural-log probability (before temperature and filters)."""
+
+    id: int
+    logprob: float
+
+
+class Tokens(Struct, tag="tokens"):
+    """Newly generated ids, and for each of them, when asked for, its log-probability and the best alternatives."""
+
+    ids: list[int]
+    logprobs: list[Logprob] = []
+    alternatives: list[list[Logprob]] = []
+
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+
+class Finished(Struct, tag="finished"):
+    """The thinker has generated its last token.
+
+    Attributes:
+        reason: ``stop`` for an end-of-turn or stop token, ``length`` for a limit.
+        matched: The id that ended it, if one did; it is the last id sent.
+        cached_tokens: Prompt tokens that were found in the prefix cache.
+    """
+
+    reason: FinishReason
+    matched: int | None
+    cached_tokens: int
+
+
+class StopGenerating(Struct, tag="stop_generating"):
+    """Decode has seen a stop string: the thinker ends this text here, as if it had generated an end-of-turn."""
+
+
+# --- decode → collector -----------------------------------------------------------------------------------------------
+
+
+class TokenText(Struct):
+    """One token as the API shows it: its text and UTF-8 bytes (a token may be part of a character)."""
+
+    token: str
+    bytes: list[int]
+    logprob: float
+
+
+class TokenLogprob(Struct):
+    """A generated token with its alternatives, most likely first."""
+
+    chosen: TokenText
+    top: list[TokenText]
+
+
+class TextDelta(Struct, tag="text"):
+    """New text, possibly empty when only log-probabilities are new. Never splits a UTF-8 character."""
+
+    text: str
+    logprobs: list[TokenLogprob] = []
+
+
+class Usage(Struct):
+    """Token counts of one answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    media_tokens: dict[Modality, int]
+
+
+class TextDone(Struct, tag="text_done"):
+    """The text is complete."""
+
+    finish_reason: FinishReason
+    usage: Usage

@@ -1,0 +1,69 @@
+"""What can be configured for each stage. Importing this module must stay cheap: the main process does it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+Positive = Annotated[int, Meta(ge=1)]
+Bytes = Annotated[int, Meta(ge=0)]
+
+
+class PreprocessingOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Limits on what is decoded; a request beyond them is refused with the field's name.
+
+    Attributes:
+        max_image_pixels: Pixels of one decoded picture.
+        max_audio_seconds: Length of one sound.
+        max_video_seconds: Length of one clip.
+        max_video_pixels: Pixels of one decoded frame.
+        max_prompt_tokens: Tokens of the whole prompt; None leaves it to the thinker's KV cache.
+    """
+
+    max_image_pixels: Positive = 64 * 1024 * 1024
+    max_audio_seconds: Positive = 3600
+    max_video_seconds: Positive = 3600
+    max_video_pixels: Positive = 16 * 1024 * 1024
+    max_prompt_tokens: Positive | None = None
+
+
+class EncoderOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How an encoder batches and remembers.
+
+    Attributes:
+        cache_bytes: Memory for embeddings of media seen before; 0 turns the cache off.
+        max_batch_tokens: Embedding rows computed in one step, over all requests (one item is never split).
+        dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU.
+    """
+
+    cache_bytes: Bytes = 256 * 1024 * 1024
+    max_batch_tokens: Positive = 8192
+    dtype: str | None = None
+
+
+class AggregateOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """mm_aggregate has nothing to configure."""
+
+
+class ThinkerOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The thinker's engine.
+
+    Attributes:
+        max_total_tokens: Tokens that fit the KV cache; None lets SGLang size it from the device's memory (on a CPU
+            it is `omni_pipeline`'s default of 65536, because SGLang would take 40 % of the RAM).
+        max_running_requests: Answers generated at the same time; more wait their turn.
+        default_max_tokens: Tokens generated when a request names no limit.
+        dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU.
+        engine: Further SGLang server arguments by their Python name, such as ``{"chunked_prefill_size": 2048}``.
+    """
+
+    max_total_tokens: Positive | None = None
+    max_running_requests: Positive = 64
+    default_max_tokens: Positive = 2048
+    dtype: str | None = None
+    engine: dict[str, Any] = {}
+
+
+class DecodeOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """decode has nothing to configure."""

@@ -1,0 +1,51 @@
+"""The stage graph of Qwen3-Omni: text in six stages."""
+
+from __future__ import annotations
+
+from omni_pipeline.graph import COLLECTOR, GATEWAY, Edge, Graph, StageSpec
+from stages import messages, options
+
+_REFERENCE = ("transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe",)
+_ENGINE = ("sglang.srt.managers.scheduler",)
+
+QWEN3_OMNI = Graph(
+    name="qwen3-omni",
+    entry="preprocessing",
+    stages=(
+        StageSpec(
+            "preprocessing",
+            "stages.preprocessing:Preprocessing",
+            options.PreprocessingOptions,
+            preload=("av", "soundfile", "transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe"),
+        ),
+        StageSpec(
+            "image_encoder",
+            "stages.image_encoder:ImageEncoder",
+            options.EncoderOptions,
+            preload=_REFERENCE,
+            accelerated=True,
+        ),
+        StageSpec(
+            "audio_encoder",
+            "stages.audio_encoder:AudioEncoder",
+            options.EncoderOptions,
+            preload=_REFERENCE,
+            accelerated=True,
+        ),
+        StageSpec("mm_aggregate", "stages.mm_aggregate:Aggregate", options.AggregateOptions, preload=("torch",)),
+        StageSpec("thinker", "stages.thinker:Thinker", options.ThinkerOptions, preload=_ENGINE, accelerated=True),
+        StageSpec("decode", "stages.decode:Decode", options.DecodeOptions, preload=("transformers",)),
+    ),
+    edges=(
+        Edge(GATEWAY, "preprocessing", messages.ChatRequest),
+        Edge("preprocessing", "image_encoder", messages.VisionWork),
+        Edge("preprocessing", "audio_encoder", messages.AudioWork),
+        Edge("preprocessing", "mm_aggregate", messages.Prompt),
+        Edge("image_encoder", "mm_aggregate", messages.VisionRows),
+        Edge("audio_encoder", "mm_aggregate", messages.AudioRows),
+        Edge("mm_aggregate", "thinker", messages.ThinkerRequest),
+        Edge("thinker", "decode", messages.DecodeStart | messages.Tokens | messages.Finished),
+        Edge("decode", "thinker", messages.StopGenerating),
+        Edge("decode", COLLECTOR, messages.TextDelta | messages.TextDone),
+    ),
+)
