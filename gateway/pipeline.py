@@ -1,0 +1,37 @@
+"""What the gateway needs of a running pipeline; `omni_pipeline.supervisor.Supervisor` provides it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from omni_pipeline.errors import ErrorInfo
+from omni_pipeline.wire import Failed, StageStats, Work
+
+
+class Pipeline(Protocol):
+    """The stages, seen from the main process's event loop. No method blocks."""
+
+    def connect(
+        self, deliver: Callable[[Work | Failed], None], lost: Callable[[frozenset[str], ErrorInfo], None]
+    ) -> None:
+        """Say who takes what comes back.
+
+        Args:
+            deliver: Called with every message for the collector, in order for each request.
+            lost: Called with the stages that a dead worker ran, and the error its requests should end with.
+        """
+
+    def submit(self, request_id: str, body: Any) -> None:
+        """Send a request body to the entry stage. Raises `errors.OmniError` (503) when its worker is gone."""
+
+    def abort(self, request_id: str) -> None:
+        """Make every worker forget a request."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why the pipeline cannot serve now, or None."""
+
+    @property
+    def stats(self) -> Mapping[str, StageStats]:
+        """The latest figures of each stage, by name."""
