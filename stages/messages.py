@@ -265,9 +265,13 @@ class ThinkerRequest(Struct):
 
 
 class DecodeStart(Struct, tag="decode_start"):
-    """The prompt is being computed; what decode has to know before the first token."""
+    """The prompt has been computed; what decode has to know before the first token.
+
+    `cached_tokens` of the `prompt_tokens` were found in the prefix cache.
+    """
 
     prompt_tokens: int
+    cached_tokens: int
     media_tokens: dict[Modality, int]
     text: TextOutput
 
@@ -283,7 +287,7 @@ class Tokens(Struct, tag="tokens"):
     """Newly generated ids, and for each of them, when asked for, its log-probability and the best alternatives."""
 
     ids: list[int]
-    logprobs: list[Logprob] = []
+    logprobs: list[float] = []
     alternatives: list[list[Logprob]] = []
 
 
@@ -295,13 +299,11 @@ class Finished(Struct, tag="finished"):
 
     Attributes:
         reason: ``stop`` for an end-of-turn or stop token, ``length`` for a limit.
-        matched: The id that ended it, if one did; it is the last id sent.
-        cached_tokens: Prompt tokens that were found in the prefix cache.
+        matched: The id that ended it, if one did. It is not among the ids sent: it is no part of the text.
     """
 
     reason: FinishReason
     matched: int | None
-    cached_tokens: int
 
 
 class StopGenerating(Struct, tag="stop_generating"):

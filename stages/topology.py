@@ -6,7 +6,7 @@ from omni_pipeline.graph import COLLECTOR, GATEWAY, Edge, Graph, StageSpec
 from stages import messages, options
 
 _REFERENCE = ("transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe",)
-_ENGINE = ("sglang.srt.managers.scheduler",)
+_ENGINE = ("stages.sglang_engine.preload",)
 
 QWEN3_OMNI = Graph(
     name="qwen3-omni",

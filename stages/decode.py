@@ -1,0 +1,118 @@
+"""The decode stage: token ids to text as they arrive, with stop strings, log-probabilities and usage."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from transformers import AutoTokenizer
+
+from omni_pipeline.graph import COLLECTOR
+from omni_pipeline.stage import StageContext
+from omni_pipeline.wire import Chunk, End, Failed, Work
+from stages.detokenize import TokenTable, Transcript
+from stages.messages import (
+    DecodeStart,
+    Finished,
+    FinishReason,
+    Logprob,
+    StopGenerating,
+    TextDelta,
+    TextDone,
+    TokenLogprob,
+    Tokens,
+    Usage,
+)
+
+THINKER = "thinker"
+
+
+class _Answer:
+    """The text of one request so far."""
+
+    __slots__ = ("completion_tokens", "start", "transcript")
+
+    def __init__(self, start: DecodeStart, table: TokenTable) -> None:
+        self.start = start
+        self.transcript = Transcript(table, stop=start.text.stop, skip_special=start.text.skip_special_tokens)
+        self.completion_tokens = 0
+
+
+class Decode:
+    """Decodes all requests that have new tokens; see `stage.Stage` for the methods."""
+
+    def __init__(self, context: StageContext) -> None:
+        self.name = context.name
+        self._table = TokenTable.of(AutoTokenizer.from_pretrained(context.model_path))
+        self._answers: dict[str, _Answer] = {}
+        self._outbox: list[Work] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._outbox)
+
+    def receive(self, message: Work) -> None:
+        request_id, body = message.request_id, message.body
+        if isinstance(body, DecodeStart):
+            self._answers[request_id] = _Answer(body, self._table)
+            return
+        answer = self._answers.get(request_id)
+        if answer is None:  # ended at a stop string, of which the thinker had not heard yet
+            return
+        if isinstance(body, Tokens):
+            self._extend(request_id, answer, body)
+        elif isinstance(body, Finished):
+            # The id that ended the text is no part of it, but was generated and is counted.
+            answer.completion_tokens += body.matched is not None
+            answer.transcript.finish()
+            self._end(request_id, answer, "stop" if answer.transcript.stopped else body.reason)
+        else:
+            raise TypeError(f"decode cannot take a {type(body).__name__}")
+
+    def step(self) -> Iterable[Work | Failed]:
+        outbox, self._outbox = self._outbox, []
+        return outbox
+
+    def abort(self, request_id: str) -> None:
+        self._answers.pop(request_id, None)
+        self._outbox = [message for message in self._outbox if message.request_id != request_id]
+
+    def live(self) -> Collection[str]:
+        return self._answers.keys()
+
+    def stats(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+    def _extend(self, request_id: str, answer: _Answer, tokens: Tokens) -> None:
+        for index, token in enumerate(tokens.ids):
+            answer.completion_tokens += 1
+            answer.transcript.push(token, self._logprob(tokens, index) if tokens.logprobs else None)
+            if answer.transcript.stopped:
+                self._outbox.append(End(request_id, self.name, THINKER, StopGenerating()))
+                self._end(request_id, answer, "stop")
+                return
+        self._show(request_id, answer)
+
+    def _show(self, request_id: str, answer: _Answer) -> None:
+        text, logprobs = answer.transcript.take()
+        if text or logprobs:
+            self._outbox.append(Chunk(request_id, self.name, COLLECTOR, TextDelta(text, logprobs)))
+
+    def _end(self, request_id: str, answer: _Answer, reason: FinishReason) -> None:
+        self._show(request_id, answer)
+        del self._answers[request_id]
+        usage = Usage(
+            prompt_tokens=answer.start.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
+            cached_tokens=answer.start.cached_tokens,
+            media_tokens=answer.start.media_tokens,
+        )
+        self._outbox.append(End(request_id, self.name, COLLECTOR, TextDone(reason, usage)))
+
+    def _logprob(self, tokens: Tokens, index: int) -> TokenLogprob:
+        return TokenLogprob(
+            chosen=self._table.shown(Logprob(tokens.ids[index], tokens.logprobs[index])),
+            top=[self._table.shown(alternative) for alternative in tokens.alternatives[index]],
+        )

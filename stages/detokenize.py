@@ -1,0 +1,143 @@
+"""Token ids to text, one by one: whole UTF-8 characters only, and nothing of a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stages.messages import Logprob, TokenLogprob, TokenText
+
+# The most that can be said of a probability of zero in JSON, as the OpenAI API does.
+_LEAST_LOGPROB = -9999.0
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Byte-level BPE writes each byte as a printable character: itself where it is one, else from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    alphabet = {chr(byte): byte for byte in printable}
+    rest = (byte for byte in range(256) if byte not in set(printable))
+    alphabet.update({chr(0x100 + index): byte for index, byte in enumerate(rest)})
+    return alphabet
+
+
+class TokenTable:
+    """The bytes of every token, and which tokens are special.
+
+    Args:
+        pieces: Bytes by id; None where the vocabulary has a hole.
+        special: Ids of control tokens.
+    """
+
+    def __init__(self, pieces: Sequence[bytes | None], special: frozenset[int]) -> None:
+        self._pieces = pieces
+        self.special = special
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> TokenTable:
+        """Read a Hugging Face byte-level BPE tokenizer."""
+        alphabet = _byte_alphabet()
+        added = tokenizer.added_tokens_decoder
+        vocabulary = tokenizer.get_vocab()
+        pieces: list[bytes | None] = [None] * (max(vocabulary.values()) + 1)
+        for token, index in vocabulary.items():
+            if index in added:
+                pieces[index] = added[index].content.encode()
+            else:
+                pieces[index] = bytes(alphabet[character] for character in token)
+        return cls(pieces, frozenset(index for index, token in added.items() if token.special))
+
+    def bytes_of(self, token: int) -> bytes:
+        """UTF-8 bytes of a token, which may be part of a character; empty for an id without one."""
+        piece = self._pieces[token] if 0 <= token < len(self._pieces) else None
+        return piece or b""
+
+    def shown(self, logprob: Logprob) -> TokenText:
+        """A token with its log-probability, as the API shows it."""
+        piece = self.bytes_of(logprob.id)
+        return TokenText(piece.decode(errors="replace"), list(piece), max(logprob.logprob, _LEAST_LOGPROB))
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A token's log-probability that waits until the token's text may be shown."""
+
+    start: int  # characters of the text before this token
+    logprob: TokenLogprob
+
+
+class Transcript:
+    """The text of one answer while it grows.
+
+    Args:
+        table: The vocabulary.
+        stop: Strings that end the text and do not belong to it.
+        skip_special: Leave special tokens out of the text.
+
+    Attributes:
+        stopped: Whether a stop string has been found; nothing may be pushed after that.
+    """
+
+    def __init__(self, table: TokenTable, *, stop: Sequence[str] = (), skip_special: bool = True) -> None:
+        self._table = table
+        self._stop = [text for text in stop if text]
+        self._skip_special = skip_special
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""  # decoded, not yet shown
+        self._shown = 0  # characters shown
+        self._pending: deque[_Pending] = deque()
+        self.stopped = False
+
+    def push(self, token: int, logprob: TokenLogprob | None = None) -> None:
+        """Add a generated token."""
+        if self._skip_special and token in self._table.special:
+            return
+        if logprob is not None:
+            self._pending.append(_Pending(self._shown + len(self._held), logprob))
+        before = len(self._held)
+        self._held += self._decoder.decode(self._table.bytes_of(token))
+        self._cut_at_stop(before)
+
+    def finish(self) -> None:
+        """No more tokens: what is left of an unfinished character becomes U+FFFD, and nothing is held back."""
+        if not self.stopped:
+            before = len(self._held)
+            self._held += self._decoder.decode(b"", final=True)
+            self._cut_at_stop(before)
+            self._stop = []
+
+    def take(self) -> tuple[str, list[TokenLogprob]]:
+        """Text that may be shown now, and the log-probabilities of its tokens."""
+        keep = 0 if self.stopped else self._possible_stop()
+        text = self._held[: len(self._held) - keep]
+        self._held = self._held[len(text) :]
+        self._shown += len(text)
+        ready: list[TokenLogprob] = []
+        while self._pending and (not self._held or self._pending[0].start < self._shown):
+            ready.append(self._pending.popleft().logprob)
+        return text, ready
+
+    def _cut_at_stop(self, before: int) -> None:
+        """Look for a stop string that ends in what came after the first `before` held characters."""
+        found = -1
+        for stop in self._stop:
+            at = self._held.find(stop, max(0, before - len(stop) + 1))
+            if at >= 0 and (found < 0 or at < found):
+                found = at
+        if found >= 0:
+            self._held = self._held[:found]
+            self.stopped = True
+            while self._pending and self._pending[-1].start >= self._shown + found:
+                self._pending.pop()
+
+    def _possible_stop(self) -> int:
+        """Length of the longest end of the held text that a stop string could begin with."""
+        longest = 0
+        for stop in self._stop:
+            for length in range(min(len(stop) - 1, len(self._held)), longest, -1):
+                if self._held.endswith(stop[:length]):
+                    longest = length
+                    break
+        return longest

@@ -1,0 +1,325 @@
+"""A language model that runs: add requests, step, collect tokens. The only door from the stages to SGLang."""
+
+from __future__ import annotations
+
+import socket
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from msgspec import Struct
+
+from omni_pipeline.errors import OmniError, bad_request
+from stages.messages import FinishReason, Logprob, Sampling
+from stages.sglang_engine import arguments, environment
+from stages.sglang_engine.prompt_rows import PromptRows, Stretch, gather
+
+
+class Generation(Struct):
+    """One request to the engine.
+
+    Attributes:
+        request_id: Unique among the live ones.
+        cache_ids: int64 [n], what keys the prefix cache: token ids, and beyond the vocabulary at media rows.
+        rows: Everything else about the prompt.
+        sampling: How to pick tokens; `max_tokens` must be set.
+        logprobs: Number of alternatives to report with each token, or None for no log-probabilities.
+    """
+
+    request_id: str
+    cache_ids: torch.Tensor
+    rows: PromptRows
+    sampling: Sampling
+    logprobs: int | None = None
+
+
+class Prefilled(Struct):
+    """A request's prompt has been computed, `cached_tokens` of it by an earlier one; its first token follows."""
+
+    request_id: str
+    cached_tokens: int
+
+
+class Token(Struct):
+    """One generated token."""
+
+    request_id: str
+    id: int
+    logprob: float | None = None
+    alternatives: list[Logprob] = []
+
+
+class Done(Struct):
+    """A request has ended by itself; its id is free again.
+
+    Attributes:
+        reason: ``stop`` for an end or stop token, ``length`` for the limit.
+        matched: The token that ended it.
+    """
+
+    request_id: str
+    reason: FinishReason
+    matched: int | None
+
+
+class Broken(Struct):
+    """SGLang gave a request up."""
+
+    request_id: str
+    message: str
+
+
+Event = Prefilled | Token | Done | Broken
+
+
+@dataclass(slots=True)
+class _Live:
+    """What the engine keeps of a request while SGLang works on it."""
+
+    rows: PromptRows
+    state: Any  # sampler.SamplingState, set once SGLang has made its request
+    sent: int = 0
+    aborted: bool = False
+
+
+class Engine:
+    """One model under SGLang's scheduler, in this process and thread.
+
+    Args:
+        model_path: Checkpoint directory.
+        architecture: Name of a class in `models`.
+        device: ``cpu`` or ``cuda``.
+        dtype: Data type by name; None is float32 on a CPU and the checkpoint's own on a GPU.
+        eos_ids: Tokens that end a sequence.
+        max_total_tokens: Size of the KV cache in tokens; None lets SGLang decide on a GPU.
+        max_running_requests: Most sequences in one batch.
+        options: Further SGLang server arguments.
+
+    Raises:
+        StartupError: An option that SGLang does not know.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_path: str,
+        architecture: str,
+        device: str,
+        dtype: str | None,
+        eos_ids: Sequence[int],
+        max_total_tokens: int | None,
+        max_running_requests: int,
+        options: dict[str, Any],
+    ) -> None:
+        environment.prepare()
+        from sglang.srt.managers.scheduler import SpawnRanks, load_plugins, publish
+        from sglang.srt.server_args import PortArgs
+
+        from stages.sglang_engine import sampler
+        from stages.sglang_engine.scheduler import InProcessScheduler
+
+        load_plugins()
+        sampler.register()
+        server_args = arguments.server_arguments(
+            model_path=model_path,
+            architecture=architecture,
+            device=device,
+            dtype=dtype,
+            max_total_tokens=max_total_tokens,
+            max_running_requests=max_running_requests,
+            engine=options,
+        )
+        publish(server_args, role="scheduler", ranks=SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0))
+        unused = "ipc://unused"
+        ports = PortArgs(
+            tokenizer_ipc_name=unused,
+            scheduler_input_ipc_name=unused,
+            detokenizer_ipc_name=unused,
+            nccl_port=_free_port(),
+            rpc_ipc_name=unused,
+            metrics_ipc_name=unused,
+            tokenizer_worker_ipc_name=None,
+            decoupled_spec_ipc_config=None,
+        )
+        self._eos_ids = frozenset(eos_ids)
+        self._live: dict[str, _Live] = {}
+        self._events: list[Event] = []
+        self._scheduler = InProcessScheduler(server_args, ports)
+        self._scheduler.on_progress = self._progress
+        self._scheduler.on_dropped = self._dropped
+        self._scheduler.on_batch = self._prepare
+        runner = self._scheduler.tp_worker.model_runner
+        self._model = runner.model
+        self._sampler = runner.sampler
+        self._device = torch.device(device)
+        self._dtype = runner.dtype
+        self._model.reserve_slots(runner.req_to_token_pool.req_to_token.shape[0])
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that one sequence may have, prompt and output together."""
+        return int(self._scheduler.max_req_len)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._live)
+
+    @property
+    def running(self) -> int:
+        """Sequences in the decode batch."""
+        return len(self._scheduler.running_batch.reqs)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for room."""
+        return len(self._scheduler.waiting_queue)
+
+    @property
+    def kv_tokens(self) -> tuple[int, int]:
+        """KV-cache tokens (in use or cached for later, in all)."""
+        total = int(self._scheduler.max_total_num_tokens)
+        return total - int(self._scheduler.token_to_kv_pool_allocator.available_size()), total
+
+    def add(self, generation: Generation) -> None:
+        """Queue a request.
+
+        Raises:
+            OmniError: 400, the prompt does not fit.
+        """
+        from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+        from sglang.srt.sampling.sampling_params import SamplingParams
+
+        sampling = generation.sampling
+        prompt = len(generation.cache_ids)
+        # SGLang wants room for the prompt, one token, and one more.
+        if prompt + 2 > self.capacity:
+            raise _too_long(prompt, self.capacity - 2)
+        # Greedy and bare for SGLang: `sampler` does all the rest from its own state.
+        params = SamplingParams(
+            temperature=0.0,
+            max_new_tokens=sampling.max_tokens,
+            stop_token_ids=set() if sampling.ignore_eos else {*self._eos_ids, *sampling.stop_token_ids},
+            ignore_eos=sampling.ignore_eos,
+        )
+        params.normalize(None)
+        self._live[generation.request_id] = _Live(rows=generation.rows, state=generation)
+        self._scheduler.process_input_requests(
+            [
+                TokenizedGenerateReqInput(
+                    rid=generation.request_id,
+                    input_text="",
+                    input_ids=array("q", generation.cache_ids.numpy().tobytes()),
+                    input_embeds=None,
+                    mm_inputs=None,
+                    token_type_ids=None,
+                    sampling_params=params,
+                    return_logprob=False,
+                    logprob_start_len=-1,
+                    top_logprobs_num=0,
+                    token_ids_logprob=None,
+                    stream=True,
+                )
+            ]
+        )
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request; it gives no further events. Its memory is free after the next step at the latest."""
+        from sglang.srt.managers.io_struct import AbortReq
+
+        live = self._live.get(request_id)
+        if live is not None and not live.aborted:
+            live.aborted = True
+            self._scheduler.abort_request(AbortReq(rid=request_id))
+
+    def close(self) -> None:
+        """Leave torch.distributed, which holds a port."""
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Run one batch and give what it brought."""
+        self._scheduler.step()
+        events, self._events = self._events, []
+        return events
+
+    def _prepare(self, batch: Any) -> None:
+        self._sampler.rows = [self._state(req) for req in batch.reqs]
+        if not batch.forward_mode.is_extend():
+            self._model.prefill = None
+            return
+        slots = batch.req_pool_indices.tolist()
+        self._model.prefill = gather(
+            [
+                Stretch(self._live[req.rid].rows, slot, req.prefix_len, req.extend_end)
+                for req, slot in zip(batch.reqs, slots, strict=True)
+            ],
+            self._device,
+            self._dtype,
+        )
+
+    def _state(self, req: Any) -> Any:
+        live = self._live[req.rid]
+        if isinstance(live.state, Generation):
+            from stages.sglang_engine.sampler import SamplingState
+
+            generation = live.state
+            live.state = SamplingState(
+                generation.sampling,
+                prompt_ids=generation.rows.ids,
+                output_ids=req.output_ids,
+                eos_ids=[*self._eos_ids, *generation.sampling.stop_token_ids],
+                logprobs=generation.logprobs,
+            )
+        return live.state
+
+    def _progress(self, req: Any) -> None:
+        live = self._live.get(req.rid)
+        if live is None:
+            return
+        if not live.aborted:
+            if not live.sent and req.output_ids:
+                self._events.append(Prefilled(req.rid, req.cached_tokens))
+            for token in req.output_ids[live.sent :]:
+                picked = live.state.picked if live.state.logprobs is not None else None
+                self._events.append(Token(req.rid, token, *(picked or ())))
+            live.sent = len(req.output_ids)
+        if req.finished():
+            del self._live[req.rid]
+            if not live.aborted:
+                self._events.append(_ending(req))
+
+    def _dropped(self, request_id: str) -> None:
+        live = self._live.pop(request_id, None)
+        if live is not None and not live.aborted:
+            self._events.append(Broken(request_id, "the scheduler dropped the request"))
+
+
+def _ending(req: Any) -> Event:
+    reason = req.finished_reason.to_json()
+    if reason["type"] == "abort":
+        return Broken(req.rid, reason.get("message") or "the scheduler aborted the request")
+    stopped = reason["type"] == "stop"
+    return Done(
+        req.rid,
+        reason="stop" if stopped else "length",
+        matched=reason.get("matched") if stopped else None,
+    )
+
+
+def _too_long(prompt: int, limit: int) -> OmniError:
+    return bad_request(
+        f"This model's maximum context length is {limit} tokens. However, your messages resulted in {prompt} tokens. "
+        "Please reduce the length of the messages.",
+        param="messages",
+        code="context_length_exceeded",
+    )
+
+
+def _free_port() -> int:
+    """A TCP port for torch.distributed, which wants one even for a single rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,1 @@
+"""Model definitions for SGLang's external model registry: each module here names its class in ``EntryClass``."""

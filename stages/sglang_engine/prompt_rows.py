@@ -1,0 +1,132 @@
+"""What a prompt has besides token ids: embedding rows from encoders and M-RoPE positions, cut to prefill chunks.
+
+SGLang prefills any stretch of a sequence: what is left after a prefix-cache hit, one chunk of a long prompt, or, after
+it had to take KV memory back, the prompt together with what was generated. `gather` serves all of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """The extras of one request.
+
+    Attributes:
+        ids: int64 [n] token ids as the embedding table knows them (media rows hold their placeholder).
+        positions: float32 [3, n], or None where they are 0 … n-1.
+        delta: Position minus index for every token after the prompt.
+        media_rows: int64 [m], ascending.
+        media_embeds: [m, hidden].
+        visual_rows: int64 [v], ascending.
+        deepstack: [layers, v, hidden].
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor | None
+    delta: float
+    media_rows: torch.Tensor | None = None
+    media_embeds: torch.Tensor | None = None
+    visual_rows: torch.Tensor | None = None
+    deepstack: torch.Tensor | None = None
+
+
+@dataclass(slots=True)
+class PrefillInput:
+    """The extras of one prefill batch of t tokens.
+
+    Attributes:
+        positions: float32 [3, t].
+        slots: int64 [requests], KV-pool slot of each request.
+        deltas: float32 [requests], their `PromptRows.delta`.
+        media_index: int64 [rows], places among the t tokens that take `media_embeds`, or None.
+        media_embeds: [rows, hidden].
+        visual_index, deepstack: The same for deepstack rows, [layers, rows, hidden].
+    """
+
+    positions: torch.Tensor
+    slots: torch.Tensor
+    deltas: torch.Tensor
+    media_index: torch.Tensor | None
+    media_embeds: torch.Tensor | None
+    visual_index: torch.Tensor | None
+    deepstack: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Tokens [start, end) of a sequence that this batch prefills, for the request in KV-pool slot `slot`."""
+
+    rows: PromptRows
+    slot: int
+    start: int
+    end: int
+
+
+def gather(stretches: Sequence[Stretch], device: torch.device, dtype: torch.dtype) -> PrefillInput:
+    """The extras of a batch that prefills these stretches one after the other."""
+    positions: list[torch.Tensor] = []
+    media = _Rows()
+    visual = _Rows()
+    offset = 0
+    for stretch in stretches:
+        rows = stretch.rows
+        positions.append(_positions(stretch))
+        if rows.media_rows is not None and rows.media_embeds is not None:
+            media.add(stretch, offset, rows.media_rows, rows.media_embeds, dim=0)
+        if rows.visual_rows is not None and rows.deepstack is not None:
+            visual.add(stretch, offset, rows.visual_rows, rows.deepstack, dim=1)
+        offset += stretch.end - stretch.start
+    media_index, media_embeds = media.joined(0, device, dtype)
+    visual_index, deepstack = visual.joined(1, device, dtype)
+    return PrefillInput(
+        positions=torch.cat(positions, dim=1).to(device),
+        slots=torch.tensor([stretch.slot for stretch in stretches], device=device),
+        deltas=torch.tensor([stretch.rows.delta for stretch in stretches], dtype=torch.float32, device=device),
+        media_index=media_index,
+        media_embeds=media_embeds,
+        visual_index=visual_index,
+        deepstack=deepstack,
+    )
+
+
+class _Rows:
+    """Collects the rows of one kind that fall into the stretches."""
+
+    def __init__(self) -> None:
+        self.index: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+
+    def add(self, stretch: Stretch, offset: int, rows: torch.Tensor, values: torch.Tensor, dim: int) -> None:
+        low, high = torch.searchsorted(rows, torch.tensor([stretch.start, stretch.end])).tolist()
+        if high > low:
+            self.index.append(rows[low:high] - stretch.start + offset)
+            self.values.append(values.narrow(dim, low, high - low))
+
+    def joined(
+        self, dim: int, device: torch.device, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+        if not self.index:
+            return None, None
+        values = self.values[0] if len(self.values) == 1 else torch.cat(self.values, dim=dim)
+        return torch.cat(self.index).to(device), values.to(device, dtype)
+
+
+def _positions(stretch: Stretch) -> torch.Tensor:
+    rows, start, end = stretch.rows, stretch.start, stretch.end
+    prompt = len(rows.ids)
+    parts: list[torch.Tensor] = []
+    if start < prompt:
+        stop = min(end, prompt)
+        if rows.positions is None:
+            parts.append(torch.arange(start, stop, dtype=torch.float32).expand(3, -1))
+        else:
+            parts.append(rows.positions[:, start:stop])
+    if end > prompt:
+        generated = torch.arange(max(start, prompt), end, dtype=torch.float32) + rows.delta
+        parts.append(generated.expand(3, -1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

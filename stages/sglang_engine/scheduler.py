@@ -1,0 +1,66 @@
+"""SGLang's scheduler, with its sockets to other SGLang processes replaced by calls in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang.srt.managers.io_struct import AbortReq
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcChannels
+from sglang.srt.managers.scheduler_components.output_sender import SenderWrapper
+from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
+
+
+class InProcessScheduler(Scheduler):
+    """A scheduler that is stepped by its owner and hands results to a callback.
+
+    Attributes:
+        on_progress: Called with each request whose output ids or finish state changed.
+        on_dropped: Called with the id of a request that was taken out of the queue before it ran.
+        on_batch: Called with each batch right before it runs.
+    """
+
+    running_batch: ScheduleBatch
+    last_batch: ScheduleBatch | None
+    on_progress: Callable[[Req], None]
+    on_dropped: Callable[[str], None]
+    on_batch: Callable[[ScheduleBatch], None]
+
+    def step(self) -> bool:
+        """Run one batch, prefill before decode; False if there is none that can run."""
+        plan = self.get_next_batch_to_run(running_batch=self.running_batch, last_batch=self.last_batch)
+        self.running_batch = plan.running_batch
+        batch = plan.batch_to_run
+        if batch:
+            self.on_batch(batch)
+            self.process_batch_result(batch, self.run_batch(batch))
+        self.last_batch = batch
+        return bool(batch)
+
+    def init_ipc_channels(self, port_args: Any) -> None:
+        nobody = SenderWrapper(None)
+        self.ipc_channels = SchedulerIpcChannels(
+            recv_from_tokenizer=None,
+            recv_from_rpc=None,
+            send_to_tokenizer=nobody,
+            send_to_detokenizer=nobody,
+            send_metrics_from_scheduler=None,
+        )
+        self.recv_from_tokenizer = None
+        self.load_snapshot_writer = None
+
+    def get_output_streamer_class(self) -> type[SchedulerOutputStreamer]:
+        scheduler = self
+
+        class Collect(SchedulerOutputStreamer):
+            def stream_output(self, reqs: list[Req], return_logprob: bool, skip_req: Req | None = None) -> None:
+                for req in reqs:
+                    if req is not skip_req:
+                        scheduler.on_progress(req)
+
+        return Collect
+
+    def send_abort_output(self, abort_req: AbortReq, req: Req) -> None:
+        self.on_dropped(req.rid)

@@ -1,0 +1,156 @@
+"""The thinker stage: Qwen3-Omni's text model on SGLang, from prompt rows to a stream of token ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import msgspec
+import torch
+
+from omni_pipeline.errors import ErrorInfo
+from omni_pipeline.stage import StageContext
+from omni_pipeline.wire import Chunk, End, Failed, Start, Tensor, Work
+from stages.messages import DecodeStart, Finished, StopGenerating, ThinkerRequest, Tokens
+from stages.options import ThinkerOptions
+from stages.sglang_engine.engine import Broken, Done, Engine, Event, Generation, Prefilled, Token
+from stages.sglang_engine.prompt_rows import PromptRows
+
+ARCHITECTURE = "Qwen3OmniThinker"
+TARGET = "decode"
+
+
+class Thinker:
+    """Runs all requests in one continuous batch; see `stage.Stage` for the methods."""
+
+    def __init__(self, context: StageContext) -> None:
+        options: ThinkerOptions = context.options
+        self.name = context.name
+        self._default_max_tokens = options.default_max_tokens
+        self._answers: dict[str, ThinkerRequest] = {}
+        self._outbox: list[Work] = []
+        self._engine = Engine(
+            model_path=context.model_path,
+            architecture=ARCHITECTURE,
+            device=context.device,
+            dtype=options.dtype,
+            eos_ids=[end_of_turn_id(context.model_path)],
+            max_total_tokens=options.max_total_tokens,
+            max_running_requests=options.max_running_requests,
+            options=options.engine,
+        )
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._outbox) or self._engine.has_work
+
+    def receive(self, message: Work) -> None:
+        body = message.body
+        if isinstance(body, ThinkerRequest):
+            self._begin(message.request_id, body)
+        elif isinstance(body, StopGenerating):
+            self._stop(message.request_id)
+        else:
+            raise TypeError(f"thinker cannot take a {type(body).__name__}")
+
+    def step(self) -> Iterable[Work | Failed]:
+        outbox, self._outbox = self._outbox, []
+        yield from outbox
+        fresh: dict[str, Tokens] = {}
+        for event in self._engine.step():
+            yield from self._tell(event, fresh)
+        for request_id, tokens in fresh.items():
+            yield Chunk(request_id, self.name, TARGET, tokens)
+
+    def abort(self, request_id: str) -> None:
+        self._answers.pop(request_id, None)
+        self._engine.abort(request_id)
+        self._outbox = [message for message in self._outbox if message.request_id != request_id]
+
+    def live(self) -> Collection[str]:
+        return self._answers.keys()
+
+    def stats(self) -> dict[str, float]:
+        used, total = self._engine.kv_tokens
+        return {
+            "running_requests": self._engine.running,
+            "waiting_requests": self._engine.waiting,
+            "kv_tokens_used": used,
+            "kv_tokens_total": total,
+        }
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _begin(self, request_id: str, request: ThinkerRequest) -> None:
+        sampling = request.thinker
+        if sampling.max_tokens is None:
+            sampling = msgspec.structs.replace(sampling, max_tokens=self._default_max_tokens)
+        self._engine.add(
+            Generation(
+                request_id=request_id,
+                cache_ids=request.cache_ids.torch(),
+                rows=PromptRows(
+                    ids=request.ids.torch(),
+                    positions=_optional(request.positions),
+                    delta=request.position_delta,
+                    media_rows=_optional(request.media_rows),
+                    media_embeds=_optional(request.media_embeds),
+                    visual_rows=_optional(request.visual_rows),
+                    deepstack=_optional(request.deepstack),
+                ),
+                sampling=sampling,
+                logprobs=request.text.top_logprobs if request.text.logprobs else None,
+            )
+        )
+        self._answers[request_id] = request
+
+    def _stop(self, request_id: str) -> None:
+        """End a text where decode found a stop string, unless it has ended by itself meanwhile."""
+        if request_id in self._answers:
+            self.abort(request_id)
+            self._outbox.append(End(request_id, self.name, TARGET, Finished("stop", None)))
+
+    def _tell(self, event: Event, fresh: dict[str, Tokens]) -> Iterable[Work | Failed]:
+        """Messages for one event; tokens are put in `fresh`, to leave in one chunk for each request and step."""
+        request_id = event.request_id
+        if isinstance(event, Token):
+            tokens = fresh.setdefault(request_id, Tokens([]))
+            tokens.ids.append(event.id)
+            if event.logprob is not None:
+                tokens.logprobs.append(event.logprob)
+                tokens.alternatives.append(event.alternatives)
+        elif isinstance(event, Prefilled):
+            request = self._answers[request_id]
+            started = DecodeStart(
+                prompt_tokens=request.ids.shape[0],
+                cached_tokens=event.cached_tokens,
+                media_tokens=request.media_tokens,
+                text=request.text,
+            )
+            yield Start(request_id, self.name, TARGET, started)
+        elif isinstance(event, Done):
+            del self._answers[request_id]
+            tokens = fresh.pop(request_id, Tokens([]))
+            if event.matched is not None:
+                for column in (tokens.ids, tokens.logprobs, tokens.alternatives):
+                    del column[-1:]
+            if tokens.ids:
+                yield Chunk(request_id, self.name, TARGET, tokens)
+            yield End(request_id, self.name, TARGET, Finished(event.reason, event.matched))
+        elif isinstance(event, Broken):
+            del self._answers[request_id]
+            error = ErrorInfo(
+                status=503, message=event.message, type="service_unavailable_error", code="engine", stage=self.name
+            )
+            yield Failed(request_id, self.name, error)
+
+
+def end_of_turn_id(model_path: str) -> int:
+    """Id of `<|im_end|>`, the one token that ends the thinker's text (the reference ignores generation_config.json)."""
+    return int(json.loads((Path(model_path) / "config.json").read_text())["im_end_token_id"])
+
+
+def _optional(tensor: Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.torch()
