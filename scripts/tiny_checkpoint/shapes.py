@@ -1,0 +1,159 @@
+"""The sizes of a tiny checkpoint: one frozen struct and its presets."""
+
+from dataclasses import dataclass
+
+DEEPSTACK_MAPS = 3
+"""The real vision tower hands over three intermediate feature maps, added after thinker layers 0, 1 and 2."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A causal transformer with grouped-query attention and a SwiGLU feed-forward (dense, or per expert)."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    experts: int = 0
+    experts_per_token: int = 0
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key/value heads evenly")
+        if any(size % 2 for size in (self.heads, self.kv_heads, self.head_dim, self.intermediate)):
+            raise ValueError(f"two-way tensor parallelism needs even sizes: {self}")
+        if self.experts_per_token > self.experts:
+            raise ValueError(f"a token cannot visit {self.experts_per_token} of {self.experts} experts")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A bidirectional transformer over audio frames or image patches (heads split `hidden` evenly)."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Everything about a checkpoint that is a size. What is not here has the value of the real model."""
+
+    text_ranks: int
+    """How many of Qwen's byte-pair ranks are kept; the role words and the special tokens come on top."""
+    thinker: Decoder
+    audio: Encoder
+    audio_conv_channels: int
+    vision: Encoder
+    vision_position_grid: int
+    """Learned vision positions form a square of this side, resampled to each image."""
+    deepstack_blocks: tuple[int, int, int]
+    talker: Decoder
+    talker_projection: int
+    """Width inside the two-layer projections from thinker states to talker inputs."""
+    shared_expert: int
+    code_predictor: Decoder
+    code_groups: int
+    """Residual codebooks per speech frame."""
+    codebook: int
+    """Entries of one codebook."""
+    code2wav: Decoder
+    code2wav_window: int
+    """Frames of history, itself included, that a vocoder frame attends to."""
+    decoder_channels: int
+    """Channels entering the vocoder's convolutions; halved by each of its four upsampling blocks."""
+
+    def __post_init__(self) -> None:
+        if self.thinker.layers <= DEEPSTACK_MAPS + 1:
+            raise ValueError(
+                f"{self.thinker.layers} thinker layers are too few; {DEEPSTACK_MAPS + 2} will do"
+            )
+        if max(self.deepstack_blocks) >= self.vision.layers:
+            raise ValueError(
+                f"{self.vision.layers} vision blocks, but DeepStack taps {self.deepstack_blocks}"
+            )
+        if self.code_predictor.hidden != self.talker.hidden:
+            raise ValueError("the code predictor reads talker states, so both need the same hidden size")
+
+    @property
+    def accept_hidden_layer(self) -> int:
+        """Which thinker state the talker sees at media rows: the middle one, as in the real model (24 of 48).
+
+        Not before all DeepStack maps are in, and not the last state, which alone is normed.
+        """
+        return max(DEEPSTACK_MAPS + 1, self.thinker.layers // 2)
+
+
+# nano and tiny differ in ratios, not only in scale (head size, query heads per key/value head, experts, code
+# groups), so that code which mixes two sizes up cannot pass on both. small is for measuring time.
+PRESETS = {
+    "nano": Shapes(
+        text_ranks=1500,
+        thinker=Decoder(
+            48, 5, heads=4, kv_heads=4, head_dim=16, intermediate=32, experts=4, experts_per_token=2
+        ),
+        audio=Encoder(32, 2, heads=2, intermediate=64),
+        audio_conv_channels=8,
+        vision=Encoder(32, 4, heads=2, intermediate=64),
+        vision_position_grid=12,
+        deepstack_blocks=(0, 1, 2),
+        talker=Decoder(
+            32, 2, heads=4, kv_heads=2, head_dim=16, intermediate=16, experts=6, experts_per_token=3
+        ),
+        talker_projection=64,
+        shared_expert=24,
+        code_predictor=Decoder(32, 2, heads=4, kv_heads=2, head_dim=8, intermediate=64),
+        code_groups=8,
+        codebook=128,
+        code2wav=Decoder(32, 2, heads=2, kv_heads=2, head_dim=16, intermediate=64),
+        code2wav_window=12,
+        decoder_channels=48,
+    ),
+    "tiny": Shapes(
+        text_ranks=3000,
+        thinker=Decoder(
+            128, 6, heads=4, kv_heads=2, head_dim=32, intermediate=64, experts=8, experts_per_token=2
+        ),
+        audio=Encoder(64, 3, heads=4, intermediate=128),
+        audio_conv_channels=16,
+        vision=Encoder(64, 6, heads=4, intermediate=128),
+        vision_position_grid=24,
+        deepstack_blocks=(1, 2, 4),
+        talker=Decoder(
+            96, 3, heads=8, kv_heads=2, head_dim=16, intermediate=48, experts=8, experts_per_token=3
+        ),
+        talker_projection=128,
+        shared_expert=64,
+        code_predictor=Decoder(96, 3, heads=4, kv_heads=2, head_dim=32, intermediate=128),
+        code_groups=16,
+        codebook=256,
+        code2wav=Decoder(96, 2, heads=4, kv_heads=4, head_dim=24, intermediate=192),
+        code2wav_window=16,
+        decoder_channels=96,
+    ),
+    "small": Shapes(
+        text_ranks=6000,
+        thinker=Decoder(
+            384, 8, heads=8, kv_heads=4, head_dim=64, intermediate=64, experts=16, experts_per_token=4
+        ),
+        audio=Encoder(192, 4, heads=6, intermediate=384),
+        audio_conv_channels=48,
+        vision=Encoder(192, 8, heads=6, intermediate=384),
+        vision_position_grid=48,
+        deepstack_blocks=(2, 4, 6),
+        talker=Decoder(
+            256, 5, heads=8, kv_heads=2, head_dim=64, intermediate=64, experts=16, experts_per_token=4
+        ),
+        talker_projection=256,
+        shared_expert=128,
+        code_predictor=Decoder(256, 5, heads=8, kv_heads=4, head_dim=64, intermediate=512),
+        code_groups=16,
+        codebook=256,
+        code2wav=Decoder(256, 4, heads=8, kv_heads=8, head_dim=32, intermediate=512),
+        code2wav_window=72,
+        decoder_channels=256,
+    ),
+}

@@ -1,0 +1,233 @@
+"""Random weights for a lively model: its text and speech depend on the prompt and end by themselves.
+
+The usual initialisation (every matrix of standard deviation 0.02) makes a model that is random but dead:
+attention is uniform, one token repeats forever and the waveform is silence, so that a server which mixed two
+requests up would still pass. Here every matrix keeps the size of its input instead (*unit gain*), a few
+larger gains make attention and routing decisive, and how soon an answer ends is measured and set.
+"""
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeForConditionalGeneration
+
+from .config import Json
+from .tokenizer import Vocabulary
+
+Model = Qwen3OmniMoeForConditionalGeneration
+
+_EMBEDDING_STD = 1.5
+# The root mean square of silu(x) and gelu(x) for a standard normal x: what a second layer must make up for.
+_SILU_RMS, _GELU_RMS = 0.60, 0.65
+_TEXT_TOKENS_PER_ANSWER = 20
+_FRAMES_PER_ANSWER = 16
+_WAVEFORM_RMS = 0.15
+
+# How often and how long the model is tried out to set how it ends.
+_TRIALS, _TRIAL_PROMPT, _TRIAL_STEPS = 16, 24, 48
+
+_BIAS_CHANNEL = 0
+_SILENT_ROW = -40.0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How to draw the parameters whose name matches `pattern`: normal around `mean`.
+
+    The standard deviation is `std`, or with `gain` that of a matrix which multiplies the root mean square of
+    its input by `gain`.
+    """
+
+    pattern: str
+    mean: float = 0.0
+    std: float = 0.0
+    gain: float | None = None
+
+    def matches(self, name: str) -> bool:
+        return re.search(self.pattern, name) is not None
+
+
+# The first match decides. Norms and biases are spread out a little, so that dropping or swapping one shows.
+_RULES = (
+    Rule(r"\.[qk]_norm\.weight$", mean=1.8, std=0.1),  # scores of standard deviation 3: attention picks
+    Rule(r"(norm\d?|ln_q|ln_post)\.weight$", mean=1.0, std=0.1),
+    Rule(r"\.(alpha|beta)$", std=0.1),
+    Rule(r"(layer_scale\.scale|\.gamma)$", mean=0.5, std=0.05),
+    Rule(r"(\.bias|pos_embed\.weight)$", std=0.1),
+    Rule(r"\.(embed_tokens|model\.codec_embedding)\.weight$", std=_EMBEDDING_STD),
+    # Summed with the first code's in the talker, averaged in the vocoder: see `_scale_code_embeddings`.
+    Rule(r"\.(codec_embedding\.\d+|code_embedding)\.weight$", std=1.0),
+    Rule(r"\.mlp\.gate\.weight$", gain=2.0),  # the router: clear winners among the experts
+    Rule(r"\.down_proj(\.weight)?$", gain=1.0 / _SILU_RMS),
+    Rule(r"\.(text|hidden)_projection\.linear_fc2\.weight$", gain=_EMBEDDING_STD / _SILU_RMS),
+    # Media features reach the thinker with the size of its embeddings, or text would drown them.
+    Rule(r"(audio_tower\.proj2|visual\.merger\.mlp\.2)\.weight$", gain=_EMBEDDING_STD / _GELU_RMS),
+    Rule(r"\.weight$", gain=1.0),
+    Rule(r"\.(gate_up_proj|down_proj)$", gain=1.0),
+)
+
+
+def random_model(config: Json, vocabulary: Vocabulary, seed: int) -> Model:
+    """The model of a config.json, in float32; its weights are a function of the arguments."""
+    model: Model = Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoeConfig(**config))
+    with torch.no_grad():
+        for module_name, module in model.named_modules():
+            for name, parameter in module.named_parameters(prefix=module_name, recurse=False):
+                _draw(parameter, name, module, seed)
+        _scale_code_embeddings(model, config["talker_config"]["num_code_groups"])
+        _silence_unspeakable_rows(model, vocabulary)
+        _let_text_end(model, vocabulary, seed)
+        _let_speech_end(model, config, vocabulary, seed)
+        _set_loudness(model, config, seed)
+    return model
+
+
+def _draw(parameter: Tensor, name: str, module: nn.Module, seed: int) -> None:
+    rule = next(rule for rule in _RULES if rule.matches(name))
+    std = rule.std if rule.gain is None else rule.gain / math.sqrt(_fan_in(module, parameter))
+    parameter.copy_(rule.mean + std * _standard_normal(parameter.shape, name, seed))
+
+
+def _standard_normal(shape: torch.Size, name: str, seed: int) -> Tensor:
+    return torch.from_numpy(_stream(name, seed).standard_normal(tuple(shape), dtype=np.float32))
+
+
+def _stream(name: str, seed: int) -> np.random.Generator:
+    """Random numbers that depend on the arguments alone: NumPy's streams are the same on every machine."""
+    key = hashlib.sha256(f"{seed} {name}".encode()).digest()[:16]
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+
+
+def _random_ids(shape: tuple[int, ...], below: int, purpose: str, seed: int) -> Tensor:
+    return torch.from_numpy(_stream(purpose, seed).integers(below, size=shape))
+
+
+def _fan_in(module: nn.Module, weight: Tensor) -> int:
+    """How many inputs one output of `weight` sums."""
+    match module:
+        case nn.ConvTranspose1d():  # [in, out, kernel], of which kernel / stride taps meet in one output
+            return module.in_channels * module.kernel_size[0] // module.stride[0]
+        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():  # [out, in / groups, *kernel]
+            return weight[0].numel()
+        case _:  # [out, in], or [experts, out, in]
+            return weight.shape[-1]
+
+
+def _scale_code_embeddings(model: Model, groups: int) -> None:
+    """Keep sums and means over the code groups at the size that one embedding has."""
+    for embedding in model.talker.code_predictor.get_input_embeddings():
+        embedding.weight.mul_(_EMBEDDING_STD / math.sqrt(groups - 1))
+    model.code2wav.code_embedding.weight.mul_(math.sqrt(groups))
+
+
+def _let_text_end(model: Model, vocabulary: Vocabulary, seed: int) -> None:
+    """Let `<|im_end|>` come once in a while, but hardly as the first token: no text, no speech."""
+    # Chat turns of random tokens.
+    ask = [vocabulary.id(token) for token in ("<|im_start|>", "user", "\n")]
+    reply = [vocabulary.id(token) for token in ("<|im_end|>", "\n", "<|im_start|>", "assistant", "\n")]
+    words = _random_ids((_TRIALS, _TRIAL_PROMPT + _TRIAL_STEPS), len(vocabulary.tokens), "turns", seed)
+    asked, replied = (torch.tensor(ids).expand(_TRIALS, -1) for ids in (ask, reply))
+    ids = torch.cat([asked, words[:, :_TRIAL_PROMPT], replied, words[:, _TRIAL_PROMPT:]], dim=1)
+    states = model.thinker.model(input_ids=ids).last_hidden_state[:, -_TRIAL_STEPS - 1 :]
+    end, others = vocabulary.id("<|im_end|>"), slice(len(vocabulary.tokens))
+    _let_end(model.thinker.lm_head.weight, end, others, states, _TEXT_TOKENS_PER_ANSWER)
+
+
+def _let_speech_end(model: Model, config: Json, vocabulary: Vocabulary, seed: int) -> None:
+    """The same for the codec's end: after random text, among frames of random codes that outlast the text."""
+    talker, predictor = model.talker, model.talker.code_predictor
+    codebook, groups = config["code2wav_config"]["codebook_size"], config["talker_config"]["num_code_groups"]
+    spoken = _TRIAL_STEPS // 2
+    words = _random_ids((_TRIALS, _TRIAL_PROMPT + spoken), len(vocabulary.tokens), "words", seed)
+    silence = torch.full((_TRIALS, _TRIAL_STEPS - spoken), config["tts_pad_token_id"])
+    text = talker.text_projection(model.thinker.get_input_embeddings()(torch.cat([words, silence], dim=1)))
+
+    codes = _random_ids((_TRIALS, _TRIAL_STEPS, groups), codebook, "codes", seed)
+    frames = talker.get_input_embeddings()(codes[..., 0])
+    for group, embedding in enumerate(predictor.get_input_embeddings(), start=1):
+        frames = frames + embedding(codes[..., group])
+    begin = talker.get_input_embeddings().weight[config["talker_config"]["codec_bos_id"]]
+    speech = torch.cat([begin.expand(_TRIALS, 1, -1), frames], dim=1)
+    text[:, -speech.shape[1] :] += speech
+
+    states = talker.model(inputs_embeds=text).last_hidden_state[:, -speech.shape[1] :]
+    end = config["talker_config"]["codec_eos_token_id"]
+    _let_end(talker.codec_head.weight, end, slice(codebook), states, _FRAMES_PER_ANSWER)
+
+
+def _let_end(head: Tensor, end: int, others: slice, states: Tensor, mean_length: int) -> None:
+    """Change row `end` of `head` so that it beats the rows `others` in one of `mean_length` states.
+
+    `states` are [trials, 1 + steps, hidden]; the first of each trial is the one from which an answer begins.
+    """
+    answers = states[:, 1:].flatten(0, 1)
+    row = head[end].clone()
+    # Some of a random row's product is the same in all states: such an end would come at once, or never.
+    common = answers.mean(dim=0)
+    row -= _along(row, common)
+    beginning = states[:, 0].mean(dim=0)
+    beginning -= _along(beginning, common)
+    row -= _along(row, beginning) + row.norm() * beginning / beginning.norm()
+
+    # In each state, the factor with which the end would draw level with the best of the others.
+    factors = (answers @ head[others].T).amax(dim=1) / (answers @ row)
+    factors = factors[factors > 0].sort().values
+    row *= factors[len(answers) // mean_length]
+    # Rounded, so that the last bits of a sum, which differ between machines, do not reach the file.
+    head[end] = (row * 4096).round() / 4096
+
+
+def _along(vector: Tensor, direction: Tensor) -> Tensor:
+    """The part of `vector` that points along `direction`."""
+    return (vector @ direction) / (direction @ direction) * direction
+
+
+def _silence_unspeakable_rows(model: Model, vocabulary: Vocabulary) -> None:
+    """Keep rows of the text head that are no text from ever being chosen, greedily or by sampling.
+
+    These are the rows past the tokenizer, which nothing can decode, and the added tokens, which a trained
+    model does not say unprompted (a spoken `<|image_pad|>` would be a media row without media). A head has no
+    bias to push them down with. So one channel of the residual stream is made into one: every embedding and
+    media feature sets it to the same positive value, no layer writes to it, and only the silent rows read it.
+    """
+    thinker = model.thinker
+    embed = thinker.get_input_embeddings().weight
+    embed[:, _BIAS_CHANNEL] = _EMBEDDING_STD
+    for layer in thinker.model.layers:
+        layer.self_attn.o_proj.weight[_BIAS_CHANNEL] = 0
+        layer.mlp.experts.down_proj[:, _BIAS_CHANNEL] = 0
+    for projection in (thinker.audio_tower.proj2, thinker.visual.merger.mlp[2]):
+        projection.weight[_BIAS_CHANNEL] = 0
+        projection.bias[_BIAS_CHANNEL] = _EMBEDDING_STD
+    for merger in thinker.visual.merger_list:  # these are added to rows that have the value already
+        merger.mlp[2].weight[_BIAS_CHANNEL] = 0
+        merger.mlp[2].bias[_BIAS_CHANNEL] = 0
+    thinker.model.norm.weight[_BIAS_CHANNEL] = 1
+
+    head = thinker.lm_head.weight
+    silent = torch.zeros(len(head), dtype=torch.bool)
+    silent[vocabulary.added_ids.start :] = True
+    silent[vocabulary.id("<|im_end|>")] = False
+    head[:, _BIAS_CHANNEL] = 0
+    head[silent] = 0
+    head[silent, _BIAS_CHANNEL] = _SILENT_ROW
+
+
+def _set_loudness(model: Model, config: Json, seed: int) -> None:
+    """Scale and centre the vocoder's last convolution: random codes sound at `_WAVEFORM_RMS`, unclipped."""
+    vocoder = config["code2wav_config"]
+    last = model.code2wav.decoder[-1].conv
+    last.bias.zero_()
+    before_clamp: list[Tensor] = []
+    hook = last.register_forward_hook(lambda module, inputs, output: before_clamp.append(output))
+    model.code2wav(_random_ids((1, vocoder["num_quantizers"], 64), vocoder["codebook_size"], "sounds", seed))
+    hook.remove()
+    # Rounded for the same reason as the ends' rows.
+    gain = float(f"{_WAVEFORM_RMS / before_clamp[0].std().item():.2g}")
+    last.weight.mul_(gain)
+    last.bias.fill_(float(f"{-gain * before_clamp[0].mean().item():.2f}"))
