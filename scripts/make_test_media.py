@@ -211,9 +211,7 @@ class Stroke:
 def strokes() -> list[Stroke]:
     """A house with a door, windows and a chimney, then the sun: one stroke each, in the order of drawing."""
     ink, red, blue, orange = (52, 56, 70), (176, 62, 50), (58, 108, 170), (234, 160, 40)
-    rays = [
-        [(268 + math.cos(a) * r, 52 + math.sin(a) * r) for r in (27, 38)] for a in np.arange(8) * math.pi / 4
-    ]
+    rays = [[(268 + math.cos(a) * r, 52 + math.sin(a) * r) for r in (27, 38)] for a in np.arange(8) * math.pi / 4]
     lines: list[tuple[list[Point], Color]] = [
         ([(80, 120), (80, 206), (220, 206), (220, 120), (80, 120)], ink),
         ([(66, 124), (150, 58), (234, 124)], red),
@@ -298,9 +296,7 @@ def sound() -> Samples:
 def write_video(path: Path) -> None:
     with av.open(str(path), "w", options={"fflags": "+bitexact", "movflags": "+faststart"}) as container:
         # One thread: the split of a frame between threads would show in the bytes.
-        video = container.add_stream(
-            "libx264", FRAME_RATE, options={"crf": "26", "preset": "veryslow", "threads": "1"}
-        )
+        video = container.add_stream("libx264", FRAME_RATE, options={"crf": "26", "preset": "veryslow", "threads": "1"})
         video.width, video.height = VIDEO
         video.pix_fmt = "yuv420p"
         audio = container.add_stream("aac", SOUND_RATE, layout="mono")

@@ -86,9 +86,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shard-mb", type=int, help="largest weight file; more files get an index")
     parser.add_argument("--force", action="store_true", help="make it again even if it is up to date")
     sizes = parser.add_argument_group("sizes that differ from the preset")
-    sizes.add_argument(
-        "--vocab", type=int, metavar="RANKS", help="byte-pair ranks; 151643 gives the real ids"
-    )
+    sizes.add_argument("--vocab", type=int, metavar="RANKS", help="byte-pair ranks; 151643 gives the real ids")
     sizes.add_argument("--hidden", type=int, help="the thinker's hidden size")
     sizes.add_argument("--layers", type=int, help="the thinker's layers")
     sizes.add_argument("--experts", type=int, help="the thinker's experts")
@@ -127,9 +125,8 @@ def write(directory: Path, shapes: Shapes, seed: int, dtype: str, shard_mb: int 
     """Write every file of the checkpoint but the record of how it was made."""
     print("loading transformers", flush=True)
     import torch  # here, as it takes seconds that an up-to-date checkpoint need not cost
-    from transformers.utils import logging
-
     from tiny_checkpoint import config, tokenizer, weights
+    from transformers.utils import logging
 
     logging.set_verbosity_error()  # it warns of rope keys that the real config.json has too
     logging.disable_progress_bar()

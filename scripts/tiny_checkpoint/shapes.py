@@ -68,13 +68,9 @@ class Shapes:
 
     def __post_init__(self) -> None:
         if self.thinker.layers <= DEEPSTACK_MAPS + 1:
-            raise ValueError(
-                f"{self.thinker.layers} thinker layers are too few; {DEEPSTACK_MAPS + 2} will do"
-            )
+            raise ValueError(f"{self.thinker.layers} thinker layers are too few; {DEEPSTACK_MAPS + 2} will do")
         if max(self.deepstack_blocks) >= self.vision.layers:
-            raise ValueError(
-                f"{self.vision.layers} vision blocks, but DeepStack taps {self.deepstack_blocks}"
-            )
+            raise ValueError(f"{self.vision.layers} vision blocks, but DeepStack taps {self.deepstack_blocks}")
         if self.code_predictor.hidden != self.talker.hidden:
             raise ValueError("the code predictor reads talker states, so both need the same hidden size")
 
@@ -92,17 +88,13 @@ class Shapes:
 PRESETS = {
     "nano": Shapes(
         text_ranks=1500,
-        thinker=Decoder(
-            48, 5, heads=4, kv_heads=4, head_dim=16, intermediate=32, experts=4, experts_per_token=2
-        ),
+        thinker=Decoder(48, 5, heads=4, kv_heads=4, head_dim=16, intermediate=32, experts=4, experts_per_token=2),
         audio=Encoder(32, 2, heads=2, intermediate=64),
         audio_conv_channels=8,
         vision=Encoder(32, 4, heads=2, intermediate=64),
         vision_position_grid=12,
         deepstack_blocks=(0, 1, 2),
-        talker=Decoder(
-            32, 2, heads=4, kv_heads=2, head_dim=16, intermediate=16, experts=6, experts_per_token=3
-        ),
+        talker=Decoder(32, 2, heads=4, kv_heads=2, head_dim=16, intermediate=16, experts=6, experts_per_token=3),
         talker_projection=64,
         shared_expert=24,
         code_predictor=Decoder(32, 2, heads=4, kv_heads=2, head_dim=8, intermediate=64),
@@ -114,17 +106,13 @@ PRESETS = {
     ),
     "tiny": Shapes(
         text_ranks=3000,
-        thinker=Decoder(
-            128, 6, heads=4, kv_heads=2, head_dim=32, intermediate=64, experts=8, experts_per_token=2
-        ),
+        thinker=Decoder(128, 6, heads=4, kv_heads=2, head_dim=32, intermediate=64, experts=8, experts_per_token=2),
         audio=Encoder(64, 3, heads=4, intermediate=128),
         audio_conv_channels=16,
         vision=Encoder(64, 6, heads=4, intermediate=128),
         vision_position_grid=24,
         deepstack_blocks=(1, 2, 4),
-        talker=Decoder(
-            96, 3, heads=8, kv_heads=2, head_dim=16, intermediate=48, experts=8, experts_per_token=3
-        ),
+        talker=Decoder(96, 3, heads=8, kv_heads=2, head_dim=16, intermediate=48, experts=8, experts_per_token=3),
         talker_projection=128,
         shared_expert=64,
         code_predictor=Decoder(96, 3, heads=4, kv_heads=2, head_dim=32, intermediate=128),
@@ -136,17 +124,13 @@ PRESETS = {
     ),
     "small": Shapes(
         text_ranks=6000,
-        thinker=Decoder(
-            384, 8, heads=8, kv_heads=4, head_dim=64, intermediate=64, experts=16, experts_per_token=4
-        ),
+        thinker=Decoder(384, 8, heads=8, kv_heads=4, head_dim=64, intermediate=64, experts=16, experts_per_token=4),
         audio=Encoder(192, 4, heads=6, intermediate=384),
         audio_conv_channels=48,
         vision=Encoder(192, 8, heads=6, intermediate=384),
         vision_position_grid=48,
         deepstack_blocks=(2, 4, 6),
-        talker=Decoder(
-            256, 5, heads=8, kv_heads=2, head_dim=64, intermediate=64, experts=16, experts_per_token=4
-        ),
+        talker=Decoder(256, 5, heads=8, kv_heads=2, head_dim=64, intermediate=64, experts=16, experts_per_token=4),
         talker_projection=256,
         shared_expert=128,
         code_predictor=Decoder(256, 5, heads=8, kv_heads=4, head_dim=64, intermediate=512),

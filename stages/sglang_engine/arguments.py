@@ -14,7 +14,6 @@ CPU_KV_TOKENS = 65536
 _OURS = {
     "skip_tokenizer_init": True,  # text is made in the decode stage
     "disable_overlap_schedule": True,  # a step's result is known when the step ends
-    "sampling_backend": "omni",
     "watchdog_timeout": 1e9,  # the supervisor watches; SGLang's own thread sleeps half of this
 }
 

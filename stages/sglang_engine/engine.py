@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import socket
 from array import array
 from collections.abc import Sequence
@@ -117,11 +119,10 @@ class Engine:
         from sglang.srt.managers.scheduler import SpawnRanks, load_plugins, publish
         from sglang.srt.server_args import PortArgs
 
-        from stages.sglang_engine import sampler
+        from stages.sglang_engine.sampler import OmniSampler
         from stages.sglang_engine.scheduler import InProcessScheduler
 
         load_plugins()
-        sampler.register()
         server_args = arguments.server_arguments(
             model_path=model_path,
             architecture=architecture,
@@ -146,13 +147,14 @@ class Engine:
         self._eos_ids = frozenset(eos_ids)
         self._live: dict[str, _Live] = {}
         self._events: list[Event] = []
-        self._scheduler = InProcessScheduler(server_args, ports)
+        with contextlib.redirect_stderr(io.StringIO()):  # loading bars; progress is the supervisor's to show
+            self._scheduler = InProcessScheduler(server_args, ports)
         self._scheduler.on_progress = self._progress
         self._scheduler.on_dropped = self._dropped
         self._scheduler.on_batch = self._prepare
         runner = self._scheduler.tp_worker.model_runner
         self._model = runner.model
-        self._sampler = runner.sampler
+        self._sampler = runner.sampler = OmniSampler()
         self._device = torch.device(device)
         self._dtype = runner.dtype
         self._model.reserve_slots(runner.req_to_token_pool.req_to_token.shape[0])
@@ -163,13 +165,18 @@ class Engine:
         return int(self._scheduler.max_req_len)
 
     @property
+    def hidden_size(self) -> int:
+        """Width of an embedding row."""
+        return int(self._model.config.hidden_size)
+
+    @property
     def has_work(self) -> bool:
         return bool(self._live)
 
     @property
     def running(self) -> int:
         """Sequences in the decode batch."""
-        return len(self._scheduler.running_batch.reqs)
+        return sum(not req.finished() for req in self._scheduler.running_batch.reqs)
 
     @property
     def waiting(self) -> int:

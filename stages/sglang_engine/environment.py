@@ -11,5 +11,3 @@ def prepare() -> None:
     os.environ["SGLANG_EXTERNAL_MODEL_PACKAGE"] = "stages.sglang_engine.models"
     # DeepGEMM stays available for FP8; only its compile-everything session at start is off.
     os.environ.setdefault("SGLANG_JIT_DEEPGEMM_PRECOMPILE", "0")
-    # Progress is the supervisor's to show.
-    os.environ.setdefault("TQDM_DISABLE", "1")

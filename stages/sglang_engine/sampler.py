@@ -1,8 +1,8 @@
 """The sampler of both language-model stages: the reference's logit processors, repeatable by seed in any batch.
 
 SGLang's own sampler differs from the reference in ways that users notice: its repetition penalty leaves the prompt out,
-a seed excludes min_p and has no CPU kernel, and unseeded rows share one generator with their neighbours. This one is
-registered as a custom sampling backend. Each row's choice depends on its own logits, parameters, seed and number of
+a seed excludes min_p and has no CPU kernel, and unseeded rows share one generator with their neighbours. This one takes
+its place in the model runner. Each row's choice depends on its own logits, parameters, seed and number of
 tokens so far, and on nothing else in the batch.
 """
 
@@ -14,11 +14,9 @@ from hashlib import blake2b
 from typing import Any
 
 import torch
-from sglang.srt.layers.sampler import Sampler, register_sampler_backend
+from sglang.srt.layers.sampler import Sampler
 
 from stages.messages import Logprob, Sampling
-
-BACKEND = "omni"
 
 
 class SamplingState:
@@ -169,14 +167,13 @@ class OmniSampler(Sampler):
         return ids
 
 
-def draw(logits: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tensor:
-    """Sample from adjusted logits float32 [rows, vocab] after temperature, top-k, top-p and min-p; int64 [rows].
+def filtered_probabilities(logits: torch.Tensor, params: Sequence[Sampling]) -> torch.Tensor:
+    """What is left of adjusted logits float32 [rows, vocab] after temperature, top-k, top-p and min-p.
 
-    The filters are the reference's warpers in its order. The pick is by inverse CDF over the vocabulary in id order and
-    in float64, so that rounding noise from another batch shape moves it only with about its own probability.
+    The filters are the reference's logits warpers, in its order. Float64 [rows, vocab], zero where filtered out, and
+    not normalised again after top-p and min-p.
     """
     device = logits.device
-    params = [row.params for row in rows]
     vocab = logits.shape[-1]
     logits = logits / torch.tensor([p.temperature for p in params], device=device)[:, None]
     if any(p.top_k for p in params):
@@ -196,11 +193,21 @@ def draw(logits: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tensor:
         least = torch.tensor([p.min_p for p in params], dtype=torch.float64, device=device)[:, None]
         best = probabilities.max(dim=-1, keepdim=True).values
         probabilities = probabilities.masked_fill(probabilities < least * best, 0.0)
+    return probabilities
+
+
+def draw(logits: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tensor:
+    """Sample from adjusted logits float32 [rows, vocab]; int64 [rows].
+
+    By inverse CDF over the vocabulary in id order and in float64, so that rounding noise from another batch shape
+    changes a pick only with about its own probability.
+    """
+    probabilities = filtered_probabilities(logits, [row.params for row in rows])
     cumulative = probabilities.cumsum(dim=-1)
-    uniform = torch.tensor([row.uniform() for row in rows], dtype=torch.float64, device=device)[:, None]
-    target = uniform * cumulative[:, -1:]
+    uniform = torch.tensor([row.uniform() for row in rows], dtype=torch.float64, device=logits.device)[:, None]
     # The first id whose cumulative probability exceeds the target: it never has probability zero.
-    return torch.searchsorted(cumulative, target, right=True).clamp_(max=vocab - 1)[:, 0]
+    picks = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+    return picks.clamp_(max=logits.shape[-1] - 1)[:, 0]
 
 
 def _report(raw: torch.Tensor, ids: torch.Tensor, rows: Sequence[SamplingState]) -> None:
@@ -213,8 +220,3 @@ def _report(raw: torch.Tensor, ids: torch.Tensor, rows: Sequence[SamplingState])
         wanted = row.logprobs or 0
         alternatives = [Logprob(i, v) for i, v in zip(top_ids[:wanted], tops[:wanted], strict=True)]
         row.picked = logprob, alternatives
-
-
-def register() -> None:
-    """Make the sampler known to SGLang; must run before its model runner is built."""
-    register_sampler_backend(BACKEND, OmniSampler)

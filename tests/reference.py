@@ -1,0 +1,147 @@
+"""The truth: what Hugging Face's Qwen3-Omni does with a conversation, greedily.
+
+Media are given as files and decoded here by the plainest means there are, so that a mistake in our decoding shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy
+import soundfile
+import soxr
+import torch
+from PIL import Image, ImageOps
+from transformers import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
+from transformers.video_utils import VideoMetadata
+
+SAMPLE_RATE = 16_000
+
+# Two logits closer than this may change places when a batch is shaped differently (see docs/architecture.md).
+NEAR_TIE = 1e-4
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation in Hugging Face's form, with paths for media, and the processor's video options.
+
+    `messages` hold parts ``{"type": "text" | "image" | "audio" | "video", <type>: text or path}``.
+    """
+
+    name: str
+    messages: list[dict[str, Any]]
+    fps: float = 2.0
+    use_audio_in_video: bool = False
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """A greedy answer and how sure each token was.
+
+    Attributes:
+        ids: Generated ids, the end of turn included if it came.
+        margins: For each of them, the logit's lead over the next best.
+    """
+
+    ids: list[int]
+    margins: list[float] = field(repr=False)
+
+
+class Reference:
+    """A checkpoint in Hugging Face's classes, float32 on the CPU, one conversation at a time."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.processor = Qwen3OmniMoeProcessor.from_pretrained(checkpoint)
+        self.model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(checkpoint).eval()
+
+    def inputs(self, conversation: Conversation) -> Any:
+        """Model inputs as the processor makes them."""
+        images: list[Image.Image] = []
+        sounds: list[numpy.ndarray] = []
+        clips: list[numpy.ndarray] = []
+        metadata: list[VideoMetadata] = []
+        for message in conversation.messages:
+            for part in message["content"]:
+                if part["type"] == "image":
+                    images.append(picture(part["image"]))
+                elif part["type"] == "audio":
+                    sounds.append(sound(part["audio"]))
+                elif part["type"] == "video":
+                    frames, rate = clip(part["video"])
+                    clips.append(frames)
+                    metadata.append(VideoMetadata(total_num_frames=len(frames), fps=rate, duration=len(frames) / rate))
+                    if conversation.use_audio_in_video:
+                        sounds.append(sound(part["video"]))
+        prompt = self.processor.apply_chat_template(conversation.messages, add_generation_prompt=True, tokenize=False)
+        video = (
+            {
+                "videos": clips,
+                "video_metadata": metadata,
+                "do_sample_frames": True,
+                "fps": conversation.fps,
+                "use_audio_in_video": conversation.use_audio_in_video,
+                "cap_pixels_per_frame": False,
+            }
+            if clips
+            else {}
+        )
+        return self.processor(
+            text=prompt, images=images or None, audio=sounds or None, return_tensors="pt", padding=True, **video
+        )
+
+    @torch.no_grad()
+    def greedy(self, conversation: Conversation, max_tokens: int) -> Greedy:
+        """The thinker's greedy answer."""
+        inputs = self.inputs(conversation)
+        result = self.model.thinker.generate(
+            **inputs,
+            use_audio_in_video=conversation.use_audio_in_video,
+            do_sample=False,
+            max_new_tokens=max_tokens,
+            eos_token_id=self.model.config.im_end_token_id,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        ids = result.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        best = torch.stack(result.logits)[:, 0].float().topk(2, dim=-1).values
+        return Greedy(ids, (best[:, 0] - best[:, 1]).tolist())
+
+
+def picture(path: str | Path) -> Image.Image:
+    """As `transformers.image_utils.load_image` opens a file."""
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def sound(path: str | Path) -> numpy.ndarray:
+    """Mono float32 at 16 kHz, of a sound file or of a clip's sound track."""
+    if Path(path).suffix in (".wav", ".flac", ".ogg"):
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    else:
+        with av.open(str(path)) as container:
+            stream = container.streams.audio[0]
+            rate = stream.rate
+            resampler = av.AudioResampler(format="fltp", rate=rate)
+            blocks = [block.to_ndarray() for frame in container.decode(stream) for block in resampler.resample(frame)]
+        samples = numpy.concatenate(blocks, axis=1).T
+    mono = samples.mean(axis=1)
+    return mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE)
+
+
+def clip(path: str | Path) -> tuple[numpy.ndarray, float]:
+    """All frames, uint8 [frames, height, width, 3], and frames per second."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        rate = float(stream.average_rate)
+        return numpy.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]), rate
+
+
+def differs(answer: list[int], truth: Greedy) -> int | None:
+    """Index of the first token where `answer` leaves the reference, or None if they are equal."""
+    for index, (ours, theirs) in enumerate(zip(answer, truth.ids, strict=False)):
+        if ours != theirs:
+            return index
+    return None if len(answer) == len(truth.ids) else min(len(answer), len(truth.ids))

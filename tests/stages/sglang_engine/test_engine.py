@@ -1,0 +1,249 @@
+"""The engine gives the reference's tokens however requests are mixed, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from omni_pipeline.errors import OmniError
+from stages.messages import Sampling
+from stages.sglang_engine.engine import Broken, Done, Engine, Event, Generation, Prefilled, Token
+from stages.sglang_engine.prompt_rows import PromptRows
+from stages.thinker import ARCHITECTURE, end_of_turn_id
+from tests.reference import Conversation, Greedy, Reference
+
+TOKENS = 24
+QUESTIONS = [
+    "Hello",
+    "How many cars are there in the picture?",
+    "Tell me a story about a fox and a hen. " * 6,
+    "1 2 3 4 5",
+    "¿Qué hora es?",
+    "日本の首都はどこですか",
+    "a",
+    "Why is the sky blue? Answer in one short sentence, please.",
+]
+# Small enough that eight answers do not fit: SGLang must take memory back from some of them.
+KV_TOKENS = 640
+
+
+def conversation(question: str) -> Conversation:
+    return Conversation(question[:12], [{"role": "user", "content": [{"type": "text", "text": question}]}])
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_checkpoint: Path) -> Reference:
+    return Reference(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def prompts(reference: Reference) -> list[torch.Tensor]:
+    return [reference.inputs(conversation(question))["input_ids"][0] for question in QUESTIONS]
+
+
+@pytest.fixture(scope="module")
+def truths(reference: Reference) -> list[Greedy]:
+    return [reference.greedy(conversation(question), TOKENS) for question in QUESTIONS]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_checkpoint: Path) -> Iterator[Engine]:
+    engine = Engine(
+        model_path=str(tiny_checkpoint),
+        architecture=ARCHITECTURE,
+        device="cpu",
+        dtype=None,
+        eos_ids=[end_of_turn_id(str(tiny_checkpoint))],
+        max_total_tokens=KV_TOKENS,
+        max_running_requests=8,
+        options={"chunked_prefill_size": 32},
+    )
+    yield engine
+    engine.close()
+
+
+def generation(name: str, ids: torch.Tensor, logprobs: int | None = None, **sampling: object) -> Generation:
+    rows = PromptRows(ids=ids, positions=None, delta=0.0)
+    return Generation(name, ids, rows, Sampling(**{"max_tokens": TOKENS, **sampling}), logprobs)
+
+
+def drain(engine: Engine) -> dict[str, list[Event]]:
+    """Step until nothing is left; the events of each request."""
+    events: dict[str, list[Event]] = {}
+    while engine.has_work:
+        for event in engine.step():
+            events.setdefault(event.request_id, []).append(event)
+    return events
+
+
+def ids(events: Iterable[Event]) -> list[int]:
+    return [event.id for event in events if isinstance(event, Token)]
+
+
+def run(engine: Engine, *generations: Generation) -> list[list[Event]]:
+    for one in generations:
+        engine.add(one)
+    events = drain(engine)
+    return [events[one.request_id] for one in generations]
+
+
+def test_one_request_at_a_time(
+    engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy], tiny_checkpoint: Path
+) -> None:
+    end_of_turn = end_of_turn_id(str(tiny_checkpoint))
+    for prompt, truth in zip(prompts, truths, strict=True):
+        [events] = run(engine, generation("one", prompt))
+        assert ids(events) == truth.ids
+        assert isinstance(events[0], Prefilled)
+        stopped = truth.ids[-1] == end_of_turn
+        assert events[-1] == Done("one", "stop" if stopped else "length", end_of_turn if stopped else None)
+
+
+def test_all_at_once_in_more_than_the_memory_holds(
+    engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]
+) -> None:
+    requests = [generation(f"r{index}", prompt, max_tokens=TOKENS) for index, prompt in enumerate(prompts)]
+    filler = [generation(f"f{index}", prompts[2] + 0, max_tokens=60, ignore_eos=True) for index in range(8)]
+    answers = run(engine, *filler, *requests)[len(filler) :]
+    assert [ids(events) for events in answers] == [truth.ids for truth in truths]
+
+
+def test_requests_that_join_and_leave_do_not_disturb_the_others(
+    engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]
+) -> None:
+    waiting = [generation(f"r{index}", prompt) for index, prompt in enumerate(prompts)]
+    answers: dict[str, list[Event]] = {}
+    steps = 0
+    while waiting or engine.has_work:
+        if waiting and steps % 3 == 0:
+            engine.add(generation(f"x{steps}", prompts[(steps * 5) % 8], ignore_eos=True))
+            engine.add(waiting.pop(0))
+        if steps % 3 == 2:
+            engine.abort(f"x{steps - 2}")
+        for event in engine.step():
+            answers.setdefault(event.request_id, []).append(event)
+        steps += 1
+    assert [ids(answers[f"r{index}"]) for index in range(8)] == [truth.ids for truth in truths]
+    assert not any(isinstance(event, Done) for name, events in answers.items() if name[0] == "x" for event in events)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 8])
+def test_abort_at_any_moment_ends_silently_and_frees_everything(
+    engine: Engine, prompts: list[torch.Tensor], steps: int
+) -> None:
+    engine.add(generation("gone", torch.cat([prompts[2]] * 3), ignore_eos=True))
+    for _ in range(steps):
+        engine.step()
+    engine.abort("gone")
+    engine.abort("gone")
+    assert "gone" not in drain(engine)
+    assert (engine.running, engine.waiting) == (0, 0)
+
+
+def test_an_id_can_be_used_again_after_its_abort(
+    engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]
+) -> None:
+    engine.add(generation("same", prompts[0]))
+    engine.step()
+    engine.abort("same")
+    drain(engine)
+    assert ids(run(engine, generation("same", prompts[0]))[0]) == truths[0].ids
+
+
+def test_a_prompt_seen_before_is_cached(engine: Engine, prompts: list[torch.Tensor]) -> None:
+    run(engine, generation("first", prompts[1]))
+    [events] = run(engine, generation("again", prompts[1]))
+    assert events[0] == Prefilled("again", len(prompts[1]) - 1)
+
+
+def test_equal_ids_with_other_cache_ids_share_nothing(
+    engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]
+) -> None:
+    run(engine, generation("first", prompts[1]))
+    other = generation("other", prompts[1])
+    other.cache_ids = prompts[1].clone()
+    other.cache_ids[0] = 1 << 30  # as if the first row were of some picture; its embedding stays that of the text
+    other.rows = PromptRows(
+        ids=prompts[1],
+        positions=None,
+        delta=0.0,
+        media_rows=torch.tensor([0]),
+        media_embeds=torch.zeros(1, engine.hidden_size),
+    )
+    [events] = run(engine, other)
+    assert events[0] == Prefilled("other", 0)
+    assert ids(events) != truths[1].ids
+
+
+def test_a_prompt_that_cannot_fit_is_refused_and_harms_nobody(
+    engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]
+) -> None:
+    engine.add(generation("fine", prompts[0]))
+    with pytest.raises(OmniError) as refused:
+        engine.add(generation("long", prompts[0].repeat(200)))
+    assert (refused.value.info.status, refused.value.info.code) == (400, "context_length_exceeded")
+    assert ids(drain(engine)["fine"]) == truths[0].ids
+
+
+def test_ignore_eos_goes_on_to_the_limit(engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]) -> None:
+    short = min(range(8), key=lambda index: len(truths[index].ids))
+    assert len(truths[short].ids) < TOKENS
+    [events] = run(engine, generation("on", prompts[short], ignore_eos=True))
+    assert ids(events)[: len(truths[short].ids)] == truths[short].ids
+    assert len(ids(events)) == TOKENS
+    assert events[-1] == Done("on", "length", None)
+
+
+def test_min_tokens_holds_off_the_end(engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]) -> None:
+    short = min(range(8), key=lambda index: len(truths[index].ids))
+    length = len(truths[short].ids)
+    [events] = run(engine, generation("on", prompts[short], min_tokens=length + 3))
+    assert len(ids(events)) >= length + 3
+    assert ids(events)[: length - 1] == truths[short].ids[:-1]
+
+
+def test_stop_token_ids_end_the_answer(engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]) -> None:
+    stop = truths[1].ids[2]
+    [events] = run(engine, generation("stop", prompts[1], stop_token_ids=[stop]))
+    assert ids(events) == truths[1].ids[: truths[1].ids.index(stop) + 1]
+    assert events[-1] == Done("stop", "stop", stop)
+
+
+def test_a_seed_repeats_alone_and_in_company(engine: Engine, prompts: list[torch.Tensor]) -> None:
+    def request(name: str) -> Generation:
+        return generation(name, prompts[4], temperature=1.0, top_p=0.95, min_p=0.01, seed=7, ignore_eos=True)
+
+    [alone] = run(engine, request("alone"))
+    crowd = [generation(f"c{index}", prompt, temperature=1.2) for index, prompt in enumerate(prompts[:5])]
+    among = run(engine, *crowd, request("among"))[-1]
+    assert ids(among) == ids(alone)
+    [other] = run(engine, generation("other", prompts[4], temperature=1.0, seed=8, ignore_eos=True))
+    assert ids(other) != ids(alone)
+
+
+def test_logprobs_equal_the_references(
+    engine: Engine, reference: Reference, prompts: list[torch.Tensor], truths: list[Greedy]
+) -> None:
+    [events] = run(engine, generation("lp", prompts[3], logprobs=4))
+    tokens = [event for event in events if isinstance(event, Token)]
+    sequence = torch.cat([prompts[3], torch.tensor(truths[3].ids)])[None]
+    with torch.no_grad():
+        logits = reference.model.thinker(
+            input_ids=sequence, attention_mask=torch.ones_like(sequence), use_audio_in_video=False
+        ).logits[0]
+    truth = torch.log_softmax(logits[len(prompts[3]) - 1 : -1], dim=-1)
+    for index, token in enumerate(tokens):
+        assert token.logprob == pytest.approx(truth[index, token.id].item(), abs=1e-4)
+        best = truth[index].topk(4)
+        assert [alternative.id for alternative in token.alternatives] == best.indices.tolist()
+        assert [alternative.logprob for alternative in token.alternatives] == pytest.approx(
+            best.values.tolist(), abs=1e-4
+        )
+
+
+def test_nothing_breaks_on_the_way(engine: Engine, prompts: list[torch.Tensor]) -> None:
+    events = run(engine, *(generation(f"r{index}", prompt) for index, prompt in enumerate(prompts)))
+    assert not any(isinstance(event, Broken) for answer in events for event in answer)

@@ -1,0 +1,108 @@
+"""Text grows as the tokenizer's own decode would have it, and stop strings never show."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from stages.detokenize import TokenTable, Transcript
+from stages.messages import Logprob, TokenLogprob
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_checkpoint: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def table(tokenizer: Any) -> TokenTable:
+    return TokenTable.of(tokenizer)
+
+
+def run(transcript: Transcript, ids: list[int]) -> list[str]:
+    """Everything the transcript shows, step by step."""
+    shown = []
+    for token in ids:
+        transcript.push(token)
+        shown.append(transcript.take()[0])
+        if transcript.stopped:
+            break
+    transcript.finish()
+    return [*shown, transcript.take()[0]]
+
+
+@pytest.mark.parametrize("skip_special", [True, False])
+def test_random_ids_give_the_text_of_the_tokenizer(tokenizer: Any, table: TokenTable, skip_special: bool) -> None:
+    rng = random.Random(5)
+    for _ in range(500):
+        ids = [rng.randrange(len(tokenizer)) for _ in range(rng.randrange(1, 60))]
+        shown = "".join(run(Transcript(table, skip_special=skip_special), ids))
+        assert shown == tokenizer.decode(ids, skip_special_tokens=skip_special)
+
+
+def test_a_character_of_several_tokens_is_shown_whole(tokenizer: Any, table: TokenTable) -> None:
+    ids = tokenizer.encode("日本🎈", add_special_tokens=False)
+    assert len(ids) > 3
+    shown = run(Transcript(table), ids)
+    assert "".join(shown) == "日本🎈"
+    assert not any("\ufffd" in piece for piece in shown)
+
+
+def test_an_unfinished_character_is_replaced_at_the_end(tokenizer: Any, table: TokenTable) -> None:
+    ids = tokenizer.encode("a🎈", add_special_tokens=False)[:-1]
+    assert "".join(run(Transcript(table), ids)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        ("one two three", ["two"], "one "),
+        ("one two three", ["three", "two"], "one "),
+        ("one two three", ["e t"], "on"),
+        ("one two three", ["threesome"], "one two three"),
+        ("one two three", ["x", ""], "one two three"),
+        ("abab abac", ["abac"], "abab "),
+        ("日本語です", ["語"], "日本"),
+        ("stop", ["stop"], ""),
+        ("a\n\nb", ["\n\n"], "a"),
+    ],
+)
+def test_text_ends_before_a_stop_string(
+    tokenizer: Any, table: TokenTable, text: str, stop: list[str], expected: str
+) -> None:
+    transcript = Transcript(table, stop=stop)
+    shown = run(transcript, tokenizer.encode(text, add_special_tokens=False))
+    assert "".join(shown) == expected
+    assert transcript.stopped == (expected != text)
+
+
+def test_what_could_begin_a_stop_string_is_held_back(tokenizer: Any, table: TokenTable) -> None:
+    transcript = Transcript(table, stop=["XYZ"])
+    for token in tokenizer.encode("abX", add_special_tokens=False):
+        transcript.push(token)
+    assert transcript.take()[0] == "ab"
+    for token in tokenizer.encode("c", add_special_tokens=False):
+        transcript.push(token)
+    assert transcript.take()[0] == "Xc"
+
+
+def test_logprobs_come_with_their_text_and_end_at_the_stop_string(tokenizer: Any, table: TokenTable) -> None:
+    ids = tokenizer.encode("one two three", add_special_tokens=False)
+    transcript = Transcript(table, stop=["two"])
+    seen: list[str] = []
+    for token in ids:
+        transcript.push(token, TokenLogprob(chosen=table.shown(Logprob(token, -0.5)), top=[]))
+        seen += [entry.chosen.token for entry in transcript.take()[1]]
+        if transcript.stopped:
+            break
+    text = "".join(seen)
+    assert text.startswith("one")
+    assert "t" not in text
+
+
+def test_a_probability_of_zero_is_shown_as_a_finite_number(table: TokenTable) -> None:
+    assert table.shown(Logprob(5, float("-inf"))).logprob == -9999.0
