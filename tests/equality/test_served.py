@@ -1,0 +1,160 @@
+"""Over HTTP, whatever the layout and whatever else goes on, answers are the reference's, token for token."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.equality.conversations import Kit, all_conversations, request
+from tests.reference import NEAR_TIE, Conversation, Greedy, Reference, differs
+from tests.server import Server, fused, split
+
+TOKENS = 24
+TINY_CHUNKS = {"engine": {"chunked_prefill_size": 24}}
+
+# Between them: both layouts, both checkpoints, whole and chunked prefill.
+CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "split": ("tiny", split()),
+    "fused-chunked": ("tiny", fused(TINY_CHUNKS)),
+    "split-chunked": ("nano", split(TINY_CHUNKS)),
+    "fused": ("nano", fused()),
+}
+
+
+@dataclass
+class Truths:
+    """The conversations with the reference's answers on one checkpoint."""
+
+    conversations: list[Conversation]
+    answers: dict[str, Greedy]
+
+
+@dataclass
+class Running:
+    """A server and what it must answer."""
+
+    server: Server
+    truths: Truths
+
+    def ask(self, conversation: Conversation) -> tuple[str, list[int]]:
+        """Name and ids of the server's answer."""
+        body = request(conversation) | {"max_tokens": TOKENS, "return_token_ids": True}
+        status, answer = self.server.post(body)
+        assert status == 200, (conversation.name, answer)
+        return conversation.name, answer["choices"][0]["token_ids"]
+
+    def check(self, answers: list[tuple[str, list[int]]]) -> None:
+        """Compare with the reference; a difference at a near tie is counted and printed."""
+        wrong: list[str] = []
+        ties: list[str] = []
+        for name, ids in answers:
+            truth = self.truths.answers[name]
+            at = differs(ids, truth)
+            if at is None:
+                continue
+            tie = at < len(truth.margins) and truth.margins[at] < NEAR_TIE
+            (ties if tie else wrong).append(f"{name} at {at}: {ids[at : at + 3]} for {truth.ids[at : at + 3]}")
+        print(f"{len(answers)} answers, {len(ties)} near ties{': ' if ties else ''}{'; '.join(ties)}")
+        assert not wrong, wrong
+
+
+@pytest.fixture(scope="module")
+def media_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("media")
+
+
+@pytest.fixture(scope="module")
+def kit(media_directory: Path, data: Path) -> Kit:
+    for file in data.glob("*.*"):  # under the directory that the servers may read
+        (media_directory / file.name).write_bytes(file.read_bytes())
+    return Kit(media_directory, media_directory)
+
+
+@pytest.fixture(scope="module")
+def truths(kit: Kit, checkpoints: Callable[[str], Path]) -> Callable[[str], Truths]:
+    """The reference's answers on a checkpoint, computed once."""
+    known: dict[str, Truths] = {}
+
+    def of(name: str) -> Truths:
+        if name not in known:
+            conversations = all_conversations(kit)
+            reference = Reference(checkpoints(name))
+            answers = {conversation.name: reference.greedy(conversation, TOKENS) for conversation in conversations}
+            known[name] = Truths(conversations, answers)
+        return known[name]
+
+    return of
+
+
+@pytest.fixture(scope="module", params=CONFIGURATIONS)
+def running(
+    request: pytest.FixtureRequest,
+    media_directory: Path,
+    checkpoints: Callable[[str], Path],
+    truths: Callable[[str], Truths],
+) -> Iterator[Running]:
+    checkpoint, config = CONFIGURATIONS[request.param]
+    expected = truths(checkpoint)
+    server = Server(checkpoints(checkpoint), media_directory, config).start()
+    yield Running(server, expected)
+    assert server.stop() == 0
+
+
+def test_the_table_is_as_large_and_lively_as_it_should_be(truths: Callable[[str], Truths]) -> None:
+    for name in ("tiny", "nano"):
+        answers = truths(name).answers
+        assert len(answers) >= 60
+        assert len({tuple(answer.ids) for answer in answers.values()}) > 50  # they depend on the input
+        assert sum(len(answer.ids) < TOKENS for answer in answers.values()) > 10  # some end by themselves
+
+
+def test_alone(running: Running) -> None:
+    running.check([running.ask(conversation) for conversation in running.truths.conversations])
+
+
+def test_again_on_a_warm_prefix_cache(running: Running) -> None:
+    """The same pictures, sounds and prompts a second time, in another order."""
+    order = list(running.truths.conversations)
+    random.Random(3).shuffle(order)
+    running.check([running.ask(conversation) for conversation in order])
+
+
+def test_eight_at_once_with_staggered_arrival(running: Running) -> None:
+    """Eight clients, each of which sends its next request when its last has been answered."""
+    order = list(running.truths.conversations)
+    random.Random(5).shuffle(order)
+    with ThreadPoolExecutor(8) as clients:
+        running.check(list(clients.map(running.ask, order)))
+
+
+def test_while_neighbours_are_aborted(running: Running) -> None:
+    """Four clients ask; four more ask at random, read a little and hang up."""
+    order = list(running.truths.conversations)
+    random.Random(7).shuffle(order)
+    with ThreadPoolExecutor(8) as clients:
+        rude = [clients.submit(_hang_up, running, seed) for seed in range(60)]
+        polite = [clients.submit(running.ask, conversation) for conversation in order]
+        running.check([answer.result() for answer in polite])
+        assert sum(one.result() for one in rude) > 0
+
+
+def _hang_up(running: Running, seed: int) -> int:
+    """Stream an endless answer, close the connection after a random number of bytes; bytes read."""
+    rng = random.Random(seed)
+    body = request(rng.choice(running.truths.conversations))
+    body |= {"max_tokens": 2000, "ignore_eos": True, "stream": True, "temperature": 1.0}
+    host = running.server.url.removeprefix("http://")
+    connection = http.client.HTTPConnection(host, timeout=60)
+    try:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+        return len(connection.getresponse().read(rng.choice([1, 200, 2000, 5000])))
+    finally:
+        connection.close()

@@ -1,0 +1,140 @@
+"""Starts the real server, as a user would, and ends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+START_SECONDS = 120
+STOP_SECONDS = 30
+
+
+@dataclass
+class Server:
+    """One `sgl-omni serve` process with its workers.
+
+    Attributes:
+        checkpoint: Model directory.
+        directory: Where its configuration file and log go, and where local media may come from.
+        config: Content of the configuration file, without the model path.
+        arguments: Further command-line arguments.
+    """
+
+    checkpoint: Path
+    directory: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    arguments: list[str] = field(default_factory=list)
+    url: str = ""
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Server:
+        """Start and wait until `/health` says that it serves."""
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        config = self.directory / f"config-{port}.yaml"
+        config.write_text(yaml.safe_dump(self.config))
+        self.log = self.directory / f"server-{port}.log"
+        command = [
+            *[sys.executable, "-m", "omni_pipeline.cli", "serve", "--text-only"],
+            *["--model-path", str(self.checkpoint), "--config", str(config), "--port", str(port)],
+            *["--allowed-local-media-path", str(self.directory)],
+            *self.arguments,
+        ]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=self.directory)
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self.log.read_text()}")
+            if self.healthy():
+                return self
+            time.sleep(0.1)  # the one place that has nothing better to wait on than HTTP
+        self.stop()
+        raise RuntimeError(f"the server is not healthy after {START_SECONDS} s:\n{self.log.read_text()}")
+
+    def healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+
+    def post(self, body: dict[str, Any], timeout: float = 120) -> tuple[int, Any]:
+        """POST a chat completion; status and parsed body."""
+        request = urllib.request.Request(
+            f"{self.url}/v1/chat/completions",
+            data=json.dumps(body).encode(),
+            headers={"content-type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def processes(self) -> list[psutil.Process]:
+        """The main process and everything under it."""
+        if self.process is None:
+            return []
+        try:
+            main = psutil.Process(self.process.pid)
+            return [main, *main.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def stop(self) -> int:
+        """Ask it to end, as Ctrl-C would; its exit status. Kills what is left after a while."""
+        assert self.process is not None
+        family = self.processes()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+        finally:
+            left = [process for process in family if process.is_running() and process.pid != self.process.pid]
+            _, alive = psutil.wait_procs(left, timeout=5)
+            for process in alive:
+                process.kill()
+            assert not alive, f"left behind: {alive}"
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def fused(thinker: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Configuration with all stages in one worker, and these thinker options."""
+    names = ("preprocessing", "image_encoder", "audio_encoder", "mm_aggregate", "thinker", "decode")
+    stages: dict[str, Any] = {name: {"worker": "text"} for name in names}
+    stages["thinker"]["options"] = thinker or {}
+    return {"stages": stages}
+
+
+def split(thinker: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Configuration with one worker for each stage, and these thinker options."""
+    return {"stages": {"thinker": {"options": thinker or {}}}}
+
+
+if __name__ == "__main__":  # a server to play with: python -m tests.server CHECKPOINT
+    server = Server(Path(sys.argv[1]), Path(os.getcwd())).start()
+    print(server.url)
+    signal.pause()
