@@ -19,7 +19,7 @@ def mrope_positions(
     """Positions of a prompt, and what to add to an index after it to get its position.
 
     Text and sound move on all axes together. A picture stays in time and spreads over height and width; a clip also
-    moves in time, by `ids_per_second` for every second. Whatever follows starts one after the largest position so far.
+    moves in time, by `ids_per_second` for every second. Whatever follows starts one after the largest position of it.
 
     All sums are float32 and in the order in which the reference makes them: positions may be fractional, and rounding
     must fall alike.
@@ -42,7 +42,7 @@ def mrope_positions(
         start = float32(start + gap)
         runs.append(_line(markers, start))
         start = float32(start + markers)
-        runs.append(_medium(medium, start, ids_per_second))
+        runs += _medium(medium, start, ids_per_second)
         start = float32(runs[-1].max() + 1)
         runs.append(_line(markers, start))
         start = float32(runs[-1].max() + 1)
@@ -51,10 +51,15 @@ def mrope_positions(
     return positions, float(positions.max() + float32(1) - float32(positions.shape[1]))
 
 
-def _medium(medium: MediumRows, start: float32, ids_per_second: float) -> FloatArray:
+def _medium(medium: MediumRows, start: float32, ids_per_second: float) -> list[FloatArray]:
+    """Positions of one medium, in the runs the reference builds them of: what follows starts after the last run.
+
+    Of a clip with sound, that is what remains of the longer of the two when the other has ended. Its largest position
+    may be below that of the frames before, and the text after it then repeats positions; so does the reference.
+    """
     sound = _line(medium.audio, start)
     if medium.grid is None:
-        return sound
+        return [sound]
     time, height, width = medium.grid
     step = float32(medium.seconds_per_step)
     grid = numpy.empty((AXES, time, height, width), float32)
@@ -63,8 +68,11 @@ def _medium(medium: MediumRows, start: float32, ids_per_second: float) -> FloatA
     grid[2] = numpy.arange(width, dtype=float32)
     seen = grid.reshape(AXES, -1) + start
     if not medium.audio:
-        return seen
-    return numpy.concatenate([seen, sound], axis=1)[:, merge_order(seen[0], sound[0])]
+        return [seen]
+    order = merge_order(seen[0], sound[0])
+    is_sound = order >= medium.visual
+    both = numpy.flatnonzero(is_sound != is_sound[-1])[-1] + 1
+    return numpy.split(numpy.concatenate([seen, sound], axis=1)[:, order], [both], axis=1)
 
 
 def _line(count: int, start: float32) -> FloatArray:
