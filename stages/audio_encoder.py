@@ -1,0 +1,79 @@
+"""The stage audio_encoder: mel features to embedding rows, through the reference's audio tower."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.nn import functional
+from transformers import Qwen3OmniMoeConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
+
+from omni_pipeline.stage import StageContext
+from omni_pipeline.wire import Tensor
+from stages.audio_lengths import FULL_CHUNK_ROWS, audio_rows
+from stages.embedding_cache import Embeddings
+from stages.encoder import Encoder, Pending
+from stages.messages import AudioItem, AudioRows, AudioWork
+from stages.weights import encoder_dtype, load_part
+
+
+class AudioEncoder(Encoder[AudioItem]):
+    """Takes `AudioWork` and gives `AudioRows`.
+
+    The tower cuts sounds into chunks of 100 frames and pads them to the longest one of the call, and padding leaks
+    into the last rows of a shorter chunk. The chunks are therefore padded here, to what the reference would have
+    padded them to; sounds that agree in that are batched over requests.
+    """
+
+    def __init__(self, context: StageContext) -> None:
+        super().__init__(context)
+        config = Qwen3OmniMoeConfig.from_pretrained(context.model_path)
+        dtype = encoder_dtype(context.options.dtype, config, context.device)
+        audio = config.thinker_config.audio_config
+        self._chunk_frames = 2 * audio.n_window
+        self._window_rows = FULL_CHUNK_ROWS * (audio.n_window_infer // self._chunk_frames)
+        self._device = context.device
+        self._tower = load_part(
+            Qwen3OmniMoeAudioEncoder, audio, context.model_path, "thinker.audio_tower.", dtype, context.device
+        )
+
+    def pending(self, body: AudioWork) -> Pending[AudioItem]:
+        return Pending(body.items, body.pad_frames)
+
+    def row_count(self, item: AudioItem) -> int:
+        return audio_rows(item.mel.shape[1], self._chunk_frames)
+
+    @torch.inference_mode()
+    def encode(self, items: Sequence[AudioItem], pad_frames: int) -> Iterator[Embeddings]:
+        chunks = [chunk for item in items for chunk in item.mel.torch().split(self._chunk_frames, dim=1)]
+        lengths = [chunk.shape[1] for chunk in chunks]
+        padded = torch.stack([functional.pad(chunk, (0, pad_frames - chunk.shape[1])) for chunk in chunks])
+        counts = [self.row_count(item) for item in items]
+        # The tower takes its own bookkeeping ready-made; by itself it would pad to the longest chunk of this batch.
+        output = self._tower(
+            padded_feature=padded.to(self._device),
+            chunk_lengths=torch.tensor(lengths, device=self._device),
+            valid_indices=self._valid_rows(lengths, pad_frames).to(self._device),
+            cu_seqlens=self._attention_windows(counts).to(self._device),
+        )
+        for own in output.last_hidden_state.float().cpu().split(counts):
+            yield Embeddings(own.clone())
+
+    def answer(self, results: Sequence[Embeddings]) -> AudioRows:
+        return AudioRows(embeds=[Tensor.of(result.rows) for result in results])
+
+    def _valid_rows(self, lengths: Sequence[int], pad_frames: int) -> torch.Tensor:
+        """Indices of the rows that come from sound and not from padding, in the flattened [chunk, row] grid."""
+        rows = torch.tensor([audio_rows(length, self._chunk_frames) for length in lengths])
+        grid = torch.arange(audio_rows(pad_frames, self._chunk_frames))
+        return (grid < rows[:, None]).flatten().nonzero().squeeze(1)
+
+    def _attention_windows(self, counts: Sequence[int]) -> torch.Tensor:
+        """Borders (int32, from 0) of the windows that attention stays inside: eight seconds of one sound each."""
+        borders = [0]
+        for count in counts:
+            start = borders[-1]
+            borders += range(start + self._window_rows, start + count, self._window_rows)
+            borders.append(start + count)
+        return torch.tensor(borders, dtype=torch.int32)

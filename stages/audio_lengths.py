@@ -1,0 +1,14 @@
+"""How many embedding rows the audio tower makes of a number of mel frames. Imports nothing, so that any stage may."""
+
+from __future__ import annotations
+
+FULL_CHUNK_ROWS = 13
+
+
+def audio_rows(frames: int, chunk_frames: int = 100) -> int:
+    """Rows for `frames` mel frames: 13 for every whole chunk, and an eighth (rounded up) of the frames that remain.
+
+    The convolutions that halve the frames three times start anew in every chunk.
+    """
+    chunks, rest = divmod(frames, chunk_frames)
+    return FULL_CHUNK_ROWS * chunks + -(-rest // 8)

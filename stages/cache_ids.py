@@ -1,0 +1,41 @@
+"""Numbers that stand for media rows in the prefix cache: equal exactly where the model would compute the same.
+
+SGLang's radix cache compares prompts id by id, and all media of a kind have the same placeholder id. Each media row
+gets a 63-bit number instead, drawn from a hash of the medium's content key and of its positions (the same frames at
+another speed are another prompt). A medium of k rows is thus told apart by 62·k bits.
+
+SGLang 0.5.23 holds ids as int64 from end to end and makes such numbers itself for its own multimodal path. Ours have
+the highest value bit set, so that none can be a token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy
+import torch
+
+from omni_pipeline.wire import Tensor
+from stages.messages import MediaSpan
+
+FIRST_CACHE_ID = 2**62
+
+
+def media_cache_ids(ids: torch.Tensor, positions: Tensor | None, spans: Sequence[MediaSpan]) -> torch.Tensor:
+    """`ids` (int64 [n]) with the rows of `spans` replaced by numbers in [2**62, 2**63).
+
+    Args:
+        positions: float32 [3, n] M-RoPE positions; None where they are the indices.
+    """
+    replaced = ids.clone()
+    for span in spans:
+        rows = span.rows.numpy()
+        if positions is None:
+            where = numpy.broadcast_to(rows.astype(numpy.float32), (3, len(rows)))
+        else:
+            where = positions.numpy()[:, rows]
+        stream = hashlib.shake_256(span.key + numpy.ascontiguousarray(where).tobytes()).digest(8 * len(rows))
+        numbers = numpy.frombuffer(stream, dtype="<i8") & (FIRST_CACHE_ID - 1) | FIRST_CACHE_ID
+        replaced[span.rows.torch()] = torch.from_numpy(numbers)
+    return replaced

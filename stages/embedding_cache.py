@@ -1,0 +1,64 @@
+"""Remembers the embeddings of media seen before, least recently used first out, within a limit of bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from msgspec import Struct
+
+
+class Embeddings(Struct, frozen=True):
+    """What an encoder gives for one medium, as float32 on the CPU.
+
+    Attributes:
+        rows: [rows, h], as they enter the prompt.
+        deepstack: [injection layers, rows, h] for a picture or clip; None for a sound.
+    """
+
+    rows: torch.Tensor
+    deepstack: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes + (0 if self.deepstack is None else self.deepstack.nbytes)
+
+
+class EmbeddingCache:
+    """Embeddings by content key.
+
+    The tensors are handed out without a copy and must not be written to. Each must own its memory: a view of a whole
+    batch would keep the batch.
+
+    Args:
+        limit: Most bytes of embeddings to keep; 0 keeps none.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.nbytes = 0
+        self.hits = 0
+        self.misses = 0
+        self._entries: OrderedDict[bytes, Embeddings] = OrderedDict()
+
+    def get(self, key: bytes) -> Embeddings | None:
+        """The embeddings of `key` if they are here. Counts a hit or a miss."""
+        entry = self._entries.get(key)
+        if entry is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._entries.move_to_end(key)
+        return entry
+
+    def put(self, key: bytes, entry: Embeddings) -> None:
+        """Keep `entry`, in place of the least recently used ones. One beyond the limit by itself is not kept."""
+        if key in self._entries or entry.nbytes > self.limit:
+            return
+        self._entries[key] = entry
+        self.nbytes += entry.nbytes
+        while self.nbytes > self.limit:
+            self.nbytes -= self._entries.popitem(last=False)[1].nbytes
+
+    def __len__(self) -> int:
+        return len(self._entries)

@@ -1,0 +1,137 @@
+"""What the two media encoders have in common: one batch over all waiting requests, each medium computed once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+from msgspec import Struct, field
+
+from omni_pipeline.stage import StageContext
+from omni_pipeline.wire import Start, Work
+from stages.embedding_cache import EmbeddingCache, Embeddings
+from stages.messages import AudioItem, VisionItem
+
+Item = TypeVar("Item", VisionItem, AudioItem)
+
+
+class Pending(Struct, Generic[Item]):
+    """A request that waits for embeddings.
+
+    Attributes:
+        items: What it asked for, in order.
+        pad_frames: See `AudioWork.pad_frames`; 0 for pictures and clips.
+        found: What is known already, by key.
+    """
+
+    items: list[Item]
+    pad_frames: int
+    found: dict[bytes, Embeddings] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return all(item.key in self.found for item in self.items)
+
+
+class Encoder(ABC, Generic[Item]):
+    """A stage that turns media into embedding rows; a subclass knows the model.
+
+    Args:
+        context: The stage's context; its options are `EncoderOptions`.
+        target: Where the rows go.
+    """
+
+    def __init__(self, context: StageContext, target: str = "mm_aggregate") -> None:
+        self.name = context.name
+        self._target = target
+        self._max_batch_rows: int = context.options.max_batch_tokens
+        self._cache = EmbeddingCache(context.options.cache_bytes)
+        self._waiting: dict[str, Pending[Item]] = {}
+        self._encoded_items = 0
+        self._encoded_rows = 0
+
+    @abstractmethod
+    def pending(self, body: Any) -> Pending[Item]:
+        """What a message's body asks for."""
+
+    @abstractmethod
+    def row_count(self, item: Item) -> int:
+        """Embedding rows that `item` makes."""
+
+    @abstractmethod
+    def encode(self, items: Sequence[Item], pad_frames: int) -> Iterable[Embeddings]:
+        """Run the model over `items` at once; one result each, in order, owning its memory."""
+
+    @abstractmethod
+    def answer(self, results: Sequence[Embeddings]) -> Any:
+        """The body that carries the results of one request, in the order of its items."""
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting)
+
+    def receive(self, message: Work) -> None:
+        request = self.pending(message.body)
+        self._waiting[message.request_id] = request
+        for item in request.items:
+            known = request.found.get(item.key) or self._cache.get(item.key)
+            if known is not None:
+                request.found[item.key] = known
+
+    def step(self) -> Iterator[Work]:
+        """Encode one batch, oldest requests first, and answer every request that has all it asked for."""
+        batch, pad_frames = self._next_batch()
+        if batch:
+            for item, result in zip(batch, self.encode(batch, pad_frames), strict=True):
+                self._cache.put(item.key, result)
+                self._hand_out(item.key, result)
+            self._encoded_items += len(batch)
+            self._encoded_rows += sum(map(self.row_count, batch))
+        for request_id in [id_ for id_, request in self._waiting.items() if request.complete]:
+            request = self._waiting.pop(request_id)
+            results = [request.found[item.key] for item in request.items]
+            yield Start(request_id, self.name, self._target, self.answer(results))
+
+    def abort(self, request_id: str) -> None:
+        self._waiting.pop(request_id, None)
+
+    def live(self) -> Collection[str]:
+        return self._waiting.keys()
+
+    def stats(self) -> dict[str, float]:
+        return {
+            "cache_hits": self._cache.hits,
+            "cache_misses": self._cache.misses,
+            "cache_bytes": self._cache.nbytes,
+            "encoded_items": self._encoded_items,
+            "encoded_rows": self._encoded_rows,
+        }
+
+    def close(self) -> None:
+        """Nothing outlives the process."""
+
+    def _next_batch(self) -> tuple[list[Item], int]:
+        """Distinct items to encode together, up to the row limit but at least one, and how their chunks are padded.
+
+        Items with another padding than the first must wait for another batch.
+        """
+        batch: dict[bytes, Item] = {}
+        pad_frames = rows = 0
+        for request in self._waiting.values():
+            if batch and request.pad_frames != pad_frames:
+                continue
+            for item in request.items:
+                if item.key in request.found or item.key in batch:
+                    continue
+                rows += self.row_count(item)
+                if batch and rows > self._max_batch_rows:
+                    return list(batch.values()), pad_frames
+                batch[item.key] = item
+                pad_frames = request.pad_frames
+        return list(batch.values()), pad_frames
+
+    def _hand_out(self, key: bytes, result: Embeddings) -> None:
+        for request in self._waiting.values():
+            if any(item.key == key for item in request.items):
+                request.found[key] = result

@@ -1,0 +1,59 @@
+"""The stage image_encoder: pictures and clips to embedding rows, through the reference's vision tower."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import Qwen3OmniMoeConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeVisionEncoder
+
+from omni_pipeline.stage import StageContext
+from omni_pipeline.wire import Tensor
+from stages.embedding_cache import Embeddings
+from stages.encoder import Encoder, Pending
+from stages.messages import VisionItem, VisionRows, VisionWork
+from stages.weights import encoder_dtype, load_part
+
+
+class ImageEncoder(Encoder[VisionItem]):
+    """Takes `VisionWork` and gives `VisionRows`.
+
+    Attention never leaves a frame, so a batch over requests is exact.
+    """
+
+    def __init__(self, context: StageContext) -> None:
+        super().__init__(context)
+        config = Qwen3OmniMoeConfig.from_pretrained(context.model_path)
+        dtype = encoder_dtype(context.options.dtype, config, context.device)
+        vision = config.thinker_config.vision_config
+        self._patches_per_row = vision.spatial_merge_size**2
+        self._device = context.device
+        self._tower = load_part(
+            Qwen3OmniMoeVisionEncoder, vision, context.model_path, "thinker.visual.", dtype, context.device
+        )
+
+    def pending(self, body: VisionWork) -> Pending[VisionItem]:
+        return Pending(body.items, pad_frames=0)
+
+    def row_count(self, item: VisionItem) -> int:
+        return math.prod(item.grid) // self._patches_per_row
+
+    @torch.inference_mode()
+    def encode(self, items: Sequence[VisionItem], pad_frames: int) -> Iterator[Embeddings]:
+        patches = [item.patches.torch() for item in items]
+        together = patches[0] if len(patches) == 1 else torch.cat(patches)
+        grids = torch.tensor([item.grid for item in items], device=self._device)
+        output = self._tower(together.to(self._device, self._tower.dtype), grid_thw=grids)
+        counts = [self.row_count(item) for item in items]
+        rows = output.pooler_output.float().cpu()
+        deepstack = torch.stack(output.deepstack_features).float().cpu()
+        for own, own_deepstack in zip(rows.split(counts), deepstack.split(counts, dim=1), strict=True):
+            yield Embeddings(own.clone(), own_deepstack.clone(memory_format=torch.contiguous_format))
+
+    def answer(self, results: Sequence[Embeddings]) -> VisionRows:
+        deepstack = [result.deepstack for result in results if result.deepstack is not None]
+        return VisionRows(
+            embeds=[Tensor.of(result.rows) for result in results], deepstack=[Tensor.of(layers) for layers in deepstack]
+        )

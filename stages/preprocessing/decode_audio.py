@@ -1,0 +1,102 @@
+"""Decodes sounds of any common format to a mono waveform at the model's sampling rate."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import av
+import numpy
+import soundfile
+from av.audio.stream import AudioStream
+
+from omni_pipeline.errors import bad_request
+from omni_pipeline.wire import Buffer
+from stages.preprocessing.container import open_container, truncated
+from stages.preprocessing.waveform import Waveform
+
+BLOCK_FRAMES = 65536
+
+# What writers put for the size of a data chunk whose end they do not know yet, as when they stream.
+_UNKNOWN_SIZES = (0xFFFFFFFF, 0x7FFFFFFF, 0)
+
+
+def decode_audio(data: Buffer, *, rate: int, max_seconds: float, param: str) -> numpy.ndarray:
+    """The whole sound as float32 [samples] at `rate`: channels averaged, resampled with a band limit.
+
+    libsndfile reads wav, flac, ogg (Vorbis, Opus), mp3 and aiff; FFmpeg reads the rest, such as m4a and webm, and the
+    sound of a video. Memory grows with the sound that is really there, not with what a header claims.
+
+    Raises:
+        OmniError: 400 ``invalid_audio`` or ``audio_too_long``.
+    """
+    if not memoryview(data).nbytes:
+        raise bad_request("The audio is empty.", param=param, code="invalid_audio")
+    try:
+        source = soundfile.SoundFile(io.BytesIO(data))
+    except soundfile.LibsndfileError:
+        return decode_sound_track(data, rate=rate, max_seconds=max_seconds, param=param, code="invalid_audio")
+    with source:
+        _check_wav_size(data, param)
+        return _read_soundfile(source, rate, max_seconds, param)
+
+
+def decode_sound_track(data: Buffer, *, rate: int, max_seconds: float, param: str, code: str) -> numpy.ndarray:
+    """The first sound track of a container, as `decode_audio` gives it.
+
+    Raises:
+        OmniError: 400 with `code` for a damaged container or one without sound; or ``audio_too_long``.
+    """
+    with open_container(data, param=param, code=code) as container:
+        if not container.streams.audio:
+            raise bad_request("The file has no sound in it.", param=param, code=code)
+        stream: AudioStream = container.streams.audio[0]
+        wave = Waveform(stream.rate or 0, rate, max_seconds=max_seconds, param=param)
+        planar = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
+        packets = 0
+        for packet in container.demux(stream):
+            packets += packet.size > 0
+            for frame in packet.decode():
+                if frame.sample_rate != stream.rate:
+                    raise bad_request("The sampling rate changes within the sound.", param=param, code=code)
+                for part in planar.resample(frame):
+                    wave.add(part.to_ndarray().T)
+        if truncated(stream.frames, packets):
+            raise _cut_short(param, code)
+        return wave.samples()
+
+
+def _read_soundfile(source: soundfile.SoundFile, rate: int, max_seconds: float, param: str) -> numpy.ndarray:
+    wave = Waveform(source.samplerate, rate, max_seconds=max_seconds, param=param)
+    frames = 0
+    try:
+        while len(block := source.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
+            wave.add(block)
+            frames += len(block)
+    except soundfile.LibsndfileError as error:
+        raise bad_request(f"The audio is damaged: {error}", param=param, code="invalid_audio") from error
+    # The length of an mp3 or ogg is an estimate; that of the others is in the header.
+    if source.format not in ("MP3", "OGG") and truncated(source.frames, frames):
+        raise _cut_short(param, "invalid_audio")
+    return wave.samples()
+
+
+def _check_wav_size(data: Buffer, param: str) -> None:
+    """Refuse a wav whose data chunk claims clearly more than there is: libsndfile would quietly play the rest."""
+    view = memoryview(data).cast("B")
+    if view[:4] != b"RIFF" or view[8:12] != b"WAVE":
+        return
+    at = 12
+    while at + 8 <= view.nbytes:
+        name, size = struct.unpack_from("<4sI", view, at)
+        at += 8
+        if name == b"data":
+            if size not in _UNKNOWN_SIZES and truncated(size, view.nbytes - at):
+                raise _cut_short(param, "invalid_audio")
+            return
+        at += size + size % 2
+
+
+def _cut_short(param: str, code: str) -> Exception:
+    kind = code.removeprefix("invalid_")
+    return bad_request(f"The {kind} is cut short: its header promises more than there is.", param=param, code=code)

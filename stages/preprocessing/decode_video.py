@@ -1,0 +1,139 @@
+"""Decodes the frames of a clip that the reference would sample, and no others, a few at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import av
+import numpy
+import torch
+from av.video.stream import VideoStream
+from msgspec import Struct
+
+from omni_pipeline.errors import bad_request
+from omni_pipeline.wire import Buffer
+from stages.preprocessing.container import open_container, truncated
+from stages.preprocessing.decode_image import check_aspect_ratio
+
+CODE = "invalid_video"
+
+
+class Clip(Struct, frozen=True):
+    """What is known of a clip before any frame is decoded.
+
+    Attributes:
+        frames: Frames in the file, counted.
+        rate: Frames per second, on average.
+        width, height: Pixels of a frame, before it is turned as the file says.
+        has_sound: Whether there is a sound track.
+    """
+
+    frames: int
+    rate: float
+    width: int
+    height: int
+    has_sound: bool
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.rate
+
+
+def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, param: str) -> Clip:
+    """Look at a clip without decoding it.
+
+    Frames are counted by walking over the packets, because headers may not say, or lie.
+
+    Raises:
+        OmniError: 400 ``invalid_video``, ``video_too_long`` or ``video_too_large``.
+    """
+    with open_container(data, param=param, code=CODE) as container:
+        stream = _pictures(container, param)
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > max_pixels:
+            message = f"The video has {width}×{height} pixels, and {max_pixels} are allowed."
+            raise bad_request(message, param=param, code="video_too_large")
+        frames = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
+        if not frames or not width * height:
+            raise bad_request("The video has no frames.", param=param, code=CODE)
+        if truncated(stream.frames, frames):
+            message = f"The video is cut short: {frames} of {stream.frames} frames are there."
+            raise bad_request(message, param=param, code=CODE)
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        clip = Clip(frames, rate, width, height, has_sound=bool(container.streams.audio))
+    if not rate > 0:
+        raise bad_request("The video does not say how fast it plays.", param=param, code=CODE)
+    if clip.seconds > max_seconds:
+        message = f"The video is {clip.seconds:.0f} seconds long, and {max_seconds:g} are allowed."
+        raise bad_request(message, param=param, code="video_too_long")
+    check_aspect_ratio(width, height, param, CODE)
+    return clip
+
+
+def sampled_frames(clip: Clip, *, fps: float, min_frames: int, max_frames: int, multiple: int) -> list[int]:
+    """Indices of the frames that the reference takes: evenly spread, `fps` of them per second, within the bounds.
+
+    Their number is a multiple of `multiple`, except where a clip has fewer frames than that: then all are taken (the
+    reference fails there).
+    """
+    total = clip.frames
+    if total < multiple:
+        return list(range(total))
+    most = min(max_frames, total) // multiple * multiple
+    wanted = min(max(total / clip.rate * fps, min_frames), most)
+    count = max(int(wanted) // multiple * multiple, multiple)
+    # In torch's float32, like the reference: its rounding decides which of two neighbouring frames is taken.
+    return [index for index in torch.arange(0, total, total / count).int().tolist() if index < total]
+
+
+def decode_frames(
+    data: Buffer, indices: Sequence[int], *, at_once: int, total: int, param: str
+) -> Iterator[numpy.ndarray]:
+    """Frames number `indices` (ascending) upright and in RGB: uint8 [at most `at_once`, height, width, 3] at a time.
+
+    Frames of another size than the first are scaled to it. If a few frames that were counted (`total`) turn out not
+    to be there, the last one stands in for them.
+
+    Raises:
+        OmniError: 400 ``invalid_video``.
+    """
+    wanted = iter(indices)
+    following = next(wanted, None)
+    chunk: list[numpy.ndarray] = []
+    size: tuple[int, int] | None = None
+    decoded = 0
+    picture = None
+    with open_container(data, param=param, code=CODE) as container:
+        for frame in container.decode(_pictures(container, param)):
+            size = size or (frame.width, frame.height)
+            if decoded == following:
+                picture = _upright(frame, *size)
+                chunk.append(picture)
+                following = next(wanted, None)
+            decoded += 1
+            if len(chunk) == at_once:
+                yield numpy.stack(chunk)
+                chunk = []
+            if following is None:
+                break
+    if following is not None and truncated(total, decoded):
+        raise bad_request(f"The video is damaged after frame {decoded} of {total}.", param=param, code=CODE)
+    if picture is None:
+        raise bad_request("The video has no frames that can be decoded.", param=param, code=CODE)
+    missing = 0 if following is None else len(indices) - list(indices).index(following)
+    chunk += [picture] * missing
+    for start in range(0, len(chunk), at_once):
+        yield numpy.stack(chunk[start : start + at_once])
+
+
+def _upright(frame: av.VideoFrame, width: int, height: int) -> numpy.ndarray:
+    pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
+    return numpy.ascontiguousarray(numpy.rot90(pixels, round(frame.rotation / 90) % 4))
+
+
+def _pictures(container: av.container.InputContainer, param: str) -> VideoStream:
+    """The first stream of moving pictures; a cover picture of an audio file is none."""
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return stream
+    raise bad_request("The file has no video in it.", param=param, code=CODE)

@@ -1,0 +1,139 @@
+"""Runs the reference's image, video and audio processors, batched exactly as the reference batches one request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy
+import torch
+from msgspec import Struct
+from PIL import Image
+from transformers import Qwen3OmniMoeProcessor
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
+from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import Qwen3OmniMoeProcessorKwargs
+
+from omni_pipeline.wire import Tensor
+from stages.messages import AudioItem, AudioWork, VideoOptions, VisionItem
+from stages.preprocessing.hashing import audio_key, vision_key
+
+# What the reference's processor passes to its parts when the caller says nothing.
+DEFAULTS = Qwen3OmniMoeProcessorKwargs._defaults
+
+# Longest chunk of mel frames that the audio tower sees at once.
+CHUNK_FRAMES = 2 * DEFAULTS["audio_kwargs"]["n_window"]
+
+
+class FrameSize(Struct, frozen=True):
+    """Bounds on the pixels of one resized frame."""
+
+    least: int
+    most: int
+
+
+class Features:
+    """The processors of one checkpoint."""
+
+    def __init__(self, processor: Qwen3OmniMoeProcessor) -> None:
+        self._images = processor.image_processor
+        self._videos = processor.video_processor
+        self._sounds = processor.feature_extractor
+        self._sound_options = {key: value for key, value in DEFAULTS["audio_kwargs"].items() if key != "n_window"}
+        self.rate: int = self._sounds.sampling_rate
+        self.frames_per_row: int = self._videos.temporal_patch_size
+        self.min_frames: int = self._videos.min_frames
+        self.merge: int = self._videos.merge_size
+
+    def pictures(self, images: Sequence[Image.Image]) -> list[VisionItem]:
+        """One item for each RGB image of a request, in order."""
+        if not images:
+            return []
+        output = self._images(images=list(images), return_tensors="pt")
+        grids = [(int(t), int(h), int(w)) for t, h, w in output["image_grid_thw"].tolist()]
+        patches = output["pixel_values"].split([t * h * w for t, h, w in grids])
+        return [_vision_item(own, grid) for own, grid in zip(patches, grids, strict=True)]
+
+    def frame_size(self, options: VideoOptions, frames: int) -> FrameSize:
+        """How large a frame of a clip of `frames` sampled frames may become.
+
+        `total_pixels` is shared out as in the field's tools: two frames make one grid step and count once, and no
+        frame falls under the lower bound by it.
+        """
+        default = DEFAULTS["videos_kwargs"]["size"]
+        least = default["shortest_edge"] if options.min_pixels is None else options.min_pixels
+        most = default["longest_edge"] if options.max_pixels is None else options.max_pixels
+        if options.min_pixels is None:
+            least = min(least, most)
+        if options.total_pixels is not None:
+            most = max(min(most, options.total_pixels * self.frames_per_row // frames), int(least * 1.05))
+        return FrameSize(least, most)
+
+    def merged_grid(self, item: VisionItem) -> tuple[int, int, int]:
+        """The grid of an item's embedding rows."""
+        time, height, width = item.grid
+        return time, height // self.merge, width // self.merge
+
+    def visual_rows(self, item: VisionItem) -> int:
+        """How many embedding rows `item` makes."""
+        return math.prod(self.merged_grid(item))
+
+    def clip_rows(self, frames: int, width: int, height: int, size: FrameSize) -> int:
+        """Embedding rows that a clip of `frames` sampled frames will make."""
+        factor = self._videos.patch_size * self.merge
+        resized = smart_resize(height, width, factor=factor, min_pixels=size.least, max_pixels=size.most)
+        return -(-frames // self.frames_per_row) * (resized[0] // factor) * (resized[1] // factor)
+
+    def clip(self, chunks: Iterable[numpy.ndarray], size: FrameSize) -> VisionItem:
+        """One item for the frames of a clip.
+
+        Args:
+            chunks: The frames in pieces of uint8 [frames, height, width, 3]; all but the last hold an even number.
+                A grid step looks at its own two frames only, so the pieces can be processed one by one.
+        """
+        bounds = {"shortest_edge": size.least, "longest_edge": size.most}
+        patches = []
+        steps = height = width = 0
+        for chunk in chunks:
+            output = self._videos(
+                videos=[torch.from_numpy(chunk).permute(0, 3, 1, 2)],
+                size=bounds,
+                cap_pixels_per_frame=False,  # None would do the same, with a warning
+                return_tensors="pt",
+            )
+            patches.append(output["pixel_values_videos"])
+            own_steps, height, width = output["video_grid_thw"][0].tolist()
+            steps += own_steps
+        return _vision_item(torch.cat(patches), (steps, height, width))
+
+    def sounds(self, waves: Sequence[numpy.ndarray]) -> AudioWork:
+        """The sounds of a request (float32 [samples] at `rate`), in order.
+
+        They are extracted in one call, because the padding of shorter ones shows at their ends.
+        """
+        if not waves:
+            return AudioWork([], pad_frames=CHUNK_FRAMES)
+        output = self._sounds(
+            [self._long_enough(wave) for wave in waves],
+            return_tensors="pt",
+            **self._sound_options,
+        )
+        lengths = output["attention_mask"].sum(-1).tolist()
+        pad_frames = min(max(lengths), CHUNK_FRAMES)
+        mels = [mel[:, :length].contiguous() for mel, length in zip(output["input_features"], lengths, strict=True)]
+        return AudioWork([AudioItem(audio_key(mel, pad_frames), Tensor.of(mel)) for mel in mels], pad_frames)
+
+    def silence(self, seconds: float) -> numpy.ndarray:
+        """float32 zeros at `rate`."""
+        return numpy.zeros(max(1, round(seconds * self.rate)), numpy.float32)
+
+    def _long_enough(self, wave: numpy.ndarray) -> numpy.ndarray:
+        """The sound, with silence up to one analysis window (25 ms) if it is at most half of one.
+
+        The reference fails on those, as it cannot mirror their edges.
+        """
+        window: int = self._sounds.n_fft
+        return wave if len(wave) > window // 2 else numpy.pad(wave, (0, window - len(wave)))
+
+
+def _vision_item(patches: torch.Tensor, grid: tuple[int, int, int]) -> VisionItem:
+    return VisionItem(vision_key(patches, grid), grid, Tensor.of(patches))

@@ -1,0 +1,29 @@
+"""Content keys of media: equal keys mean equal embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+KEY_BYTES = 32
+
+
+def vision_key(patches: torch.Tensor, grid: tuple[int, int, int]) -> bytes:
+    """Key of a picture or clip from its pixels as the vision tower gets them (float32, contiguous)."""
+    return _key("vision", grid, patches)
+
+
+def audio_key(mel: torch.Tensor, pad_frames: int) -> bytes:
+    """Key of a sound from its features as the audio tower gets them (float32 [bins, frames], contiguous).
+
+    Args:
+        pad_frames: As in `AudioWork`; the padding shows in the embeddings of a short sound.
+    """
+    return _key("audio", (*mel.shape, pad_frames), mel)
+
+
+def _key(kind: str, shape: tuple[int, ...], values: torch.Tensor) -> bytes:
+    digest = hashlib.blake2b(repr((kind, shape)).encode(), digest_size=KEY_BYTES)
+    digest.update(values.numpy().data)
+    return digest.digest()

@@ -1,0 +1,122 @@
+"""Lays the rows of media out in the prompt: which row of which medium stands where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy
+from msgspec import Struct
+
+from stages.messages import Modality
+
+IntArray = numpy.ndarray
+
+
+class MediumRows(Struct, frozen=True):
+    """The rows that one medium takes in the prompt.
+
+    Attributes:
+        kind: What it is.
+        grid: Visual rows by (time, height, width), after merging; None for a sound.
+        audio: Rows of its sound; 0 for a picture or a clip that is not listened to.
+        seconds_per_step: Time between two steps of a clip's grid.
+    """
+
+    kind: Modality
+    grid: tuple[int, int, int] | None = None
+    audio: int = 0
+    seconds_per_step: float = 0.0
+
+    @property
+    def visual(self) -> int:
+        if self.grid is None:
+            return 0
+        time, height, width = self.grid
+        return time * height * width
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether a clip's sound stands between its frames."""
+        return self.grid is not None and self.audio > 0
+
+
+class MediaTokens(Struct, frozen=True):
+    """Ids of the tokens that mark media in a prompt."""
+
+    image: int
+    video: int
+    audio: int
+    audio_start: int
+    audio_end: int
+
+
+class Layout(Struct, frozen=True):
+    """A prompt with room for its media.
+
+    Attributes:
+        ids: int64 [n].
+        visual_rows, audio_rows: For each medium int64 [rows], ascending indices into `ids`; empty if it has none.
+        gaps: Tokens before each medium's opening token since the closing token of the one before, and at last the
+            tokens after the last one.
+    """
+
+    ids: IntArray
+    visual_rows: list[IntArray]
+    audio_rows: list[IntArray]
+    gaps: list[int]
+
+
+def lay_out(skeleton: Sequence[int], media: Sequence[MediumRows], tokens: MediaTokens, ids_per_second: float) -> Layout:
+    """Give every placeholder of the tokenised conversation as many rows as its medium has.
+
+    Args:
+        skeleton: Token ids with one placeholder for each medium, between an opening and a closing token.
+        media: The media in the order of their placeholders.
+        tokens: What marks them.
+        ids_per_second: Time scale on which a clip's frames and sound are merged.
+    """
+    flat = numpy.asarray(skeleton, dtype=numpy.int64)
+    placeholders = numpy.flatnonzero(numpy.isin(flat, (tokens.image, tokens.video, tokens.audio)))
+    pieces: list[IntArray] = []
+    visual_rows: list[IntArray] = []
+    audio_rows: list[IntArray] = []
+    gaps: list[int] = []
+    copied = length = closed = 0
+    for place, medium in zip(placeholders.tolist(), media, strict=True):
+        gaps.append(place - 1 - closed)
+        closed = place + 2
+        pieces.append(flat[copied:place])
+        length += place - copied
+        copied = place + 1
+        if medium.interleaved:
+            is_audio = merge_order(clip_times(medium, ids_per_second), numpy.arange(medium.audio)) >= medium.visual
+            pieces += [numpy.array([tokens.audio_start]), numpy.where(is_audio, tokens.audio, tokens.video)]
+            pieces.append(numpy.array([tokens.audio_end]))
+            first = length + 1
+            length += 2 + len(is_audio)
+        else:
+            is_audio = numpy.full(medium.visual + medium.audio, medium.audio > 0)
+            pieces.append(numpy.full(len(is_audio), flat[place]))
+            first = length
+            length += len(is_audio)
+        visual_rows.append(first + numpy.flatnonzero(~is_audio))
+        audio_rows.append(first + numpy.flatnonzero(is_audio))
+    pieces.append(flat[copied:])
+    gaps.append(len(flat) - closed)
+    return Layout(numpy.concatenate(pieces), visual_rows, audio_rows, gaps)
+
+
+def clip_times(medium: MediumRows, ids_per_second: float) -> numpy.ndarray:
+    """Time of every visual row of a clip: float64 [rows], in ids, in the reference's order of multiplication."""
+    assert medium.grid is not None
+    time, height, width = medium.grid
+    return numpy.repeat(numpy.arange(time), height * width) * medium.seconds_per_step * ids_per_second
+
+
+def merge_order(clip: numpy.ndarray, sound: numpy.ndarray) -> IntArray:
+    """How to sort a clip's rows followed by its sound's rows by time; at the same time the clip's come first.
+
+    Args:
+        clip, sound: Times, each ascending.
+    """
+    return numpy.argsort(numpy.concatenate([clip, sound]), kind="stable")

@@ -1,0 +1,124 @@
+"""Reads the media of one request: bytes to what the encoders take, and how many rows each gets in the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy
+from msgspec import Struct
+from PIL import Image
+
+from stages.audio_lengths import audio_rows
+from stages.messages import AudioWork, Media, VideoOptions, VisionItem
+from stages.options import PreprocessingOptions
+from stages.preprocessing.decode_audio import decode_audio, decode_sound_track
+from stages.preprocessing.decode_image import decode_image
+from stages.preprocessing.decode_video import decode_frames, probe_clip, sampled_frames
+from stages.preprocessing.features import CHUNK_FRAMES, Features
+from stages.preprocessing.layout import MediumRows
+from stages.preprocessing.token_limit import TokenLimit
+
+# Decoded frames of full size in memory at a time; even, see `Features.clip`.
+FRAMES_AT_ONCE = 8
+
+
+class ReadMedia(Struct):
+    """The media of a request.
+
+    Attributes:
+        pictures, clips: Each in prompt order.
+        sounds: In prompt order, with those of the clips that are listened to.
+        rows: What each medium takes in the prompt, all in prompt order.
+    """
+
+    pictures: list[VisionItem]
+    clips: list[VisionItem]
+    sounds: AudioWork
+    rows: list[MediumRows]
+
+
+class MediaReader:
+    """Decodes and processes media within the configured limits."""
+
+    def __init__(self, features: Features, options: PreprocessingOptions, limit: TokenLimit) -> None:
+        self._features = features
+        self._options = options
+        self._limit = limit
+
+    def read(self, media: Sequence[Media], video: VideoOptions, text_tokens: int) -> ReadMedia:
+        """Read the media of a prompt, given in the order in which they stand there.
+
+        Args:
+            text_tokens: Tokens of the prompt beside the media: a clip that would take it over the limit is not decoded.
+
+        Raises:
+            OmniError: 400 with the `param` of the offending medium.
+        """
+        pictures = self._features.pictures([self._picture(medium) for medium in media if medium.kind == "image"])
+        waves: list[numpy.ndarray] = []
+        clips: list[VisionItem] = []
+        tokens = text_tokens
+        for medium in media:
+            if medium.kind == "audio":
+                waves.append(self._wave(medium))
+            elif medium.kind == "video":
+                clip, sound = self._clip(medium, video, tokens)
+                clips.append(clip)
+                tokens += self._features.visual_rows(clip)
+                if sound is not None:
+                    waves.append(sound)
+        sounds = self._features.sounds(waves)
+        return ReadMedia(pictures, clips, sounds, self._rows(media, video, pictures, clips, sounds))
+
+    def _rows(
+        self,
+        media: Sequence[Media],
+        video: VideoOptions,
+        pictures: Sequence[VisionItem],
+        clips: Sequence[VisionItem],
+        sounds: AudioWork,
+    ) -> list[MediumRows]:
+        next_picture, next_clip = iter(pictures), iter(clips)
+        next_sound = (audio_rows(item.mel.shape[1], CHUNK_FRAMES) for item in sounds.items)
+        seconds_per_step = self._features.frames_per_row / video.fps
+        rows = []
+        for medium in media:
+            match medium.kind:
+                case "audio":
+                    rows.append(MediumRows("audio", audio=next(next_sound)))
+                case "image":
+                    rows.append(MediumRows("image", self._features.merged_grid(next(next_picture))))
+                case "video":
+                    audio = next(next_sound) if video.use_audio else 0
+                    grid = self._features.merged_grid(next(next_clip))
+                    rows.append(MediumRows("video", grid, audio, seconds_per_step))
+        return rows
+
+    def _picture(self, medium: Media) -> Image.Image:
+        return decode_image(medium.data.buffer(), max_pixels=self._options.max_image_pixels, param=medium.param)
+
+    def _wave(self, medium: Media) -> numpy.ndarray:
+        seconds = self._options.max_audio_seconds
+        return decode_audio(medium.data.buffer(), rate=self._features.rate, max_seconds=seconds, param=medium.param)
+
+    def _clip(self, medium: Media, options: VideoOptions, tokens: int) -> tuple[VisionItem, numpy.ndarray | None]:
+        """A clip's frames, and its sound if it is to be heard: silence of its length where it has no sound track."""
+        data, param, limit = medium.data.buffer(), medium.param, self._options.max_video_seconds
+        clip = probe_clip(data, max_seconds=limit, max_pixels=self._options.max_video_pixels, param=param)
+        indices = sampled_frames(
+            clip,
+            fps=options.fps,
+            min_frames=self._features.min_frames,
+            max_frames=options.max_frames,
+            multiple=self._features.frames_per_row,
+        )
+        size = self._features.frame_size(options, len(indices))
+        self._limit.check(tokens + self._features.clip_rows(len(indices), clip.width, clip.height, size))
+        frames = decode_frames(data, indices, at_once=FRAMES_AT_ONCE, total=clip.frames, param=param)
+        item = self._features.clip(frames, size)
+        if not options.use_audio:
+            return item, None
+        if not clip.has_sound:
+            return item, self._features.silence(clip.seconds)
+        rate = self._features.rate
+        return item, decode_sound_track(data, rate=rate, max_seconds=limit, param=param, code="invalid_video")

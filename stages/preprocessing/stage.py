@@ -1,0 +1,108 @@
+"""The stage preprocessing: one request at a time, from text and undecoded media to what the model's parts take."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import numpy
+from msgspec import structs
+from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeProcessor
+
+from omni_pipeline.errors import OmniError
+from omni_pipeline.stage import StageContext
+from omni_pipeline.wire import Failed, Start, Tensor, Work
+from stages.messages import AudioItem, ChatRequest, MediaRef, MediaSpan, Modality, Prompt, VisionItem, VisionWork
+from stages.options import PreprocessingOptions
+from stages.preprocessing.conversation import ChatTokenizer
+from stages.preprocessing.features import DEFAULTS, Features
+from stages.preprocessing.layout import Layout, lay_out
+from stages.preprocessing.media import MediaReader, ReadMedia
+from stages.preprocessing.positions import mrope_positions
+from stages.preprocessing.token_limit import TokenLimit
+
+# Time scale by which the reference's processor merges a clip's frames with its sound. The model has its own (see
+# `_position_ids_per_second`) for positions, and a checkpoint may set them apart.
+MERGE_IDS_PER_SECOND: float = DEFAULTS["videos_kwargs"]["position_id_per_seconds"]
+
+
+class Preprocessing:
+    """Takes `ChatRequest` and gives `VisionWork`, `AudioWork` (if there is something to see or hear) and `Prompt`."""
+
+    def __init__(self, context: StageContext) -> None:
+        self.name = context.name
+        options: PreprocessingOptions = context.options
+        processor = Qwen3OmniMoeProcessor.from_pretrained(context.model_path)
+        config = Qwen3OmniMoeConfig.from_pretrained(context.model_path).thinker_config
+        features = Features(processor)
+        self._chat = ChatTokenizer(processor)
+        self._limit = TokenLimit(options.max_prompt_tokens or config.text_config.max_position_embeddings)
+        self._reader = MediaReader(features, options, self._limit)
+        self._position_ids_per_second: float = config.position_id_per_seconds
+        self._queue: deque[tuple[str, ChatRequest]] = deque()
+        self._refused = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._queue)
+
+    def receive(self, message: Work) -> None:
+        self._queue.append((message.request_id, message.body))
+
+    def step(self) -> Iterable[Work | Failed]:
+        """Prepare the oldest request."""
+        request_id, request = self._queue.popleft()
+        try:
+            return list(self._prepare(request_id, request))
+        except OmniError as error:
+            self._refused += 1
+            return [Failed(request_id, self.name, structs.replace(error.info, stage=self.name))]
+
+    def abort(self, request_id: str) -> None:
+        self._queue = deque(entry for entry in self._queue if entry[0] != request_id)
+
+    def live(self) -> Collection[str]:
+        return [request_id for request_id, _ in self._queue]
+
+    def stats(self) -> dict[str, float]:
+        return {"refused": self._refused}
+
+    def close(self) -> None:
+        """Nothing outlives the process."""
+
+    def _prepare(self, request_id: str, request: ChatRequest) -> Iterator[Work]:
+        skeleton = self._chat.skeleton(request.turns, request.media)
+        self._limit.check(len(skeleton))
+        parts = [part for turn in request.turns for part in turn.content]
+        placed = [request.media[part.index] for part in parts if isinstance(part, MediaRef)]
+        media = self._reader.read(placed, request.video, len(skeleton))
+        layout = lay_out(skeleton, media.rows, self._chat.tokens, MERGE_IDS_PER_SECOND)
+        self._limit.check(len(layout.ids))
+        if media.pictures or media.clips:
+            yield Start(request_id, self.name, "image_encoder", VisionWork(media.pictures + media.clips))
+        if media.sounds.items:
+            yield Start(request_id, self.name, "audio_encoder", media.sounds)
+        yield Start(request_id, self.name, "mm_aggregate", self._prompt(layout, media, request))
+
+    def _prompt(self, layout: Layout, media: ReadMedia, request: ChatRequest) -> Prompt:
+        positions, delta = mrope_positions(layout.gaps, media.rows, self._position_ids_per_second)
+        kinds = [medium.kind for medium in media.rows]
+        seen = list(zip(kinds, layout.visual_rows, strict=True))
+        pictures = [rows for kind, rows in seen if kind == "image"]
+        clips = [rows for kind, rows in seen if kind == "video"]
+        heard = [rows for rows in layout.audio_rows if len(rows)]
+        return Prompt(
+            ids=Tensor.of(layout.ids),
+            positions=None if positions is None else Tensor.of(positions),
+            position_delta=delta,
+            vision=_spans("image", media.pictures, pictures) + _spans("video", media.clips, clips),
+            audio=_spans("audio", media.sounds.items, heard),
+            thinker=request.thinker,
+            text=request.text,
+        )
+
+
+def _spans(
+    kind: Modality, items: Sequence[VisionItem] | Sequence[AudioItem], rows: Sequence[numpy.ndarray]
+) -> list[MediaSpan]:
+    return [MediaSpan(kind, item.key, Tensor.of(own)) for item, own in zip(items, rows, strict=True)]

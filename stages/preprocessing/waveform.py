@@ -1,0 +1,75 @@
+"""Collects decoded sound, block by block, into mono at the model's sampling rate and within a length limit."""
+
+from __future__ import annotations
+
+import numpy
+import soxr
+
+from omni_pipeline.errors import bad_request
+
+# Rates outside are damage or mischief: no format that is decoded here is used beyond them.
+MIN_RATE, MAX_RATE = 1_000, 768_000
+
+# Far above any scale sound comes in, far below where the mel energies overflow.
+MAX_AMPLITUDE = 1e4
+
+
+class Waveform:
+    """Grows with every block; `samples` gives the result.
+
+    Args:
+        source_rate: Samples per second of the blocks.
+        rate: Samples per second of the result.
+        max_seconds: Length at which `add` refuses.
+        param: The request field, for error messages.
+
+    Raises:
+        OmniError: 400 ``invalid_audio`` for a rate that cannot be.
+    """
+
+    def __init__(self, source_rate: int, rate: int, *, max_seconds: float, param: str) -> None:
+        self._param = param
+        if not MIN_RATE <= source_rate <= MAX_RATE:
+            raise self._invalid(f"its sampling rate is {source_rate} Hz")
+        self._max_seconds = max_seconds
+        self._frames_left = int(max_seconds * source_rate)
+        self._blocks: list[numpy.ndarray] = []
+        self._resampler = None
+        if source_rate != rate:
+            self._resampler = soxr.ResampleStream(source_rate, rate, 1, dtype="float32")
+
+    def add(self, block: numpy.ndarray) -> None:
+        """Append float32 [frames, channels]; channels are averaged.
+
+        Raises:
+            OmniError: 400 ``audio_too_long``, or ``invalid_audio`` for samples that are no sound.
+        """
+        if not len(block):
+            return
+        self._frames_left -= len(block)
+        if self._frames_left < 0:
+            message = f"The audio is longer than {self._max_seconds:g} seconds."
+            raise bad_request(message, param=self._param, code="audio_too_long")
+        if not numpy.abs(block).max() <= MAX_AMPLITUDE:  # this way round it catches NaN too
+            raise self._invalid("it has samples that are infinite or not a number")
+        mono = block.mean(axis=1, dtype=numpy.float32) if block.shape[1] > 1 else block[:, 0]
+        self._append(mono if self._resampler is None else self._resampler.resample_chunk(mono))
+
+    def samples(self) -> numpy.ndarray:
+        """Everything that was added: float32 [samples] at the model's rate.
+
+        Raises:
+            OmniError: 400 ``invalid_audio`` if there was nothing.
+        """
+        if self._resampler is not None:
+            self._append(self._resampler.resample_chunk(numpy.empty(0, numpy.float32), last=True))
+        if not self._blocks:
+            raise self._invalid("it holds no sound")
+        return numpy.concatenate(self._blocks)
+
+    def _append(self, block: numpy.ndarray) -> None:
+        if len(block):
+            self._blocks.append(numpy.array(block, numpy.float32))  # the decoder may reuse its buffer
+
+    def _invalid(self, reason: str) -> Exception:
+        return bad_request(f"The audio cannot be used: {reason}.", param=self._param, code="invalid_audio")

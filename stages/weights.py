@@ -1,0 +1,96 @@
+"""Loads one part of a checkpoint, such as the vision tower, without reading the rest of it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel, Qwen3OmniMoeConfig
+from transformers.utils import logging as transformers_logging
+
+from omni_pipeline.errors import StartupError
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+
+Part = TypeVar("Part", bound=PreTrainedModel)
+
+
+def load_part(
+    part: type[Part], config: Any, model_path: str | Path, prefix: str, dtype: torch.dtype, device: str
+) -> Part:
+    """Build `part` from its own config and the checkpoint's tensors under `prefix`, ready for inference.
+
+    Raises:
+        StartupError: the weights are missing, damaged, or do not fit the configuration.
+    """
+    state = read_tensors(model_path, prefix)
+    transformers_logging.disable_progress_bar()
+    try:
+        model, report = part.from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+        )
+    except RuntimeError as error:  # shapes that disagree with the config
+        raise StartupError(f"{model_path}: {prefix}* does not fit config.json: {error}") from error
+    wrong = {kind: sorted(keys) for kind, keys in report.items() if keys}
+    if wrong:
+        listed = "; ".join(f"{kind}: {', '.join(map(str, keys[:3]))}" for kind, keys in wrong.items())
+        raise StartupError(f"{model_path}: the weights under {prefix} do not fit config.json ({listed})")
+    return model.to(device).eval().requires_grad_(False)
+
+
+def read_tensors(model_path: str | Path, prefix: str) -> dict[str, torch.Tensor]:
+    """The checkpoint's tensors whose names start with `prefix`, on the CPU, by the rest of their names.
+
+    Raises:
+        StartupError: there are none, or a file is missing or damaged.
+    """
+    root = Path(model_path)
+    tensors = {}
+    for file, names in _files_with(root, prefix).items():
+        try:
+            with safe_open(root / file, "pt") as shard:
+                for name in names if names is not None else shard.keys():
+                    if name.startswith(prefix):
+                        tensors[name.removeprefix(prefix)] = shard.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise StartupError(f"{root / file} cannot be read: {error}; download the checkpoint again") from error
+    if not tensors:
+        raise StartupError(f"{root} has no weights under {prefix}: it is not a Qwen3-Omni checkpoint")
+    return tensors
+
+
+def encoder_dtype(option: str | None, config: Qwen3OmniMoeConfig, device: str) -> torch.dtype:
+    """The data type to compute in: the configured one, or float32 on a CPU and the checkpoint's own on a GPU.
+
+    Raises:
+        StartupError: the configured name is no floating-point type.
+    """
+    if option is None:
+        return torch.float32 if device == "cpu" else config.dtype or torch.bfloat16
+    dtype = getattr(torch, option, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise StartupError(f"dtype {option!r} is unknown; use float32, bfloat16 or float16")
+    return dtype
+
+
+def _files_with(root: Path, prefix: str) -> dict[str, list[str] | None]:
+    """The weight files to open, each with the names wanted from it (None: look into the file)."""
+    index = root / INDEX_FILE
+    if not index.is_file():
+        return {SINGLE_FILE: None}
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+    except (ValueError, KeyError) as error:
+        raise StartupError(f"{index} is damaged; download the checkpoint again") from error
+    files: defaultdict[str, list[str] | None] = defaultdict(list)
+    for name, file in weight_map.items():
+        if name.startswith(prefix):
+            names = files[file]
+            assert names is not None
+            names.append(name)
+    return dict(files)

@@ -1,0 +1,39 @@
+"""The reference model, and the stages under test on its checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
+
+from omni_pipeline.stage import StageContext
+from stages.options import AggregateOptions, EncoderOptions, PreprocessingOptions
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def processor(tiny_checkpoint: Path) -> Qwen3OmniMoeProcessor:
+    return Qwen3OmniMoeProcessor.from_pretrained(tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def thinker(tiny_checkpoint: Path) -> Any:
+    """The reference's thinker, with its encoders."""
+    return Qwen3OmniMoeForConditionalGeneration.from_pretrained(tiny_checkpoint).eval().thinker
+
+
+@pytest.fixture(scope="session")
+def stage_context(tiny_checkpoint: Path) -> Any:
+    """Builds a stage's context: `stage_context("image_encoder", cache_bytes=0)`."""
+    options_of = {"image_encoder": EncoderOptions, "audio_encoder": EncoderOptions, "mm_aggregate": AggregateOptions}
+
+    def context(name: str, **options: Any) -> StageContext:
+        chosen = options_of.get(name, PreprocessingOptions)(**options)
+        return StageContext(name, str(tiny_checkpoint), "cpu", chosen, frozenset({name}), run_dir="")
+
+    return context
