@@ -201,6 +201,8 @@ class ChatCompletions:
                     await response.write(sse.event(error_body(error.info)))
                 await response.write_eof()
         except TimeoutError:
+            if answer.error is not None and progress.outcome == "cancelled":
+                progress.failed(answer.error)
             if request.transport is not None:
                 request.transport.abort()
         return response

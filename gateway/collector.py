@@ -31,6 +31,9 @@ class Answer:
     """The open end of one request: an asynchronous source of its messages, to be used in `async with`.
 
     Leaving the block closes it; when it is not complete by then, every stage is told to forget the request.
+
+    Attributes:
+        error: Why the request has failed, if it has.
     """
 
     def __init__(self, request_id: str, route: Route, collector: Collector, deadline: float) -> None:
@@ -42,7 +45,7 @@ class Answer:
         self._counts: dict[str, int] = {}
         self._ended: set[str] = set()
         self._heard = False
-        self._error: ErrorInfo | None = None
+        self.error: ErrorInfo | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._on_error: Callable[[], None] | None = None
         self._timer = asyncio.get_running_loop().call_at(deadline, self._time_out)
@@ -59,8 +62,8 @@ class Answer:
                 too slow for it.
         """
         while not self._waiting:
-            if self._error is not None:
-                raise OmniError(self._error)
+            if self.error is not None:
+                raise OmniError(self.error)
             if self._complete:
                 return []
             self._waiter = asyncio.get_running_loop().create_future()
@@ -76,7 +79,7 @@ class Answer:
     def on_error(self, call: Callable[[], None]) -> None:
         """Have `call` called as soon as the request fails, whether or not the reader is waiting then."""
         self._on_error = call
-        if self._error is not None:
+        if self.error is not None:
             call()
 
     async def __aenter__(self) -> Answer:
@@ -100,7 +103,7 @@ class Answer:
 
     @property
     def _over(self) -> bool:
-        return self._complete or self._error is not None
+        return self._complete or self.error is not None
 
     @property
     def stages(self) -> frozenset[str]:
@@ -157,10 +160,10 @@ class Answer:
 
     def fail(self, error: ErrorInfo) -> None:
         """End the request with `error`, unless it has one, and free what it holds in the pipeline."""
-        if self._error is not None:
+        if self.error is not None:
             return
         abandoned = not self._over
-        self._error = error
+        self.error = error
         self._collector.close(self, abandoned=abandoned)
         self._wake()
         if self._on_error is not None:
