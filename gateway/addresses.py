@@ -1,0 +1,166 @@
+"""Decides which remote hosts the server may fetch media from, by how they are written and what they resolve to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import TypeAlias
+
+from msgspec import Struct
+from yarl import URL
+
+from omni_pipeline.errors import OmniError, bad_request
+
+IPAddress: TypeAlias = IPv4Address | IPv6Address
+
+# Everything that is not an ordinary host on the public internet (IANA's special-purpose registries).
+_REFUSED_V4 = tuple(
+    IPv4Network(network)
+    for network in (
+        "0.0.0.0/8",  # this network
+        "10.0.0.0/8",  # private
+        "100.64.0.0/10",  # carrier-grade NAT
+        "127.0.0.0/8",  # loopback
+        "169.254.0.0/16",  # link-local, cloud metadata
+        "172.16.0.0/12",  # private
+        "192.0.0.0/24",  # protocol assignments
+        "192.0.2.0/24",  # documentation
+        "192.31.196.0/24",  # AS112
+        "192.52.193.0/24",  # AMT
+        "192.88.99.0/24",  # 6to4 relays
+        "192.168.0.0/16",  # private
+        "192.175.48.0/24",  # AS112
+        "198.18.0.0/15",  # benchmarks
+        "198.51.100.0/24",  # documentation
+        "203.0.113.0/24",  # documentation
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, broadcast
+    )
+)
+_GLOBAL_V6 = IPv6Network("2000::/3")
+_REFUSED_V6 = tuple(
+    IPv6Network(network)
+    for network in (
+        "2001::/23",  # protocol assignments, Teredo, ORCHID
+        "2001:db8::/32",  # documentation
+        "2620:4f:8000::/48",  # AS112
+        "3fff::/20",  # documentation
+    )
+)
+_NAT64 = IPv6Network("64:ff9b::/96")
+_SIX_TO_FOUR = IPv6Network("2002::/16")
+_MAPPED = IPv6Network("::ffff:0:0/96")
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_UNPRINTABLE = re.compile(r"[\x00-\x20\x7f\\]")
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*{_LABEL}\.?")
+_NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
+
+
+class Target(Struct, frozen=True):
+    """A checked URL: one that may be asked, if its host resolves to addresses that may be.
+
+    Attributes:
+        url: What to request.
+        host: In lower case and ASCII, as the resolver takes it.
+        port: 1 … 65535.
+        literal: The address, when the host is written as one.
+        vouched: Whether the operator listed the host, so that its addresses may be private.
+    """
+
+    url: URL
+    host: str
+    port: int
+    literal: IPAddress | None
+    vouched: bool
+
+
+def target(text: str, allowed_domains: Sequence[str], *, param: str) -> Target:
+    """Check a URL as written.
+
+    Args:
+        text: The URL.
+        allowed_domains: Hosts or ``host:port`` pairs; when not empty, no other host may be asked.
+        param: Request field of the URL, for errors.
+
+    Raises:
+        OmniError: 400 ``invalid_url`` if it is no plain http(s) URL with an ordinary host; 400 ``media_not_allowed``
+            if policy forbids its host, address or port.
+    """
+    if _UNPRINTABLE.search(text):
+        raise _invalid("it contains a space, control character or backslash", param)
+    try:
+        url = URL(text)
+        host = (url.raw_host or "").lower()
+        port = url.port
+    except ValueError as error:
+        raise _invalid("it cannot be parsed", param) from error
+    if url.scheme not in _DEFAULT_PORTS:
+        raise _invalid("only http and https are fetched", param)
+    if url.user is not None or url.password is not None:
+        raise _invalid("a user name or password in it is not sent on", param)
+    literal = _literal(host, param)
+    if not port:
+        raise _invalid("port 0 cannot be asked", param)
+
+    host = host.removesuffix(".")
+    listed = {entry.lower().removesuffix(".") for entry in allowed_domains}
+    shown = f"[{host}]" if isinstance(literal, IPv6Address) else host
+    vouched = bool(listed & {host, shown, f"{shown}:{port}"})
+    if listed and not vouched:
+        raise not_allowed(f"the host '{host}' is not among the allowed ones", param)
+    if f"{shown}:{port}" not in listed and port < 1024 and port not in _DEFAULT_PORTS.values():
+        raise not_allowed(f"port {port} is not a web server's", param)
+    found = Target(url=url.with_fragment(None), host=host, port=port, literal=literal, vouched=vouched)
+    if literal is not None:
+        check_addresses(found, [literal], param=param)
+    return found
+
+
+def check_addresses(target: Target, addresses: Sequence[IPAddress], *, param: str) -> None:
+    """Check what the host of `target` resolved to; one forbidden address spoils the whole answer.
+
+    Raises:
+        OmniError: 400 ``media_not_allowed``.
+    """
+    if not target.vouched and not all(is_public(address) for address in addresses):
+        raise not_allowed(f"the host '{target.host}' is not on the public internet", param)
+
+
+def is_public(address: IPAddress) -> bool:
+    """Whether `address` is an ordinary unicast address of the public internet, through tunnels and mappings too."""
+    if isinstance(address, IPv4Address):
+        return not any(address in network for network in _REFUSED_V4)
+    if address in _MAPPED or address in _NAT64:
+        return is_public(IPv4Address(int(address) & 0xFFFF_FFFF))
+    if address in _SIX_TO_FOUR:
+        return is_public(IPv4Address(int(address) >> 80 & 0xFFFF_FFFF))
+    return address in _GLOBAL_V6 and not any(address in network for network in _REFUSED_V6)
+
+
+def not_allowed(reason: str, param: str) -> OmniError:
+    """The error for a medium that policy forbids."""
+    return bad_request(f"'{param}' may not be read: {reason}.", param=param, code="media_not_allowed")
+
+
+def _literal(host: str, param: str) -> IPAddress | None:
+    """The address that `host` is, or None for a name. Spellings only some resolvers read as an address are refused."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        pass
+    else:
+        if getattr(address, "scope_id", None) is not None:
+            raise _invalid("an address with a zone is of no use to others", param)
+        return address
+    if not _HOST_NAME.fullmatch(host):
+        raise _invalid("its host is not a host name", param)
+    if _NUMERIC_LABEL.fullmatch(host.removesuffix(".").rpartition(".")[2]):
+        raise _invalid("its host is not an address in the usual spelling", param)
+    return None
+
+
+def _invalid(reason: str, param: str) -> OmniError:
+    return bad_request(f"'{param}' is not a usable URL: {reason}.", param=param, code="invalid_url")

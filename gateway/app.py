@@ -1,0 +1,100 @@
+"""The HTTP endpoints, put together."""
+
+from __future__ import annotations
+
+import time
+from pathlib import PurePath
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from gateway.chat import ChatCompletions
+from gateway.collector import Collector
+from gateway.health import Health
+from gateway.media import MediaLoader
+from gateway.metrics import Metrics
+from gateway.middleware import add_request_id, explain_errors, identify, json_response, require_key
+from gateway.pipeline import Pipeline
+from gateway.remote import Resolve, resolve
+from gateway.responses import Model, ModelList
+from omni_pipeline import __version__
+from omni_pipeline.config import Server
+from omni_pipeline.errors import bad_request
+
+
+class Gateway:
+    """The HTTP face of one pipeline.
+
+    Args:
+        pipeline: The running stages.
+        server: Its configuration.
+        model_path: Where the checkpoint is; names the model when the configuration does not.
+        resolver: Where addresses of media hosts come from.
+
+    Attributes:
+        app: The aiohttp application.
+        health: Tells what `GET /health` says.
+        collector: Takes requests to the pipeline.
+    """
+
+    def __init__(self, pipeline: Pipeline, server: Server, *, model_path: str, resolver: Resolve = resolve) -> None:
+        self.health = Health(pipeline)
+        self.collector = Collector(pipeline, reader_bytes=server.limits.reader_bytes)
+        self._metrics = Metrics(lambda: pipeline.stats, lambda: self.collector.dropped_late)
+        name = server.model_name or PurePath(model_path).name or model_path
+        self._model = Model(id=name, created=int(time.time()))
+        chat = ChatCompletions(
+            self.collector,
+            MediaLoader(server.media, total_bytes=server.limits.body_bytes, resolver=resolver),
+            self._metrics,
+            self.health,
+            model=name,
+            limits=server.limits,
+        )
+        middlewares: list[Middleware] = [identify, explain_errors]
+        if server.api_keys:
+            middlewares.append(require_key(server.api_keys))
+        self.app = web.Application(middlewares=middlewares, client_max_size=server.limits.body_bytes)
+        self.app.on_response_prepare.append(add_request_id)
+        self.app.add_routes(
+            [
+                web.post("/v1/chat/completions", chat.post),
+                web.get("/v1/models", self._list_models),
+                web.get("/v1/models/{model:.+}", self._show_model),
+                web.get("/health", self._show_health),
+                web.get("/metrics", self._show_metrics),
+                web.get("/", self._show_endpoints),
+            ]
+        )
+
+    async def _list_models(self, request: web.Request) -> web.Response:
+        return json_response(ModelList([self._model]))
+
+    async def _show_model(self, request: web.Request) -> web.Response:
+        if request.match_info["model"] != self._model.id:
+            raise bad_request(
+                f"This server's only model is '{self._model.id}'.", param="model", code="model_not_found", status=404
+            )
+        return json_response(self._model)
+
+    async def _show_health(self, request: web.Request) -> web.Response:
+        report = self.health.report()
+        return json_response(report, status=200 if report.status == "ok" else 503)
+
+    async def _show_metrics(self, request: web.Request) -> web.Response:
+        return web.Response(
+            body=self._metrics.page(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
+
+    async def _show_endpoints(self, request: web.Request) -> web.Response:
+        endpoints = [
+            f"{route.method} {route.resource.canonical}" for route in self.app.router.routes() if route.resource
+        ]
+        return json_response(
+            {
+                "name": "omni-pipeline",
+                "version": __version__,
+                "model": self._model.id,
+                "endpoints": sorted(endpoints),
+            }
+        )

@@ -1,0 +1,152 @@
+"""Turns a validated request into what the pipeline takes, with its media still to be loaded."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from gateway import schema
+from gateway.schema import ChatCompletionRequest
+from omni_pipeline.errors import bad_request
+from stages.messages import ChatRequest, MediaRef, Modality, Sampling, Text, TextOutput, Turn, VideoOptions
+
+_MOST_SEED = 2**63 - 1
+
+
+class MediaSource(Struct, frozen=True):
+    """One medium of a request before it is loaded.
+
+    Attributes:
+        kind: What the client says it is.
+        value: Its address (URL or path), or for `form` ``base64`` the encoded file itself.
+        param: The request field it came from.
+        form: How `value` is to be read.
+    """
+
+    kind: Modality
+    value: str
+    param: str
+    form: Literal["address", "base64"] = "address"
+
+
+def convert(request: ChatCompletionRequest) -> tuple[ChatRequest, list[MediaSource]]:
+    """The request for the entry stage, with `media` still empty, and the sources to fill it from in that order.
+
+    Content parts stand where they are in their message. The top-level lists stand at the beginning of the last user
+    message: images, then videos, then audios.
+
+    Raises:
+        OmniError: 400, when there is a top-level list but no user message.
+    """
+    sources: list[MediaSource] = []
+    turns: list[Turn] = []
+    last_user = max((i for i, message in enumerate(request.messages) if message.role == "user"), default=None)
+    listed = _listed(request)
+    if listed and last_user is None:
+        raise bad_request(
+            "Media need a user message to stand in.", param=listed[0].param.partition("[")[0], code="invalid_value"
+        )
+    for index, message in enumerate(request.messages):
+        turn = Turn(role=message.role, content=[])
+        if index == last_user:
+            for source in listed:
+                turn.content.append(MediaRef(len(sources)))
+                sources.append(source)
+        _add_content(turn, message, f"messages[{index}].content", sources)
+        turns.append(turn)
+    chat = ChatRequest(
+        turns=turns, media=[], video=_video(request), thinker=_sampling(request), text=_text_output(request)
+    )
+    return chat, sources
+
+
+def _listed(request: ChatCompletionRequest) -> list[MediaSource]:
+    lists: tuple[tuple[str, Modality, list[str] | None], ...] = (
+        ("images", "image", request.images),
+        ("videos", "video", request.videos),
+        ("audios", "audio", request.audios),
+    )
+    return [
+        MediaSource(kind, address, f"{name}[{index}]")
+        for name, kind, addresses in lists
+        for index, address in enumerate(addresses or ())
+    ]
+
+
+def _add_content(turn: Turn, message: schema.ChatMessage, param: str, sources: list[MediaSource]) -> None:
+    content = message.content
+    if content is None:  # an earlier answer that was a refusal
+        content = getattr(message, "refusal", None) or ""
+    if isinstance(content, str):
+        turn.content.append(Text(content))
+        return
+    for index, part in enumerate(content):
+        if isinstance(part, schema.TextPart):
+            turn.content.append(Text(part.text))
+        else:
+            turn.content.append(MediaRef(len(sources)))
+            sources.append(_source(part, f"{param}[{index}]"))
+
+
+def _source(
+    part: schema.ImagePart | schema.AudioPart | schema.InputAudioPart | schema.VideoPart, param: str
+) -> MediaSource:
+    match part:
+        case schema.ImagePart(image_url=address):
+            return MediaSource("image", address.url, f"{param}.image_url.url")
+        case schema.VideoPart(video_url=address):
+            return MediaSource("video", address.url, f"{param}.video_url.url")
+        case schema.AudioPart(audio_url=address):
+            return MediaSource("audio", address.url, f"{param}.audio_url.url")
+        case schema.InputAudioPart(input_audio=sound):
+            return MediaSource("audio", sound.data, f"{param}.input_audio.data", form="base64")
+
+
+def _sampling(request: ChatCompletionRequest) -> Sampling:
+    own = (request.stage_sampling and request.stage_sampling.thinker) or schema.StageSampling()
+    default = Sampling()
+    top_k = _first(own.top_k, request.top_k, default.top_k)
+    seed = _first(own.seed, request.seed)
+    return Sampling(
+        temperature=_first(own.temperature, request.temperature, default.temperature),
+        top_p=_first(own.top_p, request.top_p, default.top_p),
+        top_k=max(top_k, 0),
+        min_p=_first(own.min_p, request.min_p, default.min_p),
+        repetition_penalty=_first(own.repetition_penalty, request.repetition_penalty, default.repetition_penalty),
+        presence_penalty=_first(request.presence_penalty, default.presence_penalty),
+        frequency_penalty=_first(request.frequency_penalty, default.frequency_penalty),
+        logit_bias={int(token): bias for token, bias in (request.logit_bias or {}).items()},
+        seed=None if seed is None else seed & _MOST_SEED,  # OpenAI allows negative ones, random generators do not
+        max_tokens=_first(own.max_tokens, request.max_completion_tokens, request.max_tokens),
+        min_tokens=_first(request.min_tokens, default.min_tokens),
+        ignore_eos=_first(request.ignore_eos, default.ignore_eos),
+        stop_token_ids=request.stop_token_ids or [],
+    )
+
+
+def _text_output(request: ChatCompletionRequest) -> TextOutput:
+    stop = request.stop or []
+    return TextOutput(
+        stop=[stop] if isinstance(stop, str) else stop,
+        logprobs=bool(request.logprobs),
+        top_logprobs=request.top_logprobs or 0,
+        skip_special_tokens=_first(request.skip_special_tokens, True),
+    )
+
+
+def _video(request: ChatCompletionRequest) -> VideoOptions:
+    default = VideoOptions()
+    return VideoOptions(
+        fps=_first(request.video_fps, default.fps),
+        max_frames=_first(request.video_max_frames, default.max_frames),
+        min_pixels=request.video_min_pixels,
+        max_pixels=request.video_max_pixels,
+        total_pixels=request.video_total_pixels,
+        use_audio=bool(request.use_audio_in_video),
+    )
+
+
+def _first(*values: Any) -> Any:
+    """The first value that was given."""
+    return next((value for value in values if value is not None), None)

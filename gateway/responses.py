@@ -1,0 +1,241 @@
+"""The response bodies of the OpenAI API, and how the pipeline's messages become them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Literal
+
+from msgspec import UNSET, Struct, UnsetType
+
+from omni_pipeline.errors import ErrorInfo
+from stages import messages
+from stages.messages import FinishReason, TextDelta, TokenLogprob, TokenText
+
+# JSON has no minus infinity; OpenAI writes this for a token of no probability.
+_LEAST_LOGPROB = -9999.0
+
+
+class Logprob(Struct):
+    """One candidate token; `bytes` are its UTF-8."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChosenLogprob(Logprob):
+    """A generated token with the likeliest candidates in its place."""
+
+    top_logprobs: list[Logprob]
+
+
+class Logprobs(Struct):
+    content: list[ChosenLogprob]
+    refusal: None = None
+
+
+class PromptDetails(Struct):
+    """Parts of the prompt, in tokens."""
+
+    cached_tokens: int
+    audio_tokens: int
+    image_tokens: int
+    video_tokens: int
+
+
+class CompletionDetails(Struct):
+    """Parts of the answer, in tokens."""
+
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
+
+
+class Usage(Struct):
+    """Tokens of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
+
+
+class Message(Struct):
+    content: str
+    role: str = "assistant"
+    refusal: None = None
+
+
+class Choice(Struct):
+    message: Message
+    finish_reason: FinishReason
+    logprobs: Logprobs | None = None
+    index: int = 0
+
+
+class Completion(Struct):
+    """A whole answer."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    object: str = "chat.completion"
+    system_fingerprint: None = None
+
+
+class Delta(Struct, omit_defaults=True):
+    role: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChunkChoice(Struct):
+    delta: Delta
+    logprobs: Logprobs | None = None
+    finish_reason: FinishReason | None = None
+    index: int = 0
+
+
+class CompletionChunk(Struct):
+    """A piece of an answer. `usage` is left out unless it was asked for, and null in all chunks but the last."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | UnsetType | None = UNSET
+    modality: Literal["text", "audio"] = "text"
+    object: str = "chat.completion.chunk"
+    system_fingerprint: None = None
+
+
+class Error(Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(Struct):
+    """What every error looks like."""
+
+    error: Error
+
+
+class Model(Struct):
+    id: str
+    created: int
+    object: str = "model"
+    owned_by: str = "omni-pipeline"
+
+
+class ModelList(Struct):
+    data: list[Model]
+    object: str = "list"
+
+
+def error_body(info: ErrorInfo) -> ErrorBody:
+    """The API's form of an error."""
+    return ErrorBody(Error(message=info.message, type=info.type, param=info.param, code=info.code))
+
+
+def usage(counts: messages.Usage) -> Usage:
+    """The API's form of the token counts."""
+    media = counts.media_tokens
+    return Usage(
+        prompt_tokens=counts.prompt_tokens,
+        completion_tokens=counts.completion_tokens,
+        total_tokens=counts.prompt_tokens + counts.completion_tokens,
+        prompt_tokens_details=PromptDetails(
+            cached_tokens=counts.cached_tokens,
+            audio_tokens=media.get("audio", 0),
+            image_tokens=media.get("image", 0),
+            video_tokens=media.get("video", 0),
+        ),
+        completion_tokens_details=CompletionDetails(),
+    )
+
+
+def logprobs(tokens: Iterable[TokenLogprob]) -> Logprobs:
+    """The API's form of tokens with their log-probabilities."""
+    return Logprobs(
+        [
+            ChosenLogprob(
+                token=token.chosen.token,
+                logprob=max(token.chosen.logprob, _LEAST_LOGPROB),
+                bytes=token.chosen.bytes,
+                top_logprobs=[_candidate(candidate) for candidate in token.top],
+            )
+            for token in tokens
+        ]
+    )
+
+
+def _candidate(token: TokenText) -> Logprob:
+    return Logprob(token=token.token, logprob=max(token.logprob, _LEAST_LOGPROB), bytes=token.bytes)
+
+
+class AnswerFormat:
+    """Writes one answer, whole or in chunks, under one id.
+
+    Args:
+        answer_id: ``chatcmpl-…``.
+        model: The name it is served under.
+        with_logprobs: Whether they were asked for; then a choice without any still has an empty list.
+        with_usage: Whether chunks carry the `usage` field.
+    """
+
+    def __init__(self, answer_id: str, model: str, *, with_logprobs: bool, with_usage: bool) -> None:
+        self._id = answer_id
+        self._created = int(time.time())
+        self._model = model
+        self._with_logprobs = with_logprobs
+        self._with_usage = with_usage
+
+    def whole(self, deltas: Iterable[TextDelta], done: messages.TextDone) -> Completion:
+        """The answer in one piece."""
+        deltas = list(deltas)
+        tokens = [token for delta in deltas for token in delta.logprobs]
+        choice = Choice(
+            message=Message(content="".join(delta.text for delta in deltas)),
+            finish_reason=done.finish_reason,
+            logprobs=logprobs(tokens) if self._with_logprobs else None,
+        )
+        return Completion(
+            id=self._id, created=self._created, model=self._model, choices=[choice], usage=usage(done.usage)
+        )
+
+    def opening(self) -> CompletionChunk:
+        """The first chunk: who speaks."""
+        return self._chunk([ChunkChoice(Delta(role="assistant", content=""))])
+
+    def delta(self, delta: TextDelta) -> CompletionChunk:
+        """More text."""
+        return self._chunk(
+            [
+                ChunkChoice(
+                    Delta(content=delta.text),
+                    logprobs=logprobs(delta.logprobs) if self._with_logprobs else None,
+                )
+            ]
+        )
+
+    def closing(self, done: messages.TextDone) -> list[CompletionChunk]:
+        """Why it ended, and when asked for, what it took."""
+        chunks = [self._chunk([ChunkChoice(Delta(), finish_reason=done.finish_reason)])]
+        if self._with_usage:
+            last = self._chunk([])
+            last.usage = usage(done.usage)
+            chunks.append(last)
+        return chunks
+
+    def _chunk(self, choices: list[ChunkChoice]) -> CompletionChunk:
+        return CompletionChunk(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=choices,
+            usage=None if self._with_usage else UNSET,
+        )

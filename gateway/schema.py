@@ -1,0 +1,190 @@
+"""The request body of `POST /v1/chat/completions` as strict structs: what may be sent, with types and ranges.
+
+`validation.parse` reads a body into `ChatCompletionRequest`. A null field is as good as one left out. Fields that the
+OpenAI API defines and this server does not serve are listed in `foreign_fields`, not here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+NonEmpty = Annotated[str, Meta(min_length=1)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
+Addresses = list[NonEmpty]
+
+
+class _Strict(Struct, forbid_unknown_fields=True):
+    """A JSON object in which every field is known."""
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+class Address(_Strict):
+    """Where a medium is: an http(s) or data URL, or a local path the server allows."""
+
+    url: NonEmpty
+
+
+class ImageAddress(Address):
+    """As OpenAI's ``image_url``. `detail` is accepted for its clients; the model has one resolution policy."""
+
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class InputAudio(_Strict):
+    """As OpenAI's ``input_audio``: base64 of a sound file. Its content, not `format`, decides how it is decoded."""
+
+    data: NonEmpty
+    format: Literal["wav", "mp3", "flac", "ogg", "opus", "m4a", "aac", "webm"]
+
+
+class TextPart(_Strict, tag_field="type", tag="text"):
+    text: str
+
+
+class ImagePart(_Strict, tag_field="type", tag="image_url"):
+    image_url: ImageAddress
+
+
+class AudioPart(_Strict, tag_field="type", tag="audio_url"):
+    audio_url: Address
+
+
+class InputAudioPart(_Strict, tag_field="type", tag="input_audio"):
+    input_audio: InputAudio
+
+
+class VideoPart(_Strict, tag_field="type", tag="video_url"):
+    video_url: Address
+
+
+Part: TypeAlias = TextPart | ImagePart | AudioPart | InputAudioPart | VideoPart
+Content: TypeAlias = str | list[Part]
+
+
+class SystemMessage(_Strict, tag_field="role", tag="system"):
+    role: ClassVar[str] = "system"
+    content: Content
+    name: str | None = None
+
+
+class DeveloperMessage(_Strict, tag_field="role", tag="developer"):
+    """OpenAI's newer name of a system message."""
+
+    role: ClassVar[str] = "system"
+    content: Content
+    name: str | None = None
+
+
+class UserMessage(_Strict, tag_field="role", tag="user"):
+    role: ClassVar[str] = "user"
+    content: Content
+    name: str | None = None
+
+
+class AssistantMessage(_Strict, tag_field="role", tag="assistant"):
+    """An earlier answer, as clients send it back. The model reads its `content`; the rest must carry nothing more."""
+
+    role: ClassVar[str] = "assistant"
+    content: Content | None = None
+    name: str | None = None
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    audio: dict[str, Any] | None = None
+    tool_calls: list[Any] | None = None
+    function_call: dict[str, Any] | None = None
+
+
+class ToolMessage(_Strict, tag_field="role", tag="tool"):
+    """What a tool gave; the chat template shows it to the model."""
+
+    role: ClassVar[str] = "tool"
+    content: Content
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+ChatMessage: TypeAlias = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+class StageSampling(_Strict):
+    """How one language-model stage picks tokens; a field left out keeps the request's, then the server's, value.
+
+    `top_k` -1 is another spelling of 0, off.
+    """
+
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    max_tokens: Count | None = None
+
+
+class SamplingByStage(_Strict):
+    """Overrides of the request's sampling for single stages."""
+
+    thinker: StageSampling | None = None
+
+
+# --- the request ------------------------------------------------------------------------------------------------------
+
+
+class AudioOutput(_Strict):
+    """How speech should sound and be coded; without effect when only text is asked for."""
+
+    voice: str | None = None
+    format: str | None = None
+
+
+class StreamOptions(_Strict):
+    """`include_obfuscation` is accepted for OpenAI's clients; there is nothing to obfuscate here."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class ChatCompletionRequest(StageSampling, kw_only=True):
+    """The whole body. The sampling fields of `StageSampling` stand at its top level too."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    model: str | None = None
+    modalities: list[Literal["text", "audio"]] | None = None
+    audio: AudioOutput | None = None
+
+    images: Addresses | None = None
+    audios: Addresses | None = None
+    videos: Addresses | None = None
+    video_fps: Annotated[float, Meta(gt=0, le=240)] | None = None
+    video_max_frames: Annotated[int, Meta(ge=1, le=10_000)] | None = None
+    video_min_pixels: Count | None = None
+    video_max_pixels: Count | None = None
+    video_total_pixels: Count | None = None
+    use_audio_in_video: bool | None = None
+
+    max_completion_tokens: Count | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    ignore_eos: bool | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    stage_sampling: SamplingByStage | None = None
+
+    stop: StopString | Annotated[list[StopString], Meta(max_length=16)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
+    skip_special_tokens: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None

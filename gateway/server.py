@@ -1,0 +1,57 @@
+"""Serves the gateway on a socket until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+
+from aiohttp import web
+
+from gateway.app import Gateway
+from gateway.collector import Collector
+from gateway.health import Health
+from gateway.pipeline import Pipeline
+from gateway.warmup import warm_up
+from omni_pipeline.config import Server
+
+log = logging.getLogger(__name__)
+
+# How long the requests in progress may take to end once the server has been told to stop.
+DRAIN_SECONDS = 30.0
+
+
+async def run(
+    pipeline: Pipeline, server: Server, *, model_path: str, listen_socket: socket.socket, stopping: asyncio.Event
+) -> None:
+    """Serve `pipeline` over HTTP until `stopping` is set; then finish what is in progress and return.
+
+    `/health` says 503 until a warm-up request of all modalities, sent from here, has been answered.
+
+    Args:
+        pipeline: The running stages; nobody else may have connected to it.
+        server: What to serve and within which bounds.
+        model_path: Where the checkpoint is; names the model when `server` does not.
+        listen_socket: Bound socket to listen on; it is closed at the end.
+        stopping: Set from outside to end the service. After that, new requests get 503, and those in progress have
+            `DRAIN_SECONDS` before they are cut off.
+    """
+    gateway = Gateway(pipeline, server, model_path=model_path)
+    # Without cancellation a handler would go on generating for a client that has left.
+    runner = web.AppRunner(gateway.app, handler_cancellation=True, access_log=None, shutdown_timeout=DRAIN_SECONDS)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listen_socket).start()
+        async with asyncio.TaskGroup() as tasks:  # a bug in the warm-up ends the server instead of hiding
+            warming = tasks.create_task(_warm(gateway.collector, gateway.health))
+            await stopping.wait()
+            warming.cancel()
+    finally:
+        gateway.health.stopping = True
+        await runner.cleanup()
+
+
+async def _warm(collector: Collector, health: Health) -> None:
+    await warm_up(collector)
+    health.warm = True
+    log.info("the warm-up request has been answered; the server is ready")

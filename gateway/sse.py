@@ -1,0 +1,20 @@
+"""Server-sent events: how a stream of JSON bodies is framed on the wire."""
+
+from __future__ import annotations
+
+import msgspec
+
+HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # proxies that would hold events back are told not to
+}
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which clients skip
+
+_encoder = msgspec.json.Encoder()
+
+
+def event(body: msgspec.Struct) -> bytes:
+    """One event with `body` as its JSON, which never contains a line break."""
+    return b"data: " + _encoder.encode(body) + b"\n\n"
