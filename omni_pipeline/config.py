@@ -1,10 +1,19 @@
-"""The configuration schema: one strict tree, from a YAML file and the command line."""
+"""The configuration: one strict tree, read from a YAML file and the command line (defaults < file < flags)."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
+import msgspec
+import yaml
 from msgspec import Meta, Struct, field
+
+from omni_pipeline.errors import StartupError
+
+Kind = TypeVar("Kind")
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
@@ -102,3 +111,91 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     server: Server = field(default_factory=Server)
     stages: dict[str, StageConfig] = {}
+
+
+def load(path: Path | None, overrides: Mapping[str, Any]) -> Config:
+    """The configuration in a YAML file, with what was said on the command line on top.
+
+    Args:
+        path: The file, or None for the defaults alone.
+        overrides: Nested like the file; only what was given.
+
+    Raises:
+        StartupError: the file cannot be read, or something in it is unknown or out of range.
+    """
+    return convert(merge(read(path) if path else {}, overrides), Config, "", source=f"{path}: " if path else "")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises StartupError."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        hint = _elsewhere(path) if isinstance(error, FileNotFoundError) else ""
+        raise StartupError(f"Cannot read the configuration {path}: {error.strerror}.{hint}") from error
+    except UnicodeDecodeError as error:
+        raise StartupError(f"Cannot read the configuration {path}: it is not UTF-8 text.") from error
+    except yaml.YAMLError as error:
+        raise StartupError(f"Cannot read the configuration {path}: it is not YAML: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise StartupError(f"The configuration {path} must be a mapping, not a {type(tree).__name__}.")
+    return tree
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `over` laid on top, mapping by mapping."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def convert(tree: Any, kind: type[Kind], path: str, *, source: str = "") -> Kind:
+    """`tree` as an instance of the struct type `kind`.
+
+    Args:
+        path: Where `tree` stands in the configuration, for messages.
+        source: What to begin messages with.
+
+    Raises:
+        StartupError: an unknown key (with its path and the key it resembles), or a value of wrong type or range.
+    """
+    _refuse_unknown_keys(tree, msgspec.inspect.type_info(kind), path, source)
+    try:
+        return msgspec.convert(tree, kind)
+    except msgspec.ValidationError as error:
+        reason, _, where = str(error).partition(" - at `$")
+        place = f"{path}{where.rstrip('`')}".lstrip(".")
+        raise StartupError(f"{source}{place or 'configuration'}: {reason[:1].lower()}{reason[1:]}.") from error
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The known name that `name` resembles, as a question; else what is known."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(known) or 'none'}."
+
+
+def _refuse_unknown_keys(tree: Any, kind: msgspec.inspect.Type, path: str, source: str) -> None:
+    """msgspec refuses them too, but cannot say what was probably meant."""
+    if not isinstance(tree, dict):
+        return
+    if isinstance(kind, msgspec.inspect.DictType):
+        for key, value in tree.items():
+            _refuse_unknown_keys(value, kind.value_type, f"{path}.{key}", source)
+    if isinstance(kind, msgspec.inspect.StructType):
+        fields = {field.encode_name: field.type for field in kind.fields}
+        for key, value in tree.items():
+            place = f"{path}.{key}".lstrip(".")
+            if key not in fields:
+                raise StartupError(f"{source}{place}: there is no such setting; {suggestion(str(key), fields)}")
+            _refuse_unknown_keys(value, fields[key], place, source)
+
+
+def _elsewhere(path: Path) -> str:
+    """A hint for those who follow a guide that keeps its configurations in ``examples/configs``."""
+    here = Path("configs") / path.name
+    return f" There is a {here}: pass --config {here}." if here != path and here.is_file() else ""

@@ -25,6 +25,7 @@ class StageSpec(Struct, frozen=True):
         options: Struct type of the stage's own configuration; must import without torch.
         preload: Modules that take long to import and are safe to share by fork.
         accelerated: Whether the stage computes on a GPU when there is one.
+        weights: Prefixes of the checkpoint's tensors that it loads; none for a stage without weights.
     """
 
     name: str
@@ -32,6 +33,22 @@ class StageSpec(Struct, frozen=True):
     options: type[Struct]
     preload: tuple[str, ...] = ()
     accelerated: bool = False
+    weights: tuple[str, ...] = ()
+
+
+class CheckpointSpec(Struct, frozen=True):
+    """What makes a directory a checkpoint of the graph's model, besides its weights.
+
+    Attributes:
+        title: What to call the model in messages.
+        model_types: Accepted values of `model_type` in ``config.json``.
+        files: Files that have to be there; each entry is a set of alternatives, as in
+            ``(("vocab.json", "merges.txt"), ("tokenizer.json",))``: all of the first, or all of the second.
+    """
+
+    title: str
+    model_types: tuple[str, ...]
+    files: tuple[tuple[tuple[str, ...], ...], ...] = ()
 
 
 class Edge(Struct, frozen=True):
@@ -43,12 +60,13 @@ class Edge(Struct, frozen=True):
 
 
 class Graph(Struct, frozen=True):
-    """Stages and edges. `entry` is the stage that requests enter by."""
+    """Stages and edges. `entry` is the stage that requests enter by; `checkpoint` is what they load, if anything."""
 
     name: str
     stages: tuple[StageSpec, ...]
     edges: tuple[Edge, ...]
     entry: str
+    checkpoint: CheckpointSpec | None = None
 
     def __post_init__(self) -> None:
         names = {stage.name for stage in self.stages}
@@ -84,6 +102,7 @@ class Graph(Struct, frozen=True):
             stages=tuple(stage for stage in self.stages if stage.name in names),
             edges=tuple(edge for edge in self.edges if edge.source in kept and edge.target in kept),
             entry=self.entry,
+            checkpoint=self.checkpoint,
         )
 
 

@@ -35,6 +35,10 @@ class StageContext(Struct, frozen=True):
     run_dir: str
 
 
+class StageBroken(Exception):
+    """Raised by a stage that can serve nobody any more: its requests fail and its worker process ends."""
+
+
 class Stage(Protocol):
     """One stage of the graph; see the module text for how it is driven."""
 
@@ -49,7 +53,8 @@ class Stage(Protocol):
         """Do one batch of work and give what is to be sent.
 
         An `errors.OmniError` that concerns one request is given as `wire.Failed`. An exception means a bug: the worker
-        then fails every request that the stage holds.
+        then fails every request that the stage holds, and goes on unless the exception is a `StageBroken`. `abort` is
+        never called while this runs.
         """
 
     def abort(self, request_id: str) -> None:

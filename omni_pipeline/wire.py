@@ -199,7 +199,14 @@ _Undecoded: TypeAlias = Start[msgspec.Raw] | Chunk[msgspec.Raw] | End[msgspec.Ra
 
 
 class WireError(Exception):
-    """Frames that are not a message, or a body that does not fit its edge."""
+    """Frames that are not a message, or a body that does not fit its edge.
+
+    `request_id` names the request that cannot go on, where the frames still tell.
+    """
+
+    def __init__(self, reason: str, request_id: str | None = None) -> None:
+        super().__init__(reason)
+        self.request_id = request_id
 
 
 class Codec:
@@ -234,17 +241,26 @@ class Codec:
             raise WireError("no frames")
         try:
             message = self._decoder.decode(frames[0])
-            if isinstance(message, (Start, Chunk, End)):
-                decoder = self._bodies.get((message.source, message.target))
-                if decoder is None:
-                    raise WireError(f"no edge {message.source} → {message.target}")
-                self._received = frames
-                message.body = None if message.body == _NIL else decoder.decode(message.body)
         except msgspec.MsgspecError as error:
             raise WireError(str(error)) from error
+        if isinstance(message, (Start, Chunk, End)):
+            message.body = self._decode_body(message, frames)
+        return message
+
+    def _decode_body(self, message: Work, frames: Sequence[Buffer]) -> Any:
+        if memoryview(message.body) == _NIL:
+            return None
+        edge = f"{message.source} → {message.target}"
+        decoder = self._bodies.get((message.source, message.target))
+        if decoder is None:
+            raise WireError(f"no edge {edge}", message.request_id)
+        self._received = frames
+        try:
+            return decoder.decode(message.body)
+        except msgspec.MsgspecError as error:
+            raise WireError(f"{edge}: {error}", message.request_id) from error
         finally:
             self._received = ()
-        return message
 
     def _lift(self, value: Any) -> Any:
         if isinstance(value, Tensor):

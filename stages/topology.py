@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omni_pipeline.graph import COLLECTOR, GATEWAY, Edge, Graph, StageSpec
+from omni_pipeline.graph import COLLECTOR, GATEWAY, CheckpointSpec, Edge, Graph, StageSpec
 from stages import messages, options
 
 _REFERENCE = ("transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe",)
@@ -11,6 +11,15 @@ _ENGINE = ("stages.sglang_engine.preload",)
 QWEN3_OMNI = Graph(
     name="qwen3-omni",
     entry="preprocessing",
+    checkpoint=CheckpointSpec(
+        title="Qwen3-Omni",
+        model_types=("qwen3_omni_moe",),
+        files=(
+            (("tokenizer.json",), ("vocab.json", "merges.txt")),
+            (("tokenizer_config.json",),),
+            (("preprocessor_config.json",), ("processor_config.json",)),
+        ),
+    ),
     stages=(
         StageSpec(
             "preprocessing",
@@ -24,6 +33,7 @@ QWEN3_OMNI = Graph(
             options.EncoderOptions,
             preload=_REFERENCE,
             accelerated=True,
+            weights=("thinker.visual.",),
         ),
         StageSpec(
             "audio_encoder",
@@ -31,9 +41,17 @@ QWEN3_OMNI = Graph(
             options.EncoderOptions,
             preload=_REFERENCE,
             accelerated=True,
+            weights=("thinker.audio_tower.",),
         ),
         StageSpec("mm_aggregate", "stages.mm_aggregate:Aggregate", options.AggregateOptions, preload=("torch",)),
-        StageSpec("thinker", "stages.thinker:Thinker", options.ThinkerOptions, preload=_ENGINE, accelerated=True),
+        StageSpec(
+            "thinker",
+            "stages.thinker:Thinker",
+            options.ThinkerOptions,
+            preload=_ENGINE,
+            accelerated=True,
+            weights=("thinker.model.", "thinker.lm_head."),
+        ),
         StageSpec("decode", "stages.decode:Decode", options.DecodeOptions, preload=("transformers",)),
     ),
     edges=(

@@ -1,0 +1,39 @@
+# `make help` lists what there is to do.
+python := .venv/bin/python
+checkpoint := checkpoints/tiny
+port ?= 8008
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve serve-text serve-fused test lint checkpoint clean
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+install:  ## Make .venv (the heavy part is built once and shared by all checkouts)
+	@scripts/install.sh
+
+checkpoint: $(checkpoint)/config.json  ## Make the small random checkpoint that the server and the tests use
+
+$(checkpoint)/config.json: scripts/make_tiny_checkpoint.py | install
+	$(python) scripts/make_tiny_checkpoint.py --out $(checkpoint)
+
+serve: install checkpoint  ## Serve the small checkpoint at port 8008 (port=… for another)
+	$(python) -m omni_pipeline.cli serve --model-path $(checkpoint) --text-only --port $(port)
+
+serve-text: install checkpoint  ## The same from configs/qwen3_omni_text.yaml, one process for each stage
+	$(python) -m omni_pipeline.cli serve --model-path $(checkpoint) --config configs/qwen3_omni_text.yaml --port $(port)
+
+serve-fused: install checkpoint  ## The same from configs/qwen3_omni_mmsu.yaml, all stages in one process
+	$(python) -m omni_pipeline.cli serve --model-path $(checkpoint) --config configs/qwen3_omni_mmsu.yaml --port $(port)
+
+test: install  ## Run the tests (args=… for pytest's arguments)
+	$(python) -m pytest $(args)
+
+lint: install  ## Check style, formatting and types
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+
+clean:  ## Remove what was built in this checkout (the shared environment stays)
+	rm -rf .venv checkpoints build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,234 @@
+"""The process that starts the workers: imports what they share once, forks one for each order, and reports their ends.
+
+It is a program of its own (``python -m omni_pipeline.forkserver``) with one thread, driven over a socket by `launch`.
+Workers forked after the imports have them at once and share their memory pages. Where imports must not be shared
+because a CUDA context cannot be forked, it imports nothing and starts a fresh interpreter for each worker instead.
+
+It ends when the main process does, in whatever way, and then takes the workers and the run directory with it; should it
+be killed itself, the kernel takes the workers.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import os
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+from types import FrameType
+from typing import NoReturn, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from omni_pipeline import worker_process
+from omni_pipeline.process import die_with_parent, leave_stopping_to_parent, set_title
+from omni_pipeline.worker_process import Assignment
+
+# Orders and reports are one packet each.
+PACKET_BYTES = 128 * 1024
+
+# What the kernel sends when the main process is gone; unlike SIGKILL it leaves time to clear up.
+ORPHANED = signal.SIGUSR1
+
+# Thread pools are sized when libraries load, so this has to be in the environment before.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+logger = logging.getLogger(__name__)
+
+
+class Launch(Struct, tag="launch"):
+    """Order: start a worker process."""
+
+    assignment: Assignment
+
+
+class Kill(Struct, tag="kill"):
+    """Order: kill a worker process, if it still runs."""
+
+    pid: int
+
+
+class Preloaded(Struct, tag="preloaded"):
+    """Report: the shared modules are imported. `failed` says why for those that are not."""
+
+    seconds: float
+    failed: dict[str, str]
+
+
+class Launched(Struct, tag="launched"):
+    """Report: a worker process runs."""
+
+    worker: str
+    incarnation: int
+    pid: int
+
+
+class Exited(Struct, tag="exited"):
+    """Report: a worker process has ended. `code` is its exit code, or minus the signal that ended it."""
+
+    worker: str
+    incarnation: int
+    code: int
+
+
+Order: TypeAlias = Launch | Kill
+Report: TypeAlias = Preloaded | Launched | Exited
+
+
+class Options(Struct):
+    """What the fork server is told on its command line, as JSON.
+
+    Attributes:
+        control: Descriptor of the socket that orders come by.
+        parent: Process id of the main process.
+        run_dir: Directory to remove at the end.
+        preload: Modules to import before the first fork.
+        fresh: Start every worker in a new interpreter.
+    """
+
+    control: int
+    parent: int
+    run_dir: str
+    preload: list[str]
+    fresh: bool
+
+
+class ForkServer:
+    """Starts, watches and ends worker processes."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._control = socket.socket(fileno=options.control)
+        self._orders = msgspec.msgpack.Decoder(Order)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._control, selectors.EVENT_READ)
+        self._workers: dict[int, tuple[int, Assignment]] = {}  # by pidfd
+
+    def serve(self) -> None:
+        """Import, then carry out orders until the main process hangs up."""
+        self._report(_preload([] if self._options.fresh else self._options.preload))
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is not self._control:
+                    self._reap(key.fd)
+                    continue
+                packet = self._control.recv(PACKET_BYTES)
+                if not packet:
+                    return
+                match self._orders.decode(packet):
+                    case Launch(assignment=assignment):
+                        self._launch(assignment)
+                    case Kill(pid=pid):
+                        self._kill(pid)
+
+    def end(self) -> None:
+        """Kill what still runs, and remove the run directory."""
+        signal.signal(ORPHANED, signal.SIG_IGN)
+        for pid, _ in self._workers.values():
+            os.kill(pid, signal.SIGKILL)
+        for pid, _ in self._workers.values():
+            os.waitpid(pid, 0)
+        shutil.rmtree(self._options.run_dir, ignore_errors=True)
+
+    def _launch(self, assignment: Assignment) -> None:
+        parent = os.getpid()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            self._become(assignment, parent)
+        pidfd = os.pidfd_open(pid)
+        self._workers[pidfd] = (pid, assignment)
+        self._selector.register(pidfd, selectors.EVENT_READ)
+        self._report(Launched(assignment.plan.name, assignment.incarnation, pid))
+
+    def _become(self, assignment: Assignment, parent: int) -> NoReturn:
+        """In the child: be the worker. Leaves without the fork server's clean-up, which is not the worker's."""
+        code = 1
+        try:
+            signal.signal(ORPHANED, signal.SIG_DFL)
+            die_with_parent(parent, signal.SIGKILL)
+            self._selector.close()
+            self._control.close()
+            for pidfd in self._workers:
+                os.close(pidfd)
+            if self._options.fresh:
+                _exec(assignment, parent)
+            code = worker_process.run(assignment, parent)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _kill(self, pid: int) -> None:
+        if any(pid == running for running, _ in self._workers.values()):
+            os.kill(pid, signal.SIGKILL)
+
+    def _reap(self, pidfd: int) -> None:
+        pid, assignment = self._workers.pop(pidfd)
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        _, status = os.waitpid(pid, 0)
+        self._report(Exited(assignment.plan.name, assignment.incarnation, os.waitstatus_to_exitcode(status)))
+
+    def _report(self, report: Report) -> None:
+        self._control.send(msgspec.msgpack.encode(report))
+
+
+def _preload(modules: list[str]) -> Preloaded:
+    begin = time.monotonic()
+    failed = {}
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # the worker that needs it will fail with it, and say so
+            logger.warning("could not import %s beforehand", module, exc_info=True)
+            failed[module] = f"{type(error).__name__}: {error}"
+    # Objects that survive until now stay out of the workers' collections, whose marks would unshare their pages.
+    gc.collect()
+    gc.freeze()
+    return Preloaded(time.monotonic() - begin, failed)
+
+
+def _exec(assignment: Assignment, parent: int) -> NoReturn:
+    path = os.path.join(assignment.run_dir, f"{assignment.plan.name}.{assignment.incarnation}.assignment")
+    with open(path, "wb") as file:
+        file.write(msgspec.msgpack.encode(assignment))
+    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(assignment.plan.threads))
+    module = worker_process.__name__
+    os.execve(sys.executable, [sys.executable, "-P", "-m", module, path, str(parent)], environment)
+
+
+def main() -> None:
+    """Entry: one argument, `Options` as JSON."""
+    options = msgspec.json.decode(sys.argv[1], type=Options)
+    leave_stopping_to_parent()
+    signal.signal(ORPHANED, _orphaned)
+    set_title("fork server")
+    server = ForkServer(options)
+    try:
+        die_with_parent(options.parent, ORPHANED)
+        server.serve()
+    except OSError as error:
+        # Reporting to a main process that has just gone.
+        if not isinstance(error, (BrokenPipeError, ConnectionResetError)):
+            raise
+    finally:
+        server.end()
+
+
+def _orphaned(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

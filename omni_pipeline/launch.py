@@ -1,0 +1,99 @@
+"""The main process's side of the fork server: starting it, giving it orders, hearing its reports."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import msgspec
+
+from omni_pipeline import forkserver
+from omni_pipeline.forkserver import PACKET_BYTES, THREAD_VARIABLES, Kill, Launch, Options, Order, Report
+from omni_pipeline.worker_process import Assignment
+
+# Workers compute with the threads they are given, and reach for nothing on the network.
+_ENVIRONMENT = {
+    **dict.fromkeys(THREAD_VARIABLES, "1"),
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+}
+
+
+class Launcher:
+    """A running fork server. Making one returns at once, while it imports.
+
+    Make it on a thread that lives as long as the service (the main one): the fork server ends with that thread.
+
+    Args:
+        run_dir: Directory that the fork server removes at its end.
+        preload: Modules to import once for all workers.
+        fresh: Import nothing and start every worker in an interpreter of its own, as CUDA needs it.
+    """
+
+    def __init__(self, run_dir: str, preload: tuple[str, ...], *, fresh: bool) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.setblocking(False)
+        self._reports = msgspec.msgpack.Decoder(Report)
+        options = Options(
+            control=theirs.fileno(), parent=os.getpid(), run_dir=run_dir, preload=list(preload), fresh=fresh
+        )
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", forkserver.__name__, msgspec.json.encode(options).decode()],
+                env=os.environ | _ENVIRONMENT,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def fileno(self) -> int:
+        """A descriptor that is readable while reports wait."""
+        return self._control.fileno()
+
+    def launch(self, assignment: Assignment) -> None:
+        """Order a worker. A fork server that is gone is reported by `reports`."""
+        self._order(Launch(assignment))
+
+    def kill(self, pid: int) -> None:
+        """Order a worker's end."""
+        self._order(Kill(pid))
+
+    def reports(self) -> tuple[list[Report], bool]:
+        """What has been reported since last time, and whether the fork server is still there."""
+        reports: list[Report] = []
+        while True:
+            try:
+                packet = self._control.recv(PACKET_BYTES)
+            except BlockingIOError:
+                return reports, True
+            except ConnectionResetError:
+                return reports, False
+            if not packet:
+                return reports, False
+            reports.append(self._reports.decode(packet))
+
+    def hang_up(self) -> None:
+        """Let the fork server end on its own, with every worker that still runs; `reports` tells when it has."""
+        self._control.shutdown(socket.SHUT_WR)
+
+    def kill_all(self) -> None:
+        """End the fork server and, through the kernel, every worker now."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Do that, and wait for the fork server's end; nothing can be asked afterwards."""
+        self._process.kill()
+        self._process.wait()
+        self._control.close()
+
+    def _order(self, order: Order) -> None:
+        try:
+            self._control.send(msgspec.msgpack.encode(order))
+        except (BrokenPipeError, ConnectionResetError):
+            return

@@ -1,0 +1,46 @@
+"""What a child process does about signals, its parent's death and its name."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int, number: signal.Signals) -> None:
+    """Have the kernel send this process signal `number` when its parent ends, however it ends.
+
+    The kernel watches the *thread* that started this process, so that one has to live as long as the service. The
+    setting survives ``exec`` but not ``fork``: every process of a chain asks for itself.
+
+    Args:
+        parent: Process id the parent had when it started this process; if it is gone already, the signal is sent now.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
+
+
+def leave_stopping_to_parent() -> None:
+    """Ignore SIGINT and SIGTERM.
+
+    A terminal or a service manager sends them to the whole group at once; the main process then drains, for which it
+    needs its workers, and tells them when to end.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def set_title(title: str) -> None:
+    """Show `title` in process listings, if the package for that is installed."""
+    try:
+        from setproctitle import setproctitle
+    except ImportError:
+        return
+    setproctitle(f"sgl-omni: {title}")

@@ -1,0 +1,149 @@
+"""The whole life of a service in the main process: check everything, load the workers, serve, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeAlias
+
+from omni_pipeline import checkpoint, memory
+from omni_pipeline.config import Config, Server
+from omni_pipeline.deployment import Deployment, resolve
+from omni_pipeline.errors import StartupError
+from omni_pipeline.graph import load_object
+from omni_pipeline.supervisor import Progress, Supervisor
+
+# What serves a running pipeline over HTTP until `stopping` is set; named, so that the framework imports no gateway.
+GATEWAY = "gateway.server:run"
+
+GatewayRun: TypeAlias = Callable[..., Awaitable[None]]
+
+# Connections that wait while the workers load.
+BACKLOG = 128
+
+
+class Display(Protocol):
+    """Shows the person at the terminal how far the start is."""
+
+    def begin(self, deployment: Deployment) -> None:
+        """The configuration is valid; loading begins."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+    def progress(self, event: Progress) -> None:
+        """The libraries, or one more worker, are there."""
+
+    def loaded(self, url: str, seconds: float) -> None:
+        """All workers are; the server answers at `url`."""
+
+    def stopping(self) -> None:
+        """Told to stop."""
+
+
+async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> None:
+    """Serve `config` until SIGINT or SIGTERM; a second one ends everything at once.
+
+    Args:
+        gateway: ``package.module:function`` that is called as ``await run(pipeline, server, model_path=…,
+            listen_socket=…, stopping=…)`` once the workers are ready, with the socket already listening.
+
+    Raises:
+        StartupError: something keeps the service from starting. Nothing is left behind.
+    """
+    begin = time.monotonic()
+    deployment = resolve(config)
+    with listen(deployment.server) as listen_socket:
+        display.begin(deployment)
+        supervisor = Supervisor(deployment)
+        try:
+            stopping = _stop_on_signals(supervisor, display)
+            # The fork server imports meanwhile.
+            model_path = check_model(deployment, display)
+            run: GatewayRun = load_object(gateway)
+            if not await _unless(stopping, supervisor.start(model_path, display.progress)):
+                return
+            display.loaded(url(deployment.server.host, listen_socket), time.monotonic() - begin)
+            await run(
+                supervisor,
+                deployment.server,
+                model_path=deployment.model_path,
+                listen_socket=listen_socket,
+                stopping=stopping,
+            )
+        finally:
+            await supervisor.stop()
+
+
+def listen(server: Server) -> socket.socket:
+    """A listening socket for `server`, taken before anything is loaded. Raises StartupError."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except socket.gaierror as error:
+        raise StartupError(f"Cannot listen on {server.host}: {error.strerror}; check --host.") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise StartupError(
+                f"Port {server.port} on {server.host} is in use: stop what listens there, or choose another "
+                "with --port (0 takes a free one)."
+            ) from error
+        reason = error.strerror or str(error)
+        raise StartupError(f"Cannot listen on {server.host} port {server.port}: {reason}.") from error
+
+
+def url(host: str, listen_socket: socket.socket) -> str:
+    """Where a client on this machine finds the server."""
+    port = listen_socket.getsockname()[1]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"
+
+
+def check_model(deployment: Deployment, display: Display) -> str:
+    """Directory of the deployment's checkpoint, when it is complete and fits in memory. Raises StartupError."""
+    spec = deployment.graph.checkpoint
+    if spec is None:
+        return deployment.model_path
+    found = checkpoint.resolve(deployment.model_path, spec, display.note)
+    memory.check(deployment, found)
+    return found.path
+
+
+def _stop_on_signals(supervisor: Supervisor, display: Display) -> asyncio.Event:
+    """An event that the first signal sets. The second kills the workers and cancels the calling task."""
+    stopping = asyncio.Event()
+    task = asyncio.current_task()
+    assert task is not None
+
+    def stop() -> None:
+        if stopping.is_set():
+            supervisor.kill()
+            task.cancel()
+        else:
+            stopping.set()
+            display.stopping()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    return stopping
+
+
+async def _unless(stopping: asyncio.Event, work: Awaitable[None]) -> bool:
+    """Do `work` unless `stopping` is set before it is done; whether it was done."""
+    working, told = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait((working, told), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            return False
+        working.result()
+        return True
+    finally:
+        working.cancel()
+        told.cancel()

@@ -1,0 +1,126 @@
+"""ZeroMQ sockets between processes: one inbox for each process, one outgoing connection for each inbox it writes to.
+
+Sends never wait: the sockets have no high-water mark, because what is in flight is bounded where requests are admitted.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+
+import zmq
+
+from omni_pipeline.errors import StartupError
+from omni_pipeline.wire import Buffer
+
+# The name of the main process's own inbox, beside those of the workers.
+MAIN = "main"
+
+# Frames below this are cheaper to copy than to track until they are sent.
+COPY_BELOW_BYTES = 16 * 1024
+
+# How long a closing process waits for its last messages to leave.
+LINGER_MS = 500
+
+
+def make_run_dir() -> str:
+    """A new private directory (mode 0700) for the sockets of one service. Whoever calls this removes it."""
+    return tempfile.mkdtemp(prefix="sgl-omni-")
+
+
+def endpoint(run_dir: str, worker: str, incarnation: int) -> str:
+    """Where the inbox of a worker's `incarnation`-th process is.
+
+    A restarted worker gets a new address, so nothing meant for its predecessor reaches it.
+
+    Raises:
+        StartupError: the path is longer than the operating system allows for a socket.
+    """
+    path = os.path.join(run_dir, f"{worker}.{incarnation}")
+    if len(os.fsencode(path)) > zmq.IPC_PATH_MAX_LEN:
+        raise StartupError(
+            f"The socket path {path} is longer than the {zmq.IPC_PATH_MAX_LEN} bytes that the system allows: "
+            "set TMPDIR to a directory with a shorter path."
+        )
+    return f"ipc://{path}"
+
+
+class Inbox:
+    """The one socket a process reads.
+
+    Args:
+        context: The process's ZeroMQ context.
+        address: Endpoint to bind, such as ``ipc:///run/x`` or ``tcp://127.0.0.1:*``.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+        self._socket = context.socket(zmq.PULL)
+        self._socket.set_hwm(0)
+        self._socket.bind(address)
+
+    @property
+    def address(self) -> str:
+        """The endpoint that was bound, with the port that a wildcard became."""
+        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when messages *begin* to wait: read until `receive` gives None."""
+        return int(self._socket.getsockopt(zmq.FD))
+
+    def wait(self, seconds: float) -> bool:
+        """Block until a message waits or the time is over; whether one does."""
+        return bool(self._socket.poll(max(0, round(seconds * 1000))))
+
+    def receive(self) -> list[memoryview] | None:
+        """The read-only frames of the next message, or None when none waits. They own the memory they show."""
+        try:
+            frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        return [frame.buffer.toreadonly() for frame in frames]
+
+    def drain(self, most: int) -> Iterator[list[memoryview]]:
+        """Up to `most` of the messages that wait."""
+        for _ in range(most):
+            frames = self.receive()
+            if frames is None:
+                return
+            yield frames
+
+    def close(self) -> None:
+        self._socket.close(linger=0)
+
+
+class Outbox:
+    """Connections to the inboxes of other processes, made when first used."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self._context = context
+        self._sockets: dict[str, zmq.Socket[bytes]] = {}
+
+    def send(self, address: str, frames: Sequence[Buffer]) -> None:
+        """Send one message. Large frames are not copied: their memory must stay as it is until they have left."""
+        socket = self._sockets.get(address)
+        if socket is None:
+            socket = self._sockets[address] = self._connect(address)
+        socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+
+    def forget(self, address: str) -> None:
+        """Drop a connection to a process that is gone, with everything that still waits to be sent to it."""
+        socket = self._sockets.pop(address, None)
+        if socket is not None:
+            socket.close(linger=0)
+
+    def close(self, linger_ms: int = LINGER_MS) -> None:
+        """Close every connection, giving what still waits `linger_ms` to leave once the context ends."""
+        for socket in self._sockets.values():
+            socket.close(linger=linger_ms)
+        self._sockets.clear()
+
+    def _connect(self, address: str) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.PUSH)
+        socket.set_hwm(0)
+        socket.copy_threshold = COPY_BELOW_BYTES
+        socket.connect(address)
+        return socket

@@ -1,0 +1,228 @@
+"""The one loop every worker runs: take messages in, let the stages work, send what came out.
+
+One thread does it all. It sleeps in the inbox's poll while no stage has work, and only empties the inbox while one
+has. Messages between stages of the same worker are handed over by reference.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Container, Mapping
+
+from msgspec import structs
+
+from omni_pipeline.errors import ErrorInfo, OmniError, internal
+from omni_pipeline.graph import COLLECTOR
+from omni_pipeline.ledger import ReceiveLedger, SendLedger
+from omni_pipeline.stage import Stage, StageBroken
+from omni_pipeline.transport import Inbox, Outbox
+from omni_pipeline.wire import (
+    Abort,
+    Chunk,
+    Codec,
+    End,
+    Failed,
+    Heartbeat,
+    Message,
+    Shutdown,
+    StageStats,
+    Start,
+    WireError,
+    Work,
+)
+
+HEARTBEAT_SECONDS = 1.0
+
+# Most messages taken in between two steps, so that a flood cannot keep the stages from working.
+DRAIN_MESSAGES = 256
+
+# Ended requests remembered, so that what still arrives for them is recognised: far more than are ever in flight.
+TOMBSTONES = 16_384
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Drives the stages of one process.
+
+    Args:
+        name: The worker's name, for heartbeats.
+        stages: By name, in graph order.
+        addresses: Endpoint of the process that runs each other stage, and of the main process as `graph.COLLECTOR`.
+        inbox, outbox: The process's sockets; they stay the caller's.
+        codec: For the edges of the graph.
+        parent: Process id whose end ends this worker too.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stages: Mapping[str, Stage],
+        addresses: Mapping[str, str],
+        *,
+        inbox: Inbox,
+        outbox: Outbox,
+        codec: Codec,
+        parent: int,
+    ) -> None:
+        self._name = name
+        self._stages = stages
+        self._addresses = addresses
+        self._inbox = inbox
+        self._outbox = outbox
+        self._codec = codec
+        self._parent = parent
+        self._local: deque[Work] = deque()
+        self._sent = SendLedger()
+        self._received = ReceiveLedger()
+        self._ended: dict[str, None] = {}
+        self._stats = {stage: StageStats() for stage in stages}
+        self._next_beat = time.monotonic()
+        self._stopping = False
+
+    def run(self) -> None:
+        """Serve until told to shut down or the parent is gone.
+
+        Raises:
+            StageBroken: a stage cannot go on; its requests have been failed.
+        """
+        while not self._stopping:
+            self._take_in()
+            for name, stage in self._stages.items():
+                if stage.has_work:
+                    self._step(name, stage)
+                self._hand_over()
+            if time.monotonic() >= self._next_beat:
+                self._beat()
+
+    # --- in ---
+
+    def _take_in(self) -> None:
+        if not any(stage.has_work for stage in self._stages.values()):
+            self._inbox.wait(self._next_beat - time.monotonic())
+        for frames in self._inbox.drain(DRAIN_MESSAGES):
+            try:
+                message = self._codec.decode(frames)
+            except WireError as error:
+                logger.error("unreadable message: %s", error)
+                if error.request_id is not None:
+                    self._fail(error.request_id, internal("A message between stages could not be read.").info, "")
+                continue
+            self._handle(message)
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case Start() | Chunk() | End() if message.target in self._stages:
+                self._deliver(message)
+            case Abort():
+                self._forget(message.request_id)
+            case Shutdown():
+                self._stopping = True
+            case _:
+                logger.error("misdirected message: %r", message)
+
+    def _hand_over(self) -> None:
+        while self._local:
+            self._deliver(self._local.popleft())
+
+    def _deliver(self, message: Work) -> None:
+        name, request_id = message.target, message.request_id
+        stage, stats = self._stages[name], self._stats[name]
+        if request_id in self._ended:
+            stats.dropped_late += 1
+            return
+        stats.received += 1
+        try:
+            self._received.check(message)
+            stage.receive(message)
+        except OmniError as error:
+            self._fail(request_id, error.info, name)
+        except StageBroken:
+            for lost in (request_id, *stage.live()):
+                self._fail(lost, _bug(name), name)
+            raise
+        except Exception:
+            logger.exception("%s could not take a message of request %s", name, request_id)
+            self._fail(request_id, _bug(name), name)
+
+    # --- work ---
+
+    def _step(self, name: str, stage: Stage) -> None:
+        stats = self._stats[name]
+        failed: dict[str, ErrorInfo] = {}
+        broken: StageBroken | None = None
+        begin = time.monotonic()
+        try:
+            for message in stage.step():
+                error = self._route(name, message, failed)
+                if error is not None:
+                    failed[message.request_id] = error
+        except Exception as error:
+            logger.exception("%s failed in a step", name)
+            failed = {**dict.fromkeys(stage.live(), _bug(name)), **failed}
+            broken = error if isinstance(error, StageBroken) else None
+        stats.steps += 1
+        stats.busy_seconds += time.monotonic() - begin
+        # Only now: a stage is not told to forget a request while its step is still running.
+        for request_id, info in failed.items():
+            self._fail(request_id, info, name)
+        if broken is not None:
+            raise broken
+
+    # --- out ---
+
+    def _route(self, name: str, message: Work | Failed, failed: Container[str]) -> ErrorInfo | None:
+        """Send what a stage gave; the error its request has to end with, if it has to."""
+        if message.request_id in failed or message.request_id in self._ended:
+            return None
+        if isinstance(message, Failed):
+            return message.error
+        try:
+            self._sent.stamp(message)
+            if message.target in self._stages:
+                self._local.append(message)
+            else:
+                self._outbox.send(self._addresses[message.target], self._codec.encode(message))
+        except Exception:  # a body that cannot travel, or a target that does not exist: a bug of the stage
+            logger.exception("%s gave a message of request %s that cannot be sent", name, message.request_id)
+            return _bug(name)
+        self._stats[name].sent += 1
+        return None
+
+    def _fail(self, request_id: str, error: ErrorInfo, stage: str) -> None:
+        """Tell the main process, which ends the request everywhere else, and forget it here."""
+        if request_id in self._ended:
+            return
+        error = structs.replace(error, stage=error.stage or stage)
+        self._outbox.send(self._addresses[COLLECTOR], self._codec.encode(Failed(request_id, stage, error)))
+        self._forget(request_id)
+
+    def _forget(self, request_id: str) -> None:
+        self._ended[request_id] = None
+        if len(self._ended) > TOMBSTONES:
+            del self._ended[next(iter(self._ended))]
+        for stage in self._stages.values():
+            stage.abort(request_id)
+        if any(message.request_id == request_id for message in self._local):
+            self._local = deque(message for message in self._local if message.request_id != request_id)
+        self._sent.forget(request_id)
+        self._received.forget(request_id)
+
+    def _beat(self) -> None:
+        self._next_beat = time.monotonic() + HEARTBEAT_SECONDS
+        if os.getppid() != self._parent:
+            logger.error("the parent process is gone")
+            self._stopping = True
+            return
+        for name, stage in self._stages.items():
+            stats = self._stats[name]
+            stats.live_requests = len(stage.live())
+            stats.extra = stage.stats()
+        self._outbox.send(self._addresses[COLLECTOR], self._codec.encode(Heartbeat(self._name, self._stats)))
+
+
+def _bug(stage: str) -> ErrorInfo:
+    return internal(f"The {stage} stage failed unexpectedly.").info

@@ -1,0 +1,1 @@
+"""Tests of the framework, with small stages of their own in `echo_stages`."""

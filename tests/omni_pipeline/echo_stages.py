@@ -1,0 +1,205 @@
+"""A three-stage graph without torch: it splits a text into words, shouts each, and joins them again.
+
+Some words make a stage misbehave on purpose: ``TROUBLE@STAGE``, with TROUBLE a method of `_Trouble`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from msgspec import Struct
+
+from omni_pipeline.errors import StartupError, bad_request
+from omni_pipeline.graph import COLLECTOR, GATEWAY, Edge, Graph, StageSpec
+from omni_pipeline.stage import StageBroken, StageContext
+from omni_pipeline.wire import Chunk, End, Failed, Start, Tensor, Work
+
+
+class Text(Struct):
+    """What is to be shouted; `data` comes back as it is."""
+
+    text: str
+    data: Tensor | None = None
+
+
+class Word(Struct):
+    """One word, and the ids of the processes it has been through."""
+
+    word: str
+    pids: list[int]
+    data: Tensor | None = None
+
+
+class Answer(Struct):
+    """All words joined."""
+
+    text: str
+    pids: list[int]
+    data: Tensor | None = None
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Attributes: `refuse`: say this instead of loading. `crash`: raise this instead of loading."""
+
+    refuse: str = ""
+    crash: str = ""
+
+
+class EchoStage:
+    """What the three have in common: messages wait in a queue, one is worked on in each step."""
+
+    def __init__(self, context: StageContext) -> None:
+        options: Options = context.options
+        if options.refuse:
+            raise StartupError(options.refuse)
+        if options.crash:
+            raise RuntimeError(options.crash)
+        self.name = context.name
+        self.queue: deque[Work] = deque()
+        self.requests: dict[str, list[Word]] = {}
+        self.closed = False
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.queue)
+
+    def receive(self, message: Work) -> None:
+        self.requests.setdefault(message.request_id, [])
+        if f"refuse@{self.name}" in _words(message):
+            raise bad_request("I do not say that.", param="text", code="rude")
+        if f"stumble@{self.name}" in _words(message):
+            raise RuntimeError("stumbled")
+        self.queue.append(message)
+
+    def step(self) -> Iterable[Work | Failed]:
+        message = self.queue.popleft()
+        for word in _words(message):
+            trouble, _, where = word.partition("@")
+            if where == self.name:
+                yield from getattr(_Trouble, trouble)(message)
+        yield from self.work(message)
+
+    def work(self, message: Work) -> Iterable[Work]:
+        raise NotImplementedError
+
+    def abort(self, request_id: str) -> None:
+        self.requests.pop(request_id, None)
+        self.queue = deque(message for message in self.queue if message.request_id != request_id)
+
+    def live(self) -> Collection[str]:
+        return self.requests.keys()
+
+    def stats(self) -> dict[str, float]:
+        return {"queued": float(len(self.queue))}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Split(EchoStage):
+    """Text → a stream of words."""
+
+    def work(self, message: Work) -> Iterable[Work]:
+        text: Text = message.body
+        for word in text.text.split():
+            yield Chunk(message.request_id, self.name, "shout", Word(word, [os.getpid()], text.data))
+        yield End(message.request_id, self.name, "shout")
+        del self.requests[message.request_id]
+
+
+class Shout(EchoStage):
+    """A stream of words → the same in capitals."""
+
+    def work(self, message: Work) -> Iterable[Work]:
+        if isinstance(message, End):
+            yield End(message.request_id, self.name, "join")
+            del self.requests[message.request_id]
+            return
+        word: Word = message.body
+        shouted = Word(word.word.upper() if "@" not in word.word else word.word, [*word.pids, os.getpid()], word.data)
+        yield Chunk(message.request_id, self.name, "join", shouted)
+
+
+class Join(EchoStage):
+    """A stream of words → one answer."""
+
+    def work(self, message: Work) -> Iterable[Work]:
+        words = self.requests[message.request_id]
+        if isinstance(message, Chunk):
+            words.append(message.body)
+            return
+        text = " ".join(word.word for word in words)
+        answer = Answer(text, [*words[0].pids, os.getpid()], words[0].data)
+        yield Start(message.request_id, self.name, COLLECTOR, answer)
+        del self.requests[message.request_id]
+
+
+class _Trouble:
+    """What a stage can be told to do wrong."""
+
+    @staticmethod
+    def fail(message: Work) -> Iterable[Failed]:
+        yield Failed(message.request_id, message.target, bad_request("Cannot say that.", code="unspeakable").info)
+
+    @staticmethod
+    def crash(message: Work) -> Iterable[Work]:
+        raise RuntimeError("told to crash")
+
+    @staticmethod
+    def broken(message: Work) -> Iterable[Work]:
+        raise StageBroken("told to break")
+
+    @staticmethod
+    def die(message: Work) -> Iterable[Work]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return []
+
+    @staticmethod
+    def hang(message: Work) -> Iterable[Work]:
+        signal.pause()
+        return []
+
+    @staticmethod
+    def misdirect(message: Work) -> Iterable[Work]:
+        yield Chunk(message.request_id, message.target, "nowhere", None)
+
+    @staticmethod
+    def smuggle(message: Work) -> Iterable[Work]:
+        yield Chunk(message.request_id, message.target, "join", Word("", [object()]))  # type: ignore[list-item]
+
+    @staticmethod
+    def mistype(message: Work) -> Iterable[Work]:
+        yield Chunk(message.request_id, message.target, "join", {"wrong": "body"})
+
+
+def _words(message: Work) -> list[str]:
+    body: Any = message.body
+    if isinstance(body, Text):
+        return body.text.split()
+    return [body.word] if isinstance(body, Word) else []
+
+
+_HERE = "tests.omni_pipeline.echo_stages"
+
+ECHO = Graph(
+    name="echo",
+    entry="split",
+    stages=(
+        StageSpec("split", f"{_HERE}:Split", Options, preload=("decimal",)),
+        StageSpec("shout", f"{_HERE}:Shout", Options, accelerated=True),
+        StageSpec("join", f"{_HERE}:Join", Options, accelerated=True),
+    ),
+    edges=(
+        Edge(GATEWAY, "split", Text),
+        Edge("split", "shout", Word),
+        Edge("shout", "join", Word),
+        Edge("join", COLLECTOR, Answer),
+    ),
+)
+
+# The dotted path of `ECHO`, for configurations.
+ECHO_PATH = f"{_HERE}:ECHO"
