@@ -108,6 +108,7 @@ class ChatCompletions:
                 answer_id,
                 self._model,
                 with_logprobs=bool(wanted.logprobs),
+                with_ids=bool(wanted.return_token_ids),
                 with_usage=bool(wanted.stream_options and wanted.stream_options.include_usage),
             )
             answer = self._collector.submit(answer_id, chat, route(chat), deadline=deadline)
@@ -224,7 +225,7 @@ class ChatCompletions:
                 if isinstance(body, TextDone):
                     done = True
                     events += [sse.event(chunk) for chunk in answer_format.closing(body)]
-                elif body.text or body.logprobs:
+                elif body.text or body.logprobs or body.ids:
                     events.append(sse.event(answer_format.delta(body)))
             if events:
                 await response.write(b"".join(events))

@@ -68,9 +68,12 @@ class Message(Struct):
 
 
 class Choice(Struct):
+    """`token_ids` are there when they were asked for."""
+
     message: Message
     finish_reason: FinishReason
     logprobs: Logprobs | None = None
+    token_ids: list[int] | UnsetType = UNSET
     index: int = 0
 
 
@@ -94,6 +97,7 @@ class Delta(Struct, omit_defaults=True):
 class ChunkChoice(Struct):
     delta: Delta
     logprobs: Logprobs | None = None
+    token_ids: list[int] | UnsetType = UNSET
     finish_reason: FinishReason | None = None
     index: int = 0
 
@@ -184,14 +188,16 @@ class AnswerFormat:
         answer_id: ``chatcmpl-…``.
         model: The name it is served under.
         with_logprobs: Whether they were asked for; then a choice without any still has an empty list.
+        with_ids: Whether the ids of the generated tokens were asked for.
         with_usage: Whether chunks carry the `usage` field.
     """
 
-    def __init__(self, answer_id: str, model: str, *, with_logprobs: bool, with_usage: bool) -> None:
+    def __init__(self, answer_id: str, model: str, *, with_logprobs: bool, with_ids: bool, with_usage: bool) -> None:
         self._id = answer_id
         self._created = int(time.time())
         self._model = model
         self._with_logprobs = with_logprobs
+        self._with_ids = with_ids
         self._with_usage = with_usage
 
     def whole(self, deltas: Iterable[TextDelta], done: messages.TextDone) -> Completion:
@@ -202,6 +208,7 @@ class AnswerFormat:
             message=Message(content="".join(delta.text for delta in deltas)),
             finish_reason=done.finish_reason,
             logprobs=logprobs(tokens) if self._with_logprobs else None,
+            token_ids=[token for delta in deltas for token in delta.ids] if self._with_ids else UNSET,
         )
         return Completion(
             id=self._id, created=self._created, model=self._model, choices=[choice], usage=usage(done.usage)
@@ -218,6 +225,7 @@ class AnswerFormat:
                 ChunkChoice(
                     Delta(content=delta.text),
                     logprobs=logprobs(delta.logprobs) if self._with_logprobs else None,
+                    token_ids=delta.ids if self._with_ids else UNSET,
                 )
             ]
         )

@@ -183,6 +183,7 @@ class ChatCompletionRequest(StageSampling, kw_only=True):
     stop: StopString | Annotated[list[StopString], Meta(max_length=16)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
     skip_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     n: int | None = None

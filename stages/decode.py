@@ -29,12 +29,19 @@ THINKER = "thinker"
 class _Answer:
     """The text of one request so far."""
 
-    __slots__ = ("completion_tokens", "start", "transcript")
+    __slots__ = ("completion_tokens", "ids", "start", "transcript")
 
     def __init__(self, start: DecodeStart, table: TokenTable) -> None:
         self.start = start
         self.transcript = Transcript(table, stop=start.text.stop, skip_special=start.text.skip_special_tokens)
         self.completion_tokens = 0
+        self.ids: list[int] = []  # not yet shown
+
+    def count(self, token: int) -> None:
+        """Take note of a generated id, whether or not it becomes text."""
+        self.completion_tokens += 1
+        if self.start.text.return_token_ids:
+            self.ids.append(token)
 
 
 class Decode:
@@ -62,7 +69,8 @@ class Decode:
             self._extend(request_id, answer, body)
         elif isinstance(body, Finished):
             # The id that ended the text is no part of it, but was generated and is counted.
-            answer.completion_tokens += body.matched is not None
+            if body.matched is not None:
+                answer.count(body.matched)
             answer.transcript.finish()
             self._end(request_id, answer, "stop" if answer.transcript.stopped else body.reason)
         else:
@@ -87,7 +95,7 @@ class Decode:
 
     def _extend(self, request_id: str, answer: _Answer, tokens: Tokens) -> None:
         for index, token in enumerate(tokens.ids):
-            answer.completion_tokens += 1
+            answer.count(token)
             answer.transcript.push(token, self._logprob(tokens, index) if tokens.logprobs else None)
             if answer.transcript.stopped:
                 self._outbox.append(End(request_id, self.name, THINKER, StopGenerating()))
@@ -97,8 +105,9 @@ class Decode:
 
     def _show(self, request_id: str, answer: _Answer) -> None:
         text, logprobs = answer.transcript.take()
-        if text or logprobs:
-            self._outbox.append(Chunk(request_id, self.name, COLLECTOR, TextDelta(text, logprobs)))
+        ids, answer.ids = answer.ids, []
+        if text or logprobs or ids:
+            self._outbox.append(Chunk(request_id, self.name, COLLECTOR, TextDelta(text, logprobs, ids)))
 
     def _end(self, request_id: str, answer: _Answer, reason: FinishReason) -> None:
         self._show(request_id, answer)

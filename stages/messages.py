@@ -110,12 +110,14 @@ class TextOutput(Struct):
         logprobs: Whether each token's log-probability is wanted.
         top_logprobs: How many alternatives with it.
         skip_special_tokens: Whether special tokens are left out of the text.
+        return_token_ids: Whether the generated ids are wanted too.
     """
 
     stop: list[str] = []
     logprobs: bool = False
     top_logprobs: int = 0
     skip_special_tokens: bool = True
+    return_token_ids: bool = False
 
 
 class ChatRequest(Struct):
@@ -329,10 +331,14 @@ class TokenLogprob(Struct):
 
 
 class TextDelta(Struct, tag="text"):
-    """New text, possibly empty when only log-probabilities are new. Never splits a UTF-8 character."""
+    """New text, possibly empty when only log-probabilities or ids are new. Never splits a UTF-8 character.
+
+    `ids`, when asked for, are all that were generated since the last delta, the one that ended the text included.
+    """
 
     text: str
     logprobs: list[TokenLogprob] = []
+    ids: list[int] = []
 
 
 class Usage(Struct):
