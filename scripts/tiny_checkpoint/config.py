@@ -30,6 +30,7 @@ def model_config(shapes: Shapes, vocabulary: Vocabulary, dtype: str) -> Json:
         "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
         "model_type": "qwen3_omni_moe",
         "dtype": dtype,
+        "transformers_version": "4.57.0",  # the first with this model; its spelling of the keys is used here
         "enable_audio_output": True,
         "im_start_token_id": vocabulary.id("<|im_start|>"),
         "im_end_token_id": vocabulary.id("<|im_end|>"),

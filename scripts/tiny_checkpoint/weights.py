@@ -22,6 +22,7 @@ from .tokenizer import Vocabulary
 Model = Qwen3OmniMoeForConditionalGeneration
 
 _EMBEDDING_STD = 1.5
+_HEAD_GAIN = 4.0
 # The root mean square of silu(x) and gelu(x) for a standard normal x: what a second layer must make up for.
 _SILU_RMS, _GELU_RMS = 0.60, 0.65
 _TEXT_TOKENS_PER_ANSWER = 20
@@ -67,6 +68,8 @@ _RULES = (
     Rule(r"\.(text|hidden)_projection\.linear_fc2\.weight$", gain=_EMBEDDING_STD / _SILU_RMS),
     # Media features reach the thinker with the size of its embeddings, or text would drown them.
     Rule(r"(audio_tower\.proj2|visual\.merger\.mlp\.2)\.weight$", gain=_EMBEDDING_STD / _GELU_RMS),
+    # Greedy choices do not change with it, but without it sampling would be little more than drawing lots.
+    Rule(r"(codec_head|lm_head(\.\d+)?)\.weight$", gain=_HEAD_GAIN),
     Rule(r"\.weight$", gain=1.0),
     Rule(r"\.(gate_up_proj|down_proj)$", gain=1.0),
 )
