@@ -73,6 +73,7 @@ class ChatCompletions:
     """The handler and what it works with.
 
     Args:
+        admission: Lets requests in.
         model: Name that answers carry.
         limits: Bounds on load.
     """
@@ -83,6 +84,7 @@ class ChatCompletions:
         loader: MediaLoader,
         metrics: Metrics,
         health: Health,
+        admission: Admission,
         *,
         model: str,
         limits: Limits,
@@ -93,7 +95,7 @@ class ChatCompletions:
         self._health = health
         self._model = model
         self._limits = limits
-        self._admission = Admission(limits.requests)
+        self._admission = admission
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         """Answer one request. It is cancelled when the client leaves, and then tells every stage."""

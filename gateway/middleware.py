@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import msgspec
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
 from gateway.responses import error_body
@@ -79,7 +78,7 @@ async def explain_errors(request: web.Request, handler: Handler) -> web.StreamRe
         info = ErrorInfo(status=error.status, message=message, code=code)
         if "Allow" in error.headers:
             headers["Allow"] = error.headers["Allow"]
-    except HttpProcessingError:  # a body that is not what its Content-Encoding or length says
+    except web.RequestPayloadError:  # a body that is not what its Content-Encoding or length says
         info = ErrorInfo(status=400, message="The body cannot be read as its headers say.", code="invalid_body")
     except ConnectionError:
         raise  # there is nobody to tell
