@@ -58,7 +58,7 @@ class Gateway:
         middlewares: list[Middleware] = [identify, explain_errors]
         if server.api_keys:
             middlewares.append(require_key(server.api_keys))
-        self.app = web.Application(middlewares=middlewares, client_max_size=server.limits.body_bytes)
+        self.app = web.Application(middlewares=middlewares)
         self.app.on_response_prepare.append(add_request_id)
         self.app.add_routes(
             [

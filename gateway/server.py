@@ -40,7 +40,13 @@ async def run(
     """
     gateway = Gateway(pipeline, server, model_path=model_path)
     # Without cancellation a handler would go on generating for a client that has left.
-    runner = web.AppRunner(gateway.app, handler_cancellation=True, access_log=None, shutdown_timeout=_CLOSE_SECONDS)
+    runner = web.AppRunner(
+        gateway.app,
+        handler_cancellation=True,
+        access_log=None,
+        auto_decompress=False,  # nothing that a client sends may grow on arrival
+        shutdown_timeout=_CLOSE_SECONDS,
+    )
     await runner.setup()
     try:
         await web.SockSite(runner, listen_socket).start()
