@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,8 @@ class Admission:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._inside = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -29,7 +32,14 @@ class Admission:
                 )
             )
         self._inside += 1
+        self._empty.clear()
         try:
             yield
         finally:
             self._inside -= 1
+            if not self._inside:
+                self._empty.set()
+
+    async def empty(self) -> None:
+        """Returns when nobody is inside."""
+        await self._empty.wait()

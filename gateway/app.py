@@ -8,6 +8,7 @@ from pathlib import PurePath
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from gateway.admission import Admission
 from gateway.chat import ChatCompletions
 from gateway.collector import Collector
 from gateway.health import Health
@@ -34,11 +35,13 @@ class Gateway:
     Attributes:
         app: The aiohttp application.
         health: Tells what `GET /health` says.
+        admission: Counts the chat requests in progress.
         collector: Takes requests to the pipeline.
     """
 
     def __init__(self, pipeline: Pipeline, server: Server, *, model_path: str, resolver: Resolve = resolve) -> None:
         self.health = Health(pipeline)
+        self.admission = Admission(server.limits.requests)
         self.collector = Collector(pipeline, reader_bytes=server.limits.reader_bytes)
         self._metrics = Metrics(lambda: pipeline.stats, lambda: self.collector.dropped_late)
         name = server.model_name or PurePath(model_path).name or model_path
@@ -48,13 +51,14 @@ class Gateway:
             MediaLoader(server.media, total_bytes=server.limits.body_bytes, resolver=resolver),
             self._metrics,
             self.health,
+            self.admission,
             model=name,
             limits=server.limits,
         )
         middlewares: list[Middleware] = [identify, explain_errors]
         if server.api_keys:
             middlewares.append(require_key(server.api_keys))
-        self.app = web.Application(middlewares=middlewares, client_max_size=server.limits.body_bytes)
+        self.app = web.Application(middlewares=middlewares)
         self.app.on_response_prepare.append(add_request_id)
         self.app.add_routes(
             [
@@ -88,7 +92,9 @@ class Gateway:
 
     async def _show_endpoints(self, request: web.Request) -> web.Response:
         endpoints = [
-            f"{route.method} {route.resource.canonical}" for route in self.app.router.routes() if route.resource
+            f"{route.method} {route.resource.canonical}"
+            for route in self.app.router.routes()
+            if route.resource and route.method != "HEAD"
         ]
         return json_response(
             {

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from aiohttp import web
+from msgspec import Struct
 
 from gateway import sse
 from gateway.admission import Admission
@@ -20,7 +21,6 @@ from gateway.metrics import Metrics
 from gateway.middleware import NOTES, json_response
 from gateway.responses import AnswerFormat, error_body
 from gateway.route import route
-from gateway.schema import ChatCompletionRequest
 from gateway.validation import parse
 from omni_pipeline.config import Limits
 from omni_pipeline.errors import ErrorInfo, OmniError, bad_request, internal, unavailable
@@ -69,10 +69,18 @@ class _Progress:
         self._metrics.request_seconds.observe(time.monotonic() - self.began)
 
 
+class _Manner(Struct, frozen=True):
+    """How the client wants its answer sent: all that is kept of a body, which may be large, once it is read."""
+
+    stream: bool
+    with_usage: bool
+
+
 class ChatCompletions:
     """The handler and what it works with.
 
     Args:
+        admission: Lets requests in.
         model: Name that answers carry.
         limits: Bounds on load.
     """
@@ -83,6 +91,7 @@ class ChatCompletions:
         loader: MediaLoader,
         metrics: Metrics,
         health: Health,
+        admission: Admission,
         *,
         model: str,
         limits: Limits,
@@ -93,7 +102,7 @@ class ChatCompletions:
         self._health = health
         self._model = model
         self._limits = limits
-        self._admission = Admission(limits.requests)
+        self._admission = admission
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         """Answer one request. It is cancelled when the client leaves, and then tells every stage."""
@@ -101,20 +110,20 @@ class ChatCompletions:
         with self._watched(request) as progress, self._admission.admit():
             if self._health.stopping:
                 raise unavailable("The server is shutting down.", code="shutting_down")
-            wanted, chat = await self._understand(request, deadline)
+            chat, manner = await self._understand(request, deadline)
             answer_id = f"chatcmpl-{uuid.uuid4().hex}"
             request[NOTES]["answer_id"] = answer_id
             answer_format = AnswerFormat(
                 answer_id,
                 self._model,
-                with_logprobs=bool(wanted.logprobs),
-                with_ids=bool(wanted.return_token_ids),
-                with_usage=bool(wanted.stream_options and wanted.stream_options.include_usage),
+                with_logprobs=chat.text.logprobs,
+                with_ids=chat.text.return_token_ids,
+                with_usage=manner.with_usage,
             )
             answer = self._collector.submit(answer_id, chat, route(chat), deadline=deadline)
             del chat  # the media are the pipeline's now
             async with answer:
-                if wanted.stream:
+                if manner.stream:
                     return await self._stream(request, answer, answer_format, progress)
                 return await self._whole(answer, answer_format, progress)
 
@@ -138,7 +147,7 @@ class ChatCompletions:
 
     # --- the request ---
 
-    async def _understand(self, request: web.Request, deadline: float) -> tuple[ChatCompletionRequest, ChatRequest]:
+    async def _understand(self, request: web.Request, deadline: float) -> tuple[ChatRequest, _Manner]:
         """Read and check the body, and load its media."""
         try:
             async with asyncio.timeout_at(deadline):
@@ -153,18 +162,26 @@ class ChatCompletions:
             raise bad_request(
                 "The request and its media did not arrive in time.", code="request_timeout", status=408
             ) from error
-        return wanted, chat
+        options = wanted.stream_options
+        return chat, _Manner(stream=bool(wanted.stream), with_usage=bool(options and options.include_usage))
 
-    async def _body(self, request: web.Request) -> bytes:
+    async def _body(self, request: web.Request) -> bytearray:
+        """The body, read here and not by `request.read()`, which would keep it as long as the request."""
         if request.content_type != "application/json":
             raise bad_request(
                 "The body must be sent as 'Content-Type: application/json'.", code="invalid_content_type", status=415
             )
-        if (request.content_length or 0) > self._limits.body_bytes:
-            raise bad_request(
-                f"The request body is larger than {self._limits.body_bytes} bytes.", code="body_too_large", status=413
-            )
-        return await request.read()
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise bad_request("A compressed body is not taken.", code="invalid_content_encoding", status=415)
+        most = self._limits.body_bytes
+        body = bytearray()
+        too_large = (request.content_length or 0) > most
+        while not too_large and (piece := await request.content.readany()):
+            body += piece
+            too_large = len(body) > most
+        if too_large:
+            raise bad_request(f"The request body is larger than {most} bytes.", code="body_too_large", status=413)
+        return body
 
     # --- the answer ---
 

@@ -36,13 +36,16 @@ class LocalFiles:
             handle = os.open(self._inside(path, param), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY)
         except (OSError, ValueError) as error:
             raise _not_found(param) from error
-        with os.fdopen(handle, "rb") as file:
+        try:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
                 raise _not_found(param)
             if status.st_size > most:
                 raise too_large(param, most)
-            data = file.read(most + 1)  # one more: it may grow while it is read
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                data = file.read(most + 1)  # one more: it may grow while it is read
+        finally:
+            os.close(handle)
         if len(data) > most:
             raise too_large(param, most)
         return data

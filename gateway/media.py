@@ -123,7 +123,8 @@ def decode_base64(text: str, start: int, *, param: str, most: int) -> bytearray:
         OmniError: 413 ``media_too_large`` before anything is decoded; 400 ``invalid_base64``.
     """
     length = len(text) - start
-    if length // 4 * 3 - 2 > most:
+    size = length // 4 * 3 - text.count("=", max(start, len(text) - 2))
+    if size > most:
         raise too_large(param, most)
     data = bytearray()
     try:
@@ -131,8 +132,7 @@ def decode_base64(text: str, start: int, *, param: str, most: int) -> bytearray:
             data += binascii.a2b_base64(text[begin : begin + _SLICE], strict_mode=True)
     except ValueError as error:  # binascii.Error is one, and so is a character beyond ASCII
         raise _not_base64(param) from error
-    padding = text.count("=", max(start, len(text) - 2))
-    if length % 4 or len(data) != length // 4 * 3 - padding:  # padding inside would make it shorter
+    if length % 4 or len(data) != size:  # padding inside would make it shorter
         raise _not_base64(param)
     return data
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import msgspec
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
 from gateway.responses import error_body
@@ -27,7 +26,6 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _WORDING = {
     404: ("There is no {method} {path} here.", "not_found"),
     405: ("{path} does not take {method}.", "method_not_allowed"),
-    413: ("The request body is too large.", "body_too_large"),
 }
 
 
@@ -79,8 +77,8 @@ async def explain_errors(request: web.Request, handler: Handler) -> web.StreamRe
         info = ErrorInfo(status=error.status, message=message, code=code)
         if "Allow" in error.headers:
             headers["Allow"] = error.headers["Allow"]
-    except HttpProcessingError:  # a body that is not what its Content-Encoding or length says
-        info = ErrorInfo(status=400, message="The body cannot be read as its headers say.", code="invalid_body")
+    except web.RequestPayloadError:  # such as broken chunked encoding
+        info = ErrorInfo(status=400, message="The body is not sent as its headers say.", code="invalid_body")
     except ConnectionError:
         raise  # there is nobody to tell
     except Exception:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from typing import TypeAlias
 
@@ -26,11 +28,14 @@ _HEADERS = {
     "Accept-Encoding": "identity",  # media is compressed already, and nothing may grow on arrival
 }
 _PIECE = 1 << 18
+# Threads of their own: names that take long to resolve must not keep others from reading files.
+_RESOLVERS = ThreadPoolExecutor(max_workers=8, thread_name_prefix="resolve")
 
 
 async def resolve(host: str, port: int) -> list[IPAddress]:
     """All addresses of `host`, by the system's resolver. Raises OSError."""
-    answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    ask = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    answers = await asyncio.get_running_loop().run_in_executor(_RESOLVERS, ask)
     return list(dict.fromkeys(ip_address(str(answer[4][0]).partition("%")[0]) for answer in answers))
 
 

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 # How long the requests in progress may take to end once the server has been told to stop.
 DRAIN_SECONDS = 30.0
+# How long connections may take to close after that; an idle one may make aiohttp wait so long.
+_CLOSE_SECONDS = 1.0
 
 
 async def run(
@@ -38,7 +40,13 @@ async def run(
     """
     gateway = Gateway(pipeline, server, model_path=model_path)
     # Without cancellation a handler would go on generating for a client that has left.
-    runner = web.AppRunner(gateway.app, handler_cancellation=True, access_log=None, shutdown_timeout=DRAIN_SECONDS)
+    runner = web.AppRunner(
+        gateway.app,
+        handler_cancellation=True,
+        access_log=None,
+        auto_decompress=False,  # nothing that a client sends may grow on arrival
+        shutdown_timeout=_CLOSE_SECONDS,
+    )
     await runner.setup()
     try:
         await web.SockSite(runner, listen_socket).start()
@@ -46,9 +54,19 @@ async def run(
             warming = tasks.create_task(_warm(gateway.collector, gateway.health))
             await stopping.wait()
             warming.cancel()
+        await _drain(gateway)
     finally:
-        gateway.health.stopping = True
         await runner.cleanup()
+
+
+async def _drain(gateway: Gateway) -> None:
+    """Let the requests in progress end. New ones get 503 meanwhile, and `/health` says why."""
+    gateway.health.stopping = True
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            await gateway.admission.empty()
+    except TimeoutError:
+        log.warning("requests were still in progress after %g s and are cut off", DRAIN_SECONDS)
 
 
 async def _warm(collector: Collector, health: Health) -> None:

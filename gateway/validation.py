@@ -45,7 +45,7 @@ _TAGS = {
 }
 
 
-def parse(body: bytes) -> ChatCompletionRequest:
+def parse(body: bytes | bytearray) -> ChatCompletionRequest:
     """The request in `body`.
 
     Raises:

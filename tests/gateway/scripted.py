@@ -72,6 +72,10 @@ class ScriptedPipeline:
         self._counts[request_id] = seq + 1
         self.deliver(Chunk(request_id, "decode", COLLECTOR, TextDelta(text, logprobs or []), seq=seq))
 
+    def lose(self, request_id: str) -> None:
+        """One piece of text that decode has sent and nobody gets."""
+        self._counts[request_id] = self._counts.get(request_id, 0) + 1
+
     def finish(self, request_id: str, reason: Any = "stop") -> None:
         """The end of the text."""
         count = self._counts.get(request_id, 0)

@@ -202,7 +202,7 @@ class TestErrors:
         async with serving(pipeline) as served:
             asked = asyncio.create_task(served.post(HELLO | {"stream": stream}))
             request_id = await pipeline.submitted.get()
-            pipeline._counts[request_id] = 1  # as if chunk 0 had been sent and lost
+            pipeline.lose(request_id)
             pipeline.say(request_id, "two")
             status, body = await asked
         assert (status, body["error"]["code"]) == (500, "stream_gap")
@@ -328,9 +328,9 @@ class TestSlowReader:
             assert (await served.post(HELLO))[0] == 200
             async with served.session.get(f"{served.url}/metrics") as response:
                 assert 'omni_errors_total{code="slow_reader"} 1.0' in await response.text()
-            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-                while True:
-                    assert b"[DONE]" not in await reader.readexactly(1000)
+            rest = await reader.read()
+            assert not rest.endswith(b"0\r\n\r\n"), "it looks like a whole response"
+            assert b"[DONE]" not in rest
             writer.close()
 
     async def test_learns_why_when_it_reads_on(self):
