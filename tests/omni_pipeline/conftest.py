@@ -19,7 +19,7 @@ def _importable_by_children(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
 
 
-@pytest.fixture()
+@pytest.fixture
 def run_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where run directories are made in this test, and where none may be left (pytest's own path is too long)."""
     root = Path(tempfile.mkdtemp(prefix="omni-t-"))

@@ -44,7 +44,7 @@ class Tree(Struct, tag="tree"):
 EDGE = ("a", "b")
 
 
-@pytest.fixture()
+@pytest.fixture
 def codec() -> Codec:
     return Codec({EDGE: Leaf | Tree})
 
