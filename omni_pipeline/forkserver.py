@@ -34,7 +34,7 @@ from omni_pipeline.worker_process import Assignment
 # Orders and reports are one packet each.
 PACKET_BYTES = 128 * 1024
 
-# What the kernel sends when the main process is gone; unlike SIGKILL it leaves time to clear up.
+# What the kernel sends when the main process is gone while this one imports; unlike SIGKILL it leaves time to clear up.
 ORPHANED = signal.SIGUSR1
 
 # Thread pools are sized when libraries load, so this has to be in the environment before.
@@ -113,7 +113,10 @@ class ForkServer:
 
     def serve(self) -> None:
         """Import, then carry out orders until the main process hangs up."""
-        self._report(_preload([] if self._options.fresh else self._options.preload))
+        preloaded = _preload([] if self._options.fresh else self._options.preload)
+        # From here on the hang-up tells; the signal would only interrupt the clearing up that follows.
+        signal.signal(ORPHANED, signal.SIG_IGN)
+        self._report(preloaded)
         while True:
             for key, _ in self._selector.select():
                 if key.fileobj is not self._control:
@@ -130,7 +133,6 @@ class ForkServer:
 
     def end(self) -> None:
         """Kill what still runs, and remove the run directory."""
-        signal.signal(ORPHANED, signal.SIG_IGN)
         for pid, _ in self._workers.values():
             os.kill(pid, signal.SIGKILL)
         for pid, _ in self._workers.values():

@@ -127,14 +127,14 @@ class Supervisor:
         for worker in self._workers.values():
             self._launcher.launch(self._assignment(worker, model_path))
         workers = self._workers.values()
-        await self._until(lambda: all(w.ready for w in workers) or any(w.ended for w in workers))
+        await self.until(lambda: all(w.ready for w in workers) or any(w.ended for w in workers))
         ended = next((worker for worker in workers if worker.ended), None)
         if ended is None:
             return
         # Its own words travel by another socket than the news of its end, and may be a moment behind.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REASON_SECONDS):
-                await self._until(lambda: self._refusal is not None)
+                await self.until(lambda: self._refusal is not None)
         raise StartupError(self._refusal or f"Worker {ended.plan.name} {ended.ended} while loading.")
 
     async def stop(self, patience: float = 10.0) -> None:
@@ -202,6 +202,12 @@ class Supervisor:
         """Process ids of the workers that run, by name."""
         return {name: worker.pid for name, worker in self._workers.items() if worker.pid and not worker.ended}
 
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition` holds; it is looked at whenever a worker has changed or told its figures."""
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
     # --- what comes in ---
 
     def _take_in(self) -> None:
@@ -237,6 +243,7 @@ class Supervisor:
             case Heartbeat():
                 if not self._workers[message.worker].ended:
                     self._stats.update(message.stats)
+                    self._changed.set()
             case Ready():
                 self._workers[message.worker].ready = True
                 self._progress(message)
@@ -312,13 +319,13 @@ class Supervisor:
                 self._launcher.kill(worker.pid)
         try:
             async with asyncio.timeout(patience):
-                await self._until(lambda: self._launcher_gone or not self.pids)
+                await self.until(lambda: self._launcher_gone or not self.pids)
         except TimeoutError:
             logger.warning("killing %s, still busy after %g s", ", ".join(self.pids), patience)
         self._launcher.hang_up()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(HANG_UP_SECONDS):
-                await self._until(lambda: self._launcher_gone)
+                await self.until(lambda: self._launcher_gone)
 
     def _close(self) -> None:
         self._closed = True
@@ -331,11 +338,6 @@ class Supervisor:
         self._outbox.close(linger_ms=0)
         self._context.term()
         shutil.rmtree(self._run_dir, ignore_errors=True)
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            self._changed.clear()
-            await self._changed.wait()
 
 
 def _to_nobody(*_: object) -> None:

@@ -5,6 +5,7 @@ Sends never wait: the sockets have no high-water mark, because what is in flight
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -52,17 +53,16 @@ class Inbox:
     Args:
         context: The process's ZeroMQ context.
         address: Endpoint to bind, such as ``ipc:///run/x`` or ``tcp://127.0.0.1:*``.
+
+    Attributes:
+        address: The endpoint that was bound, with the port that a wildcard became.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
         self._socket = context.socket(zmq.PULL)
         self._socket.set_hwm(0)
         self._socket.bind(address)
-
-    @property
-    def address(self) -> str:
-        """The endpoint that was bound, with the port that a wildcard became."""
-        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when messages *begin* to wait: read until `receive` gives None."""
@@ -89,7 +89,12 @@ class Inbox:
             yield frames
 
     def close(self) -> None:
+        """Close it, and remove its file: ZeroMQ leaves that to us."""
+        path = self.address.removeprefix("ipc://")
         self._socket.close(linger=0)
+        if path.startswith("/"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 class Outbox:

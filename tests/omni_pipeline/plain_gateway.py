@@ -1,0 +1,32 @@
+"""A gateway as `service.serve` calls it, that answers one line over the socket for each text it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from omni_pipeline.config import Server
+from omni_pipeline.supervisor import Supervisor
+from omni_pipeline.wire import Failed, Work
+from tests.omni_pipeline.echo_stages import Text
+
+
+async def run(
+    pipeline: Supervisor, server: Server, *, model_path: str, listen_socket: socket.socket, stopping: asyncio.Event
+) -> None:
+    """Serve until `stopping` is set."""
+    waiting: dict[str, asyncio.Future[Work | Failed]] = {}
+    pipeline.connect(lambda message: waiting.pop(message.request_id).set_result(message), lambda *_: None)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request_id = str(id(writer))
+        waiting[request_id] = asyncio.get_running_loop().create_future()
+        reply = waiting[request_id]
+        pipeline.submit(request_id, Text((await reader.readline()).decode()))
+        message = await reply
+        writer.write(f"{model_path}: {message.body.text}\n".encode())  # type: ignore[union-attr]
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, sock=listen_socket):
+        await stopping.wait()

@@ -1,0 +1,91 @@
+"""A running echo pipeline to test with, and how to see processes end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from omni_pipeline.config import Config, StageConfig
+from omni_pipeline.deployment import resolve
+from omni_pipeline.errors import ErrorInfo
+from omni_pipeline.supervisor import Progress, Supervisor
+from omni_pipeline.wire import Failed, Start, Work
+from tests.omni_pipeline.echo_stages import ECHO, ECHO_PATH, Answer, Text
+
+# No answer of the echo pipeline takes longer, even on a busy machine.
+SECONDS = 20.0
+
+
+class Session:
+    """A supervisor, and what came back from it: answers and losses by themselves, in order."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.supervisor = supervisor
+        self.answers: asyncio.Queue[Work | Failed] = asyncio.Queue()
+        self.losses: asyncio.Queue[tuple[frozenset[str], ErrorInfo]] = asyncio.Queue()
+        supervisor.connect(self.answers.put_nowait, lambda stages, error: self.losses.put_nowait((stages, error)))
+
+    async def next(self) -> Work | Failed:
+        """The next answer or failure."""
+        async with asyncio.timeout(SECONDS):
+            return await self.answers.get()
+
+    async def ask(self, request_id: str, text: str, **fields: Any) -> Answer:
+        """What the pipeline makes of `text`."""
+        self.supervisor.submit(request_id, Text(text, **fields))
+        message = await self.next()
+        assert isinstance(message, Start), message
+        assert message.request_id == request_id
+        answer: Answer = message.body
+        return answer
+
+    async def fail(self, request_id: str, text: str) -> ErrorInfo:
+        """The error that the pipeline answers `text` with."""
+        self.supervisor.submit(request_id, Text(text))
+        message = await self.next()
+        assert isinstance(message, Failed), message
+        assert message.request_id == request_id
+        return message.error
+
+    async def lost(self) -> tuple[frozenset[str], ErrorInfo]:
+        """The next loss of a worker."""
+        async with asyncio.timeout(SECONDS):
+            return await self.losses.get()
+
+
+def echo_config(*, worker: str | None = None, **options: dict[str, Any]) -> Config:
+    """The echo graph on the CPU, split or all in one `worker`, with options by stage."""
+    stages = {name: StageConfig(worker=worker, options=options.get(name, {})) for name in ECHO.stage_names}
+    return Config(model_path="no/checkpoint", graph=ECHO_PATH, device="cpu", stages=stages, log_level="error")
+
+
+@contextlib.asynccontextmanager
+async def running(
+    config: Config, progress: Callable[[Progress], None] | None = None, patience: float = 10.0
+) -> AsyncIterator[Session]:
+    """A session of `config`, started; at the end its processes and files must be gone."""
+    supervisor = Supervisor(resolve(config))
+    session = Session(supervisor)
+    try:
+        await supervisor.start("no/checkpoint", progress)
+        pids = [*supervisor.pids.values()]
+        yield session
+    finally:
+        await supervisor.stop(patience)
+    assert all(gone(pid) for pid in pids)
+
+
+def gone(pid: int, within: float = 5.0) -> bool:
+    """Whether process `pid` has ended, or does so `within` seconds."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([pidfd], [], [], within)[0])
+    finally:
+        os.close(pidfd)

@@ -1,0 +1,121 @@
+"""A service from its first line to its last, in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from omni_pipeline.config import Server
+from omni_pipeline.errors import StartupError
+from omni_pipeline.service import listen, serve, url
+from omni_pipeline.terminal import Terminal
+from tests.omni_pipeline.conftest import ROOT
+from tests.omni_pipeline.sessions import echo_config, gone
+
+PROGRAM = """
+import asyncio, msgspec
+from rich.console import Console
+from omni_pipeline.service import serve
+from omni_pipeline.terminal import Terminal
+from tests.omni_pipeline.sessions import echo_config
+
+config = echo_config()
+config.server.port = 0
+with Terminal(Console()) as terminal:
+    asyncio.run(serve(config, terminal, gateway="tests.omni_pipeline.plain_gateway:run"))
+"""
+
+
+class Service(subprocess.Popen[str]):
+    """The echo pipeline behind `plain_gateway`."""
+
+    def __init__(self) -> None:
+        super().__init__([sys.executable, "-c", PROGRAM], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        self.lines: list[str] = []
+
+    def until(self, pattern: str) -> re.Match[str]:
+        """The first match of `pattern` in what it prints from here on."""
+        assert self.stdout is not None
+        for line in self.stdout:
+            self.lines.append(line.rstrip())
+            found = re.search(pattern, line)
+            if found:
+                return found
+        raise AssertionError(f"ended without {pattern!r}: {self.lines}")
+
+    def children(self) -> list[int]:
+        """The fork server and the workers."""
+        (server,) = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        workers = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+        return [int(server), *map(int, workers)]
+
+
+@pytest.fixture
+def service(run_root: Path) -> Iterator[Service]:
+    with Service() as service:
+        yield service
+        service.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_service_loads_answers_and_stops_on_a_signal(service: Service, number: signal.Signals) -> None:
+    port = int(service.until(r"Listening on http://127\.0\.0\.1:(\d+)")[1])
+    assert re.search(r"no/checkpoint · 3 workers · cpu", service.lines[0])
+    assert [bool(re.search(r"✓ \w+ loaded in .* s \(\d/3\)", line)) for line in service.lines[2:5]] == [True] * 3
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"good day\n")
+        assert client.makefile().readline() == "no/checkpoint: GOOD DAY\n"
+    children = service.children()
+    assert len(children) == 4
+    service.send_signal(number)
+    service.until("Stopping")
+    assert service.wait(10) == 0
+    assert all(gone(pid, 0) for pid in children)
+
+
+def test_signal_while_loading_stops_at_once(service: Service) -> None:
+    service.until("3 workers")
+    service.send_signal(signal.SIGTERM)
+    assert service.wait(10) in (0, -signal.SIGTERM)  # the line comes a moment before the handlers
+
+
+def test_worker_that_cannot_load_ends_the_start_with_its_reason(
+    run_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = echo_config(join={"refuse": "Buy a bigger disk."})
+    config.server.port = 0
+    with Terminal(Console()) as terminal, pytest.raises(StartupError, match="Worker join could not load: Buy a bigger"):
+        asyncio.run(serve(config, terminal, gateway="tests.omni_pipeline.plain_gateway:run"))
+    assert "Listening" not in capsys.readouterr().out
+
+
+def test_taken_port_is_refused_with_advice() -> None:
+    with listen(Server(port=0)) as taken, pytest.raises(StartupError, match=r"is in use: stop what .* --port"):
+        listen(Server(port=taken.getsockname()[1]))
+
+
+def test_unknown_host_is_refused() -> None:
+    with pytest.raises(StartupError, match="check --host"):
+        listen(Server(host="no.such.host.invalid"))
+
+
+def test_foreign_address_is_refused() -> None:
+    with pytest.raises(StartupError, match=r"Cannot listen on 192\.0\.2\.1"):
+        listen(Server(host="192.0.2.1"))
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("localhost", "localhost")]
+)
+def test_url_is_one_that_can_be_opened(host: str, shown: str) -> None:
+    with listen(Server(host=host, port=0)) as listening:
+        assert url(host, listening) == f"http://{shown}:{listening.getsockname()[1]}"
