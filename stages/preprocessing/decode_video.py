@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import av
 import numpy
 import torch
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from msgspec import Struct
 
@@ -100,6 +101,7 @@ def decode_frames(
     wanted = iter(indices)
     following = next(wanted, None)
     chunk: list[numpy.ndarray] = []
+    to_rgb = VideoReformatter()  # one for all frames: setting it up takes longer than using it
     size: tuple[int, int] | None = None
     decoded = 0
     picture = None
@@ -107,7 +109,7 @@ def decode_frames(
         for frame in container.decode(_pictures(container, param)):
             size = size or (frame.width, frame.height)
             if decoded == following:
-                picture = _upright(frame, *size)
+                picture = _upright(to_rgb.reformat(frame, *size, "rgb24"), frame.rotation)
                 chunk.append(picture)
                 following = next(wanted, None)
             decoded += 1
@@ -126,9 +128,9 @@ def decode_frames(
         yield numpy.stack(chunk[start : start + at_once])
 
 
-def _upright(frame: av.VideoFrame, width: int, height: int) -> numpy.ndarray:
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-    return numpy.ascontiguousarray(numpy.rot90(pixels, round(frame.rotation / 90) % 4))
+def _upright(frame: av.VideoFrame, rotation: int) -> numpy.ndarray:
+    """The pixels of an RGB frame, turned counterclockwise by `rotation` degrees (a multiple of 90)."""
+    return numpy.ascontiguousarray(numpy.rot90(frame.to_ndarray(), round(rotation / 90) % 4))
 
 
 def _pictures(container: av.container.InputContainer, param: str) -> VideoStream:
