@@ -105,4 +105,5 @@ class Preprocessing:
 def _spans(
     kind: Modality, items: Sequence[VisionItem] | Sequence[AudioItem], rows: Sequence[numpy.ndarray]
 ) -> list[MediaSpan]:
-    return [MediaSpan(kind, item.key, Tensor.of(own)) for item, own in zip(items, rows, strict=True)]
+    keys = [item.key for item in items]
+    return [MediaSpan(kind, key, Tensor.of(own)) for key, own in zip(keys, rows, strict=True)]
