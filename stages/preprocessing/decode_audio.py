@@ -9,6 +9,7 @@ import av
 import numpy
 import soundfile
 from av.audio.stream import AudioStream
+from av.container import InputContainer
 
 from omni_pipeline.errors import bad_request
 from omni_pipeline.wire import Buffer
@@ -48,9 +49,7 @@ def decode_sound_track(data: Buffer, *, rate: int, max_seconds: float, param: st
         OmniError: 400 with `code` for a damaged container or one without sound; or ``audio_too_long``.
     """
     with open_container(data, param=param, code=code) as container:
-        if not container.streams.audio:
-            raise bad_request("The file has no sound in it.", param=param, code=code)
-        stream: AudioStream = container.streams.audio[0]
+        stream = _sound(container, param, code)
         wave = Waveform(stream.rate or 0, rate, max_seconds=max_seconds, param=param)
         planar = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
         packets = 0
@@ -64,6 +63,13 @@ def decode_sound_track(data: Buffer, *, rate: int, max_seconds: float, param: st
         if truncated(stream.frames, packets):
             raise _cut_short(param, code)
         return wave.samples()
+
+
+def _sound(container: InputContainer, param: str, code: str) -> AudioStream:
+    for stream in container.streams.audio:
+        if stream.codec_context is not None:
+            return stream
+    raise bad_request("The file has no sound in it, or of an unknown codec.", param=param, code=code)
 
 
 def _read_soundfile(source: soundfile.SoundFile, rate: int, max_seconds: float, param: str) -> numpy.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import av
 import numpy
 import torch
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from msgspec import Struct
 
@@ -16,6 +17,10 @@ from stages.preprocessing.container import open_container, truncated
 from stages.preprocessing.decode_image import check_aspect_ratio
 
 CODE = "invalid_video"
+
+# A header may be wrong by this factor about the frame rate before the times of the frames are believed instead.
+RATE_TOLERANCE = 1.25
+DEFAULT_RATE = 25.0
 
 
 class Clip(Struct, frozen=True):
@@ -53,16 +58,15 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, param: str)
         if width * height > max_pixels:
             message = f"The video has {width}×{height} pixels, and {max_pixels} are allowed."
             raise bad_request(message, param=param, code="video_too_large")
-        frames = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
+        times = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        frames = len(times)
         if not frames or not width * height:
             raise bad_request("The video has no frames.", param=param, code=CODE)
         if truncated(stream.frames, frames):
             message = f"The video is cut short: {frames} of {stream.frames} frames are there."
             raise bad_request(message, param=param, code=CODE)
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        rate = _frame_rate(stream, times)
         clip = Clip(frames, rate, width, height, has_sound=bool(container.streams.audio))
-    if not rate > 0:
-        raise bad_request("The video does not say how fast it plays.", param=param, code=CODE)
     if clip.seconds > max_seconds:
         message = f"The video is {clip.seconds:.0f} seconds long, and {max_seconds:g} are allowed."
         raise bad_request(message, param=param, code="video_too_long")
@@ -100,6 +104,7 @@ def decode_frames(
     wanted = iter(indices)
     following = next(wanted, None)
     chunk: list[numpy.ndarray] = []
+    to_rgb = VideoReformatter()  # one for all frames: setting it up takes longer than using it
     size: tuple[int, int] | None = None
     decoded = 0
     picture = None
@@ -107,7 +112,7 @@ def decode_frames(
         for frame in container.decode(_pictures(container, param)):
             size = size or (frame.width, frame.height)
             if decoded == following:
-                picture = _upright(frame, *size)
+                picture = _upright(to_rgb.reformat(frame, *size, "rgb24"), frame.rotation)
                 chunk.append(picture)
                 following = next(wanted, None)
             decoded += 1
@@ -126,14 +131,29 @@ def decode_frames(
         yield numpy.stack(chunk[start : start + at_once])
 
 
-def _upright(frame: av.VideoFrame, width: int, height: int) -> numpy.ndarray:
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-    return numpy.ascontiguousarray(numpy.rot90(pixels, round(frame.rotation / 90) % 4))
+def _upright(frame: av.VideoFrame, rotation: int) -> numpy.ndarray:
+    """The pixels of an RGB frame, turned counterclockwise by `rotation` degrees (a multiple of 90)."""
+    return numpy.ascontiguousarray(numpy.rot90(frame.to_ndarray(), round(rotation / 90) % 4))
+
+
+def _frame_rate(stream: VideoStream, times: Sequence[int | None]) -> float:
+    """Frames per second, as the container's header says, like the reference; unless its frames tell otherwise.
+
+    Recordings of a variable rate, such as browsers make, may claim anything. A clip without any time is taken to play
+    as most do.
+    """
+    claimed = float(stream.average_rate or 0)
+    known = [time for time in times if time is not None]
+    span = float((max(known) - min(known)) * stream.time_base) if known and stream.time_base else 0.0
+    if not span:
+        return claimed or DEFAULT_RATE
+    measured = (len(known) - 1) / span
+    return claimed if measured / RATE_TOLERANCE <= claimed <= measured * RATE_TOLERANCE else measured
 
 
 def _pictures(container: av.container.InputContainer, param: str) -> VideoStream:
     """The first stream of moving pictures; a cover picture of an audio file is none."""
     for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
+        if stream.codec_context is not None and not stream.disposition & av.stream.Disposition.attached_pic:
             return stream
-    raise bad_request("The file has no video in it.", param=param, code=CODE)
+    raise bad_request("The file has no video in it, or of an unknown codec.", param=param, code=CODE)

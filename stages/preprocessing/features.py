@@ -14,6 +14,7 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import Qwen3OmniMoeProcessorKwargs
 
 from omni_pipeline.wire import Tensor
+from stages.audio_lengths import audio_rows
 from stages.messages import AudioItem, AudioWork, VideoOptions, VisionItem
 from stages.preprocessing.hashing import audio_key, vision_key
 
@@ -44,14 +45,11 @@ class Features:
         self.min_frames: int = self._videos.min_frames
         self.merge: int = self._videos.merge_size
 
-    def pictures(self, images: Sequence[Image.Image]) -> list[VisionItem]:
-        """One item for each RGB image of a request, in order."""
-        if not images:
-            return []
-        output = self._images(images=list(images), return_tensors="pt")
-        grids = [(int(t), int(h), int(w)) for t, h, w in output["image_grid_thw"].tolist()]
-        patches = output["pixel_values"].split([t * h * w for t, h, w in grids])
-        return [_vision_item(own, grid) for own, grid in zip(patches, grids, strict=True)]
+    def picture(self, image: Image.Image) -> VisionItem:
+        """The item of an RGB image. Pictures do not touch each other, so each can be processed when it is decoded."""
+        output = self._images(images=[image], return_tensors="pt")
+        time, height, width = output["image_grid_thw"][0].tolist()
+        return _vision_item(output["pixel_values"], (time, height, width))
 
     def frame_size(self, options: VideoOptions, frames: int) -> FrameSize:
         """How large a frame of a clip of `frames` sampled frames may become.
@@ -104,6 +102,10 @@ class Features:
             own_steps, height, width = output["video_grid_thw"][0].tolist()
             steps += own_steps
         return _vision_item(torch.cat(patches), (steps, height, width))
+
+    def sound_rows(self, wave: numpy.ndarray) -> int:
+        """Embedding rows that a sound will make; in the company of longer ones it may be one more."""
+        return audio_rows(len(wave) // self._sounds.hop_length, CHUNK_FRAMES)
 
     def sounds(self, waves: Sequence[numpy.ndarray]) -> AudioWork:
         """The sounds of a request (float32 [samples] at `rate`), in order.

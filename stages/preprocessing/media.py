@@ -49,24 +49,32 @@ class MediaReader:
         """Read the media of a prompt, given in the order in which they stand there.
 
         Args:
-            text_tokens: Tokens of the prompt beside the media: a clip that would take it over the limit is not decoded.
+            text_tokens: Tokens of the prompt beside the media. Nothing more is read once the limit is passed, and a
+                clip that would pass it is not even decoded.
 
         Raises:
             OmniError: 400 with the `param` of the offending medium.
         """
-        pictures = self._features.pictures([self._picture(medium) for medium in media if medium.kind == "image"])
-        waves: list[numpy.ndarray] = []
+        pictures: list[VisionItem] = []
         clips: list[VisionItem] = []
+        waves: list[numpy.ndarray] = []
         tokens = text_tokens
         for medium in media:
-            if medium.kind == "audio":
-                waves.append(self._wave(medium))
-            elif medium.kind == "video":
-                clip, sound = self._clip(medium, video, tokens)
-                clips.append(clip)
-                tokens += self._features.visual_rows(clip)
-                if sound is not None:
-                    waves.append(sound)
+            sound = None
+            match medium.kind:
+                case "image":
+                    pictures.append(self._features.picture(self._picture(medium)))
+                    tokens += self._features.visual_rows(pictures[-1])
+                case "audio":
+                    sound = self._wave(medium)
+                case "video":
+                    clip, sound = self._clip(medium, video, tokens)
+                    clips.append(clip)
+                    tokens += self._features.visual_rows(clip)
+            if sound is not None:
+                waves.append(sound)
+                tokens += self._features.sound_rows(sound)
+            self._limit.check(tokens)
         sounds = self._features.sounds(waves)
         return ReadMedia(pictures, clips, sounds, self._rows(media, video, pictures, clips, sounds))
 

@@ -75,7 +75,7 @@ class Preprocessing:
         self._limit.check(len(skeleton))
         parts = [part for turn in request.turns for part in turn.content]
         placed = [request.media[part.index] for part in parts if isinstance(part, MediaRef)]
-        media = self._reader.read(placed, request.video, len(skeleton))
+        media = self._reader.read(placed, request.video, len(skeleton) - len(placed))
         layout = lay_out(skeleton, media.rows, self._chat.tokens, MERGE_IDS_PER_SECOND)
         self._limit.check(len(layout.ids))
         if media.pictures or media.clips:
@@ -105,4 +105,5 @@ class Preprocessing:
 def _spans(
     kind: Modality, items: Sequence[VisionItem] | Sequence[AudioItem], rows: Sequence[numpy.ndarray]
 ) -> list[MediaSpan]:
-    return [MediaSpan(kind, item.key, Tensor.of(own)) for item, own in zip(items, rows, strict=True)]
+    keys = [item.key for item in items]
+    return [MediaSpan(kind, key, Tensor.of(own)) for key, own in zip(keys, rows, strict=True)]

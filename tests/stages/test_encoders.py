@@ -26,9 +26,9 @@ def features(processor: Any) -> Features:
 def vision_works(features: Features) -> list[VisionWork]:
     """Requests with pictures of several sizes, and one with a clip."""
     works = [
-        VisionWork(features.pictures([picture(160, 96)])),
-        VisionWork(features.pictures([picture(33, 200, seed=1), picture(64, 64, seed=2), picture(640, 200, seed=3)])),
-        VisionWork(features.pictures([picture(1, 1)])),
+        VisionWork([features.picture(picture(160, 96))]),
+        VisionWork([features.picture(picture(*size)) for size in ((33, 200, 1), (64, 64, 2), (640, 200, 3))]),
+        VisionWork([features.picture(picture(1, 1))]),
     ]
     frames = numpy.stack(moving_pictures(6))
     works.append(VisionWork([features.clip([frames], features.frame_size(VideoOptions(), 6))]))
