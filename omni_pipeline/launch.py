@@ -21,6 +21,9 @@ _ENVIRONMENT = {
     "TRANSFORMERS_OFFLINE": "1",
 }
 
+# Libraries warn about devices and models that nobody asked for; an operator who wants to see that sets these first.
+_QUIET = {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
+
 
 class Launcher:
     """A running fork server. Making one returns at once, while it imports.
@@ -43,7 +46,7 @@ class Launcher:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", forkserver.__name__, msgspec.json.encode(options).decode()],
-                env=os.environ | _ENVIRONMENT,
+                env=_QUIET | os.environ | _ENVIRONMENT,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 
@@ -11,3 +12,6 @@ def prepare() -> None:
     os.environ["SGLANG_EXTERNAL_MODEL_PACKAGE"] = "stages.sglang_engine.models"
     # DeepGEMM stays available for FP8; only its compile-everything session at start is off.
     os.environ.setdefault("SGLANG_JIT_DEEPGEMM_PRECOMPILE", "0")
+    # What it logs is about its own server: flags that ours does not have, choices that ours does not offer.
+    if not logging.getLogger().isEnabledFor(logging.DEBUG):
+        logging.getLogger("sglang").setLevel(logging.ERROR)
