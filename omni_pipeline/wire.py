@@ -97,6 +97,8 @@ class Tensor:
         """The elements as a numpy array. Raises TypeError for bfloat16, which numpy lacks."""
         import numpy
 
+        if self.dtype == "bfloat16":  # even where some library has taught numpy the name
+            raise TypeError("numpy has no bfloat16")
         if isinstance(self._source, numpy.ndarray):
             return self._source
         return numpy.frombuffer(self.buffer(), dtype=numpy.dtype(self.dtype)).reshape(self.shape)
