@@ -11,6 +11,12 @@ from omni_pipeline.stage import StageContext
 from stages.options import AggregateOptions, EncoderOptions, PreprocessingOptions
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The reference's own deprecations are not ours to show."""
+    for item in items:
+        item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)

@@ -79,7 +79,7 @@ def cache_ids(stage: Aggregate, changed: Prompt) -> list[int]:
     return built(stage, changed, vision_rows(), audio_rows()).cache_ids.torch().tolist()
 
 
-@pytest.mark.parametrize("order", permutations(range(3)))
+@pytest.mark.parametrize("order", list(permutations(range(3))))
 def test_parts_may_arrive_in_any_order(stage: Aggregate, order: tuple[int, ...]) -> None:
     parts = [full_prompt(), vision_rows(), audio_rows()]
     for part in order[:-1]:

@@ -114,6 +114,7 @@ def test_a_picture_too_long_for_the_reference_is_refused(size: tuple[int, int]) 
     assert "200" in info.message
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize(
     "format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO"]
 )
