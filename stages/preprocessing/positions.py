@@ -48,7 +48,8 @@ def mrope_positions(
         start = float32(runs[-1].max() + 1)
     runs.append(_line(gaps[-1], start))
     positions = numpy.concatenate(runs, axis=1)
-    return positions, float(positions.max() + float32(1) - float32(positions.shape[1]))
+    # Generation goes on from the last row. That is not the largest position where wide frames were heard but briefly.
+    return positions, float(positions[0, -1] + float32(1) - float32(positions.shape[1]))
 
 
 def _medium(medium: MediumRows, start: float32, ids_per_second: float) -> list[FloatArray]:

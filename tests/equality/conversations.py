@@ -153,6 +153,8 @@ def all_conversations(kit: Kit) -> list[Conversation]:
     heard = {
         "heard-clip": [user(video(12, 4, 8, sound=True), what)],
         "heard-clip-system": [system("You see and hear."), user(video(12, 4, 8, sound=True), what)],
+        # Few rows of sound beside wide frames: the text after the clip has smaller positions than the clip.
+        "heard-wide-and-short": [user(video(2, 25, 10, width=640, height=32, sound=True), text("a"))],
         "heard-draw": [user(file("video", "draw.mp4"), text("What is being drawn?"))],
         "heard-clip-and-audio": [user(video(12, 4, 8, sound=True), audio(1.2, 18), what)],
         "heard-two-clips": [user(video(12, 4, 8, sound=True), video(10, 5, 9, sound=True), text("Compare."))],

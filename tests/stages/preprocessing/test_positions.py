@@ -53,13 +53,14 @@ class RandomPrompt:
         return [draw.randint(10, 200) for _ in range(draw.choice([0, 0, 1, 2, 7, 300]))]
 
     def reference(self, layout: Layout, thinker: Any) -> tuple[torch.Tensor, float]:
+        """Positions of the prompt, and next position less next index as the reference's `generate` counts on."""
         ids = torch.from_numpy(layout.ids)[None]
         image, video = (torch.tensor(self.grids[kind]) if self.grids[kind] else None for kind in ("image", "video"))
-        positions, delta = thinker.get_rope_index(
+        positions, _ = thinker.get_rope_index(
             ids, image, video, torch.ones_like(ids), self.listen,
             torch.tensor(self.mel_frames), torch.tensor(self.seconds_per_step),
         )  # fmt: skip
-        return positions[:, 0], float(delta[0, 0])
+        return positions[:, 0], float(positions[0, 0, -1] + 1 - ids.shape[1])
 
 
 @pytest.mark.parametrize("seed", range(150))
