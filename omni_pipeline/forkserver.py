@@ -217,15 +217,20 @@ def main() -> None:
     signal.signal(ORPHANED, _orphaned)
     set_title("fork server")
     server = ForkServer(options)
+    code = 1
     try:
         die_with_parent(options.parent, ORPHANED)
         server.serve()
-    except OSError as error:
-        # Reporting to a main process that has just gone.
-        if not isinstance(error, (BrokenPipeError, ConnectionResetError)):
-            raise
+        code = 0
+    except (BrokenPipeError, ConnectionResetError):
+        code = 0  # it was reporting to a main process that has just gone
+    except Exception:
+        traceback.print_exc()
     finally:
         server.end()
+        # Taking all those modules down again would keep everybody waiting for seconds.
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _orphaned(number: int, frame: FrameType | None) -> None:

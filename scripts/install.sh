@@ -40,7 +40,7 @@ if [ ! -e "$base/.complete" ]; then
     echo "building the shared environment in $base (downloads about 5 GB, takes some minutes)"
     rm -rf "$base"
     "$python" -m venv "$base"
-    "$base/bin/python" -m pip install -qq --constraint requirements/constraints.txt --requirement /dev/stdin \
+    "$base/bin/python" -m pip install -qq --disable-pip-version-check --constraint requirements/constraints.txt --requirement /dev/stdin \
         <<<"$dependencies"
     touch "$base/.complete"
 fi

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections import deque
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -156,6 +157,11 @@ class _Trouble:
     @staticmethod
     def die(message: Work) -> Iterable[Work]:
         os.kill(os.getpid(), signal.SIGKILL)
+        return []
+
+    @staticmethod
+    def litter(message: Work) -> Iterable[Work]:
+        tempfile.mkdtemp()
         return []
 
     @staticmethod

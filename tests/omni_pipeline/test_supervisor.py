@@ -140,6 +140,20 @@ def test_death_of_a_worker_is_told_within_a_second() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_temporary_files_of_workers_go_with_the_run_directory(run_root: Path, end: str) -> None:
+    async def scenario() -> None:
+        async with running(echo_config()) as session:
+            await session.ask("r", "litter@shout")
+            assert len(os.listdir(run_root)) == 1  # nothing beside the run directory
+            if end == "kill":
+                os.kill(session.supervisor.pids["shout"], signal.SIGKILL)
+                await session.lost()
+
+    asyncio.run(scenario())
+    assert list(run_root.iterdir()) == []
+
+
 def test_broken_stage_fails_its_request_and_ends_its_worker() -> None:
     async def scenario() -> None:
         async with running(echo_config()) as session:
