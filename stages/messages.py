@@ -404,6 +404,7 @@ class TalkerPrompt(Struct, tag="talker_prompt"):
         ids: int64 [r], token ids of the user turns' rows, media rows with their placeholder.
         media_rows: int64 [k], ascending indices into `ids` of the media rows.
         media_hidden: [k, thinker hidden], the thinker's accept-layer states at those rows.
+        assistant_ids: The last three ids of the prompt, which open the assistant's turn.
         positions: float32 [3, r + 9], M-RoPE positions of the user rows and the nine assistant rows, or None where
             they are 0 … r+8.
         position_delta: Position minus index after those rows.
@@ -413,6 +414,7 @@ class TalkerPrompt(Struct, tag="talker_prompt"):
     ids: Tensor
     media_rows: Tensor | None
     media_hidden: Tensor | None
+    assistant_ids: list[int]
     positions: Tensor | None
     position_delta: float
     speech: SpeechOptions

@@ -93,6 +93,7 @@ def assemble(assembly: Assembly) -> ThinkerRequest:
         media_tokens=_rows_by_modality(prompt),
         thinker=prompt.thinker,
         text=prompt.text,
+        spoken=prompt.spoken,
     )
     visual = [] if assembly.vision is None else [rows.torch() for rows in assembly.vision.embeds]
     sounds = [] if assembly.audio is None else [rows.torch() for rows in assembly.audio.embeds]

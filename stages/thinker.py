@@ -1,4 +1,8 @@
-"""The thinker stage: Qwen3-Omni's text model on SGLang, from prompt rows to a stream of token ids."""
+"""The thinker stage: Qwen3-Omni's text model on SGLang, from prompt rows to streams of token ids.
+
+One stream goes to decode. For an answer that is spoken, another goes to the talker: what the talker hears of the
+prompt's media, then the same ids but for the last, which is never spoken.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,22 @@ import torch
 from omni_pipeline.errors import ErrorInfo
 from omni_pipeline.stage import StageContext
 from omni_pipeline.wire import Chunk, End, Failed, Start, Tensor, Work
-from stages.messages import DecodeStart, Finished, StopGenerating, ThinkerRequest, Tokens
+from stages.messages import (
+    DecodeStart,
+    Finished,
+    SpokenPrompt,
+    StopGenerating,
+    TalkerPrompt,
+    ThinkerRequest,
+    Tokens,
+)
 from stages.options import ThinkerOptions
 from stages.sglang_engine.engine import Broken, Done, Engine, Event, Generation, Prefilled, Token
 from stages.sglang_engine.prompt_rows import PromptRows
 
 ARCHITECTURE = "Qwen3OmniThinker"
 TARGET = "decode"
+TALKER = "talker_ar"
 
 
 class Thinker:
@@ -28,6 +41,7 @@ class Thinker:
         options: ThinkerOptions = context.options
         self.name = context.name
         self._default_max_tokens = options.default_max_tokens
+        config = json.loads((Path(context.model_path) / "config.json").read_text())
         self._answers: dict[str, ThinkerRequest] = {}
         self._outbox: list[Work] = []
         self._engine = Engine(
@@ -39,6 +53,7 @@ class Thinker:
             max_total_tokens=options.max_total_tokens,
             max_running_requests=options.max_running_requests,
             options=options.engine,
+            tap_layer=config["talker_config"]["accept_hidden_layer"] if TALKER in context.stages else None,
         )
 
     @property
@@ -62,6 +77,8 @@ class Thinker:
             yield from self._tell(event, fresh)
         for request_id, tokens in fresh.items():
             yield Chunk(request_id, self.name, TARGET, tokens)
+            if self._answers[request_id].spoken is not None:
+                yield Chunk(request_id, self.name, TALKER, Tokens(tokens.ids))
 
     def abort(self, request_id: str) -> None:
         self._answers.pop(request_id, None)
@@ -102,15 +119,22 @@ class Thinker:
                 ),
                 sampling=sampling,
                 logprobs=request.text.top_logprobs if request.text.logprobs else None,
+                tapped_rows=_heard_rows(request)[0],
             )
         )
         self._answers[request_id] = request
 
     def _stop(self, request_id: str) -> None:
         """End a text where decode found a stop string, unless it has ended by itself meanwhile."""
-        if request_id in self._answers:
+        request = self._answers.get(request_id)
+        if request is not None:
             self.abort(request_id)
-            self._outbox.append(End(request_id, self.name, TARGET, Finished("stop", None)))
+            self._outbox += self._ends(request_id, request, Finished("stop", None))
+
+    def _ends(self, request_id: str, request: ThinkerRequest, finished: Finished) -> Iterable[Work]:
+        yield End(request_id, self.name, TARGET, finished)
+        if request.spoken is not None:
+            yield End(request_id, self.name, TALKER, finished)
 
     def _tell(self, event: Event, fresh: dict[str, Tokens]) -> Iterable[Work | Failed]:
         """Messages for one event; tokens are put in `fresh`, to leave in one chunk for each request and step."""
@@ -130,15 +154,21 @@ class Thinker:
                 text=request.text,
             )
             yield Start(request_id, self.name, TARGET, started)
+            if request.spoken is not None:
+                prompt = _talker_prompt(request, request.spoken, event.tapped)
+                yield Start(request_id, self.name, TALKER, prompt)
         elif isinstance(event, Done):
-            del self._answers[request_id]
+            request = self._answers.pop(request_id)
             tokens = fresh.pop(request_id, Tokens([]))
+            spoken = tokens.ids[:-1]
             if event.matched is not None:
                 for column in (tokens.ids, tokens.logprobs, tokens.alternatives):
                     del column[-1:]
             if tokens.ids:
                 yield Chunk(request_id, self.name, TARGET, tokens)
-            yield End(request_id, self.name, TARGET, Finished(event.reason, event.matched))
+            if spoken and request.spoken is not None:
+                yield Chunk(request_id, self.name, TALKER, Tokens(spoken))
+            yield from self._ends(request_id, request, Finished(event.reason, event.matched))
         elif isinstance(event, Broken):
             del self._answers[request_id]
             error = ErrorInfo(
@@ -150,6 +180,29 @@ class Thinker:
 def end_of_turn_id(model_path: str) -> int:
     """Id of `<|im_end|>`, the one token that ends the thinker's text (the reference ignores generation_config.json)."""
     return int(json.loads((Path(model_path) / "config.json").read_text())["im_end_token_id"])
+
+
+def _heard_rows(request: ThinkerRequest) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The media rows of the user's turns: int64 [k], their indices in the prompt and among the user rows."""
+    if request.spoken is None or request.media_rows is None:
+        return None, None
+    user = request.spoken.user_rows.torch()
+    among = torch.isin(user, request.media_rows.torch()).nonzero()[:, 0]
+    return user[among], among
+
+
+def _talker_prompt(request: ThinkerRequest, spoken: SpokenPrompt, tapped: torch.Tensor | None) -> TalkerPrompt:
+    ids = request.ids.torch()
+    _, among = _heard_rows(request)
+    return TalkerPrompt(
+        ids=Tensor.of(ids[spoken.user_rows.torch()]),
+        media_rows=None if among is None else Tensor.of(among),
+        media_hidden=None if tapped is None else Tensor.of(tapped),
+        assistant_ids=ids[-3:].tolist(),
+        positions=spoken.positions,
+        position_delta=spoken.position_delta,
+        speech=spoken.speech,
+    )
 
 
 def _optional(tensor: Tensor | None) -> torch.Tensor | None:

@@ -9,16 +9,28 @@ import numpy
 from msgspec import structs
 from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeProcessor
 
-from omni_pipeline.errors import OmniError
+from omni_pipeline.errors import OmniError, internal
 from omni_pipeline.stage import StageContext
 from omni_pipeline.wire import Failed, Start, Tensor, Work
-from stages.messages import AudioItem, ChatRequest, MediaRef, MediaSpan, Modality, Prompt, VisionItem, VisionWork
+from stages.messages import (
+    AudioItem,
+    ChatRequest,
+    MediaRef,
+    MediaSpan,
+    Modality,
+    Prompt,
+    SpeechOptions,
+    SpokenPrompt,
+    VisionItem,
+    VisionWork,
+)
 from stages.options import PreprocessingOptions
 from stages.preprocessing.conversation import ChatTokenizer
 from stages.preprocessing.features import DEFAULTS, Features
 from stages.preprocessing.layout import Layout, lay_out
 from stages.preprocessing.media import MediaReader, ReadMedia
 from stages.preprocessing.positions import mrope_positions
+from stages.preprocessing.spoken import Roles, spoken_prompt
 from stages.preprocessing.token_limit import TokenLimit
 
 # Time scale by which the reference's processor merges a clip's frames with its sound. The model has its own (see
@@ -33,12 +45,14 @@ class Preprocessing:
         self.name = context.name
         options: PreprocessingOptions = context.options
         processor = Qwen3OmniMoeProcessor.from_pretrained(context.model_path)
-        config = Qwen3OmniMoeConfig.from_pretrained(context.model_path).thinker_config
+        whole = Qwen3OmniMoeConfig.from_pretrained(context.model_path)
+        config = whole.thinker_config
         features = Features(processor)
         self._chat = ChatTokenizer(processor)
         self._limit = TokenLimit(options.max_prompt_tokens or config.text_config.max_position_embeddings)
         self._reader = MediaReader(features, options, self._limit)
         self._position_ids_per_second: float = config.position_id_per_seconds
+        self._roles = Roles.of(whole) if "talker_ar" in context.stages else None
         self._queue: deque[tuple[str, ChatRequest]] = deque()
         self._refused = 0
 
@@ -99,7 +113,15 @@ class Preprocessing:
             audio=_spans("audio", media.sounds.items, heard),
             thinker=request.thinker,
             text=request.text,
+            spoken=self._spoken(layout, media, request.speech),
         )
+
+    def _spoken(self, layout: Layout, media: ReadMedia, speech: SpeechOptions | None) -> SpokenPrompt | None:
+        if speech is None:
+            return None
+        if self._roles is None:
+            raise internal("Speech was asked of a pipeline without a talker.")
+        return spoken_prompt(layout, media.rows, self._roles, speech)
 
 
 def _spans(

@@ -22,12 +22,17 @@ from stages.sglang_engine.prompt_rows import PromptRows, Stretch, gather
 class Generation(Struct):
     """One request to the engine.
 
+    In an engine that is fed, `rows.media_embeds` must cover the whole prompt, and `cache_ids` are only counted.
+
     Attributes:
         request_id: Unique among the live ones.
         cache_ids: int64 [n], what keys the prefix cache: token ids, and beyond the vocabulary at media rows.
         rows: Everything else about the prompt.
         sampling: How to pick tokens; `max_tokens` must be set.
         logprobs: Number of alternatives to report with each token, or None for no log-probabilities.
+        penalize_prompt: Whether the repetition penalty counts the prompt's ids too.
+        suppressed: bool [vocabulary], ids never to be picked, or None.
+        tapped_rows: int64 [k], prompt indices whose tapped states `Prefilled` is to bring, or None.
     """
 
     request_id: str
@@ -35,22 +40,30 @@ class Generation(Struct):
     rows: PromptRows
     sampling: Sampling
     logprobs: int | None = None
+    penalize_prompt: bool = True
+    suppressed: torch.Tensor | None = None
+    tapped_rows: torch.Tensor | None = None
 
 
 class Prefilled(Struct):
-    """A request's prompt has been computed, `cached_tokens` of it by an earlier one; its first token follows."""
+    """A request's prompt has been computed, `cached_tokens` of it by an earlier one; its first token follows.
+
+    `tapped` are the states [k, hidden] that the request asked for.
+    """
 
     request_id: str
     cached_tokens: int
+    tapped: torch.Tensor | None = None
 
 
 class Token(Struct):
-    """One generated token."""
+    """One generated token. In an engine that is fed, with the state [hidden] that it was picked from."""
 
     request_id: str
     id: int
     logprob: float | None = None
     alternatives: list[Logprob] = []
+    state: torch.Tensor | None = None
 
 
 class Done(Struct):
@@ -82,8 +95,11 @@ class _Live:
 
     rows: PromptRows
     state: Any  # sampler.SamplingState, set once SGLang has made its request
+    tapped_rows: torch.Tensor | None
     sent: int = 0
     aborted: bool = False
+    tapped: torch.Tensor | None = None
+    token_state: torch.Tensor | None = None
 
 
 class Engine:
@@ -98,6 +114,9 @@ class Engine:
         max_total_tokens: Size of the KV cache in tokens; None lets SGLang decide on a GPU.
         max_running_requests: Most sequences in one batch.
         options: Further SGLang server arguments.
+        fed: Whether the input of each decode step comes from outside, by `feed`. A request that has not been fed sits
+            out while the others go on.
+        tap_layer: Decoder layer whose input states can be asked for (`Generation.tapped_rows`), or None.
 
     Raises:
         StartupError: An option that SGLang does not know.
@@ -114,6 +133,8 @@ class Engine:
         max_total_tokens: int | None,
         max_running_requests: int,
         options: dict[str, Any],
+        fed: bool = False,
+        tap_layer: int | None = None,
     ) -> None:
         environment.prepare()
         from sglang.srt.managers.scheduler import SpawnRanks, load_plugins, publish
@@ -147,22 +168,37 @@ class Engine:
         self._eos_ids = frozenset(eos_ids)
         self._live: dict[str, _Live] = {}
         self._events: list[Event] = []
+        self._fed = fed
+        self._rows: dict[str, torch.Tensor] = {}  # next input rows, of requests that may decode
+        self._leaving: set[str] = set()  # aborted requests that SGLang lets go of in their next decode step
+        self._stalled = False
         with contextlib.redirect_stderr(io.StringIO()):  # loading bars; progress is the supervisor's to show
             self._scheduler = InProcessScheduler(server_args, ports)
         self._scheduler.on_progress = self._progress
         self._scheduler.on_dropped = self._dropped
         self._scheduler.on_batch = self._prepare
+        self._scheduler.on_computed = self._collect_states
         runner = self._scheduler.tp_worker.model_runner
         self._model = runner.model
         self._sampler = runner.sampler = OmniSampler()
         self._device = torch.device(device)
         self._dtype = runner.dtype
-        self._model.reserve_slots(runner.req_to_token_pool.req_to_token.shape[0])
+        self._pool = runner.req_to_token_pool.req_to_token
+        if tap_layer is not None:
+            self._model.tap(tap_layer)
+        # One KV-cache page more than there are tokens: the first takes what padding writes.
+        kv_tokens = int(self._scheduler.max_total_num_tokens) + int(self._scheduler.page_size)
+        self._model.reserve(self._pool.shape[0], kv_tokens)
 
     @property
     def capacity(self) -> int:
         """Tokens that one sequence may have, prompt and output together."""
         return int(self._scheduler.max_req_len)
+
+    @property
+    def model(self) -> Any:
+        """The model definition, for the layers of it that the engine itself does not run."""
+        return self._model
 
     @property
     def hidden_size(self) -> int:
@@ -171,7 +207,11 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._live)
+        if not self._fed:
+            return bool(self._live)
+        scheduler = self._scheduler
+        waiting = scheduler.waiting_queue or scheduler.chunked_req is not None
+        return not self._stalled and bool(self._rows or self._leaving or waiting)
 
     @property
     def running(self) -> int:
@@ -211,7 +251,8 @@ class Engine:
             ignore_eos=sampling.ignore_eos,
         )
         params.normalize(None)
-        self._live[generation.request_id] = _Live(rows=generation.rows, state=generation)
+        self._stalled = False
+        self._live[generation.request_id] = _Live(generation.rows, generation, generation.tapped_rows)
         self._scheduler.process_input_requests(
             [
                 TokenizedGenerateReqInput(
@@ -231,6 +272,13 @@ class Engine:
             ]
         )
 
+    def feed(self, request_id: str, row: torch.Tensor) -> None:
+        """Give the input row [hidden] of a request's next decode step; unknown ids are ignored."""
+        live = self._live.get(request_id)
+        if live is not None and not live.aborted:
+            self._rows[request_id] = row
+            self._stalled = False
+
     def abort(self, request_id: str) -> None:
         """Drop a request; it gives no further events. Its memory is free after the next step at the latest."""
         from sglang.srt.managers.io_struct import AbortReq
@@ -238,7 +286,11 @@ class Engine:
         live = self._live.get(request_id)
         if live is not None and not live.aborted:
             live.aborted = True
+            self._rows.pop(request_id, None)
+            self._stalled = False
             self._scheduler.abort_request(AbortReq(rid=request_id))
+            if self._scheduler.abort_parked(request_id):
+                self._leaving.add(request_id)
 
     def close(self) -> None:
         """Leave torch.distributed, which holds a port."""
@@ -248,7 +300,8 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Run one batch and give what it brought."""
-        self._scheduler.step()
+        ready = self._rows.keys() | self._leaving if self._fed else None
+        self._stalled = not self._scheduler.step(ready)
         events, self._events = self._events, []
         return events
 
@@ -256,7 +309,12 @@ class Engine:
         self._sampler.rows = [self._state(req) for req in batch.reqs]
         if not batch.forward_mode.is_extend():
             self._model.prefill = None
+            if self._fed:
+                self._model.next_rows[batch.req_pool_indices] = torch.stack([self._next_row(req) for req in batch.reqs])
             return
+        for req in batch.reqs:
+            if req.output_ids and req.rid in self._rows:  # it lost its memory when it was about to go on
+                self._next_row(req)
         slots = batch.req_pool_indices.tolist()
         self._model.prefill = gather(
             [
@@ -267,6 +325,29 @@ class Engine:
             self._dtype,
         )
 
+    def _next_row(self, req: Any) -> torch.Tensor:
+        """Take what the request was fed, and note it for the case that SGLang takes the request's memory back."""
+        self._leaving.discard(req.rid)
+        row = self._rows.pop(req.rid, None)
+        if row is None:  # it is being aborted, and what it computes goes nowhere
+            return self._model.next_rows.new_zeros(self.hidden_size)
+        self._live[req.rid].rows.generated.append(row)
+        return row
+
+    def _collect_states(self, batch: Any) -> None:
+        """Fetch what is wanted of the states of a batch while its requests still have their memory."""
+        if self._fed:
+            states = self._model.last_states[batch.req_pool_indices]
+            for req, state in zip(batch.reqs, states, strict=True):
+                self._live[req.rid].token_state = state
+        if not batch.forward_mode.is_extend():
+            return
+        for req, slot in zip(batch.reqs, batch.req_pool_indices.tolist(), strict=True):
+            live = self._live[req.rid]
+            if live.tapped_rows is not None and live.tapped is None and req.extend_end >= len(live.rows.ids):
+                places = self._pool[slot, live.tapped_rows.to(self._device)].long()
+                live.tapped = self._model.tapped[places]
+
     def _state(self, req: Any) -> Any:
         live = self._live[req.rid]
         if isinstance(live.state, Generation):
@@ -275,10 +356,11 @@ class Engine:
             generation = live.state
             live.state = SamplingState(
                 generation.sampling,
-                prompt_ids=generation.rows.ids,
+                prompt_ids=generation.rows.ids if generation.penalize_prompt else generation.rows.ids[:0],
                 output_ids=req.output_ids,
                 eos_ids=[*self._eos_ids, *generation.sampling.stop_token_ids],
                 logprobs=generation.logprobs,
+                suppressed=generation.suppressed,
             )
         return live.state
 
@@ -288,13 +370,14 @@ class Engine:
             return
         if not live.aborted:
             if not live.sent and req.output_ids:
-                self._events.append(Prefilled(req.rid, req.cached_tokens))
+                self._events.append(Prefilled(req.rid, req.cached_tokens, live.tapped))
             for token in req.output_ids[live.sent :]:
                 picked = live.state.picked if live.state.logprobs is not None else None
-                self._events.append(Token(req.rid, token, *(picked or ())))
+                self._events.append(Token(req.rid, token, *(picked or ()), state=live.token_state))
             live.sent = len(req.output_ids)
         if req.finished():
             del self._live[req.rid]
+            self._leaving.discard(req.rid)
             if not live.aborted:
                 self._events.append(_ending(req))
 

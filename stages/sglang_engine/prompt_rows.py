@@ -7,7 +7,7 @@ it had to take KV memory back, the prompt together with what was generated. `gat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -24,6 +24,7 @@ class PromptRows:
         media_embeds: [m, hidden].
         visual_rows: int64 [v], ascending.
         deepstack: [layers, v, hidden].
+        generated: For a model whose inputs are all given as rows: the row [hidden] of each generated token so far.
     """
 
     ids: torch.Tensor
@@ -33,6 +34,7 @@ class PromptRows:
     media_embeds: torch.Tensor | None = None
     visual_rows: torch.Tensor | None = None
     deepstack: torch.Tensor | None = None
+    generated: list[torch.Tensor] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -78,6 +80,9 @@ def gather(stretches: Sequence[Stretch], device: torch.device, dtype: torch.dtyp
         positions.append(_positions(stretch))
         if rows.media_rows is not None and rows.media_embeds is not None:
             media.add(stretch, offset, rows.media_rows, rows.media_embeds, dim=0)
+        if rows.generated and stretch.end > len(rows.ids):
+            index = torch.arange(len(rows.ids), len(rows.ids) + len(rows.generated))
+            media.add(stretch, offset, index, torch.stack(rows.generated), dim=0)
         if rows.visual_rows is not None and rows.deepstack is not None:
             visual.add(stretch, offset, rows.visual_rows, rows.deepstack, dim=1)
         offset += stretch.end - stretch.start

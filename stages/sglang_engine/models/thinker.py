@@ -1,8 +1,8 @@
 """Qwen3-Omni's thinker as an SGLang model: its text decoder, fed with encoder rows and deepstack from outside.
 
 SGLang's own definition of this model carries both encoders and gets media through its tokenizer manager. Here encoders
-are stages of their own, so that what is left is SGLang's Qwen3-MoE decoder with three things changed: the angles of the
-rotary embedding (see `rotary`), the embedding rows of media, and where deepstack is added.
+are stages of their own, so that what is left is SGLang's Qwen3-MoE decoder with four things changed: the angles of the
+rotary embedding (see `rotary`), the embedding rows of media, where deepstack is added, and a tap for the talker.
 """
 
 from __future__ import annotations
@@ -11,60 +11,47 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
-from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-from sglang.srt.models.qwen3_moe import Qwen3MoeForCausalLM
-from sglang.srt.models.qwen3_vl_moe import Qwen3MoeLLMModel
-from sglang.srt.runtime_context import get_parallel
-from torch import nn
 
-from stages.sglang_engine.prompt_rows import PrefillInput
-from stages.sglang_engine.rotary import ApplyAngles, InterleavedAngles
+from stages.sglang_engine.models.omni_decoder import OmniDecoder
 
 _PREFIX = "thinker."
 _ENCODERS = ("thinker.visual.", "thinker.audio_tower.")
 
 
-class Qwen3OmniThinker(Qwen3MoeForCausalLM):
-    """Text decoder of the thinker. The engine sets `prefill` before each prefill batch.
+class Qwen3OmniThinker(OmniDecoder):
+    """Text decoder of the thinker.
 
     Attributes:
-        prefill: The extras of the batch about to run; None while decoding.
-        position_deltas: float32 [KV-pool slots]; position minus index of generated tokens. A table at a fixed address,
-            so that a captured decode graph reads it as it is.
+        tapped: [KV-cache tokens, hidden]: what the talker hears of prompt rows, beside their keys and values in the
+            cache, so that a prefix-cache hit finds it too. None unless `tap` was called.
     """
 
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:
-        nn.Module.__init__(self)
-        text = config.thinker_config.text_config
-        self.config = text
-        self.quant_config = quant_config
-        self.pp_group = get_parallel().pp_group
-        self.model = Qwen3MoeLLMModel(config=text, quant_config=quant_config, prefix="model")
-        self.lm_head = ParallelLMHead(text.vocab_size, text.hidden_size, quant_config=quant_config, prefix="lm_head")
-        self.logits_processor = LogitsProcessor(text)
-        self.capture_aux_hidden_states = False
-
-        self.model.deepstack_embed_to_decoder_layer = range(
-            len(config.thinker_config.vision_config.deepstack_visual_indexes)
+        thinker = config.thinker_config
+        super().__init__(
+            thinker.text_config,
+            quant_config=quant_config,
+            deepstack_layers=len(thinker.vision_config.deepstack_visual_indexes),
         )
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        rope = text.rope_parameters
-        self.angles = InterleavedAngles(head_dim, rope["rope_theta"], rope["mrope_section"])
-        for layer in self.model.layers:
-            attention = layer.self_attn
-            attention.rotary_emb = ApplyAngles(head_dim)
-            attention.compatible_with_fused_kv_buffer = False
-            attention.use_fused_qk_norm_rope = False
-            attention.use_fused_qk_norm_rope_cpu = False
+        self._tap_layer: int | None = None
+        self.tapped: torch.Tensor | None = None
 
-        self.prefill: PrefillInput | None = None
-        self.position_deltas = torch.zeros(0)
+    def tap(self, layer: int) -> None:
+        """Keep the state that enters decoder layer `layer` (the reference's ``hidden_states[layer]``) of prompts.
 
-    def reserve_slots(self, slots: int) -> None:
-        """Make room in `position_deltas` for that many KV-pool slots, once they are known."""
-        self.position_deltas = torch.zeros(slots, dtype=torch.float32, device=self.angles.inverse.device)
+        Must be called before `reserve`.
+        """
+        if not 0 < layer < len(self.model.layers):
+            raise ValueError(f"accept_hidden_layer {layer} is not inside a decoder of {len(self.model.layers)} layers")
+        self._tap_layer = layer
+
+    def reserve(self, slots: int, kv_tokens: int) -> None:
+        super().reserve(slots, kv_tokens)
+        if self._tap_layer is not None:
+            table = self.model.embed_tokens.weight
+            self.tapped = torch.zeros(kv_tokens, self.config.hidden_size, dtype=table.dtype, device=table.device)
 
     @torch.no_grad()
     def forward(
@@ -80,22 +67,35 @@ class Qwen3OmniThinker(Qwen3MoeForCausalLM):
         Args:
             input_ids: int64 [tokens]; at media rows the numbers that key the prefix cache, beyond the vocabulary.
         """
-        deepstack = None
-        if self.prefill is not None:
-            extras = self.prefill
-            self.position_deltas[extras.slots] = extras.deltas
-            angles = self.angles(extras.positions)
-            hidden = self.model.embed_tokens(input_ids.clamp(max=self.config.vocab_size - 1))
-            if extras.media_index is not None:
-                hidden[extras.media_index] = extras.media_embeds
-            if extras.visual_index is not None and extras.deepstack is not None:
-                deepstack = _spread(extras.deepstack, extras.visual_index, hidden.shape[0])
+        angles = self.current_angles(forward_batch)
+        if self.prefill is None:
+            hidden = self.model(input_ids, angles, forward_batch)
         else:
-            slots = forward_batch.req_pool_indices
-            angles = self.angles(forward_batch.positions + self.position_deltas[slots])
-            hidden = self.model.embed_tokens(input_ids)
-        hidden = self.model(input_ids, angles, forward_batch, hidden, input_deepstack_embeds=deepstack)
+            hidden = self._prefill(input_ids, angles, forward_batch)
         return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
+
+    def _prefill(
+        self, input_ids: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], forward_batch: ForwardBatch
+    ) -> torch.Tensor:
+        extras = self.prefill
+        assert extras is not None
+        rows = self.model.embed_tokens(input_ids.clamp(max=self.config.vocab_size - 1))
+        if extras.media_index is not None:
+            rows[extras.media_index] = extras.media_embeds
+        deepstack = None
+        if extras.visual_index is not None and extras.deepstack is not None:
+            deepstack = _spread(extras.deepstack, extras.visual_index, len(rows))
+        layer = self._tap_layer
+        if layer is None or self.tapped is None:
+            return self.model(input_ids, angles, forward_batch, rows, input_deepstack_embeds=deepstack)
+        self.model.layers_to_capture = [layer]
+        hidden, [state] = self.model(input_ids, angles, forward_batch, rows, input_deepstack_embeds=deepstack)
+        self.model.layers_to_capture = []
+        if deepstack is not None and layer <= len(extras.deepstack):
+            # The reference records a layer's output before deepstack is added to it.
+            state = state - deepstack[:, (layer - 1) * state.shape[1] : layer * state.shape[1]]
+        self.tapped[forward_batch.out_cache_loc] = state
+        return hidden
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Take the thinker's decoder out of a whole Qwen3-Omni checkpoint."""

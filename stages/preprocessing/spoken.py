@@ -1,0 +1,74 @@
+"""What the talker sees of a prompt: the rows of the user's turns, and their positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy
+from msgspec import Struct
+from transformers import Qwen3OmniMoeConfig
+
+from omni_pipeline.wire import Tensor
+from stages.messages import SpeechOptions, SpokenPrompt
+from stages.preprocessing.layout import Layout, MediumRows
+from stages.preprocessing.positions import mrope_positions
+
+# Rows that open the assistant's turn for the talker, after those of the user's.
+ASSISTANT_ROWS = 9
+
+
+class Roles(Struct, frozen=True):
+    """Ids that tell whose turn it is, and the talker's own time scale."""
+
+    turn_start: int
+    user: int
+    ids_per_second: float
+
+    @classmethod
+    def of(cls, config: Qwen3OmniMoeConfig) -> Roles:
+        return cls(config.im_start_token_id, config.user_token_id, config.talker_config.position_id_per_seconds)
+
+
+def spoken_prompt(layout: Layout, media: Sequence[MediumRows], roles: Roles, speech: SpeechOptions) -> SpokenPrompt:
+    """The talker's share of a prompt whose answer is to be spoken.
+
+    The talker's positions are the thinker's for a prompt of those rows alone, but for clips that are heard. The
+    reference does not tell the talker that a clip's sound stands between its frames: it takes such a clip for text,
+    unless an image follows somewhere, while which it still looks for frames and finds the clip's.
+    """
+    ids = layout.ids
+    starts = numpy.flatnonzero(ids == roles.turn_start)
+    turn = numpy.searchsorted(starts, numpy.arange(len(ids)), side="right") - 1
+    role = ids[numpy.minimum(starts + 1, len(ids) - 1)]
+    user_rows = numpy.flatnonzero((role == roles.user)[turn] & (turn >= 0))
+    places = _placed(layout, media, user_rows)
+    last_image = max((index for index, (medium, *_) in enumerate(places) if medium.kind == "image"), default=-1)
+    gaps: list[int] = []
+    kept: list[MediumRows] = []
+    closed = 0
+    for index, (medium, opening, closing) in enumerate(places):
+        if medium.interleaved and index > last_image:
+            continue  # its rows count as text of the gap around it
+        gaps.append(opening - closed)
+        kept.append(medium)
+        closed = closing + 1
+    gaps.append(len(user_rows) + ASSISTANT_ROWS - closed)
+    positions, delta = mrope_positions(gaps, kept, roles.ids_per_second)
+    return SpokenPrompt(
+        user_rows=Tensor.of(user_rows),
+        positions=None if positions is None else Tensor.of(positions),
+        position_delta=delta,
+        speech=speech,
+    )
+
+
+def _placed(layout: Layout, media: Sequence[MediumRows], user_rows: numpy.ndarray) -> list[tuple[MediumRows, int, int]]:
+    """The media of the user's turns, each with the indices among `user_rows` of its first and last marker."""
+    placed: list[tuple[MediumRows, int, int]] = []
+    for medium, seen, heard in zip(media, layout.visual_rows, layout.audio_rows, strict=True):
+        rows = numpy.concatenate([seen, heard])
+        markers = 2 if medium.interleaved else 1
+        first, last = numpy.searchsorted(user_rows, [rows.min() - markers, rows.max() + markers]).tolist()
+        if last < len(user_rows) and user_rows[first] == rows.min() - markers:
+            placed.append((medium, first, last))
+    return placed

@@ -1,0 +1,47 @@
+"""A directory that looks like a checkpoint of the talker alone, for SGLang, which knows one model to a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+_INDEX = "model.safetensors.index.json"
+_PREFIX = "talker."
+
+
+def talker_view(model_path: str, directory: str) -> str:
+    """Make the view under `directory`: the talker's config, and links to the files that hold its weights.
+
+    Returns:
+        Its path. Nothing is copied, so that it costs nothing; whoever owns `directory` removes it.
+    """
+    source = Path(model_path).resolve()
+    view = Path(directory) / "talker"
+    view.mkdir()
+    (view / "config.json").write_text(json.dumps(_config(json.loads((source / "config.json").read_text()))))
+    for name in _weight_files(source):
+        (view / name).symlink_to(source / name)
+    if (source / _INDEX).exists():
+        index = json.loads((source / _INDEX).read_text())
+        kept = {key: name for key, name in index["weight_map"].items() if (view / name).exists()}
+        (view / _INDEX).write_text(json.dumps({**index, "weight_map": kept}))
+    return str(view)
+
+
+def _config(whole: dict) -> dict:
+    """The talker's text config as that of a Qwen3-MoE, with what else its model definition reads."""
+    talker = whole["talker_config"]
+    return {
+        **talker["text_config"],
+        "model_type": "qwen3_moe",
+        "thinker_hidden_size": talker["thinker_hidden_size"],
+        "torch_dtype": whole.get("torch_dtype") or whole.get("dtype"),
+        **({"quantization_config": whole["quantization_config"]} if "quantization_config" in whole else {}),
+    }
+
+
+def _weight_files(source: Path) -> list[str]:
+    if (source / _INDEX).exists():
+        weights = json.loads((source / _INDEX).read_text())["weight_map"]
+        return sorted({name for key, name in weights.items() if key.startswith(_PREFIX)})
+    return [path.name for path in source.glob("*.safetensors")]

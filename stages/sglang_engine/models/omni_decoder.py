@@ -1,0 +1,74 @@
+"""What thinker and talker have in common as SGLang models: a Qwen3-MoE decoder that is fed with rows and positions.
+
+The engine sets `prefill` before each prefill batch. Everything that decoding needs of a request lies in tables at fixed
+addresses, indexed by its KV-pool slot, so that a captured decode graph reads them as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sglang.srt.layers.logits_processor import LogitsProcessor
+from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.models.qwen3_moe import Qwen3MoeDecoderLayer, Qwen3MoeForCausalLM
+from sglang.srt.models.qwen3_vl_moe import Qwen3MoeLLMModel
+from sglang.srt.runtime_context import get_parallel
+from torch import nn
+
+from stages.sglang_engine.prompt_rows import PrefillInput
+from stages.sglang_engine.rotary import ApplyAngles, InterleavedAngles
+
+
+class OmniDecoder(Qwen3MoeForCausalLM):
+    """Base of the two models.
+
+    Args:
+        text: The decoder's config.
+        deepstack_layers: Number of first layers after which deepstack rows are added.
+        layer_type: Class of a decoder layer.
+
+    Attributes:
+        prefill: The extras of the batch about to run; None while decoding.
+        position_deltas: float32 [KV-pool slots]; position minus index of generated tokens.
+    """
+
+    def __init__(
+        self, text: Any, *, quant_config: Any, deepstack_layers: int, layer_type: type[nn.Module] = Qwen3MoeDecoderLayer
+    ) -> None:
+        nn.Module.__init__(self)
+        self.config = text
+        self.quant_config = quant_config
+        self.pp_group = get_parallel().pp_group
+        self.model = Qwen3MoeLLMModel(
+            config=text, quant_config=quant_config, prefix="model", decoder_layer_type=layer_type
+        )
+        self.model.deepstack_embed_to_decoder_layer = range(deepstack_layers)
+        self.lm_head = ParallelLMHead(text.vocab_size, text.hidden_size, quant_config=quant_config, prefix="lm_head")
+        self.logits_processor = LogitsProcessor(text)
+        self.capture_aux_hidden_states = False
+
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        rope = text.rope_parameters
+        self.angles = InterleavedAngles(head_dim, rope["rope_theta"], rope["mrope_section"])
+        for layer in self.model.layers:
+            attention = layer.self_attn
+            attention.rotary_emb = ApplyAngles(head_dim)
+            attention.compatible_with_fused_kv_buffer = False
+            attention.use_fused_qk_norm_rope = False
+            attention.use_fused_qk_norm_rope_cpu = False
+
+        self.prefill: PrefillInput | None = None
+        self.position_deltas = torch.zeros(0)
+
+    def reserve(self, slots: int, kv_tokens: int) -> None:
+        """Make the tables, once the numbers of KV-pool slots and of KV-cache tokens are known."""
+        self.position_deltas = torch.zeros(slots, dtype=torch.float32, device=self.angles.inverse.device)
+
+    def current_angles(self, forward_batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotary angles of the batch's tokens, for `Qwen3MoeLLMModel` in place of positions."""
+        if self.prefill is not None:
+            self.position_deltas[self.prefill.slots] = self.prefill.deltas
+            return self.angles(self.prefill.positions)
+        return self.angles(forward_batch.positions + self.position_deltas[forward_batch.req_pool_indices])

@@ -1,0 +1,111 @@
+"""Qwen3-Omni's talker as an SGLang model: a decoder that reads and writes codec frames, one row at a time.
+
+Its input rows are no embeddings of its own tokens alone: a prompt row is projected from the thinker, and a frame's row
+is the sum of sixteen codec embeddings and a row of text. The engine puts each decode step's rows into `next_rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.models.qwen2_moe import Qwen2MoeSparseMoeBlock
+from sglang.srt.models.qwen3_moe import Qwen3MoeDecoderLayer
+from torch import nn
+
+from stages.sglang_engine.models.omni_decoder import OmniDecoder
+
+_PREFIX = "talker."
+_PREDICTOR = "talker.code_predictor."
+_RENAMED = {
+    "codec_head.": "lm_head.",
+    "model.codec_embedding.": "model.embed_tokens.",
+}
+
+
+class TalkerLayer(Qwen3MoeDecoderLayer):
+    """The thinker's decoder layer with an expert beside the routed ones that every token passes, through a gate."""
+
+    def __init__(self, config: Any, layer_id: int, quant_config: Any = None, prefix: str = "", **more: Any) -> None:
+        super().__init__(config, layer_id, quant_config=quant_config, prefix=prefix, **more)
+        self.mlp = Qwen2MoeSparseMoeBlock(
+            layer_id, config, quant_config=quant_config, prefix=f"{prefix}.mlp", reduce_results=False
+        )
+
+
+class ResizeMlp(nn.Module):
+    """Brings thinker rows [rows, thinker hidden] to the talker's width: linear, SiLU, linear."""
+
+    def __init__(self, source: int, middle: int, target: int) -> None:
+        super().__init__()
+        self.linear_fc1 = nn.Linear(source, middle)
+        self.linear_fc2 = nn.Linear(middle, target)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.linear_fc2(nn.functional.silu(self.linear_fc1(rows)))
+
+
+class Qwen3OmniTalker(OmniDecoder):
+    """The talker, without its code predictor.
+
+    Attributes:
+        next_rows: [KV-pool slots, hidden]; the input of each request's next decode step.
+        last_states: [KV-pool slots, hidden]; the state after the final norm that each request's latest code came from.
+        text_projection, hidden_projection: From the thinker's embeddings and accept-layer states.
+    """
+
+    def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:
+        super().__init__(config, quant_config=quant_config, deepstack_layers=0, layer_type=TalkerLayer)
+        widths = config.thinker_hidden_size, config.intermediate_size, config.hidden_size
+        self.text_projection = ResizeMlp(*widths)
+        self.hidden_projection = ResizeMlp(*widths)
+        self.next_rows = torch.zeros(0)
+        self.last_states = torch.zeros(0)
+
+    def reserve(self, slots: int, kv_tokens: int) -> None:
+        super().reserve(slots, kv_tokens)
+        table = self.model.embed_tokens.weight
+        self.next_rows = torch.zeros(slots, self.config.hidden_size, dtype=table.dtype, device=table.device)
+        self.last_states = torch.zeros_like(self.next_rows)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        forward_batch: ForwardBatch,
+        input_embeds: torch.Tensor | None = None,
+        pp_proxy_tensors: Any = None,
+    ) -> LogitsProcessorOutput:
+        """Logits of codebook 0 for the last token of each request; its ids are not looked at, only rows."""
+        angles = self.current_angles(forward_batch)
+        slots = forward_batch.req_pool_indices
+        rows = self.next_rows[slots] if self.prefill is None else self.prefill.media_embeds
+        hidden = self.model(input_ids, angles, forward_batch, rows)
+        if self.prefill is None:
+            self.last_states[slots] = hidden
+        else:
+            self.last_states[slots] = hidden[forward_batch.extend_seq_lens.cumsum(0) - 1]
+        return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Take the talker out of a whole Qwen3-Omni checkpoint."""
+        super().load_weights(
+            (_own_name(name), weight)
+            for name, weight in weights
+            if name.startswith(_PREFIX) and not name.startswith(_PREDICTOR)
+        )
+
+
+def _own_name(name: str) -> str:
+    name = name.removeprefix(_PREFIX)
+    for theirs, ours in _RENAMED.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+EntryClass = Qwen3OmniTalker

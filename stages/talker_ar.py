@@ -1,0 +1,277 @@
+"""The talker stage: turns the text, as it is being written, into codec frames, on SGLang.
+
+Each voice goes round a ring: the engine picks codebook 0 of a frame, the code predictor fills in the other codebooks
+and gives back the frame's summed embedding, and that plus the next row of text is the engine's next input. A voice
+whose text or frame is late waits alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from omni_pipeline.errors import ErrorInfo
+from omni_pipeline.stage import StageContext
+from omni_pipeline.wire import Chunk, End, Failed, Start, Tensor, Work
+from stages.messages import Finished, FrameFeedback, FrameSeed, PredictorStart, TalkerPrompt, Tokens
+from stages.options import TalkerOptions
+from stages.sglang_engine.checkpoint_view import talker_view
+from stages.sglang_engine.engine import Broken, Done, Engine, Event, Generation, Token
+from stages.sglang_engine.prompt_rows import PromptRows
+from stages.weights import read_tensors
+
+ARCHITECTURE = "Qwen3OmniTalker"
+PREDICTOR = "code_predictor"
+
+# The last ids of the vocabulary are control codes; none but the end may be picked.
+CONTROL_CODES = 1024
+
+
+@dataclass(slots=True)
+class _Voice:
+    """One answer being spoken.
+
+    Attributes:
+        prompt: What came from the thinker.
+        first: Row of the first generated text token, once it is known.
+        text: Rows of the text tokens after it that have come.
+        ended: Whether the text is complete.
+        begun: Whether the engine has the prompt.
+        frames: Frames whose text row has been used.
+        feedback: Summed embedding of the latest frame, until its text row is there too.
+    """
+
+    prompt: TalkerPrompt
+    first: torch.Tensor | None = None
+    text: list[torch.Tensor] = field(default_factory=list)
+    ended: bool = False
+    begun: bool = False
+    frames: int = 0
+    feedback: torch.Tensor | None = None
+
+
+class Talker:
+    """Speaks all requests in one continuous batch; see `stage.Stage` for the methods."""
+
+    def __init__(self, context: StageContext) -> None:
+        options: TalkerOptions = context.options
+        config = json.loads((Path(context.model_path) / "config.json").read_text())
+        talker = config["talker_config"]
+        self.name = context.name
+        self._default_max_tokens = options.default_max_tokens
+        self._voices: dict[str, _Voice] = {}
+        self._outbox: list[Work] = []
+        self._engine = Engine(
+            model_path=talker_view(context.model_path, context.run_dir),
+            architecture=ARCHITECTURE,
+            device=context.device,
+            dtype=options.dtype,
+            eos_ids=[talker["codec_eos_token_id"]],
+            max_total_tokens=options.max_total_tokens,
+            max_running_requests=options.max_running_requests,
+            # A prompt's rows depend on more than its ids, so there is nothing that two prompts could share.
+            options={"disable_radix_cache": True, **options.engine},
+            fed=True,
+        )
+        self._rows = TalkerRows(self._engine.model, config, context.model_path)
+        vocabulary = talker["text_config"]["vocab_size"]
+        self._end = int(talker["codec_eos_token_id"])
+        self._suppressed = torch.zeros(vocabulary, dtype=torch.bool, device=context.device)
+        self._suppressed[vocabulary - CONTROL_CODES :] = True
+        self._endless = self._suppressed.clone()
+        self._suppressed[self._end] = False
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._outbox) or self._engine.has_work
+
+    def receive(self, message: Work) -> None:
+        request_id, body = message.request_id, message.body
+        if isinstance(body, TalkerPrompt):
+            self._voices[request_id] = _Voice(body)
+            return
+        voice = self._voices.get(request_id)
+        if voice is None:  # it has ended, of which the sender had not heard yet
+            return
+        if isinstance(body, Tokens):
+            rows = list(self._rows.text(torch.tensor(body.ids)))
+            if voice.first is None:
+                voice.first = rows.pop(0)
+            voice.text += rows
+        elif isinstance(body, Finished):
+            voice.ended = True
+        elif isinstance(body, FrameFeedback):
+            voice.feedback = body.embedding.torch()
+        else:
+            raise TypeError(f"talker_ar cannot take a {type(body).__name__}")
+        self._advance(request_id, voice)
+
+    def step(self) -> Iterable[Work | Failed]:
+        outbox, self._outbox = self._outbox, []
+        yield from outbox
+        seeds: dict[str, FrameSeed] = {}
+        for event in self._engine.step() if self._engine.has_work else ():
+            yield from self._tell(event, seeds)
+        for request_id, seed in seeds.items():
+            yield Chunk(request_id, self.name, PREDICTOR, seed)
+
+    def abort(self, request_id: str) -> None:
+        self._voices.pop(request_id, None)
+        self._engine.abort(request_id)
+        self._outbox = [message for message in self._outbox if message.request_id != request_id]
+
+    def live(self) -> Collection[str]:
+        return self._voices.keys()
+
+    def stats(self) -> dict[str, float]:
+        used, total = self._engine.kv_tokens
+        return {
+            "running_requests": self._engine.running,
+            "waiting_requests": self._engine.waiting,
+            "kv_tokens_used": used,
+            "kv_tokens_total": total,
+        }
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _advance(self, request_id: str, voice: _Voice) -> None:
+        """Do what has become possible with what has come."""
+        if not voice.begun:
+            if voice.first is not None:
+                self._begin(request_id, voice, voice.first)
+            elif voice.ended:  # an answer of no words is silent
+                self._begin_stream(request_id, voice)
+                self._finish(request_id)
+        elif voice.feedback is not None:
+            text = self._next_text(voice)
+            if text is not None:
+                self._engine.feed(request_id, voice.feedback.to(text) + text)
+                voice.feedback = None
+                voice.frames += 1
+
+    def _next_text(self, voice: _Voice) -> torch.Tensor | None:
+        """The row of text that goes with the next frame, or None while it is not known."""
+        if voice.frames < len(voice.text):
+            return voice.text[voice.frames]
+        if not voice.ended:
+            return None
+        return self._rows.text_end if voice.frames == len(voice.text) else self._rows.silence
+
+    def _begin(self, request_id: str, voice: _Voice, first: torch.Tensor) -> None:
+        prompt = voice.prompt
+        rows = self._rows.prompt(prompt, first)
+        sampling = prompt.speech.talker
+        if sampling.max_tokens is None:
+            sampling = msgspec.structs.replace(sampling, max_tokens=self._default_max_tokens)
+        ids = torch.zeros(len(rows), dtype=torch.int64)
+        self._engine.add(
+            Generation(
+                request_id=request_id,
+                cache_ids=ids,
+                rows=PromptRows(
+                    ids=ids,
+                    positions=None if prompt.positions is None else prompt.positions.torch(),
+                    delta=prompt.position_delta,
+                    media_rows=torch.arange(len(rows)),
+                    media_embeds=rows,
+                ),
+                sampling=sampling,
+                penalize_prompt=False,
+                suppressed=self._endless if sampling.ignore_eos else self._suppressed,
+            )
+        )
+        voice.begun = True
+        self._begin_stream(request_id, voice)
+
+    def _begin_stream(self, request_id: str, voice: _Voice) -> None:
+        self._outbox.append(Start(request_id, self.name, PREDICTOR, PredictorStart(voice.prompt.speech.predictor)))
+
+    def _finish(self, request_id: str) -> None:
+        del self._voices[request_id]
+        self._outbox.append(End(request_id, self.name, PREDICTOR))
+
+    def _tell(self, event: Event, seeds: dict[str, FrameSeed]) -> Iterable[Work | Failed]:
+        """Messages for one event; frames are put in `seeds`, since the token that ends a voice is none."""
+        request_id = event.request_id
+        if isinstance(event, Token):
+            assert event.state is not None
+            seeds[request_id] = FrameSeed(Tensor.of(event.state), event.id)
+        elif isinstance(event, Done):
+            seeds.pop(request_id, None)
+            self._finish(request_id)
+        elif isinstance(event, Broken):
+            seeds.pop(request_id, None)
+            del self._voices[request_id]
+            error = ErrorInfo(
+                status=503, message=event.message, type="service_unavailable_error", code="engine", stage=self.name
+            )
+            yield Failed(request_id, self.name, error)
+
+
+class TalkerRows:
+    """Makes the talker's input rows, of width h, as the reference does.
+
+    Args:
+        model: The talker's model definition, with its projections and codec embedding.
+        config: The checkpoint's config.json.
+        model_path: Where the thinker's embedding table is read from, row by row; it is not loaded.
+
+    Attributes:
+        text_end: [h], the text row after the last word.
+        silence: [h], the text row of every frame after that.
+    """
+
+    def __init__(self, model: Any, config: dict[str, Any], model_path: str) -> None:
+        self._model = model
+        self._table = read_tensors(model_path, "thinker.model.embed_tokens.")["weight"]
+        embedding = model.model.embed_tokens
+        self._device, self._dtype = embedding.weight.device, embedding.weight.dtype
+        talker = config["talker_config"]
+        self._speakers = {name.lower(): code for name, code in talker["speaker_id"].items()}
+        names = ("codec_nothink_id", "codec_think_bos_id", "codec_think_eos_id", "codec_pad_id", "codec_bos_id")
+        self._codec = dict(zip(names, self._codec_rows([talker[name] for name in names]), strict=True))
+        special = torch.tensor([config[f"tts_{name}_token_id"] for name in ("bos", "eos", "pad")])
+        self._text_start, self.text_end, self.silence = self.text(special)
+
+    @torch.inference_mode()
+    def text(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of text tokens: int64 [n] to [n, h]."""
+        return self._model.text_projection(self._table[ids].to(self._device, self._dtype))
+
+    @torch.inference_mode()
+    def prompt(self, prompt: TalkerPrompt, first: torch.Tensor) -> torch.Tensor:
+        """The rows of a whole prompt: user turns, then the nine that open the assistant's, [r + 9, h].
+
+        Args:
+            first: Row of the first generated text token, [h].
+        """
+        ids = prompt.ids.torch()
+        user = self.text(ids)
+        if prompt.media_rows is not None and prompt.media_hidden is not None:
+            hidden = prompt.media_hidden.torch().to(self._device, self._dtype)
+            user[prompt.media_rows.torch()] = self._model.hidden_projection(hidden)
+        [speaker] = self._codec_rows([self._speakers[prompt.speech.speaker]])
+        opening = self.text(torch.tensor(prompt.assistant_ids))
+        codec = self._codec
+        spoken = torch.stack(
+            [
+                self.silence + codec["codec_nothink_id"],
+                self.silence + codec["codec_think_bos_id"],
+                self.silence + codec["codec_think_eos_id"],
+                self.silence + speaker,
+                self._text_start + codec["codec_pad_id"],
+                first + codec["codec_bos_id"],
+            ]
+        )
+        return torch.cat([user, opening, spoken])
+
+    @torch.inference_mode()
+    def _codec_rows(self, codes: list[int]) -> torch.Tensor:
+        return self._model.model.embed_tokens(torch.tensor(codes, device=self._device))
