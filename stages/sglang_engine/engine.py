@@ -372,8 +372,10 @@ class Engine:
             if not live.sent and req.output_ids:
                 self._events.append(Prefilled(req.rid, req.cached_tokens, live.tapped))
             for token in req.output_ids[live.sent :]:
-                picked = live.state.picked if live.state.logprobs is not None else None
-                self._events.append(Token(req.rid, token, *(picked or ()), state=live.token_state))
+                event = Token(req.rid, token, state=live.token_state)
+                if live.state.logprobs is not None:
+                    event.logprob, event.alternatives = live.state.picked
+                self._events.append(event)
             live.sent = len(req.output_ids)
         if req.finished():
             del self._live[req.rid]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-from sglang.srt.models.qwen2_moe import Qwen2MoeSparseMoeBlock
-from sglang.srt.models.qwen3_moe import Qwen3MoeDecoderLayer
+from sglang.srt.models.qwen2_moe import Qwen2MoeMLP
+from sglang.srt.models.qwen3_moe import Qwen3MoeDecoderLayer, Qwen3MoeSparseMoeBlock
 from torch import nn
 
 from stages.sglang_engine.models.omni_decoder import OmniDecoder
@@ -26,14 +26,35 @@ _RENAMED = {
 }
 
 
+class TalkerExperts(Qwen3MoeSparseMoeBlock):
+    """Routed experts, and beside them one that every token passes, through a gate.
+
+    SGLang's own block of this kind (Qwen2-MoE) adds the two in a Triton kernel, which a CPU does not have.
+    """
+
+    def __init__(self, layer_id: int, config: Any, quant_config: Any = None, prefix: str = "") -> None:
+        super().__init__(layer_id, config, quant_config=quant_config, prefix=prefix)
+        self.shared_expert = Qwen2MoeMLP(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.shared_expert_intermediate_size,
+            hidden_act=config.hidden_act,
+            quant_config=quant_config,
+            reduce_results=False,
+            prefix=f"{prefix}.shared_expert",
+        )
+        self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor, forward_batch: ForwardBatch | None = None) -> torch.Tensor:
+        shared = torch.sigmoid(self.shared_expert_gate(hidden_states)) * self.shared_expert(hidden_states)
+        return super().forward(hidden_states, forward_batch) + shared
+
+
 class TalkerLayer(Qwen3MoeDecoderLayer):
-    """The thinker's decoder layer with an expert beside the routed ones that every token passes, through a gate."""
+    """The thinker's decoder layer with the talker's experts."""
 
     def __init__(self, config: Any, layer_id: int, quant_config: Any = None, prefix: str = "", **more: Any) -> None:
         super().__init__(config, layer_id, quant_config=quant_config, prefix=prefix, **more)
-        self.mlp = Qwen2MoeSparseMoeBlock(
-            layer_id, config, quant_config=quant_config, prefix=f"{prefix}.mlp", reduce_results=False
-        )
+        self.mlp = TalkerExperts(layer_id, config, quant_config=quant_config, prefix=f"{prefix}.mlp")
 
 
 class ResizeMlp(nn.Module):

@@ -91,7 +91,7 @@ class Qwen3OmniThinker(OmniDecoder):
         self.model.layers_to_capture = [layer]
         hidden, [state] = self.model(input_ids, angles, forward_batch, rows, input_deepstack_embeds=deepstack)
         self.model.layers_to_capture = []
-        if deepstack is not None and layer <= len(extras.deepstack):
+        if deepstack is not None and extras.deepstack is not None and layer <= len(extras.deepstack):
             # The reference records a layer's output before deepstack is added to it.
             state = state - deepstack[:, (layer - 1) * state.shape[1] : layer * state.shape[1]]
         self.tapped[forward_batch.out_cache_loc] = state
