@@ -75,6 +75,8 @@ def resolve(config: Config) -> Deployment:
     for name in config.stages:
         if name not in graph.stage_names:
             raise StartupError(f"stages.{name}: there is no such stage; {suggestion(name, graph.stage_names)}")
+    if config.text_only and graph.text_stages:
+        graph = graph.narrowed(graph.text_stages)
     has_cuda = cuda_present()
     groups: dict[str, list[StagePlan]] = {}
     for spec in graph.stages:

@@ -60,13 +60,21 @@ class Edge(Struct, frozen=True):
 
 
 class Graph(Struct, frozen=True):
-    """Stages and edges. `entry` is the stage that requests enter by; `checkpoint` is what they load, if anything."""
+    """Stages and edges.
+
+    Attributes:
+        entry: The stage that requests enter by.
+        checkpoint: What the stages load, if anything.
+        text_stages: Names of the stages that a deployment keeps which gives text only; empty where that makes no
+            difference.
+    """
 
     name: str
     stages: tuple[StageSpec, ...]
     edges: tuple[Edge, ...]
     entry: str
     checkpoint: CheckpointSpec | None = None
+    text_stages: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         names = {stage.name for stage in self.stages}

@@ -1,4 +1,4 @@
-"""The stage graph of Qwen3-Omni: text in six stages."""
+"""The stage graph of Qwen3-Omni: text in six stages, speech in three more."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ QWEN3_OMNI = Graph(
             (("tokenizer_config.json",),),
             (("preprocessor_config.json",), ("processor_config.json",)),
         ),
+    ),
+    text_stages=frozenset(
+        {"preprocessing", "image_encoder", "audio_encoder", "mm_aggregate", "thinker", "decode"},
     ),
     stages=(
         StageSpec(
@@ -53,6 +56,30 @@ QWEN3_OMNI = Graph(
             weights=("thinker.model.", "thinker.lm_head."),
         ),
         StageSpec("decode", "stages.decode:Decode", options.DecodeOptions, preload=("transformers",)),
+        StageSpec(
+            "talker_ar",
+            "stages.talker_ar:Talker",
+            options.TalkerOptions,
+            preload=_ENGINE,
+            accelerated=True,
+            weights=("talker.model.", "talker.codec_head.", "talker.text_projection.", "talker.hidden_projection."),
+        ),
+        StageSpec(
+            "code_predictor",
+            "stages.code_predictor:CodePredictor",
+            options.CodePredictorOptions,
+            preload=("torch",),
+            accelerated=True,
+            weights=("talker.code_predictor.",),
+        ),
+        StageSpec(
+            "code2wav",
+            "stages.code2wav:Code2Wav",
+            options.Code2WavOptions,
+            preload=("torch",),
+            accelerated=True,
+            weights=("code2wav.",),
+        ),
     ),
     edges=(
         Edge(GATEWAY, "preprocessing", messages.ChatRequest),
@@ -65,5 +92,10 @@ QWEN3_OMNI = Graph(
         Edge("thinker", "decode", messages.DecodeStart | messages.Tokens | messages.Finished),
         Edge("decode", "thinker", messages.StopGenerating),
         Edge("decode", COLLECTOR, messages.TextDelta | messages.TextDone),
+        Edge("thinker", "talker_ar", messages.TalkerPrompt | messages.Tokens | messages.Finished),
+        Edge("talker_ar", "code_predictor", messages.PredictorStart | messages.FrameSeed),
+        Edge("code_predictor", "talker_ar", messages.FrameFeedback),
+        Edge("code_predictor", "code2wav", messages.Frame),
+        Edge("code2wav", COLLECTOR, messages.AudioDelta | messages.AudioDone),
     ),
 )

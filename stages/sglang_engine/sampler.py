@@ -8,15 +8,14 @@ tokens so far, and on nothing else in the batch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Any
 
 import torch
 from sglang.srt.layers.sampler import Sampler
 
 from stages.messages import Logprob, Sampling
+from stages.sampling import Filters, is_greedy, pick, seed_key, uniform
 
 
 class SamplingState:
@@ -62,8 +61,7 @@ class SamplingState:
         self.eos_ids = list(eos_ids)
         self.logprobs = logprobs
         self.suppressed = suppressed
-        seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(8), "little")
-        self.seed = seed.to_bytes(16, "little", signed=True)
+        self.seed = seed_key(params.seed)
         # What the last sampling step found, read by the engine if that step's token counts.
         self.picked: tuple[float, list[Logprob]] | None = None
         self._prompt: torch.Tensor | None = None  # bool [vocab], ids in the prompt
@@ -73,7 +71,7 @@ class SamplingState:
 
     @property
     def greedy(self) -> bool:
-        return self.params.temperature == 0.0 or self.params.top_k == 1
+        return is_greedy(self.params)
 
     @property
     def plain(self) -> bool:
@@ -110,8 +108,7 @@ class SamplingState:
 
     def uniform(self) -> float:
         """The draw for the next token, in [0, 1): a hash of the seed and the number of tokens so far."""
-        digest = blake2b(len(self.output_ids).to_bytes(8, "little"), key=self.seed, digest_size=8).digest()
-        return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
+        return uniform(self.seed, len(self.output_ids))
 
     def _seen(self, logits: torch.Tensor) -> torch.Tensor:
         if self._prompt is None:
@@ -168,46 +165,14 @@ class OmniSampler(Sampler):
 
 
 def filtered_probabilities(logits: torch.Tensor, params: Sequence[Sampling]) -> torch.Tensor:
-    """What is left of adjusted logits float32 [rows, vocab] after temperature, top-k, top-p and min-p.
-
-    The filters are the reference's logits warpers, in its order. Float64 [rows, vocab], zero where filtered out, and
-    not normalised again after top-p and min-p.
-    """
-    device = logits.device
-    vocab = logits.shape[-1]
-    logits = logits / torch.tensor([p.temperature for p in params], device=device)[:, None]
-    if any(p.top_k for p in params):
-        kept = torch.tensor([min(p.top_k or vocab, vocab) for p in params], device=device)
-        largest = torch.topk(logits, int(kept.max()), dim=-1).values
-        floor = largest.gather(1, kept[:, None] - 1)
-        logits = logits.masked_fill(logits < floor, -torch.inf)
-    probabilities = torch.softmax(logits, dim=-1, dtype=torch.float64)
-    if any(p.top_p < 1.0 for p in params):
-        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(dim=-1) - ordered
-        mass = torch.tensor([p.top_p for p in params], dtype=torch.float64, device=device)[:, None]
-        outside = (before >= mass) & (mass < 1.0)
-        outside[:, 0] = False
-        probabilities = probabilities.masked_fill(torch.zeros_like(outside).scatter(1, order, outside), 0.0)
-    if any(p.min_p for p in params):
-        least = torch.tensor([p.min_p for p in params], dtype=torch.float64, device=device)[:, None]
-        best = probabilities.max(dim=-1, keepdim=True).values
-        probabilities = probabilities.masked_fill(probabilities < least * best, 0.0)
-    return probabilities
+    """What is left of adjusted logits float32 [rows, vocab] after each row's filters; see `Filters.probabilities`."""
+    return Filters.of(params, logits.shape[-1], logits.device).probabilities(logits)
 
 
 def draw(logits: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tensor:
-    """Sample from adjusted logits float32 [rows, vocab]; int64 [rows].
-
-    By inverse CDF over the vocabulary in id order and in float64, so that rounding noise from another batch shape
-    changes a pick only with about its own probability.
-    """
-    probabilities = filtered_probabilities(logits, [row.params for row in rows])
-    cumulative = probabilities.cumsum(dim=-1)
-    uniform = torch.tensor([row.uniform() for row in rows], dtype=torch.float64, device=logits.device)[:, None]
-    # The first id whose cumulative probability exceeds the target: it never has probability zero.
-    picks = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-    return picks.clamp_(max=logits.shape[-1] - 1)[:, 0]
+    """Sample from adjusted logits float32 [rows, vocab]; int64 [rows]."""
+    uniforms = torch.tensor([row.uniform() for row in rows], dtype=torch.float64, device=logits.device)
+    return pick(filtered_probabilities(logits, [row.params for row in rows]), uniforms[:, None])
 
 
 def _report(raw: torch.Tensor, ids: torch.Tensor, rows: Sequence[SamplingState]) -> None:

@@ -1,0 +1,178 @@
+"""The streaming vocoder: the reference's weights, each frame decoded once, equal to the decode of the whole utterance.
+
+Every layer is causal but for the transposed convolutions of the decoder blocks, whose output for a step needs the next
+step too. So a chunk's sound ends a little before the chunk does, and the reference trims that end: the samples of T
+frames are `upsample` · T − `trimmed`, however they are divided into chunks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
+    Qwen3OmniMoeCausalConvNet,
+    Qwen3OmniMoeCausalTransConvNet,
+    Qwen3OmniMoeCode2WavDecoderBlock,
+    Qwen3OmniMoeCode2WavDecoderResidualUnit,
+    Qwen3OmniMoeConvNeXtBlock,
+    Qwen3OmniMoeSnakeBeta,
+)
+
+from stages.code2wav.history import History, Streams
+from stages.code2wav.transformer import SlidingTransformer
+
+
+class StreamingVocoder:
+    """Decodes chunks of up to `slots` voices.
+
+    Args:
+        model: The reference's vocoder; its weights are taken over.
+        slots: Voices whose state is kept.
+
+    Attributes:
+        codebooks: Codes in a frame.
+        codes: Codes of one codebook.
+        upsample: Samples for each frame.
+        trimmed: Samples that the end of an utterance lacks.
+    """
+
+    def __init__(self, model: Any, slots: int) -> None:
+        config = model.config
+        self.codebooks: int = config.num_quantizers
+        self.codes: int = config.codebook_size
+        self.upsample = int(model.total_upsample)
+        self.trimmed = 0
+        for rate in config.upsample_rates:
+            self.trimmed = (self.trimmed + 1) * rate
+        self.slots = slots
+        self.device = model.code_embedding.weight.device
+        self._embedding = model.code_embedding.weight
+        self._offsets = model.code_offset.view(1, 1, -1)
+        self._transformer = SlidingTransformer(model.pre_transformer, slots)
+        self._layers = [_streaming(layer, slots) for pair in model.upsample for layer in pair]
+        self._layers += [_streaming(layer, slots) for layer in model.decoder]
+
+    def decode(self, codes: Tensor, streams: Streams) -> Tensor:
+        """The samples that some new frames complete.
+
+        Args:
+            codes: int64 [batch, frames, codebooks].
+            streams: Whose they are.
+
+        Returns:
+            float32 [batch, samples] in [-1, 1]; `upsample` · frames of them, less `trimmed` in a voice's first chunk.
+        """
+        batch, frames, _ = codes.shape
+        rows = (codes + self._offsets).flatten(0, 1)
+        x = functional.embedding_bag(rows, self._embedding, mode="mean").view(batch, frames, -1)
+        x = self._transformer(x, streams).transpose(1, 2)
+        for layer in self._layers:
+            x = layer(x, streams)
+        return x[:, 0].float().clamp_(-1.0, 1.0)
+
+
+class Convolution:
+    """A causal convolution that remembers the end of its input."""
+
+    def __init__(self, layer: Any, slots: int) -> None:
+        self._conv = layer.conv
+        weight = self._conv.weight
+        length = layer.padding
+        kept = weight.new_zeros(slots, self._conv.in_channels, length)
+        self._history = History(kept, silence=True) if length else None
+
+    def __call__(self, x: Tensor, streams: Streams) -> Tensor:
+        return self._conv(x if self._history is None else self._history.extend(x, streams))
+
+
+class TransposedConvolution:
+    """An upsampling convolution; where kernels overlap, it remembers the last step and is one step late."""
+
+    def __init__(self, layer: Any, slots: int) -> None:
+        self._conv = layer.conv
+        self._trim: int = layer.left_pad
+        self._history: History | None = None
+        if self._trim:
+            stride, kernel = self._conv.stride[0], self._conv.kernel_size[0]
+            if kernel != 2 * stride:
+                raise ValueError(f"a transposed convolution of kernel {kernel} and stride {stride} cannot be streamed")
+            kept = self._conv.weight.new_zeros(slots, self._conv.in_channels, 1)
+            self._history = History(kept, silence=False)
+
+    def __call__(self, x: Tensor, streams: Streams) -> Tensor:
+        if self._history is None:
+            return self._conv(x)
+        x = self._conv(self._history.extend(x, streams))
+        return x[..., self._trim : -self._trim]
+
+
+class ConvNeXt:
+    """A ConvNeXt block over a causal depthwise convolution."""
+
+    def __init__(self, layer: Any, slots: int) -> None:
+        self._layer = layer
+        self._conv = Convolution(layer.dwconv, slots)
+
+    def __call__(self, x: Tensor, streams: Streams) -> Tensor:
+        layer = self._layer
+        h = layer.norm(self._conv(x, streams).transpose(1, 2))
+        h = layer.pwconv2(layer.act(layer.pwconv1(h)))
+        return torch.addcmul(x, h.transpose(1, 2), layer.gamma[:, None])
+
+
+class Snake:
+    """x + sin²(αx) / β, with its parameters out of their logarithms."""
+
+    def __init__(self, layer: Any) -> None:
+        self._alpha = layer.alpha.exp()[:, None]
+        self._scale = (layer.beta.exp() + layer.no_div_by_zero).reciprocal()[:, None]
+
+    def __call__(self, x: Tensor, streams: Streams) -> Tensor:
+        return torch.addcmul(x, (x * self._alpha).sin_().square_(), self._scale)
+
+
+class ResidualUnit:
+    """Two convolutions, each behind a Snake, around which the input is carried."""
+
+    def __init__(self, layer: Any, slots: int) -> None:
+        self._layers = [_streaming(part, slots) for part in (layer.act1, layer.conv1, layer.act2, layer.conv2)]
+
+    def __call__(self, x: Tensor, streams: Streams) -> Tensor:
+        h = x
+        for layer in self._layers:
+            h = layer(h, streams)
+        return h.add_(x)
+
+
+class Block:
+    """Layers one after the other."""
+
+    def __init__(self, layers: Any, slots: int) -> None:
+        self._layers = [_streaming(layer, slots) for layer in layers]
+
+    def __call__(self, x: Tensor, streams: Streams) -> Tensor:
+        for layer in self._layers:
+            x = layer(x, streams)
+        return x
+
+
+def _streaming(layer: Any, slots: int) -> Any:
+    """The streaming form of one of the reference's layers."""
+    match layer:
+        case Qwen3OmniMoeCausalConvNet():
+            return Convolution(layer, slots)
+        case Qwen3OmniMoeCausalTransConvNet():
+            return TransposedConvolution(layer, slots)
+        case Qwen3OmniMoeConvNeXtBlock():
+            return ConvNeXt(layer, slots)
+        case Qwen3OmniMoeSnakeBeta():
+            return Snake(layer)
+        case Qwen3OmniMoeCode2WavDecoderResidualUnit():
+            return ResidualUnit(layer, slots)
+        case Qwen3OmniMoeCode2WavDecoderBlock():
+            return Block(layer.block, slots)
+        case _:
+            raise TypeError(f"no streaming form of a {type(layer).__name__}")

@@ -1,0 +1,107 @@
+"""The vocoder's transformer, with a sliding window of keys and values kept for each voice."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stages.code2wav.history import Streams
+
+
+class Layer(NamedTuple):
+    """One decoder layer: joined weights [out, in], and the reference's norms and scales."""
+
+    input_norm: Any
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    out: Any
+    attention_scale: Tensor
+    output_norm: Any
+    gate_up: Tensor
+    down: Any
+    mlp_scale: Tensor
+
+
+class SlidingTransformer:
+    """Gives for each new frame what the reference gives for it with the whole utterance before it.
+
+    Args:
+        model: The reference's `pre_transformer`; its weights are taken over.
+        slots: Voices whose state is kept.
+    """
+
+    def __init__(self, model: Any, slots: int) -> None:
+        config = model.config
+        self._heads: int = config.num_attention_heads
+        self._kv_heads: int = config.num_key_value_heads
+        self._norm = model.norm
+        self._rotary = model.rotary_emb
+        self._layers = [_take_over(layer) for layer in model.layers]
+        head_dim = self._layers[0].qkv.shape[0] // (self._heads + 2 * self._kv_heads)
+        self._past: int = config.sliding_window - 1  # a frame sees itself and these
+        # Keys (already rotated) and values of the last frames, the newest at the end.
+        self._kept = self._layers[0].qkv.new_zeros(len(model.layers), 2, slots, self._kv_heads, self._past, head_dim)
+
+    def __call__(self, x: Tensor, streams: Streams) -> Tensor:
+        """x [batch, frames, hidden] → the same shape, normalised."""
+        batch, frames, _ = x.shape
+        heads, kv_heads = self._heads, self._kv_heads
+        cos, sin = self._rotary(x, streams.done[:, None] + torch.arange(frames, device=x.device))
+        half = cos.shape[-1] // 2
+        cos, sin = cos[:, None], torch.cat((-sin[:, None, :, :half], sin[:, None, :, half:]), -1)
+        mask = self._mask(streams, frames)
+        for layer, kept in zip(self._layers, self._kept, strict=True):
+            qkv = functional.linear(layer.input_norm(x), layer.qkv, layer.qkv_bias)
+            qkv = qkv.view(batch, frames, heads + 2 * kv_heads, -1).transpose(1, 2)
+            qk = qkv[:, : heads + kv_heads]
+            qk = torch.addcmul(qk * cos, qk.roll(half, -1), sin)
+            keys, values = qk[:, heads:], qkv[:, heads + kv_heads :]
+            keys, values = self._extend(kept[0], keys, streams), self._extend(kept[1], values, streams)
+            attended = functional.scaled_dot_product_attention(
+                qk[:, :heads], keys, values, mask, enable_gqa=heads != kv_heads
+            )
+            attended = layer.out(attended.transpose(1, 2).reshape(batch, frames, -1))
+            x = torch.addcmul(x, attended, layer.attention_scale)
+            gate, up = functional.linear(layer.output_norm(x), layer.gate_up).chunk(2, -1)
+            x = torch.addcmul(x, layer.down(functional.silu(gate) * up), layer.mlp_scale)
+        return self._norm(x)
+
+    def _mask(self, streams: Streams, frames: int) -> Tensor:
+        """Which of the kept and the new frames each new one sees: bool [batch, 1, frames, kept + frames]."""
+        past = 0 if streams.fresh else self._past
+        own = torch.arange(past, past + frames, device=self._kept.device)[:, None]
+        other = torch.arange(past + frames, device=self._kept.device)
+        window = (other <= own) & (other >= own - self._past)
+        if streams.fresh:
+            return window[None, None]
+        known = other >= past - streams.done[:, None]  # the places of frames before the first were never filled
+        return (window & known[:, None])[:, None]
+
+    def _extend(self, kept: Tensor, new: Tensor, streams: Streams) -> Tensor:
+        """The window before `new` [batch, kv heads, frames, head_dim] put in front of it; keeps its last frames."""
+        if not streams.fresh:
+            new = torch.cat((kept.index_select(0, streams.slots), new), 2)
+        last = new[:, :, -self._past :]
+        missing = self._past - last.shape[2]
+        kept.index_copy_(0, streams.slots, functional.pad(last, (0, 0, missing, 0)) if missing else last)
+        return new
+
+
+def _take_over(layer: Any) -> Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    biases = [projection.bias for projection in projections]
+    return Layer(
+        input_norm=layer.input_layernorm,
+        qkv=torch.cat([projection.weight for projection in projections]),
+        qkv_bias=None if biases[0] is None else torch.cat(biases),
+        out=attention.o_proj,
+        attention_scale=layer.self_attn_layer_scale.scale,
+        output_norm=layer.post_attention_layernorm,
+        gate_up=torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)),
+        down=mlp.down_proj,
+        mlp_scale=layer.mlp_layer_scale.scale,
+    )

@@ -1,0 +1,229 @@
+"""The residual-code transformer over a static KV cache, written for few and small operations.
+
+Fifteen single-row passes through a small model are bound by the number of operations, not by arithmetic. So weights
+that take the same input are joined, everything that depends only on the position (rotary factors with the head norms
+folded in, the places of the cache) is prepared beforehand, and a batch of a given size always reads and writes the same
+memory, as capture in a CUDA graph needs. Norms, rotary angles and attention scores are float32 in any data type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+# Gives the codes int64 [batch] that were chosen from logits [batch, vocab] of a residual codebook, counted from 0.
+Choose = Callable[[Tensor, int], Tensor]
+
+
+class Norm(NamedTuple):
+    """An RMS norm over the last axis, in the form x / hypot(|x|, floor) · weight.
+
+    Attributes:
+        weight: float32 [width], the norm's own times √width.
+        floor: float32 scalar, √(width · epsilon).
+    """
+
+    weight: Tensor
+    floor: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, epsilon: float) -> Norm:
+        width = weight.shape[-1]
+        return cls(weight.float() * math.sqrt(width), torch.tensor(math.sqrt(width * epsilon), device=weight.device))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., width], normalised and in its own data type."""
+        wide = x.float()
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).hypot_(self.floor)
+        return wide.div(length).mul_(self.weight).to(x.dtype)
+
+
+class Layer(NamedTuple):
+    """One decoder layer; matrices as the transposed views [in, out] that `torch.mm` takes.
+
+    Attributes:
+        qkv: [hidden, (heads + 2 · kv heads) · head_dim].
+        head_weights: float32 [heads + kv heads, head_dim]: the norm weights of queries and keys, their halves
+            interleaved so that the two numbers which are rotated together are neighbours; queries also carry the
+            attention's scale.
+        gate_up: [hidden, 2 · intermediate].
+    """
+
+    input_norm: Norm
+    qkv: Tensor
+    head_weights: Tensor
+    out: Tensor
+    output_norm: Norm
+    gate_up: Tensor
+    down: Tensor
+
+
+class Places(NamedTuple):
+    """Views of one layer's cache for a batch of one size at one position, or at the first two.
+
+    Attributes:
+        new_keys: [batch, kv heads, head_dim, rows], where this pass writes.
+        new_values: [batch, kv heads, rows, head_dim], likewise.
+        keys: [batch · kv heads, head_dim, positions so far].
+        values: [batch · kv heads, positions so far, head_dim].
+    """
+
+    new_keys: Tensor
+    new_values: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+class ResidualNetwork:
+    """Computes frames for up to `max_batch` voices at once.
+
+    Args:
+        model: The reference's code predictor; its weights are taken over and it may be dropped.
+        first_codebook: [vocab, hidden], the talker's codec embedding.
+        max_batch: Most frames computed at once.
+
+    Attributes:
+        codebooks: Codes in a frame, codebook 0 included.
+        vocab: Codes of each residual codebook.
+        first_vocab: Codes of codebook 0, and the ids of the talker that are none.
+    """
+
+    def __init__(self, model: Any, first_codebook: Tensor, max_batch: int) -> None:
+        config = model.config
+        self.codebooks: int = config.num_code_groups
+        self.vocab: int = config.vocab_size
+        self.first_vocab = len(first_codebook)
+        self.hidden_size: int = config.hidden_size
+        self.max_batch = max_batch
+        self.device = first_codebook.device
+        self.dtype = first_codebook.dtype
+        self._heads: int = config.num_attention_heads
+        self._kv_heads: int = config.num_key_value_heads
+        self._head_dim: int = config.head_dim
+        self._embeddings = [first_codebook, *(table.weight for table in model.model.codec_embedding)]
+        self._lm_heads = [head.weight.t() for head in model.lm_head]
+        self._layers = [self._take_over(layer, config.rms_norm_eps) for layer in model.model.layers]
+        self._norm = Norm.of(model.model.norm.weight, config.rms_norm_eps)
+        # The last codebook's embedding is summed, never fed back.
+        self._positions = self.codebooks
+        cache = (len(self._layers), max_batch * self._kv_heads)
+        self._keys = torch.zeros(*cache, self._head_dim, self._positions, dtype=self.dtype, device=self.device)
+        self._values = torch.zeros(*cache, self._positions, self._head_dim, dtype=self.dtype, device=self.device)
+        positions = torch.arange(self._positions, device=self.device)[None]
+        cos, sin = model.model.rotary_emb(torch.empty(0, dtype=torch.float32, device=self.device), positions)
+        half = self._head_dim // 2
+        # complex64 [positions, 1, head_dim / 2]
+        self._rotations = torch.complex(cos[0, :, :half], sin[0, :, :half])[:, None]
+        self._later = torch.tensor([[0.0, -torch.inf], [0.0, 0.0]], device=self.device)
+        self._places: dict[int, list[list[Places]]] = {}
+
+    def frames(self, hidden: Tensor, first_codes: Tensor, choose: Choose) -> tuple[Tensor, Tensor]:
+        """The frames of some voices.
+
+        Args:
+            hidden: [batch, hidden], the talker's states.
+            first_codes: int64 [batch], codes of codebook 0.
+            choose: Picks the codes of each residual codebook.
+
+        Returns:
+            Codes int64 [batch, codebooks], and the sum of their embeddings [batch, hidden].
+        """
+        batch = len(hidden)
+        places = self._places.get(batch) or self._places.setdefault(batch, self._places_for(batch))
+        codes = [first_codes]
+        embeddings = [self._embeddings[0].index_select(0, first_codes)]
+        x = torch.stack((hidden, embeddings[0]), 1).view(batch * 2, self.hidden_size)
+        x = self._pass(x, 2, self._rotations[:2], places[0]).view(batch, 2, self.hidden_size)[:, 1]
+        for codebook in range(1, self.codebooks):
+            logits = torch.mm(self._norm(x), self._lm_heads[codebook - 1])
+            codes.append(choose(logits, codebook - 1))
+            embeddings.append(self._embeddings[codebook].index_select(0, codes[-1]))
+            if codebook + 1 < self.codebooks:
+                position = codebook + 1
+                x = self._pass(embeddings[-1], 1, self._rotations[position], places[codebook])
+        return torch.stack(codes, 1), torch.stack(embeddings, 1).sum(1)
+
+    def _pass(self, x: Tensor, rows: int, rotations: Tensor, places: list[Places]) -> Tensor:
+        """Rows [batch · rows, hidden] through all layers, before the final norm."""
+        batch = len(x) // rows
+        heads, kv_heads, head_dim = self._heads, self._kv_heads, self._head_dim
+        turned = heads + kv_heads
+        for layer, place in zip(self._layers, places, strict=True):
+            qkv = torch.mm(layer.input_norm(x), layer.qkv).view(batch, rows, turned + kv_heads, head_dim)
+            qk = self._turn(qkv[:, :, :turned], layer, rotations)
+            place.new_keys.copy_(qk[:, :, heads:].permute(0, 2, 3, 1))
+            place.new_values.copy_(qkv[:, :, turned:].transpose(1, 2))
+            queries = qk[:, :, :heads]
+            if rows > 1:
+                queries = queries.unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4)
+            attended = self._attend(queries.reshape(batch * kv_heads, -1, head_dim), rows, place)
+            if rows > 1:
+                attended = attended.view(batch, kv_heads, -1, rows, head_dim).permute(0, 3, 1, 2, 4)
+            x = torch.addmm(x, attended.reshape(batch * rows, heads * head_dim), layer.out)
+            gate, up = torch.mm(layer.output_norm(x), layer.gate_up).chunk(2, -1)
+            x = torch.addmm(x, functional.silu(gate).mul_(up), layer.down)
+        return x
+
+    def _turn(self, qk: Tensor, layer: Layer, rotations: Tensor) -> Tensor:
+        """Queries and keys [batch, rows, heads + kv heads, head_dim], normalised head by head and rotated; float32."""
+        wide = qk.float()
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).hypot_(self._head_floor)
+        normed = (wide * layer.head_weights).div_(length)
+        pairs = torch.view_as_complex(normed.unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs.mul_(rotations)).flatten(-2)
+
+    def _attend(self, queries: Tensor, rows: int, place: Places) -> Tensor:
+        """Scaled queries [batch · kv heads, query heads of each · rows, head_dim] over the cache."""
+        scores = torch.bmm(queries.to(self.dtype), place.keys)
+        if rows > 1:
+            scores = (scores.unflatten(1, (-1, rows)) + self._later).flatten(1, 2)
+        return torch.bmm(scores.softmax(-1, dtype=torch.float32).to(self.dtype), place.values)
+
+    def _take_over(self, layer: Any, epsilon: float) -> Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._head_floor = Norm.of(attention.q_norm.weight, epsilon).floor
+        query = Norm.of(attention.q_norm.weight, epsilon).weight * self._head_dim**-0.5
+        key = Norm.of(attention.k_norm.weight, epsilon).weight
+        weights = torch.cat((query.expand(self._heads, -1), key.expand(self._kv_heads, -1)))
+        qkv = torch.cat(
+            (
+                self._paired(attention.q_proj.weight.unflatten(0, (self._heads, -1)), 1).flatten(0, 1),
+                self._paired(attention.k_proj.weight.unflatten(0, (self._kv_heads, -1)), 1).flatten(0, 1),
+                attention.v_proj.weight,
+            )
+        )
+        return Layer(
+            input_norm=Norm.of(layer.input_layernorm.weight, epsilon),
+            qkv=qkv.t(),
+            head_weights=self._paired(weights, 1).contiguous(),
+            out=attention.o_proj.weight.t(),
+            output_norm=Norm.of(layer.post_attention_layernorm.weight, epsilon),
+            gate_up=torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)).t(),
+            down=mlp.down_proj.weight.t(),
+        )
+
+    def _paired(self, weights: Tensor, axis: int) -> Tensor:
+        """With the two halves of `axis` interleaved: the reference rotates number i with number i + head_dim / 2."""
+        return weights.unflatten(axis, (2, -1)).transpose(axis, axis + 1).flatten(axis, axis + 1)
+
+    def _places_for(self, batch: int) -> list[list[Places]]:
+        """For each pass (the two-row one, then one for each further position), the places of all layers."""
+        slots = batch * self._kv_heads
+
+        def places(layer: int, start: int, stop: int) -> Places:
+            keys, values = self._keys[layer, :slots], self._values[layer, :slots]
+            shape = (batch, self._kv_heads)
+            return Places(
+                new_keys=keys[:, :, start:stop].unflatten(0, shape),
+                new_values=values[:, start:stop].unflatten(0, shape),
+                keys=keys[:, :, :stop],
+                values=values[:, :stop],
+            )
+
+        spans = [(0, 2), *((position, position + 1) for position in range(2, self._positions))]
+        return [[places(layer, *span) for layer in range(len(self._layers))] for span in spans]

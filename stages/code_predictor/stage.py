@@ -1,0 +1,154 @@
+"""The stage code_predictor: from a talker state and codebook-0 code to a whole codec frame, batched over voices."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import torch
+from transformers import Qwen3OmniMoeConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
+    Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration,
+)
+
+from omni_pipeline.errors import internal
+from omni_pipeline.stage import StageContext
+from omni_pipeline.wire import Chunk, End, Failed, Tensor, Work
+from stages.code_predictor.choice import Choice, Draws
+from stages.code_predictor.network import ResidualNetwork
+from stages.messages import Frame, FrameFeedback, FrameSeed, PredictorStart
+from stages.options import CodePredictorOptions
+from stages.weights import encoder_dtype, load_part, read_tensors
+
+TALKER = "talker_ar"
+VOCODER = "code2wav"
+
+
+class _Voice:
+    """A voice and how far it is.
+
+    Attributes:
+        draws: How it picks codes.
+        frames: Frames computed so far.
+        seed: What its next frame starts from, if that has come.
+        ended: Whether no further seed will come.
+    """
+
+    __slots__ = ("draws", "ended", "frames", "seed")
+
+    def __init__(self, start: PredictorStart) -> None:
+        self.draws = Draws(start.sampling)
+        self.frames = 0
+        self.seed: FrameSeed | None = None
+        self.ended = False
+
+
+class CodePredictor:
+    """Computes one frame for every voice that has a seed; see `stage.Stage` for the methods."""
+
+    def __init__(self, context: StageContext) -> None:
+        options: CodePredictorOptions = context.options
+        self.name = context.name
+        self._network = load_network(context.model_path, context.device, options)
+        self._voices: dict[str, _Voice] = {}
+        self._ready: dict[str, None] = {}  # voices with a seed, in the order the seeds came
+        self._outbox: list[Work] = []
+        self._frames = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._ready or self._outbox)
+
+    def receive(self, message: Work) -> None:
+        request_id, body = message.request_id, message.body
+        if isinstance(body, PredictorStart):
+            self._voices[request_id] = _Voice(body)
+        elif isinstance(message, End):  # whatever the talker ended with: the seed that ends a voice is never sent
+            self._end(request_id)
+        elif isinstance(body, FrameSeed):
+            self._queue(request_id, body)
+        else:
+            raise TypeError(f"code_predictor cannot take a {type(body).__name__}")
+
+    @torch.inference_mode()
+    def step(self) -> Iterable[Work | Failed]:
+        outbox, self._outbox = self._outbox, []
+        batch = list(self._ready)[: self._network.max_batch]
+        if not batch:
+            return outbox
+        codes, embeddings = self._compute([self._voices[request_id] for request_id in batch])
+        # The talkers first: they wait for their feedback, the vocoder has a queue.
+        for request_id, embedding in zip(batch, embeddings, strict=True):
+            outbox.append(Chunk(request_id, self.name, TALKER, FrameFeedback(Tensor.of(embedding))))
+        for request_id, frame in zip(batch, codes, strict=True):
+            outbox.append(Chunk(request_id, self.name, VOCODER, Frame(Tensor.of(frame))))
+        for request_id in batch:
+            del self._ready[request_id]
+            voice = self._voices[request_id]
+            voice.seed = None
+            voice.frames += 1
+            if voice.ended:
+                outbox.append(self._closed(request_id))
+        self._frames += len(batch)
+        return outbox
+
+    def abort(self, request_id: str) -> None:
+        self._voices.pop(request_id, None)
+        self._ready.pop(request_id, None)
+        self._outbox = [message for message in self._outbox if message.request_id != request_id]
+
+    def live(self) -> Collection[str]:
+        return self._voices.keys()
+
+    def stats(self) -> dict[str, float]:
+        return {"running_voices": len(self._voices), "ready_voices": len(self._ready), "frames": self._frames}
+
+    def close(self) -> None:
+        """Nothing outlives the process."""
+
+    def _queue(self, request_id: str, seed: FrameSeed) -> None:
+        voice = self._voices.get(request_id)
+        if voice is None or voice.ended or voice.seed is not None:
+            raise internal("The talker sent a codec frame's seed out of turn.", code="frame_out_of_turn")
+        if seed.hidden.shape != (self._network.hidden_size,) or not 0 <= seed.code < self._network.first_vocab:
+            raise internal("The talker sent a codec frame's seed that does not fit the model.", code="bad_frame")
+        voice.seed = seed
+        self._ready[request_id] = None
+
+    def _end(self, request_id: str) -> None:
+        voice = self._voices.get(request_id)
+        if voice is None:
+            raise internal("The talker ended a voice that had not begun.", code="frame_out_of_turn")
+        voice.ended = True
+        if voice.seed is None:
+            self._outbox.append(self._closed(request_id))
+
+    def _closed(self, request_id: str) -> Work:
+        del self._voices[request_id]
+        return End(request_id, self.name, VOCODER)
+
+    def _compute(self, voices: list[_Voice]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes int64 [batch, codebooks] and summed embeddings [batch, hidden], both on the CPU."""
+        network = self._network
+        seeds = [voice.seed for voice in voices if voice.seed is not None]
+        hidden = torch.stack([seed.hidden.torch() for seed in seeds]).to(network.device, network.dtype)
+        first_codes = torch.tensor([seed.code for seed in seeds], device=network.device)
+        rows = [(voice.draws, voice.frames) for voice in voices]
+        choice = Choice.of(rows, network.codebooks - 1, network.vocab, network.device)
+        codes, embeddings = network.frames(hidden, first_codes, choice)
+        return codes.cpu(), embeddings.cpu()
+
+
+def load_network(model_path: str, device: str, options: CodePredictorOptions) -> ResidualNetwork:
+    """The checkpoint's code predictor. Raises StartupError where the weights do not fit."""
+    config = Qwen3OmniMoeConfig.from_pretrained(model_path)
+    dtype = encoder_dtype(options.dtype, config, device)
+    model = load_part(
+        Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration,
+        config.talker_config.code_predictor_config,
+        model_path,
+        "talker.code_predictor.",
+        dtype,
+        device,
+    )
+    table = read_tensors(model_path, "talker.model.codec_embedding.")["weight"]
+    return ResidualNetwork(model, table.to(device, dtype), options.max_batch)
