@@ -87,7 +87,7 @@ class CodePredictor:
             voice.seed = None
             voice.frames += 1
             if voice.ended:
-                outbox.append(self._closed(request_id))
+                outbox += self._closed(request_id)
         self._frames += len(batch)
         return outbox
 
@@ -120,11 +120,11 @@ class CodePredictor:
             raise internal("The talker ended a voice that had not begun.", code="frame_out_of_turn")
         voice.ended = True
         if voice.seed is None:
-            self._outbox.append(self._closed(request_id))
+            self._outbox += self._closed(request_id)
 
-    def _closed(self, request_id: str) -> Work:
+    def _closed(self, request_id: str) -> list[Work]:
         del self._voices[request_id]
-        return End(request_id, self.name, VOCODER)
+        return [End(request_id, self.name, TALKER), End(request_id, self.name, VOCODER)]
 
     def _compute(self, voices: list[_Voice]) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes int64 [batch, codebooks] and summed embeddings [batch, hidden], both on the CPU."""
