@@ -18,7 +18,6 @@ from sglang.srt.layers.sampler import Sampler
 
 from stages.messages import Logprob, Sampling
 
-
 # A temperature below this is greedy: what it leaves beside the best token is beyond float32, and so is the division.
 LEAST_TEMPERATURE = 1e-6
 
