@@ -119,6 +119,7 @@ class Engine:
         from sglang.srt.managers.scheduler import SpawnRanks, load_plugins, publish
         from sglang.srt.server_args import PortArgs
 
+        from stages.sglang_engine.process_groups import leave_single_rank_groups
         from stages.sglang_engine.sampler import OmniSampler
         from stages.sglang_engine.scheduler import InProcessScheduler
 
@@ -149,6 +150,7 @@ class Engine:
         self._events: list[Event] = []
         with contextlib.redirect_stderr(io.StringIO()):  # loading bars; progress is the supervisor's to show
             self._scheduler = InProcessScheduler(server_args, ports)
+        leave_single_rank_groups()
         self._scheduler.on_progress = self._progress
         self._scheduler.on_dropped = self._dropped
         self._scheduler.on_batch = self._prepare
