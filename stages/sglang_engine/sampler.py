@@ -18,6 +18,9 @@ from sglang.srt.layers.sampler import Sampler
 
 from stages.messages import Logprob, Sampling
 
+# A temperature below this is greedy: what it leaves beside the best token is beyond float32, and so is the division.
+LEAST_TEMPERATURE = 1e-6
+
 
 class SamplingState:
     """One request's sampling parameters, and the picks the engine has not collected yet.
@@ -73,7 +76,7 @@ class SamplingState:
 
     @property
     def greedy(self) -> bool:
-        return self.params.temperature == 0.0 or self.params.top_k == 1
+        return self.params.temperature < LEAST_TEMPERATURE or self.params.top_k == 1
 
     @property
     def plain(self) -> bool:
