@@ -30,7 +30,7 @@ class ProgressBar:
     def __init__(self, console: Console) -> None:
         self._bar = Bar(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            console=console, transient=True,
+            console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("starting", total=None)
 
@@ -59,15 +59,18 @@ def show(report: Report, console: Console) -> None:
         f"{'' if scenario.input == 'text' else f' + {scenario.input}'} → {scenario.output}, "
         f"{'at most ' if scenario.natural else ''}{length}",
         highlight=False,
+        soft_wrap=True,
     )
     for level in report.levels:
-        console.print(_table(level))
+        console.print(f"[bold]{level.load}[/]: {level.completed} of {level.requests} answered", highlight=False)
+        if level.completed:
+            console.print(_table(level))
         for line in _notes(level):
             console.print(f"  {line}", highlight=False, soft_wrap=True)
 
 
 def _table(level: LevelReport) -> Table:
-    table = Table(title=f"{level.load}: {level.completed} of {level.requests} answered", title_justify="left")
+    table = Table()
     table.add_column("")
     for title in ("mean", "p50", "p90", "p99", "max"):
         table.add_column(title, justify="right")

@@ -34,7 +34,7 @@ class EventSplitter:
                 events.append("\n".join(self._data))
                 self._data = []
             elif line.startswith(b"data:"):
-                self._data.append(line[len(b"data:") :].removeprefix(b" ").decode())
+                self._data.append(line[len(b"data:") :].removeprefix(b" ").decode(errors="replace"))
         return events
 
 

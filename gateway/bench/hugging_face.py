@@ -71,20 +71,17 @@ class Reference:
 
         A natural answer has at least two tokens and one frame, because shorter ones make the reference fail.
         """
-        end = self._model.config.im_end_token_id
-        lengths: dict[str, Any] = {
-            "thinker_max_new_tokens": scenario.tokens,
-            "thinker_eos_token_id": end if scenario.natural else _NO_TOKEN,
-        }
+        lengths: dict[str, Any] = {"thinker_max_new_tokens": scenario.tokens, "thinker_eos_token_id": _NO_TOKEN}
         if scenario.natural:
+            lengths["thinker_eos_token_id"] = self._model.config.im_end_token_id
             lengths["thinker_min_new_tokens"] = min(2, scenario.tokens)
-        if scenario.speech and scenario.audio_frames is not None:
-            lengths["talker_max_new_tokens"] = scenario.audio_frames + 1
         if scenario.speech:
-            frames = scenario.audio_frames or 1
-            lengths["talker_min_new_tokens"] = 2 if scenario.natural else frames + 1
-        if scenario.speech and scenario.voice is not None:
-            lengths["speaker"] = scenario.voice
+            lengths["talker_min_new_tokens"] = 2
+            if scenario.audio_frames is not None:
+                lengths["talker_max_new_tokens"] = scenario.audio_frames + 1  # the last token becomes no frame
+                lengths["talker_min_new_tokens"] = 2 if scenario.natural else scenario.audio_frames + 1
+            if scenario.voice not in (None, "default"):
+                lengths["speaker"] = scenario.voice
         return lengths
 
     def _inputs(self, question: Question) -> Any:
