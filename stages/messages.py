@@ -120,14 +120,30 @@ class TextOutput(Struct):
     return_token_ids: bool = False
 
 
+class SpeechOptions(Struct):
+    """How an answer is spoken.
+
+    Attributes:
+        speaker: Name of a voice of the checkpoint, lower case.
+        talker: How codebook-0 codes are picked; `max_tokens` means the reference's `talker_max_new_tokens`, which gives
+            one frame less.
+        predictor: How residual codes are picked; its `max_tokens` and penalties mean nothing.
+    """
+
+    speaker: str
+    talker: Sampling
+    predictor: Sampling
+
+
 class ChatRequest(Struct):
-    """A validated request, as the gateway hands it to the pipeline."""
+    """A validated request, as the gateway hands it to the pipeline. `speech` is None when only text is wanted."""
 
     turns: list[Turn]
     media: list[Media] = []
     video: VideoOptions = field(default_factory=VideoOptions)
     thinker: Sampling = field(default_factory=Sampling)
     text: TextOutput = field(default_factory=TextOutput)
+    speech: SpeechOptions | None = None
 
 
 # --- preprocessing → image_encoder, audio_encoder, mm_aggregate -------------------------------------------------------
@@ -190,6 +206,23 @@ class MediaSpan(Struct):
     rows: Tensor
 
 
+class SpokenPrompt(Struct):
+    """What the talker is to make of a prompt of n tokens, and how the answer is to be spoken.
+
+    Attributes:
+        user_rows: int64 [r], ascending prompt indices of the user turns' rows.
+        positions: float32 [3, r + 9], M-RoPE positions of those rows and of the nine assistant rows after them, or
+            None where they are 0 … r+8.
+        position_delta: Position minus index of the codec tokens that follow.
+        speech: As the client asked for it.
+    """
+
+    user_rows: Tensor
+    positions: Tensor | None
+    position_delta: float
+    speech: SpeechOptions
+
+
 class Prompt(Struct):
     """The tokenised conversation, without its media.
 
@@ -200,6 +233,7 @@ class Prompt(Struct):
         vision: Spans of images and videos in the order of `VisionWork.items`.
         audio: Spans in the order of `AudioWork.items`.
         thinker, text: Passed on.
+        spoken: For the talker; None when only text is wanted.
     """
 
     ids: Tensor
@@ -209,6 +243,7 @@ class Prompt(Struct):
     audio: list[MediaSpan]
     thinker: Sampling
     text: TextOutput
+    spoken: SpokenPrompt | None = None
 
 
 # --- image_encoder, audio_encoder → mm_aggregate ----------------------------------------------------------------------
@@ -248,6 +283,7 @@ class ThinkerRequest(Struct):
         visual_rows: int64 [v], ascending indices of the rows that take deepstack embeddings.
         deepstack: [injection layers, v, h] for those rows.
         media_tokens: Number of rows by modality, for usage.
+        spoken: For the talker; None when only text is wanted.
     """
 
     ids: Tensor
@@ -261,6 +297,7 @@ class ThinkerRequest(Struct):
     media_tokens: dict[Modality, int]
     thinker: Sampling
     text: TextOutput
+    spoken: SpokenPrompt | None = None
 
 
 # --- thinker → decode, and back ---------------------------------------------------------------------------------------
@@ -355,3 +392,73 @@ class TextDone(Struct, tag="text_done"):
 
     finish_reason: FinishReason
     usage: Usage
+
+
+# --- thinker → talker_ar ----------------------------------------------------------------------------------------------
+
+
+class TalkerPrompt(Struct, tag="talker_prompt"):
+    """What the talker has to know of the conversation, r user rows of n prompt tokens.
+
+    Attributes:
+        ids: int64 [r], token ids of the user turns' rows, media rows with their placeholder.
+        media_rows: int64 [k], ascending indices into `ids` of the media rows.
+        media_hidden: [k, thinker hidden], the thinker's accept-layer states at those rows.
+        positions: float32 [3, r + 9], M-RoPE positions of the user rows and the nine assistant rows, or None where
+            they are 0 … r+8.
+        position_delta: Position minus index after those rows.
+        speech: How to speak.
+    """
+
+    ids: Tensor
+    media_rows: Tensor | None
+    media_hidden: Tensor | None
+    positions: Tensor | None
+    position_delta: float
+    speech: SpeechOptions
+
+
+# After it come `Tokens` as they are generated, then `Finished`.
+
+
+# --- talker_ar ⇄ code_predictor → code2wav ----------------------------------------------------------------------------
+
+
+class PredictorStart(Struct, tag="predictor_start"):
+    """The first message of a voice to the code predictor: how it picks residual codes."""
+
+    sampling: Sampling
+
+
+class FrameSeed(Struct, tag="frame_seed"):
+    """What one codec frame starts from: the talker's post-norm state [talker hidden] and its codebook-0 code."""
+
+    hidden: Tensor
+    code: int
+
+
+class FrameFeedback(Struct, tag="frame_feedback"):
+    """A finished frame back to the talker: the sum of its codec embeddings over all codebooks, [talker hidden]."""
+
+    embedding: Tensor
+
+
+class Frame(Struct, tag="frame"):
+    """The codes of one codec frame, int64 [codebooks], codebook 0 first."""
+
+    codes: Tensor
+
+
+# --- code2wav → collector ---------------------------------------------------------------------------------------------
+
+
+class AudioDelta(Struct, tag="audio"):
+    """More of the waveform: float32 [samples], 24 kHz mono, in [-1, 1]."""
+
+    samples: Tensor
+
+
+class AudioDone(Struct, tag="audio_done"):
+    """The voice has ended after so many codec frames."""
+
+    frames: int

@@ -67,3 +67,48 @@ class ThinkerOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 class DecodeOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """decode has nothing to configure."""
+
+
+class TalkerOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The talker's engine.
+
+    Attributes:
+        max_total_tokens, max_running_requests, dtype, engine: As for the thinker.
+        default_max_tokens: Talker tokens generated when a request names no limit (one codec frame is 80 ms).
+    """
+
+    max_total_tokens: Positive | None = None
+    max_running_requests: Positive = 64
+    default_max_tokens: Positive = 4096
+    dtype: str | None = None
+    engine: dict[str, Any] = {}
+
+
+class CodePredictorOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The code predictor.
+
+    Attributes:
+        max_batch: Frames computed in one step, each of another request.
+        dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU. Norms,
+            rotary angles and attention scores are float32 in any case.
+        compile: Whether the step is compiled (CPU) or captured as CUDA graphs (GPU); None lets it decide.
+    """
+
+    max_batch: Positive = 32
+    dtype: str | None = None
+    compile: bool | None = None
+
+
+class Code2WavOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The vocoder.
+
+    Attributes:
+        max_streams: Voices decoded at the same time; each holds a slot of decoder state, more wait.
+        chunk_frames: Frames in the first chunk, the second, and so on; the last entry holds for all later ones. Codec
+            frames are 80 ms long.
+        dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU.
+    """
+
+    max_streams: Positive = 32
+    chunk_frames: tuple[Positive, ...] = (1, 2, 4, 8)
+    dtype: str | None = None
