@@ -4,7 +4,7 @@ checkpoint := checkpoints/tiny
 port ?= 8008
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve serve-text serve-fused test lint checkpoint clean
+.PHONY: help install serve serve-text serve-fused bench test lint checkpoint clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -25,6 +25,9 @@ serve-text: install checkpoint  ## The same from configs/qwen3_omni_text.yaml, o
 
 serve-fused: install checkpoint  ## The same from configs/qwen3_omni_mmsu.yaml, all stages in one process
 	$(python) -m omni_pipeline.cli serve --model-path $(checkpoint) --config configs/qwen3_omni_mmsu.yaml --port $(port)
+
+bench: install  ## Measure text and speech of the server at port 8008 (port=… for another, args=… for flags)
+	for output in text speech; do $(python) -m omni_pipeline.cli bench --url http://127.0.0.1:$(port) --output $$output $(args) || exit; done
 
 test: install  ## Run the tests (args=… for pytest's arguments)
 	$(python) -m pytest $(args)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
-from typing import Any, get_args
+from collections.abc import Collection
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -39,10 +39,30 @@ _NAMES_WITHIN = {
     "stage_sampling": _fields(schema.SamplingByStage) | REFUSED_STAGES.keys(),
     "thinker": _fields(schema.StageSampling),
 }
-_TAGS = {
+
+
+def _choices(struct: type[msgspec.Struct], field: str) -> str:
+    """The values of a field that is a choice, perhaps optional or in a list."""
+    kinds = [get_type_hints(struct)[field]]
+    choices: list[str] = []
+    while kinds:
+        kind = kinds.pop()
+        if get_origin(kind) is Literal:
+            choices += get_args(kind)
+        else:
+            kinds += get_args(kind)
+    return ", ".join(choices)
+
+
+# What a field may hold, by its name.
+_CHOICES = {
     "role": "system, developer, user, assistant, tool",
     "type": "text, image_url, input_audio, audio_url, video_url",
+    "format": _choices(schema.InputAudio, "format"),
+    "detail": _choices(schema.ImageAddress, "detail"),
+    "modalities": _choices(ChatCompletionRequest, "modalities"),
 }
+_FEW = 8  # so many names can be listed in a message
 
 
 def parse(body: bytes | bytearray) -> ChatCompletionRequest:
@@ -98,7 +118,7 @@ def _explained(text: str) -> OmniError:
 
     if match := _UNKNOWN.fullmatch(what):
         param = _join(parent, match[1])
-        names = _NAMES_WITHIN.get(re.sub(r"\[\d+\]$", "", parent).rpartition(".")[2], frozenset())
+        names = _NAMES_WITHIN.get(_last(parent), frozenset())
         message = f"Unknown field '{param}'{_suggestion(match[1], names)}."
         code = "unknown_parameter"
     elif match := _MISSING.fullmatch(what):
@@ -107,7 +127,7 @@ def _explained(text: str) -> OmniError:
         code = "missing_required_parameter"
     else:
         param = parent
-        known = _TAGS.get(param.rpartition(".")[2], "") if what.startswith("Invalid value") else ""
+        known = _CHOICES.get(_last(param), "") if what.startswith(("Invalid value", "Invalid enum value")) else ""
         message = f"Invalid '{param}': {what[:1].lower()}{what[1:]}{'; known: ' + known if known else ''}."
         code = "invalid_value"
     if len(message) > _LONGEST_MESSAGE:
@@ -116,13 +136,20 @@ def _explained(text: str) -> OmniError:
     return bad_request(message, param=param or None, code=code)
 
 
+def _last(path: str) -> str:
+    """The name of the field at `path`, be it in a list or not."""
+    return re.sub(r"\[\d+\]$", "", path).rpartition(".")[2]
+
+
 def _join(parent: str, name: str) -> str:
     return f"{parent}.{name}" if parent else name
 
 
-def _suggestion(name: str, names: Iterable[str]) -> str:
+def _suggestion(name: str, names: Collection[str]) -> str:
     close = difflib.get_close_matches(name[:64], names, n=1, cutoff=0.7)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    if close:
+        return f" (did you mean '{close[0]}'?)"
+    return f"; known: {', '.join(sorted(names))}" if 0 < len(names) <= _FEW else ""
 
 
 def _check(request: ChatCompletionRequest) -> None:

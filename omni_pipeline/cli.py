@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import logging
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from rich.markup import escape
 from omni_pipeline import __version__
 from omni_pipeline.config import load
 from omni_pipeline.errors import StartupError
+from omni_pipeline.graph import load_object
 from omni_pipeline.service import serve as serve_config
 from omni_pipeline.terminal import Terminal
 
@@ -125,18 +127,15 @@ def serve(
         )
         or None,
     )
+    settings = load(config, overrides)
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s main %(name)s: %(message)s"
+    )
     try:
-        settings = load(config, overrides)
-        logging.basicConfig(
-            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s main %(name)s: %(message)s"
-        )
         with Terminal(Console()) as terminal:
             if not settings.text_only:
                 terminal.note("There are no speech stages yet: serving text, as with --text-only.")
             asyncio.run(serve_config(settings, terminal))
-    except StartupError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     except asyncio.CancelledError:  # told twice to stop
         raise typer.Exit(1) from None
 
@@ -152,14 +151,22 @@ def version() -> None:
             print(f"{package} is not installed")
 
 
+# A client of the gateway's API, so it lives there; named, so that the framework imports no gateway.
+app.command()(load_object("gateway.bench.command:bench"))
+
+
 def _given(**settings: Any) -> dict[str, Any]:
     """Those settings that were given on the command line."""
     return {name: value for name, value in settings.items() if value is not None}
 
 
 def main() -> None:
-    """Entry of the console script."""
-    app()
+    """Entry of the console script. What keeps a command from its work is told in one line."""
+    try:
+        app()
+    except StartupError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 
 import msgspec
 
@@ -25,8 +26,14 @@ _ENVIRONMENT = {
 _QUIET = {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
 
 
+# Compiled kernels, which torch would put into the temporary directory, are worth more than one run.
+_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
+
+
 class Launcher:
     """A running fork server. Making one returns at once, while it imports.
+
+    Its temporary directory, and the workers', is the run directory: what libraries leave there goes with the run.
 
     Make it on a thread that lives as long as the service (the main one): the fork server ends with that thread.
 
@@ -43,10 +50,11 @@ class Launcher:
         options = Options(
             control=theirs.fileno(), parent=os.getpid(), run_dir=run_dir, preload=list(preload), fresh=fresh
         )
+        compiled = {_COMPILED: os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")}
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", forkserver.__name__, msgspec.json.encode(options).decode()],
-                env=_QUIET | os.environ | _ENVIRONMENT,
+                env=_QUIET | compiled | os.environ | _ENVIRONMENT | {"TMPDIR": run_dir},
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )

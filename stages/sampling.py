@@ -12,9 +12,13 @@ from msgspec import Struct
 from stages.messages import Sampling
 
 
+# A temperature below this is greedy: what it leaves beside the best token is beyond float32, and so is the division.
+LEAST_TEMPERATURE = 1e-6
+
+
 def is_greedy(params: Sampling) -> bool:
     """Whether the largest logit is always picked."""
-    return params.temperature == 0.0 or params.top_k == 1
+    return params.temperature < LEAST_TEMPERATURE or params.top_k == 1
 
 
 def seed_key(seed: int | None) -> bytes:
@@ -50,12 +54,12 @@ class Filters(Struct, frozen=True):
     def of(cls, params: Sequence[Sampling], vocab: int, device: torch.device | str) -> Filters:
         """For logits [len(params), vocab] on `device`; rows that are greedy get temperature 1 and mean nothing."""
 
-        def column(values: list[float], dtype: torch.dtype) -> torch.Tensor:
+        def column(values: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
             return torch.tensor(values, dtype=dtype, device=device)[:, None]
 
         top_k = [min(p.top_k or vocab, vocab) for p in params]
         return cls(
-            temperature=column([p.temperature or 1.0 for p in params], torch.float32),
+            temperature=column([1.0 if is_greedy(p) else p.temperature for p in params], torch.float32),
             widest=max(top_k),
             top_k=column(top_k, torch.int64) if min(top_k) < vocab else None,
             top_p=column([p.top_p for p in params], torch.float64) if any(p.top_p < 1.0 for p in params) else None,

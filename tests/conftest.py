@@ -7,9 +7,11 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the cores are shared with the servers under test
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,16 @@ def tiny_checkpoint(checkpoints: Callable[[str], Path]) -> Path:
 def data() -> Path:
     """The committed test media."""
     return ROOT / "tests" / "data"
+
+
+@pytest.fixture
+def run_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where run directories are made in this test, and where none may be left (pytest's own path is too long)."""
+    root = Path(tempfile.mkdtemp(prefix="omni-t-"))
+    monkeypatch.setenv("TMPDIR", str(root))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    try:
+        yield root
+        assert list(root.iterdir()) == []
+    finally:
+        shutil.rmtree(root)

@@ -93,8 +93,8 @@ class Reference:
         )
 
     @torch.no_grad()
-    def greedy(self, conversation: Conversation, max_tokens: int) -> Greedy:
-        """The thinker's greedy answer."""
+    def greedy(self, conversation: Conversation, max_tokens: int, repetition_penalty: float = 1.0) -> Greedy:
+        """The thinker's greedy answer; the margins are those after the penalty."""
         inputs = self.inputs(conversation)
         result = self.model.thinker.generate(
             **inputs,
@@ -103,10 +103,11 @@ class Reference:
             max_new_tokens=max_tokens,
             eos_token_id=self.model.config.im_end_token_id,
             return_dict_in_generate=True,
-            output_logits=True,
+            output_scores=True,
+            repetition_penalty=repetition_penalty,
         )
         ids = result.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-        best = torch.stack(result.logits)[:, 0].float().topk(2, dim=-1).values
+        best = torch.stack(result.scores)[:, 0].float().topk(2, dim=-1).values
         return Greedy(ids, (best[:, 0] - best[:, 1]).tolist())
 
 

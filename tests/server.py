@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,22 +56,41 @@ class Server:
         ]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=self.directory)
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self.log.read_text()}")
-            if self.healthy():
-                return self
+        process = self.process
+        try:
+            self.until(lambda: process.poll() is not None or self.healthy(), START_SECONDS)
+        except BaseException:
+            self.stop()
+            raise
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with {process.returncode}:\n{self.log.read_text()}")
+        return self
+
+    def until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Wait until what can be seen over HTTP fulfils `condition`; raises AssertionError when it does not in time."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not so within {seconds:g} s; the server's log:\n{self.log.read_text()}")
             time.sleep(0.1)  # the one place that has nothing better to wait on than HTTP
-        self.stop()
-        raise RuntimeError(f"the server is not healthy after {START_SECONDS} s:\n{self.log.read_text()}")
+
+    def health(self) -> tuple[int, dict[str, Any]]:
+        """Status and body of `/health`."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
 
     def healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
-                return bool(answer.status == 200)
+            return self.health()[0] == 200
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False
+
+    def live_requests(self) -> dict[str, int]:
+        """Requests that each stage held at its last heartbeat, less than two seconds ago."""
+        return {name: stage["live_requests"] for name, stage in self.health()[1]["stages"].items()}
 
     def post(self, body: dict[str, Any], timeout: float = 120) -> tuple[int, Any]:
         """POST a chat completion; status and parsed body."""

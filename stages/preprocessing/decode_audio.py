@@ -80,7 +80,8 @@ def _read_soundfile(source: soundfile.SoundFile, rate: int, max_seconds: float, 
             wave.add(block)
             frames += len(block)
     except soundfile.LibsndfileError as error:
-        raise bad_request(f"The audio is damaged: {error}", param=param, code="invalid_audio") from error
+        reason = error.error_string.removeprefix("Error : ").rstrip(".")
+        raise bad_request(f"The audio is damaged: {reason}.", param=param, code="invalid_audio") from error
     # The length of an mp3 or ogg is an estimate; that of the others is in the header.
     if source.format not in ("MP3", "OGG") and truncated(source.frames, frames):
         raise _cut_short(param, "invalid_audio")

@@ -39,10 +39,11 @@ def decode_image(data: Buffer, *, max_pixels: int, param: str) -> Image.Image:
         raise bad_request(
             f"The image cannot be read: it is damaged or none of {kinds}.", param=param, code="invalid_image"
         ) from None
-    except Image.DecompressionBombError as error:
-        raise _too_large(str(error), param) from error
+    except Image.DecompressionBombError as error:  # before there is a size to look at, or in a picture within it
+        raise _too_large(f"it has far more than the {max_pixels} pixels that are allowed", param) from error
     except DAMAGE as error:
-        raise bad_request(f"The image is damaged: {error}", param=param, code="invalid_image") from error
+        reason = str(error).rstrip(".")
+        raise bad_request(f"The image is damaged: {reason}.", param=param, code="invalid_image") from error
 
 
 def check_aspect_ratio(width: int, height: int, param: str, code: str) -> None:

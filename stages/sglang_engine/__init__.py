@@ -8,5 +8,5 @@ The modules, from the outside in:
 - `sampler`: sampling as the reference does it, repeatable by seed in any batch.
 - `models`, `rotary`: the model definitions.
 - `arguments`, `environment`, `preload`: how SGLang is set up.
-- `cpu_platform`: the platform plugin that lets all of it run without CUDA.
+- `cpu_platform`, `cpu_kernels`: the platform plugin that lets all of it run without CUDA, and quickly.
 """

@@ -30,3 +30,8 @@ class TorchNativeCpu(CpuDeviceMixin, SRTPlatform):
 
     def is_pin_memory_available(self, device: Any = None) -> bool:
         return False
+
+    def init_backend(self) -> None:
+        from stages.sglang_engine import cpu_kernels
+
+        cpu_kernels.install(self.get_dispatch_key_name())

@@ -6,7 +6,7 @@ import contextlib
 import io
 import socket
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,6 +140,7 @@ class Engine:
         from sglang.srt.managers.scheduler import SpawnRanks, load_plugins, publish
         from sglang.srt.server_args import PortArgs
 
+        from stages.sglang_engine.process_groups import leave_single_rank_groups
         from stages.sglang_engine.sampler import OmniSampler
         from stages.sglang_engine.scheduler import InProcessScheduler
 
@@ -174,6 +175,7 @@ class Engine:
         self._stalled = False
         with contextlib.redirect_stderr(io.StringIO()):  # loading bars; progress is the supervisor's to show
             self._scheduler = InProcessScheduler(server_args, ports)
+        leave_single_rank_groups()
         self._scheduler.on_progress = self._progress
         self._scheduler.on_dropped = self._dropped
         self._scheduler.on_batch = self._prepare
@@ -206,6 +208,11 @@ class Engine:
         return int(self._model.config.hidden_size)
 
     @property
+    def vocabulary(self) -> int:
+        """Number of token ids, 0 … n-1."""
+        return int(self._model.config.vocab_size)
+
+    @property
     def has_work(self) -> bool:
         if not self._fed:
             return bool(self._live)
@@ -233,7 +240,7 @@ class Engine:
         """Queue a request.
 
         Raises:
-            OmniError: 400, the prompt does not fit.
+            OmniError: 400, the prompt does not fit, or a token is named that the vocabulary does not have.
         """
         from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
         from sglang.srt.sampling.sampling_params import SamplingParams
@@ -243,6 +250,9 @@ class Engine:
         # SGLang wants room for the prompt, one token, and one more.
         if prompt + 2 > self.capacity:
             raise _too_long(prompt, self.capacity - 2)
+        # One bad index would end the step, and with it every request in the batch.
+        _check_ids("logit_bias", sampling.logit_bias, self.vocabulary)
+        _check_ids("stop_token_ids", sampling.stop_token_ids, self.vocabulary)
         # Greedy and bare for SGLang: `sampler` does all the rest from its own state.
         params = SamplingParams(
             temperature=0.0,
@@ -408,6 +418,16 @@ def _too_long(prompt: int, limit: int) -> OmniError:
         param="messages",
         code="context_length_exceeded",
     )
+
+
+def _check_ids(field: str, ids: Iterable[int], vocabulary: int) -> None:
+    beyond = max(ids, default=0)
+    if beyond >= vocabulary:
+        raise bad_request(
+            f"Invalid '{field}': there is no token {beyond}; the model's ids end at {vocabulary - 1}.",
+            param=field,
+            code="invalid_value",
+        )
 
 
 def _free_port() -> int:

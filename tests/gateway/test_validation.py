@@ -123,7 +123,7 @@ def test_what_is_not_a_json_object_is_refused(data):
         (body(top_k=-2), "top_k", "invalid_value"),
         (body(top_k=1.5), "top_k", "invalid_value"),
         (body(min_p=1.5), "min_p", "invalid_value"),
-        (body(repetition_penalty=0), "repetition_penalty", "invalid_value"),
+        (body(repetition_penalty=0.009), "repetition_penalty", "invalid_value"),
         (body(repetition_penalty=2.5), "repetition_penalty", "invalid_value"),
         (body(presence_penalty=3), "presence_penalty", "invalid_value"),
         (body(frequency_penalty=-3), "frequency_penalty", "invalid_value"),

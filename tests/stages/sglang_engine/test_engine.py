@@ -188,6 +188,22 @@ def test_a_prompt_that_cannot_fit_is_refused_and_harms_nobody(
     assert ids(drain(engine)["fine"]) == truths[0].ids
 
 
+@pytest.mark.parametrize("field", ["logit_bias", "stop_token_ids"])
+def test_a_token_beyond_the_vocabulary_is_refused_and_harms_nobody(
+    field: str, engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]
+) -> None:
+    last = engine.vocabulary - 1
+    named = {"logit_bias": lambda token: {token: -100.0}, "stop_token_ids": lambda token: [token]}[field]
+    engine.add(generation("fine", prompts[0]))
+    with pytest.raises(OmniError, match=f"there is no token {last + 1}; the model's ids end at {last}") as refused:
+        engine.add(generation("beyond", prompts[0], **{field: named(last + 1)}))
+    assert (refused.value.info.status, refused.value.info.param) == (400, field)
+    engine.add(generation("last", prompts[0], min_tokens=3, **{field: named(last)}))
+    events = drain(engine)
+    assert ids(events["fine"]) == truths[0].ids
+    assert isinstance(events["last"][-1], Done)
+
+
 def test_ignore_eos_goes_on_to_the_limit(engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]) -> None:
     short = min(range(8), key=lambda index: len(truths[index].ids))
     assert len(truths[short].ids) < TOKENS

@@ -140,6 +140,12 @@ def test_greedy_rows_take_the_largest_logit_beside_sampled_ones() -> None:
     assert [picks[0], picks[2]] == values.argmax(dim=-1)[[0, 2]].tolist()
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-7, 1e-300])
+def test_temperature_near_zero_is_greedy(temperature: float) -> None:
+    values = logits(1)
+    assert sample([state(Sampling(temperature=temperature, seed=1))], values.clone()) == values.argmax(dim=-1).tolist()
+
+
 def test_a_seed_gives_the_same_token_alone_and_in_any_batch() -> None:
     values = logits(4)
     params = [Sampling(temperature=1.0, seed=seed, top_p=0.9) for seed in (11, 12, 13, 14)]

@@ -1,0 +1,89 @@
+"""The bench's side of `--baseline`: starts Hugging Face in a process of its own and asks it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+from contextlib import ExitStack
+from types import TracebackType
+
+import msgspec
+from msgspec import Struct
+
+from gateway.bench.scenarios import Prompt, Scenario
+from omni_pipeline.errors import StartupError
+
+READY = b"ready"
+_TAIL = 2000  # characters of its last words
+
+
+class Question(Struct, frozen=True):
+    """What to answer, and at what length."""
+
+    scenario: Scenario
+    prompt: Prompt
+
+
+class Answer(Struct):
+    """How long it took from the encoded media to the last sample, and how much came out."""
+
+    seconds: float
+    tokens: int
+    audio_samples: int
+
+
+class Baseline:
+    """Hugging Face on a checkpoint; a context manager, which starts and ends its process.
+
+    The process sleeps while the server answers, and this one while it works, so that neither slows the other.
+    """
+
+    def __init__(self, model_path: str) -> None:
+        self._model_path = model_path
+
+    async def __aenter__(self) -> Baseline:
+        with ExitStack() as undo:
+            self._words = undo.enter_context(tempfile.TemporaryFile())
+            self._process = await asyncio.create_subprocess_exec(
+                *[sys.executable, "-m", "gateway.bench.hugging_face", self._model_path],
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=self._words,
+                env={**os.environ, "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+            )
+            undo.callback(self._terminate)
+            await self._line()
+            self._undo = undo.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._undo.close()
+        await self._process.wait()
+
+    async def answer(self, scenario: Scenario, prompt: Prompt) -> Answer:
+        """Have one request answered.
+
+        Raises:
+            StartupError: The process has ended, with its last words.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(Question(scenario, prompt)) + b"\n")
+        return msgspec.json.decode(await self._line(), type=Answer)
+
+    async def _line(self) -> bytes:
+        assert self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        if not line:
+            code = await self._process.wait()
+            self._words.seek(0)
+            tail = self._words.read().decode(errors="replace")[-_TAIL:]
+            raise StartupError(f"The Hugging Face baseline ended with {code}:\n{tail}")
+        return line
+
+    def _terminate(self) -> None:
+        if self._process.returncode is None:
+            self._process.terminate()

@@ -1,0 +1,112 @@
+"""Sends one streamed chat completion and notes when each piece of its answer arrives."""
+
+from __future__ import annotations
+
+import json
+import time
+from types import TracebackType
+
+import aiohttp
+
+from gateway.bench.events import DONE, EventSplitter, StreamError, failure_of, read_event
+from gateway.bench.timeline import AudioChunk, Failure, Timeline
+from omni_pipeline.errors import StartupError
+
+_PATH = "/v1/chat/completions"
+
+
+class Client:
+    """Connections to one server; a context manager, which closes them.
+
+    Args:
+        url: Of the server, with or without ``/v1``.
+        api_key: Sent as bearer token.
+        timeout: Seconds for one request, from connecting to the end of its answer.
+    """
+
+    def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 600.0) -> None:
+        self._base = url.rstrip("/").removesuffix("/v1")
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._timeout = timeout
+
+    async def __aenter__(self) -> Client:
+        self._session = aiohttp.ClientSession(
+            headers=self._headers,
+            connector=aiohttp.TCPConnector(limit=0),  # the load generator alone decides what is in flight
+            timeout=aiohttp.ClientTimeout(total=self._timeout),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def model(self) -> str:
+        """Name of the first model that the server lists.
+
+        Raises:
+            StartupError: There is no such server, or it lists none.
+        """
+        try:
+            async with self._session.get(f"{self._base}/v1/models") as response:
+                body = await response.read()
+                if response.status != 200:
+                    raise StartupError(f"{self._base}/v1/models answers {response.status}: {body[:200].decode()}")
+                return str(json.loads(body)["data"][0]["id"])
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise StartupError(f"No server answers at {self._base}: {error or 'timeout'}. Check --url.") from error
+        except (ValueError, LookupError, TypeError) as error:
+            raise StartupError(f"{self._base}/v1/models lists no model: name it with --model.") from error
+
+    async def ask(self, body: bytes) -> Timeline:
+        """Send `body`, a JSON request with ``stream`` set, and follow its answer. Failures are told in the result."""
+        timeline = Timeline()
+        began = time.perf_counter()
+        try:
+            async with self._session.post(self._base + _PATH, data=body) as response:
+                if response.status == 200:
+                    await _follow(response, timeline, began)
+                else:
+                    timeline.failure = _refusal(await response.read(), response.status)
+        except StreamError as error:
+            timeline.failure = Failure(error.code, str(error), status=200)
+        except TimeoutError:
+            timeline.failure = Failure("timeout", f"not answered within {self._timeout:g} s (--timeout)")
+        except aiohttp.ClientPayloadError as error:
+            timeline.failure = Failure("stream_cut", str(error), status=200)
+        except aiohttp.ClientError as error:
+            timeline.failure = Failure("connection_failed", str(error))
+        timeline.ended = time.perf_counter() - began
+        return timeline
+
+
+async def _follow(response: aiohttp.ClientResponse, timeline: Timeline, began: float) -> None:
+    """Note down the events until ``[DONE]``. What arrives in one read has one time."""
+    splitter = EventSplitter()
+    async for received in response.content.iter_any():
+        at = time.perf_counter() - began
+        for data in splitter.feed(received):
+            if data == DONE:
+                return
+            event = read_event(data)
+            if event.failure is not None:
+                timeline.failure = event.failure
+                return
+            if event.text:
+                timeline.texts.append(at)
+            if event.audio_seconds:
+                timeline.sounds.append(AudioChunk(at, event.audio_seconds))
+            if event.tokens is not None:
+                timeline.tokens = event.tokens
+            timeline.finish_reason = event.finish_reason or timeline.finish_reason
+    raise StreamError("stream_cut", f"the stream ended without {DONE}")
+
+
+def _refusal(body: bytes, status: int) -> Failure:
+    try:
+        return failure_of(json.loads(body), status)
+    except ValueError:
+        return Failure(f"http_{status}", body[:200].decode(errors="replace"), status)

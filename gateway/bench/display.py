@@ -1,0 +1,116 @@
+"""What a person sees of a run: a progress bar while it lasts, tables when it is done."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from gateway.bench.percentiles import Distribution
+from gateway.bench.report import LevelReport, Report
+
+_MILLI = 1000.0
+# Title, field of `LevelReport`, factor and format: everything that has percentiles.
+_ROWS = (
+    ("first text (TTFT), ms", "ttft", _MILLI, ".1f"),
+    ("first audio (TTFA), ms", "ttfa", _MILLI, ".1f"),
+    ("whole answer (E2E), ms", "e2e", _MILLI, ".1f"),
+    ("between texts, ms", "inter_token", _MILLI, ".2f"),
+    ("between audio chunks, ms", "inter_chunk", _MILLI, ".1f"),
+    ("real-time factor", "rtf", 1.0, ".3f"),
+    ("audible silences, ms", "underruns", _MILLI, ".0f"),
+)
+
+
+class ProgressBar:
+    """A `run.Progress` on a console; a context manager, which removes the bar."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = Bar(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("starting", total=None)
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def begin(self, what: str, total: int) -> None:
+        self._bar.reset(self._task, description=what, total=total)
+
+    def advance(self) -> None:
+        self._bar.advance(self._task)
+
+
+def show(report: Report, console: Console) -> None:
+    """Print every level."""
+    scenario = report.scenario
+    length = f"{scenario.tokens} tokens"
+    if scenario.speech and scenario.audio_frames is not None:
+        length += f" + {scenario.audio_frames} frames"
+    console.print(
+        f"[bold]{escape(report.model)}[/] at {escape(report.url)}: {scenario.prompt_words} words"
+        f"{'' if scenario.input == 'text' else f' + {scenario.input}'} → {scenario.output}, "
+        f"{'at most ' if scenario.natural else ''}{length}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for level in report.levels:
+        console.print(f"[bold]{level.load}[/]: {level.completed} of {level.requests} answered", highlight=False)
+        if level.completed:
+            console.print(_table(level))
+        for line in _notes(level):
+            console.print(f"  {line}", highlight=False, soft_wrap=True)
+
+
+def _table(level: LevelReport) -> Table:
+    table = Table()
+    table.add_column("")
+    for title in ("mean", "p50", "p90", "p99", "max"):
+        table.add_column(title, justify="right")
+    for title, field, factor, style in _ROWS:
+        found: Distribution | None = getattr(level, field)
+        if found is not None:
+            values = (found.mean, found.p50, found.p90, found.p99, found.max)
+            table.add_row(title, *(format(factor * value, style) for value in values))
+    return table
+
+
+def _notes(level: LevelReport) -> list[str]:
+    together = f"{level.requests_per_second:.2f} req/s · {level.tokens_per_second:.1f} tokens/s"
+    if level.continuous is not None:
+        together += f" · {level.audio_seconds_per_second:.2f} s of audio/s · {level.continuous:.0%} played continuously"
+    notes = [together]
+    if level.wrong_length:
+        notes.append(f"[yellow]{level.wrong_length} answers have not the length that was asked for[/]")
+    for code, error in level.errors.items():
+        why = f" ({escape(error.explanation)})" if error.explanation else ""
+        notes.append(f"[red]{error.count} × {escape(code)}[/]: {escape(error.message)}{why}")
+    return notes + _against_reference(level)
+
+
+def _against_reference(level: LevelReport) -> list[str]:
+    against = level.baseline
+    if against is None:
+        return []
+    if against.total_ratio is None or against.reference_seconds is None:
+        return ["[yellow]no round was complete, so there is nothing to compare with the baseline[/]"]
+    ratios = [f"[bold]{against.total_ratio:.2f}× for all answers[/]"]
+    if against.first_text_ratio is not None:
+        ratios.append(f"{against.first_text_ratio:.1f}× to the first text")
+    if against.first_audio_ratio is not None:
+        ratios.append(f"{against.first_audio_ratio:.1f}× to the first audio")
+    alone = _MILLI * against.reference_seconds.p50
+    notes = [
+        f"speed over Hugging Face, one at a time: {', '.join(ratios)} "
+        f"(median of {against.rounds} rounds; it takes {alone:.1f} ms for one)"
+    ]
+    if against.reference_wrong_length:
+        notes.append(f"[yellow]{against.reference_wrong_length} of its answers have not the length asked for[/]")
+    return notes

@@ -1,0 +1,163 @@
+"""Reads the stream of a chat completion, in this server's form and in its peers'."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from typing import Any
+
+import msgspec
+import soundfile
+from msgspec import Struct
+
+from gateway.bench.timeline import Failure
+
+_PCM16_BYTES = 2
+DONE = "[DONE]"
+
+
+class EventSplitter:
+    """Cuts a byte stream into the data of its server-sent events, wherever the network cut it."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._data: list[str] = []
+
+    def feed(self, received: bytes) -> list[str]:
+        """Data of the events that are complete now. Comments and fields other than ``data`` are skipped."""
+        *lines, self._rest = (self._rest + received).split(b"\n")
+        events: list[str] = []
+        for line in lines:
+            line = line.removesuffix(b"\r")
+            if not line and self._data:
+                events.append("\n".join(self._data))
+                self._data = []
+            elif line.startswith(b"data:"):
+                self._data.append(line[len(b"data:") :].removeprefix(b" ").decode(errors="replace"))
+        return events
+
+
+class Event(Struct, frozen=True):
+    """What one event of a stream says.
+
+    Attributes:
+        text: New text, or empty.
+        audio_seconds: Length of new sound, or 0.
+        tokens: Text tokens of the whole answer, when `usage` is told.
+        finish_reason: When told.
+        failure: An error in place of the rest of the answer.
+    """
+
+    text: str = ""
+    audio_seconds: float = 0.0
+    tokens: int | None = None
+    finish_reason: str | None = None
+    failure: Failure | None = None
+
+
+class StreamError(Exception):
+    """An event that cannot be read; `code` as in `timeline.Failure`."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class _AudioDelta(Struct):
+    data: str | None = None
+
+
+class _Delta(Struct):
+    content: str | None = None
+    audio: _AudioDelta | None = None
+
+
+class _Choice(Struct):
+    delta: _Delta = msgspec.field(default_factory=_Delta)
+    finish_reason: str | None = None
+
+
+class _TokenDetails(Struct):
+    audio_tokens: int | None = None
+
+
+class _Usage(Struct):
+    completion_tokens: int = 0
+    completion_tokens_details: _TokenDetails | None = None
+
+
+class _AudioMetadata(Struct):
+    sample_rate_hz: int = 24_000
+    channels: int = 1
+
+
+class _Chunk(Struct):
+    choices: list[_Choice] = []
+    modality: str | None = None
+    audio_metadata: _AudioMetadata | None = None
+    usage: _Usage | None = None
+    error: Any = None
+
+
+_decoder = msgspec.json.Decoder(_Chunk)
+
+
+def read_event(data: str) -> Event:
+    """What the data of one event means, ``[DONE]`` excluded.
+
+    Sound is base64 in ``delta.audio.data`` (this server, OpenAI, SGLang-Omni), or in ``delta.content`` of a chunk whose
+    top-level ``modality`` is ``audio`` (vLLM-Omni). It is a WAV file of its own in each chunk, or 16-bit samples at the
+    rate in ``audio_metadata``, 24 kHz where there is none.
+
+    Raises:
+        StreamError: ``invalid_stream`` or ``invalid_audio``.
+    """
+    try:
+        chunk = _decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise StreamError("invalid_stream", f"an event is not a chunk of a chat completion: {error}") from error
+    if chunk.error is not None:
+        return Event(failure=failure_of({"error": chunk.error}, status=200))
+    tokens = None if chunk.usage is None else _text_tokens(chunk.usage)
+    if not chunk.choices:
+        return Event(tokens=tokens)
+    choice = chunk.choices[0]
+    text, sound = choice.delta.content or "", ""
+    if choice.delta.audio is not None:
+        sound = choice.delta.audio.data or ""
+    elif chunk.modality == "audio":
+        text, sound = "", text
+    seconds = _seconds(sound, chunk.audio_metadata or _AudioMetadata()) if sound else 0.0
+    return Event(text=text, audio_seconds=seconds, tokens=tokens, finish_reason=choice.finish_reason)
+
+
+def failure_of(body: Any, status: int) -> Failure:
+    """The error in a response body: OpenAI's form, FastAPI's ``detail``, or whatever there is."""
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if not isinstance(error, dict):
+        return Failure(f"http_{status}", str(error), status)
+    message = error.get("message") or error.get("detail") or str(error)
+    code = error.get("code")
+    if not isinstance(code, str) or not code:  # vLLM repeats the status there
+        code = f"http_{status}"
+    return Failure(code, str(message), status, error.get("param"))
+
+
+def _text_tokens(usage: _Usage) -> int:
+    """OpenAI counts the tokens of speech into the completion's, and tells how many they are."""
+    details = usage.completion_tokens_details
+    return usage.completion_tokens - ((details and details.audio_tokens) or 0)
+
+
+def _seconds(encoded: str, metadata: _AudioMetadata) -> float:
+    try:
+        sound = base64.b64decode(encoded, validate=True)
+    except binascii.Error as error:
+        raise StreamError("invalid_audio", f"a chunk of sound is not base64: {error}") from error
+    if not sound.startswith(b"RIFF"):
+        return len(sound) / (_PCM16_BYTES * metadata.channels * metadata.sample_rate_hz)
+    try:
+        return float(soundfile.info(io.BytesIO(sound)).duration)
+    except soundfile.LibsndfileError as error:
+        raise StreamError("invalid_audio", f"a chunk of sound is not a WAV file: {error}") from error

@@ -1,0 +1,48 @@
+"""The files that requests carry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+from omni_pipeline.errors import StartupError
+
+Kind: TypeAlias = Literal["image", "audio", "video"]
+
+# By suffix, the kind of a file and its media type.
+SUFFIXES: dict[str, tuple[Kind, str]] = {
+    ".jpg": ("image", "image/jpeg"),
+    ".jpeg": ("image", "image/jpeg"),
+    ".png": ("image", "image/png"),
+    ".wav": ("audio", "audio/wav"),
+    ".flac": ("audio", "audio/flac"),
+    ".mp4": ("video", "video/mp4"),
+}
+COMMITTED = Path(__file__).parents[2] / "tests" / "data"
+
+
+class Medium(Struct, frozen=True):
+    """One picture, sound or clip: its kind, media type and bytes."""
+
+    kind: Kind
+    type: str
+    data: bytes
+
+
+def load_media(directory: Path, kind: Kind) -> list[Medium]:
+    """All files of one kind in `directory`, by name.
+
+    Raises:
+        StartupError: There is none.
+    """
+    found = [
+        Medium(kind, SUFFIXES[path.suffix][1], path.read_bytes())
+        for path in sorted(directory.glob("*"))
+        if SUFFIXES.get(path.suffix, (None,))[0] == kind
+    ]
+    if not found:
+        suffixes = ", ".join(suffix for suffix, (known, _) in SUFFIXES.items() if known == kind)
+        raise StartupError(f"There is no {kind} ({suffixes}) in {directory}: name a directory with --media-dir.")
+    return found

@@ -1,0 +1,46 @@
+"""Describes a set of measurements by its mean and percentiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+
+class Distribution(Struct, frozen=True):
+    """`count` measurements in a few numbers, all in the unit of the measurements."""
+
+    count: int
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The value below which `share` (0 … 1) of `ordered` lies, linear between neighbours (as numpy's default).
+
+    >>> percentile([1.0, 2.0, 4.0], 0.75)
+    3.0
+    """
+    position = share * (len(ordered) - 1)
+    below = math.floor(position)
+    above = math.ceil(position)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+def describe(values: Iterable[float]) -> Distribution | None:
+    """The distribution of `values`; None if there are none."""
+    ordered = sorted(values)
+    if not ordered:
+        return None
+    return Distribution(
+        count=len(ordered),
+        mean=math.fsum(ordered) / len(ordered),
+        p50=percentile(ordered, 0.5),
+        p90=percentile(ordered, 0.9),
+        p99=percentile(ordered, 0.99),
+        max=ordered[-1],
+    )

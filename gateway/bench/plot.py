@@ -1,0 +1,58 @@
+"""Draws a run as one SVG file: for each latency a panel, for each load a bar from p50 over p90 to p99."""
+
+from __future__ import annotations
+
+from html import escape
+
+from gateway.bench.percentiles import Distribution
+from gateway.bench.report import Report
+
+_PANELS = (
+    ("first text, s", "ttft"),
+    ("first audio, s", "ttfa"),
+    ("whole answer, s", "e2e"),
+    ("real-time factor", "rtf"),
+)
+_WIDTH, _ROW, _LABEL, _TITLE, _NUMBERS = 760, 26, 110, 44, 170
+_TO_P99, _TO_P90, _TO_P50 = "#cfe3f5", "#7fb3df", "#2b6ca3"
+
+
+def draw(report: Report) -> str:
+    """The SVG document."""
+    parts: list[str] = []
+    y = _TITLE
+    for title, field in _PANELS:
+        bars = [(str(level.load), getattr(level, field)) for level in report.levels]
+        known = [(label, bar) for label, bar in bars if bar is not None]
+        if known:
+            parts += _panel(title, known, y)
+            y += _ROW * (len(known) + 2)
+    title = f"{report.model}: {report.scenario.input} → {report.scenario.output}"
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y}" viewBox="0 0 {_WIDTH} {y}" '
+            'font-family="sans-serif" font-size="12">',
+            f'<rect width="{_WIDTH}" height="{y}" fill="white"/>',
+            f'<text x="10" y="22" font-size="15" font-weight="bold">{escape(title)}</text>',
+            f'<text x="{_WIDTH - 10}" y="22" text-anchor="end" fill="#666">bars end at p50, p90, p99</text>',
+            *parts,
+            "</svg>",
+            "",
+        ]
+    )
+
+
+def _panel(title: str, bars: list[tuple[str, Distribution]], top: int) -> list[str]:
+    """One latency, from 0 to the greatest p99 of all loads."""
+    scale = (_WIDTH - _LABEL - _NUMBERS) / (max(bar.p99 for _, bar in bars) or 1.0)
+    parts = [f'<text x="10" y="{top + 16}" font-weight="bold">{escape(title)}</text>']
+    for number, (label, bar) in enumerate(bars, start=1):
+        y = top + _ROW * number
+        parts.append(f'<text x="{_LABEL - 8}" y="{y + 15}" text-anchor="end">{escape(label)}</text>')
+        parts += [
+            f'<rect x="{_LABEL}" y="{y + 3}" width="{scale * value:.1f}" height="{_ROW - 8}" fill="{colour}"/>'
+            for value, colour in ((bar.p99, _TO_P99), (bar.p90, _TO_P90), (bar.p50, _TO_P50))
+        ]
+        numbers = " / ".join(format(value, ".3g") for value in (bar.p50, bar.p90, bar.p99))
+        parts.append(f'<text x="{_WIDTH - _NUMBERS + 8}" y="{y + 15}" fill="#333">{numbers}</text>')
+    return parts

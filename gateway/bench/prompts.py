@@ -1,0 +1,34 @@
+"""Makes the contents of requests: words at random and media, the same for the same seed."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from gateway.bench.media import load_media
+from gateway.bench.scenarios import KINDS, Prompt, Scenario
+from gateway.bench.variants import variant
+
+# Common words that most tokenisers know as one token each.
+_WORDS = (
+    "time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state",
+    "family", "student", "group", "country", "problem", "hand", "part", "place", "case", "week", "company", "system",
+    "question", "work", "number", "night", "point", "home", "water",
+)  # fmt: skip
+
+
+def make_prompts(scenario: Scenario, count: int, *, seed: int | str, directory: Path) -> list[Prompt]:
+    """`count` prompts, the same for the same seed. They share no beginning, so that no prefix cache has a part in it.
+
+    Raises:
+        StartupError: `directory` lacks media that the scenario needs.
+    """
+    rng = random.Random(f"prompts {seed}")
+    files = [load_media(directory, kind) for kind in KINDS[scenario.input]]
+    prompts = []
+    for number in range(count):
+        media = [choices[number % len(choices)] for choices in files]
+        if not scenario.same_media:
+            media = [variant(medium, rng) for medium in media]
+        prompts.append(Prompt(" ".join(rng.choices(_WORDS, k=scenario.prompt_words)), media))
+    return prompts

@@ -1,0 +1,202 @@
+"""The figures of a run: what they are, and how they follow from the timelines of its requests."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from gateway.bench.baseline import Answer
+from gateway.bench.percentiles import Distribution, describe
+from gateway.bench.player import underruns
+from gateway.bench.scenarios import FRAME_SECONDS, Scenario, explanation
+from gateway.bench.timeline import Timeline
+
+
+class Load(Struct, frozen=True):
+    """How hard the server is pressed: requests in flight (closed loop), or requests a second (open loop)."""
+
+    concurrency: int | None = None
+    rate: float | None = None
+
+    def __str__(self) -> str:
+        if self.rate is not None:
+            return f"{self.rate:g} req/s"
+        return f"{self.concurrency} stream{'' if self.concurrency == 1 else 's'}"
+
+
+class ErrorCount(Struct):
+    """Requests that failed with one code: how many, the first one's message, and the flag behind it if one is."""
+
+    count: int
+    message: str
+    explanation: str | None = None
+
+
+class Round(Struct, frozen=True):
+    """The same requests answered by the server, all at once, and by the reference, one after the other.
+
+    Attributes:
+        seconds: From sending the requests until the server had answered all.
+        timelines: The server's answers.
+        answers: The reference's.
+    """
+
+    seconds: float
+    timelines: list[Timeline]
+    answers: list[Answer]
+
+
+class Comparison(Struct):
+    """Server against reference, median over rounds that both were asked in turns. A ratio above 1 favours the server.
+
+    Attributes:
+        rounds: Rounds that count: those in which every answer was complete.
+        reference_seconds: One request of the reference, alone.
+        total_ratio: Time until all requests of a round were answered.
+        first_text_ratio, first_audio_ratio: Median wait for the first text or sound of an answer. The reference gives
+            everything at its end, and answers the requests of a round in their order.
+        reference_wrong_length: Its answers that have not the length that was asked for.
+    """
+
+    rounds: int
+    reference_seconds: Distribution | None
+    total_ratio: float | None
+    first_text_ratio: float | None
+    first_audio_ratio: float | None
+    reference_wrong_length: int
+
+
+class LevelReport(Struct, kw_only=True):
+    """One scenario at one load. Seconds, unless a name says otherwise; percentiles over complete answers.
+
+    Attributes:
+        requests, completed: How many were sent, and answered to the end.
+        errors: The others, by error code.
+        wrong_length: Complete answers that have not the length that was asked for.
+        seconds: How long requests were in progress.
+        ttft, ttfa: From sending a request to its first text, its first sound.
+        e2e: To the end of its answer.
+        inter_token: Between successive events with text.
+        inter_chunk: Between successive events with sound.
+        rtf: Until the last sound had arrived, for each second of sound (no unit).
+        continuous: Share of spoken answers that a player plays without an audible silence.
+        underruns: Length of each audible silence.
+        requests_per_second, tokens_per_second, audio_seconds_per_second: Of all streams together.
+        baseline: With ``--baseline``.
+    """
+
+    load: Load
+    requests: int
+    completed: int
+    errors: dict[str, ErrorCount]
+    wrong_length: int
+    seconds: float
+    ttft: Distribution | None
+    ttfa: Distribution | None
+    e2e: Distribution | None
+    inter_token: Distribution | None
+    inter_chunk: Distribution | None
+    rtf: Distribution | None
+    continuous: float | None
+    underruns: Distribution | None
+    requests_per_second: float
+    tokens_per_second: float
+    audio_seconds_per_second: float
+    baseline: Comparison | None = None
+
+
+class Report(Struct, kw_only=True):
+    """A whole run."""
+
+    bench_version: str
+    url: str
+    model: str
+    started: str
+    seed: int
+    scenario: Scenario
+    levels: list[LevelReport]
+
+
+def summarise(scenario: Scenario, load: Load, timelines: Sequence[Timeline], seconds: float) -> LevelReport:
+    """The figures of requests that were in progress for `seconds`."""
+    done = [timeline for timeline in timelines if timeline.failure is None]
+    spoken = [timeline for timeline in done if timeline.sounds]
+    silences = [underruns(timeline.sounds) for timeline in spoken]
+    return LevelReport(
+        load=load,
+        requests=len(timelines),
+        completed=len(done),
+        errors=_errors(timelines),
+        wrong_length=sum(not right_length(scenario, one.tokens, one.audio_seconds) for one in done),
+        seconds=seconds,
+        ttft=describe(one.first_text for one in done if one.first_text is not None),
+        ttfa=describe(one.first_audio for one in done if one.first_audio is not None),
+        e2e=describe(one.ended for one in done),
+        inter_token=describe(gap for one in done for gap in _gaps(one.texts)),
+        inter_chunk=describe(gap for one in spoken for gap in _gaps([sound.at for sound in one.sounds])),
+        rtf=describe(one.real_time_factor for one in spoken if one.real_time_factor is not None),
+        continuous=sum(not silence for silence in silences) / len(spoken) if spoken else None,
+        underruns=describe(itertools.chain.from_iterable(silences)),
+        requests_per_second=len(done) / seconds,
+        tokens_per_second=sum(one.text_tokens for one in done) / seconds,
+        audio_seconds_per_second=sum(one.audio_seconds for one in done) / seconds,
+    )
+
+
+def right_length(scenario: Scenario, tokens: int | None, audio_seconds: float) -> bool:
+    """Whether an answer has the fixed length that was asked for, its sound to within a frame."""
+    if scenario.natural:
+        return True
+    right_text = tokens is None or tokens == scenario.tokens
+    if not scenario.speech or scenario.audio_frames is None:
+        return right_text
+    return right_text and abs(audio_seconds / FRAME_SECONDS - scenario.audio_frames) <= 1
+
+
+def compare(scenario: Scenario, rounds: Iterable[Round], sample_rate: int = 24_000) -> Comparison:
+    """What the rounds say about server and reference."""
+    rounds = [one for one in rounds if all(timeline.failure is None for timeline in one.timelines)]
+    answers = [answer for one in rounds for answer in one.answers]
+    return Comparison(
+        rounds=len(rounds),
+        reference_seconds=describe(answer.seconds for answer in answers),
+        total_ratio=_median(sum(answer.seconds for answer in one.answers) / one.seconds for one in rounds),
+        first_text_ratio=_median(_sooner(one, "first_text") for one in rounds),
+        first_audio_ratio=_median(_sooner(one, "first_audio") for one in rounds) if scenario.speech else None,
+        reference_wrong_length=sum(
+            not right_length(scenario, answer.tokens, answer.audio_samples / sample_rate) for answer in answers
+        ),
+    )
+
+
+def _sooner(one: Round, first: str) -> float | None:
+    ours: list[Any] = [getattr(timeline, first) for timeline in one.timelines]
+    if None in ours:
+        return None
+    theirs = itertools.accumulate(answer.seconds for answer in one.answers)
+    return statistics.median(theirs) / statistics.median(ours)
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _gaps(times: Sequence[float]) -> list[float]:
+    return [later - earlier for earlier, later in itertools.pairwise(times)]
+
+
+def _errors(timelines: Iterable[Timeline]) -> dict[str, ErrorCount]:
+    errors: dict[str, ErrorCount] = {}
+    for timeline in timelines:
+        failure = timeline.failure
+        if failure is None:
+            continue
+        if failure.code not in errors:
+            errors[failure.code] = ErrorCount(0, failure.message, explanation(failure.param, failure.message))
+        errors[failure.code].count += 1
+    return errors

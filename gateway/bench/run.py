@@ -1,0 +1,164 @@
+"""One run of the bench: warm-up, the measured requests at each load, and the reference in turns with them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
+
+from gateway.bench.baseline import Baseline
+from gateway.bench.client import Client
+from gateway.bench.load import closed_loop, open_loop
+from gateway.bench.prompts import make_prompts
+from gateway.bench.report import LevelReport, Load, Report, Round, compare, summarise
+from gateway.bench.scenarios import Prompt, Scenario, body, explanation
+from gateway.bench.timeline import Timeline
+from omni_pipeline import __version__
+from omni_pipeline.errors import StartupError
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """What to measure, and on whom.
+
+    Attributes:
+        url, model, api_key: The server; no model takes the first that it lists.
+        loads: One after the other. With `baseline` all of them are closed loops.
+        requests: Measured at each load; with `baseline` rounded up to whole rounds of as many as there are streams.
+        warmup: Sent before them and not counted.
+        seed: Of prompts and arrival times.
+        timeout: Seconds for one request.
+        baseline: Checkpoint that Hugging Face answers the same requests with.
+    """
+
+    url: str
+    model: str | None
+    api_key: str | None
+    scenario: Scenario
+    loads: Sequence[Load]
+    requests: int
+    warmup: int
+    seed: int
+    timeout: float
+    media_dir: Path
+    baseline: str | None = None
+
+
+class Progress(Protocol):
+    """Is told how far the run is."""
+
+    def begin(self, what: str, total: int) -> None: ...
+
+    def advance(self) -> None: ...
+
+
+async def run(plan: Plan, progress: Progress) -> Report:
+    """Measure everything in `plan`.
+
+    Raises:
+        StartupError: No server answers, it refuses every request of a warm-up, media are missing, or the baseline
+            cannot run.
+    """
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(Client(plan.url, api_key=plan.api_key, timeout=plan.timeout))
+        model = plan.model or await client.model()
+        baseline = None
+        if plan.baseline is not None:
+            progress.begin("loading the baseline", 1)
+            baseline = await stack.enter_async_context(Baseline(plan.baseline))
+            progress.advance()
+        bench = _Bench(plan, model, client, baseline, progress)
+        levels = [await bench.level(load) for load in plan.loads]
+    return Report(
+        bench_version=__version__,
+        url=plan.url,
+        model=model,
+        started=started,
+        seed=plan.seed,
+        scenario=plan.scenario,
+        levels=levels,
+    )
+
+
+class _Bench:
+    def __init__(self, plan: Plan, model: str, client: Client, baseline: Baseline | None, progress: Progress) -> None:
+        self._plan = plan
+        self._model = model
+        self._client = client
+        self._baseline = baseline
+        self._progress = progress
+
+    async def level(self, load: Load) -> LevelReport:
+        """Everything at one load."""
+        await self._warm_up(load)
+        if self._baseline is None:
+            prompts = self._prompts(load, self._plan.requests, "measured")
+            self._progress.begin(str(load), len(prompts))
+            timelines, seconds = await self._ask(prompts, load)
+            return summarise(self._plan.scenario, load, timelines, seconds)
+        rounds = await self._rounds(load, self._baseline)
+        timelines = [timeline for one in rounds for timeline in one.timelines]
+        report = summarise(self._plan.scenario, load, timelines, sum(one.seconds for one in rounds))
+        report.baseline = compare(self._plan.scenario, rounds)
+        return report
+
+    async def _rounds(self, load: Load, baseline: Baseline) -> list[Round]:
+        assert load.concurrency is not None
+        count = -(-self._plan.requests // load.concurrency)
+        prompts = self._prompts(load, count * load.concurrency, "measured")
+        self._progress.begin(f"{load}, and the baseline", 2 * len(prompts))
+        rounds = []
+        for start in range(0, len(prompts), load.concurrency):
+            turn = prompts[start : start + load.concurrency]
+            timelines, seconds = await self._ask(turn, load)
+            answers = []
+            for prompt in turn:
+                answers.append(await baseline.answer(self._plan.scenario, prompt))
+                self._progress.advance()
+            rounds.append(Round(seconds, timelines, answers))
+        return rounds
+
+    async def _warm_up(self, load: Load) -> None:
+        prompts = self._prompts(load, self._plan.warmup, "warm-up")
+        if not prompts:
+            return
+        self._progress.begin(f"{load}, warm-up", len(prompts))
+        timelines, _ = await self._ask(prompts, load)
+        if self._baseline is not None:
+            await self._baseline.answer(self._plan.scenario, prompts[0])
+        failures = [timeline.failure for timeline in timelines if timeline.failure is not None]
+        if len(failures) == len(timelines):
+            failure = failures[0]
+            reason = explanation(failure.param, failure.message)
+            raise StartupError(
+                f"The server answers none of the warm-up requests. {failure.code}: {failure.message}"
+                + (f" ({reason}.)" if reason else "")
+            )
+
+    def _prompts(self, load: Load, count: int, purpose: str) -> list[Prompt]:
+        """Other prompts for each load and purpose, so that none has been answered before."""
+        plan = self._plan
+        return make_prompts(plan.scenario, count, seed=f"{plan.seed} {purpose} {load}", directory=plan.media_dir)
+
+    async def _ask(self, prompts: Sequence[Prompt], load: Load) -> tuple[list[Timeline], float]:
+        """The answers, in the order of `prompts`, and the seconds until the last was complete."""
+        timelines: dict[int, Timeline] = {}
+        bodies = [body(self._plan.scenario, prompt, self._model) for prompt in prompts]
+
+        async def ask(number: int) -> None:
+            timelines[number] = await self._client.ask(bodies[number])
+            self._progress.advance()
+
+        began = time.perf_counter()
+        if load.rate is not None:
+            await open_loop(range(len(bodies)), load.rate, self._plan.seed, ask)
+        else:
+            assert load.concurrency is not None
+            await closed_loop(range(len(bodies)), load.concurrency, ask)
+        seconds = time.perf_counter() - began
+        return [timelines[number] for number in range(len(bodies))], seconds

@@ -1,0 +1,148 @@
+"""What is asked of a server, and the body in which it is sent."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+from msgspec import Struct
+
+from gateway.bench.media import Kind, Medium
+
+FRAME_SECONDS = 0.08  # of sound in one codec frame
+
+
+class Input(StrEnum):
+    """What a request carries besides its words."""
+
+    TEXT = "text"
+    IMAGE = "image"
+    AUDIO = "audio"
+    VIDEO = "video"
+    MIXED = "mixed"
+
+
+class Output(StrEnum):
+    """What is asked for."""
+
+    TEXT = "text"
+    SPEECH = "speech"
+
+
+class MediaAs(StrEnum):
+    """Where media stand in the body."""
+
+    PARTS = "parts"
+    LISTS = "lists"
+
+
+# Media of each request.
+KINDS: dict[Input, tuple[Kind, ...]] = {
+    Input.TEXT: (),
+    Input.IMAGE: ("image",),
+    Input.AUDIO: ("audio",),
+    Input.VIDEO: ("video",),
+    Input.MIXED: ("image", "video", "audio"),
+}
+
+
+class Scenario(Struct, frozen=True, kw_only=True):
+    """One kind of request.
+
+    Attributes:
+        input, output: What goes in and comes out; ``mixed`` is a picture, a clip and a sound in each request.
+        prompt_words: Words of the prompt.
+        tokens: Text tokens of the answer: exactly, or with `natural` at most.
+        audio_frames: Codec frames of 80 ms of speech: exactly, or with `natural` at most; None leaves it to the server
+            and is only possible with `natural`.
+        natural: Let the model end when it wants to.
+        same_media: Send the files as they are each time, so that caches of the server may answer.
+        voice, audio_format: As the `audio` field; no voice is the server's default.
+        media_as: Content parts of the message, or the top-level lists `images`, `audios`, `videos`.
+    """
+
+    input: Input = Input.TEXT
+    output: Output = Output.TEXT
+    prompt_words: int = 64
+    tokens: int = 64
+    audio_frames: int | None = None
+    natural: bool = False
+    same_media: bool = False
+    voice: str | None = None
+    audio_format: str = "wav"
+    media_as: MediaAs = MediaAs.PARTS
+
+    @property
+    def speech(self) -> bool:
+        return self.output is Output.SPEECH
+
+
+class Prompt(Struct, frozen=True):
+    """The content of one request, whoever is asked."""
+
+    text: str
+    media: list[Medium] = []
+
+
+def body(scenario: Scenario, prompt: Prompt, model: str) -> bytes:
+    """The JSON of a streamed chat completion that asks for what `scenario` says."""
+    fields: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": _content(scenario, prompt)}],
+        "modalities": ["text", "audio"] if scenario.speech else ["text"],
+        "max_tokens": scenario.tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if scenario.media_as is MediaAs.LISTS:
+        for medium in prompt.media:
+            fields.setdefault(f"{medium.kind}s", []).append(_data_url(medium))
+    if not scenario.natural:
+        fields["ignore_eos"] = True
+    if scenario.speech:
+        fields["audio"] = {"format": scenario.audio_format}
+        if scenario.voice is not None:
+            fields["audio"]["voice"] = scenario.voice
+        if scenario.audio_frames is not None:
+            fields["talker_max_new_tokens"] = scenario.audio_frames + 1  # the token at the limit becomes no frame
+    return json.dumps(fields).encode()
+
+
+def _content(scenario: Scenario, prompt: Prompt) -> str | Sequence[dict[str, Any]]:
+    if not prompt.media or scenario.media_as is MediaAs.LISTS:
+        return prompt.text
+    parts: list[dict[str, Any]] = [
+        {"type": f"{medium.kind}_url", f"{medium.kind}_url": {"url": _data_url(medium)}} for medium in prompt.media
+    ]
+    return [*parts, {"type": "text", "text": prompt.text}]
+
+
+def _data_url(medium: Medium) -> str:
+    return f"data:{medium.type};base64,{base64.b64encode(medium.data).decode()}"
+
+
+# Which flag makes the bench send a field that some server may refuse, and what to do about it.
+_FLAGS = {
+    "ignore_eos": "comes from the fixed length; --natural leaves it out",
+    "talker_max_new_tokens": "comes from --audio-frames; --natural without --audio-frames leaves it out",
+    "max_tokens": "comes from --tokens",
+    "modalities": "comes from --output",
+    "audio": "comes from --output speech, --voice and --audio-format",
+    "images": "comes from --media-as lists; try --media-as parts",
+    "audios": "comes from --media-as lists; try --media-as parts",
+    "videos": "comes from --media-as lists; try --media-as parts",
+    "image_url": "comes from --media-as parts; try --media-as lists",
+    "audio_url": "comes from --media-as parts; try --media-as lists",
+    "video_url": "comes from --media-as parts; try --media-as lists",
+    "model": "comes from --model",
+}
+
+
+def explanation(param: str | None, message: str) -> str | None:
+    """Which flag is behind a refusal that names a field of the body, in `param` or else, quoted, in its message."""
+    named = re.findall(r"\w+", param or "") or re.findall(r"""['"`](\w+)['"`]""", message)
+    return next((f"`{field}` {_FLAGS[field]}" for field in named if field in _FLAGS), None)

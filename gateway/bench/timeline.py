@@ -1,0 +1,71 @@
+"""What one measured request was: when each piece of its answer arrived, and how it ended."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class Failure(Struct, frozen=True):
+    """Why a request has no complete answer.
+
+    Attributes:
+        code: The server's error code, ``http_STATUS`` where it gave none, or one of the client's own:
+            ``connection_failed``, ``timeout``, ``stream_cut``, ``invalid_stream``, ``invalid_audio``.
+        message: One sentence.
+        status: HTTP status; None if there was no response, 200 if the stream had begun.
+        param: The request field that the server named.
+    """
+
+    code: str
+    message: str
+    status: int | None = None
+    param: str | None = None
+
+
+class AudioChunk(Struct, frozen=True):
+    """One piece of speech: its arrival, in seconds after the request was sent, and the seconds of sound in it."""
+
+    at: float
+    seconds: float
+
+
+class Timeline(Struct, kw_only=True):
+    """One request. All times are in seconds after it was sent.
+
+    Attributes:
+        texts: Arrival of each event that carried text.
+        sounds: Each event that carried sound.
+        ended: When the answer was complete, or failed.
+        tokens: Text tokens by the server's own `usage`; None if it sent none.
+        finish_reason: As the server said.
+        failure: None for a complete answer.
+    """
+
+    texts: list[float] = []
+    sounds: list[AudioChunk] = []
+    ended: float = 0.0
+    tokens: int | None = None
+    finish_reason: str | None = None
+    failure: Failure | None = None
+
+    @property
+    def first_text(self) -> float | None:
+        return self.texts[0] if self.texts else None
+
+    @property
+    def first_audio(self) -> float | None:
+        return self.sounds[0].at if self.sounds else None
+
+    @property
+    def audio_seconds(self) -> float:
+        return sum(sound.seconds for sound in self.sounds)
+
+    @property
+    def real_time_factor(self) -> float | None:
+        """Seconds until the last sound had arrived, for each second of sound."""
+        return self.sounds[-1].at / self.audio_seconds if self.audio_seconds else None
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens by `usage`, and where there is none the number of events with text."""
+        return len(self.texts) if self.tokens is None else self.tokens

@@ -1,0 +1,72 @@
+"""Makes media that no cache has seen out of those there are."""
+
+from __future__ import annotations
+
+import io
+import random
+from fractions import Fraction
+
+import av
+import numpy
+import soundfile
+from PIL import Image
+
+from gateway.bench.media import Medium
+
+_PATCH = 32  # pixels; what a variant is marked with
+_NOISE = 1e-3  # of full scale
+
+
+def variant(medium: Medium, rng: random.Random) -> Medium:
+    """The same picture or clip with a small patch of noise in the corner, the same sound with faint noise over it.
+
+    A server recognises a medium by its content, so a variant has to be decoded, encoded and prefilled like the first.
+    A clip loses its sound track, which is not heard unless it is asked for.
+    """
+    noise = numpy.random.default_rng(rng.getrandbits(64))
+    make = {"image": _picture, "audio": _sound, "video": _clip}[medium.kind]
+    type_ = {"image": "image/jpeg", "audio": "audio/wav", "video": "video/mp4"}[medium.kind]
+    return Medium(medium.kind, type_, make(medium.data, noise))
+
+
+def _patched(pixels: numpy.ndarray, patch: numpy.ndarray) -> numpy.ndarray:
+    """`pixels`, uint8 [height, width, 3], with as much of `patch` in the corner as there is room for."""
+    pixels = pixels.copy()
+    corner = pixels[: len(patch), : len(patch)]
+    corner[:] = patch[: corner.shape[0], : corner.shape[1]]
+    return pixels
+
+
+def _patch(noise: numpy.random.Generator) -> numpy.ndarray:
+    return noise.integers(0, 256, (_PATCH, _PATCH, 3), dtype=numpy.uint8)
+
+
+def _picture(data: bytes, noise: numpy.random.Generator) -> bytes:
+    with Image.open(io.BytesIO(data)) as image:
+        pixels = numpy.asarray(image.convert("RGB"))
+    file = io.BytesIO()
+    Image.fromarray(_patched(pixels, _patch(noise))).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def _sound(data: bytes, noise: numpy.random.Generator) -> bytes:
+    samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    file = io.BytesIO()
+    noisy = samples + _NOISE * noise.standard_normal(samples.shape, dtype=numpy.float32)
+    soundfile.write(file, noisy.clip(-1, 1), rate, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+def _clip(data: bytes, noise: numpy.random.Generator) -> bytes:
+    patch = _patch(noise)
+    file = io.BytesIO()
+    with av.open(io.BytesIO(data)) as source, av.open(file, "w", format="mp4") as target:
+        pictures = source.streams.video[0]
+        stream = target.add_stream("mpeg4", rate=Fraction(pictures.average_rate or 25))
+        stream.width, stream.height = pictures.codec_context.width, pictures.codec_context.height
+        stream.pix_fmt = "yuv420p"
+        for frame in source.decode(pictures):
+            marked = av.VideoFrame.from_ndarray(_patched(frame.to_ndarray(format="rgb24"), patch), format="rgb24")
+            target.mux(stream.encode(marked))
+        target.mux(stream.encode(None))
+    return file.getvalue()

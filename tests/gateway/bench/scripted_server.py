@@ -1,0 +1,122 @@
+"""A server that answers chat completions as a test has written down, in this server's form or in a peer's."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+import numpy
+import soundfile
+from aiohttp import web
+from msgspec import Struct
+
+# Steps of an answer: a pause in seconds, an event's JSON, or raw bytes. Then the connection ends.
+Step: TypeAlias = float | dict[str, Any] | bytes
+
+
+class Refusal(Struct):
+    """A response other than 200."""
+
+    status: int
+    body: Any
+
+
+Script: TypeAlias = Callable[[dict[str, Any]], Sequence[Step] | Refusal]
+DONE = b"data: [DONE]\n\n"
+
+
+def wav(seconds: float) -> str:
+    file = io.BytesIO()
+    soundfile.write(file, numpy.zeros(int(seconds * 24_000), dtype=numpy.float32), 24_000, format="WAV")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def chunk(delta: dict[str, Any], modality: str = "text", **choice: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": None} | choice], "modality": modality}
+
+
+def text(words: str) -> dict[str, Any]:
+    return chunk({"content": words})
+
+
+def ours(seconds: float) -> dict[str, Any]:
+    """Sound as this server, OpenAI and SGLang-Omni send it."""
+    return chunk({"audio": {"id": "audio-1", "data": wav(seconds)}}, "audio")
+
+
+def in_content(seconds: float) -> dict[str, Any]:
+    """Sound as vLLM-Omni sends it."""
+    return chunk({"content": wav(seconds)}, "audio")
+
+
+def ending(tokens: int, reason: str = "length") -> list[Step]:
+    """The end of a good answer."""
+    return [chunk({}, finish_reason=reason), {"choices": [], "usage": {"completion_tokens": tokens}}, DONE]
+
+
+class ScriptedServer:
+    """Runs `script` for each request.
+
+    Attributes:
+        url: Where.
+        bodies: Of the requests, in their order.
+        headers: Theirs.
+        most: Requests in progress at the same time.
+    """
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self.url = ""
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.most = 0
+        self._open = 0
+
+    async def models(self, request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "scripted"}]})
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        self._open += 1
+        self.most = max(self.most, self._open)
+        try:
+            self.bodies.append(await request.json())
+            self.headers.append(dict(request.headers))
+            answer = self._script(self.bodies[-1])
+            if isinstance(answer, Refusal):
+                return web.json_response(answer.body, status=answer.status)
+            return await self._stream(request, answer)
+        finally:
+            self._open -= 1
+
+    async def _stream(self, request: web.Request, steps: Sequence[Step]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for step in steps:
+            if isinstance(step, float):
+                await asyncio.sleep(step)
+            else:
+                await response.write(step if isinstance(step, bytes) else f"data: {json.dumps(step)}\n\n".encode())
+        return response
+
+
+@asynccontextmanager
+async def scripted(script: Script | Sequence[Step] | Refusal) -> AsyncIterator[ScriptedServer]:
+    """A server that gives `script`, or what it makes of each request's body."""
+    server = ScriptedServer(script if callable(script) else lambda _: script)
+    app = web.Application(client_max_size=2**26)
+    app.router.add_get("/v1/models", server.models)
+    app.router.add_post("/v1/chat/completions", server.chat)
+    runner = web.AppRunner(app, handler_cancellation=True)  # an answer that nobody waits for ends
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    server.url = str(site.name)
+    try:
+        yield server
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,141 @@
+"""`sgl-omni bench` as its user meets it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.gateway.bench.scripted_server import Refusal, ending, in_content, ours, scripted, text
+from tests.server import Server, fused
+
+BENCH = [sys.executable, "-m", "omni_pipeline.cli", "bench"]
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*BENCH, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+async def bench_scripted(*arguments: str) -> tuple[int | None, str, str]:
+    """The same, for a server that runs in this event loop: exit status, output, errors."""
+    process = await asyncio.create_subprocess_exec(
+        *BENCH, *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    output, errors = await process.communicate()
+    return process.returncode, output.decode(), errors.decode()
+
+
+@pytest.fixture(scope="module")
+def nano(checkpoints: Any) -> Path:
+    return checkpoints("nano")
+
+
+@pytest.fixture(scope="module")
+def server(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(nano, tmp_path_factory.mktemp("server"), fused()).start()
+    yield server
+    assert server.stop() == 0
+
+
+def test_real_server_is_measured(server: Server, tmp_path: Path) -> None:
+    figures, plot = tmp_path / "figures.json", tmp_path / "plot.svg"
+    result = bench(
+        *["--url", server.url, "--input", "mixed", "--prompt-words", "8", "--tokens", "12", "--concurrency", "1"],
+        *["--concurrency", "2", "--rate", "20", "--requests", "4", "--json", str(figures), "--plot", str(plot)],
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    report = json.loads(figures.read_text())
+    assert report["scenario"]["input"] == "mixed"
+    assert [level["load"] for level in report["levels"]] == [
+        {"concurrency": 1, "rate": None},
+        {"concurrency": 2, "rate": None},
+        {"concurrency": None, "rate": 20.0},
+    ]
+    for level in report["levels"]:
+        assert (level["requests"], level["completed"], level["errors"], level["wrong_length"]) == (4, 4, {}, 0)
+        assert 0 < level["ttft"]["p50"] <= level["ttft"]["p99"] <= level["e2e"]["max"]
+        assert level["tokens_per_second"] == pytest.approx(12 * level["requests_per_second"])
+        assert level["ttfa"] is None
+    assert ElementTree.parse(plot).getroot().tag.endswith("svg")
+    for words in ("1 stream: 4 of 4 answered", "20 req/s", "first text (TTFT)", "p99", "tokens/s"):
+        assert words in result.stdout
+
+
+def test_real_server_is_compared_with_hugging_face(server: Server, nano: Path, tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    result = bench(
+        *["--url", server.url, "--prompt-words", "8", "--tokens", "12", "--requests", "2", "--baseline"],
+        *["--model-path", str(nano), "--json", str(figures)],
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    [level] = json.loads(figures.read_text())["levels"]
+    assert level["baseline"]["rounds"] == 2
+    assert level["baseline"]["reference_seconds"]["count"] == 2
+    assert level["baseline"]["reference_wrong_length"] == 0
+    assert level["baseline"]["total_ratio"] > 0
+    assert (
+        level["baseline"]["first_text_ratio"] > level["baseline"]["total_ratio"]
+    )  # it streams, the reference does not
+    assert "Hugging Face" in result.stdout
+
+
+@pytest.mark.parametrize("sound", [ours, in_content], ids=["delta.audio", "delta.content"])
+async def test_speech_is_compared_with_hugging_face(sound: Any, nano: Path, tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    async with scripted([text("a"), sound(0.08), text("b"), sound(0.24), *ending(3)]) as server:
+        status, _, errors = await bench_scripted(
+            *["--url", server.url, "--output", "speech", "--tokens", "3", "--audio-frames", "4", "--requests", "2"],
+            *["--concurrency", "2", "--baseline", "--model-path", str(nano), "--json", str(figures)],
+        )
+    assert status == 0, errors
+    [level] = json.loads(figures.read_text())["levels"]
+    assert (level["completed"], level["wrong_length"], level["continuous"]) == (2, 0, 1.0)
+    assert level["baseline"]["rounds"] == 1
+    assert level["baseline"]["reference_wrong_length"] == 0
+    assert level["baseline"]["first_audio_ratio"] > 0
+
+
+def test_speech_of_a_text_only_server_is_refused_with_the_flag(server: Server) -> None:
+    result = bench("--url", server.url, "--output", "speech", "--natural")
+    assert result.returncode == 1
+    assert "(`modalities` comes from --output.)" in result.stderr
+
+
+async def test_run_without_an_answer_fails_after_its_report() -> None:
+    async with scripted(Refusal(429, {"error": {"message": "full", "code": "too_many_requests"}})) as server:
+        status, output, errors = await bench_scripted("--url", server.url, "--requests", "3", "--warmup", "0")
+    assert status == 1
+    assert "3 × too_many_requests: full" in output
+    assert errors == "error: No request was answered.\n"
+
+
+def test_baseline_that_cannot_run_says_why(server: Server, tmp_path: Path) -> None:
+    result = bench("--url", server.url, "--baseline", "--model-path", str(tmp_path))
+    assert result.returncode == 1
+    assert "The Hugging Face baseline ended with 1:" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["--baseline"], "--model-path"),
+        (["--model-path", "x"], "--baseline"),
+        (["--baseline", "--model-path", "x", "--rate", "1"], "--rate"),
+        (["--plot", "figures.png"], "figures.svg"),
+        (["--input", "smell"], "--input"),
+        (["--concurrency", "0"], "--concurrency"),
+    ],
+    ids=str,
+)
+def test_impossible_flags_are_a_usage_error(arguments: list[str], flag: str) -> None:
+    result = bench(*arguments)
+    assert result.returncode == 2
+    assert flag in result.stderr

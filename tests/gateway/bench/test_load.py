@@ -1,0 +1,91 @@
+"""Closed and open loop."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+
+import pytest
+
+from gateway.bench.load import closed_loop, open_loop, poisson_times
+
+
+class Requests:
+    """Answers when told to, and counts.
+
+    Attributes:
+        sent: In the order they went out.
+        most: In flight at the same time.
+    """
+
+    def __init__(self) -> None:
+        self.sent: list[int] = []
+        self.open: dict[int, asyncio.Event] = {}
+        self.most = 0
+
+    async def ask(self, item: int) -> None:
+        self.sent.append(item)
+        self.open[item] = asyncio.Event()
+        self.most = max(self.most, len(self.open))
+        await self.open[item].wait()
+        del self.open[item]
+
+    async def answer(self, *items: int) -> None:
+        for item in items:
+            self.open[item].set()
+        await settle()
+
+
+async def settle() -> None:
+    """Let every task run until it waits."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_closed_loop_sends_the_next_request_when_one_is_answered() -> None:
+    requests = Requests()
+    loop = asyncio.create_task(closed_loop(range(5), 2, requests.ask))
+    await settle()
+    assert requests.sent == [0, 1]
+    await requests.answer(1)
+    assert requests.sent == [0, 1, 2]
+    await requests.answer(0, 2)
+    await requests.answer(3, 4)
+    await loop
+    assert requests.sent == [0, 1, 2, 3, 4]
+    assert requests.most == 2
+
+
+async def test_open_loop_sends_on_whatever_is_unanswered() -> None:
+    requests = Requests()
+    loop = asyncio.create_task(open_loop(range(6), 1e6, 0, requests.ask))
+    while len(requests.sent) < 6:
+        await settle()
+    assert requests.most == 6
+    await requests.answer(*range(6))
+    await loop
+
+
+def test_arrivals_are_the_same_for_the_same_seed() -> None:
+    assert poisson_times(50, 3.0, seed=7) == poisson_times(50, 3.0, seed=7)
+    assert poisson_times(50, 3.0, seed=7) != poisson_times(50, 3.0, seed=8)
+
+
+def test_more_requests_extend_the_same_schedule() -> None:
+    assert poisson_times(50, 3.0, seed=7)[:20] == poisson_times(20, 3.0, seed=7)
+
+
+def test_arrivals_begin_at_once_and_never_go_back() -> None:
+    times = poisson_times(200, 3.0, seed=0)
+    assert times[0] == 0.0
+    assert times == sorted(times)
+    assert len(times) == 200
+
+
+@pytest.mark.parametrize("rate", [0.5, 40.0])
+def test_waits_are_exponential(rate: float) -> None:
+    times = poisson_times(20_000, rate, seed=0)
+    waits = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert statistics.mean(waits) == pytest.approx(1 / rate, rel=0.03)
+    assert statistics.stdev(waits) == pytest.approx(1 / rate, rel=0.05)

@@ -1,0 +1,131 @@
+"""The figures that follow from timelines."""
+
+from __future__ import annotations
+
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from gateway.bench.baseline import Answer
+from gateway.bench.plot import draw
+from gateway.bench.report import Load, Report, Round, compare, right_length, summarise
+from gateway.bench.scenarios import Output, Scenario
+from gateway.bench.timeline import AudioChunk, Failure, Timeline
+
+TEXT = Scenario(tokens=3)
+SPEECH = Scenario(tokens=3, output=Output.SPEECH, audio_frames=25)
+STEADY = [AudioChunk(0.5, 1.0), AudioChunk(1.0, 1.0)]
+BROKEN = [AudioChunk(0.5, 1.0), AudioChunk(1.75, 1.0)]
+
+
+def timeline(texts: list[float], ended: float, **more: Any) -> Timeline:
+    return Timeline(texts=texts, ended=ended, **({"tokens": len(texts)} | more))
+
+
+def failed(code: str, message: str = "no", param: str | None = None) -> Timeline:
+    return Timeline(texts=[0.125], ended=9.0, failure=Failure(code, message, 400, param))
+
+
+def test_text_figures() -> None:
+    report = summarise(TEXT, Load(2), [timeline([1.0, 1.5, 2.0], 2.5), timeline([3.0, 3.25, 4.0], 4.5)], seconds=4.0)
+    assert (report.ttft.p50, report.e2e.p50) == (2.0, 3.5)
+    assert (report.inter_token.count, report.inter_token.mean, report.inter_token.max) == (4, 0.5, 0.75)
+    assert (report.requests_per_second, report.tokens_per_second) == (0.5, 1.5)
+    assert (report.ttfa, report.rtf, report.continuous, report.underruns) == (None, None, None, None)
+
+
+def test_speech_figures() -> None:
+    spoken = [timeline([0.25, 0.5, 0.75], 2.0, sounds=sounds) for sounds in (STEADY, BROKEN)]
+    report = summarise(SPEECH, Load(2), spoken, seconds=2.0)
+    assert report.ttfa.p50 == 0.5
+    assert report.inter_chunk.mean == (0.5 + 1.25) / 2
+    assert report.rtf.mean == (1.0 / 2 + 1.75 / 2) / 2
+    assert report.continuous == 0.5
+    assert (report.underruns.count, report.underruns.max) == (1, 0.25)
+    assert report.audio_seconds_per_second == 2.0
+
+
+def test_failed_requests_are_counted_by_code_and_left_out_of_the_rest() -> None:
+    timelines = [timeline([1.0, 2.0, 3.0], 3.0), failed("full"), failed("odd", "what?", "ignore_eos"), failed("full")]
+    report = summarise(TEXT, Load(1), timelines, seconds=3.0)
+    assert (report.requests, report.completed) == (4, 1)
+    assert {code: error.count for code, error in report.errors.items()} == {"full": 2, "odd": 1}
+    assert report.errors["full"].explanation is None
+    assert "--natural" in (report.errors["odd"].explanation or "")
+    assert report.ttft is not None
+    assert (report.ttft.count, report.tokens_per_second) == (1, 1.0)
+
+
+def test_nothing_answered_has_no_latencies() -> None:
+    report = summarise(SPEECH, Load(1), [failed("full")], seconds=1.0)
+    assert (report.completed, report.ttft, report.e2e, report.requests_per_second) == (0, None, None, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "tokens", "audio_seconds", "right"),
+    [
+        (TEXT, 3, 0.0, True),
+        (TEXT, 2, 0.0, False),
+        (TEXT, None, 0.0, True),
+        (Scenario(tokens=3, natural=True), 1, 0.0, True),
+        (SPEECH, 3, (1920 * 25 - 555) / 24_000, True),
+        (SPEECH, 3, 25 * 0.08, True),
+        (SPEECH, 3, 23 * 0.08, False),
+        (SPEECH, 2, 25 * 0.08, False),
+    ],
+    ids=["right", "short", "untold", "natural", "right speech", "padded speech", "short speech", "short text"],
+)
+def test_length_is_checked(scenario: Scenario, tokens: int | None, audio_seconds: float, right: bool) -> None:
+    assert right_length(scenario, tokens, audio_seconds) is right
+
+
+def answer(seconds: float, frames: int = 0) -> Answer:
+    return Answer(seconds=seconds, tokens=3, audio_samples=max(0, 1920 * frames - 555))
+
+
+def test_reference_answers_a_round_one_after_the_other() -> None:
+    streams = [timeline([0.5, 1.0, 1.5], 2.0), timeline([0.5, 1.0, 1.5], 2.0)]
+    found = compare(TEXT, [Round(2.0, streams, [answer(3.0), answer(3.0)])])
+    assert found.total_ratio == 3.0
+    assert found.first_text_ratio == ((3.0 + 6.0) / 2) / 0.5
+    assert found.first_audio_ratio is None
+
+
+def test_first_audio_is_compared_with_the_references_end() -> None:
+    spoken = timeline([0.25, 0.5, 0.75], 2.0, sounds=STEADY)
+    found = compare(SPEECH, [Round(2.0, [spoken], [answer(4.0, frames=25)])])
+    assert (found.total_ratio, found.first_text_ratio, found.first_audio_ratio) == (2.0, 16.0, 8.0)
+    assert found.reference_wrong_length == 0
+
+
+def test_ratios_are_medians_over_rounds() -> None:
+    rounds = [Round(1.0, [timeline([1.0, 1.0, 1.0], 1.0)], [answer(seconds)]) for seconds in (2.0, 9.0, 3.0)]
+    assert compare(TEXT, rounds).total_ratio == 3.0
+
+
+def test_round_with_a_failure_does_not_count() -> None:
+    good = Round(1.0, [timeline([1.0, 1.0, 1.0], 1.0)], [answer(2.0)])
+    bad = Round(0.01, [failed("full")], [answer(2.0)])
+    found = compare(TEXT, [good, bad])
+    assert (found.rounds, found.total_ratio) == (1, 2.0)
+    assert compare(TEXT, [bad]).total_ratio is None
+
+
+def test_wrong_length_of_the_reference_is_counted() -> None:
+    spoken = timeline([0.25, 0.5, 0.75], 2.0, sounds=STEADY)
+    assert compare(SPEECH, [Round(2.0, [spoken], [answer(4.0, frames=9)])]).reference_wrong_length == 1
+
+
+def test_plot_is_a_drawing_with_each_load_in_each_panel() -> None:
+    spoken = timeline([0.25, 0.5, 0.75], 2.0, sounds=STEADY)
+    levels = [summarise(SPEECH, load, [spoken], 2.0) for load in (Load(1), Load(8), Load(rate=2.5))]
+    report = Report(
+        bench_version="0", url="u", model="<model>", started="now", seed=0, scenario=SPEECH, levels=levels
+    )  # fmt: skip
+    words = [element.text for element in ElementTree.fromstring(draw(report)).iter() if element.text]
+    assert "<model>: text → speech" in words
+    for title in ("first text, s", "first audio, s", "whole answer, s", "real-time factor"):
+        assert words.count(title) == 1
+    for load in ("1 stream", "8 streams", "2.5 req/s"):
+        assert words.count(load) == 4

@@ -1,0 +1,1 @@
+"""The text server, end to end."""

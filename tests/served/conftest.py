@@ -1,0 +1,39 @@
+"""What the end-to-end tests share: one server with a worker for each stage, and what it may read."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.server import Server, split
+
+# Small enough that tests can go beyond them.
+MAX_MEDIA = 6
+MAX_MEDIUM_BYTES = 4 * 1024 * 1024
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A directory with the media where this repository has them: what the server may read."""
+    directory = tmp_path_factory.mktemp("repository")
+    shutil.copytree(data, directory / "tests" / "data")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def server(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
+    config = split() | {"server": {"media": {"max_items": MAX_MEDIA, "max_bytes": MAX_MEDIUM_BYTES}}}
+    server = Server(tiny_checkpoint, repository, config, ["--model-name", "qwen3-omni"]).start()
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    """OpenAI's client as a user sets it up, but that it does not hide failures by trying again."""
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client

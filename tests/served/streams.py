@@ -1,0 +1,47 @@
+"""Reads streamed answers event by event, without a client library in between."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tests.server import Server
+
+DONE = "[DONE]"
+
+
+@contextmanager
+def stream(server: Server, body: dict[str, Any]) -> Iterator[Iterator[Any]]:
+    """The events of a streamed answer as they come: JSON bodies, at last `DONE`. Leaving closes the connection."""
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
+    try:
+        connection.request(
+            "POST", "/v1/chat/completions", json.dumps(body | {"stream": True}), {"content-type": "application/json"}
+        )
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
+        yield _events(response)
+    finally:
+        connection.close()
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[Any]:
+    for line in response:
+        if line.startswith(b"data: "):
+            data = line.removeprefix(b"data: ").strip().decode()
+            yield data if data == DONE else json.loads(data)
+
+
+def text_of(events: Iterator[Any]) -> str:
+    """The text of the rest of a stream, which must end well."""
+    text = ""
+    last = None
+    for last in events:
+        if last != DONE:
+            assert "error" not in last, last
+            text += "".join(choice["delta"].get("content", "") for choice in last["choices"])
+    assert last == DONE
+    return text

@@ -1,0 +1,156 @@
+"""What a server takes from the machine, and what it leaves: memory, idle time, processes, files, its port."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+
+from omni_pipeline.config import Server as ServerConfig
+from omni_pipeline.service import listen
+from tests.served.streams import DONE, stream, text_of
+from tests.server import Server, split
+
+MEDIA: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "What is this?"}],
+    "images": ["tests/data/cars.jpg"],
+    "audios": ["tests/data/query_to_cars.wav"],
+    "videos": ["tests/data/draw.mp4"],
+}
+LONG: dict[str, Any] = MEDIA | {"max_tokens": 20_000, "ignore_eos": True}
+
+MOST_MEMORY = 3 * 1024**3
+MOST_IDLE_CPU = 0.01
+IDLE_SECONDS = 5
+
+
+# --- while it runs ----------------------------------------------------------------------------------------------------
+
+
+def test_six_workers_together_fit_in_three_gigabytes(server: Server) -> None:
+    """Shared pages counted once (PSS), after requests of every modality; the main process and fork server included."""
+    assert server.post(MEDIA | {"max_tokens": 16})[0] == 200
+    family = server.processes()
+    assert len(family) == 8
+    sizes = {process.name(): pss(process.pid) for process in family}
+    print(f"PSS in MB: { {name: size >> 20 for name, size in sizes.items()} }, together {sum(sizes.values()) >> 20}")
+    assert sum(sizes.values()) < MOST_MEMORY
+
+
+def pss(pid: int) -> int:
+    """Proportional set size of a process in bytes."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no PSS")
+
+
+def test_idle_processes_use_no_cpu(server: Server) -> None:
+    server.until(lambda: not any(server.live_requests().values()), 5)
+    family = server.processes()
+    before = {process: cpu_seconds(process) for process in family}
+    time.sleep(IDLE_SECONDS)  # the very thing that is measured
+    used = {process.pid: cpu_seconds(process) - before[process] for process in family}
+    assert max(used.values()) / IDLE_SECONDS <= MOST_IDLE_CPU, used
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+# --- when it ends -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def another_server(
+    tiny_checkpoint: Path, repository: Path, run_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Server]:
+    """A server of a test's own, whose temporary files go to `run_root`; but for compiled kernels, which are to stay."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    server = Server(tiny_checkpoint, repository, split()).start()
+    yield server
+    if server.process is not None and server.process.poll() is None:
+        server.stop()
+
+
+def shared_memory(processes: list[psutil.Process]) -> set[Path]:
+    """Files in /dev/shm that any of these processes has open or mapped."""
+    found: set[Path] = set()
+    for process in processes:
+        maps = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+        found |= {Path(line.split(maxsplit=5)[5]) for line in maps if "/dev/shm/" in line}
+        found |= {Path(os.readlink(handle)) for handle in Path(f"/proc/{process.pid}/fd").iterdir() if handle.exists()}
+    return {path for path in found if path.is_relative_to("/dev/shm")}
+
+
+def check_nothing_is_left(server: Server, family: list[psutil.Process], segments: set[Path], run_root: Path) -> None:
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert alive == []
+    assert [path for path in segments if path.exists()] == []
+    assert list(run_root.iterdir()) == []
+    with listen(ServerConfig(port=int(server.url.rpartition(":")[2]))):
+        pass  # the port is free again
+
+
+def test_sigterm_lets_answers_end_and_leaves_nothing(another_server: Server, run_root: Path) -> None:
+    server = another_server
+    assert server.process is not None
+    body = MEDIA | {"max_tokens": 60, "ignore_eos": True}
+    expected = server.post(body)[1]["choices"][0]["message"]["content"]
+    family, segments = server.processes(), shared_memory(server.processes())
+    assert list(run_root.iterdir()) != []
+    with stream(server, body) as events:
+        next(events)
+        server.process.send_signal(signal.SIGTERM)
+        assert text_of(events) == expected
+    assert server.process.wait(20) == 0
+    check_nothing_is_left(server, family, segments, run_root)
+
+
+def test_kill_of_a_worker_ends_its_requests_and_is_told(another_server: Server, run_root: Path) -> None:
+    """The thinker dies while it answers: its stream ends with an error, at once, and everything else still reacts."""
+    server = another_server
+    assert server.process is not None
+    family, segments = server.processes(), shared_memory(server.processes())
+    thinker = next(process for process in family if process.name().endswith("thinker"))
+    with stream(server, LONG) as events:
+        next(events)
+        next(events)
+        thinker.kill()
+        begin = time.monotonic()
+        *_, last = events
+        assert time.monotonic() - begin < 2
+    assert last != DONE
+    assert (last["error"]["code"], last["error"]["type"]) == ("worker_lost", "service_unavailable_error")
+    assert "thinker" in last["error"]["message"]
+
+    status, health = server.health()
+    assert (status, health["status"]) == (503, "unavailable")
+    assert "thinker was killed by SIGKILL" in health["problem"]
+    status, answer = server.post(MEDIA, timeout=5)
+    assert (status, answer["error"]["code"]) == (503, "not_ready")
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        assert len(client.models.list().data) == 1
+        with pytest.raises(openai.InternalServerError):
+            client.chat.completions.create(model="x", messages=[{"role": "user", "content": "x"}])
+    assert server.stop() == 0
+    check_nothing_is_left(server, family, segments, run_root)
+
+
+def test_kill_of_the_main_process_leaves_nothing(another_server: Server, run_root: Path) -> None:
+    server = another_server
+    assert server.process is not None
+    family, segments = server.processes(), shared_memory(server.processes())
+    with stream(server, LONG) as events:
+        next(events)
+        server.process.kill()
+        server.process.wait()
+    check_nothing_is_left(server, family, segments, run_root)
