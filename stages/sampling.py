@@ -50,7 +50,7 @@ class Filters(Struct, frozen=True):
     def of(cls, params: Sequence[Sampling], vocab: int, device: torch.device | str) -> Filters:
         """For logits [len(params), vocab] on `device`; rows that are greedy get temperature 1 and mean nothing."""
 
-        def column(values: list[float], dtype: torch.dtype) -> torch.Tensor:
+        def column(values: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
             return torch.tensor(values, dtype=dtype, device=device)[:, None]
 
         top_k = [min(p.top_k or vocab, vocab) for p in params]
