@@ -167,7 +167,9 @@ class ResidualNetwork:
                 attended = attended.view(batch, kv_heads, -1, rows, head_dim).permute(0, 3, 1, 2, 4)
             x = torch.addmm(x, attended.reshape(batch * rows, heads * head_dim), layer.out)
             gate_up = torch.mm(layer.output_norm(x), layer.gate_up)
-            gated = functional.silu(gate_up.narrow(1, 0, intermediate)).mul_(gate_up.narrow(1, intermediate, intermediate))
+            gated = functional.silu(gate_up.narrow(1, 0, intermediate)).mul_(
+                gate_up.narrow(1, intermediate, intermediate)
+            )
             x = torch.addmm(x, gated, layer.down)
         return x
 
