@@ -91,7 +91,8 @@ class CodePredictorOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_o
         max_batch: Frames computed in one step, each of another request.
         dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU. Norms,
             rotary angles and attention scores are float32 in any case.
-        compile: Whether the step is compiled (CPU) or captured as CUDA graphs (GPU); None lets it decide.
+        compile: Whether frames are captured as CUDA graphs, one for each power of two of voices; None means on a GPU.
+            On a CPU nothing is compiled: it takes a minute at every start and is no faster for several voices.
     """
 
     max_batch: Positive = 32

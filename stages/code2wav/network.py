@@ -65,9 +65,7 @@ class StreamingVocoder:
         Returns:
             float32 [batch, samples] in [-1, 1]; `upsample` · frames of them, less `trimmed` in a voice's first chunk.
         """
-        batch, frames, _ = codes.shape
-        rows = (codes + self._offsets).flatten(0, 1)
-        x = functional.embedding_bag(rows, self._embedding, mode="mean").view(batch, frames, -1)
+        x = functional.embedding(codes + self._offsets, self._embedding).mean(2)
         x = self._transformer(x, streams).transpose(1, 2)
         for layer in self._layers:
             x = layer(x, streams)

@@ -153,20 +153,24 @@ class ResidualNetwork:
         batch = len(x) // rows
         heads, kv_heads, head_dim = self._heads, self._kv_heads, self._head_dim
         turned = heads + kv_heads
+        intermediate = self._layers[0].down.shape[0]
         for layer, place in zip(self._layers, places, strict=True):
             qkv = torch.mm(layer.input_norm(x), layer.qkv).view(batch, rows, turned + kv_heads, head_dim)
-            qk = self._turn(qkv[:, :, :turned], layer, rotations)
-            place.new_keys.copy_(qk[:, :, heads:].permute(0, 2, 3, 1))
-            place.new_values.copy_(qkv[:, :, turned:].transpose(1, 2))
-            queries = qk[:, :, :heads]
+            qk = self._turn(qkv.narrow(2, 0, turned), layer, rotations)
+            place.new_keys.copy_(qk.narrow(2, heads, kv_heads).permute(0, 2, 3, 1))
+            place.new_values.copy_(qkv.narrow(2, turned, kv_heads).transpose(1, 2))
+            queries = qk.narrow(2, 0, heads)
             if rows > 1:
                 queries = queries.unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4)
             attended = self._attend(queries.reshape(batch * kv_heads, -1, head_dim), rows, place)
             if rows > 1:
                 attended = attended.view(batch, kv_heads, -1, rows, head_dim).permute(0, 3, 1, 2, 4)
             x = torch.addmm(x, attended.reshape(batch * rows, heads * head_dim), layer.out)
-            gate, up = torch.mm(layer.output_norm(x), layer.gate_up).chunk(2, -1)
-            x = torch.addmm(x, functional.silu(gate).mul_(up), layer.down)
+            gate_up = torch.mm(layer.output_norm(x), layer.gate_up)
+            gated = functional.silu(gate_up.narrow(1, 0, intermediate)).mul_(
+                gate_up.narrow(1, intermediate, intermediate)
+            )
+            x = torch.addmm(x, gated, layer.down)
         return x
 
     def _turn(self, qk: Tensor, layer: Layer, rotations: Tensor) -> Tensor:
@@ -174,8 +178,9 @@ class ResidualNetwork:
         wide = qk.float()
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).hypot_(self._head_floor)
         normed = (wide * layer.head_weights).div_(length)
-        pairs = torch.view_as_complex(normed.unflatten(-1, (-1, 2)))
-        return torch.view_as_real(pairs.mul_(rotations)).flatten(-2)
+        pairs = torch.view_as_complex(normed.view(*qk.shape[:3], -1, 2))
+        pairs.mul_(rotations)  # in place, through the view
+        return normed
 
     def _attend(self, queries: Tensor, rows: int, place: Places) -> Tensor:
         """Scaled queries [batch · kv heads, query heads of each · rows, head_dim] over the cache."""

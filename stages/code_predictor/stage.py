@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from transformers import Qwen3OmniMoeConfig
@@ -10,10 +10,11 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
     Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration,
 )
 
-from omni_pipeline.errors import internal
+from omni_pipeline.errors import StartupError, internal
 from omni_pipeline.stage import StageContext
 from omni_pipeline.wire import Chunk, End, Failed, Tensor, Work
 from stages.code_predictor.choice import Choice, Draws
+from stages.code_predictor.graphs import Capture, FrameGraphs
 from stages.code_predictor.network import ResidualNetwork
 from stages.messages import Frame, FrameFeedback, FrameSeed, PredictorStart
 from stages.options import CodePredictorOptions
@@ -49,6 +50,7 @@ class CodePredictor:
         options: CodePredictorOptions = context.options
         self.name = context.name
         self._network = load_network(context.model_path, context.device, options)
+        self._frames_of = frame_function(self._network, context.device, options)
         self._voices: dict[str, _Voice] = {}
         self._ready: dict[str, None] = {}  # voices with a seed, in the order the seeds came
         self._outbox: list[Work] = []
@@ -134,7 +136,7 @@ class CodePredictor:
         first_codes = torch.tensor([seed.code for seed in seeds], device=network.device)
         rows = [(voice.draws, voice.frames) for voice in voices]
         choice = Choice.of(rows, network.codebooks - 1, network.vocab, network.device)
-        codes, embeddings = network.frames(hidden, first_codes, choice)
+        codes, embeddings = self._frames_of(hidden, first_codes, choice)
         return codes.cpu(), embeddings.cpu()
 
 
@@ -152,3 +154,18 @@ def load_network(model_path: str, device: str, options: CodePredictorOptions) ->
     )
     table = read_tensors(model_path, "talker.model.codec_embedding.")["weight"]
     return ResidualNetwork(model, table.to(device, dtype), options.max_batch)
+
+
+def frame_function(
+    network: ResidualNetwork, device: str, options: CodePredictorOptions
+) -> Callable[[torch.Tensor, torch.Tensor, Choice], tuple[torch.Tensor, torch.Tensor]]:
+    """`ResidualNetwork.frames`, captured as CUDA graphs where that is wanted.
+
+    Raises:
+        StartupError: it is wanted on a CPU.
+    """
+    if device == "cpu":
+        if options.compile:
+            raise StartupError("code_predictor.compile is for GPUs; leave it out on a CPU")
+        return network.frames
+    return network.frames if options.compile is False else FrameGraphs(network, Capture()).frames

@@ -1,5 +1,7 @@
 """The reference model, and the stages under test on its checkpoint."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,13 @@ import torch
 from transformers import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
 
 from omni_pipeline.stage import StageContext
-from stages.options import AggregateOptions, EncoderOptions, PreprocessingOptions
+from stages.options import (
+    AggregateOptions,
+    Code2WavOptions,
+    CodePredictorOptions,
+    EncoderOptions,
+    PreprocessingOptions,
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,5 +49,23 @@ def stage_context(tiny_checkpoint: Path) -> Any:
     def context(name: str, **options: Any) -> StageContext:
         chosen = options_of.get(name, PreprocessingOptions)(**options)
         return StageContext(name, str(tiny_checkpoint), "cpu", chosen, frozenset({name}), run_dir="")
+
+    return context
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoints: Callable[[str], Path]) -> Callable[[str], Any]:
+    """The whole reference model of the checkpoint with a name."""
+    return cache(lambda name: Qwen3OmniMoeForConditionalGeneration.from_pretrained(checkpoints(name)).eval())
+
+
+@pytest.fixture(scope="session")
+def voice_context(checkpoints: Callable[[str], Path]) -> Any:
+    """Builds the context of a stage that makes sound: `voice_context("tiny", "code2wav", max_streams=1)`."""
+    options_of = {"code_predictor": CodePredictorOptions, "code2wav": Code2WavOptions}
+
+    def context(checkpoint: str, name: str, **options: Any) -> StageContext:
+        chosen = options_of[name](**options)
+        return StageContext(name, str(checkpoints(checkpoint)), "cpu", chosen, frozenset({name}), run_dir="")
 
     return context

@@ -1,0 +1,118 @@
+"""Whole frames as CUDA graphs: one launch instead of some thousand, for batches padded to a power of two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from stages.code_predictor.choice import Choice
+from stages.code_predictor.network import ResidualNetwork
+from stages.sampling import Filters
+
+Work: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
+
+# Runs before capture, in which libraries choose their algorithms and allocate their workspaces.
+WARM_UPS = 3
+
+
+class Capture:
+    """Makes CUDA graphs that share their memory: what one of them gave is lost when another runs."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Work) -> Work:
+        """`work` as a graph: calling it runs the same kernels on the same memory, and gives the same tensors again."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                work()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = work()
+
+        def replay() -> tuple[Tensor, Tensor]:
+            graph.replay()
+            return result
+
+        return replay
+
+
+class _Recorded:
+    """One graph with the memory it reads: inputs for `rows` frames, greedy all of them or each in its own way."""
+
+    def __init__(self, network: ResidualNetwork, rows: int, sampled: bool, record: Callable[[Work], Work]) -> None:
+        device, residuals = network.device, network.codebooks - 1
+        self._vocab = network.vocab
+        self._hidden = torch.zeros(rows, network.hidden_size, dtype=network.dtype, device=device)
+        self._first_codes = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._choice = Choice(None, None, None)
+        if sampled:
+            self._choice = Choice(
+                filters=Filters(
+                    temperature=torch.ones(rows, 1, device=device),
+                    top_k=torch.full((rows, 1), network.vocab, device=device),
+                    widest=network.vocab,
+                    top_p=torch.ones(rows, 1, dtype=torch.float64, device=device),
+                    min_p=torch.zeros(rows, 1, dtype=torch.float64, device=device),
+                ),
+                greedy=torch.zeros(rows, dtype=torch.bool, device=device),
+                uniforms=torch.zeros(rows, residuals, dtype=torch.float64, device=device),
+            )
+        self._run = record(lambda: network.frames(self._hidden, self._first_codes, self._choice))
+
+    def __call__(self, hidden: Tensor, first_codes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+        batch = len(hidden)
+        self._hidden[:batch].copy_(hidden)
+        self._first_codes[:batch].copy_(first_codes)
+        own, given = self._choice.filters, choice.filters
+        if own is not None and given is not None:
+            _fill(own.temperature, given.temperature, 1.0)
+            _fill(own.top_k, given.top_k, self._vocab)
+            _fill(own.top_p, given.top_p, 1.0)
+            _fill(own.min_p, given.min_p, 0.0)
+            _fill(self._choice.greedy, choice.greedy, False)
+            _fill(self._choice.uniforms, choice.uniforms, 0.0)
+        codes, embeddings = self._run()
+        # The next run, of this graph or another, writes the same memory.
+        return codes[:batch].clone(), embeddings[:batch].clone()
+
+
+class FrameGraphs:
+    """Computes frames by replaying graphs, all recorded when this is built.
+
+    Args:
+        network: Computes the frames.
+        record: A `Capture`, or what else makes a repeatable piece of work out of one.
+    """
+
+    def __init__(self, network: ResidualNetwork, record: Callable[[Work], Work]) -> None:
+        self._sizes = [1 << power for power in range((network.max_batch - 1).bit_length())]
+        self._sizes.append(network.max_batch)
+        with torch.inference_mode():
+            # Largest first, so that the memory of the largest serves all.
+            self._recorded = {
+                (rows, sampled): _Recorded(network, rows, sampled, record)
+                for rows in reversed(self._sizes)
+                for sampled in (False, True)
+            }
+
+    def frames(self, hidden: Tensor, first_codes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+        """As `ResidualNetwork.frames`."""
+        rows = next(size for size in self._sizes if size >= len(hidden))
+        return self._recorded[rows, choice.filters is not None](hidden, first_codes, choice)
+
+
+def _fill(target: Tensor | None, given: Tensor | None, neutral: float) -> None:
+    """Copy what is given into the first rows of `target`, or what means nothing where it is not."""
+    if target is None:
+        return
+    if given is None:
+        target.fill_(neutral)
+    else:
+        target[: len(given)].copy_(given)
