@@ -34,7 +34,7 @@ from stages.messages import AudioDelta, AudioDone, ChatRequest, TextDelta, TextD
 
 # A quiet stream gets a comment this often, so that nothing on the way takes it for dead.
 KEEP_ALIVE_SECONDS = 15.0
-# Threads that code speech. One codes some hundred times faster than it is spoken, so few are enough for all.
+# Threads that code speech. One codes a hundred times faster than it is spoken, so few are enough.
 AUDIO_THREADS = 2
 # How long a failed stream may take to read its error before its connection is cut.
 ERROR_SECONDS = 5.0

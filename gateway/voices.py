@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.schema import ChatCompletionRequest
-from omni_pipeline.errors import OmniError, bad_request
+from omni_pipeline.errors import OmniError, StartupError, bad_request
 
 _PREFERRED = "ethan"  # the released model's own default
 _NO_MATTER = "default"
@@ -63,10 +63,15 @@ def read_voices(checkpoint: Path) -> Voices | None:
     """The voices that ``config.json`` in a checkpoint's directory lists; None for a model that does not speak.
 
     Raises:
-        OSError: the file cannot be read.
-        msgspec.MsgspecError: it is not the configuration of a model of this kind.
+        StartupError: it cannot be read as such a list.
     """
-    config = msgspec.json.decode((checkpoint / "config.json").read_bytes(), type=_Config)
+    path = checkpoint / "config.json"
+    try:
+        config = msgspec.json.decode(path.read_bytes(), type=_Config)
+    except OSError as error:
+        raise StartupError(f"Cannot read {path}: {error.strerror}.") from error
+    except msgspec.MsgspecError as error:
+        raise StartupError(f"{path} does not list the voices as it should: {error}.") from error
     speakers = config.talker_config and config.talker_config.speaker_id
     if not config.enable_audio_output or not speakers:
         return None

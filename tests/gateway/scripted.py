@@ -161,6 +161,12 @@ class Served:
         """OpenAI's own client of it, without retries."""
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0)
 
+    async def ready(self) -> None:
+        """Returns when the warm-up has been answered."""
+        status = "starting"
+        while status == "starting":
+            status = (await self.get("/health"))[1]["status"]
+
     async def get(self, path: str) -> tuple[int, Any]:
         """Status and JSON."""
         async with self.session.get(self.url + path) as response:

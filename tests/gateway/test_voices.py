@@ -8,7 +8,7 @@ import pytest
 
 from gateway.validation import parse
 from gateway.voices import Voices, read_voices
-from omni_pipeline.errors import OmniError
+from omni_pipeline.errors import OmniError, StartupError
 
 VOICES = Voices(("chelsie", "ethan", "aiden"), default="ethan")
 
@@ -84,6 +84,16 @@ def test_fields_that_name_different_voices_are_refused(fields, param):
 def test_voices_are_those_of_the_configuration(config, voices, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_omni_moe"} | config))
     assert read_voices(tmp_path) == voices
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"talker_config": {"speaker_id": ["ethan"]}}', '{"enable_audio_output": "yes"}', None]
+)
+def test_a_configuration_that_cannot_be_read_stops_the_start(text, tmp_path):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(StartupError, match=r"config\.json"):
+        read_voices(tmp_path)
 
 
 def test_the_random_checkpoint_has_the_released_models_voices(tiny_checkpoint):
