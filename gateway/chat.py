@@ -123,9 +123,9 @@ class ChatCompletions:
                 with_ids=chat.text.return_token_ids,
                 with_usage=manner.with_usage,
             )
+            encoder = self._encoder(manner)
             answer = self._collector.submit(answer_id, chat, route(chat), deadline=deadline)
             del chat  # the media are the pipeline's now
-            encoder = self._encoder(manner)
             async with answer:
                 if manner.stream:
                     return await self._stream(request, answer, EventWriter(answer_format, encoder), progress)
