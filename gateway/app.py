@@ -18,6 +18,7 @@ from gateway.middleware import add_request_id, explain_errors, identify, json_re
 from gateway.pipeline import Pipeline
 from gateway.remote import Resolve, resolve
 from gateway.responses import Model, ModelList
+from gateway.voices import Voices
 from omni_pipeline import __version__
 from omni_pipeline.config import Server
 from omni_pipeline.errors import bad_request
@@ -30,6 +31,7 @@ class Gateway:
         pipeline: The running stages.
         server: Its configuration.
         model_path: Where the checkpoint is; names the model when the configuration does not.
+        voices: Those the pipeline speaks with; None when it writes only.
         resolver: Where addresses of media hosts come from.
 
     Attributes:
@@ -39,7 +41,15 @@ class Gateway:
         collector: Takes requests to the pipeline.
     """
 
-    def __init__(self, pipeline: Pipeline, server: Server, *, model_path: str, resolver: Resolve = resolve) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        server: Server,
+        *,
+        model_path: str,
+        voices: Voices | None = None,
+        resolver: Resolve = resolve,
+    ) -> None:
         self.health = Health(pipeline)
         self.admission = Admission(server.limits.requests)
         self.collector = Collector(pipeline, reader_bytes=server.limits.reader_bytes)
@@ -53,6 +63,7 @@ class Gateway:
             self.health,
             self.admission,
             model=name,
+            voices=voices,
             limits=server.limits,
         )
         middlewares: list[Middleware] = [identify, explain_errors]
@@ -60,6 +71,8 @@ class Gateway:
             middlewares.append(require_key(server.api_keys))
         self.app = web.Application(middlewares=middlewares)
         self.app.on_response_prepare.append(add_request_id)
+        self.app.on_cleanup.append(self._end_threads)
+        self._audio_threads = chat.audio_threads
         self.app.add_routes(
             [
                 web.post("/v1/chat/completions", chat.post),
@@ -70,6 +83,9 @@ class Gateway:
                 web.get("/", self._show_endpoints),
             ]
         )
+
+    async def _end_threads(self, app: web.Application) -> None:
+        self._audio_threads.shutdown(wait=False, cancel_futures=True)
 
     async def _list_models(self, request: web.Request) -> web.Response:
         return json_response(ModelList([self._model]))

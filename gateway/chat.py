@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import functools
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from aiohttp import web
@@ -13,67 +14,60 @@ from msgspec import Struct
 
 from gateway import sse
 from gateway.admission import Admission
+from gateway.audio import ThreadedEncoder, file_encoder, stream_encoder
 from gateway.collector import Answer, Body, Collector
 from gateway.conversion import convert
+from gateway.events import EventWriter
 from gateway.health import Health
 from gateway.media import MediaLoader
 from gateway.metrics import Metrics
 from gateway.middleware import NOTES, json_response
+from gateway.progress import Progress
 from gateway.responses import AnswerFormat, error_body
 from gateway.route import route
+from gateway.schema import AudioFormat, ChatCompletionRequest
 from gateway.validation import parse
+from gateway.voices import Voices
 from omni_pipeline.config import Limits
-from omni_pipeline.errors import ErrorInfo, OmniError, bad_request, internal, unavailable
-from stages.messages import ChatRequest, TextDelta, TextDone
+from omni_pipeline.errors import OmniError, bad_request, internal, unavailable
+from stages.messages import AudioDelta, AudioDone, ChatRequest, TextDelta, TextDone
 
 # A quiet stream gets a comment this often, so that nothing on the way takes it for dead.
 KEEP_ALIVE_SECONDS = 15.0
+# Threads that code speech. One codes a hundred times faster than it is spoken, so few are enough.
+AUDIO_THREADS = 2
 # How long a failed stream may take to read its error before its connection is cut.
 ERROR_SECONDS = 5.0
 
 
-class _Progress:
-    """Measures one request for the metrics and the log.
+class _Manner(Struct, frozen=True):
+    """How the client wants its answer sent: all that is kept of a body, which may be large, once it is read.
 
     Attributes:
-        outcome: How it ended; ``cancelled`` until something else is known.
+        stream: In events.
+        with_usage: With a last event that counts tokens.
+        with_content: With its text as such, not only as the transcript of its speech.
+        audio_format: How its speech is coded; None without speech.
     """
-
-    def __init__(self, metrics: Metrics) -> None:
-        self.outcome = "cancelled"
-        self.began = time.monotonic()
-        self._metrics = metrics
-        self._last_text: float | None = None
-
-    def failed(self, info: ErrorInfo) -> None:
-        """The request got an error."""
-        self.outcome = "refused" if info.status < 500 else "failed"
-        self._metrics.errors.labels(info.code or "none").inc()
-
-    def saw(self, bodies: list[Body]) -> None:
-        """A part of the answer has come."""
-        if any(isinstance(body, TextDelta) and body.text for body in bodies):
-            now = time.monotonic()
-            if self._last_text is None:
-                self._metrics.first_text_seconds.observe(now - self.began)
-            else:
-                self._metrics.inter_text_seconds.observe(now - self._last_text)
-            self._last_text = now
-        for body in bodies:
-            if isinstance(body, TextDone):
-                self._metrics.count_tokens(body.usage)
-
-    def ended(self) -> None:
-        """The request is over, one way or another."""
-        self._metrics.requests.labels(self.outcome).inc()
-        self._metrics.request_seconds.observe(time.monotonic() - self.began)
-
-
-class _Manner(Struct, frozen=True):
-    """How the client wants its answer sent: all that is kept of a body, which may be large, once it is read."""
 
     stream: bool
     with_usage: bool
+    with_content: bool
+    audio_format: AudioFormat | None
+
+
+def _manner(request: ChatCompletionRequest) -> _Manner:
+    modalities = request.modalities or ["text"]
+    audio_format = None
+    if "audio" in modalities:
+        named = (request.audio and request.audio.format) or "wav"
+        audio_format = "pcm16" if named == "pcm" else named
+    return _Manner(
+        stream=bool(request.stream),
+        with_usage=bool(request.stream_options and request.stream_options.include_usage),
+        with_content="text" in modalities,
+        audio_format=audio_format,
+    )
 
 
 class ChatCompletions:
@@ -82,7 +76,11 @@ class ChatCompletions:
     Args:
         admission: Lets requests in.
         model: Name that answers carry.
+        voices: Those the pipeline speaks with, if it does.
         limits: Bounds on load.
+
+    Attributes:
+        audio_threads: Code the speech of all answers; whoever ends the gateway shuts them down.
     """
 
     def __init__(
@@ -94,6 +92,7 @@ class ChatCompletions:
         admission: Admission,
         *,
         model: str,
+        voices: Voices | None,
         limits: Limits,
     ) -> None:
         self._collector = collector
@@ -101,8 +100,10 @@ class ChatCompletions:
         self._metrics = metrics
         self._health = health
         self._model = model
+        self._voices = voices
         self._limits = limits
         self._admission = admission
+        self.audio_threads = ThreadPoolExecutor(AUDIO_THREADS, thread_name_prefix="audio")
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         """Answer one request. It is cancelled when the client leaves, and then tells every stage."""
@@ -116,20 +117,23 @@ class ChatCompletions:
             answer_format = AnswerFormat(
                 answer_id,
                 self._model,
+                audio_format=manner.audio_format,
+                with_content=manner.with_content,
                 with_logprobs=chat.text.logprobs,
                 with_ids=chat.text.return_token_ids,
                 with_usage=manner.with_usage,
             )
+            encoder = self._encoder(manner)
             answer = self._collector.submit(answer_id, chat, route(chat), deadline=deadline)
             del chat  # the media are the pipeline's now
             async with answer:
                 if manner.stream:
-                    return await self._stream(request, answer, answer_format, progress)
-                return await self._whole(answer, answer_format, progress)
+                    return await self._stream(request, answer, EventWriter(answer_format, encoder), progress)
+                return await self._whole(answer, answer_format, encoder, progress)
 
     @contextmanager
-    def _watched(self, request: web.Request) -> Iterator[_Progress]:
-        progress = _Progress(self._metrics)
+    def _watched(self, request: web.Request) -> Iterator[Progress]:
+        progress = Progress(self._metrics)
         with self._metrics.in_flight.track_inprogress():
             try:
                 yield progress
@@ -152,7 +156,7 @@ class ChatCompletions:
         try:
             async with asyncio.timeout_at(deadline):
                 wanted = parse(await self._body(request))
-                chat, sources = convert(wanted)
+                chat, sources = convert(wanted, self._voices)
                 if sources:
                     with self._metrics.media_seconds.time():
                         chat.media = await self._loader.load(sources)
@@ -162,8 +166,7 @@ class ChatCompletions:
             raise bad_request(
                 "The request and its media did not arrive in time.", code="request_timeout", status=408
             ) from error
-        options = wanted.stream_options
-        return chat, _Manner(stream=bool(wanted.stream), with_usage=bool(options and options.include_usage))
+        return chat, _manner(wanted)
 
     async def _body(self, request: web.Request) -> bytearray:
         """The body, read here and not by `request.read()`, which would keep it as long as the request."""
@@ -185,23 +188,41 @@ class ChatCompletions:
 
     # --- the answer ---
 
-    async def _whole(self, answer: Answer, answer_format: AnswerFormat, progress: _Progress) -> web.Response:
+    def _encoder(self, manner: _Manner) -> ThreadedEncoder | None:
+        if manner.audio_format is None:
+            return None
+        make = stream_encoder if manner.stream else file_encoder
+        return ThreadedEncoder(functools.partial(make, manner.audio_format), self.audio_threads)
+
+    async def _whole(
+        self, answer: Answer, answer_format: AnswerFormat, encoder: ThreadedEncoder | None, progress: Progress
+    ) -> web.Response:
         deltas: list[TextDelta] = []
-        done: TextDone | None = None
+        audio = bytearray()
+        text_done: TextDone | None = None
+        audio_done: AudioDone | None = None
         while bodies := await answer.take():
             progress.saw(bodies)
             for body in bodies:
-                if isinstance(body, TextDelta):
-                    deltas.append(body)
-                else:
-                    done = body
-        if done is None:
+                match body:
+                    case TextDelta():
+                        deltas.append(body)
+                    case AudioDelta() if encoder is not None:
+                        audio += await encoder.feed(body.samples.numpy())
+                    case TextDone():
+                        text_done = body
+                    case AudioDone():
+                        audio_done = body
+        if text_done is None or (encoder is not None and audio_done is None):
             raise _unfinished()
+        if encoder is not None:
+            audio += await encoder.finish()
         progress.outcome = "ok"
-        return json_response(answer_format.whole(deltas, done))
+        speech = None if audio_done is None else (bytes(audio), audio_done.frames)
+        return json_response(answer_format.whole(deltas, text_done, speech))
 
     async def _stream(
-        self, request: web.Request, answer: Answer, answer_format: AnswerFormat, progress: _Progress
+        self, request: web.Request, answer: Answer, writer: EventWriter, progress: Progress
     ) -> web.StreamResponse:
         bodies = await answer.take()  # before the headers: an error until now gets its own status
         response = web.StreamResponse(headers=sse.HEADERS)
@@ -212,7 +233,7 @@ class ChatCompletions:
                 answer.on_error(lambda: patience.reschedule(loop.time() + ERROR_SECONDS))
                 await response.prepare(request)
                 try:
-                    await self._write(response, bodies, answer, answer_format, progress)
+                    await self._write(response, bodies, answer, writer, progress)
                 except OmniError as error:
                     progress.failed(error.info)
                     request[NOTES]["code"] = error.info.code
@@ -230,27 +251,21 @@ class ChatCompletions:
         response: web.StreamResponse,
         bodies: list[Body],
         answer: Answer,
-        answer_format: AnswerFormat,
-        progress: _Progress,
+        writer: EventWriter,
+        progress: Progress,
     ) -> None:
         """Write the events of a whole answer that begins with `bodies`."""
-        events = [sse.event(answer_format.opening())]
-        done = False
+        events = writer.opening()
         while bodies:
             progress.saw(bodies)
-            for body in bodies:
-                if isinstance(body, TextDone):
-                    done = True
-                    events += [sse.event(chunk) for chunk in answer_format.closing(body)]
-                elif body.text or body.logprobs or body.ids:
-                    events.append(sse.event(answer_format.delta(body)))
+            events += await writer.events(bodies)
             if events:
-                await response.write(b"".join(events))
-                events.clear()
+                await response.write(events)
+                events = b""
             bodies = await _next(answer, response)
-        if not done:
+        if not writer.complete:
             raise _unfinished()
-        await response.write(sse.DONE)
+        await response.write(await writer.closing())
         progress.outcome = "ok"
 
 

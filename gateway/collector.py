@@ -15,13 +15,13 @@ from gateway.pipeline import Pipeline
 from gateway.route import Route
 from omni_pipeline.errors import ErrorInfo, OmniError, internal
 from omni_pipeline.wire import Chunk, End, Failed, Start, Work
-from stages.messages import ChatRequest, TextDelta, TextDone
+from stages.messages import AudioDelta, AudioDone, ChatRequest, TextDelta, TextDone
 
 log = logging.getLogger(__name__)
 
-Body: TypeAlias = TextDelta | TextDone
+Body: TypeAlias = TextDelta | TextDone | AudioDelta | AudioDone
 
-# What a waiting message weighs beside its text: a rough figure for the structs themselves, and for one token's
+# What a waiting message weighs beside its text or sound: a rough figure for the structs themselves, and for one token's
 # log-probability with its alternatives.
 _MESSAGE_BYTES = 256
 _LOGPROB_BYTES = 256
@@ -99,7 +99,7 @@ class Answer:
 
     @property
     def _complete(self) -> bool:
-        return self._ended == self._route.outputs
+        return self._ended == self._route.outputs.keys()
 
     @property
     def _over(self) -> bool:
@@ -110,7 +110,8 @@ class Answer:
         """The stages this request may still need."""
         if self._over:
             return frozenset()
-        return self._route.after if self._heard else self._route.before
+        needed = [stages for output, stages in self._route.outputs.items() if output not in self._ended]
+        return frozenset().union(*needed, () if self._heard else self._route.before)
 
     def deliver(self, message: Work) -> None:
         """Take over the next message. A gap in a stream, or a reader too far behind, ends the request."""
@@ -237,4 +238,6 @@ def _weight(body: Body) -> int:
     if isinstance(body, TextDelta):
         tokens = sum(1 + len(token.top) for token in body.logprobs)
         return _MESSAGE_BYTES + len(body.text.encode()) + _LOGPROB_BYTES * tokens
+    if isinstance(body, AudioDelta):
+        return _MESSAGE_BYTES + body.samples.nbytes
     return _MESSAGE_BYTES

@@ -7,11 +7,11 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from gateway import schema
+from gateway.sampling import predictor_sampling, talker_sampling, thinker_sampling
 from gateway.schema import ChatCompletionRequest
+from gateway.voices import Voices
 from omni_pipeline.errors import bad_request
-from stages.messages import ChatRequest, MediaRef, Modality, Sampling, Text, TextOutput, Turn, VideoOptions
-
-_MOST_SEED = 2**63 - 1
+from stages.messages import ChatRequest, MediaRef, Modality, SpeechOptions, Text, TextOutput, Turn, VideoOptions
 
 
 class MediaSource(Struct, frozen=True):
@@ -30,14 +30,18 @@ class MediaSource(Struct, frozen=True):
     form: Literal["address", "base64"] = "address"
 
 
-def convert(request: ChatCompletionRequest) -> tuple[ChatRequest, list[MediaSource]]:
+def convert(request: ChatCompletionRequest, voices: Voices | None) -> tuple[ChatRequest, list[MediaSource]]:
     """The request for the entry stage, with `media` still empty, and the sources to fill it from in that order.
 
     Content parts stand where they are in their message. The top-level lists stand at the beginning of the last user
     message: images, then videos, then audios.
 
+    Args:
+        voices: Those the server can speak with, if it can.
+
     Raises:
-        OmniError: 400, when there is a top-level list but no user message.
+        OmniError: 400, there is a top-level list but no user message, or speech is asked for that the server does not
+            have.
     """
     sources: list[MediaSource] = []
     turns: list[Turn] = []
@@ -56,7 +60,12 @@ def convert(request: ChatCompletionRequest) -> tuple[ChatRequest, list[MediaSour
         _add_content(turn, message, f"messages[{index}].content", sources)
         turns.append(turn)
     chat = ChatRequest(
-        turns=turns, media=[], video=_video(request), thinker=_sampling(request), text=_text_output(request)
+        turns=turns,
+        media=[],
+        video=_video(request),
+        thinker=thinker_sampling(request),
+        text=_text_output(request),
+        speech=_speech(request, voices),
     )
     return chat, sources
 
@@ -76,8 +85,10 @@ def _listed(request: ChatCompletionRequest) -> list[MediaSource]:
 
 def _add_content(turn: Turn, message: schema.ChatMessage, param: str, sources: list[MediaSource]) -> None:
     content = message.content
-    if content is None:  # an earlier answer that was a refusal
-        content = getattr(message, "refusal", None) or ""
+    if content is None and isinstance(message, schema.AssistantMessage):
+        spoken = message.audio.transcript if message.audio else None
+        content = message.refusal if spoken is None else spoken
+    assert content is not None  # validation has seen to it
     if isinstance(content, str):
         turn.content.append(Text(content))
         return
@@ -103,26 +114,17 @@ def _source(
             return MediaSource("audio", sound.data, f"{param}.input_audio.data", form="base64")
 
 
-def _sampling(request: ChatCompletionRequest) -> Sampling:
-    own = (request.stage_sampling and request.stage_sampling.thinker) or schema.StageSampling()
-    default = Sampling()
-    top_k = _first(own.top_k, request.top_k, default.top_k)
-    seed = _first(own.seed, request.seed)
-    return Sampling(
-        temperature=_first(own.temperature, request.temperature, default.temperature),
-        top_p=_first(own.top_p, request.top_p, default.top_p),
-        top_k=max(top_k, 0),
-        min_p=_first(own.min_p, request.min_p, default.min_p),
-        repetition_penalty=_first(own.repetition_penalty, request.repetition_penalty, default.repetition_penalty),
-        presence_penalty=_first(request.presence_penalty, default.presence_penalty),
-        frequency_penalty=_first(request.frequency_penalty, default.frequency_penalty),
-        logit_bias={int(token): bias for token, bias in (request.logit_bias or {}).items()},
-        seed=None if seed is None else seed & _MOST_SEED,  # OpenAI allows negative ones, random generators do not
-        max_tokens=_first(own.max_tokens, request.max_completion_tokens, request.max_tokens),
-        min_tokens=_first(request.min_tokens, default.min_tokens),
-        ignore_eos=_first(request.ignore_eos, default.ignore_eos),
-        stop_token_ids=request.stop_token_ids or [],
-    )
+def _speech(request: ChatCompletionRequest, voices: Voices | None) -> SpeechOptions | None:
+    if "audio" not in (request.modalities or ()):
+        return None
+    if voices is None:
+        raise bad_request(
+            "'modalities' asks for audio, but this server does not speak; ask for [\"text\"].",
+            param="modalities",
+            code="unsupported_value",
+        )
+    talker = talker_sampling(request)
+    return SpeechOptions(speaker=voices.choose(request), talker=talker, predictor=predictor_sampling(request, talker))
 
 
 def _text_output(request: ChatCompletionRequest) -> TextOutput:

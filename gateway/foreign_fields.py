@@ -22,7 +22,6 @@ IGNORED = frozenset(
 )
 
 _NO_TOOLS = "this server does not call tools"
-_NO_SPEECH = "this server runs without speech stages"
 
 # What would change the answer: refused by name, unless the value asks for nothing. field → (such values, why refused).
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -33,12 +32,4 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "web_search_options": ((), "this server does not search the web"),
     "response_format": (({"type": "text"},), "only {'type': 'text'} is served"),
     "moderation": ((), "this server does not moderate"),
-    "talker_temperature": ((), _NO_SPEECH),
-    "talker_top_p": ((), _NO_SPEECH),
-    "talker_top_k": ((), _NO_SPEECH),
-    "talker_repetition_penalty": ((), _NO_SPEECH),
-    "talker_max_new_tokens": ((), _NO_SPEECH),
 }
-
-# The same for the stages of `stage_sampling`.
-REFUSED_STAGES = {"talker_ar": _NO_SPEECH, "code_predictor": _NO_SPEECH}

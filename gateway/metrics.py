@@ -15,6 +15,7 @@ from stages.messages import Usage
 
 _LONG = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_FACTORS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.25, 1.5, 2, 5, 10)
 _BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 _STAGE_COUNTERS = {
@@ -53,6 +54,32 @@ class Metrics:
             "Between two pieces of text of one answer, usually tokens",
             buckets=_BETWEEN,
             registry=registry,
+        )
+        # Of speech, as it comes from the pipeline, whether or not the answer is streamed.
+        self.first_audio_seconds = Histogram(
+            "omni_time_to_first_audio_seconds",
+            "From the request's arrival to the first sound",
+            buckets=_FIRST,
+            registry=registry,
+        )
+        self.inter_audio_seconds = Histogram(
+            "omni_inter_audio_seconds", "Between two chunks of sound of one answer", buckets=_BETWEEN, registry=registry
+        )
+        self.audio_chunks = Counter("omni_audio_chunks", "Chunks of sound", registry=registry)
+        self.audio_seconds = Counter("omni_audio_seconds", "Length of all sound", registry=registry)
+        self.real_time_factor = Histogram(
+            "omni_real_time_factor",
+            "From the request's arrival to the last sound, by the length of the sound",
+            buckets=_FACTORS,
+            registry=registry,
+        )
+        self.playback_underruns = Counter(
+            "omni_playback_underruns",
+            "How often a player that starts with the first sound would have had nothing to play",
+            registry=registry,
+        )
+        self.playback_silence_seconds = Counter(
+            "omni_playback_silence_seconds", "How long it would have had nothing to play", registry=registry
         )
         self.request_seconds = Histogram(
             "omni_request_seconds",

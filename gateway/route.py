@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 from stages.messages import ChatRequest, Modality
@@ -12,23 +14,28 @@ class Route(Struct, frozen=True):
 
     Attributes:
         before: Needed until the first message of the answer has come.
-        after: Needed from then to the end.
-        outputs: Stages that each send one stream to the collector; the answer is complete when all have ended.
+        outputs: Stages that each send one stream to the collector, with the stages that are needed until that stream
+            has ended. The answer is complete when all have.
     """
 
     before: frozenset[str]
-    after: frozenset[str]
-    outputs: frozenset[str]
+    outputs: Mapping[str, frozenset[str]]
 
 
-_ANSWERING = frozenset({"thinker", "decode"})
-_ALWAYS = _ANSWERING | {"preprocessing", "mm_aggregate"}
+_WRITING = frozenset({"thinker", "decode"})
+_SPEAKING = frozenset({"talker_ar", "code_predictor", "code2wav"})
+_PREPARING = frozenset({"preprocessing", "mm_aggregate"})
 _ENCODERS: dict[Modality, str] = {"image": "image_encoder", "video": "image_encoder", "audio": "audio_encoder"}
 
 
 def route(request: ChatRequest) -> Route:
-    """The stages that `request` takes through the text graph."""
+    """The stages that `request` takes through the graph."""
     encoders = {_ENCODERS[media.kind] for media in request.media}
     if request.video.use_audio and any(media.kind == "video" for media in request.media):
         encoders.add(_ENCODERS["audio"])
-    return Route(before=_ALWAYS | encoders, after=_ANSWERING, outputs=frozenset({"decode"}))
+    outputs = {"decode": _WRITING}
+    if request.speech is not None:
+        # The thinker tells the talker and decode of the last token at once. At a stop string it is otherwise: decode
+        # has ended the text before the thinker, and through it the talker, knows.
+        outputs["code2wav"] = _SPEAKING | _WRITING if request.text.stop else _SPEAKING
+    return Route(before=_PREPARING | encoders, outputs=outputs)

@@ -17,6 +17,9 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 Addresses = list[NonEmpty]
 
+# `pcm` is another spelling of `pcm16`.
+AudioFormat = Literal["wav", "pcm16", "pcm", "flac", "mp3", "opus", "aac"]
+
 
 class _Strict(Struct, forbid_unknown_fields=True):
     """A JSON object in which every field is known."""
@@ -88,15 +91,28 @@ class UserMessage(_Strict, tag_field="role", tag="user"):
     name: str | None = None
 
 
+class EarlierSpeech(_Strict):
+    """The `audio` of an earlier answer. The server keeps no speech, so an id alone says nothing to it."""
+
+    id: str | None = None
+    transcript: str | None = None
+    data: str | None = None
+    expires_at: int | None = None
+
+
 class AssistantMessage(_Strict, tag_field="role", tag="assistant"):
-    """An earlier answer, as clients send it back. The model reads its `content`; the rest must carry nothing more."""
+    """An earlier answer, as clients send it back.
+
+    The model reads its `content`, or else the transcript of its `audio`, or its `refusal`; the rest must carry nothing
+    more.
+    """
 
     role: ClassVar[str] = "assistant"
     content: Content | None = None
     name: str | None = None
     refusal: str | None = None
     annotations: list[Any] | None = None
-    audio: dict[str, Any] | None = None
+    audio: EarlierSpeech | None = None
     tool_calls: list[Any] | None = None
     function_call: dict[str, Any] | None = None
 
@@ -116,17 +132,23 @@ ChatMessage: TypeAlias = SystemMessage | DeveloperMessage | UserMessage | Assist
 # --- sampling ---------------------------------------------------------------------------------------------------------
 
 
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+TopP = Annotated[float, Meta(gt=0, le=1)]
+TopK = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
+RepetitionPenalty: TypeAlias = Annotated[float, Meta(ge=0.01, le=2)]
+
+
 class StageSampling(_Strict):
-    """How one language-model stage picks tokens; a field left out keeps the request's, then the server's, value.
+    """How one language-model stage picks tokens; `sampling` says what a field left out means.
 
     `top_k` -1 is another spelling of 0, off.
     """
 
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Meta(ge=0.01, le=2)] | None = None
+    repetition_penalty: RepetitionPenalty | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     max_tokens: Count | None = None
 
@@ -135,6 +157,8 @@ class SamplingByStage(_Strict):
     """Overrides of the request's sampling for single stages."""
 
     thinker: StageSampling | None = None
+    talker_ar: StageSampling | None = None
+    code_predictor: StageSampling | None = None
 
 
 # --- the request ------------------------------------------------------------------------------------------------------
@@ -144,7 +168,7 @@ class AudioOutput(_Strict):
     """How speech should sound and be coded; without effect when only text is asked for."""
 
     voice: str | None = None
-    format: str | None = None
+    format: AudioFormat | None = None
 
 
 class StreamOptions(_Strict):
@@ -159,8 +183,10 @@ class ChatCompletionRequest(StageSampling, kw_only=True):
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     model: str | None = None
-    modalities: list[Literal["text", "audio"]] | None = None
+    modalities: Annotated[list[Literal["text", "audio"]], Meta(min_length=1)] | None = None
     audio: AudioOutput | None = None
+    voice: str | None = None
+    speaker: str | None = None
 
     images: Addresses | None = None
     audios: Addresses | None = None
@@ -179,6 +205,11 @@ class ChatCompletionRequest(StageSampling, kw_only=True):
     frequency_penalty: Penalty | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     stage_sampling: SamplingByStage | None = None
+    talker_temperature: Temperature | None = None
+    talker_top_p: TopP | None = None
+    talker_top_k: TopK | None = None
+    talker_repetition_penalty: RepetitionPenalty | None = None
+    talker_max_new_tokens: Count | None = None
 
     stop: StopString | Annotated[list[StopString], Meta(max_length=16)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Collection
+from pathlib import Path
 
 from aiohttp import web
 
+from gateway import audio
 from gateway.app import Gateway
-from gateway.collector import Collector
-from gateway.health import Health
 from gateway.pipeline import Pipeline
+from gateway.voices import Voices, read_voices
 from gateway.warmup import warm_up
 from omni_pipeline.config import Server
 
@@ -23,8 +25,19 @@ DRAIN_SECONDS = 30.0
 _CLOSE_SECONDS = 1.0
 
 
+# The stage without which nothing is heard.
+_VOCODER = "code2wav"
+
+
 async def run(
-    pipeline: Pipeline, server: Server, *, model_path: str, listen_socket: socket.socket, stopping: asyncio.Event
+    pipeline: Pipeline,
+    server: Server,
+    *,
+    model_path: str,
+    checkpoint: str,
+    stages: Collection[str],
+    listen_socket: socket.socket,
+    stopping: asyncio.Event,
 ) -> None:
     """Serve `pipeline` over HTTP until `stopping` is set; then finish what is in progress and return.
 
@@ -33,12 +46,15 @@ async def run(
     Args:
         pipeline: The running stages; nobody else may have connected to it.
         server: What to serve and within which bounds.
-        model_path: Where the checkpoint is; names the model when `server` does not.
+        model_path: As configured; names the model when `server` does not.
+        checkpoint: Directory of the checkpoint, whose ``config.json`` lists the voices.
+        stages: Names of the stages that run. With `_VOCODER` among them the server speaks.
         listen_socket: Bound socket to listen on; it is closed at the end.
         stopping: Set from outside to end the service. After that, new requests get 503, and those in progress have
             `DRAIN_SECONDS` before they are cut off.
     """
-    gateway = Gateway(pipeline, server, model_path=model_path)
+    voices = read_voices(Path(checkpoint)) if _VOCODER in stages else None
+    gateway = Gateway(pipeline, server, model_path=model_path, voices=voices)
     # Without cancellation a handler would go on generating for a client that has left.
     runner = web.AppRunner(
         gateway.app,
@@ -51,7 +67,7 @@ async def run(
     try:
         await web.SockSite(runner, listen_socket).start()
         async with asyncio.TaskGroup() as tasks:  # a bug in the warm-up ends the server instead of hiding
-            warming = tasks.create_task(_warm(gateway.collector, gateway.health))
+            warming = tasks.create_task(_warm(gateway, voices))
             await stopping.wait()
             warming.cancel()
         await _drain(gateway)
@@ -69,7 +85,9 @@ async def _drain(gateway: Gateway) -> None:
         log.warning("requests were still in progress after %g s and are cut off", DRAIN_SECONDS)
 
 
-async def _warm(collector: Collector, health: Health) -> None:
-    await warm_up(collector)
-    health.warm = True
+async def _warm(gateway: Gateway, voices: Voices | None) -> None:
+    if voices is not None:
+        await asyncio.to_thread(audio.prepare)
+    await warm_up(gateway.collector, voices.default if voices else None)
+    gateway.health.warm = True
     log.info("the warm-up request has been answered; the server is ready")

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from gateway import schema
-from gateway.foreign_fields import IGNORED, REFUSED, REFUSED_STAGES
+from gateway.foreign_fields import IGNORED, REFUSED
 from gateway.schema import ChatCompletionRequest
 from omni_pipeline.errors import OmniError, bad_request
 
@@ -34,33 +34,34 @@ _NAMES_WITHIN = {
     "audio_url": _fields(schema.Address),
     "video_url": _fields(schema.Address),
     "input_audio": _fields(schema.InputAudio),
-    "audio": _fields(schema.AudioOutput),
+    "audio": _fields(schema.AudioOutput, schema.EarlierSpeech),
     "stream_options": _fields(schema.StreamOptions),
-    "stage_sampling": _fields(schema.SamplingByStage) | REFUSED_STAGES.keys(),
-    "thinker": _fields(schema.StageSampling),
+    "stage_sampling": _fields(schema.SamplingByStage),
+    **dict.fromkeys(schema.SamplingByStage.__struct_fields__, _fields(schema.StageSampling)),
 }
 
 
-def _choices(struct: type[msgspec.Struct], field: str) -> str:
-    """The values of a field that is a choice, perhaps optional or in a list."""
+def _choices(struct: type[msgspec.Struct], field: str) -> tuple[str, ...]:
+    """The values of a field that is a choice, perhaps optional."""
     kinds = [get_type_hints(struct)[field]]
-    choices: list[str] = []
+    choices: tuple[str, ...] = ()
     while kinds:
         kind = kinds.pop()
         if get_origin(kind) is Literal:
             choices += get_args(kind)
         else:
             kinds += get_args(kind)
-    return ", ".join(choices)
+    return choices
 
 
-# What a field may hold, by its name.
-_CHOICES = {
-    "role": "system, developer, user, assistant, tool",
-    "type": "text, image_url, input_audio, audio_url, video_url",
-    "format": _choices(schema.InputAudio, "format"),
-    "detail": _choices(schema.ImageAddress, "detail"),
-    "modalities": _choices(ChatCompletionRequest, "modalities"),
+# The values that a field may have, by the end of its path; for "known".
+_VALUES = {
+    "role": ("system", "developer", "user", "assistant", "tool"),
+    "type": ("text", "image_url", "input_audio", "audio_url", "video_url"),
+    "modalities": ("text", "audio"),
+    "audio.format": get_args(schema.AudioFormat),
+    "input_audio.format": _choices(schema.InputAudio, "format"),
+    "image_url.detail": _choices(schema.ImageAddress, "detail"),
 }
 _FEW = 8  # so many names can be listed in a message
 
@@ -101,12 +102,6 @@ def _without_foreign(body: dict[str, Any]) -> dict[str, Any]:
         harmless, reason = REFUSED[name]
         if value not in harmless:
             raise bad_request(f"'{name}' is not supported: {reason}.", param=name, code="unsupported_parameter")
-    stages = served.get("stage_sampling")
-    if isinstance(stages, dict):
-        for stage, reason in REFUSED_STAGES.items():
-            if stages.get(stage) is not None:
-                param = f"stage_sampling.{stage}"
-                raise bad_request(f"'{param}' is not supported: {reason}.", param=param, code="unsupported_parameter")
     return served
 
 
@@ -127,8 +122,7 @@ def _explained(text: str) -> OmniError:
         code = "missing_required_parameter"
     else:
         param = parent
-        known = _CHOICES.get(_last(param), "") if what.startswith(("Invalid value", "Invalid enum value")) else ""
-        message = f"Invalid '{param}': {what[:1].lower()}{what[1:]}{'; known: ' + known if known else ''}."
+        message = f"Invalid '{param}': {what[:1].lower()}{what[1:]}{_known(param, what)}."
         code = "invalid_value"
     if len(message) > _LONGEST_MESSAGE:
         message = message[:_LONGEST_MESSAGE] + "…"
@@ -143,6 +137,15 @@ def _last(path: str) -> str:
 
 def _join(parent: str, name: str) -> str:
     return f"{parent}.{name}" if parent else name
+
+
+def _known(param: str, what: str) -> str:
+    """The values that would do, where `what` says that a value is none of them."""
+    if not what.startswith(("Invalid value", "Invalid enum value")):
+        return ""
+    path = re.sub(r"\[\d+\]", "", param).split(".")
+    values = _VALUES.get(".".join(path[-2:])) or _VALUES.get(path[-1]) or ()
+    return f"; known: {', '.join(values)}" if values else ""
 
 
 def _suggestion(name: str, names: Collection[str]) -> str:
@@ -168,13 +171,7 @@ def _check(request: ChatCompletionRequest) -> None:
 
 
 def _check_output(request: ChatCompletionRequest) -> None:
-    modalities = request.modalities or ["text"]
-    if "audio" in modalities:
-        raise bad_request(
-            "'modalities' asks for audio, but this server runs without speech stages; ask for [\"text\"].",
-            param="modalities",
-            code="unsupported_value",
-        )
+    modalities = request.modalities or ()
     if len(set(modalities)) < len(modalities):
         raise _invalid("modalities", "an entry is repeated")
     if request.n not in (None, 1):
@@ -206,8 +203,13 @@ def _check_history(message: schema.AssistantMessage, param: str) -> None:
             param=f"{param}.{field}",
             code="unsupported_parameter",
         )
-    if message.content is None and message.refusal is None:
-        reason = "an earlier spoken answer is taken by its text" if message.audio else "an answer needs its text"
+    spoken = message.audio and message.audio.transcript
+    if message.content is None and message.refusal is None and spoken is None:
+        reason = (
+            "this server keeps no speech, so an earlier spoken answer needs its text here or in 'audio.transcript'"
+            if message.audio
+            else "an answer needs its text"
+        )
         raise bad_request(
             f"Missing required field '{param}.content': {reason}.",
             param=f"{param}.content",

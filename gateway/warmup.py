@@ -1,4 +1,4 @@
-"""The first request of a server's life, which takes a picture, a sound and a clip through every stage."""
+"""The first request of a server's life, which takes a picture, a sound and a clip through every stage, and speaks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import struct
 import wave
 import zlib
 
+import msgspec
+
 from gateway.collector import Collector
 from gateway.route import route
 from omni_pipeline.errors import OmniError
 from omni_pipeline.wire import Tensor
-from stages.messages import ChatRequest, Media, MediaRef, Modality, Sampling, Text, Turn
+from stages.messages import ChatRequest, Media, MediaRef, Modality, Sampling, SpeechOptions, Text, Turn
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +25,18 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 _SIDE = 64  # pixels
 
 
-async def warm_up(collector: Collector) -> None:
-    """Send the warm-up request until it has been answered once, pausing longer after each failure."""
+async def warm_up(collector: Collector, voice: str | None) -> None:
+    """Send the warm-up request until it has been answered once, pausing longer after each failure.
+
+    Args:
+        voice: To be spoken with; None has the answer written only.
+    """
     pause = _FIRST_PAUSE
     attempt = 0
     while True:
         attempt += 1
         try:
-            await _ask(collector, f"warm-up-{attempt}")
+            await _ask(collector, f"warm-up-{attempt}", voice)
             return
         except OmniError as error:
             log.warning(
@@ -44,21 +50,29 @@ async def warm_up(collector: Collector) -> None:
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-async def _ask(collector: Collector, request_id: str) -> None:
-    request = warmup_request()
+async def _ask(collector: Collector, request_id: str, voice: str | None) -> None:
+    request = warmup_request(voice)
     deadline = asyncio.get_running_loop().time() + _ANSWER_SECONDS
     async with collector.submit(request_id, request, route(request), deadline=deadline) as answer:
         while await answer.take():
             pass
 
 
-def warmup_request() -> ChatRequest:
-    """One turn with a tiny medium of each kind, and two tokens to answer."""
+def warmup_request(voice: str | None) -> ChatRequest:
+    """One turn with a tiny medium of each kind, and two tokens to answer, with a voice in three codec frames."""
     media: list[tuple[Modality, bytes]] = [("image", png()), ("audio", wav()), ("video", gif())]
     return ChatRequest(
         turns=[Turn("user", [*(MediaRef(index) for index in range(len(media))), Text("What is this?")])],
         media=[Media(kind, Tensor.of(data), f"warm-up {kind}") for kind, data in media],
         thinker=Sampling(max_tokens=2, ignore_eos=True),
+        speech=None if voice is None else _speech(voice),
+    )
+
+
+def _speech(voice: str) -> SpeechOptions:
+    drawn = Sampling(temperature=1.0, top_k=50)  # what greedy generation does is part of it
+    return SpeechOptions(
+        speaker=voice, talker=msgspec.structs.replace(drawn, max_tokens=4, ignore_eos=True), predictor=drawn
     )
 
 

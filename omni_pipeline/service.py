@@ -50,7 +50,8 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
 
     Args:
         gateway: ``package.module:function`` that is called as ``await run(pipeline, server, model_path=…,
-            listen_socket=…, stopping=…)`` once the workers are ready, with the socket already listening.
+            checkpoint=…, stages=…, listen_socket=…, stopping=…)`` once the workers are ready, with the socket already
+            listening.
 
     Raises:
         StartupError: something keeps the service from starting. Nothing is left behind.
@@ -72,6 +73,8 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
                 supervisor,
                 deployment.server,
                 model_path=deployment.model_path,
+                checkpoint=model_path,
+                stages=deployment.graph.stage_names,
                 listen_socket=listen_socket,
                 stopping=stopping,
             )

@@ -1,31 +1,56 @@
-"""A pipeline that says what a test tells it to, and a gateway served over real sockets in front of it."""
+"""A pipeline that says and speaks what a test tells it to, and a gateway served over real sockets in front of it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
+import numpy
 import openai
 
 from gateway.server import run
 from omni_pipeline.config import Server
 from omni_pipeline.errors import ErrorInfo, OmniError
 from omni_pipeline.graph import COLLECTOR
-from omni_pipeline.wire import Chunk, End, Failed, StageStats, Work
-from stages.messages import ChatRequest, TextDelta, TextDone, TokenLogprob, TokenText, Usage
+from omni_pipeline.wire import Chunk, End, Failed, StageStats, Tensor, Work
+from stages.messages import (
+    AudioDelta,
+    AudioDone,
+    ChatRequest,
+    TextDelta,
+    TextDone,
+    TokenLogprob,
+    TokenText,
+    Usage,
+)
 
 HELLO = {"messages": [{"role": "user", "content": "Hello?"}]}
 USAGE = Usage(prompt_tokens=11, completion_tokens=3, cached_tokens=4, media_tokens={"image": 5, "audio": 2})
 
 
+# What the checkpoint of a server that speaks says of its voices; the order is not the alphabet's.
+SPEAKER_CONFIG = {"talker_config": {"speaker_id": {"chelsie": 7, "ethan": 8, "aiden": 9}}}
+
+
+def tone(samples: int, start: int = 0) -> numpy.ndarray:
+    """`samples` of a 440 Hz tone with overtones at 24 kHz, float32, as if cut out of a longer one at `start`."""
+    time = numpy.arange(start, start + samples) / 24_000
+    wave = 0.4 * numpy.sin(880 * numpy.pi * time) + 0.2 * numpy.sin(5000 * numpy.pi * time * (1 + time / 5))
+    return wave.astype(numpy.float32)
+
+
 class ScriptedPipeline:
     """Answers every request with `answer`, or leaves it to the test when that is None.
+
+    A request for speech then gets `voice` after the text, of 2 codec frames for each piece.
 
     Attributes:
         submitted: Ids of requests in the order they came, the warm-up's excluded.
@@ -33,8 +58,9 @@ class ScriptedPipeline:
         refusal: Raised by `submit` when set.
     """
 
-    def __init__(self, answer: list[str] | None = None) -> None:
+    def __init__(self, answer: list[str] | None = None, voice: list[numpy.ndarray] | None = None) -> None:
         self.answer = answer
+        self.voice = voice or []
         self.answers_warmup = True
         self.refusal: ErrorInfo | None = None
         self.bodies: dict[str, ChatRequest] = {}
@@ -44,7 +70,7 @@ class ScriptedPipeline:
         self.stats: Mapping[str, StageStats] = {}
         self.lost: Callable[[frozenset[str], ErrorInfo], None]
         self.deliver: Callable[[Work | Failed], None]
-        self._counts: dict[str, int] = {}
+        self._counts: dict[tuple[str, str], int] = {}
 
     def connect(
         self, deliver: Callable[[Work | Failed], None], lost: Callable[[frozenset[str], ErrorInfo], None]
@@ -57,7 +83,7 @@ class ScriptedPipeline:
         self.bodies[request_id] = body
         if request_id.startswith("warm-up"):
             if self.answers_warmup:
-                asyncio.get_running_loop().call_soon(self.finish, request_id)
+                asyncio.get_running_loop().call_soon(self.say_all, request_id, [])
             return
         self.submitted.put_nowait(request_id)
         if self.answer is not None:
@@ -68,23 +94,44 @@ class ScriptedPipeline:
 
     def say(self, request_id: str, text: str, logprobs: list[TokenLogprob] | None = None) -> None:
         """One piece of text from decode."""
-        seq = self._counts.get(request_id, 0)
-        self._counts[request_id] = seq + 1
-        self.deliver(Chunk(request_id, "decode", COLLECTOR, TextDelta(text, logprobs or []), seq=seq))
+        self._send(request_id, "decode", TextDelta(text, logprobs or []))
 
-    def lose(self, request_id: str) -> None:
-        """One piece of text that decode has sent and nobody gets."""
-        self._counts[request_id] = self._counts.get(request_id, 0) + 1
+    def speak(self, request_id: str, samples: numpy.ndarray) -> None:
+        """One piece of sound from code2wav."""
+        self._send(request_id, "code2wav", AudioDelta(Tensor.of(samples)))
+
+    def lose(self, request_id: str, source: str = "decode") -> None:
+        """One chunk that a stage has sent and nobody gets."""
+        self._count(request_id, source)
 
     def finish(self, request_id: str, reason: Any = "stop") -> None:
         """The end of the text."""
-        count = self._counts.get(request_id, 0)
-        self.deliver(End(request_id, "decode", COLLECTOR, TextDone(reason, USAGE), count=count))
+        self._end(request_id, "decode", TextDone(reason, USAGE))
+
+    def hush(self, request_id: str, frames: int = 0) -> None:
+        """The end of the voice."""
+        self._end(request_id, "code2wav", AudioDone(frames))
 
     def say_all(self, request_id: str, pieces: list[str]) -> None:
         for piece in pieces:
             self.say(request_id, piece)
         self.finish(request_id)
+        if self.bodies[request_id].speech is not None:
+            for samples in self.voice:
+                self.speak(request_id, samples)
+            self.hush(request_id, 2 * len(self.voice))
+
+    def _send(self, request_id: str, source: str, body: Any) -> None:
+        self.deliver(Chunk(request_id, source, COLLECTOR, body, seq=self._count(request_id, source)))
+
+    def _end(self, request_id: str, source: str, body: Any) -> None:
+        count = self._counts.get((request_id, source), 0)
+        self.deliver(End(request_id, source, COLLECTOR, body, count=count))
+
+    def _count(self, request_id: str, source: str) -> int:
+        before = self._counts.get((request_id, source), 0)
+        self._counts[request_id, source] = before + 1
+        return before
 
     def fail(self, request_id: str, error: ErrorInfo, source: str = "preprocessing") -> None:
         """A stage gives up on the request."""
@@ -114,6 +161,12 @@ class Served:
         """OpenAI's own client of it, without retries."""
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0)
 
+    async def ready(self) -> None:
+        """Returns when the warm-up has been answered."""
+        status = "starting"
+        while status == "starting":
+            status = (await self.get("/health"))[1]["status"]
+
     async def get(self, path: str) -> tuple[int, Any]:
         """Status and JSON."""
         async with self.session.get(self.url + path) as response:
@@ -137,19 +190,30 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(pipeline: ScriptedPipeline | None = None, **server: Any) -> AsyncIterator[Served]:
+async def serving(
+    pipeline: ScriptedPipeline | None = None, *, speaks: bool = False, **server: Any
+) -> AsyncIterator[Served]:
     """A gateway configured by `server` (as in the YAML) on a free port, stopped at the end."""
     pipeline = pipeline or ScriptedPipeline(["Hel", "lo"])
     listen_socket = socket.create_server(("127.0.0.1", 0))
     port = listen_socket.getsockname()[1]
     stopping = asyncio.Event()
-    config = msgspec.convert(server, Server)
-    task = asyncio.create_task(
-        run(pipeline, config, model_path="models/tiny-omni", listen_socket=listen_socket, stopping=stopping)
-    )
-    try:
-        async with aiohttp.ClientSession() as session:
-            yield Served(port, pipeline, session, stopping)
-    finally:
-        stopping.set()
-        await task
+    with tempfile.TemporaryDirectory() as checkpoint:
+        (Path(checkpoint) / "config.json").write_text(json.dumps(SPEAKER_CONFIG))
+        task = asyncio.create_task(
+            run(
+                pipeline,
+                msgspec.convert(server, Server),
+                model_path="models/tiny-omni",
+                checkpoint=checkpoint,
+                stages=("thinker", "decode", *(("code2wav",) if speaks else ())),
+                listen_socket=listen_socket,
+                stopping=stopping,
+            )
+        )
+        try:
+            async with aiohttp.ClientSession() as session:
+                yield Served(port, pipeline, session, stopping)
+        finally:
+            stopping.set()
+            await task

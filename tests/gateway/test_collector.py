@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy
 import pytest
 
 from gateway.collector import Answer, Collector
-from gateway.route import Route, route
+from gateway.route import route
 from omni_pipeline.errors import ErrorInfo, OmniError
 from omni_pipeline.graph import COLLECTOR
 from omni_pipeline.wire import Chunk, End, Failed, Start, Tensor
-from stages.messages import ChatRequest, Media, TextDelta, TextDone, Turn, VideoOptions
+from stages.messages import (
+    AudioDelta,
+    AudioDone,
+    ChatRequest,
+    Media,
+    Sampling,
+    SpeechOptions,
+    TextDelta,
+    TextDone,
+    TextOutput,
+    Turn,
+    VideoOptions,
+)
 from tests.gateway.scripted import USAGE, ScriptedPipeline, token
 
 REQUEST = ChatRequest(turns=[Turn("user", [])])
+SPOKEN = ChatRequest(turns=[Turn("user", [])], speech=SpeechOptions("ethan", Sampling(), Sampling()))
 ERROR = ErrorInfo(status=400, message="Bad.", code="bad")
 DONE = TextDone("stop", USAGE)
 
@@ -27,14 +41,22 @@ def end(count: int, source: str = "decode") -> End:
     return End("r", source, COLLECTOR, DONE, count=count)
 
 
+def sound(samples: int, seq: int) -> Chunk:
+    return Chunk("r", "code2wav", COLLECTOR, AudioDelta(Tensor.of(numpy.zeros(samples, numpy.float32))), seq=seq)
+
+
+def hush(count: int) -> End:
+    return End("r", "code2wav", COLLECTOR, AudioDone(2 * count), count=count)
+
+
 class Opened:
     """A collector with one request open."""
 
-    def __init__(self, reader_bytes: int = 100_000, seconds: float = 100.0, needs: Route | None = None) -> None:
+    def __init__(self, reader_bytes: int = 100_000, seconds: float = 100.0, request: ChatRequest = REQUEST) -> None:
         self.pipeline = ScriptedPipeline()
         self.collector = Collector(self.pipeline, reader_bytes=reader_bytes)
         deadline = asyncio.get_running_loop().time() + seconds
-        self.answer = self.collector.submit("r", REQUEST, needs or route(REQUEST), deadline=deadline)
+        self.answer = self.collector.submit("r", request, route(request), deadline=deadline)
 
     def deliver(self, *messages) -> None:
         for message in messages:
@@ -97,11 +119,25 @@ async def test_a_cancelled_take_loses_nothing():
         [end(1)],
         [chunk("a", 0, "thinker")],
         [Start("r", "decode", COLLECTOR, DONE)],
+        [chunk("a", 0), end(1), chunk("b", 0)],
+        [chunk("a", 0), sound(9, 1)],
+        [sound(9, 0), sound(9, 1), hush(1)],
     ],
-    ids=["first lost", "middle lost", "twice", "last lost", "only one lost", "wrong source", "not a stream"],
+    ids=[
+        "first lost",
+        "middle lost",
+        "twice",
+        "last lost",
+        "only one lost",
+        "wrong source",
+        "not a stream",
+        "after the end",
+        "first sound lost",
+        "end after too little sound",
+    ],
 )
 async def test_a_gap_fails_the_request_and_frees_it(messages):
-    opened = Opened()
+    opened = Opened(request=SPOKEN)
     opened.deliver(*messages)
     async with opened.answer as answer:
         assert await code_of(answer) == "stream_gap"
@@ -152,10 +188,16 @@ async def test_a_request_that_the_pipeline_refuses_leaves_nothing():
 
 
 @pytest.mark.parametrize(
-    "messages", [[chunk("x" * 2000, 0)], [Chunk("r", "decode", COLLECTOR, TextDelta("", [token("x")] * 9), seq=0)]]
+    "messages",
+    [
+        [chunk("x" * 2000, 0)],
+        [Chunk("r", "decode", COLLECTOR, TextDelta("", [token("x")] * 9), seq=0)],
+        [chunk("x" * 100, 0), sound(500, 0)],
+    ],
+    ids=["text", "log-probabilities", "sound"],
 )
 async def test_a_reader_too_far_behind_loses_its_request(messages):
-    opened = Opened(reader_bytes=2000)
+    opened = Opened(reader_bytes=2000, request=SPOKEN)
     opened.deliver(*messages)
     async with opened.answer as answer:
         assert await code_of(answer) == "slow_reader"
@@ -205,18 +247,47 @@ async def test_a_lost_worker_ends_the_requests_that_still_need_it(messages, lost
     assert (opened.answer.error is not None, opened.aborts) == (fails, int(fails))
 
 
-async def test_an_answer_of_two_streams_ends_with_the_later_one():
-    both = frozenset({"decode", "code2wav"})
-    opened = Opened(needs=Route(before=both, after=both, outputs=both))
-    opened.deliver(chunk("a", 0), end(1))
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [([chunk("a", 0), end(1)], [sound(9, 0), hush(1)]), ([sound(9, 0), hush(1)], [chunk("a", 0), end(1)])],
+    ids=["text first", "sound first"],
+)
+async def test_a_spoken_answer_ends_with_the_later_of_its_streams(first, then):
+    opened = Opened(request=SPOKEN)
+    opened.deliver(*first)
     async with opened.answer as answer:
-        assert await answer.take() == [TextDelta("a"), DONE]
+        assert await answer.take() == [message.body for message in first]
         reading = asyncio.create_task(answer.take())
         await asyncio.sleep(0)
         assert not reading.done()
-        opened.deliver(End("r", "code2wav", COLLECTOR, None, count=0))
-        assert await reading == []
+        opened.deliver(*then)
+        assert await reading == [message.body for message in then]
+        assert await answer.take() == []
     assert opened.aborts == 0
+
+
+@pytest.mark.parametrize(
+    ("stop", "messages", "lost", "fails"),
+    [
+        ([], [], {"talker_ar"}, True),
+        ([], [chunk("a", 0)], {"talker_ar"}, True),
+        ([], [chunk("a", 0)], {"preprocessing", "audio_encoder"}, False),
+        ([], [sound(9, 0)], {"thinker"}, True),
+        ([], [sound(9, 0)], {"mm_aggregate"}, False),
+        ([], [chunk("a", 0), end(1)], {"code_predictor"}, True),
+        ([], [chunk("a", 0), end(1)], {"thinker", "decode"}, False),
+        (["."], [chunk("a", 0), end(1)], {"thinker"}, True),
+        (["."], [chunk("a", 0), end(1)], {"decode"}, True),
+        ([], [sound(9, 0), hush(1)], {"talker_ar", "code_predictor", "code2wav"}, False),
+        ([], [sound(9, 0), hush(1)], {"decode"}, True),
+        ([], [chunk("a", 0), end(1), sound(9, 0), hush(1)], {"code2wav", "decode"}, False),
+    ],
+)
+async def test_a_lost_worker_ends_a_spoken_answer_while_one_of_its_streams_needs_it(stop, messages, lost, fails):
+    opened = Opened(request=ChatRequest(turns=[], text=TextOutput(stop=stop), speech=SPOKEN.speech))
+    opened.deliver(*messages)
+    opened.pipeline.lost(frozenset(lost), ERROR)
+    assert (opened.answer.error is not None, opened.aborts) == (fails, int(fails))
 
 
 @pytest.mark.parametrize(
@@ -234,5 +305,5 @@ async def test_an_answer_of_two_streams_ends_with_the_later_one():
 def test_a_route_has_the_encoders_that_its_media_need(kinds, hears_clips, encoders):
     media = [Media(kind, Tensor.of(b"x"), "p") for kind in kinds]
     found = route(ChatRequest(turns=[], media=media, video=VideoOptions(use_audio=hears_clips)))
-    assert found.before == {"preprocessing", "mm_aggregate", "thinker", "decode"} | encoders
-    assert found.after == {"thinker", "decode"}
+    assert found.before == {"preprocessing", "mm_aggregate"} | encoders
+    assert found.outputs == {"decode": {"thinker", "decode"}}

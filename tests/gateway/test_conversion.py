@@ -8,14 +8,18 @@ import pytest
 
 from gateway.conversion import MediaSource, convert
 from gateway.validation import parse
+from gateway.voices import Voices
 from omni_pipeline.errors import OmniError
-from stages.messages import MediaRef, Sampling, Text, TextOutput, VideoOptions
+from stages.messages import MediaRef, Sampling, SpeechOptions, Text, TextOutput, VideoOptions
 
 USER = {"role": "user", "content": "What is it?"}
 
 
+VOICES = Voices(("chelsie", "ethan"), default="ethan")
+
+
 def converted(*messages, **fields):
-    return convert(parse(json.dumps({"messages": messages or [USER], **fields}).encode()))
+    return convert(parse(json.dumps({"messages": messages or [USER], **fields}).encode()), VOICES)
 
 
 def test_a_plain_request_has_the_defaults_of_the_reference():
@@ -37,6 +41,13 @@ def test_roles(role, turn):
 def test_an_earlier_refusal_stands_for_its_content():
     request, _ = converted(USER, {"role": "assistant", "content": None, "refusal": "No."}, USER)
     assert request.turns[1].content == [Text("No.")]
+
+
+@pytest.mark.parametrize(("content", "text"), [(None, "Said."), ("Written.", "Written."), ("", "")])
+def test_an_earlier_spoken_answer_is_taken_by_its_content_or_else_its_transcript(content, text):
+    answer = {"role": "assistant", "content": content, "audio": {"id": "audio_1", "transcript": "Said."}}
+    request, _ = converted(USER, answer, USER)
+    assert request.turns[1].content == [Text(text)]
 
 
 def test_content_parts_stand_where_they_are():
@@ -143,3 +154,30 @@ def test_video_options():
     fields = {"fps": 1.5, "max_frames": 9, "min_pixels": 100, "max_pixels": 200, "total_pixels": 300}
     request, _ = converted(**{f"video_{name}": value for name, value in fields.items()}, use_audio_in_video=True)
     assert request.video == VideoOptions(**fields, use_audio=True)
+
+
+SPOKEN = {"modalities": ["text", "audio"]}
+
+
+@pytest.mark.parametrize("modalities", [None, ["text"]])
+def test_an_answer_is_written_unless_speech_is_asked_for(modalities):
+    request, _ = converted(modalities=modalities, voice="nobody", talker_top_k=3)
+    assert request.speech is None
+
+
+@pytest.mark.parametrize("modalities", [["text", "audio"], ["audio", "text"], ["audio"]])
+def test_a_spoken_answer_has_the_defaults_of_the_reference(modalities):
+    request, _ = converted(modalities=modalities)
+    assert request.thinker == Sampling()
+    assert request.speech == SpeechOptions(
+        speaker="ethan",
+        talker=Sampling(temperature=0.9, top_k=50, top_p=1.0, repetition_penalty=1.05),
+        predictor=Sampling(temperature=1.0, top_k=50, top_p=0.8),
+    )
+
+
+def test_speech_of_a_server_that_only_writes_is_refused():
+    with pytest.raises(OmniError) as caught:
+        convert(parse(json.dumps({"messages": [USER]} | SPOKEN).encode()), None)
+    assert (caught.value.info.status, caught.value.info.param) == (400, "modalities")
+    assert "does not speak" in caught.value.info.message

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from gateway.foreign_fields import IGNORED, REFUSED, REFUSED_STAGES
-from gateway.schema import ChatCompletionRequest, StageSampling
+from gateway.foreign_fields import IGNORED, REFUSED
+from gateway.schema import AudioFormat, ChatCompletionRequest, SamplingByStage, StageSampling
 
 ROOT = Path(__file__).parents[2]
 API = (ROOT / "docs" / "api.md").read_text()
@@ -18,7 +19,7 @@ API = (ROOT / "docs" / "api.md").read_text()
     "name",
     sorted(
         {*ChatCompletionRequest.__struct_fields__, *StageSampling.__struct_fields__, *IGNORED, *REFUSED}
-        | {f"stage_sampling.{stage}" for stage in REFUSED_STAGES}
+        | {*SamplingByStage.__struct_fields__, *get_args(AudioFormat)}
     ),
 )
 def test_every_field_is_documented(name):

@@ -69,6 +69,8 @@ async def test_a_bug_in_the_warm_up_ends_the_server_loudly():
         pipeline,
         Server(),
         model_path="x",
+        checkpoint="x",
+        stages=(),
         listen_socket=socket.create_server(("127.0.0.1", 0)),
         stopping=asyncio.Event(),
     )

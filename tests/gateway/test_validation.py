@@ -75,6 +75,7 @@ def test_what_is_not_a_json_object_is_refused(data):
         (messages(USER | {"contents": "x"}), "messages[0].contents", "unknown_parameter"),
         (messages({"role": "assistant"}), "messages[0].content", "missing_required_parameter"),
         (messages({"role": "assistant", "audio": {"id": "a"}}), "messages[0].content", "missing_required_parameter"),
+        (messages({"role": "assistant", "audio": {"ID": "a"}}), "messages[0].audio.ID", "unknown_parameter"),
         (
             messages({"role": "assistant", "content": "", "tool_calls": [{}]}),
             "messages[0].tool_calls",
@@ -156,17 +157,30 @@ def test_what_is_not_a_json_object_is_refused(data):
         (body(stream="yes"), "stream", "invalid_value"),
         (body(stream_options={"include_usage": True}), "stream_options", "invalid_value"),
         (body(stream=True, stream_options={"usage": True}), "stream_options.usage", "unknown_parameter"),
-        (body(modalities=["text", "audio"]), "modalities", "unsupported_value"),
-        (body(modalities=["audio"]), "modalities", "unsupported_value"),
+        (body(modalities=[]), "modalities", "invalid_value"),
+        (body(modalities=["audio", "text", "audio"]), "modalities", "invalid_value"),
         (body(modalities=["smell"]), "modalities[0]", "invalid_value"),
         (body(modalities=["text", "text"]), "modalities", "invalid_value"),
         (body(modalities="text"), "modalities", "invalid_value"),
         (body(audio={"voice": 3}), "audio.voice", "invalid_value"),
-        (body(stage_sampling={"talker_ar": {"temperature": 1}}), "stage_sampling.talker_ar", "unsupported_parameter"),
+        (body(audio={"format": "midi"}), "audio.format", "invalid_value"),
+        (body(audio={"format": "WAV"}), "audio.format", "invalid_value"),
+        (body(audio={"speed": 2}), "audio.speed", "unknown_parameter"),
+        (body(voice=3), "voice", "invalid_value"),
+        (body(speaker=["ethan"]), "speaker", "invalid_value"),
+        (body(stage_sampling={"code2wav": {}}), "stage_sampling.code2wav", "unknown_parameter"),
+        (body(stage_sampling={"talker_ar": {"top_p": 0}}), "stage_sampling.talker_ar.top_p", "invalid_value"),
+        (body(stage_sampling={"code_predictor": {"max_tokens": 0}}),
+         "stage_sampling.code_predictor.max_tokens", "invalid_value"),
         (body(stage_sampling={"thinkers": {}}), "stage_sampling.thinkers", "unknown_parameter"),
         (body(stage_sampling={"thinker": {"temperature": 3}}), "stage_sampling.thinker.temperature", "invalid_value"),
         (body(stage_sampling={"thinker": {"stop": "x"}}), "stage_sampling.thinker.stop", "unknown_parameter"),
-        (body(talker_temperature=0.5), "talker_temperature", "unsupported_parameter"),
+        (body(talker_temperature=2.5), "talker_temperature", "invalid_value"),
+        (body(talker_top_p=0), "talker_top_p", "invalid_value"),
+        (body(talker_top_k=-2), "talker_top_k", "invalid_value"),
+        (body(talker_repetition_penalty=0), "talker_repetition_penalty", "invalid_value"),
+        (body(talker_max_new_tokens=0), "talker_max_new_tokens", "invalid_value"),
+        (body(talker_min_p=0.1), "talker_min_p", "unknown_parameter"),
         (body(images="tests/data/cars.jpg"), "images", "invalid_value"),
         (body(images=[""]), "images[0]", "invalid_value"),
         (body(audios=[{"url": "x"}]), "audios[0]", "invalid_value"),
@@ -199,10 +213,28 @@ def test_a_wrong_field_is_named(data, param, code):
         (image({"url": "x", "detial": "low"}), "detail"),
         (body(stream=True, stream_options={"include_use": True}), "include_usage"),
         (body(stage_sampling={"thinker": {"topk": 5}}), "top_k"),
+        (body(stage_sampling={"code_predictor": {"topk": 5}}), "top_k"),
+        (body(stage_sampling={"talker": {}}), "talker_ar"),
+        (body(stage_sampling={"predictor": {}}), "code_predictor"),
+        (body(audio={"voices": "ethan"}), "voice"),
+        (body(talker_max_tokens=5), "talker_max_new_tokens"),
     ],
 )
 def test_a_misspelt_field_gets_a_suggestion(data, meant):
     assert f"did you mean '{meant}'?" in refusal(data).message
+
+
+@pytest.mark.parametrize(
+    ("data", "known"),
+    [
+        (body(modalities=["smell"]), "text, audio"),
+        (body(audio={"format": "midi"}), "wav, pcm16, pcm, flac, mp3, opus, aac"),
+        (messages({"role": "robot", "content": "x"}), "system, developer, user, assistant, tool"),
+        (parts({"type": "smell"}), "text, image_url, input_audio, audio_url, video_url"),
+    ],
+)
+def test_a_value_that_is_none_of_the_known_ones_gets_their_list(data, known):
+    assert refusal(data).message.endswith(f"; known: {known}.")
 
 
 def test_a_huge_wrong_value_is_not_repeated_in_full():
@@ -239,7 +271,11 @@ def test_refused_fields_may_ask_for_nothing(fields):
     [
         {"model": "anything"},
         {"modalities": ["text"]},
+        {"modalities": ["text", "audio"]},
+        {"modalities": ["audio", "text"]},
+        {"modalities": ["audio"]},
         {"modalities": ["text"], "audio": {"voice": "default", "format": "wav"}},
+        {"stage_sampling": {"talker_ar": {"top_k": 5}, "code_predictor": {"temperature": 0}}},
         {"max_tokens": 5, "max_completion_tokens": 5},
         {"n": 1},
         {"top_k": -1},
@@ -259,3 +295,21 @@ def test_good_fields_are_taken(fields):
 def test_an_answer_is_taken_back_as_the_client_library_gives_it():
     answer = {"role": "assistant", "content": "Hi.", "refusal": None, "annotations": [], "audio": None}
     parse(messages(USER, answer | {"function_call": None, "tool_calls": None}, USER))
+
+
+@pytest.mark.parametrize(
+    ("answer", "ok"),
+    [
+        ({"content": "Hi.", "audio": {"id": "audio_1"}}, True),
+        ({"content": None, "audio": {"id": "audio_1", "data": "", "expires_at": 1, "transcript": "Hi."}}, True),
+        ({"content": None, "refusal": "No.", "audio": {"id": "audio_1"}}, True),
+        ({"content": None, "audio": {"id": "audio_1"}}, False),
+        ({"audio": {"id": "audio_1", "data": "AAAA"}}, False),
+    ],
+)
+def test_an_earlier_spoken_answer_needs_its_text(answer, ok):
+    data = messages(USER, {"role": "assistant"} | answer, USER)
+    if ok:
+        parse(data)
+    else:
+        assert "keeps no speech" in refusal(data).message

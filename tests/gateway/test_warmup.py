@@ -44,17 +44,27 @@ def test_the_clip_is_a_moving_ramp():
 
 
 def test_the_request_touches_every_modality_and_stage():
-    request = warmup.warmup_request()
+    request = warmup.warmup_request("ethan")
     assert [media.kind for media in request.media] == ["image", "audio", "video"]
     assert [part.index for part in request.turns[0].content if isinstance(part, MediaRef)] == [0, 1, 2]
-    assert route(request).before == frozenset(QWEN3_OMNI.stage_names)
+    needed = route(request)
+    assert needed.before.union(*needed.outputs.values()) >= frozenset(QWEN3_OMNI.stage_names)
+
+
+def test_the_request_is_spoken_in_more_than_one_frame():
+    speech = warmup.warmup_request("ethan").speech
+    assert (speech.speaker, speech.talker.max_tokens, speech.talker.ignore_eos) == ("ethan", 4, True)
+
+
+def test_the_request_is_not_spoken_without_a_voice():
+    assert warmup.warmup_request(None).speech is None
 
 
 def test_the_request_travels_on_the_entry_edge():
     from omni_pipeline.wire import Start
 
     codec = Codec(QWEN3_OMNI.body_types())
-    sent = Start("warm-up-1", "gateway", "preprocessing", warmup.warmup_request())
+    sent = Start("warm-up-1", "gateway", "preprocessing", warmup.warmup_request("ethan"))
     received = codec.decode(codec.encode(sent))
     assert bytes(received.body.media[1].data.buffer()) == warmup.wav()
 
@@ -71,5 +81,5 @@ async def test_it_is_sent_again_until_it_is_answered(failures, monkeypatch):
         submit(request_id, body)
 
     pipeline.submit = flaky
-    await warmup.warm_up(Collector(pipeline, reader_bytes=1000))
+    await warmup.warm_up(Collector(pipeline, reader_bytes=1000), "ethan")
     assert list(pipeline.bodies) == [f"warm-up-{failures + 1}"]

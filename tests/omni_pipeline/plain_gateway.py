@@ -12,7 +12,14 @@ from tests.omni_pipeline.echo_stages import Text
 
 
 async def run(
-    pipeline: Supervisor, server: Server, *, model_path: str, listen_socket: socket.socket, stopping: asyncio.Event
+    pipeline: Supervisor,
+    server: Server,
+    *,
+    model_path: str,
+    checkpoint: str,
+    stages: tuple[str, ...],
+    listen_socket: socket.socket,
+    stopping: asyncio.Event,
 ) -> None:
     """Serve until `stopping` is set."""
     waiting: dict[str, asyncio.Future[Work | Failed]] = {}

@@ -1,0 +1,72 @@
+"""Measures one chat request for the metrics and the log."""
+
+from __future__ import annotations
+
+import time
+
+from gateway.audio import SAMPLE_RATE
+from gateway.collector import Body
+from gateway.metrics import Metrics
+from gateway.playback import Player
+from omni_pipeline.errors import ErrorInfo
+from stages.messages import AudioDelta, TextDelta, TextDone
+
+
+class Progress:
+    """One request on its way.
+
+    Attributes:
+        outcome: How it ended; ``cancelled`` until something else is known.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.outcome = "cancelled"
+        self.began = time.monotonic()
+        self._metrics = metrics
+        self._last_text: float | None = None
+        self._last_audio: float | None = None
+        self._player = Player()
+
+    def failed(self, info: ErrorInfo) -> None:
+        """The request got an error."""
+        self.outcome = "refused" if info.status < 500 else "failed"
+        self._metrics.errors.labels(info.code or "none").inc()
+
+    def saw(self, bodies: list[Body]) -> None:
+        """A part of the answer has come."""
+        now = time.monotonic()
+        if any(isinstance(body, TextDelta) and body.text for body in bodies):
+            self._saw_text(now)
+        for body in bodies:
+            if isinstance(body, TextDone):
+                self._metrics.count_tokens(body.usage)
+            elif isinstance(body, AudioDelta):
+                self._saw_audio(now, body.samples.shape[0] / SAMPLE_RATE)
+
+    def ended(self) -> None:
+        """The request is over, one way or another."""
+        self._metrics.requests.labels(self.outcome).inc()
+        self._metrics.request_seconds.observe(time.monotonic() - self.began)
+        if self._last_audio is not None:
+            self._metrics.real_time_factor.observe((self._last_audio - self.began) / self._player.seconds)
+            self._metrics.playback_underruns.inc(self._player.underruns)
+            self._metrics.playback_silence_seconds.inc(self._player.silence)
+
+    def _saw_text(self, now: float) -> None:
+        if self._last_text is None:
+            self._metrics.first_text_seconds.observe(now - self.began)
+        else:
+            self._metrics.inter_text_seconds.observe(now - self._last_text)
+        self._last_text = now
+
+    def _saw_audio(self, now: float, seconds: float) -> None:
+        if not seconds:
+            return
+        if self._last_audio is None:
+            self._metrics.first_audio_seconds.observe(now - self.began)
+        else:
+            self._metrics.inter_audio_seconds.observe(now - self._last_audio)
+        self._last_audio = now
+        self._player.feed(now, seconds)
+        self._metrics.audio_chunks.inc()
+        self._metrics.audio_seconds.inc(seconds)
