@@ -11,7 +11,6 @@ from msgspec import Struct
 
 from stages.messages import Sampling
 
-
 # A temperature below this is greedy: what it leaves beside the best token is beyond float32, and so is the division.
 LEAST_TEMPERATURE = 1e-6
 
