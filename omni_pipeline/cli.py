@@ -128,9 +128,7 @@ def serve(
         or None,
     )
     settings = load(config, overrides)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s main %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s main %(name)s: %(message)s")
     try:
         with Terminal(Console()) as terminal:
             if not settings.text_only:
