@@ -79,18 +79,22 @@ class Client:
             timeline.failure = Failure("stream_cut", str(error), status=200)
         except aiohttp.ClientError as error:
             timeline.failure = Failure("connection_failed", str(error))
-        timeline.ended = time.perf_counter() - began
+        timeline.ended = timeline.ended or time.perf_counter() - began
         return timeline
 
 
 async def _follow(response: aiohttp.ClientResponse, timeline: Timeline, began: float) -> None:
-    """Note down the events until ``[DONE]``. What arrives in one read has one time."""
+    """Note down the events until ``[DONE]``. What arrives in one read has one time.
+
+    The rest, which is nothing, is read too, so that the connection can be used again.
+    """
     splitter = EventSplitter()
     async for received in response.content.iter_any():
         at = time.perf_counter() - began
         for data in splitter.feed(received):
             if data == DONE:
-                return
+                timeline.ended = at
+                break
             event = read_event(data)
             if event.failure is not None:
                 timeline.failure = event.failure
@@ -102,7 +106,8 @@ async def _follow(response: aiohttp.ClientResponse, timeline: Timeline, began: f
             if event.tokens is not None:
                 timeline.tokens = event.tokens
             timeline.finish_reason = event.finish_reason or timeline.finish_reason
-    raise StreamError("stream_cut", f"the stream ended without {DONE}")
+    if not timeline.ended:
+        raise StreamError("stream_cut", f"the stream ended without {DONE}")
 
 
 def _refusal(body: bytes, status: int) -> Failure:

@@ -129,6 +129,9 @@ def bench(
         raise typer.BadParameter("--baseline compares answers in turns, which --rate has no room for.")
     if plot is not None and plot.suffix != ".svg":
         raise typer.BadParameter(f"--plot draws SVG: call it {plot.with_suffix('.svg')}.")
+    for file in filter(None, (json_file, plot)):
+        if not file.parent.is_dir():
+            raise typer.BadParameter(f"There is no directory {file.parent} to write {file.name} to.")
     if output is Output.SPEECH and not natural and audio_frames is None:
         audio_frames = _FRAMES
     loads = [Load(concurrency=streams) for streams in concurrency or ([] if rate else [1])]

@@ -66,6 +66,7 @@ class ScriptedServer:
         url: Where.
         bodies: Of the requests, in their order.
         headers: Theirs.
+        peers: Addresses of the connections they came by.
         most: Requests in progress at the same time.
     """
 
@@ -74,6 +75,7 @@ class ScriptedServer:
         self.url = ""
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.peers: set[Any] = set()
         self.most = 0
         self._open = 0
 
@@ -86,6 +88,8 @@ class ScriptedServer:
         try:
             self.bodies.append(await request.json())
             self.headers.append(dict(request.headers))
+            assert request.transport is not None
+            self.peers.add(request.transport.get_extra_info("peername"))
             answer = self._script(self.bodies[-1])
             if isinstance(answer, Refusal):
                 return web.json_response(answer.body, status=answer.status)

@@ -98,3 +98,10 @@ async def test_key_is_sent_as_bearer_token() -> None:
     async with scripted(ending(0)) as server, Client(server.url, api_key="secret") as client:
         await client.ask(b"{}")
         assert server.headers[0]["Authorization"] == "Bearer secret"
+
+
+async def test_connection_serves_one_request_after_the_other() -> None:
+    async with scripted([text("a"), DONE, PAUSE]) as server, Client(server.url) as client:
+        for _ in range(3):
+            assert (await client.ask(b"{}")).failure is None
+    assert len(server.peers) == 1

@@ -130,6 +130,7 @@ def test_baseline_that_cannot_run_says_why(server: Server, tmp_path: Path) -> No
         (["--model-path", "x"], "--baseline"),
         (["--baseline", "--model-path", "x", "--rate", "1"], "--rate"),
         (["--plot", "figures.png"], "figures.svg"),
+        (["--json", "nowhere/figures.json"], "nowhere"),
         (["--input", "smell"], "--input"),
         (["--concurrency", "0"], "--concurrency"),
     ],
