@@ -4,7 +4,7 @@ checkpoint := checkpoints/tiny
 port ?= 8008
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve serve-text serve-fused bench test lint checkpoint clean
+.PHONY: help install serve serve-split serve-text serve-fused bench test lint checkpoint clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -17,13 +17,15 @@ checkpoint: $(checkpoint)/config.json  ## Make the small random checkpoint that 
 $(checkpoint)/config.json: scripts/make_tiny_checkpoint.py | install
 	$(python) scripts/make_tiny_checkpoint.py --out $(checkpoint)
 
-serve: install checkpoint  ## Serve the small checkpoint at port 8008 (port=… for another)
+serve: install checkpoint  ## Serve the small checkpoint at port 8008, text and speech (port=… for another)
+	$(python) -m omni_pipeline.cli serve --model-path $(checkpoint) --port $(port)
+
+serve-split: serve  ## The same: one process for each of the nine stages
+
+serve-text: install checkpoint  ## Text only, one process for each of the six stages
 	$(python) -m omni_pipeline.cli serve --model-path $(checkpoint) --text-only --port $(port)
 
-serve-text: install checkpoint  ## The same from configs/qwen3_omni_text.yaml, one process for each stage
-	$(python) -m omni_pipeline.cli serve --model-path $(checkpoint) --config configs/qwen3_omni_text.yaml --port $(port)
-
-serve-fused: install checkpoint  ## The same from configs/qwen3_omni_mmsu.yaml, all stages in one process
+serve-fused: install checkpoint  ## Text only, all stages in one process
 	$(python) -m omni_pipeline.cli serve --model-path $(checkpoint) --config configs/qwen3_omni_mmsu.yaml --port $(port)
 
 bench: install  ## Measure text and speech of the server at port 8008 (port=… for another, args=… for flags)

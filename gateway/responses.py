@@ -49,9 +49,10 @@ class PromptDetails(Struct):
 
 
 class CompletionDetails(Struct):
-    """More on the answer. `audio_tokens` are codec frames, which `completion_tokens` do not contain."""
+    """Parts of the answer, in tokens. `audio_tokens` are codec frames."""
 
     audio_tokens: int
+    text_tokens: int
     reasoning_tokens: int = 0
 
 
@@ -182,19 +183,20 @@ def error_body(info: ErrorInfo) -> ErrorBody:
 
 
 def usage(counts: messages.Usage, audio_frames: int) -> Usage:
-    """The API's form of the token counts."""
+    """The API's form of the token counts; those of the answer are of text and sound together, as OpenAI counts."""
     media = counts.media_tokens
+    completion_tokens = counts.completion_tokens + audio_frames
     return Usage(
         prompt_tokens=counts.prompt_tokens,
-        completion_tokens=counts.completion_tokens,
-        total_tokens=counts.prompt_tokens + counts.completion_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=counts.prompt_tokens + completion_tokens,
         prompt_tokens_details=PromptDetails(
             cached_tokens=counts.cached_tokens,
             audio_tokens=media.get("audio", 0),
             image_tokens=media.get("image", 0),
             video_tokens=media.get("video", 0),
         ),
-        completion_tokens_details=CompletionDetails(audio_tokens=audio_frames),
+        completion_tokens_details=CompletionDetails(audio_tokens=audio_frames, text_tokens=counts.completion_tokens),
     )
 
 

@@ -131,8 +131,6 @@ def serve(
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s main %(name)s: %(message)s")
     try:
         with Terminal(Console()) as terminal:
-            if not settings.text_only:
-                terminal.note("There are no speech stages yet: serving text, as with --text-only.")
             asyncio.run(serve_config(settings, terminal))
     except asyncio.CancelledError:  # told twice to stop
         raise typer.Exit(1) from None

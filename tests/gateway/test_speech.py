@@ -80,11 +80,13 @@ class TestWhole:
         assert message["content"] is None
         assert message["audio"]["transcript"] == "Hello"
 
-    async def test_counts_codec_frames_apart_from_the_tokens_of_the_text(self):
+    async def test_counts_codec_frames_beside_the_tokens_of_the_text(self):
         async with serving(speaking(), speaks=True) as served, served.openai() as client:
             usage = (await client.chat.completions.create(**ASK)).usage
-        assert usage.completion_tokens_details.audio_tokens == 2 * len(PIECES)
-        assert (usage.completion_tokens, usage.total_tokens) == (3, 14)
+        frames = 2 * len(PIECES)
+        assert usage.completion_tokens_details.audio_tokens == frames
+        assert usage.completion_tokens_details.model_extra == {"text_tokens": 3}
+        assert (usage.completion_tokens, usage.total_tokens) == (3 + frames, 14 + frames)
 
     @pytest.mark.parametrize(("audio_format", "size"), [("pcm", 0), ("pcm16", 0), ("wav", 44), ("mp3", 0)])
     async def test_may_say_nothing(self, audio_format, size):
