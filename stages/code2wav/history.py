@@ -28,9 +28,8 @@ class History:
     """The last `length` steps of a layer's input, for every slot.
 
     Args:
-        length: Steps kept.
-        silence: Whether a voice is preceded by zeros, as a causal convolution sees it, or by nothing at all.
         kept: [slots, channels, length], the memory to use.
+        silence: Whether a voice is preceded by zeros, as a causal convolution sees it, or by nothing at all.
     """
 
     def __init__(self, kept: Tensor, *, silence: bool) -> None:

@@ -109,6 +109,7 @@ class ResidualNetwork:
         self._lm_heads = [head.weight.t() for head in model.lm_head]
         self._layers = [self._take_over(layer, config.rms_norm_eps) for layer in model.model.layers]
         self._norm = Norm.of(model.model.norm.weight, config.rms_norm_eps)
+        self._head_floor = Norm.of(model.model.layers[0].self_attn.q_norm.weight, config.rms_norm_eps).floor
         # The last codebook's embedding is summed, never fed back.
         self._positions = self.codebooks
         cache = (len(self._layers), max_batch * self._kv_heads)
@@ -191,30 +192,29 @@ class ResidualNetwork:
 
     def _take_over(self, layer: Any, epsilon: float) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
-        self._head_floor = Norm.of(attention.q_norm.weight, epsilon).floor
         query = Norm.of(attention.q_norm.weight, epsilon).weight * self._head_dim**-0.5
         key = Norm.of(attention.k_norm.weight, epsilon).weight
         weights = torch.cat((query.expand(self._heads, -1), key.expand(self._kv_heads, -1)))
         qkv = torch.cat(
             (
-                self._paired(attention.q_proj.weight.unflatten(0, (self._heads, -1)), 1).flatten(0, 1),
-                self._paired(attention.k_proj.weight.unflatten(0, (self._kv_heads, -1)), 1).flatten(0, 1),
+                self._paired(attention.q_proj.weight.unflatten(0, (self._heads, -1))).flatten(0, 1),
+                self._paired(attention.k_proj.weight.unflatten(0, (self._kv_heads, -1))).flatten(0, 1),
                 attention.v_proj.weight,
             )
         )
         return Layer(
             input_norm=Norm.of(layer.input_layernorm.weight, epsilon),
             qkv=qkv.t(),
-            head_weights=self._paired(weights, 1).contiguous(),
+            head_weights=self._paired(weights).contiguous(),
             out=attention.o_proj.weight.t(),
             output_norm=Norm.of(layer.post_attention_layernorm.weight, epsilon),
             gate_up=torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)).t(),
             down=mlp.down_proj.weight.t(),
         )
 
-    def _paired(self, weights: Tensor, axis: int) -> Tensor:
-        """With the two halves of `axis` interleaved: the reference rotates number i with number i + head_dim / 2."""
-        return weights.unflatten(axis, (2, -1)).transpose(axis, axis + 1).flatten(axis, axis + 1)
+    def _paired(self, heads: Tensor) -> Tensor:
+        """Heads [heads, head_dim, …] with their halves interleaved: the reference turns i together with i + half."""
+        return heads.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
     def _places_for(self, batch: int) -> list[list[Places]]:
         """For each pass (the two-row one, then one for each further position), the places of all layers."""

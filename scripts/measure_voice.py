@@ -1,0 +1,156 @@
+"""Measures what a codec frame costs in code_predictor and code2wav, beside the reference and the bare matrix products.
+
+    python scripts/measure_voice.py --model-path checkpoints/tiny
+    python scripts/measure_voice.py --real        # the released model's shapes, random weights
+
+CPU time of one thread, in milliseconds per frame of one voice; figures are comparable only within one run.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the workers: the cores are shared
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import Qwen3OmniMoeConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
+    Qwen3OmniMoeCode2Wav,
+    Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration,
+)
+
+from stages.code2wav.history import Streams
+from stages.code2wav.network import StreamingVocoder
+from stages.code_predictor.choice import Choice, Draws
+from stages.code_predictor.network import ResidualNetwork
+from stages.messages import Sampling
+from stages.weights import load_part, read_tensors
+
+SAMPLED = Sampling(temperature=1.0, top_k=50, top_p=0.8, seed=1)
+WHOLE_FRAMES = 40
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--model-path", help="a checkpoint")
+    chosen.add_argument("--real", action="store_true", help="the released model's shapes, with random weights")
+    parser.add_argument("--repeats", type=int, default=40, help="runs for each figure; the lower quartile counts")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16])
+    parser.add_argument("--chunks", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    predictor, table, vocoder = real_shapes() if arguments.real else checkpoint(arguments.model_path)
+    with torch.inference_mode():
+        measure_predictor(predictor, table, arguments.batches, arguments.repeats)
+        measure_vocoder(vocoder, arguments.batches, arguments.chunks, arguments.repeats)
+
+
+def checkpoint(model_path: str) -> tuple[Any, torch.Tensor, Any]:
+    """The reference's code predictor, the talker's codec embedding, and the reference's vocoder."""
+    config = Qwen3OmniMoeConfig.from_pretrained(model_path)
+    predictor = load_part(
+        Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration,
+        config.talker_config.code_predictor_config,
+        model_path,
+        "talker.code_predictor.",
+        torch.float32,
+        "cpu",
+    )
+    table = read_tensors(model_path, "talker.model.codec_embedding.")["weight"]
+    vocoder = load_part(Qwen3OmniMoeCode2Wav, config.code2wav_config, model_path, "code2wav.", torch.float32, "cpu")
+    return predictor, table, vocoder
+
+
+def real_shapes() -> tuple[Any, torch.Tensor, Any]:
+    """The same with random weights; the shapes are the configuration's defaults but for the number of codebooks."""
+    config = Qwen3OmniMoeConfig()
+    config.talker_config.code_predictor_config.num_code_groups = 16
+    predictor = Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration._from_config(
+        config.talker_config.code_predictor_config
+    )
+    vocoder = Qwen3OmniMoeCode2Wav._from_config(config.code2wav_config)
+    for model in (predictor, vocoder):
+        model.float().eval().requires_grad_(False)
+    table = torch.randn(config.talker_config.text_config.vocab_size, predictor.config.hidden_size)
+    return predictor, table, vocoder
+
+
+def measure_predictor(model: Any, table: torch.Tensor, batches: list[int], repeats: int) -> None:
+    network = ResidualNetwork(model, table, max(batches))
+    print(f"code_predictor, {network.codebooks} codebooks, ms per frame")
+    print(f"{'batch':>8}{'greedy':>10}{'sampled':>10}{'products':>10}{'reference':>11}{'ratio to products':>19}")
+    for batch in batches:
+        hidden = torch.randn(batch, network.hidden_size)
+        codes = torch.randint(0, network.vocab, (batch,))
+        greedy = milliseconds(partial(frames, network, hidden, codes, Sampling()), repeats) / batch
+        sampled = milliseconds(partial(frames, network, hidden, codes, SAMPLED), repeats) / batch
+        products = milliseconds(matrix_products(model.config, batch), repeats) / batch
+        generate = partial(model.generate, inputs_embeds=torch.stack((hidden, table[codes]), 1), do_sample=False)
+        theirs = milliseconds(partial(generate, max_new_tokens=network.codebooks - 1), max(3, repeats // 8)) / batch
+        print(f"{batch:>8}{greedy:>10.3f}{sampled:>10.3f}{products:>10.3f}{theirs:>11.3f}{greedy / products:>19.2f}")
+
+
+def frames(network: ResidualNetwork, hidden: torch.Tensor, codes: torch.Tensor, way: Sampling) -> None:
+    """One frame for every row, as the stage computes it."""
+    rows = [(Draws(way), 0)] * len(codes)
+    network.frames(hidden, codes, Choice.of(rows, network.codebooks - 1, network.vocab, network.device))
+
+
+def matrix_products(config: Any, batch: int) -> Callable[[], None]:
+    """The products of matrices in one frame and nothing else: what no way of computing it can spare."""
+    heads = config.num_attention_heads * config.head_dim
+    joined = heads + 2 * config.num_key_value_heads * config.head_dim
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    shapes = [(hidden, joined), (heads, hidden), (hidden, 2 * intermediate), (intermediate, hidden)]
+    layers = [torch.randn(out, into).t() for _ in range(config.num_hidden_layers) for into, out in shapes]
+    tables = [torch.randn(config.vocab_size, hidden).t() for _ in range(config.num_code_groups - 1)]
+    inputs = {width: torch.randn(batch, width) for width in (hidden, heads, intermediate)}
+    prefill = {width: torch.randn(2 * batch, width) for width in (hidden, heads, intermediate)}
+
+    def run() -> None:
+        for number, table in enumerate(tables):
+            rows = inputs if number else prefill
+            for matrix in layers:
+                torch.mm(rows[matrix.shape[0]], matrix)
+            torch.mm(inputs[hidden], table)
+
+    return run
+
+
+def measure_vocoder(model: Any, batches: list[int], chunks: list[int], repeats: int) -> None:
+    network = StreamingVocoder(model, max(batches))
+    whole = torch.randint(0, network.codes, (1, network.codebooks, WHOLE_FRAMES))
+    theirs = milliseconds(lambda: model(whole), max(3, repeats // 8)) / WHOLE_FRAMES
+    print(f"\ncode2wav, ms per frame; the reference takes {theirs:.3f} in a whole decode of {WHOLE_FRAMES} frames")
+    print(f"{'batch':>8}" + "".join(f"{f'chunk {frames}':>11}" for frames in chunks))
+    for batch in batches:
+        streams = Streams(torch.arange(batch), torch.full((batch,), 1000), fresh=False)
+        figures = []
+        for frames in chunks:
+            codes = torch.randint(0, network.codes, (batch, frames, network.codebooks))
+            took = milliseconds(partial(network.decode, codes, streams), repeats)
+            figures.append(took / frames / batch)
+        print(f"{batch:>8}" + "".join(f"{figure:>11.3f}" for figure in figures))
+
+
+def milliseconds(work: Callable[[], Any], repeats: int) -> float:
+    """CPU time of this thread for one run: the lower quartile of so many, after two to warm up."""
+    work()
+    work()
+    times = []
+    for _ in range(repeats):
+        begin = time.thread_time()
+        work()
+        times.append(time.thread_time() - begin)
+    return 1e3 * sorted(times)[len(times) // 4]
+
+
+if __name__ == "__main__":
+    main()
