@@ -79,7 +79,7 @@ class Talker:
             options={"disable_radix_cache": True, **options.engine},
             fed=True,
         )
-        self._rows = TalkerRows(self._engine.model, config, context.model_path)
+        self._rows = TalkerRows(self._engine, config, context.model_path)
         vocabulary = talker["text_config"]["vocab_size"]
         self._end = int(talker["codec_eos_token_id"])
         self._suppressed = torch.zeros(vocabulary, dtype=torch.bool, device=context.device)
@@ -219,7 +219,7 @@ class TalkerRows:
     """Makes the talker's input rows, of width h, as the reference does.
 
     Args:
-        model: The talker's model definition, with its projections and codec embedding.
+        engine: The talker's, for its projections and codec embedding.
         config: The checkpoint's config.json.
         model_path: Where the thinker's embedding table is read from, row by row; it is not loaded.
 
@@ -228,11 +228,12 @@ class TalkerRows:
         silence: [h], the text row of every frame after that.
     """
 
-    def __init__(self, model: Any, config: dict[str, Any], model_path: str) -> None:
-        self._model = model
+    def __init__(self, engine: Engine, config: dict[str, Any], model_path: str) -> None:
+        self._engine = engine
+        self._model = engine.model
         self._table = read_tensors(model_path, "thinker.model.embed_tokens.")["weight"]
-        embedding = model.model.embed_tokens
-        self._device, self._dtype = embedding.weight.device, embedding.weight.dtype
+        weight = self._model.text_projection.linear_fc1.weight
+        self._device, self._dtype = weight.device, weight.dtype
         talker = config["talker_config"]
         self._speakers = {name.lower(): code for name, code in talker["speaker_id"].items()}
         names = ("codec_nothink_id", "codec_think_bos_id", "codec_think_eos_id", "codec_pad_id", "codec_bos_id")
@@ -272,6 +273,5 @@ class TalkerRows:
         )
         return torch.cat([user, opening, spoken])
 
-    @torch.inference_mode()
     def _codec_rows(self, codes: list[int]) -> torch.Tensor:
-        return self._model.model.embed_tokens(torch.tensor(codes, device=self._device))
+        return self._engine.embed(torch.tensor(codes))

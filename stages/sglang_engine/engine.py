@@ -137,14 +137,12 @@ class Engine:
         tap_layer: int | None = None,
     ) -> None:
         environment.prepare()
-        from sglang.srt.managers.scheduler import SpawnRanks, load_plugins, publish
         from sglang.srt.server_args import PortArgs
 
-        from stages.sglang_engine.process_groups import leave_single_rank_groups
+        from stages.sglang_engine import process
         from stages.sglang_engine.sampler import OmniSampler
         from stages.sglang_engine.scheduler import InProcessScheduler
 
-        load_plugins()
         server_args = arguments.server_arguments(
             model_path=model_path,
             architecture=architecture,
@@ -154,7 +152,7 @@ class Engine:
             max_running_requests=max_running_requests,
             engine=options,
         )
-        publish(server_args, role="scheduler", ranks=SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0))
+        self._configured = process.configure(server_args)
         unused = "ipc://unused"
         ports = PortArgs(
             tokenizer_ipc_name=unused,
@@ -173,16 +171,17 @@ class Engine:
         self._rows: dict[str, torch.Tensor] = {}  # next input rows, of requests that may decode
         self._leaving: set[str] = set()  # aborted requests that SGLang lets go of in their next decode step
         self._stalled = False
-        with contextlib.redirect_stderr(io.StringIO()):  # loading bars; progress is the supervisor's to show
+        # What it would write to stderr are loading bars; progress is the supervisor's to show.
+        with self._configured(), contextlib.redirect_stderr(io.StringIO()):
             self._scheduler = InProcessScheduler(server_args, ports)
-        leave_single_rank_groups()
+            runner = self._scheduler.tp_worker.model_runner
+            self._sampler = runner.sampler = OmniSampler()
+        process.leave_single_rank_groups()
         self._scheduler.on_progress = self._progress
         self._scheduler.on_dropped = self._dropped
         self._scheduler.on_batch = self._prepare
         self._scheduler.on_computed = self._collect_states
-        runner = self._scheduler.tp_worker.model_runner
         self._model = runner.model
-        self._sampler = runner.sampler = OmniSampler()
         self._device = torch.device(device)
         self._dtype = runner.dtype
         self._pool = runner.req_to_token_pool.req_to_token
@@ -201,6 +200,12 @@ class Engine:
     def model(self) -> Any:
         """The model definition, for the layers of it that the engine itself does not run."""
         return self._model
+
+    @torch.inference_mode()
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of the model's own embedding table: int64 [n] to [n, hidden]."""
+        with self._configured():
+            return self._model.model.embed_tokens(ids.to(self._device))
 
     @property
     def hidden_size(self) -> int:
@@ -263,24 +268,22 @@ class Engine:
         params.normalize(None)
         self._stalled = False
         self._live[generation.request_id] = _Live(generation.rows, generation, generation.tapped_rows)
-        self._scheduler.process_input_requests(
-            [
-                TokenizedGenerateReqInput(
-                    rid=generation.request_id,
-                    input_text="",
-                    input_ids=array("q", generation.cache_ids.numpy().tobytes()),
-                    input_embeds=None,
-                    mm_inputs=None,
-                    token_type_ids=None,
-                    sampling_params=params,
-                    return_logprob=False,
-                    logprob_start_len=-1,
-                    top_logprobs_num=0,
-                    token_ids_logprob=None,
-                    stream=True,
-                )
-            ]
+        request = TokenizedGenerateReqInput(
+            rid=generation.request_id,
+            input_text="",
+            input_ids=array("q", generation.cache_ids.numpy().tobytes()),
+            input_embeds=None,
+            mm_inputs=None,
+            token_type_ids=None,
+            sampling_params=params,
+            return_logprob=False,
+            logprob_start_len=-1,
+            top_logprobs_num=0,
+            token_ids_logprob=None,
+            stream=True,
         )
+        with self._configured():
+            self._scheduler.process_input_requests([request])
 
     def feed(self, request_id: str, row: torch.Tensor) -> None:
         """Give the input row [hidden] of a request's next decode step; unknown ids are ignored."""
@@ -298,20 +301,23 @@ class Engine:
             live.aborted = True
             self._rows.pop(request_id, None)
             self._stalled = False
-            self._scheduler.abort_request(AbortReq(rid=request_id))
+            with self._configured():
+                self._scheduler.abort_request(AbortReq(rid=request_id))
             if self._scheduler.abort_parked(request_id):
                 self._leaving.add(request_id)
 
     def close(self) -> None:
         """Leave torch.distributed, which holds a port."""
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        from stages.sglang_engine import process
+
+        process.leave()
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Run one batch and give what it brought."""
         ready = self._rows.keys() | self._leaving if self._fed else None
-        self._stalled = not self._scheduler.step(ready)
+        with self._configured():
+            self._stalled = not self._scheduler.step(ready)
         events, self._events = self._events, []
         return events
 

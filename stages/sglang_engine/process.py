@@ -1,0 +1,47 @@
+"""What engines of one process share: SGLang's process groups, and which engine's configuration is in force.
+
+SGLang keeps both in process-wide state. With two engines in one worker (the colocated layout), each has a configuration
+context of its own, which is in force while it works.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from sglang.srt.distributed import parallel_state
+from sglang.srt.managers.scheduler import SpawnRanks, load_plugins
+from sglang.srt.runtime_context import create_context, use_context
+
+# A call gives a context manager in which the engine's configuration is in force.
+Configured = Callable[[], AbstractContextManager[Any]]
+
+
+def configure(server_args: Any) -> Configured:
+    """Make a new engine's configuration, and room for its process groups."""
+    load_plugins()
+    leave()
+    ranks = SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0)
+    return functools.partial(use_context, create_context(server_args, role="scheduler", ranks=ranks))
+
+
+def leave() -> None:
+    """Leave the process groups of earlier engines, which hold a port. A single rank does not need them to go on."""
+    parallel_state.destroy_model_parallel()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def leave_single_rank_groups() -> None:
+    """Destroy every group in which this process is alone; SGLang asks none of them for anything then.
+
+    Each of Gloo's groups has a thread that wakes up a hundred times a second: with all of them an idle worker uses
+    more than 1 % of a core. The default group stays, and those that the scheduler itself holds on to.
+    """
+    for reference in list(parallel_state._groups.values()):
+        group = reference()
+        if group is not None and group.world_size == 1:
+            group.destroy()
