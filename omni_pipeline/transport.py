@@ -1,6 +1,10 @@
 """ZeroMQ sockets between processes: one inbox for each process, one outgoing connection for each inbox it writes to.
 
 Sends never wait: the sockets have no high-water mark, because what is in flight is bounded where requests are admitted.
+
+What a step has for one process travels as one parcel and arrives at once, so that the receiver's next step has all of
+it. Sent one by one, the first message would wake the receiver for a step of its own, and batches would fall apart on
+every way round a ring of stages. A parcel is a frame with the number of frames of each message, then their frames.
 """
 
 from __future__ import annotations
@@ -8,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Sequence
 
+import msgspec
 import zmq
 
 from omni_pipeline.errors import StartupError
@@ -23,6 +29,8 @@ COPY_BELOW_BYTES = 16 * 1024
 
 # How long a closing process waits for its last messages to leave.
 LINGER_MS = 500
+
+_COUNTS = msgspec.msgpack.Decoder(list[int])
 
 
 def make_run_dir() -> str:
@@ -63,6 +71,7 @@ class Inbox:
         self._socket.set_hwm(0)
         self._socket.bind(address)
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._unpacked: deque[list[memoryview]] = deque()
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when messages *begin* to wait: read until `receive` gives None."""
@@ -70,15 +79,19 @@ class Inbox:
 
     def wait(self, seconds: float) -> bool:
         """Block until a message waits or the time is over; whether one does."""
-        return bool(self._socket.poll(max(0, round(seconds * 1000))))
+        return bool(self._unpacked or self._socket.poll(max(0, round(seconds * 1000))))
 
     def receive(self) -> list[memoryview] | None:
         """The read-only frames of the next message, or None when none waits. They own the memory they show."""
-        try:
-            frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            return None
-        return [frame.buffer.toreadonly() for frame in frames]
+        if not self._unpacked:
+            try:
+                parcel = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return None
+            frames = (frame.buffer.toreadonly() for frame in parcel[1:])
+            for count in _COUNTS.decode(parcel[0].buffer):
+                self._unpacked.append([frame for _, frame in zip(range(count), frames, strict=False)])
+        return self._unpacked.popleft()
 
     def drain(self, most: int) -> Iterator[list[memoryview]]:
         """Up to `most` of the messages that wait."""
@@ -104,12 +117,16 @@ class Outbox:
         self._context = context
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
 
-    def send(self, address: str, frames: Sequence[Buffer]) -> None:
-        """Send one message. Large frames are not copied: their memory must stay as it is until they have left."""
+    def send(self, address: str, *messages: Sequence[Buffer]) -> None:
+        """Send messages, each as its frames, in one parcel.
+
+        Large frames are not copied: their memory must stay as it is until they have left.
+        """
         socket = self._sockets.get(address)
         if socket is None:
             socket = self._sockets[address] = self._connect(address)
-        socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+        counts = msgspec.msgpack.encode([len(frames) for frames in messages])
+        socket.send_multipart([counts, *(frame for frames in messages for frame in frames)], zmq.NOBLOCK, copy=False)
 
     def forget(self, address: str) -> None:
         """Drop a connection to a process that is gone, with everything that still waits to be sent to it."""

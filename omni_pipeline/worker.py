@@ -21,6 +21,7 @@ from omni_pipeline.stage import Stage, StageBroken
 from omni_pipeline.transport import Inbox, Outbox
 from omni_pipeline.wire import (
     Abort,
+    Buffer,
     Chunk,
     Codec,
     End,
@@ -76,6 +77,7 @@ class Worker:
         self._codec = codec
         self._parent = parent
         self._local: deque[Work] = deque()
+        self._parcels: dict[str, list[list[Buffer]]] = {}  # encoded messages of the step that runs, by address
         self._sent = SendLedger()
         self._received = ReceiveLedger()
         self._ended: dict[str, None] = {}
@@ -164,6 +166,7 @@ class Worker:
             logger.exception("%s failed in a step", name)
             failed = {**dict.fromkeys(stage.live(), _bug(name)), **failed}
             broken = error if isinstance(error, StageBroken) else None
+        self._post()
         stats.steps += 1
         stats.busy_seconds += time.monotonic() - begin
         # Only now: a stage is not told to forget a request while its step is still running.
@@ -185,12 +188,19 @@ class Worker:
             if message.target in self._stages:
                 self._local.append(message)
             else:
-                self._outbox.send(self._addresses[message.target], self._codec.encode(message))
+                parcel = self._parcels.setdefault(self._addresses[message.target], [])
+                parcel.append(self._codec.encode(message))
         except Exception:  # a body that cannot travel, or a target that does not exist: a bug of the stage
             logger.exception("%s gave a message of request %s that cannot be sent", name, message.request_id)
             return _bug(name)
         self._stats[name].sent += 1
         return None
+
+    def _post(self) -> None:
+        """Send what the step has for other processes."""
+        for address, messages in self._parcels.items():
+            self._outbox.send(address, *messages)
+        self._parcels.clear()
 
     def _fail(self, request_id: str, error: ErrorInfo, stage: str) -> None:
         """Tell the main process, which ends the request everywhere else, and forget it here."""

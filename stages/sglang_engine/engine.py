@@ -221,9 +221,18 @@ class Engine:
     def has_work(self) -> bool:
         if not self._fed:
             return bool(self._live)
+        return not self._stalled and bool(self._rows or self.must_step)
+
+    @property
+    def must_step(self) -> bool:
+        """Whether there is something to do other than decoding what has been fed."""
         scheduler = self._scheduler
-        waiting = scheduler.waiting_queue or scheduler.chunked_req is not None
-        return not self._stalled and bool(self._rows or self._leaving or waiting)
+        return bool(self._leaving or scheduler.waiting_queue or scheduler.chunked_req is not None)
+
+    @property
+    def ready(self) -> int:
+        """Requests that have been fed and have not decoded since."""
+        return len(self._rows)
 
     @property
     def running(self) -> int:
