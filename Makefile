@@ -4,7 +4,7 @@ checkpoint := checkpoints/tiny
 port ?= 8008
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve serve-split serve-text serve-fused bench test lint checkpoint clean
+.PHONY: help install serve serve-split serve-colocated serve-text serve-fused bench test lint checkpoint clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -21,6 +21,9 @@ serve: install checkpoint  ## Serve the small checkpoint at port 8008, text and 
 	$(python) -m omni_pipeline.cli serve --model-path $(checkpoint) --port $(port)
 
 serve-split: serve  ## The same: one process for each of the nine stages
+
+serve-colocated: install checkpoint  ## Text and speech, what would be on a GPU in one process
+	$(python) -m omni_pipeline.cli serve --model-path $(checkpoint) --config configs/qwen3_omni_colocated.yaml --port $(port)
 
 serve-text: install checkpoint  ## Text only, one process for each of the six stages
 	$(python) -m omni_pipeline.cli serve --model-path $(checkpoint) --text-only --port $(port)

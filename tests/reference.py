@@ -146,3 +146,96 @@ def differs(answer: list[int], truth: Greedy) -> int | None:
         if ours != theirs:
             return index
     return None if len(answer) == len(truth.ids) else min(len(answer), len(truth.ids))
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A greedy answer with its greedy voice.
+
+    Attributes:
+        ids: Text ids as in `Greedy`.
+        codes: int64 [codebooks, frames].
+        margins: For each frame, the smallest lead of any of its codes over the next best.
+        waveform: float32 [samples], the whole codes decoded at once.
+    """
+
+    ids: list[int]
+    codes: torch.Tensor
+    margins: list[float] = field(repr=False)
+    waveform: numpy.ndarray = field(repr=False)
+
+
+class SpokenReference(Reference):
+    """A checkpoint that also speaks: `generate` with greedy talker and predictor, one conversation at a time."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__(checkpoint)
+        # transformers 5.19.0 misses this where sound comes with images or clips (see docs/architecture.md).
+        self.model.talker.config.audio_config = self.model.config.thinker_config.audio_config
+
+    @torch.no_grad()
+    def speak(self, conversation: Conversation, max_tokens: int, max_frames: int, speaker: str) -> Spoken | None:
+        """The answer, or None where the reference fails: if a text is over at its first token, or a voice at its."""
+        inputs = self.inputs(conversation)
+        heard = _Decisions(self.model)
+        codes: list[torch.Tensor] = []
+        decode = self.model.code2wav.chunked_decode
+        self.model.code2wav.chunked_decode = lambda given, **options: (codes.append(given.clone()), decode(given))[1]
+        try:
+            ids, _ = self.model.generate(
+                **inputs,
+                use_audio_in_video=conversation.use_audio_in_video,
+                speaker=speaker,
+                thinker_max_new_tokens=max_tokens,
+                thinker_eos_token_id=self.model.config.im_end_token_id,
+                talker_do_sample=False,
+                talker_max_new_tokens=max_frames + 1,
+            )
+        except RuntimeError:
+            return None
+        finally:
+            self.model.code2wav.chunked_decode = decode
+            heard.close()
+        waveform = self.model.code2wav(codes[0])[0, 0].numpy()
+        return Spoken(
+            ids[0, inputs["input_ids"].shape[1] :].tolist(), codes[0][0], heard.margins(codes[0][0]), waveform
+        )
+
+
+class _Decisions:
+    """Listens to the logits that the codes of a voice are picked from."""
+
+    def __init__(self, model: Any) -> None:
+        self._talker = model.talker.config
+        self._first: list[torch.Tensor] = []
+        self._residual: list[float] = []
+        self._hooks = [model.talker.codec_head.register_forward_hook(self._hear_first)]
+        for head in model.talker.code_predictor.lm_head:
+            self._hooks.append(head.register_forward_hook(self._hear_residual))
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _hear_first(self, module: Any, arguments: Any, logits: torch.Tensor) -> None:
+        self._first.append(logits[0, -1].float())
+
+    def _hear_residual(self, module: Any, arguments: Any, logits: torch.Tensor) -> None:
+        best = logits[0, -1].float().topk(2).values
+        self._residual.append(float(best[0] - best[1]))
+
+    def margins(self, codes: torch.Tensor) -> list[float]:
+        """The smallest lead in each frame; the talker's after its repetition penalty and its banned codes."""
+        banned = torch.zeros(self._talker.text_config.vocab_size, dtype=torch.bool)
+        banned[-1024:] = True
+        banned[self._talker.codec_eos_token_id] = False
+        residuals = len(codes) - 1
+        smallest = []
+        for frame, logits in enumerate(self._first[: codes.shape[1]]):
+            said = codes[0, :frame].unique()
+            logits = logits.clone()
+            logits[said] = torch.where(logits[said] < 0, logits[said] * 1.05, logits[said] / 1.05)
+            best = logits.masked_fill(banned, -torch.inf).topk(2).values
+            own = self._residual[frame * residuals : (frame + 1) * residuals]
+            smallest.append(min([float(best[0] - best[1]), *own]))
+        return smallest

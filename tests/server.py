@@ -32,12 +32,14 @@ class Server:
         directory: Where its configuration file and log go, and where local media may come from.
         config: Content of the configuration file, without the model path.
         arguments: Further command-line arguments.
+        speech: Whether it speaks, or serves text only.
     """
 
     checkpoint: Path
     directory: Path
     config: dict[str, Any] = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)
+    speech: bool = False
     url: str = ""
     process: subprocess.Popen[bytes] | None = None
 
@@ -49,7 +51,7 @@ class Server:
         config.write_text(yaml.safe_dump(self.config))
         self.log = self.directory / f"server-{port}.log"
         command = [
-            *[sys.executable, "-m", "omni_pipeline.cli", "serve", "--text-only"],
+            *[sys.executable, "-m", "omni_pipeline.cli", "serve", *([] if self.speech else ["--text-only"])],
             *["--model-path", str(self.checkpoint), "--config", str(config), "--port", str(port)],
             *["--allowed-local-media-path", str(self.directory)],
             *self.arguments,
@@ -147,6 +149,12 @@ def fused(thinker: dict[str, Any] | None = None) -> dict[str, Any]:
     stages: dict[str, Any] = {name: {"worker": "text"} for name in names}
     stages["thinker"]["options"] = thinker or {}
     return {"stages": stages}
+
+
+def colocated() -> dict[str, Any]:
+    """Configuration with all that would be on a GPU in one worker."""
+    names = ("image_encoder", "audio_encoder", "thinker", "talker_ar", "code_predictor", "code2wav")
+    return {"stages": {name: {"worker": "gpu"} for name in names}}
 
 
 def split(thinker: dict[str, Any] | None = None) -> dict[str, Any]:

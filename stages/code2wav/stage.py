@@ -47,6 +47,7 @@ class Code2Wav:
         options: Code2WavOptions = context.options
         self.name = context.name
         self._chunk_frames = options.chunk_frames
+        self._max_batch = options.max_batch or (1 if context.device == "cpu" else options.max_streams)
         self._vocoder = load_vocoder(context.model_path, context.device, options)
         self._free = list(reversed(range(options.max_streams)))
         self._voices: dict[str, _Voice] = {}
@@ -144,6 +145,8 @@ class Code2Wav:
             if voice.slot is None:
                 voice.slot = self._free.pop()
             batch.append(request_id)
+            if len(batch) == self._max_batch:
+                break
         return batch
 
     def _decode(self, voices: list[_Voice]) -> torch.Tensor:

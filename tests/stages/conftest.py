@@ -65,6 +65,8 @@ def voice_context(checkpoints: Callable[[str], Path]) -> Any:
     options_of = {"code_predictor": CodePredictorOptions, "code2wav": Code2WavOptions}
 
     def context(checkpoint: str, name: str, **options: Any) -> StageContext:
+        if name == "code2wav":  # batches are what can go wrong; a CPU makes none unless asked
+            options = {"max_batch": 32, **options}
         chosen = options_of[name](**options)
         return StageContext(name, str(checkpoints(checkpoint)), "cpu", chosen, frozenset({name}), run_dir="")
 

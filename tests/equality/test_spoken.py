@@ -1,0 +1,256 @@
+"""Over HTTP, voices are the reference's, sample by sample, in every layout and company."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+from tests.equality.conversations import Kit, all_conversations, request
+from tests.reference import NEAR_TIE, Conversation, Spoken, SpokenReference
+from tests.server import Server, colocated
+
+TOKENS = 16
+FRAMES = 20
+TOLERANCE = 1e-4 + 0.5 / 32768  # of full scale; the second part is the rounding to 16 bits
+SAMPLES_PER_FRAME = 1920
+VOICES = ("ethan", "chelsie", "aiden")
+GREEDY = {"talker_temperature": 0, "talker_max_new_tokens": FRAMES + 1}
+
+CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {"split": ("tiny", {}), "colocated": ("nano", colocated())}
+
+
+@dataclass
+class Truths:
+    """Conversations with their voice and the reference's answer, but those on which the reference fails."""
+
+    conversations: list[Conversation]
+    voices: dict[str, str]
+    answers: dict[str, Spoken]
+
+
+@dataclass
+class Heard:
+    """What came back for one conversation: text, and 16-bit samples as float."""
+
+    name: str
+    text: str
+    samples: numpy.ndarray
+
+
+@dataclass
+class Running:
+    """A server and what it must say."""
+
+    server: Server
+    truths: Truths
+
+    def body(self, conversation: Conversation) -> dict[str, Any]:
+        audio = {"voice": self.truths.voices[conversation.name], "format": "pcm16"}
+        return (
+            request(conversation)
+            | GREEDY
+            | {
+                "max_tokens": TOKENS,
+                "modalities": ["text", "audio"],
+                "audio": audio,
+            }
+        )
+
+    def ask(self, conversation: Conversation) -> Heard:
+        """Ask for a whole answer."""
+        status, answer = self.server.post(self.body(conversation))
+        assert status == 200, (conversation.name, answer)
+        message = answer["choices"][0]["message"]
+        assert message["audio"]["transcript"] == message["content"]
+        return Heard(conversation.name, message["content"], samples(message["audio"]["data"]))
+
+    def listen(self, conversation: Conversation) -> Heard:
+        """Ask for a stream, and join it."""
+        text, sound = "", []
+        for event in self.events(self.body(conversation)):
+            for choice in event["choices"]:
+                text += choice["delta"].get("content") or ""
+                if "audio" in choice["delta"]:
+                    sound.append(samples(choice["delta"]["audio"]["data"]))
+        return Heard(conversation.name, text, numpy.concatenate(sound) if sound else numpy.zeros(0))
+
+    def events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The events of a streamed answer; closes the connection when no longer wanted."""
+        connection = http.client.HTTPConnection(self.server.url.removeprefix("http://"), timeout=120)
+        try:
+            headers = {"content-type": "application/json"}
+            connection.request("POST", "/v1/chat/completions", json.dumps(body | {"stream": True}), headers)
+            for line in connection.getresponse():
+                if line.startswith(b"data: {"):
+                    yield json.loads(line[6:])
+        finally:
+            connection.close()
+
+    def check(self, answers: list[Heard]) -> None:
+        """Compare with the reference; where a code differs at a near tie, it is counted and printed."""
+        wrong: list[str] = []
+        ties: list[str] = []
+        for heard in answers:
+            truth = self.truths.answers[heard.name]
+            if len(heard.samples) == len(truth.waveform):
+                off = numpy.flatnonzero(numpy.abs(heard.samples - truth.waveform) > TOLERANCE)
+            else:
+                shorter = min(len(heard.samples), len(truth.waveform))
+                off = numpy.flatnonzero(numpy.abs(heard.samples[:shorter] - truth.waveform[:shorter]) > TOLERANCE)
+                off = off if len(off) else numpy.array([shorter])
+            if not len(off):
+                continue
+            frame = int(off[0]) // SAMPLES_PER_FRAME
+            tie = min(truth.margins[: frame + 2], default=1.0) < NEAR_TIE
+            said = f"{heard.name} from frame {frame}: {len(heard.samples)} samples for {len(truth.waveform)}"
+            (ties if tie else wrong).append(said)
+        print(f"{len(answers)} voices, {len(ties)} near ties{': ' if ties else ''}{'; '.join(ties)}")
+        assert not wrong, wrong
+
+
+def samples(data: str) -> numpy.ndarray:
+    return numpy.frombuffer(base64.b64decode(data), "<i2").astype(numpy.float32) / 32768
+
+
+@pytest.fixture(scope="module")
+def media_directory(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    directory = tmp_path_factory.mktemp("media")
+    for file in data.glob("*.*"):  # under the directory that the servers may read
+        (directory / file.name).write_bytes(file.read_bytes())
+    return directory
+
+
+@pytest.fixture(scope="module")
+def truths(media_directory: Path, checkpoints: Callable[[str], Path]) -> Callable[[str], Truths]:
+    """The reference's answers on a checkpoint, computed once."""
+    known: dict[str, Truths] = {}
+
+    def of(name: str) -> Truths:
+        if name not in known:
+            conversations = all_conversations(Kit(media_directory, media_directory))
+            voices = {conversation.name: VOICES[index % 3] for index, conversation in enumerate(conversations)}
+            reference = SpokenReference(checkpoints(name))
+            answers = {
+                conversation.name: answer
+                for conversation in conversations
+                if (answer := reference.speak(conversation, TOKENS, FRAMES, voices[conversation.name])) is not None
+            }
+            known[name] = Truths([one for one in conversations if one.name in answers], voices, answers)
+        return known[name]
+
+    return of
+
+
+@pytest.fixture(scope="module", params=CONFIGURATIONS)
+def running(
+    request: pytest.FixtureRequest,
+    media_directory: Path,
+    checkpoints: Callable[[str], Path],
+    truths: Callable[[str], Truths],
+) -> Iterator[Running]:
+    checkpoint, config = CONFIGURATIONS[request.param]
+    expected = truths(checkpoint)
+    server = Server(checkpoints(checkpoint), media_directory, config, speech=True).start()
+    yield Running(server, expected)
+    assert server.stop() == 0
+
+
+def test_the_table_is_as_large_and_lively_as_it_should_be(truths: Callable[[str], Truths]) -> None:
+    for name in ("tiny", "nano"):
+        known = truths(name)
+        assert len(known.answers) >= 60
+        frames = [answer.codes.shape[1] for answer in known.answers.values()]
+        assert sum(count < FRAMES for count in frames) > 10  # some voices end by themselves
+        assert {known.voices[name] for name in known.answers} == set(VOICES)
+
+
+def test_alone(running: Running) -> None:
+    running.check([running.ask(conversation) for conversation in running.truths.conversations])
+
+
+def test_streams_of_eight_with_staggered_arrival_on_a_warm_cache(running: Running) -> None:
+    order = list(running.truths.conversations)
+    random.Random(5).shuffle(order)
+    with ThreadPoolExecutor(8) as clients:
+        running.check(list(clients.map(running.listen, order)))
+
+
+def test_four_at_once_while_neighbours_are_aborted(running: Running) -> None:
+    """Four clients ask; four more ask at random, listen a little and hang up."""
+    order = list(running.truths.conversations)
+    random.Random(7).shuffle(order)
+
+    def hang_up(seed: int) -> int:
+        rng = random.Random(seed)
+        body = running.body(rng.choice(order)) | {"max_tokens": 200, "ignore_eos": True, "talker_max_new_tokens": 400}
+        events = running.events(body)
+        taken = sum(1 for _, _ in zip(range(rng.choice([1, 3, 10, 30])), events, strict=False))
+        events.close()
+        return taken
+
+    with ThreadPoolExecutor(8) as clients:
+        rude = [clients.submit(hang_up, seed) for seed in range(30)]
+        polite = [clients.submit(running.ask, conversation) for conversation in order]
+        running.check([answer.result() for answer in polite])
+        assert sum(one.result() for one in rude) > 0
+
+
+def test_sound_comes_while_the_text_is_still_written(running: Running) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "Tell me a long story."}],
+        "modalities": ["text", "audio"],
+        "max_tokens": 64,
+        "ignore_eos": True,
+        "talker_max_new_tokens": 61,
+        "seed": 1,
+    }
+    kinds = [
+        "audio" if choice["delta"].get("audio", {}).get("data") else "text"
+        for event in running.events(body)
+        for choice in event["choices"]
+        if choice["delta"].get("content") or choice["delta"].get("audio")
+    ]
+    first = kinds.index("audio")
+    assert "text" in kinds[first:]
+    assert first <= 0.35 * len(kinds)
+
+
+def test_a_voice_beyond_three_hundred_frames_equals_the_whole_decode(running: Running) -> None:
+    """Where the reference's own chunked decode loses samples at every seam."""
+    body = {
+        "messages": [{"role": "user", "content": "Tell me a very long story."}],
+        "modalities": ["text", "audio"],
+        "audio": {"format": "pcm16"},
+        "max_tokens": 8,
+        "ignore_eos": True,
+        "talker_temperature": 0,
+        "talker_max_new_tokens": 311,
+    }
+    status, answer = running.server.post(body)
+    assert status == 200
+    assert len(samples(answer["choices"][0]["message"]["audio"]["data"])) == 310 * SAMPLES_PER_FRAME - 555
+
+
+def test_a_seed_gives_the_same_voice_alone_and_in_company(running: Running) -> None:
+    body = running.body(running.truths.conversations[0]) | {
+        "seed": 7,
+        "temperature": 0.8,
+        "talker_temperature": 0.9,
+        "ignore_eos": True,
+    }
+    with ThreadPoolExecutor(6) as clients:
+        [first, *rest] = clients.map(lambda seed: running.server.post(body | {"seed": seed}), (7, 1, 2, 3, 4, 7))
+    alone = running.server.post(body)
+    sounds = [answer[1]["choices"][0]["message"]["audio"]["data"] for answer in (first, *rest, alone)]
+    assert sounds[0] == sounds[-2] == sounds[-1]
+    assert len(set(sounds)) == 5
