@@ -7,6 +7,7 @@ import logging
 import socket
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.app import Gateway
 from gateway.collector import Collector
@@ -16,11 +17,26 @@ from gateway.warmup import warm_up
 from omni_pipeline.config import Server
 
 log = logging.getLogger(__name__)
+protocol_log = logging.getLogger("gateway.protocol")
 
 # How long the requests in progress may take to end once the server has been told to stop.
 DRAIN_SECONDS = 30.0
 # How long connections may take to close after that; an idle one may make aiohttp wait so long.
 _CLOSE_SECONDS = 1.0
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    """Log filter: what is no HTTP is the client's mistake, and not worth a traceback or an operator's attention."""
+    error = record.exc_info[1] if record.exc_info else None
+    if not isinstance(error, HttpProcessingError):
+        return True
+    record.exc_info = None
+    record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
+    record.msg, record.args = "not HTTP: %s", (error.message.partition("\n")[0],)
+    return protocol_log.isEnabledFor(logging.INFO)
+
+
+protocol_log.addFilter(without_traceback)
 
 
 async def run(
@@ -44,6 +60,7 @@ async def run(
         gateway.app,
         handler_cancellation=True,
         access_log=None,
+        logger=protocol_log,
         auto_decompress=False,  # nothing that a client sends may grow on arrival
         shutdown_timeout=_CLOSE_SECONDS,
     )

@@ -119,7 +119,7 @@ class Engine:
         from sglang.srt.managers.scheduler import SpawnRanks, load_plugins, publish
         from sglang.srt.server_args import PortArgs
 
-        from stages.sglang_engine.process_groups import leave_single_rank_groups
+        from stages.sglang_engine.process_groups import quiet_single_rank_groups
         from stages.sglang_engine.sampler import OmniSampler
         from stages.sglang_engine.scheduler import InProcessScheduler
 
@@ -148,9 +148,9 @@ class Engine:
         self._eos_ids = frozenset(eos_ids)
         self._live: dict[str, _Live] = {}
         self._events: list[Event] = []
-        with contextlib.redirect_stderr(io.StringIO()):  # loading bars; progress is the supervisor's to show
+        loading_bars = io.StringIO()  # progress is the supervisor's to show
+        with quiet_single_rank_groups(), contextlib.redirect_stderr(loading_bars):
             self._scheduler = InProcessScheduler(server_args, ports)
-        leave_single_rank_groups()
         self._scheduler.on_progress = self._progress
         self._scheduler.on_dropped = self._dropped
         self._scheduler.on_batch = self._prepare

@@ -7,7 +7,7 @@ rotary embedding (see `rotary`), the embedding rows of media, and where deepstac
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from sglang.srt.models.qwen3_vl_moe import Qwen3MoeLLMModel
 from sglang.srt.runtime_context import get_parallel
 from torch import nn
 
+from omni_pipeline.errors import StartupError
+from stages.sglang_engine.completeness import missing_tensors
 from stages.sglang_engine.prompt_rows import PrefillInput
 from stages.sglang_engine.rotary import ApplyAngles, InterleavedAngles
 
@@ -98,12 +100,26 @@ class Qwen3OmniThinker(Qwen3MoeForCausalLM):
         return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take the thinker's decoder out of a whole Qwen3-Omni checkpoint."""
-        super().load_weights(
-            (name.removeprefix(_PREFIX), weight)
-            for name, weight in weights
-            if name.startswith(_PREFIX) and not name.startswith(_ENCODERS)
-        )
+        """Take the thinker's decoder out of a whole Qwen3-Omni checkpoint.
+
+        Raises:
+            StartupError: some of it is not there.
+        """
+        loaded: set[str] = set()
+
+        def own() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, weight in weights:
+                if name.startswith(_PREFIX) and not name.startswith(_ENCODERS):
+                    loaded.add(name.removeprefix(_PREFIX))
+                    yield name.removeprefix(_PREFIX), weight
+
+        super().load_weights(own())
+        missing = missing_tensors((name for name, _ in self.named_parameters()), loaded, self.config.num_experts)
+        if missing:
+            raise StartupError(
+                f"the checkpoint lacks {len(missing)} of the thinker's weights, such as {_PREFIX}{missing[0]}; "
+                "download it again"
+            )
 
 
 def _spread(deepstack: torch.Tensor, index: torch.Tensor, tokens: int) -> torch.Tensor:
