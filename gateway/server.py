@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway import audio
 from gateway.app import Gateway
@@ -18,6 +19,7 @@ from gateway.warmup import warm_up
 from omni_pipeline.config import Server
 
 log = logging.getLogger(__name__)
+protocol_log = logging.getLogger("gateway.protocol")
 
 # How long the requests in progress may take to end once the server has been told to stop.
 DRAIN_SECONDS = 30.0
@@ -27,6 +29,20 @@ _CLOSE_SECONDS = 1.0
 
 # The stage without which nothing is heard.
 _VOCODER = "code2wav"
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    """Log filter: what is no HTTP is the client's mistake, and not worth a traceback or an operator's attention."""
+    error = record.exc_info[1] if record.exc_info else None
+    if not isinstance(error, HttpProcessingError):
+        return True
+    record.exc_info = None
+    record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
+    record.msg, record.args = "not HTTP: %s", (error.message.partition("\n")[0],)
+    return protocol_log.isEnabledFor(logging.INFO)
+
+
+protocol_log.addFilter(without_traceback)
 
 
 async def run(
@@ -60,6 +76,7 @@ async def run(
         gateway.app,
         handler_cancellation=True,
         access_log=None,
+        logger=protocol_log,
         auto_decompress=False,  # nothing that a client sends may grow on arrival
         shutdown_timeout=_CLOSE_SECONDS,
     )

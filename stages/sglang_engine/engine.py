@@ -140,6 +140,7 @@ class Engine:
         from sglang.srt.server_args import PortArgs
 
         from stages.sglang_engine import process
+        from stages.sglang_engine.process_groups import quiet_single_rank_groups
         from stages.sglang_engine.sampler import OmniSampler
         from stages.sglang_engine.scheduler import InProcessScheduler
 
@@ -172,11 +173,10 @@ class Engine:
         self._leaving: set[str] = set()  # aborted requests that SGLang lets go of in their next decode step
         self._stalled = False
         # What it would write to stderr are loading bars; progress is the supervisor's to show.
-        with self._configured(), contextlib.redirect_stderr(io.StringIO()):
+        with self._configured(), quiet_single_rank_groups(), contextlib.redirect_stderr(io.StringIO()):
             self._scheduler = InProcessScheduler(server_args, ports)
             runner = self._scheduler.tp_worker.model_runner
             self._sampler = runner.sampler = OmniSampler()
-        process.leave_single_rank_groups()
         self._scheduler.on_progress = self._progress
         self._scheduler.on_dropped = self._dropped
         self._scheduler.on_batch = self._prepare

@@ -30,6 +30,7 @@ def server(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
     server = Server(tiny_checkpoint, repository, config, ["--model-name", "qwen3-omni"]).start()
     yield server
     assert server.stop() == 0
+    assert "Traceback" not in server.log.read_text()  # whatever the tests did, nothing was unexpected
 
 
 @pytest.fixture(scope="session")

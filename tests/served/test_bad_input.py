@@ -451,6 +451,25 @@ def test_path(server: Server, method: str, path: str, status: int, code: str) ->
         connection.close()
 
 
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # the beginning of TLS
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n{}",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 20_000 + b"\r\n\r\n",
+    ],
+    ids=["garbage", "TLS", "negative length", "broken chunk", "long header"],
+)
+def test_what_is_no_http_is_refused(server: Server, request_bytes: bytes) -> None:
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(request_bytes)
+        assert b" 400 Bad Request\r\n" in connection.makefile("rb").readline()
+    assert server.healthy()
+
+
 def test_afterwards_no_stage_holds_a_request(server: Server) -> None:
     """Told by heartbeats that came after a last request through every stage."""
     before = {name: stage["received"] for name, stage in server.health()[1]["stages"].items()}

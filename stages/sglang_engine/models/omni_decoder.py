@@ -6,6 +6,7 @@ addresses, indexed by its KV-pool slot, so that a captured decode graph reads th
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from sglang.srt.models.qwen3_vl_moe import Qwen3MoeLLMModel
 from sglang.srt.runtime_context import get_parallel
 from torch import nn
 
+from omni_pipeline.errors import StartupError
+from stages.sglang_engine.completeness import missing_tensors
 from stages.sglang_engine.prompt_rows import PrefillInput
 from stages.sglang_engine.rotary import ApplyAngles, InterleavedAngles
 
@@ -65,6 +68,27 @@ class OmniDecoder(Qwen3MoeForCausalLM):
     def reserve(self, slots: int, kv_tokens: int) -> None:
         """Make the tables, once the numbers of KV-pool slots and of KV-cache tokens are known."""
         self.position_deltas = torch.zeros(slots, dtype=torch.float32, device=self.angles.inverse.device)
+
+    def load_part(self, part: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Load weights by the names they have in this model, out of the checkpoint's part with this prefix.
+
+        Raises:
+            StartupError: some are not there.
+        """
+        loaded: set[str] = set()
+
+        def noted() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, weight in weights:
+                loaded.add(name)
+                yield name, weight
+
+        super().load_weights(noted())
+        missing = missing_tensors((name for name, _ in self.named_parameters()), loaded, self.config.num_experts)
+        if missing:
+            raise StartupError(
+                f"the checkpoint lacks {len(missing)} weights of its part {part}*, such as {missing[0]}; "
+                "download it again"
+            )
 
     def current_angles(self, forward_batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotary angles of the batch's tokens, for `Qwen3MoeLLMModel` in place of positions."""

@@ -113,11 +113,18 @@ class Qwen3OmniTalker(OmniDecoder):
         return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take the talker out of a whole Qwen3-Omni checkpoint."""
-        super().load_weights(
-            (_own_name(name), weight)
-            for name, weight in weights
-            if name.startswith(_PREFIX) and not name.startswith(_PREDICTOR)
+        """Take the talker out of a whole Qwen3-Omni checkpoint.
+
+        Raises:
+            StartupError: some of it is not there.
+        """
+        self.load_part(
+            _PREFIX,
+            (
+                (_own_name(name), weight)
+                for name, weight in weights
+                if name.startswith(_PREFIX) and not name.startswith(_PREDICTOR)
+            ),
         )
 
 

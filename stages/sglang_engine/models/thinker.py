@@ -98,11 +98,18 @@ class Qwen3OmniThinker(OmniDecoder):
         return hidden
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take the thinker's decoder out of a whole Qwen3-Omni checkpoint."""
-        super().load_weights(
-            (name.removeprefix(_PREFIX), weight)
-            for name, weight in weights
-            if name.startswith(_PREFIX) and not name.startswith(_ENCODERS)
+        """Take the thinker's decoder out of a whole Qwen3-Omni checkpoint.
+
+        Raises:
+            StartupError: some of it is not there.
+        """
+        self.load_part(
+            _PREFIX,
+            (
+                (name.removeprefix(_PREFIX), weight)
+                for name, weight in weights
+                if name.startswith(_PREFIX) and not name.startswith(_ENCODERS)
+            ),
         )
 
 

@@ -1,0 +1,37 @@
+"""What a checkpoint lacks is named as the checkpoint would name it."""
+
+from __future__ import annotations
+
+import pytest
+
+from stages.sglang_engine.completeness import missing_tensors
+
+LAYER = "model.layers.1."
+PARAMETERS = [
+    "model.embed_tokens.weight",
+    LAYER + "self_attn.qkv_proj.weight",
+    LAYER + "self_attn.o_proj.weight",
+    LAYER + "mlp.gate.weight",
+    LAYER + "mlp.experts.w13_weight",
+    LAYER + "mlp.experts.w13_weight_scale_inv",
+    LAYER + "mlp.experts.w2_weight",
+    LAYER + "mlp.shared_expert.gate_up_proj.weight",
+    "lm_head.weight",
+]
+TENSORS = [
+    "model.embed_tokens.weight",
+    *[f"{LAYER}self_attn.{name}_proj.weight" for name in "qkvo"],
+    LAYER + "mlp.gate.weight",
+    *[f"{LAYER}mlp.experts.{expert}.{name}_proj.weight" for expert in range(2) for name in ("gate", "up", "down")],
+    *[f"{LAYER}mlp.shared_expert.{name}_proj.weight" for name in ("gate", "up")],
+    "lm_head.weight",
+]
+
+
+def test_nothing_is_missing_of_a_whole_checkpoint() -> None:
+    assert missing_tensors(PARAMETERS, {*TENSORS, "talker.something.else"}, experts=2) == []
+
+
+@pytest.mark.parametrize("lost", TENSORS)
+def test_each_tensor_is_missed(lost: str) -> None:
+    assert missing_tensors(PARAMETERS, set(TENSORS) - {lost}, experts=2) == [lost]

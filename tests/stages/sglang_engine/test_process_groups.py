@@ -1,0 +1,49 @@
+"""A group of one needs no threads, and its collectives still give what they should."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+from torch.distributed import HashStore
+
+from stages.sglang_engine.process_groups import quiet_single_rank_groups
+
+
+def gloo_threads() -> int:
+    tasks = Path(f"/proc/{os.getpid()}/task").iterdir()
+    return sum("gloo" in (task / "comm").read_text() for task in tasks)
+
+
+@pytest.fixture
+def group() -> Iterator[distributed.ProcessGroup]:
+    if distributed.is_initialized():
+        pytest.fail("an earlier test has left its process groups behind")
+    before = gloo_threads()
+    with quiet_single_rank_groups():
+        distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+        group = distributed.new_group([0], backend="gloo")
+        distributed.monitored_barrier(group)
+    assert gloo_threads() == before
+    yield group
+    distributed.destroy_process_group()
+
+
+def test_collectives_of_one_rank_leave_its_values(group: distributed.ProcessGroup) -> None:
+    values = torch.arange(3.0)
+    distributed.all_reduce(values, group=group)
+    distributed.broadcast(values, src=0, group=group)
+    gathered = [torch.zeros(3)]
+    distributed.all_gather(gathered, values, group=group)
+    distributed.barrier(group=group)
+    assert values.tolist() == gathered[0].tolist() == [0, 1, 2]
+
+
+def test_afterwards_groups_are_gloos_again(group: distributed.ProcessGroup) -> None:
+    before = gloo_threads()
+    distributed.new_group([0], backend="gloo")
+    assert gloo_threads() > before
