@@ -89,13 +89,7 @@ class Thinker:
         return self._answers.keys()
 
     def stats(self) -> dict[str, float]:
-        used, total = self._engine.kv_tokens
-        return {
-            "running_requests": self._engine.running,
-            "waiting_requests": self._engine.waiting,
-            "kv_tokens_used": used,
-            "kv_tokens_total": total,
-        }
+        return self._engine.stats()
 
     def close(self) -> None:
         self._engine.close()

@@ -244,11 +244,15 @@ class Engine:
         """Sequences that wait for room."""
         return len(self._scheduler.waiting_queue)
 
-    @property
-    def kv_tokens(self) -> tuple[int, int]:
-        """KV-cache tokens (in use or cached for later, in all)."""
+    def stats(self) -> dict[str, float]:
+        """Figures for `wire.StageStats.extra`; KV tokens in use include those cached for later."""
         total = int(self._scheduler.max_total_num_tokens)
-        return total - int(self._scheduler.token_to_kv_pool_allocator.available_size()), total
+        return {
+            "running_requests": self.running,
+            "waiting_requests": self.waiting,
+            "kv_tokens_used": total - int(self._scheduler.token_to_kv_pool_allocator.available_size()),
+            "kv_tokens_total": total,
+        }
 
     def add(self, generation: Generation) -> None:
         """Queue a request.

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 from sglang.srt.distributed import parallel_state
 from sglang.srt.managers.scheduler import SpawnRanks, load_plugins
 from sglang.srt.runtime_context import create_context, use_context
@@ -31,5 +30,4 @@ def configure(server_args: Any) -> Configured:
 def leave() -> None:
     """Leave the process groups of earlier engines, which hold a port. A single rank does not need them to go on."""
     parallel_state.destroy_model_parallel()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    parallel_state.destroy_distributed_environment()

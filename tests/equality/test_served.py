@@ -67,18 +67,6 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def media_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("media")
-
-
-@pytest.fixture(scope="module")
-def kit(media_directory: Path, data: Path) -> Kit:
-    for file in data.glob("*.*"):  # under the directory that the servers may read
-        (media_directory / file.name).write_bytes(file.read_bytes())
-    return Kit(media_directory, media_directory)
-
-
-@pytest.fixture(scope="module")
 def truths(kit: Kit, checkpoints: Callable[[str], Path]) -> Callable[[str], Truths]:
     """The reference's answers on a checkpoint, computed once."""
     known: dict[str, Truths] = {}

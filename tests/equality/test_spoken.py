@@ -123,21 +123,13 @@ def samples(data: str) -> numpy.ndarray:
 
 
 @pytest.fixture(scope="module")
-def media_directory(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    directory = tmp_path_factory.mktemp("media")
-    for file in data.glob("*.*"):  # under the directory that the servers may read
-        (directory / file.name).write_bytes(file.read_bytes())
-    return directory
-
-
-@pytest.fixture(scope="module")
-def truths(media_directory: Path, checkpoints: Callable[[str], Path]) -> Callable[[str], Truths]:
+def truths(kit: Kit, checkpoints: Callable[[str], Path]) -> Callable[[str], Truths]:
     """The reference's answers on a checkpoint, computed once."""
     known: dict[str, Truths] = {}
 
     def of(name: str) -> Truths:
         if name not in known:
-            conversations = all_conversations(Kit(media_directory, media_directory))
+            conversations = all_conversations(kit)
             voices = {conversation.name: VOICES[index % 3] for index, conversation in enumerate(conversations)}
             reference = SpokenReference(checkpoints(name))
             answers = {
