@@ -112,6 +112,7 @@ class ChatCompletions:
             if self._health.stopping:
                 raise unavailable("The server is shutting down.", code="shutting_down")
             chat, manner = await self._understand(request, deadline)
+            progress.streamed = manner.stream
             answer_id = f"chatcmpl-{uuid.uuid4().hex}"
             request[NOTES]["answer_id"] = answer_id
             answer_format = AnswerFormat(

@@ -135,6 +135,7 @@ def _text_output(request: ChatCompletionRequest) -> TextOutput:
         top_logprobs=request.top_logprobs or 0,
         skip_special_tokens=_first(request.skip_special_tokens, True),
         return_token_ids=_first(request.return_token_ids, False),
+        stream=bool(request.stream),
     )
 
 

@@ -17,10 +17,12 @@ class Progress:
 
     Attributes:
         outcome: How it ended; ``cancelled`` until something else is known.
+        streamed: Whether pieces come as they are made; if not, the time between texts means nothing.
     """
 
     def __init__(self, metrics: Metrics) -> None:
         self.outcome = "cancelled"
+        self.streamed = False
         self.began = time.monotonic()
         self._metrics = metrics
         self._last_text: float | None = None
@@ -55,7 +57,7 @@ class Progress:
     def _saw_text(self, now: float) -> None:
         if self._last_text is None:
             self._metrics.first_text_seconds.observe(now - self.began)
-        else:
+        elif self.streamed:
             self._metrics.inter_text_seconds.observe(now - self._last_text)
         self._last_text = now
 

@@ -29,12 +29,13 @@ THINKER = "thinker"
 class _Answer:
     """The text of one request so far."""
 
-    __slots__ = ("completion_tokens", "ids", "start", "transcript")
+    __slots__ = ("completion_tokens", "ids", "shown", "start", "transcript")
 
     def __init__(self, start: DecodeStart, table: TokenTable) -> None:
         self.start = start
         self.transcript = Transcript(table, stop=start.text.stop, skip_special=start.text.skip_special_tokens)
         self.completion_tokens = 0
+        self.shown = False
         self.ids: list[int] = []  # not yet shown
 
     def count(self, token: int) -> None:
@@ -101,12 +102,14 @@ class Decode:
                 self._outbox.append(End(request_id, self.name, THINKER, StopGenerating()))
                 self._end(request_id, answer, "stop")
                 return
-        self._show(request_id, answer)
+        if answer.start.text.stream or not answer.shown:
+            self._show(request_id, answer)
 
     def _show(self, request_id: str, answer: _Answer) -> None:
         text, logprobs = answer.transcript.take()
         ids, answer.ids = answer.ids, []
         if text or logprobs or ids:
+            answer.shown = True
             self._outbox.append(Chunk(request_id, self.name, COLLECTOR, TextDelta(text, logprobs, ids)))
 
     def _end(self, request_id: str, answer: _Answer, reason: FinishReason) -> None:

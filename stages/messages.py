@@ -111,6 +111,8 @@ class TextOutput(Struct):
         top_logprobs: How many alternatives with it.
         skip_special_tokens: Whether special tokens are left out of the text.
         return_token_ids: Whether the generated ids are wanted too.
+        stream: Whether the reader wants each piece at once. If not, what follows the first comes in one piece at the
+            end: a message for each token is work for three processes.
     """
 
     stop: list[str] = []
@@ -118,6 +120,7 @@ class TextOutput(Struct):
     top_logprobs: int = 0
     skip_special_tokens: bool = True
     return_token_ids: bool = False
+    stream: bool = True
 
 
 class SpeechOptions(Struct):

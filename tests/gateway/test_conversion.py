@@ -25,7 +25,7 @@ def converted(*messages, **fields):
 def test_a_plain_request_has_the_defaults_of_the_reference():
     request, sources = converted()
     assert sources == []
-    assert (request.thinker, request.text, request.video) == (Sampling(), TextOutput(), VideoOptions())
+    assert (request.thinker, request.text, request.video) == (Sampling(), TextOutput(stream=False), VideoOptions())
     assert request.thinker.temperature == 0
 
 
@@ -140,10 +140,11 @@ def test_sampling(fields, expected):
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"stop": "x"}, TextOutput(stop=["x"])),
-        ({"stop": ["x", "y"]}, TextOutput(stop=["x", "y"])),
-        ({"logprobs": True, "top_logprobs": 3}, TextOutput(logprobs=True, top_logprobs=3)),
-        ({"skip_special_tokens": False}, TextOutput(skip_special_tokens=False)),
+        ({"stop": "x"}, TextOutput(stop=["x"], stream=False)),
+        ({"stop": ["x", "y"]}, TextOutput(stop=["x", "y"], stream=False)),
+        ({"logprobs": True, "top_logprobs": 3}, TextOutput(logprobs=True, top_logprobs=3, stream=False)),
+        ({"skip_special_tokens": False}, TextOutput(skip_special_tokens=False, stream=False)),
+        ({"stream": True}, TextOutput()),
     ],
 )
 def test_text_output(fields, expected):
