@@ -1,0 +1,230 @@
+"""Speech over HTTP as its users know it: the usage guide's examples, OpenAI's client, and many voices at once."""
+
+from __future__ import annotations
+
+import base64
+import io
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy
+import openai
+import pytest
+import soundfile
+import torch
+
+from tests.reference import Conversation, SpokenReference
+from tests.served.test_usage_guide import COMMON, EXAMPLES
+from tests.server import Server
+
+RATE = 24_000
+FRAME = 1920
+
+
+@pytest.fixture(scope="module")
+def speaker(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
+    server = Server(tiny_checkpoint, repository, {}, ["--model-name", "qwen3-omni"], speech=True).start()
+    yield server
+    assert server.stop() == 0
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def client(speaker: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{speaker.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_guides_examples_speak(speaker: Server, example: str) -> None:
+    status, answer = speaker.post(EXAMPLES[example] | COMMON | {"modalities": ["text", "audio"]})
+    assert status == 200, answer
+    message = answer["choices"][0]["message"]
+    assert message["content"]
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(message["audio"]["data"])))
+    frames = answer["usage"]["completion_tokens_details"]["audio_tokens"]
+    assert (rate, len(samples)) == (RATE, frames * FRAME - 555)
+    assert frames > 0
+
+
+def speak(client: openai.OpenAI, **fields: Any) -> Any:
+    """Ask for a short spoken answer that repeats."""
+    return client.chat.completions.create(
+        **{
+            "model": "qwen3-omni",
+            "messages": [{"role": "user", "content": "Tell me a story."}],
+            "modalities": ["text", "audio"],
+            "max_tokens": 12,
+            "seed": 5,
+            "extra_body": {"talker_max_new_tokens": 21},
+            **fields,
+        }
+    )
+
+
+def test_openais_client_plays_a_stream(client: openai.OpenAI) -> None:
+    whole = speak(client, audio={"voice": "ethan", "format": "pcm16"}).choices[0].message
+    text, sound, transcript = "", b"", None
+    for chunk in speak(client, audio={"voice": "ethan", "format": "pcm16"}, stream=True):
+        for choice in chunk.choices:
+            text += choice.delta.content or ""
+            audio = getattr(choice.delta, "audio", None) or {}
+            sound += base64.b64decode(audio.get("data") or "")
+            transcript = audio.get("transcript", transcript)
+    assert text == transcript == whole.content == whole.audio.transcript
+    assert sound == base64.b64decode(whole.audio.data)
+    assert 0 < len(sound) / 2 / RATE <= 20 * 0.08
+
+
+@pytest.mark.parametrize("audio_format", ["wav", "pcm16", "flac", "mp3", "opus", "aac"])
+def test_every_format_arrives(client: openai.OpenAI, audio_format: str) -> None:
+    answer = speak(client, audio={"voice": "Chelsie", "format": audio_format})
+    assert len(base64.b64decode(answer.choices[0].message.audio.data)) > 1000
+
+
+def test_sound_alone_has_its_text_in_the_transcript(client: openai.OpenAI) -> None:
+    message = speak(client, modalities=["audio"], audio={"voice": "aiden", "format": "wav"}).choices[0].message
+    assert message.content is None
+    assert message.audio.transcript
+
+
+def test_an_unknown_voice_is_refused_with_the_list(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"chelsie, ethan \(default\), aiden") as refused:
+        speak(client, audio={"voice": "nobody", "format": "wav"})
+    assert refused.value.param == "audio.voice"
+
+
+def test_voices_sound_different(client: openai.OpenAI) -> None:
+    sounds = {
+        speak(client, audio={"voice": voice, "format": "pcm16"}).choices[0].message.audio.data
+        for voice in ("ethan", "chelsie", "aiden")
+    }
+    assert len(sounds) == 3
+
+
+def test_a_client_that_leaves_in_the_middle_of_the_sound_frees_every_stage(
+    client: openai.OpenAI, speaker: Server
+) -> None:
+    fields = {"talker_max_new_tokens": 2000, "ignore_eos": True}
+    stream = speak(client, audio={"voice": "ethan", "format": "pcm16"}, stream=True, extra_body=fields)
+    for chunk in stream:
+        if chunk.choices and (getattr(chunk.choices[0].delta, "audio", None) or {}).get("data"):
+            break
+    stream.close()
+    deadline = time.monotonic() + 5
+    while any(speaker.live_requests().values()) and time.monotonic() < deadline:
+        time.sleep(0.1)  # figures come with heartbeats, once a second
+    assert not any(speaker.live_requests().values())
+
+
+def test_no_voice_ever_gets_into_another(client: openai.OpenAI) -> None:
+    """Fifty mixed requests at eight a time, a third of them left at a random point; the others are as alone."""
+    rng = random.Random(11)
+
+    def request(number: int) -> dict[str, Any]:
+        local = random.Random(number)
+        content = [{"type": "text", "text": f"Say {number}."}]
+        if number % 3 == 0:
+            content.insert(0, {"type": "image_url", "image_url": {"url": "tests/data/cars.jpg"}})
+        if number % 5 == 0:
+            content.insert(0, {"type": "audio_url", "audio_url": {"url": "tests/data/query_to_cars.wav"}})
+        return {
+            "messages": [{"role": "user", "content": content}],
+            "audio": {"voice": local.choice(["ethan", "chelsie", "aiden"]), "format": "pcm16"},
+            "max_tokens": local.randint(2, 16),
+            "seed": number,
+            "temperature": 0.7,
+            "extra_body": {"talker_max_new_tokens": local.randint(2, 25)},
+        }
+
+    leave = {number: rng.randint(0, 12) for number in range(50) if number % 3 == 1}
+
+    def run(number: int) -> tuple[int, str, str] | None:
+        if number in leave:
+            stream = speak(client, **request(number), stream=True)
+            for _, _chunk in zip(range(leave[number]), stream, strict=False):
+                pass
+            stream.close()
+            return None
+        message = speak(client, **request(number)).choices[0].message
+        return number, message.content, message.audio.data
+
+    with ThreadPoolExecutor(8) as clients:
+        together = [answer for answer in clients.map(run, range(50)) if answer is not None]
+    assert len(together) == 50 - len(leave)
+    assert together == [run(number) for number, *_ in together]
+
+
+def test_first_codes_are_drawn_as_the_reference_draws_them(client: openai.OpenAI, tiny_checkpoint: Path) -> None:
+    """A chi-square test of the first samples of many seeds, told apart by the whole frame they belong to.
+
+    A frame's sound is a function of its codes, so equal sounds mean equal codes. The expected shares are the
+    reference's probabilities of codebook 0 under its default sampling; frames are put together by the code that the
+    reference's own decoder gives the same sound for.
+    """
+    draws = 160
+    fields = {"talker_max_new_tokens": 2, "stage_sampling": {"code_predictor": {"temperature": 0}}}
+
+    def first_frame(seed: int) -> bytes:
+        audio = {"voice": "ethan", "format": "pcm16"}
+        message = speak(client, audio=audio, seed=seed, max_tokens=3, extra_body=fields).choices[0].message
+        return base64.b64decode(message.audio.data)
+
+    with ThreadPoolExecutor(8) as clients:
+        heard = Counter(sound for sound in clients.map(first_frame, range(draws)) if sound)
+    expected = _first_frames(tiny_checkpoint)
+    counts = dict.fromkeys(expected, 0)
+    for sound, count in heard.items():
+        samples = numpy.frombuffer(sound, "<i2") / 32768
+        nearest = min(expected, key=lambda code: float(numpy.abs(expected[code][1] - samples).max()))
+        assert numpy.abs(expected[nearest][1] - samples).max() < 2e-4
+        counts[nearest] += count
+    total = sum(counts.values())
+    likely = [code for code in expected if expected[code][0] * total >= 5]
+    rest = 1 - sum(expected[code][0] for code in likely)
+    terms = [(counts[code] - total * expected[code][0]) ** 2 / (total * expected[code][0]) for code in likely]
+    others = total - sum(counts[code] for code in likely)
+    if rest * total >= 5:
+        terms.append((others - total * rest) ** 2 / (total * rest))
+    # The 0.999 quantile, by Wilson and Hilferty's approximation.
+    freedom = len(terms) - 1
+    assert freedom >= 2
+    assert sum(terms) < freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3
+
+
+@torch.no_grad()
+def _first_frames(checkpoint: Path) -> dict[int, tuple[float, numpy.ndarray]]:
+    """For each first code that the reference may draw: its probability, and the sound of its frame."""
+    reference = SpokenReference(checkpoint)
+    model = reference.model
+    logits: list[torch.Tensor] = []
+    states: list[torch.Tensor] = []
+    hooks = [
+        model.talker.codec_head.register_forward_hook(lambda m, a, out: logits.append(out[0, -1])),
+        model.talker.model.register_forward_hook(lambda m, a, out: states.append(out.last_hidden_state[:, -1:])),
+    ]
+    story = Conversation("story", [{"role": "user", "content": [{"type": "text", "text": "Tell me a story."}]}])
+    reference.speak(story, max_tokens=3, max_frames=1, speaker="ethan")
+    for hook in hooks:
+        hook.remove()
+    first = logits[0].float()
+    first[-1024:] = -torch.inf  # the end of the voice aside, which gives no frame to look at
+    best = (first / 0.9).topk(50)
+    shares = torch.softmax(best.values, dim=-1)
+    frames: dict[int, tuple[float, numpy.ndarray]] = {}
+    predictor = model.talker.code_predictor
+    for share, code in zip(shares.tolist(), best.indices.tolist(), strict=True):
+        embedded = model.talker.get_input_embeddings()(torch.tensor([[code]]))
+        rest = predictor.generate(
+            inputs_embeds=torch.cat((states[0], embedded), dim=1),
+            max_new_tokens=predictor.config.num_code_groups - 1,
+            do_sample=False,
+        )
+        codes = torch.cat([torch.tensor([[code]]), rest], dim=1)[:, :, None]
+        frames[code] = share, model.code2wav(codes)[0, 0].numpy()
+    return frames
