@@ -341,9 +341,11 @@ class Engine:
             if self._fed:
                 self._model.next_rows[batch.req_pool_indices] = torch.stack([self._next_row(req) for req in batch.reqs])
             return
-        for req in batch.reqs:
-            if req.output_ids and req.rid in self._rows:  # it lost its memory when it was about to go on
-                self._next_row(req)
+        if self._fed:
+            for req in batch.reqs:
+                # One that lost its memory when it was about to go on is computed again, up to what it was fed last.
+                if len(self._live[req.rid].rows.generated) < len(req.output_ids):
+                    self._next_row(req)
         slots = batch.req_pool_indices.tolist()
         self._model.prefill = gather(
             [
@@ -359,7 +361,7 @@ class Engine:
         self._leaving.discard(req.rid)
         row = self._rows.pop(req.rid, None)
         if row is None:  # it is being aborted, and what it computes goes nowhere
-            return self._model.next_rows.new_zeros(self.hidden_size)
+            row = self._model.next_rows.new_zeros(self.hidden_size)
         self._live[req.rid].rows.generated.append(row)
         return row
 
