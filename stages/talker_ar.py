@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import torch
 
-from omni_pipeline.errors import ErrorInfo
+from omni_pipeline.errors import unavailable
 from omni_pipeline.stage import StageContext
 from omni_pipeline.wire import Chunk, End, Failed, Start, Tensor, Work
 from stages.messages import Finished, FrameFeedback, FrameSeed, PredictorStart, TalkerPrompt, Tokens
@@ -215,10 +215,8 @@ class Talker:
         elif isinstance(event, Broken):
             seeds.pop(request_id, None)
             del self._voices[request_id]
-            error = ErrorInfo(
-                status=503, message=event.message, type="service_unavailable_error", code="engine", stage=self.name
-            )
-            yield Failed(request_id, self.name, error)
+            error = unavailable(event.message, code="engine", retry_after=None)
+            yield Failed(request_id, self.name, error.info)
 
 
 class TalkerRows:

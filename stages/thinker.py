@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from omni_pipeline.errors import ErrorInfo
+from omni_pipeline.errors import unavailable
 from omni_pipeline.stage import StageContext
 from omni_pipeline.wire import Chunk, End, Failed, Start, Tensor, Work
 from stages.messages import (
@@ -165,10 +165,8 @@ class Thinker:
             yield from self._ends(request_id, request, Finished(event.reason, event.matched))
         elif isinstance(event, Broken):
             del self._answers[request_id]
-            error = ErrorInfo(
-                status=503, message=event.message, type="service_unavailable_error", code="engine", stage=self.name
-            )
-            yield Failed(request_id, self.name, error)
+            error = unavailable(event.message, code="engine", retry_after=None)
+            yield Failed(request_id, self.name, error.info)
 
 
 def end_of_turn_id(model_path: str) -> int:
