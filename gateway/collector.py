@@ -7,14 +7,15 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
 from gateway.pipeline import Pipeline
 from gateway.route import Route
 from omni_pipeline.errors import ErrorInfo, OmniError, internal
-from omni_pipeline.wire import Chunk, End, Failed, Start, Work
+from omni_pipeline.ledger import ReceiveLedger
+from omni_pipeline.wire import End, Failed, Start, Work
 from stages.messages import AudioDelta, AudioDone, ChatRequest, TextDelta, TextDone
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Answer:
         self._route = route
         self._waiting: deque[Body] = deque()
         self._waiting_bytes = 0
-        self._counts: dict[str, int] = {}
+        self._ledger = ReceiveLedger()
         self._ended: set[str] = set()
         self._heard = False
         self.error: ErrorInfo | None = None
@@ -116,7 +117,7 @@ class Answer:
     def deliver(self, message: Work) -> None:
         """Take over the next message. A gap in a stream, or a reader too far behind, ends the request."""
         body = message.body
-        if isinstance(message, Start) or not self._in_sequence(message):
+        if not self._in_sequence(message):
             self._fail_stream(message.source)
             return
         self._heard = True
@@ -138,12 +139,14 @@ class Answer:
                 return
         self._wake()
 
-    def _in_sequence(self, message: Chunk[Any] | End[Any]) -> bool:
-        count = self._counts.get(message.source, 0)
-        self._counts[message.source] = count + 1
-        if message.source not in self._route.outputs or message.source in self._ended:
+    def _in_sequence(self, message: Work) -> bool:
+        if isinstance(message, Start) or message.source not in self._route.outputs or message.source in self._ended:
             return False
-        return count == (message.seq if isinstance(message, Chunk) else message.count)
+        try:
+            self._ledger.check(message)
+        except OmniError:
+            return False
+        return True
 
     def _fail_stream(self, source: str) -> None:
         log.error("request %s: a message of %s is missing or out of place", self.request_id, source)

@@ -13,7 +13,7 @@ Between stages of one worker messages are handed over as they are and this modul
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -283,8 +283,3 @@ class Codec:
         if not fits:
             raise msgspec.ValidationError(f"{tensor!r} does not fit a frame of {source.nbytes} bytes")
         return tensor
-
-
-def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of payload in `tensors`."""
-    return sum(tensor.nbytes for tensor in tensors)

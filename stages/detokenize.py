@@ -10,9 +10,6 @@ from typing import Any
 
 from stages.messages import Logprob, TokenLogprob, TokenText
 
-# The most that can be said of a probability of zero in JSON, as the OpenAI API does.
-_LEAST_LOGPROB = -9999.0
-
 
 def _byte_alphabet() -> dict[str, int]:
     """Byte-level BPE writes each byte as a printable character: itself where it is one, else from U+0100 on."""
@@ -55,9 +52,9 @@ class TokenTable:
         return piece or b""
 
     def shown(self, logprob: Logprob) -> TokenText:
-        """A token with its log-probability, as the API shows it."""
+        """A token with its log-probability and its text."""
         piece = self.bytes_of(logprob.id)
-        return TokenText(piece.decode(errors="replace"), list(piece), max(logprob.logprob, _LEAST_LOGPROB))
+        return TokenText(piece.decode(errors="replace"), list(piece), logprob.logprob)
 
 
 @dataclass(slots=True)

@@ -26,7 +26,6 @@ from omni_pipeline.wire import (
     StartFailed,
     Tensor,
     WireError,
-    tensor_bytes,
 )
 
 
@@ -210,7 +209,3 @@ def test_codec_serves_on_after_a_body_that_cannot_travel(codec: Codec) -> None:
     with pytest.raises(NotImplementedError):
         codec.encode(Start("r", *EDGE, Tree([], by_name={"x": object()})))  # type: ignore[dict-item]
     assert len(codec.encode(Abort("r"))) == 1
-
-
-def test_payload_is_counted_in_bytes() -> None:
-    assert tensor_bytes([Tensor.of(torch.ones(3, 5, dtype=torch.bfloat16)), Tensor.of(b"xy")]) == 32

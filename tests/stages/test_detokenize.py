@@ -100,7 +100,3 @@ def test_logprobs_come_with_their_text_and_end_at_the_stop_string(tokenizer: Any
         if transcript.stopped:
             break
     assert "".join(seen) == "one"
-
-
-def test_a_probability_of_zero_is_shown_as_a_finite_number(table: TokenTable) -> None:
-    assert table.shown(Logprob(5, float("-inf"))).logprob == -9999.0
