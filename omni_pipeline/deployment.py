@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 
-from omni_pipeline.config import Config, Server, StageConfig, convert, suggestion
+from omni_pipeline.config import Config, Server, StageConfig, Trace, convert, suggestion
 from omni_pipeline.errors import StartupError
 from omni_pipeline.graph import Graph, StageSpec, load_object
 
@@ -45,6 +45,7 @@ class Deployment(Struct, frozen=True):
         workers: In graph order of their first stages.
         server: The HTTP side.
         log_level: As Python's logging names it.
+        trace: What is noted about requests.
     """
 
     graph_path: str
@@ -53,6 +54,7 @@ class Deployment(Struct, frozen=True):
     workers: tuple[WorkerPlan, ...]
     server: Server
     log_level: str
+    trace: Trace
 
     @property
     def uses_cuda(self) -> bool:
@@ -94,6 +96,7 @@ def resolve(config: Config) -> Deployment:
         workers=tuple(_worker(name, plans, graph, config) for name, plans in groups.items()),
         server=config.server,
         log_level=config.log_level.upper(),
+        trace=config.trace,
     )
 
 
