@@ -15,9 +15,10 @@ from gateway.health import Health
 from gateway.media import MediaLoader
 from gateway.metrics import Metrics
 from gateway.middleware import add_request_id, explain_errors, identify, json_response, require_key
+from gateway.openapi import describe
 from gateway.pipeline import Pipeline
 from gateway.remote import Resolve, resolve
-from gateway.responses import Model, ModelList
+from gateway.responses import Index, Model, ModelList
 from gateway.voices import Voices
 from omni_pipeline import __version__
 from omni_pipeline.config import Server
@@ -55,6 +56,7 @@ class Gateway:
         self.collector = Collector(pipeline, reader_bytes=server.limits.reader_bytes)
         self._metrics = Metrics(lambda: pipeline.stats, lambda: self.collector.dropped_late)
         name = server.model_name or PurePath(model_path).name or model_path
+        self._description = describe(with_keys=bool(server.api_keys))
         self._model = Model(id=name, created=int(time.time()))
         chat = ChatCompletions(
             self.collector,
@@ -80,6 +82,7 @@ class Gateway:
                 web.get("/v1/models/{model:.+}", self._show_model),
                 web.get("/health", self._show_health),
                 web.get("/metrics", self._show_metrics),
+                web.get("/openapi.json", self._show_description),
                 web.get("/", self._show_endpoints),
             ]
         )
@@ -106,6 +109,9 @@ class Gateway:
             body=self._metrics.page(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )
 
+    async def _show_description(self, request: web.Request) -> web.Response:
+        return json_response(self._description)
+
     async def _show_endpoints(self, request: web.Request) -> web.Response:
         endpoints = [
             f"{route.method} {route.resource.canonical}"
@@ -113,10 +119,5 @@ class Gateway:
             if route.resource and route.method != "HEAD"
         ]
         return json_response(
-            {
-                "name": "omni-pipeline",
-                "version": __version__,
-                "model": self._model.id,
-                "endpoints": sorted(endpoints),
-            }
+            Index(name="omni-pipeline", version=__version__, model=self._model.id, endpoints=sorted(endpoints))
         )
