@@ -292,5 +292,6 @@ async def test_the_root_says_what_there_is():
     async with serving() as served:
         _, body = await served.get("/")
     assert body["endpoints"] == [
-        "GET /", "GET /health", "GET /metrics", "GET /v1/models", "GET /v1/models/{model}", "POST /v1/chat/completions",
+        "GET /", "GET /health", "GET /metrics", "GET /openapi.json", "GET /v1/models", "GET /v1/models/{model}",
+        "POST /v1/chat/completions",
     ]  # fmt: skip
