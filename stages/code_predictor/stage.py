@@ -55,6 +55,7 @@ class CodePredictor:
         self._ready: dict[str, None] = {}  # voices with a seed, in the order the seeds came
         self._outbox: list[Work] = []
         self._frames = 0
+        self.batch: list[str] = []
 
     @property
     def has_work(self) -> bool:
@@ -74,7 +75,7 @@ class CodePredictor:
     @torch.inference_mode()
     def step(self) -> Iterable[Work | Failed]:
         outbox, self._outbox = self._outbox, []
-        batch = list(self._ready)[: self._network.max_batch]
+        batch = self.batch = list(self._ready)[: self._network.max_batch]
         if not batch:
             return outbox
         codes, embeddings = self._compute([self._voices[request_id] for request_id in batch])
@@ -102,7 +103,7 @@ class CodePredictor:
         return self._voices.keys()
 
     def stats(self) -> dict[str, float]:
-        return {"running_voices": len(self._voices), "ready_voices": len(self._ready), "frames": self._frames}
+        return {"queued_requests": len(self._ready), "frames": self._frames}
 
     def close(self) -> None:
         """Nothing outlives the process."""
