@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 
+from omni_pipeline import telemetry
 from omni_pipeline.binding import gpu_sets
 from omni_pipeline.config import Config, Server, StageConfig, Trace, convert, suggestion
 from omni_pipeline.errors import StartupError
@@ -138,7 +139,7 @@ def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
         gpus=tuple(gpus),
         server=config.server,
         log_level=config.log_level.upper(),
-        trace=config.trace,
+        trace=telemetry.resolve(config.trace, os.environ),
     )
 
 
