@@ -40,7 +40,7 @@ AUDIO_THREADS = 2
 ERROR_SECONDS = 5.0
 
 
-class _Manner(Struct, frozen=True):
+class Manner(Struct, frozen=True):
     """How the client wants its answer sent: all that is kept of a body, which may be large, once it is read.
 
     Attributes:
@@ -56,13 +56,13 @@ class _Manner(Struct, frozen=True):
     audio_format: AudioFormat | None
 
 
-def _manner(request: ChatCompletionRequest) -> _Manner:
+def manner_of(request: ChatCompletionRequest) -> Manner:
     modalities = request.modalities or ["text"]
     audio_format = None
     if "audio" in modalities:
         named = (request.audio and request.audio.format) or "wav"
         audio_format = "pcm16" if named == "pcm" else named
-    return _Manner(
+    return Manner(
         stream=bool(request.stream),
         with_usage=bool(request.stream_options and request.stream_options.include_usage),
         with_content="text" in modalities,
@@ -152,7 +152,7 @@ class ChatCompletions:
 
     # --- the request ---
 
-    async def _understand(self, request: web.Request, deadline: float) -> tuple[ChatRequest, _Manner]:
+    async def _understand(self, request: web.Request, deadline: float) -> tuple[ChatRequest, Manner]:
         """Read and check the body, and load its media."""
         try:
             async with asyncio.timeout_at(deadline):
@@ -167,7 +167,7 @@ class ChatCompletions:
             raise bad_request(
                 "The request and its media did not arrive in time.", code="request_timeout", status=408
             ) from error
-        return chat, _manner(wanted)
+        return chat, manner_of(wanted)
 
     async def _body(self, request: web.Request) -> bytearray:
         """The body, read here and not by `request.read()`, which would keep it as long as the request."""
@@ -189,7 +189,7 @@ class ChatCompletions:
 
     # --- the answer ---
 
-    def _encoder(self, manner: _Manner) -> ThreadedEncoder | None:
+    def _encoder(self, manner: Manner) -> ThreadedEncoder | None:
         if manner.audio_format is None:
             return None
         make = stream_encoder if manner.stream else file_encoder

@@ -10,7 +10,7 @@ import hashlib
 
 import msgspec
 
-from gateway.schema import ChatCompletionRequest, SamplingByStage, StageSampling
+from gateway.schema import ChatCompletionRequest, FrameSampling, SamplingByStage, StageSampling
 from stages.messages import Sampling
 
 _MOST_SEED = 2**63 - 1
@@ -55,7 +55,7 @@ def talker_sampling(request: ChatCompletionRequest) -> Sampling:
 
 def predictor_sampling(request: ChatCompletionRequest, talker: Sampling) -> Sampling:
     """How residual codes are generated: as in the reference greedily with a greedy talker, unless told otherwise."""
-    own = _own(request).code_predictor or StageSampling()
+    own = _own(request).code_predictor or FrameSampling()
     default = _PREDICTOR if talker.temperature else msgspec.structs.replace(_PREDICTOR, temperature=0.0)
     return msgspec.structs.replace(_layered(default, own), seed=_seed("code_predictor", own, request))
 
@@ -64,20 +64,20 @@ def _own(request: ChatCompletionRequest) -> SamplingByStage:
     return request.stage_sampling or SamplingByStage()
 
 
-def _layered(default: Sampling, *layers: StageSampling) -> Sampling:
+def _layered(default: Sampling, *layers: FrameSampling) -> Sampling:
     """`default` with every field of `StageSampling` from the first layer that gives it."""
     given = {
         name: value
         for layer in reversed(layers)
         for name in StageSampling.__struct_fields__
-        if (value := getattr(layer, name)) is not None
+        if (value := getattr(layer, name, None)) is not None
     }
     if "top_k" in given:
         given["top_k"] = max(given["top_k"], 0)
     return msgspec.structs.replace(default, **given)
 
 
-def _seed(stage: str, own: StageSampling, request: ChatCompletionRequest) -> int | None:
+def _seed(stage: str, own: FrameSampling, request: ChatCompletionRequest) -> int | None:
     """The stage's own seed, or one that follows from the request's.
 
     The thinker takes the request's seed as it is. The other stages take the first eight bytes of SHA-256 of

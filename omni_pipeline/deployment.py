@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 from msgspec import Struct
 
 from omni_pipeline.binding import gpu_sets
-from omni_pipeline.config import Config, Server, StageConfig, convert, suggestion
+from omni_pipeline.config import Config, Server, StageConfig, Trace, convert, suggestion
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu, detect, parse_size
 from omni_pipeline.graph import Graph, StageSpec, load_graph
@@ -70,6 +70,7 @@ class Deployment(Struct, frozen=True):
         gpus: Those that the server may use.
         server: The HTTP side.
         log_level: As Python's logging names it.
+        trace: What is noted about requests.
     """
 
     graph_path: str
@@ -79,6 +80,7 @@ class Deployment(Struct, frozen=True):
     gpus: tuple[Gpu, ...]
     server: Server
     log_level: str
+    trace: Trace
 
     @property
     def uses_cuda(self) -> bool:
@@ -136,6 +138,7 @@ def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
         gpus=tuple(gpus),
         server=config.server,
         log_level=config.log_level.upper(),
+        trace=config.trace,
     )
 
 

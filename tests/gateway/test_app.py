@@ -127,7 +127,7 @@ class TestMetrics:
             'omni_stage_live_requests{stage="decode"} 1.0',
             'omni_stage_steps_total{stage="thinker"} 9.0',
             'omni_stage_busy_seconds_total{stage="thinker"} 1.5',
-            'omni_stage_kv_tokens{stage="thinker"} 64.0',
+            'omni_stage_figure{figure="kv-tokens",stage="thinker"} 64.0',
         ):
             assert line in lines
 
@@ -292,5 +292,6 @@ async def test_the_root_says_what_there_is():
     async with serving() as served:
         _, body = await served.get("/")
     assert body["endpoints"] == [
-        "GET /", "GET /health", "GET /metrics", "GET /v1/models", "GET /v1/models/{model}", "POST /v1/chat/completions",
+        "GET /", "GET /health", "GET /metrics", "GET /openapi.json", "GET /v1/models", "GET /v1/models/{model}",
+        "POST /v1/chat/completions",
     ]  # fmt: skip
