@@ -68,6 +68,8 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
         host, port: Where to listen; port 0 takes a free one.
         model_name: Name in `/v1/models`; None takes the last part of the model path. Requests may name any model.
         api_keys: When not empty, requests must carry one of them as bearer token.
+        media: What it reads for its clients.
+        limits: What it takes on.
     """
 
     host: str = "127.0.0.1"
@@ -135,7 +137,9 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
             one worker ``gpu``.
         device: Device of every stage whose own is ``auto``.
         log_level: Of the main process and the workers.
-        trace, server, stages: See there.
+        trace: Traces of requests.
+        server: The HTTP side.
+        stages: Stages by name; those that are not named have the defaults.
     """
 
     model_path: str | None = None

@@ -12,7 +12,7 @@ from omni_pipeline.binding import gpu_sets
 from omni_pipeline.config import Config, Server, StageConfig, Trace, convert, suggestion
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu, detect, parse_size
-from omni_pipeline.graph import Graph, StageSpec, load_object
+from omni_pipeline.graph import Graph, StageSpec, load_graph
 
 Device: TypeAlias = Literal["cpu", "cuda"]
 
@@ -103,7 +103,7 @@ def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
     """
     if config.model_path is None:
         raise StartupError("No model is named: pass --model-path with a checkpoint directory or a hub name.")
-    graph = _load_graph(config.graph)
+    graph = load_graph(config.graph)
     for name in config.stages:
         if name not in graph.stage_names:
             raise StartupError(f"stages.{name}: there is no such stage; {suggestion(name, graph.stage_names)}")
@@ -141,16 +141,6 @@ def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
         log_level=config.log_level.upper(),
         trace=telemetry.resolve(config.trace, os.environ),
     )
-
-
-def _load_graph(path: str) -> Graph:
-    try:
-        graph = load_object(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise StartupError(f"graph: cannot load {path}: {error}") from error
-    if not isinstance(graph, Graph):
-        raise StartupError(f"graph: {path} is a {type(graph).__name__}, not a stage graph.")
-    return graph
 
 
 def _wanted(stage: StageConfig, config: Config) -> str:
