@@ -158,8 +158,9 @@ class ChatCompletions:
                 raise
             finally:
                 progress.ended()
-                request[NOTES].update(progress.figures)
-                timeline.end({"request_id": request[REQUEST_ID], "model": self._model, **request[NOTES]})
+                notes: dict[str, object] = request[NOTES]
+                notes |= progress.figures
+                timeline.end({"request_id": request[REQUEST_ID], "model": self._model, **notes})
 
     # --- the request ---
 

@@ -15,12 +15,15 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.responses import error_body
 from omni_pipeline.errors import ErrorInfo, OmniError, internal
+from omni_pipeline.logs import fields
 
 log = logging.getLogger("gateway.access")
 
 # Where a handler notes figures for the log line of its request, by name.
 NOTES = web.RequestKey("notes", dict[str, object])
 REQUEST_ID = web.RequestKey("request_id", str)
+
+_MOST_PATH = 200  # letters of a path that are repeated
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _WORDING = {
@@ -42,16 +45,14 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
         status = response.status
         return response
     finally:
-        notes = "".join(f" {name}={value}" for name, value in request[NOTES].items())
+        seconds = round(time.monotonic() - began, 6)
         log.log(
             logging.DEBUG if request.method == "GET" else logging.INFO,  # health checks and scrapes are frequent
-            "method=%s path=%s status=%s seconds=%.3f request_id=%s%s",
+            "%s %s %s",
             request.method,
-            request.path,
+            request.path[:_MOST_PATH],
             status,
-            time.monotonic() - began,
-            request[REQUEST_ID],
-            notes,
+            extra=fields(status=status, seconds=seconds, request_id=request[REQUEST_ID], **request[NOTES]),
         )
 
 
@@ -73,7 +74,7 @@ async def explain_errors(request: web.Request, handler: Handler) -> web.StreamRe
         if error.status < 400:
             raise
         wording, code = _WORDING.get(error.status, (error.reason or "", "http_error"))
-        message = wording.format(method=request.method, path=request.path[:200])
+        message = wording.format(method=request.method, path=request.path[:_MOST_PATH])
         info = ErrorInfo(status=error.status, message=message, code=code)
         if "Allow" in error.headers:
             headers["Allow"] = error.headers["Allow"]
@@ -82,7 +83,7 @@ async def explain_errors(request: web.Request, handler: Handler) -> web.StreamRe
     except ConnectionError:
         raise  # there is nobody to tell
     except Exception:
-        log.exception("unexpected error, request_id=%s", request[REQUEST_ID])
+        log.exception("unexpected error", extra=fields(request_id=request[REQUEST_ID]))
         info = internal("Something went wrong inside the server.").info
     request[NOTES]["code"] = info.code
     if info.param:

@@ -1,10 +1,12 @@
-"""Whether traces go to an OpenTelemetry collector, by configuration or by OpenTelemetry's environment variables."""
+"""Where traces go: into a directory, or to an OpenTelemetry collector, which OpenTelemetry's variables may name."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from msgspec import structs
 
@@ -35,10 +37,26 @@ def resolve(trace: Trace, environment: Mapping[str, str]) -> Trace:
     return structs.replace(trace, otlp_endpoint=endpoint)
 
 
+def prepare(trace: Trace) -> None:
+    """Make the directory for traces, if there is to be one. Raises StartupError when nothing can be written there."""
+    if trace.dir is None:
+        return
+    directory = Path(trace.dir)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(f"Cannot make the directory for traces, {directory}: {error.strerror}.") from error
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        raise StartupError(f"Cannot write traces to {directory}: it is not writable.")
+
+
 def installed() -> bool:
     """Whether the packages are there; found out without importing them."""
     try:
-        return importlib.util.find_spec(_EXPORTER) is not None and importlib.util.find_spec("opentelemetry.sdk") is not None
+        return (
+            importlib.util.find_spec(_EXPORTER) is not None
+            and importlib.util.find_spec("opentelemetry.sdk") is not None
+        )
     except ModuleNotFoundError:  # not even the packages above
         return False
 
@@ -55,6 +73,8 @@ def _from(environment: Mapping[str, str]) -> str | None:
     whole, base = of("EXPORTER_OTLP_TRACES_ENDPOINT"), of("EXPORTER_OTLP_ENDPOINT")
     endpoint = whole or (base and base.rstrip("/") + _PATH)
     if endpoint and protocol != "http/protobuf":
-        log.warning("OpenTelemetry's endpoint %s is ignored: %s is not spoken here, only http/protobuf", endpoint, protocol)
+        log.warning(
+            "OpenTelemetry's endpoint %s is ignored: %s is not spoken here, only http/protobuf", endpoint, protocol
+        )
         return None
     return endpoint or None

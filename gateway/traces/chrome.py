@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,8 +15,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.traces.timeline import GATEWAY, Span, Sum, Traced
-from omni_pipeline.errors import StartupError
+from gateway.traces.timeline import GATEWAY, GATHER, Sum, Traced
 
 SUFFIX = ".trace.json"
 
@@ -28,23 +26,13 @@ class ChromeFiles:
     """A directory with one file for each request; see `traces.Sink`.
 
     Args:
-        directory: Made when missing.
         most: Most files kept there, those of earlier runs included; the oldest are removed.
-
-    Raises:
-        StartupError: nothing can be written there.
     """
 
     def __init__(self, directory: Path, most: int) -> None:
         self._directory = directory
         self._most = most
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._files = deque(sorted(directory.glob(f"*{SUFFIX}")))  # their names begin with their time
-        except OSError as error:
-            raise StartupError(f"Cannot write traces to {directory}: {error.strerror}; check --trace-dir.") from error
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise StartupError(f"Cannot write traces to {directory}: it is not writable; check --trace-dir.")
+        self._files = deque(sorted(directory.glob(f"*{SUFFIX}")))  # their names begin with their time
 
     def write(self, timeline: Traced, places: Mapping[str, str]) -> None:
         """Write one file, unless the request was refused before it came to the pipeline."""
@@ -87,9 +75,9 @@ def document(timeline: Traced, places: Mapping[str, str]) -> dict[str, Any]:
 
 
 def covered(timeline: Traced) -> float:
-    """Seconds of the request in which at least one of its spans was open."""
+    """Seconds of the request in which something was done for it, or was under way, or waited its turn."""
     seconds, until = 0.0, timeline.began
-    for begin, end in sorted((span.begin, span.end) for span in timeline.spans):
+    for begin, end in sorted((span.begin, span.end) for span in timeline.spans if span.name != GATHER):
         end = min(end, timeline.ended)
         if end > until:
             seconds += end - max(begin, until)
@@ -98,7 +86,8 @@ def covered(timeline: Traced) -> float:
 
 
 def _events(timeline: Traced, places: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    tracks = {GATEWAY: _MAIN} | {track: places.get(track, track) for track in timeline.sums}
+    by_begin = sorted(timeline.sums, key=lambda track: timeline.sums[track].begin)
+    tracks = {GATEWAY: _MAIN} | {track: places.get(track, track) for track in by_begin if track != GATEWAY}
     processes = {name: number for number, name in enumerate(dict.fromkeys(tracks.values()), 1)}
     threads = {track: number for number, track in enumerate(tracks, 1)}
     for name, number in processes.items():

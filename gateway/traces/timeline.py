@@ -12,6 +12,9 @@ from msgspec import Struct, field
 # The track of what the main process does itself; every other track is a stage.
 GATEWAY = "gateway"
 
+# A stage has a part of what it needs for its next step, and waits for more.
+GATHER = "gather"
+
 # What is kept of one request; beyond that only sums are.
 MOST_SPANS = 20_000
 
@@ -21,9 +24,9 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 class Span(Struct, gc=False):
     """A stretch of time, by `time.monotonic`.
 
-    On the track of a stage, its name is ``transfer`` (a message is under way to it), ``queue`` (there is something to
-    do, but it does something else), ``receive`` (it takes up a message) or ``step`` (it works on a batch with the
-    request in it).
+    On the track of a stage, its name is ``transfer`` (a message is under way to it), ``receive`` (it takes up a
+    message), ``gather`` (from the first to the latest of the messages that the next step uses), ``queue`` (from then to
+    the step) or ``step`` (it works on a batch with the request in it).
 
     Attributes:
         source: Of a transfer: where from.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from gateway.traces.timeline import GATEWAY, Span, Timeline, Traced
+from gateway.traces.timeline import GATEWAY, GATHER, Span, Timeline, Traced
 from omni_pipeline.graph import COLLECTOR
 from omni_pipeline.tracing import Notes, Stepped, Took
 
@@ -180,12 +180,15 @@ class Traces:
 
     def _add_step(self, stepped: Stepped) -> None:
         batch = len(stepped.requests)
-        for request_id, since in zip(stepped.requests, stepped.since, strict=True):
+        for request_id, first, latest in zip(stepped.requests, stepped.first, stepped.latest, strict=True):
             timeline = self._followed.get(request_id)
-            if timeline is not None:
-                if since < stepped.begin:
-                    self._add(timeline, Span(stepped.stage, "queue", since, stepped.begin))
-                self._add(timeline, Span(stepped.stage, "step", stepped.begin, stepped.end, batch=batch))
+            if timeline is None:
+                continue
+            if first < latest:
+                self._add(timeline, Span(stepped.stage, GATHER, first, latest))
+            if latest < stepped.begin:
+                self._add(timeline, Span(stepped.stage, "queue", latest, stepped.begin))
+            self._add(timeline, Span(stepped.stage, "step", stepped.begin, stepped.end, batch=batch))
 
     def _add(self, timeline: Traced, span: Span) -> None:
         before = len(timeline.spans)
