@@ -52,7 +52,7 @@ class Gateway:
         resolver: Resolve = resolve,
     ) -> None:
         self.health = Health(pipeline)
-        self.admission = Admission(server.limits.requests)
+        self.admission = Admission(server.limits)
         self.collector = Collector(pipeline, reader_bytes=server.limits.reader_bytes)
         self._metrics = Metrics(lambda: pipeline.stats, lambda: self.collector.dropped_late)
         name = server.model_name or PurePath(model_path).name or model_path
@@ -62,7 +62,6 @@ class Gateway:
             self.collector,
             MediaLoader(server.media, total_bytes=server.limits.body_bytes, resolver=resolver),
             self._metrics,
-            self.health,
             self.admission,
             model=name,
             voices=voices,
