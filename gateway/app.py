@@ -54,8 +54,13 @@ class Gateway:
         self.health = Health(pipeline)
         self.admission = Admission(server.limits)
         self.collector = Collector(pipeline, reader_bytes=server.limits.reader_bytes)
-        self._metrics = Metrics(lambda: pipeline.stats, lambda: self.collector.dropped_late)
         name = server.model_name or PurePath(model_path).name or model_path
+        self._metrics = Metrics(
+            pipeline,
+            model=name,
+            dropped_late=lambda: self.collector.dropped_late,
+            healthy=lambda: self.health.report().status == "ok",
+        )
         self._description = describe(with_keys=bool(server.api_keys))
         self._model = Model(id=name, created=int(time.time()))
         chat = ChatCompletions(
@@ -104,9 +109,8 @@ class Gateway:
         return json_response(report, status=200 if report.status == "ok" else 503)
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
-        return web.Response(
-            body=self._metrics.page(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        )
+        page, media_type = self._metrics.page(request.headers.get("Accept", ""))
+        return web.Response(body=page, headers={"Content-Type": media_type})
 
     async def _show_description(self, request: web.Request) -> web.Response:
         return json_response(self._description)

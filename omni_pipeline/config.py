@@ -89,6 +89,8 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
         api_keys: When not empty, requests must carry one of them as bearer token.
         allowed_origins: Origins (``https://example.org``, or ``*`` for all) whose web pages browsers may let use the
             API. None by default.
+        media: What it reads for its clients.
+        limits: What it takes on.
     """
 
     host: str = "127.0.0.1"
@@ -98,6 +100,25 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
     allowed_origins: list[str] = []
     media: MediaPolicy = field(default_factory=MediaPolicy)
     limits: Limits = field(default_factory=Limits)
+
+
+class Trace(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What is noted about every single request, and where it goes; nothing, unless one of the two is given.
+
+    Attributes:
+        dir: Directory that gets a file for each request, to be opened in Perfetto or Chrome; made when missing.
+        files: Most files kept there; the oldest are removed.
+        otlp_endpoint: Base URL of an OpenTelemetry collector (OTLP over HTTP, such as ``http://localhost:4318``).
+            None takes what OpenTelemetry's environment variables say.
+    """
+
+    dir: str | None = None
+    files: Positive = 1000
+    otlp_endpoint: str | None = None
+
+    @property
+    def on(self) -> bool:
+        return self.dir is not None or self.otlp_endpoint is not None
 
 
 class StageConfig(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -138,7 +159,9 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
             one worker ``gpu``.
         device: Device of every stage whose own is ``auto``.
         log_level: Of the main process and the workers.
-        server, stages: See there.
+        trace: Traces of requests.
+        server: The HTTP side.
+        stages: Stages by name; those that are not named have the defaults.
     """
 
     model_path: str | None = None
@@ -147,6 +170,7 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
     colocate: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    trace: Trace = field(default_factory=Trace)
     server: Server = field(default_factory=Server)
     stages: dict[str, StageConfig] = {}
 

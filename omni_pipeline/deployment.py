@@ -8,10 +8,10 @@ from typing import Any, Literal, TypeAlias
 from msgspec import Struct
 
 from omni_pipeline.binding import gpu_sets
-from omni_pipeline.config import Config, Server, StageConfig, convert, suggestion
+from omni_pipeline.config import Config, Server, StageConfig, Trace, convert, suggestion
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu, detect, parse_size
-from omni_pipeline.graph import Graph, StageSpec, load_object
+from omni_pipeline.graph import Graph, StageSpec, load_graph
 
 Device: TypeAlias = Literal["cpu", "cuda"]
 
@@ -70,6 +70,7 @@ class Deployment(Struct, frozen=True):
         gpus: Those that the server may use.
         server: The HTTP side.
         log_level: As Python's logging names it.
+        trace: What is noted about requests.
     """
 
     graph_path: str
@@ -79,6 +80,7 @@ class Deployment(Struct, frozen=True):
     gpus: tuple[Gpu, ...]
     server: Server
     log_level: str
+    trace: Trace
 
     @property
     def uses_cuda(self) -> bool:
@@ -100,7 +102,7 @@ def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
     """
     if config.model_path is None:
         raise StartupError("No model is named: pass --model-path with a checkpoint directory or a hub name.")
-    graph = _load_graph(config.graph)
+    graph = load_graph(config.graph)
     for name in config.stages:
         if name not in graph.stage_names:
             raise StartupError(f"stages.{name}: there is no such stage; {suggestion(name, graph.stage_names)}")
@@ -140,17 +142,8 @@ def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
         gpus=tuple(gpus),
         server=config.server,
         log_level=config.log_level.upper(),
+        trace=config.trace,
     )
-
-
-def _load_graph(path: str) -> Graph:
-    try:
-        graph = load_object(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise StartupError(f"graph: cannot load {path}: {error}") from error
-    if not isinstance(graph, Graph):
-        raise StartupError(f"graph: {path} is a {type(graph).__name__}, not a stage graph.")
-    return graph
 
 
 def _wanted(stage: StageConfig, config: Config) -> str:

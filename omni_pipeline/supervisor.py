@@ -11,7 +11,9 @@ import contextlib
 import logging
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any, TypeAlias
 
 import zmq
@@ -22,7 +24,9 @@ from omni_pipeline.errors import ErrorInfo, StartupError, internal, unavailable
 from omni_pipeline.forkserver import Exited, Launched, Preloaded
 from omni_pipeline.graph import COLLECTOR, GATEWAY
 from omni_pipeline.launch import Launcher
-from omni_pipeline.transport import MAIN, Inbox, Outbox, endpoint, make_run_dir
+from omni_pipeline.metrics import Edges, EdgeStats
+from omni_pipeline.tracing import Notes, Took
+from omni_pipeline.transport import MAIN, Inbox, Outbox, Received, endpoint, make_run_dir
 from omni_pipeline.wire import (
     Abort,
     Chunk,
@@ -84,8 +88,11 @@ class Supervisor:
         self._deployment = deployment
         self._codec = Codec(deployment.graph.body_types())
         self._stats: dict[str, StageStats] = {}
+        self._edges: dict[str, list[EdgeStats]] = {}  # by worker
+        self._own_edges = Edges()
         self._deliver: Callable[[Work | Failed], None] = _to_nobody
         self._lost: Callable[[frozenset[str], ErrorInfo], None] = _to_nobody
+        self._noted: Callable[[Notes], None] = _to_nobody
         self._progress: Callable[[Progress], None] = _to_nobody
         self._changed = asyncio.Event()
         self._preloaded = False
@@ -163,6 +170,10 @@ class Supervisor:
         self._deliver = deliver
         self._lost = lost
 
+    def trace(self, noted: Callable[[Notes], None]) -> None:
+        """Say who takes what is noted about requests; see `gateway.pipeline.Pipeline`."""
+        self._noted = noted
+
     def submit(self, request_id: str, body: Any) -> None:
         """Send a request body to the entry stage.
 
@@ -198,6 +209,16 @@ class Supervisor:
         return self._stats
 
     @property
+    def edges(self) -> Iterable[EdgeStats]:
+        """The latest figures of each edge of the graph that ends in a worker that runs, or here."""
+        return chain(*self._edges.values(), self._own_edges.all())
+
+    @property
+    def restarts(self) -> Mapping[str, int]:
+        """How often each worker has been started again, by name."""
+        return {name: worker.incarnation for name, worker in self._workers.items()}
+
+    @property
     def pids(self) -> Mapping[str, int]:
         """Process ids of the workers that run, by name."""
         return {name: worker.pid for name, worker in self._workers.items() if worker.pid and not worker.ended}
@@ -223,27 +244,32 @@ class Supervisor:
 
     def _handle_waiting(self, most: int) -> int:
         count = 0
-        for frames in self._inbox.drain(most):
+        for received in self._inbox.drain(most):
             count += 1
             try:
-                message = self._codec.decode(frames)
+                message = self._codec.decode(received.frames)
             except WireError as error:
                 logger.error("unreadable message: %s", error)
                 if error.request_id is not None:
                     unreadable = internal("An answer of the pipeline could not be read.").info
                     self._deliver(Failed(error.request_id, COLLECTOR, unreadable))
             else:
-                self._handle(message)
+                self._handle(message, received)
         return count
 
-    def _handle(self, message: Message) -> None:
+    def _handle(self, message: Message, received: Received) -> None:
         match message:
-            case Start() | Chunk() | End() | Failed():
+            case Start() | Chunk() | End():
+                self._take(message, received)
+            case Failed():
                 self._deliver(message)
             case Heartbeat():
                 if not self._workers[message.worker].ended:
                     self._stats.update(message.stats)
+                    self._edges[message.worker] = message.edges
                     self._changed.set()
+            case Notes():
+                self._noted(message)
             case Ready():
                 self._workers[message.worker].ready = True
                 self._progress(message)
@@ -253,6 +279,14 @@ class Supervisor:
                 self._changed.set()
             case _:
                 logger.error("misdirected message: %r", message)
+
+    def _take(self, message: Work, received: Received) -> None:
+        taken = time.monotonic()
+        self._own_edges.add(message.source, message.target, received.size, taken - received.sent)
+        self._deliver(message)
+        if self._deployment.trace.on:
+            took = Took(message.request_id, message.source, message.target, received.sent, taken, time.monotonic())
+            self._noted(Notes(MAIN, taken, [took], []))
 
     def _hear(self) -> None:
         """Handle what the fork server reports."""
@@ -285,6 +319,7 @@ class Supervisor:
         logger.error("worker %s (pid %s) %s", name, worker.pid, how)
         for stage in worker.plan.stage_names:
             self._stats.pop(stage, None)
+        self._edges.pop(name, None)
         error = unavailable(
             f"The {name} worker ended unexpectedly while it worked on this request.", code="worker_lost"
         )
@@ -302,6 +337,7 @@ class Supervisor:
             run_dir=self._run_dir,
             addresses={**addresses, COLLECTOR: self._inbox.address},
             log_level=self._deployment.log_level,
+            traced=self._deployment.trace.on,
         )
 
     def _broadcast(self, message: Abort | Shutdown) -> None:

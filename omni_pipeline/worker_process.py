@@ -36,6 +36,7 @@ class Assignment(Struct, frozen=True):
         run_dir: Private directory for sockets and short-lived files.
         addresses: Endpoint of the process that runs each stage, and of the main process as `graph.COLLECTOR`.
         log_level: As Python's logging names it.
+        traced: Whether to note what is done for each request.
     """
 
     plan: WorkerPlan
@@ -45,6 +46,7 @@ class Assignment(Struct, frozen=True):
     run_dir: str
     addresses: dict[str, str]
     log_level: str
+    traced: bool = False
 
     @property
     def stages(self) -> frozenset[str]:
@@ -106,7 +108,16 @@ def _serve(assignment: Assignment, inbox: Inbox, outbox: Outbox, parent: int) ->
             outbox.send(home, codec.encode(StartFailed(name, reason)))
             return 1
         addresses = assignment.addresses
-        worker = Worker(name, stages, addresses, inbox=inbox, outbox=outbox, codec=codec, parent=parent)
+        worker = Worker(
+            name,
+            stages,
+            addresses,
+            inbox=inbox,
+            outbox=outbox,
+            codec=codec,
+            parent=parent,
+            traced=assignment.traced,
+        )
         ready = Ready(worker=name, pid=os.getpid(), stages=list(stages), seconds=time.monotonic() - begin)
         outbox.send(home, codec.encode(ready))
         worker.run()

@@ -20,6 +20,8 @@ from gateway.server import run
 from omni_pipeline.config import Server
 from omni_pipeline.errors import ErrorInfo, OmniError
 from omni_pipeline.graph import COLLECTOR
+from omni_pipeline.metrics import EdgeStats
+from omni_pipeline.tracing import Notes
 from omni_pipeline.wire import Chunk, End, Failed, StageStats, Tensor, Work
 from stages.messages import (
     AudioDelta,
@@ -68,6 +70,9 @@ class ScriptedPipeline:
         self.aborted: asyncio.Queue[str] = asyncio.Queue()
         self.problem: str | None = None
         self.stats: Mapping[str, StageStats] = {}
+        self.edges: list[EdgeStats] = []
+        self.restarts: Mapping[str, int] = {}
+        self.pids: Mapping[str, int] = {}
         self.lost: Callable[[frozenset[str], ErrorInfo], None]
         self.deliver: Callable[[Work | Failed], None]
         self._counts: dict[tuple[str, str], int] = {}
@@ -76,6 +81,9 @@ class ScriptedPipeline:
         self, deliver: Callable[[Work | Failed], None], lost: Callable[[frozenset[str], ErrorInfo], None]
     ) -> None:
         self.deliver, self.lost = deliver, lost
+
+    def trace(self, noted: Callable[[Notes], None]) -> None:
+        self.noted = noted
 
     def submit(self, request_id: str, body: Any) -> None:
         if self.refusal is not None:

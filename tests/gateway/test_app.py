@@ -127,7 +127,7 @@ class TestMetrics:
             'omni_stage_live_requests{stage="decode"} 1.0',
             'omni_stage_steps_total{stage="thinker"} 9.0',
             'omni_stage_busy_seconds_total{stage="thinker"} 1.5',
-            'omni_stage_kv_tokens{stage="thinker"} 64.0',
+            'omni_stage_figure{figure="kv-tokens",stage="thinker"} 64.0',
         ):
             assert line in lines
 
