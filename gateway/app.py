@@ -55,12 +55,13 @@ class Gateway:
         resolver: Resolve = resolve,
     ) -> None:
         self.health = Health(pipeline)
-        self.admission = Admission(server.limits.requests)
+        self.admission = Admission(server.limits)
         self.collector = Collector(pipeline, reader_bytes=server.limits.reader_bytes)
         name = server.model_name or PurePath(model_path).name or model_path
         self._metrics = Metrics(
             pipeline,
             model=name,
+            waiting=lambda: self.admission.waiting,
             dropped_late=lambda: self.collector.dropped_late,
             healthy=lambda: self.health.report().status == "ok",
             traces=traces,
@@ -71,7 +72,6 @@ class Gateway:
             self.collector,
             MediaLoader(server.media, total_bytes=server.limits.body_bytes, resolver=resolver),
             self._metrics,
-            self.health,
             self.admission,
             model=name,
             voices=voices,

@@ -69,6 +69,7 @@ class Metrics:
     Args:
         pipeline: Has the figures of stages, edges and processes.
         model: Name of the model.
+        waiting: Gives how many requests wait to be let in.
         dropped_late: Gives how many messages came for requests that were over.
         healthy: Gives whether `/health` says that all is well.
         traces: Has figures about itself.
@@ -79,6 +80,7 @@ class Metrics:
         pipeline: Pipeline,
         *,
         model: str,
+        waiting: Callable[[], float],
         dropped_late: Callable[[], int],
         healthy: Callable[[], bool],
         traces: Traces,
@@ -89,6 +91,7 @@ class Metrics:
         )  # outcome: ok, refused (4xx), failed (5xx), cancelled (the client left)
         self.errors = Counter("omni_errors", "Errors by code", ["code"], registry=registry)
         self.in_flight = Gauge("omni_requests_in_flight", "Chat requests being served", registry=registry)
+        Gauge("omni_requests_waiting", "Chat requests that wait to be let in", registry=registry).set_function(waiting)
         self.first_text_seconds = Histogram(
             "omni_time_to_first_text_seconds",
             "From the request's arrival to the first text",

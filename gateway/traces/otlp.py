@@ -53,8 +53,9 @@ class OtlpExport:
         self._exporter = exporter or OTLPSpanExporter(endpoint=endpoint)
         self._ended = _Ended()
         self._ids = _Ids()
-        # What the environment says about the resource wins.
-        resource = Resource({"service.name": _SERVICE, "service.version": __version__}).merge(Resource.create())
+        resource = Resource.create({"service.version": __version__})
+        if str(resource.attributes["service.name"]).startswith("unknown_service"):  # the environment gives no name
+            resource = resource.merge(Resource({"service.name": _SERVICE}))
         provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
         provider.add_span_processor(self._ended)
         self._tracer = provider.get_tracer(_SERVICE, __version__)

@@ -67,6 +67,9 @@ class Timeline:
         """What the gateway does inside the block is called `name`."""
         return _NOTHING
 
+    def until_now(self, name: str) -> None:
+        """What the gateway has done since the request came is called `name`."""
+
     def follow(self, answer_id: str) -> None:
         """The pipeline will know the request as `answer_id`."""
 
@@ -126,6 +129,9 @@ class Traced(Timeline):
         finally:
             self._busy_until = time.monotonic()
             self.add(Span(GATEWAY, name, begin, self._busy_until))
+
+    def until_now(self, name: str) -> None:
+        self.add(Span(GATEWAY, name, self.began, time.monotonic()))
 
     def follow(self, answer_id: str) -> None:
         self.answer_id = answer_id
