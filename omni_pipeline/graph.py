@@ -6,13 +6,14 @@ A graph says *what* is computed. *Where* (which worker process, which device) is
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from msgspec import Struct
 
 from omni_pipeline.errors import StartupError
 from omni_pipeline.flags import Flag
+from omni_pipeline.needs import TellNeeds
 
 # The two ends of every graph, in the main process.
 GATEWAY = "gateway"
@@ -33,6 +34,8 @@ class StageSpec(Struct, frozen=True):
         fills_memory: Whether it uses all the memory that it is given, as a KV cache does. It then loads after the
             others on its GPU, when their memory is taken.
         usual_gpu: Index of the GPU that it gets where there are several and the configuration names none.
+        needs: Tells its memory besides its weights, without torch; None for a stage whose other memory is not worth
+            counting.
     """
 
     name: str
@@ -44,6 +47,7 @@ class StageSpec(Struct, frozen=True):
     parallel: bool = False
     fills_memory: bool = False
     usual_gpu: int = 0
+    needs: TellNeeds | None = None
 
 
 class CheckpointSpec(Struct, frozen=True):
@@ -54,11 +58,14 @@ class CheckpointSpec(Struct, frozen=True):
         model_types: Accepted values of `model_type` in ``config.json``.
         files: Files that have to be there; each entry is a set of alternatives, as in
             ``(("vocab.json", "merges.txt"), ("tokenizer.json",))``: all of the first, or all of the second.
+        tensors: Tells from a parsed ``config.json`` the tensors of such a checkpoint: for each name its number of
+            elements and its bytes. None where that cannot be told.
     """
 
     title: str
     model_types: tuple[str, ...]
     files: tuple[tuple[tuple[str, ...], ...], ...] = ()
+    tensors: Callable[[Mapping[str, Any]], Mapping[str, tuple[int, int]]] | None = None
 
 
 class Edge(Struct, frozen=True):
