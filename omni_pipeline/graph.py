@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from msgspec import Struct
 
 from omni_pipeline.errors import StartupError
 from omni_pipeline.flags import Flag
 from omni_pipeline.needs import TellNeeds
+
+TellTensors: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, tuple[int, int]]]
 
 # The two ends of every graph, in the main process.
 GATEWAY = "gateway"
@@ -60,12 +62,14 @@ class CheckpointSpec(Struct, frozen=True):
             ``(("vocab.json", "merges.txt"), ("tokenizer.json",))``: all of the first, or all of the second.
         tensors: Tells from a parsed ``config.json`` the tensors of such a checkpoint: for each name its number of
             elements and its bytes. None where that cannot be told.
+        quantised: The same for a checkpoint of the same model with its weights in FP8.
     """
 
     title: str
     model_types: tuple[str, ...]
     files: tuple[tuple[tuple[str, ...], ...], ...] = ()
-    tensors: Callable[[Mapping[str, Any]], Mapping[str, tuple[int, int]]] | None = None
+    tensors: TellTensors | None = None
+    quantised: TellTensors | None = None
 
 
 class Edge(Struct, frozen=True):

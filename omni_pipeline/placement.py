@@ -137,7 +137,17 @@ class Placement(Struct, frozen=True):
     @property
     def requests(self) -> int | None:
         """Counted requests that find room in every stage at the same time; None where nothing limits them."""
-        return min([*(cache.requests for cache in self.caches), *self.limits.values()], default=None)
+        return min(self._rooms.values(), default=None)
+
+    @property
+    def bounded_by(self) -> tuple[str, ...]:
+        """Names of the stages that have room for no more than `requests`."""
+        return tuple(stage for stage, room in self._rooms.items() if room == self.requests)
+
+    @property
+    def _rooms(self) -> dict[str, int]:
+        """Counted requests by stage, of those that limit them."""
+        return {cache.stage: cache.requests for cache in self.caches} | self.limits
 
     def cache(self, stage: str) -> CachePlan | None:
         return next((cache for cache in self.caches if cache.stage == stage), None)
@@ -204,7 +214,9 @@ def sized(deployment: Deployment, placement: Placement) -> Deployment:
 def refuse(placement: Placement) -> None:
     """Raise StartupError when the deployment does not fit, with the reasons."""
     if not placement.fits:
-        raise StartupError(f"Not enough memory: {' '.join(placement.problems)}")
+        on_gpus = any(device.index is not None for device in placement.devices)
+        hint = " `sgl-omni plan` with the same flags says what would fit." if on_gpus else ""
+        raise StartupError(f"Not enough memory: {' '.join(placement.problems)}{hint}")
 
 
 def _sized_worker(worker: WorkerPlan, placement: Placement) -> WorkerPlan:

@@ -45,6 +45,11 @@ def stored_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     return sizes
 
 
+def fp8_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """The same for the checkpoint of this model with FP8 weights, in blocks as it is usual."""
+    return stored_tensors({**config, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}})
+
+
 def _quantised(model: ModelConfig, stored: Mapping[str, int]) -> dict[str, tuple[int, int]]:
     """The tensors that differ in a checkpoint with FP8 weights and a scale for each block of them."""
     quantization = model.quantization_config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from omni_pipeline.graph import COLLECTOR, GATEWAY, CheckpointSpec, Edge, Graph, StageSpec
 from stages import memory_needs, messages, options
 from stages.flags import QWEN3_OMNI_FLAGS
-from stages.tensor_shapes import stored_tensors
+from stages.tensor_shapes import fp8_tensors, stored_tensors
 
 _REFERENCE = ("transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe",)
 _ENGINE = ("stages.sglang_engine.preload",)
@@ -23,6 +23,7 @@ QWEN3_OMNI = Graph(
             (("preprocessor_config.json",), ("processor_config.json",)),
         ),
         tensors=stored_tensors,
+        quantised=fp8_tensors,
     ),
     text_stages=frozenset(
         {"preprocessing", "image_encoder", "audio_encoder", "mm_aggregate", "thinker", "decode"},

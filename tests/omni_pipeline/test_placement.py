@@ -185,7 +185,7 @@ def test_what_does_not_fit_is_refused_with_the_largest_first() -> None:
         refuse(placement)
     assert str(caught.value) == (
         "Not enough memory: GPU 0 (Card12) would have to hold 14.7 GiB (think 11.6, talk 3.1), "
-        "and 11.6 GiB can be used."
+        "and 11.6 GiB can be used. `sgl-omni plan` with the same flags says what would fit."
     )
 
 
