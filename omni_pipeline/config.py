@@ -50,12 +50,14 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
         requests: Requests in the pipeline at a time, waiting ones included.
         reader_bytes: Answer bytes kept for a client that reads slowly, before its request is ended.
         request_seconds: Time one request may take.
+        restart_seconds: Time a request may wait for a stage that is being restarted, before it is refused with 503.
     """
 
     body_bytes: Positive = 512 * 1024 * 1024
     requests: Positive = 256
     reader_bytes: Positive = 16 * 1024 * 1024
     request_seconds: Seconds = 600.0
+    restart_seconds: Seconds = 10.0
 
 
 class Server(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -65,12 +67,14 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
         host, port: Where to listen; port 0 takes a free one.
         model_name: Name in `/v1/models`; None takes the last part of the model path. Requests may name any model.
         api_keys: When not empty, requests must carry one of them as bearer token.
+        drain_seconds: Time that the requests in progress have to end once the server has been told to stop.
     """
 
     host: str = "127.0.0.1"
     port: Port = 8000
     model_name: str | None = None
     api_keys: list[str] = []
+    drain_seconds: Seconds = 30.0
     media: MediaPolicy = field(default_factory=MediaPolicy)
     limits: Limits = field(default_factory=Limits)
 
@@ -92,6 +96,18 @@ class StageConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     options: dict[str, Any] = {}
 
 
+class Supervision(Struct, forbid_unknown_fields=True, kw_only=True):
+    """When a worker that still runs is taken for dead, killed and restarted.
+
+    Attributes:
+        silent_seconds: It gives no sign of life, although it has loaded: no heartbeat comes and it does not compute.
+        step_seconds: It computes, but a single step takes longer than this; or it loads without computing.
+    """
+
+    silent_seconds: Annotated[float, Meta(ge=5)] = 10.0
+    step_seconds: Annotated[float, Meta(ge=5)] = 600.0
+
+
 class Config(Struct, forbid_unknown_fields=True, kw_only=True):
     """A whole deployment.
 
@@ -101,7 +117,7 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
         text_only: Leave the speech stages out.
         device: Device of every stage whose own is ``auto``.
         log_level: Of the main process and the workers.
-        server, stages: See there.
+        supervision, server, stages: See there.
     """
 
     model_path: str | None = None
@@ -109,6 +125,7 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
     text_only: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    supervision: Supervision = field(default_factory=Supervision)
     server: Server = field(default_factory=Server)
     stages: dict[str, StageConfig] = {}
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 
-from omni_pipeline.config import Config, Server, StageConfig, convert, suggestion
+from omni_pipeline.config import Config, Server, StageConfig, Supervision, convert, suggestion
 from omni_pipeline.errors import StartupError
 from omni_pipeline.graph import Graph, StageSpec, load_object
 
@@ -43,6 +43,7 @@ class Deployment(Struct, frozen=True):
         graph: The stages that run, and the edges between them.
         model_path: As configured; `checkpoint.resolve` turns a hub name into a directory.
         workers: In graph order of their first stages.
+        supervision: When a worker counts as hung.
         server: The HTTP side.
         log_level: As Python's logging names it.
     """
@@ -51,6 +52,7 @@ class Deployment(Struct, frozen=True):
     graph: Graph
     model_path: str
     workers: tuple[WorkerPlan, ...]
+    supervision: Supervision
     server: Server
     log_level: str
 
@@ -92,6 +94,7 @@ def resolve(config: Config) -> Deployment:
         graph=graph,
         model_path=config.model_path,
         workers=tuple(_worker(name, plans, graph, config) for name, plans in groups.items()),
+        supervision=config.supervision,
         server=config.server,
         log_level=config.log_level.upper(),
     )

@@ -35,6 +35,7 @@ class Assignment(Struct, frozen=True):
         model_path: Directory of the checkpoint.
         run_dir: Private directory for sockets and short-lived files.
         addresses: Endpoint of the process that runs each stage, and of the main process as `graph.COLLECTOR`.
+        epoch: The last `wire.Moved` that `addresses` knows of.
         log_level: As Python's logging names it.
     """
 
@@ -44,6 +45,7 @@ class Assignment(Struct, frozen=True):
     model_path: str
     run_dir: str
     addresses: dict[str, str]
+    epoch: int
     log_level: str
 
     @property
@@ -103,12 +105,21 @@ def _serve(assignment: Assignment, inbox: Inbox, outbox: Outbox, parent: int) ->
             if not isinstance(error, StartupError):
                 logger.exception("worker %s could not load", name)
             reason = str(error) if isinstance(error, StartupError) else f"{type(error).__name__}: {error}"
-            outbox.send(home, codec.encode(StartFailed(name, reason)))
+            outbox.send(home, codec.encode(StartFailed(name, assignment.incarnation, reason)))
             return 1
-        addresses = assignment.addresses
-        worker = Worker(name, stages, addresses, inbox=inbox, outbox=outbox, codec=codec, parent=parent)
-        ready = Ready(worker=name, pid=os.getpid(), stages=list(stages), seconds=time.monotonic() - begin)
-        outbox.send(home, codec.encode(ready))
+        worker = Worker(
+            name,
+            stages,
+            assignment.addresses,
+            inbox=inbox,
+            outbox=outbox,
+            codec=codec,
+            parent=parent,
+            incarnation=assignment.incarnation,
+            epoch=assignment.epoch,
+        )
+        seconds = time.monotonic() - begin
+        outbox.send(home, codec.encode(Ready(name, assignment.incarnation, os.getpid(), list(stages), seconds)))
         worker.run()
     finally:
         for stage in stages.values():
