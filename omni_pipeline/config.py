@@ -18,6 +18,9 @@ Kind = TypeVar("Kind")
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+GpuIndex = Annotated[int, Meta(ge=0)]
+Fraction = Annotated[float, Meta(gt=0, lt=1)]
+Size = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)? *(GiB|MiB|GB|MB)$")]
 
 
 class MediaPolicy(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -84,15 +87,25 @@ class StageConfig(Struct, forbid_unknown_fields=True, kw_only=True):
 
     Attributes:
         worker: Name of its worker process; stages with the same name share one and pass messages by reference.
-            None gives it a process of its own, named like the stage.
+            None gives it a process of its own, named like the stage; with `colocate`, stages on the GPU share one.
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU if the stage uses one and there is one.
+        gpus: Indices of its GPUs, as counted among those that the server may see (``CUDA_VISIBLE_DEVICES``). Empty
+            leaves the choice to the server. The worker sees these and no others.
+        memory: What the stage may take of each of its GPUs, all in all: a fraction of the whole GPU (``0.75``), or a
+            size (``12GiB``). None lets the server decide from the checkpoint and from what else is on the GPU.
+        tp_size: Tensor-parallel ranks, each with one GPU, or one process on the CPU. None is one for each of its GPUs.
         threads: Torch threads of its worker on the CPU (the largest of its stages counts).
+        environment: Environment variables of its worker, set before it imports anything.
         options: The stage's own options, checked against its options struct.
     """
 
     worker: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    gpus: list[GpuIndex] = []
+    memory: Fraction | Size | None = None
+    tp_size: Positive | None = None
     threads: Positive = 1
+    environment: dict[str, str] = {}
     options: dict[str, Any] = {}
 
 
@@ -115,6 +128,8 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
         model_path: Checkpoint directory or hub name.
         graph: ``package.module:NAME`` of the stage graph.
         text_only: Leave the speech stages out.
+        colocate: Put every stage that computes on a GPU on one and the same, and, unless it names a worker, into the
+            one worker ``gpu``.
         device: Device of every stage whose own is ``auto``.
         log_level: Of the main process and the workers.
         supervision, server, stages: See there.
@@ -123,6 +138,7 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
     model_path: str | None = None
     graph: str = "stages.topology:QWEN3_OMNI"
     text_only: bool = False
+    colocate: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     supervision: Supervision = field(default_factory=Supervision)

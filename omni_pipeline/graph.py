@@ -26,6 +26,10 @@ class StageSpec(Struct, frozen=True):
         preload: Modules that take long to import and are safe to share by fork.
         accelerated: Whether the stage computes on a GPU when there is one.
         weights: Prefixes of the checkpoint's tensors that it loads; none for a stage without weights.
+        parallel: Whether several GPUs can share its work (tensor parallelism).
+        fills_memory: Whether it uses all the memory that it is given, as a KV cache does. It then loads after the
+            others on its GPU, when their memory is taken.
+        usual_gpu: Index of the GPU that it gets where there are several and the configuration names none.
     """
 
     name: str
@@ -34,6 +38,9 @@ class StageSpec(Struct, frozen=True):
     preload: tuple[str, ...] = ()
     accelerated: bool = False
     weights: tuple[str, ...] = ()
+    parallel: bool = False
+    fills_memory: bool = False
+    usual_gpu: int = 0
 
 
 class CheckpointSpec(Struct, frozen=True):

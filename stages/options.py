@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 Positive = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=0)]
+Fraction = Annotated[float, Meta(gt=0, lt=1)]
 
 
 class PreprocessingOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -52,6 +53,8 @@ class ThinkerOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     Attributes:
         max_total_tokens: Tokens that fit the KV cache; None lets SGLang size it from the device's memory (on a CPU
             it is `omni_pipeline`'s default of 65536, because SGLang would take 40 % of the RAM).
+        mem_fraction_static: Weights and KV cache together, as a fraction of each whole GPU; None leaves it to the
+            stage's memory budget, or the server.
         max_running_requests: Answers generated at the same time; more wait their turn.
         default_max_tokens: Tokens generated when a request names no limit.
         dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU.
@@ -59,6 +62,7 @@ class ThinkerOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """
 
     max_total_tokens: Positive | None = None
+    mem_fraction_static: Fraction | None = None
     max_running_requests: Positive = 64
     default_max_tokens: Positive = 2048
     dtype: str | None = None
@@ -73,11 +77,12 @@ class TalkerOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """The talker's engine.
 
     Attributes:
-        max_total_tokens, max_running_requests, dtype, engine: As for the thinker.
+        max_total_tokens, mem_fraction_static, max_running_requests, dtype, engine: As for the thinker.
         default_max_tokens: Talker tokens generated when a request names no limit (one codec frame is 80 ms).
     """
 
     max_total_tokens: Positive | None = None
+    mem_fraction_static: Fraction | None = None
     max_running_requests: Positive = 64
     default_max_tokens: Positive = 4096
     dtype: str | None = None

@@ -54,6 +54,8 @@ QWEN3_OMNI = Graph(
             preload=_ENGINE,
             accelerated=True,
             weights=("thinker.model.", "thinker.lm_head."),
+            parallel=True,
+            fills_memory=True,
         ),
         StageSpec("decode", "stages.decode:Decode", options.DecodeOptions, preload=("transformers",)),
         StageSpec(
@@ -63,6 +65,8 @@ QWEN3_OMNI = Graph(
             preload=_ENGINE,
             accelerated=True,
             weights=("talker.model.", "talker.codec_head.", "talker.text_projection.", "talker.hidden_projection."),
+            fills_memory=True,
+            usual_gpu=1,
         ),
         StageSpec(
             "code_predictor",
@@ -71,6 +75,7 @@ QWEN3_OMNI = Graph(
             preload=_REFERENCE,
             accelerated=True,
             weights=("talker.code_predictor.", "talker.model.codec_embedding."),
+            usual_gpu=1,
         ),
         StageSpec(
             "code2wav",
@@ -79,6 +84,7 @@ QWEN3_OMNI = Graph(
             preload=_REFERENCE,
             accelerated=True,
             weights=("code2wav.",),
+            usual_gpu=1,
         ),
     ),
     edges=(

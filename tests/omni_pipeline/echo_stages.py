@@ -196,8 +196,8 @@ ECHO = Graph(
     entry="split",
     stages=(
         StageSpec("split", f"{_HERE}:Split", Options, preload=("decimal",)),
-        StageSpec("shout", f"{_HERE}:Shout", Options, accelerated=True),
-        StageSpec("join", f"{_HERE}:Join", Options, accelerated=True),
+        StageSpec("shout", f"{_HERE}:Shout", Options, accelerated=True, parallel=True),
+        StageSpec("join", f"{_HERE}:Join", Options, accelerated=True, usual_gpu=1),
     ),
     edges=(
         Edge(GATEWAY, "split", Text),
