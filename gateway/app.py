@@ -52,7 +52,9 @@ class Gateway:
     ) -> None:
         self.health = Health(pipeline)
         self.admission = Admission(server.limits.requests)
-        self.collector = Collector(pipeline, reader_bytes=server.limits.reader_bytes)
+        self.collector = Collector(
+            pipeline, reader_bytes=server.limits.reader_bytes, restart_seconds=server.limits.restart_seconds
+        )
         self._metrics = Metrics(lambda: pipeline.stats, lambda: self.collector.dropped_late)
         name = server.model_name or PurePath(model_path).name or model_path
         self._model = Model(id=name, created=int(time.time()))

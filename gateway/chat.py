@@ -125,7 +125,9 @@ class ChatCompletions:
                 with_usage=manner.with_usage,
             )
             encoder = self._encoder(manner)
-            answer = self._collector.submit(answer_id, chat, route(chat), deadline=deadline)
+            stages = route(chat)
+            await self._collector.ready(stages)
+            answer = self._collector.submit(answer_id, chat, stages, deadline=deadline)
             del chat  # the media are the pipeline's now
             async with answer:
                 if manner.stream:

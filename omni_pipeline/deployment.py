@@ -7,12 +7,8 @@ from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 
-<<<<<<< HEAD
-from omni_pipeline.config import Config, Server, StageConfig, Supervision, convert, suggestion
-=======
 from omni_pipeline.binding import gpu_sets
-from omni_pipeline.config import Config, Server, StageConfig, convert, suggestion
->>>>>>> main
+from omni_pipeline.config import Config, Server, StageConfig, Supervision, convert, suggestion
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu, detect, parse_size
 from omni_pipeline.graph import Graph, StageSpec, load_object

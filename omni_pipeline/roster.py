@@ -15,6 +15,10 @@ from omni_pipeline.transport import endpoint
 from omni_pipeline.vitals import Vitals
 from omni_pipeline.wire import Moved
 
+# When to try again, where nobody can tell how long a worker will take; and when it ends again and again.
+UNKNOWN_SECONDS = 5
+LOOP_SECONDS = 30
+
 State: TypeAlias = Literal["loading", "ready", "restarting", "unhealthy"]
 
 
@@ -50,6 +54,7 @@ class Worker(Struct):
         ready: Whether the process has loaded.
         refusal: Why the process could not load, in its own words.
         vitals: Signs of life of the process, once its pid is known.
+        killed_for: Why the process is being killed, if it is.
         moved: Number of the message that told the other workers of `address`; 0 when they knew it from their start.
         heard: Number of the last such message, about others, that it has taken in.
         last_end, last_words: As in `WorkerReport`.
@@ -66,6 +71,7 @@ class Worker(Struct):
     ready: bool = False
     refusal: str | None = None
     vitals: Vitals | None = None
+    killed_for: str | None = None
     moved: int = 0
     heard: int = 0
     last_end: str | None = None
@@ -97,7 +103,7 @@ class Worker(Struct):
     def process_ended(self, how: str, words: list[str]) -> None:
         """It has no process any more."""
         self.running = self.ready = False
-        self.pid = self.vitals = None
+        self.pid = self.vitals = self.killed_for = None
         self.last_end = f"could not load: {self.refusal}" if self.refusal else how
         self.last_words = words
 
@@ -148,7 +154,8 @@ class Roster:
         return [
             worker
             for worker in self
-            if (stages is None or not stages.isdisjoint(worker.plan.stage_names)) and not self._reachable(worker)
+            if (stages is None or any(stage in stages for stage in worker.plan.stage_names))
+            and not self._reachable(worker)
         ]
 
     def _reachable(self, worker: Worker) -> bool:
@@ -170,14 +177,14 @@ class Roster:
 
     def refusal(self, missing: Collection[Worker], now: float) -> OmniError:
         """What a request is answered that needs the workers that are `missing`."""
-        seconds = [worker.seconds_to_ready(now) for worker in missing]
-        known = [each for each in seconds if each is not None]
-        names = " and ".join(worker.name for worker in missing)
+        looping = any(worker.restarts.looping for worker in missing)
+        unknown = LOOP_SECONDS if looping else UNKNOWN_SECONDS
+        seconds = max(worker.seconds_to_ready(now) or unknown for worker in missing)
+        names = ", ".join(worker.name for worker in missing)
         return unavailable(
-            f"The server cannot answer this request now: its {names} {'worker is' if len(missing) == 1 else 'workers are'} "
-            "not ready.",
+            f"The server cannot answer this request now; not ready: {names}.",
             code="not_ready",
-            retry_after=math.ceil(max(known)) if len(known) == len(seconds) else UNKNOWN_SECONDS,
+            retry_after=math.ceil(seconds),
         )
 
     def reports(self) -> dict[str, WorkerReport]:
@@ -193,7 +200,3 @@ class Roster:
             )
             for worker in self
         }
-
-
-# When a client may try again that nobody can tell how long a worker will take.
-UNKNOWN_SECONDS = 30

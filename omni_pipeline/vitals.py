@@ -110,6 +110,12 @@ def take_sample(pid: int) -> Sample | None:
     return Sample(fields[0], sum(_cpu_seconds(each) for each in (fields, *under) if each is not None))
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether process `pid` has been stopped by a signal."""
+    fields = _fields(pid)
+    return fields is not None and fields[0] == "T"
+
+
 def _fields(pid: int) -> list[str] | None:
     """The fields of ``/proc/PID/stat`` from the state on."""
     try:

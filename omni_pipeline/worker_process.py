@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import sys
@@ -69,6 +70,7 @@ def run(assignment: Assignment, parent: int) -> int:
         The exit code: 0 when told to leave, 1 when the worker could not load or broke.
     """
     leave_stopping_to_parent()
+    faulthandler.enable()
     # What libraries leave in the directory for temporary files goes with the run directory, even after a kill.
     os.environ["TMPDIR"] = tempfile.tempdir = assignment.run_dir
     set_title(assignment.plan.name)
