@@ -213,8 +213,11 @@ class ForkServer:
         with contextlib.suppress(KeyError):  # the pipe has ended before the process
             self._selector.unregister(child.relay)
         child.relay.close()
-        plan, code = child.assignment.plan, os.waitstatus_to_exitcode(status)
-        self._report(Exited(plan.name, child.assignment.incarnation, code, child.relay.last_words()))
+        assignment, code = child.assignment, os.waitstatus_to_exitcode(status)
+        shutil.rmtree(assignment.scratch, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(assignment.address.removeprefix("ipc://"))
+        self._report(Exited(assignment.plan.name, assignment.incarnation, code, child.relay.last_words()))
 
     def _bury_orphans(self) -> None:
         """End what the dead have started: it has become our child."""

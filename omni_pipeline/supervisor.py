@@ -307,10 +307,8 @@ class Supervisor:
         pause = worker.restarts.ended(loop.time())
         worker.ordered = loop.time() + pause
         if worker.restarts.looping:
-            logger.error(
-                "worker %s has ended %d times in a row; next try in %g s.%s",
-                *(worker.name, worker.restarts.in_a_row, pause, _quoted(words)),
-            )
+            name, row = worker.name, worker.restarts.in_a_row
+            logger.error("worker %s ended %d times in a row; next try in %g s.%s", name, row, pause, _quoted(words))
         loop.call_later(pause, self._launch, worker)
 
     def _launch_next(self) -> None:

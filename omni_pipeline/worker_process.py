@@ -59,6 +59,11 @@ class Assignment(Struct, frozen=True):
         """Endpoint of this worker's own inbox."""
         return endpoint(self.run_dir, self.plan.name, self.incarnation)
 
+    @property
+    def scratch(self) -> str:
+        """Directory for this process's own short-lived files, in `run_dir`; it goes with the process."""
+        return os.path.join(self.run_dir, f"{self.plan.name}.{self.incarnation}.scratch")
+
 
 def run(assignment: Assignment, parent: int) -> int:
     """Be the worker of `assignment` until told to leave.
@@ -71,8 +76,9 @@ def run(assignment: Assignment, parent: int) -> int:
     """
     leave_stopping_to_parent()
     faulthandler.enable()
-    # What libraries leave in the directory for temporary files goes with the run directory, even after a kill.
-    os.environ["TMPDIR"] = tempfile.tempdir = assignment.run_dir
+    # What libraries leave in the directory for temporary files goes with the process, even after a kill.
+    os.mkdir(assignment.scratch, mode=0o700)
+    os.environ["TMPDIR"] = tempfile.tempdir = assignment.scratch
     set_title(assignment.plan.name)
     logging.basicConfig(
         level=assignment.log_level,
@@ -146,7 +152,7 @@ def _context(assignment: Assignment, spec: StageSpec, device: str, options: Any)
         device=device,
         options=msgspec.convert(options, spec.options),
         stages=assignment.stages,
-        run_dir=assignment.run_dir,
+        scratch=assignment.scratch,
     )
 
 
