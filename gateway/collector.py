@@ -204,7 +204,7 @@ class Collector:
 
     async def ready(self, route: Route) -> None:
         """Wait a while for stages of `route` that are being restarted. Raises OmniError: 503, it will take longer."""
-        await self._pipeline.wait_for(route.stages, self._restart_seconds)
+        await self._pipeline.wait_for(route.all, self._restart_seconds)
 
     async def whole(self) -> None:
         """Wait until every stage can work, however long that takes. Raises OmniError: 503, the service is stopping."""
@@ -229,7 +229,7 @@ class Collector:
         """
         answer = self._open[request_id] = Answer(request_id, route, self, deadline)
         try:
-            self._pipeline.submit(request_id, body, route.stages)
+            self._pipeline.submit(request_id, body, route.all)
         except OmniError:
             del self._open[request_id]
             answer.release()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 from omni_pipeline.errors import ErrorInfo
+from omni_pipeline.metrics import EdgeStats
 from omni_pipeline.roster import WorkerReport
+from omni_pipeline.tracing import Notes
 from omni_pipeline.wire import Failed, StageStats, Work
 
 
@@ -22,6 +24,9 @@ class Pipeline(Protocol):
             deliver: Called with every message for the collector, in order for each request.
             lost: Called with the stages that a dead worker ran, and the error its requests should end with.
         """
+
+    def trace(self, noted: Callable[[Notes], None]) -> None:
+        """Say who takes what the workers, and the main process's inbox, note about requests, when that is on."""
 
     async def wait_for(self, stages: Collection[str] | None, seconds: float | None) -> None:
         """Wait until `stages`, or all there are, can work.
@@ -57,3 +62,15 @@ class Pipeline(Protocol):
     @property
     def stats(self) -> Mapping[str, StageStats]:
         """The latest figures of each stage, by name."""
+
+    @property
+    def edges(self) -> Iterable[EdgeStats]:
+        """The latest figures of each edge of the graph."""
+
+    @property
+    def restarts(self) -> Mapping[str, int]:
+        """How often each worker has been started again, by name."""
+
+    @property
+    def pids(self) -> Mapping[str, int]:
+        """Process ids of the workers that run, by name."""

@@ -9,7 +9,7 @@ from gateway.collector import Body
 from gateway.metrics import Metrics
 from gateway.playback import Player
 from omni_pipeline.errors import ErrorInfo
-from stages.messages import AudioDelta, TextDelta, TextDone
+from stages.messages import AudioDelta, AudioDone, TextDelta, TextDone
 
 
 class Progress:
@@ -42,6 +42,8 @@ class Progress:
         for body in bodies:
             if isinstance(body, TextDone):
                 self._metrics.count_tokens(body.usage)
+            elif isinstance(body, AudioDone):
+                self._metrics.codec_frames.inc(body.frames)
             elif isinstance(body, AudioDelta):
                 self._saw_audio(now, body.samples.shape[0] / SAMPLE_RATE)
 

@@ -33,8 +33,8 @@ class Route(Struct, frozen=True):
     outputs: Mapping[str, Output]
 
     @property
-    def stages(self) -> frozenset[str]:
-        """All that the request needs when it begins."""
+    def all(self) -> frozenset[str]:
+        """Every stage it goes through."""
         return self.before.union(*(output.stages | output.first for output in self.outputs.values()))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import socket
@@ -11,18 +12,17 @@ from collections.abc import Collection
 from pathlib import Path
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway import audio
 from gateway.app import Gateway
 from gateway.pipeline import Pipeline
+from gateway.protocol import Connection
 from gateway.voices import Voices, read_voices
 from gateway.warmup import warm_up
 from omni_pipeline.config import Server
 from omni_pipeline.errors import unavailable
 
 log = logging.getLogger(__name__)
-protocol_log = logging.getLogger("gateway.protocol")
 
 # How long answers may take to be read, and connections to close, when everything has been ended; an idle one may make
 # aiohttp wait so long.
@@ -31,20 +31,6 @@ _CLOSE_SECONDS = 1.0
 
 # The stage without which nothing is heard.
 _VOCODER = "code2wav"
-
-
-def without_traceback(record: logging.LogRecord) -> bool:
-    """Log filter: what is no HTTP is the client's mistake, and not worth a traceback or an operator's attention."""
-    error = record.exc_info[1] if record.exc_info else None
-    if not isinstance(error, HttpProcessingError):
-        return True
-    record.exc_info = None
-    record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
-    record.msg, record.args = "not HTTP: %s", (error.message.partition("\n")[0],)
-    return protocol_log.isEnabledFor(logging.INFO)
-
-
-protocol_log.addFilter(without_traceback)
 
 
 async def run(
@@ -75,23 +61,26 @@ async def run(
     voices = read_voices(Path(checkpoint)) if _VOCODER in stages else None
     gateway = Gateway(pipeline, server, model_path=model_path, voices=voices)
     # Without cancellation a handler would go on generating for a client that has left.
-    runner = web.AppRunner(
-        gateway.app,
-        handler_cancellation=True,
-        access_log=None,
-        logger=protocol_log,
-        auto_decompress=False,  # nothing that a client sends may grow on arrival
-        shutdown_timeout=_CLOSE_SECONDS,
-    )
+    runner = web.AppRunner(gateway.app, handler_cancellation=True, access_log=None, shutdown_timeout=_CLOSE_SECONDS)
     await runner.setup()
+    assert runner.server is not None
+    connect = functools.partial(
+        Connection,
+        runner.server,
+        server.limits.connections,
+        access_log=None,
+        auto_decompress=False,  # nothing that a client sends may grow on arrival
+        keepalive_timeout=server.limits.idle_seconds,
+    )
+    listening = await asyncio.get_running_loop().create_server(connect, sock=listen_socket)
     try:
-        await web.SockSite(runner, listen_socket).start()
         async with asyncio.TaskGroup() as tasks:  # a bug in the warm-up ends the server instead of hiding
             warming = tasks.create_task(_keep_warm(gateway, voices))
             await stopping.wait()
             warming.cancel()
         await _drain(gateway, server.drain_seconds)
     finally:
+        listening.close()
         await _end_requests(gateway)
         await runner.cleanup()
 
@@ -99,6 +88,7 @@ async def run(
 async def _drain(gateway: Gateway, seconds: float) -> None:
     """Let the requests in progress end. New ones get 503 meanwhile, and `/health` says why."""
     gateway.health.stopping = True
+    gateway.admission.close()
     try:
         async with asyncio.timeout(seconds):
             await gateway.admission.empty()

@@ -11,6 +11,9 @@ from typing import Any
 
 from msgspec import Struct
 
+from omni_pipeline.errors import StartupError
+from omni_pipeline.flags import Flag
+
 # The two ends of every graph, in the main process.
 GATEWAY = "gateway"
 COLLECTOR = "collector"
@@ -74,6 +77,7 @@ class Graph(Struct, frozen=True):
         checkpoint: What the stages load, if anything.
         text_stages: Names of the stages that a deployment keeps which gives text only; empty where that makes no
             difference.
+        flags: Command-line flags of its own.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Graph(Struct, frozen=True):
     entry: str
     checkpoint: CheckpointSpec | None = None
     text_stages: frozenset[str] = frozenset()
+    flags: tuple[Flag, ...] = ()
 
     def __post_init__(self) -> None:
         names = {stage.name for stage in self.stages}
@@ -119,6 +124,17 @@ class Graph(Struct, frozen=True):
             entry=self.entry,
             checkpoint=self.checkpoint,
         )
+
+
+def load_graph(path: str) -> Graph:
+    """The graph that ``package.module:name`` names. Raises StartupError."""
+    try:
+        graph = load_object(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise StartupError(f"graph: cannot load {path}: {error}") from error
+    if not isinstance(graph, Graph):
+        raise StartupError(f"graph: {path} is a {type(graph).__name__}, not a stage graph.")
+    return graph
 
 
 def load_object(path: str) -> Any:

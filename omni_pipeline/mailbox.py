@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import zmq
 
-from omni_pipeline.transport import MAIN, Inbox, Outbox, endpoint
+from omni_pipeline.transport import MAIN, Inbox, Outbox, Received, endpoint
 from omni_pipeline.wire import Codec, Message, WireError
 
 # Messages taken in before the event loop's other tasks get their turn.
@@ -23,7 +23,7 @@ class Mailbox:
     Args:
         run_dir: Where the sockets are.
         codec: For the edges of the graph.
-        handle: Called with each message that comes.
+        handle: Called with each message that comes, and how it came.
         unreadable: Called with the id of a request whose message could not be read.
 
     Raises:
@@ -31,7 +31,7 @@ class Mailbox:
     """
 
     def __init__(
-        self, run_dir: str, codec: Codec, handle: Callable[[Message], None], unreadable: Callable[[str], None]
+        self, run_dir: str, codec: Codec, handle: Callable[[Message, Received], None], unreadable: Callable[[str], None]
     ) -> None:
         self._codec = codec
         self._handle = handle
@@ -66,16 +66,16 @@ class Mailbox:
     def take(self, most: int) -> int:
         """Handle up to `most` messages that wait; how many there were."""
         count = 0
-        for frames in self._inbox.drain(most):
+        for received in self._inbox.drain(most):
             count += 1
             try:
-                message = self._codec.decode(frames)
+                message = self._codec.decode(received.frames)
             except WireError as error:
                 logger.error("unreadable message: %s", error)
                 if error.request_id is not None:
                     self._unreadable(error.request_id)
             else:
-                self._handle(message)
+                self._handle(message, received)
         return count
 
     def close(self) -> None:

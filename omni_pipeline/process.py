@@ -1,4 +1,4 @@
-"""What a child process does about signals, its parent's death and its name."""
+"""What a child process does about signals, its parent's death and its name, and what a process uses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 from pathlib import Path
+
+from msgspec import Struct
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -61,3 +63,28 @@ def set_title(title: str) -> None:
     except ImportError:
         return
     setproctitle(f"sgl-omni: {title}")
+
+
+class Usage(Struct):
+    """What a process uses: memory of now, shared pages included, and CPU time in all."""
+
+    resident_bytes: int
+    cpu_seconds: float
+
+
+def stat(pid: int) -> list[str] | None:
+    """The fields of ``/proc/PID/stat`` from the state on; None when the process is gone, or there is no ``/proc``."""
+    try:
+        # The name, in parentheses, may contain anything.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def usage(pid: int) -> Usage | None:
+    """What process `pid` uses; None when it is gone, or where the system has no ``/proc``."""
+    fields = stat(pid)
+    if fields is None:
+        return None
+    ticks = int(fields[11]) + int(fields[12])  # utime, stime
+    return Usage(int(fields[21]) * os.sysconf("SC_PAGE_SIZE"), ticks / os.sysconf("SC_CLK_TCK"))

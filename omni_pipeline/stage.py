@@ -46,6 +46,10 @@ class Stage(Protocol):
     def has_work(self) -> bool:
         """Whether `step` has something to do now. False while everything waits for messages."""
 
+    @property
+    def batch(self) -> Collection[str]:
+        """Ids of the requests that the latest `step` computed for, not of those that it only sent something."""
+
     def receive(self, message: Work) -> None:
         """Take over a message. May raise `errors.OmniError` to end that request with an error."""
 
@@ -64,7 +68,10 @@ class Stage(Protocol):
         """Ids of the requests it holds something for."""
 
     def stats(self) -> dict[str, float]:
-        """Its own figures for `wire.StageStats.extra`."""
+        """Its own figures for `wire.StageStats.extra`; `gateway.metrics` says what each name means.
+
+        ``queued_requests`` is how many could be worked on and are not in work.
+        """
 
     def close(self) -> None:
         """Free what outlives the process's memory (files, sockets)."""

@@ -12,7 +12,9 @@ import contextlib
 import logging
 import shutil
 import signal
-from collections.abc import Callable, Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import chain
 from typing import Any, TypeAlias
 
 from omni_pipeline.deployment import Deployment
@@ -21,9 +23,11 @@ from omni_pipeline.forkserver import Exited, Launched, Preloaded
 from omni_pipeline.graph import COLLECTOR, GATEWAY
 from omni_pipeline.launch import Launcher
 from omni_pipeline.mailbox import Mailbox
+from omni_pipeline.metrics import Edges, EdgeStats
 from omni_pipeline.restarts import Restarts
 from omni_pipeline.roster import Roster, Worker, WorkerReport
-from omni_pipeline.transport import make_run_dir
+from omni_pipeline.tracing import Notes, Took
+from omni_pipeline.transport import MAIN, Received, make_run_dir
 from omni_pipeline.vitals import LOOK_SECONDS, Bounds, Vitals, is_stopped
 from omni_pipeline.wire import (
     Abort,
@@ -71,8 +75,11 @@ class Supervisor:
         self._deployment = deployment
         self._model_path = ""
         self._stats: dict[str, StageStats] = {}
+        self._edges: dict[str, list[EdgeStats]] = {}  # by worker
+        self._own_edges = Edges()
         self._deliver: Callable[[Work | Failed], None] = _to_nobody
         self._lost: Callable[[frozenset[str], ErrorInfo], None] = _to_nobody
+        self._noted: Callable[[Notes], None] = _to_nobody
         self._progress: Callable[[Progress], None] = _to_nobody
         self._changed = asyncio.Event()
         self._bounds = Bounds(deployment.supervision.silent_seconds, deployment.supervision.step_seconds)
@@ -157,6 +164,10 @@ class Supervisor:
         self._deliver = deliver
         self._lost = lost
 
+    def trace(self, noted: Callable[[Notes], None]) -> None:
+        """Say who takes what is noted about requests; see `gateway.pipeline.Pipeline`."""
+        self._noted = noted
+
     async def wait_for(self, stages: Collection[str] | None, seconds: float | None) -> None:
         """Wait until some stages can work; see `gateway.pipeline.Pipeline`."""
         if seconds is not None:
@@ -208,6 +219,21 @@ class Supervisor:
         return self._stats
 
     @property
+    def edges(self) -> Iterable[EdgeStats]:
+        """The latest figures of each edge of the graph that ends in a worker that runs, or here."""
+        return chain(*self._edges.values(), self._own_edges.all())
+
+    @property
+    def restarts(self) -> Mapping[str, int]:
+        """How often each worker has been started again, by name."""
+        return {name: worker.incarnation for name, worker in self._workers.items()}
+
+    @property
+    def restarts(self) -> Mapping[str, int]:
+        """How often each worker has ended since the service began, by name."""
+        return {worker.name: worker.restarts.total for worker in self._roster}
+
+    @property
     def pids(self) -> Mapping[str, int]:
         """Process ids of the workers that run, by name."""
         return {worker.name: worker.pid for worker in self._roster if worker.pid is not None}
@@ -225,9 +251,11 @@ class Supervisor:
 
     # --- what comes in ---
 
-    def _handle(self, message: Message) -> None:
+    def _handle(self, message: Message, received: Received) -> None:
         match message:
-            case Start() | Chunk() | End() | Failed():
+            case Start() | Chunk() | End():
+                self._take(message, received)
+            case Failed():
                 self._deliver(message)
             case Heartbeat():
                 worker = self._roster.process(message.worker, message.incarnation)
@@ -235,7 +263,10 @@ class Supervisor:
                     self._signs_of_life(worker)
                     worker.heard = message.epoch
                     self._stats.update(message.stats)
+                    self._edges[message.worker] = message.edges
                     self._changed.set()
+            case Notes():
+                self._noted(message)
             case Ready():
                 worker = self._roster.process(message.worker, message.incarnation)
                 if worker is not None:
@@ -260,6 +291,14 @@ class Supervisor:
     def _unreadable(self, request_id: str) -> None:
         error = internal("An answer of the pipeline could not be read.")
         self._deliver(Failed(request_id, COLLECTOR, error.info))
+
+    def _take(self, message: Work, received: Received) -> None:
+        taken = time.monotonic()
+        self._own_edges.add(message.source, message.target, received.size, taken - received.sent)
+        self._deliver(message)
+        if self._deployment.trace.on:
+            took = Took(message.request_id, message.source, message.target, received.sent, taken, time.monotonic())
+            self._noted(Notes(MAIN, taken, [took], []))
 
     def _hear(self) -> None:
         """Handle what the fork server reports."""
@@ -294,6 +333,7 @@ class Supervisor:
         self._mailbox.forget(worker.address)
         for stage in worker.plan.stage_names:
             self._stats.pop(stage, None)
+        self._edges.pop(worker.name, None)
         worker.process_ended(how, words)
         if self._stopping:
             return
@@ -333,6 +373,7 @@ class Supervisor:
             addresses={**self._roster.addresses(), COLLECTOR: self._mailbox.address},
             epoch=self._roster.moves,
             log_level=self._deployment.log_level,
+            traced=self._deployment.trace.on,
         )
         self._launcher.launch(assignment)
 

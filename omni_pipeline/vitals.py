@@ -17,6 +17,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from omni_pipeline.process import stat
+
 # Seconds between two looks, and the most that one look may count for.
 LOOK_SECONDS = 1.0
 _MOST_SECONDS = 2 * LOOK_SECONDS
@@ -103,25 +105,17 @@ class Vitals:
 
 def take_sample(pid: int) -> Sample | None:
     """What ``/proc`` says of process `pid`; None when it is gone."""
-    fields = _fields(pid)
+    fields = stat(pid)
     if fields is None:
         return None
-    under = (_fields(child) for child in _descendants(pid))
+    under = (stat(child) for child in _descendants(pid))
     return Sample(fields[0], sum(_cpu_seconds(each) for each in (fields, *under) if each is not None))
 
 
 def is_stopped(pid: int) -> bool:
     """Whether process `pid` has been stopped by a signal."""
-    fields = _fields(pid)
+    fields = stat(pid)
     return fields is not None and fields[0] == "T"
-
-
-def _fields(pid: int) -> list[str] | None:
-    """The fields of ``/proc/PID/stat`` from the state on."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
 
 
 def _cpu_seconds(fields: list[str]) -> float:
@@ -130,7 +124,7 @@ def _cpu_seconds(fields: list[str]) -> float:
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+    with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in map(int, (task / "children").read_text().split()):
                 yield child

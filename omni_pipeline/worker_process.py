@@ -38,6 +38,7 @@ class Assignment(Struct, frozen=True):
         addresses: Endpoint of the process that runs each stage, and of the main process as `graph.COLLECTOR`.
         epoch: The last `wire.Moved` that `addresses` knows of.
         log_level: As Python's logging names it.
+        traced: Whether to note what is done for each request.
     """
 
     plan: WorkerPlan
@@ -48,6 +49,7 @@ class Assignment(Struct, frozen=True):
     addresses: dict[str, str]
     epoch: int
     log_level: str
+    traced: bool = False
 
     @property
     def stages(self) -> frozenset[str]:
@@ -125,6 +127,7 @@ def _serve(assignment: Assignment, inbox: Inbox, outbox: Outbox, parent: int) ->
             parent=parent,
             incarnation=assignment.incarnation,
             epoch=assignment.epoch,
+            traced=assignment.traced,
         )
         seconds = time.monotonic() - begin
         outbox.send(home, codec.encode(Ready(name, assignment.incarnation, os.getpid(), list(stages), seconds)))

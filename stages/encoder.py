@@ -50,6 +50,7 @@ class Encoder(ABC, Generic[Item]):
         self._waiting: dict[str, Pending[Item]] = {}
         self._encoded_items = 0
         self._encoded_rows = 0
+        self.batch: list[str] = []
 
     @abstractmethod
     def pending(self, body: Any) -> Pending[Item]:
@@ -82,6 +83,7 @@ class Encoder(ABC, Generic[Item]):
     def step(self) -> Iterator[Work]:
         """Encode one batch, oldest requests first, and answer every request that has all it asked for."""
         batch, pad_frames = self._next_batch()
+        self.batch = self._wanting({item.key for item in batch})
         if batch:
             for item, result in zip(batch, self.encode(batch, pad_frames), strict=True):
                 self._cache.put(item.key, result)
@@ -101,6 +103,7 @@ class Encoder(ABC, Generic[Item]):
 
     def stats(self) -> dict[str, float]:
         return {
+            "queued_requests": len(self._waiting),
             "cache_hits": self._cache.hits,
             "cache_misses": self._cache.misses,
             "cache_bytes": self._cache.nbytes,
@@ -130,6 +133,10 @@ class Encoder(ABC, Generic[Item]):
                 batch[item.key] = item
                 pad_frames = request.pad_frames
         return list(batch.values()), pad_frames
+
+    def _wanting(self, keys: Collection[bytes]) -> list[str]:
+        """Ids of the requests that wait for one of the items with these keys."""
+        return [id_ for id_, wanted in self._waiting.items() if any(item.key in keys for item in wanted.items)]
 
     def _hand_out(self, key: bytes, result: Embeddings) -> None:
         for request in self._waiting.values():

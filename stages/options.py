@@ -19,6 +19,7 @@ class PreprocessingOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_o
         max_audio_seconds: Length of one sound.
         max_video_seconds: Length of one clip.
         max_video_pixels: Pixels of one decoded frame.
+        max_video_frames: Frames taken from one clip, whatever the request's `video_fps` and `video_max_frames` say.
         max_prompt_tokens: Tokens of the whole prompt; None leaves it to the thinker's KV cache.
     """
 
@@ -26,6 +27,7 @@ class PreprocessingOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_audio_seconds: Positive = 3600
     max_video_seconds: Positive = 3600
     max_video_pixels: Positive = 16 * 1024 * 1024
+    max_video_frames: Positive = 2048
     max_prompt_tokens: Positive | None = None
 
 
@@ -96,13 +98,13 @@ class CodePredictorOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_o
         max_batch: Frames computed in one step, each of another request.
         dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU. Norms,
             rotary angles and attention scores are float32 in any case.
-        compile: Whether frames are captured as CUDA graphs, one for each power of two of voices; None means on a GPU.
-            On a CPU nothing is compiled: it takes a minute at every start and is no faster for several voices.
+        record: Whether whole frames are recorded at the start and repeated, for each power of two of voices: as CUDA
+            graphs on a GPU, as TorchScript on a CPU.
     """
 
     max_batch: Positive = 32
     dtype: str | None = None
-    compile: bool | None = None
+    record: bool = True
 
 
 class Code2WavOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -68,6 +68,7 @@ class Talker:
         self._voices: dict[str, _Voice] = {}
         self._outbox: list[Work] = []
         self._out: set[str] = set()  # voices whose frame is at the predictor
+        self.batch: list[str] = []
         self._engine = Engine(
             model_path=talker_view(context.model_path, context.scratch),
             architecture=ARCHITECTURE,
@@ -126,8 +127,12 @@ class Talker:
         outbox, self._outbox = self._outbox, []
         yield from outbox
         seeds: dict[str, FrameSeed] = {}
-        for event in self._engine.step() if self._engine.has_work else ():
-            yield from self._tell(event, seeds)
+        self.batch = []
+        if self._engine.has_work:
+            events = self._engine.step()
+            self.batch = self._engine.batch
+            for event in events:
+                yield from self._tell(event, seeds)
         self._out.update(seeds)
         for request_id, seed in seeds.items():
             yield Chunk(request_id, self.name, PREDICTOR, seed)

@@ -88,6 +88,10 @@ class Thinker:
     def live(self) -> Collection[str]:
         return self._answers.keys()
 
+    @property
+    def batch(self) -> Collection[str]:
+        return self._engine.batch
+
     def stats(self) -> dict[str, float]:
         return self._engine.stats()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from omni_pipeline.graph import COLLECTOR, GATEWAY, CheckpointSpec, Edge, Graph, StageSpec
 from stages import messages, options
+from stages.flags import QWEN3_OMNI_FLAGS
 
 _REFERENCE = ("transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe",)
 _ENGINE = ("stages.sglang_engine.preload",)
@@ -11,6 +12,7 @@ _ENGINE = ("stages.sglang_engine.preload",)
 QWEN3_OMNI = Graph(
     name="qwen3-omni",
     entry="preprocessing",
+    flags=QWEN3_OMNI_FLAGS,
     checkpoint=CheckpointSpec(
         title="Qwen3-Omni",
         model_types=("qwen3_omni_moe",),

@@ -54,6 +54,7 @@ class Code2Wav:
         self._ready: dict[str, None] = {}  # voices with a whole chunk, in the order in which they got it
         self._outbox: list[Work] = []
         self._chunks = self._frames = 0
+        self.batch: list[str] = []
 
     @property
     def has_work(self) -> bool:
@@ -70,7 +71,7 @@ class Code2Wav:
     @torch.inference_mode()
     def step(self) -> Iterable[Work | Failed]:
         outbox, self._outbox = self._outbox, []
-        batch = self._next_batch()
+        batch = self.batch = self._next_batch()
         if batch:
             voices = [self._voices[request_id] for request_id in batch]
             for request_id, samples in zip(batch, self._decode(voices), strict=True):
@@ -94,7 +95,9 @@ class Code2Wav:
 
     def stats(self) -> dict[str, float]:
         return {
-            "running_voices": self._vocoder.slots - len(self._free),
+            "queued_requests": len(self._ready),
+            "slots_used": self._vocoder.slots - len(self._free),
+            "slots_limit": self._vocoder.slots,
             "waiting_frames": sum(len(voice.waiting) for voice in self._voices.values()),
             "chunks": self._chunks,
             "frames": self._frames,

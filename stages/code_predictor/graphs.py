@@ -1,9 +1,14 @@
-"""Whole frames as CUDA graphs: one launch instead of some thousand, for batches padded to a power of two."""
+"""Whole frames recorded once and repeated, for batches padded to a power of two.
+
+A frame is some thousand small operations. On a GPU they become one launch, a CUDA graph. On a CPU they become a
+TorchScript trace, which runs the same operations without Python between them, in half the time.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,10 +17,16 @@ from stages.code_predictor.choice import Choice
 from stages.code_predictor.network import ResidualNetwork
 from stages.sampling import Filters
 
-Work: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
+Work: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+Replay: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
+# Makes of work and the tensors it takes something that does it again with what the tensors hold then.
+Record: TypeAlias = Callable[[Work, tuple[Tensor, ...]], Replay]
 
 # Runs before capture, in which libraries choose their algorithms and allocate their workspaces.
 WARM_UPS = 3
+
+# A trace takes a fifth of a second, and with more voices than this arithmetic outweighs Python.
+MOST_TRACED = 8
 
 
 class Capture:
@@ -24,17 +35,17 @@ class Capture:
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, work: Work) -> Work:
+    def __call__(self, work: Work, inputs: tuple[Tensor, ...]) -> Replay:
         """`work` as a graph: calling it runs the same kernels on the same memory, and gives the same tensors again."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
-                work()
+                work(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            result = work()
+            result = work(*inputs)
 
         def replay() -> tuple[Tensor, Tensor]:
             graph.replay()
@@ -43,10 +54,26 @@ class Capture:
         return replay
 
 
-class _Recorded:
-    """One graph with the memory it reads: inputs for `rows` frames, greedy all of them or each in its own way."""
+def trace(work: Work, inputs: tuple[Tensor, ...]) -> Replay:
+    """`work` as TorchScript. Deprecated in torch, and what else it offers for this needs a compiler and minutes."""
+    # It would profile the first runs and compile again for what it saw, which takes longer and gains nothing here.
+    unoptimized = torch.jit.optimized_execution
+    with warnings.catch_warnings(), unoptimized(False):
+        warnings.simplefilter("ignore")  # of the deprecation, and of sizes that are constants on purpose
+        traced: Any = torch.jit.trace(work, inputs, check_trace=False)
+        traced(*inputs)  # prepares it
 
-    def __init__(self, network: ResidualNetwork, rows: int, sampled: bool, record: Callable[[Work], Work]) -> None:
+    def replay() -> tuple[Tensor, Tensor]:
+        with unoptimized(False):
+            return traced(*inputs)
+
+    return replay
+
+
+class _Recorded:
+    """Recorded work with the memory it reads: inputs for `rows` frames, greedy all or each in its own way."""
+
+    def __init__(self, network: ResidualNetwork, rows: int, sampled: bool, record: Record) -> None:
         device, residuals = network.device, network.codebooks - 1
         self._vocab = network.vocab
         self._hidden = torch.zeros(rows, network.hidden_size, dtype=network.dtype, device=device)
@@ -64,7 +91,10 @@ class _Recorded:
                 greedy=torch.zeros(rows, dtype=torch.bool, device=device),
                 uniforms=torch.zeros(rows, residuals, dtype=torch.float64, device=device),
             )
-        self._run = record(lambda: network.frames(self._hidden, self._first_codes, self._choice))
+        inputs = (self._hidden, self._first_codes, *self._choice.tensors())
+        self._run = record(
+            lambda hidden, codes, *choice: network.frames(hidden, codes, self._choice.holding(*choice)), inputs
+        )
 
     def __call__(self, hidden: Tensor, first_codes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         batch = len(hidden)
@@ -84,16 +114,18 @@ class _Recorded:
 
 
 class FrameGraphs:
-    """Computes frames by replaying graphs, all recorded when this is built.
+    """Computes frames by replaying what was recorded when this was built.
 
     Args:
         network: Computes the frames.
-        record: A `Capture`, or what else makes a repeatable piece of work out of one.
+        record: A `Capture`, or `trace`.
+        largest: Batches larger than this are computed by the network itself.
     """
 
-    def __init__(self, network: ResidualNetwork, record: Callable[[Work], Work]) -> None:
-        self._sizes = [1 << power for power in range((network.max_batch - 1).bit_length())]
-        self._sizes.append(network.max_batch)
+    def __init__(self, network: ResidualNetwork, record: Record, largest: int) -> None:
+        self._network = network
+        self._sizes = [1 << power for power in range((largest - 1).bit_length())]
+        self._sizes.append(largest)
         with torch.inference_mode():
             # Largest first, so that the memory of the largest serves all.
             self._recorded = {
@@ -104,6 +136,8 @@ class FrameGraphs:
 
     def frames(self, hidden: Tensor, first_codes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         """As `ResidualNetwork.frames`."""
+        if len(hidden) > self._sizes[-1]:
+            return self._network.frames(hidden, first_codes, choice)
         rows = next(size for size in self._sizes if size >= len(hidden))
         return self._recorded[rows, choice.filters is not None](hidden, first_codes, choice)
 

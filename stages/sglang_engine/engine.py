@@ -6,6 +6,7 @@ import contextlib
 import io
 import socket
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +119,9 @@ class Engine:
             out while the others go on.
         tap_layer: Decoder layer whose input states can be asked for (`Generation.tapped_rows`), or None.
 
+    Attributes:
+        batch: Ids of the requests that the latest step computed something for.
+
     Raises:
         StartupError: An option that SGLang does not know.
     """
@@ -172,6 +176,8 @@ class Engine:
         self._rows: dict[str, torch.Tensor] = {}  # next input rows, of requests that may decode
         self._leaving: set[str] = set()  # aborted requests that SGLang lets go of in their next decode step
         self._stalled = False
+        self._counts = Counter[str]()
+        self.batch: list[str] = []
         # What it would write to stderr are loading bars; progress is the supervisor's to show.
         with self._configured(), quiet_single_rank_groups(), contextlib.redirect_stderr(io.StringIO()):
             self._scheduler = InProcessScheduler(server_args, ports)
@@ -236,8 +242,8 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Sequences in the decode batch."""
-        return sum(not req.finished() for req in self._scheduler.running_batch.reqs)
+        """Sequences in work, those that wait to be fed among them."""
+        return len(self._live) - self.waiting
 
     @property
     def waiting(self) -> int:
@@ -245,13 +251,20 @@ class Engine:
         return len(self._scheduler.waiting_queue)
 
     def stats(self) -> dict[str, float]:
-        """Figures for `wire.StageStats.extra`; KV tokens in use include those cached for later."""
-        total = int(self._scheduler.max_total_num_tokens)
+        """Figures for `wire.StageStats.extra`."""
+        scheduler = self._scheduler
+        total = int(scheduler.max_total_num_tokens)
+        cached = int(scheduler.tree_cache.evictable_size())
         return {
+            "queued_requests": self.waiting + self.ready,
             "running_requests": self.running,
-            "waiting_requests": self.waiting,
-            "kv_tokens_used": total - int(self._scheduler.token_to_kv_pool_allocator.available_size()),
-            "kv_tokens_total": total,
+            "kv_tokens_used": total - int(scheduler.token_to_kv_pool_allocator.available_size()) - cached,
+            "kv_tokens_cached": cached,
+            "kv_tokens_limit": total,
+            "prompt_tokens": self._counts["prompt"],
+            "prompt_tokens_cached": self._counts["cached"],
+            "generated_tokens": self._counts["generated"],
+            "preemptions": self._counts["preempted"],
         }
 
     def add(self, generation: Generation) -> None:
@@ -328,6 +341,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Run one batch and give what it brought."""
+        self.batch = []
         ready = self._rows.keys() | self._leaving if self._fed else None
         with self._configured():
             self._stalled = not self._scheduler.step(ready)
@@ -335,6 +349,7 @@ class Engine:
         return events
 
     def _prepare(self, batch: Any) -> None:
+        self.batch = [req.rid for req in batch.reqs]
         self._sampler.rows = [self._state(req) for req in batch.reqs]
         if not batch.forward_mode.is_extend():
             self._model.prefill = None
@@ -402,6 +417,9 @@ class Engine:
         if not live.aborted:
             if not live.sent and req.output_ids:
                 self._events.append(Prefilled(req.rid, req.cached_tokens, live.tapped))
+                self._counts["prompt"] += len(live.rows.ids)
+                self._counts["cached"] += req.cached_tokens
+            self._counts["generated"] += len(req.output_ids) - live.sent
             for token in req.output_ids[live.sent :]:
                 event = Token(req.rid, token, state=live.token_state)
                 if live.state.logprobs is not None:
@@ -411,6 +429,7 @@ class Engine:
         if req.finished():
             del self._live[req.rid]
             self._leaving.discard(req.rid)
+            self._counts["preempted"] += req.retraction_count
             if not live.aborted:
                 self._events.append(_ending(req))
 

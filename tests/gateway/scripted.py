@@ -20,7 +20,9 @@ from gateway.server import run
 from omni_pipeline.config import Server
 from omni_pipeline.errors import ErrorInfo, OmniError
 from omni_pipeline.graph import COLLECTOR
+from omni_pipeline.metrics import EdgeStats
 from omni_pipeline.roster import WorkerReport
+from omni_pipeline.tracing import Notes
 from omni_pipeline.wire import Chunk, End, Failed, StageStats, Tensor, Work
 from stages.messages import (
     AudioDelta,
@@ -78,6 +80,9 @@ class ScriptedPipeline:
         self.working.set()
         self.workers: dict[str, WorkerReport] = {}
         self.stats: Mapping[str, StageStats] = {}
+        self.edges: list[EdgeStats] = []
+        self.restarts: Mapping[str, int] = {}
+        self.pids: Mapping[str, int] = {}
         self.lost: Callable[[frozenset[str], ErrorInfo], None]
         self.deliver: Callable[[Work | Failed], None]
         self._counts: dict[tuple[str, str], int] = {}
@@ -86,6 +91,9 @@ class ScriptedPipeline:
         self, deliver: Callable[[Work | Failed], None], lost: Callable[[frozenset[str], ErrorInfo], None]
     ) -> None:
         self.deliver, self.lost = deliver, lost
+
+    def trace(self, noted: Callable[[Notes], None]) -> None:
+        self.noted = noted
 
     async def wait_for(self, stages: Collection[str] | None, seconds: float | None) -> None:
         if stages is not None:

@@ -308,4 +308,4 @@ def test_a_route_has_the_encoders_that_its_media_need(kinds, hears_clips, encode
     found = route(ChatRequest(turns=[], media=media, video=VideoOptions(use_audio=hears_clips)))
     assert found.before == {"preprocessing", "mm_aggregate"} | encoders
     assert found.outputs == {"decode": Output(frozenset({"thinker", "decode"}))}
-    assert found.stages == {"preprocessing", "mm_aggregate", "thinker", "decode"} | encoders
+    assert found.all == {"preprocessing", "mm_aggregate", "thinker", "decode"} | encoders

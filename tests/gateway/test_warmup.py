@@ -48,7 +48,7 @@ def test_the_request_touches_every_modality_and_stage():
     request = warmup.warmup_request("ethan")
     assert [media.kind for media in request.media] == ["image", "audio", "video"]
     assert [part.index for part in request.turns[0].content if isinstance(part, MediaRef)] == [0, 1, 2]
-    assert route(request).stages >= frozenset(QWEN3_OMNI.stage_names)
+    assert route(request).all >= frozenset(QWEN3_OMNI.stage_names)
 
 
 def test_the_request_is_spoken_in_more_than_one_frame():

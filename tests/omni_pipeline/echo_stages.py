@@ -71,6 +71,7 @@ class EchoStage:
         self.queue: deque[Work] = deque()
         self.requests: dict[str, list[Word]] = {}
         self.closed = False
+        self.batch: tuple[str, ...] = ()
 
     @property
     def has_work(self) -> bool:
@@ -86,6 +87,7 @@ class EchoStage:
 
     def step(self) -> Iterable[Work | Failed]:
         message = self.queue.popleft()
+        self.batch = (message.request_id,)
         for word in _words(message):
             trouble, _, where = word.partition("@")
             if where == self.name:
@@ -103,7 +105,7 @@ class EchoStage:
         return self.requests.keys()
 
     def stats(self) -> dict[str, float]:
-        return {"queued": float(len(self.queue))}
+        return {"queued_requests": float(len(self.queue))}
 
     def close(self) -> None:
         self.closed = True
