@@ -99,6 +99,7 @@ async def _drain(gateway: Gateway, seconds: float) -> None:
 async def _end_requests(gateway: Gateway) -> None:
     """End the requests in progress with an error, and give it the time to reach the clients."""
     gateway.health.stopping = True
+    gateway.admission.close()
     gateway.collector.fail_all(unavailable("The server is shutting down.", code="shutting_down").info)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_CLOSE_SECONDS):

@@ -60,7 +60,7 @@ class Worker(Struct):
         last_end, last_words: As in `WorkerReport`.
         restarts: Its ends.
         ordered: When the process was ordered, or is going to be.
-        load_seconds: What it took to become ready the last time.
+        load_seconds: What it took to load the last time.
     """
 
     plan: WorkerPlan
@@ -92,12 +92,12 @@ class Worker(Struct):
             return "unhealthy"
         return "restarting" if self.restarts.total else "loading"
 
-    def became_ready(self, now: float) -> None:
-        """Its process has loaded."""
+    def became_ready(self, now: float, load_seconds: float) -> None:
+        """Its process has loaded, which took so long."""
         self.ready = True
         self.last_end = None
         self.last_words = []
-        self.load_seconds = now - self.ordered
+        self.load_seconds = load_seconds
         self.restarts.ready(now)
 
     def process_ended(self, how: str, words: list[str]) -> None:

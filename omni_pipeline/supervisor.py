@@ -226,11 +226,6 @@ class Supervisor:
     @property
     def restarts(self) -> Mapping[str, int]:
         """How often each worker has been started again, by name."""
-        return {name: worker.incarnation for name, worker in self._workers.items()}
-
-    @property
-    def restarts(self) -> Mapping[str, int]:
-        """How often each worker has ended since the service began, by name."""
         return {worker.name: worker.restarts.total for worker in self._roster}
 
     @property
@@ -271,7 +266,7 @@ class Supervisor:
                 worker = self._roster.process(message.worker, message.incarnation)
                 if worker is not None:
                     self._signs_of_life(worker)
-                    worker.became_ready(asyncio.get_running_loop().time())
+                    worker.became_ready(asyncio.get_running_loop().time(), message.seconds)
                     if self._serving:
                         logger.info("worker %s (pid %s) is there again", worker.name, worker.pid)
                     else:
