@@ -175,6 +175,7 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
             one worker ``gpu``.
         device: Device of every stage whose own is ``auto``.
         log_level: Of the main process and the workers.
+        log_format: ``text``, or ``json`` for one object in each line.
         trace: Traces of requests.
         supervision: When a worker counts as hung.
         server: The HTTP side.
@@ -187,6 +188,7 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
     colocate: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
     supervision: Supervision = field(default_factory=Supervision)
     trace: Trace = field(default_factory=Trace)
     server: Server = field(default_factory=Server)

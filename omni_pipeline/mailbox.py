@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import zmq
 
+from omni_pipeline.logs import fields
 from omni_pipeline.transport import MAIN, Inbox, Outbox, Received, endpoint
 from omni_pipeline.wire import Codec, Message, WireError
 
@@ -71,7 +72,7 @@ class Mailbox:
             try:
                 message = self._codec.decode(received.frames)
             except WireError as error:
-                logger.error("unreadable message: %s", error)
+                logger.error("unreadable message: %s", error, extra=fields(answer_id=error.request_id))
                 if error.request_id is not None:
                     self._unreadable(error.request_id)
             else:

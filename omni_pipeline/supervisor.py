@@ -22,6 +22,7 @@ from omni_pipeline.errors import ErrorInfo, StartupError, internal, unavailable,
 from omni_pipeline.forkserver import Exited, Launched, Preloaded
 from omni_pipeline.graph import COLLECTOR, GATEWAY
 from omni_pipeline.launch import Launcher
+from omni_pipeline.logs import fields
 from omni_pipeline.mailbox import Mailbox
 from omni_pipeline.metrics import Edges, EdgeStats
 from omni_pipeline.restarts import Restarts
@@ -268,7 +269,8 @@ class Supervisor:
                     self._signs_of_life(worker)
                     worker.became_ready(asyncio.get_running_loop().time(), message.seconds)
                     if self._serving:
-                        logger.info("worker %s (pid %s) is there again", worker.name, worker.pid)
+                        extra = fields(worker=worker.name, worker_pid=worker.pid)
+                        logger.info("worker %s is there again", worker.name, extra=extra)
                     else:
                         self._progress(message)
                     self._launch_next()
@@ -281,7 +283,7 @@ class Supervisor:
                     worker.refusal = message.message
                     self._changed.set()
             case _:
-                logger.error("misdirected message: %r", message)
+                logger.error("misdirected message: a %s", type(message).__name__)  # what is in it is not for the log
 
     def _unreadable(self, request_id: str) -> None:
         error = internal("An answer of the pipeline could not be read.")
@@ -302,6 +304,8 @@ class Supervisor:
             match report:
                 case Preloaded():
                     self._preloaded = True
+                    for module, reason in report.failed.items():  # the worker that needs it will fail, and say so
+                        logger.warning("could not import %s beforehand: %s", module, reason)
                     if not self._serving:
                         self._progress(report)
                 case Launched():
@@ -332,7 +336,7 @@ class Supervisor:
         worker.process_ended(how, words)
         if self._stopping:
             return
-        logger.error("worker %s (pid %s) %s", worker.name, pid, worker.last_end)
+        logger.error("worker %s %s", worker.name, worker.last_end, extra=fields(worker=worker.name, worker_pid=pid))
         if not self._serving:
             return  # `start` gives up
         self._lost(frozenset(worker.plan.stage_names), worker_lost(worker.name).info)
@@ -342,8 +346,11 @@ class Supervisor:
         pause = worker.restarts.ended(loop.time())
         worker.ordered = loop.time() + pause
         if worker.restarts.looping:
-            name, row = worker.name, worker.restarts.in_a_row
-            logger.error("worker %s ended %d times in a row; next try in %g s.%s", name, row, pause, _quoted(words))
+            extra = fields(worker=worker.name, restarts=worker.restarts.total)
+            row = worker.restarts.in_a_row
+            logger.error("worker %s ended %d times in a row; next try in %g s", worker.name, row, pause, extra=extra)
+            for line in words:
+                logger.error("last words of worker %s: %s", worker.name, line, extra=fields(worker=worker.name))
         loop.call_later(pause, self._launch, worker)
 
     def _launch_next(self) -> None:
@@ -368,6 +375,7 @@ class Supervisor:
             addresses={**self._roster.addresses(), COLLECTOR: self._mailbox.address},
             epoch=self._roster.moves,
             log_level=self._deployment.log_level,
+            log_format=self._deployment.log_format,
             traced=self._deployment.trace.on,
         )
         self._launcher.launch(assignment)
@@ -418,7 +426,8 @@ class Supervisor:
                 continue
             worker.killed_for = worker.vitals.look(elapsed)
             if worker.killed_for is not None:
-                logger.error("worker %s (pid %s) %s; killing it", worker.name, worker.pid, worker.killed_for)
+                extra = fields(worker=worker.name, worker_pid=worker.pid)
+                logger.error("worker %s %s; killing it", worker.name, worker.killed_for, extra=extra)
                 self._launcher.kill(worker.pid)
         # The fork server sleeps most of its life; but one that is stopped would leave all of this undone.
         stopped = not self._launcher_gone and is_stopped(self._launcher.pid)
