@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from gateway import server
-from omni_pipeline.config import Server
+from omni_pipeline.config import Server, Trace
 from omni_pipeline.errors import ErrorInfo
 from tests.gateway.scripted import HELLO, ScriptedPipeline, serving
 
@@ -134,6 +134,7 @@ async def test_a_bug_in_the_warm_up_ends_the_server_loudly():
         model_path="x",
         checkpoint="x",
         stages=(),
+        trace=Trace(),
         listen_socket=socket.create_server(("127.0.0.1", 0)),
         stopping=asyncio.Event(),
     )
