@@ -17,6 +17,7 @@ from omni_pipeline.config import Config
 from omni_pipeline.deployment import Deployment, resolve
 from omni_pipeline.explain import explain, render
 from omni_pipeline.graph import load_graph
+from omni_pipeline.placement import place, refuse
 from omni_pipeline.schema import json_schema
 from omni_pipeline.settings import Settings
 
@@ -64,7 +65,8 @@ def check(settings: Settings, gpus: Gpus = None) -> None:
     console = Console()
     spec = deployment.graph.checkpoint
     if spec is not None and os.path.isdir(deployment.model_path):
-        memory.check(deployment, checkpoint.resolve(deployment.model_path, spec, console.print))
+        found = checkpoint.resolve(deployment.model_path, spec, console.print)
+        refuse(place(deployment, found, ram=memory.available_bytes()))
         told = "complete, and it fits"
     else:
         told = "not here, and not checked"

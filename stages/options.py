@@ -38,7 +38,8 @@ class EncoderOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     Attributes:
         cache_bytes: Memory for embeddings of media seen before; 0 turns the cache off.
-        max_batch_tokens: Embedding rows computed in one step, over all requests (one item is never split).
+        max_batch_tokens: Embedding rows computed at once, over all requests. A longer clip is cut between its frames, a
+            longer sound every eight seconds, where the towers look no further; a picture is never cut.
         dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU.
     """
 
