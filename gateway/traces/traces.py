@@ -54,12 +54,13 @@ class _Lane:
         self.written = 0
         self.dropped = 0
         self._sink = sink
+        self._closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="traces")
         self._writing: set[asyncio.Future[None]] = set()
 
     def put(self, timeline: Traced, places: Mapping[str, str]) -> None:
         """Have a timeline written, unless too many wait for that."""
-        if len(self._writing) >= MOST_WAITING:
+        if self._closed or len(self._writing) >= MOST_WAITING:
             self.dropped += 1
             return
         writing = asyncio.get_running_loop().run_in_executor(self._thread, self._sink.write, timeline, places)
@@ -67,7 +68,8 @@ class _Lane:
         writing.add_done_callback(self._wrote)
 
     async def close(self) -> None:
-        """Write what waits, for a while."""
+        """Write what waits, for a while, and nothing more."""
+        self._closed = True
         if self._writing:
             await asyncio.wait(self._writing, timeout=PATIENCE_SECONDS)
         self._sink.close()
@@ -139,8 +141,11 @@ class Traces:
         for answer_id in [answer_id for answer_id in self._ended if self._is_complete(answer_id)]:
             self._complete(answer_id)
 
-    async def close(self) -> None:
-        """Wait for the last notes, and until everything is written."""
+    async def close(self, *, hurry: bool = False) -> None:
+        """Wait for the last notes, unless in a hurry, and until everything is written; then trace no more."""
+        if hurry:
+            for answer_id in list(self._ended):
+                self._complete(answer_id)
         while self._ended:
             self._emptied.clear()
             await self._emptied.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 from omni_pipeline.config import Server, Trace
 from omni_pipeline.supervisor import Supervisor
@@ -20,6 +21,7 @@ async def run(
     stages: tuple[str, ...],
     trace: Trace,
     listen_socket: socket.socket,
+    ready: Callable[[], None],
     stopping: asyncio.Event,
 ) -> None:
     """Serve until `stopping` is set."""
@@ -35,6 +37,7 @@ async def run(
         writer.write(f"{model_path}: {message.body.text}\n".encode())  # type: ignore[union-attr]
         await writer.drain()
         writer.close()
+        ready()
 
     async with await asyncio.start_server(answer, sock=listen_socket):
         await stopping.wait()
