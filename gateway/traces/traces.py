@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from gateway.traces.timeline import GATEWAY, GATHER, Span, Timeline, Traced
+from gateway.traces.timeline import GATEWAY, GATHER, TRANSFER, Span, Timeline, Traced
 from omni_pipeline.graph import COLLECTOR
 from omni_pipeline.tracing import Notes, Stepped, Took
 
@@ -179,7 +179,7 @@ class Traces:
         if took.target == COLLECTOR:
             track = GATEWAY
             timeline.came(took.taken)
-        self._add(timeline, Span(track, "transfer", took.sent, took.taken, source=took.source))
+        self._add(timeline, Span(track, TRANSFER, took.sent, took.taken, source=took.source))
         if took.done - took.taken > _LONG_RECEIVE:
             self._add(timeline, Span(track, "receive", took.taken, took.done))
 
