@@ -4,9 +4,10 @@
 
 Starts a server, one that traces (into files), and, where one is named, the server of another checkout of this
 repository (installed there with `make install`), such as one from before a change. All have nine workers. A round asks
-each of them once, in random order; while one answers, the others wait. Prints, for each scenario, the median over all
-rounds of the ratio to the plain server of the same round: of the time for all answers, and of the CPU time that all its
-processes took for them. CPU time tells more on a machine that does other things too.
+each of them once, in random order; while one answers, the others wait. Prints, for each scenario and server, the mean
+time for all answers of a round over the faster half of the rounds, which is hardly disturbed by what else a machine
+does; its ratio to the plain server's; and the ratio of the CPU time that all processes took, over the half of the
+rounds that took least.
 """
 
 from __future__ import annotations
@@ -53,7 +54,11 @@ class Served:
     def __init__(self, stack: ExitStack, checkout: Path, model_path: Path, *flags: str) -> None:
         command = [str(checkout / ".venv/bin/python"), "-m", "omni_pipeline.cli", "serve", "--port", "0"]
         self._process = subprocess.Popen(
-            [*command, "--model-path", str(model_path), *flags], cwd=checkout, stdout=subprocess.PIPE, text=True
+            [*command, "--model-path", str(model_path), *flags],
+            cwd=checkout,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         stack.callback(self._end)
         assert self._process.stdout is not None
@@ -99,10 +104,9 @@ async def ask(session: aiohttp.ClientSession, served: Served, body: dict[str, An
     return Run(wall, served.cpu_seconds() - before)
 
 
-async def measure(servers: dict[str, Served], rounds: int) -> dict[str, Any]:
-    """Ratios to the plain server, by scenario and server."""
+async def measure(servers: dict[str, Served], rounds: int) -> None:
+    """Ask all servers, and print how they compare."""
     draw = random.Random(0)
-    results: dict[str, Any] = {}
     async with aiohttp.ClientSession() as session:
         await asyncio.gather(*(ready(session, served) for served in servers.values()))
         for scenario, (streams, body) in SCENARIOS.items():
@@ -113,19 +117,22 @@ async def measure(servers: dict[str, Served], rounds: int) -> dict[str, Any]:
                     run = await ask(session, servers[name], body, prompts)
                     if number:  # the first warms up
                         runs[name].append(run)
-            results[scenario] = {name: compare(runs[name], runs[PLAIN]) for name in servers}
-            print(scenario, json.dumps(results[scenario]), flush=True)
-    return results
+            for name in servers:
+                print(f"{scenario:18} {name:9} {json.dumps(compare(runs[name], runs[PLAIN]))}", flush=True)
 
 
 def compare(runs: list[Run], plain: list[Run]) -> dict[str, float]:
-    """Medians of `runs`, and of their ratios to the plain ones of the same rounds."""
-    pairs = list(zip(runs, plain, strict=True))
+    """What `runs` took, and its ratios to the plain ones."""
     return {
-        "wall_seconds": round(statistics.median(run.wall for run in runs), 4),
-        "wall_ratio": round(statistics.median(run.wall / other.wall for run, other in pairs), 4),
-        "cpu_ratio": round(sum(run.cpu for run in runs) / sum(other.cpu for other in plain), 4),
+        "wall_seconds": round(low([run.wall for run in runs]), 4),
+        "wall_ratio": round(low([run.wall for run in runs]) / low([run.wall for run in plain]), 3),
+        "cpu_ratio": round(low([run.cpu for run in runs]) / low([run.cpu for run in plain]), 3),
     }
+
+
+def low(figures: list[float]) -> float:
+    """Mean of the lower half."""
+    return statistics.fmean(sorted(figures)[: max(1, len(figures) // 2)])
 
 
 def main() -> None:
@@ -133,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", type=Path, required=True)
     parser.add_argument("--baseline", type=Path, help="another checkout, installed")
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
     model_path = arguments.model_path.resolve()
     os.environ["OMP_NUM_THREADS"] = "1"
