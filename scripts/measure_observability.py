@@ -6,15 +6,14 @@ Starts a server, one that traces (into files), and, where one is named, the serv
 repository (installed there with `make install`), such as one from before a change. All have nine workers. A round asks
 each of them once, in random order; while one answers, the others wait. Prints, for each scenario and server, the mean
 time for all answers of a round over the faster half of the rounds, which is hardly disturbed by what else a machine
-does; its ratio to the plain server's; and the ratio of the CPU time that all processes took, over the half of the
-rounds that took least.
+does; its ratio to the plain server's; and the ratio of the CPU time that all its processes took in all rounds, with
+what they did once the answers were there.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import statistics
@@ -23,12 +22,14 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import psutil
+
+# Seconds within which a server has done what it does after an answer.
+AFTERWARDS = 2.5
 
 HERE = Path(__file__).parents[1]
 PLAIN, TRACED, BASELINE = "plain", "traced", "baseline"
@@ -38,14 +39,6 @@ SCENARIOS: dict[str, tuple[int, dict[str, Any]]] = {
     "speech, 1 stream": (1, {"max_tokens": 24, "talker_max_new_tokens": 49, "modalities": ["text", "audio"]}),
     "speech, 8 streams": (8, {"max_tokens": 24, "talker_max_new_tokens": 33, "modalities": ["text", "audio"]}),
 }
-
-
-@dataclass
-class Run:
-    """What one server needed for the answers of one round, in seconds."""
-
-    wall: float
-    cpu: float
 
 
 class Served:
@@ -88,8 +81,8 @@ async def ready(session: aiohttp.ClientSession, served: Served) -> None:
         await asyncio.sleep(0.2)
 
 
-async def ask(session: aiohttp.ClientSession, served: Served, body: dict[str, Any], prompts: list[str]) -> Run:
-    """All prompts at once, streamed."""
+async def ask(session: aiohttp.ClientSession, served: Served, body: dict[str, Any], prompts: list[str]) -> float:
+    """Send all prompts at once; seconds until all streams have ended."""
 
     async def one(prompt: str) -> None:
         content = {"messages": [{"role": "user", "content": prompt}], "stream": True, "ignore_eos": True, **body}
@@ -98,10 +91,9 @@ async def ask(session: aiohttp.ClientSession, served: Served, body: dict[str, An
             if "[DONE]" not in text:
                 raise SystemExit(f"no whole answer: {text[-300:]}")
 
-    before, began = served.cpu_seconds(), time.perf_counter()
+    began = time.perf_counter()
     await asyncio.gather(*(one(prompt) for prompt in prompts))
-    wall = time.perf_counter() - began
-    return Run(wall, served.cpu_seconds() - before)
+    return time.perf_counter() - began
 
 
 async def measure(servers: dict[str, Served], rounds: int) -> None:
@@ -110,24 +102,23 @@ async def measure(servers: dict[str, Served], rounds: int) -> None:
     async with aiohttp.ClientSession() as session:
         await asyncio.gather(*(ready(session, served) for served in servers.values()))
         for scenario, (streams, body) in SCENARIOS.items():
-            runs: dict[str, list[Run]] = {name: [] for name in servers}
+            walls: dict[str, list[float]] = {name: [] for name in servers}
+            before: dict[str, float] = {}
             for number in range(rounds + 1):
                 prompts = [f"Tell me about number {draw.randrange(10**9)}." for _ in range(streams)]
                 for name in draw.sample(list(servers), len(servers)):
-                    run = await ask(session, servers[name], body, prompts)
-                    if number:  # the first warms up
-                        runs[name].append(run)
+                    wall = await ask(session, servers[name], body, prompts)
+                    if number:
+                        walls[name].append(wall)
+                if not number:  # which has warmed up
+                    await asyncio.sleep(AFTERWARDS)
+                    before = {name: served.cpu_seconds() for name, served in servers.items()}
+            await asyncio.sleep(AFTERWARDS)
+            cpu = {name: served.cpu_seconds() - before[name] for name, served in servers.items()}
             for name in servers:
-                print(f"{scenario:18} {name:9} {json.dumps(compare(runs[name], runs[PLAIN]))}", flush=True)
-
-
-def compare(runs: list[Run], plain: list[Run]) -> dict[str, float]:
-    """What `runs` took, and its ratios to the plain ones."""
-    return {
-        "wall_seconds": round(low([run.wall for run in runs]), 4),
-        "wall_ratio": round(low([run.wall for run in runs]) / low([run.wall for run in plain]), 3),
-        "cpu_ratio": round(low([run.cpu for run in runs]) / low([run.cpu for run in plain]), 3),
-    }
+                seconds = low(walls[name])
+                wall_ratio, cpu_ratio = seconds / low(walls[PLAIN]), cpu[name] / cpu[PLAIN]
+                print(f"{scenario:18} {name:9} {seconds:.4f} s  wall {wall_ratio:.3f}  cpu {cpu_ratio:.3f}", flush=True)
 
 
 def low(figures: list[float]) -> float:
