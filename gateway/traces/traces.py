@@ -160,6 +160,8 @@ class Traces:
             return
         loop = asyncio.get_running_loop()
         self._ended[timeline.answer_id] = loop.call_later(PATIENCE_SECONDS, self._complete, timeline.answer_id)
+        if self._is_complete(timeline.answer_id):  # there is no worker left
+            self._complete(timeline.answer_id)
 
     def _is_complete(self, answer_id: str) -> bool:
         ended = self._followed[answer_id].ended
