@@ -86,6 +86,7 @@ def as_data(made: Plan) -> dict[str, Any]:
         "caches": [{**msgspec.to_builtins(cache), "requests": cache.requests} for cache in placement.caches],
         "limits": placement.limits,
         "problems": list(placement.problems),
+        "notes": list(placement.notes),
         "remedies": msgspec.to_builtins(made.remedies),
     }
 

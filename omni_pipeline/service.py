@@ -128,6 +128,8 @@ def check_model(deployment: Deployment, display: Display) -> tuple[str, Deployme
     used = memory_used(deployment.gpus) if deployment.gpus else {}
     placement = place(deployment, found, ram=memory.available_bytes(), used=used)
     refuse(placement)
+    for note in placement.notes:
+        display.note(note)
     return found.path, sized(deployment, placement)
 
 
