@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 
+from omni_pipeline import telemetry
 from omni_pipeline.binding import gpu_sets
 from omni_pipeline.config import Config, Server, StageConfig, Trace, convert, suggestion
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu, detect, parse_size
-from omni_pipeline.graph import Graph, StageSpec, load_object
+from omni_pipeline.graph import Graph, StageSpec, load_graph
+from omni_pipeline.logs import Format
 
 Device: TypeAlias = Literal["cpu", "cuda"]
 
@@ -69,7 +72,7 @@ class Deployment(Struct, frozen=True):
         workers: In graph order of their first stages.
         gpus: Those that the server may use.
         server: The HTTP side.
-        log_level: As Python's logging names it.
+        log_level, log_format: As `logs.configure` takes them.
         trace: What is noted about requests.
     """
 
@@ -80,6 +83,7 @@ class Deployment(Struct, frozen=True):
     gpus: tuple[Gpu, ...]
     server: Server
     log_level: str
+    log_format: Format
     trace: Trace
 
     @property
@@ -102,10 +106,14 @@ def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
     """
     if config.model_path is None:
         raise StartupError("No model is named: pass --model-path with a checkpoint directory or a hub name.")
-    graph = _load_graph(config.graph)
+    graph = load_graph(config.graph)
     for name in config.stages:
         if name not in graph.stage_names:
             raise StartupError(f"stages.{name}: there is no such stage; {suggestion(name, graph.stage_names)}")
+    for name in config.server.limits.stage_requests:
+        if name not in graph.stage_names:
+            known = suggestion(name, graph.stage_names)
+            raise StartupError(f"server.limits.stage_requests.{name}: there is no such stage; {known}")
     if config.text_only and graph.text_stages:
         graph = graph.narrowed(graph.text_stages)
     settings = {spec.name: config.stages.get(spec.name, StageConfig()) for spec in graph.stages}
@@ -138,18 +146,9 @@ def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
         gpus=tuple(gpus),
         server=config.server,
         log_level=config.log_level.upper(),
-        trace=config.trace,
+        log_format=config.log_format,
+        trace=telemetry.resolve(config.trace, os.environ),
     )
-
-
-def _load_graph(path: str) -> Graph:
-    try:
-        graph = load_object(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise StartupError(f"graph: cannot load {path}: {error}") from error
-    if not isinstance(graph, Graph):
-        raise StartupError(f"graph: {path} is a {type(graph).__name__}, not a stage graph.")
-    return graph
 
 
 def _wanted(stage: StageConfig, config: Config) -> str:

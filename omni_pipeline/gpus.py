@@ -29,6 +29,7 @@ _REPORTED = {
 _KIND = re.compile(
     r"(?:(?P<count>[0-9]+)\s*[x×*]\s*)?(?:(?P<name>[\w.]+)-)?(?P<size>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>GiB|GB)"
 )
+_SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?) *(?P<unit>GiB|MiB|GB|MB)")
 _BYTES = {"GiB": 1024**3, "GB": 10**9, "MiB": MIB, "MB": 10**6}
 
 
@@ -49,9 +50,11 @@ class Gpu(Struct, frozen=True):
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size as ``config.Size`` allows it, such as ``12GiB`` or ``800 MB``."""
-    number, unit = re.fullmatch(r"([0-9.]+) *([A-Za-z]+)", text).groups()  # type: ignore[union-attr]
-    return int(float(number) * _BYTES[unit])
+    """Bytes of a size as ``config.Size`` allows it, such as ``12GiB`` or ``800 MB``. Raises ValueError."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is not a size")
+    return int(float(found["number"]) * _BYTES[found["unit"]])
 
 
 def parse(description: str) -> tuple[Gpu, ...]:

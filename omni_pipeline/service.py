@@ -10,11 +10,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeAlias
 
-from omni_pipeline import checkpoint, memory
+from omni_pipeline import checkpoint, memory, telemetry
 from omni_pipeline.config import Config, Server
 from omni_pipeline.deployment import Deployment, resolve
 from omni_pipeline.errors import StartupError
 from omni_pipeline.graph import load_object
+from omni_pipeline.placement import place, refuse, sized
 from omni_pipeline.supervisor import Progress, Supervisor
 
 # What serves a running pipeline over HTTP until `stopping` is set; named, so that the framework imports no gateway.
@@ -50,21 +51,21 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
 
     Args:
         gateway: ``package.module:function`` that is called as ``await run(pipeline, server, model_path=…,
-            checkpoint=…, stages=…, listen_socket=…, stopping=…)`` once the workers are ready, with the socket already
-            listening.
+            checkpoint=…, stages=…, trace=…, listen_socket=…, stopping=…)`` once the workers are ready, with the socket
+            already listening.
 
     Raises:
         StartupError: something keeps the service from starting. Nothing is left behind.
     """
     begin = time.monotonic()
     deployment = resolve(config)
+    telemetry.prepare(deployment.trace)
     with listen(deployment.server) as listen_socket:
         display.begin(deployment)
+        model_path, deployment = check_model(deployment, display)
         supervisor = Supervisor(deployment)
         try:
             stopping = _stop_on_signals(supervisor, display)
-            # The fork server imports meanwhile.
-            model_path = check_model(deployment, display)
             run: GatewayRun = load_object(gateway)
             if not await _unless(stopping, supervisor.start(model_path, display.progress)):
                 return
@@ -75,6 +76,7 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
                 model_path=deployment.model_path,
                 checkpoint=model_path,
                 stages=deployment.graph.stage_names,
+                trace=deployment.trace,
                 listen_socket=listen_socket,
                 stopping=stopping,
             )
@@ -108,14 +110,19 @@ def url(host: str, listen_socket: socket.socket) -> str:
     return f"http://{shown}:{port}"
 
 
-def check_model(deployment: Deployment, display: Display) -> str:
-    """Directory of the deployment's checkpoint, when it is complete and fits in memory. Raises StartupError."""
+def check_model(deployment: Deployment, display: Display) -> tuple[str, Deployment]:
+    """Directory of the deployment's checkpoint, when it is complete and fits, and the deployment with memory divided.
+
+    Raises:
+        StartupError: the checkpoint is not there, not complete or too large.
+    """
     spec = deployment.graph.checkpoint
     if spec is None:
-        return deployment.model_path
+        return deployment.model_path, deployment
     found = checkpoint.resolve(deployment.model_path, spec, display.note)
-    memory.check(deployment, found)
-    return found.path
+    placement = place(deployment, found, ram=memory.available_bytes())
+    refuse(placement)
+    return found.path, sized(deployment, placement)
 
 
 def _stop_on_signals(supervisor: Supervisor, display: Display) -> asyncio.Event:

@@ -13,9 +13,11 @@ import msgspec
 import zmq
 from msgspec import Struct
 
+from omni_pipeline import logs
 from omni_pipeline.deployment import WorkerPlan
 from omni_pipeline.errors import StartupError
 from omni_pipeline.graph import COLLECTOR, Graph, StageSpec, load_factory, load_object
+from omni_pipeline.logs import Format
 from omni_pipeline.process import leave_stopping_to_parent, set_title
 from omni_pipeline.stage import Stage, StageContext
 from omni_pipeline.transport import Inbox, Outbox, endpoint
@@ -35,7 +37,7 @@ class Assignment(Struct, frozen=True):
         model_path: Directory of the checkpoint.
         run_dir: Private directory for sockets and short-lived files.
         addresses: Endpoint of the process that runs each stage, and of the main process as `graph.COLLECTOR`.
-        log_level: As Python's logging names it.
+        log_level, log_format: As `logs.configure` takes them.
         traced: Whether to note what is done for each request.
     """
 
@@ -46,6 +48,7 @@ class Assignment(Struct, frozen=True):
     run_dir: str
     addresses: dict[str, str]
     log_level: str
+    log_format: Format
     traced: bool = False
 
     @property
@@ -72,11 +75,7 @@ def run(assignment: Assignment, parent: int) -> int:
     # What libraries leave in the directory for temporary files goes with the run directory, even after a kill.
     os.environ["TMPDIR"] = tempfile.tempdir = assignment.run_dir
     set_title(assignment.plan.name)
-    logging.basicConfig(
-        level=assignment.log_level,
-        format=f"%(asctime)s %(levelname)s {assignment.plan.name} %(name)s: %(message)s",
-        force=True,
-    )
+    logs.configure(assignment.plan.name, assignment.log_level, assignment.log_format)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     inbox = Inbox(context, assignment.address)
     outbox = Outbox(context)
