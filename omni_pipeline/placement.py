@@ -165,12 +165,18 @@ class _Demand(Struct):
 
 
 def place(
-    deployment: Deployment, checkpoint: Checkpoint, *, ram: int | None = None, request: Request | None = None
+    deployment: Deployment,
+    checkpoint: Checkpoint,
+    *,
+    ram: int | None = None,
+    used: Mapping[int, int] | None = None,
+    request: Request | None = None,
 ) -> Placement:
     """What a deployment takes.
 
     Args:
         ram: Bytes of the machine's memory that are available; None leaves them unlimited.
+        used: Bytes of GPUs that others have taken, by index.
         request: What to count in, and by what to divide memory between caches.
     """
     request = request or Request()
@@ -180,7 +186,7 @@ def place(
         for plan in worker.stages
     ]
     memory: dict[int | None, tuple[str, int, int]] = {
-        gpu.index: (gpu.name, gpu.memory, int(gpu.memory * (1 - KEPT_FREE))) for gpu in deployment.gpus
+        gpu.index: (gpu.name, gpu.memory, _usable(gpu, (used or {}).get(gpu.index, 0))) for gpu in deployment.gpus
     }
     if any(demand.places == (None,) and demand.weights for demand in demands):
         unlimited = sum(demand.weights for demand in demands) if ram is None else ram
@@ -204,6 +210,10 @@ def place(
         if cache.tokens < cache.request_tokens and all(device.left >= 0 for device in devices)
     ]
     return Placement(devices, caches, request, limits, tuple(problems))
+
+
+def _usable(gpu: Gpu, used: int) -> int:
+    return max(0, min(int(gpu.memory * (1 - KEPT_FREE)), gpu.memory - used))
 
 
 def sized(deployment: Deployment, placement: Placement) -> Deployment:

@@ -189,6 +189,14 @@ def test_what_does_not_fit_is_refused_with_the_largest_first() -> None:
     )
 
 
+def test_what_others_have_taken_cannot_be_used() -> None:
+    [device] = reckoned(deployment([24], {"think": on("think", 0)}), used={0: 8 * GIB}).devices
+    assert device.usable == 16 * GIB
+    assert device.left >= 0
+    [device] = reckoned(deployment([24], {"think": on("think", 0)}), used={0: GIB // 2}).devices
+    assert device.usable == int(24 * GIB * (1 - KEPT_FREE)), "as much is kept free for the driver in any case"
+
+
 def test_no_room_for_a_single_request_is_a_problem() -> None:
     placement = reckoned(deployment([12], {"think": on("think", 0)}))
     assert placement.problems == (f"think holds {placement.caches[0].tokens:,} tokens, and one request takes 1,100.",)
