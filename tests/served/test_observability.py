@@ -56,7 +56,7 @@ class Collector:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -111,9 +111,10 @@ def observed(tiny_checkpoint: Path, repository: Path, tmp_path_factory: pytest.T
     collector = Collector()
     config = split() | {"server": {"api_keys": [SECRET_KEY]}, "trace": {"otlp_endpoint": collector.url}}
     arguments = ["--trace-dir", str(traces), "--log-format", "json", "--log-level", "debug"]
-    server = Server(tiny_checkpoint, repository, config, arguments, speech=True).start()
+    server = Server(tiny_checkpoint, repository, config, arguments, speech=True)
     observed = Observed(server, traces, collector)
     try:
+        server.start()
         observed.ask("text", TEXT, traceparent=PARENT)
         observed.ask("speech", SPEECH)
         with urllib.request.urlopen(f"{server.url}/metrics") as page:
