@@ -161,4 +161,4 @@ def summary(total: Sum) -> dict[str, Any]:
 
 
 def _micro(seconds: float) -> float:
-    return round(seconds * 1e6, 3)
+    return int(seconds * 1e9) / 1000  # rounding takes thrice as long

@@ -25,8 +25,9 @@ MOST_WAITING = 64
 # Spans kept of all requests together, about 100 bytes each.
 MOST_SPANS = 1_000_000
 
-# Taking up a message is part of the wait for the next step; it is told apart only when it takes long.
-_LONG_RECEIVE = 50e-6
+# Taking up a message, and waiting for a step, get a span of their own when they take longer than this. A stage that
+# does one step after the other would have one for each breath between them.
+_BRIEF = 50e-6
 
 _TRACE_PARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -182,7 +183,7 @@ class Traces:
             track = GATEWAY
             timeline.came(took.taken)
         self._add(timeline, Span(track, TRANSFER, took.sent, took.taken, source=took.source))
-        if took.done - took.taken > _LONG_RECEIVE:
+        if took.done - took.taken > _BRIEF:
             self._add(timeline, Span(track, "receive", took.taken, took.done))
 
     def _add_step(self, stepped: Stepped) -> None:
@@ -191,9 +192,9 @@ class Traces:
             timeline = self._followed.get(request_id)
             if timeline is None:
                 continue
-            if first < latest:
+            if latest - first > _BRIEF:
                 self._add(timeline, Span(stepped.stage, GATHER, first, latest))
-            if latest < stepped.begin:
+            if stepped.begin - latest > _BRIEF:
                 self._add(timeline, Span(stepped.stage, "queue", latest, stepped.begin))
             self._add(timeline, Span(stepped.stage, "step", stepped.begin, stepped.end, batch=batch))
 
