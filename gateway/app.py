@@ -57,7 +57,9 @@ class Gateway:
     ) -> None:
         self.health = Health(pipeline)
         self.admission = Admission(server.limits)
-        self.collector = Collector(pipeline, reader_bytes=server.limits.reader_bytes)
+        self.collector = Collector(
+            pipeline, reader_bytes=server.limits.reader_bytes, restart_seconds=server.limits.restart_seconds
+        )
         name = server.model_name or PurePath(model_path).name or model_path
         self._metrics = Metrics(
             pipeline,

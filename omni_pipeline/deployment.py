@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from omni_pipeline import telemetry
 from omni_pipeline.binding import gpu_sets
-from omni_pipeline.config import Config, Server, StageConfig, Trace, convert, suggestion
+from omni_pipeline.config import Config, Server, StageConfig, Supervision, Trace, convert, suggestion
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu, detect, parse_size
 from omni_pipeline.graph import Graph, StageSpec, load_graph
@@ -71,6 +71,7 @@ class Deployment(Struct, frozen=True):
         model_path: As configured; `checkpoint.resolve` turns a hub name into a directory.
         workers: In graph order of their first stages.
         gpus: Those that the server may use.
+        supervision: When a worker counts as hung.
         server: The HTTP side.
         log_level, log_format: As `logs.configure` takes them.
         trace: What is noted about requests.
@@ -81,6 +82,7 @@ class Deployment(Struct, frozen=True):
     model_path: str
     workers: tuple[WorkerPlan, ...]
     gpus: tuple[Gpu, ...]
+    supervision: Supervision
     server: Server
     log_level: str
     log_format: Format
@@ -144,6 +146,7 @@ def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
         model_path=config.model_path,
         workers=workers,
         gpus=tuple(gpus),
+        supervision=config.supervision,
         server=config.server,
         log_level=config.log_level.upper(),
         log_format=config.log_format,

@@ -24,7 +24,7 @@ class StageContext(Struct, frozen=True):
         device: ``cpu`` or ``cuda``; the worker already sees only its own GPUs.
         options: An instance of the stage's options struct.
         stages: Names of all stages that this deployment runs.
-        run_dir: Private directory (mode 0700) for sockets and short-lived files; removed at the end.
+        scratch: Private directory (mode 0700) of this process for short-lived files; it is removed with the process.
     """
 
     name: str
@@ -32,7 +32,7 @@ class StageContext(Struct, frozen=True):
     device: str
     options: Any
     stages: frozenset[str]
-    run_dir: str
+    scratch: str
 
 
 class StageBroken(Exception):

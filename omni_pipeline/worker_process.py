@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import sys
@@ -37,6 +38,7 @@ class Assignment(Struct, frozen=True):
         model_path: Directory of the checkpoint.
         run_dir: Private directory for sockets and short-lived files.
         addresses: Endpoint of the process that runs each stage, and of the main process as `graph.COLLECTOR`.
+        epoch: The last `wire.Moved` that `addresses` knows of.
         log_level, log_format: As `logs.configure` takes them.
         traced: Whether to note what is done for each request.
     """
@@ -47,6 +49,7 @@ class Assignment(Struct, frozen=True):
     model_path: str
     run_dir: str
     addresses: dict[str, str]
+    epoch: int
     log_level: str
     log_format: Format
     traced: bool = False
@@ -61,6 +64,11 @@ class Assignment(Struct, frozen=True):
         """Endpoint of this worker's own inbox."""
         return endpoint(self.run_dir, self.plan.name, self.incarnation)
 
+    @property
+    def scratch(self) -> str:
+        """Directory for this process's own short-lived files, in `run_dir`; it goes with the process."""
+        return os.path.join(self.run_dir, f"{self.plan.name}.{self.incarnation}.scratch")
+
 
 def run(assignment: Assignment, parent: int) -> int:
     """Be the worker of `assignment` until told to leave.
@@ -72,8 +80,10 @@ def run(assignment: Assignment, parent: int) -> int:
         The exit code: 0 when told to leave, 1 when the worker could not load or broke.
     """
     leave_stopping_to_parent()
-    # What libraries leave in the directory for temporary files goes with the run directory, even after a kill.
-    os.environ["TMPDIR"] = tempfile.tempdir = assignment.run_dir
+    faulthandler.enable()
+    # What libraries leave in the directory for temporary files goes with the process, even after a kill.
+    os.mkdir(assignment.scratch, mode=0o700)
+    os.environ["TMPDIR"] = tempfile.tempdir = assignment.scratch
     set_title(assignment.plan.name)
     logs.configure(assignment.plan.name, assignment.log_level, assignment.log_format)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -104,21 +114,22 @@ def _serve(assignment: Assignment, inbox: Inbox, outbox: Outbox, parent: int) ->
             if not isinstance(error, StartupError):
                 logger.exception("worker %s could not load", name)
             reason = str(error) if isinstance(error, StartupError) else f"{type(error).__name__}: {error}"
-            outbox.send(home, codec.encode(StartFailed(name, reason)))
+            outbox.send(home, codec.encode(StartFailed(name, assignment.incarnation, reason)))
             return 1
-        addresses = assignment.addresses
         worker = Worker(
             name,
             stages,
-            addresses,
+            assignment.addresses,
             inbox=inbox,
             outbox=outbox,
             codec=codec,
             parent=parent,
+            incarnation=assignment.incarnation,
+            epoch=assignment.epoch,
             traced=assignment.traced,
         )
-        ready = Ready(worker=name, pid=os.getpid(), stages=list(stages), seconds=time.monotonic() - begin)
-        outbox.send(home, codec.encode(ready))
+        seconds = time.monotonic() - begin
+        outbox.send(home, codec.encode(Ready(name, assignment.incarnation, os.getpid(), list(stages), seconds)))
         worker.run()
     finally:
         for stage in stages.values():
@@ -143,7 +154,7 @@ def _context(assignment: Assignment, spec: StageSpec, device: str, options: Any)
         device=device,
         options=msgspec.convert(options, spec.options),
         stages=assignment.stages,
-        run_dir=assignment.run_dir,
+        scratch=assignment.scratch,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
 from collections import deque
 from collections.abc import Collection, Iterable
@@ -44,10 +45,17 @@ class Answer(Struct):
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Attributes: `refuse`: say this instead of loading. `crash`: raise this instead of loading."""
+    """How a stage behaves.
+
+    Attributes:
+        refuse: Say this instead of loading.
+        crash: Raise this instead of loading.
+        crash_if: Do that, too, while there is a file with this name.
+    """
 
     refuse: str = ""
     crash: str = ""
+    crash_if: str = ""
 
 
 class EchoStage:
@@ -57,8 +65,8 @@ class EchoStage:
         options: Options = context.options
         if options.refuse:
             raise StartupError(options.refuse)
-        if options.crash:
-            raise RuntimeError(options.crash)
+        if options.crash or os.path.exists(options.crash_if):
+            raise RuntimeError(options.crash or "no luck today")
         self.name = context.name
         self.queue: deque[Work] = deque()
         self.requests: dict[str, list[Word]] = {}
@@ -159,6 +167,11 @@ class _Trouble:
     @staticmethod
     def die(message: Work) -> Iterable[Work]:
         os.kill(os.getpid(), signal.SIGKILL)
+        return []
+
+    @staticmethod
+    def spawn(message: Work) -> Iterable[Work]:
+        subprocess.Popen(["sleep", "1000"])
         return []
 
     @staticmethod
