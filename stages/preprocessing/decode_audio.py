@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+from collections.abc import Iterator
 
 import av
 import numpy
@@ -58,7 +59,7 @@ def decode_sound_track(data: Buffer, *, rate: int, max_seconds: float, param: st
     with open_container(data, param=param, code=code) as container:
         stream = _sound(container, param, code)
         wave = Waveform(stream.rate or 0, rate, max_seconds=max_seconds, param=param)
-        planar = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
+        samples = _Samples()
         packets = 0
         extent = Extent(container)
         for packet in container.demux():
@@ -69,12 +70,30 @@ def decode_sound_track(data: Buffer, *, rate: int, max_seconds: float, param: st
             for frame in stream.decode(packet):
                 if frame.sample_rate != stream.rate:
                     raise bad_request("The sampling rate changes within the sound.", param=param, code=code)
-                for part in planar.resample(frame):
-                    wave.add(part.to_ndarray().T)
+                for block in samples.of(frame):
+                    wave.add(block)
         if truncated(stream.frames, packets):
             raise _cut_short(param, code)
         extent.check(param, code)
         return wave.samples()
+
+
+class _Samples:
+    """Gives the samples of decoded frames, whatever form they have; it may change within a file."""
+
+    def __init__(self) -> None:
+        self._form: tuple[str, str] | None = None
+        self._interleaved = av.AudioResampler(format="flt")
+
+    def of(self, frame: av.AudioFrame) -> Iterator[numpy.ndarray]:
+        """Blocks of float32 [frames, channels]."""
+        form = (frame.format.name, frame.layout.name)
+        if form != self._form:
+            self._form = form
+            self._interleaved = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
+        for part in self._interleaved.resample(frame):
+            # One plane for all channels: with planes of their own, PyAV 18 reads a ninth where there are eight.
+            yield part.to_ndarray().reshape(-1, part.layout.nb_channels)
 
 
 def _sound(container: InputContainer, param: str, code: str) -> AudioStream:
