@@ -221,7 +221,7 @@ COMMON = (
     Flag(
         "--max-requests",
         ("server.limits.requests",),
-        "Requests in the pipeline at a time, waiting ones included; more are answered with 429.",
+        "Requests in the pipeline at a time; some more wait in turns (server.limits.queued), others get 429.",
         LIMITS,
         metavar="N",
         parse=positive,
