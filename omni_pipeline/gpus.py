@@ -94,6 +94,14 @@ def detect(environment: Mapping[str, str] = os.environ) -> tuple[Gpu, ...]:
     return _visible(_ask_driver(), visible)
 
 
+def least_free() -> tuple[int, int]:
+    """Bytes free, and in all, of the one with the least free memory among the GPUs that this process sees."""
+    own = detect()
+    free = _ask_driver(free=True)
+    visible = _visible(free, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return min((there.memory, gpu.memory) for there, gpu in zip(visible, own, strict=True))
+
+
 def _visible(there: list[Gpu], visible: str | None) -> tuple[Gpu, ...]:
     """Of the GPUs that are there (`device` is the unique id), those that are listed, numbered in that order.
 
@@ -110,7 +118,8 @@ def _visible(there: list[Gpu], visible: str | None) -> tuple[Gpu, ...]:
     return tuple(found)
 
 
-def _ask_driver() -> list[Gpu]:
+def _ask_driver(*, free: bool = False) -> list[Gpu]:
+    """Every GPU of the machine, with its unique id as `device`, and its `free` memory if that is wanted."""
     import pynvml
 
     try:
@@ -126,7 +135,7 @@ def _ask_driver() -> list[Gpu]:
             Gpu(
                 index,
                 pynvml.nvmlDeviceGetName(handle),
-                int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+                int(getattr(pynvml.nvmlDeviceGetMemoryInfo(handle), "free" if free else "total")),
                 pynvml.nvmlDeviceGetUUID(handle),
             )
             for index, handle in enumerate(handles)

@@ -13,6 +13,7 @@ from typing import Protocol, TypeAlias
 from omni_pipeline import checkpoint, memory
 from omni_pipeline.config import Config, Server
 from omni_pipeline.deployment import Deployment, resolve
+from omni_pipeline.division import check_ranks
 from omni_pipeline.errors import StartupError
 from omni_pipeline.graph import load_object
 from omni_pipeline.supervisor import Progress, Supervisor
@@ -114,6 +115,7 @@ def check_model(deployment: Deployment, display: Display) -> str:
     if spec is None:
         return deployment.model_path
     found = checkpoint.resolve(deployment.model_path, spec, display.note)
+    check_ranks(deployment, found.path)
     memory.check(deployment, found)
     return found.path
 

@@ -201,12 +201,16 @@ class StartFailed(Struct, tag="start_failed"):
     message: str
 
 
+class Step(Struct, tag="step"):
+    """Take a step: what rank 0 of a stage tells the other ranks, see `ranks`."""
+
+
 class Shutdown(Struct, tag="shutdown"):
     """Leave the loop and exit."""
 
 
 Work: TypeAlias = Start[Any] | Chunk[Any] | End[Any]
-Control: TypeAlias = Ready | Heartbeat | Notes | StartFailed | Shutdown
+Control: TypeAlias = Ready | Heartbeat | Notes | StartFailed | Step | Shutdown
 Message: TypeAlias = Work | Abort | Failed | Control
 
 _NIL = msgspec.msgpack.encode(None)

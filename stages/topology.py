@@ -57,6 +57,10 @@ QWEN3_OMNI = Graph(
             accelerated=True,
             weights=("thinker.model.", "thinker.lm_head."),
             parallel=True,
+            divided=(
+                "thinker_config.text_config.num_attention_heads",
+                "thinker_config.text_config.moe_intermediate_size",
+            ),
             fills_memory=True,
         ),
         StageSpec("decode", "stages.decode:Decode", options.DecodeOptions, preload=("transformers",)),

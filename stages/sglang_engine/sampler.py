@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from sglang.srt.layers.sampler import Sampler
+from sglang.srt.runtime_context import get_parallel
 
 from stages.messages import Logprob, Sampling
 from stages.sampling import Filters, is_greedy, pick, seed_key, uniform
@@ -148,7 +149,7 @@ class OmniSampler(Sampler):
         if len(rows) != logits.shape[0]:
             raise RuntimeError(f"{len(rows)} sampling states for {logits.shape[0]} rows of logits")
         if all(row.plain for row in rows):
-            return torch.argmax(logits, dim=-1)
+            return _agreed(torch.argmax(logits, dim=-1))
         raw = logits.float()
         adjusted = raw.clone()
         for row, values in zip(rows, adjusted, strict=True):
@@ -161,7 +162,13 @@ class OmniSampler(Sampler):
         reported = [index for index, row in enumerate(rows) if row.logprobs is not None]
         if reported:
             _report(raw[reported], ids[reported], [rows[index] for index in reported])
-        return ids
+        return _agreed(ids)
+
+
+def _agreed(ids: torch.Tensor) -> torch.Tensor:
+    """The picks of rank 0, in every rank: logits may differ in their last bits, and ranks must not part ways."""
+    group = get_parallel().tp_group
+    return group.broadcast(ids) if group.world_size > 1 else ids
 
 
 def filtered_probabilities(logits: torch.Tensor, params: Sequence[Sampling]) -> torch.Tensor:
