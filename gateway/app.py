@@ -52,7 +52,7 @@ class Gateway:
         resolver: Resolve = resolve,
     ) -> None:
         self.health = Health(pipeline)
-        self.admission = Admission(server.limits.requests)
+        self.admission = Admission(server.limits)
         self.collector = Collector(pipeline, reader_bytes=server.limits.reader_bytes)
         name = server.model_name or PurePath(model_path).name or model_path
         self._metrics = Metrics(
@@ -67,7 +67,6 @@ class Gateway:
             self.collector,
             MediaLoader(server.media, total_bytes=server.limits.body_bytes, resolver=resolver),
             self._metrics,
-            self.health,
             self.admission,
             model=name,
             voices=voices,

@@ -13,15 +13,14 @@ from aiohttp import web
 from msgspec import Struct
 
 from gateway import sse
-from gateway.admission import Admission
+from gateway.admission import Admission, Place
 from gateway.audio import ThreadedEncoder, file_encoder, stream_encoder
 from gateway.collector import Answer, Body, Collector
 from gateway.conversion import convert
 from gateway.events import EventWriter
-from gateway.health import Health
 from gateway.media import MediaLoader
 from gateway.metrics import Metrics
-from gateway.middleware import NOTES, json_response
+from gateway.middleware import CLIENT, NOTES, json_response
 from gateway.progress import Progress
 from gateway.responses import AnswerFormat, error_body
 from gateway.route import route
@@ -29,11 +28,9 @@ from gateway.schema import AudioFormat, ChatCompletionRequest
 from gateway.validation import parse
 from gateway.voices import Voices
 from omni_pipeline.config import Limits
-from omni_pipeline.errors import OmniError, bad_request, internal, unavailable
+from omni_pipeline.errors import OmniError, bad_request, internal
 from stages.messages import AudioDelta, AudioDone, ChatRequest, TextDelta, TextDone
 
-# A quiet stream gets a comment this often, so that nothing on the way takes it for dead.
-KEEP_ALIVE_SECONDS = 15.0
 # Threads that code speech. One codes a hundred times faster than it is spoken, so few are enough.
 AUDIO_THREADS = 2
 # How long a failed stream may take to read its error before its connection is cut.
@@ -88,7 +85,6 @@ class ChatCompletions:
         collector: Collector,
         loader: MediaLoader,
         metrics: Metrics,
-        health: Health,
         admission: Admission,
         *,
         model: str,
@@ -98,7 +94,6 @@ class ChatCompletions:
         self._collector = collector
         self._loader = loader
         self._metrics = metrics
-        self._health = health
         self._model = model
         self._voices = voices
         self._limits = limits
@@ -108,29 +103,31 @@ class ChatCompletions:
     async def post(self, request: web.Request) -> web.StreamResponse:
         """Answer one request. It is cancelled when the client leaves, and then tells every stage."""
         deadline = asyncio.get_running_loop().time() + self._limits.request_seconds
-        with self._watched(request) as progress, self._admission.admit():
-            if self._health.stopping:
-                raise unavailable("The server is shutting down.", code="shutting_down")
-            chat, manner = await self._understand(request, deadline)
-            progress.streamed = manner.stream
-            answer_id = f"chatcmpl-{uuid.uuid4().hex}"
-            request[NOTES]["answer_id"] = answer_id
-            answer_format = AnswerFormat(
-                answer_id,
-                self._model,
-                audio_format=manner.audio_format,
-                with_content=manner.with_content,
-                with_logprobs=chat.text.logprobs,
-                with_ids=chat.text.return_token_ids,
-                with_usage=manner.with_usage,
-            )
-            encoder = self._encoder(manner)
-            answer = self._collector.submit(answer_id, chat, route(chat), deadline=deadline)
-            del chat  # the media are the pipeline's now
-            async with answer:
-                if manner.stream:
-                    return await self._stream(request, answer, EventWriter(answer_format, encoder), progress)
-                return await self._whole(answer, answer_format, encoder, progress)
+        with self._watched(request) as progress:
+            async with self._admission.admit(request[CLIENT], deadline) as place:
+                chat, manner = await self._understand(request, place, deadline)
+                progress.streamed = manner.stream
+                answer_id = f"chatcmpl-{uuid.uuid4().hex}"
+                request[NOTES]["answer_id"] = answer_id
+                answer_format = AnswerFormat(
+                    answer_id,
+                    self._model,
+                    audio_format=manner.audio_format,
+                    with_content=manner.with_content,
+                    with_logprobs=chat.text.logprobs,
+                    with_ids=chat.text.return_token_ids,
+                    with_usage=manner.with_usage,
+                )
+                encoder = self._encoder(manner)
+                stages = route(chat)
+                place.need(stages.all)
+                answer = self._collector.submit(answer_id, chat, stages, deadline=deadline)
+                del chat  # the media are the pipeline's now
+                async with answer:
+                    if manner.stream:
+                        writer = EventWriter(answer_format, encoder)
+                        return await self._stream(request, place, answer, writer, progress)
+                    return await self._whole(place, answer, answer_format, encoder, progress)
 
     @contextmanager
     def _watched(self, request: web.Request) -> Iterator[Progress]:
@@ -152,24 +149,24 @@ class ChatCompletions:
 
     # --- the request ---
 
-    async def _understand(self, request: web.Request, deadline: float) -> tuple[ChatRequest, Manner]:
+    async def _understand(self, request: web.Request, place: Place, deadline: float) -> tuple[ChatRequest, Manner]:
         """Read and check the body, and load its media."""
+        body = await self._body(request, place, deadline)
         try:
             async with asyncio.timeout_at(deadline):
-                wanted = parse(await self._body(request))
-                chat, sources = convert(wanted, self._voices)
+                wanted = parse(body)
+                del body
+                chat, sources = convert(wanted, self._voices, self._limits)
                 if sources:
                     with self._metrics.media_seconds.time():
-                        chat.media = await self._loader.load(sources)
+                        chat.media = await self._loader.load(sources, place.hold)
                     for medium in chat.media:
                         self._metrics.media_bytes.labels(medium.kind).inc(medium.data.nbytes)
         except TimeoutError as error:
-            raise bad_request(
-                "The request and its media did not arrive in time.", code="request_timeout", status=408
-            ) from error
+            raise _too_late("The media of the request did not arrive in time.") from error
         return chat, manner_of(wanted)
 
-    async def _body(self, request: web.Request) -> bytearray:
+    async def _body(self, request: web.Request, place: Place, deadline: float) -> bytearray:
         """The body, read here and not by `request.read()`, which would keep it as long as the request."""
         if request.content_type != "application/json":
             raise bad_request(
@@ -180,9 +177,15 @@ class ChatCompletions:
         most = self._limits.body_bytes
         body = bytearray()
         too_large = (request.content_length or 0) > most
-        while not too_large and (piece := await request.content.readany()):
-            body += piece
-            too_large = len(body) > most
+        try:
+            latest = asyncio.get_running_loop().time() + self._limits.receive_seconds
+            async with asyncio.timeout_at(min(latest, deadline)):
+                while not too_large and (piece := await request.content.readany()):
+                    place.hold(len(piece))
+                    body += piece
+                    too_large = len(body) > most
+        except TimeoutError as error:
+            raise _too_late("The request did not arrive in time.") from error
         if too_large:
             raise bad_request(f"The request body is larger than {most} bytes.", code="body_too_large", status=413)
         return body
@@ -196,13 +199,19 @@ class ChatCompletions:
         return ThreadedEncoder(functools.partial(make, manner.audio_format), self.audio_threads)
 
     async def _whole(
-        self, answer: Answer, answer_format: AnswerFormat, encoder: ThreadedEncoder | None, progress: Progress
+        self,
+        place: Place,
+        answer: Answer,
+        answer_format: AnswerFormat,
+        encoder: ThreadedEncoder | None,
+        progress: Progress,
     ) -> web.Response:
         deltas: list[TextDelta] = []
         audio = bytearray()
         text_done: TextDone | None = None
         audio_done: AudioDone | None = None
         while bodies := await answer.take():
+            place.free()
             progress.saw(bodies)
             for body in bodies:
                 match body:
@@ -223,9 +232,10 @@ class ChatCompletions:
         return json_response(answer_format.whole(deltas, text_done, speech))
 
     async def _stream(
-        self, request: web.Request, answer: Answer, writer: EventWriter, progress: Progress
+        self, request: web.Request, place: Place, answer: Answer, writer: EventWriter, progress: Progress
     ) -> web.StreamResponse:
-        bodies = await answer.take()  # before the headers: an error until now gets its own status
+        # Before the headers, so that an error gets its own status; but whoever is between must not lose patience.
+        bodies = await self._soon(answer)
         response = web.StreamResponse(headers=sse.HEADERS)
         loop = asyncio.get_running_loop()
         try:
@@ -234,6 +244,10 @@ class ChatCompletions:
                 answer.on_error(lambda: patience.reschedule(loop.time() + ERROR_SECONDS))
                 await response.prepare(request)
                 try:
+                    if bodies is None:
+                        await response.write(sse.KEEP_ALIVE)
+                        bodies = await self._next(answer, response)
+                    place.free()
                     await self._write(response, bodies, answer, writer, progress)
                 except OmniError as error:
                     progress.failed(error.info)
@@ -263,22 +277,30 @@ class ChatCompletions:
             if events:
                 await response.write(events)
                 events = b""
-            bodies = await _next(answer, response)
+            bodies = await self._next(answer, response)
         if not writer.complete:
             raise _unfinished()
         await response.write(await writer.closing())
         progress.outcome = "ok"
 
+    async def _next(self, answer: Answer, response: web.StreamResponse) -> list[Body]:
+        """What comes next in `answer`; while nothing does, the stream is kept alive."""
+        while (bodies := await self._soon(answer)) is None:
+            await response.write(sse.KEEP_ALIVE)
+        return bodies
 
-async def _next(answer: Answer, response: web.StreamResponse) -> list[Body]:
-    """What comes next in `answer`; while nothing does, the stream is kept alive."""
-    while True:
+    async def _soon(self, answer: Answer) -> list[Body] | None:
+        """What comes next in `answer`, or None if that takes too long for a stream to be quiet."""
         try:
-            async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+            async with asyncio.timeout(self._limits.keep_alive_seconds):
                 return await answer.take()
         except TimeoutError:
-            await response.write(sse.KEEP_ALIVE)
+            return None
 
 
 def _unfinished() -> OmniError:
     return internal("The answer ended without saying why.", code="stream_gap")
+
+
+def _too_late(message: str) -> OmniError:
+    return bad_request(message, code="request_timeout", status=408)

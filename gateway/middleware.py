@@ -21,7 +21,10 @@ log = logging.getLogger("gateway.access")
 # Where a handler notes figures for the log line of its request, by name.
 NOTES = web.RequestKey("notes", dict[str, object])
 REQUEST_ID = web.RequestKey("request_id", str)
+# Whom a request is from, as far as the server can know: one of its keys, or else an address.
+CLIENT = web.RequestKey("client", str)
 
+_LONGEST_PATH = 200
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _WORDING = {
     404: ("There is no {method} {path} here.", "not_found"),
@@ -35,6 +38,7 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
     given = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
     request[NOTES] = {}
+    request[CLIENT] = request.remote or ""
     began = time.monotonic()
     status: int | str = "cancelled"
     try:
@@ -47,7 +51,7 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
             logging.DEBUG if request.method == "GET" else logging.INFO,  # health checks and scrapes are frequent
             "method=%s path=%s status=%s seconds=%.3f request_id=%s%s",
             request.method,
-            request.path,
+            request.rel_url.raw_path[:_LONGEST_PATH],  # as it came: decoded, it might break the line
             status,
             time.monotonic() - began,
             request[REQUEST_ID],
@@ -73,7 +77,7 @@ async def explain_errors(request: web.Request, handler: Handler) -> web.StreamRe
         if error.status < 400:
             raise
         wording, code = _WORDING.get(error.status, (error.reason or "", "http_error"))
-        message = wording.format(method=request.method, path=request.path[:200])
+        message = wording.format(method=request.method, path=request.path[:_LONGEST_PATH])
         info = ErrorInfo(status=error.status, message=message, code=code)
         if "Allow" in error.headers:
             headers["Allow"] = error.headers["Allow"]
@@ -121,7 +125,7 @@ def require_key(keys: Sequence[str]) -> Middleware:
             scheme, _, token = request.headers.get("Authorization", "").partition(" ")
             given = token.strip().encode("utf-8", "surrogateescape")
             fits = [hmac.compare_digest(given, key) for key in encoded]
-            if scheme.lower() != "bearer" or not any(fits):
+            if scheme.lower() != "bearer" or True not in fits:
                 raise OmniError(
                     ErrorInfo(
                         status=401,
@@ -130,6 +134,7 @@ def require_key(keys: Sequence[str]) -> Middleware:
                         code="invalid_api_key",
                     )
                 )
+            request[CLIENT] = f"key {fits.index(True)}"
         return await handler(request)
 
     return check

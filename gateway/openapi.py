@@ -28,6 +28,7 @@ CHAT_ERRORS = {
     413: "The body or a medium is too large",
     415: "The body is not plain JSON",
     429: "Too many requests; `Retry-After` says when to try again",
+    431: "The head of the request is too large",
     500: "A bug of the server",
     503: "The server cannot answer now; `Retry-After`, if there, says when to try again",
     504: "The answer took too long",

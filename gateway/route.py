@@ -21,6 +21,11 @@ class Route(Struct, frozen=True):
     before: frozenset[str]
     outputs: Mapping[str, frozenset[str]]
 
+    @property
+    def all(self) -> frozenset[str]:
+        """Every stage it goes through."""
+        return self.before.union(*self.outputs.values())
+
 
 _WRITING = frozenset({"thinker", "decode"})
 _SPEAKING = frozenset({"talker_ar", "code_predictor", "code2wav"})

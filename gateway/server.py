@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 from collections.abc import Collection
 from pathlib import Path
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway import audio
 from gateway.app import Gateway
 from gateway.pipeline import Pipeline
+from gateway.protocol import Connection
 from gateway.voices import Voices, read_voices
 from gateway.warmup import warm_up
 from omni_pipeline.config import Server
 
 log = logging.getLogger(__name__)
-protocol_log = logging.getLogger("gateway.protocol")
 
 # How long the requests in progress may take to end once the server has been told to stop.
 DRAIN_SECONDS = 30.0
@@ -29,20 +29,6 @@ _CLOSE_SECONDS = 1.0
 
 # The stage without which nothing is heard.
 _VOCODER = "code2wav"
-
-
-def without_traceback(record: logging.LogRecord) -> bool:
-    """Log filter: what is no HTTP is the client's mistake, and not worth a traceback or an operator's attention."""
-    error = record.exc_info[1] if record.exc_info else None
-    if not isinstance(error, HttpProcessingError):
-        return True
-    record.exc_info = None
-    record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
-    record.msg, record.args = "not HTTP: %s", (error.message.partition("\n")[0],)
-    return protocol_log.isEnabledFor(logging.INFO)
-
-
-protocol_log.addFilter(without_traceback)
 
 
 async def run(
@@ -72,29 +58,33 @@ async def run(
     voices = read_voices(Path(checkpoint)) if _VOCODER in stages else None
     gateway = Gateway(pipeline, server, model_path=model_path, voices=voices)
     # Without cancellation a handler would go on generating for a client that has left.
-    runner = web.AppRunner(
-        gateway.app,
-        handler_cancellation=True,
-        access_log=None,
-        logger=protocol_log,
-        auto_decompress=False,  # nothing that a client sends may grow on arrival
-        shutdown_timeout=_CLOSE_SECONDS,
-    )
+    runner = web.AppRunner(gateway.app, handler_cancellation=True, access_log=None, shutdown_timeout=_CLOSE_SECONDS)
     await runner.setup()
+    assert runner.server is not None
+    connect = functools.partial(
+        Connection,
+        runner.server,
+        server.limits.connections,
+        access_log=None,
+        auto_decompress=False,  # nothing that a client sends may grow on arrival
+        keepalive_timeout=server.limits.idle_seconds,
+    )
+    listening = await asyncio.get_running_loop().create_server(connect, sock=listen_socket)
     try:
-        await web.SockSite(runner, listen_socket).start()
         async with asyncio.TaskGroup() as tasks:  # a bug in the warm-up ends the server instead of hiding
             warming = tasks.create_task(_warm(gateway, voices))
             await stopping.wait()
             warming.cancel()
         await _drain(gateway)
     finally:
+        listening.close()
         await runner.cleanup()
 
 
 async def _drain(gateway: Gateway) -> None:
     """Let the requests in progress end. New ones get 503 meanwhile, and `/health` says why."""
     gateway.health.stopping = True
+    gateway.admission.close()
     try:
         async with asyncio.timeout(DRAIN_SECONDS):
             await gateway.admission.empty()

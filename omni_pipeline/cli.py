@@ -15,6 +15,7 @@ from omni_pipeline import __version__, config_commands
 from omni_pipeline.command_line import takes_settings
 from omni_pipeline.errors import StartupError
 from omni_pipeline.graph import load_object
+from omni_pipeline.plan_command import plan
 from omni_pipeline.service import serve as serve_config
 from omni_pipeline.settings import Settings
 from omni_pipeline.terminal import Terminal
@@ -64,6 +65,7 @@ def version() -> None:
             print(f"{package} is not installed")
 
 
+app.command()(plan)
 app.add_typer(config_commands.app, name="config")
 
 # A client of the gateway's API, so it lives there; named, so that the framework imports no gateway.

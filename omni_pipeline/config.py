@@ -46,19 +46,38 @@ class MediaPolicy(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Bounds on load; what goes beyond is answered with 413 or 429.
+    """Bounds on load. What goes beyond is refused, with a reason and, where that helps, a time to try again.
 
     Attributes:
-        body_bytes: Size of one HTTP request body.
-        requests: Requests in the pipeline at a time, waiting ones included.
+        requests: Requests in the pipeline at a time, those that wait for a stage included.
+        stage_requests: For some stages, by name, requests at a time that need it, so that, say, few may speak at once.
+        queued: Requests that wait to be let in, in turns of their clients. Nothing of them is read meanwhile.
+        connections: Connections at a time.
+        body_bytes: Size of one HTTP request body, and of the media of one request together.
+        held_bytes: Bytes of bodies and media that all requests together hold until their answers begin.
+        output_tokens: Text tokens of one answer; also what a request gets that names no limit. None: no bound but the
+            model's, and without a limit in the request the thinker's `default_max_tokens`.
+        speech_tokens: The same for talker tokens, of 80 ms each.
+        idle_seconds: Time for a connection to send the head of its next request.
+        receive_seconds: Time for one request body to arrive.
+        request_seconds: Time for one request, from its arrival to the end of its answer.
+        keep_alive_seconds: A stream that is quiet for so long gets a comment, so that nothing takes it for dead.
         reader_bytes: Answer bytes kept for a client that reads slowly, before its request is ended.
-        request_seconds: Time one request may take.
     """
 
-    body_bytes: Positive = 512 * 1024 * 1024
     requests: Positive = 256
-    reader_bytes: Positive = 16 * 1024 * 1024
+    stage_requests: dict[str, Positive] = {}
+    queued: Annotated[int, Meta(ge=0)] = 256
+    connections: Positive = 768
+    body_bytes: Positive = 512 * 1024 * 1024
+    held_bytes: Positive = 4 * 1024 * 1024 * 1024
+    output_tokens: Positive | None = None
+    speech_tokens: Positive | None = None
+    idle_seconds: Seconds = 75.0
+    receive_seconds: Seconds = 120.0
     request_seconds: Seconds = 600.0
+    keep_alive_seconds: Seconds = 15.0
+    reader_bytes: Positive = 16 * 1024 * 1024
 
 
 class Server(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -68,6 +87,8 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
         host, port: Where to listen; port 0 takes a free one.
         model_name: Name in `/v1/models`; None takes the last part of the model path. Requests may name any model.
         api_keys: When not empty, requests must carry one of them as bearer token.
+        allowed_origins: Origins (``https://example.org``, or ``*`` for all) whose web pages browsers may let use the
+            API. None by default.
         media: What it reads for its clients.
         limits: What it takes on.
     """
@@ -76,6 +97,7 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
     port: Port = 8000
     model_name: str | None = None
     api_keys: list[str] = []
+    allowed_origins: list[str] = []
     media: MediaPolicy = field(default_factory=MediaPolicy)
     limits: Limits = field(default_factory=Limits)
 

@@ -15,8 +15,10 @@ from omni_pipeline import checkpoint, gpus, memory
 from omni_pipeline.command_line import takes_settings
 from omni_pipeline.config import Config
 from omni_pipeline.deployment import Deployment, resolve
+from omni_pipeline.division import check_ranks
 from omni_pipeline.explain import explain, render
 from omni_pipeline.graph import load_graph
+from omni_pipeline.placement import place, refuse
 from omni_pipeline.schema import json_schema
 from omni_pipeline.settings import Settings
 
@@ -64,7 +66,9 @@ def check(settings: Settings, gpus: Gpus = None) -> None:
     console = Console()
     spec = deployment.graph.checkpoint
     if spec is not None and os.path.isdir(deployment.model_path):
-        memory.check(deployment, checkpoint.resolve(deployment.model_path, spec, console.print))
+        found = checkpoint.resolve(deployment.model_path, spec, console.print)
+        check_ranks(deployment, found.path)
+        refuse(place(deployment, found, ram=memory.available_bytes()))
         told = "complete, and it fits"
     else:
         told = "not here, and not checked"

@@ -106,6 +106,10 @@ def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
     for name in config.stages:
         if name not in graph.stage_names:
             raise StartupError(f"stages.{name}: there is no such stage; {suggestion(name, graph.stage_names)}")
+    for name in config.server.limits.stage_requests:
+        if name not in graph.stage_names:
+            known = suggestion(name, graph.stage_names)
+            raise StartupError(f"server.limits.stage_requests.{name}: there is no such stage; {known}")
     if config.text_only and graph.text_stages:
         graph = graph.narrowed(graph.text_stages)
     settings = {spec.name: config.stages.get(spec.name, StageConfig()) for spec in graph.stages}

@@ -6,13 +6,16 @@ A graph says *what* is computed. *Where* (which worker process, which device) is
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 from msgspec import Struct
 
 from omni_pipeline.errors import StartupError
 from omni_pipeline.flags import Flag
+from omni_pipeline.needs import TellNeeds
+
+TellTensors: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, tuple[int, int]]]
 
 # The two ends of every graph, in the main process.
 GATEWAY = "gateway"
@@ -34,6 +37,8 @@ class StageSpec(Struct, frozen=True):
         fills_memory: Whether it uses all the memory that it is given, as a KV cache does. It then loads after the
             others on its GPU, when their memory is taken.
         usual_gpu: Index of the GPU that it gets where there are several and the configuration names none.
+        needs: Tells its memory besides its weights, without torch; None for a stage whose other memory is not worth
+            counting.
     """
 
     name: str
@@ -46,6 +51,7 @@ class StageSpec(Struct, frozen=True):
     divided: tuple[str, ...] = ()
     fills_memory: bool = False
     usual_gpu: int = 0
+    needs: TellNeeds | None = None
 
 
 class CheckpointSpec(Struct, frozen=True):
@@ -56,11 +62,16 @@ class CheckpointSpec(Struct, frozen=True):
         model_types: Accepted values of `model_type` in ``config.json``.
         files: Files that have to be there; each entry is a set of alternatives, as in
             ``(("vocab.json", "merges.txt"), ("tokenizer.json",))``: all of the first, or all of the second.
+        tensors: Tells from a parsed ``config.json`` the tensors of such a checkpoint: for each name its number of
+            elements and its bytes. None where that cannot be told.
+        quantised: The same for a checkpoint of the same model with its weights in FP8.
     """
 
     title: str
     model_types: tuple[str, ...]
     files: tuple[tuple[tuple[str, ...], ...], ...] = ()
+    tensors: TellTensors | None = None
+    quantised: TellTensors | None = None
 
 
 class Edge(Struct, frozen=True):

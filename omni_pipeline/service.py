@@ -16,6 +16,7 @@ from omni_pipeline.deployment import Deployment, resolve
 from omni_pipeline.division import check_ranks
 from omni_pipeline.errors import StartupError
 from omni_pipeline.graph import load_object
+from omni_pipeline.placement import place, refuse, sized
 from omni_pipeline.supervisor import Progress, Supervisor
 
 # What serves a running pipeline over HTTP until `stopping` is set; named, so that the framework imports no gateway.
@@ -61,11 +62,10 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
     deployment = resolve(config)
     with listen(deployment.server) as listen_socket:
         display.begin(deployment)
+        model_path, deployment = check_model(deployment, display)
         supervisor = Supervisor(deployment)
         try:
             stopping = _stop_on_signals(supervisor, display)
-            # The fork server imports meanwhile.
-            model_path = check_model(deployment, display)
             run: GatewayRun = load_object(gateway)
             if not await _unless(stopping, supervisor.start(model_path, display.progress)):
                 return
@@ -109,15 +109,20 @@ def url(host: str, listen_socket: socket.socket) -> str:
     return f"http://{shown}:{port}"
 
 
-def check_model(deployment: Deployment, display: Display) -> str:
-    """Directory of the deployment's checkpoint, when it is complete and fits in memory. Raises StartupError."""
+def check_model(deployment: Deployment, display: Display) -> tuple[str, Deployment]:
+    """Directory of the deployment's checkpoint, when it is complete and fits, and the deployment with memory divided.
+
+    Raises:
+        StartupError: the checkpoint is not there, not complete or too large.
+    """
     spec = deployment.graph.checkpoint
     if spec is None:
-        return deployment.model_path
+        return deployment.model_path, deployment
     found = checkpoint.resolve(deployment.model_path, spec, display.note)
     check_ranks(deployment, found.path)
-    memory.check(deployment, found)
-    return found.path
+    placement = place(deployment, found, ram=memory.available_bytes())
+    refuse(placement)
+    return found.path, sized(deployment, placement)
 
 
 def _stop_on_signals(supervisor: Supervisor, display: Display) -> asyncio.Event:

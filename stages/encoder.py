@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+import torch
 from msgspec import Struct, field
 
 from omni_pipeline.stage import StageContext
@@ -61,6 +62,10 @@ class Encoder(ABC, Generic[Item]):
         """Embedding rows that `item` makes."""
 
     @abstractmethod
+    def pieces(self, item: Item) -> Iterable[Item]:
+        """`item` cut where the model does not look across, into pieces of no more rows than a batch has if possible."""
+
+    @abstractmethod
     def encode(self, items: Sequence[Item], pad_frames: int) -> Iterable[Embeddings]:
         """Run the model over `items` at once; one result each, in order, owning its memory."""
 
@@ -85,7 +90,7 @@ class Encoder(ABC, Generic[Item]):
         batch, pad_frames = self._next_batch()
         self.batch = self._wanting({item.key for item in batch})
         if batch:
-            for item, result in zip(batch, self.encode(batch, pad_frames), strict=True):
+            for item, result in zip(batch, self._encoded(batch, pad_frames), strict=True):
                 self._cache.put(item.key, result)
                 self._hand_out(item.key, result)
             self._encoded_items += len(batch)
@@ -134,6 +139,15 @@ class Encoder(ABC, Generic[Item]):
                 pad_frames = request.pad_frames
         return list(batch.values()), pad_frames
 
+    def _encoded(self, batch: Sequence[Item], pad_frames: int) -> Iterable[Embeddings]:
+        """Results of a batch; one item that is larger than a batch is computed in pieces, to bound the memory."""
+        if sum(map(self.row_count, batch)) <= self._max_batch_rows:
+            return self.encode(batch, pad_frames)
+        return [
+            _joined([part for piece in self.pieces(item) for part in self.encode([piece], pad_frames)])
+            for item in batch
+        ]
+
     def _wanting(self, keys: Collection[bytes]) -> list[str]:
         """Ids of the requests that wait for one of the items with these keys."""
         return [id_ for id_, wanted in self._waiting.items() if any(item.key in keys for item in wanted.items)]
@@ -142,3 +156,10 @@ class Encoder(ABC, Generic[Item]):
         for request in self._waiting.values():
             if any(item.key == key for item in request.items):
                 request.found[key] = result
+
+
+def _joined(parts: Sequence[Embeddings]) -> Embeddings:
+    if len(parts) == 1:
+        return parts[0]
+    deepstack = [part.deepstack for part in parts if part.deepstack is not None]
+    return Embeddings(torch.cat([part.rows for part in parts]), torch.cat(deepstack, 1) if deepstack else None)

@@ -19,6 +19,7 @@ class PreprocessingOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_o
         max_audio_seconds: Length of one sound.
         max_video_seconds: Length of one clip.
         max_video_pixels: Pixels of one decoded frame.
+        max_video_frames: Frames taken from one clip, whatever the request's `video_fps` and `video_max_frames` say.
         max_prompt_tokens: Tokens of the whole prompt; None leaves it to the thinker's KV cache.
     """
 
@@ -26,6 +27,7 @@ class PreprocessingOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_audio_seconds: Positive = 3600
     max_video_seconds: Positive = 3600
     max_video_pixels: Positive = 16 * 1024 * 1024
+    max_video_frames: Positive = 2048
     max_prompt_tokens: Positive | None = None
 
 
@@ -34,7 +36,8 @@ class EncoderOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     Attributes:
         cache_bytes: Memory for embeddings of media seen before; 0 turns the cache off.
-        max_batch_tokens: Embedding rows computed in one step, over all requests (one item is never split).
+        max_batch_tokens: Embedding rows computed at once, over all requests. A longer clip is cut between its frames, a
+            longer sound every eight seconds, where the towers look no further; a picture is never cut.
         dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU.
     """
 

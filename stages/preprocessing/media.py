@@ -8,6 +8,7 @@ import numpy
 from msgspec import Struct
 from PIL import Image
 
+from omni_pipeline.errors import bad_request
 from stages.audio_lengths import audio_rows
 from stages.messages import AudioWork, Media, VideoOptions, VisionItem
 from stages.options import PreprocessingOptions
@@ -120,6 +121,13 @@ class MediaReader:
             max_frames=options.max_frames,
             multiple=self._features.frames_per_row,
         )
+        if len(indices) > self._options.max_video_frames:
+            raise bad_request(
+                f"{len(indices)} frames would be taken of the video, and {self._options.max_video_frames} are allowed; "
+                "ask for fewer with 'video_max_frames' or 'video_fps'.",
+                param=param,
+                code="video_too_many_frames",
+            )
         size = self._features.frame_size(options, len(indices))
         self._limit.check(tokens + self._features.clip_rows(len(indices), clip.width, clip.height, size))
         frames = decode_frames(data, indices, at_once=FRAMES_AT_ONCE, total=clip.frames, param=param)

@@ -204,7 +204,7 @@ class TestErrors:
 class TestAdmission:
     async def test_refuses_what_is_too_much_and_says_when_to_retry(self):
         pipeline = ScriptedPipeline()
-        async with serving(pipeline, limits={"requests": 2}) as served, served.openai() as client:
+        async with serving(pipeline, limits={"requests": 2, "queued": 0}) as served, served.openai() as client:
             running = [asyncio.create_task(served.post(HELLO)) for _ in range(2)]
             ids = [await pipeline.submitted.get() for _ in running]
             with pytest.raises(openai.RateLimitError) as caught:
@@ -214,6 +214,95 @@ class TestAdmission:
             for request_id in ids:
                 pipeline.say_all(request_id, ["fine"])
             assert [status for status, _ in await asyncio.gather(*running)] == [200, 200]
+
+    async def test_lets_a_request_wait_for_a_place(self):
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline, limits={"requests": 1}) as served:
+            running = asyncio.create_task(served.post(HELLO))
+            request_id = await pipeline.submitted.get()
+            waiting = asyncio.create_task(served.post(HELLO))
+            while "omni_requests_in_flight 2.0" not in await TestMetrics.page(served):
+                pass
+            assert pipeline.submitted.empty()
+            pipeline.say_all(request_id, ["fine"])
+            pipeline.say_all(await pipeline.submitted.get(), ["fine"])
+            assert [(await asked)[0] for asked in (running, waiting)] == [200, 200]
+
+    async def test_forgets_a_client_that_leaves_while_it_waits(self):
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline, limits={"requests": 1, "queued": 1}) as served:
+            running = asyncio.create_task(served.post(HELLO))
+            request_id = await pipeline.submitted.get()
+            _, writer = await served.connect(HELLO)
+            while "omni_requests_in_flight 2.0" not in await TestMetrics.page(served):
+                pass
+            writer.close()
+            while "omni_requests_in_flight 1.0" not in await TestMetrics.page(served):
+                pass
+            waiting = asyncio.create_task(served.post(HELLO))  # there is room for it in the line
+            pipeline.say_all(request_id, ["fine"])
+            pipeline.say_all(await pipeline.submitted.get(), ["fine"])
+            assert [(await asked)[0] for asked in (running, waiting)] == [200, 200]
+
+    async def test_clients_are_told_apart_by_their_keys(self):
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline, api_keys=["a", "b"], limits={"requests": 1}) as served:
+            headers = [JSON | {"Authorization": f"Bearer {key}"} for key in "aaab"]
+            asked = []
+            for number, header in enumerate(headers):
+                asked.append(asyncio.create_task(served.post(HELLO | {"seed": number}, headers=header)))
+                while f"omni_requests_in_flight {number + 1}.0" not in await TestMetrics.page(served):
+                    pass
+            order = []
+            for _ in asked:
+                request_id = await pipeline.submitted.get()
+                order.append(pipeline.bodies[request_id].thinker.seed)
+                pipeline.say_all(request_id, ["fine"])
+            await asyncio.gather(*asked)
+        assert order == [0, 1, 3, 2]
+
+    async def test_refuses_what_needs_a_full_stage_and_takes_what_does_not(self):
+        pipeline = ScriptedPipeline()
+        spoken = HELLO | {"modalities": ["text", "audio"]}
+        async with serving(pipeline, speaks=True, limits={"stage_requests": {"code2wav": 1}}) as served:
+            speaking = asyncio.create_task(served.post(spoken))
+            request_id = await pipeline.submitted.get()
+            status, body = await served.post(spoken)
+            assert (status, body["error"]["code"]) == (429, "too_many_requests")
+            pipeline.answer = ["x"]
+            assert (await served.post(HELLO))[0] == 200
+            pipeline.say_all(request_id, ["fine"])
+            assert (await speaking)[0] == 200
+            assert (await served.post(spoken))[0] == 200
+
+    async def test_bounds_the_bytes_of_all_requests_until_their_answers_begin(self):
+        pipeline = ScriptedPipeline()
+        large = {"messages": [{"role": "user", "content": "x" * 6000}]}
+        async with serving(pipeline, limits={"held_bytes": 10_000}) as served:
+            first = asyncio.create_task(served.post(large | {"stream": False}))
+            request_id = await pipeline.submitted.get()
+            status, body = await served.post(large)
+            assert (status, body["error"]["code"]) == (429, "too_many_requests")
+            pipeline.say(request_id, "Hel")
+            second = asyncio.create_task(served.post(large))
+            pipeline.say_all(await pipeline.submitted.get(), ["fine"])
+            pipeline.finish(request_id)
+            assert [(await asked)[0] for asked in (first, second)] == [200, 200]
+
+    async def test_bounds_the_bytes_of_media_with_the_rest(self):
+        async with serving(limits={"held_bytes": 10_000}) as served:
+            media = {"images": ["data:;base64," + "A" * 6000]}
+            status, body = await served.post(HELLO | media)
+            assert (status, body["error"]["code"]) == (429, "too_many_requests")
+            assert (await served.post(HELLO))[0] == 200
+
+    async def test_bounds_the_length_of_answers(self):
+        async with serving(limits={"output_tokens": 5, "speech_tokens": 7}, speaks=True) as served:
+            status, body = await served.post(HELLO | {"max_tokens": 6})
+            assert (status, body["error"]["param"]) == (400, "max_tokens")
+            assert (await served.post(HELLO | {"modalities": ["text", "audio"]}))[0] == 200
+            [request] = [served.pipeline.bodies[await served.pipeline.submitted.get()]]
+        assert (request.thinker.max_tokens, request.speech.talker.max_tokens) == (5, 7)
 
     @pytest.mark.parametrize("stream", [False, True])
     async def test_gives_a_place_back_however_a_request_ends(self, stream):

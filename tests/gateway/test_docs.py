@@ -14,6 +14,8 @@ from gateway import schema
 from gateway.foreign_fields import IGNORED, REFUSED
 from gateway.openapi import describe
 from gateway.schema import AudioFormat, ChatCompletionRequest, SamplingByStage, StageSampling
+from omni_pipeline.config import Limits, MediaPolicy
+from stages.options import PreprocessingOptions, TalkerOptions, ThinkerOptions
 
 ROOT = Path(__file__).parents[2]
 API = (ROOT / "docs" / "api.md").read_text()
@@ -117,3 +119,37 @@ def codes() -> set[str]:
 def test_the_error_codes_are_those_of_the_code():
     documented = {code for row in rows(section("## Errors")) for code in names(row[1])}
     assert documented == codes() - {"http_error", "service_unavailable"}
+
+
+UNITS = {"": 1, "MiB": 2**20, "GiB": 2**30}
+SETTINGS = {"server.limits": Limits, "server.media": MediaPolicy, "stages.preprocessing.options": PreprocessingOptions}
+
+
+def limits() -> Iterator[tuple[str, str, str]]:
+    """Path of the settings, name and default, as documented."""
+    for table in section("## Limits").split("\n\n"):
+        if table.startswith("| `"):
+            path = names(table.partition("\n")[0])[0]
+            yield from ((path, names(row[0])[0], row[1]) for row in rows(table))
+
+
+@pytest.mark.parametrize(("path", "name", "default"), list(limits()))
+def test_the_default_of_a_limit_is_documented(path, name, default):
+    value = getattr(SETTINGS[path](), name)
+    if default == "none":
+        assert not value
+    else:
+        number, _, unit = default.partition(" ")
+        assert value == float(number) * UNITS[unit]
+
+
+@pytest.mark.parametrize("path", SETTINGS)
+def test_every_limit_is_documented(path):
+    documented = {name for owner, name, _ in limits() if owner == path}
+    assert documented == {*SETTINGS[path].__struct_fields__} - {"local_path", "allowed_domains"}
+
+
+def test_the_default_lengths_are_documented():
+    text = section("## Limits")
+    assert f"`thinker` ({ThinkerOptions().default_max_tokens})" in text
+    assert f"`talker_ar` ({TalkerOptions().default_max_tokens})" in text

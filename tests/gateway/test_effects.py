@@ -13,6 +13,7 @@ from gateway.conversion import convert
 from gateway.schema import ChatCompletionRequest, FrameSampling, StageSampling
 from gateway.validation import parse
 from gateway.voices import Voices
+from omni_pipeline.config import Limits
 
 VOICES = Voices(("chelsie", "ethan"), "ethan")
 USER = {"role": "user", "content": "Hello?"}
@@ -69,7 +70,7 @@ WITHOUT = {"model", "n"}
 def outcome(**fields: Any) -> tuple[Any, ...]:
     """All that a request comes down to."""
     request = parse(json.dumps({"messages": [USER], "modalities": ["text", "audio"], **fields}).encode())
-    return *convert(request, VOICES), manner_of(request)
+    return *convert(request, VOICES, Limits()), manner_of(request)
 
 
 def test_no_field_is_forgotten_here():

@@ -39,6 +39,20 @@ async def test_no_new_request_is_taken_when_stopping():
     assert (status, refused, body["error"]["code"]) == (503, 503, "shutting_down")
 
 
+async def test_a_request_that_waits_to_be_let_in_is_refused_when_stopping():
+    pipeline = ScriptedPipeline()
+    async with serving(pipeline, limits={"requests": 1}) as served:
+        running = asyncio.create_task(served.post(HELLO))
+        request_id = await pipeline.submitted.get()
+        waiting = asyncio.create_task(served.post(HELLO))
+        await asyncio.sleep(0.05)
+        served.stopping.set()
+        status, body = await waiting
+        assert (status, body["error"]["code"]) == (503, "shutting_down")
+        pipeline.say_all(request_id, ["fine"])
+        assert (await running)[0] == 200
+
+
 async def test_a_request_that_outlasts_the_drain_is_cut_off_and_aborted(monkeypatch):
     monkeypatch.setattr(server, "DRAIN_SECONDS", 0.1)
     pipeline = ScriptedPipeline()

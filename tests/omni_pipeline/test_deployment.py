@@ -73,6 +73,10 @@ def test_stages_without_an_accelerator_may_share_a_worker_with_one() -> None:
         ({"graph": "no colon"}, "cannot load no colon"),
         ({"graph": f"{__name__}:resolve"}, "is a function, not a stage graph"),
         ({"stages": {"shut": {}}}, "stages.shut: there is no such stage; did you mean shout?"),
+        (
+            {"server": {"limits": {"stage_requests": {"shut": 1}}}},
+            "server.limits.stage_requests.shut: there is no such stage; did you mean shout?",
+        ),
         ({"stages": {"shout": {"options": {"refus": 1}}}}, "stages.shout.options.refus: there is no such setting; did"),
         ({"stages": {"shout": {"options": {"refuse": 1}}}}, "stages.shout.options.refuse: expected `str`, got `int`."),
         ({"device": "cuda"}, "no GPU is visible: use --device cpu"),
