@@ -19,6 +19,7 @@ from gateway.openapi import describe
 from gateway.pipeline import Pipeline
 from gateway.remote import Resolve, resolve
 from gateway.responses import Index, Model, ModelList
+from gateway.traces.traces import Traces
 from gateway.voices import Voices
 from omni_pipeline import __version__
 from omni_pipeline.config import Server
@@ -32,6 +33,7 @@ class Gateway:
         pipeline: The running stages.
         server: Its configuration.
         model_path: Where the checkpoint is; names the model when the configuration does not.
+        traces: Notes what is done for each request.
         voices: Those the pipeline speaks with; None when it writes only.
         resolver: Where addresses of media hosts come from.
 
@@ -48,6 +50,7 @@ class Gateway:
         server: Server,
         *,
         model_path: str,
+        traces: Traces,
         voices: Voices | None = None,
         resolver: Resolve = resolve,
     ) -> None:
@@ -58,8 +61,10 @@ class Gateway:
         self._metrics = Metrics(
             pipeline,
             model=name,
+            waiting=lambda: self.admission.waiting,
             dropped_late=lambda: self.collector.dropped_late,
             healthy=lambda: self.health.report().status == "ok",
+            traces=traces,
         )
         self._description = describe(with_keys=bool(server.api_keys))
         self._model = Model(id=name, created=int(time.time()))
@@ -71,6 +76,7 @@ class Gateway:
             model=name,
             voices=voices,
             limits=server.limits,
+            traces=traces,
         )
         middlewares: list[Middleware] = [identify, explain_errors]
         if server.api_keys:

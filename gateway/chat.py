@@ -20,11 +20,13 @@ from gateway.conversion import convert
 from gateway.events import EventWriter
 from gateway.media import MediaLoader
 from gateway.metrics import Metrics
-from gateway.middleware import CLIENT, NOTES, json_response
+from gateway.middleware import CLIENT, NOTES, REQUEST_ID, json_response
 from gateway.progress import Progress
 from gateway.responses import AnswerFormat, error_body
 from gateway.route import route
 from gateway.schema import AudioFormat, ChatCompletionRequest
+from gateway.traces.timeline import Timeline
+from gateway.traces.traces import Traces
 from gateway.validation import parse
 from gateway.voices import Voices
 from omni_pipeline.config import Limits
@@ -75,6 +77,7 @@ class ChatCompletions:
         model: Name that answers carry.
         voices: Those the pipeline speaks with, if it does.
         limits: Bounds on load.
+        traces: Notes what is done for each request.
 
     Attributes:
         audio_threads: Code the speech of all answers; whoever ends the gateway shuts them down.
@@ -90,6 +93,7 @@ class ChatCompletions:
         model: str,
         voices: Voices | None,
         limits: Limits,
+        traces: Traces,
     ) -> None:
         self._collector = collector
         self._loader = loader
@@ -97,6 +101,7 @@ class ChatCompletions:
         self._model = model
         self._voices = voices
         self._limits = limits
+        self._traces = traces
         self._admission = admission
         self.audio_threads = ThreadPoolExecutor(AUDIO_THREADS, thread_name_prefix="audio")
 
@@ -105,7 +110,8 @@ class ChatCompletions:
         deadline = asyncio.get_running_loop().time() + self._limits.request_seconds
         with self._watched(request) as progress:
             async with self._admission.admit(request[CLIENT], deadline) as place:
-                chat, manner = await self._understand(request, place, deadline)
+                progress.timeline.until_now("wait for a place")
+                chat, manner = await self._understand(request, place, deadline, progress.timeline)
                 progress.streamed = manner.stream
                 answer_id = f"chatcmpl-{uuid.uuid4().hex}"
                 request[NOTES]["answer_id"] = answer_id
@@ -121,7 +127,9 @@ class ChatCompletions:
                 encoder = self._encoder(manner)
                 stages = route(chat)
                 place.need(stages.all)
-                answer = self._collector.submit(answer_id, chat, stages, deadline=deadline)
+                progress.timeline.follow(answer_id)
+                with progress.timeline.span("submit"):
+                    answer = self._collector.submit(answer_id, chat, stages, deadline=deadline)
                 del chat  # the media are the pipeline's now
                 async with answer:
                     if manner.stream:
@@ -131,7 +139,10 @@ class ChatCompletions:
 
     @contextmanager
     def _watched(self, request: web.Request) -> Iterator[Progress]:
-        progress = Progress(self._metrics)
+        timeline = self._traces.begin(request.headers)
+        if timeline.trace_id is not None:
+            request[NOTES]["trace_id"] = timeline.trace_id
+        progress = Progress(self._metrics, timeline)
         with self._metrics.in_flight.track_inprogress():
             try:
                 yield progress
@@ -145,20 +156,26 @@ class ChatCompletions:
                 raise
             finally:
                 progress.ended()
-                request[NOTES]["outcome"] = progress.outcome
+                notes: dict[str, object] = request[NOTES]
+                notes |= progress.figures
+                timeline.end({"request_id": request[REQUEST_ID], "model": self._model, **notes})
 
     # --- the request ---
 
-    async def _understand(self, request: web.Request, place: Place, deadline: float) -> tuple[ChatRequest, Manner]:
+    async def _understand(
+        self, request: web.Request, place: Place, deadline: float, timeline: Timeline
+    ) -> tuple[ChatRequest, Manner]:
         """Read and check the body, and load its media."""
-        body = await self._body(request, place, deadline)
+        with timeline.span("read"):
+            body = await self._body(request, place, deadline)
         try:
             async with asyncio.timeout_at(deadline):
-                wanted = parse(body)
-                del body
-                chat, sources = convert(wanted, self._voices, self._limits)
+                with timeline.span("check"):
+                    wanted = parse(body)
+                    del body
+                    chat, sources = convert(wanted, self._voices, self._limits)
                 if sources:
-                    with self._metrics.media_seconds.time():
+                    with self._metrics.media_seconds.time(), timeline.span("load media"):
                         chat.media = await self._loader.load(sources, place.hold)
                     for medium in chat.media:
                         self._metrics.media_bytes.labels(medium.kind).inc(medium.data.nbytes)
@@ -218,18 +235,21 @@ class ChatCompletions:
                     case TextDelta():
                         deltas.append(body)
                     case AudioDelta() if encoder is not None:
-                        audio += await encoder.feed(body.samples.numpy())
+                        with progress.timeline.span("code sound"):
+                            audio += await encoder.feed(body.samples.numpy())
                     case TextDone():
                         text_done = body
                     case AudioDone():
                         audio_done = body
         if text_done is None or (encoder is not None and audio_done is None):
             raise _unfinished()
-        if encoder is not None:
-            audio += await encoder.finish()
+        with progress.timeline.span("write"):
+            if encoder is not None:
+                audio += await encoder.finish()
+            speech = None if audio_done is None else (bytes(audio), audio_done.frames)
+            response = json_response(answer_format.whole(deltas, text_done, speech))
         progress.outcome = "ok"
-        speech = None if audio_done is None else (bytes(audio), audio_done.frames)
-        return json_response(answer_format.whole(deltas, text_done, speech))
+        return response
 
     async def _stream(
         self, request: web.Request, place: Place, answer: Answer, writer: EventWriter, progress: Progress
@@ -242,7 +262,8 @@ class ChatCompletions:
             async with asyncio.timeout(None) as patience:
                 # A reader that does not even take its error must not hold on to the connection.
                 answer.on_error(lambda: patience.reschedule(loop.time() + ERROR_SECONDS))
-                await response.prepare(request)
+                with progress.timeline.span("write"):
+                    await response.prepare(request)
                 try:
                     if bodies is None:
                         await response.write(sse.KEEP_ALIVE)
@@ -251,7 +272,6 @@ class ChatCompletions:
                     await self._write(response, bodies, answer, writer, progress)
                 except OmniError as error:
                     progress.failed(error.info)
-                    request[NOTES]["code"] = error.info.code
                     await response.write(sse.event(error_body(error.info)))
                 await response.write_eof()
         except TimeoutError:
@@ -273,14 +293,16 @@ class ChatCompletions:
         events = writer.opening()
         while bodies:
             progress.saw(bodies)
-            events += await writer.events(bodies)
-            if events:
-                await response.write(events)
-                events = b""
+            with progress.timeline.span("write"):
+                events += await writer.events(bodies)
+                if events:
+                    await response.write(events)
+                    events = b""
             bodies = await self._next(answer, response)
         if not writer.complete:
             raise _unfinished()
-        await response.write(await writer.closing())
+        with progress.timeline.span("write"):
+            await response.write(await writer.closing())
         progress.outcome = "ok"
 
     async def _next(self, answer: Answer, response: web.StreamResponse) -> list[Body]:

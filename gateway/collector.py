@@ -15,6 +15,7 @@ from gateway.pipeline import Pipeline
 from gateway.route import Route
 from omni_pipeline.errors import ErrorInfo, OmniError, internal
 from omni_pipeline.ledger import ReceiveLedger
+from omni_pipeline.logs import fields
 from omni_pipeline.wire import End, Failed, Start, Work
 from stages.messages import AudioDelta, AudioDone, ChatRequest, TextDelta, TextDone
 
@@ -149,7 +150,7 @@ class Answer:
         return True
 
     def _fail_stream(self, source: str) -> None:
-        log.error("request %s: a message of %s is missing or out of place", self.request_id, source)
+        log.error("a message of %s is missing or out of place", source, extra=fields(answer_id=self.request_id))
         info = internal("A part of the answer was lost inside the server.", code="stream_gap").info
         self.fail(msgspec.structs.replace(info, stage=source))
 

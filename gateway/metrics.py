@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector as MetricSource
 from prometheus_client.utils import floatToGoString
 
 from gateway.pipeline import Pipeline
+from gateway.traces.traces import Traces
 from omni_pipeline import __version__
 from omni_pipeline.metrics import Distribution
 from omni_pipeline.process import usage
@@ -68,12 +69,21 @@ class Metrics:
     Args:
         pipeline: Has the figures of stages, edges and processes.
         model: Name of the model.
+        waiting: Gives how many requests wait to be let in.
         dropped_late: Gives how many messages came for requests that were over.
         healthy: Gives whether `/health` says that all is well.
+        traces: Has figures about itself.
     """
 
     def __init__(
-        self, pipeline: Pipeline, *, model: str, dropped_late: Callable[[], int], healthy: Callable[[], bool]
+        self,
+        pipeline: Pipeline,
+        *,
+        model: str,
+        waiting: Callable[[], float],
+        dropped_late: Callable[[], int],
+        healthy: Callable[[], bool],
+        traces: Traces,
     ) -> None:
         self._registry = registry = CollectorRegistry()
         self.requests = Counter(
@@ -81,6 +91,7 @@ class Metrics:
         )  # outcome: ok, refused (4xx), failed (5xx), cancelled (the client left)
         self.errors = Counter("omni_errors", "Errors by code", ["code"], registry=registry)
         self.in_flight = Gauge("omni_requests_in_flight", "Chat requests being served", registry=registry)
+        Gauge("omni_requests_waiting", "Chat requests that wait to be let in", registry=registry).set_function(waiting)
         self.first_text_seconds = Histogram(
             "omni_time_to_first_text_seconds",
             "From the request's arrival to the first text",
@@ -138,6 +149,7 @@ class Metrics:
         build = Gauge("omni_build_info", "Always 1; its labels say what runs", ["version", "model"], registry=registry)
         build.labels(__version__, model).set(1)
         registry.register(_PipelineFigures(pipeline, dropped_late))
+        registry.register(_TraceFigures(traces))
 
     def count_tokens(self, usage: Usage) -> None:
         """Add the tokens of one complete answer."""
@@ -239,6 +251,21 @@ class _PipelineFigures(MetricSource):
                 memory.add_metric([process], used.resident_bytes)
                 cpu.add_metric([process], used.cpu_seconds)
         yield from (up, restarts, memory, cpu)
+
+
+class _TraceFigures(MetricSource):
+    """What has become of traces."""
+
+    def __init__(self, traces: Traces) -> None:
+        self._traces = traces
+
+    def collect(self) -> Iterator[Metric]:
+        traces = self._traces
+        yield CounterMetricFamily("omni_traces_written", "Traces that were written or sent", value=traces.written)
+        yield CounterMetricFamily("omni_traces_dropped", "Traces given up, as too many waited", value=traces.dropped)
+        yield CounterMetricFamily(
+            "omni_trace_spans_dropped", "Spans left out of traces that were too long", value=traces.dropped_spans
+        )
 
 
 def _add(family: HistogramMetricFamily, labels: list[str], figures: Distribution) -> None:

@@ -15,6 +15,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.responses import error_body
 from omni_pipeline.errors import ErrorInfo, OmniError, internal
+from omni_pipeline.logs import fields
 
 log = logging.getLogger("gateway.access")
 
@@ -46,16 +47,14 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
         status = response.status
         return response
     finally:
-        notes = "".join(f" {name}={value}" for name, value in request[NOTES].items())
+        seconds = round(time.monotonic() - began, 6)
         log.log(
             logging.DEBUG if request.method == "GET" else logging.INFO,  # health checks and scrapes are frequent
-            "method=%s path=%s status=%s seconds=%.3f request_id=%s%s",
+            "%s %s %s",
             request.method,
             request.rel_url.raw_path[:_LONGEST_PATH],  # as it came: decoded, it might break the line
             status,
-            time.monotonic() - began,
-            request[REQUEST_ID],
-            notes,
+            extra=fields(status=status, seconds=seconds, request_id=request[REQUEST_ID], **request[NOTES]),
         )
 
 
@@ -86,7 +85,7 @@ async def explain_errors(request: web.Request, handler: Handler) -> web.StreamRe
     except ConnectionError:
         raise  # there is nobody to tell
     except Exception:
-        log.exception("unexpected error, request_id=%s", request[REQUEST_ID])
+        log.exception("unexpected error", extra=fields(request_id=request[REQUEST_ID]))
         info = internal("Something went wrong inside the server.").info
     request[NOTES]["code"] = info.code
     if info.param:

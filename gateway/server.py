@@ -15,9 +15,11 @@ from gateway import audio
 from gateway.app import Gateway
 from gateway.pipeline import Pipeline
 from gateway.protocol import Connection
+from gateway.traces.sinks import sinks
+from gateway.traces.traces import Traces
 from gateway.voices import Voices, read_voices
 from gateway.warmup import warm_up
-from omni_pipeline.config import Server
+from omni_pipeline.config import Server, Trace
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ async def run(
     model_path: str,
     checkpoint: str,
     stages: Collection[str],
+    trace: Trace,
     listen_socket: socket.socket,
     stopping: asyncio.Event,
 ) -> None:
@@ -51,12 +54,15 @@ async def run(
         model_path: As configured; names the model when `server` does not.
         checkpoint: Directory of the checkpoint, whose ``config.json`` lists the voices.
         stages: Names of the stages that run. With `_VOCODER` among them the server speaks.
+        trace: Where to say what was done for each request.
         listen_socket: Bound socket to listen on; it is closed at the end.
         stopping: Set from outside to end the service. After that, new requests get 503, and those in progress have
             `DRAIN_SECONDS` before they are cut off.
     """
     voices = read_voices(Path(checkpoint)) if _VOCODER in stages else None
-    gateway = Gateway(pipeline, server, model_path=model_path, voices=voices)
+    traces = Traces(sinks(trace), lambda: pipeline.pids.keys())
+    pipeline.trace(traces.noted)
+    gateway = Gateway(pipeline, server, model_path=model_path, voices=voices, traces=traces)
     # Without cancellation a handler would go on generating for a client that has left.
     runner = web.AppRunner(gateway.app, handler_cancellation=True, access_log=None, shutdown_timeout=_CLOSE_SECONDS)
     await runner.setup()
@@ -76,6 +82,7 @@ async def run(
             await stopping.wait()
             warming.cancel()
         await _drain(gateway)
+        await traces.close()
     finally:
         listening.close()
         await runner.cleanup()

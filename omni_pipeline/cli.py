@@ -11,10 +11,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from omni_pipeline import __version__, config_commands
+from omni_pipeline import __version__, config_commands, logs
 from omni_pipeline.command_line import takes_settings
 from omni_pipeline.errors import StartupError
 from omni_pipeline.graph import load_object
+from omni_pipeline.log_display import LogDisplay
 from omni_pipeline.plan_command import plan
 from omni_pipeline.service import serve as serve_config
 from omni_pipeline.settings import Settings
@@ -46,11 +47,19 @@ app = typer.Typer(
 def serve(settings: Settings) -> None:
     """Load a model and answer requests until stopped with Ctrl-C or SIGTERM."""
     config = settings.config
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s main %(name)s: %(message)s")
+    logs.configure("main", config.log_level.upper(), config.log_format)
     try:
-        with Terminal(Console()) as terminal:
-            asyncio.run(serve_config(config, terminal))
+        if config.log_format == "json":
+            asyncio.run(serve_config(config, LogDisplay()))
+        else:
+            with Terminal(Console()) as terminal:
+                asyncio.run(serve_config(config, terminal))
     except asyncio.CancelledError:  # told twice to stop
+        raise typer.Exit(1) from None
+    except StartupError as error:
+        if config.log_format != "json":
+            raise
+        logging.getLogger(__name__).critical("cannot start: %s", error)
         raise typer.Exit(1) from None
 
 

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from omni_pipeline.config import Config, merge
-from omni_pipeline.flags import COMMON, LIMITS, MEDIA, MEMORY, MODEL, NETWORK, PLACEMENT, Flag
+from omni_pipeline.flags import COMMON, INSIGHT, LIMITS, MEDIA, MEMORY, MODEL, NETWORK, PLACEMENT, Flag
 from omni_pipeline.graph import load_graph
 from omni_pipeline.settings import SET, Layer, gather, nest
 
-_PANELS = (MODEL, PLACEMENT, MEMORY, NETWORK, MEDIA, LIMITS)
+_PANELS = (MODEL, PLACEMENT, MEMORY, NETWORK, MEDIA, LIMITS, INSIGHT)
 
 _CONFIG = Annotated[
     Path | None,

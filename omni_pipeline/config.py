@@ -159,6 +159,7 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
             one worker ``gpu``.
         device: Device of every stage whose own is ``auto``.
         log_level: Of the main process and the workers.
+        log_format: ``text``, or ``json`` for one object in each line.
         trace: Traces of requests.
         server: The HTTP side.
         stages: Stages by name; those that are not named have the defaults.
@@ -170,6 +171,7 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
     colocate: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
     trace: Trace = field(default_factory=Trace)
     server: Server = field(default_factory=Server)
     stages: dict[str, StageConfig] = {}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 
+from omni_pipeline import telemetry
 from omni_pipeline.binding import gpu_sets
 from omni_pipeline.config import Config, Server, StageConfig, Trace, convert, suggestion
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu, detect, parse_size
 from omni_pipeline.graph import Graph, StageSpec, load_graph
+from omni_pipeline.logs import Format
 
 Device: TypeAlias = Literal["cpu", "cuda"]
 
@@ -69,7 +72,7 @@ class Deployment(Struct, frozen=True):
         workers: In graph order of their first stages.
         gpus: Those that the server may use.
         server: The HTTP side.
-        log_level: As Python's logging names it.
+        log_level, log_format: As `logs.configure` takes them.
         trace: What is noted about requests.
     """
 
@@ -80,6 +83,7 @@ class Deployment(Struct, frozen=True):
     gpus: tuple[Gpu, ...]
     server: Server
     log_level: str
+    log_format: Format
     trace: Trace
 
     @property
@@ -142,7 +146,8 @@ def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
         gpus=tuple(gpus),
         server=config.server,
         log_level=config.log_level.upper(),
-        trace=config.trace,
+        log_format=config.log_format,
+        trace=telemetry.resolve(config.trace, os.environ),
     )
 
 

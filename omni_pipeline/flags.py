@@ -16,7 +16,8 @@ PLACEMENT = "Where it computes"
 MEMORY = "GPU memory"
 NETWORK = "Network"
 MEDIA = "Media the server may read"
-LIMITS = "Limits and logs"
+LIMITS = "Limits"
+INSIGHT = "Logs and traces"
 
 
 class Device(StrEnum):
@@ -25,6 +26,13 @@ class Device(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
+
+
+class LogFormat(StrEnum):
+    """Choices of ``--log-format``."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 class LogLevel(StrEnum):
@@ -227,5 +235,13 @@ COMMON = (
         "--request-timeout", ("server.limits.request_seconds",), "Time that one request may take.", LIMITS,
         metavar="SECONDS", parse=seconds, default="600",
     ),
-    Flag("--log-level", ("log_level",), "Of the main process and the workers.", LIMITS, kind=LogLevel, default="info"),
+    Flag("--log-level", ("log_level",), "Of the main process and the workers.", INSIGHT, kind=LogLevel, default="info"),
+    Flag(
+        "--log-format", ("log_format",), "Lines for people, or one JSON object each.", INSIGHT, kind=LogFormat,
+        default="text",
+    ),
+    Flag(
+        "--trace-dir", ("trace.dir",), "Write a timeline of each request there, for Perfetto (ui.perfetto.dev).",
+        INSIGHT, metavar="DIR", default="off",
+    ),
 )  # fmt: skip

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import logging
 import os
 import selectors
 import shutil
@@ -39,8 +38,6 @@ ORPHANED = signal.SIGUSR1
 
 # Thread pools are sized when libraries load, so this has to be in the environment before.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-
-logger = logging.getLogger(__name__)
 
 
 class Launch(Struct, tag="launch"):
@@ -192,8 +189,7 @@ def _preload(modules: list[str]) -> Preloaded:
     for module in modules:
         try:
             importlib.import_module(module)
-        except Exception as error:  # the worker that needs it will fail with it, and say so
-            logger.warning("could not import %s beforehand", module, exc_info=True)
+        except Exception as error:
             failed[module] = f"{type(error).__name__}: {error}"
     # Objects that survive until now stay out of the workers' collections, whose marks would unshare their pages.
     gc.collect()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeAlias
 
-from omni_pipeline import checkpoint, memory
+from omni_pipeline import checkpoint, memory, telemetry
 from omni_pipeline.config import Config, Server
 from omni_pipeline.deployment import Deployment, resolve
 from omni_pipeline.division import check_ranks
@@ -52,14 +52,15 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
 
     Args:
         gateway: ``package.module:function`` that is called as ``await run(pipeline, server, model_path=…,
-            checkpoint=…, stages=…, listen_socket=…, stopping=…)`` once the workers are ready, with the socket already
-            listening.
+            checkpoint=…, stages=…, trace=…, listen_socket=…, stopping=…)`` once the workers are ready, with the socket
+            already listening.
 
     Raises:
         StartupError: something keeps the service from starting. Nothing is left behind.
     """
     begin = time.monotonic()
     deployment = resolve(config)
+    telemetry.prepare(deployment.trace)
     with listen(deployment.server) as listen_socket:
         display.begin(deployment)
         model_path, deployment = check_model(deployment, display)
@@ -76,6 +77,7 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
                 model_path=deployment.model_path,
                 checkpoint=model_path,
                 stages=deployment.graph.stage_names,
+                trace=deployment.trace,
                 listen_socket=listen_socket,
                 stopping=stopping,
             )

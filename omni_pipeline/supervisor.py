@@ -24,6 +24,7 @@ from omni_pipeline.errors import ErrorInfo, StartupError, internal, unavailable
 from omni_pipeline.forkserver import Exited, Launched, Preloaded
 from omni_pipeline.graph import COLLECTOR, GATEWAY
 from omni_pipeline.launch import Launcher
+from omni_pipeline.logs import fields
 from omni_pipeline.metrics import Edges, EdgeStats
 from omni_pipeline.tracing import Notes, Took
 from omni_pipeline.transport import MAIN, Inbox, Outbox, Received, endpoint, make_run_dir
@@ -249,7 +250,7 @@ class Supervisor:
             try:
                 message = self._codec.decode(received.frames)
             except WireError as error:
-                logger.error("unreadable message: %s", error)
+                logger.error("unreadable message: %s", error, extra=fields(answer_id=error.request_id))
                 if error.request_id is not None:
                     unreadable = internal("An answer of the pipeline could not be read.").info
                     self._deliver(Failed(error.request_id, COLLECTOR, unreadable))
@@ -278,7 +279,7 @@ class Supervisor:
                 self._refusal = self._refusal or f"Worker {message.worker} could not load: {message.message}"
                 self._changed.set()
             case _:
-                logger.error("misdirected message: %r", message)
+                logger.error("misdirected message: a %s", type(message).__name__)  # what is in it is not for the log
 
     def _take(self, message: Work, received: Received) -> None:
         taken = time.monotonic()
@@ -295,6 +296,8 @@ class Supervisor:
             match report:
                 case Preloaded():
                     self._preloaded = True
+                    for module, reason in report.failed.items():  # the worker that needs it will fail, and say so
+                        logger.warning("could not import %s beforehand: %s", module, reason)
                     self._progress(report)
                 case Launched():
                     self._workers[report.worker].pid = report.pid
@@ -316,7 +319,7 @@ class Supervisor:
         if self._stopping:
             return
         name = worker.plan.name
-        logger.error("worker %s (pid %s) %s", name, worker.pid, how)
+        logger.error("worker %s %s", name, how, extra=fields(worker=name, worker_pid=worker.pid))
         for stage in worker.plan.stage_names:
             self._stats.pop(stage, None)
         self._edges.pop(name, None)
@@ -337,6 +340,7 @@ class Supervisor:
             run_dir=self._run_dir,
             addresses={**addresses, COLLECTOR: self._inbox.address},
             log_level=self._deployment.log_level,
+            log_format=self._deployment.log_format,
             traced=self._deployment.trace.on,
         )
 

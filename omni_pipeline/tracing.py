@@ -40,14 +40,16 @@ class Stepped(Struct, array_like=True):
 
     Attributes:
         requests: Whom it worked on.
-        since: For each of them, since when there was something to do.
+        first, latest: For each of them, when the first and the latest message came that no step had seen. Where a stage
+            goes on without being told, both are the end of its step before.
     """
 
     stage: str
     begin: float
     end: float
     requests: list[str]
-    since: list[float]
+    first: list[float]
+    latest: list[float]
 
 
 class Notes(Struct, tag="notes"):
@@ -60,17 +62,14 @@ class Notes(Struct, tag="notes"):
 
 
 class Recorder:
-    """Notes what one worker does.
-
-    A request waits in a stage from the first message that no step has seen, or, where a stage goes on without being
-    told, from the end of its latest step.
-    """
+    """Notes what one worker does."""
 
     def __init__(self, worker: str, stages: Iterable[str]) -> None:
         self._worker = worker
         self._took: list[Took] = []
         self._stepped: list[Stepped] = []
-        self._arrived: dict[str, dict[str, float]] = {stage: {} for stage in stages}
+        # When messages came that no step has seen, first and latest; and when the latest step ended. By stage and id.
+        self._arrived: dict[str, dict[str, tuple[float, float]]] = {stage: {} for stage in stages}
         self._worked: dict[str, dict[str, float]] = {stage: {} for stage in stages}
 
     @property
@@ -82,17 +81,21 @@ class Recorder:
         """A stage has taken up `message`."""
         request_id, target = message.request_id, message.target
         self._took.append(Took(request_id, message.source, target, sent, taken, done))
-        self._arrived[target].setdefault(request_id, taken)
+        arrived = self._arrived[target]
+        first, _ = arrived.get(request_id, (taken, taken))
+        arrived[request_id] = first, taken
 
     def stepped(self, stage: str, requests: Collection[str], begin: float, end: float) -> None:
         """A stage has worked on `requests`."""
         arrived, worked = self._arrived[stage], self._worked[stage]
-        since = []
+        note = Stepped(stage, begin, end, list(requests), [], [])
         for request_id in requests:
-            waited = arrived.pop(request_id, None)
-            since.append(worked.get(request_id, begin) if waited is None else waited)
+            before = worked.get(request_id, begin)
+            first, latest = arrived.pop(request_id, (before, before))
+            note.first.append(first)
+            note.latest.append(latest)
             worked[request_id] = end
-        self._stepped.append(Stepped(stage, begin, end, list(requests), since))
+        self._stepped.append(note)
 
     def take(self, now: float, live: Mapping[str, Collection[str]]) -> Notes:
         """All notes since last time. What is known of requests that a stage no longer holds is dropped.
@@ -101,9 +104,9 @@ class Recorder:
             live: The requests that each stage holds.
         """
         for stage, held in live.items():
-            for times in (self._arrived[stage], self._worked[stage]):
-                for gone in times.keys() - held:
-                    del times[gone]
+            for known in (self._arrived[stage], self._worked[stage]):
+                for gone in known.keys() - held:
+                    del known[gone]
         notes = Notes(self._worker, now, self._took, self._stepped)
         self._took, self._stepped = [], []
         return notes

@@ -17,6 +17,7 @@ from msgspec import structs
 from omni_pipeline.errors import ErrorInfo, OmniError, internal
 from omni_pipeline.graph import COLLECTOR
 from omni_pipeline.ledger import ReceiveLedger, SendLedger
+from omni_pipeline.logs import fields
 from omni_pipeline.metrics import Edges
 from omni_pipeline.stage import Stage, StageBroken
 from omni_pipeline.tracing import Notes, Recorder
@@ -117,7 +118,7 @@ class Worker:
             try:
                 message = self._codec.decode(received.frames)
             except WireError as error:
-                logger.error("unreadable message: %s", error)
+                logger.error("unreadable message: %s", error, extra=fields(answer_id=error.request_id))
                 if error.request_id is not None:
                     self._fail(error.request_id, internal("A message between stages could not be read.").info, "")
                 continue
@@ -133,7 +134,7 @@ class Worker:
                 self._report()
                 self._stopping = True
             case _:
-                logger.error("misdirected message: %r", message)
+                logger.error("misdirected message: a %s", type(message).__name__)  # what is in it is not for the log
 
     def _hand_over(self) -> None:
         while self._local:
@@ -160,7 +161,7 @@ class Worker:
                 self._fail(lost, _bug(name), name)
             raise
         except Exception:
-            logger.exception("%s could not take a message of request %s", name, request_id)
+            logger.exception("%s could not take a message", name, extra=fields(answer_id=request_id))
             self._fail(request_id, _bug(name), name)
         done = time.monotonic()
         stats.busy_seconds += done - taken
@@ -216,7 +217,7 @@ class Worker:
                 parcel = self._parcels.setdefault(self._addresses[message.target], [])
                 parcel.append(self._codec.encode(message))
         except Exception:  # a body that cannot travel, or a target that does not exist: a bug of the stage
-            logger.exception("%s gave a message of request %s that cannot be sent", name, message.request_id)
+            logger.exception("%s gave a message that cannot be sent", name, extra=fields(answer_id=message.request_id))
             return _bug(name)
         self._stats[name].sent += 1
         return None

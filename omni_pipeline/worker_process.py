@@ -15,10 +15,11 @@ import msgspec
 import zmq
 from msgspec import Struct
 
-from omni_pipeline import ranks
+from omni_pipeline import logs, ranks
 from omni_pipeline.deployment import StagePlan, WorkerPlan
 from omni_pipeline.errors import StartupError
 from omni_pipeline.graph import COLLECTOR, Graph, StageSpec, load_factory, load_object
+from omni_pipeline.logs import Format
 from omni_pipeline.process import die_with_parent, leave_stopping_to_parent, set_title
 from omni_pipeline.stage import Ranks, Stage, StageContext
 from omni_pipeline.transport import Inbox, Outbox, endpoint
@@ -42,7 +43,7 @@ class Assignment(Struct, frozen=True):
         run_dir: Private directory for sockets and short-lived files.
         ranks: Set in a follower, a process that shares the work of the worker's stage of several ranks.
         addresses: Endpoint of the process that runs each stage, and of the main process as `graph.COLLECTOR`.
-        log_level: As Python's logging names it.
+        log_level, log_format: As `logs.configure` takes them.
         traced: Whether to note what is done for each request.
     """
 
@@ -53,6 +54,7 @@ class Assignment(Struct, frozen=True):
     run_dir: str
     addresses: dict[str, str]
     log_level: str
+    log_format: Format
     traced: bool = False
     ranks: Ranks | None = None
 
@@ -85,11 +87,7 @@ def run(assignment: Assignment, parent: int) -> int:
     # What libraries leave in the directory for temporary files goes with the run directory, even after a kill.
     os.environ["TMPDIR"] = tempfile.tempdir = assignment.run_dir
     set_title(assignment.title)
-    logging.basicConfig(
-        level=assignment.log_level,
-        format=f"%(asctime)s %(levelname)s {assignment.title} %(name)s: %(message)s",
-        force=True,
-    )
+    logs.configure(assignment.title, assignment.log_level, assignment.log_format)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     inbox = Inbox(context, assignment.address)
     outbox = Outbox(context)

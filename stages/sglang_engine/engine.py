@@ -149,6 +149,7 @@ class Engine:
         if device == "cpu" and ranks.size > 1:
             environment.bind_cpus(ranks.size)
             torch.compiler.set_stance("force_eager")  # SGLang would compile the look-up of a divided vocabulary
+        from sglang.srt.runtime_context import get_parallel
         from sglang.srt.server_args import PortArgs
 
         from stages.sglang_engine import process
@@ -193,6 +194,8 @@ class Engine:
             self._scheduler = InProcessScheduler(server_args, ports)
             runner = self._scheduler.tp_worker.model_runner
             self._sampler = runner.sampler = OmniSampler()
+            if ranks.size > 1:
+                self._sampler.group = get_parallel().tp_group
         self._scheduler.on_progress = self._progress
         self._scheduler.on_dropped = self._dropped
         self._scheduler.on_batch = self._prepare

@@ -17,7 +17,7 @@ import numpy
 import openai
 
 from gateway.server import run
-from omni_pipeline.config import Server
+from omni_pipeline.config import Server, Trace
 from omni_pipeline.errors import ErrorInfo, OmniError
 from omni_pipeline.graph import COLLECTOR
 from omni_pipeline.metrics import EdgeStats
@@ -199,7 +199,7 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    pipeline: ScriptedPipeline | None = None, *, speaks: bool = False, **server: Any
+    pipeline: ScriptedPipeline | None = None, *, speaks: bool = False, trace: Trace | None = None, **server: Any
 ) -> AsyncIterator[Served]:
     """A gateway configured by `server` (as in the YAML) on a free port, stopped at the end."""
     pipeline = pipeline or ScriptedPipeline(["Hel", "lo"])
@@ -215,6 +215,7 @@ async def serving(
                 model_path="models/tiny-omni",
                 checkpoint=checkpoint,
                 stages=("thinker", "decode", *(("code2wav",) if speaks else ())),
+                trace=trace or Trace(),
                 listen_socket=listen_socket,
                 stopping=stopping,
             )

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from omni_pipeline.errors import ErrorInfo
+from omni_pipeline.logs import TextFormatter
 from omni_pipeline.wire import StageStats
 from tests.gateway.scripted import HELLO, ScriptedPipeline, serving
 
@@ -370,7 +371,9 @@ class TestRequestId:
         caplog.set_level(logging.INFO)
         async with serving() as served:
             await self.returned(served, HELLO, **{"X-Request-Id": "trace-1"})
-        [line] = [record.getMessage() for record in caplog.records if record.name == "gateway.access"]
+        [record] = [record for record in caplog.records if record.name == "gateway.access"]
+        line = TextFormatter("main").format(record)
+        assert "POST /v1/chat/completions 200" in line
         assert "request_id=trace-1" in line
         assert "status=200" in line
         assert "outcome=ok" in line
