@@ -11,6 +11,7 @@ from aiohttp.typedefs import Middleware
 from gateway.admission import Admission
 from gateway.chat import ChatCompletions
 from gateway.collector import Collector
+from gateway.cors import CrossOrigin
 from gateway.health import Health
 from gateway.media import MediaLoader
 from gateway.metrics import Metrics
@@ -56,7 +57,9 @@ class Gateway:
     ) -> None:
         self.health = Health(pipeline)
         self.admission = Admission(server.limits)
-        self.collector = Collector(pipeline, reader_bytes=server.limits.reader_bytes)
+        self.collector = Collector(
+            pipeline, reader_bytes=server.limits.reader_bytes, restart_seconds=server.limits.restart_seconds
+        )
         name = server.model_name or PurePath(model_path).name or model_path
         self._metrics = Metrics(
             pipeline,
@@ -79,10 +82,15 @@ class Gateway:
             traces=traces,
         )
         middlewares: list[Middleware] = [identify, explain_errors]
+        cross_origin = CrossOrigin(server.allowed_origins) if server.allowed_origins else None
+        if cross_origin is not None:
+            middlewares.append(cross_origin.preflight)
         if server.api_keys:
             middlewares.append(require_key(server.api_keys))
         self.app = web.Application(middlewares=middlewares)
         self.app.on_response_prepare.append(add_request_id)
+        if cross_origin is not None:
+            self.app.on_response_prepare.append(cross_origin.add_headers)
         self.app.on_cleanup.append(self._end_threads)
         self._audio_threads = chat.audio_threads
         self.app.add_routes(

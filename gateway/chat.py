@@ -129,6 +129,7 @@ class ChatCompletions:
                 place.need(stages.all)
                 progress.timeline.follow(answer_id)
                 with progress.timeline.span("submit"):
+                    await self._collector.ready(stages)
                     answer = self._collector.submit(answer_id, chat, stages, deadline=deadline)
                 del chat  # the media are the pipeline's now
                 async with answer:

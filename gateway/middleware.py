@@ -88,7 +88,7 @@ async def explain_errors(request: web.Request, handler: Handler) -> web.StreamRe
         log.exception("unexpected error", extra=fields(request_id=request[REQUEST_ID]))
         info = internal("Something went wrong inside the server.").info
     request[NOTES]["code"] = info.code
-    if info.param:
+    if info.param and info.code != "unknown_parameter":  # its name is the client's own
         request[NOTES]["param"] = info.param
     if info.stage:
         request[NOTES]["stage"] = info.stage

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 from omni_pipeline.errors import ErrorInfo
 from omni_pipeline.metrics import EdgeStats
+from omni_pipeline.roster import WorkerReport
 from omni_pipeline.tracing import Notes
 from omni_pipeline.wire import Failed, StageStats, Work
 
@@ -27,15 +28,36 @@ class Pipeline(Protocol):
     def trace(self, noted: Callable[[Notes], None]) -> None:
         """Say who takes what the workers, and the main process's inbox, note about requests, when that is on."""
 
-    def submit(self, request_id: str, body: Any) -> None:
-        """Send a request body to the entry stage. Raises `errors.OmniError` (503) when its worker is gone."""
+    async def wait_for(self, stages: Collection[str] | None, seconds: float | None) -> None:
+        """Wait until `stages`, or all there are, can work.
+
+        Args:
+            seconds: How long; None waits for ever. When it is known to take longer, nobody is kept waiting.
+
+        Raises:
+            OmniError: (503, with the time to wait) they cannot, or the service is stopping.
+        """
+
+    def submit(self, request_id: str, body: Any, stages: Collection[str] | None = None) -> None:
+        """Send a request body to the entry stage.
+
+        Args:
+            stages: Those that the request needs; None for all.
+
+        Raises:
+            OmniError: (503, with the time to wait) one of them cannot work now.
+        """
 
     def abort(self, request_id: str) -> None:
         """Make every worker forget a request."""
 
     @property
     def problem(self) -> str | None:
-        """Why the pipeline cannot serve now, or None."""
+        """Why the pipeline cannot serve everything now, or None."""
+
+    @property
+    def workers(self) -> Mapping[str, WorkerReport]:
+        """How each worker is, by name."""
 
     @property
     def stats(self) -> Mapping[str, StageStats]:

@@ -63,6 +63,7 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
         request_seconds: Time for one request, from its arrival to the end of its answer.
         keep_alive_seconds: A stream that is quiet for so long gets a comment, so that nothing takes it for dead.
         reader_bytes: Answer bytes kept for a client that reads slowly, before its request is ended.
+        restart_seconds: Time a request may wait for a stage that is being restarted, before it is refused with 503.
     """
 
     requests: Positive = 256
@@ -76,6 +77,7 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
     idle_seconds: Seconds = 75.0
     receive_seconds: Seconds = 120.0
     request_seconds: Seconds = 600.0
+    restart_seconds: Seconds = 10.0
     keep_alive_seconds: Seconds = 15.0
     reader_bytes: Positive = 16 * 1024 * 1024
 
@@ -87,6 +89,7 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
         host, port: Where to listen; port 0 takes a free one.
         model_name: Name in `/v1/models`; None takes the last part of the model path. Requests may name any model.
         api_keys: When not empty, requests must carry one of them as bearer token.
+        drain_seconds: Time that the requests in progress have to end once the server has been told to stop.
         allowed_origins: Origins (``https://example.org``, or ``*`` for all) whose web pages browsers may let use the
             API. None by default.
         media: What it reads for its clients.
@@ -97,6 +100,7 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
     port: Port = 8000
     model_name: str | None = None
     api_keys: list[str] = []
+    drain_seconds: Seconds = 30.0
     allowed_origins: list[str] = []
     media: MediaPolicy = field(default_factory=MediaPolicy)
     limits: Limits = field(default_factory=Limits)
@@ -148,6 +152,18 @@ class StageConfig(Struct, forbid_unknown_fields=True, kw_only=True):
     options: dict[str, Any] = {}
 
 
+class Supervision(Struct, forbid_unknown_fields=True, kw_only=True):
+    """When a worker that still runs is taken for dead, killed and restarted.
+
+    Attributes:
+        silent_seconds: It gives no sign of life, although it has loaded: no heartbeat comes and it does not compute.
+        step_seconds: It computes, but a single step takes longer than this; or it loads without computing.
+    """
+
+    silent_seconds: Annotated[float, Meta(ge=5)] = 10.0
+    step_seconds: Annotated[float, Meta(ge=5)] = 600.0
+
+
 class Config(Struct, forbid_unknown_fields=True, kw_only=True):
     """A whole deployment.
 
@@ -161,6 +177,7 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
         log_level: Of the main process and the workers.
         log_format: ``text``, or ``json`` for one object in each line.
         trace: Traces of requests.
+        supervision: When a worker counts as hung.
         server: The HTTP side.
         stages: Stages by name; those that are not named have the defaults.
     """
@@ -172,6 +189,7 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
+    supervision: Supervision = field(default_factory=Supervision)
     trace: Trace = field(default_factory=Trace)
     server: Server = field(default_factory=Server)
     stages: dict[str, StageConfig] = {}

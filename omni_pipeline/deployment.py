@@ -6,11 +6,12 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
+import msgspec
 from msgspec import Struct
 
 from omni_pipeline import telemetry
 from omni_pipeline.binding import gpu_sets
-from omni_pipeline.config import Config, Server, StageConfig, Trace, convert, suggestion
+from omni_pipeline.config import Config, Server, StageConfig, Supervision, Trace, convert, suggestion
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu, detect, parse_size
 from omni_pipeline.graph import Graph, StageSpec, load_graph
@@ -47,7 +48,7 @@ class WorkerPlan(Struct, frozen=True):
         threads: Torch threads that they share.
         gpus: What it sees of the GPUs, as ``CUDA_VISIBLE_DEVICES`` has it; empty for none.
         environment: Variables to set before it imports anything.
-        after: Names of the workers that have to be ready before it loads.
+        after: Names of the workers that have to be ready before it is started.
     """
 
     name: str
@@ -61,6 +62,11 @@ class WorkerPlan(Struct, frozen=True):
     def stage_names(self) -> tuple[str, ...]:
         return tuple(stage.name for stage in self.stages)
 
+    @property
+    def fresh(self) -> bool:
+        """Whether it has to start in an interpreter of its own: a GPU and an environment are met by imports."""
+        return bool(self.gpus or self.environment)
+
 
 class Deployment(Struct, frozen=True):
     """A configuration after every decision is made; nothing in it is optional or ``auto``.
@@ -71,6 +77,7 @@ class Deployment(Struct, frozen=True):
         model_path: As configured; `checkpoint.resolve` turns a hub name into a directory.
         workers: In graph order of their first stages.
         gpus: Those that the server may use.
+        supervision: When a worker counts as hung.
         server: The HTTP side.
         log_level, log_format: As `logs.configure` takes them.
         trace: What is noted about requests.
@@ -81,6 +88,7 @@ class Deployment(Struct, frozen=True):
     model_path: str
     workers: tuple[WorkerPlan, ...]
     gpus: tuple[Gpu, ...]
+    supervision: Supervision
     server: Server
     log_level: str
     log_format: Format
@@ -91,8 +99,10 @@ class Deployment(Struct, frozen=True):
         return any(stage.device == "cuda" for worker in self.workers for stage in worker.stages)
 
     def preload(self) -> tuple[str, ...]:
-        """Modules that workers need and can share, in order of first mention."""
-        return tuple(dict.fromkeys(module for stage in self.graph.stages for module in stage.preload))
+        """Modules that forked workers need and can share, in order of first mention."""
+        forked = {name for worker in self.workers if not worker.fresh for name in worker.stage_names}
+        stages = (stage for stage in self.graph.stages if stage.name in forked)
+        return tuple(dict.fromkeys(module for stage in stages for module in stage.preload))
 
 
 def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
@@ -136,14 +146,16 @@ def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
         )
         own = "gpu" if config.colocate and spec.accelerated else spec.name
         groups.setdefault(stage.worker or own, []).append(plan)
-    workers = tuple(_worker(name, plans, graph, config, gpus) for name, plans in groups.items())
+    workers: Sequence[WorkerPlan] = tuple(_worker(name, plans, graph, config, gpus) for name, plans in groups.items())
     _check_sums(workers, gpus)
+    workers = _in_order(workers, graph)
     return Deployment(
         graph_path=config.graph,
         graph=graph,
         model_path=config.model_path,
         workers=workers,
         gpus=tuple(gpus),
+        supervision=config.supervision,
         server=config.server,
         log_level=config.log_level.upper(),
         log_format=config.log_format,
@@ -222,6 +234,25 @@ def _worker(name: str, plans: list[StagePlan], graph: Graph, config: Config, gpu
         gpus=tuple(gpus[index].device for index in first.gpus),
         environment=_environment(name, {plan.name: stage for plan, stage in zip(plans, stages, strict=True)}),
     )
+
+
+def _in_order(workers: Sequence[WorkerPlan], graph: Graph) -> tuple[WorkerPlan, ...]:
+    """`workers` with those named that each has to wait for, so that memory is measured when it means something.
+
+    A stage that fills its memory measures what is free before it loads and again afterwards, and takes the difference
+    for its own. Whoever loads on its GPU in between would be counted with it, and its cache be too small by that much.
+    So it loads when all others on its GPU have, and two of its kind load one after the other. What the others will
+    still take, for the largest batch they have not seen yet, is kept for them in its budget.
+    """
+    filling = {worker.name for worker in workers if any(graph.stage(name).fills_memory for name in worker.stage_names)}
+    ordered = sorted(workers, key=lambda worker: worker.name in filling)  # else as they are
+    after = {
+        worker.name: tuple(
+            other.name for other in ordered[:position] if worker.name in filling and set(other.gpus) & set(worker.gpus)
+        )
+        for position, worker in enumerate(ordered)
+    }
+    return tuple(msgspec.structs.replace(worker, after=after[worker.name]) for worker in workers)
 
 
 def _environment(worker: str, stages: dict[str, StageConfig]) -> dict[str, str]:

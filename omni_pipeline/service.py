@@ -24,7 +24,7 @@ GATEWAY = "gateway.server:run"
 
 GatewayRun: TypeAlias = Callable[..., Awaitable[None]]
 
-# Connections that wait while the workers load.
+# Connections that wait to be accepted.
 BACKLOG = 128
 
 
@@ -52,8 +52,8 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
 
     Args:
         gateway: ``package.module:function`` that is called as ``await run(pipeline, server, model_path=…,
-            checkpoint=…, stages=…, trace=…, listen_socket=…, stopping=…)`` once the workers are ready, with the socket
-            already listening.
+            checkpoint=…, stages=…, trace=…, listen_socket=…, stopping=…)`` while the workers load, with the socket
+            already listening. It is cancelled when they cannot.
 
     Raises:
         StartupError: something keeps the service from starting. Nothing is left behind.
@@ -68,10 +68,7 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
         try:
             stopping = _stop_on_signals(supervisor, display)
             run: GatewayRun = load_object(gateway)
-            if not await _unless(stopping, supervisor.start(model_path, display.progress)):
-                return
-            display.loaded(url(deployment.server.host, listen_socket), time.monotonic() - begin)
-            await run(
+            serving = run(
                 supervisor,
                 deployment.server,
                 model_path=deployment.model_path,
@@ -80,6 +77,13 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
                 trace=deployment.trace,
                 listen_socket=listen_socket,
                 stopping=stopping,
+            )
+            starting = supervisor.start(model_path, display.progress)
+            await _both(
+                serving,
+                starting,
+                stopping,
+                lambda: display.loaded(url(deployment.server.host, listen_socket), time.monotonic() - begin),
             )
         finally:
             await supervisor.stop()
@@ -147,15 +151,21 @@ def _stop_on_signals(supervisor: Supervisor, display: Display) -> asyncio.Event:
     return stopping
 
 
-async def _unless(stopping: asyncio.Event, work: Awaitable[None]) -> bool:
-    """Do `work` unless `stopping` is set before it is done; whether it was done."""
-    working, told = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
+async def _both(
+    serving: Awaitable[None], starting: Awaitable[None], stopping: asyncio.Event, loaded: Callable[[], None]
+) -> None:
+    """Serve to the end, and start meanwhile unless `stopping` is set first; `loaded` is called in between."""
+    server, starter = asyncio.ensure_future(serving), asyncio.ensure_future(starting)
+    told = asyncio.ensure_future(stopping.wait())
     try:
-        await asyncio.wait((working, told), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            return False
-        working.result()
-        return True
+        await asyncio.wait((server, starter, told), return_when=asyncio.FIRST_COMPLETED)
+        if starter.done():
+            starter.result()
+            loaded()
+        else:
+            starter.cancel()
+        await server
     finally:
-        working.cancel()
-        told.cancel()
+        for task in (server, starter, told):
+            task.cancel()
+        await asyncio.gather(server, starter, told, return_exceptions=True)

@@ -38,7 +38,7 @@ class StageContext(Struct, frozen=True):
         device: ``cpu`` or ``cuda``; the worker already sees only its own GPUs.
         options: An instance of the stage's options struct.
         stages: Names of all stages that this deployment runs.
-        run_dir: Private directory (mode 0700) for sockets and short-lived files; removed at the end.
+        scratch: Private directory (mode 0700) of this process for short-lived files; it is removed with the process.
         ranks: Who shares its work. In a stage of several ranks, what it does must follow from its messages, aborts and
             steps alone, see `ranks`.
         static: Bytes of each GPU for weights and KV cache; None leaves it to the stage.
@@ -49,7 +49,7 @@ class StageContext(Struct, frozen=True):
     device: str
     options: Any
     stages: frozenset[str]
-    run_dir: str
+    scratch: str
     ranks: Ranks = Ranks()
     static: int | None = None
 

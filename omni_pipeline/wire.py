@@ -153,9 +153,10 @@ class Failed(Struct, tag="failed"):
 
 
 class Ready(Struct, tag="ready"):
-    """A worker has loaded its stages and reads its inbox."""
+    """A worker's `incarnation`-th process has loaded its stages and reads its inbox."""
 
     worker: str
+    incarnation: int
     pid: int
     stages: list[str]
     seconds: float
@@ -187,17 +188,20 @@ class StageStats(Struct):
 
 
 class Heartbeat(Struct, tag="heartbeat"):
-    """Sent every second or so by a worker that is alive, with its counters."""
+    """Sent every second or so by a worker that is alive, with its counters and the last `Moved.epoch` it has heard."""
 
     worker: str
+    incarnation: int
     stats: dict[str, StageStats]
     edges: list[EdgeStats] = []
+    epoch: int = 0
 
 
 class StartFailed(Struct, tag="start_failed"):
     """A worker could not load: why, and what to do about it."""
 
     worker: str
+    incarnation: int
     message: str
 
 
@@ -205,12 +209,25 @@ class Step(Struct, tag="step"):
     """Take a step: what rank 0 of a stage tells the other ranks, see `ranks`."""
 
 
+class Moved(Struct, tag="moved"):
+    """The process that ran these stages is gone; its successor will read their messages at `address`.
+
+    A worker that takes this in ends the requests it holds a broken stream of, and says so in its next heartbeat. Once
+    all have, nothing goes to the old address any more. `epoch` numbers these messages.
+    """
+
+    worker: str
+    stages: list[str]
+    address: str
+    epoch: int
+
+
 class Shutdown(Struct, tag="shutdown"):
     """Leave the loop and exit."""
 
 
 Work: TypeAlias = Start[Any] | Chunk[Any] | End[Any]
-Control: TypeAlias = Ready | Heartbeat | Notes | StartFailed | Step | Shutdown
+Control: TypeAlias = Ready | Heartbeat | Notes | StartFailed | Moved | Step | Shutdown
 Message: TypeAlias = Work | Abort | Failed | Control
 
 _NIL = msgspec.msgpack.encode(None)

@@ -14,7 +14,7 @@ from collections.abc import Container, Mapping
 
 from msgspec import structs
 
-from omni_pipeline.errors import ErrorInfo, OmniError, internal
+from omni_pipeline.errors import ErrorInfo, OmniError, internal, worker_lost
 from omni_pipeline.graph import COLLECTOR
 from omni_pipeline.ledger import ReceiveLedger, SendLedger
 from omni_pipeline.logs import fields
@@ -31,6 +31,7 @@ from omni_pipeline.wire import (
     Failed,
     Heartbeat,
     Message,
+    Moved,
     Shutdown,
     StageStats,
     Start,
@@ -53,11 +54,12 @@ class Worker:
     """Drives the stages of one process.
 
     Args:
-        name: The worker's name, for heartbeats.
+        name, incarnation: Which worker it is, and how many processes that had before; for heartbeats.
         stages: By name, in graph order.
         addresses: Endpoint of the process that runs each other stage, and of the main process as `graph.COLLECTOR`.
         inbox, outbox: The process's sockets; they stay the caller's.
         codec: For the edges of the graph.
+        epoch: The last `wire.Moved` that `addresses` already knows of.
         parent: Process id whose end ends this worker too.
         traced: Whether to note what is done for each request.
     """
@@ -72,11 +74,15 @@ class Worker:
         outbox: Outbox,
         codec: Codec,
         parent: int,
+        incarnation: int = 0,
+        epoch: int = 0,
         traced: bool = False,
     ) -> None:
         self._name = name
+        self._incarnation = incarnation
+        self._epoch = epoch
         self._stages = stages
-        self._addresses = addresses
+        self._addresses = dict(addresses)
         self._inbox = inbox
         self._outbox = outbox
         self._codec = codec
@@ -130,11 +136,25 @@ class Worker:
                 self._deliver(message, received.sent, received.size)
             case Abort():
                 self._forget(message.request_id)
+            case Moved():
+                self._redirect(message)
             case Shutdown():
                 self._report()
                 self._stopping = True
             case _:
                 logger.error("misdirected message: a %s", type(message).__name__)  # what is in it is not for the log
+
+    def _redirect(self, moved: Moved) -> None:
+        """Part with a process that is gone, and with the requests that it has left us half of."""
+        error = worker_lost(moved.worker).info
+        for ledger in (self._received, self._sent):
+            for request_id in ledger.open_with(moved.stages):
+                self._fail(request_id, error, moved.stages[0])
+        for stage in moved.stages:
+            self._outbox.forget(self._addresses[stage])
+            self._addresses[stage] = moved.address
+        self._epoch = moved.epoch
+        self._next_beat = time.monotonic()  # the main process waits to hear of it
 
     def _hand_over(self) -> None:
         while self._local:
@@ -261,7 +281,7 @@ class Worker:
             stats.live_requests = len(stage.live())
             stats.extra = stage.stats()
         self._tell_notes()
-        self._tell(Heartbeat(self._name, self._stats, self._edges.all()))
+        self._tell(Heartbeat(self._name, self._incarnation, self._stats, self._edges.all(), self._epoch))
 
     def _tell_notes(self) -> None:
         if self._recorder is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import logging
 import os
@@ -43,6 +44,7 @@ class Assignment(Struct, frozen=True):
         run_dir: Private directory for sockets and short-lived files.
         ranks: Set in a follower, a process that shares the work of the worker's stage of several ranks.
         addresses: Endpoint of the process that runs each stage, and of the main process as `graph.COLLECTOR`.
+        epoch: The last `wire.Moved` that `addresses` knows of.
         log_level, log_format: As `logs.configure` takes them.
         traced: Whether to note what is done for each request.
     """
@@ -53,6 +55,7 @@ class Assignment(Struct, frozen=True):
     model_path: str
     run_dir: str
     addresses: dict[str, str]
+    epoch: int
     log_level: str
     log_format: Format
     traced: bool = False
@@ -66,12 +69,21 @@ class Assignment(Struct, frozen=True):
     @property
     def address(self) -> str:
         """Endpoint of this process's own inbox."""
-        return endpoint(self.run_dir, self.title.replace(" ", "-"), self.incarnation)
+        return endpoint(self.run_dir, self._file_name, self.incarnation)
 
     @property
     def title(self) -> str:
         """What to call this process: the worker's name, and a follower's rank."""
         return self.plan.name if self.ranks is None else f"{self.plan.name} rank {self.ranks.rank}"
+
+    @property
+    def scratch(self) -> str:
+        """Directory for this process's own short-lived files, in `run_dir`; it goes with the process."""
+        return os.path.join(self.run_dir, f"{self._file_name}.{self.incarnation}.scratch")
+
+    @property
+    def _file_name(self) -> str:
+        return self.title.replace(" ", "-")
 
 
 def run(assignment: Assignment, parent: int) -> int:
@@ -84,8 +96,10 @@ def run(assignment: Assignment, parent: int) -> int:
         The exit code: 0 when told to leave, 1 when the worker could not load or broke.
     """
     leave_stopping_to_parent()
-    # What libraries leave in the directory for temporary files goes with the run directory, even after a kill.
-    os.environ["TMPDIR"] = tempfile.tempdir = assignment.run_dir
+    faulthandler.enable()
+    # What libraries leave in the directory for temporary files goes with the process, even after a kill.
+    os.mkdir(assignment.scratch, mode=0o700)
+    os.environ["TMPDIR"] = tempfile.tempdir = assignment.scratch
     set_title(assignment.title)
     logs.configure(assignment.title, assignment.log_level, assignment.log_format)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -118,21 +132,22 @@ def _serve(assignment: Assignment, inbox: Inbox, outbox: Outbox, parent: int) ->
             if not isinstance(error, StartupError):
                 logger.exception("worker %s could not load", name)
             reason = str(error) if isinstance(error, StartupError) else f"{type(error).__name__}: {error}"
-            outbox.send(home, codec.encode(StartFailed(name, reason)))
+            outbox.send(home, codec.encode(StartFailed(name, assignment.incarnation, reason)))
             return 1
-        addresses = assignment.addresses
         worker = Worker(
             name,
             stages,
-            addresses,
+            assignment.addresses,
             inbox=inbox,
             outbox=outbox,
             codec=codec,
             parent=parent,
+            incarnation=assignment.incarnation,
+            epoch=assignment.epoch,
             traced=assignment.traced,
         )
-        ready = Ready(worker=name, pid=os.getpid(), stages=list(stages), seconds=time.monotonic() - begin)
-        outbox.send(home, codec.encode(ready))
+        seconds = time.monotonic() - begin
+        outbox.send(home, codec.encode(Ready(name, assignment.incarnation, os.getpid(), list(stages), seconds)))
         worker.run()
     finally:
         for stage in stages.values():
@@ -173,7 +188,7 @@ def _load(assignment: Assignment, graph: Graph, stages: dict[str, Stage], outbox
 
 def _launch_follower(assignment: Assignment, place: Ranks) -> tuple[subprocess.Popen[bytes], str]:
     """Start the process of another rank in a fresh interpreter; it, and the endpoint of its inbox."""
-    own = msgspec.structs.replace(assignment, ranks=place)
+    own = msgspec.structs.replace(assignment, ranks=place, run_dir=assignment.scratch)  # its files go with the worker's
     return subprocess.Popen(command(own, os.getpid()), stdin=subprocess.DEVNULL), own.address
 
 
@@ -189,7 +204,7 @@ def _context(assignment: Assignment, spec: StageSpec, plan: StagePlan, place: Ra
         device=plan.device,
         options=msgspec.convert(plan.options, spec.options),
         stages=assignment.stages,
-        run_dir=assignment.run_dir,
+        scratch=assignment.scratch,
         ranks=place,
         static=plan.static,
     )

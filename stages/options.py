@@ -16,9 +16,10 @@ class PreprocessingOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     Attributes:
         max_image_pixels: Pixels of one decoded picture.
-        max_audio_seconds: Length of one sound.
+        max_audio_seconds: Length of one sound; less where it has more than eight channels at 96 kHz would have.
         max_video_seconds: Length of one clip.
         max_video_pixels: Pixels of one decoded frame.
+        max_video_total_pixels: Pixels of all frames of a clip as it is stored, which is what decoding it takes.
         max_video_frames: Frames taken from one clip, whatever the request's `video_fps` and `video_max_frames` say.
         max_prompt_tokens: Tokens of the whole prompt; None leaves it to the thinker's KV cache.
     """
@@ -27,6 +28,7 @@ class PreprocessingOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_audio_seconds: Positive = 3600
     max_video_seconds: Positive = 3600
     max_video_pixels: Positive = 16 * 1024 * 1024
+    max_video_total_pixels: Positive = 64 * 1024 * 1024 * 1024
     max_video_frames: Positive = 2048
     max_prompt_tokens: Positive | None = None
 

@@ -70,7 +70,7 @@ class Talker:
         self._out: set[str] = set()  # voices whose frame is at the predictor
         self.batch: list[str] = []
         self._engine = Engine(
-            model_path=talker_view(context.model_path, context.run_dir),
+            model_path=talker_view(context.model_path, context.scratch),
             architecture=ARCHITECTURE,
             device=context.device,
             dtype=options.dtype,

@@ -113,7 +113,14 @@ class MediaReader:
     def _clip(self, medium: Media, options: VideoOptions, tokens: int) -> tuple[VisionItem, numpy.ndarray | None]:
         """A clip's frames, and its sound if it is to be heard: silence of its length where it has no sound track."""
         data, param, limit = medium.data.buffer(), medium.param, self._options.max_video_seconds
-        clip = probe_clip(data, max_seconds=limit, max_pixels=self._options.max_video_pixels, param=param)
+        max_pixels = self._options.max_video_pixels
+        clip = probe_clip(
+            data,
+            max_seconds=limit,
+            max_pixels=max_pixels,
+            max_total_pixels=self._options.max_video_total_pixels,
+            param=param,
+        )
         indices = sampled_frames(
             clip,
             fps=options.fps,
@@ -130,7 +137,9 @@ class MediaReader:
             )
         size = self._features.frame_size(options, len(indices))
         self._limit.check(tokens + self._features.clip_rows(len(indices), clip.width, clip.height, size))
-        frames = decode_frames(data, indices, at_once=FRAMES_AT_ONCE, total=clip.frames, param=param)
+        frames = decode_frames(
+            data, indices, at_once=FRAMES_AT_ONCE, total=clip.frames, max_pixels=max_pixels, param=param
+        )
         item = self._features.clip(frames, size)
         if not options.use_audio:
             return item, None

@@ -12,6 +12,7 @@ import pytest
 
 from omni_pipeline.errors import ErrorInfo
 from omni_pipeline.logs import TextFormatter
+from omni_pipeline.roster import WorkerReport
 from omni_pipeline.wire import StageStats
 from tests.gateway.scripted import HELLO, ScriptedPipeline, serving
 
@@ -59,6 +60,20 @@ class TestHealth:
             assert (status, body["status"], body["problem"]) == (503, "unavailable", served.pipeline.problem)
             served.pipeline.problem = None
             assert (await served.get("/health"))[0] == 200
+
+    @pytest.mark.parametrize(
+        ("state", "status"),
+        [("loading", "starting"), ("restarting", "unavailable"), ("unhealthy", "unhealthy")],
+    )
+    async def test_tells_how_workers_are_and_what_they_said_last(self, state, status):
+        async with serving() as served:
+            await served.ready()
+            worker = WorkerReport(state, ("thinker",), None, 3, "was killed by SIGSEGV", ["Segmentation fault"])
+            served.pipeline.workers = {"thinker": worker}
+            served.pipeline.problem = "the thinker is not there"
+            code, body = await served.get("/health")
+            assert (code, body["status"], body["problem"]) == (503, status, "the thinker is not there")
+            assert body["workers"]["thinker"]["last_words"] == ["Segmentation fault"]
 
     async def test_shows_the_stages(self):
         async with serving() as served:
@@ -190,7 +205,7 @@ class TestErrors:
     async def test_that_nobody_expected_are_500_and_tell_nothing(self, caplog):
         pipeline = ScriptedPipeline()
 
-        def broken(request_id, body):
+        def broken(*_):
             raise RuntimeError("the secret of the server")
 
         async with serving(pipeline) as served:
