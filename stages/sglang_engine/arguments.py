@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from omni_pipeline import gpus
 from omni_pipeline.config import suggestion
@@ -77,6 +80,7 @@ def server_arguments(
         "max_total_tokens": max_total_tokens or (CPU_KV_TOKENS if device == "cpu" else None),
         "tp_size": tp_size,
         "log_level": "warning",
+        **({} if device == "cpu" else _for_fp8(model_path)),
         **_OURS,
         **(_CPU if device == "cpu" else {"device": device}),
         **engine,
@@ -84,6 +88,24 @@ def server_arguments(
     if device != "cpu" and static_bytes is not None:
         arguments["mem_fraction_static"] = static_fraction(static_bytes, *gpus.least_free())
     return ServerArgs(**arguments)
+
+
+def moe_backend(quantization: dict[str, Any], capability: tuple[int, int]) -> str | None:
+    """SGLang's ``moe_runner_backend`` for a checkpoint's ``quantization_config``; None leaves it to SGLang.
+
+    Experts with FP8 weights in blocks go to CUTLASS where it has them: on Hopper and Blackwell.
+
+    Args:
+        capability: Of the GPU.
+    """
+    blocks = quantization.get("quant_method") == "fp8" and quantization.get("weight_block_size") is not None
+    return "cutlass" if blocks and capability[0] in (9, 10, 12) else None
+
+
+def _for_fp8(model_path: str) -> dict[str, Any]:
+    config = json.loads((Path(model_path) / "config.json").read_text())
+    backend = moe_backend(config.get("quantization_config") or {}, torch.cuda.get_device_capability())
+    return {} if backend is None else {"moe_runner_backend": backend}
 
 
 def static_fraction(static: int, free: int, total: int) -> float:
