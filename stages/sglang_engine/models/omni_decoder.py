@@ -93,8 +93,8 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         stray = stray_scales(parameters, loaded, self.config.num_experts)
         if stray:
             raise StartupError(
-                f"the checkpoint has quantised weights in its part {part}* that are served unquantised, with scales such "
-                f"as {stray[0]}: its quantization_config does not say so, or they must not be quantised"
+                f"the checkpoint has quantised weights in its part {part}* that are served unquantised, with scales "
+                f"such as {stray[0]}: its quantization_config does not say so, or they must not be quantised"
             )
 
     def current_angles(self, forward_batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
