@@ -73,7 +73,7 @@ def check(settings: Settings, gpus: Gpus = None) -> None:
         told = "complete, and it fits"
     else:
         told = "not here, and not checked"
-    for line in describe(deployment):
+    for line in (*describe(deployment), *map(escape, deployment.notes)):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"[green]The configuration is valid[/]; the checkpoint {escape(deployment.model_path)} is {told}.",
                   highlight=False, soft_wrap=True)  # fmt: skip

@@ -98,6 +98,16 @@ class Deployment(Struct, frozen=True):
     def uses_cuda(self) -> bool:
         return any(stage.device == "cuda" for worker in self.workers for stage in worker.stages)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was said and changes nothing."""
+        return tuple(
+            f"stages.{plan.name}: mem_fraction_static means nothing on the CPU, where the KV cache has a fixed size"
+            for worker in self.workers
+            for plan in worker.stages
+            if plan.device == "cpu" and getattr(plan.options, "mem_fraction_static", None) is not None
+        )
+
     def preload(self) -> tuple[str, ...]:
         """Modules that forked workers need and can share, in order of first mention."""
         forked = {name for worker in self.workers if not worker.fresh for name in worker.stage_names}

@@ -67,3 +67,9 @@ def test_show_tells_how_memory_will_be_divided(data: Path) -> None:
     assert tokens > 50_000
     assert origin == "reckoned, see sgl-omni plan"
     assert shown["stages.talker_ar.memory"] == (0.3, "--set talker_ar.memory=0.3")
+
+
+def test_check_tells_what_means_nothing() -> None:
+    result = config("check", "--model-path", "x", "--device", "cpu", "--mem-fraction-static", "0.88")
+    for stage in ("thinker", "talker_ar"):
+        assert f"stages.{stage}: mem_fraction_static means nothing on the CPU" in result.stdout
