@@ -221,7 +221,7 @@ COMMON = (
     Flag(
         "--max-requests",
         ("server.limits.requests",),
-        "Requests in the pipeline at a time; some more wait in turns (server.limits.queued), others get 429.",
+        "Requests in the pipeline at a time; more wait, see server.limits.queued, or get 429.",
         LIMITS,
         metavar="N",
         parse=positive,
