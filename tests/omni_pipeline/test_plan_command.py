@@ -11,7 +11,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from omni_pipeline.cli import app
-from omni_pipeline.errors import StartupError
 
 ONE, FOUR = ("--gpus", "1xH100-80GB"), ("--gpus", "4x24GB")
 
@@ -107,9 +106,3 @@ def test_without_gpus_it_plans_for_this_machine_s_memory(tiny_checkpoint: Path) 
     result = plan(str(tiny_checkpoint), "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("RAM ")
-
-
-def test_a_hub_name_needs_its_configuration_here() -> None:
-    result = CliRunner().invoke(app, ["plan", "--model-path", "owner/model", *ONE])
-    assert isinstance(result.exception, StartupError)
-    assert "a hub name is not looked up" in str(result.exception)
