@@ -102,6 +102,11 @@ def test_the_guide_s_fractions_are_tight_but_not_refused(model: str, flags: tupl
     assert "GPU 0 (H100-80GB) is tight" in result.stdout
 
 
+def test_ranks_that_do_not_divide_the_model_are_refused(model: str) -> None:
+    result = plan(model, "--gpus", "3x48GB", "--gpu-thinker", "0,1,2")
+    assert "3 ranks cannot share the model evenly" in str(result.exception)
+
+
 def test_without_gpus_it_plans_for_this_machine_s_memory(tiny_checkpoint: Path) -> None:
     result = plan(str(tiny_checkpoint), "--device", "cpu")
     assert result.exit_code == 0, result.output
