@@ -70,7 +70,7 @@ def planned(settings: Settings, gpus: str | None, request: Request) -> Plan:
     check_ranks(deployment, found.path)
     used = memory_used(deployment.gpus) if gpus is None and deployment.gpus else {}
     placement = place(deployment, found, ram=memory.available_bytes(), used=used, request=request)
-    seek = bool(deployment.gpus) and not placement.fits
+    seek = deployment.uses_cuda and not placement.fits
     changes = remedies(settings.config, found, deployment.gpus, request) if seek else ()
     return Plan(found.path, placement, changes)
 

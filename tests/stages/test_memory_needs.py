@@ -35,6 +35,7 @@ def config(data: Path) -> dict[str, Any]:
     large: dict[str, Any] = json.loads((data / "qwen3_omni_30b/config.json").read_text())
     large["thinker_config"]["vision_config"] |= {"depth": 1, "deepstack_visual_indexes": [0]}
     large["thinker_config"]["audio_config"] |= {"encoder_layers": 1, "num_hidden_layers": 1}
+    large["talker_config"]["code_predictor_config"] |= {"num_hidden_layers": 1}
     large["code2wav_config"] |= {"num_hidden_layers": 1, "codebook_size": 8}
     return large
 
