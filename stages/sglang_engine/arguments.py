@@ -20,6 +20,7 @@ _OURS = {
     "skip_tokenizer_init": True,  # text is made in the decode stage
     "disable_overlap_schedule": True,  # a step's result is known when the step ends
     "watchdog_timeout": 1e9,  # the supervisor watches; SGLang's own thread sleeps half of this
+    "disable_prefill_cuda_graph": True,  # one would go past the models' `fill`: media, deepstack, positions
 }
 
 # What has a setting of its own elsewhere, and where.
