@@ -11,9 +11,7 @@ import torch
 from omni_pipeline import gpus
 from omni_pipeline.config import suggestion
 from omni_pipeline.errors import StartupError
-
-# SGLang would give 40 % of the machine's memory to the KV cache of a CPU.
-CPU_KV_TOKENS = 65536
+from stages.memory_needs import CPU_KV_TOKENS
 
 # What the loop in `engine` relies on. `engine` options must not change these.
 _OURS = {
