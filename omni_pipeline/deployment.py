@@ -48,6 +48,13 @@ class Deployment(Struct, frozen=True):
         return any(stage.device == "cuda" for worker in self.workers for stage in worker.stages)
 
     @property
+    def layout(self) -> tuple[str, ...]:
+        """Who is on which GPU, in a line for each that has somebody."""
+        plans = [plan for worker in self.workers for plan in worker.stages]
+        stages = {gpu: ", ".join(plan.name for plan in plans if gpu.index in plan.gpus) for gpu in self.gpus}
+        return tuple(f"GPU {gpu.index} ({gpu.name}): {names}" for gpu, names in stages.items() if names)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What was said and changes nothing."""
         return tuple(
