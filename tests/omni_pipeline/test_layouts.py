@@ -43,6 +43,7 @@ LAYOUTS: list[tuple[str, str, int, dict[str, list[int]]]] = [
     (SPEECH, "2xH100-80GB", 9, ENGINES),
     (SPEECH, "1xH200-141GB", 9, ONE),
     (MANUAL, "2xH100-80GB", 9, ENGINES),
+    *((flags, "2xH100-80GB", 9, ENGINES) for flags in PINNED),
     (h("h20"), "1xH20-96GB", 4, ONE),
     (h("h100"), "1xH100-80GB", 4, ONE),
     (h("h200"), "1xH200-141GB", 4, ONE),
