@@ -14,9 +14,10 @@ from omni_pipeline import checkpoint, memory, telemetry
 from omni_pipeline.config import Config, Server
 from omni_pipeline.deployment import Deployment, resolve
 from omni_pipeline.errors import StartupError
+from omni_pipeline.fleet import Progress
 from omni_pipeline.graph import load_object
 from omni_pipeline.placement import place, refuse, sized
-from omni_pipeline.supervisor import Progress, Supervisor
+from omni_pipeline.supervisor import Supervisor
 
 # What serves a running pipeline over HTTP until `stopping` is set; named, so that the framework imports no gateway.
 GATEWAY = "gateway.server:run"
