@@ -5,11 +5,14 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
 from omni_pipeline.errors import StartupError
+
+Answer = TypeVar("Answer")
 
 MIB = 1024**2
 
@@ -110,7 +113,31 @@ def _visible(there: list[Gpu], visible: str | None) -> tuple[Gpu, ...]:
     return tuple(found)
 
 
+def memory_used(gpus: Sequence[Gpu]) -> dict[int, int]:
+    """Bytes of each of these GPUs that are in use now, by whomever, by its index.
+
+    Raises:
+        StartupError: the driver does not answer.
+    """
+    there = _each_gpu(lambda nvml, handle: int(nvml.nvmlDeviceGetMemoryInfo(handle).used))
+    return {
+        gpu.index: used
+        for gpu in gpus
+        for known, used in there
+        if gpu.device == str(known.index) or known.device.startswith(gpu.device)
+    }
+
+
 def _ask_driver() -> list[Gpu]:
+    return [gpu for gpu, _ in _each_gpu(lambda nvml, handle: None)]
+
+
+def _each_gpu(question: Callable[[Any, Any], Answer]) -> list[tuple[Gpu, Answer]]:
+    """All GPUs, visible or not, with NVML's answer to a question about each; `device` is the unique id.
+
+    Args:
+        question: Called with NVML and a handle of it.
+    """
     import pynvml
 
     try:
@@ -122,14 +149,11 @@ def _ask_driver() -> list[Gpu]:
         ) from error
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return [
-            Gpu(
-                index,
-                pynvml.nvmlDeviceGetName(handle),
-                int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-                pynvml.nvmlDeviceGetUUID(handle),
-            )
-            for index, handle in enumerate(handles)
-        ]
+        return [(_described(pynvml, index, handle), question(pynvml, handle)) for index, handle in enumerate(handles)]
     finally:
         pynvml.nvmlShutdown()
+
+
+def _described(nvml: Any, index: int, handle: Any) -> Gpu:
+    memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    return Gpu(index, nvml.nvmlDeviceGetName(handle), memory, nvml.nvmlDeviceGetUUID(handle))

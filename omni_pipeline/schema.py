@@ -53,7 +53,15 @@ def summary(kind: type[Struct]) -> str:
 
 
 def descriptions(kind: type[Struct]) -> dict[str, str]:
-    """What the docstring of a struct says of each field, under ``Attributes:``."""
+    """What the docstrings of a struct and its bases say of each field, under ``Attributes:``."""
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if issubclass(base, Struct):
+            texts |= _own_descriptions(base)
+    return texts
+
+
+def _own_descriptions(kind: type[Struct]) -> dict[str, str]:
     _, _, listed = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
     texts: dict[str, str] = {}
     names: list[str] = []

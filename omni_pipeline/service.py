@@ -15,6 +15,7 @@ from omni_pipeline.config import Config, Server
 from omni_pipeline.deployment import Deployment, resolve
 from omni_pipeline.errors import StartupError
 from omni_pipeline.fleet import Progress
+from omni_pipeline.gpus import memory_used
 from omni_pipeline.graph import load_object
 from omni_pipeline.placement import place, refuse, sized
 from omni_pipeline.supervisor import Supervisor
@@ -125,8 +126,11 @@ def check_model(deployment: Deployment, display: Display) -> tuple[str, Deployme
     if spec is None:
         return deployment.model_path, deployment
     found = checkpoint.resolve(deployment.model_path, spec, display.note)
-    placement = place(deployment, found, ram=memory.available_bytes())
+    used = memory_used(deployment.gpus) if deployment.gpus else {}
+    placement = place(deployment, found, ram=memory.available_bytes(), used=used)
     refuse(placement)
+    for note in placement.notes:
+        display.note(note)
     return found.path, sized(deployment, placement)
 
 

@@ -134,7 +134,7 @@ def measure_vocoder(model: Any, batches: list[int], chunks: list[int], repeats: 
     print(f"\ncode2wav, ms per frame; the reference takes {theirs:.3f} in a whole decode of {WHOLE_FRAMES} frames")
     print(f"{'batch':>8}" + "".join(f"{f'chunk {frames}':>11}" for frames in chunks))
     for batch in batches:
-        streams = Streams(torch.arange(batch), torch.full((batch,), 1000), fresh=False)
+        streams = Streams.of(range(batch), [1000] * batch, network.device)
         figures = []
         for frames in chunks:
             codes = torch.randint(0, network.codes, (batch, frames, network.codebooks))

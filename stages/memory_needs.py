@@ -36,7 +36,7 @@ _LARGEST_CHUNK = 16384
 _ENGINE_WORKSPACE = 512 * MIB
 # SGLang's own reckoning of a captured decode step, for each sequence in the largest batch.
 _GRAPH_BYTES_PER_SEQUENCE = 2 * MIB
-# Graphs of the predictor: about a thousand kernels in each of a dozen graphs, and the memory they share.
+# Graphs of the predictor: about a thousand kernels in each of some twenty graphs, and the memory they share.
 _PREDICTOR_GRAPHS = 256 * MIB
 # Logits of one sampled row, in all the forms that `sampler` and `sampling` give them at the same time, for each id.
 _SAMPLING_BYTES = 80

@@ -52,8 +52,8 @@ class AggregateOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """mm_aggregate has nothing to configure."""
 
 
-class ThinkerOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The thinker's engine.
+class EngineOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A language model's engine.
 
     Attributes:
         max_total_tokens: Tokens that fit the KV cache; None lets SGLang size it from the device's memory (on a CPU
@@ -69,29 +69,33 @@ class ThinkerOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_total_tokens: Positive | None = None
     mem_fraction_static: Fraction | None = None
     max_running_requests: Positive = 64
-    default_max_tokens: Positive = 2048
+    default_max_tokens: Positive
     dtype: str | None = None
     engine: dict[str, Any] = {}
+
+
+class ThinkerOptions(EngineOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The thinker's engine.
+
+    Attributes:
+        default_max_tokens: Tokens of an answer when a request names no limit.
+    """
+
+    default_max_tokens: Positive = 2048
 
 
 class DecodeOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """decode has nothing to configure."""
 
 
-class TalkerOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class TalkerOptions(EngineOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The talker's engine.
 
     Attributes:
-        max_total_tokens, mem_fraction_static, max_running_requests, dtype, engine: As for the thinker.
         default_max_tokens: Talker tokens generated when a request names no limit (one codec frame is 80 ms).
     """
 
-    max_total_tokens: Positive | None = None
-    mem_fraction_static: Fraction | None = None
-    max_running_requests: Positive = 64
     default_max_tokens: Positive = 4096
-    dtype: str | None = None
-    engine: dict[str, Any] = {}
 
 
 class CodePredictorOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

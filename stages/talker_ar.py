@@ -7,10 +7,8 @@ whose text or frame is late waits alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,7 +22,7 @@ from stages.options import TalkerOptions
 from stages.sglang_engine.checkpoint_view import talker_view
 from stages.sglang_engine.engine import Broken, Done, Engine, Event, Generation, Token
 from stages.sglang_engine.prompt_rows import PromptRows
-from stages.weights import read_tensors
+from stages.weights import read_config, read_tensors
 
 ARCHITECTURE = "Qwen3OmniTalker"
 PREDICTOR = "code_predictor"
@@ -61,7 +59,7 @@ class Talker:
 
     def __init__(self, context: StageContext) -> None:
         options: TalkerOptions = context.options
-        config = json.loads((Path(context.model_path) / "config.json").read_text())
+        config = read_config(context.model_path)
         talker = config["talker_config"]
         self.name = context.name
         self._default_max_tokens = options.default_max_tokens

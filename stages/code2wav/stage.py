@@ -157,11 +157,8 @@ class Code2Wav:
         device = self._vocoder.device
         size = self._size(voices[0])
         frames = [torch.stack([voice.waiting.popleft() for _ in range(size)]) for voice in voices]
-        streams = Streams(
-            slots=torch.tensor([voice.slot for voice in voices], device=device),
-            done=torch.tensor([voice.frames for voice in voices], device=device),
-            fresh=not voices[0].frames,
-        )
+        slots = [voice.slot for voice in voices if voice.slot is not None]
+        streams = Streams.of(slots, [voice.frames for voice in voices], device)
         for voice in voices:
             voice.chunks += 1
             voice.frames += size

@@ -57,6 +57,11 @@ class Choice(Struct, frozen=True):
             uniforms=torch.tensor(uniforms, dtype=torch.float64, device=device),
         )
 
+    @property
+    def widest(self) -> int:
+        """The most codes that any row is picked from, as far as that can be told before."""
+        return 1 if self.filters is None else self.filters.widest
+
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """What it holds where every filter is set and some rows are greedy; nothing where all are."""
         filters = self.filters

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stages.code_predictor.choice import Choice
 from stages.code_predictor.network import ResidualNetwork
-from stages.sampling import Filters
+from stages.sampling import ALL, Filters
 
 Work: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 Replay: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
@@ -27,6 +27,11 @@ WARM_UPS = 3
 
 # A trace takes a fifth of a second, and with more voices than this arithmetic outweighs Python.
 MOST_TRACED = 8
+
+# The likeliest codes among which a frame is picked: ordering them takes longer than all else that sampling does, and
+# few ask for more than this.
+NARROW = 64
+GREEDY = 1
 
 
 class Capture:
@@ -71,22 +76,25 @@ def trace(work: Work, inputs: tuple[Tensor, ...]) -> Replay:
 
 
 class _Recorded:
-    """Recorded work with the memory it reads: inputs for `rows` frames, greedy all or each in its own way."""
+    """Recorded work with the memory it reads: inputs for `rows` frames.
 
-    def __init__(self, network: ResidualNetwork, rows: int, sampled: bool, record: Record) -> None:
+    All of them are greedy, or each is picked in its own way out of the `widest` likeliest codes at most.
+    """
+
+    def __init__(self, network: ResidualNetwork, rows: int, widest: int, record: Record) -> None:
         device, residuals = network.device, network.codebooks - 1
-        self._vocab = network.vocab
+        self._widest = widest
         self._hidden = torch.zeros(rows, network.hidden_size, dtype=network.dtype, device=device)
         self._first_codes = torch.zeros(rows, dtype=torch.int64, device=device)
         self._choice = Choice(None, None, None)
-        if sampled:
+        if widest != GREEDY:
             self._choice = Choice(
                 filters=Filters(
                     temperature=torch.ones(rows, 1, device=device),
-                    top_k=torch.full((rows, 1), network.vocab, device=device),
-                    widest=network.vocab,
-                    top_p=torch.ones(rows, 1, dtype=torch.float64, device=device),
-                    min_p=torch.zeros(rows, 1, dtype=torch.float64, device=device),
+                    top_k=torch.full((rows, 1), widest, device=device),
+                    widest=widest,
+                    top_p=torch.full((rows, 1), ALL, dtype=torch.float64, device=device),
+                    min_p=torch.full((rows, 1), -torch.inf, device=device),
                 ),
                 greedy=torch.zeros(rows, dtype=torch.bool, device=device),
                 uniforms=torch.zeros(rows, residuals, dtype=torch.float64, device=device),
@@ -103,9 +111,9 @@ class _Recorded:
         own, given = self._choice.filters, choice.filters
         if own is not None and given is not None:
             _fill(own.temperature, given.temperature, 1.0)
-            _fill(own.top_k, given.top_k, self._vocab)
-            _fill(own.top_p, given.top_p, 1.0)
-            _fill(own.min_p, given.min_p, 0.0)
+            _fill(own.top_k, given.top_k, self._widest)
+            _fill(own.top_p, given.top_p, ALL)
+            _fill(own.min_p, given.min_p, -torch.inf)
             _fill(self._choice.greedy, choice.greedy, False)
             _fill(self._choice.uniforms, choice.uniforms, 0.0)
         codes, embeddings = self._run()
@@ -119,27 +127,30 @@ class FrameGraphs:
     Args:
         network: Computes the frames.
         record: A `Capture`, or `trace`.
-        largest: Batches larger than this are computed by the network itself.
+        largest: Batches larger than this are computed by the network itself,
+        widest: and so are choices among more codes than this.
     """
 
-    def __init__(self, network: ResidualNetwork, record: Record, largest: int) -> None:
+    def __init__(self, network: ResidualNetwork, record: Record, largest: int, widest: int) -> None:
         self._network = network
         self._sizes = [1 << power for power in range((largest - 1).bit_length())]
         self._sizes.append(largest)
+        self._widths = sorted({GREEDY, min(NARROW, widest), widest})
         with torch.inference_mode():
             # Largest first, so that the memory of the largest serves all.
             self._recorded = {
-                (rows, sampled): _Recorded(network, rows, sampled, record)
+                (rows, widest): _Recorded(network, rows, widest, record)
                 for rows in reversed(self._sizes)
-                for sampled in (False, True)
+                for widest in reversed(self._widths)
             }
 
     def frames(self, hidden: Tensor, first_codes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         """As `ResidualNetwork.frames`."""
-        if len(hidden) > self._sizes[-1]:
+        if len(hidden) > self._sizes[-1] or choice.widest > self._widths[-1]:
             return self._network.frames(hidden, first_codes, choice)
         rows = next(size for size in self._sizes if size >= len(hidden))
-        return self._recorded[rows, choice.filters is not None](hidden, first_codes, choice)
+        widest = next(width for width in self._widths if width >= choice.widest)
+        return self._recorded[rows, widest](hidden, first_codes, choice)
 
 
 def _fill(target: Tensor | None, given: Tensor | None, neutral: float) -> None:

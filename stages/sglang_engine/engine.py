@@ -144,6 +144,7 @@ class Engine:
         from sglang.srt.server_args import PortArgs
 
         from stages.sglang_engine import process
+        from stages.sglang_engine.decode_trace import DecodeTrace
         from stages.sglang_engine.process_groups import quiet_single_rank_groups
         from stages.sglang_engine.sampler import OmniSampler
         from stages.sglang_engine.scheduler import InProcessScheduler
@@ -196,6 +197,8 @@ class Engine:
         # One KV-cache page more than there are tokens: the first takes what padding writes.
         kv_tokens = int(self._scheduler.max_total_num_tokens) + int(self._scheduler.page_size)
         self._model.reserve(self._pool.shape[0], kv_tokens)
+        if device == "cpu" and server_args.tp_size == server_args.pp_size == 1:  # what ranks exchange is not recorded
+            self._model.recorded = DecodeTrace(self._model, runner.attn_backend, runner.token_to_kv_pool)
 
     @property
     def capacity(self) -> int:

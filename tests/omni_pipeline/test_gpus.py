@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 from omni_pipeline.errors import StartupError
-from omni_pipeline.gpus import MIB, Gpu, _visible, detect, parse, parse_size
+from omni_pipeline.gpus import MIB, Gpu, _visible, detect, memory_used, parse, parse_size
 
 GIB = 1024**3
 
@@ -61,3 +64,22 @@ def test_visible_gpus_are_counted_from_zero_in_the_order_given(
     found = _visible(THERE, visible)
     assert [(gpu.name, gpu.device) for gpu in found] == seen
     assert [gpu.index for gpu in found] == list(range(len(seen)))
+
+
+class Driver:
+    """NVML with three cards, of which each has so many MiB in use as it has in all, less one."""
+
+    NVMLError = RuntimeError
+    nvmlInit = nvmlShutdown = staticmethod(lambda: None)
+    nvmlDeviceGetCount = staticmethod(lambda: len(THERE))
+    nvmlDeviceGetHandleByIndex = staticmethod(lambda index: THERE[index])
+    nvmlDeviceGetName = staticmethod(lambda handle: handle.name)
+    nvmlDeviceGetUUID = staticmethod(lambda handle: handle.device)
+    nvmlDeviceGetMemoryInfo = staticmethod(lambda handle: SimpleNamespace(total=handle.memory, used=handle.memory - 1))
+
+
+@pytest.mark.parametrize("visible", [None, "2,0", "GPU-b", "GPU-c002,GPU-a000"])
+def test_memory_in_use_is_that_of_the_visible_gpus(visible: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Driver)
+    seen = _visible(THERE, visible)
+    assert memory_used(seen) == {gpu.index: gpu.memory - 1 for gpu in seen}

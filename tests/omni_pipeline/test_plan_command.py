@@ -93,9 +93,14 @@ def test_smaller_requests_find_more_room(model: str) -> None:
 def test_memory_flags_are_those_of_serve(model: str) -> None:
     made = as_json(model, "--gpus", "2xH100-80GB", "--thinker-mem-fraction-static", "0.80")
     [thinker] = [holding for holding in made["devices"][0]["holdings"] if holding["stage"] == "thinker"]
-    beside = made["caches"][0]["tokens"] * made["caches"][0]["beside_bytes"]
-    static = (thinker["weights"] + thinker["cache"] - beside) / made["devices"][0]["memory"]
-    assert static == pytest.approx(0.80, abs=0.001)
+    assert (thinker["weights"] + thinker["cache"]) / made["devices"][0]["memory"] == pytest.approx(0.80, abs=0.001)
+
+
+@pytest.mark.parametrize("flags", [("--mem-fraction-static", "0.88"), ("--thinker-mem-fraction-static", "0.88")])
+def test_the_guide_s_fractions_are_tight_but_not_refused(model: str, flags: tuple[str, ...]) -> None:
+    result = plan(model, "--gpus", "2xH100-80GB", *flags)
+    assert result.exit_code == 0
+    assert "GPU 0 (H100-80GB) is tight" in result.stdout
 
 
 def test_without_gpus_it_plans_for_this_machine_s_memory(tiny_checkpoint: Path) -> None:

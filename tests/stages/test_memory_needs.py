@@ -99,7 +99,7 @@ def test_peak_and_state_of_the_vocoder(config: dict[str, Any], dtype: torch.dtyp
     model = built(reference.Qwen3OmniMoeCode2Wav, whole.code2wav_config, dtype)
     vocoder = StreamingVocoder(model, voices)
     codes = torch.zeros(voices, frames, 16, dtype=torch.int64)
-    streams = Streams(slots=torch.arange(voices), done=torch.ones(voices, dtype=torch.int64), fresh=False)
+    streams = Streams.of(range(voices), [1] * voices, torch.device("cpu"))
     taken = peak(lambda: vocoder.decode(codes, streams))
     chosen = options.Code2WavOptions(max_streams=voices, chunk_frames=(1, frames))
     needs = memory_needs.vocoder(situation(config, chosen, dtype))

@@ -19,7 +19,7 @@ WAYS = [
     Sampling(temperature=1.0, top_k=50, top_p=0.8, seed=1),
     Sampling(temperature=2.0, seed=2),
     Sampling(temperature=0.7, min_p=0.1, seed=3),
-    Sampling(temperature=1.0, top_k=5, seed=4),
+    Sampling(temperature=1.0, top_k=5, min_p=0.2, seed=4),
 ]
 
 
@@ -42,20 +42,21 @@ def network(voice_context: Any) -> ResidualNetwork:
 
 @pytest.fixture(scope="module", params=["repeated", "traced"])
 def graphs(request: Any, network: ResidualNetwork) -> FrameGraphs:
-    return FrameGraphs(network, trace if request.param == "traced" else Recording(), 5)
+    return FrameGraphs(network, trace if request.param == "traced" else Recording(), 5, network.vocab)
 
 
-@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("kind", ["greedy", "narrow", "wide"])
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 6])
 @torch.inference_mode()
 def test_neither_recording_nor_padding_changes_a_frame(
-    batch: int, sampled: bool, network: ResidualNetwork, graphs: FrameGraphs
+    batch: int, kind: str, network: ResidualNetwork, graphs: FrameGraphs
 ) -> None:
     """Every batch comes twice with other ways of picking, so that leftovers of the first would show."""
+    picking = {"greedy": [Sampling()], "narrow": [way for way in WAYS if way.top_k], "wide": WAYS}[kind]
     for turn in range(2):
         hidden = torch.randn(batch, network.hidden_size, generator=torch.Generator().manual_seed(turn))
         codes = torch.arange(batch) + turn
-        ways = [WAYS[(row + turn) % len(WAYS)] if sampled else Sampling() for row in range(batch)]
+        ways = [picking[(row + turn) % len(picking)] for row in range(batch)]
         rows = [(Draws(way), turn) for way in ways]
         choice = Choice.of(rows, network.codebooks - 1, network.vocab, network.device)
         got = graphs.frames(hidden, codes, choice)
@@ -66,8 +67,19 @@ def test_neither_recording_nor_padding_changes_a_frame(
 
 def test_work_is_recorded_for_every_power_of_two_and_the_largest_batch(network: ResidualNetwork) -> None:
     recording = Recording()
-    FrameGraphs(network, recording, 6)
-    assert recording.made == 2 * len((1, 2, 4, 6))
+    FrameGraphs(network, recording, 6, network.vocab)
+    assert recording.made == len(("greedy", "narrow", "wide")) * len((1, 2, 4, 6))
+
+
+@torch.inference_mode()
+def test_wider_choices_than_were_recorded_are_computed(network: ResidualNetwork) -> None:
+    recording = Recording()
+    graphs = FrameGraphs(network, recording, 1, 4)
+    assert recording.made == len(("greedy", "narrow"))
+    hidden, codes = torch.ones(1, network.hidden_size), torch.tensor([1])
+    for way in WAYS:
+        choice = Choice.of([(Draws(way), 0)], network.codebooks - 1, network.vocab, network.device)
+        assert torch.equal(graphs.frames(hidden, codes, choice)[0], network.frames(hidden, codes, choice)[0])
 
 
 @torch.inference_mode()
