@@ -50,12 +50,14 @@ class Service:
         path.write_text(yaml.safe_dump(config))
         command = [sys.executable, "-m", "omni_pipeline.cli", "serve", "--model-path", str(model_path.resolve())]
         command += ["--config", str(path), "--port", str(self.port), *arguments]
-        with log.open("ab") as output:
+        # Kept on purpose from one run to the next, so not to be looked for among what is left.
+        compiled = {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"}
+        with log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"TMPDIR": str(self.temporary)},
+                env=compiled | os.environ | {"TMPDIR": str(self.temporary)},
                 preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGTERM),
             )
         self._seen: dict[int, psutil.Process] = {}
