@@ -29,7 +29,7 @@ SAMPLING_BYTES = 60
 """Of one sampled row, for each id: its logits in all the forms that they have at the same time."""
 
 CPU_KV_TOKENS = 65536
-"""SGLang would give 40 % of the machine's memory to the KV cache of a CPU."""
+"""Of the KV cache on a CPU, where SGLang would take 40 % of the machine's memory."""
 
 # SGLang's choice of tokens in a prefill step by the GPU's memory (sglang 0.5.23, arg_groups/memory_hook.py).
 _CHUNKS = ((20, 2048), (60, 4096), (160, 8192))

@@ -14,6 +14,7 @@ from trials.report import Check, Report
 from trials.service import Service
 from trials.traffic import Book
 
+
 def test_every_worker_is_hit_as_often_as_was_said_and_nobody_twice_in_a_round() -> None:
     arguments = chaos.parser().parse_args(["--model-path", "x", "--times", "3"])
     strikes = chaos.plan(arguments, chaos.random.Random(0))
