@@ -64,7 +64,7 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
     telemetry.prepare(deployment.trace)
     with listen(deployment.server) as listen_socket:
         display.begin(deployment)
-        for note in deployment.notes:
+        for note in (*deployment.layout, *deployment.notes):
             display.note(note)
         model_path, deployment = check_model(deployment, display)
         supervisor = Supervisor(deployment)

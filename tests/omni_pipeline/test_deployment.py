@@ -247,3 +247,9 @@ def test_worker_on_a_gpu_or_with_an_environment_is_not_forked() -> None:
     found = resolve(1, stages={"split": {"environment": {"A": "1"}}, "shout": {"device": "cpu"}})
     assert [worker.fresh for worker in found.workers] == [True, False, True]
     assert found.preload() == ()
+
+
+def test_layout_says_who_is_on_which_gpu() -> None:
+    found = resolve(3, stages={"shout": {"gpus": [0, 2]}, "join": {"gpus": [2]}})
+    assert found.layout == ("GPU 0 (H100-80GB): shout", "GPU 2 (H100-80GB): shout, join")
+    assert resolve().layout == ()
