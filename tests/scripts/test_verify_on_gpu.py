@@ -16,7 +16,7 @@ from gpu_check import equality
 from gpu_check.machine import Memory, judge
 from gpu_check.questions import judge as judge_answer
 from gpu_check.report import Check, Report, block, quoted, table
-from gpu_check.serving import layouts
+from gpu_check.serving import compare, layouts
 
 from omni_pipeline.config import Config, convert
 from omni_pipeline.deployment import resolve
@@ -122,6 +122,14 @@ LOUD = numpy.sin(numpy.arange(12000) / 10).astype("float32") / 2
 )
 def test_answers_are_judged(status: int, result: dict[str, Any], problem: str) -> None:
     assert judge_answer(status, result, speech=True).problem == problem
+
+
+@pytest.mark.parametrize(("used", "passed"), [(70, True), (60, True), (73, True), (76, False)])
+def test_memory_may_exceed_the_plan_by_a_twentieth_of_the_gpu(used: int, passed: bool) -> None:
+    plan = {"devices": [{"index": 0, "taken": 70 * GIB}, {"index": None, "taken": GIB}]}
+    text, [check] = compare("split", plan, [Memory("H100", 80 * GIB, used * GIB)])
+    assert check.passed is passed
+    assert f"| GPU 0 | 70.0 | {used}.0 | 80.0 | {(used - 70) / 80:+.1%} |" in text
 
 
 def test_layouts_grow_with_the_gpus() -> None:
