@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import re
 import sys
 import time
 import urllib.request
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 from fuzzing import media
-from fuzzing.api import ApiFuzzer
+from fuzzing.api import BATCH, ApiFuzzer
 from fuzzing.findings import Report
 
 
@@ -31,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--url", default="http://127.0.0.1:8008", help="of the server (%(default)s)")
     parser.add_argument("--part", choices=("api", "media"), required=True, help="what to fuzz it with")
     parser.add_argument("--cases", type=int, default=10_000, help="how many (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, however many are left")
     parser.add_argument("--seed", type=int, default=1, help="makes the cases (%(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first case, or batch of 50 for api")
     parser.add_argument("--concurrency", type=int, default=4, help="media cases sent at a time (%(default)s)")
@@ -41,15 +44,23 @@ def main(arguments: list[str] | None = None) -> int:
     before = restarts(options.url)
     began = time.monotonic()
     if options.part == "media":
-        asyncio.run(media.run(options.url, report, options.cases, concurrency=options.concurrency))
+        numbers = within(options.seconds, range(options.first, options.first + options.cases))
+        asyncio.run(media.run(options.url, report, numbers, concurrency=options.concurrency))
     else:
-        ApiFuzzer(options.url, report).run(options.cases)
+        batches = range(options.first, options.first + -(-options.cases // BATCH))
+        ApiFuzzer(options.url, report).run(within(options.seconds, batches))
     report.seconds = round(time.monotonic() - began, 1)
     report.restarts = {name: count - before.get(name, 0) for name, count in restarts(options.url).items()}
     if options.report:
         options.report.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     print(shown(report))
     return 0 if report.good else 1
+
+
+def within(seconds: float, numbers: Iterable[int]) -> Iterator[int]:
+    """`numbers` until so much time has passed."""
+    end = time.monotonic() + seconds
+    return itertools.takewhile(lambda number: time.monotonic() < end, numbers)
 
 
 def restarts(url: str) -> dict[str, float]:

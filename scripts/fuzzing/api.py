@@ -6,7 +6,7 @@ import base64
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import hypothesis
@@ -27,7 +27,7 @@ from fuzzing.findings import DELIBERATE, Finding, Report
 from fuzzing.seeds import seeds
 
 # Requests of one search; each search begins from another seed.
-_BATCH = 50
+BATCH = 50
 _SECONDS = 60.0
 _MEDIA = {"image": ("images", "image_url"), "audio": ("audios", "audio_url"), "video": ("videos", "video_url")}
 # What is wrong about a request that is right by the description, which cannot say all.
@@ -60,19 +60,20 @@ class ApiFuzzer:
         for seed in seeds():
             self._media[seed.kind].append(f"data:;base64,{base64.b64encode(seed.data).decode()}")
 
-    def run(self, count: int) -> None:
-        """Send at least `count` requests: alternately a batch of right ones and one of wrong ones."""
-        for batch in range(self._report.first, self._report.first + -(-count // _BATCH)):
+    def run(self, batches: Iterable[int]) -> None:
+        """Send the requests of these batches: of right ones and of wrong ones, in turns."""
+        for batch in batches:
             mode = GenerationMode.NEGATIVE if batch % 2 else GenerationMode.POSITIVE
-            self._search(self._report.seed * 1_000_003 + batch, mode)
+            self._search(batch, mode)
 
-    def _search(self, seed: int, mode: GenerationMode) -> None:
+    def _search(self, batch: int, mode: GenerationMode) -> None:
         operation = self._schema["/v1/chat/completions"]["POST"]
+        seed = self._report.seed * 1_000_003 + batch
         rng = random.Random(seed)
 
         @hypothesis.seed(seed)
         @hypothesis.settings(
-            max_examples=_BATCH,
+            max_examples=BATCH,
             database=None,
             deadline=None,
             phases=[hypothesis.Phase.generate],
@@ -82,13 +83,13 @@ class ApiFuzzer:
         def search(case: Case) -> None:
             if mode is GenerationMode.POSITIVE:
                 case.body = self._tamed(case.body, rng)
-            self._send(case, mode)
+            self._send(case, mode, batch)
 
         search()
 
-    def _send(self, case: Case, mode: GenerationMode) -> None:
+    def _send(self, case: Case, mode: GenerationMode, batch: int) -> None:
         number = self._report.cases
-        what = f"{mode.value} {json.dumps(case.body, default=str)[:2000]}"
+        what = f"batch {batch}, {mode.value} {json.dumps(case.body, default=str)[:2000]}"
         began = time.monotonic()
         try:
             response = case.call(base_url=self._url, session=self._session, timeout=_SECONDS)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import random
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
@@ -46,17 +47,18 @@ def make(number: int, seed: int, files: list[Seed]) -> Case:
     return Case(f"{file.name} as {kind}, {how}, {len(data)} bytes", body)
 
 
-async def run(url: str, report: Report, count: int, *, concurrency: int) -> None:
-    """Send cases `report.first` and following."""
+async def run(url: str, report: Report, numbers: Iterator[int], *, concurrency: int) -> None:
+    """Send the cases with these numbers."""
     files = seeds()
-    numbers = iter(range(report.first, report.first + count))
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
     async with aiohttp.ClientSession(timeout=timeout) as session, asyncio.TaskGroup() as workers:
         for _ in range(concurrency):
             workers.create_task(_send_all(session, url, report, numbers, files))
 
 
-async def _send_all(session: aiohttp.ClientSession, url: str, report: Report, numbers: Any, files: list[Seed]) -> None:
+async def _send_all(
+    session: aiohttp.ClientSession, url: str, report: Report, numbers: Iterator[int], files: list[Seed]
+) -> None:
     for number in numbers:
         case = make(number, report.seed, files)
         began = time.monotonic()
