@@ -115,7 +115,7 @@ def _use(server: Server, layout: Layout, plan: dict[str, Any], run: Run) -> Iter
     yield _ask(server, layout)
     if run.bench is not None:
         for output in ("text", "speech") if layout.speech else ("text",):
-            yield _bench(server, layout, output, run.bench)
+            yield bench(server.url, layout.name, output, run.bench, run.directory)
     yield compare(layout.name, plan, gpu_memory())
 
 
@@ -136,12 +136,13 @@ def _ask(server: Server, layout: Layout) -> tuple[str, list[Check]]:
     return table(header, rows), [Check(f"{layout.name}: the guide's questions", not problems, "; ".join(problems))]
 
 
-def _bench(server: Server, layout: Layout, output: str, flags: Sequence[str]) -> tuple[str, list[Check]]:
-    results = server.directory / f"bench-{layout.name.replace(' ', '-')}-{output}.json"
-    command = [*_CLI, "bench", "--url", server.url, "--output", output, "--json", str(results), *flags]
+def bench(url: str, layout: str, output: str, flags: Sequence[str], directory: Path) -> tuple[str, list[Check]]:
+    """`sgl-omni bench` for one kind of answer; its figures also go to a file in `directory`."""
+    results = directory / f"bench-{layout.replace(' ', '-')}-{output}.json"
+    command = [*_CLI, "bench", "--url", url, "--output", output, "--json", str(results), *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, **_PLAIN})
     shown = f"`sgl-omni bench --output {output} {' '.join(flags)}`:\n\n{block(done.stdout or done.stderr)}"
-    return shown, [Check(f"{layout.name}: bench, {output}", done.returncode == 0, f"ended with {done.returncode}")]
+    return shown, [Check(f"{layout}: bench, {output}", done.returncode == 0, f"ended with {done.returncode}")]
 
 
 def compare(layout: str, plan: dict[str, Any], there: Sequence[Memory]) -> tuple[str, list[Check]]:
