@@ -62,12 +62,17 @@ def serve(report: Report, options: argparse.Namespace, gpus: int, directory: Pat
         report.add("", "", Check("the real checkpoint", None, "no --model-path; a small random one takes its place"))
     # What servers may read is this directory alone.
     shutil.copytree(ROOT / "tests" / "data", directory / "tests" / "data")
-    loads = [word for streams in options.concurrency or CONCURRENCY for word in ("--concurrency", str(streams))]
-    bench = None if options.no_bench else (*loads, "--requests", str(options.bench_requests))
+    measured = (*loads(options.concurrency or CONCURRENCY), "--requests", str(options.bench_requests))
+    bench = None if options.no_bench else measured
     run = serving.Run(options.model_path or SMALL, options.device, directory, bench)
     for layout in serving.layouts(gpus):
         if not options.layout or layout.name in options.layout:
             serving.try_layout(report, layout, run)
+
+
+def loads(streams: Sequence[int]) -> list[str]:
+    """Flags of `sgl-omni bench` for so many requests at a time."""
+    return [word for number in streams for word in ("--concurrency", str(number))]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
