@@ -52,7 +52,7 @@ def train(
     *,
     steps: int,
     rate: float = 1.5e-3,
-    batch: int = 8,
+    batch: int = 5,
     frames: int = 20,
     seed: int = 0,
 ) -> None:
