@@ -111,7 +111,7 @@ def plot_losses(directory: Path) -> None:
 
     records = {line["step"]: line for line in map(json.loads, (directory / _LOSSES).read_text().splitlines())}
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    names = [name for name in next(iter(records.values())) if name != "step"]
+    names = sorted({name for record in records.values() for name in record} - {"step"})
     for name in names:
         series = [(step, record[name]) for step, record in sorted(records.items()) if name in record]
         smooth, curve = series[0][1], []

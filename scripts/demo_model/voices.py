@@ -43,7 +43,8 @@ class Voice:
 def speak(text: str, voice: Voice, rate: int = 24000) -> Sound:
     """`text` as this voice says it, at `rate` samples per second, with short silences around it.
 
-    The same arguments give the same samples, whatever was spoken before.
+    A program that says the same things in the same order gets the same samples. What was said before does change a
+    few: the engine goes on in the middle of its noise, and nothing resets it.
 
     Raises:
         ValueError: espeak-ng has no such voice.
