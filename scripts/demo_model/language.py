@@ -13,9 +13,9 @@ DIRECTIONS = ("left", "right", "up", "down")
 SKETCHES = ("house", "car", "circle", "square", "triangle", "star", "tree", "boat")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-UNKNOWN = "I only know pictures and clips of cars and simple shapes."
-NOTHING_SHOWN = "Please show me a picture or a clip."
-STILL = "Nothing moves in a picture."
+UNKNOWN = "I only know cars and simple shapes."
+NOTHING_SHOWN = "Please show me a picture."
+STILL = "Nothing moves in the picture."
 HELLO = "Hello! Show me a picture of cars or shapes."
 MYSELF = "I am a small demo model. I know cars and simple shapes."
 WELCOME = "You are welcome."
