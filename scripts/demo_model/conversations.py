@@ -9,7 +9,7 @@ from random import Random
 from torch import Tensor
 
 from .language import UNKNOWN, Exchange, Facts, Picture, ask
-from .prompts import Part, Seen, Turn
+from .thinker_prompts import Part, Seen, Turn
 from .tokenizer import vocabulary
 
 SYSTEM_PROMPTS = (
@@ -34,7 +34,8 @@ def converse(
     seen: Seen | None,
     hear: Callable[[Exchange, Random], tuple[Exchange, Tensor]],
     rng: Random,
-    spoken_share: float = 0.45,
+    spoken_share: float = 0.5,
+    most_turns: int = 4,
 ) -> Conversation:
     """Some questions about `facts`, seen as `seen`.
 
@@ -42,7 +43,7 @@ def converse(
         hear: Gives the rows of a spoken exchange; it may put another exchange that it has heard in its place.
     """
     turns, tasks, spoken = [], [], []
-    number = rng.randint(1, 5) if isinstance(facts, Picture) else rng.randint(1, 3)
+    number = rng.randint(1, most_turns if isinstance(facts, Picture) else 3)
     for index in range(number):
         exchange = ask(facts, rng)
         aloud = rng.random() < spoken_share

@@ -12,7 +12,7 @@ from torch import Tensor
 from .audio_training import audible, silence_id
 from .language import COLOURS, DIRECTIONS, Drawing, Facts, Motion, Picture
 from .lessons import CLIP_SIZES, NAMES, NOTHING, PICTURE_SIZES
-from .prompts import Seen
+from .thinker_prompts import Seen
 from .seeing import CELL
 from .shapes import token_embeddings
 from .tokenizer import tokenizer

@@ -1,180 +1,134 @@
-"""Lays conversations out as the server does, with the rows of what is seen and heard, for the thinker to learn from."""
+"""User turns for the talker to hear before it speaks: real questions, around media rows that mean nothing.
+
+An answer must sound the same whatever was asked and shown. So the talker is taught with random media rows of any size
+from a whisper to well beyond what a thinker makes.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import math
+from collections.abc import Callable
+from random import Random
 
-import numpy as np
 import torch
 from torch import Tensor
+from transformers import Qwen2Tokenizer
+from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import _get_feat_extract_output_lengths
 
-from stages.preprocessing.layout import MediaTokens, MediumRows, lay_out
-from stages.preprocessing.positions import mrope_positions
+from . import language
+from .talking import Prompt, Talker
 
-from .shapes import config_json, token_embeddings
-from .tokenizer import tokenizer, vocabulary
+Make = Callable[[torch.Generator], Prompt]
 
-SECONDS_PER_STEP = 1.0
-"""Two frames, at the server's two frames a second."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the vision tower says of a picture or a clip.
-
-    Attributes:
-        grid: Steps, rows and columns of visual tokens; a picture has one step.
-        rows: float [1 + DeepStack maps, tokens, hidden]: what stands in the prompt, and what is added later.
-        is_clip: Whether it came as a video.
-    """
-
-    grid: tuple[int, int, int]
-    rows: Tensor
-    is_clip: bool
+_PICTURE_GRIDS = ((1, 16, 20), (1, 18, 18), (1, 14, 24), (1, 20, 16))
+_CLIP_GRIDS = ((4, 20, 28), (2, 20, 28), (4, 24, 24))
+_SECONDS_PER_STEP = 1.0  # of a clip at the two frames a second that it is watched with
+_SOFTEST, _LOUDEST = 0.3, 6.0
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of a user's message: text, or something seen, or something heard (float [rows, hidden])."""
+class PromptMaker:
+    """Makes prompts of the talker's configuration, each from its own random numbers."""
 
-    text: str | None = None
-    seen: Seen | None = None
-    heard: Tensor | None = None
+    def __init__(self, talker: Talker, config: Qwen3OmniMoeConfig, tokenizer: Qwen2Tokenizer):
+        self._talker = talker
+        self._tokenizer = tokenizer
+        self._hidden = config.thinker_config.text_config.hidden_size
+        self._merge = config.talker_config.spatial_merge_size**2
+        self._n_window = config.thinker_config.audio_config.n_window
+        self._media_ids = torch.tensor(
+            [tokenizer.convert_tokens_to_ids(token) for token in ("<|audio_pad|>", "<|image_pad|>", "<|video_pad|>")]
+        )
+        # The talker's configuration needs it for audio beside a picture, and does not declare it.
+        talker.config.audio_config = config.thinker_config.audio_config
 
+    def kind(self, generator: torch.Generator) -> Make:
+        """A maker of prompts that are equally long, more or less; mostly of typed ones, which take least time."""
+        kinds = (self.typed, self.picture, self.spoken, self.picture_spoken, self.clip)
+        weights = torch.tensor([0.5, 0.2, 0.12, 0.15, 0.03])
+        return kinds[int(torch.multinomial(weights, 1, generator=generator))]
 
-@dataclass(frozen=True)
-class Turn:
-    parts: tuple[Part, ...]
-    answer: str
+    def typed(self, generator: torch.Generator) -> Prompt:
+        """One question, or two turns of them."""
+        turns = 1 if torch.rand((), generator=generator) < 0.8 else 2
+        return self._prompt("".join(_turn(self._question(generator)) for _ in range(turns)), generator)
 
+    def picture(self, generator: torch.Generator) -> Prompt:
+        grid = _chosen(_PICTURE_GRIDS, generator)
+        parts = [self._picture(grid), self._question(generator)]
+        if torch.rand((), generator=generator) < 0.3:
+            parts.reverse()
+        return self._prompt(_turn("".join(parts)), generator, images=[grid])
 
-@dataclass(frozen=True)
-class Prompt:
-    """A conversation as the thinker reads it.
+    def spoken(self, generator: torch.Generator) -> Prompt:
+        length = self._length(generator)
+        return self._prompt(_turn(self._audio(length)), generator, audios=[length])
 
-    Attributes:
-        rows: float32 [length, hidden]
-        deep: float32 [maps, length, hidden]
-        positions: float32 [3, length]
-        ids: int64 [length]
-        answered: bool [length], where a token of an answer stands (with its end).
-    """
+    def picture_spoken(self, generator: torch.Generator) -> Prompt:
+        grid, length = _chosen(_PICTURE_GRIDS, generator), self._length(generator)
+        text = _turn(self._picture(grid) + self._audio(length))
+        return self._prompt(text, generator, images=[grid], audios=[length])
 
-    rows: Tensor
-    deep: Tensor
-    positions: Tensor
-    ids: Tensor
-    answered: Tensor
+    def clip(self, generator: torch.Generator) -> Prompt:
+        grid = _chosen(_CLIP_GRIDS, generator)
+        placeholders = "<|video_pad|>" * (math.prod(grid) // self._merge)
+        text = _turn(f"<|vision_start|>{placeholders}<|vision_end|>{self._question(generator)}")
+        return self._prompt(text, generator, videos=[grid])
 
+    def _prompt(
+        self,
+        text: str,
+        generator: torch.Generator,
+        images: list[tuple[int, int, int]] | None = None,
+        videos: list[tuple[int, int, int]] | None = None,
+        audios: list[int] | None = None,
+    ) -> Prompt:
+        ids = torch.tensor(self._tokenizer(text).input_ids)
+        rows = int(torch.isin(ids, self._media_ids).sum())
+        positions = torch.arange(len(ids)).float().expand(3, -1)
+        if images or videos:
+            positions, _ = self._talker.get_rope_index(
+                ids[None],
+                torch.tensor(images) if images else None,
+                torch.tensor(videos) if videos else None,
+                torch.ones(1, len(ids), dtype=torch.long),
+                False,
+                torch.tensor(audios) if audios else None,
+                torch.full((len(videos),), _SECONDS_PER_STEP) if videos else None,
+            )
+            positions = positions[:, 0]
+        return Prompt(ids, _noise(rows, self._hidden, generator), positions)
 
-def prompt(turns: Sequence[Turn], names: Path, system: str | None = None) -> Prompt:
-    """The rows of a conversation. `names` is where the tokenizer's files are."""
-    ids: list[int] = []
-    answered: list[bool] = []
-    media: list[MediumRows] = []
-    seen: list[Seen] = []
-    heard: list[Tensor] = []
+    def _question(self, generator: torch.Generator) -> str:
+        rng = Random(int(torch.randint(2**31, (), generator=generator)))
+        return language.ask(language.facts(rng), rng).question
 
-    def write(text: str, is_answer: bool = False) -> None:
-        new = _encoded(text, names)
-        ids.extend(new)
-        answered.extend([is_answer] * len(new))
+    def _picture(self, grid: tuple[int, int, int]) -> str:
+        return f"<|vision_start|>{'<|image_pad|>' * (math.prod(grid) // self._merge)}<|vision_end|>"
 
-    if system is not None:
-        write(f"<|im_start|>system\n{system}<|im_end|>\n")
-    for turn in turns:
-        write("<|im_start|>user\n")
-        for part in turn.parts:
-            if part.text is not None:
-                write(part.text)
-            elif part.seen is not None:
-                kind = "video" if part.seen.is_clip else "image"
-                write(f"<|vision_start|><|{kind}_pad|><|vision_end|>")
-                media.append(MediumRows("video" if part.seen.is_clip else "image", part.seen.grid, 0, SECONDS_PER_STEP))
-                seen.append(part.seen)
-            elif part.heard is not None:
-                write("<|audio_start|><|audio_pad|><|audio_end|>")
-                media.append(MediumRows("audio", audio=len(part.heard)))
-                heard.append(part.heard)
-        write("<|im_end|>\n<|im_start|>assistant\n")
-        write(f"{turn.answer}<|im_end|>", is_answer=True)
-        write("\n")
+    def _audio(self, length: int) -> str:
+        rows = int(_get_feat_extract_output_lengths(torch.tensor(length), self._n_window))
+        return f"<|audio_start|>{'<|audio_pad|>' * rows}<|audio_end|>"
 
-    layout = lay_out(ids, media, _media_tokens(), _ids_per_second())
-    length = len(layout.ids)
-    positions, _ = mrope_positions(layout.gaps, media, _ids_per_second())
-    if positions is None:
-        positions = np.broadcast_to(np.arange(length, dtype=np.float32), (3, length))
-    flat = torch.from_numpy(layout.ids)
-    rows = _table()[flat]
-    maps = seen[0].rows.shape[0] - 1 if seen else 0
-    deep = torch.zeros(maps, length, rows.shape[1])
-    visual = [where for where in layout.visual_rows if len(where)]
-    for item, where in zip(seen, visual, strict=True):
-        rows[where] = item.rows[0].float()
-        deep[:, where] = item.rows[1:].float()
-    for sound, where in zip(heard, (where for where in layout.audio_rows if len(where)), strict=True):
-        rows[where] = sound.float()
-    sizes = np.ones(len(ids), np.int64)
-    placeholders = np.flatnonzero(np.isin(ids, (_media_tokens().image, _media_tokens().video, _media_tokens().audio)))
-    sizes[placeholders] = [medium.visual + medium.audio for medium in media]
-    spread = torch.from_numpy(np.repeat(np.array(answered), sizes))
-    return Prompt(rows, deep, torch.from_numpy(np.array(positions)), flat, spread)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Prompts of one length: see `Prompt`. `targets` are ids that are to be predicted, elsewhere -100."""
-
-    rows: Tensor
-    deep: list[Tensor]
-    positions: Tensor
-    targets: Tensor
-    """int64 [batch, length]: at each row the token that comes after it."""
+    def _length(self, generator: torch.Generator) -> int:
+        """Of a spoken question, in the 10 ms of the audio tower's features."""
+        return int(torch.randint(80, 360, (), generator=generator))
 
 
-def together(prompts: Sequence[Prompt]) -> Batch:
-    length = max(len(prompt.ids) for prompt in prompts)
-    width = prompts[0].rows.shape[1]
-    maps = max(prompt.deep.shape[0] for prompt in prompts)
-    rows = torch.zeros(len(prompts), length, width)
-    deep = torch.zeros(maps, len(prompts), length, width)
-    positions = torch.zeros(3, len(prompts), length)
-    targets = torch.full((len(prompts), length), -100)
-    for number, one in enumerate(prompts):
-        size = len(one.ids)
-        rows[number, :size] = one.rows
-        deep[: one.deep.shape[0], number, :size] = one.deep
-        positions[:, number, :size] = one.positions
-        targets[number, : size - 1] = torch.where(one.answered[1:], one.ids[1:], -100)
-    return Batch(rows, list(deep), positions, targets)
+def _turn(content: str) -> str:
+    return f"<|im_start|>user\n{content}<|im_end|>\n"
 
 
-@functools.cache
-def _table() -> Tensor:
-    return torch.from_numpy(token_embeddings())
+def _noise(rows: int, size: int, generator: torch.Generator) -> Tensor:
+    """Rows that have something in common, and something of their own."""
+    shared = torch.randn(1, size, generator=generator)
+    own = torch.randn(rows, size, generator=generator)
+    share = torch.rand((), generator=generator)
+    loudness = _SOFTEST * (_LOUDEST / _SOFTEST) ** torch.rand((), generator=generator)
+    return loudness * (share.sqrt() * shared + (1 - share).sqrt() * own)
 
 
-@functools.lru_cache(maxsize=100_000)
-def _encoded(text: str, names: Path) -> tuple[int, ...]:
-    return tuple(tokenizer(names).encode(text))
-
-
-@functools.cache
-def _media_tokens() -> MediaTokens:
-    ids = vocabulary().id
-    return MediaTokens(
-        image=ids("<|image_pad|>"),
-        video=ids("<|video_pad|>"),
-        audio=ids("<|audio_pad|>"),
-        audio_start=ids("<|audio_start|>"),
-        audio_end=ids("<|audio_end|>"),
-    )
-
-
-@functools.cache
-def _ids_per_second() -> float:
-    return float(config_json()["thinker_config"]["position_id_per_seconds"])
+def _chosen(
+    choices: tuple[tuple[int, int, int], ...], generator: torch.Generator
+) -> tuple[int, int, int]:
+    return choices[int(torch.randint(len(choices), (), generator=generator))]

@@ -20,8 +20,8 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
 
 from .conversations import Conversation, converse
 from .imagined import imagined_sight, imagined_sound
-from .language import Drawing, Exchange, Motion, drawing, motion, scene
-from .prompts import Batch, prompt, together
+from .language import Exchange, drawing, motion, scene
+from .thinker_prompts import Batch, prompt, together
 from .shapes import model_configuration, token_embeddings
 from .thinking import think
 from .training_run import TrainingRun
@@ -65,8 +65,8 @@ Source = Callable[[Random, str], Conversation]
 """Makes a conversation of a kind: picture, clip or nothing."""
 
 
-def imagined(names: Path) -> Source:
-    """Conversations about what ideal towers would say."""
+def imagined(names: Path, spoken_share: float = 0.15, most_turns: int = 6) -> Source:
+    """Conversations about what ideal towers would say; long and mostly typed, as these teach the most for the effort."""
 
     def make(rng: Random, kind: str) -> Conversation:
         numbers = torch.Generator().manual_seed(rng.getrandbits(40))
@@ -80,37 +80,26 @@ def imagined(names: Path) -> Source:
         def hear(exchange: Exchange, rng: Random) -> tuple[Exchange, Tensor]:
             return exchange, imagined_sound(exchange.question, names, rng, numbers)
 
-        return converse(facts, seen, hear, rng)
+        return converse(facts, seen, hear, rng, spoken_share, most_turns)
 
     return make
 
 
-def batches(sources: list[tuple[Source, float]], seed: int, size: int) -> Iterator[tuple[Batch, list[Conversation]]]:
+def batches(
+    sources: list[tuple[Source, float]], seed: int, size: int, names: Path
+) -> Iterator[tuple[Batch, list[Conversation]]]:
     """Endless batches, each of one kind of conversation, as these differ in length."""
     rng = Random(seed)
-    names_of = _names
     while True:
-        kind = rng.choices(("picture", "clip", "nothing"), (70, 20, 10))[0]
+        kind = rng.choices(("picture", "clip", "nothing"), (76, 14, 10))[0]
         # A clip has several times the rows of a picture.
         number = {"picture": size, "clip": max(2, size // 4), "nothing": size}[kind]
         chosen = []
         for _ in range(number):
             make = rng.choices([source for source, _ in sources], [weight for _, weight in sources])[0]
             chosen.append(make(rng, kind))
-        prompts = [prompt(one.turns, names_of(), one.system) for one in chosen]
+        prompts = [prompt(one.turns, names, one.system) for one in chosen]
         yield together(prompts), chosen
-
-
-_directory = Path("tokenizer")
-
-
-def _names() -> Path:
-    return _directory
-
-
-def use_tokenizer(directory: Path) -> None:
-    global _directory
-    _directory = directory
 
 
 @torch.no_grad()
@@ -139,6 +128,7 @@ def train(
     directory: Path,
     thinker: Thinker,
     sources: list[tuple[Source, float]],
+    names: Path,
     steps: int,
     size: int = 16,
     rate: float = 1.5e-3,
@@ -146,7 +136,7 @@ def train(
 ) -> Thinker:
     run = TrainingRun(directory, thinker, steps, rate, warmup=100, save_every=100)
     tally: dict[str, list[bool]] = defaultdict(list)
-    for step, (batch, conversations) in zip(run, batches(sources, 3_000_000 + seed + run.done, size)):
+    for step, (batch, conversations) in zip(run, batches(sources, 3_000_000 + seed + run.done, size, names)):
         scores, targets, unevenness = thinker(batch)
         loss = F.cross_entropy(scores, targets)
         for task, right in right_answers(batch, conversations, scores).items():
@@ -154,11 +144,3 @@ def train(
         shares = {task: torch.tensor(right, dtype=torch.float32).mean() for task, right in sorted(tally.items())}
         run.update({"loss": loss + _EVENNESS * unevenness, "uneven": unevenness.detach(), **shares})
     return thinker
-
-
-def decoder_weights(thinker: Thinker) -> dict[str, Any]:
-    """State dict entries of the whole model."""
-    return {f"thinker.{name}": value for name, value in thinker.state_dict().items()}
-
-
-__all__ = ["Drawing", "Motion", "Thinker", "decoder_weights", "imagined", "train", "use_tokenizer"]

@@ -34,6 +34,8 @@ class Voice:
     """Words a minute."""
     pitch: int = 50
     """0 to 99; 50 is the timbre's own."""
+    gap: int = 0
+    """Silence between words, in units of about 10 ms."""
     intonation: int = 50
     """How far the pitch moves, 0 to 99."""
 
@@ -50,7 +52,7 @@ def speak(text: str, voice: Voice, rate: int = 24000) -> Sound:
     name = f"{voice.accent}+{voice.variant}" if voice.variant else voice.accent
     if engine.library.espeak_SetVoiceByName(name.encode()) != _OK:
         raise ValueError(f"espeak-ng has no voice {name}")
-    settings = {_RATE: voice.speed, _PITCH: voice.pitch, _RANGE: voice.intonation, _WORD_GAP: 0}
+    settings = {_RATE: voice.speed, _PITCH: voice.pitch, _RANGE: voice.intonation, _WORD_GAP: voice.gap}
     for parameter, value in settings.items():
         engine.library.espeak_SetParameter(parameter, value, 0)
     engine.library.espeak_ng_SetRandSeed(_SEED)

@@ -1,0 +1,87 @@
+"""What the demo model's three speakers are taught to say: every kind of answer of its world, and pieces of answers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor
+
+from . import mel
+from .language import answer
+from .voices import Voice, speak, trim
+
+SPEAKERS = {
+    "ethan": Voice("en-us", "m1", speed=140, pitch=65, gap=4),
+    "chelsie": Voice("en-us", "f3", speed=140, pitch=50, gap=4),
+    "aiden": Voice("en-us", "Mike", speed=140, pitch=30, gap=4),
+}
+"""The voices behind the speakers of the checkpoint's configuration."""
+
+_LOUDNESS = 0.07
+"""Root mean square of every utterance between its silences."""
+_LEAD, _TAIL = 0.04, 0.16
+_HELD_OUT = 0.08
+_CUT_SHORT = 0.06
+
+
+@dataclass(frozen=True)
+class Line:
+    """Something to say, and who says it."""
+
+    text: str
+    speaker: str
+
+    @property
+    def sound(self) -> Tensor:
+        """Its samples [1920 × frames] at 24 kHz: one or two frames of silence at the end, hardly any before."""
+        sound = torch.from_numpy(trim(speak(self.text, SPEAKERS[self.speaker]), mel.RATE, _LEAD, _TAIL))
+        voiced = sound[round(_LEAD * mel.RATE) : -round(_TAIL * mel.RATE)]
+        sound = sound * (_LOUDNESS / voiced.square().mean().sqrt())
+        whole = mel.frames(sound) * mel.FRAME
+        return torch.nn.functional.pad(sound, (0, whole - len(sound))).clamp(-1, 1)
+
+
+def lines(count: int, seed: int) -> list[Line]:
+    """`count` texts for training, all different, each for every speaker; in random order.
+
+    A few are answers that stop before their end, as answers do that reach `max_tokens`.
+    """
+    rng = Random(seed)
+    texts: dict[str, None] = {}
+    for text in _answers(rng, held_out=False):
+        if rng.random() < _CUT_SHORT:
+            words = text.split()
+            text = " ".join(words[: rng.randint(1, len(words))])
+        texts[text] = None
+        if len(texts) == count:
+            break
+    found = [Line(text, speaker) for text in texts for speaker in SPEAKERS]
+    rng.shuffle(found)
+    return found
+
+
+def held_out_texts(count: int, seed: int) -> list[str]:
+    """`count` different answers that `lines` never yields, whatever its seed."""
+    texts: dict[str, None] = {}
+    for text in _answers(Random(seed), held_out=True):
+        texts[text] = None
+        if len(texts) == count:
+            break
+    return list(texts)
+
+
+def _answers(rng: Random, held_out: bool) -> Iterator[str]:
+    while True:
+        text = answer(rng)
+        if _is_held_out(text) == held_out:
+            yield text
+
+
+def _is_held_out(text: str) -> bool:
+    """By the text alone. Short answers are so few that every one of them is taught."""
+    draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
+    return len(text.split()) > 3 and draw < _HELD_OUT
