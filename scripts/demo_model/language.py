@@ -285,7 +285,7 @@ def _all_texts() -> Iterator[str]:
         yield f"{_a(name).capitalize()} is moving."
         yield f"{_a(name).capitalize()} is being drawn."
     yield "I see no cars or shapes."
-    yield "Show me pictures and clips."  # not of the grammar, but words that will be typed
+    yield "I know pictures and clips."  # not of the grammar, but words that will be typed
 
 
 _ELSEWHERE = {Picture: 0.05, Motion: 0.05, Drawing: 0.08, type(None): 0.75}
