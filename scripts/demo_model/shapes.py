@@ -11,7 +11,7 @@ from .tokenizer import vocabulary
 
 SHAPES = Shapes(
     text_ranks=0,  # the vocabulary is another one
-    thinker=Decoder(192, 6, heads=6, kv_heads=2, head_dim=32, intermediate=128, experts=4, experts_per_token=2),
+    thinker=Decoder(192, 5, heads=4, kv_heads=2, head_dim=48, intermediate=128, experts=4, experts_per_token=2),
     audio=Encoder(192, 4, heads=4, intermediate=512),
     audio_conv_channels=32,
     vision=Encoder(128, 4, heads=4, intermediate=384),
