@@ -17,7 +17,7 @@ from .prompts import PromptMaker
 from .talking import ASSISTANT_ROWS, Prompt, Reply, TalkerInputs, positions, residual_logits, states
 from .training_run import TrainingRun
 
-_BATCH_ROWS = 1500
+_BATCH_ROWS = 1000
 """Rows of a step: as many answers as fit, prompts included."""
 _SLIPS, _RESIDUAL_SLIPS = 0.06, 0.12
 """Shares of the frames whose first or residual codes are read wrong, as they are when the model draws them itself."""
@@ -66,7 +66,7 @@ def train(
     seed: int = 0,
 ) -> None:
     """`neighbours` [groups, codes, near] are the codes that a code is mistaken for."""
-    run = TrainingRun(directory, inputs.talker, steps, rate, seed=seed, save_every=100)
+    run = TrainingRun(directory, inputs.talker, steps, rate, seed=seed, warmup=60, save_every=50)
     by_length = sorted(lessons, key=lambda lesson: len(lesson.codes))
     for step in run:
         generator = run.generator(step)
