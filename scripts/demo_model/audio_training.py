@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
 from .language import ask, facts
-from .listening import LONGEST, listen, row_count
+from .listening import CHUNK, LONGEST, ROWS_PER_CHUNK, listen, row_count
 from .shapes import model_configuration, token_embeddings
-from .spoken import TIMBRES, mel, some_voice, utterance
+from .spoken import RATE, TIMBRES, Words, mel, some_voice, utterance
 from .tokenizer import tokenizer, vocabulary
 from .training_run import TrainingRun
 
@@ -33,6 +33,8 @@ class Utterance:
     """float32 [128, frames]"""
     ids: Tensor
     """int64: the tokens that are said"""
+    said_at: Tensor
+    """int64 [rows of the tower]: the token in whose middle each row is, else the silence"""
     text: str
 
 
@@ -43,22 +45,49 @@ def audible(question: str) -> str:
 
 def question_utterance(text: str, rng: Random, names: Path, timbres: tuple[str, ...] = TIMBRES) -> Utterance | None:
     """`text` in some voice; None if it is longer or shorter than the tower is trained for."""
-    features = mel(utterance(text, some_voice(rng, timbres), rng))
+    sound, words = utterance(text, some_voice(rng, timbres), rng)
+    features = mel(sound)
     if not _SHORTEST <= features.shape[1] <= LONGEST:
         return None
-    ids = tokenizer(names).encode(audible(text))
-    return Utterance(features, torch.tensor(ids), text)
+    encoded = tokenizer(names)(audible(text), return_offsets_mapping=True)
+    moments = _moments(text, words, [start for start, _ in encoded["offset_mapping"]], len(sound) / RATE)
+    rows = torch.full((row_count(features.shape[1]),), silence_id())
+    taken = -1
+    for token, moment in zip(encoded["input_ids"], moments, strict=True):
+        taken = min(max(_row(moment), taken + 1), len(rows) - 1)
+        rows[taken] = token
+    return Utterance(features, torch.tensor(encoded["input_ids"]), rows, text)
+
+
+def _moments(text: str, words: Words, starts: list[int], end: float) -> list[float]:
+    """The second in the middle of each token, given where it starts in `text`: tokens share out the time of a word."""
+    bounds = [*words, (len(audible(text)), max(words[-1][1] + 0.1, min(end, words[-1][1] + 0.5)))]
+    middles = []
+    for start in starts:
+        place = start + 0.5  # of the space before a word, which belongs to it
+        number = max((index for index, (begin, _) in enumerate(words) if begin <= start + 1), default=0)
+        (begin, moment), (stop, later) = bounds[number], bounds[number + 1]
+        sharing = [other for other in starts if begin <= other + 1 < stop] or [start]
+        share = (sharing.index(start) + 0.5) / len(sharing) if start in sharing else (place - begin) / (stop - begin)
+        middles.append(moment + share * (later - moment))
+    return middles
+
+
+def _row(moment: float) -> int:
+    """The tower's row at `moment`."""
+    frame = int(moment * 100)
+    return frame // CHUNK * ROWS_PER_CHUNK + frame % CHUNK // 8
 
 
 def utterances(seed: int, names: Path) -> Iterator[Utterance]:
-    """Endless questions; each is used a second time later, with other parts of it masked."""
+    """Endless questions; each is used about four times, with other parts of it masked."""
     rng = Random(seed)
     waiting: list[Utterance] = []
     while True:
-        if len(waiting) > 500 and rng.random() < 0.6:
+        if len(waiting) > 300 and rng.random() < 0.75:
             at = rng.randrange(len(waiting))
             said = waiting[at]
-            if rng.random() < 0.6:
+            if rng.random() < 0.34:
                 waiting[at] = waiting[-1]
                 waiting.pop()
         else:
@@ -67,7 +96,7 @@ def utterances(seed: int, names: Path) -> Iterator[Utterance]:
                 continue
             said = made
             waiting.append(said)
-        yield Utterance(_masked(said.mel, rng), said.ids, said.text)
+        yield Utterance(_masked(said.mel, rng), said.ids, said.said_at, said.text)
 
 
 def new_tower() -> Any:
@@ -78,6 +107,8 @@ def new_tower() -> Any:
             nn.init.trunc_normal_(module.weight, std=0.9 / module.weight[0].numel() ** 0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    for layer in tower.layers:  # alike at first, so that a row looks at what is near to it and like it
+        layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight)
     return tower
 
 
@@ -116,13 +147,19 @@ def train(directory: Path, names: Path, steps: int, batch: int = 32, rate: float
             logits.log_softmax(-1).transpose(0, 1), targets, counts, lengths, blank=silence_id(), zero_infinity=True
         )
         there = torch.arange(rows.shape[1]) < counts[:, None]
+        aligned = torch.cat([item.said_at for item in heard])
+        weights = torch.where(aligned == silence_id(), 0.3, 1.0)
+        frames = (F.cross_entropy(logits[there], aligned, reduction="none") * weights).sum() / weights.sum()
+        pointing = max(0.1, 1 - run.done / (0.5 * steps))
         nearest = table[logits.argmax(-1)]
         distance = (rows - nearest).square().mean(-1)[there].mean()
         with torch.no_grad():
-            right = [written_down(row, int(count)) == item.ids.tolist() for row, count, item in zip(rows, counts, heard)]
+            right = [written_down(row, int(count)) == item.ids.tolist() for row, count, item in zip(rows, counts, heard, strict=True)]
         run.update(
             {
-                "loss": loss + _TO_ROWS * distance,
+                "loss": loss + 4 * pointing * frames + _TO_ROWS * distance,
+                "sequence": loss.detach(),
+                "frames": frames.detach(),
                 "distance": distance.detach(),
                 "sentences_right": torch.tensor(right, dtype=torch.float32).mean(),
             }
@@ -142,5 +179,3 @@ def _masked(features: Tensor, rng: Random) -> Tensor:
         features[:, start : start + width] = floor
     return features
 
-
-__all__ = ["Utterance", "audible", "new_tower", "question_utterance", "row_count", "train", "utterances", "written_down"]

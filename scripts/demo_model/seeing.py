@@ -30,10 +30,8 @@ def see(visual: Any, frames: Tensor) -> tuple[Tensor, list[Tensor]]:
     batch, _, height, width, _ = frames.shape
     grid = height // PATCH, width // PATCH
     position_ids, indices, weights = _grid(grid, visual.num_grid_per_side)
-    patches = _patches(frames, grid)
-
     projection = visual.patch_embed.proj
-    hidden = F.linear(patches, projection.weight.flatten(1), projection.bias).float()
+    hidden = F.linear(patches(frames), projection.weight.flatten(1), projection.bias).float()
     hidden = hidden + (visual.pos_embed(indices) * weights[:, :, None]).sum(1)
     cos, sin = visual.rotary_pos_emb(hidden, position_ids)
     deep = []
@@ -46,12 +44,12 @@ def see(visual: Any, frames: Tensor) -> tuple[Tensor, list[Tensor]]:
     return visual.merger(hidden).view(batch, -1, visual.config.out_hidden_size), deep
 
 
-def _patches(frames: Tensor, grid: tuple[int, int]) -> Tensor:
+def patches(frames: Tensor) -> Tensor:
     """float32 [batch, patches, 3 * 2 * 16 * 16] in the processor's order: four patches of a cell after each other."""
-    batch = frames.shape[0]
-    rows, columns = grid[0] // MERGE, grid[1] // MERGE
+    batch, _, height, width, _ = frames.shape
+    rows, columns = height // CELL, width // CELL
     split = frames.view(batch, 2, rows, MERGE, PATCH, columns, MERGE, PATCH, 3)
-    ordered = split.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(batch, grid[0] * grid[1], -1)
+    ordered = split.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(batch, rows * columns * MERGE**2, -1)
     return ordered.float() / 127.5 - 1
 
 

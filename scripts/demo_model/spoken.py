@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
 from .shapes import preprocessor_json
-from .voices import Sound, Voice, speak
+from .voices import Sound, Voice, speak_words
 
 RATE = 16_000
 
@@ -49,14 +49,22 @@ def some_voice(rng: Random, timbres: tuple[str, ...] = TIMBRES) -> Voice:
     )
 
 
-def utterance(text: str, voice: Voice, rng: Random) -> Sound:
+Words = list[tuple[int, float]]
+"""Where each word begins in a text, and the second at which it begins in the sound."""
+
+
+def utterance(text: str, voice: Voice, rng: Random) -> tuple[Sound, Words]:
     """`text` as it comes out of a microphone: float32 at `RATE`, of some loudness, with some noise and some silence."""
-    sound = speak(text, voice, RATE)
+    sound, words = speak_words(text, voice, RATE)
     if rng.random() < 0.4:  # a little faster and higher, or slower and deeper
-        sound = soxr.resample(sound, RATE, RATE * rng.uniform(0.93, 1.08))
+        stretch = rng.uniform(0.93, 1.08)
+        sound = soxr.resample(sound, RATE, RATE * stretch)
+        words = [(place, moment * stretch) for place, moment in words]
     if rng.random() < 0.15:  # a telephone
         sound = soxr.resample(soxr.resample(sound, RATE, 8000), 8000, RATE)
-    sound = np.pad(sound, (int(rng.uniform(0, 0.5) * RATE), int(rng.uniform(0, 0.5) * RATE)))
+    lead = rng.uniform(0, 0.5)
+    sound = np.pad(sound, (int(lead * RATE), int(rng.uniform(0, 0.5) * RATE)))
+    words = [(place, moment + lead) for place, moment in words]
     peak = float(np.abs(sound).max()) or 1.0
     sound = sound * (rng.uniform(0.08, 0.95) / peak)
     if rng.random() < 0.6:
@@ -66,7 +74,7 @@ def utterance(text: str, voice: Voice, rng: Random) -> Sound:
             noise = np.convolve(noise, np.ones(8, np.float32) / 8, mode="same")
         level = float(np.sqrt(np.mean(sound**2))) * 10 ** (-rng.uniform(12, 45) / 20)
         sound = sound + noise * (level / (float(noise.std()) or 1.0))
-    return np.clip(sound, -1, 1).astype(np.float32)
+    return np.clip(sound, -1, 1).astype(np.float32), words
 
 
 def mel(sound: Sound) -> Tensor:

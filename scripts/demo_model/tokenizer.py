@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from tiny_checkpoint.config import Json
 from tiny_checkpoint.tokenizer import Vocabulary, cut_vocabulary, write_tokenizer
 from transformers import Qwen2Tokenizer
 
@@ -19,12 +18,6 @@ RANKS = 900
 def vocabulary() -> Vocabulary:
     """Nearly every word of the world is one token of it."""
     return cut_vocabulary(RANKS, all_words())
-
-
-def chat_template() -> Json:
-    """chat_template.json, the same as the random checkpoint's."""
-    template = Path(__file__).parent.parent / "tiny_checkpoint" / "chat_template.jinja"
-    return {"chat_template": template.read_text(encoding="utf-8")}
 
 
 def write(directory: Path) -> None:

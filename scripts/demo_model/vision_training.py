@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -13,14 +15,22 @@ from torch import Tensor, nn
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeVisionEncoder
 
 from .language import COLOURS, DIRECTIONS
-from .lessons import IGNORED, NAMES, NOTHING, STILL, Lesson, lessons
-from .seeing import see
+from .lessons import IGNORED, NAMES, NOTHING, STILL, Lesson, clip_lesson, lessons, picture_lesson
+from .seeing import PATCH, patches, see
 from .shapes import SHAPES, model_configuration, token_embeddings
 from .tokenizer import vocabulary
 from .training_run import TrainingRun
 
 _SHARPNESS = 8.0
 _CLIP_SHARE = 0.3
+_FOCUS = 3.5
+_OFFSETS = (
+    ((-1, 0), (1, 0), (0, -1), (0, 1)),
+    ((-2, 0), (2, 0), (0, -2), (0, 2)),
+    ((-2, -2), (-2, 2), (2, -2), (2, 2)),
+    ((0, 0), (0, 0), None, None),
+)
+"""Rows and columns from a patch to where each head of each block looks at first."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +82,62 @@ def new_tower() -> Any:
             nn.init.trunc_normal_(module.weight, std=0.7 / module.weight[0].numel() ** 0.5)
             nn.init.zeros_(module.bias)
     nn.init.normal_(tower.pos_embed.weight, std=0.2)
-    for block in tower.blocks:
-        _look_nearby(block.attn)
+    for block, offsets in zip(tower.blocks, _OFFSETS, strict=True):
+        _look_nearby(block.attn, offsets, tower.rotary_pos_emb.inv_freq)
+    _see_edges(tower.patch_embed.proj)
     return tower
 
 
 @torch.no_grad()
-def _look_nearby(attention: Any) -> None:
-    """Let most heads begin with looking at what is close: with equal queries and keys everywhere, rotary positions
-    score a patch the less the farther it is. Left to find that out, the tower names nothing for many hundred steps.
+def _see_edges(projection: nn.Conv3d) -> None:
+    """Let the tower begin with the cosines that make up a patch, all made equally strong.
+
+    At random, all 128 views of a patch would be of its colour, which is nearly all of its variance: the tower then
+    learns colours in a hundred steps, and shapes hardly at all.
     """
-    query, key, _ = attention.qkv.bias.view(3, attention.num_heads, -1)
-    nearness = torch.linspace(2.2, 0.0, attention.num_heads)[:, None]
-    query.copy_(nearness.expand_as(query))
-    key.copy_(nearness.expand_as(key))
+    frames = picture_lesson(Random(0), 8), clip_lesson(Random(0), 8)
+    sample = torch.cat([patches(lesson.frames).flatten(0, 1) for lesson in frames])
+    basis = _cosines().flatten(1)
+    projection.weight.copy_((basis / (sample @ basis.T).std(0).clamp(min=0.02)[:, None]).view_as(projection.weight))
+    projection.bias.copy_(-(sample.mean(0) @ projection.weight.flatten(1).T))
+
+
+def _cosines() -> Tensor:
+    """The 128 filters [128, 3, 2, 16, 16]: brightness finer than colour, and what changes between the two frames."""
+    steps = (torch.arange(PATCH) + 0.5) * torch.pi / PATCH
+    waves = torch.stack([torch.cos(steps * frequency) for frequency in range(8)])
+    channels = {
+        "bright": torch.tensor([0.3, 0.5, 0.2]),
+        "warm": torch.tensor([0.5, 0.0, -0.5]),
+        "green": torch.tensor([-0.5, 1.0, -0.5]),
+    }
+    both, change = torch.tensor([0.5, 0.5]), torch.tensor([-0.5, 0.5])
+    plan = [("bright", both, 50), ("warm", both, 16), ("green", both, 16), ("bright", change, 26)]
+    plan += [("warm", change, 10), ("green", change, 10)]
+    order = sorted(((u, v) for u in range(8) for v in range(8)), key=lambda uv: (uv[0] + uv[1], uv))
+    return torch.stack(
+        [
+            channels[name][:, None, None, None] * time[:, None, None] * torch.outer(waves[u], waves[v])
+            for name, time, number in plan
+            for u, v in order[:number]
+        ]
+    )
+
+
+@torch.no_grad()
+def _look_nearby(attention: Any, offsets: Sequence[tuple[float, float] | None], frequencies: Tensor) -> None:
+    """Let each head begin with looking at the patch that lies so many rows below and columns to the right.
+
+    With the same query and key everywhere, rotary positions decide alone: turned by an offset, they score the patch
+    at that offset best. The tower then begins as a convolution does. Left to find that out, it knows every colour
+    after a hundred steps, and after a thousand no shape. None leaves a head as it is drawn.
+    """
+    query, key, _ = attention.qkv.bias.view(3, attention.num_heads, 2, -1)  # pairs: first halves, second halves
+    for head, offset in enumerate(offsets):
+        if offset is not None:
+            angles = torch.cat([offset[0] * frequencies, offset[1] * frequencies])
+            query[head] = _FOCUS * torch.stack([angles.cos(), angles.sin()])
+            key[head] = _FOCUS * torch.stack([torch.ones_like(angles), torch.zeros_like(angles)])
 
 
 def loss_of(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:

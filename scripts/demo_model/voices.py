@@ -19,7 +19,25 @@ _UTF8 = 1
 _SAMPLES_PER_CALLBACK_MS = 200
 _OK = 0
 _SEED = 1
-_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+_NO_MORE_EVENTS, _WORD = 0, 1
+
+
+class _Event(ctypes.Structure):
+    """espeak_EVENT; positions are characters from 1 and milliseconds."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int),
+        ("message", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_char * 8),
+    )
+
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
 @dataclass(frozen=True)
@@ -62,6 +80,12 @@ def speak(text: str, voice: Voice, rate: int = 24000) -> Sound:
     return soxr.resample(samples, engine.rate, rate)
 
 
+def speak_words(text: str, voice: Voice, rate: int = 24000) -> tuple[Sound, list[tuple[int, float]]]:
+    """The same, with the words: where each begins in `text`, and the second at which it begins in the sound."""
+    sound = speak(text, voice, rate)
+    return sound, list(_engine().words)
+
+
 def trim(sound: Sound, rate: int, lead: float, tail: float, threshold: float = 0.004) -> Sound:
     """`sound` with exactly `lead` seconds before its first audible sample, and `tail` after the last."""
     audible = np.flatnonzero(np.abs(sound) > threshold)
@@ -81,12 +105,15 @@ class _Engine:
         if self.rate <= 0:
             raise RuntimeError(f"espeak-ng does not start with the data in {data.decode()}")
         self._pieces: list[np.ndarray] = []
+        self.words: list[tuple[int, float]] = []
+        """Of what was spoken last: where each word begins in the text, and when in the sound, in seconds."""
         self._callback = _Callback(self._receive)  # kept: the library does not
         self.library.espeak_SetSynthCallback(self._callback)
 
     def synthesize(self, text: str) -> np.ndarray:
         """16-bit samples at `self.rate`."""
         self._pieces.clear()
+        self.words.clear()
         data = text.encode()
         result = self.library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8, None, None)
         if result != _OK:
@@ -94,9 +121,16 @@ class _Engine:
         self.library.espeak_Synchronize()
         return np.concatenate(self._pieces) if self._pieces else np.zeros(0, np.int16)
 
-    def _receive(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: int) -> int:
+    def _receive(
+        self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: "ctypes._Pointer[_Event]"
+    ) -> int:
         if samples and count > 0:
             self._pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        number = 0
+        while events and events[number].kind != _NO_MORE_EVENTS:
+            if events[number].kind == _WORD:
+                self.words.append((events[number].text_position - 1, events[number].audio_position / 1000))
+            number += 1
         return 0
 
 
