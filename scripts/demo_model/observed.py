@@ -1,4 +1,4 @@
-"""What the trained towers make of painted pictures, filmed clips and spoken questions, kept in a file for the thinker."""
+"""What the trained towers make of pictures, clips and spoken questions, kept in a file for the thinker."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .language import Exchange, Facts, ask, drawing, facts, motion, scene
 from .lessons import CLIP_SIZES, PICTURE_SIZES, scaled
 from .listening import listen
 from .painting import paint_picture
-from .thinker_prompts import Seen
 from .seeing import CELL, see
 from .spoken import TIMBRES
+from .thinker_prompts import Seen
 
 _KEPT_AS = torch.bfloat16
 _AT_ONCE = 16
@@ -81,7 +81,9 @@ class Observed:
 
         def make(rng: Random, kind: str) -> Conversation:
             numbers = torch.Generator().manual_seed(rng.getrandbits(40))
-            shown, seen = (None, None) if kind == "nothing" else rng.choice(self.pictures if kind == "picture" else self.clips)
+            shown, seen = (
+                (None, None) if kind == "nothing" else rng.choice(self.pictures if kind == "picture" else self.clips)
+            )
 
             def hear(exchange: Exchange, rng: Random) -> tuple[Exchange, Tensor]:
                 for _ in range(1000):

@@ -1,6 +1,6 @@
 """The voice's stages of the recipe, in their order: codec, vocoder, talker. Each goes on where it was stopped.
 
-    PYTHONPATH=scripts python -m demo_model.speaking --out out/voice codec vocoder talker
+PYTHONPATH=scripts python -m demo_model.speaking --out out/voice codec vocoder talker
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from .vocoder import Utterance
 
 TEXTS = 2000
 """Different texts that the talker is taught."""
-_CODEC_LINES = 900
+_CODEC_LINES = 750
 """Of them, spoken ones that the codebooks are fitted to and the vocoder learns from: sounds take room."""
-_VOCODER_STEPS = 900
+_VOCODER_STEPS = 1800
 _TALKER_STEPS = 1800
 _SEED = 4
 

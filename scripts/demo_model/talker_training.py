@@ -66,7 +66,7 @@ def train(
     seed: int = 0,
 ) -> None:
     """`neighbours` [groups, codes, near] are the codes that a code is mistaken for."""
-    run = TrainingRun(directory, inputs.talker, steps, rate, seed=seed, warmup=60, save_every=50)
+    run = TrainingRun(directory, inputs.talker, steps, rate, seed=seed, warmup=60, save_every=50, muon=True)
     by_length = sorted(lessons, key=lambda lesson: len(lesson.codes))
     for step in run:
         generator = run.generator(step)

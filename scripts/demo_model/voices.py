@@ -56,6 +56,8 @@ class Voice:
     """Silence between words, in units of about 10 ms."""
     intonation: int = 50
     """How far the pitch moves, 0 to 99."""
+    tone: int = 0
+    """Pitch in hertz that every voiced sound has, whatever `pitch` and `intonation` are; 0 for natural speech."""
 
 
 def speak(text: str, voice: Voice, rate: int = 24000) -> Sound:
@@ -74,6 +76,7 @@ def speak(text: str, voice: Voice, rate: int = 24000) -> Sound:
     settings = {_RATE: voice.speed, _PITCH: voice.pitch, _RANGE: voice.intonation, _WORD_GAP: voice.gap}
     for parameter, value in settings.items():
         engine.library.espeak_SetParameter(parameter, value, 0)
+    engine.library.espeak_ng_SetConstF0(voice.tone)
     engine.library.espeak_ng_SetRandSeed(_SEED)
 
     samples = engine.synthesize(text).astype(np.float32) / 32768

@@ -75,7 +75,9 @@ def test_assistant_and_trailing_rows_are_the_references(model, inputs: TalkerInp
     torch.testing.assert_close(ours[trailing.shape[1] :], pad[0].expand(6 - trailing.shape[1], -1))
 
 
-def test_free_running_greedy_codes_are_the_references(model, inputs: TalkerInputs, prompt: Prompt, reply: Reply) -> None:
+def test_free_running_greedy_codes_are_the_references(
+    model, inputs: TalkerInputs, prompt: Prompt, reply: Reply
+) -> None:
     longer = Reply(torch.tensor([21, 22, 23, 24, 25, 26]), "ethan")
     truth = [_reference_codes(model, inputs, prompt, each) for each in (reply, longer)]
 
