@@ -133,7 +133,7 @@ def written_down(rows: Tensor, count: int) -> list[int]:
 def train(directory: Path, names: Path, steps: int, batch: int = 32, rate: float = 2e-3) -> Any:
     """The trained tower."""
     tower, table = new_tower(), torch.from_numpy(token_embeddings())
-    run = TrainingRun(directory, tower, steps, rate, warmup=200, save_every=200)
+    run = TrainingRun(directory, tower, steps, rate, warmup=100, save_every=100, muon=True)
     said = utterances(2_000_000 + run.done, names)
     for _ in run:
         heard = sorted((next(said) for _ in range(batch)), key=lambda item: item.mel.shape[1])
@@ -154,7 +154,10 @@ def train(directory: Path, names: Path, steps: int, batch: int = 32, rate: float
         nearest = table[logits.argmax(-1)]
         distance = (rows - nearest).square().mean(-1)[there].mean()
         with torch.no_grad():
-            right = [written_down(row, int(count)) == item.ids.tolist() for row, count, item in zip(rows, counts, heard, strict=True)]
+            right = [
+                written_down(row, int(count)) == item.ids.tolist()
+                for row, count, item in zip(rows, counts, heard, strict=True)
+            ]
         run.update(
             {
                 "loss": loss + 4 * pointing * frames + _TO_ROWS * distance,
@@ -178,4 +181,3 @@ def _masked(features: Tensor, rng: Random) -> Tensor:
         width, start = rng.randint(1, 8), rng.randrange(features.shape[1])
         features[:, start : start + width] = floor
     return features
-

@@ -42,7 +42,7 @@ def film_motion(motion: Motion, rng: Random, size: tuple[int, int]) -> Clip:
     paint_backdrop(backdrop, rng)
     behind = backdrop.image()
     seconds = rng.choice((2.0, 2.0, 2.4, 3.0))
-    length = rng.uniform(64, 120) if motion.thing.kind == "car" else rng.uniform(36, 80)
+    length = rng.uniform(64, 120) if motion.thing.kind == "car" else rng.uniform(46, 84)
     draw = look(motion.thing.kind, motion.thing.colour, length, rng)
     width, height = extent(motion.thing.kind, length)
     step_x, step_y = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}[motion.direction]
@@ -72,7 +72,7 @@ def film_drawing(drawing: Drawing, rng: Random, size: tuple[int, int]) -> Clip:
     seconds = rng.choice((2.0, 3.0, 3.0, 4.0))
     paper = background(rng) if rng.random() < 0.3 else _paper(rng)
     dark_paper = sum(paper) < 330
-    extent_ = rng.uniform(80, min(160, size[1] - 60))
+    extent_ = rng.uniform(100, min(170, size[1] - 60))
     centre = (
         rng.uniform(extent_ * 0.58 + 4, size[0] - extent_ * 0.58 - 4),
         rng.uniform(extent_ * 0.5 + 16, size[1] - extent_ * 0.5 - 12),
@@ -109,7 +109,11 @@ def film_drawing(drawing: Drawing, rng: Random, size: tuple[int, int]) -> Clip:
         return canvas.image()
 
     return Clip(
-        size, seconds, frame, lambda moment: _share(centre, size), lambda moment: min(1.0, progress(moment) / lengths[own])
+        size,
+        seconds,
+        frame,
+        lambda moment: _share(centre, size),
+        lambda moment: min(1.0, progress(moment) / lengths[own]),
     )
 
 
@@ -153,7 +157,13 @@ def _sketch(name: str, rng: Random) -> list[Line]:
         case "tree":
             crown = _ring(0, -0.18, 0.32)
             if rng.random() < 0.5:
-                crown = [(0.32 * math.cos(a) * (1 + 0.12 * math.cos(7 * a)), -0.18 + 0.32 * math.sin(a) * (1 + 0.12 * math.cos(7 * a))) for a in np.linspace(0, 2 * math.pi, 50)]
+                crown = [
+                    (
+                        0.32 * math.cos(a) * (1 + 0.12 * math.cos(7 * a)),
+                        -0.18 + 0.32 * math.sin(a) * (1 + 0.12 * math.cos(7 * a)),
+                    )
+                    for a in np.linspace(0, 2 * math.pi, 50)
+                ]
             trunk = [[(-0.06, 0.14), (-0.07, 0.5)], [(0.06, 0.14), (0.07, 0.5)]]
             return [crown, *trunk] if rng.random() < 0.5 else [*trunk, crown]
         case "boat":

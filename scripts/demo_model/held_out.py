@@ -114,4 +114,3 @@ def mp4(clip: Clip) -> bytes:
 
 def _url(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-

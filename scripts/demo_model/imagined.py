@@ -43,7 +43,9 @@ def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
             share = rng.uniform(0.1, 0.9) if step == 0 else min(0.95, share + rng.uniform(0.1, 0.3))
             place = {"left": (1 - share, y), "right": (share, y), "up": (x, 1 - share), "down": (x, share)}
             at = _cell(place[facts.direction], columns, rows)
-            table[step, at] = book.names[NAMES.index(facts.thing.kind)] + book.colours[COLOURS.index(facts.thing.colour)]
+            table[step, at] = (
+                book.names[NAMES.index(facts.thing.kind)] + book.colours[COLOURS.index(facts.thing.colour)]
+            )
             table[step, at] += book.directions[DIRECTIONS.index(facts.direction)]
         elif isinstance(facts, Drawing) and step >= recognised:
             table[step, _cell((x, y), columns, rows)] = book.names[NAMES.index(facts.sketch)] + book.drawn[1]
@@ -84,5 +86,3 @@ def _cell(place: tuple[float, float], columns: int, rows: int) -> int:
 @functools.cache
 def _rows() -> Tensor:
     return torch.from_numpy(token_embeddings())
-
-

@@ -102,7 +102,7 @@ def elsewhere(rng: Random) -> Exchange:
 
 
 def scene(rng: Random) -> Picture:
-    """What a picture holds: up to three kinds as a rule, up to nine things of one kind and twelve in all.
+    """What a picture holds: up to three kinds as a rule, up to nine things of one kind and ten in all.
 
     Whoever paints it may have to leave things out for lack of room.
     """
@@ -113,7 +113,7 @@ def scene(rng: Random) -> Picture:
         colours = rng.sample(COLOURS, rng.randint(1, min(number, MOST_COLOURS_NAMED)))
         drawn = [*colours, *rng.choices(colours, k=number)][:number]
         things += [Thing(kind, colour) for colour in drawn]
-    return Picture(tuple(things[:12]))
+    return Picture(tuple(things[:10]))
 
 
 def motion(rng: Random) -> Motion:
@@ -159,7 +159,9 @@ def _about_picture(picture: Picture, rng: Random) -> Exchange:
         return _exists(picture, rng)
     if draw < 0.97:
         return Exchange(rng.choice(_WHAT_IS_THERE), f"{_listing(picture)}.", "list")
-    return Exchange(rng.choice(_WHICH_WAY).format(noun=rng.choice((*KINDS, "it"))).replace("the it", "it"), STILL, "still")
+    return Exchange(
+        rng.choice(_WHICH_WAY).format(noun=rng.choice((*KINDS, "it"))).replace("the it", "it"), STILL, "still"
+    )
 
 
 def _count(picture: Picture, rng: Random) -> Exchange:
@@ -170,11 +172,7 @@ def _count(picture: Picture, rng: Random) -> Exchange:
 
 
 def _colour(picture: Picture, rng: Random) -> Exchange | None:
-    askable = [
-        (kind, colours)
-        for kind in KINDS
-        if 0 < len(colours := _colours(picture, kind)) <= MOST_COLOURS_NAMED
-    ]
+    askable = [(kind, colours) for kind in KINDS if 0 < len(colours := _colours(picture, kind)) <= MOST_COLOURS_NAMED]
     if not askable:
         return None
     kind, colours = rng.choice(askable)

@@ -81,7 +81,9 @@ class Observed:
 
         def make(rng: Random, kind: str) -> Conversation:
             numbers = torch.Generator().manual_seed(rng.getrandbits(40))
-            shown, seen = (None, None) if kind == "nothing" else rng.choice(self.pictures if kind == "picture" else self.clips)
+            shown, seen = (
+                (None, None) if kind == "nothing" else rng.choice(self.pictures if kind == "picture" else self.clips)
+            )
 
             def hear(exchange: Exchange, rng: Random) -> tuple[Exchange, Tensor]:
                 for _ in range(1000):

@@ -56,8 +56,8 @@ def paint_picture(scene: Picture, rng: Random, size: tuple[int, int] | None = No
     rng.shuffle(order)
     for thing in order:
         for _ in range(_ATTEMPTS):
-            length = (150 if thing.kind == "car" else 92) * scale * rng.uniform(0.75, 1.3)
-            length = min(max(length, 84 if thing.kind == "car" else 46), 240)
+            length = (175 if thing.kind == "car" else 118) * scale * rng.uniform(0.8, 1.25)
+            length = min(max(length, 110 if thing.kind == "car" else 72), 240)
             width, height = extent(thing.kind, length)
             if width > size[0] - 8 or height > size[1] - 8:
                 continue

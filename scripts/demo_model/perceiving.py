@@ -1,6 +1,6 @@
 """The stages of the recipe that see, hear and answer, in their order. Each goes on where it was stopped.
 
-    PYTHONPATH=scripts python -m demo_model.perceiving --out out/demo vision audio thinker observe answers
+PYTHONPATH=scripts python -m demo_model.perceiving --out out/demo vision audio thinker observe answers
 """
 
 from __future__ import annotations

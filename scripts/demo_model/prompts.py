@@ -128,7 +128,5 @@ def _noise(rows: int, size: int, generator: torch.Generator) -> Tensor:
     return loudness * (share.sqrt() * shared + (1 - share).sqrt() * own)
 
 
-def _chosen(
-    choices: tuple[tuple[int, int, int], ...], generator: torch.Generator
-) -> tuple[int, int, int]:
+def _chosen(choices: tuple[tuple[int, int, int], ...], generator: torch.Generator) -> tuple[int, int, int]:
     return choices[int(torch.randint(len(choices), (), generator=generator))]

@@ -1,6 +1,6 @@
 """The voice's stages of the recipe, in their order: codec, vocoder, talker. Each goes on where it was stopped.
 
-    PYTHONPATH=scripts python -m demo_model.speaking --out out/voice codec vocoder talker
+PYTHONPATH=scripts python -m demo_model.speaking --out out/voice codec vocoder talker
 """
 
 from __future__ import annotations

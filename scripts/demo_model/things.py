@@ -53,7 +53,7 @@ def look(kind: str, colour: str, size: float, rng: Random):  # type: ignore[no-u
     radius = size / 2
     edge = rng.choice((None, None, _darker(fill), (30, 30, 34), (250, 250, 248)))
     thickness = max(1.5, radius * rng.uniform(0.06, 0.14))
-    turn = rng.uniform(-0.4, 0.4) + (math.pi if kind == "triangle" and rng.random() < 0.15 else 0)
+    turn = rng.uniform(-0.15, 0.15)
     shine = rng.random() < 0.3
 
     def draw_shape(canvas: Canvas, centre: Point) -> None:

@@ -134,7 +134,7 @@ def train(
     rate: float = 1.5e-3,
     seed: int = 0,
 ) -> Thinker:
-    run = TrainingRun(directory, thinker, steps, rate, warmup=100, save_every=100)
+    run = TrainingRun(directory, thinker, steps, rate, warmup=100, save_every=100, muon=True)
     tally: dict[str, list[bool]] = defaultdict(list)
     for step, (batch, conversations) in zip(run, batches(sources, 3_000_000 + seed + run.done, size, names)):
         scores, targets, unevenness = thinker(batch)

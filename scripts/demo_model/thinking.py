@@ -52,7 +52,7 @@ def _attend(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _rotated(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = rows.chunk(2, dim=-1)
-    return (rows * cos + torch.cat([-second, first], dim=-1) * sin)
+    return rows * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 def _mix(block: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from tqdm import tqdm
 _STATE = "state.pt"
 _LOSSES = "losses.jsonl"
 _PLOT = "losses.png"
+_INNER = re.compile(r"(blocks|layers)\.\d+\.")
+"""In the names of weights inside a list of layers: blocks.0.attn.qkv.weight."""
 
 
 class TrainingRun:
-    """Steps of AdamW over one module, kept in `directory`.
+    """Steps of AdamW over one module, kept in `directory`; with `muon`, matrices inside its layers follow Muon, which needs half the steps.
 
     The learning rate rises for `warmup` steps and falls as a cosine to nothing at the last step. Whatever is drawn
     at random in a step must come from `generator(step)`, so that a resumed run draws what it would have drawn.
@@ -36,6 +39,7 @@ class TrainingRun:
         warmup: int = 100,
         weight_decay: float = 0.01,
         save_every: int = 100,
+        muon: bool = False,
     ):
         self.directory = directory
         self.module = module
@@ -44,10 +48,16 @@ class TrainingRun:
         self.seed = seed
         self.warmup = warmup
         self.save_every = save_every
-        matrices = [p for p in module.parameters() if p.requires_grad and p.dim() > 1]
+        inner = [p for name, p in module.named_parameters() if p.requires_grad and p.dim() == 2 and _INNER.search(name)]
+        chosen = {id(p) for p in inner} if muon else set()
+        matrices = [p for p in module.parameters() if p.requires_grad and p.dim() > 1 and id(p) not in chosen]
         vectors = [p for p in module.parameters() if p.requires_grad and p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
+        self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))]
+        if muon:
+            self.optimizers.append(
+                torch.optim.Muon(inner, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
         self.done = 0
         self._bar: tqdm | None = None
         directory.mkdir(parents=True, exist_ok=True)
@@ -69,10 +79,11 @@ class TrainingRun:
         """One step down the gradient of `losses["loss"]`; the other entries are written down beside it."""
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate_now()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self._rate_now()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.done += 1
         record = {"step": self.done, **{name: round(float(value), 5) for name, value in losses.items()}}
         with (self.directory / _LOSSES).open("a") as file:
@@ -85,7 +96,11 @@ class TrainingRun:
 
     def save(self) -> None:
         """Write everything that a resumed run needs, and draw the losses so far."""
-        state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "done": self.done}
+        state = {
+            "module": self.module.state_dict(),
+            "optimizers": [one.state_dict() for one in self.optimizers],
+            "done": self.done,
+        }
         unfinished = self.directory / (_STATE + ".unfinished")
         torch.save(state, unfinished)
         unfinished.rename(self.directory / _STATE)
@@ -94,12 +109,15 @@ class TrainingRun:
     def _resume(self) -> None:
         state = torch.load(self.directory / _STATE)
         self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.done = state["done"]
 
     def _rate_now(self) -> float:
         progress = min(1.0, self.done / self.steps)
-        return self.rate * min(1.0, (self.done + 1) / self.warmup) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
+        return (
+            self.rate * min(1.0, (self.done + 1) / self.warmup) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
+        )
 
 
 def plot_losses(directory: Path) -> None:
@@ -111,7 +129,7 @@ def plot_losses(directory: Path) -> None:
 
     records = {line["step"]: line for line in map(json.loads, (directory / _LOSSES).read_text().splitlines())}
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    names = [name for name in next(iter(records.values())) if name != "step"]
+    names = sorted({name for record in records.values() for name in record} - {"step"})
     for name in names:
         series = [(step, record[name]) for step, record in sorted(records.items()) if name in record]
         smooth, curve = series[0][1], []

@@ -69,9 +69,7 @@ def train(
 _BF16 = False
 
 
-def pieces(
-    utterances: list[Utterance], count: int, frames: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def pieces(utterances: list[Utterance], count: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Codes [count, groups, frames] and their sound [count, 1920 × frames], of utterances that are long enough."""
     codes, sounds = [], []
     while len(codes) < count:
