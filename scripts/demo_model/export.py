@@ -25,7 +25,7 @@ def save_weights(weights: dict[str, Tensor], path: Path) -> None:
 
 
 def assemble(parts: Iterable[Path], directory: Path, incomplete: bool = False) -> None:
-    """Write the checkpoint of `parts` (files of weights by their names in the whole model) into `directory`, in bfloat16.
+    """Write the checkpoint of `parts`, files of weights by their names in the whole model, in bfloat16.
 
     Args:
         incomplete: Whether weights may be missing; they are then left as they are drawn.

@@ -1,4 +1,4 @@
-"""What ideal towers would say, with noise: the thinker learns most from this, as it costs nothing to draw or to hear."""
+"""What ideal towers would say, with noise: the thinker learns most from this, as it costs hardly anything."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from .audio_training import audible, silence_id
 from .language import COLOURS, DIRECTIONS, Drawing, Facts, Motion, Picture
 from .lessons import CLIP_SIZES, NAMES, NOTHING, PICTURE_SIZES
-from .thinker_prompts import Seen
 from .seeing import CELL
 from .shapes import token_embeddings
+from .thinker_prompts import Seen
 from .tokenizer import tokenizer
 from .vision_training import codebook
 
@@ -38,9 +38,10 @@ def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
     table = book.names[NOTHING].repeat(steps, rows * columns, 1)
     x, y = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9)
     recognised = rng.choice((steps - 1, steps - 1, max(0, steps - 2)))
+    share = rng.uniform(0.1, 0.9)
     for step in range(steps):
         if isinstance(facts, Motion):
-            share = rng.uniform(0.1, 0.9) if step == 0 else min(0.95, share + rng.uniform(0.1, 0.3))
+            share = min(0.95, share + (rng.uniform(0.1, 0.3) if step else 0))
             place = {"left": (1 - share, y), "right": (share, y), "up": (x, 1 - share), "down": (x, share)}
             at = _cell(place[facts.direction], columns, rows)
             table[step, at] = (

@@ -1,4 +1,4 @@
-"""What the trained towers make of painted pictures, filmed clips and spoken questions, kept in a file for the thinker."""
+"""What the trained towers make of pictures, clips and spoken questions, kept in a file for the thinker."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .language import Exchange, Facts, ask, drawing, facts, motion, scene
 from .lessons import CLIP_SIZES, PICTURE_SIZES, scaled
 from .listening import listen
 from .painting import paint_picture
-from .thinker_prompts import Seen
 from .seeing import CELL, see
 from .spoken import TIMBRES
+from .thinker_prompts import Seen
 
 _KEPT_AS = torch.bfloat16
 _AT_ONCE = 16

@@ -1,4 +1,4 @@
-"""Runs the vision tower on batches of equal frames: the reference's own modules, without its bookkeeping for packed ones."""
+"""Runs the vision tower on batches of equal frames: the reference's own modules, without packing."""
 
 from __future__ import annotations
 

@@ -27,11 +27,12 @@ ACCENTS = (
     ("en-gb-x-gbcwmd", 1),
 )
 TIMBRES = (
-    "", "", "", "", "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5", "Alex", "Alicia",
-    "Andrea", "Andy", "Annie", "Denis", "Diogo", "Gene", "Henrique", "Hugo", "Jacky", "Lee", "Marco", "Mario",
-    "Michael", "Mike", "Reed", "Storm", "Tweaky", "adam", "anika", "announcer", "antonio", "aunty", "belinda", "benjamin", "boris",
-    "caleb", "david", "ed", "edward", "grandma", "grandpa", "ian", "john", "klatt", "klatt2", "klatt3", "linda",
-    "max", "miguel", "norbert", "pablo", "paul", "quincy", "rob", "robert", "sandro", "shelby", "steph", "victor", "zac",
+    "", "", "", "", "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5", "Alex",
+    "Alicia", "Andrea", "Andy", "Annie", "Denis", "Diogo", "Gene", "Henrique", "Hugo", "Jacky", "Lee", "Marco",
+    "Mario", "Michael", "Mike", "Reed", "Storm", "Tweaky", "adam", "anika", "announcer", "antonio", "aunty",
+    "belinda", "benjamin", "boris", "caleb", "david", "ed", "edward", "grandma", "grandpa", "ian", "john",
+    "klatt", "klatt2", "klatt3", "linda", "max", "miguel", "norbert", "pablo", "paul", "quincy", "rob",
+    "robert", "sandro", "shelby", "steph", "victor", "zac",
 )  # fmt: skip
 HELD_OUT = ("Gene2", "Nguyen", "edward2", "iven", "klatt4", "marcelo", "pedro", "steph2", "travis", "mike2", "m1", "f2")
 """Timbres of the judge alone (m1 and f2 in other accents and at other speeds are heard in training)."""

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +20,8 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
 from .conversations import Conversation, converse
 from .imagined import imagined_sight, imagined_sound
 from .language import Exchange, drawing, motion, scene
-from .thinker_prompts import Batch, prompt, together
 from .shapes import model_configuration, token_embeddings
+from .thinker_prompts import Batch, prompt, together
 from .thinking import think
 from .training_run import TrainingRun
 
@@ -66,7 +65,7 @@ Source = Callable[[Random, str], Conversation]
 
 
 def imagined(names: Path, spoken_share: float = 0.15, most_turns: int = 6) -> Source:
-    """Conversations about what ideal towers would say; long and mostly typed, as these teach the most for the effort."""
+    """Conversations about what ideal towers would say; long and mostly typed, as these teach most for the effort."""
 
     def make(rng: Random, kind: str) -> Conversation:
         numbers = torch.Generator().manual_seed(rng.getrandbits(40))
@@ -136,7 +135,9 @@ def train(
 ) -> Thinker:
     run = TrainingRun(directory, thinker, steps, rate, warmup=100, save_every=100, muon=True)
     tally: dict[str, list[bool]] = defaultdict(list)
-    for step, (batch, conversations) in zip(run, batches(sources, 3_000_000 + seed + run.done, size, names)):
+    endless = batches(sources, 3_000_000 + seed + run.done, size, names)
+    for _ in run:
+        batch, conversations = next(endless)
         scores, targets, unevenness = thinker(batch)
         loss = F.cross_entropy(scores, targets)
         for task, right in right_answers(batch, conversations, scores).items():

@@ -1,4 +1,4 @@
-"""Runs the thinker's decoder on padded batches: the reference's own modules, all experts at once instead of one by one."""
+"""Runs the thinker's decoder on padded batches: the reference's own modules, all experts at once."""
 
 from __future__ import annotations
 

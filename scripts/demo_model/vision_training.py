@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeVisionEncoder
 
 from .language import COLOURS, DIRECTIONS
-from .lessons import IGNORED, NAMES, NOTHING, STILL, Lesson, clip_lesson, lessons, picture_lesson
+from .lessons import IGNORED, NAMES, NOTHING, Lesson, clip_lesson, lessons, picture_lesson
 from .seeing import PATCH, patches, see
 from .shapes import SHAPES, model_configuration, token_embeddings
 from .tokenizer import vocabulary
