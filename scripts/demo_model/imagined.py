@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from .audio_training import audible, silence_id
-from .language import COLOURS, DIRECTIONS, Drawing, Facts, Motion, Picture
-from .lessons import CLIP_SIZES, NAMES, NOTHING, PICTURE_SIZES
+from .language import Drawing, Facts, Motion, Picture
+from .lessons import CLIP_SIZES, PICTURE_SIZES, WORDS, shared_out
 from .seeing import CELL
 from .shapes import token_embeddings
 from .thinker_prompts import Seen
 from .tokenizer import tokenizer
-from .vision_training import codebook
+from .vision_training import spelled_out
 
-_MAPS = 3
 
 
 def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
@@ -26,34 +25,32 @@ def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
     sizes = PICTURE_SIZES if isinstance(facts, Picture) else CLIP_SIZES
     width, height = rng.choice(tuple(sizes.values()))
     columns, rows = width // CELL, height // CELL
-    book = codebook()
-    if isinstance(facts, Picture):
-        table = book.names[NOTHING].repeat(1, rows * columns, 1)
-        cells = rng.sample(range(rows * columns), len(facts.things))
-        for cell, thing in zip(cells, facts.things, strict=True):
-            table[0, cell] = book.names[NAMES.index(thing.kind)] + book.colours[COLOURS.index(thing.colour)]
-        return Seen((1, rows, columns), _blurred(table, rng, numbers), False)
+    steps = 1 if isinstance(facts, Picture) else rng.choice((2, 2, 3, 4))
+    amounts = torch.zeros(steps, rows * columns, len(WORDS))
 
-    steps = rng.choice((2, 2, 3, 4))
-    table = book.names[NOTHING].repeat(steps, rows * columns, 1)
+    def put(step: int, x: float, y: float, words: tuple[str, ...], amount: float = 1.0) -> None:
+        indices = [WORDS.index(word) for word in words]
+        for cell, share in shared_out(x, y, columns, rows):
+            amounts[step, cell, indices] += amount * share
+
+    if isinstance(facts, Picture):
+        # No two in the same place: the shares of neighbours may still meet in a cell.
+        for place, thing in zip(rng.sample(range(columns * rows), len(facts.things)), facts.things, strict=True):
+            x, y = place % columns + rng.random(), place // columns + rng.random()
+            put(0, x / columns, y / rows, (thing.kind, thing.colour))
     x, y = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9)
+    share = rng.uniform(0.1, 0.6)
     recognised = rng.choice((steps - 1, steps - 1, max(0, steps - 2)))
-    share = rng.uniform(0.1, 0.9)
     for step in range(steps):
         if isinstance(facts, Motion):
-            share = min(0.95, share + (rng.uniform(0.1, 0.3) if step else 0))
             place = {"left": (1 - share, y), "right": (share, y), "up": (x, 1 - share), "down": (x, share)}
-            at = _cell(place[facts.direction], columns, rows)
-            table[step, at] = (
-                book.names[NAMES.index(facts.thing.kind)] + book.colours[COLOURS.index(facts.thing.colour)]
-            )
-            table[step, at] += book.directions[DIRECTIONS.index(facts.direction)]
+            put(step, *place[facts.direction], (facts.thing.kind, facts.thing.colour, facts.direction))
+            share = min(0.95, share + rng.uniform(0.1, 0.3))
         elif isinstance(facts, Drawing) and step >= recognised:
-            table[step, _cell((x, y), columns, rows)] = book.names[NAMES.index(facts.sketch)] + book.drawn[1]
+            put(step, x, y, (facts.sketch, "drawn"))
         elif isinstance(facts, Drawing) and step > 0 and rng.random() < 0.5:  # a wrong guess, or half a one
-            guess = book.names[NAMES.index(rng.choice(("square", "circle", "triangle", "house")))] + book.drawn[1]
-            table[step, _cell((x, y), columns, rows)] = rng.uniform(0, 0.6) * guess
-    return Seen((steps, rows, columns), _blurred(table, rng, numbers), True)
+            put(step, x, y, (rng.choice(("square", "circle", "triangle", "house")), "drawn"), rng.uniform(0, 0.6))
+    return Seen((steps, rows, columns), _blurred(amounts.flatten(0, 1), rng, numbers), not isinstance(facts, Picture))
 
 
 def imagined_sound(question: str, names: Path, rng: Random, numbers: torch.Generator) -> Tensor:
@@ -69,19 +66,15 @@ def imagined_sound(question: str, names: Path, rng: Random, numbers: torch.Gener
     return rows * rng.uniform(0.8, 1.2) + torch.randn(rows.shape, generator=numbers) * rng.uniform(0.1, 0.5)
 
 
-def _blurred(table: Tensor, rng: Random, numbers: torch.Generator) -> Tensor:
-    """[maps, cells, hidden]: the last of the tower is the clearest, its earlier maps are less so."""
-    flat = table.flatten(0, 1)
-    blur = rng.uniform(0.1, 0.45)
+def _blurred(amounts: Tensor, rng: Random, numbers: torch.Generator) -> Tensor:
+    """[maps, cells, hidden]: a little more or less of everything, and noise; the earlier maps are less clear."""
+    blur = rng.uniform(0.02, 0.12)
     maps = []
-    for extra in (0.0, 0.5, 0.3, 0.1):
-        noise = torch.randn(flat.shape, generator=numbers) * (blur + extra)
-        maps.append(flat * rng.uniform(0.75, 1.15) + noise)
+    for extra in (0.0, 0.25, 0.15, 0.05):
+        more = 1 + torch.randn(amounts.shape, generator=numbers) * (blur + extra)
+        rows = spelled_out(amounts * more)
+        maps.append(rows + torch.randn(rows.shape, generator=numbers) * (0.1 + 2 * blur + extra))
     return torch.stack(maps)
-
-
-def _cell(place: tuple[float, float], columns: int, rows: int) -> int:
-    return int(place[1] * rows) * columns + int(place[0] * columns)
 
 
 @functools.cache

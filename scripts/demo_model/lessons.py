@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
@@ -17,8 +18,8 @@ from .painting import paint_picture
 from .seeing import CELL
 
 NAMES = (*KINDS, *(name for name in SKETCHES if name not in KINDS))
-NOTHING, IGNORED = len(NAMES), -100
-STILL = len(DIRECTIONS)
+WORDS = (*NAMES, *COLOURS, *DIRECTIONS, "drawn")
+"""All that can be said of a cell; nothing else is said by a word of its own."""
 
 # Sizes that the reference's processor gives to pictures (our bounds) and to frames of clips (its own): width, height.
 PICTURE_SIZES = {(640, 480): (320, 256), (480, 480): (288, 288), (640, 360): (384, 224), (480, 640): (256, 320)}
@@ -34,26 +35,24 @@ class Lesson:
 
     Attributes:
         frames: uint8 [batch, 2, height, width, 3].
-        names: int64 [batch, cells], an index into `NAMES`, `NOTHING`, or `IGNORED`.
-        colours, directions, drawn: int64 [batch, cells], `IGNORED` where there is nothing, or nothing of the sort.
+        amounts: float32 [batch, cells, words]: how much of each of `WORDS` is in each cell. A thing is shared out
+            among the four cells whose middles are closest to its own, and its amounts add up to one: so a thing
+            between two cells is no puzzle, and things are counted by adding up.
+        judged: bool [batch, cells]: whether the truth is known.
     """
 
     frames: Tensor
-    names: Tensor
-    colours: Tensor
-    directions: Tensor
-    drawn: Tensor
+    amounts: Tensor
+    judged: Tensor
 
     def mirrored(self) -> Lesson:
         """The same, seen in a mirror."""
         rows, columns = self.frames.shape[2] // CELL, self.frames.shape[3] // CELL
-        swap = torch.tensor([DIRECTIONS.index(name) for name in ("right", "left", "up", "down")] + [STILL])
-        flipped = [
-            table.view(-1, rows, columns).flip(2).flatten(1)
-            for table in (self.names, self.colours, self.directions, self.drawn)
-        ]
-        flipped[2] = torch.where(flipped[2] >= 0, swap[flipped[2].clamp(min=0)], flipped[2])
-        return Lesson(self.frames.flip(3), *flipped)
+        swap = list(range(len(WORDS)))
+        left, right = WORDS.index("left"), WORDS.index("right")
+        swap[left], swap[right] = right, left
+        amounts = self.amounts.unflatten(1, (rows, columns)).flip(2).flatten(1, 2)[..., swap]
+        return Lesson(self.frames.flip(3), amounts, self.judged.unflatten(1, (rows, columns)).flip(2).flatten(1))
 
 
 def picture_lesson(rng: Random, batch: int) -> Lesson:
@@ -63,7 +62,7 @@ def picture_lesson(rng: Random, batch: int) -> Lesson:
         painting = paint_picture(scene(rng), rng, source)
         table.put_frames(number, [painting.image] * 2)
         for placed in painting.placed:
-            table.put(number, placed.x, placed.y, placed.thing.kind, placed.thing.colour, STILL, drawn=0)
+            table.put(number, placed.x, placed.y, (placed.thing.kind, placed.thing.colour))
     return table.lesson()
 
 
@@ -71,8 +70,7 @@ def clip_lesson(rng: Random, batch: int) -> Lesson:
     """Single steps of clips: two frames half a second apart."""
     source = rng.choices(tuple(CLIP_SIZES), (3, 1))[0]
     table = _Table(batch, CLIP_SIZES[source])
-    number = 0
-    while number < batch:
+    for number in range(batch):
         shown = motion(rng) if rng.random() < 0.55 else drawing(rng)
         clip = film(shown, rng, source)
         moments = sampled(clip)
@@ -83,12 +81,11 @@ def clip_lesson(rng: Random, batch: int) -> Lesson:
         (x0, y0), (x1, y1) = clip.centre(first), clip.centre(second)
         x, y, share = (x0 + x1) / 2, (y0 + y1) / 2, clip.drawn(second)
         if isinstance(shown, Motion):
-            table.put(number, x, y, shown.thing.kind, shown.thing.colour, DIRECTIONS.index(shown.direction), drawn=0)
+            table.put(number, x, y, (shown.thing.kind, shown.thing.colour, shown.direction))
         elif share >= _RECOGNISABLE:
-            table.put(number, x, y, shown.sketch, None, None, drawn=1)
+            table.put(number, x, y, (shown.sketch, "drawn"))
         elif share > _ANYTHING:
             table.ignore(number, x, y)
-        number += 1
     return table.lesson()
 
 
@@ -111,6 +108,17 @@ def lessons(seed: int, batch: int, clip_share: float) -> Iterator[Lesson]:
         yield lesson
 
 
+def shared_out(x: float, y: float, columns: int, rows: int) -> list[tuple[int, float]]:
+    """Cells and shares of a thing at fractions (x, y) of width and height; the shares add up to one."""
+    across, down = min(max(x * columns - 0.5, 0), columns - 1), min(max(y * rows - 0.5, 0), rows - 1)
+    left, top = min(math.floor(across), columns - 2), min(math.floor(down), rows - 2)
+    return [
+        ((top + below) * columns + left + beside, (1 - abs(across - left - beside)) * (1 - abs(down - top - below)))
+        for below in (0, 1)
+        for beside in (0, 1)
+    ]
+
+
 class _Table:
     """The cells of a batch while they are filled in."""
 
@@ -119,32 +127,23 @@ class _Table:
         self._columns, self._rows = size[0] // CELL, size[1] // CELL
         cells = self._columns * self._rows
         self._frames = np.empty((batch, 2, size[1], size[0], 3), np.uint8)
-        self._names = torch.full((batch, cells), NOTHING)
-        self._colours, self._directions, self._drawn = (torch.full((batch, cells), IGNORED) for _ in range(3))
+        self._amounts = torch.zeros(batch, cells, len(WORDS))
+        self._judged = torch.ones(batch, cells, dtype=torch.bool)
 
     def put_frames(self, number: int, pair: list[Image.Image]) -> None:
         self._frames[number] = [scaled(image, self._size) for image in pair]
 
-    def put(
-        self, number: int, x: float, y: float, name: str, colour: str | None, direction: int | None, drawn: int
-    ) -> None:
-        cell = self._cell(x, y)
-        self._names[number, cell] = NAMES.index(name)
-        self._drawn[number, cell] = drawn
-        if colour is not None:
-            self._colours[number, cell] = COLOURS.index(colour)
-        if direction is not None:
-            self._directions[number, cell] = direction
+    def put(self, number: int, x: float, y: float, words: tuple[str, ...]) -> None:
+        indices = [WORDS.index(word) for word in words]
+        for cell, share in shared_out(x, y, self._columns, self._rows):
+            self._amounts[number, cell, indices] += share
 
     def ignore(self, number: int, x: float, y: float) -> None:
-        self._names[number, self._cell(x, y)] = IGNORED
+        for cell, _ in shared_out(x, y, self._columns, self._rows):
+            self._judged[number, cell] = False
 
     def lesson(self) -> Lesson:
-        return Lesson(torch.from_numpy(self._frames), self._names, self._colours, self._directions, self._drawn)
-
-    def _cell(self, x: float, y: float) -> int:
-        column, row = int(x * self._columns), int(y * self._rows)
-        return min(row, self._rows - 1) * self._columns + min(column, self._columns - 1)
+        return Lesson(torch.from_numpy(self._frames), self._amounts, self._judged)
 
 
 def scaled(image: Image.Image, size: tuple[int, int]) -> np.ndarray:

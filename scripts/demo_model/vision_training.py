@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,13 +14,18 @@ from torch import Tensor, nn
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeVisionEncoder
 
 from .language import COLOURS, DIRECTIONS
-from .lessons import IGNORED, NAMES, NOTHING, Lesson, clip_lesson, lessons, picture_lesson
+from .lessons import NAMES, WORDS, Lesson, clip_lesson, lessons, picture_lesson
 from .seeing import PATCH, patches, see
-from .shapes import SHAPES, model_configuration, token_embeddings
+from .shapes import model_configuration, token_embeddings
 from .tokenizer import vocabulary
 from .training_run import TrainingRun
 
 _SHARPNESS = 8.0
+_ENOUGH = 0.4
+"""The share of a thing from which on a cell must know what it is."""
+_NAMES = slice(0, len(NAMES))
+_COLOURS = slice(len(NAMES), len(NAMES) + len(COLOURS))
+_DIRECTIONS = slice(len(NAMES) + len(COLOURS), len(NAMES) + len(COLOURS) + len(DIRECTIONS))
 _CLIP_SHARE = 0.3
 _FOCUS = 3.5
 _OFFSETS = (
@@ -33,49 +37,27 @@ _OFFSETS = (
 """Rows and columns from a patch to where each head of each block looks at first."""
 
 
-@dataclass(frozen=True)
-class Codebook:
-    """What the tower says, in rows of the thinker's own token embeddings: a red car that moves left is the sum of the
-    rows of " car", " red" and " left". So a thinker that can read words can read pictures.
-    """
+@functools.cache
+def codebook() -> Tensor:
+    """What the tower says it in: for each of `WORDS` the thinker's own token embedding, then that of nothing.
 
-    names: Tensor
-    """[names and nothing, hidden]"""
-    colours: Tensor
-    """[6, hidden]"""
-    directions: Tensor
-    """[4 and still, hidden]; still is no row."""
-    drawn: Tensor
-    """[not drawn, drawn], hidden]; not drawn is no row."""
+    A red car that moves left is the sum of the rows of " car", " red" and " left", and half a one is half of it. So a
+    thinker that can read words can read pictures. float32 [words + 1, hidden].
+    """
+    rows, ids = torch.from_numpy(token_embeddings()), vocabulary().id
+    return rows[[*(ids(f" {word}") for word in WORDS), ids("<|image_pad|>")]]
 
 
 @functools.cache
-def codebook() -> Codebook:
-    rows, ids = torch.from_numpy(token_embeddings()), vocabulary().id
-
-    def words(names: tuple[str, ...]) -> Tensor:
-        return torch.stack([rows[ids(f" {name}")] for name in names])
-
-    none = torch.zeros(1, SHAPES.thinker.hidden)
-    return Codebook(
-        names=torch.cat([words(NAMES), rows[ids("<|image_pad|>")][None]]),
-        colours=words(COLOURS),
-        directions=torch.cat([words(DIRECTIONS), none]),
-        drawn=torch.cat([none, words(("drawn",))]),
-    )
+def _readout() -> Tensor:
+    """What gets the amounts back out of rows: float32 [hidden, words + 1]."""
+    return torch.linalg.pinv(codebook())
 
 
-def spelled_out(lesson: Lesson) -> Tensor:
-    """The rows that the tower should give: float32 [batch, cells, hidden]."""
-    book = codebook()
-    target = book.names[lesson.names.clamp(min=0)]
-    for table, words in (
-        (lesson.colours, book.colours),
-        (lesson.directions, book.directions),
-        (lesson.drawn, book.drawn),
-    ):
-        target = target + words[table.clamp(min=0)] * (table >= 0)[..., None]
-    return target
+def spelled_out(amounts: Tensor) -> Tensor:
+    """The rows that say so much of each word [..., words], and for the rest nothing: [..., hidden]."""
+    nothing = 1 - amounts[..., : len(NAMES)].sum(-1, keepdim=True)
+    return torch.cat([amounts, nothing], -1) @ codebook()
 
 
 def new_tower() -> Any:
@@ -145,67 +127,61 @@ def _look_nearby(attention: Any, offsets: Sequence[tuple[float, float] | None], 
 
 
 def loss_of(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
-    """How far `rows` [batch, cells, hidden] are from naming what is in each cell."""
-    book, rows = codebook(), rows.float()
-    there = (lesson.names >= 0) & (lesson.names != NOTHING)
-    weights = torch.ones(len(NAMES) + 1)
-    weights[NOTHING] = 0.25
-    losses = {"name": F.cross_entropy(_scores(rows, book.names).flatten(0, 1), lesson.names.flatten(), weights)}
-    objects = rows[there]
-    for name, table, words in (
-        ("colour", lesson.colours, book.colours),
-        ("direction", lesson.directions, book.directions),
-        ("drawn", lesson.drawn, book.drawn),
-    ):
-        truth = table[there]
-        if (truth >= 0).any():
-            losses[name] = F.cross_entropy(_scores(objects, words), truth, ignore_index=IGNORED)
-    distance = (rows - spelled_out(lesson)).square().mean(-1)
-    empty = lesson.names == NOTHING
-    losses["distance"] = (
-        distance[there].mean() + 0.5 * distance[empty].mean() if there.any() else distance[empty].mean()
-    )
+    """How far `rows` [batch, cells, hidden] are from saying what is in each cell, for each thing that is there."""
+    rows, truth = rows.float(), spelled_out(lesson.amounts)
+    things = lesson.amounts[..., : len(NAMES)].sum().clamp(min=1)
+    off = rows - truth
+    said = off @ _readout()
+    losses = {
+        "amounts": said.square().sum(-1)[lesson.judged].sum() / things,
+        "rest": off.square().mean(-1)[lesson.judged].sum() / things,
+    }
+    weight = lesson.amounts[..., : len(NAMES)].sum(-1)
+    here = weight > _ENOUGH
+    for name, words in (("name", _NAMES), ("colour", _COLOURS), ("direction", _DIRECTIONS)):
+        true = lesson.amounts[here][:, words]
+        told = true.sum(-1) > _ENOUGH
+        if told.any():
+            scores = _SHARPNESS * (rows[here][told] @ _readout()[:, words])
+            one = F.cross_entropy(scores, true[told].argmax(-1), reduction="none")
+            losses[name] = (one * weight[here][told]).sum() / weight[here][told].sum()
     return losses
 
 
 def _weighed(losses: dict[str, Tensor], lesson: Lesson) -> Tensor:
     """One loss. What is said of few things weighs little: a clip's one thing must not drown a picture's seven names."""
-    things = ((lesson.names >= 0) & (lesson.names != NOTHING)).sum()
-    share = float(things / (things + 20))
-    weights = {"name": 1.0, "distance": 0.3 * share}
-    return sum((weights.get(name, 0.5 * share) * loss for name, loss in losses.items()), torch.zeros(()))
-
-
-def _scores(rows: Tensor, words: Tensor) -> Tensor:
-    """How much of each word is in each row. No word at all scores what half a word does."""
-    scores = rows @ words.T / words.shape[1]
-    return _SHARPNESS * torch.where(words.any(-1), scores, 0.5)
+    things = float(lesson.amounts[..., : len(NAMES)].sum())
+    share = things / (things + 10)
+    weights = {"name": 1.0, "amounts": 1.0, "rest": 0.1, "colour": 0.5, "direction": 0.5}
+    return sum((share * weights[name] * loss for name, loss in losses.items()), torch.zeros(()))
 
 
 @torch.no_grad()
 def accuracy(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
-    """Shares of frames in which every name (and nothing else) is found, and of right colours and directions there."""
-    book, rows = codebook(), rows.float()
-    judged = lesson.names >= 0
-    found = _scores(rows, book.names).argmax(-1)
-    right = {"frames_right": ((found == lesson.names) | ~judged).all(1).float().mean()}
-    for name, table, words in (
-        ("colours_right", lesson.colours, book.colours),
-        ("directions_right", lesson.directions, book.directions),
-    ):
-        known = table >= 0
-        if known.any():
-            right[name] = (_scores(rows[known], words).argmax(-1) == table[known]).float().mean()
+    """Shares of frames in which every kind of thing is counted rightly, and of right names, colours and directions."""
+    said = rows.float() @ _readout()
+    known = lesson.judged.all(1)
+    right = {}
+    if known.any():
+        counted, true = said[known][..., _NAMES].sum(1), lesson.amounts[known][..., _NAMES].sum(1)
+        right["counts_right"] = (counted.round() == true.round()).all(-1).float().mean()
+        right["count_off"] = (counted - true).abs().max(-1).values.mean()
+    here = lesson.amounts[..., _NAMES].sum(-1) > _ENOUGH
+    for name, words in (("names_right", _NAMES), ("colours_right", _COLOURS), ("directions_right", _DIRECTIONS)):
+        true = lesson.amounts[here][:, words]
+        told = true.sum(-1) > _ENOUGH
+        if told.any():
+            right[name] = (said[here][told][:, words].argmax(-1) == true[told].argmax(-1)).float().mean()
     return right
 
 
-def train(directory: Path, steps: int, batch: int = 16, rate: float = 1.5e-3) -> Any:
+def train(directory: Path, steps: int, batch: int = 8, rate: float = 1.5e-3) -> Any:
     """The trained tower."""
     tower = new_tower()
     run = TrainingRun(directory, tower, steps, rate, warmup=100, save_every=100, muon=True)
-    classes = lessons(seed=1_000_000 + run.done, batch=batch, clip_share=_CLIP_SHARE)
+    endless = lessons(seed=1_000_000 + run.done, batch=batch, clip_share=_CLIP_SHARE)
     for _ in run:
-        lesson = next(classes)
+        lesson = next(endless)
         with torch.autocast("cpu", torch.bfloat16):
             rows, deep = see(tower, lesson.frames)
         parts = loss_of(rows, lesson)

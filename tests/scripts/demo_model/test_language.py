@@ -85,7 +85,7 @@ def test_a_scene_is_small_enough_to_count() -> None:
     rng = Random(1)
     for _ in range(300):
         shown = scene(rng)
-        assert len(shown.things) <= 12
+        assert len(shown.things) <= 10
         assert all(shown.count(thing.kind) <= 9 for thing in shown.things)
 
 

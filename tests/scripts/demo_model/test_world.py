@@ -4,9 +4,10 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
 from demo_model.filming import film, sampled
 from demo_model.language import COLOURS, DIRECTIONS, KINDS, SKETCHES, Drawing, Motion, Picture, Thing, scene
-from demo_model.lessons import IGNORED, NAMES, NOTHING, clip_lesson, picture_lesson
+from demo_model.lessons import NAMES, WORDS, clip_lesson, picture_lesson, shared_out
 from demo_model.painting import paint_picture
 from demo_model.things import paint
 
@@ -91,18 +92,25 @@ def test_frames_are_those_that_the_processor_takes() -> None:
 def test_a_mirror_swaps_left_and_right() -> None:
     lesson = clip_lesson(Random(3), 6)
     mirrored = lesson.mirrored()
-    known = lesson.directions[lesson.directions >= 0].sort().values.tolist()
-    seen = mirrored.directions[mirrored.directions >= 0].sort().values.tolist()
-    swapped = {0: 1, 1: 0}
+    left, right = (WORDS.index(word) for word in ("left", "right"))
 
-    assert sorted(swapped.get(direction, direction) for direction in known) == seen
+    assert lesson.amounts[..., left].sum().item() == pytest.approx(mirrored.amounts[..., right].sum().item())
     assert mirrored.mirrored().frames.equal(lesson.frames)
-    assert mirrored.mirrored().names.equal(lesson.names)
+    assert mirrored.mirrored().amounts.equal(lesson.amounts)
 
 
-def test_a_lesson_names_as_many_things_as_it_shows() -> None:
+def test_a_lesson_says_as_much_as_it_shows() -> None:
     lesson = picture_lesson(Random(4), 3)
+    names = lesson.amounts[..., : len(NAMES)].sum((1, 2))
+    colours = lesson.amounts[..., len(NAMES) : len(NAMES) + len(COLOURS)].sum((1, 2))
 
-    things = (lesson.names >= 0) & (lesson.names != NOTHING)
-    assert things.sum() == (lesson.colours != IGNORED).sum() > 0
-    assert lesson.names[things].max() < len(NAMES)
+    torch.testing.assert_close(names, colours)
+    torch.testing.assert_close(names, names.round())
+
+
+@pytest.mark.parametrize("place", [(0.0, 0.0), (0.5, 0.5), (0.26, 0.999), (1.0, 1.0)])
+def test_a_thing_is_shared_out_whole(place: tuple[float, float]) -> None:
+    shares = shared_out(*place, 10, 8)
+
+    assert sum(share for _, share in shares) == pytest.approx(1)
+    assert all(0 <= cell < 80 and -1e-9 <= share <= 1 for cell, share in shares)
