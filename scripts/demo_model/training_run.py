@@ -20,6 +20,8 @@ _INNER = re.compile(r"(blocks|layers)\.\d+\.")
 class TrainingRun:
     """Steps of AdamW over one module, kept in `directory`; with `muon`, matrices inside its layers follow Muon, which needs half the steps.
 
+    With `muon`, matrices inside a list of layers follow Muon instead, which learns as much in half the steps.
+
     The learning rate rises for `warmup` steps and falls as a cosine to nothing at the last step. Whatever is drawn
     at random in a step must come from `generator(step)`, so that a resumed run draws what it would have drawn.
 
