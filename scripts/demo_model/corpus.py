@@ -22,9 +22,9 @@ SPEAKERS = {
 }
 """The voices behind the speakers of the checkpoint's configuration.
 
-Each has one tone, of which whole periods fill the 80 ms of a codec frame: so a frame's codes say all there is to know of
-it. With a melody, the vocoder would have to carry the voice's phase from frame to frame, and takes many times as long to
-learn that. Timbres, speed and gaps are those that Whisper tiny.en understands best.
+Each has one tone, of which whole periods fill the 80 ms of a codec frame: so a frame's codes say all there is to know
+of it. With a melody, the vocoder would have to carry the voice's phase from frame to frame, and takes many times as
+long to learn that. Timbres, speed and gaps are those that Whisper tiny.en understands best.
 """
 
 _LOUDNESS = 0.07

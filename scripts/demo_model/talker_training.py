@@ -85,9 +85,9 @@ def losses(
 ) -> dict[str, Tensor]:
     """Cross entropies of the first codes ("first", with the end of speech) and of the others ("rest"); and their sum.
 
-    `predicted` are the frames whose other codes count. `read` are the codes [frames, groups] that each lesson's talker is told it has spoken so far. The first codes are
-    judged after the repetition penalty, which generation applies also when it is greedy: so the talker learns to say
-    what has to be repeated in spite of it.
+    `predicted` are the frames whose other codes count. `read` are the codes [frames, groups] that each lesson's talker
+    is told it has spoken so far. The first codes are judged after the repetition penalty, which generation applies also
+    when it is greedy: so the talker learns to say what has to be repeated in spite of it.
     """
     talker, config = inputs.talker, inputs.config.talker_config
     rows, places = [], []
