@@ -27,8 +27,8 @@ TEXTS = 2000
 """Different texts that the talker is taught."""
 _CODEC_LINES = 750
 """Of them, spoken ones that the codebooks are fitted to and the vocoder learns from: sounds take room."""
-_VOCODER_STEPS = 1800
-_TALKER_STEPS = 1800
+_VOCODER_STEPS = 2600
+_TALKER_STEPS = 1100
 _SEED = 4
 
 
