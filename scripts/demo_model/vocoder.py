@@ -39,8 +39,11 @@ class Utterance:
     codes: Tensor
 
 
-def new_vocoder(config: dict[str, Any], seed: int) -> Qwen3OmniMoeCode2Wav:
-    """An untrained Code2Wav of the checkpoint's `code2wav_config`, ready to be trained."""
+def new_vocoder(config: dict[str, Any], seed: int, code_rows: Tensor | None = None) -> Qwen3OmniMoeCode2Wav:
+    """An untrained Code2Wav of the checkpoint's `code2wav_config`, ready to be trained.
+
+    With the `code_rows` of the codec, [groups, codes, hidden], it knows from the first step what each code sounds like.
+    """
     torch.manual_seed(seed)
     vocoder = Qwen3OmniMoeCode2Wav(Qwen3OmniMoeCode2WavConfig(**config))
     with torch.no_grad():
@@ -50,7 +53,10 @@ def new_vocoder(config: dict[str, Any], seed: int) -> Qwen3OmniMoeCode2Wav:
         for name, parameter in vocoder.named_parameters():
             if name.endswith(("layer_scale.scale", "gamma")):
                 parameter.fill_(_OPENING)
-        vocoder.code_embedding.weight.normal_(std=config["num_quantizers"] ** 0.5)  # their mean has size one
+        if code_rows is None:
+            vocoder.code_embedding.weight.normal_(std=config["num_quantizers"] ** 0.5)  # their mean has size one
+        else:
+            vocoder.code_embedding.weight.copy_(code_rows.flatten(0, 1) * config["num_quantizers"])
         vocoder.decoder[-1].conv.weight.mul_(_SOFT)
     return vocoder
 
