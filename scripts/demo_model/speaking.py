@@ -28,7 +28,7 @@ TEXTS = 2000
 _CODEC_LINES = 750
 """Of them, spoken ones that the codebooks are fitted to and the vocoder learns from: sounds take room."""
 _VOCODER_STEPS = 2000
-_TALKER_STEPS = 1000
+_TALKER_STEPS = 550
 _SEED = 4
 
 
