@@ -136,6 +136,10 @@ def loss_of(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
         "amounts": said.square().sum(-1)[lesson.judged].sum() / things,
         "rest": off.square().mean(-1)[lesson.judged].sum() / things,
     }
+    known = lesson.judged.all(1)
+    if known.any():
+        counted = (rows[known] @ _readout()).sum(1)[:, : len(WORDS)]
+        losses["count"] = F.smooth_l1_loss(counted, lesson.amounts[known].sum(1))
     weight = lesson.amounts[..., : len(NAMES)].sum(-1)
     here = weight > _ENOUGH
     for name, words in (("name", _NAMES), ("colour", _COLOURS), ("direction", _DIRECTIONS)):
@@ -152,7 +156,7 @@ def _weighed(losses: dict[str, Tensor], lesson: Lesson) -> Tensor:
     """One loss. What is said of few things weighs little: a clip's one thing must not drown a picture's seven names."""
     things = float(lesson.amounts[..., : len(NAMES)].sum())
     share = things / (things + 10)
-    weights = {"name": 1.0, "amounts": 1.0, "rest": 0.1, "colour": 0.5, "direction": 0.5}
+    weights = {"name": 1.0, "amounts": 1.0, "rest": 0.1, "count": 1.0, "colour": 0.5, "direction": 0.5}
     return sum((share * weights[name] * loss for name, loss in losses.items()), torch.zeros(()))
 
 
