@@ -1,7 +1,8 @@
-"""The pipeline as the main process sees it: starts the workers, passes requests in and answers out, notices deaths.
+"""The pipeline as the main process sees it: starts the workers, passes requests in and answers out, replaces the dead.
 
-Everything happens on one asyncio loop: worker messages and fork server reports arrive by file descriptor, nothing
-polls. `Supervisor` is the `Pipeline` that the gateway is written against.
+Everything happens on one asyncio loop: worker messages and fork server reports arrive by file descriptor, and once a
+second the workers that have not been heard of are looked at. `Supervisor` is the `Pipeline` that the gateway is written
+against.
 """
 
 from __future__ import annotations
@@ -11,18 +12,24 @@ import contextlib
 import logging
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import chain
 from typing import Any, TypeAlias
 
-import zmq
-from msgspec import Struct
-
-from omni_pipeline.deployment import Deployment, WorkerPlan
-from omni_pipeline.errors import ErrorInfo, StartupError, internal, unavailable
+from omni_pipeline.deployment import Deployment
+from omni_pipeline.errors import ErrorInfo, StartupError, internal, unavailable, worker_lost
 from omni_pipeline.forkserver import Exited, Launched, Preloaded
 from omni_pipeline.graph import COLLECTOR, GATEWAY
 from omni_pipeline.launch import Launcher
-from omni_pipeline.transport import MAIN, Inbox, Outbox, endpoint, make_run_dir
+from omni_pipeline.logs import fields
+from omni_pipeline.mailbox import Mailbox
+from omni_pipeline.metrics import Edges, EdgeStats
+from omni_pipeline.restarts import Restarts
+from omni_pipeline.roster import Roster, Worker, WorkerReport
+from omni_pipeline.tracing import Notes, Took
+from omni_pipeline.transport import MAIN, Received, make_run_dir
+from omni_pipeline.vitals import LOOK_SECONDS, Bounds, Vitals, is_stopped
 from omni_pipeline.wire import (
     Abort,
     Chunk,
@@ -36,16 +43,12 @@ from omni_pipeline.wire import (
     StageStats,
     Start,
     StartFailed,
-    WireError,
     Work,
 )
 from omni_pipeline.worker_process import Assignment
 
-# Messages taken in before the event loop's other tasks get their turn.
-DRAIN_MESSAGES = 128
-
 # Messages of a dead worker that are taken in before its requests are given up.
-LAST_WORDS = 10_000
+LAST_MESSAGES = 10_000
 
 # How long the reason of a worker that could not load may come after its end.
 REASON_SECONDS = 0.5
@@ -57,17 +60,6 @@ logger = logging.getLogger(__name__)
 
 # What `Supervisor.start` tells while it goes on.
 Progress: TypeAlias = Preloaded | Ready
-
-
-class _WorkerState(Struct):
-    """One worker: what it runs, and how far it is. `ended` says how it ended, once it has."""
-
-    plan: WorkerPlan
-    address: str
-    incarnation: int = 0
-    pid: int | None = None
-    ready: bool = False
-    ended: str | None = None
 
 
 class Supervisor:
@@ -82,27 +74,31 @@ class Supervisor:
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
-        self._codec = Codec(deployment.graph.body_types())
+        self._model_path = ""
         self._stats: dict[str, StageStats] = {}
+        self._edges: dict[str, list[EdgeStats]] = {}  # by worker
+        self._own_edges = Edges()
         self._deliver: Callable[[Work | Failed], None] = _to_nobody
         self._lost: Callable[[frozenset[str], ErrorInfo], None] = _to_nobody
+        self._noted: Callable[[Notes], None] = _to_nobody
         self._progress: Callable[[Progress], None] = _to_nobody
         self._changed = asyncio.Event()
-        self._preloaded = False
-        self._started = False
-        self._launcher_gone = False
+        self._bounds = Bounds(deployment.supervision.silent_seconds, deployment.supervision.step_seconds)
+        self._looked = 0.0
+        self._started = False  # `start` has been called
+        self._serving = False  # and all workers have been ready
         self._stopping = False
         self._closed = False
-        self._refusal: str | None = None  # the reason of a worker that could not load
+        self._preloaded = False
+        self._launcher_gone = False
+        self._launcher_restarts = Restarts()
+        self._launcher_stopped = 0.0  # seconds
         self._run_dir = make_run_dir()
         try:
-            self._workers = {
-                plan.name: _WorkerState(plan, endpoint(self._run_dir, plan.name, 0)) for plan in deployment.workers
-            }
-            self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-            self._inbox = Inbox(self._context, endpoint(self._run_dir, MAIN, 0))
-            self._outbox = Outbox(self._context)
-            self._launcher = Launcher(self._run_dir, deployment.preload(), fresh=deployment.uses_cuda)
+            self._roster = Roster(self._run_dir, deployment.workers)
+            codec = Codec(deployment.graph.body_types())
+            self._mailbox = Mailbox(self._run_dir, codec, self._handle, self._unreadable)
+            self._launcher = self._new_launcher()
         except BaseException:
             shutil.rmtree(self._run_dir)
             raise
@@ -119,23 +115,28 @@ class Supervisor:
         Raises:
             StartupError: a worker could not load; says which and why. `stop` clears up.
         """
+        self._model_path = model_path
         self._progress = progress or _to_nobody
         self._started = True
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._inbox.fileno(), self._take_in)
+        self._mailbox.open()
         loop.add_reader(self._launcher.fileno(), self._hear)
-        for worker in self._workers.values():
-            self._launcher.launch(self._assignment(worker, model_path))
-        workers = self._workers.values()
-        await self.until(lambda: all(w.ready for w in workers) or any(w.ended for w in workers))
-        ended = next((worker for worker in workers if worker.ended), None)
+        self._looked = loop.time()
+        loop.call_later(LOOK_SECONDS, self._look)
+        self._launch_next()
+        await self.until(lambda: not self._roster.missing() or any(w.last_end for w in self._roster))
+        ended = next((worker for worker in self._roster if worker.last_end), None)
         if ended is None:
+            self._serving = True
             return
         # Its own words travel by another socket than the news of its end, and may be a moment behind.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REASON_SECONDS):
-                await self.until(lambda: self._refusal is not None)
-        raise StartupError(self._refusal or f"Worker {ended.plan.name} {ended.ended} while loading.")
+                await self.until(lambda: any(worker.refusal for worker in self._roster))
+        refused = next((worker for worker in self._roster if worker.refusal), None)
+        if refused is not None:
+            raise StartupError(f"Worker {refused.name} could not load: {refused.refusal}")
+        raise StartupError(f"Worker {ended.name} {ended.last_end} while loading.{_quoted(ended.last_words)}")
 
     async def stop(self, patience: float = 10.0) -> None:
         """End every process and remove every file, in any state.
@@ -152,6 +153,7 @@ class Supervisor:
 
     def kill(self) -> None:
         """End every worker now; a `stop` that is waiting for them goes on."""
+        self._stopping = True
         self._launcher.kill_all()
 
     # --- the pipeline ---
@@ -163,34 +165,54 @@ class Supervisor:
         self._deliver = deliver
         self._lost = lost
 
-    def submit(self, request_id: str, body: Any) -> None:
-        """Send a request body to the entry stage.
+    def trace(self, noted: Callable[[Notes], None]) -> None:
+        """Say who takes what is noted about requests; see `gateway.pipeline.Pipeline`."""
+        self._noted = noted
 
-        Raises:
-            OmniError: (503) some worker is not there. Which stages a request needs is decided on its way, so a missing
-                one refuses all.
-        """
-        problem = self.problem
-        if problem is not None:
-            raise unavailable(f"The service is not ready: {problem}.", code="not_ready")
+    async def wait_for(self, stages: Collection[str] | None, seconds: float | None) -> None:
+        """Wait until some stages can work; see `gateway.pipeline.Pipeline`."""
+        if seconds is not None:
+            self._check_patience(stages, seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.until(lambda: self._stopping or not self._roster.missing(stages))
+        self._check(stages)
+
+    def _check_patience(self, stages: Collection[str] | None, seconds: float) -> None:
+        """Refuse at once what would be refused after `seconds`."""
+        now = asyncio.get_running_loop().time()
+        missing = self._roster.missing(stages)
+        expected = [worker.seconds_to_ready(now) for worker in missing]
+        if any(each is None or each > seconds for each in expected):
+            raise self._roster.refusal(missing, now)
+
+    def _check(self, stages: Collection[str] | None) -> None:
+        """Refuse work for stages that cannot do it now."""
+        if self._stopping:
+            raise unavailable("The server is shutting down.", code="shutting_down")
+        missing = self._roster.missing(stages)
+        if missing:
+            raise self._roster.refusal(missing, asyncio.get_running_loop().time())
+
+    def submit(self, request_id: str, body: Any, stages: Collection[str] | None = None) -> None:
+        """Send a request body to the entry stage; see `gateway.pipeline.Pipeline`."""
+        self._check(stages)
         entry = self._deployment.graph.entry
-        worker = next(worker for worker in self._workers.values() if entry in worker.plan.stage_names)
-        self._outbox.send(worker.address, self._codec.encode(Start(request_id, GATEWAY, entry, body)))
+        self._mailbox.send(Start(request_id, GATEWAY, entry, body), self._roster.addresses()[entry])
 
     def abort(self, request_id: str) -> None:
         """Make every worker forget a request."""
-        self._broadcast(Abort(request_id))
+        self._mailbox.send(Abort(request_id), *(worker.address for worker in self._roster if worker.ready))
 
     @property
     def problem(self) -> str | None:
-        """Why the pipeline cannot serve now, or None."""
-        if self._stopping:
-            return "it is shutting down"
-        for worker in self._workers.values():
-            if worker.ended:
-                return f"worker {worker.plan.name} {worker.ended}"
-        loading = [name for name, worker in self._workers.items() if not worker.ready]
-        return f"still loading {', '.join(loading)}" if loading else None
+        """Why the pipeline cannot serve everything now, or None."""
+        return "it is shutting down" if self._stopping else self._roster.problem()
+
+    @property
+    def workers(self) -> Mapping[str, WorkerReport]:
+        """How each worker is, by name."""
+        return self._roster.reports()
 
     @property
     def stats(self) -> Mapping[str, StageStats]:
@@ -198,9 +220,24 @@ class Supervisor:
         return self._stats
 
     @property
+    def edges(self) -> Iterable[EdgeStats]:
+        """The latest figures of each edge of the graph that ends in a worker that runs, or here."""
+        return chain(*self._edges.values(), self._own_edges.all())
+
+    @property
+    def restarts(self) -> Mapping[str, int]:
+        """How often each worker has been started again, by name."""
+        return {worker.name: worker.restarts.total for worker in self._roster}
+
+    @property
     def pids(self) -> Mapping[str, int]:
         """Process ids of the workers that run, by name."""
-        return {name: worker.pid for name, worker in self._workers.items() if worker.pid and not worker.ended}
+        return {worker.name: worker.pid for worker in self._roster if worker.pid is not None}
+
+    @property
+    def launcher_pid(self) -> int:
+        """Process id of the fork server."""
+        return self._launcher.pid
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until `condition` holds; it is looked at whenever a worker has changed or told its figures."""
@@ -210,49 +247,55 @@ class Supervisor:
 
     # --- what comes in ---
 
-    def _take_in(self) -> None:
-        """Handle what waits in the inbox: some of it, so that other tasks get their turn too."""
-        if self._closed:
-            return
-        emptied = False
-        try:
-            emptied = self._handle_waiting(DRAIN_MESSAGES) < DRAIN_MESSAGES
-        finally:
-            if not emptied:  # the descriptor only tells of news, so what is left needs a reminder
-                asyncio.get_running_loop().call_soon(self._take_in)
-
-    def _handle_waiting(self, most: int) -> int:
-        count = 0
-        for frames in self._inbox.drain(most):
-            count += 1
-            try:
-                message = self._codec.decode(frames)
-            except WireError as error:
-                logger.error("unreadable message: %s", error)
-                if error.request_id is not None:
-                    unreadable = internal("An answer of the pipeline could not be read.").info
-                    self._deliver(Failed(error.request_id, COLLECTOR, unreadable))
-            else:
-                self._handle(message)
-        return count
-
-    def _handle(self, message: Message) -> None:
+    def _handle(self, message: Message, received: Received) -> None:
         match message:
-            case Start() | Chunk() | End() | Failed():
+            case Start() | Chunk() | End():
+                self._take(message, received)
+            case Failed():
                 self._deliver(message)
             case Heartbeat():
-                if not self._workers[message.worker].ended:
+                worker = self._roster.process(message.worker, message.incarnation)
+                if worker is not None:
+                    self._signs_of_life(worker)
+                    worker.heard = message.epoch
                     self._stats.update(message.stats)
+                    self._edges[message.worker] = message.edges
                     self._changed.set()
+            case Notes():
+                self._noted(message)
             case Ready():
-                self._workers[message.worker].ready = True
-                self._progress(message)
-                self._changed.set()
+                worker = self._roster.process(message.worker, message.incarnation)
+                if worker is not None:
+                    self._signs_of_life(worker)
+                    worker.became_ready(asyncio.get_running_loop().time(), message.seconds)
+                    if self._serving:
+                        extra = fields(worker=worker.name, worker_pid=worker.pid)
+                        logger.info("worker %s is there again", worker.name, extra=extra)
+                    else:
+                        self._progress(message)
+                    self._launch_next()
+                    self._changed.set()
             case StartFailed():
-                self._refusal = self._refusal or f"Worker {message.worker} could not load: {message.message}"
-                self._changed.set()
+                worker = self._roster.process(message.worker, message.incarnation)
+                if worker is None and not self._serving:  # the news of its end was faster
+                    worker = next(each for each in self._roster if each.name == message.worker)
+                if worker is not None:
+                    worker.refusal = message.message
+                    self._changed.set()
             case _:
-                logger.error("misdirected message: %r", message)
+                logger.error("misdirected message: a %s", type(message).__name__)  # what is in it is not for the log
+
+    def _unreadable(self, request_id: str) -> None:
+        error = internal("An answer of the pipeline could not be read.")
+        self._deliver(Failed(request_id, COLLECTOR, error.info))
+
+    def _take(self, message: Work, received: Received) -> None:
+        taken = time.monotonic()
+        self._own_edges.add(message.source, message.target, received.size, taken - received.sent)
+        self._deliver(message)
+        if self._deployment.trace.on:
+            took = Took(message.request_id, message.source, message.target, received.sent, taken, time.monotonic())
+            self._noted(Notes(MAIN, taken, [took], []))
 
     def _hear(self) -> None:
         """Handle what the fork server reports."""
@@ -261,61 +304,145 @@ class Supervisor:
             match report:
                 case Preloaded():
                     self._preloaded = True
-                    self._progress(report)
+                    for module, reason in report.failed.items():  # the worker that needs it will fail, and say so
+                        logger.warning("could not import %s beforehand: %s", module, reason)
+                    if not self._serving:
+                        self._progress(report)
                 case Launched():
-                    self._workers[report.worker].pid = report.pid
+                    worker = self._roster.process(report.worker, report.incarnation)
+                    if worker is not None:
+                        worker.pid = report.pid
+                        worker.vitals = Vitals(report.pid, self._bounds)
+                        if self._stopping:
+                            self._launcher.kill(report.pid)
                 case Exited():
-                    self._ended(self._workers[report.worker], _describe_exit(report.code))
+                    worker = self._roster.process(report.worker, report.incarnation)
+                    if worker is not None:
+                        self._ended(worker, _describe_exit(report.code), report.last_words)
         if not there:
-            self._launcher_gone = True
-            asyncio.get_running_loop().remove_reader(self._launcher.fileno())
-            for worker in self._workers.values():
-                if not worker.ended:
-                    self._ended(worker, "ended with the fork server")
+            self._launcher_ended()
         self._changed.set()
 
-    def _ended(self, worker: _WorkerState, how: str) -> None:
-        self._handle_waiting(LAST_WORDS)
-        worker.ended = how
-        worker.ready = False
-        self._outbox.forget(worker.address)
-        if self._stopping:
-            return
-        name = worker.plan.name
-        logger.error("worker %s (pid %s) %s", name, worker.pid, how)
+    # --- ends and new beginnings ---
+
+    def _ended(self, worker: Worker, how: str, words: list[str]) -> None:
+        self._mailbox.take(LAST_MESSAGES)
+        pid, killed_for = worker.pid, worker.killed_for
+        how = f"{killed_for} and was killed" if killed_for is not None else how
+        self._mailbox.forget(worker.address)
         for stage in worker.plan.stage_names:
             self._stats.pop(stage, None)
-        error = unavailable(
-            f"The {name} worker ended unexpectedly while it worked on this request.", code="worker_lost"
-        )
-        self._lost(frozenset(worker.plan.stage_names), error.info)
+        self._edges.pop(worker.name, None)
+        worker.process_ended(how, words)
+        if self._stopping:
+            return
+        logger.error("worker %s %s", worker.name, worker.last_end, extra=fields(worker=worker.name, worker_pid=pid))
+        if not self._serving:
+            return  # `start` gives up
+        self._lost(frozenset(worker.plan.stage_names), worker_lost(worker.name).info)
+        others = [other.address for other in self._roster if other.running]
+        self._mailbox.send(self._roster.move(worker), *others)
+        loop = asyncio.get_running_loop()
+        pause = worker.restarts.ended(loop.time())
+        worker.ordered = loop.time() + pause
+        if worker.restarts.looping:
+            extra = fields(worker=worker.name, restarts=worker.restarts.total)
+            row = worker.restarts.in_a_row
+            logger.error("worker %s ended %d times in a row; next try in %g s", worker.name, row, pause, extra=extra)
+            for line in words:
+                logger.error("last words of worker %s: %s", worker.name, line, extra=fields(worker=worker.name))
+        loop.call_later(pause, self._launch, worker)
 
-    # --- what goes out ---
+    def _launch_next(self) -> None:
+        """Launch the workers that have only waited for others."""
+        ready = {worker.name for worker in self._roster if worker.ready}
+        for worker in self._roster:
+            if not worker.running and not worker.restarts.total and ready.issuperset(worker.plan.after):
+                self._launch(worker)
 
-    def _assignment(self, worker: _WorkerState, model_path: str) -> Assignment:
-        addresses = {stage: other.address for other in self._workers.values() for stage in other.plan.stage_names}
-        return Assignment(
+    def _launch(self, worker: Worker) -> None:
+        if self._stopping:
+            return
+        worker.running = True
+        worker.ordered = asyncio.get_running_loop().time()
+        worker.heard = self._roster.moves
+        assignment = Assignment(
             plan=worker.plan,
             incarnation=worker.incarnation,
             graph_path=self._deployment.graph_path,
-            model_path=model_path,
+            model_path=self._model_path,
             run_dir=self._run_dir,
-            addresses={**addresses, COLLECTOR: self._inbox.address},
+            addresses={**self._roster.addresses(), COLLECTOR: self._mailbox.address},
+            epoch=self._roster.moves,
             log_level=self._deployment.log_level,
+            log_format=self._deployment.log_format,
+            traced=self._deployment.trace.on,
         )
+        self._launcher.launch(assignment)
 
-    def _broadcast(self, message: Abort | Shutdown) -> None:
-        frames = self._codec.encode(message)
-        for worker in self._workers.values():
-            if worker.ready:
-                self._outbox.send(worker.address, frames)
+    def _launcher_ended(self) -> None:
+        """The fork server is gone, and all workers with it: begin again with a new one."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._launcher.fileno())
+        self._launcher_gone = True
+        self._preloaded = False
+        if not self._stopping:
+            logger.error("the fork server (pid %s) has ended", self._launcher.pid)
+        for worker in self._roster:
+            if worker.running:
+                self._ended(worker, "ended with the fork server", [])
+        if self._serving and not self._stopping:
+            loop.call_later(self._launcher_restarts.ended(loop.time()), self._replace_launcher)
+
+    def _replace_launcher(self) -> None:
+        if self._stopping:
+            return
+        self._launcher.close()
+        self._launcher = self._new_launcher()
+        self._launcher_gone = False
+        asyncio.get_running_loop().add_reader(self._launcher.fileno(), self._hear)
+        for worker in self._roster:
+            if worker.running:  # ordered of a fork server that was gone already
+                self._launch(worker)
+
+    def _new_launcher(self) -> Launcher:
+        return Launcher(self._run_dir, self._deployment.preload(), fresh=self._deployment.uses_cuda)
+
+    # --- signs of life ---
+
+    def _signs_of_life(self, worker: Worker) -> None:
+        if worker.vitals is not None:
+            worker.vitals.beat()
+
+    def _look(self) -> None:
+        """Look for workers that hang."""
+        if self._closed:
+            return
+        loop = asyncio.get_running_loop()
+        self._mailbox.take(LAST_MESSAGES)  # when it is we who were late, their beats wait here
+        elapsed, self._looked = loop.time() - self._looked, loop.time()
+        for worker in self._roster:
+            if worker.vitals is None or worker.killed_for is not None or worker.pid is None:
+                continue
+            worker.killed_for = worker.vitals.look(elapsed)
+            if worker.killed_for is not None:
+                extra = fields(worker=worker.name, worker_pid=worker.pid)
+                logger.error("worker %s %s; killing it", worker.name, worker.killed_for, extra=extra)
+                self._launcher.kill(worker.pid)
+        # The fork server sleeps most of its life; but one that is stopped would leave all of this undone.
+        stopped = not self._launcher_gone and is_stopped(self._launcher.pid)
+        self._launcher_stopped = self._launcher_stopped + min(elapsed, 2 * LOOK_SECONDS) if stopped else 0.0
+        if self._launcher_stopped > self._bounds.silent_seconds:
+            logger.error("the fork server (pid %s) has been stopped; killing it", self._launcher.pid)
+            self._launcher.kill_all()
+        loop.call_later(LOOK_SECONDS, self._look)
 
     # --- the end ---
 
     async def _stop_workers(self, patience: float) -> None:
-        self._broadcast(Shutdown())
-        for worker in self._workers.values():
-            if worker.pid and not worker.ready and not worker.ended:  # still loading: it reads no messages
+        self._mailbox.send(Shutdown(), *(worker.address for worker in self._roster if worker.ready))
+        for worker in self._roster:
+            if worker.pid and not worker.ready:  # still loading: it reads no messages
                 self._launcher.kill(worker.pid)
         try:
             async with asyncio.timeout(patience):
@@ -329,14 +456,10 @@ class Supervisor:
 
     def _close(self) -> None:
         self._closed = True
-        if self._started:
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(self._inbox.fileno())
-            loop.remove_reader(self._launcher.fileno())
+        if self._started and not self._launcher_gone:
+            asyncio.get_running_loop().remove_reader(self._launcher.fileno())
         self._launcher.close()
-        self._inbox.close()
-        self._outbox.close(linger_ms=0)
-        self._context.term()
+        self._mailbox.close()
         shutil.rmtree(self._run_dir, ignore_errors=True)
 
 
@@ -349,3 +472,8 @@ def _describe_exit(code: int) -> str:
         return f"ended with exit code {code}"
     hint = " (out of memory?)" if code == -signal.SIGKILL else ""
     return f"was killed by {signal.Signals(-code).name}{hint}"
+
+
+def _quoted(words: list[str]) -> str:
+    """The last words of a process as an appendix to a message."""
+    return "".join(f"\n    {line}" for line in (["Its last words:", *words] if words else []))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import sys
@@ -13,9 +14,11 @@ import msgspec
 import zmq
 from msgspec import Struct
 
+from omni_pipeline import logs
 from omni_pipeline.deployment import WorkerPlan
 from omni_pipeline.errors import StartupError
 from omni_pipeline.graph import COLLECTOR, Graph, StageSpec, load_factory, load_object
+from omni_pipeline.logs import Format
 from omni_pipeline.process import leave_stopping_to_parent, set_title
 from omni_pipeline.stage import Stage, StageContext
 from omni_pipeline.transport import Inbox, Outbox, endpoint
@@ -35,7 +38,9 @@ class Assignment(Struct, frozen=True):
         model_path: Directory of the checkpoint.
         run_dir: Private directory for sockets and short-lived files.
         addresses: Endpoint of the process that runs each stage, and of the main process as `graph.COLLECTOR`.
-        log_level: As Python's logging names it.
+        epoch: The last `wire.Moved` that `addresses` knows of.
+        log_level, log_format: As `logs.configure` takes them.
+        traced: Whether to note what is done for each request.
     """
 
     plan: WorkerPlan
@@ -44,7 +49,10 @@ class Assignment(Struct, frozen=True):
     model_path: str
     run_dir: str
     addresses: dict[str, str]
+    epoch: int
     log_level: str
+    log_format: Format
+    traced: bool = False
 
     @property
     def stages(self) -> frozenset[str]:
@@ -55,6 +63,11 @@ class Assignment(Struct, frozen=True):
     def address(self) -> str:
         """Endpoint of this worker's own inbox."""
         return endpoint(self.run_dir, self.plan.name, self.incarnation)
+
+    @property
+    def scratch(self) -> str:
+        """Directory for this process's own short-lived files, in `run_dir`; it goes with the process."""
+        return os.path.join(self.run_dir, f"{self.plan.name}.{self.incarnation}.scratch")
 
 
 def run(assignment: Assignment, parent: int) -> int:
@@ -67,14 +80,12 @@ def run(assignment: Assignment, parent: int) -> int:
         The exit code: 0 when told to leave, 1 when the worker could not load or broke.
     """
     leave_stopping_to_parent()
-    # What libraries leave in the directory for temporary files goes with the run directory, even after a kill.
-    os.environ["TMPDIR"] = tempfile.tempdir = assignment.run_dir
+    faulthandler.enable()
+    # What libraries leave in the directory for temporary files goes with the process, even after a kill.
+    os.mkdir(assignment.scratch, mode=0o700)
+    os.environ["TMPDIR"] = tempfile.tempdir = assignment.scratch
     set_title(assignment.plan.name)
-    logging.basicConfig(
-        level=assignment.log_level,
-        format=f"%(asctime)s %(levelname)s {assignment.plan.name} %(name)s: %(message)s",
-        force=True,
-    )
+    logs.configure(assignment.plan.name, assignment.log_level, assignment.log_format)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     inbox = Inbox(context, assignment.address)
     outbox = Outbox(context)
@@ -103,12 +114,22 @@ def _serve(assignment: Assignment, inbox: Inbox, outbox: Outbox, parent: int) ->
             if not isinstance(error, StartupError):
                 logger.exception("worker %s could not load", name)
             reason = str(error) if isinstance(error, StartupError) else f"{type(error).__name__}: {error}"
-            outbox.send(home, codec.encode(StartFailed(name, reason)))
+            outbox.send(home, codec.encode(StartFailed(name, assignment.incarnation, reason)))
             return 1
-        addresses = assignment.addresses
-        worker = Worker(name, stages, addresses, inbox=inbox, outbox=outbox, codec=codec, parent=parent)
-        ready = Ready(worker=name, pid=os.getpid(), stages=list(stages), seconds=time.monotonic() - begin)
-        outbox.send(home, codec.encode(ready))
+        worker = Worker(
+            name,
+            stages,
+            assignment.addresses,
+            inbox=inbox,
+            outbox=outbox,
+            codec=codec,
+            parent=parent,
+            incarnation=assignment.incarnation,
+            epoch=assignment.epoch,
+            traced=assignment.traced,
+        )
+        seconds = time.monotonic() - begin
+        outbox.send(home, codec.encode(Ready(name, assignment.incarnation, os.getpid(), list(stages), seconds)))
         worker.run()
     finally:
         for stage in stages.values():
@@ -133,7 +154,7 @@ def _context(assignment: Assignment, spec: StageSpec, device: str, options: Any)
         device=device,
         options=msgspec.convert(options, spec.options),
         stages=assignment.stages,
-        run_dir=assignment.run_dir,
+        scratch=assignment.scratch,
     )
 
 

@@ -45,6 +45,12 @@ def load_part(
     return model.to(device).eval().requires_grad_(False)
 
 
+def read_config(model_path: str) -> dict[str, Any]:
+    """The checkpoint's config.json."""
+    config: dict[str, Any] = json.loads((Path(model_path) / "config.json").read_text())
+    return config
+
+
 def read_tensors(model_path: str | Path, prefix: str) -> dict[str, torch.Tensor]:
     """The checkpoint's tensors whose names start with `prefix`, on the CPU, by the rest of their names.
 

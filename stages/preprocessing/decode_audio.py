@@ -13,7 +13,7 @@ from av.container import InputContainer
 
 from omni_pipeline.errors import bad_request
 from omni_pipeline.wire import Buffer
-from stages.preprocessing.container import open_container, truncated
+from stages.preprocessing.container import Extent, open_container, truncated
 from stages.preprocessing.waveform import Waveform
 
 BLOCK_FRAMES = 65536
@@ -53,15 +53,20 @@ def decode_sound_track(data: Buffer, *, rate: int, max_seconds: float, param: st
         wave = Waveform(stream.rate or 0, rate, max_seconds=max_seconds, param=param)
         planar = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
         packets = 0
-        for packet in container.demux(stream):
-            packets += packet.size > 0
-            for frame in packet.decode():
+        extent = Extent(container)
+        for packet in container.demux():
+            found = extent.saw(packet)
+            if packet.stream is not stream:
+                continue
+            packets += found
+            for frame in stream.decode(packet):
                 if frame.sample_rate != stream.rate:
                     raise bad_request("The sampling rate changes within the sound.", param=param, code=code)
                 for part in planar.resample(frame):
                     wave.add(part.to_ndarray().T)
         if truncated(stream.frames, packets):
             raise _cut_short(param, code)
+        extent.check(param, code)
         return wave.samples()
 
 

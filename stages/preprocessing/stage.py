@@ -55,6 +55,7 @@ class Preprocessing:
         self._roles = Roles.of(whole) if "talker_ar" in context.stages else None
         self._queue: deque[tuple[str, ChatRequest]] = deque()
         self._refused = 0
+        self.batch: tuple[str, ...] = ()
 
     @property
     def has_work(self) -> bool:
@@ -66,6 +67,7 @@ class Preprocessing:
     def step(self) -> Iterable[Work | Failed]:
         """Prepare the oldest request."""
         request_id, request = self._queue.popleft()
+        self.batch = (request_id,)
         try:
             return list(self._prepare(request_id, request))
         except OmniError as error:
@@ -79,7 +81,7 @@ class Preprocessing:
         return [request_id for request_id, _ in self._queue]
 
     def stats(self) -> dict[str, float]:
-        return {"refused": self._refused}
+        return {"queued_requests": len(self._queue), "refused": self._refused}
 
     def close(self) -> None:
         """Nothing outlives the process."""

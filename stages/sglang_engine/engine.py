@@ -6,6 +6,7 @@ import contextlib
 import io
 import socket
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +119,9 @@ class Engine:
             out while the others go on.
         tap_layer: Decoder layer whose input states can be asked for (`Generation.tapped_rows`), or None.
 
+    Attributes:
+        batch: Ids of the requests that the latest step computed something for.
+
     Raises:
         StartupError: An option that SGLang does not know.
     """
@@ -140,6 +144,7 @@ class Engine:
         from sglang.srt.server_args import PortArgs
 
         from stages.sglang_engine import process
+        from stages.sglang_engine.decode_trace import DecodeTrace
         from stages.sglang_engine.process_groups import quiet_single_rank_groups
         from stages.sglang_engine.sampler import OmniSampler
         from stages.sglang_engine.scheduler import InProcessScheduler
@@ -172,6 +177,8 @@ class Engine:
         self._rows: dict[str, torch.Tensor] = {}  # next input rows, of requests that may decode
         self._leaving: set[str] = set()  # aborted requests that SGLang lets go of in their next decode step
         self._stalled = False
+        self._counts = Counter[str]()
+        self.batch: list[str] = []
         # What it would write to stderr are loading bars; progress is the supervisor's to show.
         with self._configured(), quiet_single_rank_groups(), contextlib.redirect_stderr(io.StringIO()):
             self._scheduler = InProcessScheduler(server_args, ports)
@@ -190,6 +197,8 @@ class Engine:
         # One KV-cache page more than there are tokens: the first takes what padding writes.
         kv_tokens = int(self._scheduler.max_total_num_tokens) + int(self._scheduler.page_size)
         self._model.reserve(self._pool.shape[0], kv_tokens)
+        if device == "cpu" and server_args.tp_size == server_args.pp_size == 1:  # what ranks exchange is not recorded
+            self._model.recorded = DecodeTrace(self._model, runner.attn_backend, runner.token_to_kv_pool)
 
     @property
     def capacity(self) -> int:
@@ -236,8 +245,8 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Sequences in the decode batch."""
-        return sum(not req.finished() for req in self._scheduler.running_batch.reqs)
+        """Sequences in work, those that wait to be fed among them."""
+        return len(self._live) - self.waiting
 
     @property
     def waiting(self) -> int:
@@ -245,13 +254,20 @@ class Engine:
         return len(self._scheduler.waiting_queue)
 
     def stats(self) -> dict[str, float]:
-        """Figures for `wire.StageStats.extra`; KV tokens in use include those cached for later."""
-        total = int(self._scheduler.max_total_num_tokens)
+        """Figures for `wire.StageStats.extra`."""
+        scheduler = self._scheduler
+        total = int(scheduler.max_total_num_tokens)
+        cached = int(scheduler.tree_cache.evictable_size())
         return {
+            "queued_requests": self.waiting + self.ready,
             "running_requests": self.running,
-            "waiting_requests": self.waiting,
-            "kv_tokens_used": total - int(self._scheduler.token_to_kv_pool_allocator.available_size()),
-            "kv_tokens_total": total,
+            "kv_tokens_used": total - int(scheduler.token_to_kv_pool_allocator.available_size()) - cached,
+            "kv_tokens_cached": cached,
+            "kv_tokens_limit": total,
+            "prompt_tokens": self._counts["prompt"],
+            "prompt_tokens_cached": self._counts["cached"],
+            "generated_tokens": self._counts["generated"],
+            "preemptions": self._counts["preempted"],
         }
 
     def add(self, generation: Generation) -> None:
@@ -328,6 +344,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Run one batch and give what it brought."""
+        self.batch = []
         ready = self._rows.keys() | self._leaving if self._fed else None
         with self._configured():
             self._stalled = not self._scheduler.step(ready)
@@ -335,6 +352,7 @@ class Engine:
         return events
 
     def _prepare(self, batch: Any) -> None:
+        self.batch = [req.rid for req in batch.reqs]
         self._sampler.rows = [self._state(req) for req in batch.reqs]
         if not batch.forward_mode.is_extend():
             self._model.prefill = None
@@ -402,6 +420,9 @@ class Engine:
         if not live.aborted:
             if not live.sent and req.output_ids:
                 self._events.append(Prefilled(req.rid, req.cached_tokens, live.tapped))
+                self._counts["prompt"] += len(live.rows.ids)
+                self._counts["cached"] += req.cached_tokens
+            self._counts["generated"] += len(req.output_ids) - live.sent
             for token in req.output_ids[live.sent :]:
                 event = Token(req.rid, token, state=live.token_state)
                 if live.state.logprobs is not None:
@@ -411,6 +432,7 @@ class Engine:
         if req.finished():
             del self._live[req.rid]
             self._leaving.discard(req.rid)
+            self._counts["preempted"] += req.retraction_count
             if not live.aborted:
                 self._events.append(_ending(req))
 

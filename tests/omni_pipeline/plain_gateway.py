@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from omni_pipeline.config import Server
+from omni_pipeline.config import Server, Trace
 from omni_pipeline.supervisor import Supervisor
 from omni_pipeline.wire import Failed, Work
 from tests.omni_pipeline.echo_stages import Text
@@ -18,6 +18,7 @@ async def run(
     model_path: str,
     checkpoint: str,
     stages: tuple[str, ...],
+    trace: Trace,
     listen_socket: socket.socket,
     stopping: asyncio.Event,
 ) -> None:

@@ -50,7 +50,7 @@ def test_merge_replaces_lists_and_joins_mappings() -> None:
         ("server: {prot: 1}", "server.prot: there is no such setting; did you mean port?"),
         ("server: {media: {max_item: 1}}", "server.media.max_item: there is no such setting; did you mean max_items?"),
         ("stages: {thinker: {wroker: x}}", "stages.thinker.wroker: there is no such setting; did you mean worker?"),
-        ("server: {limits: {zzz: 1}}", "server.limits.zzz: there is no such setting; known here: body_bytes, "),
+        ("server: {limits: {zzz: 1}}", "server.limits.zzz: there is no such setting; known here: requests, "),
         ("server: {port: 70000}", "server.port: expected `int` <= 65535."),
         ("server: {port: '80'}", "server.port: expected `int`, got `str`."),
         ("server: 3", "server: expected `object`, got `int`."),

@@ -122,24 +122,6 @@ def test_aborted_request_is_never_answered_and_its_late_messages_are_counted() -
     asyncio.run(scenario())
 
 
-def test_death_of_a_worker_is_told_within_a_second() -> None:
-    async def scenario() -> None:
-        async with running(echo_config()) as session:
-            await session.ask("r", "hello")
-            begin = time.monotonic()
-            os.kill(session.supervisor.pids["shout"], signal.SIGKILL)
-            stages, error = await session.lost()
-            assert time.monotonic() - begin < 1.0
-            assert stages == {"shout"}
-            assert (error.status, error.code) == (503, "worker_lost")
-            assert session.supervisor.problem == "worker shout was killed by SIGKILL (out of memory?)"
-            assert set(session.supervisor.pids) == {"split", "join"}
-            with pytest.raises(OmniError, match="not ready"):
-                session.supervisor.submit("s", Text("x"))
-
-    asyncio.run(scenario())
-
-
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_temporary_files_of_workers_go_with_the_run_directory(run_root: Path, end: str) -> None:
     async def scenario() -> None:
@@ -152,26 +134,6 @@ def test_temporary_files_of_workers_go_with_the_run_directory(run_root: Path, en
 
     asyncio.run(scenario())
     assert list(run_root.iterdir()) == []
-
-
-def test_broken_stage_fails_its_request_and_ends_its_worker() -> None:
-    async def scenario() -> None:
-        async with running(echo_config()) as session:
-            assert (await session.fail("r", "broken@join")).status == 500
-            stages, _ = await session.lost()
-            assert stages == {"join"}
-            assert session.supervisor.problem == "worker join ended with exit code 1"
-
-    asyncio.run(scenario())
-
-
-def test_death_of_the_fork_server_loses_every_worker() -> None:
-    async def scenario() -> None:
-        async with running(echo_config()) as session:
-            session.supervisor.kill()
-            assert {name for _ in range(3) for name in (await session.lost())[0]} == {"split", "shout", "join"}
-
-    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(

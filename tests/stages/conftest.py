@@ -48,7 +48,7 @@ def stage_context(tiny_checkpoint: Path) -> Any:
 
     def context(name: str, **options: Any) -> StageContext:
         chosen = options_of.get(name, PreprocessingOptions)(**options)
-        return StageContext(name, str(tiny_checkpoint), "cpu", chosen, frozenset({name}), run_dir="")
+        return StageContext(name, str(tiny_checkpoint), "cpu", chosen, frozenset({name}), scratch="")
 
     return context
 
@@ -68,6 +68,6 @@ def voice_context(checkpoints: Callable[[str], Path]) -> Any:
         if name == "code2wav":  # batches are what can go wrong; a CPU makes none unless asked
             options = {"max_batch": 32, **options}
         chosen = options_of[name](**options)
-        return StageContext(name, str(checkpoints(checkpoint)), "cpu", chosen, frozenset({name}), run_dir="")
+        return StageContext(name, str(checkpoints(checkpoint)), "cpu", chosen, frozenset({name}), scratch="")
 
     return context

@@ -125,6 +125,15 @@ def test_a_small_row_limit_splits_the_work_but_not_the_answers(
         assert_vision_equals_reference(work, rows, thinker)
 
 
+@pytest.mark.parametrize("limit", [104, 208])
+def test_a_sound_longer_than_a_batch_is_computed_in_pieces_to_the_same_end(
+    limit: int, stage_context: Any, audio_works: list[AudioWork], thinker: Any
+) -> None:
+    stage = AudioEncoder(stage_context("audio_encoder", cache_bytes=0, max_batch_tokens=limit))
+    for work, rows in zip(audio_works, encoded(stage, audio_works), strict=True):
+        assert_audio_equals_reference(work, rows, thinker)
+
+
 def test_equal_items_of_waiting_requests_are_computed_once(stage_context: Any, vision_works: list[VisionWork]) -> None:
     stage = ImageEncoder(stage_context("image_encoder", cache_bytes=0))
     twice = VisionWork([vision_works[0].items[0], vision_works[0].items[0]])

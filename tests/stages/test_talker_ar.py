@@ -90,7 +90,7 @@ def ring(talker: Talker) -> Iterator[Ring]:
         talker.abort(name)
     ring.run()
     assert not talker.live()
-    assert talker.stats()["running_requests"] == talker.stats()["waiting_requests"] == 0
+    assert talker.stats()["running_requests"] == talker.stats()["queued_requests"] == 0
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 from stages.sglang_engine.models.omni_decoder import OmniDecoder
+from stages.sglang_engine.prompt_rows import PrefillInput
 
 _PREFIX = "thinker."
 _ENCODERS = ("thinker.visual.", "thinker.audio_tower.")
@@ -53,32 +53,13 @@ class Qwen3OmniThinker(OmniDecoder):
             table = self.model.embed_tokens.weight
             self.tapped = torch.zeros(kv_tokens, self.config.hidden_size, dtype=table.dtype, device=table.device)
 
-    @torch.no_grad()
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        positions: torch.Tensor,
-        forward_batch: ForwardBatch,
-        input_embeds: torch.Tensor | None = None,
-        pp_proxy_tensors: Any = None,
-    ) -> LogitsProcessorOutput:
-        """Logits of the last token of each request.
+    def fill(self, extras: PrefillInput, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
+        """Hidden states [tokens, hidden] of stretches of prompts.
 
         Args:
             input_ids: int64 [tokens]; at media rows the numbers that key the prefix cache, beyond the vocabulary.
         """
         angles = self.current_angles(forward_batch)
-        if self.prefill is None:
-            hidden = self.model(input_ids, angles, forward_batch)
-        else:
-            hidden = self._prefill(input_ids, angles, forward_batch)
-        return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
-
-    def _prefill(
-        self, input_ids: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], forward_batch: ForwardBatch
-    ) -> torch.Tensor:
-        extras = self.prefill
-        assert extras is not None
         rows = self.model.embed_tokens(input_ids.clamp(max=self.config.vocab_size - 1))
         if extras.media_index is not None:
             rows[extras.media_index] = extras.media_embeds

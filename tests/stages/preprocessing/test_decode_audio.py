@@ -1,11 +1,13 @@
 """Sounds of every format come out as one waveform at 16 kHz; bad ones are refused by name."""
 
+import io
 import struct
 import tracemalloc
 from collections.abc import Callable
 
 import numpy
 import pytest
+import soundfile
 import soxr
 from media_files import RATE, clip_file, sound_file, tone
 
@@ -117,6 +119,14 @@ def test_a_longer_sound_than_allowed_is_refused(format: str) -> None:
     assert (info.status, info.code, info.param) == (400, "audio_too_long", "media[0]")
 
 
+def test_silence_at_the_highest_rate_in_many_channels_is_refused_before_it_takes_long() -> None:
+    bomb = io.BytesIO()
+    soundfile.write(bomb, numpy.zeros((655_350, 8), numpy.float32), 655_350, format="FLAC", subtype="PCM_16")
+    assert len(bomb.getvalue()) < 20_000
+    info = refused(bomb.getvalue())
+    assert (info.status, info.code) == (400, "audio_too_long")
+
+
 @pytest.mark.parametrize("size", [2**31, 0xFFFFFFF0, 0xFFFF0000, 100_000])
 def test_a_wav_that_promises_more_than_there_is_is_refused_without_making_room_for_it(size: int) -> None:
     data = wav_claiming(size)
@@ -132,6 +142,10 @@ def test_a_wav_written_to_a_pipe_is_read_to_its_end() -> None:
     assert len(decoded(wav_claiming(0xFFFFFFFF))) == RATE
 
 
+def webm_sound(seconds: float) -> bytes:
+    return clip_file(0, sound=tone(seconds, rate=48_000), sound_rate=48_000, format="webm", sound_codec="libopus")
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -141,6 +155,7 @@ def test_a_wav_written_to_a_pipe_is_read_to_its_end() -> None:
         pytest.param(sound_file(tone(0)), id="no samples"),
         pytest.param(sound_file(tone(2), format="FLAC")[:9000], id="truncated flac"),
         pytest.param(clip_file(0, sound=tone(2), format="mp4")[:4000], id="truncated m4a"),
+        pytest.param(webm_sound(4)[:9000], id="truncated webm"),
         pytest.param(clip_file(4), id="video without sound"),
         pytest.param(sound_file(numpy.array([0.1, numpy.nan, 0.2]), subtype="FLOAT"), id="not a number"),
         pytest.param(sound_file(numpy.array([0.1, 1e30]), subtype="FLOAT"), id="overflow"),

@@ -13,6 +13,7 @@ from stages.messages import Sampling
 from stages.sglang_engine.engine import Broken, Done, Engine, Event, Generation, Prefilled, Token
 from stages.sglang_engine.prompt_rows import PromptRows
 from stages.thinker import ARCHITECTURE, end_of_turn_id
+from stages.weights import read_config
 from tests.reference import Conversation, Greedy, Reference
 
 TOKENS = 24
@@ -56,7 +57,7 @@ def engine(tiny_checkpoint: Path) -> Iterator[Engine]:
         architecture=ARCHITECTURE,
         device="cpu",
         dtype=None,
-        eos_ids=[end_of_turn_id(str(tiny_checkpoint))],
+        eos_ids=[end_of_turn_id(read_config(str(tiny_checkpoint)))],
         max_total_tokens=KV_TOKENS,
         max_running_requests=8,
         options={"chunked_prefill_size": 32},
@@ -93,7 +94,7 @@ def run(engine: Engine, *generations: Generation) -> list[list[Event]]:
 def test_one_request_at_a_time(
     engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy], tiny_checkpoint: Path
 ) -> None:
-    end_of_turn = end_of_turn_id(str(tiny_checkpoint))
+    end_of_turn = end_of_turn_id(read_config(str(tiny_checkpoint)))
     for prompt, truth in zip(prompts, truths, strict=True):
         [events] = run(engine, generation("one", prompt))
         assert ids(events) == truth.ids

@@ -1,0 +1,34 @@
+"""The placement guide says what the plan says."""
+
+from __future__ import annotations
+
+import re
+
+import placement_tables
+import pytest
+
+
+def test_the_tables_of_the_guide_are_those_that_the_plan_makes() -> None:
+    document = placement_tables.DOCUMENT.read_text(encoding="utf-8")
+    assert placement_tables.filled(document) == document, "run python scripts/placement_tables.py --write"
+
+
+def test_the_guide_has_every_table() -> None:
+    document = placement_tables.DOCUMENT.read_text(encoding="utf-8")
+    assert re.findall(r"<!-- plan: (\S+) -->", document) == list(placement_tables.SECTIONS)
+
+
+@pytest.mark.parametrize("gpus", placement_tables.SECTIONS)
+def test_flags_of_a_row_say_what_its_configuration_does(gpus: str) -> None:
+    from omni_pipeline.command_line import all_flags
+
+    names = {path: flag.name for flag in all_flags() for path in flag.settings}
+    for layout in placement_tables.SECTIONS[gpus]:
+        said = layout.flags if layout.flags.startswith("--") else ""
+        wanted = {
+            f"{names[f'stages.{name}.gpus']} {','.join(map(str, stage.gpus))}"
+            for name, stage in layout.config.stages.items()
+        }
+        wanted |= {"--colocate"} if layout.config.colocate else set()
+        wanted |= {"--text-only"} if layout.config.text_only else set()
+        assert set(re.findall(r"--[\w-]+(?: [\d,]+)?", said)) == wanted
