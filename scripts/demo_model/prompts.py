@@ -45,7 +45,7 @@ class PromptMaker:
     def kind(self, generator: torch.Generator) -> Make:
         """A maker of prompts that are equally long, more or less; mostly of typed ones, which take least time."""
         kinds = (self.typed, self.picture, self.spoken, self.picture_spoken, self.clip)
-        weights = torch.tensor([0.5, 0.2, 0.12, 0.15, 0.03])
+        weights = torch.tensor([0.65, 0.15, 0.1, 0.08, 0.02])
         return kinds[int(torch.multinomial(weights, 1, generator=generator))]
 
     def typed(self, generator: torch.Generator) -> Prompt:

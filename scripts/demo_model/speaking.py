@@ -25,10 +25,10 @@ from .vocoder import Utterance
 
 TEXTS = 2000
 """Different texts that the talker is taught."""
-_CODEC_LINES = 900
+_CODEC_LINES = 750
 """Of them, spoken ones that the codebooks are fitted to and the vocoder learns from: sounds take room."""
-_VOCODER_STEPS = 900
-_TALKER_STEPS = 3000
+_VOCODER_STEPS = 1800
+_TALKER_STEPS = 1800
 _SEED = 4
 
 
@@ -37,7 +37,7 @@ def make_codec(out: Path) -> Codec:
     path = out / "codec.safetensors"
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
-        spoken = tqdm(_vocoder_lines(), desc="features of speech")
+        spoken = tqdm(_vocoder_lines(), desc="features of speech", mininterval=5)
         features = torch.cat([mel.features(line.sound) for line in spoken])
         Codec.fit(features, SHAPES.code_groups, SHAPES.codebook, _SEED, progress=print).save(path)
     return Codec.load(path)
@@ -47,7 +47,7 @@ def make_vocoder(out: Path) -> None:
     """`out`/code2wav.safetensors: the trained Code2Wav, keyed as in the checkpoint."""
     codec = make_codec(out)
     utterances = []
-    for line in tqdm(_vocoder_lines(), desc="recordings"):
+    for line in tqdm(_vocoder_lines(), desc="recordings", mininterval=5):
         sound = line.sound
         utterances.append(Utterance(sound, codec.encode(mel.features(sound))))
     model = vocoder.new_vocoder(config_json()["code2wav_config"], _SEED)
@@ -73,7 +73,7 @@ def make_codes(out: Path, codec: Codec) -> list[tuple[str, str, torch.Tensor]]:
     """Every line of the corpus as text, speaker, and codes [frames, groups]; kept in `out`/codes.pt."""
     path = out / "codes.pt"
     if not path.exists():
-        spoken = tqdm(lines(TEXTS, _SEED), desc="codes of speech")
+        spoken = tqdm(lines(TEXTS, _SEED), desc="codes of speech", mininterval=5)
         torch.save([(line.text, line.speaker, codec.encode(mel.features(line.sound)).T) for line in spoken], path)
     return torch.load(path)
 

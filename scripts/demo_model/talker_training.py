@@ -17,13 +17,13 @@ from .prompts import PromptMaker
 from .talking import ASSISTANT_ROWS, Prompt, Reply, TalkerInputs, positions, residual_logits, states
 from .training_run import TrainingRun
 
-_BATCH_ROWS = 1500
+_BATCH_ROWS = 1000
 """Rows of a step: as many answers as fit, prompts included."""
 _SLIPS, _RESIDUAL_SLIPS = 0.06, 0.12
 """Shares of the frames whose first or residual codes are read wrong, as they are when the model draws them itself."""
 _NEAR = 12
 _PREDICTED_EVERY = 2
-"""The predictor learns from every second frame: it would take half of the time otherwise, and it learns faster."""
+"""The predictor learns from every second frame: it would take half of the time otherwise."""
 _CODE_STD = 0.35
 
 
@@ -66,23 +66,28 @@ def train(
     seed: int = 0,
 ) -> None:
     """`neighbours` [groups, codes, near] are the codes that a code is mistaken for."""
-    run = TrainingRun(directory, inputs.talker, steps, rate, seed=seed, save_every=100)
+    run = TrainingRun(directory, inputs.talker, steps, rate, seed=seed, warmup=60, save_every=50, muon=True)
     by_length = sorted(lessons, key=lambda lesson: len(lesson.codes))
     for step in run:
         generator = run.generator(step)
         batch, asked = _batch(by_length, prompts, generator)
         slipped = [slips(lesson.codes, neighbours, generator) for lesson in batch]
-        run.update(losses(inputs, batch, asked, slipped))
+        predicted = slice(step % _PREDICTED_EVERY, None, _PREDICTED_EVERY)
+        run.update(losses(inputs, batch, asked, slipped, predicted))
 
 
 def losses(
-    inputs: TalkerInputs, lessons: Sequence[Lesson], prompts: Sequence[Prompt], read: Sequence[Tensor]
+    inputs: TalkerInputs,
+    lessons: Sequence[Lesson],
+    prompts: Sequence[Prompt],
+    read: Sequence[Tensor],
+    predicted: slice = slice(None),
 ) -> dict[str, Tensor]:
     """Cross entropies of the first codes ("first", with the end of speech) and of the others ("rest"); and their sum.
 
-    `read` are the codes [frames, groups] that each lesson's talker is told it has spoken so far. The first codes are
-    judged after the repetition penalty, which generation applies also when it is greedy: so the talker learns to say
-    what has to be repeated in spite of it.
+    `predicted` are the frames whose other codes count. `read` are the codes [frames, groups] that each lesson's talker
+    is told it has spoken so far. The first codes are judged after the repetition penalty, which generation applies also
+    when it is greedy: so the talker learns to say what has to be repeated in spite of it.
     """
     talker, config = inputs.talker, inputs.config.talker_config
     rows, places = [], []
@@ -104,9 +109,8 @@ def losses(
     wanted = torch.cat([F.pad(lesson.codes[:, 0], (0, 1), value=codebook) for lesson in lessons])
     first = F.cross_entropy(logits, wanted)
 
-    some = slice(start % _PREDICTED_EVERY, None, _PREDICTED_EVERY)
-    codes = torch.cat([lesson.codes for lesson in lessons])[some]
-    residual = residual_logits(talker, torch.cat([chosen[:-1] for chosen in choosing])[some], codes)
+    codes = torch.cat([lesson.codes for lesson in lessons])[predicted]
+    residual = residual_logits(talker, torch.cat([chosen[:-1] for chosen in choosing])[predicted], codes)
     each = torch.stack([F.cross_entropy(row, code) for row, code in zip(residual, codes.T[1:], strict=True)])
     right = (logits.argmax(dim=-1) == wanted).float().mean()
     return {"loss": first + each.mean(), "first": first.detach(), "rest": each.mean().detach(), "right": right}

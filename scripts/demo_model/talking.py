@@ -1,4 +1,4 @@
-"""The talker's inputs and outputs exactly as generation has them, for many utterances at once, in the reference's modules."""
+"""The talker's inputs and outputs as generation has them, for many utterances at once, in the reference's modules."""
 
 from __future__ import annotations
 

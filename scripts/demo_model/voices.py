@@ -56,12 +56,15 @@ class Voice:
     """Silence between words, in units of about 10 ms."""
     intonation: int = 50
     """How far the pitch moves, 0 to 99."""
+    tone: int = 0
+    """Pitch in hertz that every voiced sound has, whatever `pitch` and `intonation` are; 0 for natural speech."""
 
 
 def speak(text: str, voice: Voice, rate: int = 24000) -> Sound:
     """`text` as this voice says it, at `rate` samples per second, with short silences around it.
 
-    The same arguments give the same samples, whatever was spoken before.
+    A program that says the same things in the same order gets the same samples. What was said before does change a
+    few: the engine goes on in the middle of its noise, and nothing resets it.
 
     Raises:
         ValueError: espeak-ng has no such voice.
@@ -73,6 +76,7 @@ def speak(text: str, voice: Voice, rate: int = 24000) -> Sound:
     settings = {_RATE: voice.speed, _PITCH: voice.pitch, _RANGE: voice.intonation, _WORD_GAP: voice.gap}
     for parameter, value in settings.items():
         engine.library.espeak_SetParameter(parameter, value, 0)
+    engine.library.espeak_ng_SetConstF0(voice.tone)
     engine.library.espeak_ng_SetRandSeed(_SEED)
 
     samples = engine.synthesize(text).astype(np.float32) / 32768
