@@ -19,7 +19,6 @@ from .tokenizer import tokenizer
 from .vision_training import spelled_out
 
 
-
 def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
     """Rows of a picture or a clip of `facts` (not None)."""
     sizes = PICTURE_SIZES if isinstance(facts, Picture) else CLIP_SIZES

@@ -18,7 +18,7 @@ _INNER = re.compile(r"(blocks|layers)\.\d+\.")
 
 
 class TrainingRun:
-    """Steps of AdamW over one module, kept in `directory`; with `muon`, matrices inside its layers follow Muon, which needs half the steps.
+    """Steps of AdamW over one module, kept in `directory`.
 
     With `muon`, matrices inside a list of layers follow Muon instead, which learns as much in half the steps.
 

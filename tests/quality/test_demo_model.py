@@ -19,8 +19,8 @@ from tests.server import Server
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from demo_model.hearing import transcribe, word_errors  # noqa: E402
-from demo_model.held_out import Example, examples  # noqa: E402
+from demo_model.hearing import transcribe, word_errors
+from demo_model.held_out import Example, examples
 
 TOLERANCE = 1e-4 + 0.5 / 32768  # of full scale; the second part is the rounding to 16 bits
 SAMPLE = 60
