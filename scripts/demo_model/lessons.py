@@ -71,7 +71,7 @@ def clip_lesson(rng: Random, batch: int) -> Lesson:
     source = rng.choices(tuple(CLIP_SIZES), (3, 1))[0]
     table = _Table(batch, CLIP_SIZES[source])
     for number in range(batch):
-        shown = motion(rng) if rng.random() < 0.55 else drawing(rng)
+        shown = motion(rng) if rng.random() < 0.45 else drawing(rng)
         clip = film(shown, rng, source)
         moments = sampled(clip)
         pairs = list(zip(moments[::2], moments[1::2], strict=True))

@@ -26,7 +26,7 @@ _ENOUGH = 0.4
 _NAMES = slice(0, len(NAMES))
 _COLOURS = slice(len(NAMES), len(NAMES) + len(COLOURS))
 _DIRECTIONS = slice(len(NAMES) + len(COLOURS), len(NAMES) + len(COLOURS) + len(DIRECTIONS))
-_CLIP_SHARE = 0.3
+_CLIP_SHARE = 0.45
 _FOCUS = 3.5
 _OFFSETS = (
     ((-1, 0), (1, 0), (0, -1), (0, 1)),
