@@ -129,14 +129,14 @@ def _look_nearby(attention: Any, offsets: Sequence[tuple[float, float] | None], 
 def loss_of(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
     """How far `rows` [batch, cells, hidden] are from saying what is in each cell, for each thing that is there."""
     rows, truth = rows.float(), spelled_out(lesson.amounts)
-    things = lesson.amounts[..., : len(NAMES)].sum().clamp(min=1)
+    things = _things(lesson)
     off = rows - truth
     said = off @ _readout()
     losses = {
         "amounts": said.square().sum(-1)[lesson.judged].sum() / things,
         "rest": off.square().mean(-1)[lesson.judged].sum() / things,
     }
-    known = lesson.judged.all(1)
+    known = lesson.judged.all(1) & (lesson.amounts[..., WORDS.index("drawn")].sum(1) == 0)
     if known.any():
         counted = (rows[known] @ _readout()).sum(1)[:, : len(WORDS)]
         losses["count"] = F.smooth_l1_loss(counted, lesson.amounts[known].sum(1))
@@ -152,9 +152,16 @@ def loss_of(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
     return losses
 
 
+def _things(lesson: Lesson) -> Tensor:
+    """How many things there are in a batch, at least one; a drawing counts for three."""
+    drawn = lesson.amounts[..., WORDS.index("drawn")].sum(1)
+    things = lesson.amounts[..., : len(NAMES)].sum((1, 2))
+    return torch.where(drawn > 0, 3.0, things).sum().clamp(min=1)
+
+
 def _weighed(losses: dict[str, Tensor], lesson: Lesson) -> Tensor:
     """One loss. What is said of few things weighs little: a clip's one thing must not drown a picture's seven names."""
-    things = float(lesson.amounts[..., : len(NAMES)].sum())
+    things = float(_things(lesson))
     share = things / (things + 10)
     weights = {"name": 1.0, "amounts": 1.0, "rest": 0.1, "count": 1.0, "colour": 0.5, "direction": 0.5}
     return sum((share * weights[name] * loss for name, loss in losses.items()), torch.zeros(()))
@@ -164,7 +171,7 @@ def _weighed(losses: dict[str, Tensor], lesson: Lesson) -> Tensor:
 def accuracy(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
     """Shares of frames in which every kind of thing is counted rightly, and of right names, colours and directions."""
     said = rows.float() @ _readout()
-    known = lesson.judged.all(1)
+    known = lesson.judged.all(1) & (lesson.amounts[..., WORDS.index("drawn")].sum(1) == 0)
     right = {}
     if known.any():
         counted, true = said[known][..., _NAMES].sum(1), lesson.amounts[known][..., _NAMES].sum(1)
