@@ -163,7 +163,7 @@ class _Table:
             self._amounts[number, cell, indices] += share
 
     def mark(self, number: int, points: list[tuple[float, float]], words: tuple[str, ...], done: float) -> None:
-        """Say so in every cell that a drawing's strokes go through; or leave it open, while there is hardly anything."""
+        """Say so in every cell that a drawing's strokes go through; or leave it open, while hardly any are there."""
         indices = [WORDS.index(word) for word in words]
         for x, y in points:
             column, row = int(x * self._columns), int(y * self._rows)
