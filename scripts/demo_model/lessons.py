@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from .filming import film, sampled
-from .language import COLOURS, DIRECTIONS, KINDS, SKETCHES, Motion, drawing, motion, scene
+from .language import COLOURS, DIRECTIONS, KINDS, Motion, drawing, motion, scene
 from .painting import paint_picture
 from .seeing import CELL
 
-NAMES = (*KINDS, *(name for name in SKETCHES if name not in KINDS))
+NAMES = (*KINDS, "house", "tree", "boat")
 WORDS = (*NAMES, *COLOURS, *DIRECTIONS, "drawn")
 """All that can be said of a cell; nothing else is said by a word of its own."""
 
