@@ -48,6 +48,18 @@ class Codec:
         """The features [frames, size] that `codes` [groups, frames] stand for."""
         return self.centre + sum(book[row] for book, row in zip(self.codebooks, codes, strict=True))
 
+    def rows(self, codes: Tensor, size: int) -> Tensor:
+        """A row of `size` numbers for each code, [groups, codes, size]: the rows of a frame add up to what it sounds like.
+
+        These are its features in the directions in which those of `codes` [groups, frames] differ most, the lesser ones
+        raised a little, and all scaled to size one.
+        """
+        features = self.decode(codes) - self.centre
+        _, spread, directions = torch.pca_lowrank(features, q=size, center=False, niter=4)
+        projection = directions / spread.sqrt()
+        projection = projection / (features @ projection).square().mean().sqrt()
+        return self.codebooks @ projection
+
     def save(self, path: Path) -> None:
         save_file({"centre": self.centre, "codebooks": self.codebooks}, path)
 

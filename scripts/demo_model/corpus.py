@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import mel
+from .in_step import in_step
 from .language import answer
 from .voices import Voice, speak, trim
 
@@ -45,8 +46,9 @@ class Line:
     @property
     def sound(self) -> Tensor:
         """Its samples [1920 × frames] at 24 kHz: one or two frames of silence at the end, hardly any before."""
-        spoken = speak(diction(self.text), SPEAKERS[self.speaker])
-        sound = torch.from_numpy(trim(spoken, mel.RATE, _LEAD, _TAIL))
+        voice = SPEAKERS[self.speaker]
+        spoken = trim(speak(diction(self.text), voice), mel.RATE, _LEAD, _TAIL)
+        sound = torch.from_numpy(in_step(spoken, voice.tone, mel.RATE))
         voiced = sound[round(_LEAD * mel.RATE) : -round(_TAIL * mel.RATE)]
         sound = sound * (_LOUDNESS / voiced.square().mean().sqrt())
         whole = mel.frames(sound) * mel.FRAME

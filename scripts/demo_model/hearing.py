@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from faster_whisper import WhisperModel
 
 _HEARS_AT = 16000
+_SILENCE = 0.3
+"""Seconds before and after the sound: Whisper learnt from recordings that do not begin in the middle of a word."""
 _SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 # Two spellings of one word are one word.
 _SPELLINGS = {"gray": "grey", "colour": "color", "colours": "colors", "ok": "okay", "s": "is"}
@@ -21,8 +23,9 @@ def transcribe(sound: np.ndarray, rate: int) -> str:
     """What Whisper tiny.en writes down of mono `sound`; no word of what to expect is given to it."""
     if rate != _HEARS_AT:
         sound = soxr.resample(sound, rate, _HEARS_AT)
+    around = round(_SILENCE * _HEARS_AT)
     segments, _ = _whisper().transcribe(
-        np.ascontiguousarray(sound, np.float32),
+        np.pad(sound, around).astype(np.float32),
         language="en",
         beam_size=5,
         temperature=0.0,

@@ -27,8 +27,8 @@ TEXTS = 2000
 """Different texts that the talker is taught."""
 _CODEC_LINES = 750
 """Of them, spoken ones that the codebooks are fitted to and the vocoder learns from: sounds take room."""
-_VOCODER_STEPS = 1800
-_TALKER_STEPS = 1800
+_VOCODER_STEPS = 2000
+_TALKER_STEPS = 1100
 _SEED = 4
 
 
@@ -50,7 +50,9 @@ def make_vocoder(out: Path) -> None:
     for line in tqdm(_vocoder_lines(), desc="recordings", mininterval=5):
         sound = line.sound
         utterances.append(Utterance(sound, codec.encode(mel.features(sound))))
-    model = vocoder.new_vocoder(config_json()["code2wav_config"], _SEED)
+    config = config_json()["code2wav_config"]
+    rows = codec.rows(torch.cat([utterance.codes for utterance in utterances], dim=1), config["hidden_size"])
+    model = vocoder.new_vocoder(config, _SEED, rows)
     vocoder.train(out / "vocoder", model, utterances, steps=_VOCODER_STEPS, seed=_SEED)
     save_part(model, "code2wav", out / "code2wav.safetensors")
 
@@ -58,12 +60,11 @@ def make_vocoder(out: Path) -> None:
 def make_talker(out: Path) -> None:
     """`out`/talker.safetensors: the trained talker with its code predictor, keyed as in the checkpoint."""
     codec = make_codec(out)
-    inputs, tokens = untrained_inputs(out)
+    spoken = make_codes(out, codec)
+    codes = torch.cat([codes for _, _, codes in spoken]).T
+    inputs, tokens = untrained_inputs(out, codec.rows(codes, SHAPES.talker.hidden))
     prompts = PromptMaker(inputs.talker, inputs.config, tokens)
-    lessons = [
-        Lesson(Reply(torch.tensor(tokens(text).input_ids), speaker), codes)
-        for text, speaker, codes in make_codes(out, codec)
-    ]
+    lessons = [Lesson(Reply(torch.tensor(tokens(text).input_ids), speaker), codes) for text, speaker, codes in spoken]
     neighbours = talker_training.nearest_codes(codec.codebooks)
     talker_training.train(out / "talker", inputs, lessons, prompts, neighbours, steps=_TALKER_STEPS, seed=_SEED)
     save_part(inputs.talker, "talker", out / "talker.safetensors")
@@ -78,11 +79,11 @@ def make_codes(out: Path, codec: Codec) -> list[tuple[str, str, torch.Tensor]]:
     return torch.load(path)
 
 
-def untrained_inputs(out: Path) -> tuple[TalkerInputs, Qwen2Tokenizer]:
+def untrained_inputs(out: Path, code_rows: torch.Tensor | None = None) -> tuple[TalkerInputs, Qwen2Tokenizer]:
     """A new talker with what builds its rows, and the tokenizer of the texts."""
     config = model_configuration()
     tokens = tokenizer(out / "tokenizer")
-    talker = talker_training.new_talker(config.talker_config, _SEED)
+    talker = talker_training.new_talker(config.talker_config, _SEED, code_rows)
     newline = tokens("\n").input_ids[0]
     return TalkerInputs(talker, config, torch.from_numpy(token_embeddings()), newline), tokens
 

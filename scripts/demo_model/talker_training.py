@@ -36,8 +36,13 @@ class Lesson:
     """[frames, groups]."""
 
 
-def new_talker(config: Qwen3OmniMoeTalkerConfig, seed: int) -> Qwen3OmniMoeTalkerForConditionalGeneration:
-    """An untrained talker: matrices of unit gain, code embeddings whose sum over a frame has size one."""
+def new_talker(
+    config: Qwen3OmniMoeTalkerConfig, seed: int, code_rows: Tensor | None = None
+) -> Qwen3OmniMoeTalkerForConditionalGeneration:
+    """An untrained talker: matrices of unit gain, code embeddings whose sum over a frame has size one.
+
+    With the `code_rows` of the codec, [groups, codes, hidden], it knows from the first step what each code sounds like.
+    """
     torch.manual_seed(seed)
     talker = Qwen3OmniMoeTalkerForConditionalGeneration(config)
     with torch.no_grad():
@@ -46,6 +51,10 @@ def new_talker(config: Qwen3OmniMoeTalkerConfig, seed: int) -> Qwen3OmniMoeTalke
                 parameter.normal_(std=_CODE_STD)
             elif parameter.dim() > 1:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
+        if code_rows is not None:
+            embeddings = [talker.model.codec_embedding, *talker.code_predictor.model.codec_embedding]
+            for embedding, rows in zip(embeddings, code_rows, strict=True):
+                embedding.weight[: len(rows)] = rows
         for layer in talker.model.layers:
             layer.mlp.gate.weight.normal_(std=0.02)
         talker.codec_head.weight.mul_(0.3)

@@ -18,9 +18,6 @@ from .hearing import transcribe, word_errors
 from .talking import Prompt, Reply, TalkerInputs
 from .vocoder import resynthesise
 
-_SILENCE = 0.3
-"""Seconds of silence before and after, which Whisper is used to."""
-
 
 @dataclass(frozen=True)
 class Heard:
@@ -80,5 +77,4 @@ def write(heard: Sequence[Heard], path: Path) -> None:
 
 
 def _hear(text: str, speaker: str, sound: Tensor) -> Heard:
-    silence = torch.zeros(round(_SILENCE * mel.RATE))
-    return Heard(text, transcribe(torch.cat([silence, sound, silence]).numpy(), mel.RATE), speaker, sound)
+    return Heard(text, transcribe(sound.numpy(), mel.RATE), speaker, sound)
