@@ -6,9 +6,9 @@ import logging
 
 from omni_pipeline import __version__
 from omni_pipeline.deployment import Deployment
+from omni_pipeline.fleet import Progress
 from omni_pipeline.forkserver import Preloaded
 from omni_pipeline.logs import fields
-from omni_pipeline.supervisor import Progress
 
 log = logging.getLogger("omni_pipeline.start")
 

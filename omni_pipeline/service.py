@@ -13,11 +13,13 @@ from typing import Protocol, TypeAlias
 from omni_pipeline import checkpoint, memory, telemetry
 from omni_pipeline.config import Config, Server
 from omni_pipeline.deployment import Deployment, resolve
+from omni_pipeline.division import check_ranks
 from omni_pipeline.errors import StartupError
+from omni_pipeline.fleet import Progress
 from omni_pipeline.gpus import memory_used
 from omni_pipeline.graph import load_object
 from omni_pipeline.placement import place, refuse, sized
-from omni_pipeline.supervisor import Progress, Supervisor
+from omni_pipeline.supervisor import Supervisor
 
 # What serves a running pipeline over HTTP until `stopping` is set; named, so that the framework imports no gateway.
 GATEWAY = "gateway.server:run"
@@ -59,14 +61,22 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
         StartupError: something keeps the service from starting. Nothing is left behind.
     """
     begin = time.monotonic()
+    supervisor: Supervisor | None = None
+
+    def hurry() -> None:
+        if supervisor is not None:
+            supervisor.kill()
+
+    stopping = _stop_on_signals(hurry, display)
     deployment = resolve(config)
     telemetry.prepare(deployment.trace)
     with listen(deployment.server) as listen_socket:
         display.begin(deployment)
+        for note in (*deployment.layout, *deployment.notes):
+            display.note(note)
         model_path, deployment = check_model(deployment, display)
         supervisor = Supervisor(deployment)
         try:
-            stopping = _stop_on_signals(supervisor, display)
             run: GatewayRun = load_object(gateway)
             serving = run(
                 supervisor,
@@ -125,6 +135,7 @@ def check_model(deployment: Deployment, display: Display) -> tuple[str, Deployme
     if spec is None:
         return deployment.model_path, deployment
     found = checkpoint.resolve(deployment.model_path, spec, display.note)
+    check_ranks(deployment, found.path)
     used = memory_used(deployment.gpus) if deployment.gpus else {}
     placement = place(deployment, found, ram=memory.available_bytes(), used=used)
     refuse(placement)
@@ -133,15 +144,15 @@ def check_model(deployment: Deployment, display: Display) -> tuple[str, Deployme
     return found.path, sized(deployment, placement)
 
 
-def _stop_on_signals(supervisor: Supervisor, display: Display) -> asyncio.Event:
-    """An event that the first signal sets. The second kills the workers and cancels the calling task."""
+def _stop_on_signals(hurry: Callable[[], None], display: Display) -> asyncio.Event:
+    """An event that the first signal sets. The second is told to `hurry` and cancels the calling task."""
     stopping = asyncio.Event()
     task = asyncio.current_task()
     assert task is not None
 
     def stop() -> None:
         if stopping.is_set():
-            supervisor.kill()
+            hurry()
             task.cancel()
         else:
             stopping.set()

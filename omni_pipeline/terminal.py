@@ -10,8 +10,8 @@ from rich.status import Status
 
 from omni_pipeline import __version__
 from omni_pipeline.deployment import Deployment
+from omni_pipeline.fleet import Progress
 from omni_pipeline.forkserver import Preloaded
-from omni_pipeline.supervisor import Progress
 
 
 class Terminal:

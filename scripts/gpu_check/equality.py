@@ -14,7 +14,9 @@ from gpu_check.report import Check, Report, block, table
 
 ROOT = Path(__file__).parents[2]
 
-TESTS = ("tests/equality",)
+TESTS = ("tests/equality/test_served.py", "tests/equality/test_spoken.py")
+SHARED = ("tests/equality/test_tensor_parallel.py",)
+"""What needs two GPUs."""
 
 # What the equality tests print of each comparison.
 _COUNTS = re.compile(r"\d+ (?:answers|voices), \d+ near ties.*")

@@ -59,20 +59,22 @@ def gpu_memory() -> list[Memory]:
     return [Memory(gpu.name, gpu.memory, used[gpu.index]) for gpu in gpus]
 
 
-def look(report: Report, device: str) -> None:
-    """Describe the machine, and check that CUDA is usable if it is to be used."""
+def look(report: Report, device: str) -> bool:
+    """Describe the machine, and check that CUDA is usable if it is to be used; whether it is."""
     versions = [(name, importlib.metadata.version(name)) for name in ("sglang", "torch", "transformers")]
     rows = [("system", f"{platform.system()} {platform.release()}, Python {platform.python_version()}")]
     rows += [("commit", commit()), *versions, ("processors", str(os.cpu_count()))]
     if device == "cpu":
         report.add("Machine", table(("", ""), rows), Check("GPU", None, "this run is on the CPU"))
-        return
+        return True
     memory, problem = _driver()
     rows += [(f"GPU {index}", f"{one.name}, {one.total / GIB:.1f} GiB") for index, one in enumerate(memory)]
     probe = _probe() if memory else {"devices": [], "error": "no GPU was found"}
     rows.append(("CUDA of torch", str(probe.get("cuda"))))
     driver = Check("the driver answers", bool(memory), problem)
-    report.add("Machine", table(("", ""), rows), driver, *judge(memory, probe))
+    checks = [driver, *judge(memory, probe)]
+    report.add("Machine", table(("", ""), rows), *checks)
+    return all(check.passed for check in checks if not check.name.endswith("is free"))
 
 
 def _driver() -> tuple[list[Memory], str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_check.machine import GIB, gpu_memory
-from gpu_check.questions import QUESTIONS, body, judge
+from gpu_check.questions import EXAMPLES, body, judge
 from gpu_check.report import Check, Report, block, table
 from tests.server import Server
 
@@ -127,7 +127,7 @@ def _use(server: Server, layout: Layout, plan: dict[str, Any], run: Run) -> tupl
 
 def _ask(server: Server, layout: Layout) -> tuple[str, Check]:
     rows, problems = [], []
-    for name in QUESTIONS:
+    for name in EXAMPLES:
         for speech in (False, True) if layout.speech else (False,):
             began = time.monotonic()
             status, result = server.post(body(name, speech=speech), timeout=600)

@@ -6,6 +6,7 @@ import asyncio
 import socket
 
 from omni_pipeline.config import Server, Trace
+from omni_pipeline.errors import OmniError
 from omni_pipeline.supervisor import Supervisor
 from omni_pipeline.wire import Failed, Work
 from tests.omni_pipeline.echo_stages import Text
@@ -30,9 +31,13 @@ async def run(
         request_id = str(id(writer))
         waiting[request_id] = asyncio.get_running_loop().create_future()
         reply = waiting[request_id]
-        pipeline.submit(request_id, Text((await reader.readline()).decode()))
-        message = await reply
-        writer.write(f"{model_path}: {message.body.text}\n".encode())  # type: ignore[union-attr]
+        text = (await reader.readline()).decode()
+        try:
+            pipeline.submit(request_id, Text(text))
+            line = f"{model_path}: {(await reply).body.text}"  # type: ignore[union-attr]
+        except OmniError as error:
+            line = f"{error.info.status}: {pipeline.problem}"
+        writer.write(f"{line}\n".encode())
         await writer.drain()
         writer.close()
 

@@ -11,7 +11,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from omni_pipeline.cli import app
-from omni_pipeline.errors import StartupError
 
 ONE, FOUR = ("--gpus", "1xH100-80GB"), ("--gpus", "4x24GB")
 
@@ -103,13 +102,12 @@ def test_the_guide_s_fractions_are_tight_but_not_refused(model: str, flags: tupl
     assert "GPU 0 (H100-80GB) is tight" in result.stdout
 
 
+def test_ranks_that_do_not_divide_the_model_are_refused(model: str) -> None:
+    result = plan(model, "--gpus", "3x48GB", "--gpu-thinker", "0,1,2")
+    assert "3 ranks cannot share the model evenly" in str(result.exception)
+
+
 def test_without_gpus_it_plans_for_this_machine_s_memory(tiny_checkpoint: Path) -> None:
     result = plan(str(tiny_checkpoint), "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("RAM ")
-
-
-def test_a_hub_name_needs_its_configuration_here() -> None:
-    result = CliRunner().invoke(app, ["plan", "--model-path", "owner/model", *ONE])
-    assert isinstance(result.exception, StartupError)
-    assert "a hub name is not looked up" in str(result.exception)

@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
+from transformers import Qwen3OmniMoeConfig
 
+from omni_pipeline.checkpoint import Stored, inspect
 from omni_pipeline.errors import StartupError
 from stages.tensor_shapes import stored_tensors, tensor_shapes
+from stages.topology import QWEN3_OMNI
+from tests.fp8 import quantise
 
 # What is published of the 30B model: parameters of its parts (Qwen3-Omni report and model card), of all of it, and its
 # size on the hub.
@@ -40,6 +44,12 @@ def test_names_and_shapes_are_those_on_disk(name: str, checkpoints: Callable[[st
     with safe_open(path / "model.safetensors", "pt") as file:
         on_disk = {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in file.keys()}  # noqa: SIM118
     assert tensor_shapes(json.loads((path / "config.json").read_text())) == on_disk
+
+
+def test_a_configuration_that_transformers_has_written_says_the_same(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    ours = json.loads((tiny_checkpoint / "config.json").read_text())
+    Qwen3OmniMoeConfig(**ours).save_pretrained(tmp_path)
+    assert tensor_shapes(json.loads((tmp_path / "config.json").read_text())) == tensor_shapes(ours)
 
 
 def test_the_30b_model_has_the_published_number_of_parameters(large: dict[str, Any]) -> None:
@@ -77,6 +87,13 @@ def test_fp8_halves_the_linear_layers_of_thinker_and_talker_and_nothing_else(lar
     # 30.5 B in the experts and projections of both: half their bytes are saved.
     saved = sum(size for _, size in plain.values()) - sum(size for _, size in quantised.values())
     assert saved == pytest.approx(sum(plain[name][1] for name in halved) / 2, rel=0.001)
+
+
+def test_an_fp8_checkpoint_is_told_from_its_configuration_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert quantise(tiny_checkpoint, tmp_path / "fp8", tmp_path / "truth") > 100
+    assert QWEN3_OMNI.checkpoint is not None
+    on_disk = inspect(tmp_path / "fp8", QWEN3_OMNI.checkpoint)
+    assert {name: Stored(*stored) for name, stored in stored_tensors(on_disk.config).items()} == on_disk.tensors
 
 
 def test_what_an_fp8_checkpoint_leaves_out_keeps_its_size(large: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import struct
 import tracemalloc
 from collections.abc import Callable
 
+import av
 import numpy
 import pytest
 import soundfile
@@ -37,6 +38,23 @@ def similar(heard: numpy.ndarray, played: numpy.ndarray) -> float:
         for start in (0, 1200)
     )
     return best / (numpy.linalg.norm(heard) + 1e-9)
+
+
+def in_container(sound: numpy.ndarray, layout: str, *, format: str, codec: str) -> bytes:
+    """`sound`, float32 [samples, channels] at 48 kHz, as FFmpeg writes it."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=format) as container:
+        stream = container.add_stream(codec, rate=48_000)
+        stream.layout = layout
+        frame = av.AudioFrame.from_ndarray(sound.reshape(1, -1), format="flt", layout=layout)
+        frame.sample_rate, frame.pts = 48_000, 0
+        fifo = av.AudioFifo()
+        for part in av.AudioResampler(format=stream.format, layout=layout, rate=48_000).resample(frame):
+            fifo.write(part)
+        while (part := fifo.read(stream.codec_context.frame_size or 1024, partial=True)) is not None:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    return file.getvalue()
 
 
 def wav_claiming(size: int) -> bytes:
@@ -106,6 +124,23 @@ def test_the_sound_of_a_video_is_taken() -> None:
     sound = tone(2)
     file = clip_file(8, sound=sound, format="matroska", sound_codec="pcm_s16le")
     assert numpy.abs(decoded(file) - sound).max() < 1e-4
+
+
+@pytest.mark.parametrize("layout", ["mono", "stereo", "5.1", "6.1", "7.1"])
+@pytest.mark.parametrize(("format", "codec"), [("adts", "aac"), ("matroska", "flac"), ("matroska", "pcm_f32le")])
+def test_any_number_of_channels_is_heard(format: str, codec: str, layout: str) -> None:
+    channels = av.AudioLayout(layout).nb_channels
+    sound = numpy.repeat(tone(1, rate=48_000)[:, None], channels, axis=1)
+    file = in_container(sound, layout, format=format, codec=codec)
+    assert similar(decoded(file), tone(1)) > 0.9
+
+
+def test_channels_may_change_within_a_file() -> None:
+    file = b"".join(
+        in_container(numpy.repeat(tone(1, rate=48_000)[:, None], channels, axis=1), layout, format="adts", codec="aac")
+        for channels, layout in ((1, "mono"), (8, "7.1"), (2, "stereo"))
+    )
+    assert len(decoded(file)) == pytest.approx(3 * RATE, rel=0.1)
 
 
 @pytest.mark.parametrize("samples", [1, 160, 200])
