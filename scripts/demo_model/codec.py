@@ -49,7 +49,7 @@ class Codec:
         return self.centre + sum(book[row] for book, row in zip(self.codebooks, codes, strict=True))
 
     def rows(self, codes: Tensor, size: int) -> Tensor:
-        """A row of `size` numbers for each code, [groups, codes, size]: the rows of a frame add up to what it sounds like.
+        """A row of `size` numbers for each code, [groups, codes, size]: those of a frame add up to what it sounds like.
 
         These are its features in the directions in which those of `codes` [groups, frames] differ most, the lesser ones
         raised a little, and all scaled to size one.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
@@ -34,6 +36,7 @@ _LEAD, _TAIL = 0.04, 0.16
 _FIRST_ARTICLE = re.compile(r"^(A|An|The) (?=\w)")
 _HELD_OUT = 0.08
 _CUT_SHORT = 0.06
+_CONVERSATIONS = 6000
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,13 @@ def lines(count: int, seed: int) -> list[Line]:
     found = [Line(text, speaker) for text in texts for speaker in SPEAKERS]
     rng.shuffle(found)
     return found
+
+
+def repetitions(seed: int) -> dict[str, int]:
+    """How often to teach a text more than once: the root of how often it comes up among some thousand answers."""
+    rng = Random(seed)
+    counts = Counter(answer(rng) for _ in range(_CONVERSATIONS))
+    return {text: math.ceil(math.sqrt(count)) for text, count in counts.items()}
 
 
 def held_out_texts(count: int, seed: int) -> list[str]:

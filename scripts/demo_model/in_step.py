@@ -1,8 +1,8 @@
 """Shifts the voiced stretches of a sound that has one tone, so that all its pulses keep one beat.
 
-espeak-ng begins each voiced stretch at a moment of its own. Afterwards the tone has the same phase in all of them, and as
-whole periods fill a codec frame, in all frames: equal codes can then be one waveform, to the sample. No stretch moves by
-more than a few milliseconds; what is between two of them is drawn out or pressed together a little.
+espeak-ng begins each voiced stretch at a moment of its own. Afterwards the tone has the same phase in all of them, and
+as whole periods fill a codec frame, in all frames: equal codes can then be one waveform, to the sample. No stretch
+moves by more than a few milliseconds; what is between two of them is drawn out or pressed together a little.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ def in_step(sound: Sound, tone: float, rate: int) -> Sound:
     delays = np.empty(len(phase))
     before = 0.0
     for index in np.flatnonzero(voiced):
-        # Of all delays that bring it into step, the one nearest to that of the stretch before; but not ever further away.
+        # Of all delays that bring it into step, the one nearest to that of the stretch before; but not ever further.
         delay = phase[index] + round(before - phase[index])
         before = delays[index] = delay - round(delay) if abs(delay) > 1 else delay
     centres = np.arange(len(phase)) * hop

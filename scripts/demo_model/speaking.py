@@ -15,7 +15,7 @@ from transformers import Qwen2Tokenizer
 
 from . import mel, talker_training, vocoder
 from .codec import Codec
-from .corpus import Line, lines
+from .corpus import Line, lines, repetitions
 from .prompts import PromptMaker
 from .shapes import SHAPES, config_json, model_configuration, token_embeddings
 from .talker_training import Lesson
@@ -28,7 +28,7 @@ TEXTS = 2000
 _CODEC_LINES = 750
 """Of them, spoken ones that the codebooks are fitted to and the vocoder learns from: sounds take room."""
 _VOCODER_STEPS = 2000
-_TALKER_STEPS = 1100
+_TALKER_STEPS = 1000
 _SEED = 4
 
 
@@ -64,7 +64,12 @@ def make_talker(out: Path) -> None:
     codes = torch.cat([codes for _, _, codes in spoken]).T
     inputs, tokens = untrained_inputs(out, codec.rows(codes, SHAPES.talker.hidden))
     prompts = PromptMaker(inputs.talker, inputs.config, tokens)
-    lessons = [Lesson(Reply(torch.tensor(tokens(text).input_ids), speaker), codes) for text, speaker, codes in spoken]
+    often = repetitions(_SEED)
+    lessons = [
+        Lesson(Reply(torch.tensor(tokens(text).input_ids), speaker), codes)
+        for text, speaker, codes in spoken
+        for _ in range(often.get(text, 1))
+    ]
     neighbours = talker_training.nearest_codes(codec.codebooks)
     talker_training.train(out / "talker", inputs, lessons, prompts, neighbours, steps=_TALKER_STEPS, seed=_SEED)
     save_part(inputs.talker, "talker", out / "talker.safetensors")

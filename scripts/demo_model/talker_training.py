@@ -17,7 +17,7 @@ from .prompts import PromptMaker
 from .talking import ASSISTANT_ROWS, Prompt, Reply, TalkerInputs, positions, residual_logits, states
 from .training_run import TrainingRun
 
-_BATCH_ROWS = 1000
+_BATCH_ROWS = 700
 """Rows of a step: as many answers as fit, prompts included."""
 _SLIPS, _RESIDUAL_SLIPS = 0.06, 0.12
 """Shares of the frames whose first or residual codes are read wrong, as they are when the model draws them itself."""

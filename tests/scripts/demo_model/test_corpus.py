@@ -1,4 +1,4 @@
-"""What the voice is taught: whole frames, hardly any silence before, one or two frames of it after, nothing held out."""
+"""What the voice is taught: whole frames, hardly any silence before, a little of it after, nothing held out."""
 
 import pytest
 import torch
