@@ -51,11 +51,12 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
         seconds = round(time.monotonic() - began, 6)
         log.log(
             logging.DEBUG if request.method == "GET" else logging.INFO,  # health checks and scrapes are frequent
-            "%s %s %s",
+            "%s %s",
             request.method,
             request.rel_url.raw_path[:_LONGEST_PATH],  # as it came: decoded, it might break the line
-            status,
-            extra=fields(status=status, seconds=seconds, request_id=request[REQUEST_ID], **request[NOTES]),
+            extra=fields(
+                status=status, seconds=seconds, request_id=request[REQUEST_ID], client=request[CLIENT], **request[NOTES]
+            ),
         )
 
 

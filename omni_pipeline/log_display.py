@@ -32,5 +32,8 @@ class LogDisplay:
     def loaded(self, url: str, seconds: float) -> None:
         log.info("listening", extra=fields(url=url, seconds=seconds))
 
+    def ready(self, url: str, seconds: float) -> None:
+        log.info("ready", extra=fields(url=url, seconds=seconds))
+
     def stopping(self) -> None:
         log.info("stopping")

@@ -43,7 +43,10 @@ class Display(Protocol):
         """The libraries, or one more worker, are there."""
 
     def loaded(self, url: str, seconds: float) -> None:
-        """All workers are; the server answers at `url`."""
+        """All workers are; the server listens at `url`."""
+
+    def ready(self, url: str, seconds: float) -> None:
+        """It has answered a first request."""
 
     def stopping(self) -> None:
         """Told to stop."""
@@ -54,8 +57,9 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
 
     Args:
         gateway: ``package.module:function`` that is called as ``await run(pipeline, server, model_path=…,
-            checkpoint=…, stages=…, trace=…, listen_socket=…, stopping=…)`` while the workers load, with the socket
-            already listening. It is cancelled when they cannot.
+            checkpoint=…, stages=…, trace=…, listen_socket=…, ready=…, stopping=…)`` while the workers load, with the
+            socket already listening. It calls `ready` when it has answered a first request, and is cancelled when the
+            workers cannot load.
 
     Raises:
         StartupError: something keeps the service from starting. Nothing is left behind.
@@ -74,6 +78,7 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
         display.begin(deployment)
         for note in (*deployment.layout, *deployment.notes):
             display.note(note)
+        address = url(deployment.server.host, listen_socket)
         model_path, deployment = check_model(deployment, display)
         supervisor = Supervisor(deployment)
         try:
@@ -86,15 +91,11 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
                 stages=deployment.graph.stage_names,
                 trace=deployment.trace,
                 listen_socket=listen_socket,
+                ready=lambda: display.ready(address, time.monotonic() - begin),
                 stopping=stopping,
             )
             starting = supervisor.start(model_path, display.progress)
-            await _both(
-                serving,
-                starting,
-                stopping,
-                lambda: display.loaded(url(deployment.server.host, listen_socket), time.monotonic() - begin),
-            )
+            await _both(serving, starting, stopping, lambda: display.loaded(address, time.monotonic() - begin))
         finally:
             await supervisor.stop()
 

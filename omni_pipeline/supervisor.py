@@ -161,8 +161,8 @@ class Supervisor:
 
     @property
     def stats(self) -> Mapping[str, StageStats]:
-        """The latest figures of each stage, by name; a stage whose worker is gone has none."""
-        return self._stats
+        """The latest figures of each stage, by name and in graph order; a stage whose worker is gone has none."""
+        return {name: self._stats[name] for name in self._deployment.graph.stage_names if name in self._stats}
 
     @property
     def edges(self) -> Iterable[EdgeStats]:

@@ -142,6 +142,10 @@ def _in_order(workers: Sequence[WorkerPlan], graph: Graph) -> tuple[WorkerPlan, 
 def _environment(worker: str, stages: Mapping[str, StageConfig]) -> dict[str, str]:
     joined: dict[str, tuple[str, str]] = {}
     for name, stage in stages.items():
+        if "CUDA_VISIBLE_DEVICES" in stage.environment:
+            raise StartupError(
+                f"stages.{name}.environment: CUDA_VISIBLE_DEVICES follows from gpus; name those instead."
+            )
         for variable, value in stage.environment.items():
             other, said = joined.setdefault(variable, (name, value))
             if said != value:

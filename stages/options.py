@@ -59,8 +59,8 @@ class EngineOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """A language model's engine.
 
     Attributes:
-        max_total_tokens: Tokens that fit the KV cache; None lets SGLang size it from the device's memory (on a CPU
-            it is `omni_pipeline`'s default of 65536, because SGLang would take 40 % of the RAM).
+        max_total_tokens: Tokens that fit the KV cache; None divides what is left of the GPU when everything else has
+            been counted, as `sgl-omni plan` shows it (on a CPU it is 65536).
         mem_fraction_static: Weights and KV cache together, as a fraction of each whole GPU; None leaves it to the
             stage's memory budget, or the server.
         max_running_requests: Answers generated at the same time; more wait their turn.

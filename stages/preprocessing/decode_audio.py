@@ -40,7 +40,7 @@ def decode_audio(data: Buffer, *, rate: int, max_seconds: float, param: str) -> 
     if not memoryview(data).nbytes:
         raise bad_request("The audio is empty.", param=param, code="invalid_audio")
     try:
-        source = soundfile.SoundFile(io.BytesIO(data)) if _FOR_LIBSNDFILE.match(data) else None
+        source = soundfile.SoundFile(_File(data)) if _FOR_LIBSNDFILE.match(data) else None
     except soundfile.LibsndfileError:
         source = None
     if source is None:
@@ -58,7 +58,8 @@ def decode_sound_track(data: Buffer, *, rate: int, max_seconds: float, param: st
     """
     with open_container(data, param=param, code=code) as container:
         stream = _sound(container, param, code)
-        wave = Waveform(stream.rate or 0, rate, max_seconds=max_seconds, param=param)
+        source_rate = stream.rate or 0  # which follows the frames that are decoded
+        wave = Waveform(source_rate, rate, max_seconds=max_seconds, param=param)
         samples = _Samples()
         packets = 0
         extent = Extent(container)
@@ -68,7 +69,7 @@ def decode_sound_track(data: Buffer, *, rate: int, max_seconds: float, param: st
                 continue
             packets += found
             for frame in stream.decode(packet):
-                if frame.sample_rate != stream.rate:
+                if frame.sample_rate != source_rate:
                     raise bad_request("The sampling rate changes within the sound.", param=param, code=code)
                 for block in samples.of(frame):
                     wave.add(block)
@@ -76,6 +77,17 @@ def decode_sound_track(data: Buffer, *, rate: int, max_seconds: float, param: st
             raise _cut_short(param, code)
         extent.check(param, code)
         return wave.samples()
+
+
+class _File(io.BytesIO):
+    """Bytes that libsndfile reads; the offsets in a damaged file may lead anywhere."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Stay where we are if the place is before the beginning. An exception would be printed, and end there."""
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
 
 
 class _Samples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 from omni_pipeline.config import Server, Trace
 from omni_pipeline.errors import OmniError
@@ -21,6 +22,7 @@ async def run(
     stages: tuple[str, ...],
     trace: Trace,
     listen_socket: socket.socket,
+    ready: Callable[[], None],
     stopping: asyncio.Event,
 ) -> None:
     """Serve until `stopping` is set."""
@@ -40,6 +42,7 @@ async def run(
         writer.write(f"{line}\n".encode())
         await writer.drain()
         writer.close()
+        ready()
 
     async with await asyncio.start_server(answer, sock=listen_socket):
         await stopping.wait()

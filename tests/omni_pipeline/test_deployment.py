@@ -203,6 +203,11 @@ def test_environments_of_a_worker_are_joined() -> None:
             {"stages": {"shout": {"memory": 0.7}, "join": {"memory": 0.4}}},
             "GPU 0 (H100-80GB) is given away 1.1 times: shout 0.7 + join 0.4.",
         ),
+        (
+            1,
+            {"stages": {"join": {"environment": {"CUDA_VISIBLE_DEVICES": "0"}}}},
+            "follows from gpus; name those instead",
+        ),
         (1, {"stages": {"shout": {"memory": "100GiB"}}}, "is given away 1.26 times: shout 1.26."),
         (
             0,

@@ -77,6 +77,8 @@ def test_service_loads_answers_and_stops_on_a_signal(service: Service, number: s
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(b"good day\n")
         assert client.makefile().readline() == "no/checkpoint: GOOD DAY\n"
+    service.until(r"Ready after .* s\.")
+    service.until(rf"curl http://127\.0\.0\.1:{port}/v1/chat/completions")
     children = service.children()
     assert len(children) == 4
     service.send_signal(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import placement_tables
@@ -57,3 +58,13 @@ def test_commands_of_the_guide_plan_the_30b_model(command: str) -> None:
 
 def test_the_guide_has_commands() -> None:
     assert len(COMMANDS) == 4
+
+
+def test_rounded_fractions_of_the_h100_cost_the_requests_that_the_guide_says() -> None:
+    path = placement_tables.ROOT / "configs" / "qwen3_omni_colocated_h100.yaml"
+    found = []
+    for flags in (["--config", str(path)], ["--colocate"]):
+        words = ["plan", "--json", "--model-path", str(placement_tables.SIZES), "--gpus", "1xH100-80GB", *flags]
+        found.append(json.loads(CliRunner().invoke(app, words).stdout)["requests"])
+    text = " ".join(placement_tables.DOCUMENT.read_text(encoding="utf-8").split())
+    assert f"room for {found[0]} requests where the computed division has for {found[1]}" in text

@@ -1,18 +1,50 @@
-"""What the checks of `chaos.py` and `soak.py` would notice."""
+"""The short forms of `chaos.py` and `soak.py`, on one server, and what their checks would notice."""
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import chaos
 import pytest
+import soak
 from trials.client import Outcome
-from trials.conduct import Findings
+from trials.conduct import Findings, conduct
 from trials.conversations import conversations
 from trials.report import Check, Report
 from trials.service import Service
 from trials.traffic import Book
+
+# What depends on the machine is for the long forms to judge.
+PATIENT = ["--errors", "60", "--recover", "120"]
+
+
+def test_busy_server_survives_the_loss_of_each_worker_and_clients_that_leave(
+    checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = ["--model-path", str(checkpoints("nano")), "--of-each", "1"]
+    killed = chaos.parser().parse_args([*model, *PATIENT, "--signals", "KILL"])
+    stopped = [*model, *PATIENT, "--signals", "STOP", "--silent-seconds", "5", "--workers", "talker_ar", "--seed", "1"]
+    left = soak.parser().parse_args([*model, "--seconds", "0", "--disconnects", "60", "--free", "60", "--growth", "9"])
+    service = Service(
+        checkpoints("nano"),
+        {"supervision": {"silent_seconds": 5}, "server": {"limits": soak.LIMITS}},
+        [],
+        tmp_path / "server.log",
+    )
+    report = asyncio.run(
+        conduct(
+            "short forms",
+            service,
+            functools.partial(chaos.break_workers, arguments=killed),
+            functools.partial(chaos.break_workers, arguments=chaos.parser().parse_args(stopped)),
+            functools.partial(soak.keep_busy, arguments=left),
+        )
+    )
+    assert report.good, report.markdown()
 
 
 def test_every_worker_is_hit_as_often_as_was_said_and_nobody_twice_in_a_round() -> None:

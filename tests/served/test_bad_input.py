@@ -149,7 +149,7 @@ FIELDS = {
     "bias beyond the vocabulary": wrong("logit_bias", "no token 999999", logit_bias={"999999": 1}),
     "stop token beyond the vocabulary": wrong("stop_token_ids", "no token 999999", stop_token_ids=[999_999],
                                               min_tokens=2),
-    "video_fps of nothing": wrong("video_fps", "> 0", video_fps=0, videos=[CLIP]),
+    "video_fps of nothing": wrong("video_fps", ">= 0.01", video_fps=0, videos=[CLIP]),
     "video pixels crossed": wrong("video_min_pixels", "larger than 'video_max_pixels'", videos=[CLIP],
                                   video_min_pixels=10_000, video_max_pixels=5_000),
     "prompt beyond the context": wrong("messages", "maximum context length is", "context_length_exceeded",

@@ -1,5 +1,6 @@
 """Sounds of every format come out as one waveform at 16 kHz; bad ones are refused by name."""
 
+import contextlib
 import io
 import struct
 import tracemalloc
@@ -40,16 +41,16 @@ def similar(heard: numpy.ndarray, played: numpy.ndarray) -> float:
     return best / (numpy.linalg.norm(heard) + 1e-9)
 
 
-def in_container(sound: numpy.ndarray, layout: str, *, format: str, codec: str) -> bytes:
-    """`sound`, float32 [samples, channels] at 48 kHz, as FFmpeg writes it."""
+def in_container(sound: numpy.ndarray, layout: str, *, format: str, codec: str, rate: int = 48_000) -> bytes:
+    """`sound`, float32 [samples, channels] at `rate`, as FFmpeg writes it."""
     file = io.BytesIO()
     with av.open(file, "w", format=format) as container:
-        stream = container.add_stream(codec, rate=48_000)
+        stream = container.add_stream(codec, rate=rate)
         stream.layout = layout
         frame = av.AudioFrame.from_ndarray(sound.reshape(1, -1), format="flt", layout=layout)
-        frame.sample_rate, frame.pts = 48_000, 0
+        frame.sample_rate, frame.pts = rate, 0
         fifo = av.AudioFifo()
-        for part in av.AudioResampler(format=stream.format, layout=layout, rate=48_000).resample(frame):
+        for part in av.AudioResampler(format=stream.format, layout=layout, rate=rate).resample(frame):
             fifo.write(part)
         while (part := fifo.read(stream.codec_context.frame_size or 1024, partial=True)) is not None:
             container.mux(stream.encode(part))
@@ -141,6 +142,27 @@ def test_channels_may_change_within_a_file() -> None:
         for channels, layout in ((1, "mono"), (8, "7.1"), (2, "stereo"))
     )
     assert len(decoded(file)) == pytest.approx(3 * RATE, rel=0.1)
+
+
+def test_a_rate_that_changes_within_a_file_is_refused() -> None:
+    parts = [
+        in_container(tone(1, rate=rate)[:, None], "mono", format="adts", codec="aac", rate=rate)
+        for rate in (48_000, 16_000)
+    ]
+    info = refused(b"".join(parts))
+    assert (info.status, info.code) == (400, "invalid_audio")
+    assert "rate changes" in info.message
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_offsets_that_lead_before_the_beginning_are_damage() -> None:
+    for seed in range(300):
+        rng = numpy.random.default_rng(seed)
+        data = bytearray(sound_file(tone(0.2), format="AIFF" if seed % 2 else "CAF"))
+        place = rng.integers(4, 100)
+        data[place : place + 4] = rng.choice([b"\xff\xff\xff\xff", b"\x80\0\0\0", b"\xff\xff\xff\0"])
+        with contextlib.suppress(OmniError):
+            decoded(bytes(data))
 
 
 @pytest.mark.parametrize("samples", [1, 160, 200])
