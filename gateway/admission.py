@@ -1,45 +1,238 @@
-"""Bounds how many requests are in the server at a time."""
+"""Bounds how many requests are in the server at a time, lets others wait their turn, and refuses the rest."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
+from typing import TypeAlias
 
-from omni_pipeline.errors import ErrorInfo, OmniError
+from omni_pipeline.config import Limits
+from omni_pipeline.errors import ErrorInfo, OmniError, unavailable
+
+Turn: TypeAlias = asyncio.Future[None]
+
+# Bounds on the time that a client is told to wait, in seconds.
+_SOONEST, _LATEST = 1, 60
+# How much the latest departure counts in the mean time between two.
+_NEWEST = 0.2
+
+
+class Place:
+    """What one admitted request takes up.
+
+    Args:
+        admission: Where it counts.
+    """
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._stages: Collection[str] = ()
+        self._bytes = 0
+
+    def need(self, stages: Collection[str]) -> None:
+        """Count towards the bounds of these stages. Raises OmniError (429) if one of them is full."""
+        self._admission.enter(stages)
+        self._stages = stages
+
+    def hold(self, count: int) -> None:
+        """Hold so many more bytes. Raises OmniError (429) if all requests together hold too many."""
+        self._admission.hold(count)
+        self._bytes += count
+
+    def free(self) -> None:
+        """Hold no bytes any more."""
+        self._admission.hold(-self._bytes)
+        self._bytes = 0
+
+    def leave(self) -> None:
+        """Take up nothing any more."""
+        self.free()
+        self._admission.leave(self._stages)
 
 
 class Admission:
-    """Lets up to `limit` requests in; it does not queue, the pipeline does."""
+    """Lets requests in, up to the limits.
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    Attributes:
+        waiting: Requests that wait to be let in.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._inside = 0
+        self._in_stage: Counter[str] = Counter()
+        self._held_bytes = 0
+        self._line = _Line()
+        self._closed = False
         self._empty = asyncio.Event()
         self._empty.set()
+        self._left_at: float | None = None  # when a request last left while the server was full
+        self._mean_gap = 0.0
 
-    @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Holds a place. Raises OmniError (429, with the time to wait) when there is none."""
-        if self._inside >= self._limit:
-            raise OmniError(
-                ErrorInfo(
-                    status=429,
-                    message=f"The server is busy with {self._inside} requests; try again in a moment.",
-                    type="rate_limit_error",
-                    code="too_many_requests",
-                    retry_after=1,
-                )
-            )
-        self._inside += 1
-        self._empty.clear()
+    @property
+    def waiting(self) -> int:
+        return len(self._line)
+
+    @asynccontextmanager
+    async def admit(self, client: str, deadline: float) -> AsyncIterator[Place]:
+        """A place among the requests inside, as soon as there is one.
+
+        Args:
+            client: Whom the request is from. Clients take turns, however many requests each of them has waiting.
+            deadline: Time of the event loop's clock until which it may wait.
+
+        Raises:
+            OmniError: 429 with a time to retry if too many wait already, or it would wait too long; 503 when the
+                server is closing.
+        """
         try:
-            yield
+            async with asyncio.timeout_at(deadline):
+                await self._come_in(client)
+        except TimeoutError as error:
+            raise self._busy() from error
+        place = Place(self)
+        try:
+            yield place
         finally:
-            self._inside -= 1
-            if not self._inside:
-                self._empty.set()
+            place.leave()
+            self._go_out()
+
+    def close(self) -> None:
+        """Let nobody in any more; whoever waits is told so."""
+        self._closed = True
+        while turn := self._line.next():
+            turn.set_exception(_closing())
 
     async def empty(self) -> None:
         """Returns when nobody is inside."""
         await self._empty.wait()
+
+    # --- for places ---
+
+    def enter(self, stages: Collection[str]) -> None:
+        for stage in stages:
+            limit = self._limits.stage_requests.get(stage)
+            if limit is not None and self._in_stage[stage] >= limit:
+                raise self._too_many(f"The server is busy with {limit} requests that need its stage {stage}")
+        self._in_stage.update(stages)
+
+    def leave(self, stages: Collection[str]) -> None:
+        self._in_stage.subtract(stages)
+
+    def hold(self, count: int) -> None:
+        if self._held_bytes + count > self._limits.held_bytes:
+            raise self._too_many("The server holds as many bytes of requests as it may")
+        self._held_bytes += count
+
+    # --- in and out ---
+
+    async def _come_in(self, client: str) -> None:
+        if self._closed:
+            raise _closing()
+        if self._inside < self._limits.requests:
+            self._inside += 1
+            self._empty.clear()
+            return
+        if len(self._line) >= self._limits.queued:
+            # The client that has most waiting gives way to one that has less.
+            last = self._line.last_of_longest(than=client)
+            if last is None:
+                raise self._busy()
+            last.set_exception(self._busy())
+        turn = self._line.join(client)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._go_out()  # its turn came just when it gave up
+            else:
+                self._line.give_up(client, turn)
+            raise
+
+    def _go_out(self) -> None:
+        self._measure()
+        turn = self._line.next()
+        if turn is not None:
+            turn.set_result(None)
+            return
+        self._inside -= 1
+        if not self._inside:
+            self._empty.set()
+
+    def _measure(self) -> None:
+        """Keep the mean time between two departures, as long as the server is full."""
+        now = asyncio.get_running_loop().time() if self._inside >= self._limits.requests else None
+        if now is not None and self._left_at is not None:
+            self._mean_gap += _NEWEST * (now - self._left_at - self._mean_gap)
+        self._left_at = now
+
+    def _busy(self) -> OmniError:
+        return self._too_many(f"The server is busy with {self._inside} requests, and {len(self._line)} are waiting")
+
+    def _too_many(self, reason: str) -> OmniError:
+        """The error for one request too many, which says when a place for it may be expected."""
+        expected = math.ceil(self._mean_gap * (len(self._line) + 1))
+        return OmniError(
+            ErrorInfo(
+                status=429,
+                message=f"{reason}; try again in a moment.",
+                type="rate_limit_error",
+                code="too_many_requests",
+                retry_after=min(max(expected, _SOONEST), _LATEST),
+            )
+        )
+
+
+class _Line:
+    """Requests that wait: clients take turns, and the requests of one client come in the order of their arrival."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, deque[Turn]] = {}  # the one whose turn it is comes first
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def join(self, client: str) -> Turn:
+        turn = asyncio.get_running_loop().create_future()
+        self._clients.setdefault(client, deque()).append(turn)
+        self._length += 1
+        return turn
+
+    def next(self) -> Turn | None:
+        """Take the next out of the line."""
+        while self._clients:
+            client = next(iter(self._clients))
+            turns = self._clients.pop(client)
+            turn = turns.popleft()
+            if turns:
+                self._clients[client] = turns
+            self._length -= 1
+            if not turn.done():  # it may have been cancelled a moment ago
+                return turn
+        return None
+
+    def last_of_longest(self, *, than: str) -> Turn | None:
+        """Take out the last of the client that has most, if it still has more than `than` would with one more."""
+        client = max(self._clients, key=lambda name: len(self._clients[name]), default=than)
+        turns = self._clients.get(client, deque())
+        if len(turns) <= len(self._clients.get(than, ())) + 1 or turns[-1].done():
+            return None
+        self._length -= 1
+        return self._clients[client].pop()
+
+    def give_up(self, client: str, turn: Turn) -> None:
+        """Take `turn` out, unless it is out already."""
+        turns = self._clients.get(client, deque())
+        with suppress(ValueError):
+            turns.remove(turn)
+            self._length -= 1
+        if not turns:
+            self._clients.pop(client, None)
+
+
+def _closing() -> OmniError:
+    return unavailable("The server is shutting down.", code="shutting_down")

@@ -15,6 +15,7 @@ from gateway.pipeline import Pipeline
 from gateway.route import Route
 from omni_pipeline.errors import ErrorInfo, OmniError, internal
 from omni_pipeline.ledger import ReceiveLedger
+from omni_pipeline.logs import fields
 from omni_pipeline.wire import End, Failed, Start, Work
 from stages.messages import AudioDelta, AudioDone, ChatRequest, TextDelta, TextDone
 
@@ -45,7 +46,7 @@ class Answer:
         self._waiting_bytes = 0
         self._ledger = ReceiveLedger()
         self._ended: set[str] = set()
-        self._heard = False
+        self._heard: set[str] = set()
         self.error: ErrorInfo | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._on_error: Callable[[], None] | None = None
@@ -111,8 +112,11 @@ class Answer:
         """The stages this request may still need."""
         if self._over:
             return frozenset()
-        needed = [stages for output, stages in self._route.outputs.items() if output not in self._ended]
-        return frozenset().union(*needed, () if self._heard else self._route.before)
+        needed = set() if self._heard else set(self._route.before)
+        for source, output in self._route.outputs.items():
+            if source not in self._ended:
+                needed |= output.stages if source in self._heard else output.stages | output.first
+        return frozenset(needed)
 
     def deliver(self, message: Work) -> None:
         """Take over the next message. A gap in a stream, or a reader too far behind, ends the request."""
@@ -120,7 +124,7 @@ class Answer:
         if not self._in_sequence(message):
             self._fail_stream(message.source)
             return
-        self._heard = True
+        self._heard.add(message.source)
         if isinstance(message, End):
             self._ended.add(message.source)
         if body is not None:
@@ -149,7 +153,7 @@ class Answer:
         return True
 
     def _fail_stream(self, source: str) -> None:
-        log.error("request %s: a message of %s is missing or out of place", self.request_id, source)
+        log.error("a message of %s is missing or out of place", source, extra=fields(answer_id=self.request_id))
         info = internal("A part of the answer was lost inside the server.", code="stream_gap").info
         self.fail(msgspec.structs.replace(info, stage=source))
 
@@ -184,17 +188,33 @@ class Collector:
     Args:
         pipeline: Where requests go and answers come from.
         reader_bytes: About how much of an answer may wait for a slow reader before its request is ended.
+        restart_seconds: How long a request may wait for stages that are being restarted.
 
     Attributes:
         dropped_late: Messages that came for a request that was no longer open.
     """
 
-    def __init__(self, pipeline: Pipeline, *, reader_bytes: int) -> None:
+    def __init__(self, pipeline: Pipeline, *, reader_bytes: int, restart_seconds: float) -> None:
         self.reader_bytes = reader_bytes
         self.dropped_late = 0
+        self._restart_seconds = restart_seconds
+        self._loss = asyncio.Event()
         self._pipeline = pipeline
         self._open: dict[str, Answer] = {}
         pipeline.connect(self._deliver, self._lost)
+
+    async def ready(self, route: Route) -> None:
+        """Wait a while for stages of `route` that are being restarted. Raises OmniError: 503, it will take longer."""
+        await self._pipeline.wait_for(route.all, self._restart_seconds)
+
+    async def whole(self) -> None:
+        """Wait until every stage can work, however long that takes. Raises OmniError: 503, the service is stopping."""
+        await self._pipeline.wait_for(None, None)
+
+    async def loss(self) -> None:
+        """Wait until a worker has been lost since the last call."""
+        await self._loss.wait()
+        self._loss.clear()
 
     def submit(self, request_id: str, body: ChatRequest, route: Route, *, deadline: float) -> Answer:
         """Send a request to the pipeline and open its answer.
@@ -210,7 +230,7 @@ class Collector:
         """
         answer = self._open[request_id] = Answer(request_id, route, self, deadline)
         try:
-            self._pipeline.submit(request_id, body)
+            self._pipeline.submit(request_id, body, route.all)
         except OmniError:
             del self._open[request_id]
             answer.release()
@@ -222,6 +242,11 @@ class Collector:
         if self._open.pop(answer.request_id, None) is not None and abandoned:
             self._pipeline.abort(answer.request_id)
 
+    def fail_all(self, error: ErrorInfo) -> None:
+        """End every open request with `error`."""
+        for answer in list(self._open.values()):
+            answer.fail(error)
+
     def _deliver(self, message: Work | Failed) -> None:
         answer = self._open.get(message.request_id)
         if answer is None:
@@ -232,6 +257,7 @@ class Collector:
             answer.deliver(message)
 
     def _lost(self, stages: frozenset[str], error: ErrorInfo) -> None:
+        self._loss.set()
         for answer in [answer for answer in self._open.values() if answer.stages & stages]:
             answer.fail(error)
 

@@ -10,6 +10,7 @@ from gateway import schema
 from gateway.sampling import predictor_sampling, talker_sampling, thinker_sampling
 from gateway.schema import ChatCompletionRequest
 from gateway.voices import Voices
+from omni_pipeline.config import Limits
 from omni_pipeline.errors import bad_request
 from stages.messages import ChatRequest, MediaRef, Modality, SpeechOptions, Text, TextOutput, Turn, VideoOptions
 
@@ -30,7 +31,9 @@ class MediaSource(Struct, frozen=True):
     form: Literal["address", "base64"] = "address"
 
 
-def convert(request: ChatCompletionRequest, voices: Voices | None) -> tuple[ChatRequest, list[MediaSource]]:
+def convert(
+    request: ChatCompletionRequest, voices: Voices | None, limits: Limits
+) -> tuple[ChatRequest, list[MediaSource]]:
     """The request for the entry stage, with `media` still empty, and the sources to fill it from in that order.
 
     Content parts stand where they are in their message. The top-level lists stand at the beginning of the last user
@@ -38,10 +41,11 @@ def convert(request: ChatCompletionRequest, voices: Voices | None) -> tuple[Chat
 
     Args:
         voices: Those the server can speak with, if it can.
+        limits: Bounds on the length of answers.
 
     Raises:
         OmniError: 400, there is a top-level list but no user message, or speech is asked for that the server does not
-            have.
+            have, or more than the limits allow.
     """
     sources: list[MediaSource] = []
     turns: list[Turn] = []
@@ -63,9 +67,9 @@ def convert(request: ChatCompletionRequest, voices: Voices | None) -> tuple[Chat
         turns=turns,
         media=[],
         video=_video(request),
-        thinker=thinker_sampling(request),
+        thinker=thinker_sampling(request, limits),
         text=_text_output(request),
-        speech=_speech(request, voices),
+        speech=_speech(request, voices, limits),
     )
     return chat, sources
 
@@ -114,7 +118,7 @@ def _source(
             return MediaSource("audio", sound.data, f"{param}.input_audio.data", form="base64")
 
 
-def _speech(request: ChatCompletionRequest, voices: Voices | None) -> SpeechOptions | None:
+def _speech(request: ChatCompletionRequest, voices: Voices | None, limits: Limits) -> SpeechOptions | None:
     if "audio" not in (request.modalities or ()):
         return None
     if voices is None:
@@ -123,7 +127,7 @@ def _speech(request: ChatCompletionRequest, voices: Voices | None) -> SpeechOpti
             param="modalities",
             code="unsupported_value",
         )
-    talker = talker_sampling(request)
+    talker = talker_sampling(request, limits)
     return SpeechOptions(speaker=voices.choose(request), talker=talker, predictor=predictor_sampling(request, talker))
 
 

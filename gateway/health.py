@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
 from gateway.pipeline import Pipeline
+from omni_pipeline.roster import WorkerReport
 
 
 class StageHealth(Struct):
@@ -14,11 +15,15 @@ class StageHealth(Struct):
     received: int
 
 
+Status: TypeAlias = Literal["ok", "starting", "unavailable", "unhealthy", "stopping"]
+
+
 class Report(Struct):
     """The body of `GET /health`; any status but ``ok`` goes with HTTP 503."""
 
-    status: Literal["ok", "starting", "unavailable", "stopping"]
+    status: Status
     problem: str | None
+    workers: dict[str, WorkerReport]
     stages: dict[str, StageHealth]
 
 
@@ -26,7 +31,7 @@ class Health:
     """What the server knows about itself.
 
     Attributes:
-        warm: Whether the warm-up request has been answered.
+        warm: Whether a warm-up request has been answered since the workers last changed.
         stopping: Whether it finishes what it has and takes nothing new.
     """
 
@@ -37,16 +42,23 @@ class Health:
 
     def report(self) -> Report:
         """The state of this moment."""
-        problem = self._pipeline.problem
-        status: Literal["ok", "starting", "unavailable", "stopping"] = "ok"
-        if self.stopping:
-            status, problem = "stopping", "the server is shutting down"
-        elif problem is not None:
-            status = "unavailable"
-        elif not self.warm:
-            status, problem = "starting", "the warm-up request has not been answered yet"
+        workers = dict(self._pipeline.workers)
+        status, problem = self._status(workers)
         stages = {
             name: StageHealth(live_requests=stats.live_requests, received=stats.received)
             for name, stats in self._pipeline.stats.items()
         }
-        return Report(status=status, problem=problem, stages=stages)
+        return Report(status=status, problem=problem, workers=workers, stages=stages)
+
+    def _status(self, workers: dict[str, WorkerReport]) -> tuple[Status, str | None]:
+        problem = self._pipeline.problem
+        if self.stopping:
+            return "stopping", "the server is shutting down"
+        if any(worker.state == "unhealthy" for worker in workers.values()):
+            return "unhealthy", problem
+        if problem is not None:
+            loading = any(worker.state == "loading" for worker in workers.values())
+            return "starting" if loading else "unavailable", problem
+        if not self.warm:
+            return "starting", "the warm-up request has not been answered yet"
+        return "ok", None

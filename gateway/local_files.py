@@ -37,6 +37,7 @@ class LocalFiles:
         except (OSError, ValueError) as error:
             raise _not_found(param) from error
         try:
+            self._check_inside(handle, param)
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
                 raise _not_found(param)
@@ -59,8 +60,18 @@ class LocalFiles:
         if not (written.is_relative_to(self._root) or written.is_relative_to(self._real_root)) or not (
             real.is_relative_to(self._real_root)
         ):
-            raise not_allowed("it is outside the directory that this server reads local media from", param)
+            raise _outside(param)
         return real
+
+    def _check_inside(self, handle: int, param: str) -> None:
+        """Look again at what has been opened: directories on the way may have been exchanged in between."""
+        assert self._real_root is not None
+        if not Path(os.readlink(f"/proc/self/fd/{handle}")).is_relative_to(self._real_root):
+            raise _outside(param)
+
+
+def _outside(param: str) -> OmniError:
+    return not_allowed("it is outside the directory that this server reads local media from", param)
 
 
 def _not_found(param: str) -> OmniError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import unquote, urlsplit
 
 from gateway.addresses import not_allowed
@@ -37,11 +37,14 @@ class MediaLoader:
         self._files = LocalFiles(policy.local_path)
         self._downloader = Downloader(policy, resolver)
 
-    async def load(self, sources: Sequence[MediaSource]) -> list[Media]:
+    async def load(self, sources: Sequence[MediaSource], hold: Callable[[int], None]) -> list[Media]:
         """The media of one request, in order. The first error stops the loading of the others.
 
+        Args:
+            hold: Called with the size of each as it arrives; may refuse it.
+
         Raises:
-            OmniError: 400 or 413 for the first medium that cannot be had; `docs/api.md` lists the codes.
+            OmniError: what `hold` raises; 400 or 413 for the first medium that cannot be had, see `docs/api.md`.
         """
         if len(sources) > self._policy.max_items:
             raise bad_request(
@@ -56,6 +59,7 @@ class MediaLoader:
             async with places:
                 data = await self._bytes(source, min(self._policy.max_bytes, budget.left))
             budget.spend(len(data), source.param)
+            hold(len(data))
             if not data:
                 raise bad_request(f"'{source.param}' is empty.", param=source.param, code=f"invalid_{source.kind}")
             return Media(kind=source.kind, data=Tensor.of(data), param=source.param)

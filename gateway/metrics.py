@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector as MetricSource
+from prometheus_client.utils import floatToGoString
 
-from omni_pipeline.wire import StageStats
+from gateway.pipeline import Pipeline
+from gateway.traces.traces import Traces
+from omni_pipeline import __version__
+from omni_pipeline.metrics import Distribution
+from omni_pipeline.process import usage
 from stages.messages import Usage
+
+disable_created_metrics()  # a second series for each counter, which nobody asks for
 
 _LONG = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -22,27 +31,67 @@ _STAGE_COUNTERS = {
     "received": "Messages a stage has taken",
     "sent": "Messages a stage has sent",
     "steps": "Batches a stage has computed",
-    "busy_seconds": "Time a stage has spent computing",
+    "busy_seconds": "Time a stage has spent working",
     "dropped_late": "Messages a stage dropped because their request was over",
 }
-_NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_]")
+
+# What the stages call their own figures. Those that only grow, with their meaning,
+_OWN_COUNTERS = {
+    "prompt_tokens": "Prompt tokens of the sequences that a language model has begun",
+    "prompt_tokens_cached": "Those that its prefix cache had",
+    "generated_tokens": "Tokens (talker_ar: codec frames) that a language model has generated",
+    "preemptions": "Times a sequence has lost its KV memory to others and was computed again",
+    "cache_hits": "Media whose embeddings the encoder cache had",
+    "cache_misses": "Media whose embeddings it did not have",
+    "encoded_items": "Media that an encoder has computed",
+    "encoded_rows": "Embedding rows that an encoder has computed",
+    "refused": "Requests whose media or prompt were refused",
+    "frames": "Codec frames that a stage has computed",
+    "chunks": "Chunks of sound that the vocoder has computed",
+}
+# and those of the moment.
+_OWN_GAUGES = {
+    "queued_requests": "Requests that a stage could work on and that wait for it",
+    "running_requests": "Requests that a language model has in work",
+    "kv_tokens_used": "KV cache tokens that requests in work hold",
+    "kv_tokens_cached": "KV cache tokens kept in case that a prompt begins with them",
+    "kv_tokens_limit": "KV cache tokens there are",
+    "cache_bytes": "Size of the encoder cache",
+    "waiting_frames": "Codec frames that wait for the vocoder",
+    "slots_used": "Voices that the vocoder keeps the state of",
+    "slots_limit": "Voices that it has room for",
+}
 
 
 class Metrics:
     """The figures of one gateway, in a registry of its own.
 
     Args:
-        stages: Gives the latest figures of each stage.
+        pipeline: Has the figures of stages, edges and processes.
+        model: Name of the model.
+        waiting: Gives how many requests wait to be let in.
         dropped_late: Gives how many messages came for requests that were over.
+        healthy: Gives whether `/health` says that all is well.
+        traces: Has figures about itself.
     """
 
-    def __init__(self, stages: Callable[[], Mapping[str, StageStats]], dropped_late: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        model: str,
+        waiting: Callable[[], float],
+        dropped_late: Callable[[], int],
+        healthy: Callable[[], bool],
+        traces: Traces,
+    ) -> None:
         self._registry = registry = CollectorRegistry()
         self.requests = Counter(
             "omni_requests", "Chat requests by how they ended", ["outcome"], registry=registry
         )  # outcome: ok, refused (4xx), failed (5xx), cancelled (the client left)
         self.errors = Counter("omni_errors", "Errors by code", ["code"], registry=registry)
         self.in_flight = Gauge("omni_requests_in_flight", "Chat requests being served", registry=registry)
+        Gauge("omni_requests_waiting", "Chat requests that wait to be let in", registry=registry).set_function(waiting)
         self.first_text_seconds = Histogram(
             "omni_time_to_first_text_seconds",
             "From the request's arrival to the first text",
@@ -67,6 +116,7 @@ class Metrics:
         )
         self.audio_chunks = Counter("omni_audio_chunks", "Chunks of sound", registry=registry)
         self.audio_seconds = Counter("omni_audio_seconds", "Length of all sound", registry=registry)
+        self.codec_frames = Counter("omni_codec_frames", "Codec frames of all sound", registry=registry)
         self.real_time_factor = Histogram(
             "omni_real_time_factor",
             "From the request's arrival to the last sound, by the length of the sound",
@@ -95,7 +145,11 @@ class Metrics:
         self._cached_tokens = Counter("omni_cached_tokens", "Prompt tokens found in a cache", registry=registry)
         self._media_tokens = Counter("omni_media_tokens", "Prompt tokens of media", ["kind"], registry=registry)
         self._completion_tokens = Counter("omni_completion_tokens", "Generated tokens", registry=registry)
-        registry.register(_Stages(stages, dropped_late))
+        Gauge("omni_healthy", "Whether requests can be answered", registry=registry).set_function(healthy)
+        build = Gauge("omni_build_info", "Always 1; its labels say what runs", ["version", "model"], registry=registry)
+        build.labels(__version__, model).set(1)
+        registry.register(_PipelineFigures(pipeline, dropped_late))
+        registry.register(_TraceFigures(traces))
 
     def count_tokens(self, usage: Usage) -> None:
         """Add the tokens of one complete answer."""
@@ -105,39 +159,115 @@ class Metrics:
         for kind, tokens in usage.media_tokens.items():
             self._media_tokens.labels(kind).inc(tokens)
 
-    def page(self) -> bytes:
-        """All figures in Prometheus' text format."""
-        return generate_latest(self._registry)
+    def page(self, accept: str = "") -> tuple[bytes, str]:
+        """All figures in the form that an `Accept` header asks for, and the media type of that."""
+        encode, media_type = choose_encoder(accept)
+        return encode(self._registry), media_type
 
 
-class _Stages(MetricSource):
-    """The stages' own figures, read at the moment they are asked for."""
+class _PipelineFigures(MetricSource):
+    """What the workers have told, read at the moment it is asked for."""
 
-    def __init__(self, stages: Callable[[], Mapping[str, StageStats]], dropped_late: Callable[[], int]) -> None:
-        self._stages = stages
+    def __init__(self, pipeline: Pipeline, dropped_late: Callable[[], int]) -> None:
+        self._pipeline = pipeline
         self._dropped_late = dropped_late
 
-    def describe(self) -> list[Metric]:
-        return []  # which figures there are is known only once the stages have spoken
+    def describe(self) -> Iterable[Metric]:
+        return ()  # asking for them now would start a client before there is a pipeline to ask
 
     def collect(self) -> Iterator[Metric]:
-        stages = self._stages()
         late = CounterMetricFamily("omni_late_messages", "Answers that came for requests that were over")
         late.add_metric([], self._dropped_late())
         yield late
+        yield from self._stages()
+        yield from self._own()
+        yield from self._edges()
+        yield from self._processes()
+
+    def _stages(self) -> Iterator[Metric]:
         live = GaugeMetricFamily("omni_stage_live_requests", "Requests a stage holds something for", labels=["stage"])
-        for name, stats in stages.items():
+        seconds = HistogramMetricFamily("omni_stage_step_seconds", "Time of one step of a stage", labels=["stage"])
+        sizes = HistogramMetricFamily("omni_stage_batch_size", "Requests in one batch of a stage", labels=["stage"])
+        counters = {
+            field: CounterMetricFamily(f"omni_stage_{field}", meaning, labels=["stage"])
+            for field, meaning in _STAGE_COUNTERS.items()
+        }
+        for name, stats in self._pipeline.stats.items():
             live.add_metric([name], stats.live_requests)
-        yield live
-        for field, meaning in _STAGE_COUNTERS.items():
-            family = CounterMetricFamily(f"omni_stage_{field}", meaning, labels=["stage"])
-            for name, stats in stages.items():
+            _add(seconds, [name], stats.step_seconds)
+            _add(sizes, [name], stats.batch_sizes)
+            for field, family in counters.items():
                 family.add_metric([name], getattr(stats, field))
-            yield family
-        extras: dict[str, GaugeMetricFamily] = {}
-        for name, stats in stages.items():
-            for figure, value in stats.extra.items():
-                metric = f"omni_stage_{_NOT_IN_NAMES.sub('_', figure)}"
-                gauge = extras.setdefault(metric, GaugeMetricFamily(metric, "A stage's own figure", labels=["stage"]))
-                gauge.add_metric([name], value)
-        yield from extras.values()
+        yield from (live, seconds, sizes, *counters.values())
+
+    def _own(self) -> Iterator[Metric]:
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {
+            **{
+                own: CounterMetricFamily(f"omni_stage_{own}", text, labels=["stage"])
+                for own, text in _OWN_COUNTERS.items()
+            },
+            **{
+                own: GaugeMetricFamily(f"omni_stage_{own}", text, labels=["stage"]) for own, text in _OWN_GAUGES.items()
+            },
+        }
+        other = GaugeMetricFamily(
+            "omni_stage_figure", "Figures of stages without a name here", labels=["stage", "figure"]
+        )
+        for name, stats in self._pipeline.stats.items():
+            for own, value in stats.extra.items():
+                if own in families:
+                    families[own].add_metric([name], value)
+                else:
+                    other.add_metric([name, own], value)
+        yield from (family for family in (*families.values(), other) if family.samples)
+
+    def _edges(self) -> Iterator[Metric]:
+        labels = ["source", "target"]
+        messages = CounterMetricFamily("omni_edge_messages", "Messages from stage to stage", labels=labels)
+        size = CounterMetricFamily("omni_edge_bytes", "Their bytes, when they passed between processes", labels=labels)
+        seconds = HistogramMetricFamily(
+            "omni_edge_latency_seconds", "From the end of the sender's step until the receiver took them", labels=labels
+        )
+        for edge in self._pipeline.edges:
+            messages.add_metric([edge.source, edge.target], edge.messages)
+            size.add_metric([edge.source, edge.target], edge.bytes)
+            _add(seconds, [edge.source, edge.target], edge.seconds)
+        yield from (messages, size, seconds)
+
+    def _processes(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("omni_worker_up", "Whether a worker's process runs", labels=["worker"])
+        restarts = CounterMetricFamily("omni_worker_restarts", "Times it was started again", labels=["worker"])
+        pids = self._pipeline.pids
+        for worker, count in self._pipeline.restarts.items():
+            up.add_metric([worker], worker in pids)
+            restarts.add_metric([worker], count)
+        memory = GaugeMetricFamily(
+            "omni_process_resident_memory_bytes", "Memory of a process, shared pages included", labels=["process"]
+        )
+        cpu = CounterMetricFamily("omni_process_cpu_seconds", "CPU time of a process", labels=["process"])
+        for process, pid in {"main": os.getpid(), **pids}.items():
+            used = usage(pid)
+            if used is not None:
+                memory.add_metric([process], used.resident_bytes)
+                cpu.add_metric([process], used.cpu_seconds)
+        yield from (up, restarts, memory, cpu)
+
+
+class _TraceFigures(MetricSource):
+    """What has become of traces."""
+
+    def __init__(self, traces: Traces) -> None:
+        self._traces = traces
+
+    def collect(self) -> Iterator[Metric]:
+        traces = self._traces
+        yield CounterMetricFamily("omni_traces_written", "Traces that were written or sent", value=traces.written)
+        yield CounterMetricFamily("omni_traces_dropped", "Traces given up, as too many waited", value=traces.dropped)
+        yield CounterMetricFamily(
+            "omni_trace_spans_dropped", "Spans left out of traces that were too long", value=traces.dropped_spans
+        )
+
+
+def _add(family: HistogramMetricFamily, labels: list[str], figures: Distribution) -> None:
+    bounds = [*map(floatToGoString, figures.bounds), "+Inf"]
+    family.add_metric(labels, list(zip(bounds, map(float, accumulate(figures.counts)), strict=True)), figures.total)

@@ -15,13 +15,18 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.responses import error_body
 from omni_pipeline.errors import ErrorInfo, OmniError, internal
+from omni_pipeline.logs import fields
 
 log = logging.getLogger("gateway.access")
 
 # Where a handler notes figures for the log line of its request, by name.
 NOTES = web.RequestKey("notes", dict[str, object])
 REQUEST_ID = web.RequestKey("request_id", str)
+# Whom a request is from, as far as the server can know: one of its keys, or else an address.
+CLIENT = web.RequestKey("client", str)
 
+SERVER = "omni-pipeline"
+_LONGEST_PATH = 200
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _WORDING = {
     404: ("There is no {method} {path} here.", "not_found"),
@@ -35,6 +40,7 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
     given = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
     request[NOTES] = {}
+    request[CLIENT] = request.remote or ""
     began = time.monotonic()
     status: int | str = "cancelled"
     try:
@@ -42,23 +48,30 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
         status = response.status
         return response
     finally:
-        notes = "".join(f" {name}={value}" for name, value in request[NOTES].items())
+        seconds = round(time.monotonic() - began, 6)
         log.log(
             logging.DEBUG if request.method == "GET" else logging.INFO,  # health checks and scrapes are frequent
-            "method=%s path=%s status=%s seconds=%.3f request_id=%s%s",
+            "%s %s",
             request.method,
-            request.path,
-            status,
-            time.monotonic() - began,
-            request[REQUEST_ID],
-            notes,
+            request.rel_url.raw_path[:_LONGEST_PATH],  # as it came: decoded, it might break the line
+            extra=fields(
+                status=status, seconds=seconds, request_id=request[REQUEST_ID], client=request[CLIENT], **request[NOTES]
+            ),
         )
 
 
 async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
-    """Signal handler that tells the client the id, on streams too."""
+    """Signal handler that tells the client the id, on streams too, and of the server no more than its name."""
+    response.headers["Server"] = SERVER
     if REQUEST_ID in request:
         response.headers["X-Request-Id"] = request[REQUEST_ID]
+
+
+async def expect(request: web.Request) -> None:
+    """Let a client go on that waits for leave to send its body. What else it may expect is not our concern."""
+    if request.headers["Expect"].lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the response itself has not begun
 
 
 @web.middleware
@@ -73,7 +86,7 @@ async def explain_errors(request: web.Request, handler: Handler) -> web.StreamRe
         if error.status < 400:
             raise
         wording, code = _WORDING.get(error.status, (error.reason or "", "http_error"))
-        message = wording.format(method=request.method, path=request.path[:200])
+        message = wording.format(method=request.method, path=request.path[:_LONGEST_PATH])
         info = ErrorInfo(status=error.status, message=message, code=code)
         if "Allow" in error.headers:
             headers["Allow"] = error.headers["Allow"]
@@ -82,10 +95,10 @@ async def explain_errors(request: web.Request, handler: Handler) -> web.StreamRe
     except ConnectionError:
         raise  # there is nobody to tell
     except Exception:
-        log.exception("unexpected error, request_id=%s", request[REQUEST_ID])
+        log.exception("unexpected error", extra=fields(request_id=request[REQUEST_ID]))
         info = internal("Something went wrong inside the server.").info
     request[NOTES]["code"] = info.code
-    if info.param:
+    if info.param and info.code != "unknown_parameter":  # its name is the client's own
         request[NOTES]["param"] = info.param
     if info.stage:
         request[NOTES]["stage"] = info.stage
@@ -121,7 +134,7 @@ def require_key(keys: Sequence[str]) -> Middleware:
             scheme, _, token = request.headers.get("Authorization", "").partition(" ")
             given = token.strip().encode("utf-8", "surrogateescape")
             fits = [hmac.compare_digest(given, key) for key in encoded]
-            if scheme.lower() != "bearer" or not any(fits):
+            if scheme.lower() != "bearer" or True not in fits:
                 raise OmniError(
                     ErrorInfo(
                         status=401,
@@ -130,6 +143,7 @@ def require_key(keys: Sequence[str]) -> Middleware:
                         code="invalid_api_key",
                     )
                 )
+            request[CLIENT] = f"key {fits.index(True)}"
         return await handler(request)
 
     return check

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 from omni_pipeline.errors import ErrorInfo
+from omni_pipeline.metrics import EdgeStats
+from omni_pipeline.roster import WorkerReport
+from omni_pipeline.tracing import Notes
 from omni_pipeline.wire import Failed, StageStats, Work
 
 
@@ -22,16 +25,52 @@ class Pipeline(Protocol):
             lost: Called with the stages that a dead worker ran, and the error its requests should end with.
         """
 
-    def submit(self, request_id: str, body: Any) -> None:
-        """Send a request body to the entry stage. Raises `errors.OmniError` (503) when its worker is gone."""
+    def trace(self, noted: Callable[[Notes], None]) -> None:
+        """Say who takes what the workers, and the main process's inbox, note about requests, when that is on."""
+
+    async def wait_for(self, stages: Collection[str] | None, seconds: float | None) -> None:
+        """Wait until `stages`, or all there are, can work.
+
+        Args:
+            seconds: How long; None waits for ever. When it is known to take longer, nobody is kept waiting.
+
+        Raises:
+            OmniError: (503, with the time to wait) they cannot, or the service is stopping.
+        """
+
+    def submit(self, request_id: str, body: Any, stages: Collection[str] | None = None) -> None:
+        """Send a request body to the entry stage.
+
+        Args:
+            stages: Those that the request needs; None for all.
+
+        Raises:
+            OmniError: (503, with the time to wait) one of them cannot work now.
+        """
 
     def abort(self, request_id: str) -> None:
         """Make every worker forget a request."""
 
     @property
     def problem(self) -> str | None:
-        """Why the pipeline cannot serve now, or None."""
+        """Why the pipeline cannot serve everything now, or None."""
+
+    @property
+    def workers(self) -> Mapping[str, WorkerReport]:
+        """How each worker is, by name."""
 
     @property
     def stats(self) -> Mapping[str, StageStats]:
         """The latest figures of each stage, by name."""
+
+    @property
+    def edges(self) -> Iterable[EdgeStats]:
+        """The latest figures of each edge of the graph."""
+
+    @property
+    def restarts(self) -> Mapping[str, int]:
+        """How often each worker has been started again, by name."""
+
+    @property
+    def pids(self) -> Mapping[str, int]:
+        """Process ids of the workers that run, by name."""

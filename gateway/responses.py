@@ -79,7 +79,7 @@ class Message(Struct):
     """`content` is null where only speech was asked for, `audio` is there where speech was."""
 
     content: str | None
-    role: str = "assistant"
+    role: Literal["assistant"] = "assistant"
     refusal: None = None
     audio: Audio | UnsetType = UNSET
 
@@ -102,7 +102,7 @@ class Completion(Struct):
     model: str
     choices: list[Choice]
     usage: Usage
-    object: str = "chat.completion"
+    object: Literal["chat.completion"] = "chat.completion"
     system_fingerprint: None = None
 
 
@@ -148,7 +148,7 @@ class CompletionChunk(Struct):
     usage: Usage | UnsetType | None = UNSET
     modality: Literal["text", "audio"] = "text"
     audio_metadata: AudioMetadata | UnsetType = UNSET
-    object: str = "chat.completion.chunk"
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     system_fingerprint: None = None
 
 
@@ -168,13 +168,22 @@ class ErrorBody(Struct):
 class Model(Struct):
     id: str
     created: int
-    object: str = "model"
+    object: Literal["model"] = "model"
     owned_by: str = "omni-pipeline"
 
 
 class ModelList(Struct):
     data: list[Model]
-    object: str = "list"
+    object: Literal["list"] = "list"
+
+
+class Index(Struct):
+    """What the server is, and what may be asked of it."""
+
+    name: str
+    version: str
+    model: str
+    endpoints: list[str]
 
 
 def error_body(info: ErrorInfo) -> ErrorBody:

@@ -9,17 +9,33 @@ from msgspec import Struct
 from stages.messages import ChatRequest, Modality
 
 
+class Output(Struct, frozen=True):
+    """One of the streams that make up an answer.
+
+    Attributes:
+        stages: Needed until it has ended.
+        first: Needed, too, until its first message has come.
+    """
+
+    stages: frozenset[str]
+    first: frozenset[str] = frozenset()
+
+
 class Route(Struct, frozen=True):
     """The stages of one request.
 
     Attributes:
         before: Needed until the first message of the answer has come.
-        outputs: Stages that each send one stream to the collector, with the stages that are needed until that stream
-            has ended. The answer is complete when all have.
+        outputs: The streams, by the stage that sends them to the collector. The answer is complete when all have ended.
     """
 
     before: frozenset[str]
-    outputs: Mapping[str, frozenset[str]]
+    outputs: Mapping[str, Output]
+
+    @property
+    def all(self) -> frozenset[str]:
+        """Every stage it goes through."""
+        return self.before.union(*(output.stages | output.first for output in self.outputs.values()))
 
 
 _WRITING = frozenset({"thinker", "decode"})
@@ -33,9 +49,11 @@ def route(request: ChatRequest) -> Route:
     encoders = {_ENCODERS[media.kind] for media in request.media}
     if request.video.use_audio and any(media.kind == "video" for media in request.media):
         encoders.add(_ENCODERS["audio"])
-    outputs = {"decode": _WRITING}
+    outputs = {"decode": Output(_WRITING)}
     if request.speech is not None:
-        # The thinker tells the talker and decode of the last token at once. At a stop string it is otherwise: decode
-        # has ended the text before the thinker, and through it the talker, knows.
-        outputs["code2wav"] = _SPEAKING | _WRITING if request.text.stop else _SPEAKING
+        # The thinker tells the talker and decode of the last token at once, and the talker's worker sees for itself
+        # when a stream that has begun is broken off. Sound shows that it has begun. At a stop string it is otherwise:
+        # decode has ended the text before the thinker, and through it the talker, knows.
+        voice = Output(_SPEAKING | _WRITING) if request.text.stop else Output(_SPEAKING, first=_WRITING)
+        outputs["code2wav"] = voice
     return Route(before=_PREPARING | encoders, outputs=outputs)

@@ -113,8 +113,8 @@ class AssistantMessage(_Strict, tag_field="role", tag="assistant"):
     refusal: str | None = None
     annotations: list[Any] | None = None
     audio: EarlierSpeech | None = None
-    tool_calls: list[Any] | None = None
-    function_call: dict[str, Any] | None = None
+    tool_calls: Annotated[list[Any], Meta(extra_json_schema={"maxItems": 0})] | None = None
+    function_call: Annotated[dict[str, Any], Meta(extra_json_schema={"maxProperties": 0})] | None = None
 
 
 class ToolMessage(_Strict, tag_field="role", tag="tool"):
@@ -138,8 +138,8 @@ TopK = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 RepetitionPenalty: TypeAlias = Annotated[float, Meta(ge=0.01, le=2)]
 
 
-class StageSampling(_Strict):
-    """How one language-model stage picks tokens; `sampling` says what a field left out means.
+class FrameSampling(_Strict):
+    """How the code predictor picks the residual codes of a frame; `sampling` says what a field left out means.
 
     `top_k` -1 is another spelling of 0, off.
     """
@@ -148,8 +148,13 @@ class StageSampling(_Strict):
     top_p: TopP | None = None
     top_k: TopK | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    repetition_penalty: RepetitionPenalty | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+
+
+class StageSampling(FrameSampling):
+    """How a stage that generates token after token picks them."""
+
+    repetition_penalty: RepetitionPenalty | None = None
     max_tokens: Count | None = None
 
 
@@ -158,7 +163,7 @@ class SamplingByStage(_Strict):
 
     thinker: StageSampling | None = None
     talker_ar: StageSampling | None = None
-    code_predictor: StageSampling | None = None
+    code_predictor: FrameSampling | None = None
 
 
 # --- the request ------------------------------------------------------------------------------------------------------
@@ -183,7 +188,9 @@ class ChatCompletionRequest(StageSampling, kw_only=True):
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     model: str | None = None
-    modalities: Annotated[list[Literal["text", "audio"]], Meta(min_length=1)] | None = None
+    modalities: (
+        Annotated[list[Literal["text", "audio"]], Meta(min_length=1, extra_json_schema={"uniqueItems": True})] | None
+    ) = None
     audio: AudioOutput | None = None
     voice: str | None = None
     speaker: str | None = None
@@ -191,7 +198,7 @@ class ChatCompletionRequest(StageSampling, kw_only=True):
     images: Addresses | None = None
     audios: Addresses | None = None
     videos: Addresses | None = None
-    video_fps: Annotated[float, Meta(gt=0, le=240)] | None = None
+    video_fps: Annotated[float, Meta(ge=0.01, le=240)] | None = None
     video_max_frames: Annotated[int, Meta(ge=1, le=10_000)] | None = None
     video_min_pixels: Count | None = None
     video_max_pixels: Count | None = None
@@ -203,7 +210,13 @@ class ChatCompletionRequest(StageSampling, kw_only=True):
     ignore_eos: bool | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logit_bias: (
+        Annotated[
+            dict[str, Annotated[float, Meta(ge=-100, le=100)]],
+            Meta(extra_json_schema={"propertyNames": {"pattern": "^[0-9]{1,10}$"}}),
+        ]
+        | None
+    ) = None
     stage_sampling: SamplingByStage | None = None
     talker_temperature: Temperature | None = None
     talker_top_p: TopP | None = None
@@ -217,6 +230,6 @@ class ChatCompletionRequest(StageSampling, kw_only=True):
     return_token_ids: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    n: int | None = None
+    n: Annotated[int, Meta(extra_json_schema={"enum": [1]})] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

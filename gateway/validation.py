@@ -37,7 +37,9 @@ _NAMES_WITHIN = {
     "audio": _fields(schema.AudioOutput, schema.EarlierSpeech),
     "stream_options": _fields(schema.StreamOptions),
     "stage_sampling": _fields(schema.SamplingByStage),
-    **dict.fromkeys(schema.SamplingByStage.__struct_fields__, _fields(schema.StageSampling)),
+    "thinker": _fields(schema.StageSampling),
+    "talker_ar": _fields(schema.StageSampling),
+    "code_predictor": _fields(schema.FrameSampling),
 }
 
 

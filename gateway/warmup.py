@@ -9,6 +9,7 @@ import math
 import struct
 import wave
 import zlib
+from collections.abc import Iterator
 
 import msgspec
 
@@ -25,18 +26,18 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 _SIDE = 64  # pixels
 
 
-async def warm_up(collector: Collector, voice: str | None) -> None:
+async def warm_up(collector: Collector, voice: str | None, numbers: Iterator[int]) -> None:
     """Send the warm-up request until it has been answered once, pausing longer after each failure.
 
     Args:
         voice: To be spoken with; None has the answer written only.
+        numbers: For the names of the requests; none may come twice.
     """
     pause = _FIRST_PAUSE
-    attempt = 0
     while True:
-        attempt += 1
+        await collector.whole()
         try:
-            await _ask(collector, f"warm-up-{attempt}", voice)
+            await _ask(collector, f"warm-up-{next(numbers)}", voice)
             return
         except OmniError as error:
             log.warning(

@@ -21,16 +21,17 @@ _INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100 * 1024 * 1024
 
 
-class _Config(Struct):
-    """The part of ``config.json`` that says which model this is."""
-
-    model_type: str = ""
-
-
 class _Index(Struct):
     """``model.safetensors.index.json``: the file of each tensor."""
 
     weight_map: dict[str, str]
+
+
+class Stored(Struct, frozen=True):
+    """A tensor of a checkpoint: how many elements it has, and how many bytes they take."""
+
+    elements: int
+    nbytes: int
 
 
 class _Weight(Struct):
@@ -40,21 +41,43 @@ class _Weight(Struct):
     shape: list[int]
     data_offsets: tuple[int, int]
 
+    @property
+    def stored(self) -> Stored:
+        begin, end = self.data_offsets
+        return Stored(math.prod(self.shape), end - begin)
+
 
 class Checkpoint(Struct, frozen=True):
-    """A complete checkpoint.
+    """A checkpoint, or what one would hold.
 
     Attributes:
         path: Its directory, absolute.
-        elements: Number of elements of each tensor, by name.
+        config: Its ``config.json``.
+        tensors: By name.
     """
 
     path: str
-    elements: dict[str, int]
+    config: dict[str, Any]
+    tensors: dict[str, Stored]
 
-    def count(self, prefixes: Sequence[str]) -> int:
-        """Elements of the tensors whose names begin with one of `prefixes`."""
-        return sum(count for name, count in self.elements.items() if name.startswith(tuple(prefixes)))
+    @property
+    def dtype(self) -> str:
+        """Torch name of the type that most weights are stored in."""
+        name = self.config.get("dtype") or self.config.get("torch_dtype") or "bfloat16"
+        return str(name).removeprefix("torch.")
+
+    def held_bytes(self, prefixes: Sequence[str], item_size: int | None) -> int:
+        """Bytes of the tensors whose names begin with one of `prefixes`, once they are loaded.
+
+        Args:
+            item_size: Of the data type they are loaded in; None for the one they are stored in. Weights that are
+                stored in less than two bytes each are quantised, and stay so.
+        """
+        held = (tensor for name, tensor in self.tensors.items() if name.startswith(tuple(prefixes)))
+        return sum(
+            tensor.nbytes if item_size is None or tensor.nbytes < 2 * tensor.elements else tensor.elements * item_size
+            for tensor in held
+        )
 
 
 def resolve(model_path: str, spec: CheckpointSpec, announce: Callable[[str], None]) -> Checkpoint:
@@ -77,24 +100,58 @@ def resolve(model_path: str, spec: CheckpointSpec, announce: Callable[[str], Non
 
 def inspect(path: Path, spec: CheckpointSpec) -> Checkpoint:
     """The checkpoint in a directory, when it is all there. Raises StartupError."""
-    config = _read_json(path, "config.json", _Config)
-    if config.model_type not in spec.model_types:
-        raise StartupError(
-            f"{path} is not a {spec.title} model: its config.json says model_type {config.model_type!r}, "
-            f"not {' or '.join(map(repr, spec.model_types))}."
-        )
+    config = _config(path, spec)
     for alternatives in spec.files:
         if not any(all((path / name).is_file() for name in names) for names in alternatives):
             wanted = " or ".join(" with ".join(names) for names in alternatives)
             raise _incomplete(path, f"{wanted} is missing")
-    elements: dict[str, int] = {}
+    tensors: dict[str, Stored] = {}
     for name, expected in _weight_files(path).items():
         weights = _weights(path, name)
         missing = expected - weights.keys()
         if missing:
             raise _incomplete(path, f"{name} lacks the tensor {min(missing)} that {_INDEX} promises")
-        elements.update({tensor: math.prod(weight.shape) for tensor, weight in weights.items()})
-    return Checkpoint(str(path.resolve()), elements)
+        tensors.update({tensor: weight.stored for tensor, weight in weights.items()})
+    return Checkpoint(str(path.resolve()), config, tensors)
+
+
+def describe(model_path: str, spec: CheckpointSpec) -> Checkpoint:
+    """What is known of a checkpoint that need not be there: its weights' headers, or else what ``config.json`` implies.
+
+    Args:
+        model_path: A directory, with or without weights, or a ``config.json``, or a name that the hub's cache knows.
+
+    Raises:
+        StartupError: there is nothing of the kind.
+    """
+    path = Path(model_path)
+    if not path.exists() and _is_hub_name(model_path):
+        path = _cached(model_path) or path
+    if path.is_file() and path.name == "config.json":
+        path = path.parent
+    if not path.is_dir():
+        where = " nor is it in the hub's cache, and a plan downloads nothing" if _is_hub_name(model_path) else ""
+        raise StartupError(
+            f"There is no directory {model_path}{where}: pass --model-path with a checkpoint's directory, "
+            "or one with nothing but its config.json."
+        )
+    if spec.tensors is None or any(path.glob("*.safetensors")):
+        return inspect(path, spec)
+    config = _config(path, spec)
+    tensors = {name: Stored(*stored) for name, stored in spec.tensors(config).items()}
+    return Checkpoint(str(path.resolve()), config, tensors)
+
+
+def _config(path: Path, spec: CheckpointSpec) -> dict[str, Any]:
+    """The ``config.json`` of one of the graph's models."""
+    config: dict[str, Any] = _read_json(path, "config.json", dict[str, Any])
+    model_type = config.get("model_type", "")
+    if model_type not in spec.model_types:
+        raise StartupError(
+            f"{path} is not a {spec.title} model: its config.json says model_type {model_type!r}, "
+            f"not {' or '.join(map(repr, spec.model_types))}."
+        )
+    return config
 
 
 def _weight_files(path: Path) -> dict[str, set[str]]:
@@ -132,7 +189,7 @@ def _weights(path: Path, name: str) -> dict[str, _Weight]:
     return weights
 
 
-def _read_json(path: Path, name: str, kind: type[Any]) -> Any:
+def _read_json(path: Path, name: str, kind: Any) -> Any:
     try:
         return msgspec.json.decode((path / name).read_bytes(), type=kind)
     except FileNotFoundError as error:
@@ -151,6 +208,14 @@ def _is_hub_name(model_path: str) -> bool:
     """Whether it has the form ``owner/name``."""
     owner, slash, name = model_path.partition("/")
     return bool(slash and owner and name) and "/" not in name and owner[0] not in ".~"
+
+
+def _cached(name: str) -> Path | None:
+    """The ``config.json`` of a model in the hub's cache, if it has been downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json")
+    return Path(found) if isinstance(found, str) else None
 
 
 def _download(name: str, announce: Callable[[str], None]) -> Path:

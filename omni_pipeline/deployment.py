@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import glob
 import os
-from typing import Any, Literal, TypeAlias
+from collections.abc import Sequence
 
 from msgspec import Struct
 
-from omni_pipeline.config import Config, Server, StageConfig, convert, suggestion
+from omni_pipeline import telemetry
+from omni_pipeline.binding import gpu_sets
+from omni_pipeline.config import Config, Server, StageConfig, Supervision, Trace, convert, suggestion
 from omni_pipeline.errors import StartupError
-from omni_pipeline.graph import Graph, StageSpec, load_object
-
-Device: TypeAlias = Literal["cpu", "cuda"]
-
-
-class StagePlan(Struct, frozen=True):
-    """One stage of a worker. `options` is an instance of the stage's options struct."""
-
-    name: str
-    device: Device
-    options: Any
-
-
-class WorkerPlan(Struct, frozen=True):
-    """One worker process: its stages in graph order, and the torch threads they share."""
-
-    name: str
-    stages: tuple[StagePlan, ...]
-    threads: int
-
-    @property
-    def stage_names(self) -> tuple[str, ...]:
-        return tuple(stage.name for stage in self.stages)
+from omni_pipeline.gpus import Gpu, detect, parse_size
+from omni_pipeline.graph import Graph, StageSpec, load_graph
+from omni_pipeline.logs import Format
+from omni_pipeline.workers import Device, StagePlan, WorkerPlan, grouped
 
 
 class Deployment(Struct, frozen=True):
@@ -43,75 +25,110 @@ class Deployment(Struct, frozen=True):
         graph: The stages that run, and the edges between them.
         model_path: As configured; `checkpoint.resolve` turns a hub name into a directory.
         workers: In graph order of their first stages.
+        gpus: Those that the server may use.
+        supervision: When a worker counts as hung.
         server: The HTTP side.
-        log_level: As Python's logging names it.
+        log_level, log_format: As `logs.configure` takes them.
+        trace: What is noted about requests.
     """
 
     graph_path: str
     graph: Graph
     model_path: str
     workers: tuple[WorkerPlan, ...]
+    gpus: tuple[Gpu, ...]
+    supervision: Supervision
     server: Server
     log_level: str
+    log_format: Format
+    trace: Trace
 
     @property
     def uses_cuda(self) -> bool:
         return any(stage.device == "cuda" for worker in self.workers for stage in worker.stages)
 
+    @property
+    def layout(self) -> tuple[str, ...]:
+        """Who is on which GPU, in a line for each that has somebody."""
+        plans = [plan for worker in self.workers for plan in worker.stages]
+        stages = {gpu: ", ".join(plan.name for plan in plans if gpu.index in plan.gpus) for gpu in self.gpus}
+        return tuple(f"GPU {gpu.index} ({gpu.name}): {names}" for gpu, names in stages.items() if names)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was said and changes nothing."""
+        return tuple(
+            f"stages.{plan.name}: mem_fraction_static means nothing on the CPU, where the KV cache has a fixed size"
+            for worker in self.workers
+            for plan in worker.stages
+            if plan.device == "cpu" and getattr(plan.options, "mem_fraction_static", None) is not None
+        )
+
     def preload(self) -> tuple[str, ...]:
-        """Modules that workers need and can share, in order of first mention."""
-        return tuple(dict.fromkeys(module for stage in self.graph.stages for module in stage.preload))
+        """Modules that forked workers need and can share, in order of first mention."""
+        forked = {name for worker in self.workers if not worker.fresh for name in worker.stage_names}
+        stages = (stage for stage in self.graph.stages if stage.name in forked)
+        return tuple(dict.fromkeys(module for stage in stages for module in stage.preload))
 
 
-def resolve(config: Config) -> Deployment:
+def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
     """Decide everything that `config` leaves open.
 
+    Args:
+        gpus: Those to reckon with; None finds out what there is.
+
     Raises:
-        StartupError: something in it contradicts the graph or this machine.
+        StartupError: something in it contradicts itself, the graph or the machine.
     """
     if config.model_path is None:
         raise StartupError("No model is named: pass --model-path with a checkpoint directory or a hub name.")
-    graph = _load_graph(config.graph)
+    graph = load_graph(config.graph)
     for name in config.stages:
         if name not in graph.stage_names:
             raise StartupError(f"stages.{name}: there is no such stage; {suggestion(name, graph.stage_names)}")
+    for name in config.server.limits.stage_requests:
+        if name not in graph.stage_names:
+            known = suggestion(name, graph.stage_names)
+            raise StartupError(f"server.limits.stage_requests.{name}: there is no such stage; {known}")
     if config.text_only and graph.text_stages:
         graph = graph.narrowed(graph.text_stages)
-    has_cuda = cuda_present()
+    settings = {spec.name: config.stages.get(spec.name, StageConfig()) for spec in graph.stages}
+    if gpus is None:
+        wants = any(spec.accelerated and _wanted(settings[spec.name], config) != "cpu" for spec in graph.stages)
+        gpus = detect() if wants else ()
+    devices = {spec.name: _device(spec, settings[spec.name], config, bool(gpus)) for spec in graph.stages}
+    sets = gpu_sets([spec for spec in graph.stages if devices[spec.name] == "cuda"], config, gpus)
     groups: dict[str, list[StagePlan]] = {}
     for spec in graph.stages:
-        stage = config.stages.get(spec.name, StageConfig())
+        stage, indices = settings[spec.name], sets.get(spec.name, ())
+        _check_placement(spec, stage, devices[spec.name], config)
         plan = StagePlan(
             name=spec.name,
-            device=_device(spec, stage, config, has_cuda),
+            device=devices[spec.name],
             options=convert(stage.options, spec.options, f"stages.{spec.name}.options"),
+            gpus=indices,
+            tp_size=len(indices) or stage.tp_size or 1,
+            memory=_bytes(stage.memory, [gpus[index] for index in indices]),
         )
-        groups.setdefault(stage.worker or spec.name, []).append(plan)
+        own = "gpu" if config.colocate and spec.accelerated else spec.name
+        groups.setdefault(stage.worker or own, []).append(plan)
+    workers = grouped(groups, graph, settings, gpus)
     return Deployment(
         graph_path=config.graph,
         graph=graph,
         model_path=config.model_path,
-        workers=tuple(_worker(name, plans, graph, config) for name, plans in groups.items()),
+        workers=workers,
+        gpus=tuple(gpus),
+        supervision=config.supervision,
         server=config.server,
         log_level=config.log_level.upper(),
+        log_format=config.log_format,
+        trace=telemetry.resolve(config.trace, os.environ),
     )
 
 
-def cuda_present() -> bool:
-    """Whether this process may use an NVIDIA GPU, found out without loading a CUDA library."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "none", "NoDevFiles"):
-        return False
-    return bool(glob.glob("/dev/nvidia[0-9]*")) or os.path.exists("/dev/dxg")
-
-
-def _load_graph(path: str) -> Graph:
-    try:
-        graph = load_object(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise StartupError(f"graph: cannot load {path}: {error}") from error
-    if not isinstance(graph, Graph):
-        raise StartupError(f"graph: {path} is a {type(graph).__name__}, not a stage graph.")
-    return graph
+def _wanted(stage: StageConfig, config: Config) -> str:
+    return stage.device if stage.device != "auto" else config.device
 
 
 def _device(spec: StageSpec, stage: StageConfig, config: Config, has_cuda: bool) -> Device:
@@ -119,22 +136,31 @@ def _device(spec: StageSpec, stage: StageConfig, config: Config, has_cuda: bool)
         if stage.device == "cuda":
             raise StartupError(f"stages.{spec.name}.device: this stage computes on the CPU only.")
         return "cpu"
-    wanted = stage.device if stage.device != "auto" else config.device
-    if wanted == "auto":
-        return "cuda" if has_cuda else "cpu"
-    if wanted == "cuda" and not has_cuda:
-        raise StartupError(f"Stage {spec.name} is to run on cuda, but no GPU is visible: use --device cpu.")
-    return wanted
+    match _wanted(stage, config):
+        case "cuda":
+            if not has_cuda:
+                raise StartupError(f"Stage {spec.name} is to run on cuda, but no GPU is visible: use --device cpu.")
+            return "cuda"
+        case "cpu":
+            return "cpu"
+    return "cuda" if has_cuda else "cpu"
 
 
-def _worker(name: str, plans: list[StagePlan], graph: Graph, config: Config) -> WorkerPlan:
-    if name in graph.stage_names and name not in [plan.name for plan in plans]:
-        raise StartupError(f"Worker {name} bears the name of a stage that it does not run: choose another name.")
-    devices = {plan.device: plan.name for plan in plans if graph.stage(plan.name).accelerated}
-    if len(devices) > 1:
-        raise StartupError(
-            f"Worker {name} is to run {devices['cpu']} on the CPU and {devices['cuda']} on a GPU: "
-            "the accelerated stages of one worker share a device."
-        )
-    threads = max(config.stages.get(plan.name, StageConfig()).threads for plan in plans)
-    return WorkerPlan(name=name, stages=tuple(plans), threads=threads)
+def _check_placement(spec: StageSpec, stage: StageConfig, device: Device, config: Config) -> None:
+    """Refuse what says where on a GPU a stage is that is on none, and ranks that it cannot have."""
+    if device == "cpu":
+        undecided = spec.accelerated and _wanted(stage, config) == "auto"
+        why = "it computes on the CPU" + (", as no GPU is visible" if undecided else "")
+        if stage.gpus:
+            raise StartupError(f"stages.{spec.name}.gpus: {spec.name} can have no GPU: {why}.")
+        if stage.memory is not None:
+            raise StartupError(f"stages.{spec.name}.memory: a budget is for a stage on a GPU; {why}.")
+    if (stage.tp_size or 1) > 1 and not spec.parallel:
+        raise StartupError(f"stages.{spec.name}.tp_size: {spec.name} knows no tensor parallelism.")
+
+
+def _bytes(memory: float | str | None, gpus: Sequence[Gpu]) -> int | None:
+    """A budget on each of `gpus`, in bytes."""
+    if memory is None or isinstance(memory, str):
+        return None if memory is None else parse_size(memory)
+    return int(memory * min(gpu.memory for gpu in gpus))

@@ -56,5 +56,10 @@ def internal(message: str, *, code: str = "internal_error") -> OmniError:
     return OmniError(ErrorInfo(status=500, message=message, type="server_error", code=code))
 
 
+def worker_lost(worker: str) -> OmniError:
+    """A worker process has ended while the request needed it; the same request may well succeed now."""
+    return unavailable(f"The {worker} worker ended unexpectedly while it worked on this request.", code="worker_lost")
+
+
 class StartupError(Exception):
     """The service cannot start. The message says what is wrong and what to do about it."""

@@ -6,10 +6,16 @@ A graph says *what* is computed. *Where* (which worker process, which device) is
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 from msgspec import Struct
+
+from omni_pipeline.errors import StartupError
+from omni_pipeline.flags import Flag
+from omni_pipeline.needs import TellNeeds
+
+TellTensors: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, tuple[int, int]]]
 
 # The two ends of every graph, in the main process.
 GATEWAY = "gateway"
@@ -26,6 +32,13 @@ class StageSpec(Struct, frozen=True):
         preload: Modules that take long to import and are safe to share by fork.
         accelerated: Whether the stage computes on a GPU when there is one.
         weights: Prefixes of the checkpoint's tensors that it loads; none for a stage without weights.
+        parallel: Whether several GPUs can share its work (tensor parallelism).
+        divided: Values in the checkpoint's ``config.json``, by dotted path, that the number of ranks has to divide.
+        fills_memory: Whether it uses all the memory that it is given, as a KV cache does. It then loads after the
+            others on its GPU, when their memory is taken.
+        usual_gpu: Index of the GPU that it gets where there are several and the configuration names none.
+        needs: Tells its memory besides its weights, without torch; None for a stage whose other memory is not worth
+            counting.
     """
 
     name: str
@@ -34,6 +47,11 @@ class StageSpec(Struct, frozen=True):
     preload: tuple[str, ...] = ()
     accelerated: bool = False
     weights: tuple[str, ...] = ()
+    parallel: bool = False
+    divided: tuple[str, ...] = ()
+    fills_memory: bool = False
+    usual_gpu: int = 0
+    needs: TellNeeds | None = None
 
 
 class CheckpointSpec(Struct, frozen=True):
@@ -44,11 +62,16 @@ class CheckpointSpec(Struct, frozen=True):
         model_types: Accepted values of `model_type` in ``config.json``.
         files: Files that have to be there; each entry is a set of alternatives, as in
             ``(("vocab.json", "merges.txt"), ("tokenizer.json",))``: all of the first, or all of the second.
+        tensors: Tells from a parsed ``config.json`` the tensors of such a checkpoint: for each name its number of
+            elements and its bytes. None where that cannot be told.
+        quantised: The same for a checkpoint of the same model with its weights in FP8.
     """
 
     title: str
     model_types: tuple[str, ...]
     files: tuple[tuple[tuple[str, ...], ...], ...] = ()
+    tensors: TellTensors | None = None
+    quantised: TellTensors | None = None
 
 
 class Edge(Struct, frozen=True):
@@ -67,6 +90,7 @@ class Graph(Struct, frozen=True):
         checkpoint: What the stages load, if anything.
         text_stages: Names of the stages that a deployment keeps which gives text only; empty where that makes no
             difference.
+        flags: Command-line flags of its own.
     """
 
     name: str
@@ -75,6 +99,7 @@ class Graph(Struct, frozen=True):
     entry: str
     checkpoint: CheckpointSpec | None = None
     text_stages: frozenset[str] = frozenset()
+    flags: tuple[Flag, ...] = ()
 
     def __post_init__(self) -> None:
         names = {stage.name for stage in self.stages}
@@ -112,6 +137,17 @@ class Graph(Struct, frozen=True):
             entry=self.entry,
             checkpoint=self.checkpoint,
         )
+
+
+def load_graph(path: str) -> Graph:
+    """The graph that ``package.module:name`` names. Raises StartupError."""
+    try:
+        graph = load_object(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise StartupError(f"graph: cannot load {path}: {error}") from error
+    if not isinstance(graph, Graph):
+        raise StartupError(f"graph: {path} is a {type(graph).__name__}, not a stage graph.")
+    return graph
 
 
 def load_object(path: str) -> Any:

@@ -6,6 +6,8 @@ is forgotten, or until `KEPT_REQUESTS` newer ones have come.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from omni_pipeline.errors import internal
 from omni_pipeline.wire import Chunk, End, Start, Work
 
@@ -26,6 +28,14 @@ class _Counters:
     def forget(self, request_id: str) -> None:
         """Drop the counters of a request that is over; an unknown one is none."""
         self._requests.pop(request_id, None)
+
+    def open_with(self, stages: Container[str]) -> list[str]:
+        """Ids of the requests with an open stream that one of `stages` sends or receives."""
+        return [
+            request_id
+            for request_id, streams in self._requests.items()
+            if any(source in stages or target in stages for source, target in streams)
+        ]
 
     def _advance(self, message: Chunk | End) -> int:
         """The count before `message`; counts it if it is a chunk and forgets the stream if it is an end."""

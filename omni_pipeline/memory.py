@@ -1,44 +1,8 @@
-"""Whether a deployment's weights fit into the RAM that is free, found out before they are read."""
+"""How much of the machine's memory is left."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-from omni_pipeline.checkpoint import Checkpoint
-from omni_pipeline.deployment import Deployment
-from omni_pipeline.errors import StartupError
-from omni_pipeline.wire import ITEM_SIZE
-
-# On the CPU weights are held in this type unless a stage's `dtype` option says otherwise.
-CPU_DTYPE = "float32"
-
-_GIB = 1024**3
-
-
-def check(deployment: Deployment, checkpoint: Checkpoint) -> None:
-    """Raise StartupError when the weights of the stages on the CPU need more RAM than is available."""
-    needs = weight_bytes(deployment, checkpoint)
-    available = available_bytes()
-    if available is None or sum(needs.values()) <= available:
-        return
-    parts = ", ".join(f"{name} {need / _GIB:.1f}" for name, need in needs.items() if need)
-    raise StartupError(
-        f"Not enough memory: the weights need {sum(needs.values()) / _GIB:.1f} GiB on the CPU ({parts}), "
-        f"and {available / _GIB:.1f} GiB is available. Free some, use a GPU (--device cuda), or give the stages "
-        "a smaller dtype option."
-    )
-
-
-def weight_bytes(deployment: Deployment, checkpoint: Checkpoint) -> dict[str, int]:
-    """Bytes of weights that each stage on the CPU will hold, by stage."""
-    needs = {}
-    for worker in deployment.workers:
-        for plan in worker.stages:
-            dtype = getattr(plan.options, "dtype", None) or CPU_DTYPE
-            if plan.device == "cpu":
-                elements = checkpoint.count(deployment.graph.stage(plan.name).weights)
-                needs[plan.name] = elements * ITEM_SIZE.get(dtype, ITEM_SIZE[CPU_DTYPE])
-    return needs
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:

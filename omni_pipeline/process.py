@@ -1,4 +1,4 @@
-"""What a child process does about signals, its parent's death and its name."""
+"""What a child process does about signals, its parent's death and its name, and what a process uses."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
+
+from msgspec import Struct
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def die_with_parent(parent: int, number: signal.Signals) -> None:
@@ -20,11 +24,26 @@ def die_with_parent(parent: int, number: signal.Signals) -> None:
         parent: Process id the parent had when it started this process; if it is gone already, the signal is sent now.
     """
     if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+        _prctl(_PR_SET_PDEATHSIG, int(number))
     if os.getppid() != parent:
         os.kill(os.getpid(), number)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every process below this one whose own parent ends."""
+    if sys.platform == "linux":
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def children() -> list[int]:
+    """Process ids of the children of this process, which has one thread."""
+    return [int(pid) for pid in Path("/proc/thread-self/children").read_text().split()]
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
 
 
 def leave_stopping_to_parent() -> None:
@@ -44,3 +63,28 @@ def set_title(title: str) -> None:
     except ImportError:
         return
     setproctitle(f"sgl-omni: {title}")
+
+
+class Usage(Struct):
+    """What a process uses: memory of now, shared pages included, and CPU time in all."""
+
+    resident_bytes: int
+    cpu_seconds: float
+
+
+def stat(pid: int) -> list[str] | None:
+    """The fields of ``/proc/PID/stat`` from the state on; None when the process is gone, or there is no ``/proc``."""
+    try:
+        # The name, in parentheses, may contain anything.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def usage(pid: int) -> Usage | None:
+    """What process `pid` uses; None when it is gone, or where the system has no ``/proc``."""
+    fields = stat(pid)
+    if fields is None:
+        return None
+    ticks = int(fields[11]) + int(fields[12])  # utime, stime
+    return Usage(int(fields[21]) * os.sysconf("SC_PAGE_SIZE"), ticks / os.sysconf("SC_CLK_TCK"))

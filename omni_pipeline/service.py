@@ -10,19 +10,23 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeAlias
 
-from omni_pipeline import checkpoint, memory
+from omni_pipeline import checkpoint, memory, telemetry
 from omni_pipeline.config import Config, Server
 from omni_pipeline.deployment import Deployment, resolve
+from omni_pipeline.division import check_ranks
 from omni_pipeline.errors import StartupError
+from omni_pipeline.fleet import Progress
+from omni_pipeline.gpus import memory_used
 from omni_pipeline.graph import load_object
-from omni_pipeline.supervisor import Progress, Supervisor
+from omni_pipeline.placement import place, refuse, sized
+from omni_pipeline.supervisor import Supervisor
 
 # What serves a running pipeline over HTTP until `stopping` is set; named, so that the framework imports no gateway.
 GATEWAY = "gateway.server:run"
 
 GatewayRun: TypeAlias = Callable[..., Awaitable[None]]
 
-# Connections that wait while the workers load.
+# Connections that wait to be accepted.
 BACKLOG = 128
 
 
@@ -39,7 +43,10 @@ class Display(Protocol):
         """The libraries, or one more worker, are there."""
 
     def loaded(self, url: str, seconds: float) -> None:
-        """All workers are; the server answers at `url`."""
+        """All workers are; the server listens at `url`."""
+
+    def ready(self, url: str, seconds: float) -> None:
+        """It has answered a first request."""
 
     def stopping(self) -> None:
         """Told to stop."""
@@ -50,34 +57,45 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
 
     Args:
         gateway: ``package.module:function`` that is called as ``await run(pipeline, server, model_path=…,
-            checkpoint=…, stages=…, listen_socket=…, stopping=…)`` once the workers are ready, with the socket already
-            listening.
+            checkpoint=…, stages=…, trace=…, listen_socket=…, ready=…, stopping=…)`` while the workers load, with the
+            socket already listening. It calls `ready` when it has answered a first request, and is cancelled when the
+            workers cannot load.
 
     Raises:
         StartupError: something keeps the service from starting. Nothing is left behind.
     """
     begin = time.monotonic()
+    supervisor: Supervisor | None = None
+
+    def hurry() -> None:
+        if supervisor is not None:
+            supervisor.kill()
+
+    stopping = _stop_on_signals(hurry, display)
     deployment = resolve(config)
+    telemetry.prepare(deployment.trace)
     with listen(deployment.server) as listen_socket:
         display.begin(deployment)
+        for note in (*deployment.layout, *deployment.notes):
+            display.note(note)
+        address = url(deployment.server.host, listen_socket)
+        model_path, deployment = check_model(deployment, display)
         supervisor = Supervisor(deployment)
         try:
-            stopping = _stop_on_signals(supervisor, display)
-            # The fork server imports meanwhile.
-            model_path = check_model(deployment, display)
             run: GatewayRun = load_object(gateway)
-            if not await _unless(stopping, supervisor.start(model_path, display.progress)):
-                return
-            display.loaded(url(deployment.server.host, listen_socket), time.monotonic() - begin)
-            await run(
+            serving = run(
                 supervisor,
                 deployment.server,
                 model_path=deployment.model_path,
                 checkpoint=model_path,
                 stages=deployment.graph.stage_names,
+                trace=deployment.trace,
                 listen_socket=listen_socket,
+                ready=lambda: display.ready(address, time.monotonic() - begin),
                 stopping=stopping,
             )
+            starting = supervisor.start(model_path, display.progress)
+            await _both(serving, starting, stopping, lambda: display.loaded(address, time.monotonic() - begin))
         finally:
             await supervisor.stop()
 
@@ -108,25 +126,34 @@ def url(host: str, listen_socket: socket.socket) -> str:
     return f"http://{shown}:{port}"
 
 
-def check_model(deployment: Deployment, display: Display) -> str:
-    """Directory of the deployment's checkpoint, when it is complete and fits in memory. Raises StartupError."""
+def check_model(deployment: Deployment, display: Display) -> tuple[str, Deployment]:
+    """Directory of the deployment's checkpoint, when it is complete and fits, and the deployment with memory divided.
+
+    Raises:
+        StartupError: the checkpoint is not there, not complete or too large.
+    """
     spec = deployment.graph.checkpoint
     if spec is None:
-        return deployment.model_path
+        return deployment.model_path, deployment
     found = checkpoint.resolve(deployment.model_path, spec, display.note)
-    memory.check(deployment, found)
-    return found.path
+    check_ranks(deployment, found.path)
+    used = memory_used(deployment.gpus) if deployment.gpus else {}
+    placement = place(deployment, found, ram=memory.available_bytes(), used=used)
+    refuse(placement)
+    for note in placement.notes:
+        display.note(note)
+    return found.path, sized(deployment, placement)
 
 
-def _stop_on_signals(supervisor: Supervisor, display: Display) -> asyncio.Event:
-    """An event that the first signal sets. The second kills the workers and cancels the calling task."""
+def _stop_on_signals(hurry: Callable[[], None], display: Display) -> asyncio.Event:
+    """An event that the first signal sets. The second is told to `hurry` and cancels the calling task."""
     stopping = asyncio.Event()
     task = asyncio.current_task()
     assert task is not None
 
     def stop() -> None:
         if stopping.is_set():
-            supervisor.kill()
+            hurry()
             task.cancel()
         else:
             stopping.set()
@@ -138,15 +165,21 @@ def _stop_on_signals(supervisor: Supervisor, display: Display) -> asyncio.Event:
     return stopping
 
 
-async def _unless(stopping: asyncio.Event, work: Awaitable[None]) -> bool:
-    """Do `work` unless `stopping` is set before it is done; whether it was done."""
-    working, told = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
+async def _both(
+    serving: Awaitable[None], starting: Awaitable[None], stopping: asyncio.Event, loaded: Callable[[], None]
+) -> None:
+    """Serve to the end, and start meanwhile unless `stopping` is set first; `loaded` is called in between."""
+    server, starter = asyncio.ensure_future(serving), asyncio.ensure_future(starting)
+    told = asyncio.ensure_future(stopping.wait())
     try:
-        await asyncio.wait((working, told), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            return False
-        working.result()
-        return True
+        await asyncio.wait((server, starter, told), return_when=asyncio.FIRST_COMPLETED)
+        if starter.done():
+            starter.result()
+            loaded()
+        else:
+            starter.cancel()
+        await server
     finally:
-        working.cancel()
-        told.cancel()
+        for task in (server, starter, told):
+            task.cancel()
+        await asyncio.gather(server, starter, told, return_exceptions=True)

@@ -15,6 +15,20 @@ from msgspec import Struct
 from omni_pipeline.wire import Failed, Work
 
 
+class Ranks(Struct, frozen=True):
+    """A process's place among those that share a stage's work.
+
+    Attributes:
+        rank: Its number; 0 is the stage's worker.
+        size: How many they are.
+        port: TCP port of this host where they find each other; 0 for a single one.
+    """
+
+    rank: int = 0
+    size: int = 1
+    port: int = 0
+
+
 class StageContext(Struct, frozen=True):
     """What a stage is told when it is built, in its worker process.
 
@@ -24,7 +38,10 @@ class StageContext(Struct, frozen=True):
         device: ``cpu`` or ``cuda``; the worker already sees only its own GPUs.
         options: An instance of the stage's options struct.
         stages: Names of all stages that this deployment runs.
-        run_dir: Private directory (mode 0700) for sockets and short-lived files; removed at the end.
+        scratch: Private directory (mode 0700) of this process for short-lived files; it is removed with the process.
+        ranks: Who shares its work. In a stage of several ranks, what it does must follow from its messages, aborts and
+            steps alone, see `ranks`.
+        static: Bytes of each GPU for weights and KV cache; None leaves it to the stage.
     """
 
     name: str
@@ -32,7 +49,9 @@ class StageContext(Struct, frozen=True):
     device: str
     options: Any
     stages: frozenset[str]
-    run_dir: str
+    scratch: str
+    ranks: Ranks = Ranks()
+    static: int | None = None
 
 
 class StageBroken(Exception):
@@ -45,6 +64,10 @@ class Stage(Protocol):
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to do now. False while everything waits for messages."""
+
+    @property
+    def batch(self) -> Collection[str]:
+        """Ids of the requests that the latest `step` computed for, not of those that it only sent something."""
 
     def receive(self, message: Work) -> None:
         """Take over a message. May raise `errors.OmniError` to end that request with an error."""
@@ -64,7 +87,10 @@ class Stage(Protocol):
         """Ids of the requests it holds something for."""
 
     def stats(self) -> dict[str, float]:
-        """Its own figures for `wire.StageStats.extra`."""
+        """Its own figures for `wire.StageStats.extra`; `gateway.metrics` says what each name means.
+
+        ``queued_requests`` is how many could be worked on and are not in work.
+        """
 
     def close(self) -> None:
         """Free what outlives the process's memory (files, sockets)."""

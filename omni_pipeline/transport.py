@@ -4,7 +4,8 @@ Sends never wait: the sockets have no high-water mark, because what is in flight
 
 What a step has for one process travels as one parcel and arrives at once, so that the receiver's next step has all of
 it. Sent one by one, the first message would wake the receiver for a step of its own, and batches would fall apart on
-every way round a ring of stages. A parcel is a frame with the number of frames of each message, then their frames.
+every way round a ring of stages. A parcel is a frame with the time it was sent and the number of frames of each
+message, then their frames.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 import zmq
+from msgspec import Struct
 
 from omni_pipeline.errors import StartupError
 from omni_pipeline.wire import Buffer
@@ -30,7 +34,33 @@ COPY_BELOW_BYTES = 16 * 1024
 # How long a closing process waits for its last messages to leave.
 LINGER_MS = 500
 
-_COUNTS = msgspec.msgpack.Decoder(list[int])
+
+class _Label(Struct, array_like=True):
+    """The first frame of a parcel: when it was sent, and how many frames each message in it has."""
+
+    sent: float
+    counts: list[int]
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_LABELS = msgspec.msgpack.Decoder(_Label)
+
+
+class Received(NamedTuple):
+    """One message as it came.
+
+    Attributes:
+        frames: Read-only; they own the memory they show.
+        sent: When it was sent, by `time.monotonic`, which the processes of a host share.
+    """
+
+    frames: list[memoryview]
+    sent: float
+
+    @property
+    def size(self) -> int:
+        """Bytes of all frames."""
+        return sum(frame.nbytes for frame in self.frames)
 
 
 def make_run_dir() -> str:
@@ -71,35 +101,37 @@ class Inbox:
         self._socket.set_hwm(0)
         self._socket.bind(address)
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._unpacked: deque[list[memoryview]] = deque()
+        self._unpacked: deque[Received] = deque()
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when messages *begin* to wait: read until `receive` gives None."""
         return int(self._socket.getsockopt(zmq.FD))
 
-    def wait(self, seconds: float) -> bool:
-        """Block until a message waits or the time is over; whether one does."""
-        return bool(self._unpacked or self._socket.poll(max(0, round(seconds * 1000))))
+    def wait(self, seconds: float | None) -> bool:
+        """Block until a message waits or the time is over (None: as long as it takes); whether one does."""
+        return bool(self._unpacked or self._socket.poll(None if seconds is None else max(0, round(seconds * 1000))))
 
-    def receive(self) -> list[memoryview] | None:
-        """The read-only frames of the next message, or None when none waits. They own the memory they show."""
+    def receive(self) -> Received | None:
+        """The next message, or None when none waits."""
         if not self._unpacked:
             try:
                 parcel = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return None
             frames = (frame.buffer.toreadonly() for frame in parcel[1:])
-            for count in _COUNTS.decode(parcel[0].buffer):
-                self._unpacked.append([frame for _, frame in zip(range(count), frames, strict=False)])
+            label = _LABELS.decode(parcel[0].buffer)
+            for count in label.counts:
+                own = [frame for _, frame in zip(range(count), frames, strict=False)]
+                self._unpacked.append(Received(own, label.sent))
         return self._unpacked.popleft()
 
-    def drain(self, most: int) -> Iterator[list[memoryview]]:
+    def drain(self, most: int) -> Iterator[Received]:
         """Up to `most` of the messages that wait."""
         for _ in range(most):
-            frames = self.receive()
-            if frames is None:
+            received = self.receive()
+            if received is None:
                 return
-            yield frames
+            yield received
 
     def close(self) -> None:
         """Close it, and remove its file: ZeroMQ leaves that to us."""
@@ -125,8 +157,8 @@ class Outbox:
         socket = self._sockets.get(address)
         if socket is None:
             socket = self._sockets[address] = self._connect(address)
-        counts = msgspec.msgpack.encode([len(frames) for frames in messages])
-        socket.send_multipart([counts, *(frame for frames in messages for frame in frames)], zmq.NOBLOCK, copy=False)
+        label = _ENCODER.encode(_Label(time.monotonic(), [len(frames) for frames in messages]))
+        socket.send_multipart([label, *(frame for frames in messages for frame in frames)], zmq.NOBLOCK, copy=False)
 
     def forget(self, address: str) -> None:
         """Drop a connection to a process that is gone, with everything that still waits to be sent to it."""

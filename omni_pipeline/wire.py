@@ -17,9 +17,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from omni_pipeline.errors import ErrorInfo
+from omni_pipeline.metrics import BATCH_SIZES, STEP_SECONDS, Distribution, EdgeStats
+from omni_pipeline.tracing import Notes
 
 if TYPE_CHECKING:
     import numpy
@@ -151,18 +153,27 @@ class Failed(Struct, tag="failed"):
 
 
 class Ready(Struct, tag="ready"):
-    """A worker has loaded its stages and reads its inbox."""
+    """A worker's `incarnation`-th process has loaded its stages and reads its inbox."""
 
     worker: str
+    incarnation: int
     pid: int
     stages: list[str]
     seconds: float
 
 
 class StageStats(Struct):
-    """What one stage has done since it started; counters only grow, gauges are of this moment.
+    """What one stage has done since it started; counters only grow, `live_requests` is of this moment.
 
-    `extra` holds the stage's own figures by metric name, such as cache hits or tokens in the KV cache.
+    Attributes:
+        live_requests: Requests it holds something for.
+        received, sent: Messages.
+        steps: Batches it has computed.
+        busy_seconds: Time it has spent on messages and batches.
+        dropped_late: Messages for requests that were over.
+        step_seconds: Time of each step.
+        batch_sizes: Requests in each batch.
+        extra: The stage's own figures by name, such as cache hits or tokens in the KV cache.
     """
 
     live_requests: int = 0
@@ -171,21 +182,44 @@ class StageStats(Struct):
     steps: int = 0
     busy_seconds: float = 0.0
     dropped_late: int = 0
+    step_seconds: Distribution = field(default_factory=lambda: Distribution.over(STEP_SECONDS))
+    batch_sizes: Distribution = field(default_factory=lambda: Distribution.over(BATCH_SIZES))
     extra: dict[str, float] = {}
 
 
 class Heartbeat(Struct, tag="heartbeat"):
-    """Sent every second or so by a worker that is alive, with its counters."""
+    """Sent every second or so by a worker that is alive, with its counters and the last `Moved.epoch` it has heard."""
 
     worker: str
+    incarnation: int
     stats: dict[str, StageStats]
+    edges: list[EdgeStats] = []
+    epoch: int = 0
 
 
 class StartFailed(Struct, tag="start_failed"):
     """A worker could not load: why, and what to do about it."""
 
     worker: str
+    incarnation: int
     message: str
+
+
+class Step(Struct, tag="step"):
+    """Take a step: what rank 0 of a stage tells the other ranks, see `ranks`."""
+
+
+class Moved(Struct, tag="moved"):
+    """The process that ran these stages is gone; its successor will read their messages at `address`.
+
+    A worker that takes this in ends the requests it holds a broken stream of, and says so in its next heartbeat. Once
+    all have, nothing goes to the old address any more. `epoch` numbers these messages.
+    """
+
+    worker: str
+    stages: list[str]
+    address: str
+    epoch: int
 
 
 class Shutdown(Struct, tag="shutdown"):
@@ -193,7 +227,7 @@ class Shutdown(Struct, tag="shutdown"):
 
 
 Work: TypeAlias = Start[Any] | Chunk[Any] | End[Any]
-Control: TypeAlias = Ready | Heartbeat | StartFailed | Shutdown
+Control: TypeAlias = Ready | Heartbeat | Notes | StartFailed | Moved | Step | Shutdown
 Message: TypeAlias = Work | Abort | Failed | Control
 
 _NIL = msgspec.msgpack.encode(None)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Ask the running server questions that the demo model has not seen, and report how many it answers rightly.
 
-    make serve                                    # in another terminal
+    .venv/bin/sgl-omni serve --model-path checkpoints/qwen3-omni-demo --port 8008     # in another terminal
     .venv/bin/python scripts/judge_demo_model.py --url http://127.0.0.1:8008 --examples 400 --speech 60
 
 Answers must be right to the letter. Speech is written down by Whisper tiny.en, which is told nothing of what to expect;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train the demo model: a Qwen3-Omni of 15 million parameters that sees, hears and speaks, in a narrow world.
 
-    .venv/bin/python scripts/make_demo_model.py --work out/demo --out demo/qwen3-omni-demo
+    .venv/bin/python scripts/make_demo_model.py --work out/demo --out checkpoints/qwen3-omni-demo
 
 Two processes of one thread each: one learns to see, to hear and to answer, the other to speak. Everything is drawn,
 filmed, spoken and trained here, from seeds. It can be stopped at any time; the same command goes on where it was.
@@ -28,7 +28,9 @@ PARTS = ("thinker.safetensors", "talker.safetensors", "code2wav.safetensors")
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train the demo model from nothing but what is installed.")
     parser.add_argument("--work", type=Path, default=Path("out/demo"), help="what is trained, and where it stopped")
-    parser.add_argument("--out", type=Path, default=Path("demo/qwen3-omni-demo"), help="directory of the checkpoint")
+    parser.add_argument(
+        "--out", type=Path, default=Path("checkpoints/qwen3-omni-demo"), help="directory of the checkpoint"
+    )
     options = parser.parse_args(arguments)
 
     started = time.perf_counter()

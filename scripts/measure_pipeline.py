@@ -34,6 +34,7 @@ from stages.messages import Sampling
 from stages.sglang_engine.engine import Engine, Generation
 from stages.sglang_engine.prompt_rows import PromptRows
 from stages.thinker import ARCHITECTURE, end_of_turn_id
+from stages.weights import read_config
 
 WORDS = (
     "time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state",
@@ -52,7 +53,7 @@ class Bare:
             architecture=ARCHITECTURE,
             device="cpu",
             dtype=None,
-            eos_ids=[end_of_turn_id(model_path)],
+            eos_ids=[end_of_turn_id(read_config(model_path))],
             max_total_tokens=None,
             max_running_requests=64,
             options={},

@@ -29,7 +29,9 @@ from stages.code2wav.history import Streams
 from stages.code2wav.network import StreamingVocoder
 from stages.code_predictor.choice import Choice, Draws
 from stages.code_predictor.network import ResidualNetwork
+from stages.code_predictor.stage import frame_function
 from stages.messages import Sampling
+from stages.options import CodePredictorOptions
 from stages.weights import load_part, read_tensors
 
 SAMPLED = Sampling(temperature=1.0, top_k=50, top_p=0.8, seed=1)
@@ -84,23 +86,24 @@ def real_shapes() -> tuple[Any, torch.Tensor, Any]:
 
 def measure_predictor(model: Any, table: torch.Tensor, batches: list[int], repeats: int) -> None:
     network = ResidualNetwork(model, table, max(batches))
+    compute = frame_function(network, "cpu", CodePredictorOptions())
     print(f"code_predictor, {network.codebooks} codebooks, ms per frame")
     print(f"{'batch':>8}{'greedy':>10}{'sampled':>10}{'products':>10}{'reference':>11}{'ratio to products':>19}")
     for batch in batches:
         hidden = torch.randn(batch, network.hidden_size)
         codes = torch.randint(0, network.vocab, (batch,))
-        greedy = milliseconds(partial(frames, network, hidden, codes, Sampling()), repeats) / batch
-        sampled = milliseconds(partial(frames, network, hidden, codes, SAMPLED), repeats) / batch
+        greedy = milliseconds(partial(frames, network, compute, hidden, codes, Sampling()), repeats) / batch
+        sampled = milliseconds(partial(frames, network, compute, hidden, codes, SAMPLED), repeats) / batch
         products = milliseconds(matrix_products(model.config, batch), repeats) / batch
         generate = partial(model.generate, inputs_embeds=torch.stack((hidden, table[codes]), 1), do_sample=False)
         theirs = milliseconds(partial(generate, max_new_tokens=network.codebooks - 1), max(3, repeats // 8)) / batch
         print(f"{batch:>8}{greedy:>10.3f}{sampled:>10.3f}{products:>10.3f}{theirs:>11.3f}{greedy / products:>19.2f}")
 
 
-def frames(network: ResidualNetwork, hidden: torch.Tensor, codes: torch.Tensor, way: Sampling) -> None:
+def frames(network: ResidualNetwork, compute: Any, hidden: torch.Tensor, codes: torch.Tensor, way: Sampling) -> None:
     """One frame for every row, as the stage computes it."""
     rows = [(Draws(way), 0)] * len(codes)
-    network.frames(hidden, codes, Choice.of(rows, network.codebooks - 1, network.vocab, network.device))
+    compute(hidden, codes, Choice.of(rows, network.codebooks - 1, network.vocab, network.device))
 
 
 def matrix_products(config: Any, batch: int) -> Callable[[], None]:
@@ -131,7 +134,7 @@ def measure_vocoder(model: Any, batches: list[int], chunks: list[int], repeats: 
     print(f"\ncode2wav, ms per frame; the reference takes {theirs:.3f} in a whole decode of {WHOLE_FRAMES} frames")
     print(f"{'batch':>8}" + "".join(f"{f'chunk {frames}':>11}" for frames in chunks))
     for batch in batches:
-        streams = Streams(torch.arange(batch), torch.full((batch,), 1000), fresh=False)
+        streams = Streams.of(range(batch), [1000] * batch, network.device)
         figures = []
         for frames in chunks:
             codes = torch.randint(0, network.codes, (batch, frames, network.codebooks))

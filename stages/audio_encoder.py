@@ -11,7 +11,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 
 from omni_pipeline.stage import StageContext
 from omni_pipeline.wire import Tensor
-from stages.audio_lengths import FULL_CHUNK_ROWS, audio_rows
+from stages.audio_lengths import CONVOLVED_CHUNKS, FULL_CHUNK_ROWS, audio_rows
 from stages.embedding_cache import Embeddings
 from stages.encoder import Encoder, Pending
 from stages.messages import AudioItem, AudioRows, AudioWork
@@ -32,17 +32,24 @@ class AudioEncoder(Encoder[AudioItem]):
         dtype = encoder_dtype(context.options.dtype, config, context.device)
         audio = config.thinker_config.audio_config
         self._chunk_frames = 2 * audio.n_window
+        self._window_frames = audio.n_window_infer
         self._window_rows = FULL_CHUNK_ROWS * (audio.n_window_infer // self._chunk_frames)
         self._device = context.device
         self._tower = load_part(
             Qwen3OmniMoeAudioEncoder, audio, context.model_path, "thinker.audio_tower.", dtype, context.device
         )
+        self._tower.conv_chunksize = CONVOLVED_CHUNKS
 
     def pending(self, body: AudioWork) -> Pending[AudioItem]:
         return Pending(body.items, body.pad_frames)
 
     def row_count(self, item: AudioItem) -> int:
         return audio_rows(item.mel.shape[1], self._chunk_frames)
+
+    def pieces(self, item: AudioItem) -> Iterator[AudioItem]:
+        windows = max(1, self._max_batch_rows // self._window_rows)
+        for part in item.mel.torch().split(windows * self._window_frames, dim=1):
+            yield AudioItem(item.key, Tensor.of(part.contiguous()))
 
     @torch.inference_mode()
     def encode(self, items: Sequence[AudioItem], pad_frames: int) -> Iterator[Embeddings]:

@@ -53,6 +53,7 @@ class Decode:
         self._table = TokenTable.of(AutoTokenizer.from_pretrained(context.model_path))
         self._answers: dict[str, _Answer] = {}
         self._outbox: list[Work] = []
+        self.batch: set[str] = set()
 
     @property
     def has_work(self) -> bool:
@@ -79,6 +80,7 @@ class Decode:
 
     def step(self) -> Iterable[Work | Failed]:
         outbox, self._outbox = self._outbox, []
+        self.batch = {message.request_id for message in outbox}
         return outbox
 
     def abort(self, request_id: str) -> None:
@@ -89,7 +91,7 @@ class Decode:
         return self._answers.keys()
 
     def stats(self) -> dict[str, float]:
-        return {}
+        return {"queued_requests": len({message.request_id for message in self._outbox})}
 
     def close(self) -> None:
         pass

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+import torch
 from msgspec import Struct, field
 
 from omni_pipeline.stage import StageContext
@@ -50,6 +51,7 @@ class Encoder(ABC, Generic[Item]):
         self._waiting: dict[str, Pending[Item]] = {}
         self._encoded_items = 0
         self._encoded_rows = 0
+        self.batch: list[str] = []
 
     @abstractmethod
     def pending(self, body: Any) -> Pending[Item]:
@@ -58,6 +60,10 @@ class Encoder(ABC, Generic[Item]):
     @abstractmethod
     def row_count(self, item: Item) -> int:
         """Embedding rows that `item` makes."""
+
+    @abstractmethod
+    def pieces(self, item: Item) -> Iterable[Item]:
+        """`item` cut where the model does not look across, into pieces of no more rows than a batch has if possible."""
 
     @abstractmethod
     def encode(self, items: Sequence[Item], pad_frames: int) -> Iterable[Embeddings]:
@@ -82,8 +88,9 @@ class Encoder(ABC, Generic[Item]):
     def step(self) -> Iterator[Work]:
         """Encode one batch, oldest requests first, and answer every request that has all it asked for."""
         batch, pad_frames = self._next_batch()
+        self.batch = self._wanting({item.key for item in batch})
         if batch:
-            for item, result in zip(batch, self.encode(batch, pad_frames), strict=True):
+            for item, result in zip(batch, self._encoded(batch, pad_frames), strict=True):
                 self._cache.put(item.key, result)
                 self._hand_out(item.key, result)
             self._encoded_items += len(batch)
@@ -101,6 +108,7 @@ class Encoder(ABC, Generic[Item]):
 
     def stats(self) -> dict[str, float]:
         return {
+            "queued_requests": len(self._waiting),
             "cache_hits": self._cache.hits,
             "cache_misses": self._cache.misses,
             "cache_bytes": self._cache.nbytes,
@@ -131,7 +139,27 @@ class Encoder(ABC, Generic[Item]):
                 pad_frames = request.pad_frames
         return list(batch.values()), pad_frames
 
+    def _encoded(self, batch: Sequence[Item], pad_frames: int) -> Iterable[Embeddings]:
+        """Results of a batch; one item that is larger than a batch is computed in pieces, to bound the memory."""
+        if sum(map(self.row_count, batch)) <= self._max_batch_rows:
+            return self.encode(batch, pad_frames)
+        return [
+            _joined([part for piece in self.pieces(item) for part in self.encode([piece], pad_frames)])
+            for item in batch
+        ]
+
+    def _wanting(self, keys: Collection[bytes]) -> list[str]:
+        """Ids of the requests that wait for one of the items with these keys."""
+        return [id_ for id_, wanted in self._waiting.items() if any(item.key in keys for item in wanted.items)]
+
     def _hand_out(self, key: bytes, result: Embeddings) -> None:
         for request in self._waiting.values():
             if any(item.key == key for item in request.items):
                 request.found[key] = result
+
+
+def _joined(parts: Sequence[Embeddings]) -> Embeddings:
+    if len(parts) == 1:
+        return parts[0]
+    deepstack = [part.deepstack for part in parts if part.deepstack is not None]
+    return Embeddings(torch.cat([part.rows for part in parts]), torch.cat(deepstack, 1) if deepstack else None)

@@ -40,6 +40,13 @@ class ImageEncoder(Encoder[VisionItem]):
     def row_count(self, item: VisionItem) -> int:
         return math.prod(item.grid) // self._patches_per_row
 
+    def pieces(self, item: VisionItem) -> Iterator[VisionItem]:
+        frames, height, width = item.grid
+        patches = item.patches.torch().view(frames, height * width, -1)
+        together = max(1, self._max_batch_rows * self._patches_per_row // (height * width))
+        for part in patches.split(together):
+            yield VisionItem(item.key, (len(part), height, width), Tensor.of(part.flatten(0, 1)))
+
     @torch.inference_mode()
     def encode(self, items: Sequence[VisionItem], pad_frames: int) -> Iterator[Embeddings]:
         patches = [item.patches.torch() for item in items]

@@ -37,6 +37,7 @@ class Aggregate:
         self.name = context.name
         self._waiting: dict[str, Assembly] = {}
         self._ready: list[str] = []
+        self.batch: list[str] = []
 
     @property
     def has_work(self) -> bool:
@@ -57,6 +58,7 @@ class Aggregate:
     def step(self) -> Iterator[Work]:
         """Send every request that is complete."""
         ready, self._ready = self._ready, []
+        self.batch = ready
         for request_id in ready:
             assembly = self._waiting.pop(request_id, None)  # None: aborted by what was sent before it in this step
             if assembly is not None:
@@ -71,7 +73,7 @@ class Aggregate:
         return self._waiting.keys()
 
     def stats(self) -> dict[str, float]:
-        return {}
+        return {"queued_requests": len(self._ready)}
 
     def close(self) -> None:
         """Nothing outlives the process."""

@@ -8,6 +8,8 @@ from msgspec import Meta, Struct
 
 Positive = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+Fraction = Annotated[float, Meta(gt=0, lt=1)]
 
 
 class PreprocessingOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -15,9 +17,12 @@ class PreprocessingOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     Attributes:
         max_image_pixels: Pixels of one decoded picture.
-        max_audio_seconds: Length of one sound.
+        max_audio_seconds: Length of one sound; less where it has more than eight channels at 96 kHz would have.
         max_video_seconds: Length of one clip.
         max_video_pixels: Pixels of one decoded frame.
+        max_video_total_pixels: Pixels of all frames of a clip as it is stored, which is what decoding it takes.
+        max_video_frames: Frames taken from one clip, whatever the request's `video_fps` and `video_max_frames` say.
+        reading_seconds: Time to decode the media of one request and to prepare them for the encoders.
         max_prompt_tokens: Tokens of the whole prompt; None leaves it to the thinker's KV cache.
     """
 
@@ -25,6 +30,9 @@ class PreprocessingOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_audio_seconds: Positive = 3600
     max_video_seconds: Positive = 3600
     max_video_pixels: Positive = 16 * 1024 * 1024
+    max_video_total_pixels: Positive = 64 * 1024 * 1024 * 1024
+    max_video_frames: Positive = 2048
+    reading_seconds: Seconds = 300.0
     max_prompt_tokens: Positive | None = None
 
 
@@ -33,7 +41,8 @@ class EncoderOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     Attributes:
         cache_bytes: Memory for embeddings of media seen before; 0 turns the cache off.
-        max_batch_tokens: Embedding rows computed in one step, over all requests (one item is never split).
+        max_batch_tokens: Embedding rows computed at once, over all requests. A longer clip is cut between its frames, a
+            longer sound every eight seconds, where the towers look no further; a picture is never cut.
         dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU.
     """
 
@@ -46,12 +55,14 @@ class AggregateOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """mm_aggregate has nothing to configure."""
 
 
-class ThinkerOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The thinker's engine.
+class EngineOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A language model's engine.
 
     Attributes:
-        max_total_tokens: Tokens that fit the KV cache; None lets SGLang size it from the device's memory (on a CPU
-            it is `omni_pipeline`'s default of 65536, because SGLang would take 40 % of the RAM).
+        max_total_tokens: Tokens that fit the KV cache; None divides what is left of the GPU when everything else has
+            been counted, as `sgl-omni plan` shows it (on a CPU it is 65536).
+        mem_fraction_static: Weights and KV cache together, as a fraction of each whole GPU; None leaves it to the
+            stage's memory budget, or the server.
         max_running_requests: Answers generated at the same time; more wait their turn.
         default_max_tokens: Tokens generated when a request names no limit.
         dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU.
@@ -59,29 +70,35 @@ class ThinkerOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """
 
     max_total_tokens: Positive | None = None
+    mem_fraction_static: Fraction | None = None
     max_running_requests: Positive = 64
-    default_max_tokens: Positive = 2048
+    default_max_tokens: Positive
     dtype: str | None = None
     engine: dict[str, Any] = {}
+
+
+class ThinkerOptions(EngineOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The thinker's engine.
+
+    Attributes:
+        default_max_tokens: Tokens of an answer when a request names no limit.
+    """
+
+    default_max_tokens: Positive = 2048
 
 
 class DecodeOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """decode has nothing to configure."""
 
 
-class TalkerOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class TalkerOptions(EngineOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The talker's engine.
 
     Attributes:
-        max_total_tokens, max_running_requests, dtype, engine: As for the thinker.
         default_max_tokens: Talker tokens generated when a request names no limit (one codec frame is 80 ms).
     """
 
-    max_total_tokens: Positive | None = None
-    max_running_requests: Positive = 64
     default_max_tokens: Positive = 4096
-    dtype: str | None = None
-    engine: dict[str, Any] = {}
 
 
 class CodePredictorOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -91,13 +108,13 @@ class CodePredictorOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_o
         max_batch: Frames computed in one step, each of another request.
         dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU. Norms,
             rotary angles and attention scores are float32 in any case.
-        compile: Whether frames are captured as CUDA graphs, one for each power of two of voices; None means on a GPU.
-            On a CPU nothing is compiled: it takes a minute at every start and is no faster for several voices.
+        record: Whether whole frames are recorded at the start and repeated, for each power of two of voices: as CUDA
+            graphs on a GPU, as TorchScript on a CPU.
     """
 
     max_batch: Positive = 32
     dtype: str | None = None
-    compile: bool | None = None
+    record: bool = True
 
 
 class Code2WavOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

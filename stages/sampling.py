@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -13,6 +14,9 @@ from stages.messages import Sampling
 
 # A temperature below this is greedy: what it leaves beside the best token is beyond float32, and so is the division.
 LEAST_TEMPERATURE = 1e-6
+
+# As a nucleus's mass: more than there is.
+ALL = 2.0
 
 
 def is_greedy(params: Sampling) -> bool:
@@ -39,8 +43,8 @@ class Filters(Struct, frozen=True):
         temperature: float32, positive.
         top_k: int64, candidates kept, at least 1 (and those that tie with the last); None where no row limits them.
         widest: The largest `top_k`.
-        top_p: float64, nucleus mass; None where every row's is 1.
-        min_p: float64, least probability relative to the best; None where every row's is 0.
+        top_p: float64, nucleus mass; above 1 where all is kept, None where every row keeps all.
+        min_p: float32, natural logarithm of the least probability relative to the best; None where no row has one.
     """
 
     temperature: torch.Tensor
@@ -51,47 +55,46 @@ class Filters(Struct, frozen=True):
 
     @classmethod
     def of(cls, params: Sequence[Sampling], vocab: int, device: torch.device | str) -> Filters:
-        """For logits [len(params), vocab] on `device`; rows that are greedy get temperature 1 and mean nothing."""
+        """For logits [len(params), vocab] on `device`; what is left of rows that are greedy means nothing."""
 
         def column(values: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
             return torch.tensor(values, dtype=dtype, device=device)[:, None]
 
-        top_k = [min(p.top_k or vocab, vocab) for p in params]
+        top_k = [1 if is_greedy(p) else min(p.top_k or vocab, vocab) for p in params]
+        top_p = [p.top_p if p.top_p < 1.0 else ALL for p in params]
+        min_p = [math.log(p.min_p) if p.min_p else -math.inf for p in params]
         return cls(
             temperature=column([1.0 if is_greedy(p) else p.temperature for p in params], torch.float32),
             widest=max(top_k),
             top_k=column(top_k, torch.int64) if min(top_k) < vocab else None,
-            top_p=column([p.top_p for p in params], torch.float64) if any(p.top_p < 1.0 for p in params) else None,
-            min_p=column([p.min_p for p in params], torch.float64) if any(p.min_p for p in params) else None,
+            top_p=column(top_p, torch.float64) if min(top_p) < ALL else None,
+            min_p=column(min_p, torch.float32) if max(min_p) > -math.inf else None,
         )
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """What is left of float32 logits [rows, vocab] after temperature, top-k, top-p and min-p, in this order.
 
-        The filters are the reference's logits warpers. Float64 [rows, vocab], zero where filtered out, and not
-        normalised again after top-p and min-p. Never waits for the device.
+        The filters are the reference's logits warpers. Float64 [rows, vocab], zero where filtered out. Each filter
+        becomes the least logit that passes it, for which only the largest `widest` have to be in order: sorting a whole
+        vocabulary takes longer than all the rest. Never waits for the device.
         """
         logits = logits / self.temperature
-        if self.top_p is None:
-            if self.top_k is not None:
-                largest = torch.topk(logits, self.widest, dim=-1).values
-                logits = logits.masked_fill(logits < largest.gather(1, self.top_k - 1), -torch.inf)
-            return self._likely(torch.softmax(logits, dim=-1, dtype=torch.float64))
-        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-        if self.top_k is not None:
-            ordered = ordered.masked_fill(ordered < ordered.gather(1, self.top_k - 1), -torch.inf)
-        probabilities = torch.softmax(ordered, dim=-1, dtype=torch.float64)
-        before = probabilities.cumsum(dim=-1) - probabilities
-        outside = (before >= self.top_p) & (self.top_p < 1.0)
-        outside[:, 0] = False
-        probabilities = probabilities.masked_fill_(outside, 0.0)
-        return self._likely(torch.empty_like(probabilities).scatter_(1, order, probabilities))
+        if self.top_k is not None or self.top_p is not None or self.min_p is not None:
+            logits = logits.masked_fill(logits < self._least(logits), -torch.inf)
+        return torch.softmax(logits, dim=-1, dtype=torch.float64)
 
-    def _likely(self, probabilities: torch.Tensor) -> torch.Tensor:
-        if self.min_p is None:
-            return probabilities
-        best = probabilities.max(dim=-1, keepdim=True).values
-        return probabilities.masked_fill(probabilities < self.min_p * best, 0.0)
+    def _least(self, logits: torch.Tensor) -> torch.Tensor:
+        """The least logit that passes all filters, [rows, 1]."""
+        largest = torch.topk(logits, self.widest, dim=-1).values
+        least = largest[:, -1:] if self.top_k is None else largest.gather(1, self.top_k - 1)
+        if self.top_p is not None:
+            mass = torch.softmax(largest.masked_fill(largest < least, -torch.inf), dim=-1, dtype=torch.float64)
+            before = mass.cumsum(dim=-1) - mass
+            inside = (before < self.top_p).sum(dim=-1, keepdim=True).clamp_(min=1)
+            least = torch.maximum(least, largest.gather(1, inside - 1))
+        if self.min_p is not None:
+            least = torch.maximum(least, largest[:, :1] + self.min_p)
+        return least
 
 
 def pick(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

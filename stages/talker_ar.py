@@ -7,10 +7,8 @@ whose text or frame is late waits alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,7 +22,7 @@ from stages.options import TalkerOptions
 from stages.sglang_engine.checkpoint_view import talker_view
 from stages.sglang_engine.engine import Broken, Done, Engine, Event, Generation, Token
 from stages.sglang_engine.prompt_rows import PromptRows
-from stages.weights import read_tensors
+from stages.weights import read_config, read_tensors
 
 ARCHITECTURE = "Qwen3OmniTalker"
 PREDICTOR = "code_predictor"
@@ -61,21 +59,23 @@ class Talker:
 
     def __init__(self, context: StageContext) -> None:
         options: TalkerOptions = context.options
-        config = json.loads((Path(context.model_path) / "config.json").read_text())
+        config = read_config(context.model_path)
         talker = config["talker_config"]
         self.name = context.name
         self._default_max_tokens = options.default_max_tokens
         self._voices: dict[str, _Voice] = {}
         self._outbox: list[Work] = []
         self._out: set[str] = set()  # voices whose frame is at the predictor
+        self.batch: list[str] = []
         self._engine = Engine(
-            model_path=talker_view(context.model_path, context.run_dir),
+            model_path=talker_view(context.model_path, context.scratch),
             architecture=ARCHITECTURE,
             device=context.device,
             dtype=options.dtype,
             eos_ids=[talker["codec_eos_token_id"]],
             max_total_tokens=options.max_total_tokens,
             max_running_requests=options.max_running_requests,
+            static_bytes=context.static,
             # A prompt's rows depend on more than its ids, so there is nothing that two prompts could share.
             options={"disable_radix_cache": True, **options.engine},
             fed=True,
@@ -126,8 +126,12 @@ class Talker:
         outbox, self._outbox = self._outbox, []
         yield from outbox
         seeds: dict[str, FrameSeed] = {}
-        for event in self._engine.step() if self._engine.has_work else ():
-            yield from self._tell(event, seeds)
+        self.batch = []
+        if self._engine.has_work:
+            events = self._engine.step()
+            self.batch = self._engine.batch
+            for event in events:
+                yield from self._tell(event, seeds)
         self._out.update(seeds)
         for request_id, seed in seeds.items():
             yield Chunk(request_id, self.name, PREDICTOR, seed)

@@ -6,9 +6,9 @@ prompt's media, then the same ids but for the last, which is never spoken.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import torch
@@ -28,10 +28,24 @@ from stages.messages import (
 from stages.options import ThinkerOptions
 from stages.sglang_engine.engine import Broken, Done, Engine, Event, Generation, Prefilled, Token
 from stages.sglang_engine.prompt_rows import PromptRows
+from stages.weights import read_config
 
 ARCHITECTURE = "Qwen3OmniThinker"
 TARGET = "decode"
 TALKER = "talker_ar"
+
+
+@dataclass(slots=True)
+class _Answer:
+    """One text being written.
+
+    Attributes:
+        request: What was asked.
+        heard: Media rows that the talker hears, as indices among the rows of the user's turns: int64 [k], or None.
+    """
+
+    request: ThinkerRequest
+    heard: torch.Tensor | None
 
 
 class Thinker:
@@ -41,17 +55,19 @@ class Thinker:
         options: ThinkerOptions = context.options
         self.name = context.name
         self._default_max_tokens = options.default_max_tokens
-        config = json.loads((Path(context.model_path) / "config.json").read_text())
-        self._answers: dict[str, ThinkerRequest] = {}
+        config = read_config(context.model_path)
+        self._answers: dict[str, _Answer] = {}
         self._outbox: list[Work] = []
         self._engine = Engine(
             model_path=context.model_path,
             architecture=ARCHITECTURE,
             device=context.device,
             dtype=options.dtype,
-            eos_ids=[end_of_turn_id(context.model_path)],
+            eos_ids=[end_of_turn_id(config)],
             max_total_tokens=options.max_total_tokens,
             max_running_requests=options.max_running_requests,
+            ranks=context.ranks,
+            static_bytes=context.static,
             options=options.engine,
             tap_layer=config["talker_config"]["accept_hidden_layer"] if TALKER in context.stages else None,
         )
@@ -77,7 +93,7 @@ class Thinker:
             yield from self._tell(event, fresh)
         for request_id, tokens in fresh.items():
             yield Chunk(request_id, self.name, TARGET, tokens)
-            if self._answers[request_id].spoken is not None:
+            if self._answers[request_id].request.spoken is not None:
                 yield Chunk(request_id, self.name, TALKER, Tokens(tokens.ids))
 
     def abort(self, request_id: str) -> None:
@@ -87,6 +103,10 @@ class Thinker:
 
     def live(self) -> Collection[str]:
         return self._answers.keys()
+
+    @property
+    def batch(self) -> Collection[str]:
+        return self._engine.batch
 
     def stats(self) -> dict[str, float]:
         return self._engine.stats()
@@ -98,6 +118,7 @@ class Thinker:
         sampling = request.thinker
         if sampling.max_tokens is None:
             sampling = msgspec.structs.replace(sampling, max_tokens=self._default_max_tokens)
+        tapped, heard = _heard_rows(request)
         self._engine.add(
             Generation(
                 request_id=request_id,
@@ -113,17 +134,17 @@ class Thinker:
                 ),
                 sampling=sampling,
                 logprobs=request.text.top_logprobs if request.text.logprobs else None,
-                tapped_rows=_heard_rows(request)[0],
+                tapped_rows=tapped,
             )
         )
-        self._answers[request_id] = request
+        self._answers[request_id] = _Answer(request, heard)
 
     def _stop(self, request_id: str) -> None:
         """End a text where decode found a stop string, unless it has ended by itself meanwhile."""
-        request = self._answers.get(request_id)
-        if request is not None:
+        answer = self._answers.get(request_id)
+        if answer is not None:
             self.abort(request_id)
-            self._outbox += self._ends(request_id, request, Finished("stop", None))
+            self._outbox += self._ends(request_id, answer.request, Finished("stop", None))
 
     def _ends(self, request_id: str, request: ThinkerRequest, finished: Finished) -> Iterable[Work]:
         yield End(request_id, self.name, TARGET, finished)
@@ -140,7 +161,8 @@ class Thinker:
                 tokens.logprobs.append(event.logprob)
                 tokens.alternatives.append(event.alternatives)
         elif isinstance(event, Prefilled):
-            request = self._answers[request_id]
+            answer = self._answers[request_id]
+            request = answer.request
             started = DecodeStart(
                 prompt_tokens=request.ids.shape[0],
                 cached_tokens=event.cached_tokens,
@@ -149,10 +171,10 @@ class Thinker:
             )
             yield Start(request_id, self.name, TARGET, started)
             if request.spoken is not None:
-                prompt = _talker_prompt(request, request.spoken, event.tapped)
+                prompt = _talker_prompt(request, request.spoken, answer.heard, event.tapped)
                 yield Start(request_id, self.name, TALKER, prompt)
         elif isinstance(event, Done):
-            request = self._answers.pop(request_id)
+            request = self._answers.pop(request_id).request
             tokens = fresh.pop(request_id, Tokens([]))
             spoken = tokens.ids[:-1]
             if event.matched is not None:
@@ -169,9 +191,9 @@ class Thinker:
             yield Failed(request_id, self.name, error.info)
 
 
-def end_of_turn_id(model_path: str) -> int:
+def end_of_turn_id(config: dict[str, Any]) -> int:
     """Id of `<|im_end|>`, the one token that ends the thinker's text (the reference ignores generation_config.json)."""
-    return int(json.loads((Path(model_path) / "config.json").read_text())["im_end_token_id"])
+    return int(config["im_end_token_id"])
 
 
 def _heard_rows(request: ThinkerRequest) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -183,12 +205,13 @@ def _heard_rows(request: ThinkerRequest) -> tuple[torch.Tensor | None, torch.Ten
     return user[among], among
 
 
-def _talker_prompt(request: ThinkerRequest, spoken: SpokenPrompt, tapped: torch.Tensor | None) -> TalkerPrompt:
+def _talker_prompt(
+    request: ThinkerRequest, spoken: SpokenPrompt, heard: torch.Tensor | None, tapped: torch.Tensor | None
+) -> TalkerPrompt:
     ids = request.ids.torch()
-    _, among = _heard_rows(request)
     return TalkerPrompt(
         ids=Tensor.of(ids[spoken.user_rows.torch()]),
-        media_rows=None if among is None else Tensor.of(among),
+        media_rows=None if heard is None else Tensor.of(heard),
         media_hidden=None if tapped is None else Tensor.of(tapped),
         assistant_ids=ids[-3:].tolist(),
         positions=spoken.positions,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from omni_pipeline.graph import COLLECTOR, GATEWAY, CheckpointSpec, Edge, Graph, StageSpec
-from stages import messages, options
+from stages import memory_needs, messages, options
+from stages.flags import QWEN3_OMNI_FLAGS
+from stages.tensor_shapes import fp8_tensors, stored_tensors
 
 _REFERENCE = ("transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe",)
 _ENGINE = ("stages.sglang_engine.preload",)
@@ -11,6 +13,7 @@ _ENGINE = ("stages.sglang_engine.preload",)
 QWEN3_OMNI = Graph(
     name="qwen3-omni",
     entry="preprocessing",
+    flags=QWEN3_OMNI_FLAGS,
     checkpoint=CheckpointSpec(
         title="Qwen3-Omni",
         model_types=("qwen3_omni_moe",),
@@ -19,6 +22,8 @@ QWEN3_OMNI = Graph(
             (("tokenizer_config.json",),),
             (("preprocessor_config.json",), ("processor_config.json",)),
         ),
+        tensors=stored_tensors,
+        quantised=fp8_tensors,
     ),
     text_stages=frozenset(
         {"preprocessing", "image_encoder", "audio_encoder", "mm_aggregate", "thinker", "decode"},
@@ -37,6 +42,7 @@ QWEN3_OMNI = Graph(
             preload=_REFERENCE,
             accelerated=True,
             weights=("thinker.visual.",),
+            needs=memory_needs.vision,
         ),
         StageSpec(
             "audio_encoder",
@@ -45,6 +51,7 @@ QWEN3_OMNI = Graph(
             preload=_REFERENCE,
             accelerated=True,
             weights=("thinker.audio_tower.",),
+            needs=memory_needs.audio,
         ),
         StageSpec("mm_aggregate", "stages.mm_aggregate:Aggregate", options.AggregateOptions, preload=("torch",)),
         StageSpec(
@@ -54,6 +61,13 @@ QWEN3_OMNI = Graph(
             preload=_ENGINE,
             accelerated=True,
             weights=("thinker.model.", "thinker.lm_head."),
+            parallel=True,
+            divided=(
+                "thinker_config.text_config.num_attention_heads",
+                "thinker_config.text_config.moe_intermediate_size",
+            ),
+            fills_memory=True,
+            needs=memory_needs.thinker,
         ),
         StageSpec("decode", "stages.decode:Decode", options.DecodeOptions, preload=("transformers",)),
         StageSpec(
@@ -63,6 +77,9 @@ QWEN3_OMNI = Graph(
             preload=_ENGINE,
             accelerated=True,
             weights=("talker.model.", "talker.codec_head.", "talker.text_projection.", "talker.hidden_projection."),
+            fills_memory=True,
+            usual_gpu=1,
+            needs=memory_needs.talker,
         ),
         StageSpec(
             "code_predictor",
@@ -71,6 +88,8 @@ QWEN3_OMNI = Graph(
             preload=_REFERENCE,
             accelerated=True,
             weights=("talker.code_predictor.", "talker.model.codec_embedding."),
+            usual_gpu=1,
+            needs=memory_needs.predictor,
         ),
         StageSpec(
             "code2wav",
@@ -79,6 +98,8 @@ QWEN3_OMNI = Graph(
             preload=_REFERENCE,
             accelerated=True,
             weights=("code2wav.",),
+            usual_gpu=1,
+            needs=memory_needs.vocoder,
         ),
     ),
     edges=(

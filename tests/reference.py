@@ -18,10 +18,12 @@ from PIL import Image, ImageOps
 from transformers import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
 from transformers.video_utils import VideoMetadata
 
+from tests.device import EXACTNESS
+
 SAMPLE_RATE = 16_000
 
 # Two logits closer than this may change places when a batch is shaped differently (see docs/architecture.md).
-NEAR_TIE = 1e-4
+NEAR_TIE = EXACTNESS.near_tie
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from typing import Any
 import psutil
 import yaml
 
+from tests.device import on_device
+
 START_SECONDS = 120
 STOP_SECONDS = 30
 
@@ -33,6 +35,7 @@ class Server:
         config: Content of the configuration file, without the model path.
         arguments: Further command-line arguments.
         speech: Whether it speaks, or serves text only.
+        start_seconds: Time it may take to be ready.
     """
 
     checkpoint: Path
@@ -40,6 +43,7 @@ class Server:
     config: dict[str, Any] = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)
     speech: bool = False
+    start_seconds: float = START_SECONDS
     url: str = ""
     process: subprocess.Popen[bytes] | None = None
 
@@ -48,7 +52,7 @@ class Server:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         config = self.directory / f"config-{port}.yaml"
-        config.write_text(yaml.safe_dump(self.config))
+        config.write_text(yaml.safe_dump(on_device(self.config)))
         self.log = self.directory / f"server-{port}.log"
         command = [
             *[sys.executable, "-m", "omni_pipeline.cli", "serve", *([] if self.speech else ["--text-only"])],
@@ -60,7 +64,7 @@ class Server:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=self.directory)
         process = self.process
         try:
-            self.until(lambda: process.poll() is not None or self.healthy(), START_SECONDS)
+            self.until(lambda: process.poll() is not None or self.healthy(), self.start_seconds)
         except BaseException:
             self.stop()
             raise

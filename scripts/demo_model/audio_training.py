@@ -23,7 +23,7 @@ from .training_run import TrainingRun
 _SHARPNESS = 16.0
 _SHORTEST = 100
 """Mel frames: the reference treats sounds under a second otherwise when they are alone."""
-_TO_ROWS = 0.1
+_TO_ROWS = 0.5
 """Weight of being close to a row of the table, beside being closest to the right one."""
 
 

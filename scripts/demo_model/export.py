@@ -48,9 +48,7 @@ def assemble(parts: Iterable[Path], directory: Path, incomplete: bool = False) -
     write_checkpoint(
         unfinished, model.to(torch.bfloat16), config_json("bfloat16"), preprocessor_json(), vocabulary(), "1TB"
     )
-    card = directory / "README.md"
-    if card.exists():
-        shutil.copy(card, unfinished)
+    shutil.copy(Path(__file__).with_name("model_card.md"), unfinished / "README.md")
     if directory.exists():
         shutil.rmtree(directory)
     unfinished.rename(directory)

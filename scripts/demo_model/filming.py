@@ -27,6 +27,7 @@ class Clip:
         frame: The picture at a moment between 0 and `seconds`.
         centre: Where the thing is at a moment, or the middle of the whole drawing: fractions of width and height.
         drawn: How much of the drawing is there at a moment, 0 to 1; 1 where nothing is drawn.
+        marks: Points of the drawing (not of its surroundings) that are there at a moment, as fractions.
     """
 
     size: tuple[int, int]
@@ -34,6 +35,7 @@ class Clip:
     frame: Callable[[float], Image.Image]
     centre: Callable[[float], Point]
     drawn: Callable[[float], float]
+    marks: Callable[[float], list[Point]]
 
 
 def film_motion(motion: Motion, rng: Random, size: tuple[int, int]) -> Clip:
@@ -47,7 +49,7 @@ def film_motion(motion: Motion, rng: Random, size: tuple[int, int]) -> Clip:
     width, height = extent(motion.thing.kind, length)
     step_x, step_y = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}[motion.direction]
     room = (size[0] - width) * abs(step_x) + (size[1] - height) * abs(step_y)
-    way = min(rng.uniform(0.55, 1.0) * room, 95 * seconds)
+    way = min(room, rng.uniform(28, 46) * seconds)
     spare_x, spare_y = size[0] - width - way * abs(step_x), size[1] - height - way * abs(step_y)
     first_x = width / 2 + rng.random() * spare_x + way * (step_x < 0)
     first_y = height / 2 + rng.random() * spare_y + way * (step_y < 0)
@@ -64,7 +66,7 @@ def film_motion(motion: Motion, rng: Random, size: tuple[int, int]) -> Clip:
         draw(canvas, at(moment))
         return canvas.image()
 
-    return Clip(size, seconds, frame, lambda moment: _share(at(moment), size), lambda moment: 1.0)
+    return Clip(size, seconds, frame, lambda moment: _share(at(moment), size), lambda moment: 1.0, lambda moment: [])
 
 
 def film_drawing(drawing: Drawing, rng: Random, size: tuple[int, int]) -> Clip:
@@ -94,17 +96,20 @@ def film_drawing(drawing: Drawing, rng: Random, size: tuple[int, int]) -> Clip:
         """Of all strokes, in pixels."""
         return float(lengths[-1] * min(1.0, max(0.0, (moment / seconds - begin) / (end - begin))))
 
+    def visible(number: int, moment: float) -> list[Point]:
+        """What is there of a stroke."""
+        line, _ = strokes[number]
+        share = (progress(moment) - lengths[number]) / (lengths[number + 1] - lengths[number])
+        return line[: math.ceil(min(1.0, max(0.0, share)) * len(line))]
+
     def frame(moment: float) -> Image.Image:
         canvas = Canvas(size, paper, 2)
-        reached = progress(moment)
         tip = strokes[0][0][0]
-        for number, (line, ink) in enumerate(strokes):
-            share = (reached - lengths[number]) / (lengths[number + 1] - lengths[number])
-            visible = line[: math.ceil(min(1.0, max(0.0, share)) * len(line))]
-            if len(visible) > 1:
-                canvas.line(visible, ink, thickness)
-                tip = visible[-1]
-        if reached < lengths[-1]:
+        for number, (_, ink) in enumerate(strokes):
+            if len(points := visible(number, moment)) > 1:
+                canvas.line(points, ink, thickness)
+                tip = points[-1]
+        if progress(moment) < lengths[-1]:
             pencil(canvas, *tip)
         return canvas.image()
 
@@ -114,6 +119,7 @@ def film_drawing(drawing: Drawing, rng: Random, size: tuple[int, int]) -> Clip:
         frame,
         lambda moment: _share(centre, size),
         lambda moment: min(1.0, progress(moment) / lengths[own]),
+        lambda moment: [_share(point, size) for number in range(own) for point in visible(number, moment)[::4]],
     )
 
 

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from .audio_training import audible, silence_id
-from .language import Drawing, Facts, Motion, Picture
-from .lessons import CLIP_SIZES, PICTURE_SIZES, WORDS, shared_out
+from .language import SKETCHES, Drawing, Facts, Motion, Picture
+from .lessons import CLIP_SIZES, MARK, PICTURE_SIZES, WORDS, shared_out
 from .seeing import CELL
 from .shapes import token_embeddings
 from .thinker_prompts import Seen
 from .tokenizer import tokenizer
 from .vision_training import spelled_out
-
 
 
 def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
@@ -28,28 +27,37 @@ def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
     steps = 1 if isinstance(facts, Picture) else rng.choice((2, 2, 3, 4))
     amounts = torch.zeros(steps, rows * columns, len(WORDS))
 
-    def put(step: int, x: float, y: float, words: tuple[str, ...], amount: float = 1.0) -> None:
+    def put(step: int, x: float, y: float, words: tuple[str, ...]) -> None:
         indices = [WORDS.index(word) for word in words]
         for cell, share in shared_out(x, y, columns, rows):
-            amounts[step, cell, indices] += amount * share
+            amounts[step, cell, indices] += share
 
     if isinstance(facts, Picture):
         # No two in the same place: the shares of neighbours may still meet in a cell.
         for place, thing in zip(rng.sample(range(columns * rows), len(facts.things)), facts.things, strict=True):
             x, y = place % columns + rng.random(), place // columns + rng.random()
             put(0, x / columns, y / rows, (thing.kind, thing.colour))
+
+    def mark(step: int, sketch: str, done: float) -> None:
+        """A drawing: its cells know the better what it is the more of it there is."""
+        for row in range(top, min(top + side, rows)):
+            for column in range(left, min(left + side, columns)):
+                if rng.random() < 0.5 * done:
+                    name = sketch if rng.random() < 0.2 + 0.7 * done else rng.choice(SKETCHES)
+                    sure = MARK * (done if done < 1 else rng.uniform(0.6, 1.1))
+                    amounts[step, row * columns + column, [WORDS.index(name), WORDS.index("drawn")]] += sure
+
     x, y = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9)
     share = rng.uniform(0.1, 0.6)
-    recognised = rng.choice((steps - 1, steps - 1, max(0, steps - 2)))
+    side = rng.randint(4, 8)
+    top, left = rng.randint(0, rows - 4), rng.randint(0, columns - 4)
     for step in range(steps):
         if isinstance(facts, Motion):
             place = {"left": (1 - share, y), "right": (share, y), "up": (x, 1 - share), "down": (x, share)}
             put(step, *place[facts.direction], (facts.thing.kind, facts.thing.colour, facts.direction))
             share = min(0.95, share + rng.uniform(0.1, 0.3))
-        elif isinstance(facts, Drawing) and step >= recognised:
-            put(step, x, y, (facts.sketch, "drawn"))
-        elif isinstance(facts, Drawing) and step > 0 and rng.random() < 0.5:  # a wrong guess, or half a one
-            put(step, x, y, (rng.choice(("square", "circle", "triangle", "house")), "drawn"), rng.uniform(0, 0.6))
+        elif isinstance(facts, Drawing):
+            mark(step, facts.sketch, min(1.0, (step + rng.uniform(0.5, 1.3)) / steps))
     return Seen((steps, rows, columns), _blurred(amounts.flatten(0, 1), rng, numbers), not isinstance(facts, Picture))
 
 

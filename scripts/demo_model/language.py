@@ -10,7 +10,10 @@ from random import Random
 KINDS = ("car", "circle", "square", "triangle", "star")
 COLOURS = ("red", "blue", "green", "yellow", "orange", "purple")
 DIRECTIONS = ("left", "right", "up", "down")
-SKETCHES = ("house", "car", "circle", "square", "triangle", "star", "tree", "boat")
+SKETCHES = ("house", "circle", "star")
+"""What a pencil draws."""
+DRAWABLE = (*SKETCHES, "car", "square", "triangle", "tree", "boat")
+"""What one could teach it to draw; the tokenizer has the words for all of them."""
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 UNKNOWN = "I only know cars and simple shapes."
@@ -260,7 +263,7 @@ def _colours(picture: Picture, kind: str) -> list[str]:
 
 def _all_texts() -> Iterator[str]:
     yield from (UNKNOWN, NOTHING_SHOWN, STILL, HELLO, MYSELF, WELCOME, *_HELLOS, *_WHO, *_THANKS, *_OTHER_QUESTIONS)
-    names = [*KINDS, *(f"{colour} {kind}" for kind in KINDS for colour in COLOURS), *SKETCHES]
+    names = [*KINDS, *(f"{colour} {kind}" for kind in KINDS for colour in COLOURS), *DRAWABLE]
     templates = [*_HOW_MANY, *_WHAT_COLOUR, *_WHAT_COLOURS, *_IS_THERE, *_WHAT_IS_THERE, *_WHICH_WAY, *_WHAT_MOVES]
     templates += [*_WHAT_HAPPENS, *_WHAT_IS_DRAWN]
     for template in templates:

@@ -18,11 +18,11 @@ from .observed import Observed
 from .thinker_training import Thinker, imagined
 from .tokenizer import tokenizer
 
-VISION_STEPS = 1800
-AUDIO_STEPS = 1500
-THINKER_STEPS = 2000
-ANSWER_STEPS = 800
-_PICTURES, _CLIPS, _QUESTIONS = 1500, 300, 4000
+VISION_STEPS = 6000
+AUDIO_STEPS = 3000
+THINKER_STEPS = 6000
+ANSWER_STEPS = 4000
+_PICTURES, _CLIPS, _QUESTIONS = 4000, 800, 8000
 _SEED = 9
 
 

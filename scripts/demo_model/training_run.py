@@ -87,7 +87,7 @@ class TrainingRun:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.done += 1
-        record = {"step": self.done, **{name: round(float(value), 5) for name, value in losses.items()}}
+        record = {"step": self.done, **{name: round(float(value.detach()), 5) for name, value in losses.items()}}
         with (self.directory / _LOSSES).open("a") as file:
             file.write(json.dumps(record) + "\n")
         if self._bar is not None:

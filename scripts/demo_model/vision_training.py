@@ -26,7 +26,7 @@ _ENOUGH = 0.4
 _NAMES = slice(0, len(NAMES))
 _COLOURS = slice(len(NAMES), len(NAMES) + len(COLOURS))
 _DIRECTIONS = slice(len(NAMES) + len(COLOURS), len(NAMES) + len(COLOURS) + len(DIRECTIONS))
-_CLIP_SHARE = 0.3
+_CLIP_SHARE = 0.45
 _FOCUS = 3.5
 _OFFSETS = (
     ((-1, 0), (1, 0), (0, -1), (0, 1)),
@@ -129,13 +129,17 @@ def _look_nearby(attention: Any, offsets: Sequence[tuple[float, float] | None], 
 def loss_of(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
     """How far `rows` [batch, cells, hidden] are from saying what is in each cell, for each thing that is there."""
     rows, truth = rows.float(), spelled_out(lesson.amounts)
-    things = lesson.amounts[..., : len(NAMES)].sum().clamp(min=1)
+    things = _things(lesson)
     off = rows - truth
     said = off @ _readout()
     losses = {
         "amounts": said.square().sum(-1)[lesson.judged].sum() / things,
         "rest": off.square().mean(-1)[lesson.judged].sum() / things,
     }
+    known = lesson.judged.all(1) & (lesson.amounts[..., WORDS.index("drawn")].sum(1) == 0)
+    if known.any():
+        counted = (rows[known] @ _readout()).sum(1)[:, : len(WORDS)]
+        losses["count"] = F.smooth_l1_loss(counted, lesson.amounts[known].sum(1))
     weight = lesson.amounts[..., : len(NAMES)].sum(-1)
     here = weight > _ENOUGH
     for name, words in (("name", _NAMES), ("colour", _COLOURS), ("direction", _DIRECTIONS)):
@@ -148,11 +152,18 @@ def loss_of(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
     return losses
 
 
+def _things(lesson: Lesson) -> Tensor:
+    """How many things there are in a batch, at least one; a drawing counts for three."""
+    drawn = lesson.amounts[..., WORDS.index("drawn")].sum(1)
+    things = lesson.amounts[..., : len(NAMES)].sum((1, 2))
+    return torch.where(drawn > 0, 3.0, things).sum().clamp(min=1)
+
+
 def _weighed(losses: dict[str, Tensor], lesson: Lesson) -> Tensor:
     """One loss. What is said of few things weighs little: a clip's one thing must not drown a picture's seven names."""
-    things = float(lesson.amounts[..., : len(NAMES)].sum())
+    things = float(_things(lesson))
     share = things / (things + 10)
-    weights = {"name": 1.0, "amounts": 1.0, "rest": 0.1, "colour": 0.5, "direction": 0.5}
+    weights = {"name": 1.0, "amounts": 1.0, "rest": 0.1, "count": 1.0, "colour": 0.5, "direction": 0.5}
     return sum((share * weights[name] * loss for name, loss in losses.items()), torch.zeros(()))
 
 
@@ -160,7 +171,7 @@ def _weighed(losses: dict[str, Tensor], lesson: Lesson) -> Tensor:
 def accuracy(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
     """Shares of frames in which every kind of thing is counted rightly, and of right names, colours and directions."""
     said = rows.float() @ _readout()
-    known = lesson.judged.all(1)
+    known = lesson.judged.all(1) & (lesson.amounts[..., WORDS.index("drawn")].sum(1) == 0)
     right = {}
     if known.any():
         counted, true = said[known][..., _NAMES].sum(1), lesson.amounts[known][..., _NAMES].sum(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,15 +14,33 @@ class Streams(NamedTuple):
     """The voices of one batch, all of them in their first chunk or none.
 
     Attributes:
-        slots: int64 [batch], where each voice's state is kept.
+        slots: Where each voice's state is kept.
+        places: The same as int64 [batch].
         done: int64 [batch], frames decoded before this chunk.
         fresh: Whether this is their first chunk. What their slots hold is then left over from other voices, and is
             overwritten without being read.
     """
 
-    slots: Tensor
+    slots: Sequence[int]
+    places: Tensor
     done: Tensor
     fresh: bool
+
+    @classmethod
+    def of(cls, slots: Sequence[int], done: Sequence[int], device: torch.device) -> Streams:
+        """For voices that have so many frames `done`, all or none of them 0."""
+        return cls(slots, torch.tensor(slots, device=device), torch.tensor(done, device=device), not done[0])
+
+    def read(self, kept: Tensor) -> Tensor:
+        """Their rows of kept [slots, …]: [batch, …]; of a single voice a view, since picking takes much longer."""
+        return kept[self.slots[0] :][:1] if len(self.slots) == 1 else kept.index_select(0, self.places)
+
+    def write(self, kept: Tensor, rows: Tensor) -> None:
+        """Keep rows [batch, …] in kept [slots, …]."""
+        if len(self.slots) == 1:
+            kept[self.slots[0]].copy_(rows[0])
+        else:
+            kept.index_copy_(0, self.places, rows)
 
 
 class History:
@@ -40,8 +59,8 @@ class History:
     def extend(self, x: Tensor, streams: Streams) -> Tensor:
         """Put what came before in front of x [batch, channels, steps], and keep the end for the next chunk."""
         if not streams.fresh:
-            x = torch.cat((self._kept.index_select(0, streams.slots), x), -1)
+            x = torch.cat((streams.read(self._kept), x), -1)
         elif self._silence:
             x = functional.pad(x, (self._length, 0))
-        self._kept.index_copy_(0, streams.slots, x[..., -self._length :])
+        streams.write(self._kept, x[..., -self._length :])
         return x

@@ -81,9 +81,21 @@ class Convolution:
         length = layer.padding
         kept = weight.new_zeros(slots, self._conv.in_channels, length)
         self._history = History(kept, silence=True) if length else None
+        # Torch has no fast dilated convolution of short inputs on a CPU.
+        dilated = self._conv.dilation[0] > 1 and self._conv.groups == 1 and weight.device.type == "cpu"
+        self._joined = weight.flatten(1) if dilated else None
 
     def __call__(self, x: Tensor, streams: Streams) -> Tensor:
-        return self._conv(x if self._history is None else self._history.extend(x, streams))
+        x = x if self._history is None else self._history.extend(x, streams)
+        return self._conv(x) if self._joined is None or len(x) > 1 else self._product(x, self._joined)
+
+    def _product(self, x: Tensor, joined: Tensor) -> Tensor:
+        """The convolution of x [1, channels, steps] as one product with weights [channels out, channels · kernel]."""
+        [kernel], [dilation] = self._conv.kernel_size, self._conv.dilation
+        _, channels, steps = x.shape
+        length = steps - (kernel - 1) * dilation
+        taps = x.as_strided((channels, kernel, length), (steps, dilation, 1)).reshape(-1, length)
+        return torch.addmm(self._conv.bias[:, None], joined, taps)[None]
 
 
 class TransposedConvolution:

@@ -54,6 +54,7 @@ class Code2Wav:
         self._ready: dict[str, None] = {}  # voices with a whole chunk, in the order in which they got it
         self._outbox: list[Work] = []
         self._chunks = self._frames = 0
+        self.batch: list[str] = []
 
     @property
     def has_work(self) -> bool:
@@ -70,7 +71,7 @@ class Code2Wav:
     @torch.inference_mode()
     def step(self) -> Iterable[Work | Failed]:
         outbox, self._outbox = self._outbox, []
-        batch = self._next_batch()
+        batch = self.batch = self._next_batch()
         if batch:
             voices = [self._voices[request_id] for request_id in batch]
             for request_id, samples in zip(batch, self._decode(voices), strict=True):
@@ -94,7 +95,9 @@ class Code2Wav:
 
     def stats(self) -> dict[str, float]:
         return {
-            "running_voices": self._vocoder.slots - len(self._free),
+            "queued_requests": len(self._ready),
+            "slots_used": self._vocoder.slots - len(self._free),
+            "slots_limit": self._vocoder.slots,
             "waiting_frames": sum(len(voice.waiting) for voice in self._voices.values()),
             "chunks": self._chunks,
             "frames": self._frames,
@@ -154,11 +157,8 @@ class Code2Wav:
         device = self._vocoder.device
         size = self._size(voices[0])
         frames = [torch.stack([voice.waiting.popleft() for _ in range(size)]) for voice in voices]
-        streams = Streams(
-            slots=torch.tensor([voice.slot for voice in voices], device=device),
-            done=torch.tensor([voice.frames for voice in voices], device=device),
-            fresh=not voices[0].frames,
-        )
+        slots = [voice.slot for voice in voices if voice.slot is not None]
+        streams = Streams.of(slots, [voice.frames for voice in voices], device)
         for voice in voices:
             voice.chunks += 1
             voice.frames += size

@@ -83,10 +83,10 @@ class SlidingTransformer:
     def _extend(self, kept: Tensor, new: Tensor, streams: Streams) -> Tensor:
         """The window before `new` [batch, kv heads, frames, head_dim] put in front of it; keeps its last frames."""
         if not streams.fresh:
-            new = torch.cat((kept.index_select(0, streams.slots), new), 2)
+            new = torch.cat((streams.read(kept), new), 2)
         last = new[:, :, -self._past :]
         missing = self._past - last.shape[2]
-        kept.index_copy_(0, streams.slots, functional.pad(last, (0, 0, missing, 0)) if missing else last)
+        streams.write(kept, functional.pad(last, (0, 0, missing, 0)) if missing else last)
         return new
 
 

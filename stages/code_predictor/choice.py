@@ -57,6 +57,26 @@ class Choice(Struct, frozen=True):
             uniforms=torch.tensor(uniforms, dtype=torch.float64, device=device),
         )
 
+    @property
+    def widest(self) -> int:
+        """The most codes that any row is picked from, as far as that can be told before."""
+        return 1 if self.filters is None else self.filters.widest
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """What it holds where every filter is set and some rows are greedy; nothing where all are."""
+        filters = self.filters
+        if filters is None:
+            return ()
+        every = (filters.temperature, filters.top_k, filters.top_p, filters.min_p, self.greedy, self.uniforms)
+        return tuple(each for each in every if each is not None)
+
+    def holding(self, *tensors: torch.Tensor) -> Choice:
+        """The same choice with other `tensors`."""
+        if self.filters is None:
+            return self
+        temperature, top_k, top_p, min_p, greedy, uniforms = tensors
+        return Choice(Filters(temperature, top_k, self.filters.widest, top_p, min_p), greedy, uniforms)
+
     def __call__(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
         """Codes int64 [rows] out of logits [rows, vocab] for residual codebook `codebook`, counted from 0."""
         if self.filters is None or self.uniforms is None:

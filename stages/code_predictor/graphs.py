@@ -1,21 +1,39 @@
-"""Whole frames as CUDA graphs: one launch instead of some thousand, for batches padded to a power of two."""
+"""Whole frames recorded once and repeated, for batches padded to a power of two.
+
+A frame is some thousand small operations. On a GPU they become one launch, a CUDA graph. On a CPU they become a
+TorchScript trace, which runs the same operations without Python between them, in half the time.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from stages.code_predictor.choice import Choice
 from stages.code_predictor.network import ResidualNetwork
-from stages.sampling import Filters
+from stages.sampling import ALL, Filters
 
-Work: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
+Work: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+Replay: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
+# Makes of work and the tensors it takes something that does it again with what the tensors hold then.
+Record: TypeAlias = Callable[[Work, tuple[Tensor, ...]], Replay]
 
 # Runs before capture, in which libraries choose their algorithms and allocate their workspaces.
 WARM_UPS = 3
+
+# A trace takes a fifth of a second, and much more on a busy machine: a worker that is being replaced has no time for
+# all of them beforehand. With more voices than this arithmetic outweighs Python.
+MOST_TRACED = 8
+TRACED_BEFOREHAND = 1
+
+# The likeliest codes among which a frame is picked: ordering them takes longer than all else that sampling does, and
+# few ask for more than this.
+NARROW = 64
+GREEDY = 1
 
 
 class Capture:
@@ -24,17 +42,17 @@ class Capture:
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, work: Work) -> Work:
+    def __call__(self, work: Work, inputs: tuple[Tensor, ...]) -> Replay:
         """`work` as a graph: calling it runs the same kernels on the same memory, and gives the same tensors again."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
-                work()
+                work(*inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            result = work()
+            result = work(*inputs)
 
         def replay() -> tuple[Tensor, Tensor]:
             graph.replay()
@@ -43,28 +61,50 @@ class Capture:
         return replay
 
 
-class _Recorded:
-    """One graph with the memory it reads: inputs for `rows` frames, greedy all of them or each in its own way."""
+def trace(work: Work, inputs: tuple[Tensor, ...]) -> Replay:
+    """`work` as TorchScript. Deprecated in torch, and what else it offers for this needs a compiler and minutes."""
+    # It would profile the first runs and compile again for what it saw, which takes longer and gains nothing here.
+    unoptimized = torch.jit.optimized_execution
+    with warnings.catch_warnings(), unoptimized(False):
+        warnings.simplefilter("ignore")  # of the deprecation, and of sizes that are constants on purpose
+        traced: Any = torch.jit.trace(work, inputs, check_trace=False)
+        traced(*inputs)  # prepares it
 
-    def __init__(self, network: ResidualNetwork, rows: int, sampled: bool, record: Callable[[Work], Work]) -> None:
+    def replay() -> tuple[Tensor, Tensor]:
+        with unoptimized(False):
+            return traced(*inputs)
+
+    return replay
+
+
+class _Recorded:
+    """Recorded work with the memory it reads: inputs for `rows` frames.
+
+    All of them are greedy, or each is picked in its own way out of the `widest` likeliest codes at most.
+    """
+
+    def __init__(self, network: ResidualNetwork, rows: int, widest: int, record: Record) -> None:
         device, residuals = network.device, network.codebooks - 1
-        self._vocab = network.vocab
+        self._widest = widest
         self._hidden = torch.zeros(rows, network.hidden_size, dtype=network.dtype, device=device)
         self._first_codes = torch.zeros(rows, dtype=torch.int64, device=device)
         self._choice = Choice(None, None, None)
-        if sampled:
+        if widest != GREEDY:
             self._choice = Choice(
                 filters=Filters(
                     temperature=torch.ones(rows, 1, device=device),
-                    top_k=torch.full((rows, 1), network.vocab, device=device),
-                    widest=network.vocab,
-                    top_p=torch.ones(rows, 1, dtype=torch.float64, device=device),
-                    min_p=torch.zeros(rows, 1, dtype=torch.float64, device=device),
+                    top_k=torch.full((rows, 1), widest, device=device),
+                    widest=widest,
+                    top_p=torch.full((rows, 1), ALL, dtype=torch.float64, device=device),
+                    min_p=torch.full((rows, 1), -torch.inf, device=device),
                 ),
                 greedy=torch.zeros(rows, dtype=torch.bool, device=device),
                 uniforms=torch.zeros(rows, residuals, dtype=torch.float64, device=device),
             )
-        self._run = record(lambda: network.frames(self._hidden, self._first_codes, self._choice))
+        inputs = (self._hidden, self._first_codes, *self._choice.tensors())
+        self._run = record(
+            lambda hidden, codes, *choice: network.frames(hidden, codes, self._choice.holding(*choice)), inputs
+        )
 
     def __call__(self, hidden: Tensor, first_codes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         batch = len(hidden)
@@ -73,9 +113,9 @@ class _Recorded:
         own, given = self._choice.filters, choice.filters
         if own is not None and given is not None:
             _fill(own.temperature, given.temperature, 1.0)
-            _fill(own.top_k, given.top_k, self._vocab)
-            _fill(own.top_p, given.top_p, 1.0)
-            _fill(own.min_p, given.min_p, 0.0)
+            _fill(own.top_k, given.top_k, self._widest)
+            _fill(own.top_p, given.top_p, ALL)
+            _fill(own.min_p, given.min_p, -torch.inf)
             _fill(self._choice.greedy, choice.greedy, False)
             _fill(self._choice.uniforms, choice.uniforms, 0.0)
         codes, embeddings = self._run()
@@ -84,28 +124,43 @@ class _Recorded:
 
 
 class FrameGraphs:
-    """Computes frames by replaying graphs, all recorded when this is built.
+    """Computes frames by replaying what was recorded when this was built, or when it was first wanted.
 
     Args:
         network: Computes the frames.
-        record: A `Capture`, or what else makes a repeatable piece of work out of one.
+        record: A `Capture`, or `trace`.
+        largest: Batches larger than this are computed by the network itself,
+        widest: and so are choices among more codes than this.
+        beforehand: The largest batch that is recorded now; None for all, which is what graphs on a GPU need.
     """
 
-    def __init__(self, network: ResidualNetwork, record: Callable[[Work], Work]) -> None:
-        self._sizes = [1 << power for power in range((network.max_batch - 1).bit_length())]
-        self._sizes.append(network.max_batch)
+    def __init__(
+        self, network: ResidualNetwork, record: Record, largest: int, widest: int, beforehand: int | None = None
+    ) -> None:
+        self._network = network
+        self._record = record
+        self._sizes = [1 << power for power in range((largest - 1).bit_length())]
+        self._sizes.append(largest)
+        self._widths = sorted({GREEDY, min(NARROW, widest), widest})
         with torch.inference_mode():
             # Largest first, so that the memory of the largest serves all.
             self._recorded = {
-                (rows, sampled): _Recorded(network, rows, sampled, record)
+                (rows, widest): _Recorded(network, rows, widest, record)
                 for rows in reversed(self._sizes)
-                for sampled in (False, True)
+                for widest in reversed(self._widths)
+                if beforehand is None or rows <= beforehand
             }
 
     def frames(self, hidden: Tensor, first_codes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         """As `ResidualNetwork.frames`."""
+        if len(hidden) > self._sizes[-1] or choice.widest > self._widths[-1]:
+            return self._network.frames(hidden, first_codes, choice)
         rows = next(size for size in self._sizes if size >= len(hidden))
-        return self._recorded[rows, choice.filters is not None](hidden, first_codes, choice)
+        widest = next(width for width in self._widths if width >= choice.widest)
+        recorded = self._recorded.get((rows, widest))
+        if recorded is None:
+            recorded = self._recorded[rows, widest] = _Recorded(self._network, rows, widest, self._record)
+        return recorded(hidden, first_codes, choice)
 
 
 def _fill(target: Tensor | None, given: Tensor | None, neutral: float) -> None:

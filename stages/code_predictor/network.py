@@ -1,9 +1,9 @@
 """The residual-code transformer over a static KV cache, written for few and small operations.
 
 Fifteen single-row passes through a small model are bound by the number of operations, not by arithmetic. So weights
-that take the same input are joined, everything that depends only on the position (rotary factors with the head norms
-folded in, the places of the cache) is prepared beforehand, and a batch of a given size always reads and writes the same
-memory, as capture in a CUDA graph needs. Norms, rotary angles and attention scores are float32 in any data type.
+that take the same input are joined, and what depends only on the position (rotary factors with the head norms folded
+in) is prepared beforehand. All sizes follow from the number of rows, so that a frame can be recorded and repeated
+(see `graphs`). Norms, rotary angles and attention scores are float32 in any data type.
 """
 
 from __future__ import annotations
@@ -112,16 +112,12 @@ class ResidualNetwork:
         self._head_floor = Norm.of(model.model.layers[0].self_attn.q_norm.weight, config.rms_norm_eps).floor
         # The last codebook's embedding is summed, never fed back.
         self._positions = self.codebooks
-        cache = (len(self._layers), max_batch * self._kv_heads)
-        self._keys = torch.zeros(*cache, self._head_dim, self._positions, dtype=self.dtype, device=self.device)
-        self._values = torch.zeros(*cache, self._positions, self._head_dim, dtype=self.dtype, device=self.device)
         positions = torch.arange(self._positions, device=self.device)[None]
         cos, sin = model.model.rotary_emb(torch.empty(0, dtype=torch.float32, device=self.device), positions)
         half = self._head_dim // 2
         # complex64 [positions, 1, head_dim / 2]
         self._rotations = torch.complex(cos[0, :, :half], sin[0, :, :half])[:, None]
         self._later = torch.tensor([[0.0, -torch.inf], [0.0, 0.0]], device=self.device)
-        self._places: dict[int, list[list[Places]]] = {}
 
     def frames(self, hidden: Tensor, first_codes: Tensor, choose: Choose) -> tuple[Tensor, Tensor]:
         """The frames of some voices.
@@ -135,7 +131,7 @@ class ResidualNetwork:
             Codes int64 [batch, codebooks], and the sum of their embeddings [batch, hidden].
         """
         batch = len(hidden)
-        places = self._places.get(batch) or self._places.setdefault(batch, self._places_for(batch))
+        places = self._places(batch)
         codes = [first_codes]
         embeddings = [self._embeddings[0].index_select(0, first_codes)]
         x = torch.stack((hidden, embeddings[0]), 1).view(batch * 2, self.hidden_size)
@@ -216,19 +212,25 @@ class ResidualNetwork:
         """Heads [heads, head_dim, …] with their halves interleaved: the reference turns i together with i + half."""
         return heads.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
-    def _places_for(self, batch: int) -> list[list[Places]]:
-        """For each pass (the two-row one, then one for each further position), the places of all layers."""
-        slots = batch * self._kv_heads
+    def _places(self, batch: int) -> list[list[Places]]:
+        """A cache, as the places of all layers for each pass: the two-row one, then one for each further position.
 
-        def places(layer: int, start: int, stop: int) -> Places:
-            keys, values = self._keys[layer, :slots], self._values[layer, :slots]
-            shape = (batch, self._kv_heads)
-            return Places(
-                new_keys=keys[:, :, start:stop].unflatten(0, shape),
-                new_values=values[:, start:stop].unflatten(0, shape),
-                keys=keys[:, :, :stop],
-                values=values[:, :stop],
-            )
-
+        It is made anew for each frame, and so within what is recorded of it: a trace may take two of its own
+        constants for one, and writes to them get lost.
+        """
+        slots, width = batch * self._kv_heads, self._head_dim
         spans = [(0, 2), *((position, position + 1) for position in range(2, self._positions))]
-        return [[places(layer, *span) for layer in range(len(self._layers))] for span in spans]
+        passes: list[list[Places]] = [[] for _ in spans]
+        for _ in self._layers:
+            keys = torch.empty(slots, width, self._positions, dtype=self.dtype, device=self.device)
+            values = torch.empty(slots, self._positions, width, dtype=self.dtype, device=self.device)
+            for places, (start, stop) in zip(passes, spans, strict=True):
+                places.append(
+                    Places(
+                        new_keys=keys[:, :, start:stop].unflatten(0, (batch, -1)),
+                        new_values=values[:, start:stop].unflatten(0, (batch, -1)),
+                        keys=keys[:, :, :stop],
+                        values=values[:, :stop],
+                    )
+                )
+        return passes

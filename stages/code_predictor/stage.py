@@ -10,11 +10,11 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
     Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration,
 )
 
-from omni_pipeline.errors import StartupError, internal
+from omni_pipeline.errors import internal
 from omni_pipeline.stage import StageContext
 from omni_pipeline.wire import Chunk, End, Failed, Tensor, Work
 from stages.code_predictor.choice import Choice, Draws
-from stages.code_predictor.graphs import Capture, FrameGraphs
+from stages.code_predictor.graphs import MOST_TRACED, NARROW, TRACED_BEFOREHAND, Capture, FrameGraphs, trace
 from stages.code_predictor.network import ResidualNetwork
 from stages.messages import Frame, FrameFeedback, FrameSeed, PredictorStart
 from stages.options import CodePredictorOptions
@@ -55,6 +55,7 @@ class CodePredictor:
         self._ready: dict[str, None] = {}  # voices with a seed, in the order the seeds came
         self._outbox: list[Work] = []
         self._frames = 0
+        self.batch: list[str] = []
 
     @property
     def has_work(self) -> bool:
@@ -74,7 +75,7 @@ class CodePredictor:
     @torch.inference_mode()
     def step(self) -> Iterable[Work | Failed]:
         outbox, self._outbox = self._outbox, []
-        batch = list(self._ready)[: self._network.max_batch]
+        batch = self.batch = list(self._ready)[: self._network.max_batch]
         if not batch:
             return outbox
         codes, embeddings = self._compute([self._voices[request_id] for request_id in batch])
@@ -102,7 +103,7 @@ class CodePredictor:
         return self._voices.keys()
 
     def stats(self) -> dict[str, float]:
-        return {"running_voices": len(self._voices), "ready_voices": len(self._ready), "frames": self._frames}
+        return {"queued_requests": len(self._ready), "frames": self._frames}
 
     def close(self) -> None:
         """Nothing outlives the process."""
@@ -159,13 +160,10 @@ def load_network(model_path: str, device: str, options: CodePredictorOptions) ->
 def frame_function(
     network: ResidualNetwork, device: str, options: CodePredictorOptions
 ) -> Callable[[torch.Tensor, torch.Tensor, Choice], tuple[torch.Tensor, torch.Tensor]]:
-    """`ResidualNetwork.frames`, captured as CUDA graphs where that is wanted.
-
-    Raises:
-        StartupError: it is wanted on a CPU.
-    """
-    if device == "cpu":
-        if options.compile:
-            raise StartupError("code_predictor.compile is for GPUs; leave it out on a CPU")
+    """`ResidualNetwork.frames`, recorded unless that is not wanted."""
+    if not options.record:
         return network.frames
-    return network.frames if options.compile is False else FrameGraphs(network, Capture()).frames
+    if device == "cpu":
+        largest, widest = min(network.max_batch, MOST_TRACED), min(network.vocab, NARROW)
+        return FrameGraphs(network, trace, largest, widest, TRACED_BEFOREHAND).frames
+    return FrameGraphs(network, Capture(), network.max_batch, network.vocab).frames

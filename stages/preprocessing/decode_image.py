@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,6 +16,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM
 
 # What Pillow raises for damaged files differs by format; seen by feeding it thousands of them.
 DAMAGE = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, struct.error)
+
+# A progressive JPEG is decoded scan by scan over all its pixels. Writers make about ten; thousands are meant to keep a
+# decoder busy for hours.
+MAX_SCANS = 100
+_SCAN = re.compile(rb"\xff\xda")
 
 # The reference's processor refuses pictures and frames that are longer than this.
 MAX_ASPECT_RATIO = 200
@@ -33,6 +39,8 @@ def decode_image(data: Buffer, *, max_pixels: int, param: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, max_pixels, param)
+            if image.format == "JPEG":
+                _check_scans(data, param)
             return ImageOps.exif_transpose(image).convert("RGB")
     except UnidentifiedImageError:
         kinds = ", ".join(FORMATS)
@@ -60,6 +68,13 @@ def _check_size(image: Image.Image, max_pixels: int, param: str) -> None:
     if not width * height:
         raise bad_request("The image has no pixels.", param=param, code="invalid_image")
     check_aspect_ratio(width, height, param, "invalid_image")
+
+
+def _check_scans(data: Buffer, param: str) -> None:
+    """Inside a scan the marker cannot occur; in metadata, such as a thumbnail, it may a few times."""
+    scans = sum(1 for _ in _SCAN.finditer(data))
+    if scans > MAX_SCANS:
+        raise _too_large(f"it is coded in {scans} scans, and {MAX_SCANS} are allowed", param)
 
 
 def _too_large(reason: str, param: str) -> Exception:

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from omni_pipeline.errors import bad_request
 from omni_pipeline.wire import Buffer
-from stages.preprocessing.container import open_container, truncated
+from stages.preprocessing.container import Extent, open_container, truncated
 from stages.preprocessing.decode_image import check_aspect_ratio
 
 CODE = "invalid_video"
@@ -44,10 +44,14 @@ class Clip(Struct, frozen=True):
         return self.frames / self.rate
 
 
-def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, param: str) -> Clip:
+def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_pixels: int, param: str) -> Clip:
     """Look at a clip without decoding it.
 
     Frames are counted by walking over the packets, because headers may not say, or lie.
+
+    Args:
+        max_pixels: Of one frame.
+        max_total_pixels: Of all frames, which is what it takes to decode the clip.
 
     Raises:
         OmniError: 400 ``invalid_video``, ``video_too_long`` or ``video_too_large``.
@@ -58,13 +62,19 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, param: str)
         if width * height > max_pixels:
             message = f"The video has {width}×{height} pixels, and {max_pixels} are allowed."
             raise bad_request(message, param=param, code="video_too_large")
-        times = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        extent = Extent(container)
+        packets = (packet for packet in container.demux() if extent.saw(packet))
+        times = [packet.pts for packet in packets if packet.stream is stream and not packet.is_discard]
         frames = len(times)
         if not frames or not width * height:
             raise bad_request("The video has no frames.", param=param, code=CODE)
         if truncated(stream.frames, frames):
             message = f"The video is cut short: {frames} of {stream.frames} frames are there."
             raise bad_request(message, param=param, code=CODE)
+        extent.check(param, CODE)
+        if width * height * frames > max_total_pixels:
+            message = f"The video has {frames} frames of {width}×{height} pixels, and {max_total_pixels} are allowed."
+            raise bad_request(message, param=param, code="video_too_large")
         rate = _frame_rate(stream, times)
         clip = Clip(frames, rate, width, height, has_sound=bool(container.streams.audio))
     if clip.seconds > max_seconds:
@@ -91,7 +101,7 @@ def sampled_frames(clip: Clip, *, fps: float, min_frames: int, max_frames: int, 
 
 
 def decode_frames(
-    data: Buffer, indices: Sequence[int], *, at_once: int, total: int, param: str
+    data: Buffer, indices: Sequence[int], *, at_once: int, total: int, max_pixels: int, param: str
 ) -> Iterator[numpy.ndarray]:
     """Frames number `indices` (ascending) upright and in RGB: uint8 [at most `at_once`, height, width, 3] at a time.
 
@@ -108,7 +118,7 @@ def decode_frames(
     size: tuple[int, int] | None = None
     decoded = 0
     picture = None
-    with open_container(data, param=param, code=CODE) as container:
+    with open_container(data, param=param, code=CODE, max_pixels=max_pixels) as container:
         for frame in container.decode(_pictures(container, param)):
             size = size or (frame.width, frame.height)
             if decoded == following:

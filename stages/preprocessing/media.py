@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy
 from msgspec import Struct
 from PIL import Image
 
+from omni_pipeline.errors import bad_request
 from stages.audio_lengths import audio_rows
 from stages.messages import AudioWork, Media, VideoOptions, VisionItem
 from stages.options import PreprocessingOptions
@@ -22,7 +23,7 @@ from stages.preprocessing.token_limit import TokenLimit
 FRAMES_AT_ONCE = 8
 
 
-class ReadMedia(Struct):
+class ReadMedia(Struct, tag="read"):
     """The media of a request.
 
     Attributes:
@@ -45,10 +46,17 @@ class MediaReader:
         self._options = options
         self._limit = limit
 
-    def read(self, media: Sequence[Media], video: VideoOptions, text_tokens: int) -> ReadMedia:
+    def read(
+        self,
+        media: Sequence[Media],
+        video: VideoOptions,
+        text_tokens: int,
+        begin: Callable[[int], None] = lambda index: None,
+    ) -> ReadMedia:
         """Read the media of a prompt, given in the order in which they stand there.
 
         Args:
+            begin: Called with the index of each before it is read.
             text_tokens: Tokens of the prompt beside the media. Nothing more is read once the limit is passed, and a
                 clip that would pass it is not even decoded.
 
@@ -59,7 +67,8 @@ class MediaReader:
         clips: list[VisionItem] = []
         waves: list[numpy.ndarray] = []
         tokens = text_tokens
-        for medium in media:
+        for index, medium in enumerate(media):
+            begin(index)
             sound = None
             match medium.kind:
                 case "image":
@@ -112,7 +121,14 @@ class MediaReader:
     def _clip(self, medium: Media, options: VideoOptions, tokens: int) -> tuple[VisionItem, numpy.ndarray | None]:
         """A clip's frames, and its sound if it is to be heard: silence of its length where it has no sound track."""
         data, param, limit = medium.data.buffer(), medium.param, self._options.max_video_seconds
-        clip = probe_clip(data, max_seconds=limit, max_pixels=self._options.max_video_pixels, param=param)
+        max_pixels = self._options.max_video_pixels
+        clip = probe_clip(
+            data,
+            max_seconds=limit,
+            max_pixels=max_pixels,
+            max_total_pixels=self._options.max_video_total_pixels,
+            param=param,
+        )
         indices = sampled_frames(
             clip,
             fps=options.fps,
@@ -120,9 +136,18 @@ class MediaReader:
             max_frames=options.max_frames,
             multiple=self._features.frames_per_row,
         )
+        if len(indices) > self._options.max_video_frames:
+            raise bad_request(
+                f"{len(indices)} frames would be taken of the video, and {self._options.max_video_frames} are allowed; "
+                "ask for fewer with 'video_max_frames' or 'video_fps'.",
+                param=param,
+                code="video_too_many_frames",
+            )
         size = self._features.frame_size(options, len(indices))
         self._limit.check(tokens + self._features.clip_rows(len(indices), clip.width, clip.height, size))
-        frames = decode_frames(data, indices, at_once=FRAMES_AT_ONCE, total=clip.frames, param=param)
+        frames = decode_frames(
+            data, indices, at_once=FRAMES_AT_ONCE, total=clip.frames, max_pixels=max_pixels, param=param
+        )
         item = self._features.clip(frames, size)
         if not options.use_audio:
             return item, None

@@ -10,6 +10,10 @@ from omni_pipeline.errors import bad_request
 # Rates outside are damage or mischief: no format that is decoded here is used beyond them.
 MIN_RATE, MAX_RATE = 1_000, 768_000
 
+# What a second may have on average: 96 kHz in eight channels. At the highest rate, in all the channels that a format
+# has, a small file of silence would otherwise keep the decoder busy for an hour.
+SAMPLES_PER_SECOND = 768_000
+
 # Far above any scale sound comes in, far below where the mel energies overflow.
 MAX_AMPLITUDE = 1e4
 
@@ -33,6 +37,7 @@ class Waveform:
             raise self._invalid(f"its sampling rate is {source_rate} Hz")
         self._max_seconds = max_seconds
         self._frames_left = int(max_seconds * source_rate)
+        self._samples_left = int(max_seconds * SAMPLES_PER_SECOND)
         self._blocks: list[numpy.ndarray] = []
         self._resampler = None
         if source_rate != rate:
@@ -47,9 +52,11 @@ class Waveform:
         if not len(block):
             return
         self._frames_left -= len(block)
+        self._samples_left -= block.size
         if self._frames_left < 0:
-            message = f"The audio is longer than {self._max_seconds:g} seconds."
-            raise bad_request(message, param=self._param, code="audio_too_long")
+            raise self._too_long(f"is longer than {self._max_seconds:g} seconds")
+        if self._samples_left < 0:
+            raise self._too_long(f"has more samples than {self._max_seconds:g} seconds may have")
         if not numpy.abs(block).max() <= MAX_AMPLITUDE:  # this way round it catches NaN too
             raise self._invalid("it has samples that are infinite or not a number")
         mono = block.mean(axis=1, dtype=numpy.float32) if block.shape[1] > 1 else block[:, 0]
@@ -70,6 +77,9 @@ class Waveform:
     def _append(self, block: numpy.ndarray) -> None:
         if len(block):
             self._blocks.append(numpy.array(block, numpy.float32))  # the decoder may reuse its buffer
+
+    def _too_long(self, what: str) -> Exception:
+        return bad_request(f"The audio {what}.", param=self._param, code="audio_too_long")
 
     def _invalid(self, reason: str) -> Exception:
         return bad_request(f"The audio cannot be used: {reason}.", param=self._param, code="invalid_audio")

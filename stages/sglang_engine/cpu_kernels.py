@@ -15,58 +15,64 @@ from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBack
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
+from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from torch.nn import functional
 
-# Decode attention is padded to the longest sequence while that at most doubles the work.
+# Decode attention is padded to the longest sequence while that at most doubles the work, or makes up little of it.
 MOST_PADDING = 2.0
+FREE_PLACES = 4096
 
 
 class PaddedDecodeAttention(TorchNativeAttnBackend):
     """Torch-native attention that decodes all requests of a batch in one call.
 
     Attributes:
-        _places: int64 [requests, longest], KV-cache places of their tokens; None where the padding would not pay.
-        _mask: bool [requests, 1, 1, longest], which of them are tokens; None where all are.
+        places: int64 [requests, longest], KV-cache places of their tokens; None where the padding would not pay.
+        mask: [requests, 1, 1, longest], 0 for those that are tokens and -inf for padding.
     """
 
-    _places: torch.Tensor | None = None
-    _mask: torch.Tensor | None = None
+    places: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         super().init_forward_metadata(forward_batch)
-        self._places = self._mask = None
-        if not forward_batch.forward_mode.is_decode():
+        self.places = self.mask = None
+        cache = self.token_to_kv_pool
+        if not forward_batch.forward_mode.is_decode() or cache.store_dtype != cache.dtype:  # else it is quantised
             return
         lengths = forward_batch.seq_lens
         longest = int(lengths.max())
-        if longest * len(lengths) > MOST_PADDING * int(lengths.sum()):
+        if longest * len(lengths) > max(FREE_PLACES, MOST_PADDING * int(lengths.sum())):
             return
-        self._places = self.req_to_token_pool.req_to_token[forward_batch.req_pool_indices, :longest].long()
-        if int(lengths.min()) < longest:
-            self._mask = (torch.arange(longest) < lengths[:, None])[:, None, None]
+        self.places = self.req_to_token_pool.req_to_token[forward_batch.req_pool_indices, :longest].long()
+        padding = torch.arange(longest) >= lengths[:, None]
+        self.mask = torch.zeros(padding.shape, dtype=cache.dtype).masked_fill_(padding, -torch.inf)[:, None, None]
 
-    def _run_sdpa_forward_decode(
+    def forward_decode(
         self,
-        query: torch.Tensor,
-        output: torch.Tensor,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-        *rest: Any,
-        **more: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
     ) -> torch.Tensor:
-        """Attention of one query token for each request: query and output [requests, heads, head_dim]."""
-        if self._places is None or more.get("sliding_window_size") is not None or more.get("is_cross_attn"):
-            return super()._run_sdpa_forward_decode(query, output, k_cache, v_cache, *rest, **more)
+        """Attention of one query token for each request: q and the result [requests, heads · head_dim]."""
+        windowed = layer.sliding_window_size is not None and layer.sliding_window_size > -1
+        if self.places is None or windowed or layer.is_cross_attention or not save_kv_cache:
+            return super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
+        cache = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        kv_heads, width = layer.tp_k_head_num, layer.head_dim
+        for buffer, new in zip(cache, (k, v), strict=True):
+            buffer.index_copy_(0, forward_batch.out_cache_loc, new.view(-1, kv_heads, width))
+        keys, values = (buffer[self.places].transpose(1, 2) for buffer in cache)
         # Query heads that share a key head stand in the place of query tokens, so that keys need not be repeated.
-        requests, heads, width = query.shape
-        grouped = query.view(requests, k_cache.shape[1], heads // k_cache.shape[1], width)
-        keys, values = (cache[self._places].transpose(1, 2) for cache in (k_cache, v_cache))
+        grouped = q.view(-1, kv_heads, layer.tp_q_head_num // kv_heads, width)
         result = functional.scaled_dot_product_attention(
-            grouped, keys, values, attn_mask=self._mask, scale=more["scaling"]
+            grouped, keys, values, attn_mask=self.mask, scale=layer.scaling
         )
-        output.copy_(result.reshape(output.shape))
-        return output
+        return result.reshape(-1, layer.tp_q_head_num * width)
 
 
 def rms_norm(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import socket
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 from msgspec import Struct
 
 from omni_pipeline.errors import OmniError, bad_request
+from omni_pipeline.ranks import free_port
+from omni_pipeline.stage import Ranks
 from stages.messages import FinishReason, Logprob, Sampling
 from stages.sglang_engine import arguments, environment
 from stages.sglang_engine.prompt_rows import PromptRows, Stretch, gather
@@ -117,6 +119,11 @@ class Engine:
         fed: Whether the input of each decode step comes from outside, by `feed`. A request that has not been fed sits
             out while the others go on.
         tap_layer: Decoder layer whose input states can be asked for (`Generation.tapped_rows`), or None.
+        ranks: Who else runs a part of the model. They must all be made at once, and be told the same in the same order.
+        static_bytes: Of each GPU for weights and KV cache; None lets SGLang decide.
+
+    Attributes:
+        batch: Ids of the requests that the latest step computed something for.
 
     Raises:
         StartupError: An option that SGLang does not know.
@@ -135,11 +142,18 @@ class Engine:
         options: dict[str, Any],
         fed: bool = False,
         tap_layer: int | None = None,
+        ranks: Ranks = Ranks(),  # noqa: B008 - it is frozen
+        static_bytes: int | None = None,
     ) -> None:
         environment.prepare()
+        if device == "cpu" and ranks.size > 1:
+            environment.bind_cpus(ranks.size)
+            torch.compiler.set_stance("force_eager")  # SGLang would compile the look-up of a divided vocabulary
+        from sglang.srt.runtime_context import get_parallel
         from sglang.srt.server_args import PortArgs
 
         from stages.sglang_engine import process
+        from stages.sglang_engine.decode_trace import DecodeTrace
         from stages.sglang_engine.process_groups import quiet_single_rank_groups
         from stages.sglang_engine.sampler import OmniSampler
         from stages.sglang_engine.scheduler import InProcessScheduler
@@ -152,14 +166,16 @@ class Engine:
             max_total_tokens=max_total_tokens,
             max_running_requests=max_running_requests,
             engine=options,
+            tp_size=ranks.size,
+            static_bytes=static_bytes,
         )
-        self._configured = process.configure(server_args)
+        self._configured = process.configure(server_args, ranks.rank)
         unused = "ipc://unused"
         ports = PortArgs(
             tokenizer_ipc_name=unused,
             scheduler_input_ipc_name=unused,
             detokenizer_ipc_name=unused,
-            nccl_port=_free_port(),
+            nccl_port=ranks.port or free_port(),
             rpc_ipc_name=unused,
             metrics_ipc_name=unused,
             tokenizer_worker_ipc_name=None,
@@ -172,11 +188,15 @@ class Engine:
         self._rows: dict[str, torch.Tensor] = {}  # next input rows, of requests that may decode
         self._leaving: set[str] = set()  # aborted requests that SGLang lets go of in their next decode step
         self._stalled = False
+        self._counts = Counter[str]()
+        self.batch: list[str] = []
         # What it would write to stderr are loading bars; progress is the supervisor's to show.
         with self._configured(), quiet_single_rank_groups(), contextlib.redirect_stderr(io.StringIO()):
             self._scheduler = InProcessScheduler(server_args, ports)
             runner = self._scheduler.tp_worker.model_runner
             self._sampler = runner.sampler = OmniSampler()
+            if ranks.size > 1:
+                self._sampler.group = get_parallel().tp_group
         self._scheduler.on_progress = self._progress
         self._scheduler.on_dropped = self._dropped
         self._scheduler.on_batch = self._prepare
@@ -185,11 +205,12 @@ class Engine:
         self._device = torch.device(device)
         self._dtype = runner.dtype
         self._pool = runner.req_to_token_pool.req_to_token
+        self._model.reserve(len(self._pool))
         if tap_layer is not None:
-            self._model.tap(tap_layer)
-        # One KV-cache page more than there are tokens: the first takes what padding writes.
-        kv_tokens = int(self._scheduler.max_total_num_tokens) + int(self._scheduler.page_size)
-        self._model.reserve(self._pool.shape[0], kv_tokens)
+            # One KV-cache page more than there are tokens: the first takes what padding writes.
+            self._model.tap(tap_layer, int(self._scheduler.max_total_num_tokens) + int(self._scheduler.page_size))
+        if device == "cpu" and server_args.tp_size == server_args.pp_size == 1:  # what ranks exchange is not recorded
+            self._model.recorded = DecodeTrace(self._model, runner.attn_backend, runner.token_to_kv_pool)
 
     @property
     def capacity(self) -> int:
@@ -236,8 +257,8 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Sequences in the decode batch."""
-        return sum(not req.finished() for req in self._scheduler.running_batch.reqs)
+        """Sequences in work, those that wait to be fed among them."""
+        return len(self._live) - self.waiting
 
     @property
     def waiting(self) -> int:
@@ -245,13 +266,20 @@ class Engine:
         return len(self._scheduler.waiting_queue)
 
     def stats(self) -> dict[str, float]:
-        """Figures for `wire.StageStats.extra`; KV tokens in use include those cached for later."""
-        total = int(self._scheduler.max_total_num_tokens)
+        """Figures for `wire.StageStats.extra`."""
+        scheduler = self._scheduler
+        total = int(scheduler.max_total_num_tokens)
+        cached = int(scheduler.tree_cache.evictable_size())
         return {
+            "queued_requests": self.waiting + self.ready,
             "running_requests": self.running,
-            "waiting_requests": self.waiting,
-            "kv_tokens_used": total - int(self._scheduler.token_to_kv_pool_allocator.available_size()),
-            "kv_tokens_total": total,
+            "kv_tokens_used": total - int(scheduler.token_to_kv_pool_allocator.available_size()) - cached,
+            "kv_tokens_cached": cached,
+            "kv_tokens_limit": total,
+            "prompt_tokens": self._counts["prompt"],
+            "prompt_tokens_cached": self._counts["cached"],
+            "generated_tokens": self._counts["generated"],
+            "preemptions": self._counts["preempted"],
         }
 
     def add(self, generation: Generation) -> None:
@@ -328,6 +356,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Run one batch and give what it brought."""
+        self.batch = []
         ready = self._rows.keys() | self._leaving if self._fed else None
         with self._configured():
             self._stalled = not self._scheduler.step(ready)
@@ -335,6 +364,7 @@ class Engine:
         return events
 
     def _prepare(self, batch: Any) -> None:
+        self.batch = [req.rid for req in batch.reqs]
         self._sampler.rows = [self._state(req) for req in batch.reqs]
         if not batch.forward_mode.is_extend():
             self._model.prefill = None
@@ -402,6 +432,9 @@ class Engine:
         if not live.aborted:
             if not live.sent and req.output_ids:
                 self._events.append(Prefilled(req.rid, req.cached_tokens, live.tapped))
+                self._counts["prompt"] += len(live.rows.ids)
+                self._counts["cached"] += req.cached_tokens
+            self._counts["generated"] += len(req.output_ids) - live.sent
             for token in req.output_ids[live.sent :]:
                 event = Token(req.rid, token, state=live.token_state)
                 if live.state.logprobs is not None:
@@ -411,6 +444,7 @@ class Engine:
         if req.finished():
             del self._live[req.rid]
             self._leaving.discard(req.rid)
+            self._counts["preempted"] += req.retraction_count
             if not live.aborted:
                 self._events.append(_ending(req))
 
@@ -449,10 +483,3 @@ def _check_ids(field: str, ids: Iterable[int], vocabulary: int) -> None:
             param=field,
             code="invalid_value",
         )
-
-
-def _free_port() -> int:
-    """A TCP port for torch.distributed, which wants one even for a single rank."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

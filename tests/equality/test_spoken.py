@@ -15,13 +15,14 @@ from typing import Any
 import numpy
 import pytest
 
+from tests.device import EXACTNESS
 from tests.equality.conversations import Kit, all_conversations, request
 from tests.reference import NEAR_TIE, Conversation, Spoken, SpokenReference
 from tests.server import Server, colocated
 
 TOKENS = 16
 FRAMES = 20
-TOLERANCE = 1e-4 + 0.5 / 32768  # of full scale; the second part is the rounding to 16 bits
+TOLERANCE = EXACTNESS.samples + 0.5 / 32768  # of full scale; the second part is the rounding to 16 bits
 SAMPLES_PER_FRAME = 1920
 VOICES = ("ethan", "chelsie", "aiden")
 GREEDY = {"talker_temperature": 0, "talker_max_new_tokens": FRAMES + 1}

@@ -6,8 +6,8 @@ import asyncio
 import json
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ import numpy
 import openai
 
 from gateway.server import run
-from omni_pipeline.config import Server
+from omni_pipeline.config import Server, Trace
 from omni_pipeline.errors import ErrorInfo, OmniError
 from omni_pipeline.graph import COLLECTOR
+from omni_pipeline.metrics import EdgeStats
+from omni_pipeline.roster import WorkerReport
+from omni_pipeline.tracing import Notes
 from omni_pipeline.wire import Chunk, End, Failed, StageStats, Tensor, Work
 from stages.messages import (
     AudioDelta,
@@ -56,6 +59,10 @@ class ScriptedPipeline:
         submitted: Ids of requests in the order they came, the warm-up's excluded.
         aborted: Ids, as they were aborted.
         refusal: Raised by `submit` when set.
+        working: Clear it to have requests wait for stages.
+        waiting: The stages that each request has waited for.
+        warmups: Ids of warm-up requests in the order they came.
+        workers: What `/health` shows of them.
     """
 
     def __init__(self, answer: list[str] | None = None, voice: list[numpy.ndarray] | None = None) -> None:
@@ -67,7 +74,15 @@ class ScriptedPipeline:
         self.submitted: asyncio.Queue[str] = asyncio.Queue()
         self.aborted: asyncio.Queue[str] = asyncio.Queue()
         self.problem: str | None = None
+        self.waiting: asyncio.Queue[Collection[str]] = asyncio.Queue()
+        self.warmups: asyncio.Queue[str] = asyncio.Queue()
+        self.working = asyncio.Event()
+        self.working.set()
+        self.workers: dict[str, WorkerReport] = {}
         self.stats: Mapping[str, StageStats] = {}
+        self.edges: list[EdgeStats] = []
+        self.restarts: Mapping[str, int] = {}
+        self.pids: Mapping[str, int] = {}
         self.lost: Callable[[frozenset[str], ErrorInfo], None]
         self.deliver: Callable[[Work | Failed], None]
         self._counts: dict[tuple[str, str], int] = {}
@@ -77,11 +92,20 @@ class ScriptedPipeline:
     ) -> None:
         self.deliver, self.lost = deliver, lost
 
-    def submit(self, request_id: str, body: Any) -> None:
+    def trace(self, noted: Callable[[Notes], None]) -> None:
+        self.noted = noted
+
+    async def wait_for(self, stages: Collection[str] | None, seconds: float | None) -> None:
+        if stages is not None:
+            self.waiting.put_nowait(stages)
+        await self.working.wait()
+
+    def submit(self, request_id: str, body: Any, stages: Collection[str] | None = None) -> None:
         if self.refusal is not None:
             raise OmniError(self.refusal)
         self.bodies[request_id] = body
         if request_id.startswith("warm-up"):
+            self.warmups.put_nowait(request_id)
             if self.answers_warmup:
                 asyncio.get_running_loop().call_soon(self.say_all, request_id, [])
             return
@@ -149,13 +173,19 @@ class Served:
     """A running gateway and ways to talk to it."""
 
     def __init__(
-        self, port: int, pipeline: ScriptedPipeline, session: aiohttp.ClientSession, stopping: asyncio.Event
+        self,
+        port: int,
+        pipeline: ScriptedPipeline,
+        session: aiohttp.ClientSession,
+        stopping: asyncio.Event,
+        task: asyncio.Task[None],
     ) -> None:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.pipeline = pipeline
         self.session = session
         self.stopping = stopping
+        self.task = task
 
     def openai(self, api_key: str = "none") -> openai.AsyncOpenAI:
         """OpenAI's own client of it, without retries."""
@@ -191,7 +221,7 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    pipeline: ScriptedPipeline | None = None, *, speaks: bool = False, **server: Any
+    pipeline: ScriptedPipeline | None = None, *, speaks: bool = False, trace: Trace | None = None, **server: Any
 ) -> AsyncIterator[Served]:
     """A gateway configured by `server` (as in the YAML) on a free port, stopped at the end."""
     pipeline = pipeline or ScriptedPipeline(["Hel", "lo"])
@@ -207,13 +237,16 @@ async def serving(
                 model_path="models/tiny-omni",
                 checkpoint=checkpoint,
                 stages=("thinker", "decode", *(("code2wav",) if speaks else ())),
+                trace=trace or Trace(),
                 listen_socket=listen_socket,
+                ready=lambda: None,
                 stopping=stopping,
             )
         )
         try:
             async with aiohttp.ClientSession() as session:
-                yield Served(port, pipeline, session, stopping)
+                yield Served(port, pipeline, session, stopping, task)
         finally:
             stopping.set()
-            await task
+            with suppress(asyncio.CancelledError):
+                await task

@@ -11,6 +11,8 @@ import openai
 import pytest
 
 from omni_pipeline.errors import ErrorInfo
+from omni_pipeline.logs import TextFormatter
+from omni_pipeline.roster import WorkerReport
 from omni_pipeline.wire import StageStats
 from tests.gateway.scripted import HELLO, ScriptedPipeline, serving
 
@@ -58,6 +60,20 @@ class TestHealth:
             assert (status, body["status"], body["problem"]) == (503, "unavailable", served.pipeline.problem)
             served.pipeline.problem = None
             assert (await served.get("/health"))[0] == 200
+
+    @pytest.mark.parametrize(
+        ("state", "status"),
+        [("loading", "starting"), ("restarting", "unavailable"), ("unhealthy", "unhealthy")],
+    )
+    async def test_tells_how_workers_are_and_what_they_said_last(self, state, status):
+        async with serving() as served:
+            await served.ready()
+            worker = WorkerReport(state, ("thinker",), None, 3, "was killed by SIGSEGV", ["Segmentation fault"])
+            served.pipeline.workers = {"thinker": worker}
+            served.pipeline.problem = "the thinker is not there"
+            code, body = await served.get("/health")
+            assert (code, body["status"], body["problem"]) == (503, status, "the thinker is not there")
+            assert body["workers"]["thinker"]["last_words"] == ["Segmentation fault"]
 
     async def test_shows_the_stages(self):
         async with serving() as served:
@@ -127,7 +143,7 @@ class TestMetrics:
             'omni_stage_live_requests{stage="decode"} 1.0',
             'omni_stage_steps_total{stage="thinker"} 9.0',
             'omni_stage_busy_seconds_total{stage="thinker"} 1.5',
-            'omni_stage_kv_tokens{stage="thinker"} 64.0',
+            'omni_stage_figure{figure="kv-tokens",stage="thinker"} 64.0',
         ):
             assert line in lines
 
@@ -189,7 +205,7 @@ class TestErrors:
     async def test_that_nobody_expected_are_500_and_tell_nothing(self, caplog):
         pipeline = ScriptedPipeline()
 
-        def broken(request_id, body):
+        def broken(*_):
             raise RuntimeError("the secret of the server")
 
         async with serving(pipeline) as served:
@@ -204,7 +220,7 @@ class TestErrors:
 class TestAdmission:
     async def test_refuses_what_is_too_much_and_says_when_to_retry(self):
         pipeline = ScriptedPipeline()
-        async with serving(pipeline, limits={"requests": 2}) as served, served.openai() as client:
+        async with serving(pipeline, limits={"requests": 2, "queued": 0}) as served, served.openai() as client:
             running = [asyncio.create_task(served.post(HELLO)) for _ in range(2)]
             ids = [await pipeline.submitted.get() for _ in running]
             with pytest.raises(openai.RateLimitError) as caught:
@@ -214,6 +230,95 @@ class TestAdmission:
             for request_id in ids:
                 pipeline.say_all(request_id, ["fine"])
             assert [status for status, _ in await asyncio.gather(*running)] == [200, 200]
+
+    async def test_lets_a_request_wait_for_a_place(self):
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline, limits={"requests": 1}) as served:
+            running = asyncio.create_task(served.post(HELLO))
+            request_id = await pipeline.submitted.get()
+            waiting = asyncio.create_task(served.post(HELLO))
+            while "omni_requests_in_flight 2.0" not in await TestMetrics.page(served):
+                pass
+            assert pipeline.submitted.empty()
+            pipeline.say_all(request_id, ["fine"])
+            pipeline.say_all(await pipeline.submitted.get(), ["fine"])
+            assert [(await asked)[0] for asked in (running, waiting)] == [200, 200]
+
+    async def test_forgets_a_client_that_leaves_while_it_waits(self):
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline, limits={"requests": 1, "queued": 1}) as served:
+            running = asyncio.create_task(served.post(HELLO))
+            request_id = await pipeline.submitted.get()
+            _, writer = await served.connect(HELLO)
+            while "omni_requests_in_flight 2.0" not in await TestMetrics.page(served):
+                pass
+            writer.close()
+            while "omni_requests_in_flight 1.0" not in await TestMetrics.page(served):
+                pass
+            waiting = asyncio.create_task(served.post(HELLO))  # there is room for it in the line
+            pipeline.say_all(request_id, ["fine"])
+            pipeline.say_all(await pipeline.submitted.get(), ["fine"])
+            assert [(await asked)[0] for asked in (running, waiting)] == [200, 200]
+
+    async def test_clients_are_told_apart_by_their_keys(self):
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline, api_keys=["a", "b"], limits={"requests": 1}) as served:
+            headers = [JSON | {"Authorization": f"Bearer {key}"} for key in "aaab"]
+            asked = []
+            for number, header in enumerate(headers):
+                asked.append(asyncio.create_task(served.post(HELLO | {"seed": number}, headers=header)))
+                while f"omni_requests_in_flight {number + 1}.0" not in await TestMetrics.page(served):
+                    pass
+            order = []
+            for _ in asked:
+                request_id = await pipeline.submitted.get()
+                order.append(pipeline.bodies[request_id].thinker.seed)
+                pipeline.say_all(request_id, ["fine"])
+            await asyncio.gather(*asked)
+        assert order == [0, 1, 3, 2]
+
+    async def test_refuses_what_needs_a_full_stage_and_takes_what_does_not(self):
+        pipeline = ScriptedPipeline()
+        spoken = HELLO | {"modalities": ["text", "audio"]}
+        async with serving(pipeline, speaks=True, limits={"stage_requests": {"code2wav": 1}}) as served:
+            speaking = asyncio.create_task(served.post(spoken))
+            request_id = await pipeline.submitted.get()
+            status, body = await served.post(spoken)
+            assert (status, body["error"]["code"]) == (429, "too_many_requests")
+            pipeline.answer = ["x"]
+            assert (await served.post(HELLO))[0] == 200
+            pipeline.say_all(request_id, ["fine"])
+            assert (await speaking)[0] == 200
+            assert (await served.post(spoken))[0] == 200
+
+    async def test_bounds_the_bytes_of_all_requests_until_their_answers_begin(self):
+        pipeline = ScriptedPipeline()
+        large = {"messages": [{"role": "user", "content": "x" * 6000}]}
+        async with serving(pipeline, limits={"held_bytes": 10_000}) as served:
+            first = asyncio.create_task(served.post(large | {"stream": False}))
+            request_id = await pipeline.submitted.get()
+            status, body = await served.post(large)
+            assert (status, body["error"]["code"]) == (429, "too_many_requests")
+            pipeline.say(request_id, "Hel")
+            second = asyncio.create_task(served.post(large))
+            pipeline.say_all(await pipeline.submitted.get(), ["fine"])
+            pipeline.finish(request_id)
+            assert [(await asked)[0] for asked in (first, second)] == [200, 200]
+
+    async def test_bounds_the_bytes_of_media_with_the_rest(self):
+        async with serving(limits={"held_bytes": 10_000}) as served:
+            media = {"images": ["data:;base64," + "A" * 6000]}
+            status, body = await served.post(HELLO | media)
+            assert (status, body["error"]["code"]) == (429, "too_many_requests")
+            assert (await served.post(HELLO))[0] == 200
+
+    async def test_bounds_the_length_of_answers(self):
+        async with serving(limits={"output_tokens": 5, "speech_tokens": 7}, speaks=True) as served:
+            status, body = await served.post(HELLO | {"max_tokens": 6})
+            assert (status, body["error"]["param"]) == (400, "max_tokens")
+            assert (await served.post(HELLO | {"modalities": ["text", "audio"]}))[0] == 200
+            [request] = [served.pipeline.bodies[await served.pipeline.submitted.get()]]
+        assert (request.thinker.max_tokens, request.speech.talker.max_tokens) == (5, 7)
 
     @pytest.mark.parametrize("stream", [False, True])
     async def test_gives_a_place_back_however_a_request_ends(self, stream):
@@ -281,7 +386,9 @@ class TestRequestId:
         caplog.set_level(logging.INFO)
         async with serving() as served:
             await self.returned(served, HELLO, **{"X-Request-Id": "trace-1"})
-        [line] = [record.getMessage() for record in caplog.records if record.name == "gateway.access"]
+        [record] = [record for record in caplog.records if record.name == "gateway.access"]
+        line = TextFormatter("main").format(record)
+        assert "POST /v1/chat/completions status=200" in line
         assert "request_id=trace-1" in line
         assert "status=200" in line
         assert "outcome=ok" in line
@@ -292,5 +399,6 @@ async def test_the_root_says_what_there_is():
     async with serving() as served:
         _, body = await served.get("/")
     assert body["endpoints"] == [
-        "GET /", "GET /health", "GET /metrics", "GET /v1/models", "GET /v1/models/{model}", "POST /v1/chat/completions",
+        "GET /", "GET /health", "GET /metrics", "GET /openapi.json", "GET /v1/models", "GET /v1/models/{model}",
+        "POST /v1/chat/completions",
     ]  # fmt: skip

@@ -144,14 +144,29 @@ class TestStream:
             "refusal": None,
         }
 
-    async def test_keeps_a_quiet_stream_alive(self, monkeypatch):
-        monkeypatch.setattr(chat, "KEEP_ALIVE_SECONDS", 0.01)
+    async def test_keeps_a_quiet_stream_alive(self):
         pipeline = ScriptedPipeline()
-        async with serving(pipeline) as served:
+        async with serving(pipeline, limits={"keep_alive_seconds": 0.01}) as served:
             reader, writer = await served.connect(HELLO | {"stream": True})
             pipeline.say(await pipeline.submitted.get(), "x")
+            await reader.readuntil(b'"content":"x"')
             assert await reader.readuntil(b": keep-alive\n\n")
             writer.close()
+
+    async def test_begins_a_stream_that_has_nothing_to_say_for_long(self):
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline, limits={"keep_alive_seconds": 0.01}) as served, served.openai() as client:
+            stream = await client.chat.completions.create(**ASK, stream=True)  # returns with the headers
+            pipeline.say_all(await pipeline.submitted.get(), ["Hel", "lo"])
+            assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == "Hello"
+
+    async def test_of_such_a_stream_an_early_error_is_an_event(self):
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline, limits={"keep_alive_seconds": 0.01}) as served, served.openai() as client:
+            stream = await client.chat.completions.create(**ASK, stream=True)
+            pipeline.fail(await pipeline.submitted.get(), CORRUPT)
+            with pytest.raises(openai.APIError, match="The picture is corrupt"):
+                [_ async for _ in stream]
 
 
 class TestErrors:
@@ -216,8 +231,9 @@ class TestErrors:
         assert (caught.value.status_code, caught.value.code) == (504, "request_timeout")
         assert caught.value.response.headers["X-Should-Retry"] == "false"
 
-    async def test_of_a_body_that_does_not_arrive_are_408(self):
-        async with serving(limits={"request_seconds": 0.2}) as served:
+    @pytest.mark.parametrize("limit", ["receive_seconds", "request_seconds"])
+    async def test_of_a_body_that_does_not_arrive_are_408(self, limit):
+        async with serving(limits={limit: 0.2}) as served:
             reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
             head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             writer.write(f"{head}Content-Length: 100\r\n\r\n{{".encode())

@@ -8,7 +8,7 @@ import numpy
 import pytest
 
 from gateway.collector import Answer, Collector
-from gateway.route import route
+from gateway.route import Output, route
 from omni_pipeline.errors import ErrorInfo, OmniError
 from omni_pipeline.graph import COLLECTOR
 from omni_pipeline.wire import Chunk, End, Failed, Start, Tensor
@@ -54,7 +54,7 @@ class Opened:
 
     def __init__(self, reader_bytes: int = 100_000, seconds: float = 100.0, request: ChatRequest = REQUEST) -> None:
         self.pipeline = ScriptedPipeline()
-        self.collector = Collector(self.pipeline, reader_bytes=reader_bytes)
+        self.collector = Collector(self.pipeline, reader_bytes=reader_bytes, restart_seconds=1)
         deadline = asyncio.get_running_loop().time() + seconds
         self.answer = self.collector.submit("r", request, route(request), deadline=deadline)
 
@@ -275,7 +275,8 @@ async def test_a_spoken_answer_ends_with_the_later_of_its_streams(first, then):
         ([], [sound(9, 0)], {"thinker"}, True),
         ([], [sound(9, 0)], {"mm_aggregate"}, False),
         ([], [chunk("a", 0), end(1)], {"code_predictor"}, True),
-        ([], [chunk("a", 0), end(1)], {"thinker", "decode"}, False),
+        ([], [chunk("a", 0), end(1)], {"thinker"}, True),
+        ([], [sound(9, 0), chunk("a", 0), end(1)], {"thinker", "decode"}, False),
         (["."], [chunk("a", 0), end(1)], {"thinker"}, True),
         (["."], [chunk("a", 0), end(1)], {"decode"}, True),
         ([], [sound(9, 0), hush(1)], {"talker_ar", "code_predictor", "code2wav"}, False),
@@ -306,4 +307,5 @@ def test_a_route_has_the_encoders_that_its_media_need(kinds, hears_clips, encode
     media = [Media(kind, Tensor.of(b"x"), "p") for kind in kinds]
     found = route(ChatRequest(turns=[], media=media, video=VideoOptions(use_audio=hears_clips)))
     assert found.before == {"preprocessing", "mm_aggregate"} | encoders
-    assert found.outputs == {"decode": {"thinker", "decode"}}
+    assert found.outputs == {"decode": Output(frozenset({"thinker", "decode"}))}
+    assert found.all == {"preprocessing", "mm_aggregate", "thinker", "decode"} | encoders

@@ -9,6 +9,7 @@ import pytest
 from gateway.conversion import MediaSource, convert
 from gateway.validation import parse
 from gateway.voices import Voices
+from omni_pipeline.config import Limits
 from omni_pipeline.errors import OmniError
 from stages.messages import MediaRef, Sampling, SpeechOptions, Text, TextOutput, VideoOptions
 
@@ -19,7 +20,7 @@ VOICES = Voices(("chelsie", "ethan"), default="ethan")
 
 
 def converted(*messages, **fields):
-    return convert(parse(json.dumps({"messages": messages or [USER], **fields}).encode()), VOICES)
+    return convert(parse(json.dumps({"messages": messages or [USER], **fields}).encode()), VOICES, Limits())
 
 
 def test_a_plain_request_has_the_defaults_of_the_reference():
@@ -179,6 +180,6 @@ def test_a_spoken_answer_has_the_defaults_of_the_reference(modalities):
 
 def test_speech_of_a_server_that_only_writes_is_refused():
     with pytest.raises(OmniError) as caught:
-        convert(parse(json.dumps({"messages": [USER]} | SPOKEN).encode()), None)
+        convert(parse(json.dumps({"messages": [USER]} | SPOKEN).encode()), None, Limits())
     assert (caught.value.info.status, caught.value.info.param) == (400, "modalities")
     assert "does not speak" in caught.value.info.message

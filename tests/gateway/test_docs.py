@@ -1,18 +1,45 @@
-"""The API's documentation names everything that the code knows."""
+"""The documentation of the API says what the code does: fields, ranges, endpoints, error codes; no more and no less."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import msgspec
 import pytest
 
+from gateway import schema
 from gateway.foreign_fields import IGNORED, REFUSED
+from gateway.openapi import describe
 from gateway.schema import AudioFormat, ChatCompletionRequest, SamplingByStage, StageSampling
+from omni_pipeline.config import Limits, MediaPolicy
+from stages.options import PreprocessingOptions, TalkerOptions, ThinkerOptions
 
 ROOT = Path(__file__).parents[2]
 API = (ROOT / "docs" / "api.md").read_text()
+
+
+def section(title: str) -> str:
+    """What stands under a heading, up to the next of the same or a higher level."""
+    level, start = title.partition(" ")[0], API.index(f"\n{title}\n") + len(title) + 2
+    end = re.search(rf"^#{{1,{len(level)}}} ", API[start:], re.MULTILINE)
+    return API[start:][: end.start() if end else None]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of the tables in `text`, without headings and rules."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return [row for row in cells if "---" not in row[0]][1:]
+
+
+def names(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+FIELDS = {name: row for row in rows(section("## Request fields").partition("###")[0]) for name in names(row[0])}
 
 
 @pytest.mark.parametrize(
@@ -26,8 +53,103 @@ def test_every_field_is_documented(name):
     assert f"`{name}`" in API
 
 
-def test_every_error_code_is_documented():
-    sources = "".join(path.read_text() for path in (ROOT / "gateway").glob("*.py"))
-    codes = set(re.findall(r'code="([a-z_]+)"', sources))
-    assert len(codes) > 20
-    assert [code for code in sorted(codes) if f"`{code}`" not in API] == []
+def test_the_table_of_fields_is_that_of_the_request():
+    assert FIELDS.keys() == {*ChatCompletionRequest.__struct_fields__}
+
+
+def test_what_is_taken_unread_and_what_is_refused_is_listed_as_such():
+    text = section("## Request fields")
+    taken = text[text.index("**Taken and not read**") : text.index("**Refused by name**")]
+    refused = text[text.index("**Refused by name**") : text.index("Values that ask for nothing")]
+    assert sorted(names(taken)) == sorted(IGNORED)
+    assert sorted(names(refused)) == sorted(REFUSED)
+
+
+def bounds(kind: Any) -> Iterator[float]:
+    """The bounds of a field's numbers, where they are not merely those of the type."""
+    match kind:
+        case msgspec.inspect.IntType() | msgspec.inspect.FloatType():
+            for bound in (kind.ge, kind.gt, kind.le, kind.lt):
+                if bound is not None and abs(bound) < 2**31 - 1:
+                    yield bound
+        case msgspec.inspect.UnionType():
+            for member in kind.types:
+                yield from bounds(member)
+        case msgspec.inspect.DictType():
+            yield from bounds(kind.value_type)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_range_of_a_field_is_documented(name):
+    [kind] = [
+        field.type for field in msgspec.inspect.type_info(ChatCompletionRequest).fields if field.encode_name == name
+    ]
+    documented = FIELDS[name][1].replace(" ", "")
+    if documented == "asabove":
+        documented = FIELDS[name.removeprefix("talker_")][1]
+    numbers = {float(number) for number in re.findall(r"-?[0-9.]+", documented.replace("64-bit", ""))}
+    assert {float(bound) for bound in bounds(kind)} <= numbers
+
+
+def test_every_endpoint_is_documented():
+    listed = {endpoint for row in rows(section("## Endpoints")) for endpoint in names(row[0])}
+    described = {
+        f"{method.upper()} {path}" for path, item in describe(with_keys=False)["paths"].items() for method in item
+    }
+    assert {endpoint.replace("{name}", "{model}") for endpoint in listed} == described
+
+
+def test_every_kind_of_part_is_documented():
+    documented = {re.search(r'"type": "(\w+)"', cell)[1] for cell, *_ in rows(section("### Messages"))}
+    assert documented == {part.__struct_config__.tag for part in get_args(schema.Part)}
+
+
+def codes() -> set[str]:
+    """All that the sources name, except those that are put together."""
+    sources = "".join(
+        path.read_text() for part in ("gateway", "stages", "omni_pipeline") for path in (ROOT / part).rglob("*.py")
+    )
+    return set(re.findall(r'(?:\bcode(?:: str)?|CODE) ?= ?"([a-z_0-9]+)"', sources)) | {
+        found
+        for line in re.findall(r"_WORDING = \{.*?\n\}", sources, re.DOTALL)
+        for found in re.findall(r'"([a-z_]+)"\)', line)
+    }
+
+
+def test_the_error_codes_are_those_of_the_code():
+    documented = {code for row in rows(section("## Errors")) for code in names(row[1])}
+    assert documented == codes() - {"http_error", "service_unavailable"}
+
+
+UNITS = {"": 1, "MiB": 2**20, "GiB": 2**30}
+SETTINGS = {"server.limits": Limits, "server.media": MediaPolicy, "stages.preprocessing.options": PreprocessingOptions}
+
+
+def limits() -> Iterator[tuple[str, str, str]]:
+    """Path of the settings, name and default, as documented."""
+    for table in section("## Limits").split("\n\n"):
+        if table.startswith("| `"):
+            path = names(table.partition("\n")[0])[0]
+            yield from ((path, names(row[0])[0], row[1]) for row in rows(table))
+
+
+@pytest.mark.parametrize(("path", "name", "default"), list(limits()))
+def test_the_default_of_a_limit_is_documented(path, name, default):
+    value = getattr(SETTINGS[path](), name)
+    if default == "none":
+        assert not value
+    else:
+        number, _, unit = default.partition(" ")
+        assert value == float(number) * UNITS[unit]
+
+
+@pytest.mark.parametrize("path", SETTINGS)
+def test_every_limit_is_documented(path):
+    documented = {name for owner, name, _ in limits() if owner == path}
+    assert documented == {*SETTINGS[path].__struct_fields__} - {"local_path", "allowed_domains"}
+
+
+def test_the_default_lengths_are_documented():
+    text = section("## Limits")
+    assert f"`thinker` ({ThinkerOptions().default_max_tokens})" in text
+    assert f"`talker_ar` ({TalkerOptions().default_max_tokens})" in text

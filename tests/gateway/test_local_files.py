@@ -109,6 +109,13 @@ def test_an_empty_root_forbids_local_files(tree):
     assert outcome("", str(tree / "root" / "a.png")) == "media_not_allowed"
 
 
+@pytest.mark.parametrize("path", ["outer-directory/key", "outer-directory/sub/../key"])
+def test_a_directory_exchanged_after_the_check_leads_nowhere(tree, monkeypatch, path):
+    monkeypatch.setattr(LocalFiles, "_inside", lambda self, path, param: tree / "root" / path)  # as it was a moment ago
+    (tree / "secret" / "sub").mkdir()
+    assert outcome(str(tree / "root"), path) == "media_not_allowed"
+
+
 @pytest.mark.parametrize(("most", "fits"), [(7, True), (6, False)])
 def test_size_is_bounded(tree, most, fits):
     files = LocalFiles(str(tree / "root"))

@@ -15,8 +15,15 @@ from omni_pipeline.errors import OmniError
 LARGE = bytes(range(256)) * 12_000  # 3 MB: several slices of base64
 
 
-def loader(root="", total_bytes=10_000_000, **policy) -> MediaLoader:
-    return MediaLoader(MediaPolicy(local_path=str(root), **policy), total_bytes=total_bytes)
+class Loader(MediaLoader):
+    """One that is told by nobody to hold less."""
+
+    async def load(self, sources, hold=lambda size: None):
+        return await super().load(sources, hold)
+
+
+def loader(root="", total_bytes=10_000_000, **policy) -> Loader:
+    return Loader(MediaPolicy(local_path=str(root), **policy), total_bytes=total_bytes)
 
 
 def source(value, index=0, kind="image", form="address") -> MediaSource:

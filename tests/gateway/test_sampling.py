@@ -8,14 +8,15 @@ import pytest
 
 from gateway.sampling import predictor_sampling, talker_sampling, thinker_sampling
 from gateway.validation import parse
+from omni_pipeline.config import Limits
 from stages.messages import Sampling
 
 
 def sampled(**fields) -> dict[str, Sampling]:
     request = parse(json.dumps({"messages": [{"role": "user", "content": "x"}], **fields}).encode())
-    talker = talker_sampling(request)
+    talker = talker_sampling(request, Limits())
     return {
-        "thinker": thinker_sampling(request),
+        "thinker": thinker_sampling(request, Limits()),
         "talker_ar": talker,
         "code_predictor": predictor_sampling(request, talker),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import av
 import numpy
@@ -47,8 +48,7 @@ def test_the_request_touches_every_modality_and_stage():
     request = warmup.warmup_request("ethan")
     assert [media.kind for media in request.media] == ["image", "audio", "video"]
     assert [part.index for part in request.turns[0].content if isinstance(part, MediaRef)] == [0, 1, 2]
-    needed = route(request)
-    assert needed.before.union(*needed.outputs.values()) >= frozenset(QWEN3_OMNI.stage_names)
+    assert route(request).all >= frozenset(QWEN3_OMNI.stage_names)
 
 
 def test_the_request_is_spoken_in_more_than_one_frame():
@@ -76,10 +76,10 @@ async def test_it_is_sent_again_until_it_is_answered(failures, monkeypatch):
     refusals = [ErrorInfo(status=503, message="Not yet.")] * failures
     submit = pipeline.submit
 
-    def flaky(request_id, body):
+    def flaky(request_id, body, stages):
         pipeline.refusal = refusals.pop() if refusals else None
-        submit(request_id, body)
+        submit(request_id, body, stages)
 
     pipeline.submit = flaky
-    await warmup.warm_up(Collector(pipeline, reader_bytes=1000), "ethan")
+    await warmup.warm_up(Collector(pipeline, reader_bytes=1000, restart_seconds=1), "ethan", itertools.count(1))
     assert list(pipeline.bodies) == [f"warm-up-{failures + 1}"]

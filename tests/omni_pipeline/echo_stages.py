@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
 from collections import deque
 from collections.abc import Collection, Iterable
@@ -44,10 +45,19 @@ class Answer(Struct):
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Attributes: `refuse`: say this instead of loading. `crash`: raise this instead of loading."""
+    """How a stage behaves.
+
+    Attributes:
+        refuse: Say this instead of loading.
+        crash: Raise this instead of loading.
+        crash_if: Do that, too, while there is a file with this name.
+        gate: Load only when somebody has opened this FIFO for writing.
+    """
 
     refuse: str = ""
     crash: str = ""
+    crash_if: str = ""
+    gate: str = ""
 
 
 class EchoStage:
@@ -57,12 +67,16 @@ class EchoStage:
         options: Options = context.options
         if options.refuse:
             raise StartupError(options.refuse)
-        if options.crash:
-            raise RuntimeError(options.crash)
+        if options.crash or os.path.exists(options.crash_if):
+            raise RuntimeError(options.crash or "no luck today")
+        if options.gate:
+            with open(options.gate):
+                pass
         self.name = context.name
         self.queue: deque[Work] = deque()
         self.requests: dict[str, list[Word]] = {}
         self.closed = False
+        self.batch: tuple[str, ...] = ()
 
     @property
     def has_work(self) -> bool:
@@ -78,6 +92,7 @@ class EchoStage:
 
     def step(self) -> Iterable[Work | Failed]:
         message = self.queue.popleft()
+        self.batch = (message.request_id,)
         for word in _words(message):
             trouble, _, where = word.partition("@")
             if where == self.name:
@@ -95,7 +110,7 @@ class EchoStage:
         return self.requests.keys()
 
     def stats(self) -> dict[str, float]:
-        return {"queued": float(len(self.queue))}
+        return {"queued_requests": float(len(self.queue))}
 
     def close(self) -> None:
         self.closed = True
@@ -160,6 +175,11 @@ class _Trouble:
         return []
 
     @staticmethod
+    def spawn(message: Work) -> Iterable[Work]:
+        subprocess.Popen(["sleep", "1000"])
+        return []
+
+    @staticmethod
     def litter(message: Work) -> Iterable[Work]:
         tempfile.mkdtemp()
         return []
@@ -196,8 +216,8 @@ ECHO = Graph(
     entry="split",
     stages=(
         StageSpec("split", f"{_HERE}:Split", Options, preload=("decimal",)),
-        StageSpec("shout", f"{_HERE}:Shout", Options, accelerated=True),
-        StageSpec("join", f"{_HERE}:Join", Options, accelerated=True),
+        StageSpec("shout", f"{_HERE}:Shout", Options, accelerated=True, parallel=True),
+        StageSpec("join", f"{_HERE}:Join", Options, accelerated=True, usual_gpu=1, fills_memory=True),
     ),
     edges=(
         Edge(GATEWAY, "split", Text),

@@ -7,10 +7,12 @@ import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec import structs
 
-from omni_pipeline.checkpoint import resolve
+from omni_pipeline.checkpoint import Checkpoint, Stored, describe, resolve
 from omni_pipeline.errors import StartupError
 from omni_pipeline.graph import CheckpointSpec
 
@@ -56,21 +58,60 @@ def refusal(path: str) -> str:
 def test_complete_checkpoint_is_found_with_its_sizes(whole: Path) -> None:
     found = resolve(str(whole), SPEC, lambda _: None)
     assert found.path == str(whole)
-    assert found.elements == {"ear.a": 6, "ear.b": 1, "mouth.c": 20}
-    assert (found.count(["ear."]), found.count(["ear.", "mouth."]), found.count([])) == (7, 27, 0)
+    assert found.config["architectures"] == ["Echo"]
+    assert found.tensors == {"ear.a": Stored(6, 24), "ear.b": Stored(1, 4), "mouth.c": Stored(20, 80)}
+
+
+def test_weights_are_counted_as_stored_or_in_another_type() -> None:
+    checkpoint = Checkpoint("x", {}, {"ear.a": Stored(6, 24), "ear.b": Stored(1, 4), "mouth.c": Stored(20, 20)})
+    assert checkpoint.held_bytes(["ear."], None) == 28
+    assert checkpoint.held_bytes(["ear."], 2) == 14
+    assert checkpoint.held_bytes(["mouth."], 2) == 20, "quantised weights stay so"
+    assert checkpoint.held_bytes([], 2) == 0
+
+
+def numbered(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    return {"ear.a": (config["size"], 2 * config["size"])}
+
+
+def test_plan_needs_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "echo", "size": 5}))
+    spec = structs.replace(SPEC, tensors=numbered)
+    for path in (tmp_path, tmp_path / "config.json"):
+        assert describe(str(path), spec).tensors == {"ear.a": Stored(5, 10)}
+
+
+def test_plan_prefers_the_headers_of_weights_that_are_there(whole: Path) -> None:
+    spec = structs.replace(SPEC, tensors=numbered)
+    assert describe(str(whole), spec).tensors.keys() == {"ear.a", "ear.b", "mouth.c"}
+
+
+def test_plan_finds_a_hub_name_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    revision = "0" * 40
+    snapshot = tmp_path / "models--owner--model" / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps({"model_type": "echo", "size": 5}))
+    (tmp_path / "models--owner--model/refs").mkdir()
+    (tmp_path / "models--owner--model/refs/main").write_text(revision)
+    assert describe("owner/model", structs.replace(SPEC, tensors=numbered)).tensors == {"ear.a": Stored(5, 10)}
+    with pytest.raises(StartupError, match=r"no directory owner/other nor is it in the hub's cache, and a plan downlo"):
+        describe("owner/other", SPEC)
 
 
 def test_one_weight_file_needs_no_index(whole: Path) -> None:
     (whole / "model.safetensors.index.json").unlink()
     (whole / "two.safetensors").unlink()
-    assert resolve(str(whole), SPEC, lambda _: None).elements == {"ear.a": 6, "ear.b": 1}
+    assert resolve(str(whole), SPEC, lambda _: None).tensors == {"ear.a": Stored(6, 24), "ear.b": Stored(1, 4)}
 
 
 def test_alternative_file_will_do(whole: Path) -> None:
     (whole / "tokenizer.json").unlink()
     (whole / "vocab.json").write_text("{}")
     (whole / "merges.txt").write_text("")
-    assert resolve(str(whole), SPEC, lambda _: None).elements
+    assert resolve(str(whole), SPEC, lambda _: None).tensors
 
 
 def cut(path: Path, to: int) -> None:

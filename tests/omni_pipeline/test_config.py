@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from omni_pipeline.config import Config, load, merge
-from omni_pipeline.deployment import resolve
 from omni_pipeline.errors import StartupError
 from tests.omni_pipeline.conftest import ROOT
 
@@ -50,7 +49,7 @@ def test_merge_replaces_lists_and_joins_mappings() -> None:
         ("server: {prot: 1}", "server.prot: there is no such setting; did you mean port?"),
         ("server: {media: {max_item: 1}}", "server.media.max_item: there is no such setting; did you mean max_items?"),
         ("stages: {thinker: {wroker: x}}", "stages.thinker.wroker: there is no such setting; did you mean worker?"),
-        ("server: {limits: {zzz: 1}}", "server.limits.zzz: there is no such setting; known here: body_bytes, "),
+        ("server: {limits: {zzz: 1}}", "server.limits.zzz: there is no such setting; known here: requests, "),
         ("server: {port: 70000}", "server.port: expected `int` <= 65535."),
         ("server: {port: '80'}", "server.port: expected `int`, got `str`."),
         ("server: 3", "server: expected `object`, got `int`."),
@@ -84,11 +83,3 @@ def test_missing_example_file_points_to_ours(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(ROOT)
     with pytest.raises(StartupError, match=r"pass --config configs/qwen3_omni_mmsu\.yaml"):
         load(Path("examples/configs/qwen3_omni_mmsu.yaml"), {})
-
-
-@pytest.mark.parametrize(
-    ("name", "workers"), [("qwen3_omni_text", 6), ("qwen3_omni_mmsu", 1)]
-)  # fmt: skip
-def test_committed_configuration_is_valid(name: str, workers: int) -> None:
-    config = load(ROOT / "configs" / f"{name}.yaml", {"model_path": "x", "device": "cpu"})
-    assert len(resolve(config).workers) == workers

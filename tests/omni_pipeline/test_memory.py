@@ -1,53 +1,14 @@
-"""Weights that do not fit are noticed before they are read."""
+"""What memory the machine has left, by its own and by its control group's account."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from msgspec import Struct, structs
 
 from omni_pipeline import memory
-from omni_pipeline.checkpoint import Checkpoint
-from omni_pipeline.deployment import Deployment, resolve
-from omni_pipeline.errors import StartupError
-from tests.omni_pipeline.sessions import echo_config
 
 GIB = 1024**3
-
-
-class Typed(Struct, frozen=True):
-    dtype: str | None = None
-
-
-def deployment(dtype: str | None = None) -> Deployment:
-    """The echo graph where `shout` loads the ear's weights in `dtype`."""
-    plain = resolve(echo_config())
-    stages = tuple(
-        structs.replace(stage, weights=("ear.",)) if stage.name == "shout" else stage for stage in plain.graph.stages
-    )
-    workers = tuple(
-        structs.replace(worker, stages=tuple(structs.replace(plan, options=Typed(dtype)) for plan in worker.stages))
-        for worker in plain.workers
-    )
-    return structs.replace(plain, graph=structs.replace(plain.graph, stages=stages), workers=workers)
-
-
-@pytest.mark.parametrize(("dtype", "size"), [(None, 4), ("bfloat16", 2), ("float64", 8)])
-def test_weights_are_counted_in_the_type_they_are_held_in(dtype: str | None, size: int) -> None:
-    checkpoint = Checkpoint("x", {"ear.a": 100, "mouth.b": 1000})
-    assert memory.weight_bytes(deployment(dtype), checkpoint) == {"split": 0, "shout": 100 * size, "join": 0}
-
-
-def test_what_fits_is_let_through() -> None:
-    memory.check(deployment(), Checkpoint("x", {"ear.a": 100}))
-
-
-def test_what_does_not_fit_is_refused_with_figures_and_advice() -> None:
-    with pytest.raises(StartupError) as caught:
-        memory.check(deployment(), Checkpoint("x", {"ear.a": 2**40}))
-    assert "the weights need 4096.0 GiB on the CPU (shout 4096.0), and " in str(caught.value)
-    assert "--device cuda" in str(caught.value)
 
 
 @pytest.fixture

@@ -122,24 +122,6 @@ def test_aborted_request_is_never_answered_and_its_late_messages_are_counted() -
     asyncio.run(scenario())
 
 
-def test_death_of_a_worker_is_told_within_a_second() -> None:
-    async def scenario() -> None:
-        async with running(echo_config()) as session:
-            await session.ask("r", "hello")
-            begin = time.monotonic()
-            os.kill(session.supervisor.pids["shout"], signal.SIGKILL)
-            stages, error = await session.lost()
-            assert time.monotonic() - begin < 1.0
-            assert stages == {"shout"}
-            assert (error.status, error.code) == (503, "worker_lost")
-            assert session.supervisor.problem == "worker shout was killed by SIGKILL (out of memory?)"
-            assert set(session.supervisor.pids) == {"split", "join"}
-            with pytest.raises(OmniError, match="not ready"):
-                session.supervisor.submit("s", Text("x"))
-
-    asyncio.run(scenario())
-
-
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_temporary_files_of_workers_go_with_the_run_directory(run_root: Path, end: str) -> None:
     async def scenario() -> None:
@@ -152,26 +134,6 @@ def test_temporary_files_of_workers_go_with_the_run_directory(run_root: Path, en
 
     asyncio.run(scenario())
     assert list(run_root.iterdir()) == []
-
-
-def test_broken_stage_fails_its_request_and_ends_its_worker() -> None:
-    async def scenario() -> None:
-        async with running(echo_config()) as session:
-            assert (await session.fail("r", "broken@join")).status == 500
-            stages, _ = await session.lost()
-            assert stages == {"join"}
-            assert session.supervisor.problem == "worker join ended with exit code 1"
-
-    asyncio.run(scenario())
-
-
-def test_death_of_the_fork_server_loses_every_worker() -> None:
-    async def scenario() -> None:
-        async with running(echo_config()) as session:
-            session.supervisor.kill()
-            assert {name for _ in range(3) for name in (await session.lost())[0]} == {"split", "shout", "join"}
-
-    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -244,7 +206,7 @@ def cpu_seconds(pid: int) -> float:
 @pytest.mark.parametrize("ready", [True, False], ids=["when ready", "while importing"])
 def test_kill_of_the_main_process_leaves_nobody_and_nothing(ready: bool) -> None:
     program = textwrap.dedent(f"""
-        import asyncio, os
+        import asyncio, os, psutil
         from msgspec import structs
         from omni_pipeline.deployment import resolve
         from omni_pipeline.supervisor import Supervisor
@@ -258,7 +220,9 @@ def test_kill_of_the_main_process_leaves_nobody_and_nothing(ready: bool) -> None
                 Supervisor(structs.replace(deployment, graph=structs.replace(deployment.graph, stages=stages)))
                 await asyncio.Event().wait()
             async with running(echo_config()) as session:
-                print(*session.supervisor.pids.values(), flush=True)
+                await session.ask("r", "spawn@shout")
+                left = psutil.Process(session.supervisor.pids["shout"]).children()
+                print(*session.supervisor.pids.values(), *(each.pid for each in left), flush=True)
                 await asyncio.Event().wait()
 
         asyncio.run(main())
@@ -266,8 +230,8 @@ def test_kill_of_the_main_process_leaves_nobody_and_nothing(ready: bool) -> None
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT) as main:
         assert main.stdout is not None
         pids = [int(pid) for pid in main.stdout.readline().split()]
-        assert len(pids) == (3 if ready else 1)
-        parents = {parent(pid) for pid in pids} if ready else set()
+        assert len(pids) == (4 if ready else 1)  # with what a worker has started
+        parents = {parent(pid) for pid in pids[:3]} if ready else set()
         main.kill()
     assert [pid for pid in [*pids, *parents] if not gone(pid)] == []
 

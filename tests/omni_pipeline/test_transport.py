@@ -43,9 +43,9 @@ def outbox(context: zmq.Context[zmq.Socket[bytes]], inbox: Inbox) -> Iterator[Ou
 
 def take(inbox: Inbox) -> list[bytes]:
     assert inbox.wait(SECONDS)
-    frames = inbox.receive()
-    assert frames is not None
-    return [bytes(frame) for frame in frames]
+    received = inbox.receive()
+    assert received is not None
+    return [bytes(frame) for frame in received.frames]
 
 
 def test_run_directory_is_private(run_root: Path) -> None:
@@ -80,11 +80,11 @@ def test_messages_of_one_sender_arrive_in_order_and_none_is_lost(inbox: Inbox, o
 def test_received_frames_are_read_only_and_own_their_memory(inbox: Inbox, outbox: Outbox) -> None:
     outbox.send(inbox.address, [b"x" * 100_000])
     assert inbox.wait(SECONDS)
-    frames = inbox.receive()
-    assert frames is not None
+    received = inbox.receive()
+    assert received is not None
     inbox.close()
-    assert frames[0].readonly
-    assert bytes(frames[0]) == b"x" * 100_000
+    assert received.frames[0].readonly
+    assert bytes(received.frames[0]) == b"x" * 100_000
 
 
 def test_empty_inbox_gives_nothing_at_once(inbox: Inbox) -> None:

@@ -80,9 +80,9 @@ class Bench:
     def next_of_any_kind(self, inbox: Inbox | None = None) -> Message:
         inbox = inbox or self.home
         assert inbox.wait(SECONDS)
-        frames = inbox.receive()
-        assert frames is not None
-        return self.codec.decode(frames)
+        received = inbox.receive()
+        assert received is not None
+        return self.codec.decode(received.frames)
 
     def join(self) -> None:
         """Wait for the loop's own end."""
@@ -272,7 +272,7 @@ def test_heartbeat_tells_what_each_stage_has_done(bench: Bench) -> None:
             break
     split, shout = beat.stats["split"], beat.stats["shout"]
     assert (split.received, split.sent, split.steps, split.live_requests) == (1, 4, 1, 0)
-    assert (shout.received, shout.sent, shout.steps, shout.extra) == (4, 4, 4, {"queued": 0.0})
+    assert (shout.received, shout.sent, shout.steps, shout.extra) == (4, 4, 4, {"queued_requests": 0.0})
     assert shout.busy_seconds > 0
 
 

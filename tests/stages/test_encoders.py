@@ -1,6 +1,7 @@
 """The encoders give the reference's embeddings: alone, batched over requests, and out of the cache."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -13,8 +14,10 @@ from stages.audio_encoder import AudioEncoder
 from stages.image_encoder import ImageEncoder
 from stages.messages import AudioRows, AudioWork, VideoOptions, VisionItem, VisionRows, VisionWork
 from stages.preprocessing.features import Features
+from tests.device import EXACTNESS
+from tests.stages.plans import weight_bytes
 
-TOLERANCE = {"rtol": 0, "atol": 1e-5}
+TOLERANCE = {"rtol": 0, "atol": EXACTNESS.embeddings}
 
 
 @pytest.fixture(scope="session")
@@ -125,6 +128,15 @@ def test_a_small_row_limit_splits_the_work_but_not_the_answers(
         assert_vision_equals_reference(work, rows, thinker)
 
 
+@pytest.mark.parametrize("limit", [104, 208])
+def test_a_sound_longer_than_a_batch_is_computed_in_pieces_to_the_same_end(
+    limit: int, stage_context: Any, audio_works: list[AudioWork], thinker: Any
+) -> None:
+    stage = AudioEncoder(stage_context("audio_encoder", cache_bytes=0, max_batch_tokens=limit))
+    for work, rows in zip(audio_works, encoded(stage, audio_works), strict=True):
+        assert_audio_equals_reference(work, rows, thinker)
+
+
 def test_equal_items_of_waiting_requests_are_computed_once(stage_context: Any, vision_works: list[VisionWork]) -> None:
     stage = ImageEncoder(stage_context("image_encoder", cache_bytes=0))
     twice = VisionWork([vision_works[0].items[0], vision_works[0].items[0]])
@@ -181,3 +193,12 @@ def test_items_that_arrive_over_the_wire_are_encoded_alike(
     arrived = VisionItem(here.key, here.grid, Tensor(frame, here.patches.dtype, here.patches.shape))
     local, remote = encoded(image_encoder, [vision_works[0]])[0], encoded(image_encoder, [VisionWork([arrived])])[0]
     assert torch.equal(local.embeds[0].torch(), remote.embeds[0].torch())
+
+
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_weights_take_what_the_plan_says(
+    kind: str, image_encoder: ImageEncoder, audio_encoder: AudioEncoder, tiny_checkpoint: Path
+) -> None:
+    stage = image_encoder if kind == "image" else audio_encoder
+    held = sum(weight.nbytes for weight in stage._tower.parameters())
+    assert held == weight_bytes(tiny_checkpoint, f"{kind}_encoder")

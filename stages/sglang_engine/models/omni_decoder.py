@@ -10,16 +10,18 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from sglang.srt.layers.logits_processor import LogitsProcessor
+from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.forward_context import get_req_to_token_pool
 from sglang.srt.models.qwen3_moe import Qwen3MoeDecoderLayer, Qwen3MoeForCausalLM
 from sglang.srt.models.qwen3_vl_moe import Qwen3MoeLLMModel
 from sglang.srt.runtime_context import get_parallel
 from torch import nn
 
 from omni_pipeline.errors import StartupError
-from stages.sglang_engine.completeness import missing_tensors
+from stages.sglang_engine.completeness import missing_tensors, stray_scales
+from stages.sglang_engine.decode_trace import DecodeTrace
 from stages.sglang_engine.prompt_rows import PrefillInput
 from stages.sglang_engine.rotary import ApplyAngles, InterleavedAngles
 
@@ -33,9 +35,13 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         layer_type: Class of a decoder layer.
 
     Attributes:
+        tables: Names of the tensors that decoding reads or writes beside weights and KV cache.
+        recorded: Decoding without Python, where it is recorded.
         prefill: The extras of the batch about to run; None while decoding.
         position_deltas: float32 [KV-pool slots]; position minus index of generated tokens.
     """
+
+    tables: tuple[str, ...] = ("position_deltas",)
 
     def __init__(
         self, text: Any, *, quant_config: Any, deepstack_layers: int, layer_type: type[nn.Module] = Qwen3MoeDecoderLayer
@@ -62,18 +68,23 @@ class OmniDecoder(Qwen3MoeForCausalLM):
             attention.use_fused_qk_norm_rope = False
             attention.use_fused_qk_norm_rope_cpu = False
 
+        self.recorded: DecodeTrace | None = None
         self.prefill: PrefillInput | None = None
         self.position_deltas = torch.zeros(0)
 
-    def reserve(self, slots: int, kv_tokens: int) -> None:
-        """Make the tables, once the numbers of KV-pool slots and of KV-cache tokens are known."""
+    def reserve(self, slots: int) -> None:
+        """Make the tables for so many KV-pool slots, unless they are there: captured steps know where they are."""
+        if len(self.position_deltas) != slots:
+            self.make_tables(slots)
+
+    def make_tables(self, slots: int) -> None:
         self.position_deltas = torch.zeros(slots, dtype=torch.float32, device=self.angles.inverse.device)
 
     def load_part(self, part: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Load weights by the names they have in this model, out of the checkpoint's part with this prefix.
 
         Raises:
-            StartupError: some are not there.
+            StartupError: some are not there, or quantised where that is not provided for.
         """
         loaded: set[str] = set()
 
@@ -83,12 +94,45 @@ class OmniDecoder(Qwen3MoeForCausalLM):
                 yield name, weight
 
         super().load_weights(noted())
-        missing = missing_tensors((name for name, _ in self.named_parameters()), loaded, self.config.num_experts)
+        parameters = [name for name, _ in self.named_parameters()]
+        missing = missing_tensors(parameters, loaded, self.config.num_experts)
         if missing:
             raise StartupError(
                 f"the checkpoint lacks {len(missing)} weights of its part {part}*, such as {missing[0]}; "
                 "download it again"
             )
+        stray = stray_scales(parameters, loaded, self.config.num_experts)
+        if stray:
+            raise StartupError(
+                f"the checkpoint has quantised weights in its part {part}* that are served unquantised, with scales "
+                f"such as {stray[0]}: its quantization_config does not say so, or they must not be quantised"
+            )
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        forward_batch: ForwardBatch,
+        input_embeds: torch.Tensor | None = None,
+        pp_proxy_tensors: Any = None,
+    ) -> LogitsProcessorOutput:
+        """Logits for the last token of each request; the signature is SGLang's."""
+        if not len(self.position_deltas):  # SGLang captures decode steps while it starts, before the engine is there
+            self.reserve(len(get_req_to_token_pool().req_to_token))
+        if self.prefill is None:
+            return (self.recorded or self.decode)(input_ids, forward_batch)
+        hidden = self.fill(self.prefill, input_ids, forward_batch)
+        return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
+
+    def decode(self, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> LogitsProcessorOutput:
+        """Logits of one more token of each request, int64 [requests]."""
+        hidden = self.model(input_ids, self.current_angles(forward_batch), forward_batch)
+        return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
+
+    def fill(self, extras: PrefillInput, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
+        """Hidden states [tokens, hidden] of stretches of prompts."""
+        raise NotImplementedError
 
     def current_angles(self, forward_batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotary angles of the batch's tokens, for `Qwen3MoeLLMModel` in place of positions."""

@@ -14,9 +14,11 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.qwen2_moe import Qwen2MoeMLP
 from sglang.srt.models.qwen3_moe import Qwen3MoeDecoderLayer, Qwen3MoeSparseMoeBlock
+from sglang.srt.models.utils import WeightsMapper
 from torch import nn
 
 from stages.sglang_engine.models.omni_decoder import OmniDecoder
+from stages.sglang_engine.prompt_rows import PrefillInput
 
 _PREFIX = "talker."
 _PREDICTOR = "talker.code_predictor."
@@ -78,6 +80,12 @@ class Qwen3OmniTalker(OmniDecoder):
         text_projection, hidden_projection: From the thinker's embeddings and accept-layer states.
     """
 
+    # SGLang asks for it to find the layers here that a checkpoint says it has not quantised.
+    hf_to_sglang_mapper = WeightsMapper(
+        orig_to_new_prefix={_PREFIX: "", **{_PREFIX + theirs: ours for theirs, ours in _RENAMED.items()}}
+    )
+    tables = ("position_deltas", "next_rows", "last_states")
+
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:
         super().__init__(config, quant_config=quant_config, deepstack_layers=0, layer_type=TalkerLayer)
         widths = config.thinker_hidden_size, config.intermediate_size, config.hidden_size
@@ -86,31 +94,25 @@ class Qwen3OmniTalker(OmniDecoder):
         self.next_rows = torch.zeros(0)
         self.last_states = torch.zeros(0)
 
-    def reserve(self, slots: int, kv_tokens: int) -> None:
-        super().reserve(slots, kv_tokens)
+    def make_tables(self, slots: int) -> None:
+        super().make_tables(slots)
         table = self.model.embed_tokens.weight
         self.next_rows = torch.zeros(slots, self.config.hidden_size, dtype=table.dtype, device=table.device)
         self.last_states = torch.zeros_like(self.next_rows)
 
-    @torch.no_grad()
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        positions: torch.Tensor,
-        forward_batch: ForwardBatch,
-        input_embeds: torch.Tensor | None = None,
-        pp_proxy_tensors: Any = None,
-    ) -> LogitsProcessorOutput:
-        """Logits of codebook 0 for the last token of each request; its ids are not looked at, only rows."""
-        angles = self.current_angles(forward_batch)
+    def decode(self, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> LogitsProcessorOutput:
+        """Logits of codebook 0; the ids are not looked at, only the rows that were put in `next_rows`."""
         slots = forward_batch.req_pool_indices
-        rows = self.next_rows[slots] if self.prefill is None else self.prefill.media_embeds
-        hidden = self.model(input_ids, angles, forward_batch, rows)
-        if self.prefill is None:
-            self.last_states[slots] = hidden
-        else:
-            self.last_states[slots] = hidden[forward_batch.extend_seq_lens.cumsum(0) - 1]
+        angles = self.current_angles(forward_batch)
+        hidden = self.model(input_ids, angles, forward_batch, self.next_rows.index_select(0, slots))
+        self.last_states.index_copy_(0, slots, hidden)
         return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
+
+    def fill(self, extras: PrefillInput, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
+        angles = self.current_angles(forward_batch)
+        hidden = self.model(input_ids, angles, forward_batch, extras.media_embeds)
+        self.last_states[forward_batch.req_pool_indices] = hidden[forward_batch.extend_seq_lens.cumsum(0) - 1]
+        return hidden
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Take the talker out of a whole Qwen3-Omni checkpoint.

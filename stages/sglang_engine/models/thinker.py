@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.models.utils import WeightsMapper
 
 from stages.sglang_engine.models.omni_decoder import OmniDecoder
+from stages.sglang_engine.prompt_rows import PrefillInput
 
 _PREFIX = "thinker."
 _ENCODERS = ("thinker.visual.", "thinker.audio_tower.")
@@ -28,6 +29,9 @@ class Qwen3OmniThinker(OmniDecoder):
             cache, so that a prefix-cache hit finds it too. None unless `tap` was called.
     """
 
+    # SGLang asks for it to find the layers here that a checkpoint says it has not quantised.
+    hf_to_sglang_mapper = WeightsMapper(orig_to_new_prefix={_PREFIX: ""})
+
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:
         thinker = config.thinker_config
         super().__init__(
@@ -38,47 +42,25 @@ class Qwen3OmniThinker(OmniDecoder):
         self._tap_layer: int | None = None
         self.tapped: torch.Tensor | None = None
 
-    def tap(self, layer: int) -> None:
+    def tap(self, layer: int, kv_tokens: int) -> None:
         """Keep the state that enters decoder layer `layer` (the reference's ``hidden_states[layer]``) of prompts.
 
-        Must be called before `reserve`.
+        Args:
+            kv_tokens: Places of the KV cache.
         """
         if not 0 < layer < len(self.model.layers):
             raise ValueError(f"accept_hidden_layer {layer} is not inside a decoder of {len(self.model.layers)} layers")
         self._tap_layer = layer
+        table = self.model.embed_tokens.weight
+        self.tapped = torch.zeros(kv_tokens, self.config.hidden_size, dtype=table.dtype, device=table.device)
 
-    def reserve(self, slots: int, kv_tokens: int) -> None:
-        super().reserve(slots, kv_tokens)
-        if self._tap_layer is not None:
-            table = self.model.embed_tokens.weight
-            self.tapped = torch.zeros(kv_tokens, self.config.hidden_size, dtype=table.dtype, device=table.device)
-
-    @torch.no_grad()
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        positions: torch.Tensor,
-        forward_batch: ForwardBatch,
-        input_embeds: torch.Tensor | None = None,
-        pp_proxy_tensors: Any = None,
-    ) -> LogitsProcessorOutput:
-        """Logits of the last token of each request.
+    def fill(self, extras: PrefillInput, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
+        """Hidden states [tokens, hidden] of stretches of prompts.
 
         Args:
             input_ids: int64 [tokens]; at media rows the numbers that key the prefix cache, beyond the vocabulary.
         """
         angles = self.current_angles(forward_batch)
-        if self.prefill is None:
-            hidden = self.model(input_ids, angles, forward_batch)
-        else:
-            hidden = self._prefill(input_ids, angles, forward_batch)
-        return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
-
-    def _prefill(
-        self, input_ids: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], forward_batch: ForwardBatch
-    ) -> torch.Tensor:
-        extras = self.prefill
-        assert extras is not None
         rows = self.model.embed_tokens(input_ids.clamp(max=self.config.vocab_size - 1))
         if extras.media_index is not None:
             rows[extras.media_index] = extras.media_embeds

@@ -15,9 +15,10 @@ from omni_pipeline.errors import OmniError
 from omni_pipeline.wire import Chunk, End, Start, Tensor
 from stages.code_predictor import CodePredictor
 from stages.messages import Finished, Frame, FrameFeedback, FrameSeed, PredictorStart, Sampling
+from tests.device import EXACTNESS
 
 CHECKPOINTS = ("tiny", "nano")
-NEAR_TIE = 1e-4  # logits closer than this may change places when a batch is shaped differently
+NEAR_TIE = EXACTNESS.near_tie  # logits closer than this may change places when a batch is shaped differently
 GREEDY = Sampling()
 SAMPLED = Sampling(temperature=1.0, top_k=50, top_p=0.8)  # the reference's, when the talker samples
 
@@ -85,8 +86,12 @@ class Partners:
 
 @pytest.fixture
 def partners(voice_context: Any) -> Callable[..., Partners]:
-    """Builds a stage on a checkpoint with some options."""
-    return lambda checkpoint, **options: Partners(CodePredictor(voice_context(checkpoint, "code_predictor", **options)))
+    """Builds a stage on a checkpoint with some options; without recording, which takes seconds, unless asked for."""
+
+    def build(checkpoint: str, **options: Any) -> Partners:
+        return Partners(CodePredictor(voice_context(checkpoint, "code_predictor", **{"record": False, **options})))
+
+    return build
 
 
 def seeds(model: Any, count: int, seed: int = 0) -> list[Seed]:
@@ -147,7 +152,7 @@ def test_voices_that_come_and_go_get_the_references_frames(
     model = reference(checkpoint)
     dice = random.Random(3)
     said = {f"voice {number}": seeds(model, dice.randint(3, 12), seed=number) for number in range(9)}
-    room = partners(checkpoint, max_batch=5)
+    room = partners(checkpoint, max_batch=5, record=True)
     speaking = dict.fromkeys(said, 0)
     waiting: set[str] = set()
     for voice in said:
@@ -226,8 +231,8 @@ def test_a_seed_repeats_a_voice_alone_and_in_any_company(partners: Callable[...,
     sampling = {str(n): Sampling(temperature=1.0, top_k=50, top_p=0.8, seed=n) for n in range(5)}
     sampling["greedy"] = GREEDY
     sampling["wide"] = Sampling(temperature=1.3, seed=77)
-    alone = {voice: partners("tiny").say(voice, start, params).frames for voice, params in sampling.items()}
-    room = partners("tiny")
+    room = partners("tiny", record=True)
+    alone = {voice: room.say(voice, start, params).frames for voice, params in sampling.items()}
     for voice, params in sampling.items():
         room.start(voice, params)
     for seed in start:

@@ -1,11 +1,15 @@
 """Sounds of every format come out as one waveform at 16 kHz; bad ones are refused by name."""
 
+import contextlib
+import io
 import struct
 import tracemalloc
 from collections.abc import Callable
 
+import av
 import numpy
 import pytest
+import soundfile
 import soxr
 from media_files import RATE, clip_file, sound_file, tone
 
@@ -35,6 +39,23 @@ def similar(heard: numpy.ndarray, played: numpy.ndarray) -> float:
         for start in (0, 1200)
     )
     return best / (numpy.linalg.norm(heard) + 1e-9)
+
+
+def in_container(sound: numpy.ndarray, layout: str, *, format: str, codec: str, rate: int = 48_000) -> bytes:
+    """`sound`, float32 [samples, channels] at `rate`, as FFmpeg writes it."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=format) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.layout = layout
+        frame = av.AudioFrame.from_ndarray(sound.reshape(1, -1), format="flt", layout=layout)
+        frame.sample_rate, frame.pts = rate, 0
+        fifo = av.AudioFifo()
+        for part in av.AudioResampler(format=stream.format, layout=layout, rate=rate).resample(frame):
+            fifo.write(part)
+        while (part := fifo.read(stream.codec_context.frame_size or 1024, partial=True)) is not None:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    return file.getvalue()
 
 
 def wav_claiming(size: int) -> bytes:
@@ -106,6 +127,44 @@ def test_the_sound_of_a_video_is_taken() -> None:
     assert numpy.abs(decoded(file) - sound).max() < 1e-4
 
 
+@pytest.mark.parametrize("layout", ["mono", "stereo", "5.1", "6.1", "7.1"])
+@pytest.mark.parametrize(("format", "codec"), [("adts", "aac"), ("matroska", "flac"), ("matroska", "pcm_f32le")])
+def test_any_number_of_channels_is_heard(format: str, codec: str, layout: str) -> None:
+    channels = av.AudioLayout(layout).nb_channels
+    sound = numpy.repeat(tone(1, rate=48_000)[:, None], channels, axis=1)
+    file = in_container(sound, layout, format=format, codec=codec)
+    assert similar(decoded(file), tone(1)) > 0.9
+
+
+def test_channels_may_change_within_a_file() -> None:
+    file = b"".join(
+        in_container(numpy.repeat(tone(1, rate=48_000)[:, None], channels, axis=1), layout, format="adts", codec="aac")
+        for channels, layout in ((1, "mono"), (8, "7.1"), (2, "stereo"))
+    )
+    assert len(decoded(file)) == pytest.approx(3 * RATE, rel=0.1)
+
+
+def test_a_rate_that_changes_within_a_file_is_refused() -> None:
+    parts = [
+        in_container(tone(1, rate=rate)[:, None], "mono", format="adts", codec="aac", rate=rate)
+        for rate in (48_000, 16_000)
+    ]
+    info = refused(b"".join(parts))
+    assert (info.status, info.code) == (400, "invalid_audio")
+    assert "rate changes" in info.message
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_offsets_that_lead_before_the_beginning_are_damage() -> None:
+    for seed in range(300):
+        rng = numpy.random.default_rng(seed)
+        data = bytearray(sound_file(tone(0.2), format="AIFF" if seed % 2 else "CAF"))
+        place = rng.integers(4, 100)
+        data[place : place + 4] = rng.choice([b"\xff\xff\xff\xff", b"\x80\0\0\0", b"\xff\xff\xff\0"])
+        with contextlib.suppress(OmniError):
+            decoded(bytes(data))
+
+
 @pytest.mark.parametrize("samples", [1, 160, 200])
 def test_a_moment_of_sound_is_sound(samples: int) -> None:
     assert len(decoded(sound_file(tone(1)[:samples]))) == samples
@@ -115,6 +174,14 @@ def test_a_moment_of_sound_is_sound(samples: int) -> None:
 def test_a_longer_sound_than_allowed_is_refused(format: str) -> None:
     info = refused(sound_file(tone(MAX_SECONDS + 0.5), format=format))
     assert (info.status, info.code, info.param) == (400, "audio_too_long", "media[0]")
+
+
+def test_silence_at_the_highest_rate_in_many_channels_is_refused_before_it_takes_long() -> None:
+    bomb = io.BytesIO()
+    soundfile.write(bomb, numpy.zeros((655_350, 8), numpy.float32), 655_350, format="FLAC", subtype="PCM_16")
+    assert len(bomb.getvalue()) < 20_000
+    info = refused(bomb.getvalue())
+    assert (info.status, info.code) == (400, "audio_too_long")
 
 
 @pytest.mark.parametrize("size", [2**31, 0xFFFFFFF0, 0xFFFF0000, 100_000])
@@ -132,6 +199,10 @@ def test_a_wav_written_to_a_pipe_is_read_to_its_end() -> None:
     assert len(decoded(wav_claiming(0xFFFFFFFF))) == RATE
 
 
+def webm_sound(seconds: float) -> bytes:
+    return clip_file(0, sound=tone(seconds, rate=48_000), sound_rate=48_000, format="webm", sound_codec="libopus")
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -141,6 +212,7 @@ def test_a_wav_written_to_a_pipe_is_read_to_its_end() -> None:
         pytest.param(sound_file(tone(0)), id="no samples"),
         pytest.param(sound_file(tone(2), format="FLAC")[:9000], id="truncated flac"),
         pytest.param(clip_file(0, sound=tone(2), format="mp4")[:4000], id="truncated m4a"),
+        pytest.param(webm_sound(4)[:9000], id="truncated webm"),
         pytest.param(clip_file(4), id="video without sound"),
         pytest.param(sound_file(numpy.array([0.1, numpy.nan, 0.2]), subtype="FLOAT"), id="not a number"),
         pytest.param(sound_file(numpy.array([0.1, 1e30]), subtype="FLOAT"), id="overflow"),

@@ -107,6 +107,16 @@ def test_a_picture_that_claims_to_be_huge_is_refused_unseen(size: tuple[int, int
     assert (info.status, info.code, info.param) == (400, "image_too_large", "media[0]")
 
 
+def test_a_jpeg_of_very_many_scans_is_refused_unseen() -> None:
+    file = io.BytesIO()
+    picture(48, 32).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data.rindex(b"\xff\xda")
+    assert decoded(data[:-2] + data[last:-2] * 20 + data[-2:]).size
+    info = refused(data[:-2] + data[last:-2] * 200 + data[-2:])
+    assert (info.status, info.code) == (400, "image_too_large")
+
+
 @pytest.mark.parametrize("size", [(201, 1), (1, 201), (4100, 20)])
 def test_a_picture_too_long_for_the_reference_is_refused(size: tuple[int, int]) -> None:
     info = refused(image_file(Image.new("RGB", size)))

@@ -1,18 +1,21 @@
 """Clips of every format give the reference's frames; bad ones are refused by name."""
 
+import io
 from collections.abc import Callable
 
+import av
 import numpy
 import pytest
 from conversations import all_frames
 from media_files import clip_file, image_file, moving_pictures, picture, sound_file, tone
+from PIL import Image
 from transformers import Qwen3OmniMoeProcessor
 from transformers.video_utils import VideoMetadata
 
 from omni_pipeline.errors import ErrorInfo, OmniError
 from stages.preprocessing.decode_video import Clip, decode_frames, probe_clip, sampled_frames
 
-LIMITS = {"max_seconds": 60, "max_pixels": 200_000, "param": "media[0]"}
+LIMITS = {"max_seconds": 60, "max_pixels": 200_000, "max_total_pixels": 5_000_000, "param": "media[0]"}
 FORMATS = [
     ("mp4", "mpeg4"), ("mp4", "libx264"), ("mov", "libx264"), ("matroska", "libx264"), ("webm", "libvpx"),
     ("webm", "libvpx-vp9"), ("avi", "mpeg4"), ("mpegts", "mpeg2video"), ("gif", "gif"),
@@ -21,7 +24,9 @@ FORMATS = [
 
 def frames_of(data: bytes, indices: list[int], at_once: int = 4) -> numpy.ndarray:
     total = probe_clip(data, **LIMITS).frames
-    return numpy.concatenate(list(decode_frames(data, indices, at_once=at_once, total=total, param="media[0]")))
+    return numpy.concatenate(
+        list(decode_frames(data, indices, at_once=at_once, total=total, max_pixels=200_000, param="media[0]"))
+    )
 
 
 def refused(data: bytes) -> ErrorInfo:
@@ -64,7 +69,7 @@ def test_every_format_is_counted_and_decoded(format: str, codec: str) -> None:
 @pytest.mark.parametrize("at_once", [1, 2, 3, 100])
 def test_frames_come_in_pieces_of_the_size_asked_for(at_once: int) -> None:
     data = clip_file(7)
-    pieces = list(decode_frames(data, [0, 2, 3, 5, 6], at_once=at_once, total=7, param=""))
+    pieces = list(decode_frames(data, [0, 2, 3, 5, 6], at_once=at_once, total=7, max_pixels=200_000, param=""))
     assert max(map(len, pieces)) <= at_once
     assert numpy.array_equal(numpy.concatenate(pieces), frames_of(data, [0, 2, 3, 5, 6]))
 
@@ -110,6 +115,41 @@ def test_sound_is_noticed() -> None:
     assert probe_clip(clip_file(4, sound=tone(1)), **LIMITS).has_sound
 
 
+def avi(*pictures: bytes) -> bytes:
+    """One that claims 64×48 pixels, of these JPEG files."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="avi") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for time, data in enumerate(pictures):
+            packet = av.Packet(data)
+            packet.stream, packet.pts, packet.dts = stream, time, time
+            container.mux(packet)
+    return file.getvalue()
+
+
+def jpeg(width: int, height: int) -> bytes:
+    return image_file(Image.new("RGB", (width, height)), "JPEG")
+
+
+def growing() -> bytes:
+    """A clip whose frames get much larger after the first."""
+    return avi(jpeg(64, 48), jpeg(2000, 1600), jpeg(2000, 1600), jpeg(2000, 1600))
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A clip whose frames say they are that large, with next to nothing in them."""
+    data = bytearray(jpeg(64, 48))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    return avi(*[bytes(data)] * 4)
+
+
+def cut_webm() -> bytes:
+    data = clip_file(40, format="webm", codec="libvpx")
+    return data[: len(data) // 2]
+
+
 @pytest.mark.parametrize(
     ("data", "code"),
     [
@@ -121,6 +161,10 @@ def test_sound_is_noticed() -> None:
         pytest.param(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n", "invalid_video", id="playlist"),
         pytest.param(clip_file(2, width=640, height=480), "video_too_large", id="large frames"),
         pytest.param(clip_file(2, width=2400, height=8), "invalid_video", id="very wide"),
+        pytest.param(clip_file(50, width=640, height=300), "video_too_large", id="many large frames"),
+        pytest.param(growing(), "invalid_video", id="later frames larger"),
+        pytest.param(claiming(60_000, 60_000), "invalid_video", id="frames that claim to be huge"),
+        pytest.param(cut_webm(), "invalid_video", id="truncated webm"),
         pytest.param(clip_file(70, rate=1, width=16, height=16), "video_too_long", id="long"),
     ],
 )

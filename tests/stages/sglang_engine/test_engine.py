@@ -10,10 +10,13 @@ import torch
 
 from omni_pipeline.errors import OmniError
 from stages.messages import Sampling
+from stages.options import ThinkerOptions
 from stages.sglang_engine.engine import Broken, Done, Engine, Event, Generation, Prefilled, Token
 from stages.sglang_engine.prompt_rows import PromptRows
 from stages.thinker import ARCHITECTURE, end_of_turn_id
+from stages.weights import read_config
 from tests.reference import Conversation, Greedy, Reference
+from tests.stages.plans import engine_bytes, needs, weight_bytes
 
 TOKENS = 24
 QUESTIONS = [
@@ -56,7 +59,7 @@ def engine(tiny_checkpoint: Path) -> Iterator[Engine]:
         architecture=ARCHITECTURE,
         device="cpu",
         dtype=None,
-        eos_ids=[end_of_turn_id(str(tiny_checkpoint))],
+        eos_ids=[end_of_turn_id(read_config(str(tiny_checkpoint)))],
         max_total_tokens=KV_TOKENS,
         max_running_requests=8,
         options={"chunked_prefill_size": 32},
@@ -93,7 +96,7 @@ def run(engine: Engine, *generations: Generation) -> list[list[Event]]:
 def test_one_request_at_a_time(
     engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy], tiny_checkpoint: Path
 ) -> None:
-    end_of_turn = end_of_turn_id(str(tiny_checkpoint))
+    end_of_turn = end_of_turn_id(read_config(str(tiny_checkpoint)))
     for prompt, truth in zip(prompts, truths, strict=True):
         [events] = run(engine, generation("one", prompt))
         assert ids(events) == truth.ids
@@ -263,3 +266,27 @@ def test_logprobs_equal_the_references(
 def test_nothing_breaks_on_the_way(engine: Engine, prompts: list[torch.Tensor]) -> None:
     events = run(engine, *(generation(f"r{index}", prompt) for index, prompt in enumerate(prompts)))
     assert not any(isinstance(event, Broken) for answer in events for event in answer)
+
+
+def test_weights_and_cache_take_what_the_plan_says(engine: Engine, tiny_checkpoint: Path) -> None:
+    weights, token = engine_bytes(engine)
+    cache = needs(tiny_checkpoint, "thinker", ThinkerOptions()).cache
+    assert cache is not None
+    assert weights == weight_bytes(tiny_checkpoint, "thinker")
+    assert token == cache.token_bytes
+
+
+def test_tables_are_made_by_the_first_step_and_stay_where_they_are(
+    engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]
+) -> None:
+    """As on a GPU, where SGLang captures decode steps before there is an engine."""
+    model = engine.model
+    recorded, table = model.recorded, model.position_deltas
+    model.recorded, model.position_deltas = None, torch.zeros(0)
+    [events] = run(engine, generation("first", prompts[0]))
+    assert ids(events) == truths[0].ids
+    made = model.position_deltas
+    assert made.shape == table.shape
+    model.reserve(len(table))
+    assert model.position_deltas is made
+    model.recorded, model.position_deltas = recorded, table

@@ -1,0 +1,1 @@
+"""What happens to single requests, over all processes: collected here, and given to files or to OpenTelemetry."""

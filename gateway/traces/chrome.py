@@ -1,0 +1,164 @@
+"""Writes timelines as files in Chrome's trace event format, which Perfetto (ui.perfetto.dev) and chrome://tracing open.
+
+Each process is a process there, and each stage a thread of it. On a stage's thread, one slice spans all that the stage
+did for the request, and waits and steps lie inside it. Transfers overlap, so they are asynchronous events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from gateway.traces.timeline import GATEWAY, GATHER, TRANSFER, Sum, Traced
+
+SUFFIX = ".trace.json"
+
+_MAIN = "main"
+
+
+class ChromeFiles:
+    """A directory with one file for each request; see `traces.Sink`.
+
+    Args:
+        most: Most files kept there, those of earlier runs included; the oldest are removed.
+    """
+
+    def __init__(self, directory: Path, most: int) -> None:
+        self._directory = directory
+        self._most = most
+        self._files = deque(sorted(directory.glob(f"*{SUFFIX}")))  # their names begin with their time
+
+    def write(self, timeline: Traced, places: Mapping[str, str]) -> None:
+        """Write one file, unless the request was refused before it came to the pipeline."""
+        if not timeline.answer_id:
+            return
+        began = datetime.datetime.fromtimestamp(timeline.began + timeline.epoch, datetime.UTC)
+        path = self._directory / f"{began:%Y%m%dT%H%M%S.%f}-{timeline.answer_id}{SUFFIX}"
+        part = path.with_suffix(".part")
+        part.write_bytes(msgspec.json.encode(document(timeline, places)))
+        part.rename(path)  # whoever sees the file sees all of it
+        self._files.append(path)
+        while len(self._files) > self._most:
+            with contextlib.suppress(FileNotFoundError):
+                self._files.popleft().unlink()
+
+    def close(self) -> None:
+        """Every file is whole already."""
+
+
+def document(timeline: Traced, places: Mapping[str, str]) -> dict[str, Any]:
+    """The content of a timeline's file.
+
+    Args:
+        places: Which process each stage is in.
+    """
+    began = datetime.datetime.fromtimestamp(timeline.began + timeline.epoch, datetime.UTC)
+    return {
+        "traceEvents": list(_events(timeline, places)),
+        "displayTimeUnit": "ms",
+        "otherData": {
+            "began": began.isoformat(),
+            "trace_id": timeline.trace_id,
+            "answer_id": timeline.answer_id,
+            "wall_seconds": timeline.ended - timeline.began,
+            "covered_seconds": covered(timeline),
+            "spans_left_out": timeline.left_out,
+            **timeline.figures,
+        },
+    }
+
+
+def covered(timeline: Traced) -> float:
+    """Seconds of the request in which something was done for it, or was under way, or waited its turn."""
+    seconds, until = 0.0, timeline.began
+    for begin, end in sorted((span.begin, span.end) for span in timeline.spans if span.name != GATHER):
+        end = min(end, timeline.ended)
+        if end > until:
+            seconds += end - max(begin, until)
+            until = end
+    return seconds
+
+
+def _events(timeline: Traced, places: Mapping[str, str]) -> Iterator[_Event]:
+    by_begin = sorted(timeline.sums, key=lambda track: timeline.sums[track].begin)
+    tracks = {GATEWAY: _MAIN} | {track: places.get(track, track) for track in by_begin if track != GATEWAY}
+    processes = {name: number for number, name in enumerate(dict.fromkeys(tracks.values()), 1)}
+    at = {track: (processes[place], number) for number, (track, place) in enumerate(tracks.items(), 1)}
+    for name, number in processes.items():
+        yield _About("process_name", number, 0, {"name": name})
+        yield _About("process_sort_index", number, 0, {"sort_index": number})
+    for track, place in at.items():
+        yield _About("thread_name", *place, {"name": track})
+
+    began = timeline.began
+    yield _Slice("request", *at[GATEWAY], 0.0, _micro(timeline.ended - began), timeline.figures)
+    for track, total in timeline.sums.items():
+        if track != GATEWAY:
+            yield _Slice(
+                track, *at[track], _micro(total.begin - began), _micro(total.end - total.begin), summary(total)
+            )
+    for number, span in enumerate(timeline.spans):
+        process, thread = at[span.track]
+        begin = _micro(span.begin - began)
+        if span.name == TRANSFER:
+            name = f"{span.source} → {span.track}"
+            yield _Begin(name, process, thread, begin, number)
+            yield _End(name, process, thread, _micro(span.end - began), number)
+        else:
+            args = {"batch": span.batch} if span.batch else None
+            yield _Slice(span.name, process, thread, begin, _micro(span.end - span.begin), args)
+
+
+class _About(Struct, tag_field="ph", tag="M", gc=False):
+    """Names a process or a thread, or says where it stands."""
+
+    name: str
+    pid: int
+    tid: int
+    args: dict[str, Any]
+
+
+class _Slice(Struct, tag_field="ph", tag="X", omit_defaults=True, gc=False):
+    """A stretch of a thread's time."""
+
+    name: str
+    pid: int
+    tid: int
+    ts: float
+    dur: float
+    args: dict[str, Any] | None = None
+
+
+class _Begin(Struct, tag_field="ph", tag="b", gc=False):
+    """The begin of something that may overlap with its like; its `_End` has the same id."""
+
+    name: str
+    pid: int
+    tid: int
+    ts: float
+    id: int
+    cat: str = TRANSFER
+
+
+class _End(_Begin, tag="e", gc=False):
+    """See `_Begin`."""
+
+
+_Event: TypeAlias = _About | _Slice | _Begin
+
+
+def summary(total: Sum) -> dict[str, Any]:
+    """How often and how long everything was on one track."""
+    counts = {f"{name}s": count for name, count in total.counts.items()}
+    return counts | {f"{name}_seconds": seconds for name, seconds in total.seconds.items()}
+
+
+def _micro(seconds: float) -> float:
+    return int(seconds * 1e9) / 1000  # rounding takes thrice as long

@@ -1,0 +1,145 @@
+"""Sends timelines to an OpenTelemetry collector, over HTTP, through OpenTelemetry's own packages.
+
+Only imported where that is wanted. What their environment variables say about sampling, headers, time-outs and the
+resource holds here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from gateway.traces.chrome import summary
+from gateway.traces.timeline import GATEWAY, TRANSFER, Span, Traced
+from omni_pipeline import __version__
+
+# Single waits, steps and transfers of one request that are sent; beyond that only what each stage did in all.
+MOST_DETAILS = 1000
+
+# Spans in one message to the collector.
+_BATCH = 512
+
+_SERVICE = "omni-pipeline"
+
+# OpenTelemetry's names for what has one.
+_NAMES = {
+    "model": "gen_ai.request.model",
+    "answer_id": "gen_ai.response.id",
+    "prompt_tokens": "gen_ai.usage.input_tokens",
+    "completion_tokens": "gen_ai.usage.output_tokens",
+    "code": "error.type",
+}
+
+
+class OtlpExport:
+    """An OpenTelemetry collector; see `traces.Sink`.
+
+    Args:
+        endpoint: Full URL that spans are posted to.
+        exporter: Used instead of one for `endpoint`.
+    """
+
+    def __init__(self, endpoint: str, exporter: SpanExporter | None = None) -> None:
+        self._exporter = exporter or OTLPSpanExporter(endpoint=endpoint)
+        self._ended = _Ended()
+        self._ids = _Ids()
+        resource = Resource.create({"service.version": __version__})
+        if str(resource.attributes["service.name"]).startswith("unknown_service"):  # the environment gives no name
+            resource = resource.merge(Resource({"service.name": _SERVICE}))
+        provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
+        provider.add_span_processor(self._ended)
+        self._tracer = provider.get_tracer(_SERVICE, __version__)
+
+    def write(self, timeline: Traced, places: Mapping[str, str]) -> None:
+        """Send one timeline. Raises ConnectionError when the collector did not take it."""
+        self._ids.trace_id = int(timeline.trace_id, 16)
+        _make_spans(self._tracer, timeline, places)
+        spans = iter(self._ended.take())
+        while batch := list(islice(spans, _BATCH)):
+            if self._exporter.export(batch) is not SpanExportResult.SUCCESS:
+                raise ConnectionError("the OpenTelemetry collector did not take it")
+
+    def close(self) -> None:
+        self._exporter.shutdown()
+
+
+class _Ids(RandomIdGenerator):
+    """Gives traces the id that the log has named already."""
+
+    trace_id = 0
+
+    def generate_trace_id(self) -> int:
+        return self.trace_id
+
+
+class _Ended(SpanProcessor):
+    """Keeps spans until they are taken; all in one thread."""
+
+    def __init__(self) -> None:
+        self._spans: list[ReadableSpan] = []
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self._spans.append(span)
+
+    def take(self) -> list[ReadableSpan]:
+        spans, self._spans = self._spans, []
+        return spans
+
+
+def _make_spans(tracer: Tracer, timeline: Traced, places: Mapping[str, str]) -> None:
+    def make(
+        name: str,
+        begin: float,
+        end: float,
+        parent: Context,
+        attributes: dict[str, Any],
+        kind: SpanKind = SpanKind.INTERNAL,
+    ) -> Context:
+        span = tracer.start_span(name, parent, kind, attributes, start_time=_nanoseconds(begin, timeline))
+        if parent is caller and timeline.figures.get("outcome") == "failed":
+            span.set_status(Status(StatusCode.ERROR, str(timeline.figures.get("code"))))
+        span.end(_nanoseconds(end, timeline))
+        return set_span_in_context(span, parent)
+
+    # Without a parent of its own, a request must not become part of what this thread does.
+    caller = TraceContextTextMapPropagator().extract(timeline.headers, Context())
+    name = f"chat {timeline.figures.get('model', '')}".rstrip()
+    root = make(name, timeline.began, timeline.ended, caller, dict(_attributes(timeline)), SpanKind.SERVER)
+    tracks = {GATEWAY: root}
+    for track, total in timeline.sums.items():
+        if track != GATEWAY:
+            attributes = {"omni.process": places.get(track, track)}
+            attributes |= {f"omni.{name}": value for name, value in summary(total).items()}
+            tracks[track] = make(track, total.begin, total.end, root, attributes)
+    for span in timeline.spans[:MOST_DETAILS]:
+        make(_title(span), span.begin, span.end, tracks[span.track], {"omni.batch": span.batch} if span.batch else {})
+
+
+def _title(span: Span) -> str:
+    if span.name == TRANSFER:
+        return f"{span.source} → {span.track}"
+    return span.name if span.track == GATEWAY else f"{span.track} {span.name}"
+
+
+def _attributes(timeline: Traced) -> Iterator[tuple[str, Any]]:
+    yield "gen_ai.operation.name", "chat"
+    for name, value in timeline.figures.items():
+        if value is not None and name != "trace_id":
+            yield _NAMES.get(name, f"omni.{name}"), value
+    left_out = timeline.left_out + max(0, len(timeline.spans) - MOST_DETAILS)
+    if left_out:
+        yield "omni.spans_left_out", left_out
+
+
+def _nanoseconds(when: float, timeline: Traced) -> int:
+    return round((when + timeline.epoch) * 1e9)

@@ -1,0 +1,21 @@
+"""Makes the sinks that a configuration names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gateway.traces.chrome import ChromeFiles
+from gateway.traces.traces import Sink
+from omni_pipeline.config import Trace
+
+
+def sinks(trace: Trace) -> list[Sink]:
+    """Where traces are to go; nowhere, unless something is configured."""
+    made: list[Sink] = []
+    if trace.dir is not None:
+        made.append(ChromeFiles(Path(trace.dir), trace.files))
+    if trace.otlp_endpoint is not None:
+        from gateway.traces.otlp import OtlpExport
+
+        made.append(OtlpExport(trace.otlp_endpoint))
+    return made

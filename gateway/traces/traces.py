@@ -1,0 +1,208 @@
+"""Brings together what all processes note about each request, and hands it on when it is complete."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from gateway.traces.timeline import GATEWAY, GATHER, TRANSFER, Span, Timeline, Traced
+from omni_pipeline.graph import COLLECTOR
+from omni_pipeline.tracing import Notes, Stepped, Took
+
+log = logging.getLogger(__name__)
+
+# Workers send their notes at least every second. One that does not is not waited for any longer.
+PATIENCE_SECONDS = 3.0
+
+# Complete timelines that wait to be written; further ones are dropped.
+MOST_WAITING = 64
+
+# Spans kept of all requests together, about 100 bytes each.
+MOST_SPANS = 1_000_000
+
+# Taking up a message, and waiting for a step, get a span of their own when they take longer than this. A stage that
+# does one step after the other would have one for each breath between them.
+_BRIEF = 50e-6
+
+_TRACE_PARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+_UNTRACED = Timeline()
+
+
+class Sink(Protocol):
+    """Where complete timelines go."""
+
+    def write(self, timeline: Traced, places: Mapping[str, str]) -> None:
+        """Take over one timeline; called in a thread of its own, one at a time. An exception gives it up.
+
+        Args:
+            places: Which process each stage is in.
+        """
+
+    def close(self) -> None:
+        """Nothing more comes. Called on the event loop; ends a `write` that would take long."""
+
+
+class _Lane:
+    """A sink with the thread that writes to it."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.written = 0
+        self.dropped = 0
+        self._sink = sink
+        self._closed = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="traces")
+        self._writing: set[asyncio.Future[None]] = set()
+
+    def put(self, timeline: Traced, places: Mapping[str, str]) -> None:
+        """Have a timeline written, unless too many wait for that."""
+        if self._closed or len(self._writing) >= MOST_WAITING:
+            self.dropped += 1
+            return
+        writing = asyncio.get_running_loop().run_in_executor(self._thread, self._sink.write, timeline, places)
+        self._writing.add(writing)
+        writing.add_done_callback(self._wrote)
+
+    async def close(self) -> None:
+        """Write what waits, for a while, and nothing more."""
+        self._closed = True
+        if self._writing:
+            await asyncio.wait(self._writing, timeout=PATIENCE_SECONDS)
+        self._sink.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _wrote(self, writing: asyncio.Future[None]) -> None:
+        self._writing.discard(writing)
+        if writing.cancelled():
+            return
+        error = writing.exception()
+        if error is None:
+            self.written += 1
+        else:
+            self.dropped += 1
+            log.error("a trace could not be written: %s", error)
+
+
+class Traces:
+    """The requests that are being traced; used on the event loop.
+
+    Args:
+        sinks: Where they go; without any, nothing is traced.
+        workers: Gives the names of the workers that run.
+
+    Attributes:
+        dropped_spans: Spans that were left out of timelines.
+    """
+
+    def __init__(self, sinks: Sequence[Sink], workers: Callable[[], Collection[str]]) -> None:
+        self.dropped_spans = 0
+        self._lanes = [_Lane(sink) for sink in sinks]
+        self._workers = workers
+        self._followed: dict[str, Traced] = {}  # by answer id, until their last notes are here
+        self._ended: dict[str, asyncio.TimerHandle] = {}  # of those, the ones that are over
+        self._kept = 0  # spans of all in `_followed`
+        self._told: dict[str, float] = {}  # up to when each worker has told everything
+        self._places: dict[str, str] = {}  # worker of each stage
+        self._emptied = asyncio.Event()
+
+    @property
+    def written(self) -> int:
+        """Timelines that sinks have taken."""
+        return sum(lane.written for lane in self._lanes)
+
+    @property
+    def dropped(self) -> int:
+        """Timelines that they have not: too many waited, or it failed."""
+        return sum(lane.dropped for lane in self._lanes)
+
+    def begin(self, headers: Mapping[str, str]) -> Timeline:
+        """The timeline of a request that has just come with these HTTP headers."""
+        if not self._lanes:
+            return _UNTRACED
+        given = _TRACE_PARENT.fullmatch(headers.get("traceparent", ""))
+        kept = {name: headers[name] for name in ("traceparent", "tracestate") if given and name in headers}
+        trace_id = given[1] if given else secrets.token_hex(16)
+        return Traced(trace_id, kept, following=self._follow, ending=self._end)
+
+    def noted(self, notes: Notes) -> None:
+        """A process has told what it has done."""
+        for took in notes.took:
+            timeline = self._followed.get(took.request_id)
+            if timeline is not None:
+                self._add_took(timeline, took)
+        for stepped in notes.stepped:
+            self._places[stepped.stage] = notes.worker
+            self._add_step(stepped)
+        self._told[notes.worker] = notes.until
+        for answer_id in [answer_id for answer_id in self._ended if self._is_complete(answer_id)]:
+            self._complete(answer_id)
+
+    async def close(self, *, hurry: bool = False) -> None:
+        """Wait for the last notes, unless in a hurry, and until everything is written; then trace no more."""
+        if hurry:
+            for answer_id in list(self._ended):
+                self._complete(answer_id)
+        while self._ended:
+            self._emptied.clear()
+            await self._emptied.wait()
+        await asyncio.gather(*(lane.close() for lane in self._lanes))
+
+    def _follow(self, timeline: Traced) -> None:
+        self._followed[timeline.answer_id] = timeline
+
+    def _end(self, timeline: Traced) -> None:
+        if timeline.answer_id not in self._followed:  # it has not come as far as the pipeline
+            self._write(timeline)
+            return
+        loop = asyncio.get_running_loop()
+        self._ended[timeline.answer_id] = loop.call_later(PATIENCE_SECONDS, self._complete, timeline.answer_id)
+        if self._is_complete(timeline.answer_id):  # there is no worker left
+            self._complete(timeline.answer_id)
+
+    def _is_complete(self, answer_id: str) -> bool:
+        ended = self._followed[answer_id].ended
+        return all(self._told.get(worker, 0.0) >= ended for worker in self._workers())
+
+    def _complete(self, answer_id: str) -> None:
+        self._ended.pop(answer_id).cancel()
+        timeline = self._followed.pop(answer_id)
+        self._kept -= len(timeline.spans)
+        self.dropped_spans += timeline.left_out
+        self._write(timeline)
+        if not self._ended:
+            self._emptied.set()
+
+    def _add_took(self, timeline: Traced, took: Took) -> None:
+        track = took.target
+        if took.target == COLLECTOR:
+            track = GATEWAY
+            timeline.came(took.taken)
+        self._add(timeline, Span(track, TRANSFER, took.sent, took.taken, source=took.source))
+        if took.done - took.taken > _BRIEF:
+            self._add(timeline, Span(track, "receive", took.taken, took.done))
+
+    def _add_step(self, stepped: Stepped) -> None:
+        batch = len(stepped.requests)
+        for request_id, first, latest in zip(stepped.requests, stepped.first, stepped.latest, strict=True):
+            timeline = self._followed.get(request_id)
+            if timeline is None:
+                continue
+            if latest - first > _BRIEF:
+                self._add(timeline, Span(stepped.stage, GATHER, first, latest))
+            if stepped.begin - latest > _BRIEF:
+                self._add(timeline, Span(stepped.stage, "queue", latest, stepped.begin))
+            self._add(timeline, Span(stepped.stage, "step", stepped.begin, stepped.end, batch=batch))
+
+    def _add(self, timeline: Traced, span: Span) -> None:
+        before = len(timeline.spans)
+        timeline.add(span, keep=self._kept < MOST_SPANS)
+        self._kept += len(timeline.spans) - before
+
+    def _write(self, timeline: Traced) -> None:
+        for lane in self._lanes:
+            lane.put(timeline, dict(self._places))

@@ -1,0 +1,247 @@
+"""The command-line flags that set something in the configuration, as data; `command_line` makes options of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+from msgspec import Struct
+
+from omni_pipeline.gpus import parse_size
+
+# The groups of ``--help``, in this order.
+MODEL = "Model"
+PLACEMENT = "Where it computes"
+MEMORY = "GPU memory"
+NETWORK = "Network"
+MEDIA = "Media the server may read"
+LIMITS = "Limits"
+INSIGHT = "Logs and traces"
+
+
+class Device(StrEnum):
+    """Choices of ``--device``."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class LogFormat(StrEnum):
+    """Choices of ``--log-format``."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """Choices of ``--log-level``."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Flag(Struct, frozen=True):
+    """One flag. It can also be given as an environment variable, see `variable`.
+
+    Attributes:
+        name: With its dashes.
+        settings: Dotted paths of what it sets.
+        help, panel, metavar: For ``--help``.
+        default: What ``--help`` gives as default; False for nothing.
+        kind: Type of its value; `bool` for a flag without one, ``list[…]`` for one that can be repeated.
+        environment: Name of its variable, where ``SGL_OMNI_`` and its own name will not do.
+        parse: Makes the value of the text, where `kind` alone does not. Raises ValueError with the reason.
+    """
+
+    name: str
+    settings: tuple[str, ...]
+    help: str
+    panel: str
+    metavar: str | None = None
+    default: str | bool = False
+    kind: Any = str
+    parse: Callable[[str], Any] | None = None
+    environment: str | None = None
+
+    @property
+    def variable(self) -> str:
+        """``SGL_OMNI_MODEL_PATH`` for ``--model-path``."""
+        return self.environment or "SGL_OMNI_" + self.parameter.upper()
+
+    @property
+    def parameter(self) -> str:
+        """Its name in Python."""
+        return self.name.lstrip("-").replace("-", "_")
+
+
+def fraction(text: str) -> float:
+    """A number between 0 and 1, neither of them included. Raises ValueError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise ValueError(f"{text!r} is not a number greater than 0 and less than 1.")
+    return value
+
+
+def gpu_indices(text: str) -> list[int]:
+    """``0`` or ``0,1``. Raises ValueError."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise ValueError(f"{text!r} is not the index of a GPU, or several with commas between.")
+    return [int(part) for part in parts]
+
+
+def positive(text: str) -> int:
+    """A whole number from 1. Raises ValueError."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise ValueError(f"{text!r} is not a whole number from 1 on.")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """A port, or 0. Raises ValueError."""
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise ValueError(f"{text!r} is not a port from 0 to 65535.")
+    return int(text)
+
+
+def size(text: str) -> int:
+    """Bytes: ``1000000``, ``64MiB``. Raises ValueError."""
+    try:
+        return positive(text) if text.isdigit() else parse_size(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a size in bytes, MB, MiB, GB or GiB.") from error
+
+
+def seconds(text: str) -> float:
+    """A positive number. Raises ValueError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{text!r} is not a number of seconds.")
+    return value
+
+
+# Those that concern every model.
+COMMON = (
+    Flag(
+        "--model-path",
+        ("model_path",),
+        "Checkpoint directory or hub name. Required unless the configuration names it.",
+        MODEL,
+        metavar="DIR|NAME",
+    ),
+    Flag(
+        "--model-name",
+        ("server.model_name",),
+        "Name in /v1/models.",
+        MODEL,
+        metavar="NAME",
+        default="last part of the model path",
+    ),
+    Flag("--text-only", ("text_only",), "Leave the speech stages out.", MODEL, kind=bool, default="off"),
+    Flag(
+        "--device",
+        ("device",),
+        "Where the model computes; auto takes a GPU if there is one.",
+        PLACEMENT,
+        kind=Device,
+        default="auto",
+    ),
+    Flag(
+        "--colocate",
+        ("colocate",),
+        "Put all that computes on a GPU on one GPU, and in one worker process.",
+        PLACEMENT,
+        kind=bool,
+        default="off",
+    ),
+    Flag(
+        "--host",
+        ("server.host",),
+        "Address to listen on; 0.0.0.0 for every interface.",
+        NETWORK,
+        metavar="ADDRESS",
+        default="127.0.0.1",
+    ),
+    Flag(
+        "--port",
+        ("server.port",),
+        "Port to listen on; 0 takes a free one.",
+        NETWORK,
+        metavar="PORT",
+        parse=port,
+        default="8000",
+        environment="SGL_OMNI_LISTEN_PORT",  # Kubernetes sets SGL_OMNI_PORT to a URL beside a service called sgl-omni
+    ),
+    Flag(
+        "--api-key",
+        ("server.api_keys",),
+        "Require one of these as bearer token. Repeatable. Better given as SGL_OMNI_API_KEY, which no list of "
+        "processes shows.",
+        NETWORK,
+        metavar="KEY",
+        kind=list[str],
+        default="open to everyone",
+    ),
+    Flag(
+        "--allowed-local-media-path",
+        ("server.media.local_path",),
+        "Directory that local media paths must be in; an empty string forbids local files.",
+        MEDIA,
+        metavar="DIR",
+        default="current directory",
+    ),
+    Flag(
+        "--allowed-media-domain",
+        ("server.media.allowed_domains",),
+        "Only fetch from these hosts (example.org, 10.0.0.5:9000). Repeatable. A listed host may have a private "
+        "address.",
+        MEDIA,
+        metavar="HOST",
+        kind=list[str],
+        default="any public host",
+    ),
+    Flag(
+        "--max-media", ("server.media.max_items",), "Media in one request.", MEDIA, metavar="N", parse=positive,
+        default="64",
+    ),
+    Flag(
+        "--max-media-bytes", ("server.media.max_bytes",), "Size of one medium.", MEDIA, metavar="SIZE", parse=size,
+        default="256MiB",
+    ),
+    Flag(
+        "--max-requests",
+        ("server.limits.requests",),
+        "Requests in the pipeline at a time; more wait, see server.limits.queued, or get 429.",
+        LIMITS,
+        metavar="N",
+        parse=positive,
+        default="256",
+    ),
+    Flag(
+        "--max-body-bytes", ("server.limits.body_bytes",), "Size of one HTTP request.", LIMITS, metavar="SIZE",
+        parse=size, default="512MiB",
+    ),
+    Flag(
+        "--request-timeout", ("server.limits.request_seconds",), "Time that one request may take.", LIMITS,
+        metavar="SECONDS", parse=seconds, default="600",
+    ),
+    Flag("--log-level", ("log_level",), "Of the main process and the workers.", INSIGHT, kind=LogLevel, default="info"),
+    Flag(
+        "--log-format", ("log_format",), "Lines for people, or one JSON object each.", INSIGHT, kind=LogFormat,
+        default="text",
+    ),
+    Flag(
+        "--trace-dir", ("trace.dir",), "Write a timeline of each request there, for Perfetto (ui.perfetto.dev).",
+        INSIGHT, metavar="DIR", default="off",
+    ),
+)  # fmt: skip

@@ -1,0 +1,62 @@
+"""Passes on what a child process writes to its standard outputs, and remembers the end of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+_READ_BYTES = 64 * 1024
+_STDOUT, _STDERR = 1, 2
+
+# How much of the end is remembered and shown.
+_TAIL_BYTES = 4096
+_LINES = 12
+_LINE_CHARACTERS = 240
+
+
+class Relay:
+    """A pipe from one child to our standard error. Make it before the fork."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        self._tail = b""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when the child has written something."""
+        return self._reader
+
+    def attach(self) -> None:
+        """In the child: write here from now on."""
+        os.dup2(self._writer, _STDOUT)
+        os.dup2(self._writer, _STDERR)
+        self.close()
+        os.close(self._writer)
+
+    def parent_side(self) -> None:
+        """In the parent, after the fork: leave writing to the child."""
+        os.close(self._writer)
+
+    def pass_on(self) -> bool:
+        """Pass on what has been written; whether there can be more."""
+        while True:
+            try:
+                data = os.read(self._reader, _READ_BYTES)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            self._tail = (self._tail + data)[-_TAIL_BYTES:]
+            rest = memoryview(data)
+            with contextlib.suppress(OSError):  # nobody reads our own standard error any more
+                while rest:
+                    rest = rest[os.write(_STDERR, rest) :]
+
+    def last_words(self) -> list[str]:
+        """The last lines."""
+        lines = self._tail.decode(errors="replace").splitlines()
+        return [line[:_LINE_CHARACTERS] for line in lines if line.strip()][-_LINES:]
+
+    def close(self) -> None:
+        """Hear no more."""
+        os.close(self._reader)

@@ -1,0 +1,97 @@
+"""What the log of every process looks like: lines for people, or one JSON object in each line.
+
+A record may have fields beside its message: ``log.info("answered", extra=fields(request_id=…))``. Each record is one
+line, whatever a client has put into a path or an id; only tracebacks, in the form for people, have more.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import re
+import sys
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+Format: TypeAlias = Literal["text", "json"]
+
+_FIELDS = "omni_fields"
+_PLAIN = re.compile(r"[^\s\"'=\\\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def configure(process: str, level: str, form: Format) -> None:
+    """Have this process log to stderr, in place of any way it did before.
+
+    Args:
+        process: Its name in each record, such as ``main`` or a worker's.
+        level: As Python's logging names it.
+        form: How records are written.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter(process) if form == "json" else TextFormatter(process))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def fields(**values: Any) -> dict[str, Any]:
+    """The argument `extra` of a logging call whose record is to have these fields; those that are None are left out."""
+    return {_FIELDS: {name: value for name, value in values.items() if value is not None}}
+
+
+class TextFormatter(logging.Formatter):
+    """``2026-11-26 08:13:22,123 INFO main gateway.access: POST /v1/chat/completions status=200 request_id=…``"""
+
+    def __init__(self, process: str) -> None:
+        super().__init__(f"%(asctime)s %(levelname)s {process} %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line without a traceback."""
+        record.message = _CONTROL.sub(_escaped, record.message)
+        line = super().formatMessage(record)
+        return " ".join([line, *(f"{name}={_shown(value)}" for name, value in _fields_of(record).items())])
+
+
+class JsonFormatter(logging.Formatter):
+    """An object with ``time`` (UTC), ``level``, ``process``, ``pid``, ``logger``, ``message``, and the record's fields.
+
+    A traceback is in ``exception``.
+    """
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        body: dict[str, Any] = {
+            "time": time.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "process": self._process,
+            "pid": os.getpid(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            body["exception"] = self.formatException(record.exc_info)
+        body = body | _fields_of(record) | body  # a field takes no other's place
+        return msgspec.json.encode(body, enc_hook=str).decode()
+
+
+def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    values: dict[str, Any] = getattr(record, _FIELDS, {})
+    return values
+
+
+def _shown(value: Any) -> str:
+    """A value as one word, in quotes where it would not be one."""
+    text = format(value, ".6g") if isinstance(value, float) else str(value)
+    if _PLAIN.fullmatch(text):
+        return text
+    return _CONTROL.sub(_escaped, msgspec.json.encode(text).decode())
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()

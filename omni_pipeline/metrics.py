@@ -1,0 +1,72 @@
+"""What a process measures of its stages and of the edges that end in it, in figures that only grow."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+from msgspec import Struct, field
+
+# Upper bounds of the buckets.
+STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+BATCH_SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+EDGE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5)
+
+
+class Distribution(Struct):
+    """How often a figure fell into each of some buckets.
+
+    Attributes:
+        bounds: The greatest figure of each bucket but the last, which has none.
+        counts: Figures in each bucket; one more than there are bounds.
+        total: Sum of all figures.
+    """
+
+    bounds: tuple[float, ...]
+    counts: list[int]
+    total: float = 0.0
+
+    @classmethod
+    def over(cls, bounds: tuple[float, ...]) -> Distribution:
+        """An empty one with these bounds."""
+        return cls(bounds, [0] * (len(bounds) + 1))
+
+    def add(self, figure: float) -> None:
+        """Count one figure."""
+        self.counts[bisect_left(self.bounds, figure)] += 1
+        self.total += figure
+
+
+class EdgeStats(Struct):
+    """What has arrived over one edge of the graph since the receiving process started.
+
+    Attributes:
+        messages: How many.
+        bytes: Of their frames; 0 for what is handed over inside a process.
+        seconds: From the moment a message left its sender's step until its receiver took it up.
+    """
+
+    source: str
+    target: str
+    messages: int = 0
+    bytes: int = 0
+    seconds: Distribution = field(default_factory=lambda: Distribution.over(EDGE_SECONDS))
+
+
+class Edges:
+    """The edges that end in one process."""
+
+    def __init__(self) -> None:
+        self._edges: dict[tuple[str, str], EdgeStats] = {}
+
+    def add(self, source: str, target: str, size: int, seconds: float) -> None:
+        """Count a message of `size` bytes that was under way for `seconds`."""
+        edge = self._edges.get((source, target))
+        if edge is None:
+            edge = self._edges[source, target] = EdgeStats(source, target)
+        edge.messages += 1
+        edge.bytes += size
+        edge.seconds.add(seconds)
+
+    def all(self) -> list[EdgeStats]:
+        """The figures of each edge that has been used."""
+        return list(self._edges.values())

@@ -1,0 +1,119 @@
+"""What is there: GPUs, driver, versions; and whether CUDA computes what the CPU does."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from gpu_check.report import Check, Report, table
+from omni_pipeline.errors import StartupError
+from omni_pipeline.gpus import detect, memory_used
+
+GIB = 1024**3
+
+# Run in a process of its own, so that this one never holds a CUDA context.
+_PROBE = """
+import json, torch
+from torch.nn import functional
+torch.manual_seed(0)
+a, b = torch.randn(256, 256), torch.randn(256, 256)
+images, kernel = torch.randn(1, 8, 32, 32), torch.randn(8, 8, 3, 3)
+found = {"cuda": torch.version.cuda, "devices": []}
+for index in range(torch.cuda.device_count()):
+    properties = torch.cuda.get_device_properties(index)
+    device = torch.device("cuda", index)
+    product = (a.to(device) @ b.to(device)).cpu()
+    filtered = functional.conv2d(images.to(device), kernel.to(device)).cpu()
+    found["devices"].append({
+        "name": properties.name,
+        "memory": properties.total_memory,
+        "capability": f"{properties.major}.{properties.minor}",
+        "product": (product - a @ b).abs().max().item(),
+        "filtered": (filtered - functional.conv2d(images, kernel)).abs().max().item(),
+    })
+print(json.dumps(found))
+"""
+
+# Sums of 256 products of normal numbers: float32 gives 1e-5, TF32 some 1e-2.
+_SAME = 0.1
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one GPU as its driver counts them."""
+
+    name: str
+    total: int
+    used: int
+
+
+def gpu_memory() -> list[Memory]:
+    """All GPUs that this process may use; none where there are none. Raises StartupError if the driver fails."""
+    gpus = detect()
+    used = memory_used(gpus) if gpus else {}
+    return [Memory(gpu.name, gpu.memory, used[gpu.index]) for gpu in gpus]
+
+
+def look(report: Report, device: str) -> bool:
+    """Describe the machine, and check that CUDA is usable if it is to be used; whether it is."""
+    versions = [(name, importlib.metadata.version(name)) for name in ("sglang", "torch", "transformers")]
+    rows = [("system", f"{platform.system()} {platform.release()}, Python {platform.python_version()}")]
+    rows += [("commit", commit()), *versions, ("processors", str(os.cpu_count()))]
+    if device == "cpu":
+        report.add("Machine", table(("", ""), rows), Check("GPU", None, "this run is on the CPU"))
+        return True
+    memory, problem = _driver()
+    rows += [(f"GPU {index}", f"{one.name}, {one.total / GIB:.1f} GiB") for index, one in enumerate(memory)]
+    probe: dict[str, Any] = _probe() if memory else {"devices": [], "error": "no GPU was found"}
+    rows.append(("CUDA of torch", str(probe.get("cuda"))))
+    driver = Check("the driver answers", bool(memory), problem)
+    checks = [driver, *judge(memory, probe)]
+    report.add("Machine", table(("", ""), rows), *checks)
+    return all(check.passed for check in checks if not check.name.endswith("is free"))
+
+
+def _driver() -> tuple[list[Memory], str]:
+    try:
+        return gpu_memory(), ""
+    except StartupError as error:
+        return [], str(error)
+
+
+def _probe() -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        return {"devices": [], "error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it crashed"}
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def judge(memory: list[Memory], probe: dict[str, Any]) -> list[Check]:
+    """Whether torch sees the GPUs, computes rightly on each, and has it for itself.
+
+    Args:
+        probe: What `_PROBE` printed; or no devices, and an error.
+    """
+    devices = probe["devices"]
+    checks = [Check("torch sees every GPU", len(devices) == len(memory) > 0, str(probe.get("error", "")))]
+    for index, (one, device) in enumerate(zip(memory, devices, strict=False)):
+        worst = max(device["product"], device["filtered"])
+        checks.append(Check(f"GPU {index} computes what the CPU does", worst < _SAME, f"off by {worst:.1e} at most"))
+        checks.append(
+            Check(f"GPU {index} is free", one.used < 0.02 * one.total, f"{one.used / GIB:.1f} GiB are used by others")
+        )
+    return checks
+
+
+def commit() -> str:
+    """The commit that is checked out, with a mark if files differ from it."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True, text=True, check=False, cwd=os.path.dirname(__file__),
+    )  # fmt: skip
+    return done.stdout.strip() or "unknown"

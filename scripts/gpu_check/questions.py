@@ -1,0 +1,60 @@
+"""The questions of the usage guide, and whether an answer is sane."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import soundfile
+
+from tests.served.test_usage_guide import EXAMPLES
+
+# Softer than this is silence.
+_AUDIBLE = 1e-3
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        text: What it says.
+        seconds: Of sound; None where none was asked for.
+        problem: What is wrong with it; empty if nothing.
+    """
+
+    text: str
+    seconds: float | None
+    problem: str
+
+
+def body(name: str, *, speech: bool, max_tokens: int = 64) -> dict[str, Any]:
+    """The request of one of the guide's examples."""
+    modalities = ["text", "audio"] if speech else ["text"]
+    return EXAMPLES[name] | {"model": "qwen3-omni", "modalities": modalities, "max_tokens": max_tokens}
+
+
+def judge(status: int, result: dict[str, Any], *, speech: bool) -> Answer:
+    """What came back."""
+    if status != 200:
+        return Answer("", None, f"status {status}: {result.get('error', result)}")
+    [choice] = result["choices"]
+    text = choice["message"]["content"] or ""
+    if not text.strip():
+        return Answer(text, None, "it says nothing")
+    if choice["finish_reason"] not in ("stop", "length"):
+        return Answer(text, None, f"it ended with {choice['finish_reason']}")
+    if not speech:
+        return Answer(text, None, "")
+    audio = choice["message"].get("audio")
+    if not audio:
+        return Answer(text, None, "it has no sound")
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(audio["data"])), dtype="float32")
+    seconds = len(samples) / rate
+    if rate != 24000:
+        return Answer(text, seconds, f"its sound has {rate} Hz")
+    loudness = float(numpy.sqrt(numpy.mean(numpy.square(samples)))) if len(samples) else 0.0
+    return Answer(text, seconds, "" if loudness > _AUDIBLE else "its sound is silence")

@@ -1,0 +1,169 @@
+"""Starts a server in one layout, asks the guide's questions, measures it, and looks whether it leaves the GPU clean."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpu_check.machine import GIB, Memory, gpu_memory
+from gpu_check.questions import EXAMPLES, body, judge
+from gpu_check.report import Check, Report, block, table
+from tests.server import Server
+
+ROOT = Path(__file__).parents[2]
+
+START_SECONDS = 1800  # a 70 GB checkpoint from a slow disk
+_CLI = (sys.executable, "-m", "omni_pipeline.cli")
+_PLAIN = {"COLUMNS": "110", "NO_COLOR": "1"}
+# What a plan may be wrong by and still be called right, of each GPU.
+_PLAN_OFF = 0.05
+_LEFT_BEHIND = GIB // 2
+_LOG = 4000
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way to run the model: a name, and the flags for it."""
+
+    name: str
+    flags: tuple[str, ...]
+    speech: bool = True
+
+
+def layouts(gpus: int) -> list[Layout]:
+    """Those worth trying on so many GPUs (0: on the CPU)."""
+    found = [Layout("text", ("--text-only",), speech=False), Layout("split", ()), Layout("colocated", ("--colocate",))]
+    for ranks in (2, 4, 8):
+        if ranks <= gpus:
+            shared = ",".join(map(str, range(ranks)))
+            found.append(Layout(f"thinker on {ranks}", ("--gpu-thinker", shared)))
+    return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to do in each layout.
+
+    Attributes:
+        bench: Further flags of `sgl-omni bench`; None leaves it out.
+    """
+
+    model: Path
+    device: str
+    directory: Path
+    bench: Sequence[str] | None
+
+
+def try_layout(report: Report, layout: Layout, run: Run) -> None:
+    """Plan, start, ask, measure and stop; one section."""
+    plan, drawn = planned(layout, run)
+    heading = f"Layout: {layout.name} ({' '.join(layout.flags) or 'no flags'})"
+    if not plan["fits"]:
+        report.add(heading, block(drawn), Check(layout.name, None, "the plan says that it does not fit"))
+        return
+    before = gpu_memory()
+    flags = ["--device", run.device, "--model-name", "qwen3-omni", *layout.flags]
+    server = Server(
+        run.model, run.directory, {}, [flag for flag in flags if flag != "--text-only"], layout.speech, START_SECONDS
+    )
+    began = time.monotonic()
+    try:
+        server.start()
+    except (RuntimeError, AssertionError) as error:
+        failed = Check(f"{layout.name}: start", False, "see its section")
+        report.add(heading, f"{block(drawn)}\n\n{block(str(error)[-_LOG:])}", failed)
+        return
+    checks = [Check(f"{layout.name}: start", True, f"ready after {time.monotonic() - began:.0f} s")]
+    parts: list[str] = []
+    try:
+        for text, found in _use(server, layout, plan, run):
+            parts.append(text)
+            checks += found
+    except (OSError, ValueError, LookupError) as error:  # it does not answer, or not as agreed
+        checks.append(Check(f"{layout.name}: answers", False, f"{type(error).__name__}: {error}"))
+    checks.append(_stop(server, layout, before))
+    log = server.log.read_text()
+    if any(check.passed is False for check in checks) or "Traceback" in log:
+        parts.append(f"End of the server's log:\n\n{block(log[-_LOG:])}")
+    report.add(heading, "\n\n".join([block(drawn), *filter(None, parts)]), *checks)
+
+
+def planned(layout: Layout, run: Run) -> tuple[dict[str, Any], str]:
+    """`sgl-omni plan` for the layout on this machine: as data, and drawn."""
+    command = [*_CLI, "plan", "--model-path", str(run.model), "--device", run.device, *layout.flags]
+    said, drawn = (
+        subprocess.run(
+            [*command, *more], capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | _PLAIN
+        )
+        for more in (["--json"], [])
+    )
+    if not said.stdout:  # the flags contradict themselves, or the machine
+        return {"fits": False, "devices": []}, said.stderr
+    data: dict[str, Any] = json.loads(said.stdout)
+    return data, drawn.stdout
+
+
+def _use(server: Server, layout: Layout, plan: dict[str, Any], run: Run) -> Iterator[tuple[str, list[Check]]]:
+    """Ask, measure, and then, when torch has reserved what it ever needs, look at the memory."""
+    yield _ask(server, layout)
+    if run.bench is not None:
+        for output in ("text", "speech") if layout.speech else ("text",):
+            yield bench(server.url, layout.name, output, run.bench, run.directory)
+    yield compare(layout.name, plan, gpu_memory())
+
+
+def _ask(server: Server, layout: Layout) -> tuple[str, list[Check]]:
+    rows, problems = [], []
+    for name in EXAMPLES:
+        for speech in (False, True) if layout.speech else (False,):
+            began = time.monotonic()
+            status, result = server.post(body(name, speech=speech), timeout=600)
+            answer = judge(status, result, speech=speech)
+            seconds = time.monotonic() - began
+            sound = "–" if answer.seconds is None else f"{answer.seconds:.1f} s"
+            rows.append(
+                (name, "aloud" if speech else "in text", answer.text, sound, f"{seconds:.2f} s", answer.problem)
+            )
+            problems += [f"{name}: {answer.problem}"] if answer.problem else []
+    header = ("question", "answered", "text", "sound", "took", "problem")
+    return table(header, rows), [Check(f"{layout.name}: the guide's questions", not problems, "; ".join(problems))]
+
+
+def bench(url: str, layout: str, output: str, flags: Sequence[str], directory: Path) -> tuple[str, list[Check]]:
+    """`sgl-omni bench` for one kind of answer; its figures also go to a file in `directory`."""
+    results = directory / f"bench-{layout.replace(' ', '-')}-{output}.json"
+    command = [*_CLI, "bench", "--url", url, "--output", output, "--json", str(results), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, **_PLAIN})
+    shown = f"`sgl-omni bench --output {output} {' '.join(flags)}`:\n\n{block(done.stdout or done.stderr)}"
+    return shown, [Check(f"{layout}: bench, {output}", done.returncode == 0, f"ended with {done.returncode}")]
+
+
+def compare(layout: str, plan: dict[str, Any], there: Sequence[Memory]) -> tuple[str, list[Check]]:
+    """Memory of each GPU as planned and as it is; nothing where there are none."""
+    planned_gpus = [device["taken"] for device in plan["devices"] if device["index"] is not None]
+    rows, checks = [], []
+    for index, (taken, now) in enumerate(zip(planned_gpus, there, strict=False)):
+        off = (now.used - taken) / now.total
+        rows.append((f"GPU {index}", *(f"{size / GIB:.1f}" for size in (taken, now.used, now.total)), f"{off:+.1%}"))
+        checks.append(Check(f"{layout}: memory of GPU {index}", off <= _PLAN_OFF, f"{off:+.1%} against the plan"))
+    return table(("GiB", "planned", "used after the load", "there", "off by"), rows) if rows else "", checks
+
+
+def _stop(server: Server, layout: Layout, before: Sequence[Memory]) -> Check:
+    """End the server, and see what it leaves."""
+    name = f"{layout.name}: stop"
+    try:
+        status = server.stop()
+    except AssertionError as error:
+        return Check(name, False, str(error))
+    left = [now.used - then.used for then, now in zip(before, gpu_memory(), strict=True)]
+    worst = max(left, default=0)
+    detail = f"exit status {status}" + (f", {worst / GIB:.1f} GiB left on a GPU" if worst > _LEFT_BEHIND else "")
+    return Check(name, status == 0 and worst <= _LEFT_BEHIND, detail)

@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""The tables of docs/placement.md, made by the plan itself.
+
+    python scripts/placement_tables.py           # print them
+    python scripts/placement_tables.py --write   # put them into the document
+
+A test holds the document against them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from msgspec import Struct, structs
+
+from omni_pipeline.checkpoint import Checkpoint, Stored, describe
+from omni_pipeline.config import Config, StageConfig
+from omni_pipeline.deployment import resolve
+from omni_pipeline.gpus import Gpu, parse
+from omni_pipeline.placement import Holding, Placement, place
+from stages.tensor_shapes import fp8_tensors
+from stages.topology import QWEN3_OMNI
+
+ROOT = Path(__file__).parents[1]
+DOCUMENT = ROOT / "docs" / "placement.md"
+SIZES = ROOT / "tests" / "data" / "qwen3_omni_30b"
+
+GIB = 1024**3
+
+
+class Layout(Struct, frozen=True):
+    """One row: a way to use some GPUs.
+
+    Attributes:
+        flags: As on the command line, for the reader; `config` must say the same.
+        shown: Whether its stages get a table of their own.
+    """
+
+    flags: str
+    config: Config
+    fp8: bool = False
+    shown: bool = False
+
+
+def config(*, colocate: bool = False, text_only: bool = False, **gpus: list[int]) -> Config:
+    stages = {name: StageConfig(gpus=indices) for name, indices in gpus.items()}
+    return Config(model_path=str(SIZES), colocate=colocate, text_only=text_only, stages=stages)
+
+
+ONE_GPU = (
+    Layout("--colocate", config(colocate=True), shown=True),
+    Layout("(nine processes)", config()),
+    Layout("--colocate", config(colocate=True), fp8=True),
+    Layout("(nine processes)", config(), fp8=True),
+    Layout("--text-only", config(text_only=True)),
+)
+SPEECH_ON_2 = {name: [2] for name in ("talker_ar", "code_predictor", "code2wav")}
+ENCODERS_ON_3 = {"image_encoder": [3], "audio_encoder": [3]}
+
+SECTIONS: dict[str, tuple[Layout, ...]] = {
+    "1xH100-80GB": ONE_GPU,
+    "1xH20-96GB": ONE_GPU,
+    "1xH200-141GB": ONE_GPU,
+    "2xH100-80GB": (
+        Layout("(thinker and encoders on 0, speech on 1)", config(), shown=True),
+        Layout("--gpu-thinker 0,1", config(thinker=[0, 1])),
+        Layout("(thinker and encoders on 0, speech on 1)", config(), fp8=True),
+        Layout("--text-only --gpu-thinker 0,1", config(text_only=True, thinker=[0, 1])),
+    ),
+    "4x24GB": (
+        Layout("--gpu-thinker 0,1,2,3", config(thinker=[0, 1, 2, 3])),
+        Layout(
+            "--gpu-thinker 0,1,2,3 --gpu-image-encoder 0 --gpu-audio-encoder 1 --gpu-talker 2 --gpu-code-predictor 3 "
+            "--gpu-code2wav 3",
+            config(
+                thinker=[0, 1, 2, 3],
+                image_encoder=[0],
+                audio_encoder=[1],
+                talker_ar=[2],
+                code_predictor=[3],
+                code2wav=[3],
+            ),
+        ),
+        Layout(
+            "--text-only --gpu-thinker 0,1,2,3 --gpu-image-encoder 0 --gpu-audio-encoder 1",
+            config(text_only=True, thinker=[0, 1, 2, 3], image_encoder=[0], audio_encoder=[1]),
+        ),
+        Layout(
+            "--gpu-thinker 0,1 --gpu-talker 2 --gpu-code-predictor 2 --gpu-code2wav 2 --gpu-image-encoder 3 "
+            "--gpu-audio-encoder 3",
+            config(thinker=[0, 1], **SPEECH_ON_2, **ENCODERS_ON_3),
+            fp8=True,
+            shown=True,
+        ),
+    ),
+}
+
+
+def sections() -> dict[str, str]:
+    """The Markdown of each section, by the GPUs it is about."""
+    assert QWEN3_OMNI.checkpoint is not None
+    plain = describe(str(SIZES), QWEN3_OMNI.checkpoint)
+    light = {name: Stored(*stored) for name, stored in fp8_tensors(plain.config).items()}
+    checkpoints = {False: plain, True: structs.replace(plain, tensors=light)}
+    return {gpus: "\n".join(_section(parse(gpus), rows, checkpoints)) for gpus, rows in SECTIONS.items()}
+
+
+def _section(gpus: tuple[Gpu, ...], layouts: Sequence[Layout], checkpoints: dict[bool, Checkpoint]) -> Iterator[str]:
+    placements = [place(resolve(layout.config, gpus), checkpoints[layout.fp8]) for layout in layouts]
+    yield "| weights | flags | fits | requests at a time | KV tokens: thinker | talker | GiB taken of each GPU |"
+    yield "|---|---|---|---|---|---|---|"
+    for layout, placement in zip(layouts, placements, strict=True):
+        yield _row(layout, placement)
+    for layout, placement in zip(layouts, placements, strict=True):
+        if layout.shown:
+            yield ""
+            yield f"In GiB, {_weights(layout)}{f' `{layout.flags}`' if '--' in layout.flags else ''}:"
+            yield ""
+            yield from _stages(placement)
+
+
+def _weights(layout: Layout) -> str:
+    return "FP8" if layout.fp8 else "BF16"
+
+
+def _row(layout: Layout, placement: Placement) -> str:
+    flags = f"`{layout.flags}`" if layout.flags.startswith("--") else layout.flags
+    tokens = [placement.cache(stage) for stage in ("thinker", "talker_ar")]
+    cells = [
+        _weights(layout),
+        flags,
+        "yes" if placement.fits else "**no**",
+        str(placement.requests) if placement.fits else "–",
+        *(f"{cache.tokens:,}" if cache is not None and placement.fits else "–" for cache in tokens),
+        ", ".join(f"{device.taken / GIB:.1f} of {device.usable / GIB:.1f}" for device in placement.devices),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _stages(placement: Placement) -> Iterator[str]:
+    yield "| GPU | stage | weights | KV cache | state | peak | graphs | process | all | of the GPU |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for device in placement.devices:
+        for holding in device.holdings:
+            share = f"{holding.total / device.memory:.3f}"
+            yield f"| {device.index} | {holding.stage} | {' | '.join(_parts(holding))} | {share} |"
+        yield f"| {device.index} | kept free | | | | | | | {(device.memory - device.taken) / GIB:.2f} | |"
+
+
+def _parts(holding: Holding) -> Iterator[str]:
+    for part in ("weights", "cache", "state", "activations", "graphs", "process", "total"):
+        size = getattr(holding, part)
+        yield f"{size / GIB:.2f}" if size else "–"
+
+
+def filled(document: str) -> str:
+    """The document with every section between its two marks made anew."""
+    made = sections()
+    marks = re.compile(r"(<!-- plan: (\S+) -->\n).*?(<!-- end of plan -->)", re.DOTALL)
+    return marks.sub(lambda found: f"{found[1]}{made[found[2]]}\n{found[3]}", document)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The tables of docs/placement.md, made by the plan itself.")
+    parser.add_argument("--write", action="store_true", help="put them into the document instead of printing them")
+    if parser.parse_args().write:
+        DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+        return
+    for gpus, text in sections().items():
+        print(f"{gpus}\n\n{text}\n")
+
+
+if __name__ == "__main__":
+    main()

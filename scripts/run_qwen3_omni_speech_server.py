@@ -1,0 +1,15 @@
+"""Starts the speech server; takes the flags of ``sgl-omni serve``, which it is another name for.
+
+    python scripts/run_qwen3_omni_speech_server.py --model-path Qwen/Qwen3-Omni-30B-A3B-Instruct \\
+        --gpu-thinker 0 --gpu-talker 1 --gpu-code-predictor 1 --gpu-code2wav 1 --port 8008
+"""
+
+from __future__ import annotations
+
+import sys
+
+from omni_pipeline.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "serve")
+    main()

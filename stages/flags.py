@@ -1,0 +1,73 @@
+"""The command-line flags that only Qwen3-Omni has: where its stages are, and the memory of its language models."""
+
+from __future__ import annotations
+
+from omni_pipeline.flags import MEMORY, PLACEMENT, Flag, fraction, gpu_indices, positive
+
+_ONE_GPU = {
+    "--gpu-talker": "talker_ar",
+    "--gpu-code-predictor": "code_predictor",
+    "--gpu-code2wav": "code2wav",
+    "--gpu-image-encoder": "image_encoder",
+    "--gpu-audio-encoder": "audio_encoder",
+}
+
+QWEN3_OMNI_FLAGS = (
+    Flag(
+        "--gpu-thinker",
+        ("stages.thinker.gpus",),
+        "GPU of the thinker, or several (0,1) that share it by tensor parallelism.",
+        PLACEMENT,
+        metavar="GPUS",
+        parse=gpu_indices,
+        default="automatic",
+    ),
+    *(
+        Flag(
+            name,
+            (f"stages.{stage}.gpus",),
+            f"GPU of {stage}.",
+            PLACEMENT,
+            metavar="GPU",
+            parse=gpu_indices,
+            default="automatic",
+        )
+        for name, stage in _ONE_GPU.items()
+    ),
+    Flag(
+        "--thinker-tp-size",
+        ("stages.thinker.tp_size",),
+        "Tensor-parallel ranks of the thinker, each with a GPU (on the CPU: each a process).",
+        PLACEMENT,
+        metavar="N",
+        parse=positive,
+        default="one for each of its GPUs",
+    ),
+    Flag(
+        "--mem-fraction-static",
+        ("stages.thinker.options.mem_fraction_static", "stages.talker_ar.options.mem_fraction_static"),
+        "Weights and KV cache of thinker and talker, each as a fraction (0 to 1) of its whole GPU.",
+        MEMORY,
+        metavar="X",
+        parse=fraction,
+        default="automatic",
+    ),
+    Flag(
+        "--thinker-mem-fraction-static",
+        ("stages.thinker.options.mem_fraction_static",),
+        "The same for the thinker alone; wins over --mem-fraction-static.",
+        MEMORY,
+        metavar="X",
+        parse=fraction,
+        default="automatic",
+    ),
+    Flag(
+        "--talker-mem-fraction-static",
+        ("stages.talker_ar.options.mem_fraction_static",),
+        "The same for the talker alone.",
+        MEMORY,
+        metavar="X",
+        parse=fraction,
+        default="automatic",
+    ),
+)

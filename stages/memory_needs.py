@@ -1,0 +1,216 @@
+"""What each stage takes of a GPU besides its weights, told from sizes alone.
+
+Peaks of the reference's modules are sums over the tensors that are alive at the same time, checked against what torch's
+profiler counts (tests/stages/test_memory_needs.py). What SGLang and CUDA take is reckoned from their sources, and has
+not been measured on a GPU.
+"""
+
+from __future__ import annotations
+
+from omni_pipeline.errors import StartupError
+from omni_pipeline.needs import Cache, Needs, Situation
+from stages.audio_lengths import CONVOLVED_CHUNKS, FULL_CHUNK_ROWS
+from stages.model_config import DecoderConfig, ModelConfig, TalkerConfig, VocoderConfig, read
+from stages.options import Code2WavOptions, CodePredictorOptions, EncoderOptions, TalkerOptions, ThinkerOptions
+from stages.tensor_shapes import DILATIONS, KERNEL
+
+MIB = 1024**2
+
+LARGEST_PICTURE_ROWS = 12845056 // 32**2
+"""Embedding rows of the largest picture that the processor makes (`max_pixels`); attention needs it in one piece."""
+
+OPENING_ROWS = 9
+"""Rows of the talker's prompt after the user's turns."""
+
+FRAMES_PER_TOKEN = 4
+"""Codec frames (80 ms) that a text token takes to say, about: three tokens a second."""
+
+SAMPLING_BYTES = 60
+"""Of one sampled row, for each id: its logits in all the forms that they have at the same time."""
+
+CPU_KV_TOKENS = 65536
+"""Of the KV cache on a CPU, where SGLang would take 40 % of the machine's memory."""
+
+# SGLang's choice of tokens in a prefill step by the GPU's memory (sglang 0.5.23, arg_groups/memory_hook.py).
+_CHUNKS = ((20, 2048), (60, 4096), (160, 8192))
+_LARGEST_CHUNK = 16384
+
+# Workspace of SGLang's attention backends, at most (its SGLANG_FLASHINFER_WORKSPACE_SIZE is 384 MiB), and of cuBLAS.
+_ENGINE_WORKSPACE = 512 * MIB
+# SGLang's own reckoning of a captured decode step, for each sequence in the largest batch.
+_GRAPH_BYTES_PER_SEQUENCE = 2 * MIB
+# Graphs of the predictor: about a thousand kernels in each of some twenty graphs, and the memory they share.
+_PREDICTOR_GRAPHS = 256 * MIB
+# Counts and marks that are kept for each sequence with penalties, for each id.
+_PENALTY_BYTES = 5
+
+
+def vision(situation: Situation) -> Needs:
+    """image_encoder: the peak is in the attention, where queries and keys are rotated in float32."""
+    options: EncoderOptions = situation.options
+    config = read(situation.config).thinker_config.vision_config
+    item, width = situation.item_size, config.hidden_size
+    outputs = (1 + len(config.deepstack_visual_indexes)) * config.out_hidden_size // config.spatial_merge_size**2
+    patch = width * (3 * item + 9 * 4) + (config.patch_elements + outputs) * item
+    rows = max(options.max_batch_tokens, LARGEST_PICTURE_ROWS)
+    return Needs(activations=rows * config.spatial_merge_size**2 * patch)
+
+
+def audio(situation: Situation) -> Needs:
+    """audio_encoder: the peak is in the first convolutions, or in a layer's feed-forward if there are many rows."""
+    options: EncoderOptions = situation.options
+    config = read(situation.config).thinker_config.audio_config
+    item, frames = situation.item_size, 2 * config.n_window
+    first = config.downsample_hidden_size * (config.num_mel_bins // 2) * (frames // 2) * item
+    chunks = -(-options.max_batch_tokens // FULL_CHUNK_ROWS)
+    convolved = min(chunks, CONVOLVED_CHUNKS) * first * 3
+    # Outputs of the convolutions so far, [channels, mel / 8, rows] for each chunk, wait for the last.
+    waiting = chunks * config.downsample_hidden_size * (config.num_mel_bins // 8) * FULL_CHUNK_ROWS * item
+    layer = options.max_batch_tokens * (6 * config.d_model + 2 * config.encoder_ffn_dim) * item
+    return Needs(activations=max(convolved + 2 * waiting, layer) + chunks * config.num_mel_bins * frames * 4)
+
+
+def thinker(situation: Situation) -> Needs:
+    """thinker: SGLang's decoder, its KV cache, and where it also speaks a row for each cached token."""
+    options: ThinkerOptions = situation.options
+    model = read(situation.config)
+    text = model.thinker_config.text_config
+    deepstack = len(model.thinker_config.vision_config.deepstack_visual_indexes)
+    request = situation.request
+    speaks = "talker_ar" in situation.stages
+    return _engine(
+        situation,
+        text,
+        extra_width=(deepstack + 1) * text.hidden_size,
+        cache=Cache(
+            token_bytes=_kv_bytes(text, situation),
+            beside_bytes=text.hidden_size * situation.item_size if speaks else 0,
+            request_tokens=request.prompt_tokens + request.answer_tokens,
+            default_tokens=CPU_KV_TOKENS if situation.device == "cpu" else None,
+        ),
+        vocabulary=text.vocab_size,
+        requests=options.max_running_requests,
+    )
+
+
+def talker(situation: Situation) -> Needs:
+    """talker_ar: likewise, with rows of its own for prompts and frames; it keeps nothing for later requests."""
+    options: TalkerOptions = situation.options
+    config = _speaking(read(situation.config))[0].text_config
+    request = situation.request
+    prompt = request.prompt_tokens + OPENING_ROWS
+    return _engine(
+        situation,
+        config,
+        extra_width=config.hidden_size,
+        cache=Cache(
+            token_bytes=_kv_bytes(config, situation),
+            beside_bytes=config.hidden_size * situation.item_size,
+            request_tokens=prompt + FRAMES_PER_TOKEN * request.answer_tokens,
+            most_tokens=options.max_running_requests * (prompt + options.default_max_tokens),
+            default_tokens=CPU_KV_TOKENS if situation.device == "cpu" else None,
+        ),
+        vocabulary=config.vocab_size,
+        requests=options.max_running_requests,
+    )
+
+
+def predictor(situation: Situation) -> Needs:
+    """code_predictor: a small static cache, and graphs of whole frames."""
+    options: CodePredictorOptions = situation.options
+    talker_config, _ = _speaking(read(situation.config))
+    config = talker_config.code_predictor_config
+    rows, item = options.max_batch, situation.item_size
+    cache = 2 * config.num_hidden_layers * config.key_width * talker_config.num_code_groups * rows * item
+    row = 8 * config.hidden_size * item + 2 * config.intermediate_size * item + SAMPLING_BYTES * config.vocab_size
+    captured = situation.device == "cuda" and options.record
+    return Needs(
+        activations=4 * rows * (row + talker_config.num_code_groups * config.hidden_size * item),
+        state=cache,
+        graphs=_PREDICTOR_GRAPHS if captured else 0,
+        requests=rows,
+    )
+
+
+def vocoder(situation: Situation) -> Needs:
+    """code2wav: the state of all its slots, and the last layers, which are as long as the sound."""
+    options: Code2WavOptions = situation.options
+    _, config = _speaking(read(situation.config))
+    item = situation.item_size
+    batch = options.max_batch or (1 if situation.device == "cpu" else options.max_streams)
+    frames = max(options.chunk_frames)
+    # Of all layers, the last blocks have most numbers for each frame: half the channels, but three to five times the
+    # steps. Alive at the same time are a residual unit's input, its two layers' outputs, and the histories joined on.
+    steps, width, largest = 1, config.decoder_dim, config.decoder_dim
+    for ratio in config.upsampling_ratios:
+        steps *= ratio
+        largest = max(largest, 2 * 4 * config.hidden_size * steps // 4)
+    for rate in config.upsample_rates:
+        steps, width = steps * rate, width // 2
+        largest = max(largest, steps * width)
+    return Needs(
+        activations=14 * batch * frames * largest * item,
+        state=options.max_streams * _stream_state(config) * item,
+        requests=options.max_streams,
+    )
+
+
+def _engine(
+    situation: Situation, decoder: DecoderConfig, *, extra_width: int, cache: Cache, vocabulary: int, requests: int
+) -> Needs:
+    """What both language models need.
+
+    Args:
+        extra_width: Numbers of each prefilled token that come in beside the residual stream.
+    """
+    engine = situation.options.engine
+    item = situation.item_size
+    chunk = int(engine.get("chunked_prefill_size") or _chunk(situation.device_memory))
+    hidden, heads = decoder.hidden_size, decoder.query_width + 2 * decoder.key_width
+    # Joined projections, their normalised copies, and what turning them makes; or, in the experts, the two
+    # intermediates of each token's experts (SGLang's fused kernel shares the first with the output).
+    attention = (4 * heads + hidden) * item // situation.ranks + 2 * decoder.head_width * (4 + item)
+    expert = decoder.moe_intermediate_size // situation.ranks
+    experts = decoder.num_experts_per_tok * (max(2 * expert, hidden) + expert) * item + decoder.experts * 4
+    experts += 3 * decoder.shared_expert_intermediate_size * item // situation.ranks
+    token = (4 * hidden + extra_width) * item + max(attention, experts)
+    context = int(engine.get("context_length") or decoder.max_position_embeddings)
+    return Needs(
+        activations=chunk * token + requests * vocabulary * SAMPLING_BYTES,
+        state=_ENGINE_WORKSPACE * (situation.device == "cuda") + requests * (context * 4 + vocabulary * _PENALTY_BYTES),
+        graphs=0
+        if situation.device == "cpu" or engine.get("disable_cuda_graph")
+        else requests * _GRAPH_BYTES_PER_SEQUENCE,
+        requests=requests,
+        cache=cache,
+    )
+
+
+def _kv_bytes(decoder: DecoderConfig, situation: Situation) -> int:
+    """Bytes of one token's keys and values on each rank; heads that do not suffice for all ranks are doubled."""
+    heads = -(-decoder.num_key_value_heads // situation.ranks)
+    item = 1 if str(situation.options.engine.get("kv_cache_dtype", "auto")).startswith("fp8") else situation.item_size
+    return 2 * decoder.num_hidden_layers * heads * decoder.head_width * item
+
+
+def _chunk(device_memory: int) -> int:
+    gib = device_memory / 1024**3
+    return next((chunk for limit, chunk in _CHUNKS if gib < limit), _LARGEST_CHUNK)
+
+
+def _stream_state(vocoder: VocoderConfig) -> int:
+    """Numbers that code2wav keeps for each voice: a window of keys and values, and what its convolutions saw last."""
+    window = 2 * vocoder.num_hidden_layers * vocoder.key_width * (vocoder.sliding_window - 1)
+    reach = KERNEL - 1
+    convolutions = (len(vocoder.upsampling_ratios) + 1) * vocoder.hidden_size * reach
+    width = vocoder.decoder_dim
+    for _ in vocoder.upsample_rates:
+        convolutions += width + sum(DILATIONS) * reach * width // 2
+        width //= 2
+    return window + convolutions + reach * width
+
+
+def _speaking(model: ModelConfig) -> tuple[TalkerConfig, VocoderConfig]:
+    if model.talker_config is None or model.code2wav_config is None:
+        raise StartupError("This checkpoint has no talker: it answers in text only, pass --text-only.")
+    return model.talker_config, model.code2wav_config

@@ -1,0 +1,91 @@
+"""Decoding on a CPU without Python: SGLang's modules are run once under TorchScript's tracer, and then repeated.
+
+A pass over a few rows is some hundreds of small operations, and the Python around them, SGLang's and torch's, takes
+longer than they do. On a GPU SGLang captures CUDA graphs; this is their counterpart. One recording serves batches of
+all sizes and lengths, since none of the operations depends on either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+# What decoding reads of SGLang's batch, of our attention backend, and of the KV cache.
+_OF_BATCH = ("positions", "req_pool_indices", "out_cache_loc")
+_OF_ATTENTION = ("places", "mask")
+_OF_CACHE = ("k_buffer", "v_buffer")
+
+
+class DecodeTrace:
+    """Repeats a model's `decode`, which is recorded with the first batch.
+
+    Whatever changes from batch to batch is an input of the recording. So are the tables and the KV cache that are
+    written to: TorchScript takes equal constants for one.
+
+    Args:
+        model: An `OmniDecoder` on the CPU, the only rank.
+        attention: Its attention backend; batches that it does not pad are not repeated but computed.
+        cache: Its KV cache.
+    """
+
+    def __init__(self, model: Any, attention: Any, cache: Any) -> None:
+        self._model = model
+        self._attention = attention
+        self._cache = cache
+        self._traced: Any = None
+
+    def __call__(self, input_ids: torch.Tensor, batch: ForwardBatch) -> LogitsProcessorOutput:
+        """As `OmniDecoder.decode`."""
+        if getattr(self._attention, "places", None) is None:
+            return self._model.decode(input_ids, batch)
+        inputs = [input_ids]
+        inputs += [getattr(batch, name) for name in _OF_BATCH]
+        inputs += [getattr(self._attention, name) for name in _OF_ATTENTION]
+        inputs += [getattr(self._model, name) for name in self._model.tables]
+        for name in _OF_CACHE:
+            inputs += getattr(self._cache, name)
+        # It would profile the first runs and compile again for what it saw, which gains nothing here.
+        with torch.jit.optimized_execution(False):
+            if self._traced is None:
+                self._traced = self._record(inputs, batch)
+            return LogitsProcessorOutput(self._traced(*inputs))
+
+    def _record(self, inputs: list[torch.Tensor], batch: ForwardBatch) -> Any:
+        batch = copy.copy(batch)
+
+        def run(*given: torch.Tensor) -> torch.Tensor:
+            rest = iter(given)
+            input_ids = next(rest)
+            with contextlib.ExitStack() as undo:
+                owners = (batch, _OF_BATCH), (self._attention, _OF_ATTENTION), (self._model, self._model.tables)
+                for owner, names in owners:
+                    for name in names:
+                        undo.enter_context(_attribute(owner, name, next(rest)))
+                for name in _OF_CACHE:
+                    layers = [next(rest) for _ in getattr(self._cache, name)]
+                    undo.enter_context(_attribute(self._cache, name, layers))
+                return self._model.decode(input_ids, batch).next_token_logits
+
+        self._model.requires_grad_(False)  # only such weights can be constants
+        with warnings.catch_warnings():
+            # Of TorchScript's deprecation, and of questions whether a batch is empty, which it never is.
+            warnings.simplefilter("ignore")
+            return torch.jit.trace(run, tuple(inputs), check_trace=False)
+
+
+@contextlib.contextmanager
+def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Let an attribute be something else meanwhile."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

@@ -1,0 +1,60 @@
+"""Where the stages under test compute, and how exact that can be: the CPU, or what the environment says.
+
+``OMNI_TEST_DEVICE=cuda`` moves servers, encoders, predictor and vocoder under test to GPUs, and
+``OMNI_TEST_DTYPE=bfloat16`` changes what they compute in. The reference stays on the CPU in float32.
+`scripts/verify_on_gpu.py` sets these.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+from omni_pipeline.config import merge
+
+DEVICE = os.environ.get("OMNI_TEST_DEVICE", "cpu")
+DTYPE = os.environ.get("OMNI_TEST_DTYPE", "float32")
+
+_STAGES = ("image_encoder", "audio_encoder", "thinker", "talker_ar", "code_predictor", "code2wav")
+_ENGINES = ("thinker", "talker_ar")
+_CACHE_TOKENS = 65536  # as on a CPU: the small checkpoints would get millions
+
+
+class Exactness(NamedTuple):
+    """What two correct computations may differ by.
+
+    Attributes:
+        near_tie: Logits closer than this may change places.
+        samples: Of full scale, between samples of the same codes.
+        embeddings: Between what an encoder and the reference make of a medium.
+    """
+
+    near_tie: float
+    samples: float
+    embeddings: float
+
+
+# On CUDA, SGLang's Triton kernels multiply float32 with ten bits of mantissa, about 5e-4 of a logit of size 10, times
+# the layers; bfloat16 has seven. Neither has been measured yet: these are expectations, with some room.
+_EXACTNESS = {
+    ("cpu", "float32"): Exactness(1e-4, 1e-4, 1e-5),
+    ("cuda", "float32"): Exactness(2e-2, 2e-3, 5e-3),
+    ("cuda", "bfloat16"): Exactness(5e-1, 1e-1, 2e-1),
+}
+EXACTNESS = _EXACTNESS[DEVICE, DTYPE]
+
+if (DEVICE, DTYPE) == ("cuda", "float32"):
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # before CUDA; libraries would multiply with ten bits too
+
+
+def on_device(config: dict[str, Any], device: str = DEVICE, dtype: str = DTYPE) -> dict[str, Any]:
+    """A server's configuration, moved to the device; what it says itself stands."""
+    if device == "cpu":
+        return config
+    exact = dtype == "float32"
+    stages: dict[str, Any] = {name: {"options": {"dtype": dtype}} for name in _STAGES}
+    for name in _ENGINES:
+        stages[name]["options"]["max_total_tokens"] = _CACHE_TOKENS
+        if exact:  # the only attention backend that takes float32 and can be captured
+            stages[name]["options"]["engine"] = {"attention_backend": "triton"}
+    return merge({"device": device, "stages": stages}, config)

@@ -1,0 +1,199 @@
+"""The page of metrics: what it says, that Prometheus' tools accept it, and that the docs and the dashboard know it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from gateway import metrics
+from gateway.metrics import Metrics
+from gateway.traces.traces import Traces
+from omni_pipeline.metrics import Distribution, EdgeStats
+from omni_pipeline.wire import StageStats
+from stages.messages import Usage
+from tests.gateway.scripted import ScriptedPipeline
+
+ROOT = Path(__file__).parents[2]
+DOCS = (ROOT / "docs" / "observability.md").read_text()
+DASHBOARD = json.loads((ROOT / "docs" / "grafana.json").read_text())
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+def full(pipeline: ScriptedPipeline) -> Metrics:
+    """Metrics in which every series there can be has been touched."""
+    figures = dict.fromkeys((*metrics._OWN_COUNTERS, *metrics._OWN_GAUGES, "of-its-own"), 1.0)
+    pipeline.stats = {"thinker": StageStats(extra=figures)}
+    pipeline.edges = [EdgeStats("thinker", "decode", messages=3, bytes=500)]
+    pipeline.restarts = {"thinker": 2, "decode": 0}
+    pipeline.pids = {"decode": 1}
+    whole = Metrics(
+        pipeline,
+        model="tiny",
+        waiting=lambda: 5,
+        dropped_late=lambda: 6,
+        healthy=lambda: True,
+        traces=Traces([], lambda: ()),
+    )
+    whole.requests.labels("ok").inc()
+    whole.errors.labels("invalid_value").inc()
+    whole.media_bytes.labels("image").inc(7)
+    whole.count_tokens(Usage(prompt_tokens=11, completion_tokens=3, cached_tokens=4, media_tokens={"image": 5}))
+    return whole
+
+
+@pytest.fixture
+def families() -> list[Metric]:
+    return list(parse(full(ScriptedPipeline()).page()[0].decode()))
+
+
+def samples(families: list[Metric]) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def value(families: list[Metric], name: str, **labels: str) -> float:
+    return samples(families)[name, frozenset(labels.items())]
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def test_edges_and_workers_are_shown(families: list[Metric]) -> None:
+    assert value(families, "omni_edge_messages_total", source="thinker", target="decode") == 3
+    assert value(families, "omni_edge_bytes_total", source="thinker", target="decode") == 500
+    assert value(families, "omni_worker_restarts_total", worker="thinker") == 2
+    assert value(families, "omni_worker_up", worker="thinker") == 0
+    assert value(families, "omni_worker_up", worker="decode") == 1
+
+
+def test_own_figures_of_stages_have_names_and_the_unknown_ones_a_label(families: list[Metric]) -> None:
+    assert value(families, "omni_stage_cache_hits_total", stage="thinker") == 1
+    assert value(families, "omni_stage_kv_tokens_used", stage="thinker") == 1
+    assert value(families, "omni_stage_figure", stage="thinker", figure="of-its-own") == 1
+
+
+def test_distributions_become_histograms() -> None:
+    pipeline = ScriptedPipeline()
+    whole = full(pipeline)
+    seconds = Distribution.over((0.1, 1.0))
+    for figure in (0.05, 0.1, 0.5, 7.0):
+        seconds.add(figure)
+    pipeline.stats = {"thinker": StageStats(step_seconds=seconds)}
+    families = list(parse(whole.page()[0].decode()))
+    name = "omni_stage_step_seconds"
+    buckets = [value(families, f"{name}_bucket", stage="thinker", le=bound) for bound in ("0.1", "1.0", "+Inf")]
+    assert buckets == [2, 3, 4]
+    assert value(families, f"{name}_sum", stage="thinker") == pytest.approx(7.65)
+    assert value(families, f"{name}_count", stage="thinker") == 4
+
+
+def test_memory_and_time_of_processes_are_shown(families: list[Metric]) -> None:
+    assert value(families, "omni_process_resident_memory_bytes", process="main") > 10 * 1024**2
+    assert value(families, "omni_process_cpu_seconds_total", process="main") > 0
+
+
+# --- its form ---------------------------------------------------------------------------------------------------------
+
+
+def test_openmetrics_is_given_to_those_who_ask() -> None:
+    page, media_type = full(ScriptedPipeline()).page(OPENMETRICS)
+    assert media_type.startswith("application/openmetrics-text")
+    assert {family.name for family in parse_openmetrics(page.decode())} >= {"omni_requests", "omni_stage_steps"}
+
+
+def test_names_follow_prometheus_conventions(families: list[Metric]) -> None:
+    """What promtool checks: help, units in full and base units, `_total` for counters alone, no type in a name."""
+    names = [family.name for family in families]
+    assert len(set(names)) == len(names)
+    for family in families:
+        assert re.fullmatch(r"omni(_[a-z]+)+", family.name), family.name
+        assert family.documentation, family.name
+        assert not family.documentation.endswith("."), family.name
+        words = family.name.split("_")
+        assert not {"ms", "s", "sec", "milliseconds", "minutes", "kb", "mb", "gb", "percent"} & set(words), family.name
+        assert not {"counter", "gauge", "histogram", "total", "count", "sum", "bucket"} & set(words), family.name
+        suffixes = {sample.name.removeprefix(family.name) for sample in family.samples}
+        expected = {"counter": {"_total"}, "gauge": {""}, "histogram": {"_bucket", "_sum", "_count"}}[family.type]
+        assert suffixes <= expected, family.name
+
+
+def test_labels_are_only_those_that_cannot_grow(families: list[Metric]) -> None:
+    names = {label for family in families for sample in family.samples for label in sample.labels}
+    known = {"le", "stage", "figure", "source", "target", "worker", "process", "outcome", "code", "kind"}
+    assert names == known | {"version", "model"}
+
+
+# --- the docs ---------------------------------------------------------------------------------------------------------
+
+
+def shown(families: list[Metric]) -> set[str]:
+    """Names as people write them: counters with `_total`, histograms bare."""
+    return {family.name + ("_total" if family.type == "counter" else "") for family in families}
+
+
+def test_every_metric_is_documented_and_nothing_else(families: list[Metric]) -> None:
+    documented = {
+        name for row in DOCS.splitlines() if row.startswith("| `omni_") for name in names_in(row.split("|")[1])
+    }
+    assert documented == shown(families)
+
+
+def names_in(text: str) -> set[str]:
+    return set(re.findall(r"\bomni_[a-z_]+", text))
+
+
+def test_documented_types_are_true(families: list[Metric]) -> None:
+    types = {name: family.type for family in families for name in shown([family])}
+    for row in DOCS.splitlines():
+        if row.startswith("| `omni_") and len(row.split("|")) == 5:
+            _, names, kinds, _, _ = row.split("|")
+            assert {types[name] for name in names_in(names)} == set(kinds.strip().split(", ")), row
+
+
+def expressions() -> list[str]:
+    panels = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])]
+    alerts = [
+        row.split("|")[2] for row in DOCS.splitlines() if row.count("|") == 3 and "omni_" in row and "omni-" not in row
+    ]
+    return [*panels, *alerts]
+
+
+def test_every_name_in_dashboard_and_alerts_exists(families: list[Metric]) -> None:
+    series = {sample.name for family in families for sample in family.samples}
+    series |= {
+        f"{family.name}{end}"
+        for family in families
+        if family.type == "histogram"
+        for end in ("_bucket", "_sum", "_count")
+    }
+    used = {name for expression in expressions() for name in names_in(expression)}
+    assert used <= series
+
+
+def test_dashboard_shows_every_metric(families: list[Metric]) -> None:
+    used = {name for panel in expressions() for name in names_in(panel)}
+    bare = {re.sub(r"_(bucket|sum|count)$", "", name) for name in used}
+    hidden = {"omni_stage_figure", "omni_stage_received_total", "omni_stage_sent_total", "omni_stage_frames_total"}
+    hidden |= {"omni_stage_chunks_total", "omni_stage_cache_bytes", "omni_build_info"}
+    assert shown(families) - bare == hidden
+
+
+def test_dashboard_is_one_that_grafana_takes() -> None:
+    panels: list[dict[str, Any]] = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for expression in expressions():
+        assert all(expression.count(left) == expression.count(right) for left, right in ("()", "{}", "[]")), expression
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels]
+    assert len(set(places)) == len(places)
+    assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in panels)

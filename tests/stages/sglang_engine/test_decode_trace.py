@@ -1,0 +1,84 @@
+"""What is repeated without Python is what SGLang's modules compute, for batches of all sizes and lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stages.messages import Sampling
+from stages.sglang_engine import cpu_kernels
+from stages.sglang_engine.decode_trace import DecodeTrace
+from stages.sglang_engine.engine import Engine, Generation
+from stages.sglang_engine.prompt_rows import PromptRows
+from stages.thinker import ARCHITECTURE
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_checkpoint: Path) -> Iterator[Engine]:
+    engine = Engine(
+        model_path=str(tiny_checkpoint),
+        architecture=ARCHITECTURE,
+        device="cpu",
+        dtype=None,
+        eos_ids=[0],
+        max_total_tokens=4096,
+        max_running_requests=8,
+        options={"disable_radix_cache": True},
+    )
+    yield engine
+    engine.close()
+
+
+class Compared:
+    """Computes each batch as well as repeating it; notes its size, and the largest difference of a logit."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.seen: list[tuple[int, float]] = []
+        self._model = engine.model
+        self._attention = engine.model.recorded._attention
+        self._trace = DecodeTrace(engine.model, self._attention, engine.model.recorded._cache)
+
+    def __call__(self, input_ids: torch.Tensor, batch: Any) -> Any:
+        expected = self._model.decode(input_ids, batch).next_token_logits
+        repeated = self._trace(input_ids, batch)
+        if self._attention.places is not None:
+            self.seen.append((len(input_ids), (repeated.next_token_logits - expected).abs().max().item()))
+        return repeated
+
+
+@pytest.fixture
+def compared(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Compared:
+    compared = Compared(engine)
+    monkeypatch.setattr(engine.model, "recorded", compared)
+    return compared
+
+
+def generate(engine: Engine, lengths: dict[int, int]) -> None:
+    """Answer prompts of some lengths, each with so many tokens, all at once."""
+    for prompt, tokens in lengths.items():
+        ids = torch.randint(2, 2000, (prompt,), generator=torch.Generator().manual_seed(prompt))
+        rows = PromptRows(ids=ids, positions=None, delta=0.0)
+        engine.add(Generation(str(prompt), ids, rows, Sampling(max_tokens=tokens, ignore_eos=True)))
+    while engine.has_work:
+        engine.step()
+
+
+@pytest.mark.parametrize("first", [{12: 3}, {12: 3, 9: 3, 40: 3}])
+def test_one_recording_serves_batches_of_every_size(first: dict[int, int], engine: Engine, compared: Compared) -> None:
+    generate(engine, first)
+    generate(engine, {20: 4, 21: 8, 57: 12, 130: 16, 300: 20})
+    generate(engine, {200: 3})
+    assert {rows for rows, _ in compared.seen} >= {1, 2, 3, 4, 5}
+    assert max(difference for _, difference in compared.seen) < 1e-5
+
+
+def test_lengths_that_padding_does_not_suit_are_computed(
+    engine: Engine, compared: Compared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_kernels, "FREE_PLACES", 0)
+    generate(engine, {10: 4, 11: 4, 12: 4, 400: 6})
+    assert {rows for rows, _ in compared.seen} == {1}

@@ -1,0 +1,114 @@
+"""The plan of the 30B model agrees with what others publish of running it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omni_pipeline.checkpoint import Checkpoint, Stored, describe
+from omni_pipeline.config import Config
+from omni_pipeline.deployment import resolve
+from omni_pipeline.gpus import parse
+from omni_pipeline.placement import Holding, Placement, place
+from stages.topology import QWEN3_OMNI
+
+GIB = 1024**3
+
+# SGLang-Omni 0.1.9's configurations: fractions of one GPU.
+PEERS = {
+    "H20-96GB": {"image_encoder": 0.025, "audio_encoder": 0.025, "thinker": 0.75, "talker_ar": 0.12, "code2wav": 0.02},
+    "H200-141GB": {
+        "image_encoder": 0.017, "audio_encoder": 0.017, "thinker": 0.769, "talker_ar": 0.123, "code2wav": 0.014,
+    },
+    "H100-80GB": {"image_encoder": 0.02, "audio_encoder": 0.02, "thinker": 0.78, "talker_ar": 0.10, "code2wav": 0.02},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(data: Path) -> str:
+    return str(data / "qwen3_omni_30b")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model: str) -> Checkpoint:
+    assert QWEN3_OMNI.checkpoint is not None
+    return describe(model, QWEN3_OMNI.checkpoint)
+
+
+def planned(model: str, checkpoint: Checkpoint, gpus: str, **settings: Any) -> Placement:
+    return place(resolve(Config(model_path=model, **settings), parse(gpus)), checkpoint)
+
+
+def holdings(placement: Placement) -> dict[str, Holding]:
+    return {holding.stage: holding for device in placement.devices for holding in device.holdings}
+
+
+def test_disabling_the_talker_saves_the_published_10_gb_give_or_take_two(model: str, checkpoint: Checkpoint) -> None:
+    """Published for Hugging Face, which loads and runs everything in one process."""
+    spoken = holdings(planned(model, checkpoint, "1xH200-141GB", colocate=True))
+    saved = sum(spoken[name].fixed for name in ("talker_ar", "code_predictor", "code2wav"))
+    assert saved == pytest.approx(10e9, abs=2e9)
+
+
+def test_weights_are_the_published_78_9_gb_less_what_hugging_face_computes_with(
+    model: str, checkpoint: Checkpoint
+) -> None:
+    """The model card's minimum for a 15 s clip holds the weights and 8 to 9 GB of that clip's activations.
+
+    From 15 to 30 and to 60 s it grows by 0.64 GB a second, so that a clip of no length would take 69.3 GB.
+    """
+    weights = sum(holding.weights for holding in holdings(planned(model, checkpoint, "1xH200-141GB")).values())
+    no_clip = 78.9e9 - 15 * (107.7e9 - 78.9e9) / 45
+    assert weights == pytest.approx(no_clip, rel=0.03)
+
+
+@pytest.mark.parametrize("gpu", PEERS)
+def test_the_peers_budgets_hold_our_weights(gpu: str, model: str, checkpoint: Checkpoint) -> None:
+    memory = parse(gpu)[0].memory
+    planned_ = holdings(planned(model, checkpoint, gpu, colocate=True))
+    for stage, fraction in PEERS[gpu].items():
+        own = planned_[stage]
+        assert own.weights <= fraction * memory, stage
+
+
+@pytest.mark.parametrize("gpu", PEERS)
+def test_thinker_and_talker_get_the_peers_share_give_or_take_a_tenth_of_the_gpu(
+    gpu: str, model: str, checkpoint: Checkpoint
+) -> None:
+    memory = parse(gpu)[0].memory
+    planned_ = holdings(planned(model, checkpoint, gpu, colocate=True))
+    for stage in ("thinker", "talker_ar"):
+        assert planned_[stage].total / memory == pytest.approx(PEERS[gpu][stage], abs=0.10), stage
+
+
+def test_the_vocoder_takes_the_peers_1_4_to_1_6_gib_give_or_take_a_half(model: str, checkpoint: Checkpoint) -> None:
+    own = holdings(planned(model, checkpoint, "2xH100-80GB"))["code2wav"]
+    assert own.weights + own.state + own.activations == pytest.approx(1.5 * GIB, abs=0.5 * GIB)
+
+
+@pytest.mark.parametrize("gpu", PEERS)
+def test_the_peers_single_gpu_placements_fit_ours_too(gpu: str, model: str, checkpoint: Checkpoint) -> None:
+    placement = planned(model, checkpoint, gpu, colocate=True)
+    assert placement.fits, placement.problems
+    assert placement.requests is not None
+    assert placement.requests >= 16  # the peers' figures on one GPU are of 16 streams
+
+
+def test_a_checkpoint_of_half_the_weights_leaves_the_rest_to_the_caches(model: str, checkpoint: Checkpoint) -> None:
+    """FP8 as the peers serve it: thinker and talker, not the predictor."""
+    quantised = Checkpoint(
+        checkpoint.path,
+        checkpoint.config,
+        {
+            name: Stored(stored.elements, stored.elements)
+            if name.startswith(("thinker.model.layers.", "talker.model.layers.")) and name.endswith("_proj.weight")
+            else stored
+            for name, stored in checkpoint.tensors.items()
+        },
+    )
+    plain, light = (planned(model, each, "1xH100-80GB", colocate=True) for each in (checkpoint, quantised))
+    assert holdings(light)["code_predictor"].weights == holdings(plain)["code_predictor"].weights
+    assert holdings(light)["thinker"].weights == pytest.approx(0.51 * holdings(plain)["thinker"].weights, rel=0.01)
+    assert light.caches[0].tokens > 5 * plain.caches[0].tokens
