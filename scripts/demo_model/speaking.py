@@ -27,8 +27,8 @@ TEXTS = 2000
 """Different texts that the talker is taught."""
 _CODEC_LINES = 750
 """Of them, spoken ones that the codebooks are fitted to and the vocoder learns from: sounds take room."""
-_VOCODER_STEPS = 2000
-_TALKER_STEPS = 550
+_VOCODER_STEPS = 5000
+_TALKER_STEPS = 1500
 _SEED = 4
 
 
