@@ -192,6 +192,7 @@ class Fleet:
             match report:
                 case Preloaded():
                     self._preloaded = True
+                    self._launcher_restarts.ready(asyncio.get_running_loop().time())
                     for module, reason in report.failed.items():  # the worker that needs it will fail, and say so
                         logger.warning("could not import %s beforehand: %s", module, reason)
                     if not self._serving:
@@ -316,6 +317,9 @@ class Fleet:
                 extra = fields(worker=worker.name, worker_pid=worker.pid)
                 logger.error("worker %s %s; killing it", worker.name, worker.killed_for, extra=extra)
                 self._launcher.kill(worker.pid)
+                worker.hangs(worker.killed_for)
+                self._gone(worker, self._serving and not self.stopping)  # death may take its time
+                self.changed()
         # The fork server sleeps most of its life; but one that is stopped would leave all of this undone.
         stopped = not self._launcher_gone and is_stopped(self._launcher.pid)
         self._launcher_stopped = self._launcher_stopped + min(elapsed, 2 * LOOK_SECONDS) if stopped else 0.0
@@ -346,7 +350,8 @@ def _describe_exit(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
     hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-    return f"was killed by {signal.Signals(-code).name}{hint}"
+    name = next((number.name for number in signal.Signals if number == -code), f"signal {-code}")
+    return f"was killed by {name}{hint}"
 
 
 def _quoted(words: list[str]) -> str:

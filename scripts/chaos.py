@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import math
 import os
 import random
 import signal
@@ -62,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--model-path", type=Path, required=True, help="a checkpoint")
     parser.add_argument("--text-only", action="store_true", help="serve and ask for text only")
     parser.add_argument("--times", type=int, default=1, help="how often each worker is hit by each signal")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="hit nobody any more after that")
     parser.add_argument("--workers", nargs="+", help=f"whom to hit; '{FORK_SERVER}' may be among them")
     parser.add_argument("--signals", nargs="+", choices=["KILL", "STOP"], default=["KILL", "STOP"])
     parser.add_argument("--clients", type=int, default=8, help="requests at a time")
@@ -97,10 +99,11 @@ async def break_workers(service: Service, session: aiohttp.ClientSession, argume
     await asyncio.sleep(WARM_SECONDS)
     before = service.pss_bytes()
     draw = random.Random(arguments.seed)
-    faults = [
-        await strike(service, session, victim, number, draw.uniform(0.0, 2.0))
-        for victim, number in plan(arguments, draw)
-    ]
+    begin, faults = time.monotonic(), []
+    for victim, number in plan(arguments, draw):
+        if time.monotonic() > begin + 60 * arguments.minutes:
+            break
+        faults.append(await strike(service, session, victim, number, draw.uniform(0.0, 2.0)))
     await asyncio.sleep(WARM_SECONDS)
     after = service.pss_bytes()
     await traffic.end()
