@@ -2,12 +2,15 @@
 python := .venv/bin/python
 checkpoint := checkpoints/tiny
 port ?= 8008
+gpus ?= 1xH100-80GB
+sgl_omni = $(python) -m omni_pipeline.cli
+serve = $(sgl_omni) serve --model-path $(checkpoint) --port $(port) $(args)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve serve-split serve-colocated serve-text serve-fused bench test lint checkpoint clean
+.PHONY: help install serve serve-split serve-colocated serve-text serve-fused plan bench test lint checkpoint clean
 
 help:  ## Show this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
 
 install:  ## Make .venv (the heavy part is built once and shared by all checkouts)
 	@scripts/install.sh
@@ -17,22 +20,26 @@ checkpoint: $(checkpoint)/config.json  ## Make the small random checkpoint that 
 $(checkpoint)/config.json: scripts/make_tiny_checkpoint.py | install
 	$(python) scripts/make_tiny_checkpoint.py --out $(checkpoint)
 
-serve: install checkpoint  ## Serve the small checkpoint at port 8008, text and speech (port=… for another)
-	$(python) -m omni_pipeline.cli serve --model-path $(checkpoint) --port $(port)
+serve: install checkpoint  ## Serve the small checkpoint at port 8008, text and speech (port=… for another, args=… for flags)
+	$(serve)
 
-serve-split: serve  ## The same: one process for each of the nine stages
+serve-split: install checkpoint  ## The same, said in a file: one process for each of the nine stages
+	$(serve) --config configs/qwen3_omni_speech.yaml
 
 serve-colocated: install checkpoint  ## Text and speech, what would be on a GPU in one process
-	$(python) -m omni_pipeline.cli serve --model-path $(checkpoint) --config configs/qwen3_omni_colocated.yaml --port $(port)
+	$(serve) --config configs/qwen3_omni_colocated.yaml
 
 serve-text: install checkpoint  ## Text only, one process for each of the six stages
-	$(python) -m omni_pipeline.cli serve --model-path $(checkpoint) --text-only --port $(port)
+	$(serve) --text-only
 
 serve-fused: install checkpoint  ## Text only, all stages in one process
-	$(python) -m omni_pipeline.cli serve --model-path $(checkpoint) --config configs/qwen3_omni_mmsu.yaml --port $(port)
+	$(serve) --config configs/qwen3_omni_mmsu.yaml --text-only
+
+plan: install  ## What the 30B model takes of a GPU (gpus=… for others, args=… for serve's flags)
+	$(sgl_omni) plan --model-path tests/data/qwen3_omni_30b --gpus $(gpus) $(or $(args),--colocate)
 
 bench: install  ## Measure text and speech of the server at port 8008 (port=… for another, args=… for flags)
-	for output in text speech; do $(python) -m omni_pipeline.cli bench --url http://127.0.0.1:$(port) --output $$output $(args) || exit; done
+	for output in text speech; do $(sgl_omni) bench --url http://127.0.0.1:$(port) --output $$output $(args) || exit; done
 
 test: install  ## Run the tests (args=… for pytest's arguments)
 	$(python) -m pytest $(args)

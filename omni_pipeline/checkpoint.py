@@ -119,18 +119,20 @@ def describe(model_path: str, spec: CheckpointSpec) -> Checkpoint:
     """What is known of a checkpoint that need not be there: its weights' headers, or else what ``config.json`` implies.
 
     Args:
-        model_path: A directory, with or without weights, or a ``config.json``.
+        model_path: A directory, with or without weights, or a ``config.json``, or a name that the hub's cache knows.
 
     Raises:
-        StartupError: there is neither; or a hub name was given.
+        StartupError: there is nothing of the kind.
     """
     path = Path(model_path)
+    if not path.exists() and _is_hub_name(model_path):
+        path = _cached(model_path) or path
     if path.is_file() and path.name == "config.json":
         path = path.parent
     if not path.is_dir():
-        hint = "a hub name is not looked up for a plan; " if _is_hub_name(model_path) else ""
+        where = " nor is it in the hub's cache, and a plan downloads nothing" if _is_hub_name(model_path) else ""
         raise StartupError(
-            f"There is no directory {model_path}: {hint}pass --model-path with a checkpoint's directory, "
+            f"There is no directory {model_path}{where}: pass --model-path with a checkpoint's directory, "
             "or one with nothing but its config.json."
         )
     if spec.tensors is None or any(path.glob("*.safetensors")):
@@ -206,6 +208,14 @@ def _is_hub_name(model_path: str) -> bool:
     """Whether it has the form ``owner/name``."""
     owner, slash, name = model_path.partition("/")
     return bool(slash and owner and name) and "/" not in name and owner[0] not in ".~"
+
+
+def _cached(name: str) -> Path | None:
+    """The ``config.json`` of a model in the hub's cache, if it has been downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json")
+    return Path(found) if isinstance(found, str) else None
 
 
 def _download(name: str, announce: Callable[[str], None]) -> Path:

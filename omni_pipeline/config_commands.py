@@ -15,9 +15,10 @@ from omni_pipeline import checkpoint, gpus, memory
 from omni_pipeline.command_line import takes_settings
 from omni_pipeline.config import Config
 from omni_pipeline.deployment import Deployment, resolve
+from omni_pipeline.division import check_ranks
 from omni_pipeline.explain import explain, render
 from omni_pipeline.graph import load_graph
-from omni_pipeline.placement import place, refuse
+from omni_pipeline.placement import place, refuse, sized
 from omni_pipeline.schema import json_schema
 from omni_pipeline.settings import Settings
 
@@ -45,9 +46,10 @@ def show(
 ) -> None:
     """Print the resolved configuration as YAML, and beside each value that is no default where it came from.
 
-    Takes the flags of serve. What it prints can be used as a file.
+    Takes the flags of serve. What it prints can be used as a file. Where the checkpoint's config.json is here, GPU
+    memory is divided as it would be at the start.
     """
-    lines = explain(settings, resolved(settings, gpus))
+    lines = explain(settings, _divided(resolved(settings, gpus)))
     if as_json:
         print(json.dumps([msgspec.to_builtins(line) for line in lines], indent=1))
     else:
@@ -66,11 +68,12 @@ def check(settings: Settings, gpus: Gpus = None) -> None:
     spec = deployment.graph.checkpoint
     if spec is not None and os.path.isdir(deployment.model_path):
         found = checkpoint.resolve(deployment.model_path, spec, console.print)
+        check_ranks(deployment, found.path)
         refuse(place(deployment, found, ram=memory.available_bytes()))
         told = "complete, and it fits"
     else:
         told = "not here, and not checked"
-    for line in describe(deployment):
+    for line in (*describe(deployment), *map(escape, deployment.notes)):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"[green]The configuration is valid[/]; the checkpoint {escape(deployment.model_path)} is {told}.",
                   highlight=False, soft_wrap=True)  # fmt: skip
@@ -85,6 +88,15 @@ def schema() -> None:
 def resolved(settings: Settings, description: str | None) -> Deployment:
     """The deployment of `settings` on the GPUs described, or those of this machine."""
     return resolve(settings.config, gpus.parse(description) if description is not None else None)
+
+
+def _divided(deployment: Deployment) -> Deployment:
+    """The deployment with its memory divided, if it is on GPUs and anything is known of the checkpoint."""
+    spec = deployment.graph.checkpoint
+    if spec is None or not deployment.gpus or not os.path.isfile(os.path.join(deployment.model_path, "config.json")):
+        return deployment
+    found = checkpoint.describe(deployment.model_path, spec)
+    return sized(deployment, place(deployment, found, ram=memory.available_bytes()))
 
 
 def describe(deployment: Deployment) -> list[str]:

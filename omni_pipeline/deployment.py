@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
+import msgspec
 from msgspec import Struct
 
 from omni_pipeline import telemetry
@@ -47,7 +48,7 @@ class WorkerPlan(Struct, frozen=True):
         threads: Torch threads that they share.
         gpus: What it sees of the GPUs, as ``CUDA_VISIBLE_DEVICES`` has it; empty for none.
         environment: Variables to set before it imports anything.
-        after: Names of the workers that have to be ready before it loads.
+        after: Names of the workers that have to be ready before it is started.
     """
 
     name: str
@@ -60,6 +61,11 @@ class WorkerPlan(Struct, frozen=True):
     @property
     def stage_names(self) -> tuple[str, ...]:
         return tuple(stage.name for stage in self.stages)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it has to start in an interpreter of its own: a GPU and an environment are met by imports."""
+        return bool(self.gpus or self.environment)
 
 
 class Deployment(Struct, frozen=True):
@@ -92,9 +98,21 @@ class Deployment(Struct, frozen=True):
     def uses_cuda(self) -> bool:
         return any(stage.device == "cuda" for worker in self.workers for stage in worker.stages)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was said and changes nothing."""
+        return tuple(
+            f"stages.{plan.name}: mem_fraction_static means nothing on the CPU, where the KV cache has a fixed size"
+            for worker in self.workers
+            for plan in worker.stages
+            if plan.device == "cpu" and getattr(plan.options, "mem_fraction_static", None) is not None
+        )
+
     def preload(self) -> tuple[str, ...]:
-        """Modules that workers need and can share, in order of first mention."""
-        return tuple(dict.fromkeys(module for stage in self.graph.stages for module in stage.preload))
+        """Modules that forked workers need and can share, in order of first mention."""
+        forked = {name for worker in self.workers if not worker.fresh for name in worker.stage_names}
+        stages = (stage for stage in self.graph.stages if stage.name in forked)
+        return tuple(dict.fromkeys(module for stage in stages for module in stage.preload))
 
 
 def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
@@ -138,8 +156,9 @@ def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
         )
         own = "gpu" if config.colocate and spec.accelerated else spec.name
         groups.setdefault(stage.worker or own, []).append(plan)
-    workers = tuple(_worker(name, plans, graph, config, gpus) for name, plans in groups.items())
+    workers: Sequence[WorkerPlan] = tuple(_worker(name, plans, graph, config, gpus) for name, plans in groups.items())
     _check_sums(workers, gpus)
+    workers = _in_order(workers, graph)
     return Deployment(
         graph_path=config.graph,
         graph=graph,
@@ -225,6 +244,25 @@ def _worker(name: str, plans: list[StagePlan], graph: Graph, config: Config, gpu
         gpus=tuple(gpus[index].device for index in first.gpus),
         environment=_environment(name, {plan.name: stage for plan, stage in zip(plans, stages, strict=True)}),
     )
+
+
+def _in_order(workers: Sequence[WorkerPlan], graph: Graph) -> tuple[WorkerPlan, ...]:
+    """`workers` with those named that each has to wait for, so that memory is measured when it means something.
+
+    A stage that fills its memory measures what is free before it loads and again afterwards, and takes the difference
+    for its own. Whoever loads on its GPU in between would be counted with it, and its cache be too small by that much.
+    So it loads when all others on its GPU have, and two of its kind load one after the other. What the others will
+    still take, for the largest batch they have not seen yet, is kept for them in its budget.
+    """
+    filling = {worker.name for worker in workers if any(graph.stage(name).fills_memory for name in worker.stage_names)}
+    ordered = sorted(workers, key=lambda worker: worker.name in filling)  # else as they are
+    after = {
+        worker.name: tuple(
+            other.name for other in ordered[:position] if worker.name in filling and set(other.gpus) & set(worker.gpus)
+        )
+        for position, worker in enumerate(ordered)
+    }
+    return tuple(msgspec.structs.replace(worker, after=after[worker.name]) for worker in workers)
 
 
 def _environment(worker: str, stages: dict[str, StageConfig]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from omni_pipeline.settings import Settings, leaves
 
 DEFAULT = "default"
 HIDDEN = "(hidden)"
+DIVIDED = "reckoned, see sgl-omni plan"
 
 _SECRETS = ("server.api_keys",)
 
@@ -71,6 +72,8 @@ def _stage(settings: Settings, worker: WorkerPlan, plan: StagePlan) -> Any:
         "tp_size": plan.tp_size,
         "options": msgspec.to_builtins(plan.options),
     }
+    if said.memory is None and plan.memory is not None:
+        decided["memory"] = f"{plan.memory / 2**30:.2f}GiB"
     return msgspec.to_builtins(said) | decided
 
 
@@ -89,4 +92,5 @@ def _reasons(settings: Settings, plan: StagePlan, *, accelerated: bool) -> dict[
         f"{place}.device": device,
         **({f"{place}.gpus": colocated or "automatic"} if plan.gpus else {}),
         **({f"{place}.tp_size": "one rank for each GPU"} if plan.tp_size > 1 else {}),
+        **(dict.fromkeys((f"{place}.memory", f"{place}.options.max_total_tokens"), DIVIDED) if plan.memory else {}),
     }

@@ -221,7 +221,7 @@ COMMON = (
     Flag(
         "--max-requests",
         ("server.limits.requests",),
-        "Requests in the pipeline at a time, waiting ones included; more are answered with 429.",
+        "Requests in the pipeline at a time; more wait, see server.limits.queued, or get 429.",
         LIMITS,
         metavar="N",
         parse=positive,

@@ -1,8 +1,9 @@
 """The process that starts the workers: imports what they share once, forks one for each order, and reports their ends.
 
 It is a program of its own (``python -m omni_pipeline.forkserver``) with one thread, driven over a socket by `launch`.
-Workers forked after the imports have them at once and share their memory pages. Where imports must not be shared
-because a CUDA context cannot be forked, it imports nothing and starts a fresh interpreter for each worker instead.
+Workers forked after the imports have them at once and share their memory pages. A worker on a GPU starts in a fresh
+interpreter instead, since a CUDA context cannot be forked, and so does one with an environment of its own, which
+libraries read when they are imported. Every worker sees the GPUs of its plan and no others; one that is forked, none.
 
 It ends when the main process does, in whatever way, and then takes the workers and the run directory with it; should it
 be killed itself, the kernel takes the workers. Processes that a worker has started and left behind are ended here too.
@@ -93,14 +94,12 @@ class Options(Struct):
         parent: Process id of the main process.
         run_dir: Directory to remove at the end.
         preload: Modules to import before the first fork.
-        fresh: Start every worker in a new interpreter.
     """
 
     control: int
     parent: int
     run_dir: str
     preload: list[str]
-    fresh: bool
 
 
 class _Child(Struct):
@@ -126,7 +125,7 @@ class ForkServer:
 
     def serve(self) -> None:
         """Import, then carry out orders until the main process hangs up."""
-        preloaded = _preload([] if self._options.fresh else self._options.preload)
+        preloaded = _preload(self._options.preload)
         # From here on the hang-up tells; the signal would only interrupt the clearing up that follows.
         signal.signal(ORPHANED, signal.SIG_IGN)
         self._own = set(children())
@@ -182,7 +181,7 @@ class ForkServer:
             for child in self._workers:
                 os.close(child.pidfd)
                 child.relay.close()
-            if self._options.fresh:
+            if assignment.plan.fresh:
                 _exec(assignment, parent)
             code = worker_process.run(assignment, parent)
         except BaseException:
@@ -243,12 +242,11 @@ def _preload(modules: list[str]) -> Preloaded:
 
 
 def _exec(assignment: Assignment, parent: int) -> NoReturn:
-    path = os.path.join(assignment.run_dir, f"{assignment.plan.name}.{assignment.incarnation}.assignment")
-    with open(path, "wb") as file:
-        file.write(msgspec.msgpack.encode(assignment))
-    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(assignment.plan.threads))
-    module = worker_process.__name__
-    os.execve(sys.executable, [sys.executable, "-P", "-m", module, path, str(parent)], environment)
+    plan = assignment.plan
+    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(plan.threads))
+    environment |= {"CUDA_VISIBLE_DEVICES": ",".join(plan.gpus)} | plan.environment
+    command = worker_process.command(assignment, parent)
+    os.execve(command[0], command, environment)
 
 
 def main() -> None:

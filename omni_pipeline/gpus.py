@@ -97,6 +97,13 @@ def detect(environment: Mapping[str, str] = os.environ) -> tuple[Gpu, ...]:
     return _visible(_ask_driver(), visible)
 
 
+def least_free() -> tuple[int, int]:
+    """Bytes free, and in all, of the one with the least free memory among the GPUs that this process sees."""
+    own = detect()
+    used = memory_used(own)
+    return min((gpu.memory - used[gpu.index], gpu.memory) for gpu in own)
+
+
 def _visible(there: list[Gpu], visible: str | None) -> tuple[Gpu, ...]:
     """Of the GPUs that are there (`device` is the unique id), those that are listed, numbered in that order.
 

@@ -33,6 +33,7 @@ class StageSpec(Struct, frozen=True):
         accelerated: Whether the stage computes on a GPU when there is one.
         weights: Prefixes of the checkpoint's tensors that it loads; none for a stage without weights.
         parallel: Whether several GPUs can share its work (tensor parallelism).
+        divided: Values in the checkpoint's ``config.json``, by dotted path, that the number of ranks has to divide.
         fills_memory: Whether it uses all the memory that it is given, as a KV cache does. It then loads after the
             others on its GPU, when their memory is taken.
         usual_gpu: Index of the GPU that it gets where there are several and the configuration names none.
@@ -47,6 +48,7 @@ class StageSpec(Struct, frozen=True):
     accelerated: bool = False
     weights: tuple[str, ...] = ()
     parallel: bool = False
+    divided: tuple[str, ...] = ()
     fills_memory: bool = False
     usual_gpu: int = 0
     needs: TellNeeds | None = None

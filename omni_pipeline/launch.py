@@ -14,8 +14,11 @@ from omni_pipeline import forkserver
 from omni_pipeline.forkserver import PACKET_BYTES, THREAD_VARIABLES, Kill, Launch, Options, Order, Report
 from omni_pipeline.worker_process import Assignment
 
-# Workers compute with the threads they are given, and reach for nothing on the network.
+# Workers compute with the threads they are given, see the GPUs they are given (which only the fork server knows, and
+# which are counted as the driver counts them), and reach for nothing on the network.
 _ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     **dict.fromkeys(THREAD_VARIABLES, "1"),
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
@@ -40,16 +43,13 @@ class Launcher:
     Args:
         run_dir: Directory that the fork server removes at its end.
         preload: Modules to import once for all workers.
-        fresh: Import nothing and start every worker in an interpreter of its own, as CUDA needs it.
     """
 
-    def __init__(self, run_dir: str, preload: tuple[str, ...], *, fresh: bool) -> None:
+    def __init__(self, run_dir: str, preload: tuple[str, ...]) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
         self._reports = msgspec.msgpack.Decoder(Report)
-        options = Options(
-            control=theirs.fileno(), parent=os.getpid(), run_dir=run_dir, preload=list(preload), fresh=fresh
-        )
+        options = Options(control=theirs.fileno(), parent=os.getpid(), run_dir=run_dir, preload=list(preload))
         compiled = {_COMPILED: os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")}
         with theirs:
             self._process = subprocess.Popen(

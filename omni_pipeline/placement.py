@@ -65,13 +65,15 @@ class DevicePlan(Struct, frozen=True):
     Attributes:
         index: Of the GPU; None for the machine's own memory.
         memory: Bytes it has; of the machine's own memory, those that are available.
-        usable: Of these, what stages may take.
+        usable: Of these, what the server gives away.
+        limit: Of these, what stages may take at most: more than `usable` where an operator says how much they take.
     """
 
     index: int | None
     name: str
     memory: int
     usable: int
+    limit: int
     holdings: tuple[Holding, ...]
 
     @property
@@ -80,8 +82,12 @@ class DevicePlan(Struct, frozen=True):
 
     @property
     def left(self) -> int:
-        """Bytes that remain; negative where they do not suffice."""
+        """Usable bytes that remain; negative where more is taken."""
         return self.usable - self.taken
+
+    @property
+    def fits(self) -> bool:
+        return self.taken <= self.limit
 
     @property
     def label(self) -> str:
@@ -122,6 +128,7 @@ class Placement(Struct, frozen=True):
         request: What is counted in.
         limits: Most requests at a time of the stages without a cache that limit them.
         problems: Why it does not fit, each a sentence; none if it does.
+        notes: What is worth knowing although it does, likewise.
     """
 
     devices: tuple[DevicePlan, ...]
@@ -129,6 +136,7 @@ class Placement(Struct, frozen=True):
     request: Request
     limits: dict[str, int]
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -185,35 +193,54 @@ def place(
         for worker in deployment.workers
         for plan in worker.stages
     ]
-    memory: dict[int | None, tuple[str, int, int]] = {
-        gpu.index: (gpu.name, gpu.memory, _usable(gpu, (used or {}).get(gpu.index, 0))) for gpu in deployment.gpus
-    }
+    devices = [
+        _empty(
+            gpu,
+            (used or {}).get(gpu.index, 0),
+            any(_pinned(demand.plan) for demand in demands if gpu.index in demand.places),
+        )
+        for gpu in deployment.gpus
+    ]
     if any(demand.places == (None,) and demand.weights for demand in demands):
         unlimited = sum(demand.weights for demand in demands) if ram is None else ram
-        memory[None] = "RAM", unlimited, unlimited
-    fixed = {place: _holdings(place, demands) for place in memory}
-    problems = _decide(demands, deployment.gpus, memory, fixed)
-    devices = tuple(
-        DevicePlan(index, name, total, usable, tuple(_with_cache(holding, demands) for holding in fixed[index]))
-        for index, (name, total, usable) in memory.items()
-    )
+        devices.append(DevicePlan(None, "RAM", unlimited, unlimited, unlimited, ()))
+    devices = [structs.replace(device, holdings=_holdings(device.index, demands)) for device in devices]
+    problems = _decide(demands, devices)
+    devices = [
+        structs.replace(device, holdings=tuple(_with_cache(holding, demands) for holding in device.holdings))
+        for device in devices
+    ]
     caches = tuple(_cache_plan(demand) for demand in demands if demand.needs.cache is not None)
-    limits = {
-        demand.plan.name: demand.needs.requests
-        for demand in demands
-        if demand.needs.requests is not None and demand.needs.cache is None
-    }
-    problems += [_overfull(device) for device in devices if device.left < 0]
+    problems += [_overfull(device) for device in devices if not device.fits]
     problems += [
         f"{cache.stage} holds {cache.tokens:,} tokens, and one request takes {cache.request_tokens:,}."
         for cache in caches
-        if cache.tokens < cache.request_tokens and all(device.left >= 0 for device in devices)
+        if cache.tokens < cache.request_tokens and all(device.fits for device in devices)
     ]
-    return Placement(devices, caches, request, limits, tuple(problems))
+    return Placement(
+        devices=tuple(devices),
+        caches=caches,
+        request=request,
+        limits={
+            demand.plan.name: demand.needs.requests
+            for demand in demands
+            if demand.needs.requests is not None and demand.needs.cache is None
+        },
+        problems=tuple(problems),
+        notes=tuple(_tight(device) for device in devices if device.fits and device.left < 0),
+    )
 
 
-def _usable(gpu: Gpu, used: int) -> int:
-    return max(0, min(int(gpu.memory * (1 - KEPT_FREE)), gpu.memory - used))
+def _empty(gpu: Gpu, used: int, pinned: bool) -> DevicePlan:
+    free = max(0, gpu.memory - used)
+    usable = min(int(gpu.memory * (1 - KEPT_FREE)), free)
+    return DevicePlan(gpu.index, gpu.name, gpu.memory, usable, free if pinned else usable, ())
+
+
+def _pinned(plan: StagePlan) -> bool:
+    """Whether the operator says what the stage takes."""
+    said = (plan.memory, *(getattr(plan.options, name, None) for name in ("mem_fraction_static", _TOKENS_OPTION)))
+    return any(value is not None for value in said)
 
 
 def sized(deployment: Deployment, placement: Placement) -> Deployment:
@@ -273,11 +300,13 @@ def _demand(
     )
 
 
-def _holdings(place: int | None, demands: Sequence[_Demand]) -> list[Holding]:
+def _holdings(place: int | None, demands: Sequence[_Demand]) -> tuple[Holding, ...]:
     """What the stages on a device take of it, without their caches."""
     here = [demand for demand in demands if place in demand.places]
     if place is None:  # whatever is not weights is taken as it is needed
-        return [Holding(demand.plan.name, demand.worker, weights=demand.weights) for demand in here if demand.weights]
+        return tuple(
+            Holding(demand.plan.name, demand.worker, weights=demand.weights) for demand in here if demand.weights
+        )
     holdings: list[Holding] = []
     for demand in here:
         mates = [other for other in here if other.worker == demand.worker]
@@ -294,18 +323,14 @@ def _holdings(place: int | None, demands: Sequence[_Demand]) -> list[Holding]:
                 process=process // len(mates),
             )
         )
-    return holdings
+    return tuple(holdings)
 
 
-def _decide(
-    demands: Sequence[_Demand],
-    gpus: Sequence[Gpu],
-    memory: Mapping[int | None, tuple[str, int, int]],
-    fixed: Mapping[int | None, Sequence[Holding]],
-) -> list[str]:
+def _decide(demands: Sequence[_Demand], devices: Sequence[DevicePlan]) -> list[str]:
     """Set the tokens of every cache; what budgets make impossible is given back."""
     problems: list[str] = []
-    own = {(holding.stage, place): holding for place, holdings in fixed.items() for holding in holdings}
+    own = {(holding.stage, device.index): holding for device in devices for holding in device.holdings}
+    memory = {device.index: device.memory for device in devices}
     open_: list[_Demand] = []
     for demand in demands:
         cache, plan = demand.needs.cache, demand.plan
@@ -319,10 +344,10 @@ def _decide(
             ]
         if cache is None:
             continue
-        demand.tokens = _given_tokens(demand, cache, gpus, own)
+        demand.tokens = _given_tokens(demand, cache, memory, own)
         if demand.tokens is None:
             open_.append(demand)
-    left = {place: usable - sum(holding.fixed for holding in fixed[place]) for place, (_, _, usable) in memory.items()}
+    left = {device.index: device.left for device in devices}  # no holding has a cache yet
     for demand in demands:
         if demand.tokens is not None:
             _take(left, demand, demand.tokens)
@@ -331,7 +356,7 @@ def _decide(
 
 
 def _given_tokens(
-    demand: _Demand, cache: Cache, gpus: Sequence[Gpu], own: Mapping[tuple[str, int | None], Holding]
+    demand: _Demand, cache: Cache, memory: Mapping[int | None, int], own: Mapping[tuple[str, int | None], Holding]
 ) -> int | None:
     """Tokens of a cache as the configuration decides them; None if it does not."""
     plan, options = demand.plan, demand.plan.options
@@ -341,8 +366,8 @@ def _given_tokens(
         return cache.default_tokens or cache.request_tokens
     fraction = getattr(options, "mem_fraction_static", None)
     if fraction is not None:
-        smallest = min(gpus[index].memory for index in plan.gpus)
-        return max(0, int(fraction * smallest - demand.weights) // cache.token_bytes)
+        smallest = min(memory[place] for place in plan.gpus)
+        return max(0, int(fraction * smallest - demand.weights) // cache.bytes_per_token)
     if plan.memory is not None:
         most = max(own[plan.name, place].fixed for place in plan.gpus)
         return max(0, (plan.memory - most) // cache.bytes_per_token)
@@ -417,7 +442,14 @@ def _overfull(device: DevicePlan) -> str:
             f"the weights need {_gib(device.taken)} on the CPU ({parts}), and {_gib(device.usable)} is available. "
             "Free some, use a GPU (--device cuda), or give the stages a smaller dtype option."
         )
-    return f"{device.label} would have to hold {_gib(device.taken)} ({parts}), and {_gib(device.usable)} can be used."
+    return f"{device.label} would have to hold {_gib(device.taken)} ({parts}), and {_gib(device.limit)} can be used."
+
+
+def _tight(device: DevicePlan) -> str:
+    return (
+        f"{device.label} is tight: what was asked for leaves {_gib(device.memory - device.taken)} of "
+        f"{_gib(device.memory)} to the driver and for fragments of memory."
+    )
 
 
 def _gib(size: Any) -> str:

@@ -13,6 +13,7 @@ from rich.console import Console
 from omni_pipeline import checkpoint, memory
 from omni_pipeline.command_line import takes_settings
 from omni_pipeline.config_commands import Gpus, resolved
+from omni_pipeline.division import check_ranks
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import memory_used
 from omni_pipeline.needs import Request
@@ -66,9 +67,10 @@ def planned(settings: Settings, gpus: str | None, request: Request) -> Plan:
     if spec is None:
         raise StartupError(f"The graph {deployment.graph.name} loads no checkpoint, so there is nothing to plan.")
     found = checkpoint.describe(deployment.model_path, spec)
+    check_ranks(deployment, found.path)
     used = memory_used(deployment.gpus) if gpus is None and deployment.gpus else {}
     placement = place(deployment, found, ram=memory.available_bytes(), used=used, request=request)
-    seek = bool(deployment.gpus) and not placement.fits
+    seek = deployment.uses_cuda and not placement.fits
     changes = remedies(settings.config, found, deployment.gpus, request) if seek else ()
     return Plan(found.path, placement, changes)
 
@@ -86,6 +88,7 @@ def as_data(made: Plan) -> dict[str, Any]:
         "caches": [{**msgspec.to_builtins(cache), "requests": cache.requests} for cache in placement.caches],
         "limits": placement.limits,
         "problems": list(placement.problems),
+        "notes": list(placement.notes),
         "remedies": msgspec.to_builtins(made.remedies),
     }
 

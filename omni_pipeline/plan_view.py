@@ -105,6 +105,7 @@ def _verdict(placement: Placement, found: Sequence[Remedy]) -> Iterator[Renderab
         room = f", with room for {number} {kind} at a time" if number is not None else ""
         bound = f" {' and '.join(placement.bounded_by)} can take no more." if number is not None else ""
         yield Text.from_markup(f"[bold green]It fits[/]{room}.{bound}")
+        yield from map(Text, placement.notes)
         return
     yield Text.from_markup("[bold red]It does not fit.[/]")
     for problem in placement.problems:

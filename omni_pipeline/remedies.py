@@ -10,6 +10,7 @@ from msgspec import Struct, structs
 from omni_pipeline.checkpoint import Checkpoint, Stored
 from omni_pipeline.config import Config, StageConfig
 from omni_pipeline.deployment import resolve
+from omni_pipeline.division import check_ranks
 from omni_pipeline.errors import StartupError
 from omni_pipeline.flags import Flag
 from omni_pipeline.gpus import Gpu
@@ -181,6 +182,7 @@ def _tried(attempt: _Attempt, request: Request) -> Placement | None:
     """What an attempt takes; None where the configuration itself refuses it."""
     try:
         deployment = resolve(attempt.config, attempt.gpus)
+        check_ranks(deployment, attempt.checkpoint.path)
     except StartupError:
         return None
     return place(deployment, attempt.checkpoint, request=request)

@@ -13,6 +13,7 @@ from typing import Protocol, TypeAlias
 from omni_pipeline import checkpoint, memory, telemetry
 from omni_pipeline.config import Config, Server
 from omni_pipeline.deployment import Deployment, resolve
+from omni_pipeline.division import check_ranks
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import memory_used
 from omni_pipeline.graph import load_object
@@ -63,6 +64,8 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
     telemetry.prepare(deployment.trace)
     with listen(deployment.server) as listen_socket:
         display.begin(deployment)
+        for note in deployment.notes:
+            display.note(note)
         model_path, deployment = check_model(deployment, display)
         supervisor = Supervisor(deployment)
         try:
@@ -125,9 +128,12 @@ def check_model(deployment: Deployment, display: Display) -> tuple[str, Deployme
     if spec is None:
         return deployment.model_path, deployment
     found = checkpoint.resolve(deployment.model_path, spec, display.note)
+    check_ranks(deployment, found.path)
     used = memory_used(deployment.gpus) if deployment.gpus else {}
     placement = place(deployment, found, ram=memory.available_bytes(), used=used)
     refuse(placement)
+    for note in placement.notes:
+        display.note(note)
     return found.path, sized(deployment, placement)
 
 

@@ -15,6 +15,20 @@ from msgspec import Struct
 from omni_pipeline.wire import Failed, Work
 
 
+class Ranks(Struct, frozen=True):
+    """A process's place among those that share a stage's work.
+
+    Attributes:
+        rank: Its number; 0 is the stage's worker.
+        size: How many they are.
+        port: TCP port of this host where they find each other; 0 for a single one.
+    """
+
+    rank: int = 0
+    size: int = 1
+    port: int = 0
+
+
 class StageContext(Struct, frozen=True):
     """What a stage is told when it is built, in its worker process.
 
@@ -25,6 +39,9 @@ class StageContext(Struct, frozen=True):
         options: An instance of the stage's options struct.
         stages: Names of all stages that this deployment runs.
         scratch: Private directory (mode 0700) of this process for short-lived files; it is removed with the process.
+        ranks: Who shares its work. In a stage of several ranks, what it does must follow from its messages, aborts and
+            steps alone, see `ranks`.
+        static: Bytes of each GPU for weights and KV cache; None leaves it to the stage.
     """
 
     name: str
@@ -33,6 +50,8 @@ class StageContext(Struct, frozen=True):
     options: Any
     stages: frozenset[str]
     scratch: str
+    ranks: Ranks = Ranks()
+    static: int | None = None
 
 
 class StageBroken(Exception):

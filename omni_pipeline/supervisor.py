@@ -406,7 +406,7 @@ class Supervisor:
                 self._launch(worker)
 
     def _new_launcher(self) -> Launcher:
-        return Launcher(self._run_dir, self._deployment.preload(), fresh=self._deployment.uses_cuda)
+        return Launcher(self._run_dir, self._deployment.preload())
 
     # --- signs of life ---
 

@@ -107,9 +107,9 @@ class Inbox:
         """A descriptor that becomes readable when messages *begin* to wait: read until `receive` gives None."""
         return int(self._socket.getsockopt(zmq.FD))
 
-    def wait(self, seconds: float) -> bool:
-        """Block until a message waits or the time is over; whether one does."""
-        return bool(self._unpacked or self._socket.poll(max(0, round(seconds * 1000))))
+    def wait(self, seconds: float | None) -> bool:
+        """Block until a message waits or the time is over (None: as long as it takes); whether one does."""
+        return bool(self._unpacked or self._socket.poll(None if seconds is None else max(0, round(seconds * 1000))))
 
     def receive(self) -> Received | None:
         """The next message, or None when none waits."""

@@ -205,6 +205,10 @@ class StartFailed(Struct, tag="start_failed"):
     message: str
 
 
+class Step(Struct, tag="step"):
+    """Take a step: what rank 0 of a stage tells the other ranks, see `ranks`."""
+
+
 class Moved(Struct, tag="moved"):
     """The process that ran these stages is gone; its successor will read their messages at `address`.
 
@@ -223,7 +227,7 @@ class Shutdown(Struct, tag="shutdown"):
 
 
 Work: TypeAlias = Start[Any] | Chunk[Any] | End[Any]
-Control: TypeAlias = Ready | Heartbeat | Notes | StartFailed | Moved | Shutdown
+Control: TypeAlias = Ready | Heartbeat | Notes | StartFailed | Moved | Step | Shutdown
 Message: TypeAlias = Work | Abort | Failed | Control
 
 _NIL = msgspec.msgpack.encode(None)

@@ -25,6 +25,9 @@ OPENING_ROWS = 9
 FRAMES_PER_TOKEN = 4
 """Codec frames (80 ms) that a text token takes to say, about: three tokens a second."""
 
+SAMPLING_BYTES = 60
+"""Of one sampled row, for each id: its logits in all the forms that they have at the same time."""
+
 CPU_KV_TOKENS = 65536
 """SGLang would give 40 % of the machine's memory to the KV cache of a CPU."""
 
@@ -38,8 +41,6 @@ _ENGINE_WORKSPACE = 512 * MIB
 _GRAPH_BYTES_PER_SEQUENCE = 2 * MIB
 # Graphs of the predictor: about a thousand kernels in each of some twenty graphs, and the memory they share.
 _PREDICTOR_GRAPHS = 256 * MIB
-# Logits of one sampled row, in all the forms that `sampler` and `sampling` give them at the same time, for each id.
-_SAMPLING_BYTES = 80
 # Counts and marks that are kept for each sequence with penalties, for each id.
 _PENALTY_BYTES = 5
 
@@ -121,7 +122,7 @@ def predictor(situation: Situation) -> Needs:
     config = talker_config.code_predictor_config
     rows, item = options.max_batch, situation.item_size
     cache = 2 * config.num_hidden_layers * config.key_width * talker_config.num_code_groups * rows * item
-    row = 8 * config.hidden_size * item + 2 * config.intermediate_size * item + _SAMPLING_BYTES * config.vocab_size
+    row = 8 * config.hidden_size * item + 2 * config.intermediate_size * item + SAMPLING_BYTES * config.vocab_size
     captured = situation.device == "cuda" and options.record
     return Needs(
         activations=4 * rows * (row + talker_config.num_code_groups * config.hidden_size * item),
@@ -175,7 +176,7 @@ def _engine(
     token = (4 * hidden + extra_width) * item + max(attention, experts)
     context = int(engine.get("context_length") or decoder.max_position_embeddings)
     return Needs(
-        activations=chunk * token + requests * vocabulary * _SAMPLING_BYTES,
+        activations=chunk * token + requests * vocabulary * SAMPLING_BYTES,
         state=_ENGINE_WORKSPACE * (situation.device == "cuda") + requests * (context * 4 + vocabulary * _PENALTY_BYTES),
         graphs=0
         if situation.device == "cpu" or engine.get("disable_cuda_graph")

@@ -75,6 +75,7 @@ class Talker:
             eos_ids=[talker["codec_eos_token_id"]],
             max_total_tokens=options.max_total_tokens,
             max_running_requests=options.max_running_requests,
+            static_bytes=context.static,
             # A prompt's rows depend on more than its ids, so there is nothing that two prompts could share.
             options={"disable_radix_cache": True, **options.engine},
             fed=True,

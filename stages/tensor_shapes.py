@@ -38,10 +38,10 @@ def stored_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """
     model = read(config)
     item = ITEM_SIZE[model.stored_dtype.removeprefix("torch.")]
-    stored = {name: math.prod(shape) for name, shape in _model(model)}
-    sizes = {name: (elements, elements * item) for name, elements in stored.items()}
+    shapes = dict(_model(model))
+    sizes = {name: (math.prod(shape), math.prod(shape) * item) for name, shape in shapes.items()}
     if model.quantization_config:
-        sizes |= _quantised(model, stored)
+        sizes |= _quantised(model, shapes)
     return sizes
 
 
@@ -50,7 +50,7 @@ def fp8_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     return stored_tensors({**config, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}})
 
 
-def _quantised(model: ModelConfig, stored: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+def _quantised(model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
     """The tensors that differ in a checkpoint with FP8 weights and a scale for each block of them."""
     quantization = model.quantization_config
     method, block = quantization.get("quant_method"), quantization.get("weight_block_size")
@@ -59,13 +59,14 @@ def _quantised(model: ModelConfig, stored: Mapping[str, int]) -> dict[str, tuple
             f"config.json says quant_method {method!r}: what such a checkpoint takes can be told from its weight files "
             "only, of which there are none here."
         )
-    kept = tuple(quantization.get("modules_to_not_convert") or ())
+    kept = quantization.get("modules_to_not_convert") or ()
     sizes: dict[str, tuple[int, int]] = {}
-    for name, elements in stored.items():
-        if not (name.startswith(_QUANTISED) and name.endswith("_proj.weight")) or any(part in name for part in kept):
+    for name, shape in shapes.items():
+        linear = name.startswith(_QUANTISED) and name.endswith("_proj.weight")
+        if not linear or any(f".{part}." in f".{name}" for part in kept):
             continue
-        sizes[name] = elements, elements
-        scales = -(-elements // math.prod(block)) if block else 1
+        scales = math.prod(-(-size // side) for size, side in zip(shape, block or shape, strict=True))
+        sizes[name] = math.prod(shape), math.prod(shape)
         sizes[f"{name}_scale_inv"] = scales, scales * _SCALE_BYTES
     return sizes
 

@@ -78,6 +78,8 @@ class Thinker:
             eos_ids=[end_of_turn_id(config)],
             max_total_tokens=options.max_total_tokens,
             max_running_requests=options.max_running_requests,
+            ranks=context.ranks,
+            static_bytes=context.static,
             options=options.engine,
             tap_layer=config["talker_config"]["accept_hidden_layer"] if TALKER in context.stages else None,
         )

@@ -62,6 +62,10 @@ QWEN3_OMNI = Graph(
             accelerated=True,
             weights=("thinker.model.", "thinker.lm_head."),
             parallel=True,
+            divided=(
+                "thinker_config.text_config.num_attention_heads",
+                "thinker_config.text_config.moe_intermediate_size",
+            ),
             fills_memory=True,
             needs=memory_needs.thinker,
         ),

@@ -55,7 +55,7 @@ def read_tensors(model_path: str | Path, prefix: str) -> dict[str, torch.Tensor]
     """The checkpoint's tensors whose names start with `prefix`, on the CPU, by the rest of their names.
 
     Raises:
-        StartupError: there are none, or a file is missing or damaged.
+        StartupError: there are none, they are quantised, or a file is missing or damaged.
     """
     root = Path(model_path)
     tensors = {}
@@ -64,12 +64,22 @@ def read_tensors(model_path: str | Path, prefix: str) -> dict[str, torch.Tensor]
             with safe_open(root / file, "pt") as shard:
                 for name in names if names is not None else shard.keys():
                     if name.startswith(prefix):
-                        tensors[name.removeprefix(prefix)] = shard.get_tensor(name)
+                        tensors[name.removeprefix(prefix)] = _plain(name, shard.get_tensor(name))
         except (OSError, SafetensorError) as error:
             raise StartupError(f"{root / file} cannot be read: {error}; download the checkpoint again") from error
     if not tensors:
         raise StartupError(f"{root} has no weights under {prefix}: it is not a Qwen3-Omni checkpoint")
     return tensors
+
+
+def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is not quantised. Raises StartupError."""
+    if tensor.dtype.itemsize == 1:
+        raise StartupError(
+            f"{name} is quantised: only the language models of thinker and talker may be; take a checkpoint that keeps "
+            "the precision of the encoders, the code predictor and the vocoder"
+        )
+    return tensor
 
 
 def encoder_dtype(option: str | None, config: Qwen3OmniMoeConfig, device: str) -> torch.dtype:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from omni_pipeline import gpus
+from omni_pipeline.config import suggestion
 from omni_pipeline.errors import StartupError
 
 # SGLang would give 40 % of the machine's memory to the KV cache of a CPU.
@@ -16,6 +21,22 @@ _OURS = {
     "disable_overlap_schedule": True,  # a step's result is known when the step ends
     "watchdog_timeout": 1e9,  # the supervisor watches; SGLang's own thread sleeps half of this
 }
+
+# What has a setting of its own elsewhere, and where.
+_ELSEWHERE = {
+    "model_path": "--model-path",
+    "device": "the stage's device",
+    "dtype": "the stage's options.dtype",
+    "tp_size": "the stage's tp_size",
+    "mem_fraction_static": "the stage's memory, or its options.mem_fraction_static",
+    "max_total_tokens": "the stage's options.max_total_tokens",
+    "max_running_requests": "the stage's options.max_running_requests",
+}
+
+# SGLang may take a little more than planned: the bound is the planned number of tokens, and rounding must not make the
+# KV cache smaller than that.
+_SLACK = 0.02
+_MOST = 0.98
 
 _CPU = {
     "device": "cpu",
@@ -33,6 +54,8 @@ def server_arguments(
     max_total_tokens: int | None,
     max_running_requests: int,
     engine: dict[str, Any],
+    tp_size: int = 1,
+    static_bytes: int | None = None,
 ) -> Any:
     """SGLang's `ServerArgs` for one engine.
 
@@ -43,19 +66,64 @@ def server_arguments(
 
     known = {field.name for field in record_fields(ServerArgs)}
     for name in engine:
-        if name in _OURS or name in ("model_path", "device", "dtype"):
+        if name in _OURS:
             raise StartupError(f"engine option {name!r} is set by omni-pipeline and cannot be changed")
+        if name in _ELSEWHERE:
+            raise StartupError(f"engine option {name!r} has a setting of its own: {_ELSEWHERE[name]}")
         if name not in known:
-            raise StartupError(f"engine option {name!r} is not an SGLang server argument")
+            raise StartupError(f"engine option {name!r} is not an SGLang server argument; {suggestion(name, known)}")
     arguments: dict[str, Any] = {
         "model_path": model_path,
         "json_model_override_args": json.dumps({"architectures": [architecture]}),
         "dtype": dtype or ("float32" if device == "cpu" else "auto"),
         "max_running_requests": max_running_requests,
         "max_total_tokens": max_total_tokens or (CPU_KV_TOKENS if device == "cpu" else None),
+        "tp_size": tp_size,
         "log_level": "warning",
+        **({} if device == "cpu" else _for_fp8(model_path)),
         **_OURS,
         **(_CPU if device == "cpu" else {"device": device}),
         **engine,
     }
+    if device != "cpu" and static_bytes is not None:
+        arguments["mem_fraction_static"] = static_fraction(static_bytes, *gpus.least_free())
     return ServerArgs(**arguments)
+
+
+def moe_backend(quantization: dict[str, Any], capability: tuple[int, int]) -> str | None:
+    """SGLang's ``moe_runner_backend`` for a checkpoint's ``quantization_config``; None leaves it to SGLang.
+
+    Experts with FP8 weights in blocks go to CUTLASS where it has them: on Hopper and Blackwell.
+
+    Args:
+        capability: Of the GPU.
+    """
+    blocks = quantization.get("quant_method") == "fp8" and quantization.get("weight_block_size") is not None
+    return "cutlass" if blocks and capability[0] in (9, 10, 12) else None
+
+
+def _for_fp8(model_path: str) -> dict[str, Any]:
+    config = json.loads((Path(model_path) / "config.json").read_text())
+    backend = moe_backend(config.get("quantization_config") or {}, torch.cuda.get_device_capability())
+    return {} if backend is None else {"moe_runner_backend": backend}
+
+
+def static_fraction(static: int, free: int, total: int) -> float:
+    """SGLang's ``mem_fraction_static`` for `static` bytes of weights and KV cache on a GPU.
+
+    SGLang makes its KV cache as large as what is free once the weights are there, less (1 - fraction) of what was free
+    before. So the fraction is of the memory that is *free when the engine starts*, not of the whole GPU: beside others,
+    who have taken theirs by then, it has to be larger for the same bytes.
+
+    Args:
+        free, total: Bytes of the GPU, now.
+
+    Raises:
+        StartupError: more is free nowhere.
+    """
+    if static > free:
+        raise StartupError(
+            f"{static / 2**30:.1f} GiB are planned for weights and KV cache, but {free / 2**30:.1f} of the GPU's "
+            f"{total / 2**30:.1f} GiB are free: something else uses it, or the budgets are too large"
+        )
+    return min(_MOST, (static + _SLACK * total) / free)

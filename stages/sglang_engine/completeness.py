@@ -1,4 +1,4 @@
-"""Tells which tensors of a checkpoint a model did not get: SGLang leaves what is missing as it came from memory."""
+"""Tells what does not fit between a checkpoint and a model: SGLang leaves what is missing as it came from memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ _STACKED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
+_SCALES = ("weight_scale", "weight_scale_inv")
 _STACKED_EXPERTS = {
     "w13_weight": ("gate_proj", "up_proj"),
     "w2_weight": ("down_proj",),
@@ -25,6 +26,21 @@ def missing_tensors(parameters: Iterable[str], loaded: Collection[str], experts:
     """
     wanted = (tensor for name in parameters for tensor in _tensors(name, experts))
     return [tensor for tensor in wanted if tensor not in loaded]
+
+
+def stray_scales(parameters: Iterable[str], loaded: Iterable[str], experts: int) -> list[str]:
+    """The scales of quantised weights that no parameter is there for: their weights would be taken for plain numbers.
+
+    Args: as for `missing_tensors`.
+    """
+    held = [name for name in parameters if name.rpartition(".")[2].endswith(_SCALES)]
+    known = {tensor + _suffix(name) for name in held for tensor in _tensors(name.removesuffix(_suffix(name)), experts)}
+    return [name for name in loaded if name.endswith(_SCALES) and name not in known]
+
+
+def _suffix(scale: str) -> str:
+    """What a scale's name has beyond its weight's."""
+    return scale[scale.rindex("weight") + len("weight") :]
 
 
 def _tensors(parameter: str, experts: int) -> Iterator[str]:

@@ -32,6 +32,7 @@ class TorchNativeCpu(CpuDeviceMixin, SRTPlatform):
         return False
 
     def init_backend(self) -> None:
-        from stages.sglang_engine import cpu_kernels
+        from stages.sglang_engine import cpu_kernels, fp8_on_cpu
 
         cpu_kernels.install(self.get_dispatch_key_name())
+        fp8_on_cpu.install()

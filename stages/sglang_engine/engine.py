@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import socket
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,8 @@ import torch
 from msgspec import Struct
 
 from omni_pipeline.errors import OmniError, bad_request
+from omni_pipeline.ranks import free_port
+from omni_pipeline.stage import Ranks
 from stages.messages import FinishReason, Logprob, Sampling
 from stages.sglang_engine import arguments, environment
 from stages.sglang_engine.prompt_rows import PromptRows, Stretch, gather
@@ -118,6 +119,8 @@ class Engine:
         fed: Whether the input of each decode step comes from outside, by `feed`. A request that has not been fed sits
             out while the others go on.
         tap_layer: Decoder layer whose input states can be asked for (`Generation.tapped_rows`), or None.
+        ranks: Who else runs a part of the model. They must all be made at once, and be told the same in the same order.
+        static_bytes: Of each GPU for weights and KV cache; None lets SGLang decide.
 
     Attributes:
         batch: Ids of the requests that the latest step computed something for.
@@ -139,8 +142,14 @@ class Engine:
         options: dict[str, Any],
         fed: bool = False,
         tap_layer: int | None = None,
+        ranks: Ranks = Ranks(),  # noqa: B008 - it is frozen
+        static_bytes: int | None = None,
     ) -> None:
         environment.prepare()
+        if device == "cpu" and ranks.size > 1:
+            environment.bind_cpus(ranks.size)
+            torch.compiler.set_stance("force_eager")  # SGLang would compile the look-up of a divided vocabulary
+        from sglang.srt.runtime_context import get_parallel
         from sglang.srt.server_args import PortArgs
 
         from stages.sglang_engine import process
@@ -157,14 +166,16 @@ class Engine:
             max_total_tokens=max_total_tokens,
             max_running_requests=max_running_requests,
             engine=options,
+            tp_size=ranks.size,
+            static_bytes=static_bytes,
         )
-        self._configured = process.configure(server_args)
+        self._configured = process.configure(server_args, ranks.rank)
         unused = "ipc://unused"
         ports = PortArgs(
             tokenizer_ipc_name=unused,
             scheduler_input_ipc_name=unused,
             detokenizer_ipc_name=unused,
-            nccl_port=_free_port(),
+            nccl_port=ranks.port or free_port(),
             rpc_ipc_name=unused,
             metrics_ipc_name=unused,
             tokenizer_worker_ipc_name=None,
@@ -184,6 +195,8 @@ class Engine:
             self._scheduler = InProcessScheduler(server_args, ports)
             runner = self._scheduler.tp_worker.model_runner
             self._sampler = runner.sampler = OmniSampler()
+            if ranks.size > 1:
+                self._sampler.group = get_parallel().tp_group
         self._scheduler.on_progress = self._progress
         self._scheduler.on_dropped = self._dropped
         self._scheduler.on_batch = self._prepare
@@ -471,10 +484,3 @@ def _check_ids(field: str, ids: Iterable[int], vocabulary: int) -> None:
             param=field,
             code="invalid_value",
         )
-
-
-def _free_port() -> int:
-    """A TCP port for torch.distributed, which wants one even for a single rank."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

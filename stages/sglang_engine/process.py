@@ -19,11 +19,15 @@ from sglang.srt.runtime_context import create_context, use_context
 Configured = Callable[[], AbstractContextManager[Any]]
 
 
-def configure(server_args: Any) -> Configured:
-    """Make a new engine's configuration, and room for its process groups."""
+def configure(server_args: Any, rank: int) -> Configured:
+    """Make a new engine's configuration, and room for its process groups.
+
+    Args:
+        rank: Of this process, and the index of its GPU among those it sees.
+    """
     load_plugins()
     leave()
-    ranks = SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0)
+    ranks = SpawnRanks(world_rank=rank, dp_rank=None, gpu_id=rank)
     return functools.partial(use_context, create_context(server_args, role="scheduler", ranks=ranks))
 
 

@@ -128,9 +128,15 @@ class SamplingState:
 
 
 class OmniSampler(Sampler):
-    """Picks one token for each row. `rows` must be set to the batch's states before every forward pass."""
+    """Picks one token for each row.
+
+    Attributes:
+        rows: The batch's states; must be set before every forward pass.
+        group: SGLang's group of the ranks that share the model, if there are several.
+    """
 
     rows: Sequence[SamplingState] = ()
+    group: Any = None
 
     def forward(
         self,
@@ -148,7 +154,7 @@ class OmniSampler(Sampler):
         if len(rows) != logits.shape[0]:
             raise RuntimeError(f"{len(rows)} sampling states for {logits.shape[0]} rows of logits")
         if all(row.plain for row in rows):
-            return torch.argmax(logits, dim=-1)
+            return self._agreed(torch.argmax(logits, dim=-1))
         raw = logits.float()
         adjusted = raw.clone()
         for row, values in zip(rows, adjusted, strict=True):
@@ -161,7 +167,11 @@ class OmniSampler(Sampler):
         reported = [index for index, row in enumerate(rows) if row.logprobs is not None]
         if reported:
             _report(raw[reported], ids[reported], [rows[index] for index in reported])
-        return ids
+        return self._agreed(ids)
+
+    def _agreed(self, ids: torch.Tensor) -> torch.Tensor:
+        """The picks of rank 0, in every rank: logits may differ in their last bits, and ranks must not part ways."""
+        return ids if self.group is None else self.group.broadcast(ids)
 
 
 def filtered_probabilities(logits: torch.Tensor, params: Sequence[Sampling]) -> torch.Tensor:

@@ -212,7 +212,7 @@ ECHO = Graph(
     stages=(
         StageSpec("split", f"{_HERE}:Split", Options, preload=("decimal",)),
         StageSpec("shout", f"{_HERE}:Shout", Options, accelerated=True, parallel=True),
-        StageSpec("join", f"{_HERE}:Join", Options, accelerated=True, usual_gpu=1),
+        StageSpec("join", f"{_HERE}:Join", Options, accelerated=True, usual_gpu=1, fills_memory=True),
     ),
     edges=(
         Edge(GATEWAY, "split", Text),

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import os
 import select
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from omni_pipeline.config import Config, StageConfig
 from omni_pipeline.deployment import resolve
 from omni_pipeline.errors import ErrorInfo
+from omni_pipeline.gpus import Gpu
 from omni_pipeline.supervisor import Progress, Supervisor
 from omni_pipeline.wire import Failed, Start, Work
 from tests.omni_pipeline.echo_stages import ECHO, ECHO_PATH, Answer, Text
@@ -65,10 +66,17 @@ def echo_config(*, worker: str | None = None, **options: dict[str, Any]) -> Conf
 
 @contextlib.asynccontextmanager
 async def running(
-    config: Config, progress: Callable[[Progress], None] | None = None, patience: float = 10.0
+    config: Config,
+    progress: Callable[[Progress], None] | None = None,
+    patience: float = 10.0,
+    gpus: Sequence[Gpu] | None = None,
 ) -> AsyncIterator[Session]:
-    """A session of `config`, started; at the end its processes and files must be gone."""
-    supervisor = Supervisor(resolve(config))
+    """A session of `config`, started; at the end its processes and files must be gone.
+
+    Args:
+        gpus: Those to reckon with instead of this machine's.
+    """
+    supervisor = Supervisor(resolve(config, gpus))
     session = Session(supervisor)
     try:
         await supervisor.start("no/checkpoint", progress)

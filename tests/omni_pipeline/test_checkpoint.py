@@ -86,9 +86,19 @@ def test_plan_prefers_the_headers_of_weights_that_are_there(whole: Path) -> None
     assert describe(str(whole), spec).tensors.keys() == {"ear.a", "ear.b", "mouth.c"}
 
 
-def test_plan_of_a_hub_name_asks_for_a_directory() -> None:
-    with pytest.raises(StartupError, match=r"There is no directory owner/model: a hub name is not looked up"):
-        describe("owner/model", SPEC)
+def test_plan_finds_a_hub_name_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    revision = "0" * 40
+    snapshot = tmp_path / "models--owner--model" / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps({"model_type": "echo", "size": 5}))
+    (tmp_path / "models--owner--model/refs").mkdir()
+    (tmp_path / "models--owner--model/refs/main").write_text(revision)
+    assert describe("owner/model", structs.replace(SPEC, tensors=numbered)).tensors == {"ear.a": Stored(5, 10)}
+    with pytest.raises(StartupError, match=r"no directory owner/other nor is it in the hub's cache, and a plan downlo"):
+        describe("owner/other", SPEC)
 
 
 def test_one_weight_file_needs_no_index(whole: Path) -> None:

@@ -86,3 +86,18 @@ def test_taken_port_is_told_before_anything_is_loaded(run_root: Path) -> None:
 )
 def test_impossible_flag_is_a_usage_error(arguments: list[str]) -> None:
     assert sgl_omni("serve", *arguments).returncode == 2
+
+
+def test_script_with_the_guides_name_takes_the_same_flags(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    script = ROOT / "scripts" / "run_qwen3_omni_speech_server.py"
+    flags = ["--gpu-thinker", "0", "--gpu-talker", "1", "--gpu-code-predictor", "1", "--gpu-code2wav", "1"]
+    flags += ["--thinker-mem-fraction-static", "0.88", "--talker-mem-fraction-static", "0.88", "--port", "8008"]
+    result = subprocess.run(
+        [sys.executable, script, "--model-path", "Qwen/Qwen3-Omni-30B-A3B-Instruct", *flags],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr == (
+        "error: stages.thinker.gpus: thinker can have no GPU: it computes on the CPU, as no GPU is visible.\n"
+    )

@@ -53,3 +53,23 @@ def test_check_looks_into_a_checkpoint_that_is_here(tmp_path: Path) -> None:
 
 def test_schema_is_json() -> None:
     assert json.loads(config("schema").stdout)["$ref"] == "#/$defs/Configuration"
+
+
+def test_show_tells_how_memory_will_be_divided(data: Path) -> None:
+    model = str(data / "qwen3_omni_30b")
+    flags = ["--gpus", "2xH100-80GB", "--set", "talker_ar.memory=0.3"]
+    lines = json.loads(config("show", "--json", "--model-path", model, *flags).stdout)
+    shown = {line["path"]: (line["value"], line["origin"]) for line in lines}
+    value, origin = shown["stages.thinker.memory"]
+    assert 60 < float(value.removesuffix("GiB")) < 78
+    assert origin == "reckoned, see sgl-omni plan"
+    tokens, origin = shown["stages.thinker.options.max_total_tokens"]
+    assert tokens > 50_000
+    assert origin == "reckoned, see sgl-omni plan"
+    assert shown["stages.talker_ar.memory"] == (0.3, "--set talker_ar.memory=0.3")
+
+
+def test_check_tells_what_means_nothing() -> None:
+    result = config("check", "--model-path", "x", "--device", "cpu", "--mem-fraction-static", "0.88")
+    for stage in ("thinker", "talker_ar"):
+        assert f"stages.{stage}: mem_fraction_static means nothing on the CPU" in result.stdout

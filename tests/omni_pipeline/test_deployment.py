@@ -216,3 +216,34 @@ def test_placement_that_cannot_work_is_refused(gpus: int, settings: dict[str, An
     with pytest.raises(StartupError) as caught:
         resolve(gpus, **settings)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings", "after"),
+    [
+        (0, {}, {}),
+        (1, {}, {"join": ("shout",)}),
+        (2, {}, {}),
+        (2, {"stages": {"shout": {"gpus": [0, 1]}, "join": {"gpus": [1]}}}, {"join": ("shout",)}),
+        (1, {"stages": {name: {"worker": "w"} for name in ("shout", "join")}}, {}),
+    ],
+    ids=str,
+)
+def test_stage_that_fills_its_memory_waits_for_others_on_its_gpu(
+    gpus: int, settings: dict[str, Any], after: dict[str, tuple[str, ...]]
+) -> None:
+    found = resolve(gpus, **settings)
+    assert {worker.name: worker.after for worker in found.workers if worker.after} == after
+
+
+def test_engines_load_one_after_the_other_and_last() -> None:
+    found = deployment.resolve(load(None, {"model_path": "x"}), H100[:1])
+    after = {worker.name: worker.after for worker in found.workers if worker.after}
+    others = ("image_encoder", "audio_encoder", "code_predictor", "code2wav")
+    assert after == {"thinker": others, "talker_ar": (*others, "thinker")}
+
+
+def test_worker_on_a_gpu_or_with_an_environment_is_not_forked() -> None:
+    found = resolve(1, stages={"split": {"environment": {"A": "1"}}, "shout": {"device": "cpu"}})
+    assert [worker.fresh for worker in found.workers] == [True, False, True]
+    assert found.preload() == ()

@@ -161,9 +161,17 @@ def test_a_number_of_tokens_that_is_given_stands() -> None:
     assert [cache.tokens for cache in placement.caches] == [5000, 1 << 16]
 
 
-def test_a_static_fraction_is_of_the_whole_gpu_for_weights_and_keys_and_values() -> None:
-    placement = reckoned(deployment([80], {"think": on("think", 0, mem_fraction_static=0.5)}))
-    assert placement.caches[0].tokens == 30 * 1024
+def test_a_static_fraction_is_of_the_whole_gpu_for_weights_and_all_that_grows_with_tokens() -> None:
+    [cache] = reckoned(deployment([80], {"think": on("think", 0, mem_fraction_static=0.5)})).caches
+    assert cache.tokens == 30 * GIB // (cache.token_bytes + cache.beside_bytes)
+
+
+def test_what_an_operator_asks_for_may_take_what_is_else_kept_free() -> None:
+    [device] = (placement := reckoned(deployment([80], {"think": on("think", 0, mem_fraction_static=0.97)}))).devices
+    assert placement.fits
+    assert device.usable < device.taken <= device.limit == 80 * GIB
+    assert placement.notes[0].startswith("GPU 0 (Card80) is tight: what was asked for leaves 0.8 GiB of 80.0 GiB to ")
+    assert not reckoned(deployment([80], {"think": on("think", 0, mem_fraction_static=0.99)})).fits
 
 
 def test_a_budget_bounds_all_that_a_stage_takes() -> None:

@@ -1,6 +1,7 @@
 """The encoders give the reference's embeddings: alone, batched over requests, and out of the cache."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -13,6 +14,7 @@ from stages.audio_encoder import AudioEncoder
 from stages.image_encoder import ImageEncoder
 from stages.messages import AudioRows, AudioWork, VideoOptions, VisionItem, VisionRows, VisionWork
 from stages.preprocessing.features import Features
+from tests.stages.plans import weight_bytes
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
@@ -190,3 +192,12 @@ def test_items_that_arrive_over_the_wire_are_encoded_alike(
     arrived = VisionItem(here.key, here.grid, Tensor(frame, here.patches.dtype, here.patches.shape))
     local, remote = encoded(image_encoder, [vision_works[0]])[0], encoded(image_encoder, [VisionWork([arrived])])[0]
     assert torch.equal(local.embeds[0].torch(), remote.embeds[0].torch())
+
+
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_weights_take_what_the_plan_says(
+    kind: str, image_encoder: ImageEncoder, audio_encoder: AudioEncoder, tiny_checkpoint: Path
+) -> None:
+    stage = image_encoder if kind == "image" else audio_encoder
+    held = sum(weight.nbytes for weight in stage._tower.parameters())
+    assert held == weight_bytes(tiny_checkpoint, f"{kind}_encoder")

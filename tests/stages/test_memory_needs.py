@@ -19,6 +19,11 @@ from stages.code2wav.history import Streams
 from stages.code2wav.network import StreamingVocoder
 from stages.code_predictor.choice import Choice
 from stages.code_predictor.network import ResidualNetwork
+from stages.messages import Sampling
+from stages.sglang_engine import environment
+
+environment.prepare()  # before anything of SGLang is imported
+from stages.sglang_engine.sampler import SamplingState, draw  # noqa: E402
 
 GIB = 1024**3
 TYPES = [torch.float32, torch.bfloat16]
@@ -30,6 +35,7 @@ def config(data: Path) -> dict[str, Any]:
     large: dict[str, Any] = json.loads((data / "qwen3_omni_30b/config.json").read_text())
     large["thinker_config"]["vision_config"] |= {"depth": 1, "deepstack_visual_indexes": [0]}
     large["thinker_config"]["audio_config"] |= {"encoder_layers": 1, "num_hidden_layers": 1}
+    large["talker_config"]["code_predictor_config"] |= {"num_hidden_layers": 1}
     large["code2wav_config"] |= {"num_hidden_layers": 1, "codebook_size": 8}
     return large
 
@@ -165,3 +171,24 @@ def test_a_smaller_prefill_step_needs_less(config: dict[str, Any]) -> None:
 def test_a_cpu_captures_no_graphs(config: dict[str, Any]) -> None:
     assert thinker(config, device="cpu").graphs == 0
     assert thinker(config).graphs > 0
+
+
+@pytest.mark.parametrize("given", [{"top_k": 50, "top_p": 0.8, "min_p": 0.1}, {"top_p": 0.8}])
+def test_peak_of_sampling(given: dict[str, Any]) -> None:
+    """Of what `draw` makes of logits, which come in float32 beside the engine's own."""
+    rows, vocabulary = 4, 50_000
+    states = [
+        SamplingState(
+            Sampling(temperature=0.9, **given),
+            prompt_ids=torch.arange(9),
+            output_ids=[1],
+            eos_ids=[2],
+            logprobs=None,
+            suppressed=None,
+        )
+        for _ in range(rows)
+    ]
+    logits = torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(0))
+    taken = peak(lambda: draw(logits, states))
+    beside = 3 * logits.nbytes  # the engine's logits, their copy, and the adjusted copy
+    assert taken + beside <= memory_needs.SAMPLING_BYTES * rows * vocabulary <= 2 * (taken + beside)

@@ -16,6 +16,7 @@ from omni_pipeline.wire import Chunk, End, Failed, Start, Tensor
 from stages.messages import Finished, FrameFeedback, FrameSeed, Sampling, SpeechOptions, TalkerPrompt, Tokens
 from stages.options import TalkerOptions
 from stages.talker_ar import Talker
+from tests.stages.plans import engine_bytes, needs
 
 FRAMES = 12
 # Room for about three voices, so that SGLang takes memory back from some when there are more.
@@ -164,3 +165,11 @@ def test_abort_at_any_moment_disturbs_nobody(ring: Ring, alone: Callable[..., li
     ring.run()
     assert ring.codes["stays"] == alone(5)
     assert "goes" not in ring.ended
+
+
+def test_cache_takes_what_the_plan_says(talker: Talker, tiny_checkpoint: Any) -> None:
+    """Not the weights: on a CPU, SGLang pads experts of this small a width."""
+    _, token = engine_bytes(talker._engine)
+    cache = needs(tiny_checkpoint, "talker_ar", TalkerOptions()).cache
+    assert cache is not None
+    assert token == cache.token_bytes

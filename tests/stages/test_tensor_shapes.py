@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from omni_pipeline.checkpoint import Stored, inspect
 from omni_pipeline.errors import StartupError
 from stages.tensor_shapes import stored_tensors, tensor_shapes
+from stages.topology import QWEN3_OMNI
+from tests.fp8 import quantise
 
 # What is published of the 30B model: parameters of its parts (Qwen3-Omni report and model card), of all of it, and its
 # size on the hub.
@@ -77,6 +80,13 @@ def test_fp8_halves_the_linear_layers_of_thinker_and_talker_and_nothing_else(lar
     # 30.5 B in the experts and projections of both: half their bytes are saved.
     saved = sum(size for _, size in plain.values()) - sum(size for _, size in quantised.values())
     assert saved == pytest.approx(sum(plain[name][1] for name in halved) / 2, rel=0.001)
+
+
+def test_an_fp8_checkpoint_is_told_from_its_configuration_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert quantise(tiny_checkpoint, tmp_path / "fp8", tmp_path / "truth") > 100
+    assert QWEN3_OMNI.checkpoint is not None
+    on_disk = inspect(tmp_path / "fp8", QWEN3_OMNI.checkpoint)
+    assert {name: Stored(*stored) for name, stored in stored_tensors(on_disk.config).items()} == on_disk.tensors
 
 
 def test_what_an_fp8_checkpoint_leaves_out_keeps_its_size(large: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from sglang.srt.runtime_context import get_parallel
 from torch import nn
 
 from omni_pipeline.errors import StartupError
-from stages.sglang_engine.completeness import missing_tensors
+from stages.sglang_engine.completeness import missing_tensors, stray_scales
 from stages.sglang_engine.decode_trace import DecodeTrace
 from stages.sglang_engine.prompt_rows import PrefillInput
 from stages.sglang_engine.rotary import ApplyAngles, InterleavedAngles
@@ -79,7 +79,7 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         """Load weights by the names they have in this model, out of the checkpoint's part with this prefix.
 
         Raises:
-            StartupError: some are not there.
+            StartupError: some are not there, or quantised where that is not provided for.
         """
         loaded: set[str] = set()
 
@@ -89,11 +89,18 @@ class OmniDecoder(Qwen3MoeForCausalLM):
                 yield name, weight
 
         super().load_weights(noted())
-        missing = missing_tensors((name for name, _ in self.named_parameters()), loaded, self.config.num_experts)
+        parameters = [name for name, _ in self.named_parameters()]
+        missing = missing_tensors(parameters, loaded, self.config.num_experts)
         if missing:
             raise StartupError(
                 f"the checkpoint lacks {len(missing)} weights of its part {part}*, such as {missing[0]}; "
                 "download it again"
+            )
+        stray = stray_scales(parameters, loaded, self.config.num_experts)
+        if stray:
+            raise StartupError(
+                f"the checkpoint has quantised weights in its part {part}* that are served unquantised, with scales "
+                f"such as {stray[0]}: its quantization_config does not say so, or they must not be quantised"
             )
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.qwen2_moe import Qwen2MoeMLP
 from sglang.srt.models.qwen3_moe import Qwen3MoeDecoderLayer, Qwen3MoeSparseMoeBlock
+from sglang.srt.models.utils import WeightsMapper
 from torch import nn
 
 from stages.sglang_engine.models.omni_decoder import OmniDecoder
@@ -79,6 +80,10 @@ class Qwen3OmniTalker(OmniDecoder):
         text_projection, hidden_projection: From the thinker's embeddings and accept-layer states.
     """
 
+    # SGLang asks for it to find the layers here that a checkpoint says it has not quantised.
+    hf_to_sglang_mapper = WeightsMapper(
+        orig_to_new_prefix={_PREFIX: "", **{_PREFIX + theirs: ours for theirs, ours in _RENAMED.items()}}
+    )
     tables = ("position_deltas", "next_rows", "last_states")
 
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.models.utils import WeightsMapper
 
 from stages.sglang_engine.models.omni_decoder import OmniDecoder
 from stages.sglang_engine.prompt_rows import PrefillInput
@@ -27,6 +28,9 @@ class Qwen3OmniThinker(OmniDecoder):
         tapped: [KV-cache tokens, hidden]: what the talker hears of prompt rows, beside their keys and values in the
             cache, so that a prefix-cache hit finds it too. None unless `tap` was called.
     """
+
+    # SGLang asks for it to find the layers here that a checkpoint says it has not quantised.
+    hf_to_sglang_mapper = WeightsMapper(orig_to_new_prefix={_PREFIX: ""})
 
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:
         thinker = config.thinker_config

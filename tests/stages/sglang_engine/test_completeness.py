@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stages.sglang_engine.completeness import missing_tensors
+from stages.sglang_engine.completeness import missing_tensors, stray_scales
 
 LAYER = "model.layers.1."
 PARAMETERS = [
@@ -35,3 +35,18 @@ def test_nothing_is_missing_of_a_whole_checkpoint() -> None:
 @pytest.mark.parametrize("lost", TENSORS)
 def test_each_tensor_is_missed(lost: str) -> None:
     assert missing_tensors(PARAMETERS, set(TENSORS) - {lost}, experts=2) == [lost]
+
+
+def test_scales_of_quantised_layers_are_expected() -> None:
+    parameters = [*PARAMETERS, LAYER + "self_attn.qkv_proj.weight_scale_inv", LAYER + "mlp.experts.w2_weight_scale_inv"]
+    scales = [
+        *[f"{LAYER}self_attn.{name}_proj.weight_scale_inv" for name in "qkv"],
+        *[f"{LAYER}mlp.experts.1.{name}_proj.weight_scale_inv" for name in ("gate", "up", "down")],
+    ]
+    assert stray_scales(parameters, [*TENSORS, *scales], experts=2) == []
+
+
+@pytest.mark.parametrize("name", ["self_attn.o_proj", "mlp.shared_expert.up_proj", "mlp.experts.0.down_proj"])
+def test_scale_of_a_layer_that_is_not_quantised_is_found(name: str) -> None:
+    stray = f"{LAYER}{name}.weight_scale_inv"
+    assert stray_scales(PARAMETERS, [*TENSORS, stray], experts=2) == [stray]

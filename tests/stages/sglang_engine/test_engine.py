@@ -10,11 +10,13 @@ import torch
 
 from omni_pipeline.errors import OmniError
 from stages.messages import Sampling
+from stages.options import ThinkerOptions
 from stages.sglang_engine.engine import Broken, Done, Engine, Event, Generation, Prefilled, Token
 from stages.sglang_engine.prompt_rows import PromptRows
 from stages.thinker import ARCHITECTURE, end_of_turn_id
 from stages.weights import read_config
 from tests.reference import Conversation, Greedy, Reference
+from tests.stages.plans import engine_bytes, needs, weight_bytes
 
 TOKENS = 24
 QUESTIONS = [
@@ -264,3 +266,11 @@ def test_logprobs_equal_the_references(
 def test_nothing_breaks_on_the_way(engine: Engine, prompts: list[torch.Tensor]) -> None:
     events = run(engine, *(generation(f"r{index}", prompt) for index, prompt in enumerate(prompts)))
     assert not any(isinstance(event, Broken) for answer in events for event in answer)
+
+
+def test_weights_and_cache_take_what_the_plan_says(engine: Engine, tiny_checkpoint: Path) -> None:
+    weights, token = engine_bytes(engine)
+    cache = needs(tiny_checkpoint, "thinker", ThinkerOptions()).cache
+    assert cache is not None
+    assert weights == weight_bytes(tiny_checkpoint, "thinker")
+    assert token == cache.token_bytes

@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Write the second part of docs/configuration.md from the code: every flag and every setting.
+
+    python scripts/write_configuration_reference.py
+
+A test fails when the page is not what this would write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from omni_pipeline.command_line import all_flags
+from omni_pipeline.config import Config, StageConfig
+from omni_pipeline.graph import load_graph
+from omni_pipeline.schema import descriptions, json_schema, structs, summary
+
+PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
+MARK = "<!-- What follows is written by scripts/write_configuration_reference.py. -->\n"
+
+
+def main() -> None:
+    PAGE.write_text(whole(PAGE.read_text()))
+
+
+def whole(page: str) -> str:
+    """`page` with its second part as the code has it now."""
+    first, mark, _ = page.partition(MARK)
+    return first + (mark or MARK) + "\n" + "\n".join(_reference())
+
+
+def _reference() -> Iterator[str]:
+    yield from ("## Flags", "")
+    yield "Of `sgl-omni serve`, `plan`, `config show` and `config check`, besides `--config` and `--set`."
+    yield from ("", "| flag | in the environment | sets | what it is | default |", "|---|---|---|---|---|")
+    for flag in all_flags():
+        value = f" {flag.metavar or getattr(flag.kind, '__name__', '').upper()}" if flag.kind is not bool else ""
+        settings = ", ".join(f"`{path}`" for path in flag.settings)
+        default = flag.default if isinstance(flag.default, str) else ""
+        yield _row(f"`{flag.name}{value}`", f"`{flag.variable}`", settings, flag.help, default)
+    graph = load_graph(Config().graph)
+    defined = json_schema(graph)["$defs"]
+    for kind in structs(Config):
+        name = "Configuration" if kind is Config else kind.__name__
+        yield from _section(_TITLES.get(name, f"`{name}`"), kind, defined[name])
+    yield from _section("`stages.<name>`", StageConfig, defined[f"{graph.stages[0].name}_stage"])
+    for spec in graph.stages:
+        if defined[spec.options.__name__]["properties"]:
+            title = f"`stages.{spec.name}.options`"
+            yield from _section(title, spec.options, defined[spec.options.__name__])
+
+
+_TITLES = {
+    "Configuration": "The file",
+    "Server": "`server`",
+    "MediaPolicy": "`server.media`",
+    "Limits": "`server.limits`",
+    "Trace": "`trace`",
+    "Supervision": "`supervision`",
+}
+
+
+def _section(title: str, kind: Any, schema: dict[str, Any]) -> Iterator[str]:
+    texts = descriptions(kind)
+    yield from ("", f"## {title}", "", summary(kind).replace("``", "`"), "")
+    yield from ("| setting | value | default | what it is |", "|---|---|---|---|")
+    for name, field in schema["properties"].items():
+        yield _row(f"`{name}`", _value(field), _default(field), texts.get(name, ""))
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _default(field: dict[str, Any]) -> str:
+    if "default" not in field:
+        return ""
+    text = yaml.safe_dump(field["default"], default_flow_style=True, width=10**6).removesuffix("\n")
+    return f"`{text.removesuffix(chr(10) + '...')}`"
+
+
+def _value(field: dict[str, Any]) -> str:
+    """What a field of a JSON schema takes, in words."""
+    if "$ref" in field:
+        return "mapping"
+    if "anyOf" in field:
+        return " or ".join(_value(one) for one in field["anyOf"])
+    if "enum" in field:
+        return ", ".join(f"`{one}`" for one in field["enum"])
+    match field["type"]:
+        case "integer" | "number" as kind:
+            word = "whole number" if kind == "integer" else "number"
+            return word + _bounds(field)
+        case "array":
+            return f"list: {_value(field['items'])}"
+        case "object":
+            return "mapping"
+        case "string" if "pattern" in field:
+            return "size, as `12GiB`"
+        case "string":
+            return "text"
+        case "boolean":
+            return "`true`, `false`"
+        case kind:
+            return str(kind)
+
+
+def _bounds(field: dict[str, Any]) -> str:
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {field[name]:g}" for name, sign in signs.items() if name in field]
+    return f" {', '.join(bounds)}" if bounds else ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What the plan says of a stage on a checkpoint, to hold the stage against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omni_pipeline.checkpoint import inspect
+from omni_pipeline.needs import Needs, Request, Situation
+from stages.topology import QWEN3_OMNI
+
+ITEM_SIZE = 4  # float32, as on a CPU
+
+
+def weight_bytes(path: Path, stage: str) -> int:
+    """Bytes of the weights that `stage` holds."""
+    assert QWEN3_OMNI.checkpoint is not None
+    return inspect(path, QWEN3_OMNI.checkpoint).held_bytes(QWEN3_OMNI.stage(stage).weights, ITEM_SIZE)
+
+
+def needs(path: Path, stage: str, options: Any) -> Needs:
+    """What else it needs, where everything runs on one CPU."""
+    assert QWEN3_OMNI.checkpoint is not None
+    tell = QWEN3_OMNI.stage(stage).needs
+    assert tell is not None
+    return tell(
+        Situation(
+            config=inspect(path, QWEN3_OMNI.checkpoint).config,
+            options=options,
+            device="cpu",
+            item_size=ITEM_SIZE,
+            ranks=1,
+            device_memory=0,
+            stages=frozenset(QWEN3_OMNI.stage_names),
+            request=Request(),
+        )
+    )
+
+
+def engine_bytes(engine: Any) -> tuple[int, float]:
+    """What SGLang holds: bytes of weights, and of keys and values for each token."""
+    pool = engine._scheduler.tp_worker.model_runner.token_to_kv_pool
+    slots = pool.size + pool.page_size  # one page more than there are tokens, for what padding writes
+    return sum(weight.nbytes for weight in engine.model.parameters()), sum(pool.get_kv_size_bytes()) / slots
