@@ -214,7 +214,7 @@ def test_four_at_once_while_neighbours_are_aborted(running: Running) -> None:
 
 
 def test_sound_comes_while_the_text_is_still_written(running: Running) -> None:
-    """The first sound within 0.35 of the answer's time; the best of three, so that a hiccup does not count."""
+    """The first sound within 0.35 of the answer's time; once in three tries, so that a hiccup does not count."""
     body = {
         "messages": [{"role": "user", "content": "Tell me a long story."}],
         "modalities": ["text", "audio"],
@@ -223,7 +223,6 @@ def test_sound_comes_while_the_text_is_still_written(running: Running) -> None:
         "talker_max_new_tokens": 61,
         "seed": 1,
     }
-    shares = []
     for _ in range(3):
         began, first, text_after = time.monotonic(), None, False
         for event in running.events(body):
@@ -233,9 +232,11 @@ def test_sound_comes_while_the_text_is_still_written(running: Running) -> None:
                 text_after |= first is not None and bool(choice["delta"].get("content"))
         assert first is not None
         assert text_after
-        shares.append((first - began) / (time.monotonic() - began))
-    print(f"first sound after {min(shares):.2f} of the answer's time")
-    assert min(shares) <= 0.35
+        share = (first - began) / (time.monotonic() - began)
+        print(f"first sound after {share:.2f} of the answer's time")
+        if share <= 0.35:
+            return
+    raise AssertionError("the first sound came late three times")
 
 
 def test_a_voice_beyond_three_hundred_frames_equals_the_whole_decode(running: Running) -> None:
