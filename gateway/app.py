@@ -6,7 +6,7 @@ import time
 from pathlib import PurePath
 
 from aiohttp import web
-from aiohttp.typedefs import Middleware
+from aiohttp.typedefs import Handler, Middleware
 
 from gateway.admission import Admission
 from gateway.chat import ChatCompletions
@@ -15,7 +15,7 @@ from gateway.cors import CrossOrigin
 from gateway.health import Health
 from gateway.media import MediaLoader
 from gateway.metrics import Metrics
-from gateway.middleware import add_request_id, explain_errors, identify, json_response, require_key
+from gateway.middleware import add_request_id, expect, explain_errors, identify, json_response, require_key
 from gateway.openapi import describe
 from gateway.pipeline import Pipeline
 from gateway.remote import Resolve, resolve
@@ -93,17 +93,18 @@ class Gateway:
             self.app.on_response_prepare.append(cross_origin.add_headers)
         self.app.on_cleanup.append(self._end_threads)
         self._audio_threads = chat.audio_threads
-        self.app.add_routes(
-            [
-                web.post("/v1/chat/completions", chat.post),
-                web.get("/v1/models", self._list_models),
-                web.get("/v1/models/{model:.+}", self._show_model),
-                web.get("/health", self._show_health),
-                web.get("/metrics", self._show_metrics),
-                web.get("/openapi.json", self._show_description),
-                web.get("/", self._show_endpoints),
-            ]
-        )
+        routes: list[tuple[str, str, Handler]] = [
+            ("POST", "/v1/chat/completions", chat.post),
+            ("GET", "/v1/models", self._list_models),
+            ("GET", "/v1/models/{model:.+}", self._show_model),
+            ("GET", "/health", self._show_health),
+            ("GET", "/metrics", self._show_metrics),
+            ("GET", "/openapi.json", self._show_description),
+            ("GET", "/", self._show_endpoints),
+        ]
+        for method, path, handler in routes:
+            add = self.app.router.add_get if method == "GET" else self.app.router.add_post
+            add(path, handler, expect_handler=expect)
 
     async def _end_threads(self, app: web.Application) -> None:
         self._audio_threads.shutdown(wait=False, cancel_futures=True)

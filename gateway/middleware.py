@@ -25,6 +25,7 @@ REQUEST_ID = web.RequestKey("request_id", str)
 # Whom a request is from, as far as the server can know: one of its keys, or else an address.
 CLIENT = web.RequestKey("client", str)
 
+SERVER = "omni-pipeline"
 _LONGEST_PATH = 200
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _WORDING = {
@@ -50,18 +51,27 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
         seconds = round(time.monotonic() - began, 6)
         log.log(
             logging.DEBUG if request.method == "GET" else logging.INFO,  # health checks and scrapes are frequent
-            "%s %s %s",
+            "%s %s",
             request.method,
             request.rel_url.raw_path[:_LONGEST_PATH],  # as it came: decoded, it might break the line
-            status,
-            extra=fields(status=status, seconds=seconds, request_id=request[REQUEST_ID], **request[NOTES]),
+            extra=fields(
+                status=status, seconds=seconds, request_id=request[REQUEST_ID], client=request[CLIENT], **request[NOTES]
+            ),
         )
 
 
 async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
-    """Signal handler that tells the client the id, on streams too."""
+    """Signal handler that tells the client the id, on streams too, and of the server no more than its name."""
+    response.headers["Server"] = SERVER
     if REQUEST_ID in request:
         response.headers["X-Request-Id"] = request[REQUEST_ID]
+
+
+async def expect(request: web.Request) -> None:
+    """Let a client go on that waits for leave to send its body. What else it may expect is not our concern."""
+    if request.headers["Expect"].lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the response itself has not begun
 
 
 @web.middleware

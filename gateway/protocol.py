@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
-from gateway.middleware import error_response
+from gateway.middleware import SERVER, error_response
 from gateway.responses import error_body
 from omni_pipeline.errors import ErrorInfo, internal, unavailable
 
@@ -72,7 +72,7 @@ class Connection(web.RequestHandler):
             info = internal("Something went wrong inside the server.").info
         if request.writer.output_size:
             raise ConnectionError("The response has begun; it can only be cut off.")
-        response = error_response(info, {})
+        response = error_response(info, {"Server": SERVER})
         response.force_close()
         return response
 

@@ -198,7 +198,7 @@ class ChatCompletionRequest(StageSampling, kw_only=True):
     images: Addresses | None = None
     audios: Addresses | None = None
     videos: Addresses | None = None
-    video_fps: Annotated[float, Meta(gt=0, le=240)] | None = None
+    video_fps: Annotated[float, Meta(ge=0.01, le=240)] | None = None
     video_max_frames: Annotated[int, Meta(ge=1, le=10_000)] | None = None
     video_min_pixels: Count | None = None
     video_max_pixels: Count | None = None

@@ -8,7 +8,7 @@ import functools
 import itertools
 import logging
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from aiohttp import web
@@ -44,6 +44,7 @@ async def run(
     stages: Collection[str],
     trace: Trace,
     listen_socket: socket.socket,
+    ready: Callable[[], None],
     stopping: asyncio.Event,
 ) -> None:
     """Serve `pipeline` over HTTP until `stopping` is set; then finish what is in progress and return.
@@ -59,6 +60,7 @@ async def run(
         stages: Names of the stages that run. With `_VOCODER` among them the server speaks.
         trace: Where to say what was done for each request.
         listen_socket: Bound socket to listen on; it is closed at the end.
+        ready: Called once the first warm-up request has been answered.
         stopping: Set from outside to end the service. After that, new requests get 503, and those in progress have
             ``server.drain_seconds`` before they end with 503, too. Cancelling this function ends them at once.
     """
@@ -79,16 +81,18 @@ async def run(
         keepalive_timeout=server.limits.idle_seconds,
     )
     listening = await asyncio.get_running_loop().create_server(connect, sock=listen_socket)
+    hurry = True  # unless it is told to stop, and not cancelled
     try:
         async with asyncio.TaskGroup() as tasks:  # a bug in the warm-up ends the server instead of hiding
-            warming = tasks.create_task(_keep_warm(gateway, voices))
+            warming = tasks.create_task(_keep_warm(gateway, voices, ready))
             await stopping.wait()
             warming.cancel()
         await _drain(gateway, server.drain_seconds)
-        await traces.close()
+        hurry = False
     finally:
         listening.close()
         await _end_requests(gateway)
+        await traces.close(hurry=hurry)
         await runner.cleanup()
 
 
@@ -113,14 +117,16 @@ async def _end_requests(gateway: Gateway) -> None:
             await gateway.admission.empty()
 
 
-async def _keep_warm(gateway: Gateway, voices: Voices | None) -> None:
+async def _keep_warm(gateway: Gateway, voices: Voices | None, ready: Callable[[], None]) -> None:
     """Take a request through all workers, and again whenever one of them has been replaced."""
     if voices is not None:
         await asyncio.to_thread(audio.prepare)
     numbers = itertools.count(1)
+    await warm_up(gateway.collector, voices.default if voices else None, numbers)
+    ready()
     while True:
-        await warm_up(gateway.collector, voices.default if voices else None, numbers)
         gateway.health.warm = True
-        log.info("the warm-up request has been answered; the server is ready")
         await gateway.collector.loss()
         gateway.health.warm = False
+        await warm_up(gateway.collector, voices.default if voices else None, numbers)
+        log.info("a warm-up request has gone through all workers again; the server is ready")

@@ -59,7 +59,7 @@ def serve(settings: Settings) -> None:
     except StartupError as error:
         if config.log_format != "json":
             raise
-        logging.getLogger(__name__).critical("cannot start: %s", error)
+        logging.getLogger("omni_pipeline.start").critical("cannot start: %s", error)
         raise typer.Exit(1) from None
 
 

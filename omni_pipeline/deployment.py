@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
 
-import msgspec
 from msgspec import Struct
 
 from omni_pipeline import telemetry
@@ -16,56 +14,7 @@ from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu, detect, parse_size
 from omni_pipeline.graph import Graph, StageSpec, load_graph
 from omni_pipeline.logs import Format
-
-Device: TypeAlias = Literal["cpu", "cuda"]
-
-
-class StagePlan(Struct, frozen=True):
-    """One stage of a worker.
-
-    Attributes:
-        options: An instance of the stage's options struct.
-        gpus: Indices of its GPUs; none on the CPU.
-        tp_size: Processes that share its work, by tensor parallelism.
-        memory: Bytes that it may take of each of its GPUs, all in all; None until they are decided.
-        static: Of these, bytes for weights and KV cache, in a stage that fills its memory; None until decided.
-    """
-
-    name: str
-    device: Device
-    options: Any
-    gpus: tuple[int, ...] = ()
-    tp_size: int = 1
-    memory: int | None = None
-    static: int | None = None
-
-
-class WorkerPlan(Struct, frozen=True):
-    """One worker process.
-
-    Attributes:
-        stages: In graph order.
-        threads: Torch threads that they share.
-        gpus: What it sees of the GPUs, as ``CUDA_VISIBLE_DEVICES`` has it; empty for none.
-        environment: Variables to set before it imports anything.
-        after: Names of the workers that have to be ready before it is started.
-    """
-
-    name: str
-    stages: tuple[StagePlan, ...]
-    threads: int
-    gpus: tuple[str, ...] = ()
-    environment: dict[str, str] = {}
-    after: tuple[str, ...] = ()
-
-    @property
-    def stage_names(self) -> tuple[str, ...]:
-        return tuple(stage.name for stage in self.stages)
-
-    @property
-    def fresh(self) -> bool:
-        """Whether it has to start in an interpreter of its own: a GPU and an environment are met by imports."""
-        return bool(self.gpus or self.environment)
+from omni_pipeline.workers import Device, StagePlan, WorkerPlan, grouped
 
 
 class Deployment(Struct, frozen=True):
@@ -97,6 +46,13 @@ class Deployment(Struct, frozen=True):
     @property
     def uses_cuda(self) -> bool:
         return any(stage.device == "cuda" for worker in self.workers for stage in worker.stages)
+
+    @property
+    def layout(self) -> tuple[str, ...]:
+        """Who is on which GPU, in a line for each that has somebody."""
+        plans = [plan for worker in self.workers for plan in worker.stages]
+        stages = {gpu: ", ".join(plan.name for plan in plans if gpu.index in plan.gpus) for gpu in self.gpus}
+        return tuple(f"GPU {gpu.index} ({gpu.name}): {names}" for gpu, names in stages.items() if names)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -145,7 +101,7 @@ def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
     groups: dict[str, list[StagePlan]] = {}
     for spec in graph.stages:
         stage, indices = settings[spec.name], sets.get(spec.name, ())
-        _check_placement(spec, stage, devices[spec.name])
+        _check_placement(spec, stage, devices[spec.name], config)
         plan = StagePlan(
             name=spec.name,
             device=devices[spec.name],
@@ -156,9 +112,7 @@ def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
         )
         own = "gpu" if config.colocate and spec.accelerated else spec.name
         groups.setdefault(stage.worker or own, []).append(plan)
-    workers: Sequence[WorkerPlan] = tuple(_worker(name, plans, graph, config, gpus) for name, plans in groups.items())
-    _check_sums(workers, gpus)
-    workers = _in_order(workers, graph)
+    workers = grouped(groups, graph, settings, gpus)
     return Deployment(
         graph_path=config.graph,
         graph=graph,
@@ -192,12 +146,11 @@ def _device(spec: StageSpec, stage: StageConfig, config: Config, has_cuda: bool)
     return "cuda" if has_cuda else "cpu"
 
 
-def _check_placement(spec: StageSpec, stage: StageConfig, device: Device) -> None:
+def _check_placement(spec: StageSpec, stage: StageConfig, device: Device, config: Config) -> None:
     """Refuse what says where on a GPU a stage is that is on none, and ranks that it cannot have."""
     if device == "cpu":
-        why = "it computes on the CPU" + (
-            ", as no GPU is visible" if spec.accelerated and stage.device == "auto" else ""
-        )
+        undecided = spec.accelerated and _wanted(stage, config) == "auto"
+        why = "it computes on the CPU" + (", as no GPU is visible" if undecided else "")
         if stage.gpus:
             raise StartupError(f"stages.{spec.name}.gpus: {spec.name} can have no GPU: {why}.")
         if stage.memory is not None:
@@ -211,92 +164,3 @@ def _bytes(memory: float | str | None, gpus: Sequence[Gpu]) -> int | None:
     if memory is None or isinstance(memory, str):
         return None if memory is None else parse_size(memory)
     return int(memory * min(gpu.memory for gpu in gpus))
-
-
-def _worker(name: str, plans: list[StagePlan], graph: Graph, config: Config, gpus: Sequence[Gpu]) -> WorkerPlan:
-    if name in graph.stage_names and name not in [plan.name for plan in plans]:
-        raise StartupError(f"Worker {name} bears the name of a stage that it does not run: choose another name.")
-    accelerated = [plan for plan in plans if graph.stage(plan.name).accelerated]
-    devices = {plan.device: plan.name for plan in accelerated}
-    if len(devices) > 1:
-        raise StartupError(
-            f"Worker {name} is to run {devices['cpu']} on the CPU and {devices['cuda']} on a GPU: "
-            "the accelerated stages of one worker share a device."
-        )
-    first = accelerated[0] if accelerated else plans[0]
-    for plan in accelerated:
-        if plan.gpus != first.gpus:
-            raise StartupError(
-                f"Worker {name} is to run {first.name} on GPU {_list(first.gpus)} and {plan.name} on GPU "
-                f"{_list(plan.gpus)}: the stages of one worker share their GPUs."
-            )
-        if plan.tp_size > 1 and len(accelerated) > 1:
-            others = ", ".join(other.name for other in accelerated if other is not plan)
-            raise StartupError(
-                f"Worker {name} is to run {plan.name} in {plan.tp_size} ranks beside {others}: a stage with "
-                "several ranks needs a worker without other accelerated stages."
-            )
-    stages = [config.stages.get(plan.name, StageConfig()) for plan in plans]
-    return WorkerPlan(
-        name=name,
-        stages=tuple(plans),
-        threads=max(stage.threads for stage in stages),
-        gpus=tuple(gpus[index].device for index in first.gpus),
-        environment=_environment(name, {plan.name: stage for plan, stage in zip(plans, stages, strict=True)}),
-    )
-
-
-def _in_order(workers: Sequence[WorkerPlan], graph: Graph) -> tuple[WorkerPlan, ...]:
-    """`workers` with those named that each has to wait for, so that memory is measured when it means something.
-
-    A stage that fills its memory measures what is free before it loads and again afterwards, and takes the difference
-    for its own. Whoever loads on its GPU in between would be counted with it, and its cache be too small by that much.
-    So it loads when all others on its GPU have, and two of its kind load one after the other. What the others will
-    still take, for the largest batch they have not seen yet, is kept for them in its budget.
-    """
-    filling = {worker.name for worker in workers if any(graph.stage(name).fills_memory for name in worker.stage_names)}
-    ordered = sorted(workers, key=lambda worker: worker.name in filling)  # else as they are
-    after = {
-        worker.name: tuple(
-            other.name for other in ordered[:position] if worker.name in filling and set(other.gpus) & set(worker.gpus)
-        )
-        for position, worker in enumerate(ordered)
-    }
-    return tuple(msgspec.structs.replace(worker, after=after[worker.name]) for worker in workers)
-
-
-def _environment(worker: str, stages: dict[str, StageConfig]) -> dict[str, str]:
-    joined: dict[str, tuple[str, str]] = {}
-    for name, stage in stages.items():
-        for variable, value in stage.environment.items():
-            other, said = joined.setdefault(variable, (name, value))
-            if said != value:
-                raise StartupError(
-                    f"Worker {worker} is to have {variable}={said} for {other} and {variable}={value} for {name}."
-                )
-    return {variable: value for variable, (_, value) in joined.items()}
-
-
-def _check_sums(workers: Sequence[WorkerPlan], gpus: Sequence[Gpu]) -> None:
-    """Refuse budgets that come to more than the GPU they are on."""
-    plans = [plan for worker in workers for plan in worker.stages]
-    for gpu in gpus:
-        given = {plan.name: share(plan, gpu) for plan in plans if gpu.index in plan.gpus}
-        known = {name: part for name, part in given.items() if part is not None}
-        if sum(known.values()) > 1:
-            parts = " + ".join(f"{name} {part:.3g}" for name, part in known.items())
-            raise StartupError(
-                f"GPU {gpu.index} ({gpu.name}) is given away {sum(known.values()):.3g} times: {parts}. "
-                "Give smaller budgets, or other GPUs."
-            )
-
-
-def share(plan: StagePlan, gpu: Gpu) -> float | None:
-    """The fraction of `gpu` that the configuration gives to a stage on it, or None."""
-    if plan.memory is not None:
-        return plan.memory / gpu.memory
-    return getattr(plan.options, "mem_fraction_static", None)
-
-
-def _list(indices: Sequence[int]) -> str:
-    return ", ".join(map(str, indices)) or "none"

@@ -6,9 +6,9 @@ import logging
 
 from omni_pipeline import __version__
 from omni_pipeline.deployment import Deployment
+from omni_pipeline.fleet import Progress
 from omni_pipeline.forkserver import Preloaded
 from omni_pipeline.logs import fields
-from omni_pipeline.supervisor import Progress
 
 log = logging.getLogger("omni_pipeline.start")
 
@@ -31,6 +31,9 @@ class LogDisplay:
 
     def loaded(self, url: str, seconds: float) -> None:
         log.info("listening", extra=fields(url=url, seconds=seconds))
+
+    def ready(self, url: str, seconds: float) -> None:
+        log.info("ready", extra=fields(url=url, seconds=seconds))
 
     def stopping(self) -> None:
         log.info("stopping")

@@ -41,7 +41,7 @@ def fields(**values: Any) -> dict[str, Any]:
 
 
 class TextFormatter(logging.Formatter):
-    """``2026-11-26 08:13:22,123 INFO main gateway.access: POST /v1/chat/completions 200 request_id=…``"""
+    """``2026-11-26 08:13:22,123 INFO main gateway.access: POST /v1/chat/completions status=200 request_id=…``"""
 
     def __init__(self, process: str) -> None:
         super().__init__(f"%(asctime)s %(levelname)s {process} %(name)s: %(message)s")
@@ -67,7 +67,6 @@ class JsonFormatter(logging.Formatter):
         """The line."""
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         body: dict[str, Any] = {
-            **_fields_of(record),
             "time": time.isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "process": self._process,
@@ -77,6 +76,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             body["exception"] = self.formatException(record.exc_info)
+        body = body | _fields_of(record) | body  # a field takes no other's place
         return msgspec.json.encode(body, enc_hook=str).decode()
 
 

@@ -42,9 +42,9 @@ def plan(
     answer_tokens: _Tokens = _REQUEST.answer_tokens,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON, in bytes and tokens.")] = False,
 ) -> None:
-    """Say what a deployment takes of each GPU, whether it fits, and what to change if it does not. Ends with 1 then.
+    """Say what a deployment takes of each GPU, whether it fits, and what to change if it does not.
 
-    Takes the flags of serve. Loads nothing: a directory with config.json is enough.
+    Takes the flags of serve. Loads nothing: a directory with config.json is enough. Ends with 1 if it does not fit.
     """
     made = planned(settings, gpus, Request(prompt_tokens, answer_tokens))
     if as_json:

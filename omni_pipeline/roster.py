@@ -90,7 +90,7 @@ class Worker(Struct):
             return "ready"
         if self.restarts.looping:
             return "unhealthy"
-        return "restarting" if self.restarts.total else "loading"
+        return "loading" if self.last_end is None else "restarting"
 
     def became_ready(self, now: float, load_seconds: float) -> None:
         """Its process has loaded, which took so long."""
@@ -99,6 +99,11 @@ class Worker(Struct):
         self.last_words = []
         self.load_seconds = load_seconds
         self.restarts.ready(now)
+
+    def hangs(self, how: str) -> None:
+        """Its process is of no use any more, and will end."""
+        self.ready = False
+        self.last_end = how
 
     def process_ended(self, how: str, words: list[str]) -> None:
         """It has no process any more."""

@@ -15,10 +15,11 @@ from omni_pipeline.config import Config, Server
 from omni_pipeline.deployment import Deployment, resolve
 from omni_pipeline.division import check_ranks
 from omni_pipeline.errors import StartupError
+from omni_pipeline.fleet import Progress
 from omni_pipeline.gpus import memory_used
 from omni_pipeline.graph import load_object
 from omni_pipeline.placement import place, refuse, sized
-from omni_pipeline.supervisor import Progress, Supervisor
+from omni_pipeline.supervisor import Supervisor
 
 # What serves a running pipeline over HTTP until `stopping` is set; named, so that the framework imports no gateway.
 GATEWAY = "gateway.server:run"
@@ -42,7 +43,10 @@ class Display(Protocol):
         """The libraries, or one more worker, are there."""
 
     def loaded(self, url: str, seconds: float) -> None:
-        """All workers are; the server answers at `url`."""
+        """All workers are; the server listens at `url`."""
+
+    def ready(self, url: str, seconds: float) -> None:
+        """It has answered a first request."""
 
     def stopping(self) -> None:
         """Told to stop."""
@@ -53,23 +57,31 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
 
     Args:
         gateway: ``package.module:function`` that is called as ``await run(pipeline, server, model_path=…,
-            checkpoint=…, stages=…, trace=…, listen_socket=…, stopping=…)`` while the workers load, with the socket
-            already listening. It is cancelled when they cannot.
+            checkpoint=…, stages=…, trace=…, listen_socket=…, ready=…, stopping=…)`` while the workers load, with the
+            socket already listening. It calls `ready` when it has answered a first request, and is cancelled when the
+            workers cannot load.
 
     Raises:
         StartupError: something keeps the service from starting. Nothing is left behind.
     """
     begin = time.monotonic()
+    supervisor: Supervisor | None = None
+
+    def hurry() -> None:
+        if supervisor is not None:
+            supervisor.kill()
+
+    stopping = _stop_on_signals(hurry, display)
     deployment = resolve(config)
     telemetry.prepare(deployment.trace)
     with listen(deployment.server) as listen_socket:
         display.begin(deployment)
-        for note in deployment.notes:
+        for note in (*deployment.layout, *deployment.notes):
             display.note(note)
+        address = url(deployment.server.host, listen_socket)
         model_path, deployment = check_model(deployment, display)
         supervisor = Supervisor(deployment)
         try:
-            stopping = _stop_on_signals(supervisor, display)
             run: GatewayRun = load_object(gateway)
             serving = run(
                 supervisor,
@@ -79,15 +91,11 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
                 stages=deployment.graph.stage_names,
                 trace=deployment.trace,
                 listen_socket=listen_socket,
+                ready=lambda: display.ready(address, time.monotonic() - begin),
                 stopping=stopping,
             )
             starting = supervisor.start(model_path, display.progress)
-            await _both(
-                serving,
-                starting,
-                stopping,
-                lambda: display.loaded(url(deployment.server.host, listen_socket), time.monotonic() - begin),
-            )
+            await _both(serving, starting, stopping, lambda: display.loaded(address, time.monotonic() - begin))
         finally:
             await supervisor.stop()
 
@@ -137,15 +145,15 @@ def check_model(deployment: Deployment, display: Display) -> tuple[str, Deployme
     return found.path, sized(deployment, placement)
 
 
-def _stop_on_signals(supervisor: Supervisor, display: Display) -> asyncio.Event:
-    """An event that the first signal sets. The second kills the workers and cancels the calling task."""
+def _stop_on_signals(hurry: Callable[[], None], display: Display) -> asyncio.Event:
+    """An event that the first signal sets. The second is told to `hurry` and cancels the calling task."""
     stopping = asyncio.Event()
     task = asyncio.current_task()
     assert task is not None
 
     def stop() -> None:
         if stopping.is_set():
-            supervisor.kill()
+            hurry()
             task.cancel()
         else:
             stopping.set()

@@ -21,11 +21,12 @@ _PATH = "/v1/traces"
 
 
 def resolve(trace: Trace, environment: Mapping[str, str]) -> Trace:
-    """`trace` with the full URL that spans are sent to, or without any.
+    """`trace` with the full URL that spans are sent to, or without any; an empty directory name is none.
 
     Raises:
         StartupError: the configuration asks for it, and the packages for it are not installed.
     """
+    trace = structs.replace(trace, dir=trace.dir or None)
     if trace.otlp_endpoint is not None:
         if not installed():
             raise StartupError(f"trace.otlp_endpoint: sending traces needs {_PACKAGES}: install them with pip.")

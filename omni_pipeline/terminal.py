@@ -10,8 +10,8 @@ from rich.status import Status
 
 from omni_pipeline import __version__
 from omni_pipeline.deployment import Deployment
+from omni_pipeline.fleet import Progress
 from omni_pipeline.forkserver import Preloaded
-from omni_pipeline.supervisor import Progress
 
 
 class Terminal:
@@ -53,10 +53,17 @@ class Terminal:
         self._status.update(f"loading {', '.join(self._loading)}")
 
     def loaded(self, url: str, seconds: float) -> None:
+        self._line(f"[bold]Listening on {url}[/] after {seconds:.1f} s, warming up")
+        self._status.update("answering a first request")
+
+    def ready(self, url: str, seconds: float) -> None:
         self._status.stop()
-        self._line(f"[bold]Listening on {url}[/] after {seconds:.1f} s; {url}/health tells when the warm-up is through")
+        self._line(f"[bold green]Ready[/] after {seconds:.1f} s. Health at {url}/health. Try it:")
+        self._line(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
+        self._line("""    -d '{"messages": [{"role": "user", "content": "Hello!"}]}'""")
 
     def stopping(self) -> None:
+        self._status.stop()
         self._line("Stopping; once more to stop at once")
 
     def _line(self, markup: str) -> None:

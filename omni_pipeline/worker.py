@@ -41,6 +41,9 @@ from omni_pipeline.wire import (
 
 HEARTBEAT_SECONDS = 1.0
 
+# How soon after an abort the next heartbeat shows what it has freed, at the latest.
+SHOW_SECONDS = 0.1
+
 # Most messages taken in between two steps, so that a flood cannot keep the stages from working.
 DRAIN_MESSAGES = 256
 
@@ -136,6 +139,7 @@ class Worker:
                 self._deliver(message, received.sent, received.size)
             case Abort():
                 self._forget(message.request_id)
+                self._next_beat = min(self._next_beat, time.monotonic() + SHOW_SECONDS)
             case Moved():
                 self._redirect(message)
             case Shutdown():

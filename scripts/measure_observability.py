@@ -4,16 +4,16 @@
 
 Starts a server, one that traces (into files), and, where one is named, the server of another checkout of this
 repository (installed there with `make install`), such as one from before a change. All have nine workers. A round asks
-each of them once, in random order; while one answers, the others wait. Prints, for each scenario, the median over all
-rounds of the ratio to the plain server of the same round: of the time for all answers, and of the CPU time that all its
-processes took for them. CPU time tells more on a machine that does other things too.
+each of them once, in random order; while one answers, the others wait. Prints, for each scenario and server, the mean
+time for all answers of a round over the faster half of the rounds, which is hardly disturbed by what else a machine
+does; its ratio to the plain server's; and the ratio of the CPU time that all its processes took in all rounds, with
+what they did once the answers were there.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import statistics
@@ -22,12 +22,14 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import psutil
+
+# Seconds within which a server has done what it does after an answer.
+AFTERWARDS = 2.5
 
 HERE = Path(__file__).parents[1]
 PLAIN, TRACED, BASELINE = "plain", "traced", "baseline"
@@ -39,21 +41,17 @@ SCENARIOS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-@dataclass
-class Run:
-    """What one server needed for the answers of one round, in seconds."""
-
-    wall: float
-    cpu: float
-
-
 class Served:
     """A running server. Ends when its stack closes."""
 
     def __init__(self, stack: ExitStack, checkout: Path, model_path: Path, *flags: str) -> None:
         command = [str(checkout / ".venv/bin/python"), "-m", "omni_pipeline.cli", "serve", "--port", "0"]
         self._process = subprocess.Popen(
-            [*command, "--model-path", str(model_path), *flags], cwd=checkout, stdout=subprocess.PIPE, text=True
+            [*command, "--model-path", str(model_path), *flags],
+            cwd=checkout,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         stack.callback(self._end)
         assert self._process.stdout is not None
@@ -83,8 +81,8 @@ async def ready(session: aiohttp.ClientSession, served: Served) -> None:
         await asyncio.sleep(0.2)
 
 
-async def ask(session: aiohttp.ClientSession, served: Served, body: dict[str, Any], prompts: list[str]) -> Run:
-    """All prompts at once, streamed."""
+async def ask(session: aiohttp.ClientSession, served: Served, body: dict[str, Any], prompts: list[str]) -> float:
+    """Send all prompts at once; seconds until all streams have ended."""
 
     async def one(prompt: str) -> None:
         content = {"messages": [{"role": "user", "content": prompt}], "stream": True, "ignore_eos": True, **body}
@@ -93,39 +91,39 @@ async def ask(session: aiohttp.ClientSession, served: Served, body: dict[str, An
             if "[DONE]" not in text:
                 raise SystemExit(f"no whole answer: {text[-300:]}")
 
-    before, began = served.cpu_seconds(), time.perf_counter()
+    began = time.perf_counter()
     await asyncio.gather(*(one(prompt) for prompt in prompts))
-    wall = time.perf_counter() - began
-    return Run(wall, served.cpu_seconds() - before)
+    return time.perf_counter() - began
 
 
-async def measure(servers: dict[str, Served], rounds: int) -> dict[str, Any]:
-    """Ratios to the plain server, by scenario and server."""
+async def measure(servers: dict[str, Served], rounds: int) -> None:
+    """Ask all servers, and print how they compare."""
     draw = random.Random(0)
-    results: dict[str, Any] = {}
     async with aiohttp.ClientSession() as session:
         await asyncio.gather(*(ready(session, served) for served in servers.values()))
         for scenario, (streams, body) in SCENARIOS.items():
-            runs: dict[str, list[Run]] = {name: [] for name in servers}
+            walls: dict[str, list[float]] = {name: [] for name in servers}
+            before: dict[str, float] = {}
             for number in range(rounds + 1):
                 prompts = [f"Tell me about number {draw.randrange(10**9)}." for _ in range(streams)]
                 for name in draw.sample(list(servers), len(servers)):
-                    run = await ask(session, servers[name], body, prompts)
-                    if number:  # the first warms up
-                        runs[name].append(run)
-            results[scenario] = {name: compare(runs[name], runs[PLAIN]) for name in servers}
-            print(scenario, json.dumps(results[scenario]), flush=True)
-    return results
+                    wall = await ask(session, servers[name], body, prompts)
+                    if number:
+                        walls[name].append(wall)
+                if not number:  # which has warmed up
+                    await asyncio.sleep(AFTERWARDS)
+                    before = {name: served.cpu_seconds() for name, served in servers.items()}
+            await asyncio.sleep(AFTERWARDS)
+            cpu = {name: served.cpu_seconds() - before[name] for name, served in servers.items()}
+            for name in servers:
+                seconds = low(walls[name])
+                wall_ratio, cpu_ratio = seconds / low(walls[PLAIN]), cpu[name] / cpu[PLAIN]
+                print(f"{scenario:18} {name:9} {seconds:.4f} s  wall {wall_ratio:.3f}  cpu {cpu_ratio:.3f}", flush=True)
 
 
-def compare(runs: list[Run], plain: list[Run]) -> dict[str, float]:
-    """Medians of `runs`, and of their ratios to the plain ones of the same rounds."""
-    pairs = list(zip(runs, plain, strict=True))
-    return {
-        "wall_seconds": round(statistics.median(run.wall for run in runs), 4),
-        "wall_ratio": round(statistics.median(run.wall / other.wall for run, other in pairs), 4),
-        "cpu_ratio": round(sum(run.cpu for run in runs) / sum(other.cpu for other in plain), 4),
-    }
+def low(figures: list[float]) -> float:
+    """Mean of the lower half."""
+    return statistics.fmean(sorted(figures)[: max(1, len(figures) // 2)])
 
 
 def main() -> None:
@@ -133,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", type=Path, required=True)
     parser.add_argument("--baseline", type=Path, help="another checkout, installed")
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
     model_path = arguments.model_path.resolve()
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -36,22 +36,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     report = Report(options.report, f"omni-pipeline on {options.device}: does it work, and is it as planned?")
     print(f"The report is {options.report}", flush=True)
-    machine.look(report, options.device)
-    if options.device == "cuda" and not report.passed:
+    if not machine.look(report, options.device):
         print("CUDA cannot be used here: see the report.", file=sys.stderr)
         return 1
+    gpus = len(machine.gpu_memory()) if options.device == "cuda" else 0
+    tests = options.equality
+    if tests is None:
+        tests = [*equality.TESTS, *(equality.SHARED if gpus != 1 else ())]
     with tempfile.TemporaryDirectory(prefix="omni-verify-") as directory:
-        if options.equality:
-            for dtype in DTYPES if options.device == "cuda" else DTYPES[:1]:
-                equality.run(report, options.device, dtype, options.equality, Path(directory))
+        if tests:
+            compare(report, options.device, tests, Path(directory))
         else:
             report.add("", "", Check("equality", None, "left out"))
-        serve(report, options, Path(directory))
+        serve(report, options, gpus, Path(directory))
     print(f"\n{'Everything passed' if report.passed else 'Something failed'}: {options.report}")
     return 0 if report.passed else 1
 
 
-def serve(report: Report, options: argparse.Namespace, directory: Path) -> None:
+def compare(report: Report, device: str, tests: Sequence[str], directory: Path) -> None:
+    """Everything against Hugging Face: bfloat16, and parts by themselves, are told and not judged."""
+    on_gpu = device == "cuda"
+    for dtype in DTYPES if on_gpu else DTYPES[:1]:
+        exact = dtype == "float32"
+        equality.run(report, device, dtype, tests, directory, part="answers", judged=exact)
+        if on_gpu:
+            equality.run(report, device, dtype, equality.STAGES, directory, part="stages", judged=False)
+
+
+def serve(report: Report, options: argparse.Namespace, gpus: int, directory: Path) -> None:
     """Every layout, with the real checkpoint or a small one."""
     if options.model_path is None:
         script = ROOT / "scripts" / "make_tiny_checkpoint.py"
@@ -59,13 +71,17 @@ def serve(report: Report, options: argparse.Namespace, directory: Path) -> None:
         report.add("", "", Check("the real checkpoint", None, "no --model-path; a small random one takes its place"))
     # What servers may read is this directory alone.
     shutil.copytree(ROOT / "tests" / "data", directory / "tests" / "data")
-    loads = [word for streams in options.concurrency or CONCURRENCY for word in ("--concurrency", str(streams))]
-    bench = None if options.no_bench else (*loads, "--requests", str(options.bench_requests))
+    measured = (*loads(options.concurrency or CONCURRENCY), "--requests", str(options.bench_requests))
+    bench = None if options.no_bench else measured
     run = serving.Run(options.model_path or SMALL, options.device, directory, bench)
-    gpus = len(machine.gpu_memory()) if options.device == "cuda" else 0
     for layout in serving.layouts(gpus):
         if not options.layout or layout.name in options.layout:
             serving.try_layout(report, layout, run)
+
+
+def loads(streams: Sequence[int]) -> list[str]:
+    """Flags of `sgl-omni bench` for so many requests at a time."""
+    return [word for number in streams for word in ("--concurrency", str(number))]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -74,7 +90,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--report", type=Path, default=Path("gpu-report.md"), help="default: gpu-report.md")
     parser.add_argument("--layout", action="append", help="only this one; repeatable (text, split, colocated, …)")
-    parser.add_argument("--equality", nargs="*", default=list(equality.TESTS), metavar="TEST",
+    parser.add_argument("--equality", nargs="*", metavar="TEST",
                         help="tests to run against Hugging Face; none to leave them out")  # fmt: skip
     parser.add_argument("--no-bench", action="store_true", help="ask, but do not measure")
     parser.add_argument("--concurrency", action="append", type=int, help="streams to measure with (default: 1 and 8)")

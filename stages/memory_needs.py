@@ -29,7 +29,7 @@ SAMPLING_BYTES = 60
 """Of one sampled row, for each id: its logits in all the forms that they have at the same time."""
 
 CPU_KV_TOKENS = 65536
-"""SGLang would give 40 % of the machine's memory to the KV cache of a CPU."""
+"""Of the KV cache on a CPU, where SGLang would take 40 % of the machine's memory."""
 
 # SGLang's choice of tokens in a prefill step by the GPU's memory (sglang 0.5.23, arg_groups/memory_hook.py).
 _CHUNKS = ((20, 2048), (60, 4096), (160, 8192))
@@ -171,7 +171,7 @@ def _engine(
     # intermediates of each token's experts (SGLang's fused kernel shares the first with the output).
     attention = (4 * heads + hidden) * item // situation.ranks + 2 * decoder.head_width * (4 + item)
     expert = decoder.moe_intermediate_size // situation.ranks
-    experts = decoder.num_experts_per_tok * (max(2 * expert, hidden) + expert) * item + decoder.num_experts * 4
+    experts = decoder.num_experts_per_tok * (max(2 * expert, hidden) + expert) * item + decoder.experts * 4
     experts += 3 * decoder.shared_expert_intermediate_size * item // situation.ranks
     token = (4 * hidden + extra_width) * item + max(attention, experts)
     context = int(engine.get("context_length") or decoder.max_position_embeddings)

@@ -12,7 +12,10 @@ from omni_pipeline.errors import StartupError
 
 
 class DecoderConfig(Struct, frozen=True, kw_only=True):
-    """A causal transformer; with experts, `moe_intermediate_size` is each one's width."""
+    """A causal transformer; with experts, `moe_intermediate_size` is each one's width.
+
+    Their number has two names: one in the hub's files, the other where transformers 5 has written the talker's.
+    """
 
     hidden_size: int
     num_hidden_layers: int
@@ -22,10 +25,15 @@ class DecoderConfig(Struct, frozen=True, kw_only=True):
     vocab_size: int = 0
     head_dim: int | None = None
     num_experts: int = 0
+    num_local_experts: int = 0
     num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0
     shared_expert_intermediate_size: int = 0
     max_position_embeddings: int = 32768
+
+    @property
+    def experts(self) -> int:
+        return self.num_experts or self.num_local_experts
 
     @property
     def head_width(self) -> int:

@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 Positive = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0)]
 Fraction = Annotated[float, Meta(gt=0, lt=1)]
 
 
@@ -21,6 +22,7 @@ class PreprocessingOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_o
         max_video_pixels: Pixels of one decoded frame.
         max_video_total_pixels: Pixels of all frames of a clip as it is stored, which is what decoding it takes.
         max_video_frames: Frames taken from one clip, whatever the request's `video_fps` and `video_max_frames` say.
+        reading_seconds: Time to decode the media of one request and to prepare them for the encoders.
         max_prompt_tokens: Tokens of the whole prompt; None leaves it to the thinker's KV cache.
     """
 
@@ -30,6 +32,7 @@ class PreprocessingOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_video_pixels: Positive = 16 * 1024 * 1024
     max_video_total_pixels: Positive = 64 * 1024 * 1024 * 1024
     max_video_frames: Positive = 2048
+    reading_seconds: Seconds = 300.0
     max_prompt_tokens: Positive | None = None
 
 
@@ -56,8 +59,8 @@ class EngineOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """A language model's engine.
 
     Attributes:
-        max_total_tokens: Tokens that fit the KV cache; None lets SGLang size it from the device's memory (on a CPU
-            it is `omni_pipeline`'s default of 65536, because SGLang would take 40 % of the RAM).
+        max_total_tokens: Tokens that fit the KV cache; None divides what is left of the GPU when everything else has
+            been counted, as `sgl-omni plan` shows it (on a CPU it is 65536).
         mem_fraction_static: Weights and KV cache together, as a fraction of each whole GPU; None leaves it to the
             stage's memory budget, or the server.
         max_running_requests: Answers generated at the same time; more wait their turn.

@@ -149,11 +149,11 @@ def _decoder(decoder: DecoderConfig, embedding: str | None, *, head_norms: bool 
         yield f"{prefix}input_layernorm.weight", (hidden,)
         yield f"{prefix}post_attention_layernorm.weight", (hidden,)
         yield from _under(f"{prefix}self_attn.", _attention(decoder, head_norms))
-        if not decoder.num_experts:
+        if not decoder.experts:
             yield from _under(f"{prefix}mlp.", _gated(hidden, decoder.intermediate_size))
             continue
-        yield f"{prefix}mlp.gate.weight", (decoder.num_experts, hidden)
-        for expert in range(decoder.num_experts):
+        yield f"{prefix}mlp.gate.weight", (decoder.experts, hidden)
+        for expert in range(decoder.experts):
             yield from _under(f"{prefix}mlp.experts.{expert}.", _gated(hidden, decoder.moe_intermediate_size))
         if decoder.shared_expert_intermediate_size:
             shared = _gated(hidden, decoder.shared_expert_intermediate_size)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+import tests.device  # noqa: F401 (sets what CUDA has to know before it is there)
+
 ROOT = Path(__file__).parent.parent
 
 # Two checkpoints that share no size: heads, experts, layers and vocabulary differ.

@@ -11,11 +11,12 @@ import datetime
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
+from msgspec import Struct
 
-from gateway.traces.timeline import GATEWAY, GATHER, Sum, Traced
+from gateway.traces.timeline import GATEWAY, GATHER, TRANSFER, Sum, Traced
 
 SUFFIX = ".trace.json"
 
@@ -85,36 +86,72 @@ def covered(timeline: Traced) -> float:
     return seconds
 
 
-def _events(timeline: Traced, places: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def _events(timeline: Traced, places: Mapping[str, str]) -> Iterator[_Event]:
     by_begin = sorted(timeline.sums, key=lambda track: timeline.sums[track].begin)
     tracks = {GATEWAY: _MAIN} | {track: places.get(track, track) for track in by_begin if track != GATEWAY}
     processes = {name: number for number, name in enumerate(dict.fromkeys(tracks.values()), 1)}
-    threads = {track: number for number, track in enumerate(tracks, 1)}
+    at = {track: (processes[place], number) for number, (track, place) in enumerate(tracks.items(), 1)}
     for name, number in processes.items():
-        yield {"ph": "M", "name": "process_name", "pid": number, "tid": 0, "args": {"name": name}}
-        yield {"ph": "M", "name": "process_sort_index", "pid": number, "tid": 0, "args": {"sort_index": number}}
-    for track, number in threads.items():
-        place = {"pid": processes[tracks[track]], "tid": number}
-        yield {"ph": "M", "name": "thread_name", **place, "args": {"name": track}}
+        yield _About("process_name", number, 0, {"name": name})
+        yield _About("process_sort_index", number, 0, {"sort_index": number})
+    for track, place in at.items():
+        yield _About("thread_name", *place, {"name": track})
 
-    def event(track: str, name: str, begin: float, end: float, **more: Any) -> dict[str, Any]:
-        place = {"pid": processes[tracks[track]], "tid": threads[track]}
-        return {"ph": "X", "name": name, **place, "ts": _micro(begin, timeline), "dur": _span(begin, end), **more}
-
-    yield event(GATEWAY, "request", timeline.began, timeline.ended, args=timeline.figures)
+    began = timeline.began
+    yield _Slice("request", *at[GATEWAY], 0.0, _micro(timeline.ended - began), timeline.figures)
     for track, total in timeline.sums.items():
         if track != GATEWAY:
-            yield event(track, track, total.begin, total.end, args=summary(total))
+            yield _Slice(
+                track, *at[track], _micro(total.begin - began), _micro(total.end - total.begin), summary(total)
+            )
     for number, span in enumerate(timeline.spans):
-        if span.name == "transfer":
+        process, thread = at[span.track]
+        begin = _micro(span.begin - began)
+        if span.name == TRANSFER:
             name = f"{span.source} → {span.track}"
-            common = {"cat": "transfer", "id": number, "name": name, "pid": processes[tracks[span.track]]}
-            common["tid"] = threads[span.track]
-            yield {"ph": "b", **common, "ts": _micro(span.begin, timeline)}
-            yield {"ph": "e", **common, "ts": _micro(span.end, timeline)}
+            yield _Begin(name, process, thread, begin, number)
+            yield _End(name, process, thread, _micro(span.end - began), number)
         else:
-            args = {"args": {"batch": span.batch}} if span.batch else {}
-            yield event(span.track, span.name, span.begin, span.end, **args)
+            args = {"batch": span.batch} if span.batch else None
+            yield _Slice(span.name, process, thread, begin, _micro(span.end - span.begin), args)
+
+
+class _About(Struct, tag_field="ph", tag="M", gc=False):
+    """Names a process or a thread, or says where it stands."""
+
+    name: str
+    pid: int
+    tid: int
+    args: dict[str, Any]
+
+
+class _Slice(Struct, tag_field="ph", tag="X", omit_defaults=True, gc=False):
+    """A stretch of a thread's time."""
+
+    name: str
+    pid: int
+    tid: int
+    ts: float
+    dur: float
+    args: dict[str, Any] | None = None
+
+
+class _Begin(Struct, tag_field="ph", tag="b", gc=False):
+    """The begin of something that may overlap with its like; its `_End` has the same id."""
+
+    name: str
+    pid: int
+    tid: int
+    ts: float
+    id: int
+    cat: str = TRANSFER
+
+
+class _End(_Begin, tag="e", gc=False):
+    """See `_Begin`."""
+
+
+_Event: TypeAlias = _About | _Slice | _Begin
 
 
 def summary(total: Sum) -> dict[str, Any]:
@@ -123,9 +160,5 @@ def summary(total: Sum) -> dict[str, Any]:
     return counts | {f"{name}_seconds": seconds for name, seconds in total.seconds.items()}
 
 
-def _micro(when: float, timeline: Traced) -> float:
-    return round((when - timeline.began) * 1e6, 3)
-
-
-def _span(begin: float, end: float) -> float:
-    return round((end - begin) * 1e6, 3)
+def _micro(seconds: float) -> float:
+    return int(seconds * 1e9) / 1000  # rounding takes thrice as long

@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_i
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from gateway.traces.chrome import summary
-from gateway.traces.timeline import GATEWAY, Span, Traced
+from gateway.traces.timeline import GATEWAY, TRANSFER, Span, Traced
 from omni_pipeline import __version__
 
 # Single waits, steps and transfers of one request that are sent; beyond that only what each stage did in all.
@@ -126,7 +126,7 @@ def _make_spans(tracer: Tracer, timeline: Traced, places: Mapping[str, str]) -> 
 
 
 def _title(span: Span) -> str:
-    if span.name == "transfer":
+    if span.name == TRANSFER:
         return f"{span.source} → {span.track}"
     return span.name if span.track == GATEWAY else f"{span.track} {span.name}"
 

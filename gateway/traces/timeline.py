@@ -12,6 +12,8 @@ from msgspec import Struct, field
 # The track of what the main process does itself; every other track is a stage.
 GATEWAY = "gateway"
 
+# A message is under way.
+TRANSFER = "transfer"
 # A stage has a part of what it needs for its next step, and waits for more.
 GATHER = "gather"
 
@@ -154,13 +156,19 @@ class Traced(Timeline):
 
     def add(self, span: Span, *, keep: bool = True) -> None:
         """Note one span; in the sums only, unless it is to be kept and there is room for it."""
-        begin = span.end if span.name == "transfer" else span.begin
+        name, begin, end = span.name, span.begin, span.end
+        seconds = end - begin
+        if name == TRANSFER:
+            begin = end
         total = self.sums.get(span.track)
         if total is None:
-            total = self.sums[span.track] = Sum(begin, span.end)
-        total.begin, total.end = min(total.begin, begin), max(total.end, span.end)
-        total.counts[span.name] = total.counts.get(span.name, 0) + 1
-        total.seconds[span.name] = total.seconds.get(span.name, 0.0) + span.end - span.begin
+            total = self.sums[span.track] = Sum(begin, end)
+        if begin < total.begin:
+            total.begin = begin
+        if end > total.end:
+            total.end = end
+        total.counts[name] = total.counts.get(name, 0) + 1
+        total.seconds[name] = total.seconds.get(name, 0.0) + seconds
         if keep and len(self.spans) < MOST_SPANS:
             self.spans.append(span)
         else:

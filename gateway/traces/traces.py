@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from gateway.traces.timeline import GATEWAY, GATHER, Span, Timeline, Traced
+from gateway.traces.timeline import GATEWAY, GATHER, TRANSFER, Span, Timeline, Traced
 from omni_pipeline.graph import COLLECTOR
 from omni_pipeline.tracing import Notes, Stepped, Took
 
@@ -25,8 +25,9 @@ MOST_WAITING = 64
 # Spans kept of all requests together, about 100 bytes each.
 MOST_SPANS = 1_000_000
 
-# Taking up a message is part of the wait for the next step; it is told apart only when it takes long.
-_LONG_RECEIVE = 50e-6
+# Taking up a message, and waiting for a step, get a span of their own when they take longer than this. A stage that
+# does one step after the other would have one for each breath between them.
+_BRIEF = 50e-6
 
 _TRACE_PARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -54,12 +55,13 @@ class _Lane:
         self.written = 0
         self.dropped = 0
         self._sink = sink
+        self._closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="traces")
         self._writing: set[asyncio.Future[None]] = set()
 
     def put(self, timeline: Traced, places: Mapping[str, str]) -> None:
         """Have a timeline written, unless too many wait for that."""
-        if len(self._writing) >= MOST_WAITING:
+        if self._closed or len(self._writing) >= MOST_WAITING:
             self.dropped += 1
             return
         writing = asyncio.get_running_loop().run_in_executor(self._thread, self._sink.write, timeline, places)
@@ -67,7 +69,8 @@ class _Lane:
         writing.add_done_callback(self._wrote)
 
     async def close(self) -> None:
-        """Write what waits, for a while."""
+        """Write what waits, for a while, and nothing more."""
+        self._closed = True
         if self._writing:
             await asyncio.wait(self._writing, timeout=PATIENCE_SECONDS)
         self._sink.close()
@@ -139,8 +142,11 @@ class Traces:
         for answer_id in [answer_id for answer_id in self._ended if self._is_complete(answer_id)]:
             self._complete(answer_id)
 
-    async def close(self) -> None:
-        """Wait for the last notes, and until everything is written."""
+    async def close(self, *, hurry: bool = False) -> None:
+        """Wait for the last notes, unless in a hurry, and until everything is written; then trace no more."""
+        if hurry:
+            for answer_id in list(self._ended):
+                self._complete(answer_id)
         while self._ended:
             self._emptied.clear()
             await self._emptied.wait()
@@ -155,6 +161,8 @@ class Traces:
             return
         loop = asyncio.get_running_loop()
         self._ended[timeline.answer_id] = loop.call_later(PATIENCE_SECONDS, self._complete, timeline.answer_id)
+        if self._is_complete(timeline.answer_id):  # there is no worker left
+            self._complete(timeline.answer_id)
 
     def _is_complete(self, answer_id: str) -> bool:
         ended = self._followed[answer_id].ended
@@ -174,8 +182,8 @@ class Traces:
         if took.target == COLLECTOR:
             track = GATEWAY
             timeline.came(took.taken)
-        self._add(timeline, Span(track, "transfer", took.sent, took.taken, source=took.source))
-        if took.done - took.taken > _LONG_RECEIVE:
+        self._add(timeline, Span(track, TRANSFER, took.sent, took.taken, source=took.source))
+        if took.done - took.taken > _BRIEF:
             self._add(timeline, Span(track, "receive", took.taken, took.done))
 
     def _add_step(self, stepped: Stepped) -> None:
@@ -184,9 +192,9 @@ class Traces:
             timeline = self._followed.get(request_id)
             if timeline is None:
                 continue
-            if first < latest:
+            if latest - first > _BRIEF:
                 self._add(timeline, Span(stepped.stage, GATHER, first, latest))
-            if latest < stepped.begin:
+            if stepped.begin - latest > _BRIEF:
                 self._add(timeline, Span(stepped.stage, "queue", latest, stepped.begin))
             self._add(timeline, Span(stepped.stage, "step", stepped.begin, stepped.end, batch=batch))
 

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from gpu_check.report import Check, Report, table
 from omni_pipeline.errors import StartupError
@@ -59,20 +60,22 @@ def gpu_memory() -> list[Memory]:
     return [Memory(gpu.name, gpu.memory, used[gpu.index]) for gpu in gpus]
 
 
-def look(report: Report, device: str) -> None:
-    """Describe the machine, and check that CUDA is usable if it is to be used."""
+def look(report: Report, device: str) -> bool:
+    """Describe the machine, and check that CUDA is usable if it is to be used; whether it is."""
     versions = [(name, importlib.metadata.version(name)) for name in ("sglang", "torch", "transformers")]
     rows = [("system", f"{platform.system()} {platform.release()}, Python {platform.python_version()}")]
     rows += [("commit", commit()), *versions, ("processors", str(os.cpu_count()))]
     if device == "cpu":
         report.add("Machine", table(("", ""), rows), Check("GPU", None, "this run is on the CPU"))
-        return
+        return True
     memory, problem = _driver()
     rows += [(f"GPU {index}", f"{one.name}, {one.total / GIB:.1f} GiB") for index, one in enumerate(memory)]
-    probe = _probe() if memory else {"devices": [], "error": "no GPU was found"}
+    probe: dict[str, Any] = _probe() if memory else {"devices": [], "error": "no GPU was found"}
     rows.append(("CUDA of torch", str(probe.get("cuda"))))
     driver = Check("the driver answers", bool(memory), problem)
-    report.add("Machine", table(("", ""), rows), driver, *judge(memory, probe))
+    checks = [driver, *judge(memory, probe)]
+    report.add("Machine", table(("", ""), rows), *checks)
+    return all(check.passed for check in checks if not check.name.endswith("is free"))
 
 
 def _driver() -> tuple[list[Memory], str]:
@@ -82,22 +85,21 @@ def _driver() -> tuple[list[Memory], str]:
         return [], str(error)
 
 
-def _probe() -> dict[str, object]:
+def _probe() -> dict[str, Any]:
     done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         return {"devices": [], "error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "it crashed"}
-    found: dict[str, object] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def judge(memory: list[Memory], probe: dict[str, object]) -> list[Check]:
+def judge(memory: list[Memory], probe: dict[str, Any]) -> list[Check]:
     """Whether torch sees the GPUs, computes rightly on each, and has it for itself.
 
     Args:
         probe: What `_PROBE` printed; or no devices, and an error.
     """
     devices = probe["devices"]
-    assert isinstance(devices, list)
     checks = [Check("torch sees every GPU", len(devices) == len(memory) > 0, str(probe.get("error", "")))]
     for index, (one, device) in enumerate(zip(memory, devices, strict=False)):
         worst = max(device["product"], device["filtered"])

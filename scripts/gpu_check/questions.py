@@ -10,24 +10,7 @@ from typing import Any
 import numpy
 import soundfile
 
-CARS = "How many cars are there in the picture?"
-
-QUESTIONS: dict[str, dict[str, Any]] = {
-    "picture and words": {
-        "messages": [{"role": "user", "content": CARS}],
-        "images": ["tests/data/cars.jpg"],
-    },
-    "picture and spoken question": {
-        "messages": [{"role": "user", "content": ""}],
-        "images": ["tests/data/cars.jpg"],
-        "audios": ["tests/data/query_to_cars.wav"],
-    },
-    "clip and spoken question": {
-        "messages": [{"role": "user", "content": ""}],
-        "videos": ["tests/data/draw.mp4"],
-        "audios": ["tests/data/query_to_draw.wav"],
-    },
-}
+from tests.served.test_usage_guide import EXAMPLES
 
 # Softer than this is silence.
 _AUDIBLE = 1e-3
@@ -49,9 +32,9 @@ class Answer:
 
 
 def body(name: str, *, speech: bool, max_tokens: int = 64) -> dict[str, Any]:
-    """The request of one question."""
+    """The request of one of the guide's examples."""
     modalities = ["text", "audio"] if speech else ["text"]
-    return QUESTIONS[name] | {"model": "qwen3-omni", "modalities": modalities, "max_tokens": max_tokens}
+    return EXAMPLES[name] | {"model": "qwen3-omni", "modalities": modalities, "max_tokens": max_tokens}
 
 
 def judge(status: int, result: dict[str, Any], *, speech: bool) -> Answer:

@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_check.machine import GIB, gpu_memory
-from gpu_check.questions import QUESTIONS, body, judge
+from gpu_check.machine import GIB, Memory, gpu_memory
+from gpu_check.questions import EXAMPLES, body, judge
 from gpu_check.report import Check, Report, block, table
 from tests.server import Server
 
@@ -77,18 +77,18 @@ def try_layout(report: Report, layout: Layout, run: Run) -> None:
     try:
         server.start()
     except (RuntimeError, AssertionError) as error:
-        report.add(heading, block(str(error)[-6000:]), Check(f"{layout.name}: start", False, "see the log below"))
+        failed = Check(f"{layout.name}: start", False, "see its section")
+        report.add(heading, f"{block(drawn)}\n\n{block(str(error)[-_LOG:])}", failed)
         return
-    started = time.monotonic() - began
+    checks = [Check(f"{layout.name}: start", True, f"ready after {time.monotonic() - began:.0f} s")]
+    parts: list[str] = []
     try:
-        parts, checks = _use(server, layout, plan, run)
-    finally:
-        status = server.stop()
-    checks = [
-        Check(f"{layout.name}: start", True, f"ready after {started:.0f} s"),
-        *checks,
-        _clean(layout, status, before),
-    ]
+        for text, found in _use(server, layout, plan, run):
+            parts.append(text)
+            checks += found
+    except (OSError, ValueError, LookupError) as error:  # it does not answer, or not as agreed
+        checks.append(Check(f"{layout.name}: answers", False, f"{type(error).__name__}: {error}"))
+    checks.append(_stop(server, layout, before))
     log = server.log.read_text()
     if any(check.passed is False for check in checks) or "Traceback" in log:
         parts.append(f"End of the server's log:\n\n{block(log[-_LOG:])}")
@@ -110,24 +110,18 @@ def planned(layout: Layout, run: Run) -> tuple[dict[str, Any], str]:
     return data, drawn.stdout
 
 
-def _use(server: Server, layout: Layout, plan: dict[str, Any], run: Run) -> tuple[list[str], list[Check]]:
-    parts, checks = [], []
-    text, answered = _ask(server, layout)
-    parts.append(text)
-    checks.append(answered)
+def _use(server: Server, layout: Layout, plan: dict[str, Any], run: Run) -> Iterator[tuple[str, list[Check]]]:
+    """Ask, measure, and then, when torch has reserved what it ever needs, look at the memory."""
+    yield _ask(server, layout)
     if run.bench is not None:
         for output in ("text", "speech") if layout.speech else ("text",):
-            text, measured = _bench(server, layout, output, run.bench)
-            parts.append(text)
-            checks.append(measured)
-    # After the load, when torch has reserved what it ever needs.
-    text, compared = _compare(layout, plan)
-    return [text, *parts], [*checks, *compared]
+            yield bench(server.url, layout.name, output, run.bench, run.directory)
+    yield compare(layout.name, plan, gpu_memory())
 
 
-def _ask(server: Server, layout: Layout) -> tuple[str, Check]:
+def _ask(server: Server, layout: Layout) -> tuple[str, list[Check]]:
     rows, problems = [], []
-    for name in QUESTIONS:
+    for name in EXAMPLES:
         for speech in (False, True) if layout.speech else (False,):
             began = time.monotonic()
             status, result = server.post(body(name, speech=speech), timeout=600)
@@ -139,32 +133,37 @@ def _ask(server: Server, layout: Layout) -> tuple[str, Check]:
             )
             problems += [f"{name}: {answer.problem}"] if answer.problem else []
     header = ("question", "answered", "text", "sound", "took", "problem")
-    return table(header, rows), Check(f"{layout.name}: the guide's questions", not problems, "; ".join(problems))
+    return table(header, rows), [Check(f"{layout.name}: the guide's questions", not problems, "; ".join(problems))]
 
 
-def _bench(server: Server, layout: Layout, output: str, flags: Sequence[str]) -> tuple[str, Check]:
-    results = server.directory / f"bench-{layout.name.replace(' ', '-')}-{output}.json"
-    command = [*_CLI, "bench", "--url", server.url, "--output", output, "--json", str(results), *flags]
+def bench(url: str, layout: str, output: str, flags: Sequence[str], directory: Path) -> tuple[str, list[Check]]:
+    """`sgl-omni bench` for one kind of answer; its figures also go to a file in `directory`."""
+    results = directory / f"bench-{layout.replace(' ', '-')}-{output}.json"
+    command = [*_CLI, "bench", "--url", url, "--output", output, "--json", str(results), *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, **_PLAIN})
     shown = f"`sgl-omni bench --output {output} {' '.join(flags)}`:\n\n{block(done.stdout or done.stderr)}"
-    return shown, Check(f"{layout.name}: bench, {output}", done.returncode == 0, f"ended with {done.returncode}")
+    return shown, [Check(f"{layout}: bench, {output}", done.returncode == 0, f"ended with {done.returncode}")]
 
 
-def _compare(layout: Layout, plan: dict[str, Any]) -> tuple[str, list[Check]]:
-    """Memory as planned and as it is."""
+def compare(layout: str, plan: dict[str, Any], there: Sequence[Memory]) -> tuple[str, list[Check]]:
+    """Memory of each GPU as planned and as it is; nothing where there are none."""
+    planned_gpus = [device["taken"] for device in plan["devices"] if device["index"] is not None]
     rows, checks = [], []
-    for index, (device, now) in enumerate(zip(plan["devices"], gpu_memory(), strict=False)):
-        off = (now.used - device["taken"]) / now.total
-        figures = (f"{device['taken'] / GIB:.1f}", f"{now.used / GIB:.1f}", f"{now.total / GIB:.1f}", f"{off:+.1%}")
-        rows.append((f"GPU {index}", *figures))
-        checks.append(Check(f"{layout.name}: memory of GPU {index}", off <= _PLAN_OFF, f"{off:+.1%} against the plan"))
-    if not rows:
-        return "", []
-    return table(("GiB", "planned", "used after the load", "there", "off by"), rows), checks
+    for index, (taken, now) in enumerate(zip(planned_gpus, there, strict=False)):
+        off = (now.used - taken) / now.total
+        rows.append((f"GPU {index}", *(f"{size / GIB:.1f}" for size in (taken, now.used, now.total)), f"{off:+.1%}"))
+        checks.append(Check(f"{layout}: memory of GPU {index}", off <= _PLAN_OFF, f"{off:+.1%} against the plan"))
+    return table(("GiB", "planned", "used after the load", "there", "off by"), rows) if rows else "", checks
 
 
-def _clean(layout: Layout, status: int, before: Sequence[Any]) -> Check:
+def _stop(server: Server, layout: Layout, before: Sequence[Memory]) -> Check:
+    """End the server, and see what it leaves."""
+    name = f"{layout.name}: stop"
+    try:
+        status = server.stop()
+    except AssertionError as error:
+        return Check(name, False, str(error))
     left = [now.used - then.used for then, now in zip(before, gpu_memory(), strict=True)]
     worst = max(left, default=0)
     detail = f"exit status {status}" + (f", {worst / GIB:.1f} GiB left on a GPU" if worst > _LEFT_BEHIND else "")
-    return Check(f"{layout.name}: stop", status == 0 and worst <= _LEFT_BEHIND, detail)
+    return Check(name, status == 0 and worst <= _LEFT_BEHIND, detail)

@@ -25,8 +25,10 @@ Record: TypeAlias = Callable[[Work, tuple[Tensor, ...]], Replay]
 # Runs before capture, in which libraries choose their algorithms and allocate their workspaces.
 WARM_UPS = 3
 
-# A trace takes a fifth of a second, and with more voices than this arithmetic outweighs Python.
+# A trace takes a fifth of a second, and much more on a busy machine: a worker that is being replaced has no time for
+# all of them beforehand. With more voices than this arithmetic outweighs Python.
 MOST_TRACED = 8
+TRACED_BEFOREHAND = 1
 
 # The likeliest codes among which a frame is picked: ordering them takes longer than all else that sampling does, and
 # few ask for more than this.
@@ -122,17 +124,21 @@ class _Recorded:
 
 
 class FrameGraphs:
-    """Computes frames by replaying what was recorded when this was built.
+    """Computes frames by replaying what was recorded when this was built, or when it was first wanted.
 
     Args:
         network: Computes the frames.
         record: A `Capture`, or `trace`.
         largest: Batches larger than this are computed by the network itself,
         widest: and so are choices among more codes than this.
+        beforehand: The largest batch that is recorded now; None for all, which is what graphs on a GPU need.
     """
 
-    def __init__(self, network: ResidualNetwork, record: Record, largest: int, widest: int) -> None:
+    def __init__(
+        self, network: ResidualNetwork, record: Record, largest: int, widest: int, beforehand: int | None = None
+    ) -> None:
         self._network = network
+        self._record = record
         self._sizes = [1 << power for power in range((largest - 1).bit_length())]
         self._sizes.append(largest)
         self._widths = sorted({GREEDY, min(NARROW, widest), widest})
@@ -142,6 +148,7 @@ class FrameGraphs:
                 (rows, widest): _Recorded(network, rows, widest, record)
                 for rows in reversed(self._sizes)
                 for widest in reversed(self._widths)
+                if beforehand is None or rows <= beforehand
             }
 
     def frames(self, hidden: Tensor, first_codes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
@@ -150,7 +157,10 @@ class FrameGraphs:
             return self._network.frames(hidden, first_codes, choice)
         rows = next(size for size in self._sizes if size >= len(hidden))
         widest = next(width for width in self._widths if width >= choice.widest)
-        return self._recorded[rows, widest](hidden, first_codes, choice)
+        recorded = self._recorded.get((rows, widest))
+        if recorded is None:
+            recorded = self._recorded[rows, widest] = _Recorded(self._network, rows, widest, self._record)
+        return recorded(hidden, first_codes, choice)
 
 
 def _fill(target: Tensor | None, given: Tensor | None, neutral: float) -> None:

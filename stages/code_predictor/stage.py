@@ -14,7 +14,7 @@ from omni_pipeline.errors import internal
 from omni_pipeline.stage import StageContext
 from omni_pipeline.wire import Chunk, End, Failed, Tensor, Work
 from stages.code_predictor.choice import Choice, Draws
-from stages.code_predictor.graphs import MOST_TRACED, NARROW, Capture, FrameGraphs, trace
+from stages.code_predictor.graphs import MOST_TRACED, NARROW, TRACED_BEFOREHAND, Capture, FrameGraphs, trace
 from stages.code_predictor.network import ResidualNetwork
 from stages.messages import Frame, FrameFeedback, FrameSeed, PredictorStart
 from stages.options import CodePredictorOptions
@@ -164,5 +164,6 @@ def frame_function(
     if not options.record:
         return network.frames
     if device == "cpu":
-        return FrameGraphs(network, trace, min(network.max_batch, MOST_TRACED), min(network.vocab, NARROW)).frames
+        largest, widest = min(network.max_batch, MOST_TRACED), min(network.vocab, NARROW)
+        return FrameGraphs(network, trace, largest, widest, TRACED_BEFOREHAND).frames
     return FrameGraphs(network, Capture(), network.max_batch, network.vocab).frames

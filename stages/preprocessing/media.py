@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy
 from msgspec import Struct
@@ -23,7 +23,7 @@ from stages.preprocessing.token_limit import TokenLimit
 FRAMES_AT_ONCE = 8
 
 
-class ReadMedia(Struct):
+class ReadMedia(Struct, tag="read"):
     """The media of a request.
 
     Attributes:
@@ -46,10 +46,17 @@ class MediaReader:
         self._options = options
         self._limit = limit
 
-    def read(self, media: Sequence[Media], video: VideoOptions, text_tokens: int) -> ReadMedia:
+    def read(
+        self,
+        media: Sequence[Media],
+        video: VideoOptions,
+        text_tokens: int,
+        begin: Callable[[int], None] = lambda index: None,
+    ) -> ReadMedia:
         """Read the media of a prompt, given in the order in which they stand there.
 
         Args:
+            begin: Called with the index of each before it is read.
             text_tokens: Tokens of the prompt beside the media. Nothing more is read once the limit is passed, and a
                 clip that would pass it is not even decoded.
 
@@ -60,7 +67,8 @@ class MediaReader:
         clips: list[VisionItem] = []
         waves: list[numpy.ndarray] = []
         tokens = text_tokens
-        for medium in media:
+        for index, medium in enumerate(media):
+            begin(index)
             sound = None
             match medium.kind:
                 case "image":

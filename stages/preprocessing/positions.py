@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy
 from numpy import float32
 
+from omni_pipeline.errors import internal
 from stages.preprocessing.layout import MediumRows, merge_order
 
 AXES = 3
@@ -31,6 +32,9 @@ def mrope_positions(
 
     Returns:
         float32 [3, n] and the offset; (None, 0.0) where the positions are the indices, because nothing is seen.
+
+    Raises:
+        OmniError: 500, they are beyond float32. What is computed from such would spoil the prefix cache for others.
     """
     if not any(medium.grid for medium in media):
         return None, 0.0
@@ -48,6 +52,8 @@ def mrope_positions(
         start = float32(runs[-1].max() + 1)
     runs.append(_line(gaps[-1], start))
     positions = numpy.concatenate(runs, axis=1)
+    if not numpy.isfinite(positions).all():
+        raise internal("The positions of a clip's frames are beyond float32.")
     # Generation goes on from the last row. That is not the largest position where wide frames were heard but briefly.
     return positions, float(positions[0, -1] + float32(1) - float32(positions.shape[1]))
 

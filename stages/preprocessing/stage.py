@@ -30,6 +30,7 @@ from stages.preprocessing.features import DEFAULTS, Features
 from stages.preprocessing.layout import Layout, lay_out
 from stages.preprocessing.media import MediaReader, ReadMedia
 from stages.preprocessing.positions import mrope_positions
+from stages.preprocessing.reading import ReadingProcess
 from stages.preprocessing.spoken import Roles, spoken_prompt
 from stages.preprocessing.token_limit import TokenLimit
 
@@ -50,7 +51,7 @@ class Preprocessing:
         features = Features(processor)
         self._chat = ChatTokenizer(processor)
         self._limit = TokenLimit(options.max_prompt_tokens or config.text_config.max_position_embeddings)
-        self._reader = MediaReader(features, options, self._limit)
+        self._reader = ReadingProcess(MediaReader(features, options, self._limit), options.reading_seconds)
         self._position_ids_per_second: float = config.position_id_per_seconds
         self._roles = Roles.of(whole) if "talker_ar" in context.stages else None
         self._queue: deque[tuple[str, ChatRequest]] = deque()
@@ -84,7 +85,7 @@ class Preprocessing:
         return {"queued_requests": len(self._queue), "refused": self._refused}
 
     def close(self) -> None:
-        """Nothing outlives the process."""
+        self._reader.close()
 
     def _prepare(self, request_id: str, request: ChatRequest) -> Iterator[Work]:
         skeleton = self._chat.skeleton(request.turns, request.media)

@@ -11,15 +11,14 @@ import torch
 from omni_pipeline import gpus
 from omni_pipeline.config import suggestion
 from omni_pipeline.errors import StartupError
-
-# SGLang would give 40 % of the machine's memory to the KV cache of a CPU.
-CPU_KV_TOKENS = 65536
+from stages.memory_needs import CPU_KV_TOKENS
 
 # What the loop in `engine` relies on. `engine` options must not change these.
 _OURS = {
     "skip_tokenizer_init": True,  # text is made in the decode stage
     "disable_overlap_schedule": True,  # a step's result is known when the step ends
     "watchdog_timeout": 1e9,  # the supervisor watches; SGLang's own thread sleeps half of this
+    "disable_prefill_cuda_graph": True,  # one would go past the models' `fill`: media, deepstack, positions
 }
 
 # What has a setting of its own elsewhere, and where.

@@ -205,11 +205,10 @@ class Engine:
         self._device = torch.device(device)
         self._dtype = runner.dtype
         self._pool = runner.req_to_token_pool.req_to_token
+        self._model.reserve(len(self._pool))
         if tap_layer is not None:
-            self._model.tap(tap_layer)
-        # One KV-cache page more than there are tokens: the first takes what padding writes.
-        kv_tokens = int(self._scheduler.max_total_num_tokens) + int(self._scheduler.page_size)
-        self._model.reserve(self._pool.shape[0], kv_tokens)
+            # One KV-cache page more than there are tokens: the first takes what padding writes.
+            self._model.tap(tap_layer, int(self._scheduler.max_total_num_tokens) + int(self._scheduler.page_size))
         if device == "cpu" and server_args.tp_size == server_args.pp_size == 1:  # what ranks exchange is not recorded
             self._model.recorded = DecodeTrace(self._model, runner.attn_backend, runner.token_to_kv_pool)
 

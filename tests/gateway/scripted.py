@@ -239,6 +239,7 @@ async def serving(
                 stages=("thinker", "decode", *(("code2wav",) if speaks else ())),
                 trace=trace or Trace(),
                 listen_socket=listen_socket,
+                ready=lambda: None,
                 stopping=stopping,
             )
         )

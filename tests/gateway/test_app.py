@@ -388,7 +388,7 @@ class TestRequestId:
             await self.returned(served, HELLO, **{"X-Request-Id": "trace-1"})
         [record] = [record for record in caplog.records if record.name == "gateway.access"]
         line = TextFormatter("main").format(record)
-        assert "POST /v1/chat/completions 200" in line
+        assert "POST /v1/chat/completions status=200" in line
         assert "request_id=trace-1" in line
         assert "status=200" in line
         assert "outcome=ok" in line

@@ -51,6 +51,36 @@ async def test_what_is_no_http_is_answered_in_the_form_of_the_api(sent, status, 
         assert (await served.post(HELLO))[0] == 200
 
 
+@pytest.mark.parametrize("expected", [b"100-continue", b"100-Continue", b"something"])
+@pytest.mark.parametrize("line", [b"GET /health", b"POST /v1/chat/completions"])
+async def test_what_a_client_expects_is_no_obstacle(line, expected):
+    data = json.dumps(HELLO).encode()
+    async with serving() as served:
+        head = (
+            line + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nExpect: " + expected
+        )
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(head + b"\r\nContent-Length: %d\r\n\r\n" % len(data))
+        if expected != b"something":
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(data)
+        assert int((await reader.readline()).split()[1]) == 200
+        writer.close()
+
+
+async def test_a_response_names_the_server_and_no_version():
+    async with serving() as served:
+        for path in ("/health", "/nothing"):
+            async with served.session.get(served.url + path) as response:
+                assert response.headers["Server"] == "omni-pipeline"
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(b"hello\r\n\r\n")
+        head = (await reader.read()).partition(b"\r\n\r\n")[0]
+        assert b"Server: omni-pipeline" in head
+        assert b"aiohttp" not in head
+        writer.close()
+
+
 async def test_what_is_no_http_is_logged_in_one_line_that_quotes_nothing(caplog):
     caplog.set_level(logging.DEBUG)
     async with serving() as served:

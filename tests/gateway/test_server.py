@@ -136,6 +136,7 @@ async def test_a_bug_in_the_warm_up_ends_the_server_loudly():
         stages=(),
         trace=Trace(),
         listen_socket=socket.create_server(("127.0.0.1", 0)),
+        ready=lambda: None,
         stopping=asyncio.Event(),
     )
     with pytest.raises(ExceptionGroup) as caught:

@@ -194,6 +194,7 @@ WRONG = [
     (body(audios=[{"url": "x"}]), "audios[0]", "invalid_value"),
     (body(videos=[None]), "videos[0]", "invalid_value"),
     (body(video_fps=0), "video_fps", "invalid_value"),
+    (body(video_fps=5e-324), "video_fps", "invalid_value"),
     (body(video_max_frames=0), "video_max_frames", "invalid_value"),
     (body(video_min_pixels=200, video_max_pixels=100), "video_min_pixels", "invalid_value"),
     (body(use_audio_in_video=1), "use_audio_in_video", "invalid_value"),

@@ -51,11 +51,13 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         refuse: Say this instead of loading.
         crash: Raise this instead of loading.
         crash_if: Do that, too, while there is a file with this name.
+        gate: Load only when somebody has opened this FIFO for writing.
     """
 
     refuse: str = ""
     crash: str = ""
     crash_if: str = ""
+    gate: str = ""
 
 
 class EchoStage:
@@ -67,6 +69,9 @@ class EchoStage:
             raise StartupError(options.refuse)
         if options.crash or os.path.exists(options.crash_if):
             raise RuntimeError(options.crash or "no luck today")
+        if options.gate:
+            with open(options.gate):
+                pass
         self.name = context.name
         self.queue: deque[Work] = deque()
         self.requests: dict[str, list[Word]] = {}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 from omni_pipeline.config import Server, Trace
+from omni_pipeline.errors import OmniError
 from omni_pipeline.supervisor import Supervisor
 from omni_pipeline.wire import Failed, Work
 from tests.omni_pipeline.echo_stages import Text
@@ -20,6 +22,7 @@ async def run(
     stages: tuple[str, ...],
     trace: Trace,
     listen_socket: socket.socket,
+    ready: Callable[[], None],
     stopping: asyncio.Event,
 ) -> None:
     """Serve until `stopping` is set."""
@@ -30,11 +33,16 @@ async def run(
         request_id = str(id(writer))
         waiting[request_id] = asyncio.get_running_loop().create_future()
         reply = waiting[request_id]
-        pipeline.submit(request_id, Text((await reader.readline()).decode()))
-        message = await reply
-        writer.write(f"{model_path}: {message.body.text}\n".encode())  # type: ignore[union-attr]
+        text = (await reader.readline()).decode()
+        try:
+            pipeline.submit(request_id, Text(text))
+            line = f"{model_path}: {(await reply).body.text}"  # type: ignore[union-attr]
+        except OmniError as error:
+            line = f"{error.info.status}: {pipeline.problem}"
+        writer.write(f"{line}\n".encode())
         await writer.drain()
         writer.close()
+        ready()
 
     async with await asyncio.start_server(answer, sock=listen_socket):
         await stopping.wait()

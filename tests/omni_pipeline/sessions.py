@@ -12,8 +12,9 @@ from typing import Any
 from omni_pipeline.config import Config, StageConfig
 from omni_pipeline.deployment import resolve
 from omni_pipeline.errors import ErrorInfo
+from omni_pipeline.fleet import Progress
 from omni_pipeline.gpus import Gpu
-from omni_pipeline.supervisor import Progress, Supervisor
+from omni_pipeline.supervisor import Supervisor
 from omni_pipeline.wire import Failed, Start, Work
 from tests.omni_pipeline.echo_stages import ECHO, ECHO_PATH, Answer, Text
 

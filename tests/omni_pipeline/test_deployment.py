@@ -203,6 +203,11 @@ def test_environments_of_a_worker_are_joined() -> None:
             {"stages": {"shout": {"memory": 0.7}, "join": {"memory": 0.4}}},
             "GPU 0 (H100-80GB) is given away 1.1 times: shout 0.7 + join 0.4.",
         ),
+        (
+            1,
+            {"stages": {"join": {"environment": {"CUDA_VISIBLE_DEVICES": "0"}}}},
+            "follows from gpus; name those instead",
+        ),
         (1, {"stages": {"shout": {"memory": "100GiB"}}}, "is given away 1.26 times: shout 1.26."),
         (
             0,
@@ -247,3 +252,9 @@ def test_worker_on_a_gpu_or_with_an_environment_is_not_forked() -> None:
     found = resolve(1, stages={"split": {"environment": {"A": "1"}}, "shout": {"device": "cpu"}})
     assert [worker.fresh for worker in found.workers] == [True, False, True]
     assert found.preload() == ()
+
+
+def test_layout_says_who_is_on_which_gpu() -> None:
+    found = resolve(3, stages={"shout": {"gpus": [0, 2]}, "join": {"gpus": [2]}})
+    assert found.layout == ("GPU 0 (H100-80GB): shout", "GPU 2 (H100-80GB): shout, join")
+    assert resolve().layout == ()

@@ -203,6 +203,8 @@ def test_flag_wins_over_environment_and_that_over_the_file(
         (M + "--text-only --set talker_ar.threads=2", None, "--set talker_ar.threads=2: a text-only server has no talker_ar."),
         (M + "--mem-fraction-static 0.88", "H100-80GB", "GPU 0 (H100-80GB) is given away 1.76 times: thinker 0.88 + talker_ar 0.88."),
         (M + "--config one.yaml --set talker_ar.memory=0.5", "H20-96GB", "is given away 1.1 times: thinker 0.6 + talker_ar 0.5."),
+        (M + "--set thinker.memory=0.5 --thinker-mem-fraction-static 0.6", "H100-80GB", "stages.thinker: mem_fraction_static gives weights and KV cache 0.6 of GPU 0, and memory gives the whole stage 0.5 of it."),
+        (M + "--device cpu --set thinker.gpus=[0]", "H100-80GB", "thinker can have no GPU: it computes on the CPU."),
         (M + "--config one.yaml", "24GB", "is given away 1.14 times: thinker 0.6 + talker_ar 0.537."),
         (M + "--config one.yaml", None, "stages.thinker.memory: a budget is for a stage on a GPU; it computes on the CPU"),
         (M + "--set decode.memory=0.1", "H100-80GB", "stages.decode.memory: a budget is for a stage on a GPU"),

@@ -60,6 +60,17 @@ async def test_worker_ends_with_a_follower(session: Session) -> None:
     assert error.code == "worker_lost"
 
 
+async def test_worker_comes_back_with_followers_of_its_own(session: Session) -> None:
+    before = followers(session)
+    os.kill(before[0], signal.SIGKILL)
+    await session.lost()
+    await session.supervisor.until(lambda: session.supervisor.problem is None)
+    after = followers(session)
+    assert len(after) == 2
+    assert not {*before} & {*after}
+    assert (await session.ask("a", "here again")).text == "HERE AGAIN"
+
+
 async def test_followers_end_with_their_worker(session: Session) -> None:
     others = followers(session)
     os.kill(session.supervisor.pids["shout"], signal.SIGKILL)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import placement_tables
 import pytest
+from typer.testing import CliRunner
+
+from omni_pipeline.cli import app
 
 
 def test_the_tables_of_the_guide_are_those_that_the_plan_makes() -> None:
@@ -32,3 +36,35 @@ def test_flags_of_a_row_say_what_its_configuration_does(gpus: str) -> None:
         wanted |= {"--colocate"} if layout.config.colocate else set()
         wanted |= {"--text-only"} if layout.config.text_only else set()
         assert set(re.findall(r"--[\w-]+(?: [\d,]+)?", said)) == wanted
+
+
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for line in placement_tables.DOCUMENT.read_text(encoding="utf-8").splitlines()
+    if line.startswith("sgl-omni plan ")
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_guide_plan_the_30b_model(command: str) -> None:
+    words = command.split()[1:]
+    words[words.index("--model-path") + 1] = str(placement_tables.SIZES)
+    if "--gpus" not in words:  # those of the reader's machine
+        words += ["--gpus", "1xH200-141GB"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code in (0, 1), result.output
+    assert ('"fits": ' if "--json" in words else "It ") in result.stdout
+
+
+def test_the_guide_has_commands() -> None:
+    assert len(COMMANDS) == 4
+
+
+def test_rounded_fractions_of_the_h100_cost_the_requests_that_the_guide_says() -> None:
+    path = placement_tables.ROOT / "configs" / "qwen3_omni_colocated_h100.yaml"
+    found = []
+    for flags in (["--config", str(path)], ["--colocate"]):
+        words = ["plan", "--json", "--model-path", str(placement_tables.SIZES), "--gpus", "1xH100-80GB", *flags]
+        found.append(json.loads(CliRunner().invoke(app, words).stdout)["requests"])
+    text = " ".join(placement_tables.DOCUMENT.read_text(encoding="utf-8").split())
+    assert f"room for {found[0]} requests where the computed division has for {found[1]}" in text

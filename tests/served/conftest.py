@@ -34,6 +34,15 @@ def server(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
+def speaker(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
+    """A server that speaks."""
+    server = Server(tiny_checkpoint, repository, {}, ["--model-name", "qwen3-omni"], speech=True).start()
+    yield server
+    assert server.stop() == 0
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.fixture(scope="session")
 def client(server: Server) -> Iterator[openai.OpenAI]:
     """OpenAI's client as a user sets it up, but that it does not hide failures by trying again."""
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:

@@ -27,14 +27,6 @@ FRAME = 1920
 
 
 @pytest.fixture(scope="module")
-def speaker(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
-    server = Server(tiny_checkpoint, repository, {}, ["--model-name", "qwen3-omni"], speech=True).start()
-    yield server
-    assert server.stop() == 0
-    assert "Traceback" not in server.log.read_text()
-
-
-@pytest.fixture(scope="module")
 def client(speaker: Server) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{speaker.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         yield client

@@ -17,6 +17,7 @@ from stages.options import (
     EncoderOptions,
     PreprocessingOptions,
 )
+from tests.device import DEVICE, DTYPE
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,8 +48,10 @@ def stage_context(tiny_checkpoint: Path) -> Any:
     options_of = {"image_encoder": EncoderOptions, "audio_encoder": EncoderOptions, "mm_aggregate": AggregateOptions}
 
     def context(name: str, **options: Any) -> StageContext:
+        if name in ("image_encoder", "audio_encoder"):
+            options = {"dtype": DTYPE, **options}
         chosen = options_of.get(name, PreprocessingOptions)(**options)
-        return StageContext(name, str(tiny_checkpoint), "cpu", chosen, frozenset({name}), scratch="")
+        return StageContext(name, str(tiny_checkpoint), DEVICE, chosen, frozenset({name}), scratch="")
 
     return context
 
@@ -67,7 +70,7 @@ def voice_context(checkpoints: Callable[[str], Path]) -> Any:
     def context(checkpoint: str, name: str, **options: Any) -> StageContext:
         if name == "code2wav":  # batches are what can go wrong; a CPU makes none unless asked
             options = {"max_batch": 32, **options}
-        chosen = options_of[name](**options)
-        return StageContext(name, str(checkpoints(checkpoint)), "cpu", chosen, frozenset({name}), scratch="")
+        chosen = options_of[name](**{"dtype": DTYPE, **options})
+        return StageContext(name, str(checkpoints(checkpoint)), DEVICE, chosen, frozenset({name}), scratch="")
 
     return context

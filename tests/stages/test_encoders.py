@@ -14,9 +14,10 @@ from stages.audio_encoder import AudioEncoder
 from stages.image_encoder import ImageEncoder
 from stages.messages import AudioRows, AudioWork, VideoOptions, VisionItem, VisionRows, VisionWork
 from stages.preprocessing.features import Features
+from tests.device import EXACTNESS
 from tests.stages.plans import weight_bytes
 
-TOLERANCE = {"rtol": 0, "atol": 1e-5}
+TOLERANCE = {"rtol": 0, "atol": EXACTNESS.embeddings}
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
+from transformers import Qwen3OmniMoeConfig
 
 from omni_pipeline.checkpoint import Stored, inspect
 from omni_pipeline.errors import StartupError
@@ -43,6 +44,12 @@ def test_names_and_shapes_are_those_on_disk(name: str, checkpoints: Callable[[st
     with safe_open(path / "model.safetensors", "pt") as file:
         on_disk = {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in file.keys()}  # noqa: SIM118
     assert tensor_shapes(json.loads((path / "config.json").read_text())) == on_disk
+
+
+def test_a_configuration_that_transformers_has_written_says_the_same(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    ours = json.loads((tiny_checkpoint / "config.json").read_text())
+    Qwen3OmniMoeConfig(**ours).save_pretrained(tmp_path)
+    assert tensor_shapes(json.loads((tmp_path / "config.json").read_text())) == tensor_shapes(ours)
 
 
 def test_the_30b_model_has_the_published_number_of_parameters(large: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import torch
 from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.model_executor.forward_context import get_req_to_token_pool
 from sglang.srt.models.qwen3_moe import Qwen3MoeDecoderLayer, Qwen3MoeForCausalLM
 from sglang.srt.models.qwen3_vl_moe import Qwen3MoeLLMModel
 from sglang.srt.runtime_context import get_parallel
@@ -71,8 +72,12 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         self.prefill: PrefillInput | None = None
         self.position_deltas = torch.zeros(0)
 
-    def reserve(self, slots: int, kv_tokens: int) -> None:
-        """Make the tables, once the numbers of KV-pool slots and of KV-cache tokens are known."""
+    def reserve(self, slots: int) -> None:
+        """Make the tables for so many KV-pool slots, unless they are there: captured steps know where they are."""
+        if len(self.position_deltas) != slots:
+            self.make_tables(slots)
+
+    def make_tables(self, slots: int) -> None:
         self.position_deltas = torch.zeros(slots, dtype=torch.float32, device=self.angles.inverse.device)
 
     def load_part(self, part: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -113,6 +118,8 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         pp_proxy_tensors: Any = None,
     ) -> LogitsProcessorOutput:
         """Logits for the last token of each request; the signature is SGLang's."""
+        if not len(self.position_deltas):  # SGLang captures decode steps while it starts, before the engine is there
+            self.reserve(len(get_req_to_token_pool().req_to_token))
         if self.prefill is None:
             return (self.recorded or self.decode)(input_ids, forward_batch)
         hidden = self.fill(self.prefill, input_ids, forward_batch)

@@ -94,8 +94,8 @@ class Qwen3OmniTalker(OmniDecoder):
         self.next_rows = torch.zeros(0)
         self.last_states = torch.zeros(0)
 
-    def reserve(self, slots: int, kv_tokens: int) -> None:
-        super().reserve(slots, kv_tokens)
+    def make_tables(self, slots: int) -> None:
+        super().make_tables(slots)
         table = self.model.embed_tokens.weight
         self.next_rows = torch.zeros(slots, self.config.hidden_size, dtype=table.dtype, device=table.device)
         self.last_states = torch.zeros_like(self.next_rows)

@@ -42,20 +42,17 @@ class Qwen3OmniThinker(OmniDecoder):
         self._tap_layer: int | None = None
         self.tapped: torch.Tensor | None = None
 
-    def tap(self, layer: int) -> None:
+    def tap(self, layer: int, kv_tokens: int) -> None:
         """Keep the state that enters decoder layer `layer` (the reference's ``hidden_states[layer]``) of prompts.
 
-        Must be called before `reserve`.
+        Args:
+            kv_tokens: Places of the KV cache.
         """
         if not 0 < layer < len(self.model.layers):
             raise ValueError(f"accept_hidden_layer {layer} is not inside a decoder of {len(self.model.layers)} layers")
         self._tap_layer = layer
-
-    def reserve(self, slots: int, kv_tokens: int) -> None:
-        super().reserve(slots, kv_tokens)
-        if self._tap_layer is not None:
-            table = self.model.embed_tokens.weight
-            self.tapped = torch.zeros(kv_tokens, self.config.hidden_size, dtype=table.dtype, device=table.device)
+        table = self.model.embed_tokens.weight
+        self.tapped = torch.zeros(kv_tokens, self.config.hidden_size, dtype=table.dtype, device=table.device)
 
     def fill(self, extras: PrefillInput, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         """Hidden states [tokens, hidden] of stretches of prompts.

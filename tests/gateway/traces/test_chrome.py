@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.traces.chrome import ChromeFiles, document
@@ -16,7 +17,7 @@ PLACES = {"thinker": "gpu", "decode": "cpu"}
 
 @pytest.fixture
 def events() -> list[dict[str, Any]]:
-    return document(spoken(), PLACES)["traceEvents"]
+    return json.loads(msgspec.json.encode(document(spoken(), PLACES)))["traceEvents"]
 
 
 def names(events: list[dict[str, Any]], kind: str) -> dict[int, str]:
@@ -71,7 +72,7 @@ def test_file_is_whole_and_named_by_time_and_answer(tmp_path: Path) -> None:
     ChromeFiles(tmp_path, 10).write(spoken(), PLACES)
     [path] = tmp_path.iterdir()
     assert path.name == "20231114T221320.000000-chatcmpl-1.trace.json"
-    assert json.loads(path.read_text()) == json.loads(json.dumps(document(spoken(), PLACES)))
+    assert path.read_bytes() == msgspec.json.encode(document(spoken(), PLACES))
 
 
 def test_request_that_was_refused_leaves_no_file(tmp_path: Path) -> None:

@@ -115,6 +115,19 @@ async def test_worker_that_says_nothing_is_not_waited_for_long(
     assert len(sink.timelines) == 1
 
 
+async def test_in_a_hurry_nothing_is_waited_for(traces: Traces, sink: Kept) -> None:
+    begin(traces).end({})
+    await traces.close(hurry=True)
+    assert len(sink.timelines) == 1
+
+
+async def test_request_that_ends_after_the_traces_were_closed_is_dropped(traces: Traces, sink: Kept) -> None:
+    timeline = begin(traces)
+    await traces.close()
+    timeline.end({})
+    assert sink.timelines == []
+
+
 async def test_request_that_was_refused_is_complete_at_once(traces: Traces, sink: Kept) -> None:
     timeline = traces.begin({})
     timeline.end({"outcome": "refused"})

@@ -14,8 +14,9 @@ from omni_pipeline.graph import COLLECTOR
 from omni_pipeline.wire import Chunk, End, Tensor, Work
 from stages.code2wav import Code2Wav
 from stages.messages import AudioDone, Frame
+from tests.device import EXACTNESS
 
-TOLERANCE = 1e-4  # of full scale
+TOLERANCE = EXACTNESS.samples
 CHECKPOINTS = ("tiny", "nano")
 
 

@@ -15,9 +15,10 @@ from omni_pipeline.errors import OmniError
 from omni_pipeline.wire import Chunk, End, Start, Tensor
 from stages.code_predictor import CodePredictor
 from stages.messages import Finished, Frame, FrameFeedback, FrameSeed, PredictorStart, Sampling
+from tests.device import EXACTNESS
 
 CHECKPOINTS = ("tiny", "nano")
-NEAR_TIE = 1e-4  # logits closer than this may change places when a batch is shaped differently
+NEAR_TIE = EXACTNESS.near_tie  # logits closer than this may change places when a batch is shaped differently
 GREEDY = Sampling()
 SAMPLED = Sampling(temperature=1.0, top_k=50, top_p=0.8)  # the reference's, when the talker samples
 

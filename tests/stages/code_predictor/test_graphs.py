@@ -83,6 +83,17 @@ def test_wider_choices_than_were_recorded_are_computed(network: ResidualNetwork)
 
 
 @torch.inference_mode()
+def test_larger_batches_are_recorded_when_they_are_first_wanted(network: ResidualNetwork) -> None:
+    recording = Recording()
+    graphs = FrameGraphs(network, recording, 6, 4, beforehand=1)
+    assert recording.made == 2  # greedy, and picked among few
+    greedy = Choice(None, None, None)
+    for batch in (1, 2, 2, 1):
+        graphs.frames(torch.zeros(batch, network.hidden_size), torch.zeros(batch, dtype=torch.int64), greedy)
+    assert recording.made == 3
+
+
+@torch.inference_mode()
 def test_results_outlive_the_next_frame(network: ResidualNetwork, graphs: FrameGraphs) -> None:
     greedy = Choice(None, None, None)
     first, _ = graphs.frames(torch.ones(1, network.hidden_size), torch.tensor([1]), greedy)

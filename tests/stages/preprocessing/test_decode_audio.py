@@ -1,10 +1,12 @@
 """Sounds of every format come out as one waveform at 16 kHz; bad ones are refused by name."""
 
+import contextlib
 import io
 import struct
 import tracemalloc
 from collections.abc import Callable
 
+import av
 import numpy
 import pytest
 import soundfile
@@ -37,6 +39,23 @@ def similar(heard: numpy.ndarray, played: numpy.ndarray) -> float:
         for start in (0, 1200)
     )
     return best / (numpy.linalg.norm(heard) + 1e-9)
+
+
+def in_container(sound: numpy.ndarray, layout: str, *, format: str, codec: str, rate: int = 48_000) -> bytes:
+    """`sound`, float32 [samples, channels] at `rate`, as FFmpeg writes it."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=format) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.layout = layout
+        frame = av.AudioFrame.from_ndarray(sound.reshape(1, -1), format="flt", layout=layout)
+        frame.sample_rate, frame.pts = rate, 0
+        fifo = av.AudioFifo()
+        for part in av.AudioResampler(format=stream.format, layout=layout, rate=rate).resample(frame):
+            fifo.write(part)
+        while (part := fifo.read(stream.codec_context.frame_size or 1024, partial=True)) is not None:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    return file.getvalue()
 
 
 def wav_claiming(size: int) -> bytes:
@@ -106,6 +125,44 @@ def test_the_sound_of_a_video_is_taken() -> None:
     sound = tone(2)
     file = clip_file(8, sound=sound, format="matroska", sound_codec="pcm_s16le")
     assert numpy.abs(decoded(file) - sound).max() < 1e-4
+
+
+@pytest.mark.parametrize("layout", ["mono", "stereo", "5.1", "6.1", "7.1"])
+@pytest.mark.parametrize(("format", "codec"), [("adts", "aac"), ("matroska", "flac"), ("matroska", "pcm_f32le")])
+def test_any_number_of_channels_is_heard(format: str, codec: str, layout: str) -> None:
+    channels = av.AudioLayout(layout).nb_channels
+    sound = numpy.repeat(tone(1, rate=48_000)[:, None], channels, axis=1)
+    file = in_container(sound, layout, format=format, codec=codec)
+    assert similar(decoded(file), tone(1)) > 0.9
+
+
+def test_channels_may_change_within_a_file() -> None:
+    file = b"".join(
+        in_container(numpy.repeat(tone(1, rate=48_000)[:, None], channels, axis=1), layout, format="adts", codec="aac")
+        for channels, layout in ((1, "mono"), (8, "7.1"), (2, "stereo"))
+    )
+    assert len(decoded(file)) == pytest.approx(3 * RATE, rel=0.1)
+
+
+def test_a_rate_that_changes_within_a_file_is_refused() -> None:
+    parts = [
+        in_container(tone(1, rate=rate)[:, None], "mono", format="adts", codec="aac", rate=rate)
+        for rate in (48_000, 16_000)
+    ]
+    info = refused(b"".join(parts))
+    assert (info.status, info.code) == (400, "invalid_audio")
+    assert "rate changes" in info.message
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_offsets_that_lead_before_the_beginning_are_damage() -> None:
+    for seed in range(300):
+        rng = numpy.random.default_rng(seed)
+        data = bytearray(sound_file(tone(0.2), format="AIFF" if seed % 2 else "CAF"))
+        place = rng.integers(4, 100)
+        data[place : place + 4] = rng.choice([b"\xff\xff\xff\xff", b"\x80\0\0\0", b"\xff\xff\xff\0"])
+        with contextlib.suppress(OmniError):
+            decoded(bytes(data))
 
 
 @pytest.mark.parametrize("samples", [1, 160, 200])

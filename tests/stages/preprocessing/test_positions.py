@@ -7,6 +7,7 @@ import numpy
 import pytest
 import torch
 
+from omni_pipeline.errors import OmniError
 from stages.audio_lengths import audio_rows
 from stages.preprocessing.layout import Layout, MediaTokens, MediumRows, lay_out
 from stages.preprocessing.positions import mrope_positions
@@ -85,3 +86,10 @@ def test_text_and_sound_need_no_positions() -> None:
 )
 def test_rows_of_a_sound_follow_the_reference(frames: int, rows: int) -> None:
     assert audio_rows(frames) == rows
+
+
+@pytest.mark.parametrize("step", [float("inf"), 1e38, float("nan")])
+def test_positions_that_are_no_numbers_go_no_further(step: float) -> None:
+    """What attention made of them would stay in the prefix cache, for every prompt that begins alike."""
+    with numpy.errstate(all="ignore"), pytest.raises(OmniError, match="beyond float32"):
+        mrope_positions([5, 3], [MediumRows("video", (4, 2, 2), seconds_per_step=step)], 25.0)

@@ -18,6 +18,7 @@ BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     [
         ("chunked_prefil_size", "is not an SGLang server argument; did you mean chunked_prefill_size?"),
         ("skip_tokenizer_init", "is set by omni-pipeline and cannot be changed"),
+        ("disable_prefill_cuda_graph", "is set by omni-pipeline and cannot be changed"),
         ("tp_size", "has a setting of its own: the stage's tp_size"),
         ("mem_fraction_static", "has a setting of its own: the stage's memory, or its options.mem_fraction_static"),
         ("model_path", "has a setting of its own: --model-path"),
@@ -32,6 +33,10 @@ def test_engine_option_that_is_not_the_operators_is_refused(name: str, message: 
 def test_engine_options_win_over_our_defaults() -> None:
     made = arguments(engine={"chunked_prefill_size": 24, "page_size": 4})
     assert (made.chunked_prefill_size, made.page_size, made.tp_size) == (24, 4, 2)
+
+
+def test_prompts_are_never_computed_by_a_captured_graph() -> None:
+    assert arguments().disable_prefill_cuda_graph
 
 
 def arguments(**changed: Any) -> Any:

@@ -274,3 +274,19 @@ def test_weights_and_cache_take_what_the_plan_says(engine: Engine, tiny_checkpoi
     assert cache is not None
     assert weights == weight_bytes(tiny_checkpoint, "thinker")
     assert token == cache.token_bytes
+
+
+def test_tables_are_made_by_the_first_step_and_stay_where_they_are(
+    engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]
+) -> None:
+    """As on a GPU, where SGLang captures decode steps before there is an engine."""
+    model = engine.model
+    recorded, table = model.recorded, model.position_deltas
+    model.recorded, model.position_deltas = None, torch.zeros(0)
+    [events] = run(engine, generation("first", prompts[0]))
+    assert ids(events) == truths[0].ids
+    made = model.position_deltas
+    assert made.shape == table.shape
+    model.reserve(len(table))
+    assert model.position_deltas is made
+    model.recorded, model.position_deltas = recorded, table

@@ -1,0 +1,199 @@
+"""Breaks workers of a busy server, by a seed, and reports what was sent, what came back, and what was left.
+
+    python scripts/chaos.py --model-path checkpoints/tiny --times 10
+
+A server of nine workers (six with --text-only) is started on the loopback. While clients send mixed requests, one
+worker after the other is killed or stopped at a random moment, each so many times by each signal, in random order.
+Every request must end, every answer must be the one given alone, errors must come within a second of a kill and within
+the bound of a stop, the service must be whole again within --recover seconds, and nothing may be left at the end.
+The exit code says whether all that held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import math
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import aiohttp
+import msgspec
+from msgspec import Struct
+from trials.client import Outcome
+from trials.conduct import Findings, conduct
+from trials.conversations import conversations
+from trials.service import FORK_SERVER, Service
+from trials.traffic import Book, Traffic, ask_alone
+
+from stages.topology import QWEN3_OMNI
+
+KILL, STOP = signal.SIGKILL, signal.SIGSTOP
+WARM_SECONDS = 3.0
+
+
+class Fault(Struct):
+    """One thing that was broken. Times in seconds.
+
+    Attributes:
+        victim, signal: What, and how.
+        died: From the signal to the end of the process.
+        recovered: From that end until `/health` says ``ok``.
+        lost: Requests that ended with ``worker_lost`` for it.
+        last_error: From the signal to the last of their errors.
+    """
+
+    victim: str
+    signal: str
+    at: float
+    died: float = 0.0
+    recovered: float = 0.0
+    lost: int = 0
+    last_error: float = 0.0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-path", type=Path, required=True, help="a checkpoint")
+    parser.add_argument("--text-only", action="store_true", help="serve and ask for text only")
+    parser.add_argument("--times", type=int, default=1, help="how often each worker is hit by each signal")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="hit nobody any more after that")
+    parser.add_argument("--workers", nargs="+", help=f"whom to hit; '{FORK_SERVER}' may be among them")
+    parser.add_argument("--signals", nargs="+", choices=["KILL", "STOP"], default=["KILL", "STOP"])
+    parser.add_argument("--clients", type=int, default=8, help="requests at a time")
+    parser.add_argument("--of-each", type=int, default=3, help="different requests of each kind")
+    parser.add_argument("--silent-seconds", type=float, default=10.0, help="the server's supervision.silent_seconds")
+    parser.add_argument(
+        "--errors", type=float, default=1.0, help="seconds after a kill, or a stop was found, for errors"
+    )
+    parser.add_argument("--recover", type=float, default=10.0, help="seconds in which the service must be whole again")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("out/chaos"), help="directory for report.md, report.json, log")
+    return parser
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    config = {"supervision": {"silent_seconds": arguments.silent_seconds}}
+    flags = ["--text-only"] if arguments.text_only else []
+    service = Service(arguments.model_path, config, flags, arguments.out / "server.log")
+    title = f"Chaos, seed {arguments.seed}"
+    report = asyncio.run(conduct(title, service, functools.partial(break_workers, arguments=arguments)))
+    report.write(arguments.out)
+    print(report.markdown())
+    sys.exit(0 if report.good else 1)
+
+
+async def break_workers(service: Service, session: aiohttp.ClientSession, arguments: argparse.Namespace) -> Findings:
+    """Break a busy server as told, and judge what came of it."""
+    wanted = conversations(arguments.seed, of_each=arguments.of_each, speech=not arguments.text_only)
+    book = Book(await ask_alone(session, service.url, wanted))
+    traffic = Traffic(session, service.url, wanted, book, clients=arguments.clients, seed=arguments.seed)
+    await asyncio.sleep(WARM_SECONDS)
+    before = service.pss_bytes()
+    draw = random.Random(arguments.seed)
+    begin, faults = time.monotonic(), []
+    for victim, number in plan(arguments, draw):
+        if time.monotonic() > begin + 60 * arguments.minutes:
+            break
+        faults.append(await strike(service, session, victim, number, draw.uniform(0.0, 2.0)))
+    await asyncio.sleep(WARM_SECONDS)
+    after = service.pss_bytes()
+    await traffic.end()
+    charge(faults, book.outcomes)
+    findings = Findings()
+    judge(findings, arguments, faults, book)
+    findings.tables["Faults"] = table(faults)
+    findings.tables["Ends"] = [["how", "requests"], *([how, str(count)] for how, count in book.counts().items())]
+    memory = [f"{size / 2**20:.0f} MiB" for size in (before, after)]
+    findings.tables["Memory under load (PSS)"] = [["before", "after"], memory]
+    findings.details = {"faults": msgspec.to_builtins(faults), "outcomes": msgspec.to_builtins(book.outcomes)}
+    return findings
+
+
+def plan(arguments: argparse.Namespace, draw: random.Random) -> list[tuple[str, signal.Signals]]:
+    """Who is hit by what, in random order, nobody twice in a round."""
+    names = QWEN3_OMNI.text_stages if arguments.text_only else QWEN3_OMNI.stage_names
+    victims = arguments.workers or sorted(names)
+    strikes = []
+    for _ in range(arguments.times):
+        for number in (signal.Signals[f"SIG{name}"] for name in arguments.signals):
+            strikes += [(victim, number) for victim in draw.sample(victims, len(victims))]
+    return strikes
+
+
+async def strike(
+    service: Service, session: aiohttp.ClientSession, victim: str, number: signal.Signals, delay: float
+) -> Fault:
+    """Hit `victim` after a `delay` and wait until the service is whole again."""
+    await asyncio.sleep(delay)
+    pid = service.pid_of(victim)
+    fault = Fault(victim, number.name, time.monotonic())
+    pidfd = os.pidfd_open(pid)
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        os.kill(pid, number)
+        async with asyncio.timeout(120):
+            await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+    fault.died = time.monotonic() - fault.at
+    await service.until(session, healthy=False)  # it may not have heard yet
+    await service.until(session, healthy=True)
+    fault.recovered = time.monotonic() - fault.at - fault.died
+    print(f"{fault.victim} {fault.signal}: died {fault.died:.2f} s, whole {fault.recovered:.2f} s later", flush=True)
+    return fault
+
+
+def charge(faults: list[Fault], outcomes: list[Outcome]) -> None:
+    """Give each fault the requests that were lost to it: the latest one before their end."""
+    for outcome in outcomes:
+        if outcome.code == "worker_lost":
+            fault = max((each for each in faults if each.at < outcome.ended), key=lambda each: each.at)
+            fault.lost += 1
+            fault.last_error = max(fault.last_error, outcome.ended - fault.at)
+
+
+def judge(findings: Findings, arguments: argparse.Namespace, faults: list[Fault], book: Book) -> None:
+    """What was promised, and what was seen."""
+    check = findings.check
+    kills = [fault for fault in faults if fault.signal == KILL.name]
+    stops = [fault for fault in faults if fault.signal == STOP.name]
+    workers = [fault for fault in faults if fault.victim != FORK_SERVER]
+    soon, bound = arguments.errors, arguments.silent_seconds + arguments.errors
+    late = max((fault.last_error for fault in kills), default=0.0)
+    late_stop = max((fault.last_error for fault in stops), default=0.0)
+    slowest = max((fault.recovered for fault in workers), default=0.0)
+    answered = sum(outcome.end == "answered" for outcome in book.outcomes)
+    codes = {outcome.code for outcome in book.outcomes if outcome.code}
+    check("every request ended", f"{len(book.without_end)} of {len(book.outcomes)} did not", not book.without_end)
+    check("every answer is the one given alone", f"{len(book.wrong)} of {answered} are not", not book.wrong)
+    check("no errors but those of faults", ", ".join(sorted(codes)) or "none", codes <= {"worker_lost", "not_ready"})
+    check(f"errors within {soon:g} s of a kill", f"{late:.2f} s", late <= soon)
+    check(f"errors within {bound:g} s of a stop", f"{late_stop:.2f} s", late_stop <= bound)
+    check(f"whole again within {arguments.recover:g} s", f"{slowest:.2f} s", slowest <= arguments.recover)
+
+
+def table(faults: list[Fault]) -> list[list[str]]:
+    """One row for each victim and signal."""
+    rows = [["who", "how", "times", "requests lost", "last error ≤", "process gone ≤", "whole again ≤"]]
+    for victim, number in sorted({(fault.victim, fault.signal) for fault in faults}):
+        some = [fault for fault in faults if (fault.victim, fault.signal) == (victim, number)]
+        worst = [max(getattr(fault, name) for fault in some) for name in ("last_error", "died", "recovered")]
+        lost = sum(fault.lost for fault in some)
+        rows.append([victim, number, str(len(some)), str(lost), *(f"{seconds:.2f} s" for seconds in worst)])
+    return rows
+
+
+if __name__ == "__main__":
+    main()

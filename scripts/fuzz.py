@@ -1,0 +1,92 @@
+"""Fuzzes a running server: with requests made up from its API's description, and with damaged media of all kinds.
+
+    sgl-omni serve --model-path checkpoints/tiny --port 8008        # in another terminal
+    python scripts/fuzz.py --url http://127.0.0.1:8008 --part media --cases 10000 --seed 1
+
+The same seed makes the same cases, and `--first` begins with a later one, so that a long run can be had in parts and
+a single case again. Prints a report, and writes it as JSON with `--report`. The exit status is 1 if an answer was one
+that must not be: a 5xx that is not a deliberate 503, one that the API's description does not have, none at all; or if
+a crash of a codec library hurt more than its own request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import re
+import sys
+import time
+import urllib.request
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+from fuzzing import media
+from fuzzing.api import BATCH, ApiFuzzer
+from fuzzing.findings import Report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the cases and report; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default="http://127.0.0.1:8008", help="of the server (%(default)s)")
+    parser.add_argument("--part", choices=("api", "media"), required=True, help="what to fuzz it with")
+    parser.add_argument("--cases", type=int, default=10_000, help="how many (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, however many are left")
+    parser.add_argument("--seed", type=int, default=1, help="makes the cases (%(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case, or batch of 50 for api")
+    parser.add_argument("--concurrency", type=int, default=4, help="media cases sent at a time (%(default)s)")
+    parser.add_argument("--report", type=Path, help="file for the report as JSON")
+    options = parser.parse_args(arguments)
+
+    report = Report(options.part, options.seed, options.first)
+    before = restarts(options.url)
+    began = time.monotonic()
+    if options.part == "media":
+        numbers = within(options.seconds, range(options.first, options.first + options.cases))
+        asyncio.run(media.run(options.url, report, numbers, concurrency=options.concurrency))
+    else:
+        batches = range(options.first, options.first + -(-options.cases // BATCH))
+        ApiFuzzer(options.url, report).run(within(options.seconds, batches))
+    report.seconds = round(time.monotonic() - began, 1)
+    report.restarts = {name: count - before.get(name, 0) for name, count in restarts(options.url).items()}
+    if options.report:
+        options.report.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    print(shown(report))
+    return 0 if report.good else 1
+
+
+def within(seconds: float, numbers: Iterable[int]) -> Iterator[int]:
+    """`numbers` until so much time has passed."""
+    end = time.monotonic() + seconds
+    return itertools.takewhile(lambda number: time.monotonic() < end, numbers)
+
+
+def restarts(url: str) -> dict[str, float]:
+    """How often each worker has been started again."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
+        page = answer.read().decode()
+    return {
+        name: float(count) for name, count in re.findall(r'omni_worker_restarts_total\{worker="(\w+)"\} (\S+)', page)
+    }
+
+
+def shown(report: Report) -> str:
+    """The report for reading."""
+    lines = [f"{report.cases} cases of part {report.part}, seed {report.seed}, in {report.seconds:.0f} s"]
+    lines += [f"  {count:6} {outcome}" for outcome, count in sorted(report.outcomes.items())]
+    lines += [
+        "slowest:",
+        *(f"  {seconds:6.2f} s  case {case}: {what[:160]}" for seconds, case, what in report.slowest[:5]),
+    ]
+    again = ", ".join(f"{name} {count:g}×" for name, count in report.restarts.items() if count) or "none"
+    lines.append(f"workers started again: {again}")
+    for title, cases in (("crashes, each the end of one request", report.crashes), ("must not be", report.findings)):
+        lines.append(f"{title}: {len(cases)}")
+        lines += [f"  case {found.case}: {found.problem}: {found.what[:400]}" for found in cases]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

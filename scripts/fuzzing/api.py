@@ -1,0 +1,173 @@
+"""Makes up requests from the API's own description, right ones and wrong ones, and holds the answers against it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import hypothesis
+import jsonschema
+import requests
+import schemathesis
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import load_all_checks, not_a_server_error
+from schemathesis.core.failures import FailureGroup
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from fuzzing.findings import DELIBERATE, Finding, Report
+from fuzzing.seeds import seeds
+
+# Requests of one search; each search begins from another seed.
+BATCH = 50
+_SECONDS = 60.0
+_MEDIA = {"image": ("images", "image_url"), "audio": ("audios", "audio_url"), "video": ("videos", "video_url")}
+# What is wrong about a request that is right by the description, which cannot say all.
+_REFUSABLE = {
+    "invalid_value", "unsupported_value", "missing_required_parameter", "invalid_url", "invalid_base64",
+    "media_not_allowed", "media_not_found", "media_fetch_failed", "invalid_image", "invalid_audio", "invalid_video",
+    "context_length_exceeded", "too_many_media", "ok",
+}  # fmt: skip
+
+
+class ApiFuzzer:
+    """Sends made-up chat requests to a server.
+
+    Args:
+        url: Of the server.
+        report: Where the outcomes go.
+    """
+
+    def __init__(self, url: str, report: Report) -> None:
+        load_all_checks()
+        self._url = url
+        self._report = report
+        self._session = requests.Session()
+        document = self._session.get(f"{url}/openapi.json", timeout=_SECONDS).json()
+        self._schema = schemathesis.openapi.from_dict(document)
+        self._chunk = jsonschema.Draft202012Validator(
+            {"$ref": "#/components/schemas/CompletionChunk", "components": document["components"]}
+        )
+        self._media: dict[str, list[str]] = {kind: [] for kind in _MEDIA}
+        for seed in seeds():
+            self._media[seed.kind].append(f"data:;base64,{base64.b64encode(seed.data).decode()}")
+
+    def run(self, batches: Iterable[int]) -> None:
+        """Send the requests of these batches: of right ones and of wrong ones, in turns."""
+        for batch in batches:
+            mode = GenerationMode.NEGATIVE if batch % 2 else GenerationMode.POSITIVE
+            self._search(batch, mode)
+
+    def _search(self, batch: int, mode: GenerationMode) -> None:
+        operation = self._schema["/v1/chat/completions"]["POST"]
+        seed = self._report.seed * 1_000_003 + batch
+        rng = random.Random(seed)
+
+        @hypothesis.seed(seed)
+        @hypothesis.settings(
+            max_examples=BATCH,
+            database=None,
+            deadline=None,
+            phases=[hypothesis.Phase.generate],
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+        def search(case: Case) -> None:
+            if mode is GenerationMode.POSITIVE:
+                case.body = self._tamed(case.body, rng)
+            self._send(case, mode, batch)
+
+        search()
+
+    def _send(self, case: Case, mode: GenerationMode, batch: int) -> None:
+        number = self._report.cases
+        what = f"batch {batch}, {mode.value} {json.dumps(case.body, default=str)[:2000]}"
+        began = time.monotonic()
+        try:
+            response = case.call(base_url=self._url, session=self._session, timeout=_SECONDS)
+        except Exception as error:  # whatever keeps a client from its answer is a finding
+            self._report.findings.append(Finding(number, what, f"{type(error).__name__}: {error}"))
+            return
+        code = _code(response)
+        self._report.count(number, what, f"{mode.value} {response.status_code} {code}", time.monotonic() - began)
+        self._report.judge(number, what, response.status_code, code)
+        problems = list(self._problems(case, response, mode, code))
+        self._report.findings += [Finding(number, what, problem) for problem in problems]
+
+    def _problems(self, case: Case, response: Any, mode: GenerationMode, code: str) -> Iterator[str]:
+        streamed = response.headers.get("content-type", [""])[0].startswith("text/event-stream")
+        checks = [status_code_conformance, content_type_conformance]
+        if not streamed:
+            checks.append(response_schema_conformance)
+        if mode is GenerationMode.NEGATIVE:
+            checks.append(negative_data_rejection)
+        elif code not in _REFUSABLE | DELIBERATE:
+            yield f"a request as described was refused with {code}"
+        try:
+            case.validate_response(response, checks=checks, excluded_checks=[not_a_server_error])
+        except FailureGroup as failures:
+            yield from (f"{type(failure).__name__}: {failure}"[:1000] for failure in failures.exceptions)
+        if streamed:
+            yield from self._event_problems(response.content.decode())
+
+    def _event_problems(self, text: str) -> Iterator[str]:
+        *events, last = [event for event in text.split("\n\n") if event.startswith("data: ")]
+        for event in events:
+            if not self._chunk.is_valid(json.loads(event.removeprefix("data: "))):
+                yield f"an event is not as described: {event[:300]}"
+        if last != "data: [DONE]" and '"error"' not in last:
+            yield f"a stream ended with {last[:300]}"
+
+    def _tamed(self, body: Any, rng: random.Random) -> Any:
+        """`body` with an answer of few tokens, and with media that are there in most places."""
+        if not isinstance(body, dict):
+            return body
+        body = self._with_media(body, rng)
+        for name in ("max_completion_tokens", "min_tokens"):
+            body.pop(name, None)
+        body |= {"max_tokens": rng.randrange(1, 5), "talker_max_new_tokens": rng.randrange(1, 6)}
+        for stage in ("thinker", "talker_ar"):
+            if isinstance((body.get("stage_sampling") or {}).get(stage), dict):
+                body["stage_sampling"][stage].pop("max_tokens", None)
+        if rng.random() < 0.8:  # most of what contradicts itself is put right
+            body["stream_options"] = {"include_usage": rng.random() < 0.5} if body.get("stream") else None
+            body["logprobs"] = True if body.get("top_logprobs") is not None else body.get("logprobs")
+            body |= {"logit_bias": None, "stop_token_ids": None, "voice": None, "speaker": None}
+            body["audio"] = {"format": rng.choice(["wav", "pcm16", "flac", "mp3", "opus", "aac"])}
+        return body
+
+    def _with_media(self, value: Any, rng: random.Random) -> Any:
+        if isinstance(value, list):
+            return [self._with_media(item, rng) for item in value[:4]]
+        if not isinstance(value, dict):
+            return value
+        result = {name: self._with_media(item, rng) for name, item in value.items()}
+        for kind, (listed, part) in _MEDIA.items():
+            if result.get(listed):
+                result[listed] = [self._medium(kind, address, rng) for address in result[listed]]
+            if isinstance(result.get(part), dict) and "url" in result[part]:
+                result[part] = result[part] | {"url": self._medium(kind, result[part]["url"], rng)}
+        if isinstance(result.get("input_audio"), dict):
+            result["input_audio"]["data"] = self._medium("audio", "", rng).partition(",")[2]
+        return result
+
+    def _medium(self, kind: str, address: Any, rng: random.Random) -> Any:
+        return address if address and rng.random() < 0.1 else rng.choice(self._media[kind])
+
+
+def _code(response: Any) -> str:
+    """What an answer comes down to: ``ok``, or the code of its error."""
+    if response.status_code < 400:
+        return "ok"
+    try:
+        return str(response.json()["error"]["code"])
+    except (ValueError, KeyError, TypeError):
+        return "no error body"

@@ -1,0 +1,243 @@
+"""Keeps a server busy for long, at the rate it can bear and at twice that, and reports what that did to it.
+
+    python scripts/soak.py --model-path checkpoints/tiny --seconds 1800
+
+A server with short queues is started on the loopback. What it can bear is measured first, by --clients that send one
+mixed request after the other. Then requests come at --load of that rate, whether or not answers keep up; then at twice
+that. The first part may have no errors at all, the second none but 429s. Memory may not grow after the warm-up, answers
+at the end must be those of the beginning, and nothing may be left. With --disconnects so many clients leave in the
+middle of their requests first, at every possible moment, ten at a time; each time every stage must let go.
+The exit code says whether all that held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import random
+import sys
+import time
+from pathlib import Path
+
+import aiohttp
+import msgspec
+from msgspec import Struct
+from trials.client import send
+from trials.conduct import Findings, conduct
+from trials.conversations import Conversation, conversations
+from trials.disconnects import MOMENTS, leave_at
+from trials.service import Service
+from trials.traffic import Book, Traffic, ask_alone
+
+# Short enough that twice the bearable rate is refused soon, and not held for minutes.
+LIMITS = {"requests": 16, "queued": 16}
+
+CALIBRATION_SECONDS = 20.0
+REFUSED = "too_many_requests"
+AT_ONCE = 10
+
+
+class Phase(Struct):
+    """Requests at one rate.
+
+    Attributes:
+        name: What it is for.
+        rate: Requests in a second.
+        counts: How many ended in which way.
+        wrong: How many answers were not those given alone.
+        p50, p95: Seconds to an answer.
+        peak: The most memory seen, in bytes.
+    """
+
+    name: str
+    rate: float
+    counts: dict[str, int]
+    wrong: int
+    p50: float
+    p95: float
+    peak: int
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-path", type=Path, required=True, help="a checkpoint")
+    parser.add_argument("--text-only", action="store_true", help="serve and ask for text only")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="at the bearable rate, and a third of it at twice that"
+    )
+    parser.add_argument("--load", type=float, default=0.8, help="share of the measured rate that is called bearable")
+    parser.add_argument("--clients", type=int, default=8, help="that measure the rate")
+    parser.add_argument("--of-each", type=int, default=3, help="different requests of each kind")
+    parser.add_argument("--disconnects", type=int, default=0, help="clients that leave first")
+    parser.add_argument("--growth", type=float, default=0.03, help="by which memory may grow after the warm-up")
+    parser.add_argument(
+        "--free", type=float, default=1.0, help="seconds after which stages must have let go of who left"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("out/soak"), help="directory for report.md, report.json, log")
+    return parser
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    flags = ["--text-only"] if arguments.text_only else []
+    service = Service(arguments.model_path, {"server": {"limits": LIMITS}}, flags, arguments.out / "server.log")
+    title = f"Soak, seed {arguments.seed}"
+    report = asyncio.run(conduct(title, service, functools.partial(keep_busy, arguments=arguments)))
+    report.write(arguments.out)
+    print(report.markdown())
+    sys.exit(0 if report.good else 1)
+
+
+async def keep_busy(service: Service, session: aiohttp.ClientSession, arguments: argparse.Namespace) -> Findings:
+    """Keep a server busy as told, and judge what came of it."""
+    wanted = conversations(arguments.seed, of_each=arguments.of_each, speech=not arguments.text_only)
+    trial = Trial(service, session, wanted, await ask_alone(session, service.url, wanted), arguments)
+    if arguments.disconnects:
+        await trial.disconnect()
+    if arguments.seconds:
+        await trial.soak()
+    await trial.ask_again()
+    return trial.findings
+
+
+class Trial:
+    """One server and what is done to it."""
+
+    def __init__(
+        self,
+        service: Service,
+        session: aiohttp.ClientSession,
+        wanted: list[Conversation],
+        right: dict[str, str],
+        arguments: argparse.Namespace,
+    ) -> None:
+        self._service = service
+        self._session = session
+        self._wanted = wanted
+        self._right = right
+        self._arguments = arguments
+        self._draw = random.Random(arguments.seed)
+        self.findings = Findings()
+
+    # --- clients that leave ---
+
+    async def ask_again(self) -> None:
+        """Ask once more what was asked at the beginning."""
+        again = await ask_alone(self._session, self._service.url, self._wanted)
+        different = [name for name, digest in self._right.items() if digest != again[name]]
+        self.findings.check("answers at the end are those of the beginning", f"{len(different)} differ", not different)
+
+    async def disconnect(self) -> None:
+        """Let clients leave at every moment."""
+        count = self._arguments.disconnects
+        names = [name for name in MOMENTS if "sound" not in name or not self._arguments.text_only]
+        await self._leave([self._draw.choice(names) for _ in range(3 * AT_ONCE)])  # so that memory is what it will be
+        before = self._service.pss_bytes()
+        plan = [names[number % len(names)] for number in range(count)]
+        self._draw.shuffle(plan)
+        freed = [await self._leave(plan[first : first + AT_ONCE]) for first in range(0, count, AT_ONCE)]
+        after = self._service.pss_bytes()
+        found = self.findings
+        found.tables["Disconnects"] = [["moment", "clients"], *([name, str(plan.count(name))] for name in names)]
+        found.details["seconds until freed"] = freed
+        bound, growth = self._arguments.free, self._arguments.growth
+        promise = f"after {count} disconnects every stage is free within {bound:g} s, each time"
+        found.check(promise, f"{max(freed):.2f} s", max(freed) <= bound)
+        grown = after / before - 1
+        found.check(f"memory grows by at most {growth:.0%} over them", _growth(before, after), grown <= growth)
+
+    async def _leave(self, moments: list[str]) -> float:
+        """Let a client leave at each of `moments`, all at once; seconds until no stage holds anything."""
+        await asyncio.gather(*(self._leave_at(name) for name in moments))
+        return await self._service.until_idle(self._session, 30.0)
+
+    async def _leave_at(self, name: str) -> None:
+        fitting = [each for each in self._wanted if each.streamed and (each.spoken or "sound" not in name)]
+        await leave_at(self._service.port, self._draw.choice(fitting), MOMENTS[name], self._draw)
+
+    # --- load ---
+
+    async def soak(self) -> None:
+        """Keep it busy at two rates."""
+        rate = self._arguments.load * await self._bearable()
+        idle = await self._idle_pss()
+        bearable = await self._phase("bearable", rate, self._arguments.seconds)
+        settled = await self._idle_pss()
+        double = await self._phase("twice that", 2 * rate, self._arguments.seconds / 3)
+        after = await self._idle_pss()
+        phases = [bearable, double]
+        head = ["rate", "requests/s", "ended", "p50", "p95", "most memory"]
+        found = self.findings
+        found.tables["Load"] = [head, *(_row(phase) for phase in phases)]
+        found.details["phases"] = msgspec.to_builtins(phases)
+        wrong = bearable.wrong + double.wrong
+        most = max(settled, after)
+        found.check("no errors at the bearable rate", _errors(bearable), set(bearable.counts) == {"answered"})
+        found.check("no errors but 429s at twice that", _errors(double), set(double.counts) <= {"answered", REFUSED})
+        found.check("twice that is more than it bears", _errors(double), REFUSED in double.counts)
+        found.check("every answer is the one given alone", f"{wrong} are not", not wrong)
+        growth = self._arguments.growth
+        promise = f"memory at rest grows by at most {growth:.0%} after the warm-up"
+        found.check(promise, _growth(idle, most), most / idle - 1 <= growth)
+
+    async def _bearable(self) -> float:
+        """Answers in a second, when every client sends its next request as soon as it has an answer."""
+        book = Book(self._right)
+        options = {"clients": self._arguments.clients, "seed": self._arguments.seed}
+        traffic = Traffic(self._session, self._service.url, self._wanted, book, **options)
+        begin = time.monotonic()
+        await asyncio.sleep(CALIBRATION_SECONDS)
+        await traffic.end()
+        return len(book.outcomes) / (time.monotonic() - begin)
+
+    async def _idle_pss(self) -> int:
+        """Memory when nothing is going on."""
+        await self._service.until_idle(self._session, 60.0)
+        return self._service.pss_bytes()
+
+    async def _phase(self, name: str, rate: float, seconds: float) -> Phase:
+        """Send requests at random moments, `rate` of them in a second on average."""
+        loop = asyncio.get_running_loop()
+        book, sending, peak = Book(self._right), set(), 0
+        begin = at = loop.time()
+        looked = begin
+        while (at := at + self._draw.expovariate(rate)) < begin + seconds:
+            await asyncio.sleep(max(0.0, at - loop.time()))
+            task = asyncio.create_task(self._send(book, self._draw.choice(self._wanted)))
+            sending.add(task)
+            task.add_done_callback(sending.discard)
+            if loop.time() > looked + 10:
+                looked = loop.time()
+                peak = max(peak, self._service.pss_bytes())
+        await asyncio.gather(*sending)
+        taken = sorted(each.ended - each.sent for each in book.outcomes if each.end == "answered")
+        return Phase(name, rate, book.counts(), len(book.wrong), _quantile(taken, 0.5), _quantile(taken, 0.95), peak)
+
+    async def _send(self, book: Book, conversation: Conversation) -> None:
+        book.outcomes.append(await send(self._session, self._service.url, conversation))
+
+
+def _row(phase: Phase) -> list[str]:
+    ended = ", ".join(f"{count} {how}" for how, count in phase.counts.items())
+    seconds = (f"{taken:.2f} s" for taken in (phase.p50, phase.p95))
+    return [phase.name, f"{phase.rate:.1f}", ended, *seconds, f"{phase.peak / 2**20:.0f} MiB"]
+
+
+def _quantile(values: list[float], share: float) -> float:
+    return values[int(share * (len(values) - 1))] if values else 0.0
+
+
+def _errors(phase: Phase) -> str:
+    return ", ".join(f"{count} {how}" for how, count in phase.counts.items() if how != "answered") or "none"
+
+
+def _growth(before: int, after: int) -> str:
+    return f"{before / 2**20:.0f} → {after / 2**20:.0f} MiB, {after / before - 1:+.1%}"
+
+
+if __name__ == "__main__":
+    main()

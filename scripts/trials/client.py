@@ -1,0 +1,107 @@
+"""Sends one request and tells how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+import aiohttp
+from msgspec import Struct
+
+from trials.conversations import Conversation
+
+# A request that has not ended by then has no end.
+PATIENCE_SECONDS = 120.0
+
+End = Literal["answered", "error", "cut", "endless"]
+
+
+class Outcome(Struct):
+    """How a request went. Times are of `time.monotonic`.
+
+    Attributes:
+        conversation: Its name.
+        sent, ended: When.
+        end: ``cut`` is a connection that broke without an answer or an error; ``endless`` one that had to be given up.
+        status: Of HTTP.
+        code: Of the error, if there was one.
+        retry_after: Seconds after which the server would have it tried again, if it said so.
+        first: When the first text or sound came.
+        digest: Of the whole answer, when there was one.
+    """
+
+    conversation: str
+    sent: float
+    ended: float = 0.0
+    end: End = "cut"
+    status: int = 0
+    code: str | None = None
+    retry_after: float | None = None
+    first: float | None = None
+    digest: str | None = None
+
+
+async def send(session: aiohttp.ClientSession, url: str, conversation: Conversation) -> Outcome:
+    """Post `conversation` and read its answer to the end, whatever that is."""
+    outcome = Outcome(conversation.name, sent=time.monotonic())
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await _exchange(session, f"{url}/v1/chat/completions", conversation, outcome)
+    except TimeoutError:
+        outcome.end = "endless"
+    except (aiohttp.ClientError, ConnectionError):
+        outcome.end = "cut"
+    outcome.ended = time.monotonic()
+    return outcome
+
+
+async def _exchange(session: aiohttp.ClientSession, url: str, conversation: Conversation, outcome: Outcome) -> None:
+    async with session.post(url, json=conversation.body) as response:
+        outcome.status = response.status
+        if response.status != 200:
+            body = await response.json()
+            outcome.end, outcome.code = "error", body["error"]["code"]
+            after = response.headers.get("Retry-After")
+            outcome.retry_after = None if after is None else float(after)
+        elif conversation.streamed:
+            await _read_stream(response, outcome)
+        else:
+            choice = (await response.json())["choices"][0]
+            audio = base64.b64decode((choice["message"].get("audio") or {}).get("data", ""))
+            _answered(outcome, choice["message"]["content"], audio, choice["finish_reason"])
+
+
+async def _read_stream(response: aiohttp.ClientResponse, outcome: Outcome) -> None:
+    text, audio, reason = "", bytearray(), None
+    async for event in events(response.content):
+        if event == "[DONE]":
+            _answered(outcome, text, bytes(audio), reason)
+            return
+        data = json.loads(event)
+        if "error" in data:
+            outcome.end, outcome.code = "error", data["error"]["code"]
+            return
+        for choice in data["choices"]:
+            piece = choice["delta"].get("content") or ""
+            sound = base64.b64decode((choice["delta"].get("audio") or {}).get("data", ""))
+            if (piece or sound) and outcome.first is None:
+                outcome.first = time.monotonic()
+            text, reason = text + piece, choice["finish_reason"] or reason
+            audio += sound
+
+
+async def events(content: aiohttp.StreamReader) -> AsyncIterator[str]:
+    """The data of each server-sent event."""
+    async for line in content:
+        if line.startswith(b"data: "):
+            yield line[6:].decode().strip()
+
+
+def _answered(outcome: Outcome, *parts: Any) -> None:
+    outcome.end = "answered"
+    outcome.digest = hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -1,0 +1,54 @@
+"""From a server that starts to a report on what it did, and left."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+from msgspec import Struct, field
+
+from trials.report import Check, Report
+from trials.service import Service
+
+REST_SECONDS = 60.0
+
+
+class Findings(Struct):
+    """What a trial has found so far; as in `Report`."""
+
+    checks: list[Check] = field(default_factory=list)
+    tables: dict[str, list[list[str]]] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def check(self, promise: str, seen: str, kept: bool) -> None:
+        """Note a promise, and whether it was kept."""
+        self.checks.append(Check(promise, seen, kept))
+
+
+async def conduct(
+    title: str, service: Service, *trials: Callable[[Service, aiohttp.ClientSession], Awaitable[Findings]]
+) -> Report:
+    """Wait for `service`, try it, end it, and see what is left of it."""
+    found = Findings()
+    try:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            await service.until(session, healthy=True)
+            for trial in trials:
+                findings = await trial(service, session)
+                found.checks += findings.checks
+                found.tables |= findings.tables
+                found.details |= findings.details
+            idle = await service.until_idle(session, REST_SECONDS)
+            found.check("no stage holds a request at the end", f"none after {idle:.2f} s", True)
+        code = service.stop()
+        found.check("exit code 0", str(code), code == 0)
+    finally:
+        if service.process.poll() is None:
+            service.process.kill()
+        left = service.leftovers()
+    for what, things in left.items():
+        found.check(f"no {what} left", ", ".join(things) or "none", not things)
+    command = " ".join(["python", *sys.argv])
+    return Report(title, command, found.checks, found.tables, found.details)

@@ -1,0 +1,104 @@
+"""Requests of every kind, each of which has one right answer: greedy, or drawn with a seed."""
+
+from __future__ import annotations
+
+import base64
+import random
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+
+from gateway.warmup import gif, png, wav
+
+_OPENINGS = ("Tell me about", "What do you know of", "Say something on", "Describe", "Why is there")
+_SUBJECTS = ("the sea", "old trains", "bread", "the colour blue", "a quiet town", "numbers", "winter")
+
+
+class Conversation(Struct, frozen=True):
+    """One request.
+
+    Attributes:
+        name: Unique, such as ``speech 3``.
+        kind: Such as ``speech``.
+        body: What is posted.
+        spoken: Whether the answer has sound.
+    """
+
+    name: str
+    kind: str
+    body: dict[str, Any]
+    spoken: bool
+
+    @property
+    def streamed(self) -> bool:
+        return bool(self.body.get("stream"))
+
+
+def conversations(seed: int, *, of_each: int, speech: bool) -> list[Conversation]:
+    """`of_each` requests of every kind, those with `speech` only if it is wanted; the same for the same seed."""
+    draw = random.Random(seed)
+    kinds = {**_WRITTEN, **(_SPOKEN if speech else {})}
+    return [
+        Conversation(f"{kind} {number}", kind, make(draw), kind in _SPOKEN)
+        for kind, make in kinds.items()
+        for number in range(of_each)
+    ]
+
+
+def _body(draw: random.Random, tokens: int, *media: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    text = f"{draw.choice(_OPENINGS)} {draw.choice(_SUBJECTS)}, in {draw.randint(2, 99)} words."
+    content = [*media, {"type": "text", "text": text}]
+    return {
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+        "max_tokens": draw.randint(tokens // 2, tokens),
+        "ignore_eos": True,
+        **fields,
+    }
+
+
+def _url(kind: str, media_type: str, data: bytes) -> dict[str, Any]:
+    return {"type": kind, kind: {"url": f"data:{media_type};base64,{base64.b64encode(data).decode()}"}}
+
+
+def _image() -> dict[str, Any]:
+    return _url("image_url", "image/png", png())
+
+
+def _sound() -> dict[str, Any]:
+    return _url("audio_url", "audio/wav", wav())
+
+
+def _clip() -> dict[str, Any]:
+    return _url("video_url", "image/gif", gif())
+
+
+def _speech(draw: random.Random) -> dict[str, Any]:
+    frames = draw.randint(10, 40)  # a checkpoint of random weights never falls silent by itself
+    audio = {"voice": "ethan", "format": "pcm16"}
+    return {
+        "modalities": ["text", "audio"],
+        "audio": audio,
+        "talker_max_new_tokens": frames,
+        "seed": draw.randint(0, 99),
+    }
+
+
+def _drawn(draw: random.Random) -> dict[str, Any]:
+    return {"temperature": 0.8, "seed": draw.randint(0, 2**31)}
+
+
+_WRITTEN: dict[str, Callable[[random.Random], dict[str, Any]]] = {
+    "text": lambda draw: _body(draw, 40, stream=True),
+    "long text": lambda draw: _body(draw, 160, stream=True),
+    "drawn text": lambda draw: _body(draw, 40) | _drawn(draw),
+    "picture": lambda draw: _body(draw, 24, _image(), stream=True),
+    "sound": lambda draw: _body(draw, 24, _sound()),
+    "clip": lambda draw: _body(draw, 24, _clip(), _sound(), stream=True),
+}
+_SPOKEN: dict[str, Callable[[random.Random], dict[str, Any]]] = {
+    "speech": lambda draw: _body(draw, 24, stream=True) | _drawn(draw) | _speech(draw),
+    "whole speech": lambda draw: _body(draw, 16) | _speech(draw),
+    "speech on a picture": lambda draw: _body(draw, 16, _image(), stream=True) | _speech(draw),
+}

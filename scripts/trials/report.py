@@ -1,0 +1,58 @@
+"""What a trial has shown, for people and for programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+
+class Check(Struct, frozen=True):
+    """One promise: what was seen, and whether that keeps it."""
+
+    promise: str
+    seen: str
+    kept: bool
+
+
+class Report(Struct):
+    """A whole trial.
+
+    Attributes:
+        title: What it was.
+        command: How to run it again.
+        checks: Promises.
+        tables: Further figures by title; the first row of each is its head.
+        details: Everything that happened, for programs.
+    """
+
+    title: str
+    command: str
+    checks: list[Check]
+    tables: dict[str, list[list[str]]]
+    details: dict[str, Any]
+
+    @property
+    def good(self) -> bool:
+        return all(check.kept for check in self.checks)
+
+    def markdown(self) -> str:
+        """The report for people."""
+        verdicts = [[check.promise, check.seen, "kept" if check.kept else "BROKEN"] for check in self.checks]
+        parts = [f"# {self.title}", f"`{self.command}`", _table([["promise", "seen", ""], *verdicts])]
+        for title, rows in self.tables.items():
+            parts += [f"## {title}", _table(rows)]
+        return "\n\n".join(parts) + "\n"
+
+    def write(self, directory: Path) -> None:
+        """Write ``report.md`` and ``report.json``."""
+        (directory / "report.md").write_text(self.markdown(), encoding="utf-8")
+        (directory / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1))
+
+
+def _table(rows: list[list[str]]) -> str:
+    head, *rest = rows
+    lines = [head, ["---"] * len(head), *rest]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,161 @@
+"""A server of our own to try, seen from outside: its processes, its memory, what it says of itself, what it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import yaml
+
+from omni_pipeline.process import die_with_parent
+
+START_SECONDS = 300.0
+STOP_SECONDS = 60.0
+# Workers say every second what they hold.
+SETTLED_SECONDS = 1.2
+FORK_SERVER = "fork server"
+
+
+class Service:
+    """One `sgl-omni serve`.
+
+    Args:
+        model_path: The checkpoint.
+        config: Content of the configuration file.
+        arguments: For the command line.
+        log: Where its output goes.
+    """
+
+    def __init__(self, model_path: Path, config: dict[str, Any], arguments: list[str], log: Path) -> None:
+        self._shared_memory = set(os.listdir("/dev/shm"))
+        self.temporary = Path(tempfile.mkdtemp(prefix="omni-try-"))
+        self._home = Path(tempfile.mkdtemp(prefix="omni-home-"))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        path = self._home / "config.yaml"
+        path.write_text(yaml.safe_dump(config))
+        command = [sys.executable, "-m", "omni_pipeline.cli", "serve", "--model-path", str(model_path.resolve())]
+        command += ["--config", str(path), "--port", str(self.port), *arguments]
+        # Kept on purpose from one run to the next, so not to be looked for among what is left.
+        compiled = {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"}
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=compiled | os.environ | {"TMPDIR": str(self.temporary)},
+                preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGTERM),
+            )
+        self._seen: dict[int, psutil.Process] = {}
+
+    # --- what it says of itself ---
+
+    async def health(self, session: aiohttp.ClientSession) -> dict[str, Any]:
+        """What `/health` says; only ``unreachable`` when it does not answer."""
+        try:
+            async with session.get(f"{self.url}/health", timeout=aiohttp.ClientTimeout(5)) as response:
+                body: dict[str, Any] = await response.json()
+                return body
+        except (aiohttp.ClientError, ConnectionError, TimeoutError):
+            return {"status": "unreachable", "workers": {}, "stages": {}}
+
+    async def until(self, session: aiohttp.ClientSession, *, healthy: bool, seconds: float = START_SECONDS) -> float:
+        """Seconds until `/health` says ``ok``, or something else when not `healthy`.
+
+        Raises:
+            TimeoutError: it does not within so many `seconds`.
+            RuntimeError: the server has ended.
+        """
+        begin = time.monotonic()
+        while ((await self.health(session))["status"] == "ok") != healthy:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server has ended with {self.process.returncode}")
+            if time.monotonic() - begin > seconds:
+                raise TimeoutError(f"{'not' if healthy else 'still'} healthy after {seconds:g} s")
+            await asyncio.sleep(0.02)  # HTTP gives nothing to wait on
+        self.processes()
+        return time.monotonic() - begin
+
+    async def until_idle(self, session: aiohttp.ClientSession, seconds: float) -> float:
+        """Seconds until no stage holds a request any more, seen over more than a heartbeat. Raises TimeoutError."""
+        begin = held_at = time.monotonic()
+        while (now := time.monotonic()) < held_at + SETTLED_SECONDS:
+            stages = (await self.health(session))["stages"]
+            held = {name: stage["live_requests"] for name, stage in stages.items() if stage["live_requests"]}
+            if held or not stages:
+                held_at = now
+            if held_at - begin > seconds:
+                raise TimeoutError(f"stages still hold requests after {seconds:g} s: {held}")
+            await asyncio.sleep(0.02)
+        return held_at - begin
+
+    # --- what it is made of ---
+
+    def processes(self) -> list[psutil.Process]:
+        """The main process and all below it, as they are now."""
+        try:
+            main = psutil.Process(self.process.pid)
+            found = [main, *main.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+        self._seen.update({process.pid: process for process in found})
+        return found
+
+    def pid_of(self, name: str) -> int:
+        """The process that calls itself so: a worker, or `FORK_SERVER`."""
+        for process in self.processes():
+            try:
+                if process.cmdline()[0] == f"sgl-omni: {name}":
+                    return process.pid
+            except (psutil.NoSuchProcess, IndexError):
+                continue
+        raise LookupError(f"no process is called {name}")
+
+    def pss_bytes(self) -> int:
+        """Memory of all processes, shared pages divided among those that share them."""
+        total = 0
+        for process in self.processes():
+            try:
+                total += process.memory_full_info().pss
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+        return total
+
+    # --- its end ---
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End it by a signal; its exit code."""
+        self.processes()
+        self.process.send_signal(number)
+        return self.process.wait(STOP_SECONDS)
+
+    def leftovers(self) -> dict[str, list[str]]:
+        """What is still there of it once it has ended; and remove what of it is ours."""
+        _, alive = psutil.wait_procs(list(self._seen.values()), timeout=5)
+        with socket.socket() as probe:
+            listening = probe.connect_ex(("127.0.0.1", self.port)) == 0
+        left = {
+            "processes": [str(process) for process in alive],
+            "sockets": [self.url] if listening else [],
+            "shared memory": sorted(set(os.listdir("/dev/shm")) - self._shared_memory),
+            "temporary files": sorted(os.listdir(self.temporary)),
+        }
+        for process in alive:
+            process.kill()
+        shutil.rmtree(self.temporary)
+        shutil.rmtree(self._home)
+        return left

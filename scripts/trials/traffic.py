@@ -1,0 +1,91 @@
+"""Clients that keep a server busy with requests whose answers are known, and the book of how each of them ended."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+import aiohttp
+from msgspec import Struct, field
+
+from trials.client import Outcome, send
+from trials.conversations import Conversation
+
+# A client that is refused tries again after this, however long the server would have it wait.
+LONGEST_PAUSE = 0.5
+
+
+class Book(Struct):
+    """The right answers, and all that came.
+
+    Attributes:
+        right: Digest of each conversation's answer, as it was given alone.
+        outcomes: In the order of their ends.
+    """
+
+    right: dict[str, str] = {}
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    @property
+    def wrong(self) -> list[Outcome]:
+        """Answers that are not what they were alone."""
+        return [each for each in self.outcomes if each.digest not in (None, self.right[each.conversation])]
+
+    @property
+    def without_end(self) -> list[Outcome]:
+        """Requests that ended in neither an answer nor an error."""
+        return [each for each in self.outcomes if each.end in ("cut", "endless")]
+
+    def counts(self) -> dict[str, int]:
+        """How many requests ended in which way."""
+        return dict(Counter(each.code or each.end for each in self.outcomes).most_common())
+
+
+async def ask_alone(session: aiohttp.ClientSession, url: str, wanted: Sequence[Conversation]) -> dict[str, str]:
+    """The digest of each conversation's answer, asked one after the other. Raises RuntimeError if one has none."""
+    right = {}
+    for conversation in wanted:
+        outcome = await send(session, url, conversation)
+        if outcome.digest is None:
+            raise RuntimeError(f"{conversation.name}: {outcome}")
+        right[conversation.name] = outcome.digest
+    return right
+
+
+class Traffic:
+    """So many clients, each of which sends one request after the other, drawn from `wanted`.
+
+    Attributes:
+        in_flight: Requests that have been sent and have not ended.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        wanted: Sequence[Conversation],
+        book: Book,
+        *,
+        clients: int,
+        seed: int,
+    ) -> None:
+        self._session = session
+        self._url = url
+        self._wanted = wanted
+        self._book = book
+        self._ending = asyncio.Event()
+        self._tasks = [asyncio.create_task(self._client(random.Random(f"{seed} {n}"))) for n in range(clients)]
+
+    async def end(self) -> None:
+        """Let each client finish its request, and send no more."""
+        self._ending.set()
+        await asyncio.gather(*self._tasks)
+
+    async def _client(self, draw: random.Random) -> None:
+        while not self._ending.is_set():
+            outcome = await send(self._session, self._url, draw.choice(self._wanted))
+            self._book.outcomes.append(outcome)
+            if outcome.end != "answered":
+                await asyncio.sleep(min(outcome.retry_after or LONGEST_PAUSE, LONGEST_PAUSE))
