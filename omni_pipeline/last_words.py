@@ -9,8 +9,8 @@ _READ_BYTES = 64 * 1024
 _STDOUT, _STDERR = 1, 2
 
 # How much of the end is remembered and shown.
-_TAIL_BYTES = 4096
-_LINES = 12
+_TAIL_BYTES = 8192
+_LINES = 30
 _LINE_CHARACTERS = 240
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from omni_pipeline.command_line import all_flags
 from omni_pipeline.config import Server
 from omni_pipeline.service import listen
 from tests.omni_pipeline.conftest import ROOT
@@ -20,13 +21,7 @@ def sgl_omni(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
-        "--model-path", "--text-only", "--config", "--host", "--port", "--model-name", "--device", "--log-level",
-        "--allowed-local-media-path", "--allowed-media-domain", "--api-key", "SGL_OMNI_API_KEY", "Examples",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("option", [*(flag.name for flag in all_flags()), "--config", "--set", "Examples", "SGL_OMNI_"])
 def test_help_tells_of_every_option(option: str, help_text: str) -> None:
     assert option in help_text
 

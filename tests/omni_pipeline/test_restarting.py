@@ -155,6 +155,21 @@ def test_stage_that_breaks_fails_its_request_and_is_replaced() -> None:
     asyncio.run(scenario())
 
 
+def test_crash_in_a_library_says_where() -> None:
+    async def scenario() -> None:
+        async with running(echo_config()) as session:
+            session.supervisor.submit("r", Text("hang@join"))
+            async with asyncio.timeout(10):
+                await session.supervisor.until(lambda: "shout" in session.supervisor.stats)
+            await kill(session, "join", signal.SIGSEGV)
+            report = session.supervisor.workers["join"]
+            assert report.last_end == "was killed by SIGSEGV"
+            assert any("Segmentation fault" in line for line in report.last_words)
+            assert any("forkserver.py" in line for line in report.last_words)
+
+    asyncio.run(scenario())
+
+
 def test_crash_loop_is_unhealthy_with_the_last_words_until_its_cause_is_gone(
     run_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
