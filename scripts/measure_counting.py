@@ -1,0 +1,143 @@
+"""Measures what a worker's counting costs for each message and step, and what its notes for traces cost.
+
+    python scripts/measure_counting.py
+
+One worker with one stage that does nothing but pass messages on, in a thread of this process, is sent the same messages
+several times: as it is, with nothing counted, and with notes. Prints the CPU time of the best run of each, for one
+message and the step that passes it on, sending and receiving included. Set it against the milliseconds of a real step.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import zmq
+from msgspec import Struct
+
+from omni_pipeline.graph import COLLECTOR
+from omni_pipeline.metrics import Distribution, Edges
+from omni_pipeline.transport import Inbox, Outbox, endpoint, make_run_dir
+from omni_pipeline.wire import Chunk, Codec, Failed, Shutdown, Work
+from omni_pipeline.worker import Worker
+
+MESSAGES, RUNS, SECONDS = 2000, 9, 10.0
+
+
+class Body(Struct):
+    """What a token needs."""
+
+    token: int
+
+
+class Pass:
+    """A stage that passes each message on, one in a step."""
+
+    batch: Collection[str] = ()
+
+    def __init__(self) -> None:
+        self._queue: deque[Work] = deque()
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._queue)
+
+    def receive(self, message: Work) -> None:
+        self._queue.append(message)
+
+    def step(self) -> Iterable[Work | Failed]:
+        message = self._queue.popleft()
+        self.batch = (message.request_id,)
+        yield Chunk(message.request_id, "pass", "after", message.body)
+
+    def abort(self, request_id: str) -> None:
+        """It keeps nothing for long."""
+
+    def live(self) -> Collection[str]:
+        return ("r",)
+
+    def stats(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class NoEdges(Edges):
+    """Counts no message."""
+
+    def add(self, *_: Any) -> None:
+        """Do nothing."""
+
+
+class NoDistribution(Distribution):
+    """Counts no figure."""
+
+    def add(self, *_: Any) -> None:
+        """Do nothing."""
+
+
+def measure(*, counted: bool, traced: bool) -> float:
+    """Seconds of CPU time for one message and its step."""
+    run_dir = make_run_dir()
+    context: zmq.Context[Any] = zmq.Context()
+    inbox, after = (Inbox(context, endpoint(run_dir, name, 0)) for name in ("w", "after"))
+    home = Inbox(context, endpoint(run_dir, "home", 0))
+    codec = Codec({("before", "pass"): Body, ("pass", "after"): Body})
+    worker = Worker(
+        "w",
+        {"pass": Pass()},
+        {"after": after.address, COLLECTOR: home.address},
+        inbox=inbox,
+        outbox=Outbox(context),
+        codec=Codec({("before", "pass"): Body}),
+        parent=os.getppid(),
+        traced=traced,
+    )
+    if not counted:
+        worker._edges = NoEdges()
+        worker._stats["pass"].step_seconds = worker._stats["pass"].batch_sizes = NoDistribution.over(())
+    outbox = Outbox(context)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    best = float("inf")
+    for run in range(RUNS):
+        begin = time.process_time()
+        for number in range(MESSAGES):
+            message = Chunk("r", "before", "pass", Body(number), seq=run * MESSAGES + number)
+            outbox.send(inbox.address, codec.encode(message))
+        for _ in range(MESSAGES):
+            if not after.wait(SECONDS):
+                raise SystemExit("a message was lost")
+            after.receive()
+        best = min(best, (time.process_time() - begin) / MESSAGES)
+    outbox.send(inbox.address, codec.encode(Shutdown()))
+    thread.join()
+    for socket in (inbox, after, home):
+        socket.close()
+    context.destroy(linger=0)
+    os.rmdir(run_dir)
+    return best
+
+
+def main() -> None:
+    """Measure and print."""
+    ways = {
+        "nothing counted": {"counted": False, "traced": False},
+        "as it is": {"counted": True, "traced": False},
+        "with notes": {"counted": True, "traced": True},
+    }
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(3):
+        for name, way in ways.items():
+            best[name] = min(best[name], measure(**way))
+    for name, seconds in best.items():
+        print(f"{name:16} {seconds * 1e6:.2f} µs for each message and step")
+
+
+if __name__ == "__main__":
+    main()
