@@ -7,7 +7,7 @@ sgl_omni = $(python) -m omni_pipeline.cli
 serve = $(sgl_omni) serve --model-path $(checkpoint) --port $(port) $(args)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve serve-split serve-colocated serve-text serve-fused plan bench test lint checkpoint clean
+.PHONY: help install serve serve-split serve-colocated serve-text serve-fused plan bench demo-model judge test lint checkpoint clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
@@ -40,6 +40,12 @@ plan: install  ## What the 30B model takes of a GPU (gpus=… for others, args=�
 
 bench: install  ## Measure text and speech of the server at port 8008 (port=… for another, args=… for flags)
 	for output in text speech; do $(sgl_omni) bench --url http://127.0.0.1:$(port) --output $$output $(args) || exit; done
+
+demo-model: install  ## Train a model that really sees, hears and speaks; goes on where it was stopped (args=… for flags)
+	$(python) scripts/make_demo_model.py $(args)
+
+judge: install  ## Count the right answers of the demo model at port 8008 (port=… for another, args=… for flags)
+	$(python) scripts/judge_demo_model.py --url http://127.0.0.1:$(port) $(args)
 
 test: install  ## Run the tests (args=… for pytest's arguments)
 	$(python) -m pytest $(args)

@@ -71,30 +71,35 @@ def main() -> int:
 class Canvas:
     """Shapes in picture coordinates, drawn larger and scaled down at the end, which smooths their edges."""
 
-    def __init__(self, size: tuple[int, int], background: Color) -> None:
+    def __init__(self, size: tuple[int, int], background: Color, oversampling: int = OVERSAMPLING) -> None:
         self.size = size
-        self._image = Image.new("RGB", (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING), background)
+        self._scale = oversampling
+        self._image = Image.new("RGB", (size[0] * oversampling, size[1] * oversampling), background)
         self._draw = ImageDraw.Draw(self._image)
 
     def rectangle(self, x0: float, y0: float, x1: float, y1: float, fill: Color, radius: float = 0) -> None:
-        box = [value * OVERSAMPLING for value in (x0, y0, x1, y1)]
-        self._draw.rounded_rectangle(box, radius * OVERSAMPLING, fill)
+        box = [value * self._scale for value in (x0, y0, x1, y1)]
+        self._draw.rounded_rectangle(box, radius * self._scale, fill)
 
     def polygon(self, points: list[Point], fill: Color) -> None:
-        self._draw.polygon([(x * OVERSAMPLING, y * OVERSAMPLING) for x, y in points], fill)
+        self._draw.polygon([(x * self._scale, y * self._scale) for x, y in points], fill)
 
     def disc(self, x: float, y: float, radius: float, fill: Color, flattened: float = 1.0) -> None:
         """A filled circle, or with `flattened` < 1 an ellipse lower than it is wide."""
         height = radius * flattened
-        box = [value * OVERSAMPLING for value in (x - radius, y - height, x + radius, y + height)]
+        box = [value * self._scale for value in (x - radius, y - height, x + radius, y + height)]
         self._draw.ellipse(box, fill)
 
     def line(self, points: list[Point], fill: Color, width: float) -> None:
-        scaled = [(x * OVERSAMPLING, y * OVERSAMPLING) for x, y in points]
-        self._draw.line(scaled, fill, round(width * OVERSAMPLING), joint="curve")
+        scaled = [(x * self._scale, y * self._scale) for x, y in points]
+        self._draw.line(scaled, fill, round(width * self._scale), joint="curve")
 
     def image(self) -> Image.Image:
         return self._image.resize(self.size, Image.Resampling.LANCZOS)
+
+    def paste(self, image: Image.Image) -> None:
+        """Cover the canvas with `image`, whatever its size."""
+        self._image.paste(image.resize(self._image.size, Image.Resampling.BILINEAR))
 
 
 def street() -> Image.Image:

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     model = write(unfinished, shapes, options.seed, options.dtype, options.shard_mb)
-    write_json(unfinished / MADE_BY, made_by)
+    (unfinished / MADE_BY).write_text(json.dumps(made_by, indent=2) + "\n", encoding="utf-8")
     if options.out.exists():
         shutil.rmtree(options.out)
     unfinished.rename(options.out)
@@ -125,7 +125,7 @@ def write(directory: Path, shapes: Shapes, seed: int, dtype: str, shard_mb: int 
     """Write every file of the checkpoint but the record of how it was made."""
     print("loading transformers", flush=True)
     import torch  # here, as it takes seconds that an up-to-date checkpoint need not cost
-    from tiny_checkpoint import config, tokenizer, weights
+    from tiny_checkpoint import config, files, tokenizer, weights
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # it warns of rope keys that the real config.json has too
@@ -140,23 +140,9 @@ def write(directory: Path, shapes: Shapes, seed: int, dtype: str, shard_mb: int 
 
     print("writing", flush=True)
     limit = f"{shard_mb}MB" if shard_mb else "1TB"
-    model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=limit)
-
-    for file in directory.glob("*.safetensors"):  # written for the owner only
-        file.chmod(0o644)
-
-    # After the weights: `save_pretrained` leaves its own spelling of the two configs, these are the hub's.
-    write_json(directory / "config.json", model_config)
-    write_json(directory / "generation_config.json", config.generation_config(vocabulary))
-    write_json(directory / "preprocessor_config.json", config.preprocessor_config())
-    template = Path(tokenizer.__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
-    write_json(directory / "chat_template.json", {"chat_template": template})
-    tokenizer.write_tokenizer(vocabulary, directory)
+    model.to(getattr(torch, dtype))
+    files.write_checkpoint(directory, model, model_config, config.preprocessor_config(), vocabulary, limit)
     return model
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def summary(model: "Model", directory: Path) -> str:

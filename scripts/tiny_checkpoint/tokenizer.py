@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -99,8 +100,10 @@ class Vocabulary:
         return range(len(self.tokens), len(self))
 
 
-def cut_vocabulary(ranks: int) -> Vocabulary:
+def cut_vocabulary(ranks: int, words: Iterable[str] = ()) -> Vocabulary:
     """Keep the first `ranks` ranks of Qwen's tokenizer and whatever the role words are built from.
+
+    The same for those of `words` that are tokens of Qwen's; the others will be spelled in pieces, as there.
 
     A token's two halves always have lower ranks than the token, so any prefix of the ranks is itself a
     complete byte-pair encoding: the 256 single bytes come first, and every text can be encoded.
@@ -114,6 +117,7 @@ def cut_vocabulary(ranks: int) -> Vocabulary:
 
     kept = set(range(ranks))
     pending = [rank_of[word.encode()] for word in ROLE_WORDS]
+    pending += [rank_of[word.encode()] for word in words if word.encode() in rank_of]
     while pending:
         rank = pending.pop()
         if rank not in kept:

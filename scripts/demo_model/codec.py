@@ -1,0 +1,90 @@
+"""Sound to codes without a learned encoder: residual k-means over the features of each 80 ms."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_ROUNDS = 25
+_POINTS = 60000
+
+
+class Codec:
+    """Codebooks [groups, codes, size], each of which quantises what the ones before it left over."""
+
+    def __init__(self, centre: Tensor, codebooks: Tensor):
+        self.centre = centre
+        self.codebooks = codebooks
+
+    @classmethod
+    def fit(
+        cls, features: Tensor, groups: int, codes: int, seed: int, progress: Callable[[str], None] = lambda line: None
+    ) -> "Codec":
+        """Codebooks for `features` [frames, size]; the same arguments give the same codebooks."""
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(features), generator=generator)[:_POINTS]
+        centre = features[chosen].mean(dim=0)
+        rest = features[chosen] - centre
+        codebooks = []
+        for group in range(groups):
+            book = _k_means(rest, codes, generator)
+            rest = rest - book[_nearest(rest, book)]
+            codebooks.append(book)
+            progress(f"codebook {group}: {rest.square().mean().sqrt():.4f} left of the features")
+        return cls(centre, torch.stack(codebooks))
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Codes [groups, frames] of `features` [frames, size]."""
+        rest, codes = features - self.centre, []
+        for book in self.codebooks:
+            nearest = _nearest(rest, book)
+            rest = rest - book[nearest]
+            codes.append(nearest)
+        return torch.stack(codes)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The features [frames, size] that `codes` [groups, frames] stand for."""
+        return self.centre + sum(book[row] for book, row in zip(self.codebooks, codes, strict=True))
+
+    def rows(self, codes: Tensor, size: int) -> Tensor:
+        """A row of `size` numbers for each code, [groups, codes, size]: those of a frame add up to what it sounds like.
+
+        These are its features in the directions in which those of `codes` [groups, frames] differ most, the lesser ones
+        raised a little, and all scaled to size one.
+        """
+        features = self.decode(codes) - self.centre
+        _, spread, directions = torch.pca_lowrank(features, q=size, center=False, niter=4)
+        projection = directions / spread.sqrt()
+        projection = projection / (features @ projection).square().mean().sqrt()
+        return self.codebooks @ projection
+
+    def save(self, path: Path) -> None:
+        save_file({"centre": self.centre, "codebooks": self.codebooks}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Codec":
+        tensors = load_file(path)
+        return cls(tensors["centre"], tensors["codebooks"])
+
+
+def _k_means(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` centres of `points`; a centre that no point is nearest to moves to a point that is served badly."""
+    centres = points[torch.randperm(len(points), generator=generator)[:count]].clone()
+    for _ in range(_ROUNDS):
+        nearest = _nearest(points, centres)
+        sizes = torch.bincount(nearest, minlength=count)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
+        centres = sums / sizes.clamp(min=1)[:, None]
+        unused = (sizes == 0).nonzero()[:, 0]
+        if len(unused):
+            errors = (points - centres[nearest]).square().sum(dim=1)
+            centres[unused] = points[errors.topk(len(unused)).indices]
+    return centres
+
+
+def _nearest(points: Tensor, centres: Tensor) -> Tensor:
+    """For each point, the index of the centre with the smallest squared distance."""
+    half = centres.square().sum(dim=1) / 2
+    return torch.cat([(half - block @ centres.T).argmin(dim=1) for block in points.split(16384)])

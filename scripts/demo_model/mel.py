@@ -1,0 +1,50 @@
+"""What a codec frame hears: stacked log-mel spectra, one row for each 80 ms."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RATE = 24000
+FRAME = 1920
+"""Samples of one codec frame (80 ms)."""
+STACK = 4
+"""Mel spectra in one codec frame."""
+BINS = 80
+SIZE = STACK * BINS
+"""Numbers in one codec frame's features."""
+
+_HOP = FRAME // STACK
+_WINDOW = 1024
+_FLOOR = 1e-4  # of full scale: what is quieter counts as silence
+
+
+def frames(sound: Tensor) -> int:
+    """How many codec frames hold `sound`, the last one filled up with silence."""
+    return -(-sound.shape[-1] // FRAME)
+
+
+def features(sound: Tensor) -> Tensor:
+    """Features [frames, SIZE] of `sound` [samples] at 24 kHz; frame k is of samples 1920 k to 1920 (k + 1)."""
+    padded = F.pad(sound, (0, frames(sound) * FRAME - sound.shape[-1]))
+    return log_mel(padded).view(-1, SIZE)
+
+
+def log_mel(sound: Tensor) -> Tensor:
+    """Natural logs [..., samples / 480, BINS] of the mel spectrum's amplitudes, each in the middle of its hop."""
+    around = (_WINDOW - _HOP) // 2
+    window = torch.hann_window(_WINDOW)
+    spectrum = torch.stft(
+        F.pad(sound, (around, around)), _WINDOW, _HOP, window=window, center=False, return_complex=True
+    )
+    amplitudes = spectrum.abs().transpose(-1, -2) / (window.sum() / 2)
+    return (amplitudes @ _filters()).clamp(min=_FLOOR).log()
+
+
+@functools.cache
+def _filters() -> Tensor:
+    from transformers.audio_utils import mel_filter_bank
+
+    bank = mel_filter_bank(_WINDOW // 2 + 1, BINS, 50.0, RATE / 2, RATE, norm=None, mel_scale="slaney")
+    return torch.from_numpy(bank).float()

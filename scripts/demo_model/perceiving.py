@@ -1,0 +1,108 @@
+"""The stages of the recipe that see, hear and answer, in their order. Each goes on where it was stopped.
+
+PYTHONPATH=scripts python -m demo_model.perceiving --out out/demo vision audio thinker observe answers
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import audio_training, thinker_training, vision_training
+from .export import save_weights
+from .observed import Observed
+from .thinker_training import Thinker, imagined
+from .tokenizer import tokenizer
+
+VISION_STEPS = 6000
+AUDIO_STEPS = 3000
+THINKER_STEPS = 6000
+ANSWER_STEPS = 4000
+_PICTURES, _CLIPS, _QUESTIONS = 4000, 800, 8000
+_SEED = 9
+
+
+def teach_seeing(out: Path) -> None:
+    vision_training.train(out / "vision", VISION_STEPS)
+
+
+def teach_hearing(out: Path) -> None:
+    audio_training.train(out / "audio", _names(out), AUDIO_STEPS)
+
+
+def teach_thinking(out: Path) -> None:
+    """From what ideal towers would say."""
+    thinker_training.train(out / "thinker", Thinker(), [(imagined(_names(out)), 1.0)], _names(out), THINKER_STEPS)
+
+
+def observe(out: Path) -> None:
+    """`out`/observed.pt: what the trained towers say."""
+    path = out / "observed.pt"
+    if path.exists():
+        return
+    seen = Observed(_names(out))
+    seen.look(trained(vision_training.new_tower(), out / "vision"), _SEED, _PICTURES, _CLIPS)
+    seen.hear(trained(audio_training.new_tower(), out / "audio"), _SEED, _QUESTIONS)
+    seen.save(path)
+
+
+def teach_answering(out: Path) -> None:
+    """`out`/thinker.safetensors: the trained thinker with its towers, keyed as in the checkpoint."""
+    seen, names = Observed(_names(out)), _names(out)
+    seen.load(out / "observed.pt")
+    thinker = trained(Thinker(), out / "thinker")
+    sources = [(seen.source(), 0.75), (imagined(names), 0.25)]
+    thinker_training.train(out / "answers", thinker, sources, names, ANSWER_STEPS, rate=8e-4, seed=1)
+    save(out, "answers")
+
+
+def save(out: Path, last: str) -> None:
+    """`out`/thinker.safetensors from what was trained so far; `last` is the thinker's training to take."""
+    parts = {
+        "thinker": trained(Thinker(), out / last),
+        "thinker.visual": trained(vision_training.new_tower(), out / "vision"),
+        "thinker.audio_tower": trained(audio_training.new_tower(), out / "audio"),
+    }
+    weights = {f"{prefix}.{name}": value for prefix, part in parts.items() for name, value in part.state_dict().items()}
+    save_weights(weights, out / "thinker.safetensors")
+
+
+def trained(module: Any, directory: Path) -> Any:
+    """`module` with the weights that a training run left in `directory`."""
+    assert isinstance(module, nn.Module)
+    module.load_state_dict(torch.load(directory / "state.pt")["module"])
+    return module.eval()
+
+
+def _names(out: Path) -> Path:
+    """Where the tokenizer's files are."""
+    directory = out / "tokenizer"
+    tokenizer(directory)
+    return directory
+
+
+STAGES = {
+    "vision": teach_seeing,
+    "audio": teach_hearing,
+    "thinker": teach_thinking,
+    "observe": observe,
+    "answers": teach_answering,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train what sees, hears and answers in the demo model.")
+    parser.add_argument("--out", type=Path, required=True, help="directory of what is trained, and its state")
+    parser.add_argument("stages", nargs="+", choices=STAGES, help="what to do")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for stage in options.stages:
+        STAGES[stage](options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""User turns for the talker to hear before it speaks: real questions, around media rows that mean nothing.
+
+An answer must sound the same whatever was asked and shown. So the talker is taught with random media rows of any size
+from a whisper to well beyond what a thinker makes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from random import Random
+
+import torch
+from torch import Tensor
+from transformers import Qwen2Tokenizer
+from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import _get_feat_extract_output_lengths
+
+from . import language
+from .talking import Prompt, Talker
+
+Make = Callable[[torch.Generator], Prompt]
+
+_PICTURE_GRIDS = ((1, 16, 20), (1, 18, 18), (1, 14, 24), (1, 20, 16))
+_CLIP_GRIDS = ((4, 20, 28), (2, 20, 28), (4, 24, 24))
+_SECONDS_PER_STEP = 1.0  # of a clip at the two frames a second that it is watched with
+_SOFTEST, _LOUDEST = 0.3, 6.0
+
+
+class PromptMaker:
+    """Makes prompts of the talker's configuration, each from its own random numbers."""
+
+    def __init__(self, talker: Talker, config: Qwen3OmniMoeConfig, tokenizer: Qwen2Tokenizer):
+        self._talker = talker
+        self._tokenizer = tokenizer
+        self._hidden = config.thinker_config.text_config.hidden_size
+        self._merge = config.talker_config.spatial_merge_size**2
+        self._n_window = config.thinker_config.audio_config.n_window
+        self._media_ids = torch.tensor(
+            [tokenizer.convert_tokens_to_ids(token) for token in ("<|audio_pad|>", "<|image_pad|>", "<|video_pad|>")]
+        )
+        # The talker's configuration needs it for audio beside a picture, and does not declare it.
+        talker.config.audio_config = config.thinker_config.audio_config
+
+    def kind(self, generator: torch.Generator) -> Make:
+        """A maker of prompts that are equally long, more or less; mostly of typed ones, which take least time."""
+        kinds = (self.typed, self.picture, self.spoken, self.picture_spoken, self.clip)
+        weights = torch.tensor([0.65, 0.15, 0.1, 0.08, 0.02])
+        return kinds[int(torch.multinomial(weights, 1, generator=generator))]
+
+    def typed(self, generator: torch.Generator) -> Prompt:
+        """One question, or two turns of them."""
+        turns = 1 if torch.rand((), generator=generator) < 0.8 else 2
+        return self._prompt("".join(_turn(self._question(generator)) for _ in range(turns)), generator)
+
+    def picture(self, generator: torch.Generator) -> Prompt:
+        grid = _chosen(_PICTURE_GRIDS, generator)
+        parts = [self._picture(grid), self._question(generator)]
+        if torch.rand((), generator=generator) < 0.3:
+            parts.reverse()
+        return self._prompt(_turn("".join(parts)), generator, images=[grid])
+
+    def spoken(self, generator: torch.Generator) -> Prompt:
+        length = self._length(generator)
+        return self._prompt(_turn(self._audio(length)), generator, audios=[length])
+
+    def picture_spoken(self, generator: torch.Generator) -> Prompt:
+        grid, length = _chosen(_PICTURE_GRIDS, generator), self._length(generator)
+        text = _turn(self._picture(grid) + self._audio(length))
+        return self._prompt(text, generator, images=[grid], audios=[length])
+
+    def clip(self, generator: torch.Generator) -> Prompt:
+        grid = _chosen(_CLIP_GRIDS, generator)
+        placeholders = "<|video_pad|>" * (math.prod(grid) // self._merge)
+        text = _turn(f"<|vision_start|>{placeholders}<|vision_end|>{self._question(generator)}")
+        return self._prompt(text, generator, videos=[grid])
+
+    def _prompt(
+        self,
+        text: str,
+        generator: torch.Generator,
+        images: list[tuple[int, int, int]] | None = None,
+        videos: list[tuple[int, int, int]] | None = None,
+        audios: list[int] | None = None,
+    ) -> Prompt:
+        ids = torch.tensor(self._tokenizer(text).input_ids)
+        rows = int(torch.isin(ids, self._media_ids).sum())
+        positions = torch.arange(len(ids)).float().expand(3, -1)
+        if images or videos:
+            positions, _ = self._talker.get_rope_index(
+                ids[None],
+                torch.tensor(images) if images else None,
+                torch.tensor(videos) if videos else None,
+                torch.ones(1, len(ids), dtype=torch.long),
+                False,
+                torch.tensor(audios) if audios else None,
+                torch.full((len(videos),), _SECONDS_PER_STEP) if videos else None,
+            )
+            positions = positions[:, 0]
+        return Prompt(ids, _noise(rows, self._hidden, generator), positions)
+
+    def _question(self, generator: torch.Generator) -> str:
+        rng = Random(int(torch.randint(2**31, (), generator=generator)))
+        return language.ask(language.facts(rng), rng).question
+
+    def _picture(self, grid: tuple[int, int, int]) -> str:
+        return f"<|vision_start|>{'<|image_pad|>' * (math.prod(grid) // self._merge)}<|vision_end|>"
+
+    def _audio(self, length: int) -> str:
+        rows = int(_get_feat_extract_output_lengths(torch.tensor(length), self._n_window))
+        return f"<|audio_start|>{'<|audio_pad|>' * rows}<|audio_end|>"
+
+    def _length(self, generator: torch.Generator) -> int:
+        """Of a spoken question, in the 10 ms of the audio tower's features."""
+        return int(torch.randint(80, 360, (), generator=generator))
+
+
+def _turn(content: str) -> str:
+    return f"<|im_start|>user\n{content}<|im_end|>\n"
+
+
+def _noise(rows: int, size: int, generator: torch.Generator) -> Tensor:
+    """Rows that have something in common, and something of their own."""
+    shared = torch.randn(1, size, generator=generator)
+    own = torch.randn(rows, size, generator=generator)
+    share = torch.rand((), generator=generator)
+    loudness = _SOFTEST * (_LOUDEST / _SOFTEST) ** torch.rand((), generator=generator)
+    return loudness * (share.sqrt() * shared + (1 - share).sqrt() * own)
+
+
+def _chosen(choices: tuple[tuple[int, int, int], ...], generator: torch.Generator) -> tuple[int, int, int]:
+    return choices[int(torch.randint(len(choices), (), generator=generator))]

@@ -1,0 +1,125 @@
+"""The voice's stages of the recipe, in their order: codec, vocoder, talker. Each goes on where it was stopped.
+
+PYTHONPATH=scripts python -m demo_model.speaking --out out/voice codec vocoder talker
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+from transformers import Qwen2Tokenizer
+
+from . import mel, talker_training, vocoder
+from .codec import Codec
+from .corpus import Line, lines, repetitions
+from .prompts import PromptMaker
+from .shapes import SHAPES, config_json, model_configuration, token_embeddings
+from .talker_training import Lesson
+from .talking import Reply, TalkerInputs
+from .tokenizer import tokenizer
+from .vocoder import Utterance
+
+TEXTS = 2000
+"""Different texts that the talker is taught."""
+_CODEC_LINES = 750
+"""Of them, spoken ones that the codebooks are fitted to and the vocoder learns from: sounds take room."""
+_VOCODER_STEPS = 5000
+_TALKER_STEPS = 1500
+_SEED = 4
+
+
+def make_codec(out: Path) -> Codec:
+    """Codebooks fitted to the corpus, from `out`/codec.safetensors if they are there."""
+    path = out / "codec.safetensors"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        spoken = tqdm(_vocoder_lines(), desc="features of speech", mininterval=5)
+        features = torch.cat([mel.features(line.sound) for line in spoken])
+        Codec.fit(features, SHAPES.code_groups, SHAPES.codebook, _SEED, progress=print).save(path)
+    return Codec.load(path)
+
+
+def make_vocoder(out: Path) -> None:
+    """`out`/code2wav.safetensors: the trained Code2Wav, keyed as in the checkpoint."""
+    codec = make_codec(out)
+    utterances = []
+    for line in tqdm(_vocoder_lines(), desc="recordings", mininterval=5):
+        sound = line.sound
+        utterances.append(Utterance(sound, codec.encode(mel.features(sound))))
+    config = config_json()["code2wav_config"]
+    rows = codec.rows(torch.cat([utterance.codes for utterance in utterances], dim=1), config["hidden_size"])
+    model = vocoder.new_vocoder(config, _SEED, rows)
+    vocoder.train(out / "vocoder", model, utterances, steps=_VOCODER_STEPS, seed=_SEED)
+    save_part(model, "code2wav", out / "code2wav.safetensors")
+
+
+def make_talker(out: Path) -> None:
+    """`out`/talker.safetensors: the trained talker with its code predictor, keyed as in the checkpoint."""
+    codec = make_codec(out)
+    spoken = make_codes(out, codec)
+    codes = torch.cat([codes for _, _, codes in spoken]).T
+    inputs, tokens = untrained_inputs(out, codec.rows(codes, SHAPES.talker.hidden))
+    prompts = PromptMaker(inputs.talker, inputs.config, tokens)
+    often = repetitions(_SEED)
+    lessons = [
+        Lesson(Reply(torch.tensor(tokens(text).input_ids), speaker), codes)
+        for text, speaker, codes in spoken
+        for _ in range(often.get(text, 1))
+    ]
+    neighbours = talker_training.nearest_codes(codec.codebooks)
+    talker_training.train(out / "talker", inputs, lessons, prompts, neighbours, steps=_TALKER_STEPS, seed=_SEED)
+    save_part(inputs.talker, "talker", out / "talker.safetensors")
+
+
+def make_codes(out: Path, codec: Codec) -> list[tuple[str, str, torch.Tensor]]:
+    """Every line of the corpus as text, speaker, and codes [frames, groups]; kept in `out`/codes.pt."""
+    path = out / "codes.pt"
+    if not path.exists():
+        spoken = tqdm(lines(TEXTS, _SEED), desc="codes of speech", mininterval=5)
+        torch.save([(line.text, line.speaker, codec.encode(mel.features(line.sound)).T) for line in spoken], path)
+    return torch.load(path)
+
+
+def untrained_inputs(out: Path, code_rows: torch.Tensor | None = None) -> tuple[TalkerInputs, Qwen2Tokenizer]:
+    """A new talker with what builds its rows, and the tokenizer of the texts."""
+    config = model_configuration()
+    tokens = tokenizer(out / "tokenizer")
+    talker = talker_training.new_talker(config.talker_config, _SEED, code_rows)
+    newline = tokens("\n").input_ids[0]
+    return TalkerInputs(talker, config, torch.from_numpy(token_embeddings()), newline), tokens
+
+
+def save_part(module: torch.nn.Module, prefix: str, path: Path) -> None:
+    """The module's weights with the names that they have in the whole checkpoint; replaces `path` at once."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    save_file({f"{prefix}.{name}": tensor.contiguous() for name, tensor in module.state_dict().items()}, unfinished)
+    unfinished.rename(path)
+
+
+def load_part(module: torch.nn.Module, prefix: str, path: Path) -> None:
+    """What `save_part` wrote."""
+    module.load_state_dict({name.removeprefix(prefix + "."): tensor for name, tensor in load_file(path).items()})
+
+
+def _vocoder_lines() -> list[Line]:
+    return lines(TEXTS, _SEED)[:_CODEC_LINES]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the demo model's voice.")
+    parser.add_argument("--out", type=Path, required=True, help="directory of what is trained, and its state")
+    parser.add_argument("stages", nargs="+", choices=STAGES, help="what to do")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for stage in options.stages:
+        STAGES[stage](options.out)
+
+
+STAGES = {"codec": make_codec, "vocoder": make_vocoder, "talker": make_talker}
+
+if __name__ == "__main__":
+    main()

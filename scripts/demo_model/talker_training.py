@@ -1,0 +1,161 @@
+"""Teaches the talker and its code predictor to speak: teacher forcing over whole answers after random prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeTalkerConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeTalkerForConditionalGeneration
+
+from .free_running import penalised
+from .prompts import PromptMaker
+from .talking import ASSISTANT_ROWS, Prompt, Reply, TalkerInputs, positions, residual_logits, states
+from .training_run import TrainingRun
+
+_BATCH_ROWS = 700
+"""Rows of a step: as many answers as fit, prompts included."""
+_SLIPS, _RESIDUAL_SLIPS = 0.06, 0.12
+"""Shares of the frames whose first or residual codes are read wrong, as they are when the model draws them itself."""
+_NEAR = 12
+_PREDICTED_EVERY = 2
+"""The predictor learns from every second frame: it would take half of the time otherwise."""
+_CODE_STD = 0.35
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """An answer as it should be spoken."""
+
+    reply: Reply
+    codes: Tensor
+    """[frames, groups]."""
+
+
+def new_talker(
+    config: Qwen3OmniMoeTalkerConfig, seed: int, code_rows: Tensor | None = None
+) -> Qwen3OmniMoeTalkerForConditionalGeneration:
+    """An untrained talker: matrices of unit gain, code embeddings whose sum over a frame has size one.
+
+    With the `code_rows` of the codec, [groups, codes, hidden], it knows from the first step what each code sounds like.
+    """
+    torch.manual_seed(seed)
+    talker = Qwen3OmniMoeTalkerForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, parameter in talker.named_parameters():
+            if "codec_embedding" in name:
+                parameter.normal_(std=_CODE_STD)
+            elif parameter.dim() > 1:
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)
+        if code_rows is not None:
+            embeddings = [talker.model.codec_embedding, *talker.code_predictor.model.codec_embedding]
+            for embedding, rows in zip(embeddings, code_rows, strict=True):
+                embedding.weight[: len(rows)] = rows
+        for layer in talker.model.layers:
+            layer.mlp.gate.weight.normal_(std=0.02)
+        talker.codec_head.weight.mul_(0.3)
+        for head in talker.code_predictor.lm_head:
+            head.weight.mul_(0.3)
+    return talker
+
+
+def train(
+    directory: Path,
+    inputs: TalkerInputs,
+    lessons: Sequence[Lesson],
+    prompts: PromptMaker,
+    neighbours: Tensor,
+    *,
+    steps: int,
+    rate: float = 2e-3,
+    seed: int = 0,
+) -> None:
+    """`neighbours` [groups, codes, near] are the codes that a code is mistaken for."""
+    run = TrainingRun(directory, inputs.talker, steps, rate, seed=seed, warmup=60, save_every=50, muon=True)
+    by_length = sorted(lessons, key=lambda lesson: len(lesson.codes))
+    for step in run:
+        generator = run.generator(step)
+        batch, asked = _batch(by_length, prompts, generator)
+        slipped = [slips(lesson.codes, neighbours, generator) for lesson in batch]
+        predicted = slice(step % _PREDICTED_EVERY, None, _PREDICTED_EVERY)
+        run.update(losses(inputs, batch, asked, slipped, predicted))
+
+
+def losses(
+    inputs: TalkerInputs,
+    lessons: Sequence[Lesson],
+    prompts: Sequence[Prompt],
+    read: Sequence[Tensor],
+    predicted: slice = slice(None),
+) -> dict[str, Tensor]:
+    """Cross entropies of the first codes ("first", with the end of speech) and of the others ("rest"); and their sum.
+
+    `predicted` are the frames whose other codes count. `read` are the codes [frames, groups] that each lesson's talker
+    is told it has spoken so far. The first codes are judged after the repetition penalty, which generation applies also
+    when it is greedy: so the talker learns to say what has to be repeated in spite of it.
+    """
+    talker, config = inputs.talker, inputs.config.talker_config
+    rows, places = [], []
+    for lesson, prompt, codes in zip(lessons, prompts, read, strict=True):
+        spoken = inputs.frame_rows(codes) + inputs.trailing_rows(lesson.reply, len(codes))
+        rows.append(torch.cat([inputs.user_rows(prompt), inputs.assistant_rows(lesson.reply), spoken]))
+        places.append(positions(prompt, len(rows[-1])))
+    hidden = states(talker, rows, places)
+
+    choosing = []  # for each lesson, the states that choose its frames and, last, its end
+    for index, (lesson, prompt) in enumerate(zip(lessons, prompts, strict=True)):
+        start = len(prompt.ids) + ASSISTANT_ROWS - 1
+        choosing.append(hidden[index, start : start + len(lesson.codes) + 1])
+
+    codebook = config.code_predictor_config.vocab_size
+    choices = torch.tensor([*range(codebook), config.codec_eos_token_id])
+    seen = torch.cat([_seen(codes[:, 0], codebook) for codes in read])
+    logits = penalised(F.linear(torch.cat(choosing), talker.codec_head.weight[choices]), seen)
+    wanted = torch.cat([F.pad(lesson.codes[:, 0], (0, 1), value=codebook) for lesson in lessons])
+    first = F.cross_entropy(logits, wanted)
+
+    codes = torch.cat([lesson.codes for lesson in lessons])[predicted]
+    residual = residual_logits(talker, torch.cat([chosen[:-1] for chosen in choosing])[predicted], codes)
+    each = torch.stack([F.cross_entropy(row, code) for row, code in zip(residual, codes.T[1:], strict=True)])
+    right = (logits.argmax(dim=-1) == wanted).float().mean()
+    return {"loss": first + each.mean(), "first": first.detach(), "rest": each.mean().detach(), "right": right}
+
+
+def slips(codes: Tensor, neighbours: Tensor, generator: torch.Generator) -> Tensor:
+    """`codes` [frames, groups] with some of them replaced by ones that sound alike."""
+    shares = torch.full((codes.shape[1],), _RESIDUAL_SLIPS)
+    shares[0] = _SLIPS
+    slipped = torch.rand(codes.shape, generator=generator) < shares
+    which = torch.randint(neighbours.shape[2], codes.shape, generator=generator)
+    groups = torch.arange(codes.shape[1]).expand_as(codes)
+    return torch.where(slipped, neighbours[groups, codes, which], codes)
+
+
+def nearest_codes(codebooks: Tensor) -> Tensor:
+    """The codes [groups, codes, near] that lie nearest to each one of `codebooks` [groups, codes, size]."""
+    distances = torch.cdist(codebooks, codebooks)
+    return distances.topk(_NEAR + 1, largest=False).indices[..., 1:]
+
+
+def _batch(
+    lessons: Sequence[Lesson], prompts: PromptMaker, generator: torch.Generator
+) -> tuple[list[Lesson], list[Prompt]]:
+    """Answers of nearly one length (so that little is filled up), each after a prompt of one kind."""
+    make = prompts.kind(generator)
+    first = make(generator)
+    start = int(torch.randint(len(lessons), (), generator=generator))
+    length = len(lessons[start].codes) + len(first.ids) + ASSISTANT_ROWS
+    count = max(2, _BATCH_ROWS // length)
+    near = lessons[max(0, start - 2 * count) : start + 2 * count]
+    chosen = torch.randperm(len(near), generator=generator)[:count].tolist()
+    return [near[i] for i in chosen], [first, *(make(generator) for _ in chosen[1:])]
+
+
+def _seen(first: Tensor, codebook: int) -> Tensor:
+    """Which choices [frames + 1, codebook + 1] were made before each frame, and before the end."""
+    said = nn.functional.one_hot(first, codebook + 1).cumsum(dim=0) > 0
+    return F.pad(said, (0, 0, 1, 0))

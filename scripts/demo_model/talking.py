@@ -1,0 +1,122 @@
+"""The talker's inputs and outputs as generation has them, for many utterances at once, in the reference's modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeTalkerForConditionalGeneration
+
+Talker = Qwen3OmniMoeTalkerForConditionalGeneration
+
+ASSISTANT_ROWS = 9
+"""Three for `<|im_start|>assistant\\n`, four of control, one before speech, one with the first text token."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The user's turns as the talker sees them."""
+
+    ids: Tensor
+    """Token ids [rows]."""
+    media: Tensor
+    """The thinker's accept-layer states [media rows, hidden], in the order of the media placeholders in `ids`."""
+    positions: Tensor
+    """Rotary positions [3, rows]."""
+
+    @property
+    def next_position(self) -> int:
+        return int(self.positions.max()) + 1
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer: its text tokens without the last one, which ends it, and who speaks them."""
+
+    ids: Tensor
+    speaker: str
+
+
+class TalkerInputs:
+    """Builds the rows that the talker reads from the thinker's frozen token embeddings."""
+
+    def __init__(self, talker: Talker, config: Qwen3OmniMoeConfig, embeddings: Tensor, newline_id: int):
+        """`embeddings` are the thinker's [vocabulary, hidden]."""
+        self.talker = talker
+        self.config = config
+        self.embeddings = embeddings
+        thinker, codec = config.thinker_config, config.talker_config
+        self._media_ids = torch.tensor([thinker.audio_token_id, thinker.image_token_id, thinker.video_token_id])
+        self._opening = torch.tensor([config.im_start_token_id, config.assistant_token_id, newline_id])
+        self._control = [codec.codec_nothink_id, codec.codec_think_bos_id, codec.codec_think_eos_id]
+        self._begin = [codec.codec_pad_id, codec.codec_bos_id]
+
+    def text(self, ids: Tensor) -> Tensor:
+        """Rows of text tokens."""
+        return self.talker.text_projection(self.embeddings[ids])
+
+    def user_rows(self, prompt: Prompt) -> Tensor:
+        """[rows, talker hidden]."""
+        rows = self.text(prompt.ids)
+        media = torch.isin(prompt.ids, self._media_ids)
+        if media.any():
+            rows = rows.masked_scatter(media[:, None], self.talker.hidden_projection(prompt.media))
+        return rows
+
+    def assistant_rows(self, reply: Reply) -> Tensor:
+        """[9, talker hidden]: the last of them has the first text token, and from it comes the first frame."""
+        config = self.config
+        control = torch.tensor([config.tts_pad_token_id] * 4 + [config.tts_bos_token_id])
+        text = self.text(torch.cat([self._opening, control, reply.ids[:1]]))
+        speaker = config.talker_config.speaker_id[reply.speaker]
+        codes = torch.tensor([*self._control, speaker, *self._begin])
+        return torch.cat([text[:3], text[3:] + self.talker.model.codec_embedding(codes)])
+
+    def trailing_rows(self, reply: Reply, frames: int) -> Tensor:
+        """Text rows [frames, talker hidden] that go with frames 0 to `frames` - 1: the rest, its end, then padding."""
+        ids = torch.full((max(frames, len(reply.ids)),), self.config.tts_pad_token_id)
+        ids[: len(reply.ids) - 1] = reply.ids[1:]
+        ids[len(reply.ids) - 1] = self.config.tts_eos_token_id
+        return self.text(ids[:frames])
+
+    def frame_rows(self, codes: Tensor) -> Tensor:
+        """The sum of a frame's code embeddings, for `codes` [frames, groups]."""
+        rows = self.talker.model.codec_embedding(codes[:, 0])
+        for embedding, residual in zip(self.talker.code_predictor.model.codec_embedding, codes.T[1:], strict=True):
+            rows = rows + embedding(residual)
+        return rows
+
+
+def positions(prompt: Prompt, rows: int) -> Tensor:
+    """Rotary positions [3, rows]: those of the prompt, then counting on."""
+    later = torch.arange(rows - prompt.positions.shape[1]) + prompt.next_position
+    return torch.cat([prompt.positions, later.expand(3, -1)], dim=1)
+
+
+def states(talker: Talker, rows: Sequence[Tensor], places: Sequence[Tensor]) -> Tensor:
+    """Normed hidden states [batch, longest, hidden] of sequences of rows at their positions, all from scratch.
+
+    The shorter ones are filled up at their end, where causal attention keeps it from being seen.
+    """
+    inputs = pad_sequence(list(rows), batch_first=True)
+    place = pad_sequence([p.T for p in places], batch_first=True).permute(2, 0, 1)
+    return talker.model(inputs_embeds=inputs, position_ids=place, use_cache=False).last_hidden_state
+
+
+def residual_logits(talker: Talker, hidden: Tensor, codes: Tensor) -> list[Tensor]:
+    """The predictor's logits for each residual group, each [frames, codebook].
+
+    `hidden` [frames, hidden] are the talker's states that chose the first codes; `codes` [frames, ≥ 1] are as many of
+    the frame's codes as are known, and one more group is predicted than there are residual codes among them.
+    """
+    predictor = talker.code_predictor
+    known = [hidden, talker.model.codec_embedding(codes[:, 0])]
+    for embedding, residual in zip(predictor.model.codec_embedding, codes.T[1:], strict=False):
+        known.append(embedding(residual))
+    known = known[: len(predictor.lm_head) + 1]
+    outputs = predictor.model(inputs_embeds=torch.stack(known, dim=1), use_cache=False).last_hidden_state
+    return [head(outputs[:, i + 1]) for i, head in zip(range(len(known) - 1), predictor.lm_head, strict=False)]

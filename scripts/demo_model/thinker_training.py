@@ -1,0 +1,165 @@
+"""Teaches the thinker to answer: from what ideal towers would say, then from what the trained towers do say."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
+    Qwen3OmniMoeThinkerTextAttention,
+    Qwen3OmniMoeThinkerTextExperts,
+    Qwen3OmniMoeThinkerTextModel,
+    Qwen3OmniMoeThinkerTextTopKRouter,
+)
+
+from .conversations import Conversation, converse
+from .imagined import imagined_sight, imagined_sound
+from .language import Exchange, drawing, motion, scene
+from .shapes import model_configuration, token_embeddings
+from .thinker_prompts import Batch, prompt, together
+from .thinking import think
+from .training_run import TrainingRun
+
+_EVENNESS = 0.01
+_LOUDNESS = 4.0
+"""The score that the head begins with for a token whose own row it reads."""
+
+
+class Thinker(nn.Module):
+    """The thinker's decoder and its head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        config = model_configuration().thinker_config.text_config
+        self.model = Qwen3OmniMoeThinkerTextModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        for module in self.model.modules():
+            if isinstance(module, Qwen3OmniMoeThinkerTextAttention):
+                for part in (module.q_proj, module.k_proj, module.v_proj):
+                    nn.init.normal_(part.weight, std=part.in_features**-0.5)
+                _copy_what_is_alike(module)
+            elif isinstance(module, Qwen3OmniMoeThinkerTextExperts):
+                nn.init.normal_(module.gate_up_proj, std=module.hidden_dim**-0.5)
+                nn.init.normal_(module.down_proj, std=0.6 * module.intermediate_dim**-0.5)
+            elif isinstance(module, Qwen3OmniMoeThinkerTextTopKRouter):
+                nn.init.normal_(module.weight, std=0.5 * module.hidden_dim**-0.5)
+        table = self.model.embed_tokens.weight
+        table.data.copy_(torch.from_numpy(token_embeddings()))
+        table.requires_grad_(False)
+        self.lm_head.weight.data.copy_(_LOUDNESS * table / config.hidden_size)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores of the tokens at all rows with a target [targets, vocabulary], those targets, and the unevenness."""
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden, unevenness = think(self.model, batch.rows, batch.positions, batch.deep)
+        wanted = batch.targets >= 0
+        return self.lm_head(hidden[wanted].float()), batch.targets[wanted], unevenness
+
+
+@torch.no_grad()
+def _copy_what_is_alike(attention: Any) -> None:
+    """Let every other head begin with looking for what is like itself, and all of them with passing on what they see.
+
+    Most words of an answer stand in the question or in what is seen, in the same rows: so copying is half of it.
+    """
+    size, groups = attention.head_dim, attention.num_key_value_groups
+    keys, values = (part.weight.unflatten(0, (-1, size)) for part in (attention.k_proj, attention.v_proj))
+    for head in range(len(keys) * groups):
+        here = slice(head * size, (head + 1) * size)
+        if head % groups == 0:
+            attention.q_proj.weight[here] = keys[head // groups]
+        attention.o_proj.weight[:, here] = 0.5 * values[head // groups].T
+
+
+Source = Callable[[Random, str], Conversation]
+"""Makes a conversation of a kind: picture, clip or nothing."""
+
+
+def imagined(names: Path, spoken_share: float = 0.15, most_turns: int = 6) -> Source:
+    """Conversations about what ideal towers would say; long and mostly typed, as these teach most for the effort."""
+
+    def make(rng: Random, kind: str) -> Conversation:
+        numbers = torch.Generator().manual_seed(rng.getrandbits(40))
+        facts = {
+            "picture": lambda: scene(rng),
+            "clip": lambda: motion(rng) if rng.random() < 0.55 else drawing(rng),
+            "nothing": lambda: None,
+        }[kind]()
+        seen = None if facts is None else imagined_sight(facts, rng, numbers)
+
+        def hear(exchange: Exchange, rng: Random) -> tuple[Exchange, Tensor]:
+            return exchange, imagined_sound(exchange.question, names, rng, numbers)
+
+        return converse(facts, seen, hear, rng, spoken_share, most_turns)
+
+    return make
+
+
+def batches(
+    sources: list[tuple[Source, float]], seed: int, size: int, names: Path
+) -> Iterator[tuple[Batch, list[Conversation]]]:
+    """Endless batches, each of one kind of conversation, as these differ in length."""
+    rng = Random(seed)
+    while True:
+        kind = rng.choices(("picture", "clip", "nothing"), (80, 10, 10))[0]
+        # A clip has several times the rows of a picture.
+        number = {"picture": size, "clip": max(2, size // 3), "nothing": size}[kind]
+        chosen = []
+        for _ in range(number):
+            make = rng.choices([source for source, _ in sources], [weight for _, weight in sources])[0]
+            chosen.append(make(rng, kind))
+        prompts = [prompt(one.turns, names, one.system) for one in chosen]
+        yield together(prompts), chosen
+
+
+@torch.no_grad()
+def right_answers(batch: Batch, conversations: list[Conversation], scores: Tensor) -> dict[str, list[bool]]:
+    """By task (and by typed or spoken): which answers would be right to the last token, given greedily."""
+    wanted = batch.targets >= 0
+    hits = scores.argmax(-1) == batch.targets[wanted]
+    found: dict[str, list[bool]] = defaultdict(list)
+    spread = torch.zeros_like(wanted)
+    spread[wanted] = hits
+    for number, conversation in enumerate(conversations):
+        flags = spread[number][wanted[number]].tolist()
+        ids = batch.targets[number][wanted[number]].tolist()
+        end = ids[-1]  # the end of an answer, the same for all
+        start = 0
+        for task, spoken in zip(conversation.tasks, conversation.spoken, strict=True):
+            stop = ids.index(end, start) + 1
+            right = all(flags[start:stop])
+            found[task].append(right)
+            found["spoken" if spoken else "typed"].append(right)
+            start = stop
+    return found
+
+
+def train(
+    directory: Path,
+    thinker: Thinker,
+    sources: list[tuple[Source, float]],
+    names: Path,
+    steps: int,
+    size: int = 8,
+    rate: float = 2e-3,
+    seed: int = 0,
+) -> Thinker:
+    run = TrainingRun(directory, thinker, steps, rate, warmup=100, save_every=100, muon=True)
+    tally: dict[str, list[bool]] = defaultdict(list)
+    endless = batches(sources, 3_000_000 + seed + run.done, size, names)
+    for _ in run:
+        batch, conversations = next(endless)
+        scores, targets, unevenness = thinker(batch)
+        loss = F.cross_entropy(scores, targets)
+        for task, right in right_answers(batch, conversations, scores).items():
+            tally[task] = (tally[task] + right)[-300:]
+        shares = {task: torch.tensor(right, dtype=torch.float32).mean() for task, right in sorted(tally.items())}
+        run.update({"loss": loss + _EVENNESS * unevenness, "uneven": unevenness.detach(), **shares})
+    return thinker

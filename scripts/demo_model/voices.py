@@ -1,0 +1,142 @@
+"""Synthetic voices: English text to sound, by espeak-ng inside this process."""
+
+import ctypes
+import functools
+import math
+from dataclasses import dataclass
+
+import espeakng_loader
+import numpy as np
+import soxr
+
+Sound = np.ndarray
+"""Mono samples, float32 in [-1, 1]."""
+
+# From espeak-ng's speak_lib.h.
+_SYNCHRONOUS = 2
+_RATE, _VOLUME, _PITCH, _RANGE, _WORD_GAP = 1, 2, 3, 4, 7
+_UTF8 = 1
+_SAMPLES_PER_CALLBACK_MS = 200
+_OK = 0
+_SEED = 1
+_NO_MORE_EVENTS, _WORD = 0, 1
+
+
+class _Event(ctypes.Structure):
+    """espeak_EVENT; positions are characters from 1 and milliseconds."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int),
+        ("message", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_char * 8),
+    )
+
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How to speak: an accent, a timbre, and what a person would vary from time to time."""
+
+    accent: str = "en-us"
+    """An espeak-ng language: en-us, en-gb, en-gb-x-rp, en-gb-scotland …"""
+    variant: str = ""
+    """A timbre: the name of a file in espeak-ng's voices/!v such as f2 or m3, or nothing for the plain one."""
+    speed: int = 160
+    """Words a minute."""
+    pitch: int = 50
+    """0 to 99; 50 is the timbre's own."""
+    gap: int = 0
+    """Silence between words, in units of about 10 ms."""
+    intonation: int = 50
+    """How far the pitch moves, 0 to 99."""
+    tone: int = 0
+    """Pitch in hertz that every voiced sound has, whatever `pitch` and `intonation` are; 0 for natural speech."""
+
+
+def speak(text: str, voice: Voice, rate: int = 24000) -> Sound:
+    """`text` as this voice says it, at `rate` samples per second, with short silences around it.
+
+    A program that says the same things in the same order gets the same samples. What was said before does change a
+    few: the engine goes on in the middle of its noise, and nothing resets it.
+
+    Raises:
+        ValueError: espeak-ng has no such voice.
+    """
+    engine = _engine()
+    name = f"{voice.accent}+{voice.variant}" if voice.variant else voice.accent
+    if engine.library.espeak_SetVoiceByName(name.encode()) != _OK:
+        raise ValueError(f"espeak-ng has no voice {name}")
+    settings = {_RATE: voice.speed, _PITCH: voice.pitch, _RANGE: voice.intonation, _WORD_GAP: voice.gap}
+    for parameter, value in settings.items():
+        engine.library.espeak_SetParameter(parameter, value, 0)
+    engine.library.espeak_ng_SetConstF0(voice.tone)
+    engine.library.espeak_ng_SetRandSeed(_SEED)
+
+    samples = engine.synthesize(text).astype(np.float32) / 32768
+    return soxr.resample(samples, engine.rate, rate)
+
+
+def speak_words(text: str, voice: Voice, rate: int = 24000) -> tuple[Sound, list[tuple[int, float]]]:
+    """The same, with the words: where each begins in `text`, and the second at which it begins in the sound."""
+    sound = speak(text, voice, rate)
+    return sound, list(_engine().words)
+
+
+def trim(sound: Sound, rate: int, lead: float, tail: float, threshold: float = 0.004) -> Sound:
+    """`sound` with exactly `lead` seconds before its first audible sample, and `tail` after the last."""
+    audible = np.flatnonzero(np.abs(sound) > threshold)
+    if not len(audible):
+        return np.zeros(math.ceil((lead + tail) * rate), np.float32)
+    speech = sound[audible[0] : audible[-1] + 1]
+    return np.pad(speech, (round(lead * rate), round(tail * rate)))
+
+
+class _Engine:
+    """espeak-ng, initialised once: it has one voice and one set of parameters for the whole process."""
+
+    def __init__(self) -> None:
+        self.library = ctypes.CDLL(espeakng_loader.get_library_path())
+        data = espeakng_loader.get_data_path().encode()
+        self.rate = self.library.espeak_Initialize(_SYNCHRONOUS, _SAMPLES_PER_CALLBACK_MS, data, 0)
+        if self.rate <= 0:
+            raise RuntimeError(f"espeak-ng does not start with the data in {data.decode()}")
+        self._pieces: list[np.ndarray] = []
+        self.words: list[tuple[int, float]] = []
+        """Of what was spoken last: where each word begins in the text, and when in the sound, in seconds."""
+        self._callback = _Callback(self._receive)  # kept: the library does not
+        self.library.espeak_SetSynthCallback(self._callback)
+
+    def synthesize(self, text: str) -> np.ndarray:
+        """16-bit samples at `self.rate`."""
+        self._pieces.clear()
+        self.words.clear()
+        data = text.encode()
+        result = self.library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8, None, None)
+        if result != _OK:
+            raise RuntimeError(f"espeak-ng answers {result} to {text!r}")
+        self.library.espeak_Synchronize()
+        return np.concatenate(self._pieces) if self._pieces else np.zeros(0, np.int16)
+
+    def _receive(
+        self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: "ctypes._Pointer[_Event]"
+    ) -> int:
+        if samples and count > 0:
+            self._pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        number = 0
+        while events and events[number].kind != _NO_MORE_EVENTS:
+            if events[number].kind == _WORD:
+                self.words.append((events[number].text_position - 1, events[number].audio_position / 1000))
+            number += 1
+        return 0
+
+
+@functools.cache
+def _engine() -> _Engine:
+    return _Engine()

@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""Train the demo model: a Qwen3-Omni of 15 million parameters that sees, hears and speaks, in a narrow world.
+
+    .venv/bin/python scripts/make_demo_model.py --work out/demo --out checkpoints/qwen3-omni-demo
+
+Two processes of one thread each: one learns to see, to hear and to answer, the other to speak. Everything is drawn,
+filmed, spoken and trained here, from seeds. It can be stopped at any time; the same command goes on where it was.
+Losses are in WORK/*/losses.png.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parent
+# Each line of work with its stages; see the modules of these names.
+LINES = {
+    "perceiving": ("vision", "audio", "thinker", "observe", "answers"),
+    "speaking": ("codec", "vocoder", "talker"),
+}
+PARTS = ("thinker.safetensors", "talker.safetensors", "code2wav.safetensors")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Train the demo model from nothing but what is installed.")
+    parser.add_argument("--work", type=Path, default=Path("out/demo"), help="what is trained, and where it stopped")
+    parser.add_argument(
+        "--out", type=Path, default=Path("checkpoints/qwen3-omni-demo"), help="directory of the checkpoint"
+    )
+    options = parser.parse_args(arguments)
+
+    started = time.perf_counter()
+    running = {line: start(line, stages, options.work) for line, stages in LINES.items()}
+    try:
+        failed = [line for line, process in running.items() if process.wait() != 0]
+    except KeyboardInterrupt:
+        print("make_demo_model: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    finally:
+        for process in running.values():
+            process.terminate()
+    if failed:
+        print(f"make_demo_model: {' and '.join(failed)} failed; see above", file=sys.stderr)
+        return 1
+
+    sys.path.insert(0, str(SCRIPTS))
+    from demo_model.export import assemble  # here, as it takes seconds that the wait need not
+
+    assemble([options.work / part for part in PARTS], options.out)
+    print(f"{options.out}: made in {(time.perf_counter() - started) / 60:.0f} minutes")
+    return 0
+
+
+def start(line: str, stages: Sequence[str], work: Path) -> "subprocess.Popen[bytes]":
+    """One process for one line of work."""
+    command = [sys.executable, "-m", f"demo_model.{line}", "--out", str(work), *stages]
+    paths = [str(SCRIPTS), str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    return subprocess.Popen(command, env=environment)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

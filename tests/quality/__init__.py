@@ -1,0 +1,1 @@
+"""Whether answers are right and voices clear, on the one checkpoint that is trained: the demo model."""

@@ -1,0 +1,33 @@
+"""The server of the demo model, and the reference on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.reference import SpokenReference
+from tests.server import Server, colocated
+
+CHECKPOINT = Path(os.environ.get("DEMO_CHECKPOINT", ROOT / "demo" / "qwen3-omni-demo"))
+"""The one that is shipped, or another to be tried."""
+
+
+@pytest.fixture(scope="session")
+def demo_server(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Server]:
+    """It may read the committed media where the usage guide has them."""
+    directory = tmp_path_factory.mktemp("demo")
+    (directory / "tests" / "data").mkdir(parents=True)
+    for file in data.iterdir():
+        (directory / "tests" / "data" / file.name).write_bytes(file.read_bytes())
+    server = Server(CHECKPOINT, directory, colocated(), speech=True).start()
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def demo_reference() -> SpokenReference:
+    return SpokenReference(CHECKPOINT)
