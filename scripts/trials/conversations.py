@@ -86,7 +86,8 @@ def _speech(draw: random.Random) -> dict[str, Any]:
 
 
 def _drawn(draw: random.Random) -> dict[str, Any]:
-    return {"temperature": 0.8, "seed": draw.randint(0, 2**31)}
+    # Among few: a draw from a whole flat vocabulary is so often within rounding of a border that company changes it.
+    return {"temperature": 0.8, "top_k": 5, "seed": draw.randint(0, 2**31)}
 
 
 _WRITTEN: dict[str, Callable[[random.Random], dict[str, Any]]] = {
