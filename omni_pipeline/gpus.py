@@ -126,11 +126,22 @@ def memory_used(gpus: Sequence[Gpu]) -> dict[int, int]:
     Raises:
         StartupError: the driver does not answer.
     """
-    there = _each_gpu(lambda nvml, handle: int(nvml.nvmlDeviceGetMemoryInfo(handle).used))
+    return _answers(gpus, lambda nvml, handle: int(nvml.nvmlDeviceGetMemoryInfo(handle).used))
+
+
+def capability(gpu: Gpu) -> tuple[int, int]:
+    """Compute capability of a GPU, as in (9, 0) for Hopper. Raises StartupError."""
+    major, minor = _answers([gpu], lambda nvml, handle: nvml.nvmlDeviceGetCudaComputeCapability(handle))[gpu.index]
+    return int(major), int(minor)
+
+
+def _answers(gpus: Sequence[Gpu], question: Callable[[Any, Any], Answer]) -> dict[int, Answer]:
+    """NVML's answer to a question about each of these GPUs, by its index; see `_each_gpu`."""
+    there = _each_gpu(question)
     return {
-        gpu.index: used
+        gpu.index: answer
         for gpu in gpus
-        for known, used in there
+        for known, answer in there
         if gpu.device == str(known.index) or known.device.startswith(gpu.device)
     }
 

@@ -37,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     running = {line: start(line, stages, options.work) for line, stages in LINES.items()}
     try:
         failed = [line for line, process in running.items() if process.wait() != 0]
-    finally:  # also when this one is interrupted
+    except KeyboardInterrupt:
+        print("make_demo_model: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    finally:
         for process in running.values():
             process.terminate()
     if failed:

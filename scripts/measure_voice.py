@@ -1,9 +1,10 @@
-"""Measures what a codec frame costs in code_predictor and code2wav, beside the reference and the bare matrix products.
+"""Measures what a codec frame costs in talker_ar, code_predictor and code2wav, beside the bare matrix products.
 
     python scripts/measure_voice.py --model-path checkpoints/tiny
     python scripts/measure_voice.py --real        # the released model's shapes, random weights
 
-CPU time of one thread, in milliseconds per frame of one voice; figures are comparable only within one run.
+CPU time of one thread, in milliseconds per frame of one voice; figures are comparable only within one run. The talker
+is measured as the stage, with all of SGLang around it, and needs a checkpoint.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the workers: the cores are shared
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,16 +27,23 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
     Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration,
 )
 
+from omni_pipeline.stage import StageContext
+from omni_pipeline.wire import Chunk, End, Start, Tensor
 from stages.code2wav.history import Streams
 from stages.code2wav.network import StreamingVocoder
 from stages.code_predictor.choice import Choice, Draws
 from stages.code_predictor.network import ResidualNetwork
-from stages.code_predictor.stage import frame_function
-from stages.messages import Sampling
-from stages.options import CodePredictorOptions
+from stages.code_predictor.stage import frame_graphs
+from stages.messages import Finished, FrameFeedback, FrameSeed, Sampling, SpeechOptions, TalkerPrompt, Tokens
+from stages.options import CodePredictorOptions, TalkerOptions
+from stages.talker_ar import Talker
 from stages.weights import load_part, read_tensors
 
 SAMPLED = Sampling(temperature=1.0, top_k=50, top_p=0.8, seed=1)
+_ENDLESS = {"repetition_penalty": 1.05, "max_tokens": 4096, "ignore_eos": True}
+GREEDY_TALKER = Sampling(**_ENDLESS)
+SAMPLED_TALKER = Sampling(temperature=0.9, top_k=50, seed=1, **_ENDLESS)
+PROMPT = 80  # tokens of the user's turns
 WHOLE_FRAMES = 40
 
 
@@ -48,6 +57,8 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if not arguments.real:
+        measure_talker(arguments.model_path, arguments.batches, arguments.repeats)
     predictor, table, vocoder = real_shapes() if arguments.real else checkpoint(arguments.model_path)
     with torch.inference_mode():
         measure_predictor(predictor, table, arguments.batches, arguments.repeats)
@@ -84,9 +95,81 @@ def real_shapes() -> tuple[Any, torch.Tensor, Any]:
     return predictor, table, vocoder
 
 
+def measure_talker(model_path: str, batches: list[int], repeats: int) -> None:
+    config = Qwen3OmniMoeConfig.from_pretrained(model_path).talker_config
+    print("talker_ar, ms per frame")
+    print(f"{'batch':>8}{'greedy':>10}{'sampled':>10}{'products':>10}{'ratio to products':>19}")
+    with tempfile.TemporaryDirectory() as run_dir:
+        context = StageContext("talker_ar", os.path.abspath(model_path), "cpu", TalkerOptions(), frozenset(), run_dir)
+        talker = Talker(context)
+        speaker = next(iter(config.speaker_id)).lower()
+        for batch in batches:
+            greedy, sampled = (
+                milliseconds(Voices(talker, batch, SpeechOptions(speaker, way, way)).step, repeats) / batch
+                for way in (GREEDY_TALKER, SAMPLED_TALKER)
+            )
+            products = milliseconds(talker_products(config.text_config, batch), repeats) / batch
+            print(f"{batch:>8}{greedy:>10.3f}{sampled:>10.3f}{products:>10.3f}{greedy / products:>19.2f}")
+        talker.close()
+    print()
+
+
+class Voices:
+    """Some voices without end."""
+
+    def __init__(self, talker: Talker, count: int, speech: SpeechOptions) -> None:
+        for old in list(talker.live()):
+            talker.abort(old)
+        self._talker = talker
+        self._names = [f"{count}-{speech.talker.temperature}-{number}" for number in range(count)]
+        self._seeds: dict[str, torch.Tensor] = {}
+        prompt = TalkerPrompt(Tensor.of(torch.arange(PROMPT)), None, None, [0, 1, 2], None, 0.0, speech)
+        for name in self._names:
+            talker.receive(Start(name, "thinker", "talker_ar", prompt))
+            talker.receive(Chunk(name, "thinker", "talker_ar", Tokens([0, 1])))
+            talker.receive(End(name, "thinker", "talker_ar", Finished("stop", None)))
+        while len(self._seeds) < count:
+            self._take()
+
+    def step(self) -> None:
+        """One more frame of each; in place of its embedding comes the state that it was picked from."""
+        seeds, self._seeds = self._seeds, {}
+        for name, state in seeds.items():
+            self._talker.receive(Chunk(name, "code_predictor", "talker_ar", FrameFeedback(Tensor.of(state))))
+        self._take()
+        assert len(self._seeds) == len(self._names)
+
+    def _take(self) -> None:
+        for message in self._talker.step():
+            if isinstance(message, Chunk) and isinstance(message.body, FrameSeed):
+                self._seeds[message.request_id] = message.body.hidden.torch()
+
+
+def talker_products(config: Any, batch: int) -> Callable[[], None]:
+    """As `matrix_products`, for one token of each voice: each goes to experts of its own where there are enough."""
+    hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim
+    joined = heads + 2 * config.num_key_value_heads * config.head_dim
+    routed = min(batch * config.num_experts_per_tok, config.num_experts)
+    rows = -(-batch * config.num_experts_per_tok // routed)
+    middle, shared = config.moe_intermediate_size, config.shared_expert_intermediate_size
+    dense = [(hidden, joined), (heads, hidden), (hidden, config.num_experts), (hidden, 2 * shared), (shared, hidden)]
+    pairs = [(batch, shape) for shape in dense] + [(rows, (hidden, 2 * middle)), (rows, (middle, hidden))] * routed
+    products = [(torch.randn(count, into), torch.randn(out, into).t()) for count, (into, out) in pairs]
+    products *= config.num_hidden_layers
+    products.append((torch.randn(batch, hidden), torch.randn(config.vocab_size, hidden).t()))
+
+    def run() -> None:
+        for inputs, matrix in products:
+            torch.mm(inputs, matrix)
+
+    return run
+
+
 def measure_predictor(model: Any, table: torch.Tensor, batches: list[int], repeats: int) -> None:
     network = ResidualNetwork(model, table, max(batches))
-    compute = frame_function(network, "cpu", CodePredictorOptions())
+    graphs = frame_graphs(network, "cpu", CodePredictorOptions())
+    assert graphs is not None
+    compute = graphs.frames
     print(f"code_predictor, {network.codebooks} codebooks, ms per frame")
     print(f"{'batch':>8}{'greedy':>10}{'sampled':>10}{'products':>10}{'reference':>11}{'ratio to products':>19}")
     for batch in batches:

@@ -11,6 +11,7 @@ from omni_pipeline.stage import StageContext
 from omni_pipeline.wire import Chunk, End, Failed, Work
 from stages.detokenize import TokenTable, Transcript
 from stages.messages import (
+    Certain,
     DecodeStart,
     Finished,
     FinishReason,
@@ -74,6 +75,10 @@ class Decode:
             if body.matched is not None:
                 answer.count(body.matched)
             answer.transcript.finish()
+            if answer.start.awaited:
+                certain = answer.transcript.certain()
+                last = StopGenerating(certain) if answer.transcript.stopped else Certain(certain)
+                self._outbox.append(End(request_id, self.name, THINKER, last))
             self._end(request_id, answer, "stop" if answer.transcript.stopped else body.reason)
         else:
             raise TypeError(f"decode cannot take a {type(body).__name__}")
@@ -101,9 +106,12 @@ class Decode:
             answer.count(token)
             answer.transcript.push(token, self._logprob(tokens, index) if tokens.logprobs else None)
             if answer.transcript.stopped:
-                self._outbox.append(End(request_id, self.name, THINKER, StopGenerating()))
+                said = StopGenerating(answer.transcript.certain())
+                self._outbox.append(End(request_id, self.name, THINKER, said))
                 self._end(request_id, answer, "stop")
                 return
+        if answer.start.awaited:
+            self._outbox.append(Chunk(request_id, self.name, THINKER, Certain(answer.transcript.certain())))
         if answer.start.text.stream or not answer.shown:
             self._show(request_id, answer)
 

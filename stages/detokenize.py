@@ -85,17 +85,30 @@ class Transcript:
         self._held = ""  # decoded, not yet shown
         self._shown = 0  # characters shown
         self._pending: deque[_Pending] = deque()
+        self._ends: deque[int] = deque()  # characters up to the end of each token that is not certain yet
+        self._certain = 0
         self.stopped = False
 
     def push(self, token: int, logprob: TokenLogprob | None = None) -> None:
         """Add a generated token."""
         if self._skip_special and token in self._table.special:
+            self._ends.append(self._shown + len(self._held))
             return
         if logprob is not None:
             self._pending.append(_Pending(self._shown + len(self._held), logprob))
         before = len(self._held)
         self._held += self._decoder.decode(self._table.bytes_of(token))
+        unfinished, _ = self._decoder.getstate()
+        self._ends.append(self._shown + len(self._held) + bool(unfinished))
         self._cut_at_stop(before)
+
+    def certain(self) -> int:
+        """Tokens so far of whose text nothing belongs to a stop string, whatever comes."""
+        reach = self._shown + len(self._held) - self._uncertain()
+        while self._ends and self._ends[0] <= reach:
+            self._ends.popleft()
+            self._certain += 1
+        return self._certain
 
     def finish(self) -> None:
         """No more tokens: what is left of an unfinished character becomes U+FFFD, and nothing is held back."""
@@ -107,8 +120,7 @@ class Transcript:
 
     def take(self) -> tuple[str, list[TokenLogprob]]:
         """Text that may be shown now, and the log-probabilities of its tokens."""
-        keep = 0 if self.stopped else self._possible_stop()
-        text = self._held[: len(self._held) - keep]
+        text = self._held[: len(self._held) - self._uncertain()]
         self._held = self._held[len(text) :]
         self._shown += len(text)
         ready: list[TokenLogprob] = []
@@ -129,8 +141,10 @@ class Transcript:
             while self._pending and self._pending[-1].start >= self._shown + found:
                 self._pending.pop()
 
-    def _possible_stop(self) -> int:
-        """Length of the longest end of the held text that a stop string could begin with."""
+    def _uncertain(self) -> int:
+        """Length of the longest end of the held text that a stop string could begin with, unless one has been found."""
+        if self.stopped:
+            return 0
         longest = 0
         for stop in self._stop:
             for length in range(min(len(stop) - 1, len(self._held)), longest, -1):

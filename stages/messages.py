@@ -309,13 +309,15 @@ class ThinkerRequest(Struct):
 class DecodeStart(Struct, tag="decode_start"):
     """The prompt has been computed; what decode has to know before the first token.
 
-    `cached_tokens` of the `prompt_tokens` were found in the prefix cache.
+    `cached_tokens` of the `prompt_tokens` were found in the prefix cache. Where a text is `awaited`, the thinker wants
+    to know how much of it no stop string can take back, because that much can be spoken.
     """
 
     prompt_tokens: int
     cached_tokens: int
     media_tokens: dict[Modality, int]
     text: TextOutput
+    awaited: bool = False
 
 
 class Logprob(Struct, array_like=True):
@@ -349,7 +351,18 @@ class Finished(Struct, tag="finished"):
 
 
 class StopGenerating(Struct, tag="stop_generating"):
-    """Decode has seen a stop string: the thinker ends this text here, as if it had generated an end-of-turn."""
+    """Decode has seen a stop string: the thinker ends this text here, as if it had generated an end-of-turn.
+
+    `tokens` of the text come before the stop string.
+    """
+
+    tokens: int
+
+
+class Certain(Struct, tag="certain"):
+    """So many tokens of an awaited text come before any stop string; the last one is sent when the text has ended."""
+
+    tokens: int
 
 
 # --- decode → collector -----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ prompt's media, then the same ids but for the last, which is never spoken.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ from omni_pipeline.errors import unavailable
 from omni_pipeline.stage import StageContext
 from omni_pipeline.wire import Chunk, End, Failed, Start, Tensor, Work
 from stages.messages import (
+    Certain,
     DecodeStart,
     Finished,
     SpokenPrompt,
@@ -42,10 +43,21 @@ class _Answer:
     Attributes:
         request: What was asked.
         heard: Media rows that the talker hears, as indices among the rows of the user's turns: int64 [k], or None.
+        held: Ids that the talker does not get yet, because a stop string may take them back.
+        told: How many it has got.
+        finished: How the text ended, if it has while ids are held.
     """
 
     request: ThinkerRequest
     heard: torch.Tensor | None
+    held: list[int] = field(default_factory=list)
+    told: int = 0
+    finished: Finished | None = None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether ids are held until decode has looked for stop strings in them."""
+        return self.request.spoken is not None and bool(self.request.text.stop)
 
 
 class Thinker:
@@ -81,7 +93,9 @@ class Thinker:
         if isinstance(body, ThinkerRequest):
             self._begin(message.request_id, body)
         elif isinstance(body, StopGenerating):
-            self._stop(message.request_id)
+            self._stop(message.request_id, body.tokens)
+        elif isinstance(body, Certain):
+            self._release(message.request_id, body.tokens, last=isinstance(message, End))
         else:
             raise TypeError(f"thinker cannot take a {type(body).__name__}")
 
@@ -93,8 +107,7 @@ class Thinker:
             yield from self._tell(event, fresh)
         for request_id, tokens in fresh.items():
             yield Chunk(request_id, self.name, TARGET, tokens)
-            if self._answers[request_id].request.spoken is not None:
-                yield Chunk(request_id, self.name, TALKER, Tokens(tokens.ids))
+            yield from self._speak(request_id, self._answers[request_id], tokens.ids)
 
     def abort(self, request_id: str) -> None:
         self._answers.pop(request_id, None)
@@ -139,17 +152,39 @@ class Thinker:
         )
         self._answers[request_id] = _Answer(request, heard)
 
-    def _stop(self, request_id: str) -> None:
-        """End a text where decode found a stop string, unless it has ended by itself meanwhile."""
+    def _stop(self, request_id: str, tokens: int) -> None:
+        """End a text before a stop string that decode found after so many tokens, unless it is over meanwhile."""
         answer = self._answers.get(request_id)
-        if answer is not None:
-            self.abort(request_id)
-            self._outbox += self._ends(request_id, answer.request, Finished("stop", None))
+        if answer is None:
+            return
+        self._engine.abort(request_id)
+        finished = Finished("stop", None)
+        if answer.finished is None:
+            self._outbox.append(End(request_id, self.name, TARGET, finished))
+        answer.finished = finished
+        self._release(request_id, tokens, last=True)
 
-    def _ends(self, request_id: str, request: ThinkerRequest, finished: Finished) -> Iterable[Work]:
-        yield End(request_id, self.name, TARGET, finished)
-        if request.spoken is not None:
-            yield End(request_id, self.name, TALKER, finished)
+    def _release(self, request_id: str, tokens: int, *, last: bool) -> None:
+        """Let the talker have what is certain of a text, and perhaps its end."""
+        answer = self._answers.get(request_id)
+        if answer is None:
+            return
+        ids = answer.held[: tokens - answer.told]
+        if ids:
+            del answer.held[: len(ids)]
+            answer.told += len(ids)
+            self._outbox.append(Chunk(request_id, self.name, TALKER, Tokens(ids)))
+        if last:
+            del self._answers[request_id]
+            if answer.request.spoken is not None:
+                self._outbox.append(End(request_id, self.name, TALKER, answer.finished))
+
+    def _speak(self, request_id: str, answer: _Answer, ids: list[int]) -> Iterable[Work]:
+        """Give new ids of the text to the talker, or hold them."""
+        if answer.awaited:
+            answer.held += ids
+        elif ids and answer.request.spoken is not None:
+            yield Chunk(request_id, self.name, TALKER, Tokens(list(ids)))
 
     def _tell(self, event: Event, fresh: dict[str, Tokens]) -> Iterable[Work | Failed]:
         """Messages for one event; tokens are put in `fresh`, to leave in one chunk for each request and step."""
@@ -168,23 +203,27 @@ class Thinker:
                 cached_tokens=event.cached_tokens,
                 media_tokens=request.media_tokens,
                 text=request.text,
+                awaited=answer.awaited,
             )
             yield Start(request_id, self.name, TARGET, started)
             if request.spoken is not None:
                 prompt = _talker_prompt(request, request.spoken, answer.heard, event.tapped)
                 yield Start(request_id, self.name, TALKER, prompt)
         elif isinstance(event, Done):
-            request = self._answers.pop(request_id).request
+            answer = self._answers[request_id]
+            answer.finished = Finished(event.reason, event.matched)
             tokens = fresh.pop(request_id, Tokens([]))
-            spoken = tokens.ids[:-1]
+            yield from self._speak(request_id, answer, tokens.ids[:-1])
             if event.matched is not None:
                 for column in (tokens.ids, tokens.logprobs, tokens.alternatives):
                     del column[-1:]
             if tokens.ids:
                 yield Chunk(request_id, self.name, TARGET, tokens)
-            if spoken and request.spoken is not None:
-                yield Chunk(request_id, self.name, TALKER, Tokens(spoken))
-            yield from self._ends(request_id, request, Finished(event.reason, event.matched))
+            yield End(request_id, self.name, TARGET, answer.finished)
+            if not answer.awaited:
+                del self._answers[request_id]
+                if answer.request.spoken is not None:
+                    yield End(request_id, self.name, TALKER, answer.finished)
         elif isinstance(event, Broken):
             del self._answers[request_id]
             error = unavailable(event.message, code="engine", retry_after=None)

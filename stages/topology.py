@@ -111,7 +111,7 @@ QWEN3_OMNI = Graph(
         Edge("audio_encoder", "mm_aggregate", messages.AudioRows),
         Edge("mm_aggregate", "thinker", messages.ThinkerRequest),
         Edge("thinker", "decode", messages.DecodeStart | messages.Tokens | messages.Finished),
-        Edge("decode", "thinker", messages.StopGenerating),
+        Edge("decode", "thinker", messages.StopGenerating | messages.Certain),
         Edge("decode", COLLECTOR, messages.TextDelta | messages.TextDone),
         Edge("thinker", "talker_ar", messages.TalkerPrompt | messages.Tokens | messages.Finished),
         Edge("talker_ar", "code_predictor", messages.PredictorStart | messages.FrameSeed),

@@ -25,6 +25,9 @@ SAMPLE_RATE = 16_000
 # Two logits closer than this may change places when a batch is shaped differently (see docs/architecture.md).
 NEAR_TIE = EXACTNESS.near_tie
 
+# As the id that ends a text: none does.
+NO_TOKEN = -1
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -176,8 +179,13 @@ class SpokenReference(Reference):
         self.model.talker.config.audio_config = self.model.config.thinker_config.audio_config
 
     @torch.no_grad()
-    def speak(self, conversation: Conversation, max_tokens: int, max_frames: int, speaker: str) -> Spoken | None:
-        """The answer, or None where the reference fails: if a text is over at its first token, or a voice at its."""
+    def speak(
+        self, conversation: Conversation, max_tokens: int, max_frames: int, speaker: str, *, endless: bool = False
+    ) -> Spoken | None:
+        """The answer, or None where the reference fails: if a text is over at its first token, or a voice at its.
+
+        An `endless` one is over at the limits only.
+        """
         inputs = self.inputs(conversation)
         heard = _Decisions(self.model)
         codes: list[torch.Tensor] = []
@@ -189,9 +197,10 @@ class SpokenReference(Reference):
                 use_audio_in_video=conversation.use_audio_in_video,
                 speaker=speaker,
                 thinker_max_new_tokens=max_tokens,
-                thinker_eos_token_id=self.model.config.im_end_token_id,
+                thinker_eos_token_id=NO_TOKEN if endless else self.model.config.im_end_token_id,
                 talker_do_sample=False,
                 talker_max_new_tokens=max_frames + 1,
+                talker_min_new_tokens=max_frames + 1 if endless else None,
             )
         except RuntimeError:
             return None
@@ -199,9 +208,8 @@ class SpokenReference(Reference):
             self.model.code2wav.chunked_decode = decode
             heard.close()
         waveform = self.model.code2wav(codes[0])[0, 0].numpy()
-        return Spoken(
-            ids[0, inputs["input_ids"].shape[1] :].tolist(), codes[0][0], heard.margins(codes[0][0]), waveform
-        )
+        margins = heard.margins(codes[0][0], endless=endless)
+        return Spoken(ids[0, inputs["input_ids"].shape[1] :].tolist(), codes[0][0], margins, waveform)
 
 
 class _Decisions:
@@ -226,11 +234,11 @@ class _Decisions:
         best = logits[0, -1].float().topk(2).values
         self._residual.append(float(best[0] - best[1]))
 
-    def margins(self, codes: torch.Tensor) -> list[float]:
+    def margins(self, codes: torch.Tensor, *, endless: bool) -> list[float]:
         """The smallest lead in each frame; the talker's after its repetition penalty and its banned codes."""
         banned = torch.zeros(self._talker.text_config.vocab_size, dtype=torch.bool)
         banned[-1024:] = True
-        banned[self._talker.codec_eos_token_id] = False
+        banned[self._talker.codec_eos_token_id] = endless
         residuals = len(codes) - 1
         smallest = []
         for frame, logits in enumerate(self._first[: codes.shape[1]]):

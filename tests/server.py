@@ -47,6 +47,13 @@ class Server:
     url: str = ""
     process: subprocess.Popen[bytes] | None = None
 
+    def __enter__(self) -> Server:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        code = self.stop()
+        assert error is not None or code == 0
+
     def start(self) -> Server:
         """Start and wait until `/health` says that it serves."""
         port = free_port()

@@ -20,6 +20,11 @@ from torch.nn import functional
 Choose = Callable[[Tensor, int], Tensor]
 
 
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in a data type; nothing at all where it has it, which `Tensor.to` would be recorded for."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 class Norm(NamedTuple):
     """An RMS norm over the last axis, in the form x / hypot(|x|, floor) · weight.
 
@@ -38,9 +43,9 @@ class Norm(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., width], normalised and in its own data type."""
-        wide = x.float()
+        wide = _cast(x, torch.float32)
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).hypot_(self.floor)
-        return wide.div(length).mul_(self.weight).to(x.dtype)
+        return _cast(wide.div(length).mul_(self.weight), x.dtype)
 
 
 class Layer(NamedTuple):
@@ -172,19 +177,19 @@ class ResidualNetwork:
 
     def _turn(self, qk: Tensor, layer: Layer, rotations: Tensor) -> Tensor:
         """Queries and keys [batch, rows, heads + kv heads, head_dim], normalised head by head and rotated; float32."""
-        wide = qk.float()
+        wide = _cast(qk, torch.float32)
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).hypot_(self._head_floor)
         normed = (wide * layer.head_weights).div_(length)
-        pairs = torch.view_as_complex(normed.view(*qk.shape[:3], -1, 2))
+        pairs = torch.view_as_complex(normed.unflatten(-1, (-1, 2)))
         pairs.mul_(rotations)  # in place, through the view
         return normed
 
     def _attend(self, queries: Tensor, rows: int, place: Places) -> Tensor:
         """Scaled queries [batch · kv heads, query heads of each · rows, head_dim] over the cache."""
-        scores = torch.bmm(queries.to(self.dtype), place.keys)
+        scores = torch.bmm(_cast(queries, self.dtype), place.keys)
         if rows > 1:
             scores = (scores.unflatten(1, (-1, rows)) + self._later).flatten(1, 2)
-        return torch.bmm(scores.softmax(-1, dtype=torch.float32).to(self.dtype), place.values)
+        return torch.bmm(_cast(_cast(scores, torch.float32).softmax(-1), self.dtype), place.values)
 
     def _take_over(self, layer: Any, epsilon: float) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -227,10 +232,10 @@ class ResidualNetwork:
             for places, (start, stop) in zip(passes, spans, strict=True):
                 places.append(
                     Places(
-                        new_keys=keys[:, :, start:stop].unflatten(0, (batch, -1)),
-                        new_values=values[:, start:stop].unflatten(0, (batch, -1)),
-                        keys=keys[:, :, :stop],
-                        values=values[:, :stop],
+                        new_keys=keys.narrow(2, start, stop - start).unflatten(0, (batch, -1)),
+                        new_values=values.narrow(1, start, stop - start).unflatten(0, (batch, -1)),
+                        keys=keys.narrow(2, 0, stop),
+                        values=values.narrow(1, 0, stop),
                     )
                 )
         return passes

@@ -6,6 +6,7 @@ question at a time over a socket pair: frames as `omni_pipeline.wire` makes them
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -144,6 +145,7 @@ def _be_reader(reader: MediaReader, questions: socket.socket, parent: int) -> No
     try:
         die_with_parent(parent, signal.SIGKILL)
         set_title("preprocessing: media")
+        _leave_output_to_us()
         torch.set_num_threads(1)  # the threads of the parent are not here
         codec = Codec(_EDGES)
         while True:
@@ -159,6 +161,18 @@ def _be_reader(reader: MediaReader, questions: socket.socket, parent: int) -> No
         logger.exception("the process that reads media ends")
     finally:
         os._exit(code)
+
+
+def _leave_output_to_us() -> None:
+    """What C libraries print about the files of clients goes nowhere; what we log still goes to standard error."""
+    ours = os.fdopen(os.dup(2), "w", buffering=1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    faulthandler.enable(ours)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(ours)
 
 
 def _answer(reader: MediaReader, question: Question, begin: Callable[[int], None]) -> End[ReadMedia] | Failed:

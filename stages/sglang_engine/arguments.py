@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from omni_pipeline import gpus
 from omni_pipeline.config import suggestion
 from omni_pipeline.errors import StartupError
@@ -32,9 +30,10 @@ _ELSEWHERE = {
     "max_running_requests": "the stage's options.max_running_requests",
 }
 
-# SGLang may take a little more than planned: the bound is the planned number of tokens, and rounding must not make the
-# KV cache smaller than that.
+# Of the GPU, what SGLang may take beyond the plan, so that rounding does not make its KV cache smaller.
 _SLACK = 0.02
+
+# Of what is free, the most that it may take.
 _MOST = 0.98
 
 _CPU = {
@@ -85,7 +84,8 @@ def server_arguments(
         **engine,
     }
     if device != "cpu" and static_bytes is not None:
-        arguments["mem_fraction_static"] = static_fraction(static_bytes, *gpus.least_free())
+        bounded = max_total_tokens is not None
+        arguments["mem_fraction_static"] = static_fraction(static_bytes, *gpus.least_free(), bounded=bounded)
     return ServerArgs(**arguments)
 
 
@@ -103,19 +103,24 @@ def moe_backend(quantization: dict[str, Any], capability: tuple[int, int]) -> st
 
 def _for_fp8(model_path: str) -> dict[str, Any]:
     config = json.loads((Path(model_path) / "config.json").read_text())
-    backend = moe_backend(config.get("quantization_config") or {}, torch.cuda.get_device_capability())
+    # Not asked of torch, which would begin a CUDA context on the first GPU in every rank.
+    backend = moe_backend(config.get("quantization_config") or {}, gpus.capability(gpus.detect()[0]))
     return {} if backend is None else {"moe_runner_backend": backend}
 
 
-def static_fraction(static: int, free: int, total: int) -> float:
+def static_fraction(static: int, free: int, total: int, *, bounded: bool) -> float:
     """SGLang's ``mem_fraction_static`` for `static` bytes of weights and KV cache on a GPU.
 
     SGLang makes its KV cache as large as what is free once the weights are there, less (1 - fraction) of what was free
     before. So the fraction is of the memory that is *free when the engine starts*, not of the whole GPU: beside others,
     who have taken theirs by then, it has to be larger for the same bytes.
 
+    Where the number of tokens bounds the cache, SGLang's reckoning can only do harm: it charges the cache with whatever
+    else is taken meanwhile, by others or for CUDA graphs. Then nearly everything that is free is offered to it.
+
     Args:
         free, total: Bytes of the GPU, now.
+        bounded: Whether the cache has a planned number of tokens.
 
     Raises:
         StartupError: more is free nowhere.
@@ -125,4 +130,4 @@ def static_fraction(static: int, free: int, total: int) -> float:
             f"{static / 2**30:.1f} GiB are planned for weights and KV cache, but {free / 2**30:.1f} of the GPU's "
             f"{total / 2**30:.1f} GiB are free: something else uses it, or the budgets are too large"
         )
-    return min(_MOST, (static + _SLACK * total) / free)
+    return _MOST if bounded else min(_MOST, (static + _SLACK * total) / free)

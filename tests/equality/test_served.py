@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,13 @@ class Running:
 @pytest.fixture(scope="module")
 def truths(kit: Kit, checkpoints: Callable[[str], Path]) -> Callable[[str], Truths]:
     """The reference's answers on a checkpoint, computed once."""
-    known: dict[str, Truths] = {}
 
+    @cache
     def of(name: str) -> Truths:
-        if name not in known:
-            conversations = all_conversations(kit)
-            reference = Reference(checkpoints(name))
-            answers = {conversation.name: reference.greedy(conversation, TOKENS) for conversation in conversations}
-            known[name] = Truths(conversations, answers)
-        return known[name]
+        conversations = all_conversations(kit)
+        reference = Reference(checkpoints(name))
+        answers = {conversation.name: reference.greedy(conversation, TOKENS) for conversation in conversations}
+        return Truths(conversations, answers)
 
     return of
 
@@ -91,9 +90,8 @@ def running(
 ) -> Iterator[Running]:
     checkpoint, config = CONFIGURATIONS[request.param]
     expected = truths(checkpoint)
-    server = Server(checkpoints(checkpoint), media_directory, config).start()
-    yield Running(server, expected)
-    assert server.stop() == 0
+    with Server(checkpoints(checkpoint), media_directory, config) as server:
+        yield Running(server, expected)
 
 
 def test_the_table_is_as_large_and_lively_as_it_should_be(truths: Callable[[str], Truths]) -> None:

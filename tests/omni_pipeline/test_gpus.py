@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from omni_pipeline import gpus
 from omni_pipeline.errors import StartupError
-from omni_pipeline.gpus import MIB, Gpu, _visible, detect, memory_used, parse, parse_size
+from omni_pipeline.gpus import MIB, Gpu, _visible, capability, detect, least_free, memory_used, parse, parse_size
 
 GIB = 1024**3
 
@@ -73,6 +74,7 @@ class Driver:
     nvmlInit = nvmlShutdown = staticmethod(lambda: None)
     nvmlDeviceGetCount = staticmethod(lambda: len(THERE))
     nvmlDeviceGetHandleByIndex = staticmethod(lambda index: THERE[index])
+    nvmlDeviceGetCudaComputeCapability = staticmethod(lambda handle: [9, handle.index])
     nvmlDeviceGetName = staticmethod(lambda handle: handle.name)
     nvmlDeviceGetUUID = staticmethod(lambda handle: handle.device)
     nvmlDeviceGetMemoryInfo = staticmethod(lambda handle: SimpleNamespace(total=handle.memory, used=handle.memory - 1))
@@ -83,3 +85,14 @@ def test_memory_in_use_is_that_of_the_visible_gpus(visible: str | None, monkeypa
     monkeypatch.setitem(sys.modules, "pynvml", Driver)
     seen = _visible(THERE, visible)
     assert memory_used(seen) == {gpu.index: gpu.memory - 1 for gpu in seen}
+
+
+def test_capability_is_that_of_the_card_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Driver)
+    assert [capability(gpu) for gpu in _visible(THERE, "2,GPU-b")] == [(9, 2), (9, 1)]
+
+
+def test_gpu_with_the_least_free_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Driver)
+    monkeypatch.setattr(gpus, "detect", lambda: _visible(THERE, "2,1"))
+    assert least_free() == (1, THERE[1].memory)

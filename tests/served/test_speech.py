@@ -85,6 +85,25 @@ def test_sound_alone_has_its_text_in_the_transcript(client: openai.OpenAI) -> No
     assert message.audio.transcript
 
 
+@pytest.mark.parametrize("at", [1, 4, 7])
+def test_nothing_of_a_stop_string_is_spoken_nor_what_comes_after(client: openai.OpenAI, at: int) -> None:
+    """A text that a stop string ends sounds as one that its limit ends a token later: the last is never spoken."""
+    fields = {"ignore_eos": True, "return_token_ids": True, "talker_temperature": 0, "talker_max_new_tokens": 40}
+    audio = {"voice": "ethan", "format": "pcm16"}
+    whole = speak(client, temperature=0, modalities=["text"], audio=None, extra_body=fields).choices[0]
+    pieces = [
+        speak(client, temperature=0, modalities=["text"], audio=None, max_tokens=count, extra_body=fields)
+        for count in (at, at + 1)
+    ]
+    before, after = (piece.choices[0].message.content for piece in pieces)
+    stop = whole.message.content[len(before) :][:12]
+    assert whole.message.content.index(stop) == len(before) < len(after)
+    stopped = speak(client, temperature=0, audio=audio, stop=stop, extra_body=fields).choices[0]
+    limited = speak(client, temperature=0, audio=audio, max_tokens=at + 1, extra_body=fields).choices[0]
+    assert (stopped.message.content, stopped.finish_reason) == (before, "stop")
+    assert stopped.message.audio.data == limited.message.audio.data
+
+
 def test_an_unknown_voice_is_refused_with_the_list(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match=r"chelsie, ethan \(default\), aiden") as refused:
         speak(client, audio={"voice": "nobody", "format": "wav"})

@@ -52,6 +52,46 @@ def test_a_character_of_several_tokens_is_shown_whole(tokenizer: Any, table: Tok
     assert not any("\ufffd" in piece for piece in shown)
 
 
+def test_what_is_certain_ends_before_whatever_a_stop_string_may_begin_with(tokenizer: Any, table: TokenTable) -> None:
+    whole, stop = "one, two 日本, three, four", "two 日本, three"
+    ids = tokenizer.encode(whole, add_special_tokens=False)
+    texts = [tokenizer.decode(ids[: count + 1]) for count in range(len(ids))]
+    outside = sum(len(text) <= whole.index(stop) for text in texts)
+    transcript = Transcript(table, stop=[stop])
+    for count, (token, text) in enumerate(zip(ids, texts, strict=True), 1):
+        transcript.push(token)
+        transcript.take()
+        if transcript.stopped:
+            break
+        if "\ufffd" not in text and not any(text.endswith(stop[:length]) for length in range(1, len(stop))):
+            assert transcript.certain() == count
+        assert transcript.certain() <= outside
+    assert transcript.stopped
+    assert transcript.certain() == outside
+
+
+def test_without_a_stop_string_all_is_certain_but_the_first_bytes_of_a_character(
+    tokenizer: Any, table: TokenTable
+) -> None:
+    ids = tokenizer.encode("a🎈", add_special_tokens=False)
+    transcript = Transcript(table)
+    certain = []
+    for token in ids:
+        transcript.push(token)
+        certain.append(transcript.certain())
+    assert certain == [1] * (len(ids) - 1) + [len(ids)]
+
+
+def test_at_the_end_all_is_certain(tokenizer: Any, table: TokenTable) -> None:
+    ids = tokenizer.encode("one two", add_special_tokens=False)
+    transcript = Transcript(table, stop=["two three"])
+    for token in ids:
+        transcript.push(token)
+    assert transcript.certain() < len(ids)
+    transcript.finish()
+    assert transcript.certain() == len(ids)
+
+
 def test_an_unfinished_character_is_replaced_at_the_end(tokenizer: Any, table: TokenTable) -> None:
     ids = tokenizer.encode("a🎈", add_special_tokens=False)[:-1]
     assert "".join(run(Transcript(table), ids)) == tokenizer.decode(ids)

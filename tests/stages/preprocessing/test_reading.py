@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import signal
 import time
@@ -44,6 +45,9 @@ class Obedient:
                 case b"crash":
                     faulthandler.disable()  # it would tell the whole terminal
                     os.kill(os.getpid(), signal.SIGSEGV)
+                case b"noise":
+                    os.write(1, b"noise")
+                    os.write(2, b"noise")
                 case b"exit":
                     os._exit(3)
                 case b"hang":
@@ -122,6 +126,24 @@ def test_a_bug_is_an_internal_error_that_tells_nothing(reading: ReadingProcess) 
         reading.read(media(b"bug"), VIDEO, 0)
     assert caught.value.info.status == 500
     assert contents(reading.read(media(b"good"), VIDEO, 0)) == [b"good"]
+
+
+def test_what_libraries_print_about_files_is_not_in_the_log_but_what_we_say_is(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    handler = logging.StreamHandler()
+    logging.getLogger().addHandler(handler)
+    process = ReadingProcess(Obedient(), 60)  # type: ignore[arg-type]
+    try:
+        process.read(media(b"noise"), VIDEO, 0)
+        with pytest.raises(OmniError):
+            process.read(media(b"bug"), VIDEO, 0)
+    finally:
+        process.close()
+        logging.getLogger().removeHandler(handler)
+    printed = "".join(capfd.readouterr())
+    assert "noise" not in printed
+    assert "media could not be read" in printed
 
 
 def test_a_medium_that_takes_too_long_is_refused_and_given_up() -> None:

@@ -65,21 +65,26 @@ def arguments(**changed: Any) -> Any:
     ],
 )
 def test_fraction_is_of_what_is_free_when_the_engine_starts(static: int, free: int, fraction: float) -> None:
-    assert static_fraction(static * GIB, free * GIB, 80 * GIB) == pytest.approx(fraction, abs=1e-3)
+    found = static_fraction(static * GIB, free * GIB, 80 * GIB, bounded=False)
+    assert found == pytest.approx(fraction, abs=1e-3)
 
 
 @pytest.mark.parametrize(("static", "free"), [(40, 80), (40, 60), (10, 20)])
 def test_cache_that_sglang_makes_of_it_is_the_planned_one_or_a_little_larger(static: int, free: int) -> None:
     """SGLang: cache = free after loading - free before loading · (1 - fraction)."""
     weights = static // 2
-    fraction = static_fraction(static * GIB, free * GIB, 80 * GIB)
+    fraction = static_fraction(static * GIB, free * GIB, 80 * GIB, bounded=False)
     cache = (free - weights) - free * (1 - fraction)
     assert static - weights <= cache <= static - weights + 0.02 * 80 + 1e-6
 
 
 def test_gpu_that_something_else_uses_is_refused() -> None:
     with pytest.raises(StartupError, match=r"40\.0 GiB are planned .* but 30\.0 of the GPU's 80\.0 GiB are free"):
-        static_fraction(40 * GIB, 30 * GIB, 80 * GIB)
+        static_fraction(40 * GIB, 30 * GIB, 80 * GIB, bounded=True)
+
+
+def test_cache_with_a_number_of_tokens_is_not_bounded_by_a_fraction_too() -> None:
+    assert static_fraction(40 * GIB, 60 * GIB, 80 * GIB, bounded=True) == 0.98
 
 
 @pytest.mark.parametrize(
