@@ -27,6 +27,7 @@ from trials.client import send
 from trials.conduct import Findings, conduct
 from trials.conversations import Conversation, conversations
 from trials.disconnects import MOMENTS, leave_at
+from trials.report import memory_table
 from trials.service import Service
 from trials.traffic import Book, Traffic, ask_alone
 
@@ -146,7 +147,7 @@ class Trial:
         freed = [await self._leave(plan[first : first + AT_ONCE]) for first in range(0, count, AT_ONCE)]
         after = self._service.pss_by_process()
         found = self.findings
-        found.tables["Memory over disconnects"] = _memory(before, after)
+        found.tables["Memory over disconnects"] = memory_table(before, after)
         found.tables["Disconnects"] = [["moment", "clients"], *([name, str(plan.count(name))] for name in names)]
         found.details["seconds until freed"] = freed
         bound, growth = self._arguments.free, self._arguments.growth
@@ -183,7 +184,7 @@ class Trial:
         found.details["phases"] = msgspec.to_builtins(phases)
         wrong = bearable.wrong + double.wrong
         first, most = sum(before.values()), max(sum(settled.values()), sum(after.values()))
-        found.tables["Memory at rest"] = _memory(before, after)
+        found.tables["Memory at rest"] = memory_table(before, after)
         found.check("no errors at the bearable rate", _errors(bearable), set(bearable.counts) == {"answered"})
         found.check("no errors but 429s at twice that", _errors(double), set(double.counts) <= {"answered", REFUSED})
         found.check("twice that is more than it bears", _errors(double), REFUSED in double.counts)
@@ -241,11 +242,6 @@ def _quantile(values: list[float], share: float) -> float:
 
 def _errors(phase: Phase) -> str:
     return ", ".join(f"{count} {how}" for how, count in phase.counts.items() if how != "answered") or "none"
-
-
-def _memory(before: dict[str, int], after: dict[str, int]) -> list[list[str]]:
-    rows = [[name, *(f"{sizes.get(name, 0) / 2**20:.0f} MiB" for sizes in (before, after))] for name in sorted(before)]
-    return [["process", "before", "after"], *rows]
 
 
 def _growth(before: int, after: int) -> str:
