@@ -61,12 +61,14 @@ class Connection(web.RequestHandler):
         """The answer to what is no HTTP, and to a bug outside of all handlers.
 
         Raises:
-            ConnectionError: the answer has begun already.
+            ConnectionError: the answer has begun already, or the client has left.
         """
         if isinstance(exc, HttpProcessingError):
             info = _explained(exc)
             # Not its message: that quotes what came, which may be a key.
             log.info("not HTTP: error=%s code=%s remote=%s", type(exc).__name__, info.code, request.remote)
+        elif isinstance(exc, ConnectionError):  # something was being written when the client left
+            raise exc
         else:
             log.error("unexpected error", exc_info=exc)
             info = internal("Something went wrong inside the server.").info

@@ -119,4 +119,7 @@ def _verdict(placement: Placement, found: Sequence[Remedy]) -> Iterator[Renderab
 
 
 def _gib(size: int) -> str:
-    return f"{size / _GIB:.1f}" if size >= _GIB // 10 or not size else f"{size / _GIB:.2f}"
+    """With as many digits as it takes to tell it from nothing."""
+    if size >= _GIB // 10 or not size:
+        return f"{size / _GIB:.1f}"
+    return f"{size / _GIB:.2f}" if size >= _GIB // 100 else "<0.01"

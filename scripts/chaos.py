@@ -28,6 +28,7 @@ from msgspec import Struct
 from trials.client import Outcome
 from trials.conduct import Findings, conduct
 from trials.conversations import conversations
+from trials.report import memory_table
 from trials.service import FORK_SERVER, Service
 from trials.traffic import Book, Traffic, ask_alone
 
@@ -97,7 +98,7 @@ async def break_workers(service: Service, session: aiohttp.ClientSession, argume
     book = Book(await ask_alone(session, service.url, wanted))
     traffic = Traffic(session, service.url, wanted, book, clients=arguments.clients, seed=arguments.seed)
     await asyncio.sleep(WARM_SECONDS)
-    before = service.pss_bytes()
+    before = service.pss_by_process()
     draw = random.Random(arguments.seed)
     begin, faults = time.monotonic(), []
     for victim, number in plan(arguments, draw):
@@ -105,15 +106,14 @@ async def break_workers(service: Service, session: aiohttp.ClientSession, argume
             break
         faults.append(await strike(service, session, victim, number, draw.uniform(0.0, 2.0)))
     await asyncio.sleep(WARM_SECONDS)
-    after = service.pss_bytes()
+    after = service.pss_by_process()
     await traffic.end()
     charge(faults, book.outcomes)
     findings = Findings()
     judge(findings, arguments, faults, book)
     findings.tables["Faults"] = table(faults)
     findings.tables["Ends"] = [["how", "requests"], *([how, str(count)] for how, count in book.counts().items())]
-    memory = [f"{size / 2**20:.0f} MiB" for size in (before, after)]
-    findings.tables["Memory under load (PSS)"] = [["before", "after"], memory]
+    findings.tables["Memory under load (PSS)"] = memory_table(before, after)
     findings.details = {"faults": msgspec.to_builtins(faults), "outcomes": msgspec.to_builtins(book.outcomes)}
     return findings
 

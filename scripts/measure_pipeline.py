@@ -3,8 +3,9 @@
     python scripts/measure_pipeline.py --model-path checkpoints/tiny
 
 Starts the server (six workers, or one with --fused), and in this process SGLang's own scheduler, stepped without any
-of our stages around it. Both get the same prompts, in turns, so that both see the same machine. Prints the medians and
-their ratio for one stream and for several; figures are comparable only within one run.
+of our stages around it, once with decoding recorded as in the server and once as SGLang does it. All get the same
+prompts, in turns, so that they see the same machine. Prints the medians and their ratios for one stream and for
+several; figures are comparable only within one run.
 """
 
 from __future__ import annotations
@@ -58,10 +59,12 @@ class Bare:
             max_running_requests=64,
             options={},
         )
+        self._recorded = self._engine.model.recorded
         self._tokenizer = AutoTokenizer.from_pretrained(model_path)
 
-    def run(self, prompts: list[str], tokens: int) -> float:
-        """Seconds to answer all prompts at once."""
+    def run(self, prompts: list[str], tokens: int, recorded: bool) -> float:
+        """Seconds to answer all prompts at once, with decoding `recorded` as in the server or as SGLang does it."""
+        self._engine.model.recorded = self._recorded if recorded else None
         requests = []
         for index, prompt in enumerate(prompts):
             text = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
@@ -132,16 +135,18 @@ async def measure(arguments: argparse.Namespace, report: Callable[[str], None]) 
             bare = Bare(arguments.model_path)
             await served.wait()
             for streams in arguments.streams:
-                ours, theirs = [], []
+                ours, theirs, plain = [], [], []
                 for turn in range(arguments.rounds + 1):  # the first warms both up
                     prompts = prompts_of(streams, arguments.words, seed=1000 * streams + turn)
                     ours.append(await served.run(prompts, arguments.tokens))
-                    theirs.append(await asyncio.to_thread(bare.run, prompts, arguments.tokens))
-                server, engine = statistics.median(ours[1:]), statistics.median(theirs[1:])
+                    theirs.append(await asyncio.to_thread(bare.run, prompts, arguments.tokens, recorded=True))
+                    plain.append(await asyncio.to_thread(bare.run, prompts, arguments.tokens, recorded=False))
+                server, engine, sglang = (statistics.median(times[1:]) for times in (ours, theirs, plain))
                 result |= {f"served_{streams}": server, f"bare_{streams}": engine, f"ratio_{streams}": server / engine}
+                result |= {f"sglang_{streams}": sglang, f"ratio_to_sglang_{streams}": server / sglang}
                 report(
                     f"{streams:3d} streams × {arguments.tokens} tokens: served {server:.3f} s, bare {engine:.3f} s, "
-                    f"ratio {server / engine:.2f}"
+                    f"ratio {server / engine:.2f}; bare and not recorded {sglang:.3f} s, ratio {server / sglang:.2f}"
                 )
         finally:
             served.stop()

@@ -33,7 +33,7 @@ from stages.code2wav.history import Streams
 from stages.code2wav.network import StreamingVocoder
 from stages.code_predictor.choice import Choice, Draws
 from stages.code_predictor.network import ResidualNetwork
-from stages.code_predictor.stage import frame_function
+from stages.code_predictor.stage import frame_graphs
 from stages.messages import Finished, FrameFeedback, FrameSeed, Sampling, SpeechOptions, TalkerPrompt, Tokens
 from stages.options import CodePredictorOptions, TalkerOptions
 from stages.talker_ar import Talker
@@ -167,7 +167,9 @@ def talker_products(config: Any, batch: int) -> Callable[[], None]:
 
 def measure_predictor(model: Any, table: torch.Tensor, batches: list[int], repeats: int) -> None:
     network = ResidualNetwork(model, table, max(batches))
-    compute = frame_function(network, "cpu", CodePredictorOptions())
+    graphs = frame_graphs(network, "cpu", CodePredictorOptions())
+    assert graphs is not None
+    compute = graphs.frames
     print(f"code_predictor, {network.codebooks} codebooks, ms per frame")
     print(f"{'batch':>8}{'greedy':>10}{'sampled':>10}{'products':>10}{'reference':>11}{'ratio to products':>19}")
     for batch in batches:

@@ -23,7 +23,8 @@ class Leaver:
         self._writer = writer
         self._body = json.dumps(conversation.body).encode()
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        self._head = f"{head}Content-Length: {len(self._body)}\r\n\r\n".encode()
+        # An answer that is over before its mark has come is to end the connection, and the waiting for it.
+        self._head = f"{head}Connection: close\r\nContent-Length: {len(self._body)}\r\n\r\n".encode()
 
     async def send(self, head: float, body: float = 0.0) -> None:
         """Send these shares of the head and of the body."""

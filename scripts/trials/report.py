@@ -52,6 +52,16 @@ class Report(Struct):
         (directory / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1))
 
 
+def memory_table(before: dict[str, int], after: dict[str, int]) -> list[list[str]]:
+    """Memory by process, in bytes, as a table with its sum."""
+    sums = {"together": [sum(before.values()), sum(after.values())]}
+    rows = sums | {name: [before[name], after.get(name, 0)] for name in sorted(before)}
+    return [
+        ["process", "before", "after"],
+        *([name, *(f"{size / 2**20:.0f} MiB" for size in sizes)] for name, sizes in rows.items()),
+    ]
+
+
 def _table(rows: list[list[str]]) -> str:
     head, *rest = rows
     lines = [head, ["---"] * len(head), *rest]

@@ -125,15 +125,20 @@ class Service:
                 continue
         raise LookupError(f"no process is called {name}")
 
-    def pss_bytes(self) -> int:
-        """Memory of all processes, shared pages divided among those that share them."""
-        total = 0
+    def pss_by_process(self) -> dict[str, int]:
+        """Memory of each process in bytes, shared pages divided among those that share them; by name."""
+        found: dict[str, int] = {}
         for process in self.processes():
             try:
-                total += process.memory_full_info().pss
-            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                name = process.cmdline()[0].removeprefix("sgl-omni: ")
+                found[name] = found.get(name, 0) + process.memory_full_info().pss
+            except (psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
                 continue
-        return total
+        return found
+
+    def pss_bytes(self) -> int:
+        """Memory of all processes together."""
+        return sum(self.pss_by_process().values())
 
     # --- its end ---
 

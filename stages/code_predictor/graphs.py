@@ -124,7 +124,7 @@ class _Recorded:
 
 
 class FrameGraphs:
-    """Computes frames by replaying what was recorded when this was built, or when it was first wanted.
+    """Computes frames by replaying what was recorded when this was built, or later: when wanted, or by `record_next`.
 
     Args:
         network: Computes the frames.
@@ -142,14 +142,21 @@ class FrameGraphs:
         self._sizes = [1 << power for power in range((largest - 1).bit_length())]
         self._sizes.append(largest)
         self._widths = sorted({GREEDY, min(NARROW, widest), widest})
-        with torch.inference_mode():
-            # Largest first, so that the memory of the largest serves all.
-            self._recorded = {
-                (rows, widest): _Recorded(network, rows, widest, record)
-                for rows in reversed(self._sizes)
-                for widest in reversed(self._widths)
-                if beforehand is None or rows <= beforehand
-            }
+        self._recorded: dict[tuple[int, int], _Recorded] = {}
+        # Those for later: the smallest of them, which most will want, at the end.
+        self._missing = [(rows, width) for rows in reversed(self._sizes) for width in self._widths]
+        now = [key for key in self._missing if beforehand is None or key[0] <= beforehand]
+        for key in now:  # largest first, so that the memory of the largest serves all
+            self._add(key)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is recorded."""
+        return not self._missing
+
+    def record_next(self) -> None:
+        """Record one of those that are missing."""
+        self._add(self._missing[-1])
 
     def frames(self, hidden: Tensor, first_codes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         """As `ResidualNetwork.frames`."""
@@ -157,10 +164,14 @@ class FrameGraphs:
             return self._network.frames(hidden, first_codes, choice)
         rows = next(size for size in self._sizes if size >= len(hidden))
         widest = next(width for width in self._widths if width >= choice.widest)
-        recorded = self._recorded.get((rows, widest))
-        if recorded is None:
-            recorded = self._recorded[rows, widest] = _Recorded(self._network, rows, widest, self._record)
-        return recorded(hidden, first_codes, choice)
+        if (rows, widest) in self._missing:
+            self._add((rows, widest))
+        return self._recorded[rows, widest](hidden, first_codes, choice)
+
+    @torch.inference_mode()
+    def _add(self, key: tuple[int, int]) -> None:
+        self._missing.remove(key)
+        self._recorded[key] = _Recorded(self._network, *key, self._record)
 
 
 def _fill(target: Tensor | None, given: Tensor | None, neutral: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from transformers import Qwen3OmniMoeConfig
@@ -50,7 +50,8 @@ class CodePredictor:
         options: CodePredictorOptions = context.options
         self.name = context.name
         self._network = load_network(context.model_path, context.device, options)
-        self._frames_of = frame_function(self._network, context.device, options)
+        self._graphs = frame_graphs(self._network, context.device, options)
+        self._frames_of = self._network.frames if self._graphs is None else self._graphs.frames
         self._voices: dict[str, _Voice] = {}
         self._ready: dict[str, None] = {}  # voices with a seed, in the order the seeds came
         self._outbox: list[Work] = []
@@ -59,7 +60,8 @@ class CodePredictor:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._ready or self._outbox)
+        unrecorded = self._graphs is not None and not self._graphs.complete
+        return bool(self._ready or self._outbox or unrecorded)
 
     def receive(self, message: Work) -> None:
         request_id, body = message.request_id, message.body
@@ -77,6 +79,8 @@ class CodePredictor:
         outbox, self._outbox = self._outbox, []
         batch = self.batch = list(self._ready)[: self._network.max_batch]
         if not batch:
+            if self._graphs is not None and not outbox and not self._graphs.complete:
+                self._graphs.record_next()  # in spare time
             return outbox
         codes, embeddings = self._compute([self._voices[request_id] for request_id in batch])
         # The talkers first: they wait for their feedback, the vocoder has a queue.
@@ -157,13 +161,11 @@ def load_network(model_path: str, device: str, options: CodePredictorOptions) ->
     return ResidualNetwork(model, table.to(device, dtype), options.max_batch)
 
 
-def frame_function(
-    network: ResidualNetwork, device: str, options: CodePredictorOptions
-) -> Callable[[torch.Tensor, torch.Tensor, Choice], tuple[torch.Tensor, torch.Tensor]]:
-    """`ResidualNetwork.frames`, recorded unless that is not wanted."""
+def frame_graphs(network: ResidualNetwork, device: str, options: CodePredictorOptions) -> FrameGraphs | None:
+    """Recorded `ResidualNetwork.frames`, unless that is not wanted."""
     if not options.record:
-        return network.frames
+        return None
     if device == "cpu":
         largest, widest = min(network.max_batch, MOST_TRACED), min(network.vocab, NARROW)
-        return FrameGraphs(network, trace, largest, widest, TRACED_BEFOREHAND).frames
-    return FrameGraphs(network, Capture(), network.max_batch, network.vocab).frames
+        return FrameGraphs(network, trace, largest, widest, TRACED_BEFOREHAND)
+    return FrameGraphs(network, Capture(), network.max_batch, network.vocab)

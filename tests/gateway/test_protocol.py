@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import pytest
 
+from gateway.protocol import Connection
 from tests.gateway.scripted import HELLO, ScriptedPipeline, Served, serving
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -168,3 +169,9 @@ async def test_more_connections_than_there_may_be_are_refused_and_come_in_later(
 
 async def answer_or_refusal(served: Served) -> int:
     return (await answer(served, b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))[0]
+
+
+def test_a_client_that_leaves_while_it_is_written_to_is_no_error(caplog):
+    with pytest.raises(ConnectionResetError):
+        Connection.handle_error(None, None, 500, ConnectionResetError("Cannot write to closing transport"))
+    assert caplog.records == []

@@ -28,7 +28,7 @@ def test_busy_server_survives_the_loss_of_each_worker_and_clients_that_leave(
     model = ["--model-path", str(checkpoints("nano")), "--of-each", "1"]
     killed = chaos.parser().parse_args([*model, *PATIENT, "--signals", "KILL"])
     stopped = [*model, *PATIENT, "--signals", "STOP", "--silent-seconds", "5", "--workers", "talker_ar", "--seed", "1"]
-    left = soak.parser().parse_args([*model, "--seconds", "0", "--disconnects", "60", "--free", "60", "--growth", "9"])
+    left = soak.parser().parse_args([*model, "--seconds", "0", "--disconnects", "40", "--free", "60", "--growth", "9"])
     service = Service(
         checkpoints("nano"),
         {"supervision": {"silent_seconds": 5}, "server": {"limits": soak.LIMITS}},

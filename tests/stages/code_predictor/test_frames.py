@@ -243,6 +243,21 @@ def test_a_seed_repeats_a_voice_alone_and_in_any_company(partners: Callable[...,
     assert len({str(frames) for frames in alone.values()}) == len(alone)
 
 
+def test_what_is_not_recorded_yet_is_recorded_in_spare_time(partners: Callable[..., Partners], reference: Any) -> None:
+    """A voice that comes meanwhile goes first; when all is recorded there is nothing to do."""
+    room = partners("nano", record=True, max_batch=2)
+    assert room.stage.has_work
+    room.start("a")
+    room.send("a", seeds(reference("nano"), 1)[0])
+    room.step()
+    assert len(room.heard["a"].frames) == 1
+    room.stage.abort("a")
+    while room.stage.has_work:
+        room.step()
+    assert room.stage._graphs is not None
+    assert room.stage._graphs.complete
+
+
 def test_every_frame_and_codebook_has_its_own_draw(partners: Callable[..., Partners], reference: Any) -> None:
     [start] = seeds(reference("tiny"), 1)
     params = Sampling(temperature=1.0, seed=1)

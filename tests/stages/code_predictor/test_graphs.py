@@ -91,6 +91,9 @@ def test_larger_batches_are_recorded_when_they_are_first_wanted(network: Residua
     for batch in (1, 2, 2, 1):
         graphs.frames(torch.zeros(batch, network.hidden_size), torch.zeros(batch, dtype=torch.int64), greedy)
     assert recording.made == 3
+    while not graphs.complete:
+        graphs.record_next()
+    assert recording.made == 2 * len((1, 2, 4, 6))
 
 
 @torch.inference_mode()
