@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint.files import write_checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Qwen3OmniMoeForConditionalGeneration
 
 from .shapes import config_json, model_configuration, preprocessor_json
@@ -28,7 +28,7 @@ def assemble(parts: Iterable[Path], directory: Path, incomplete: bool = False) -
     """Write the checkpoint of `parts`, files of weights by their names in the whole model, in bfloat16.
 
     Args:
-        incomplete: Whether weights may be missing; they are then left as they are drawn.
+        incomplete: Whether weights may be missing; they are then drawn at random.
 
     Raises:
         ValueError: a weight is missing, or there is one that the model does not have.
@@ -41,6 +41,9 @@ def assemble(parts: Iterable[Path], directory: Path, incomplete: bool = False) -
     missing, unknown = model.load_state_dict(weights, strict=False)
     if unknown or (missing and not incomplete):
         raise ValueError(f"missing weights: {missing}; unknown ones: {unknown}")
+    for name in missing:  # not all of them are by the model itself
+        if (weight := model.get_parameter(name)).dim() > 1:
+            nn.init.normal_(weight, std=0.02)
 
     unfinished = directory.with_name(directory.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)

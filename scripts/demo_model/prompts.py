@@ -48,6 +48,10 @@ class PromptMaker:
         weights = torch.tensor([0.65, 0.15, 0.1, 0.08, 0.02])
         return kinds[int(torch.multinomial(weights, 1, generator=generator))]
 
+    def none(self, generator: torch.Generator) -> Prompt:
+        """No user's turn at all, which never happens: for a talker that first has to learn to follow its own text."""
+        return self._prompt("", generator)
+
     def typed(self, generator: torch.Generator) -> Prompt:
         """One question, or two turns of them."""
         turns = 1 if torch.rand((), generator=generator) < 0.8 else 2
@@ -83,7 +87,7 @@ class PromptMaker:
         videos: list[tuple[int, int, int]] | None = None,
         audios: list[int] | None = None,
     ) -> Prompt:
-        ids = torch.tensor(self._tokenizer(text).input_ids)
+        ids = torch.tensor(self._tokenizer(text).input_ids, dtype=torch.long)
         rows = int(torch.isin(ids, self._media_ids).sum())
         positions = torch.arange(len(ids)).float().expand(3, -1)
         if images or videos:

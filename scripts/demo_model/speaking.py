@@ -28,7 +28,7 @@ TEXTS = 2000
 _CODEC_LINES = 750
 """Of them, spoken ones that the codebooks are fitted to and the vocoder learns from: sounds take room."""
 _VOCODER_STEPS = 5000
-_TALKER_STEPS = 1500
+_TALKER_STEPS = 4000
 _SEED = 4
 
 

@@ -13,7 +13,7 @@ from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeTalkerForConditionalGeneration
 
 from .free_running import penalised
-from .prompts import PromptMaker
+from .prompts import Make, PromptMaker
 from .talking import ASSISTANT_ROWS, Prompt, Reply, TalkerInputs, positions, residual_logits, states
 from .training_run import TrainingRun
 
@@ -21,6 +21,10 @@ _BATCH_ROWS = 700
 """Rows of a step: as many answers as fit, prompts included."""
 _SLIPS, _RESIDUAL_SLIPS = 0.06, 0.12
 """Shares of the frames whose first or residual codes are read wrong, as they are when the model draws them itself."""
+_DEAFENED, _DEAF_SLIPS = 0.4, 0.5
+"""A share of the lessons, and of their frames that are misread: who hardly hears himself must go by the text."""
+_ALONE = 0.85
+"""A share of the steps, the first ones, without any prompt: its words would be mistaken for those of the answer."""
 _NEAR = 12
 _PREDICTED_EVERY = 2
 """The predictor learns from every second frame: it would take half of the time otherwise."""
@@ -79,7 +83,8 @@ def train(
     by_length = sorted(lessons, key=lambda lesson: len(lesson.codes))
     for step in run:
         generator = run.generator(step)
-        batch, asked = _batch(by_length, prompts, generator)
+        make = prompts.none if step < _ALONE * steps else prompts.kind(generator)
+        batch, asked = _batch(by_length, make, generator)
         slipped = [slips(lesson.codes, neighbours, generator) for lesson in batch]
         predicted = slice(step % _PREDICTED_EVERY, None, _PREDICTED_EVERY)
         run.update(losses(inputs, batch, asked, slipped, predicted))
@@ -126,7 +131,10 @@ def losses(
 
 
 def slips(codes: Tensor, neighbours: Tensor, generator: torch.Generator) -> Tensor:
-    """`codes` [frames, groups] with some of them replaced by ones that sound alike."""
+    """`codes` [frames, groups] with some replaced by ones that sound alike; or, once in a while, with many by any."""
+    if torch.rand((), generator=generator) < _DEAFENED:
+        lost = torch.rand(len(codes), 1, generator=generator) < _DEAF_SLIPS
+        return torch.where(lost, torch.randint(neighbours.shape[1], codes.shape, generator=generator), codes)
     shares = torch.full((codes.shape[1],), _RESIDUAL_SLIPS)
     shares[0] = _SLIPS
     slipped = torch.rand(codes.shape, generator=generator) < shares
@@ -141,11 +149,8 @@ def nearest_codes(codebooks: Tensor) -> Tensor:
     return distances.topk(_NEAR + 1, largest=False).indices[..., 1:]
 
 
-def _batch(
-    lessons: Sequence[Lesson], prompts: PromptMaker, generator: torch.Generator
-) -> tuple[list[Lesson], list[Prompt]]:
+def _batch(lessons: Sequence[Lesson], make: Make, generator: torch.Generator) -> tuple[list[Lesson], list[Prompt]]:
     """Answers of nearly one length (so that little is filled up), each after a prompt of one kind."""
-    make = prompts.kind(generator)
     first = make(generator)
     start = int(torch.randint(len(lessons), (), generator=generator))
     length = len(lessons[start].codes) + len(first.ids) + ASSISTANT_ROWS

@@ -30,7 +30,7 @@ class Prompt:
 
     @property
     def next_position(self) -> int:
-        return int(self.positions.max()) + 1
+        return int(self.positions.max()) + 1 if self.positions.numel() else 0
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,9 +21,7 @@ CHECKPOINT = Path(os.environ.get("DEMO_CHECKPOINT", ROOT / "demo" / "qwen3-omni-
 def demo_server(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Server]:
     """It may read the committed media where the usage guide has them."""
     directory = tmp_path_factory.mktemp("demo")
-    (directory / "tests" / "data").mkdir(parents=True)
-    for file in data.iterdir():
-        (directory / "tests" / "data" / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(data, directory / "tests" / "data")
     server = Server(CHECKPOINT, directory, colocated(), speech=True).start()
     yield server
     assert server.stop() == 0
@@ -30,4 +29,6 @@ def demo_server(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterato
 
 @pytest.fixture(scope="session")
 def demo_reference() -> SpokenReference:
-    return SpokenReference(CHECKPOINT)
+    reference = SpokenReference(CHECKPOINT)
+    reference.model.float()  # its weights are shipped in bfloat16; the server computes in float32 on a CPU
+    return reference
