@@ -60,7 +60,14 @@ class Obedient:
 
 
 @pytest.fixture
-def reading() -> Iterator[ReadingProcess]:
+def readers() -> Callable[[], list[psutil.Process]]:
+    """Tells the processes that a test has started: servers that other tests share may be there before."""
+    before = psutil.Process().children()
+    return lambda: [child for child in psutil.Process().children() if child not in before]
+
+
+@pytest.fixture
+def reading(readers: Callable[[], list[psutil.Process]]) -> Iterator[ReadingProcess]:
     process = ReadingProcess(Obedient(), 60)  # type: ignore[arg-type]
     yield process
     process.close()
@@ -146,10 +153,10 @@ def test_what_libraries_print_about_files_is_not_in_the_log_but_what_we_say_is(
     assert "media could not be read" in printed
 
 
-def test_a_medium_that_takes_too_long_is_refused_and_given_up() -> None:
+def test_a_medium_that_takes_too_long_is_refused_and_given_up(readers: Callable[[], list[psutil.Process]]) -> None:
     process = ReadingProcess(Obedient(), 0.5)  # type: ignore[arg-type]
     try:
-        (reader,) = psutil.Process().children()
+        (reader,) = readers()
         assert refusal(process, *media(b"good", b"hang")) == (400, "media_too_slow", "images[1]")
         assert not reader.is_running()
         assert contents(process.read(media(b"good"), VIDEO, 0)) == [b"good"]
@@ -157,12 +164,17 @@ def test_a_medium_that_takes_too_long_is_refused_and_given_up() -> None:
         process.close()
 
 
-def test_a_process_that_was_lost_meanwhile_is_started_again(reading: ReadingProcess) -> None:
-    (reader,) = psutil.Process().children()
+def test_a_process_that_was_lost_meanwhile_is_started_again(
+    reading: ReadingProcess, readers: Callable[[], list[psutil.Process]]
+) -> None:
+    (reader,) = readers()
     reader.kill()
     assert contents(reading.read(media(b"good"), VIDEO, 0)) == [b"good"]
 
 
-def test_nothing_is_left_when_it_is_closed(reading: ReadingProcess) -> None:
+def test_nothing_is_left_when_it_is_closed(
+    reading: ReadingProcess, readers: Callable[[], list[psutil.Process]]
+) -> None:
+    assert len(readers()) == 1
     reading.close()
-    assert psutil.Process().children() == []
+    assert readers() == []
