@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import functools
 import math
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -26,7 +24,7 @@ import aiohttp
 import msgspec
 from msgspec import Struct
 from trials.client import Outcome
-from trials.conduct import Findings, conduct
+from trials.conduct import Findings, run
 from trials.conversations import conversations
 from trials.report import memory_table
 from trials.service import FORK_SERVER, Service
@@ -81,15 +79,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parser().parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     config = {"supervision": {"silent_seconds": arguments.silent_seconds}}
-    flags = ["--text-only"] if arguments.text_only else []
-    service = Service(arguments.model_path, config, flags, arguments.out / "server.log")
-    title = f"Chaos, seed {arguments.seed}"
-    report = asyncio.run(conduct(title, service, functools.partial(break_workers, arguments=arguments)))
-    report.write(arguments.out)
-    print(report.markdown())
-    sys.exit(0 if report.good else 1)
+    run("Chaos", arguments, config, break_workers)
 
 
 async def break_workers(service: Service, session: aiohttp.ClientSession, arguments: argparse.Namespace) -> Findings:

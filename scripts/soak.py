@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import functools
 import random
-import sys
 import time
 from pathlib import Path
 
@@ -24,7 +22,7 @@ import aiohttp
 import msgspec
 from msgspec import Struct
 from trials.client import send
-from trials.conduct import Findings, conduct
+from trials.conduct import Findings, run
 from trials.conversations import Conversation, conversations
 from trials.disconnects import MOMENTS, leave_at
 from trials.report import memory_table
@@ -85,15 +83,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    arguments = parser().parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    flags = ["--text-only"] if arguments.text_only else []
-    service = Service(arguments.model_path, {"server": {"limits": LIMITS}}, flags, arguments.out / "server.log")
-    title = f"Soak, seed {arguments.seed}"
-    report = asyncio.run(conduct(title, service, functools.partial(keep_busy, arguments=arguments)))
-    report.write(arguments.out)
-    print(report.markdown())
-    sys.exit(0 if report.good else 1)
+    run("Soak", parser().parse_args(), {"server": {"limits": LIMITS}}, keep_busy)
 
 
 async def keep_busy(service: Service, session: aiohttp.ClientSession, arguments: argparse.Namespace) -> Findings:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
+import functools
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import aiohttp
 from msgspec import Struct, field
@@ -25,6 +28,23 @@ class Findings(Struct):
     def check(self, promise: str, seen: str, kept: bool) -> None:
         """Note a promise, and whether it was kept."""
         self.checks.append(Check(promise, seen, kept))
+
+
+def run(
+    name: str,
+    arguments: argparse.Namespace,
+    config: dict[str, Any],
+    trial: Callable[[Service, aiohttp.ClientSession, argparse.Namespace], Awaitable[Findings]],
+) -> NoReturn:
+    """What a script does: try one server as its arguments say, write and print the report, exit with 1 if it is bad."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    flags = ["--text-only"] if arguments.text_only else []
+    service = Service(arguments.model_path, config, flags, arguments.out / "server.log")
+    title = f"{name}, seed {arguments.seed}"
+    report = asyncio.run(conduct(title, service, functools.partial(trial, arguments=arguments)))
+    report.write(arguments.out)
+    print(report.markdown())
+    sys.exit(0 if report.good else 1)
 
 
 async def conduct(
