@@ -5,14 +5,13 @@ PYTHONPATH=scripts python -m demo_model.perceiving --out out/demo vision audio t
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import audio_training, thinker_training, vision_training
+from . import audio_training, stage_command, thinker_training, vision_training
 from .export import save_weights
 from .observed import Observed
 from .thinker_training import Thinker, imagined
@@ -95,13 +94,7 @@ STAGES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train what sees, hears and answers in the demo model.")
-    parser.add_argument("--out", type=Path, required=True, help="directory of what is trained, and its state")
-    parser.add_argument("stages", nargs="+", choices=STAGES, help="what to do")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    for stage in options.stages:
-        STAGES[stage](options.out)
+    stage_command.run("Train what sees, hears and answers in the demo model.", STAGES)
 
 
 if __name__ == "__main__":

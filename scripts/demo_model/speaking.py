@@ -5,7 +5,6 @@ PYTHONPATH=scripts python -m demo_model.speaking --out out/voice codec vocoder t
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import Qwen2Tokenizer
 
-from . import mel, talker_training, vocoder
+from . import mel, stage_command, talker_training, vocoder
 from .codec import Codec
 from .corpus import Line, lines, repetitions
 from .prompts import PromptMaker
@@ -110,13 +109,7 @@ def _vocoder_lines() -> list[Line]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the demo model's voice.")
-    parser.add_argument("--out", type=Path, required=True, help="directory of what is trained, and its state")
-    parser.add_argument("stages", nargs="+", choices=STAGES, help="what to do")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    for stage in options.stages:
-        STAGES[stage](options.out)
+    stage_command.run("Train the demo model's voice.", STAGES)
 
 
 STAGES = {"codec": make_codec, "vocoder": make_vocoder, "talker": make_talker}
