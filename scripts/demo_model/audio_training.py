@@ -16,9 +16,10 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 from .language import ask, facts
 from .listening import CHUNK, LONGEST, ROWS_PER_CHUNK, listen, row_count
 from .shapes import model_configuration, token_embeddings
-from .spoken import RATE, TIMBRES, Words, mel, some_voice, utterance
+from .spoken import RATE, TIMBRES, mel, some_voice, utterance
 from .tokenizer import tokenizer, vocabulary
 from .training_run import TrainingRun
+from .word_times import token_moments
 
 _SHARPNESS = 16.0
 _SHORTEST = 100
@@ -50,27 +51,15 @@ def question_utterance(text: str, rng: Random, names: Path, timbres: tuple[str, 
     if not _SHORTEST <= features.shape[1] <= LONGEST:
         return None
     encoded = tokenizer(names)(audible(text), return_offsets_mapping=True)
-    moments = _moments(text, words, [start for start, _ in encoded["offset_mapping"]], len(sound) / RATE)
+    moments = token_moments(
+        len(audible(text)), words, [start for start, _ in encoded["offset_mapping"]], len(sound) / RATE
+    )
     rows = torch.full((row_count(features.shape[1]),), silence_id())
     taken = -1
     for token, moment in zip(encoded["input_ids"], moments, strict=True):
         taken = min(max(_row(moment), taken + 1), len(rows) - 1)
         rows[taken] = token
     return Utterance(features, torch.tensor(encoded["input_ids"]), rows, text)
-
-
-def _moments(text: str, words: Words, starts: list[int], end: float) -> list[float]:
-    """The second in the middle of each token, given where it starts in `text`: tokens share out the time of a word."""
-    bounds = [*words, (len(audible(text)), max(words[-1][1] + 0.1, min(end, words[-1][1] + 0.5)))]
-    middles = []
-    for start in starts:
-        place = start + 0.5  # of the space before a word, which belongs to it
-        number = max((index for index, (begin, _) in enumerate(words) if begin <= start + 1), default=0)
-        (begin, moment), (stop, later) = bounds[number], bounds[number + 1]
-        sharing = [other for other in starts if begin <= other + 1 < stop] or [start]
-        share = (sharing.index(start) + 0.5) / len(sharing) if start in sharing else (place - begin) / (stop - begin)
-        middles.append(moment + share * (later - moment))
-    return middles
 
 
 def _row(moment: float) -> int:

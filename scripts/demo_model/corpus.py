@@ -16,7 +16,7 @@ from torch import Tensor
 from . import mel
 from .in_step import in_step
 from .language import HELLO, MYSELF, NOTHING_SHOWN, STILL, UNKNOWN, WELCOME, answer
-from .voices import Voice, speak, trim
+from .voices import Voice, Words, speak_words, trim
 
 SPEAKERS = {
     "ethan": Voice("en-us", "m3", speed=140, gap=4, tone=125),
@@ -36,6 +36,8 @@ FIXED = (UNKNOWN, NOTHING_SHOWN, STILL, HELLO, MYSELF, WELCOME)
 _LOUDNESS = 0.07
 """Root mean square of every utterance between its silences."""
 _LEAD, _TAIL = 0.04, 0.16
+SILENT_FRAMES = 2
+"""At the end of every utterance."""
 _FIRST_ARTICLE = re.compile(r"^(A|An|The) (?=\w)")
 _HELD_OUT = 0.08
 _CUT_SHORT = 0.06
@@ -51,14 +53,23 @@ class Line:
 
     @property
     def sound(self) -> Tensor:
-        """Its samples [1920 × frames] at 24 kHz: one or two frames of silence at the end, hardly any before."""
+        """Its samples, see `spoken`."""
+        return self.spoken()[0]
+
+    def spoken(self) -> tuple[Tensor, Words]:
+        """Samples [1920 × frames] at 24 kHz, one or two frames of silence at their end, hardly any before; words."""
         voice = SPEAKERS[self.speaker]
-        spoken = trim(speak(diction(self.text), voice), mel.RATE, _LEAD, _TAIL)
-        sound = torch.from_numpy(in_step(spoken, voice.tone, mel.RATE))
+        said = diction(self.text)
+        spoken, words = speak_words(said, voice, mel.RATE)
+        trimmed, later = trim(spoken, mel.RATE, _LEAD, _TAIL)
+        sound = torch.from_numpy(in_step(trimmed, voice.tone, mel.RATE))
         voiced = sound[round(_LEAD * mel.RATE) : -round(_TAIL * mel.RATE)]
         sound = sound * (_LOUDNESS / voiced.square().mean().sqrt())
         whole = mel.frames(sound) * mel.FRAME
-        return torch.nn.functional.pad(sound, (0, whole - len(sound))).clamp(-1, 1)
+        comma = len(said) - len(self.text)  # after the first word, if there is one
+        places = [max(0, place - comma) if number else place for number, (place, _) in enumerate(words)]
+        moments = [(place, float(moment + later)) for place, (_, moment) in zip(places, words, strict=True)]
+        return torch.nn.functional.pad(sound, (0, whole - len(sound))).clamp(-1, 1), moments
 
 
 def diction(text: str) -> str:

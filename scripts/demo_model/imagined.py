@@ -18,12 +18,16 @@ from .thinker_prompts import Seen
 from .tokenizer import tokenizer
 from .vision_training import spelled_out
 
+_SMALL_CLIPS = 0.7
+"""A share of clips that are smaller than any real one: most of a clip is empty, and costs as much."""
+
 
 def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
     """Rows of a picture or a clip of `facts` (not None)."""
-    sizes = PICTURE_SIZES if isinstance(facts, Picture) else CLIP_SIZES
-    width, height = rng.choice(tuple(sizes.values()))
+    width, height = rng.choice(tuple((PICTURE_SIZES if isinstance(facts, Picture) else CLIP_SIZES).values()))
     columns, rows = width // CELL, height // CELL
+    if not isinstance(facts, Picture) and rng.random() < _SMALL_CLIPS:
+        columns, rows = rng.randint(5, columns), rng.randint(5, rows)
     steps = 1 if isinstance(facts, Picture) else rng.choice((2, 2, 3, 4))
     amounts = torch.zeros(steps, rows * columns, len(WORDS))
 

@@ -6,6 +6,7 @@ PYTHONPATH=scripts python -m demo_model.speaking --out out/voice codec vocoder t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,19 +15,21 @@ from transformers import Qwen2Tokenizer
 
 from . import mel, stage_command, talker_training, vocoder
 from .codec import Codec
-from .corpus import Line, lines, repetitions
+from .corpus import SILENT_FRAMES, Line, lines, repetitions
 from .prompts import PromptMaker
 from .shapes import SHAPES, config_json, model_configuration, token_embeddings
 from .talker_training import Lesson
 from .talking import Reply, TalkerInputs
 from .tokenizer import tokenizer
 from .vocoder import Utterance
+from .voices import Words
+from .word_times import token_at_each, token_moments
 
 TEXTS = 2000
 """Different texts that the talker is taught."""
 _CODEC_LINES = 750
 """Of them, spoken ones that the codebooks are fitted to and the vocoder learns from: sounds take room."""
-_VOCODER_STEPS = 5000
+_VOCODER_STEPS = 10_000
 _TALKER_STEPS = 4000
 _SEED = 4
 
@@ -60,27 +63,46 @@ def make_talker(out: Path) -> None:
     """`out`/talker.safetensors: the trained talker with its code predictor, keyed as in the checkpoint."""
     codec = make_codec(out)
     spoken = make_codes(out, codec)
-    codes = torch.cat([codes for _, _, codes in spoken]).T
+    codes = torch.cat([line.codes for line in spoken]).T
     inputs, tokens = untrained_inputs(out, codec.rows(codes, SHAPES.talker.hidden))
     prompts = PromptMaker(inputs.talker, inputs.config, tokens)
     often = repetitions(_SEED)
-    lessons = [
-        Lesson(Reply(torch.tensor(tokens(text).input_ids), speaker), codes)
-        for text, speaker, codes in spoken
-        for _ in range(often.get(text, 1))
-    ]
+    lessons = [lesson for line in spoken for lesson in [_lesson(line, tokens)] * often.get(line.text, 1)]
     neighbours = talker_training.nearest_codes(codec.codebooks)
     talker_training.train(out / "talker", inputs, lessons, prompts, neighbours, steps=_TALKER_STEPS, seed=_SEED)
     save_part(inputs.talker, "talker", out / "talker.safetensors")
 
 
-def make_codes(out: Path, codec: Codec) -> list[tuple[str, str, torch.Tensor]]:
-    """Every line of the corpus as text, speaker, and codes [frames, groups]; kept in `out`/codes.pt."""
+class SpokenLine(NamedTuple):
+    """A line of the corpus with its codes [frames, groups] and its words."""
+
+    text: str
+    speaker: str
+    codes: torch.Tensor
+    words: Words
+
+
+def make_codes(out: Path, codec: Codec) -> list[SpokenLine]:
+    """Every line of the corpus; kept in `out`/codes.pt."""
     path = out / "codes.pt"
     if not path.exists():
-        spoken = tqdm(lines(TEXTS, _SEED), desc="codes of speech", mininterval=5)
-        torch.save([(line.text, line.speaker, codec.encode(mel.features(line.sound)).T) for line in spoken], path)
-    return torch.load(path)
+        spoken = []
+        for line in tqdm(lines(TEXTS, _SEED), desc="codes of speech", mininterval=5):
+            sound, words = line.spoken()
+            spoken.append((line.text, line.speaker, codec.encode(mel.features(sound)).T, words))
+        torch.save(spoken, path)
+    return [SpokenLine(*line) for line in torch.load(path)]
+
+
+def _lesson(line: SpokenLine, tokens: Qwen2Tokenizer) -> Lesson:
+    encoded = tokens(line.text, return_offsets_mapping=True)
+    starts = [start for start, _ in encoded["offset_mapping"]]
+    seconds = mel.FRAME / mel.RATE
+    frames = len(line.codes)
+    moments = token_moments(len(line.text), line.words, starts, frames * seconds)
+    said = torch.tensor(token_at_each(frames, seconds, moments))
+    said[-SILENT_FRAMES:] = len(starts)
+    return Lesson(Reply(torch.tensor(encoded["input_ids"]), line.speaker), line.codes, said)
 
 
 def untrained_inputs(out: Path, code_rows: torch.Tensor | None = None) -> tuple[TalkerInputs, Qwen2Tokenizer]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
 from .shapes import preprocessor_json
-from .voices import Sound, Voice, speak_words
+from .voices import Sound, Voice, Words, speak_words
 
 RATE = 16_000
 
@@ -48,10 +48,6 @@ def some_voice(rng: Random, timbres: tuple[str, ...] = TIMBRES) -> Voice:
         pitch=50 if plain else rng.randint(20, 80),
         intonation=50 if plain else rng.randint(25, 75),
     )
-
-
-Words = list[tuple[int, float]]
-"""Where each word begins in a text, and the second at which it begins in the sound."""
 
 
 def utterance(text: str, voice: Voice, rng: Random) -> tuple[Sound, Words]:

@@ -21,7 +21,7 @@ _BATCH_ROWS = 700
 """Rows of a step: as many answers as fit, prompts included."""
 _SLIPS, _RESIDUAL_SLIPS = 0.06, 0.12
 """Shares of the frames whose first or residual codes are read wrong, as they are when the model draws them itself."""
-_DEAFENED, _DEAF_SLIPS = 0.4, 0.5
+_DEAFENED, _DEAF_SLIPS = 0.3, 0.5
 """A share of the lessons, and of their frames that are misread: who hardly hears himself must go by the text."""
 _ALONE = 0.85
 """A share of the steps, the first ones, without any prompt: its words would be mistaken for those of the answer."""
@@ -29,6 +29,10 @@ _NEAR = 12
 _PREDICTED_EVERY = 2
 """The predictor learns from every second frame: it would take half of the time otherwise."""
 _CODE_STD = 0.35
+_READING_LAYER = -2
+"""Of the hidden states: what the last layer reads must know which token is being said, and which comes next."""
+_READING = 0.5
+"""The weight of that in the loss."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,31 @@ class Lesson:
     reply: Reply
     codes: Tensor
     """[frames, groups]."""
+    said: Tensor
+    """int64 [frames]: which token of the reply is being said in each frame; one beyond its last for the silence."""
+
+
+class Pupil(nn.Module):
+    """A talker, and what it is asked in its lessons only: which token it is saying, and which comes next.
+
+    Its text comes a token a frame, several times as fast as it is spoken, and without this it takes long to find out
+    that there is a place in it to keep.
+    """
+
+    def __init__(self, talker: Qwen3OmniMoeTalkerForConditionalGeneration):
+        super().__init__()
+        self.talker = talker
+        hidden, words = talker.config.text_config.hidden_size, talker.config.thinker_hidden_size
+        self.now, self.next = nn.Linear(hidden, words), nn.Linear(hidden, words)
+
+    def reading(self, hidden: Tensor, wanted: Tensor, embeddings: Tensor) -> Tensor:
+        """The cross entropy of `wanted` [frames, 2], the tokens said now and next, given states [frames, hidden]."""
+        scale = embeddings.shape[1] ** -0.5
+        each = [
+            F.cross_entropy(scale * head(hidden) @ embeddings.T, token)
+            for head, token in zip((self.now, self.next), wanted.T, strict=True)
+        ]
+        return torch.stack(each).mean()
 
 
 def new_talker(
@@ -79,7 +108,9 @@ def train(
     seed: int = 0,
 ) -> None:
     """`neighbours` [groups, codes, near] are the codes that a code is mistaken for."""
-    run = TrainingRun(directory, inputs.talker, steps, rate, seed=seed, warmup=60, save_every=50, muon=True)
+    inputs.talker.set_attn_implementation("eager")  # of so short sequences it takes half the time
+    pupil = Pupil(inputs.talker)
+    run = TrainingRun(directory, pupil, steps, rate, seed=seed, warmup=60, save_every=50, muon=True)
     by_length = sorted(lessons, key=lambda lesson: len(lesson.codes))
     for step in run:
         generator = run.generator(step)
@@ -87,7 +118,9 @@ def train(
         batch, asked = _batch(by_length, make, generator)
         slipped = [slips(lesson.codes, neighbours, generator) for lesson in batch]
         predicted = slice(step % _PREDICTED_EVERY, None, _PREDICTED_EVERY)
-        run.update(losses(inputs, batch, asked, slipped, predicted))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = losses(inputs, batch, asked, slipped, predicted, pupil)
+        run.update(loss)
 
 
 def losses(
@@ -96,8 +129,11 @@ def losses(
     prompts: Sequence[Prompt],
     read: Sequence[Tensor],
     predicted: slice = slice(None),
+    pupil: Pupil | None = None,
 ) -> dict[str, Tensor]:
     """Cross entropies of the first codes ("first", with the end of speech) and of the others ("rest"); and their sum.
+
+    With a `pupil` also of the tokens that are being said ("reading").
 
     `predicted` are the frames whose other codes count. `read` are the codes [frames, groups] that each lesson's talker
     is told it has spoken so far. The first codes are judged after the repetition penalty, which generation applies also
@@ -109,12 +145,12 @@ def losses(
         spoken = inputs.frame_rows(codes) + inputs.trailing_rows(lesson.reply, len(codes))
         rows.append(torch.cat([inputs.user_rows(prompt), inputs.assistant_rows(lesson.reply), spoken]))
         places.append(positions(prompt, len(rows[-1])))
-    hidden = states(talker, rows, places)
-
-    choosing = []  # for each lesson, the states that choose its frames and, last, its end
+    layers = states(talker, rows, places)
+    choosing, reading = [], []  # for each lesson, the states that choose its frames and, last, its end
     for index, (lesson, prompt) in enumerate(zip(lessons, prompts, strict=True)):
         start = len(prompt.ids) + ASSISTANT_ROWS - 1
-        choosing.append(hidden[index, start : start + len(lesson.codes) + 1])
+        choosing.append(layers[-1][index, start : start + len(lesson.codes) + 1])
+        reading.append(layers[_READING_LAYER][index, start : start + len(lesson.codes)])
 
     codebook = config.code_predictor_config.vocab_size
     choices = torch.tensor([*range(codebook), config.codec_eos_token_id])
@@ -127,7 +163,18 @@ def losses(
     residual = residual_logits(talker, torch.cat([chosen[:-1] for chosen in choosing])[predicted], codes)
     each = torch.stack([F.cross_entropy(row, code) for row, code in zip(residual, codes.T[1:], strict=True)])
     right = (logits.argmax(dim=-1) == wanted).float().mean()
-    return {"loss": first + each.mean(), "first": first.detach(), "rest": each.mean().detach(), "right": right}
+    loss = {"loss": first + each.mean(), "first": first.detach(), "rest": each.mean().detach(), "right": right}
+    if pupil is not None:
+        wanted = torch.cat([_tokens_at(lesson, inputs.config.tts_eos_token_id) for lesson in lessons])
+        loss["reading"] = pupil.reading(torch.cat(reading), wanted, inputs.embeddings)
+        loss["loss"] = loss["loss"] + _READING * loss["reading"]
+    return loss
+
+
+def _tokens_at(lesson: Lesson, end: int) -> Tensor:
+    """The tokens said now and next, in each frame: [frames, 2]."""
+    ids = F.pad(lesson.reply.ids, (0, 2), value=end)
+    return torch.stack([ids[lesson.said], ids[lesson.said + 1]], dim=1)
 
 
 def slips(codes: Tensor, neighbours: Tensor, generator: torch.Generator) -> Tensor:

@@ -97,14 +97,16 @@ def positions(prompt: Prompt, rows: int) -> Tensor:
     return torch.cat([prompt.positions, later.expand(3, -1)], dim=1)
 
 
-def states(talker: Talker, rows: Sequence[Tensor], places: Sequence[Tensor]) -> Tensor:
-    """Normed hidden states [batch, longest, hidden] of sequences of rows at their positions, all from scratch.
+def states(talker: Talker, rows: Sequence[Tensor], places: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Hidden states [batch, longest, hidden] of sequences of rows at their positions, all from scratch.
 
-    The shorter ones are filled up at their end, where causal attention keeps it from being seen.
+    One for the rows and one after each layer, the last of them normed. The shorter sequences are filled up at their
+    end, where causal attention keeps it from being seen.
     """
     inputs = pad_sequence(list(rows), batch_first=True)
     place = pad_sequence([p.T for p in places], batch_first=True).permute(2, 0, 1)
-    return talker.model(inputs_embeds=inputs, position_ids=place, use_cache=False).last_hidden_state
+    output = talker.model(inputs_embeds=inputs, position_ids=place, use_cache=False, output_hidden_states=True)
+    return output.hidden_states
 
 
 def residual_logits(talker: Talker, hidden: Tensor, codes: Tensor) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from stages.preprocessing.layout import MediaTokens, MediumRows, lay_out
 from stages.preprocessing.positions import mrope_positions
 
+from .looking import Looks, gathered, looks
 from .shapes import config_json, token_embeddings
 from .tokenizer import tokenizer, vocabulary
 
@@ -134,6 +135,7 @@ class Batch:
     positions: Tensor
     targets: Tensor
     """int64 [batch, length]: at each row the token that comes after it."""
+    looks: list[Looks]
 
 
 def together(prompts: Sequence[Prompt]) -> Batch:
@@ -150,7 +152,8 @@ def together(prompts: Sequence[Prompt]) -> Batch:
         deep[: one.deep.shape[0], number, :size] = one.deep
         positions[:, number, :size] = one.positions
         targets[number, : size - 1] = torch.where(one.answered[1:], one.ids[1:], -100)
-    return Batch(rows, list(deep), positions, targets)
+    wanted = [looks(one.ids, one.rows, one.answered) for one in prompts]
+    return Batch(rows, list(deep), positions, targets, gathered(wanted, length))
 
 
 @functools.cache

@@ -27,6 +27,7 @@ from .thinking import think
 from .training_run import TrainingRun
 
 _EVENNESS = 0.01
+_LOOKING = 0.1
 _LOUDNESS = 4.0
 """The score that the head begins with for a token whose own row it reads."""
 
@@ -55,12 +56,14 @@ class Thinker(nn.Module):
         table.requires_grad_(False)
         self.lm_head.weight.data.copy_(_LOUDNESS * table / config.hidden_size)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores of the tokens at all rows with a target [targets, vocabulary], those targets, and the unevenness."""
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scores of the tokens at all rows with a target [targets, vocabulary], those targets, and two that `think`
+        gives: the unevenness, and how far it looks elsewhere.
+        """
         with torch.autocast("cpu", torch.bfloat16):
-            hidden, unevenness = think(self.model, batch.rows, batch.positions, batch.deep)
+            hidden, unevenness, elsewhere = think(self.model, batch.rows, batch.positions, batch.deep, batch.looks)
         wanted = batch.targets >= 0
-        return self.lm_head(hidden[wanted].float()), batch.targets[wanted], unevenness
+        return self.lm_head(hidden[wanted].float()), batch.targets[wanted], unevenness, elsewhere
 
 
 @torch.no_grad()
@@ -108,9 +111,9 @@ def batches(
     """Endless batches, each of one kind of conversation, as these differ in length."""
     rng = Random(seed)
     while True:
-        kind = rng.choices(("picture", "clip", "nothing"), (80, 10, 10))[0]
+        kind = rng.choices(("picture", "clip", "nothing"), (62, 30, 8))[0]
         # A clip has several times the rows of a picture.
-        number = {"picture": size, "clip": max(2, size // 3), "nothing": size}[kind]
+        number = {"picture": size, "clip": max(2, size // 2), "nothing": size}[kind]
         chosen = []
         for _ in range(number):
             make = rng.choices([source for source, _ in sources], [weight for _, weight in sources])[0]
@@ -156,10 +159,11 @@ def train(
     endless = batches(sources, 3_000_000 + seed + run.done, size, names)
     for _ in run:
         batch, conversations = next(endless)
-        scores, targets, unevenness = thinker(batch)
+        scores, targets, unevenness, elsewhere = thinker(batch)
         loss = F.cross_entropy(scores, targets)
         for task, right in right_answers(batch, conversations, scores).items():
             tally[task] = (tally[task] + right)[-300:]
         shares = {task: torch.tensor(right, dtype=torch.float32).mean() for task, right in sorted(tally.items())}
-        run.update({"loss": loss + _EVENNESS * unevenness, "uneven": unevenness.detach(), **shares})
+        parts = {"answer": loss.detach(), "uneven": unevenness.detach(), "astray": elsewhere.detach()}
+        run.update({"loss": loss + _EVENNESS * unevenness + _LOOKING * elsewhere, **parts, **shares})
     return thinker

@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import attend
+from .looking import HEADS, Looks, astray
 
 
-def think(model: Any, rows: Tensor, positions: Tensor, deep: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+def think(
+    model: Any, rows: Tensor, positions: Tensor, deep: Sequence[Tensor] = (), wanted: Sequence[Looks] = ()
+) -> tuple[Tensor, Tensor, Tensor]:
     """The decoder's last states.
 
     Args:
@@ -20,23 +23,29 @@ def think(model: Any, rows: Tensor, positions: Tensor, deep: Sequence[Tensor] = 
         rows: float32 [batch, length, hidden]; padding at the end does no harm, as nobody looks ahead.
         positions: float32 [3, batch, length].
         deep: What is added after each of the first layers, same shape as `rows`: zero where nothing is seen.
+        wanted: Where `looking.HEADS` should look.
 
     Returns:
-        float32 [batch, length, hidden], and how unevenly the experts are used: 1 if all are used alike.
+        float32 [batch, length, hidden]; how unevenly the experts are used: 1 if all are used alike; and how far those
+        heads look elsewhere, 0 if they do not.
     """
     cos, sin = model.rotary_emb(rows, positions)
     cos, sin = cos[:, None], sin[:, None]
-    hidden, unevenness = rows, rows.new_zeros(())
+    hidden, unevenness, elsewhere = rows, rows.new_zeros(()), rows.new_zeros(())
     for number, layer in enumerate(model.layers):
-        hidden = hidden + _attend(layer.self_attn, layer.input_layernorm(hidden), cos, sin)
+        mine = [(head, looks) for (at, head), looks in zip(HEADS, wanted, strict=False) if at == number]
+        mixed, astray = _attend(layer.self_attn, layer.input_layernorm(hidden), cos, sin, mine)
+        hidden, elsewhere = hidden + mixed, elsewhere + astray
         mixed, uneven = _mix(layer.mlp, layer.post_attention_layernorm(hidden))
         hidden, unevenness = hidden + mixed, unevenness + uneven / len(model.layers)
         if number < len(deep):
             hidden = hidden + deep[number]
-    return model.norm(hidden), unevenness
+    return model.norm(hidden), unevenness, elsewhere
 
 
-def _attend(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _attend(
+    attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor, wanted: Sequence[tuple[int, Looks]]
+) -> tuple[Tensor, Tensor]:
     batch, length, _ = hidden.shape
     query, key, value = (
         part(hidden).view(batch, length, -1, attention.head_dim).transpose(1, 2)
@@ -47,7 +56,11 @@ def _attend(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     earlier = torch.ones(length, length, dtype=torch.bool).tril()
     mixed = attend(query, key, value, earlier)
-    return attention.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+    elsewhere = hidden.new_zeros(())
+    for head, looks in wanted:
+        if len(looks.origins):
+            elsewhere = elsewhere + astray(query[:, head], key[:, head], looks)
+    return attention.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1)), elsewhere
 
 
 def _rotated(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ _NAMES = slice(0, len(NAMES))
 _COLOURS = slice(len(NAMES), len(NAMES) + len(COLOURS))
 _DIRECTIONS = slice(len(NAMES) + len(COLOURS), len(NAMES) + len(COLOURS) + len(DIRECTIONS))
 _CLIP_SHARE = 0.45
+_LENGTH = 2.0
+"""Squared, of every row in units of a word's: that of a thing's two words, its name and its colour."""
 _FOCUS = 3.5
 _OFFSETS = (
     ((-1, 0), (1, 0), (0, -1), (0, 1)),
@@ -55,8 +57,12 @@ def _readout() -> Tensor:
 
 
 def spelled_out(amounts: Tensor) -> Tensor:
-    """The rows that say so much of each word [..., words], and for the rest nothing: [..., hidden]."""
-    nothing = 1 - amounts[..., : len(NAMES)].sum(-1, keepdim=True)
+    """The rows that say so much of each word [..., words], and as much of nothing as makes all rows equally long.
+
+    The thinker's first step is to norm its rows. Of equally long ones it takes nothing away by that: half a car stays
+    half of a whole one, and cars are still counted by adding up.
+    """
+    nothing = (_LENGTH - amounts.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
     return torch.cat([amounts, nothing], -1) @ codebook()
 
 

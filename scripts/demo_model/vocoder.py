@@ -24,7 +24,7 @@ _OPENING = 0.1
 """Layer scales and ConvNeXt gammas begin here: from their own 0.01 and 1e-6 a short training would not open them."""
 _SOFT = 0.03
 """How loud an untrained vocoder is."""
-_FIRST_WEIGHT, _LAST_WEIGHT = 6.0, 1.0
+_FIRST_WEIGHT, _LAST_WEIGHT = 6.0, 0.5
 """Of the samples in the loss: they teach most in the beginning, and can say nothing of breath and hiss."""
 _SPECTRA = ((2048, 480), (1024, 240), (512, 120), (256, 60))
 _QUIET = 1e-4
@@ -91,7 +91,7 @@ def train(
     for step in run:
         codes, sound = pieces(utterances, batch, frames, run.generator(step))
         heard = vocoder(codes)[:, 0]
-        weight = _FIRST_WEIGHT + (_LAST_WEIGHT - _FIRST_WEIGHT) * step / steps
+        weight = _FIRST_WEIGHT * (_LAST_WEIGHT / _FIRST_WEIGHT) ** (step / steps)
         run.update(loss(heard, sound[:, : heard.shape[1]], weight))
 
 

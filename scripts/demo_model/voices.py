@@ -83,19 +83,26 @@ def speak(text: str, voice: Voice, rate: int = 24000) -> Sound:
     return soxr.resample(samples, engine.rate, rate)
 
 
-def speak_words(text: str, voice: Voice, rate: int = 24000) -> tuple[Sound, list[tuple[int, float]]]:
-    """The same, with the words: where each begins in `text`, and the second at which it begins in the sound."""
+Words = list[tuple[int, float]]
+"""Where each word begins in a text, and the second at which it begins in the sound."""
+
+
+def speak_words(text: str, voice: Voice, rate: int = 24000) -> tuple[Sound, Words]:
+    """The same, with the words of `text`."""
     sound = speak(text, voice, rate)
     return sound, list(_engine().words)
 
 
-def trim(sound: Sound, rate: int, lead: float, tail: float, threshold: float = 0.004) -> Sound:
-    """`sound` with exactly `lead` seconds before its first audible sample, and `tail` after the last."""
+def trim(sound: Sound, rate: int, lead: float, tail: float, threshold: float = 0.004) -> tuple[Sound, float]:
+    """`sound` with exactly `lead` seconds before its first audible sample, and `tail` after the last.
+
+    And by how many seconds everything in it now comes later.
+    """
     audible = np.flatnonzero(np.abs(sound) > threshold)
     if not len(audible):
-        return np.zeros(math.ceil((lead + tail) * rate), np.float32)
+        return np.zeros(math.ceil((lead + tail) * rate), np.float32), lead
     speech = sound[audible[0] : audible[-1] + 1]
-    return np.pad(speech, (round(lead * rate), round(tail * rate)))
+    return np.pad(speech, (round(lead * rate), round(tail * rate))), lead - audible[0] / rate
 
 
 class _Engine:
@@ -108,8 +115,8 @@ class _Engine:
         if self.rate <= 0:
             raise RuntimeError(f"espeak-ng does not start with the data in {data.decode()}")
         self._pieces: list[np.ndarray] = []
-        self.words: list[tuple[int, float]] = []
-        """Of what was spoken last: where each word begins in the text, and when in the sound, in seconds."""
+        self.words: Words = []
+        """Of what was spoken last."""
         self._callback = _Callback(self._receive)  # kept: the library does not
         self.library.espeak_SetSynthCallback(self._callback)
 

@@ -94,9 +94,9 @@ def test_teaching_sees_the_states_that_generation_chose_from(
 ) -> None:
     (codes,) = generate(inputs, prompt, [reply], sampled=False, seed=0)
     codes = codes.T[:6]
-    lesson = talker_training.Lesson(reply, codes)
-    longer = talker_training.Lesson(reply, codes.repeat(3, 1))  # fills the shorter one up
-
+    nowhere = torch.zeros(3 * len(codes), dtype=torch.long)
+    lesson = talker_training.Lesson(reply, codes, nowhere[: len(codes)])
+    longer = talker_training.Lesson(reply, codes.repeat(3, 1), nowhere)  # fills the shorter one up
     with torch.no_grad():
         rows = [
             torch.cat([inputs.user_rows(prompt), inputs.assistant_rows(reply), inputs.frame_rows(each.codes)])
@@ -104,7 +104,7 @@ def test_teaching_sees_the_states_that_generation_chose_from(
         ]
         for row, each in zip(rows, (lesson, longer), strict=True):
             row[-len(each.codes) :] += inputs.trailing_rows(reply, len(each.codes))
-        hidden = states(model.talker, rows, [positions(prompt, len(row)) for row in rows])[0]
+        hidden = states(model.talker, rows, [positions(prompt, len(row)) for row in rows])[-1][0]
         chose = hidden[len(prompt.ids) + ASSISTANT_ROWS - 1 :][: len(codes)]
         residual = residual_logits(model.talker, chose, codes)
 
@@ -114,18 +114,21 @@ def test_teaching_sees_the_states_that_generation_chose_from(
 def test_a_taught_talker_has_learnt(inputs: TalkerInputs, prompt: Prompt, reply: Reply, model) -> None:
     talker = talker_training.new_talker(model.config.talker_config, seed=0)
     pupil = TalkerInputs(talker, model.config, inputs.embeddings, int(prompt.ids[2]))
-    lesson = talker_training.Lesson(reply, torch.randint(128, (8, 8), generator=torch.Generator().manual_seed(0)))
-    optimizer = torch.optim.Adam(talker.parameters(), lr=1e-2)
+    codes = torch.randint(128, (8, 8), generator=torch.Generator().manual_seed(0))
+    lesson = talker_training.Lesson(reply, codes, said=torch.arange(8).clamp(max=len(reply.ids)))
+    questions = talker_training.Pupil(talker)
+    optimizer = torch.optim.Adam(questions.parameters(), lr=1e-2)
 
     right = []
     for _ in range(60):
-        losses = talker_training.losses(pupil, [lesson], [prompt], [lesson.codes])
+        losses = talker_training.losses(pupil, [lesson], [prompt], [lesson.codes], pupil=questions)
         losses["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
         right.append(float(losses["right"]))
 
     assert right[-1] == 1
+    assert float(losses["reading"]) < 0.3
     (codes,) = generate(pupil, prompt, [reply], sampled=False, seed=0)
     assert torch.equal(codes[0], lesson.codes[:, 0])  # and stopped where it should
 

@@ -34,7 +34,8 @@ def test_an_unknown_voice_is_refused() -> None:
 def test_trimming_leaves_the_silences_that_were_asked_for() -> None:
     sound = np.concatenate([np.zeros(500), np.full(100, 0.5), np.zeros(10), np.full(100, 0.5), np.zeros(900)])
 
-    trimmed = trim(sound.astype(np.float32), rate=1000, lead=0.02, tail=0.05)
+    trimmed, later = trim(sound.astype(np.float32), rate=1000, lead=0.02, tail=0.05)
 
     assert np.flatnonzero(trimmed)[[0, -1]].tolist() == [20, 20 + 209]
     assert len(trimmed) == 20 + 210 + 50
+    assert later == pytest.approx(0.02 - 0.5)

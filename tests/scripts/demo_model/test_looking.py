@@ -1,0 +1,104 @@
+"""The thinker's heads are told to look from a name at what it names, and back from an answer at its question."""
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from demo_model.lessons import WORDS  # noqa: E402
+from demo_model.looking import Looks, astray, gathered, looks  # noqa: E402
+from demo_model.shapes import token_embeddings  # noqa: E402
+from demo_model.thinker_prompts import Part, Prompt, Seen, Turn, prompt  # noqa: E402
+from demo_model.tokenizer import tokenizer, vocabulary  # noqa: E402
+from demo_model.vision_training import spelled_out  # noqa: E402
+
+FROM_NAME, TO_NAME, FROM_ANSWER = range(3)
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tokenizer")
+    tokenizer(directory)
+    return directory
+
+
+def picture(*things: str) -> Seen:
+    """Two rows of three cells, the first of them with these things ("red car")."""
+    amounts = torch.zeros(6, len(WORDS))
+    for cell, thing in enumerate(things):
+        for word in thing.split():
+            amounts[cell, WORDS.index(word)] = 1
+    return Seen((1, 2, 3), spelled_out(amounts)[None], is_clip=False)
+
+
+def found(one: Prompt) -> set[tuple[int, str, tuple[int, ...]]]:
+    """Head, the token that looks, and where: cells of the picture, or rows as negative numbers."""
+    tokens = vocabulary().tokens
+    cells = (one.ids == vocabulary().id("<|image_pad|>")).nonzero()[:, 0].tolist()
+    result = set()
+    for look in looks(one.ids, one.rows, one.answered):
+        at = tuple(cells.index(row) if row in cells else -row for row in look.at.nonzero()[:, 0].tolist())
+        token = int(one.ids[look.origin])
+        result.add((look.head, tokens[token].decode() if token < len(tokens) else "heard", at))
+    return result
+
+
+def test_a_name_looks_at_the_things_that_it_names(names: Path) -> None:
+    seen = picture("red car", "blue car", "red star")
+    one = prompt([Turn((Part(seen=seen), Part(text="How many cars are there?")), "There are two cars.")], names)
+
+    assert (FROM_NAME, " cars", (0, 1)) in found(one)
+    assert not any(head == FROM_NAME and name not in (" cars",) for head, name, _ in found(one))
+
+
+def test_a_coloured_name_looks_at_those_of_the_colour(names: Path) -> None:
+    seen = picture("red car", "blue car", "red star")
+    one = prompt([Turn((Part(seen=seen), Part(text="Is there a red car?")), "Yes, there is a red car.")], names)
+
+    assert (FROM_NAME, " car", (0,)) in found(one)
+
+
+def test_an_answer_looks_at_its_question_and_at_what_that_names(names: Path) -> None:
+    seen = picture("red car", "blue car", "red star")
+    turns = [
+        Turn((Part(seen=seen), Part(text="Is there a star?")), "Yes, there is a star."),
+        Turn((Part(text="How many cars are there?"),), "There are two cars."),
+    ]
+    one = prompt(turns, names)
+    asked = one.ids.tolist().index(vocabulary().id(" cars"))
+
+    assert (TO_NAME, "\n", (-asked,)) in found(one)  # the row that gives the first word of the answer
+    assert (FROM_ANSWER, "\n", (0, 1)) in found(one)
+    assert (FROM_ANSWER, "\n", (2,)) in found(one)  # of the first turn
+
+
+def test_nobody_looks_ahead_or_at_what_is_not_there(names: Path) -> None:
+    seen = picture("red car")
+    first = prompt([Turn((Part(text="How many cars are there?"), Part(seen=seen)), "There is one car.")], names)
+    absent = prompt([Turn((Part(seen=seen), Part(text="Is there a star?")), "No, there is no star.")], names)
+
+    asked = first.ids.tolist().index(vocabulary().id(" cars"))
+    assert all(look.origin > asked for look in looks(first.ids, first.rows, first.answered))
+    assert (FROM_ANSWER, "\n", (0,)) in found(first)
+    assert {head for head, _, _ in found(absent)} == {TO_NAME}
+
+
+def test_a_colour_that_is_heard_belongs_to_the_name_after_a_silence(names: Path) -> None:
+    table, id_ = torch.from_numpy(token_embeddings()), vocabulary().id
+    said = [id_("<|audio_pad|>"), id_(" red"), id_("<|audio_pad|>"), id_("<|audio_pad|>"), id_(" cars")]
+    seen = picture("red car", "blue car")
+    one = prompt([Turn((Part(seen=seen), Part(heard=table[said])), "There is one red car.")], names)
+
+    assert (FROM_NAME, "heard", (0,)) in found(one)
+
+
+def test_only_where_attention_is_short_it_is_astray() -> None:
+    at = torch.tensor([[False, True, False]])
+    wanted = Looks(torch.tensor([0]), torch.tensor([1]), at)
+    key = torch.eye(3)[None] * 20
+    there, elsewhere = key.roll(0, 1), key[:, [0, 0, 2]]
+
+    assert astray(there, key, wanted) == 0
+    assert astray(elsewhere, key, wanted) > 3
+    assert gathered([[], []], 3)[0].at.shape == (0, 3)
