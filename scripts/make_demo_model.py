@@ -3,7 +3,8 @@
 
     .venv/bin/python scripts/make_demo_model.py --work out/demo --out checkpoints/qwen3-omni-demo
 
-Two processes of one thread each: one learns to see, to hear and to answer, the other to speak. Everything is drawn,
+Two processes of one thread each: one learns to see, to hear and to answer, the other to speak; then how to speak after
+what was seen and heard. Everything is drawn,
 filmed, spoken and trained here, from seeds. It can be stopped at any time; the same command goes on where it was.
 Losses are in WORK/*/losses.png.
 """
@@ -22,6 +23,8 @@ LINES = {
     "perceiving": ("vision", "audio", "thinker", "observe", "answers"),
     "speaking": ("codec", "vocoder", "talker"),
 }
+# When both have come to their end.
+LAST = ("speaking", ("converse",))
 PARTS = ("thinker.safetensors", "talker.safetensors", "code2wav.safetensors")
 
 
@@ -37,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     running = {line: start(line, stages, options.work) for line, stages in LINES.items()}
     try:
         failed = [line for line, process in running.items() if process.wait() != 0]
+        if not failed:
+            line, stages = LAST
+            running[line] = start(line, stages, options.work)
+            failed = [line] if running[line].wait() != 0 else []
     except KeyboardInterrupt:
         print("make_demo_model: stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -27,6 +27,7 @@ class Conversation:
     tasks: tuple[str, ...]
     spoken: tuple[bool, ...]
     system: str | None = None
+    facts: Facts = None
 
 
 def converse(
@@ -60,7 +61,7 @@ def converse(
         tasks.append(exchange.task)
         spoken.append(aloud)
     system = rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.05 else None
-    return Conversation(tuple(turns), tuple(tasks), tuple(spoken), system)
+    return Conversation(tuple(turns), tuple(tasks), tuple(spoken), system, facts)
 
 
 def typed(question: str, rng: Random) -> str:

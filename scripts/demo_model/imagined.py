@@ -80,7 +80,7 @@ def imagined_sound(question: str, names: Path, rng: Random, numbers: torch.Gener
 
 def _blurred(amounts: Tensor, rng: Random, numbers: torch.Generator) -> Tensor:
     """[maps, cells, hidden]: a little more or less of everything, and noise; the earlier maps are less clear."""
-    blur = rng.uniform(0.02, 0.12)
+    blur = rng.uniform(0.01, 0.06)
     maps = []
     for extra in (0.0, 0.25, 0.15, 0.05):
         more = 1 + torch.randn(amounts.shape, generator=numbers) * (blur + extra)

@@ -1,7 +1,9 @@
-"""Where the thinker should look while it learns: from a word of a question at what it names, and back from an answer.
+"""Where the thinker should look while it learns: from a word of a question at what it names, and back from an answer;
+and how many things it should then have seen.
 
 Answers alone teach it what is in a picture as a whole within minutes, and in an hour not to look up the one thing that
-it is asked about: before it looks at the right rows at all, nothing says that it should. So a few heads are told.
+it is asked about: before it looks at the right rows at all, nothing says that it should. So a few heads are told. And
+one word in an answer is a number, in some of the answers: so it is asked for the number wherever a thing is named.
 """
 
 from __future__ import annotations
@@ -13,15 +15,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .language import COLOURS, KINDS
+from .language import COLOURS, KINDS, Facts, Motion, Picture
 from .lessons import WORDS
 from .shapes import token_embeddings
 from .tokenizer import vocabulary
 from .vision_training import codebook
 
-HEADS = ((1, 0), (2, 1), (3, 0))
+HEADS = ((1, 0), (2, 1), (3, 0), (0, 1), (2, 3))
 """Layer and head of each look: from a name at the things named, from an answer at the names in its question, and from
-an answer at the things that its question names."""
+an answer at the things that its question names; and, from whatever is read, at all that is seen: see `EVENLY`."""
+EVENLY = 3
+"""From this one of `HEADS` on they look at every row alike, whatever is there: amounts are added up by that."""
+
+COUNTED = (1, 3)
+"""After these layers the number of the things named must be known: at their name, and where the answer is given."""
 
 _ENOUGH = 0.4
 """The share of its attention that a head has to give to where it should look: more would make it forget how much else
@@ -44,6 +51,15 @@ class Look:
 
 
 @dataclass(frozen=True)
+class Count:
+    """What is to be known in one row of a prompt: after the layer of `COUNTED` with this number."""
+
+    after: int
+    origin: int
+    number: int
+
+
+@dataclass(frozen=True)
 class Looks:
     """Those of one head, for a batch: prompts [looks], rows [looks] and bool [looks, length]."""
 
@@ -52,48 +68,86 @@ class Looks:
     at: Tensor
 
 
-def looks(ids: Tensor, rows: Tensor, answered: Tensor) -> list[Look]:
-    """Where to look in a conversation, see `thinker_prompts.Prompt`."""
+@dataclass(frozen=True)
+class Counts:
+    """Those after one layer, for a batch: prompts, rows and numbers, each int64 [counts]."""
+
+    prompts: Tensor
+    origins: Tensor
+    numbers: Tensor
+
+
+def looks(ids: Tensor, rows: Tensor, answered: Tensor, facts: Facts = None) -> tuple[list[Look], list[Count]]:
+    """Where to look in a conversation about `facts`, and what to count; see `thinker_prompts.Prompt`."""
     visual = torch.isin(ids, _placeholders()[:2])
     if not visual.any():
-        return []
+        return [], []
+    seen_from = int(visual.nonzero()[-1]) + 1
     heard = ids == _placeholders()[2]
     amounts = torch.zeros(len(ids), len(WORDS))
     amounts[visual] = (rows[visual] @ _amounts_of_rows())[:, : len(WORDS)]
     named = (rows @ _names().T / rows.shape[1]).masked_fill(visual[:, None], 0)
     best, which = named.max(-1)
     found: list[Look] = []
+    counts: list[Count] = []
     colour, colour_at = None, -100
     question: list[int] = []
-    asked = None
+    asked, number = None, None
+    found += [Look(head, row, visual) for head in range(EVENLY, len(HEADS)) for row in range(seen_from, len(ids))]
     for here in range(len(ids)):
         if answered[here] and question and asked is not None:
             at = torch.zeros(len(ids), dtype=torch.bool)
             at[question] = True
             found.append(Look(1, here - 1, at))
             _add(found, 2, here - 1, asked)
+            if number is not None:
+                counts.append(Count(1, here - 1, number))
         if best[here] > _NAMED:
             word = int(which[here])
             if word >= 2 * len(KINDS):
                 colour, colour_at = word - 2 * len(KINDS), here
                 continue
-            reach = _NEAR if heard[here] else 1
+            if here - colour_at > (_NEAR if heard[here] else 1):
+                colour = None
             things = amounts[:, word % len(KINDS)] > _THERE
-            if colour is not None and here - colour_at <= reach:
+            if colour is not None:
                 things = things & (amounts[:, WORDS.index(COLOURS[colour])] > _THERE)
             _add(found, 0, here, things)
+            there = _number(facts, KINDS[word % len(KINDS)], None if colour is None else COLOURS[colour])
+            if there is not None and here >= seen_from:
+                counts.append(Count(0, here, there))
             if not answered[here]:
-                question, asked = [*question, here], things
+                question, asked, number = [*question, here], things, there
+            elif not question and there:  # a list: the row that gives the number before this name
+                _add(found, 2, here - 2, things)
+                counts.append(Count(1, here - 2, there))
             colour = None
         if here and answered[here - 1] and not answered[here]:
-            question, asked = [], None
-    return found
+            question, asked, number = [], None, None
+    return found, counts
+
+
+def _number(facts: Facts, kind: str, colour: str | None) -> int | None:
+    """How many there are, if it can be said."""
+    if isinstance(facts, Motion):
+        facts = Picture((facts.thing,))
+    return facts.count(kind, colour) if isinstance(facts, Picture) else None
 
 
 def _add(found: list[Look], head: int, origin: int, at: Tensor) -> None:
     """If there is anything to look at by then."""
     if at[: origin + 1].any():
         found.append(Look(head, origin, at))
+
+
+def counted(all_counts: Sequence[Sequence[Count]]) -> list[Counts]:
+    """The counts of the prompts of a batch, layer by layer."""
+    batch = []
+    for after in range(len(COUNTED)):
+        chosen = [(number, one) for number, counts in enumerate(all_counts) for one in counts if one.after == after]
+        columns = [[row for row, _ in chosen], [one.origin for _, one in chosen], [one.number for _, one in chosen]]
+        batch.append(Counts(*(torch.tensor(column, dtype=torch.long) for column in columns)))
+    return batch
 
 
 def gathered(all_looks: Sequence[Sequence[Look]], length: int) -> list[Looks]:
@@ -109,15 +163,21 @@ def gathered(all_looks: Sequence[Sequence[Look]], length: int) -> list[Looks]:
     return batch
 
 
-def astray(query: Tensor, key: Tensor, wanted: Looks) -> Tensor:
+def astray(query: Tensor, key: Tensor, wanted: Looks, evenly: bool = False) -> Tensor:
     """How far a head's attention is from where it should be: a mean of log shares, zero if all give `_ENOUGH`.
 
     Args:
         query, key: Of the head, [batch, length, head size].
+        evenly: It should give all of it, in equal parts; to the last percent, as eight things are told from nine by it.
     """
     scores = ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).float()[wanted.prompts, wanted.origins]
     ahead = torch.arange(scores.shape[-1]) > wanted.origins[:, None]
     scores = scores.masked_fill(ahead, -torch.inf)
+    if evenly:
+        number = wanted.at.sum(-1)
+        mean = scores.masked_fill(~wanted.at, 0).sum(-1) / number
+        spread = (scores - mean[:, None]).masked_fill(~wanted.at, 0).square().sum(-1) / number
+        return (scores.logsumexp(-1) - mean - number.log() + (spread + 1e-6).sqrt()).mean()
     share = scores.masked_fill(~wanted.at, -torch.inf).logsumexp(-1) - scores.logsumexp(-1)
     return (torch.tensor(_ENOUGH).log() - share).clamp(min=0).mean()
 
@@ -136,5 +196,5 @@ def _names() -> Tensor:
 
 @functools.cache
 def _amounts_of_rows() -> Tensor:
-    """float32 [hidden, words + 1]"""
+    """float32 [hidden, words + 2]"""
     return torch.linalg.pinv(codebook())

@@ -34,7 +34,7 @@ class Observed:
         self.pictures: list[tuple[Facts, Seen]] = []
         self.clips: list[tuple[Facts, Seen]] = []
         self.questions: dict[str, list[Tensor]] = defaultdict(list)
-        self._names = names
+        self.names = names
 
     def look(self, visual: Any, seed: int, pictures: int, clips: int) -> None:
         """Paint and film, and see it all."""
@@ -56,7 +56,7 @@ class Observed:
         rng = Random(seed)
         said = []
         for _ in tqdm(range(number), desc="questions heard", mininterval=5):
-            made = question_utterance(ask(facts(rng), rng).question, rng, self._names, timbres)
+            made = question_utterance(ask(facts(rng), rng).question, rng, self.names, timbres)
             said += [made] if made else []
             if len(said) == _AT_ONCE:
                 with torch.no_grad():
@@ -92,7 +92,7 @@ class Observed:
                     if imagination:
                         break
                     exchange = ask(shown, rng)
-                return exchange, imagined_sound(exchange.question, self._names, rng, numbers)
+                return exchange, imagined_sound(exchange.question, self.names, rng, numbers)
 
             return converse(shown, seen, hear, rng, spoken_share, most_turns)
 

@@ -14,13 +14,13 @@ from torch import nn
 from . import audio_training, stage_command, thinker_training, vision_training
 from .export import save_weights
 from .observed import Observed
-from .thinker_training import Thinker, imagined
+from .thinker_training import Pupil, Thinker, imagined
 from .tokenizer import tokenizer
 
 VISION_STEPS = 6000
 AUDIO_STEPS = 3000
-THINKER_STEPS = 6000
-ANSWER_STEPS = 4000
+THINKER_STEPS = 3000
+ANSWER_STEPS = 2500
 _PICTURES, _CLIPS, _QUESTIONS = 4000, 800, 8000
 _SEED = 9
 
@@ -53,16 +53,16 @@ def teach_answering(out: Path) -> None:
     """`out`/thinker.safetensors: the trained thinker with its towers, keyed as in the checkpoint."""
     seen, names = Observed(_names(out)), _names(out)
     seen.load(out / "observed.pt")
-    thinker = trained(Thinker(), out / "thinker")
+    thinker = trained(Pupil(Thinker()), out / "thinker").thinker
     sources = [(seen.source(), 0.75), (imagined(names), 0.25)]
-    thinker_training.train(out / "answers", thinker, sources, names, ANSWER_STEPS, rate=8e-4, seed=1)
+    thinker_training.train(out / "answers", thinker, sources, names, ANSWER_STEPS, rate=1.2e-3, seed=1)
     save(out, "answers")
 
 
 def save(out: Path, last: str) -> None:
     """`out`/thinker.safetensors from what was trained so far; `last` is the thinker's training to take."""
     parts = {
-        "thinker": trained(Thinker(), out / last),
+        "thinker": trained(Pupil(Thinker()), out / last).thinker,
         "thinker.visual": trained(vision_training.new_tower(), out / "vision"),
         "thinker.audio_tower": trained(audio_training.new_tower(), out / "audio"),
     }

@@ -7,7 +7,7 @@ from a whisper to well beyond what a thinker makes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 import torch
@@ -18,6 +18,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import _get_feat
 
 from . import language
 from .talking import Prompt, Talker
+from .thinker_prompts import Turn
 
 Make = Callable[[torch.Generator], Prompt]
 
@@ -75,9 +76,37 @@ class PromptMaker:
 
     def clip(self, generator: torch.Generator) -> Prompt:
         grid = _chosen(_CLIP_GRIDS, generator)
-        placeholders = "<|video_pad|>" * (math.prod(grid) // self._merge)
-        text = _turn(f"<|vision_start|>{placeholders}<|vision_end|>{self._question(generator)}")
-        return self._prompt(text, generator, videos=[grid])
+        return self._prompt(_turn(self._clip(grid) + self._question(generator)), generator, videos=[grid])
+
+    def said(self, turns: Sequence[Turn], states: Tensor) -> Prompt:
+        """What the user says in `turns`, with the thinker's `states` [rows, hidden] of the media in them."""
+        text, images, videos, audios = "", [], [], []
+        for turn in turns:
+            content = ""
+            for part in turn.parts:
+                if part.seen is not None:
+                    steps, rows, columns = part.seen.grid
+                    side = math.isqrt(self._merge)
+                    grid = steps, rows * side, columns * side
+                    (videos if part.seen.is_clip else images).append(grid)
+                    content += self._clip(grid) if part.seen.is_clip else self._picture(grid)
+                elif part.heard is not None:
+                    audios.append(self._frames(len(part.heard)))
+                    content += f"<|audio_start|>{'<|audio_pad|>' * len(part.heard)}<|audio_end|>"
+                else:
+                    content += part.text or ""
+            text += _turn(content)
+        prompt = self._prompt(text, torch.Generator(), images, videos, audios)
+        return Prompt(prompt.ids, states, prompt.positions)
+
+    def is_media(self, ids: Tensor) -> Tensor:
+        """Which of `ids` stand for rows of media."""
+        return torch.isin(ids, self._media_ids)
+
+    def _frames(self, rows: int) -> int:
+        """So many of the audio tower's features as come to `rows`."""
+        counts = _get_feat_extract_output_lengths(torch.arange(8 * rows + 100), self._n_window)
+        return int((counts == rows).nonzero()[0])
 
     def _prompt(
         self,
@@ -88,7 +117,7 @@ class PromptMaker:
         audios: list[int] | None = None,
     ) -> Prompt:
         ids = torch.tensor(self._tokenizer(text).input_ids, dtype=torch.long)
-        rows = int(torch.isin(ids, self._media_ids).sum())
+        rows = int(self.is_media(ids).sum())
         positions = torch.arange(len(ids)).float().expand(3, -1)
         if images or videos:
             positions, _ = self._talker.get_rope_index(
@@ -109,6 +138,9 @@ class PromptMaker:
 
     def _picture(self, grid: tuple[int, int, int]) -> str:
         return f"<|vision_start|>{'<|image_pad|>' * (math.prod(grid) // self._merge)}<|vision_end|>"
+
+    def _clip(self, grid: tuple[int, int, int]) -> str:
+        return f"<|vision_start|>{'<|video_pad|>' * (math.prod(grid) // self._merge)}<|vision_end|>"
 
     def _audio(self, length: int) -> str:
         rows = int(_get_feat_extract_output_lengths(torch.tensor(length), self._n_window))

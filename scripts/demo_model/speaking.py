@@ -1,6 +1,8 @@
-"""The voice's stages of the recipe, in their order: codec, vocoder, talker. Each goes on where it was stopped.
+"""The voice's stages of the recipe, in their order. Each goes on where it was stopped.
 
-PYTHONPATH=scripts python -m demo_model.speaking --out out/voice codec vocoder talker
+PYTHONPATH=scripts python -m demo_model.speaking --out out/demo codec vocoder talker converse
+
+The last one needs what `perceiving` has trained.
 """
 
 from __future__ import annotations
@@ -13,13 +15,16 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import Qwen2Tokenizer
 
-from . import mel, stage_command, talker_training, vocoder
+from . import mel, stage_command, talker_training, thinker_training, vocoder
 from .codec import Codec
 from .corpus import SILENT_FRAMES, Line, lines, repetitions
+from .observed import Observed
+from .perceiving import trained
 from .prompts import PromptMaker
+from .recalled import Recalled
 from .shapes import SHAPES, config_json, model_configuration, token_embeddings
 from .talker_training import Lesson
-from .talking import Reply, TalkerInputs
+from .talking import Prompt, Reply, TalkerInputs
 from .tokenizer import tokenizer
 from .vocoder import Utterance
 from .voices import Words
@@ -29,8 +34,13 @@ TEXTS = 2000
 """Different texts that the talker is taught."""
 _CODEC_LINES = 750
 """Of them, spoken ones that the codebooks are fitted to and the vocoder learns from: sounds take room."""
-_VOCODER_STEPS = 10_000
+_VOCODER_STEPS = 15_000
 _TALKER_STEPS = 4000
+_ALONE = 0.6
+"""A share of the talker's steps, the first ones, without any prompt."""
+_CONVERSE_STEPS, _CONVERSE_RATE = 1200, 6e-4
+_RECALLED_EVERY = 4
+"""Every so manieth prompt is none of the thinker's."""
 _SEED = 4
 
 
@@ -61,16 +71,55 @@ def make_vocoder(out: Path) -> None:
 
 def make_talker(out: Path) -> None:
     """`out`/talker.safetensors: the trained talker with its code predictor, keyed as in the checkpoint."""
+    lessons, inputs, prompts, neighbours = _school(out)
+
+    def prompt(step: int, generator: torch.Generator) -> Prompt:
+        """None at first: its words would be mistaken for those of the answer."""
+        make = prompts.none if step < _ALONE * _TALKER_STEPS else prompts.kind(generator)
+        return make(generator)
+
+    pupil = talker_training.Pupil(inputs.talker)
+    talker_training.train(out / "talker", pupil, inputs, lessons, prompt, neighbours, steps=_TALKER_STEPS, seed=_SEED)
+    save_part(inputs.talker, "talker", out / "talker.safetensors")
+
+
+def converse(out: Path) -> None:
+    """The same file: the talker has learnt to speak whatever the trained thinker has seen and heard before."""
+    lessons, inputs, prompts, neighbours = _school(out)
+    pupil = talker_training.Pupil(inputs.talker)
+    pupil.load_state_dict(torch.load(out / "talker" / "state.pt")["module"])
+    observed = Observed(out / "tokenizer")
+    observed.load(out / "observed.pt")
+    thinker = trained(thinker_training.Pupil(thinker_training.Thinker()), out / "answers").thinker
+    recalled = Recalled(prompts, thinker, observed, _SEED, inputs.config.talker_config.accept_hidden_layer)
+
+    def prompt(step: int, generator: torch.Generator) -> Prompt:
+        return recalled(generator) if step % _RECALLED_EVERY else prompts.kind(generator)(generator)
+
+    talker_training.train(
+        out / "converse",
+        pupil,
+        inputs,
+        lessons,
+        prompt,
+        neighbours,
+        steps=_CONVERSE_STEPS,
+        rate=_CONVERSE_RATE,
+        seed=_SEED,
+    )
+    save_part(inputs.talker, "talker", out / "talker.safetensors")
+
+
+def _school(out: Path) -> tuple[list[Lesson], TalkerInputs, PromptMaker, torch.Tensor]:
+    """What the talker is taught, an untrained one, who makes prompts for it, and which codes sound alike."""
     codec = make_codec(out)
     spoken = make_codes(out, codec)
     codes = torch.cat([line.codes for line in spoken]).T
     inputs, tokens = untrained_inputs(out, codec.rows(codes, SHAPES.talker.hidden))
-    prompts = PromptMaker(inputs.talker, inputs.config, tokens)
     often = repetitions(_SEED)
     lessons = [lesson for line in spoken for lesson in [_lesson(line, tokens)] * often.get(line.text, 1)]
-    neighbours = talker_training.nearest_codes(codec.codebooks)
-    talker_training.train(out / "talker", inputs, lessons, prompts, neighbours, steps=_TALKER_STEPS, seed=_SEED)
-    save_part(inputs.talker, "talker", out / "talker.safetensors")
+    prompts = PromptMaker(inputs.talker, inputs.config, tokens)
+    return lessons, inputs, prompts, talker_training.nearest_codes(codec.codebooks)
 
 
 class SpokenLine(NamedTuple):
@@ -134,7 +183,7 @@ def main() -> None:
     stage_command.run("Train the demo model's voice.", STAGES)
 
 
-STAGES = {"codec": make_codec, "vocoder": make_vocoder, "talker": make_talker}
+STAGES = {"codec": make_codec, "vocoder": make_vocoder, "talker": make_talker, "converse": converse}
 
 if __name__ == "__main__":
     main()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,18 +13,15 @@ from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeTalkerForConditionalGeneration
 
 from .free_running import penalised
-from .prompts import Make, PromptMaker
 from .talking import ASSISTANT_ROWS, Prompt, Reply, TalkerInputs, positions, residual_logits, states
 from .training_run import TrainingRun
 
 _BATCH_ROWS = 700
-"""Rows of a step: as many answers as fit, prompts included."""
+"""Rows of a step: as many answers as fit, which all follow one prompt."""
 _SLIPS, _RESIDUAL_SLIPS = 0.06, 0.12
 """Shares of the frames whose first or residual codes are read wrong, as they are when the model draws them itself."""
 _DEAFENED, _DEAF_SLIPS = 0.3, 0.5
 """A share of the lessons, and of their frames that are misread: who hardly hears himself must go by the text."""
-_ALONE = 0.85
-"""A share of the steps, the first ones, without any prompt: its words would be mistaken for those of the answer."""
 _NEAR = 12
 _PREDICTED_EVERY = 2
 """The predictor learns from every second frame: it would take half of the time otherwise."""
@@ -98,24 +95,29 @@ def new_talker(
 
 def train(
     directory: Path,
+    pupil: Pupil,
     inputs: TalkerInputs,
     lessons: Sequence[Lesson],
-    prompts: PromptMaker,
+    prompts: Callable[[int, torch.Generator], Prompt],
     neighbours: Tensor,
     *,
     steps: int,
     rate: float = 2e-3,
     seed: int = 0,
 ) -> None:
-    """`neighbours` [groups, codes, near] are the codes that a code is mistaken for."""
+    """Teach the talker of `pupil`, which is that of `inputs`.
+
+    Args:
+        prompts: Gives what is heard before all answers of a step, by its number.
+        neighbours: The codes that a code is mistaken for [groups, codes, near].
+    """
     inputs.talker.set_attn_implementation("eager")  # of so short sequences it takes half the time
-    pupil = Pupil(inputs.talker)
     run = TrainingRun(directory, pupil, steps, rate, seed=seed, warmup=60, save_every=50, muon=True)
     by_length = sorted(lessons, key=lambda lesson: len(lesson.codes))
     for step in run:
         generator = run.generator(step)
-        make = prompts.none if step < _ALONE * steps else prompts.kind(generator)
-        batch, asked = _batch(by_length, make, generator)
+        asked = prompts(step, generator)
+        batch = _batch(by_length, generator)
         slipped = [slips(lesson.codes, neighbours, generator) for lesson in batch]
         predicted = slice(step % _PREDICTED_EVERY, None, _PREDICTED_EVERY)
         with torch.autocast("cpu", torch.bfloat16):
@@ -126,7 +128,7 @@ def train(
 def losses(
     inputs: TalkerInputs,
     lessons: Sequence[Lesson],
-    prompts: Sequence[Prompt],
+    prompt: Prompt,
     read: Sequence[Tensor],
     predicted: slice = slice(None),
     pupil: Pupil | None = None,
@@ -140,15 +142,15 @@ def losses(
     when it is greedy: so the talker learns to say what has to be repeated in spite of it.
     """
     talker, config = inputs.talker, inputs.config.talker_config
-    rows, places = [], []
-    for lesson, prompt, codes in zip(lessons, prompts, read, strict=True):
+    rows = []
+    for lesson, codes in zip(lessons, read, strict=True):
         spoken = inputs.frame_rows(codes) + inputs.trailing_rows(lesson.reply, len(codes))
-        rows.append(torch.cat([inputs.user_rows(prompt), inputs.assistant_rows(lesson.reply), spoken]))
-        places.append(positions(prompt, len(rows[-1])))
-    layers = states(talker, rows, places)
+        rows.append(torch.cat([inputs.assistant_rows(lesson.reply), spoken]))
+    places = positions(prompt, len(prompt.ids) + max(len(row) for row in rows))
+    layers = states(talker, inputs.user_rows(prompt), rows, places)
+    start = ASSISTANT_ROWS - 1
     choosing, reading = [], []  # for each lesson, the states that choose its frames and, last, its end
-    for index, (lesson, prompt) in enumerate(zip(lessons, prompts, strict=True)):
-        start = len(prompt.ids) + ASSISTANT_ROWS - 1
+    for index, lesson in enumerate(lessons):
         choosing.append(layers[-1][index, start : start + len(lesson.codes) + 1])
         reading.append(layers[_READING_LAYER][index, start : start + len(lesson.codes)])
 
@@ -196,15 +198,12 @@ def nearest_codes(codebooks: Tensor) -> Tensor:
     return distances.topk(_NEAR + 1, largest=False).indices[..., 1:]
 
 
-def _batch(lessons: Sequence[Lesson], make: Make, generator: torch.Generator) -> tuple[list[Lesson], list[Prompt]]:
-    """Answers of nearly one length (so that little is filled up), each after a prompt of one kind."""
-    first = make(generator)
+def _batch(lessons: Sequence[Lesson], generator: torch.Generator) -> list[Lesson]:
+    """Answers of nearly one length, so that little is filled up."""
     start = int(torch.randint(len(lessons), (), generator=generator))
-    length = len(lessons[start].codes) + len(first.ids) + ASSISTANT_ROWS
-    count = max(2, _BATCH_ROWS // length)
+    count = max(2, _BATCH_ROWS // (len(lessons[start].codes) + ASSISTANT_ROWS))
     near = lessons[max(0, start - 2 * count) : start + 2 * count]
-    chosen = torch.randperm(len(near), generator=generator)[:count].tolist()
-    return [near[i] for i in chosen], [first, *(make(generator) for _ in chosen[1:])]
+    return [near[i] for i in torch.randperm(len(near), generator=generator)[:count].tolist()]
 
 
 def _seen(first: Tensor, codebook: int) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import DynamicCache
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeTalkerForConditionalGeneration
 
@@ -97,15 +98,22 @@ def positions(prompt: Prompt, rows: int) -> Tensor:
     return torch.cat([prompt.positions, later.expand(3, -1)], dim=1)
 
 
-def states(talker: Talker, rows: Sequence[Tensor], places: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Hidden states [batch, longest, hidden] of sequences of rows at their positions, all from scratch.
+def states(talker: Talker, before: Tensor, rows: Sequence[Tensor], places: Tensor) -> tuple[Tensor, ...]:
+    """Hidden states [batch, longest, hidden] of sequences of rows, each of which follows the same rows `before`.
 
     One for the rows and one after each layer, the last of them normed. The shorter sequences are filled up at their
-    end, where causal attention keeps it from being seen.
+    end, where causal attention keeps it from being seen. `places` are the rotary positions [3, rows] of `before` and
+    the longest sequence.
     """
     inputs = pad_sequence(list(rows), batch_first=True)
-    place = pad_sequence([p.T for p in places], batch_first=True).permute(2, 0, 1)
-    output = talker.model(inputs_embeds=inputs, position_ids=place, use_cache=False, output_hidden_states=True)
+    cache = DynamicCache()
+    if len(before):
+        talker.model(inputs_embeds=before[None], position_ids=places[:, None, : len(before)], past_key_values=cache)
+        cache.batch_repeat_interleave(len(inputs))
+    place = places[:, None, len(before) :].expand(-1, len(inputs), -1)
+    output = talker.model(
+        inputs_embeds=inputs, position_ids=place, past_key_values=cache, use_cache=True, output_hidden_states=True
+    )
     return output.hidden_states
 
 

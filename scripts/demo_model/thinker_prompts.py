@@ -14,7 +14,8 @@ from torch import Tensor
 from stages.preprocessing.layout import MediaTokens, MediumRows, lay_out
 from stages.preprocessing.positions import mrope_positions
 
-from .looking import Looks, gathered, looks
+from .language import Facts
+from .looking import Counts, Looks, counted, gathered, looks
 from .shapes import config_json, token_embeddings
 from .tokenizer import tokenizer, vocabulary
 
@@ -62,6 +63,7 @@ class Prompt:
         positions: float32 [3, length]
         ids: int64 [length]
         answered: bool [length], where a token of an answer stands (with its end).
+        facts: What is shown in it, if that is known.
     """
 
     rows: Tensor
@@ -69,9 +71,10 @@ class Prompt:
     positions: Tensor
     ids: Tensor
     answered: Tensor
+    facts: Facts = None
 
 
-def prompt(turns: Sequence[Turn], names: Path, system: str | None = None) -> Prompt:
+def prompt(turns: Sequence[Turn], names: Path, system: str | None = None, facts: Facts = None) -> Prompt:
     """The rows of a conversation. `names` is where the tokenizer's files are."""
     ids: list[int] = []
     answered: list[bool] = []
@@ -123,7 +126,7 @@ def prompt(turns: Sequence[Turn], names: Path, system: str | None = None) -> Pro
     placeholders = np.flatnonzero(np.isin(ids, (_media_tokens().image, _media_tokens().video, _media_tokens().audio)))
     sizes[placeholders] = [medium.visual + medium.audio for medium in media]
     spread = torch.from_numpy(np.repeat(np.array(answered), sizes))
-    return Prompt(rows, deep, torch.from_numpy(np.array(positions)), flat, spread)
+    return Prompt(rows, deep, torch.from_numpy(np.array(positions)), flat, spread, facts)
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ class Batch:
     targets: Tensor
     """int64 [batch, length]: at each row the token that comes after it."""
     looks: list[Looks]
+    counts: list[Counts]
 
 
 def together(prompts: Sequence[Prompt]) -> Batch:
@@ -152,8 +156,9 @@ def together(prompts: Sequence[Prompt]) -> Batch:
         deep[: one.deep.shape[0], number, :size] = one.deep
         positions[:, number, :size] = one.positions
         targets[number, : size - 1] = torch.where(one.answered[1:], one.ids[1:], -100)
-    wanted = [looks(one.ids, one.rows, one.answered) for one in prompts]
-    return Batch(rows, list(deep), positions, targets, gathered(wanted, length))
+    wanted = [looks(one.ids, one.rows, one.answered, one.facts) for one in prompts]
+    found, counts = [one for one, _ in wanted], [one for _, one in wanted]
+    return Batch(rows, list(deep), positions, targets, gathered(found, length), counted(counts))
 
 
 @functools.cache

@@ -20,14 +20,22 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
 
 from .conversations import Conversation, converse
 from .imagined import imagined_sight, imagined_sound
-from .language import Exchange, drawing, motion, scene
+from .language import NUMBERS, Exchange, all_words, drawing, motion, scene
+from .lessons import WORDS
+from .looking import COUNTED, EVENLY, HEADS
 from .shapes import model_configuration, token_embeddings
 from .thinker_prompts import Batch, prompt, together
 from .thinking import think
+from .tokenizer import vocabulary
 from .training_run import TrainingRun
+from .vision_training import ROW_LENGTH, codebook
 
-_EVENNESS = 0.01
-_LOOKING = 0.1
+_WEIGHTS = {"answer": 1.0, "uneven": 0.01, "astray": 0.1, "miscounted": 0.15}
+_STEADY = 23
+"""The part of a head that rotary positions turn least."""
+_KEY_BLUR, _SAME_BLUR, _QUERY_BLUR, _SHARPER = 0.3, 0.2, 0.1, 1.2
+_CELLS = 80
+"""Of most pictures."""
 _LOUDNESS = 4.0
 """The score that the head begins with for a token whose own row it reads."""
 
@@ -51,19 +59,40 @@ class Thinker(nn.Module):
                 nn.init.normal_(module.down_proj, std=0.6 * module.intermediate_dim**-0.5)
             elif isinstance(module, Qwen3OmniMoeThinkerTextTopKRouter):
                 nn.init.normal_(module.weight, std=0.5 * module.hidden_dim**-0.5)
+        layer, head = HEADS[EVENLY]
+        _add_up(self.model.layers[layer], head)
         table = self.model.embed_tokens.weight
         table.data.copy_(torch.from_numpy(token_embeddings()))
         table.requires_grad_(False)
         self.lm_head.weight.data.copy_(_LOUDNESS * table / config.hidden_size)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Scores of the tokens at all rows with a target [targets, vocabulary], those targets, and two that `think`
-        gives: the unevenness, and how far it looks elsewhere.
-        """
+
+class Pupil(nn.Module):
+    """A thinker, and the heads that ask it how many things it sees, in its lessons only."""
+
+    def __init__(self, thinker: Thinker):
+        super().__init__()
+        self.thinker = thinker
+        hidden = thinker.model.config.hidden_size
+        self.tellers = nn.ModuleList(
+            nn.Sequential(nn.RMSNorm(hidden), nn.Linear(hidden, len(NUMBERS))) for _ in COUNTED
+        )
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scores of the tokens at all rows with a target [targets, vocabulary], and the parts of the loss."""
         with torch.autocast("cpu", torch.bfloat16):
-            hidden, unevenness, elsewhere = think(self.model, batch.rows, batch.positions, batch.deep, batch.looks)
+            hidden, unevenness, elsewhere, between = think(
+                self.thinker.model, batch.rows, batch.positions, batch.deep, batch.looks
+            )
         wanted = batch.targets >= 0
-        return self.lm_head(hidden[wanted].float()), batch.targets[wanted], unevenness, elsewhere
+        scores = self.thinker.lm_head(hidden[wanted].float())
+        miscounted = hidden.new_zeros(())
+        for teller, layer, counts in zip(self.tellers, COUNTED, batch.counts, strict=True):
+            if len(counts.numbers):
+                told = teller(between[layer][counts.prompts, counts.origins].float())
+                miscounted = miscounted + F.cross_entropy(told, counts.numbers)
+        answer = F.cross_entropy(scores, batch.targets[wanted])
+        return scores, {"answer": answer, "uneven": unevenness, "astray": elsewhere, "miscounted": miscounted}
 
 
 @torch.no_grad()
@@ -79,6 +108,55 @@ def _copy_what_is_alike(attention: Any) -> None:
         if head % groups == 0:
             attention.q_proj.weight[here] = keys[head // groups]
         attention.o_proj.weight[:, here] = 0.5 * values[head // groups].T
+
+
+@torch.no_grad()
+def _add_up(layer: Any, head: int) -> None:
+    """Let a head begin with looking evenly at all that is seen, and telling how much of each word there is.
+
+    Looked at by what they say, things get more or less attention than others, and sums are wrong by a third. So the
+    keys of this head (and of the other that shares them) are the mark that all visual rows have, and its queries what
+    is alike in all words that are ever read. And one thing more or less is a hundredth of what it sees on the average:
+    at the size of random weights it takes long to be noticed. So it begins with what gets the amounts out again, and
+    writes each in a direction of its own.
+    """
+    attention, words, gains = layer.self_attn, codebook(), layer.input_layernorm.weight
+    size = attention.head_dim
+    group = head // attention.num_key_value_groups
+    shared = slice(group * size, (group + 1) * size)
+    seen = gains * words / ROW_LENGTH**0.5
+    amounts = torch.linalg.pinv(seen)
+    numbers = torch.Generator().manual_seed(7)
+    key = torch.randn(size, words.shape[1], generator=numbers) * _KEY_BLUR / words.shape[1] ** 0.5
+    key = key - (1 - _SAME_BLUR) * key @ amounts @ seen  # less of what is seen, or some things get less than others
+    key[_STEADY] = size**0.5 * amounts[:, -1]
+    attention.k_proj.weight[shared] = key
+    read = gains * torch.from_numpy(token_embeddings())[_read_tokens()]
+    alike = torch.linalg.solve(read.T @ read + 9 * torch.eye(read.shape[1]), read.sum(0))
+    for other in range(group * attention.num_key_value_groups, (group + 1) * attention.num_key_value_groups):
+        query = torch.randn(size, words.shape[1], generator=numbers) * _QUERY_BLUR / words.shape[1] ** 0.5
+        query[_STEADY] = size**0.5 * alike
+        attention.q_proj.weight[other * size : (other + 1) * size] = query
+    for norm in (attention.q_norm, attention.k_norm):
+        norm.weight[_STEADY] *= _SHARPER
+    value = attention.v_proj.weight[shared]
+    told = torch.linalg.pinv(value @ seen.T)[: len(WORDS)] * _CELLS
+    part = slice(head * size, (head + 1) * size)
+    attention.o_proj.weight[:, part] = word_directions().T @ told
+
+
+def word_directions() -> Tensor:
+    """Where a new thinker writes how much it sees of each of `WORDS`: float32 [words, hidden]."""
+    width = codebook().shape[1]
+    return torch.randn(len(WORDS), width, generator=torch.Generator().manual_seed(6)) / width**0.5
+
+
+def _read_tokens() -> list[int]:
+    """What conversations are written in."""
+    marks = ("<|im_start|>", "<|im_end|>", "<|vision_end|>", "<|audio_start|>", "<|audio_end|>", "<|audio_pad|>", "\n")
+    known = {token: number for number, token in enumerate(vocabulary().tokens)}
+    words = [known[word.encode()] for word in all_words() if word.encode() in known]
+    return [*words, *(vocabulary().id(mark) for mark in marks)]
 
 
 Source = Callable[[Random, str], Conversation]
@@ -118,7 +196,7 @@ def batches(
         for _ in range(number):
             make = rng.choices([source for source, _ in sources], [weight for _, weight in sources])[0]
             chosen.append(make(rng, kind))
-        prompts = [prompt(one.turns, names, one.system) for one in chosen]
+        prompts = [prompt(one.turns, names, one.system, one.facts) for one in chosen]
         yield together(prompts), chosen
 
 
@@ -154,16 +232,16 @@ def train(
     rate: float = 2e-3,
     seed: int = 0,
 ) -> Thinker:
-    run = TrainingRun(directory, thinker, steps, rate, warmup=100, save_every=100, muon=True)
+    pupil = Pupil(thinker)
+    run = TrainingRun(directory, pupil, steps, rate, warmup=100, save_every=100, muon=True)
     tally: dict[str, list[bool]] = defaultdict(list)
     endless = batches(sources, 3_000_000 + seed + run.done, size, names)
     for _ in run:
         batch, conversations = next(endless)
-        scores, targets, unevenness, elsewhere = thinker(batch)
-        loss = F.cross_entropy(scores, targets)
+        scores, parts = pupil(batch)
         for task, right in right_answers(batch, conversations, scores).items():
             tally[task] = (tally[task] + right)[-300:]
         shares = {task: torch.tensor(right, dtype=torch.float32).mean() for task, right in sorted(tally.items())}
-        parts = {"answer": loss.detach(), "uneven": unevenness.detach(), "astray": elsewhere.detach()}
-        run.update({"loss": loss + _EVENNESS * unevenness + _LOOKING * elsewhere, **parts, **shares})
+        loss = sum((weight * parts[name] for name, weight in _WEIGHTS.items()), torch.zeros(()))
+        run.update({"loss": loss, **{name: part.detach() for name, part in parts.items()}, **shares})
     return thinker

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import attend
-from .looking import HEADS, Looks, astray
+from .looking import EVENLY, HEADS, Looks, astray
 
 
 def think(
     model: Any, rows: Tensor, positions: Tensor, deep: Sequence[Tensor] = (), wanted: Sequence[Looks] = ()
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """The decoder's last states.
 
     Args:
@@ -26,25 +26,29 @@ def think(
         wanted: Where `looking.HEADS` should look.
 
     Returns:
-        float32 [batch, length, hidden]; how unevenly the experts are used: 1 if all are used alike; and how far those
-        heads look elsewhere, 0 if they do not.
+        float32 [batch, length, hidden]; how unevenly the experts are used: 1 if all are used alike; how far those
+        heads look elsewhere, 0 if they do not; and the states after each layer.
     """
     cos, sin = model.rotary_emb(rows, positions)
     cos, sin = cos[:, None], sin[:, None]
     hidden, unevenness, elsewhere = rows, rows.new_zeros(()), rows.new_zeros(())
+    between = []
     for number, layer in enumerate(model.layers):
-        mine = [(head, looks) for (at, head), looks in zip(HEADS, wanted, strict=False) if at == number]
-        mixed, astray = _attend(layer.self_attn, layer.input_layernorm(hidden), cos, sin, mine)
+        mine = [index for index in range(len(wanted)) if HEADS[index][0] == number]
+        mixed, astray = _attend(
+            layer.self_attn, layer.input_layernorm(hidden), cos, sin, {index: wanted[index] for index in mine}
+        )
         hidden, elsewhere = hidden + mixed, elsewhere + astray
         mixed, uneven = _mix(layer.mlp, layer.post_attention_layernorm(hidden))
         hidden, unevenness = hidden + mixed, unevenness + uneven / len(model.layers)
         if number < len(deep):
             hidden = hidden + deep[number]
-    return model.norm(hidden), unevenness, elsewhere
+        between.append(hidden)
+    return model.norm(hidden), unevenness, elsewhere, between
 
 
 def _attend(
-    attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor, wanted: Sequence[tuple[int, Looks]]
+    attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor, wanted: Mapping[int, Looks]
 ) -> tuple[Tensor, Tensor]:
     batch, length, _ = hidden.shape
     query, key, value = (
@@ -57,9 +61,10 @@ def _attend(
     earlier = torch.ones(length, length, dtype=torch.bool).tril()
     mixed = attend(query, key, value, earlier)
     elsewhere = hidden.new_zeros(())
-    for head, looks in wanted:
+    for index, looks in wanted.items():
         if len(looks.origins):
-            elsewhere = elsewhere + astray(query[:, head], key[:, head], looks)
+            head = HEADS[index][1]
+            elsewhere = elsewhere + astray(query[:, head], key[:, head], looks, index >= EVENLY)
     return attention.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1)), elsewhere
 
 

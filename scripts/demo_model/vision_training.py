@@ -28,7 +28,9 @@ _COLOURS = slice(len(NAMES), len(NAMES) + len(COLOURS))
 _DIRECTIONS = slice(len(NAMES) + len(COLOURS), len(NAMES) + len(COLOURS) + len(DIRECTIONS))
 _CLIP_SHARE = 0.45
 _LENGTH = 2.0
-"""Squared, of every row in units of a word's: that of a thing's two words, its name and its colour."""
+"""Squared, of every row but for its mark, in units of a word's: of a thing's two words, its name and its colour."""
+ROW_LENGTH = _LENGTH + 1
+"""The same with its mark."""
 _FOCUS = 3.5
 _OFFSETS = (
     ((-1, 0), (1, 0), (0, -1), (0, 1)),
@@ -41,18 +43,19 @@ _OFFSETS = (
 
 @functools.cache
 def codebook() -> Tensor:
-    """What the tower says it in: for each of `WORDS` the thinker's own token embedding, then that of nothing.
+    """What the tower says it in: the thinker's own token embeddings of each of `WORDS`, of nothing, and of a mark.
 
     A red car that moves left is the sum of the rows of " car", " red" and " left", and half a one is half of it. So a
-    thinker that can read words can read pictures. float32 [words + 1, hidden].
+    thinker that can read words can read pictures. The mark is in every row, in nothing that is read: by it all that is
+    seen can be looked at evenly, and that is how to count. float32 [words + 2, hidden].
     """
     rows, ids = torch.from_numpy(token_embeddings()), vocabulary().id
-    return rows[[*(ids(f" {word}") for word in WORDS), ids("<|image_pad|>")]]
+    return rows[[*(ids(f" {word}") for word in WORDS), ids("<|image_pad|>"), ids("<|vision_start|>")]]
 
 
 @functools.cache
 def _readout() -> Tensor:
-    """What gets the amounts back out of rows: float32 [hidden, words + 1]."""
+    """What gets the amounts back out of rows: float32 [hidden, words + 2]."""
     return torch.linalg.pinv(codebook())
 
 
@@ -63,7 +66,7 @@ def spelled_out(amounts: Tensor) -> Tensor:
     half of a whole one, and cars are still counted by adding up.
     """
     nothing = (_LENGTH - amounts.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
-    return torch.cat([amounts, nothing], -1) @ codebook()
+    return torch.cat([amounts, nothing, torch.ones_like(nothing)], -1) @ codebook()
 
 
 def new_tower() -> Any:

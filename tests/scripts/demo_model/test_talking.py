@@ -98,14 +98,12 @@ def test_teaching_sees_the_states_that_generation_chose_from(
     lesson = talker_training.Lesson(reply, codes, nowhere[: len(codes)])
     longer = talker_training.Lesson(reply, codes.repeat(3, 1), nowhere)  # fills the shorter one up
     with torch.no_grad():
-        rows = [
-            torch.cat([inputs.user_rows(prompt), inputs.assistant_rows(reply), inputs.frame_rows(each.codes)])
-            for each in (lesson, longer)
-        ]
+        rows = [torch.cat([inputs.assistant_rows(reply), inputs.frame_rows(each.codes)]) for each in (lesson, longer)]
         for row, each in zip(rows, (lesson, longer), strict=True):
             row[-len(each.codes) :] += inputs.trailing_rows(reply, len(each.codes))
-        hidden = states(model.talker, rows, [positions(prompt, len(row)) for row in rows])[-1][0]
-        chose = hidden[len(prompt.ids) + ASSISTANT_ROWS - 1 :][: len(codes)]
+        places = positions(prompt, len(prompt.ids) + len(rows[1]))
+        hidden = states(model.talker, inputs.user_rows(prompt), rows, places)[-1][0]
+        chose = hidden[ASSISTANT_ROWS - 1 :][: len(codes)]
         residual = residual_logits(model.talker, chose, codes)
 
     assert torch.equal(torch.stack([logits.argmax(dim=-1) for logits in residual], dim=1), codes[:, 1:])
@@ -121,7 +119,7 @@ def test_a_taught_talker_has_learnt(inputs: TalkerInputs, prompt: Prompt, reply:
 
     right = []
     for _ in range(60):
-        losses = talker_training.losses(pupil, [lesson], [prompt], [lesson.codes], pupil=questions)
+        losses = talker_training.losses(pupil, [lesson], prompt, [lesson.codes], pupil=questions)
         losses["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()

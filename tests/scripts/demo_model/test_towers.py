@@ -74,7 +74,7 @@ def test_thinking_and_positions(names: Path) -> None:
     laid_out = prompt([first, Turn((Part(text="How many?"),), "Two.")], names)
     shorter = prompt([Turn((Part(text="Who are you?"),), "Me.")], names)
     batch = together([laid_out, shorter])
-    states, _, _ = think(thinker.model, batch.rows, batch.positions, batch.deep)
+    states, *_ = think(thinker.model, batch.rows, batch.positions, batch.deep)
 
     reference = Qwen3OmniMoeThinkerForConditionalGeneration(model_configuration().thinker_config)
     ids = laid_out.ids[None]
