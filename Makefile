@@ -1,13 +1,14 @@
 # `make help` lists what there is to do.
 python := .venv/bin/python
-checkpoint := checkpoints/tiny
+checkpoint ?= demo/qwen3-omni-demo
+random := checkpoints/tiny
 port ?= 8008
 gpus ?= 1xH100-80GB
 sgl_omni = $(python) -m omni_pipeline.cli
 serve = $(sgl_omni) serve --model-path $(checkpoint) --port $(port) $(args)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve serve-split serve-colocated serve-text serve-fused plan bench demo-model judge test lint checkpoint clean
+.PHONY: help install serve serve-random serve-split serve-colocated serve-text serve-fused plan bench demo-model judge test lint checkpoint clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
@@ -15,24 +16,27 @@ help:  ## Show this list
 install:  ## Make .venv (the heavy part is built once and shared by all checkouts)
 	@scripts/install.sh
 
-checkpoint: $(checkpoint)/config.json  ## Make the small random checkpoint that the server and the tests use
+checkpoint: $(random)/config.json  ## Make the small random checkpoint that tests and measurements use
 
-$(checkpoint)/config.json: scripts/make_tiny_checkpoint.py | install
-	$(python) scripts/make_tiny_checkpoint.py --out $(checkpoint)
+$(random)/config.json: scripts/make_tiny_checkpoint.py | install
+	$(python) scripts/make_tiny_checkpoint.py --out $(random)
 
-serve: install checkpoint  ## Serve the small checkpoint at port 8008, text and speech (port=… for another, args=… for flags)
+serve: install  ## Serve the demo model at port 8008, text and speech (port=… for another, checkpoint=…, args=… for flags)
 	$(serve)
 
-serve-split: install checkpoint  ## The same, said in a file: one process for each of the nine stages
+serve-random: install checkpoint  ## Serve a random checkpoint instead: all of the architecture, and nonsense
+	$(MAKE) serve checkpoint=$(random)
+
+serve-split: install  ## As serve, but said in a file: one process for each of the nine stages
 	$(serve) --config configs/qwen3_omni_speech.yaml
 
-serve-colocated: install checkpoint  ## Text and speech, what would be on a GPU in one process
+serve-colocated: install  ## Text and speech, what would be on a GPU in one process
 	$(serve) --config configs/qwen3_omni_colocated.yaml
 
-serve-text: install checkpoint  ## Text only, one process for each of the six stages
+serve-text: install  ## Text only, one process for each of the six stages
 	$(serve) --text-only
 
-serve-fused: install checkpoint  ## Text only, all stages in one process
+serve-fused: install  ## Text only, all stages in one process
 	$(serve) --config configs/qwen3_omni_mmsu.yaml --text-only
 
 plan: install  ## What the 30B model takes of a GPU (gpus=… for others, args=… for serve's flags)
