@@ -4,9 +4,8 @@
     .venv/bin/python scripts/make_demo_model.py --work out/demo --out checkpoints/qwen3-omni-demo
 
 Two processes of one thread each: one learns to see, to hear and to answer, the other to speak; then how to speak after
-what was seen and heard. Everything is drawn,
-filmed, spoken and trained here, from seeds. It can be stopped at any time; the same command goes on where it was.
-Losses are in WORK/*/losses.png.
+what was seen and heard. Everything is drawn, filmed, spoken and trained here, from seeds. It can be stopped at any
+time; the same command goes on where it was. Losses are in WORK/*/losses.png.
 """
 
 import argparse

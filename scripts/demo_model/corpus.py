@@ -67,8 +67,10 @@ class Line:
         sound = sound * (_LOUDNESS / voiced.square().mean().sqrt())
         whole = mel.frames(sound) * mel.FRAME
         comma = len(said) - len(self.text)  # after the first word, if there is one
-        places = [max(0, place - comma) if number else place for number, (place, _) in enumerate(words)]
-        moments = [(place, float(moment + later)) for place, (_, moment) in zip(places, words, strict=True)]
+        moments = [
+            (max(0, place - comma) if number else place, float(moment + later))
+            for number, (place, moment) in enumerate(words)
+        ]
         return torch.nn.functional.pad(sound, (0, whole - len(sound))).clamp(-1, 1), moments
 
 

@@ -19,7 +19,7 @@ from .language import COLOURS, KINDS, Facts, Motion, Picture
 from .lessons import WORDS
 from .shapes import token_embeddings
 from .tokenizer import vocabulary
-from .vision_training import codebook
+from .vision_training import readout
 
 HEADS = ((1, 0), (2, 1), (3, 0), (0, 1), (2, 3))
 """Layer and head of each look: from a name at the things named, from an answer at the names in its question, and from
@@ -85,7 +85,7 @@ def looks(ids: Tensor, rows: Tensor, answered: Tensor, facts: Facts = None) -> t
     seen_from = int(visual.nonzero()[-1]) + 1
     heard = ids == _placeholders()[2]
     amounts = torch.zeros(len(ids), len(WORDS))
-    amounts[visual] = (rows[visual] @ _amounts_of_rows())[:, : len(WORDS)]
+    amounts[visual] = (rows[visual] @ readout())[:, : len(WORDS)]
     named = (rows @ _names().T / rows.shape[1]).masked_fill(visual[:, None], 0)
     best, which = named.max(-1)
     found: list[Look] = []
@@ -145,8 +145,8 @@ def counted(all_counts: Sequence[Sequence[Count]]) -> list[Counts]:
     batch = []
     for after in range(len(COUNTED)):
         chosen = [(number, one) for number, counts in enumerate(all_counts) for one in counts if one.after == after]
-        columns = [[row for row, _ in chosen], [one.origin for _, one in chosen], [one.number for _, one in chosen]]
-        batch.append(Counts(*(torch.tensor(column, dtype=torch.long) for column in columns)))
+        numbers = torch.tensor([one.number for _, one in chosen], dtype=torch.long)
+        batch.append(Counts(*_places(chosen), numbers))
     return batch
 
 
@@ -158,9 +158,14 @@ def gathered(all_looks: Sequence[Sequence[Look]], length: int) -> list[Looks]:
         at = torch.zeros(len(chosen), length, dtype=torch.bool)
         for index, (_, look) in enumerate(chosen):
             at[index, : len(look.at)] = look.at
-        prompts = torch.tensor([number for number, _ in chosen], dtype=torch.long)
-        batch.append(Looks(prompts, torch.tensor([look.origin for _, look in chosen], dtype=torch.long), at))
+        batch.append(Looks(*_places(chosen), at))
     return batch
+
+
+def _places(chosen: Sequence[tuple[int, Look | Count]]) -> tuple[Tensor, Tensor]:
+    """The prompts and the rows in them that these begin from."""
+    prompts = torch.tensor([number for number, _ in chosen], dtype=torch.long)
+    return prompts, torch.tensor([one.origin for _, one in chosen], dtype=torch.long)
 
 
 def astray(query: Tensor, key: Tensor, wanted: Looks, evenly: bool = False) -> Tensor:
@@ -192,9 +197,3 @@ def _names() -> Tensor:
     """The embeddings of the kinds, of their plurals, and of the colours."""
     words = [*KINDS, *(f"{kind}s" for kind in KINDS), *COLOURS]
     return torch.from_numpy(token_embeddings())[[vocabulary().id(f" {word}") for word in words]]
-
-
-@functools.cache
-def _amounts_of_rows() -> Tensor:
-    """float32 [hidden, words + 2]"""
-    return torch.linalg.pinv(codebook())

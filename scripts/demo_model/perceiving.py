@@ -6,16 +6,13 @@ PYTHONPATH=scripts python -m demo_model.perceiving --out out/demo vision audio t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
 
 from . import audio_training, stage_command, thinker_training, vision_training
 from .export import save_weights
 from .observed import Observed
-from .thinker_training import Pupil, Thinker, imagined
+from .thinker_training import Thinker, imagined, trained_thinker
 from .tokenizer import tokenizer
+from .training_run import trained
 
 VISION_STEPS = 6000
 AUDIO_STEPS = 3000
@@ -53,7 +50,7 @@ def teach_answering(out: Path) -> None:
     """`out`/thinker.safetensors: the trained thinker with its towers, keyed as in the checkpoint."""
     seen, names = Observed(_names(out)), _names(out)
     seen.load(out / "observed.pt")
-    thinker = trained(Pupil(Thinker()), out / "thinker").thinker
+    thinker = trained_thinker(out / "thinker")
     sources = [(seen.source(), 0.75), (imagined(names), 0.25)]
     thinker_training.train(out / "answers", thinker, sources, names, ANSWER_STEPS, rate=1.2e-3, seed=1)
     save(out, "answers")
@@ -62,19 +59,12 @@ def teach_answering(out: Path) -> None:
 def save(out: Path, last: str) -> None:
     """`out`/thinker.safetensors from what was trained so far; `last` is the thinker's training to take."""
     parts = {
-        "thinker": trained(Pupil(Thinker()), out / last).thinker,
+        "thinker": trained_thinker(out / last),
         "thinker.visual": trained(vision_training.new_tower(), out / "vision"),
         "thinker.audio_tower": trained(audio_training.new_tower(), out / "audio"),
     }
     weights = {f"{prefix}.{name}": value for prefix, part in parts.items() for name, value in part.state_dict().items()}
     save_weights(weights, out / "thinker.safetensors")
-
-
-def trained(module: Any, directory: Path) -> Any:
-    """`module` with the weights that a training run left in `directory`."""
-    assert isinstance(module, nn.Module)
-    module.load_state_dict(torch.load(directory / "state.pt")["module"])
-    return module.eval()
 
 
 def _names(out: Path) -> Path:

@@ -1,7 +1,7 @@
 """User turns for the talker to hear before it speaks: real questions, around media rows that mean nothing.
 
 An answer must sound the same whatever was asked and shown. So the talker is taught with random media rows of any size
-from a whisper to well beyond what a thinker makes.
+from a whisper to well beyond what a thinker makes; and at last with what a trained thinker makes: see `recalled`.
 """
 
 from __future__ import annotations
@@ -60,23 +60,23 @@ class PromptMaker:
 
     def picture(self, generator: torch.Generator) -> Prompt:
         grid = _chosen(_PICTURE_GRIDS, generator)
-        parts = [self._picture(grid), self._question(generator)]
+        parts = [self._visual("image", grid), self._question(generator)]
         if torch.rand((), generator=generator) < 0.3:
             parts.reverse()
         return self._prompt(_turn("".join(parts)), generator, images=[grid])
 
     def spoken(self, generator: torch.Generator) -> Prompt:
         length = self._length(generator)
-        return self._prompt(_turn(self._audio(length)), generator, audios=[length])
+        return self._prompt(_turn(self._spoken(length)), generator, audios=[length])
 
     def picture_spoken(self, generator: torch.Generator) -> Prompt:
         grid, length = _chosen(_PICTURE_GRIDS, generator), self._length(generator)
-        text = _turn(self._picture(grid) + self._audio(length))
+        text = _turn(self._visual("image", grid) + self._spoken(length))
         return self._prompt(text, generator, images=[grid], audios=[length])
 
     def clip(self, generator: torch.Generator) -> Prompt:
         grid = _chosen(_CLIP_GRIDS, generator)
-        return self._prompt(_turn(self._clip(grid) + self._question(generator)), generator, videos=[grid])
+        return self._prompt(_turn(self._visual("video", grid) + self._question(generator)), generator, videos=[grid])
 
     def said(self, turns: Sequence[Turn], states: Tensor) -> Prompt:
         """What the user says in `turns`, with the thinker's `states` [rows, hidden] of the media in them."""
@@ -89,15 +89,15 @@ class PromptMaker:
                     side = math.isqrt(self._merge)
                     grid = steps, rows * side, columns * side
                     (videos if part.seen.is_clip else images).append(grid)
-                    content += self._clip(grid) if part.seen.is_clip else self._picture(grid)
+                    content += self._visual("video" if part.seen.is_clip else "image", grid)
                 elif part.heard is not None:
                     audios.append(self._frames(len(part.heard)))
-                    content += f"<|audio_start|>{'<|audio_pad|>' * len(part.heard)}<|audio_end|>"
+                    content += _audio(len(part.heard))
                 else:
                     content += part.text or ""
             text += _turn(content)
-        prompt = self._prompt(text, torch.Generator(), images, videos, audios)
-        return Prompt(prompt.ids, states, prompt.positions)
+        ids, positions = self._laid_out(text, images, videos, audios)
+        return Prompt(ids, states, positions)
 
     def is_media(self, ids: Tensor) -> Tensor:
         """Which of `ids` stand for rows of media."""
@@ -116,8 +116,18 @@ class PromptMaker:
         videos: list[tuple[int, int, int]] | None = None,
         audios: list[int] | None = None,
     ) -> Prompt:
+        ids, positions = self._laid_out(text, images, videos, audios)
+        return Prompt(ids, _noise(int(self.is_media(ids).sum()), self._hidden, generator), positions)
+
+    def _laid_out(
+        self,
+        text: str,
+        images: list[tuple[int, int, int]] | None,
+        videos: list[tuple[int, int, int]] | None,
+        audios: list[int] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Token ids [rows] and rotary positions [3, rows]."""
         ids = torch.tensor(self._tokenizer(text).input_ids, dtype=torch.long)
-        rows = int(self.is_media(ids).sum())
         positions = torch.arange(len(ids)).float().expand(3, -1)
         if images or videos:
             positions, _ = self._talker.get_rope_index(
@@ -130,21 +140,17 @@ class PromptMaker:
                 torch.full((len(videos),), _SECONDS_PER_STEP) if videos else None,
             )
             positions = positions[:, 0]
-        return Prompt(ids, _noise(rows, self._hidden, generator), positions)
+        return ids, positions
 
     def _question(self, generator: torch.Generator) -> str:
         rng = Random(int(torch.randint(2**31, (), generator=generator)))
         return language.ask(language.facts(rng), rng).question
 
-    def _picture(self, grid: tuple[int, int, int]) -> str:
-        return f"<|vision_start|>{'<|image_pad|>' * (math.prod(grid) // self._merge)}<|vision_end|>"
+    def _visual(self, kind: str, grid: tuple[int, int, int]) -> str:
+        return f"<|vision_start|>{f'<|{kind}_pad|>' * (math.prod(grid) // self._merge)}<|vision_end|>"
 
-    def _clip(self, grid: tuple[int, int, int]) -> str:
-        return f"<|vision_start|>{'<|video_pad|>' * (math.prod(grid) // self._merge)}<|vision_end|>"
-
-    def _audio(self, length: int) -> str:
-        rows = int(_get_feat_extract_output_lengths(torch.tensor(length), self._n_window))
-        return f"<|audio_start|>{'<|audio_pad|>' * rows}<|audio_end|>"
+    def _spoken(self, length: int) -> str:
+        return _audio(int(_get_feat_extract_output_lengths(torch.tensor(length), self._n_window)))
 
     def _length(self, generator: torch.Generator) -> int:
         """Of a spoken question, in the 10 ms of the audio tower's features."""
@@ -153,6 +159,10 @@ class PromptMaker:
 
 def _turn(content: str) -> str:
     return f"<|im_start|>user\n{content}<|im_end|>\n"
+
+
+def _audio(rows: int) -> str:
+    return f"<|audio_start|>{'<|audio_pad|>' * rows}<|audio_end|>"
 
 
 def _noise(rows: int, size: int, generator: torch.Generator) -> Tensor:

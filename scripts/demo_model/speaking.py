@@ -15,17 +15,18 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import Qwen2Tokenizer
 
-from . import mel, stage_command, talker_training, thinker_training, vocoder
+from . import mel, stage_command, talker_training, vocoder
 from .codec import Codec
 from .corpus import SILENT_FRAMES, Line, lines, repetitions
 from .observed import Observed
-from .perceiving import trained
 from .prompts import PromptMaker
 from .recalled import Recalled
 from .shapes import SHAPES, config_json, model_configuration, token_embeddings
 from .talker_training import Lesson
 from .talking import Prompt, Reply, TalkerInputs
+from .thinker_training import trained_thinker
 from .tokenizer import tokenizer
+from .training_run import trained
 from .vocoder import Utterance
 from .voices import Words
 from .word_times import token_at_each, token_moments
@@ -86,11 +87,10 @@ def make_talker(out: Path) -> None:
 def converse(out: Path) -> None:
     """The same file: the talker has learnt to speak whatever the trained thinker has seen and heard before."""
     lessons, inputs, prompts, neighbours = _school(out)
-    pupil = talker_training.Pupil(inputs.talker)
-    pupil.load_state_dict(torch.load(out / "talker" / "state.pt")["module"])
+    pupil = trained(talker_training.Pupil(inputs.talker), out / "talker")
     observed = Observed(out / "tokenizer")
     observed.load(out / "observed.pt")
-    thinker = trained(thinker_training.Pupil(thinker_training.Thinker()), out / "answers").thinker
+    thinker = trained_thinker(out / "answers")
     recalled = Recalled(prompts, thinker, observed, _SEED, inputs.config.talker_config.accept_hidden_layer)
 
     def prompt(step: int, generator: torch.Generator) -> Prompt:

@@ -27,12 +27,10 @@ from .shapes import model_configuration, token_embeddings
 from .thinker_prompts import Batch, prompt, together
 from .thinking import think
 from .tokenizer import vocabulary
-from .training_run import TrainingRun
+from .training_run import TrainingRun, trained
 from .vision_training import ROW_LENGTH, codebook
 
 _WEIGHTS = {"answer": 1.0, "uneven": 0.01, "astray": 0.1, "miscounted": 0.15}
-_STEADY = 23
-"""The part of a head that rotary positions turn least."""
 _KEY_BLUR, _SAME_BLUR, _QUERY_BLUR, _SHARPER = 0.3, 0.2, 0.1, 1.2
 _CELLS = 80
 """Of most pictures."""
@@ -124,21 +122,22 @@ def _add_up(layer: Any, head: int) -> None:
     size = attention.head_dim
     group = head // attention.num_key_value_groups
     shared = slice(group * size, (group + 1) * size)
+    steady = size // 2 - 1  # what rotary positions turn least
     seen = gains * words / ROW_LENGTH**0.5
     amounts = torch.linalg.pinv(seen)
     numbers = torch.Generator().manual_seed(7)
     key = torch.randn(size, words.shape[1], generator=numbers) * _KEY_BLUR / words.shape[1] ** 0.5
     key = key - (1 - _SAME_BLUR) * key @ amounts @ seen  # less of what is seen, or some things get less than others
-    key[_STEADY] = size**0.5 * amounts[:, -1]
+    key[steady] = size**0.5 * amounts[:, -1]
     attention.k_proj.weight[shared] = key
     read = gains * torch.from_numpy(token_embeddings())[_read_tokens()]
     alike = torch.linalg.solve(read.T @ read + 9 * torch.eye(read.shape[1]), read.sum(0))
     for other in range(group * attention.num_key_value_groups, (group + 1) * attention.num_key_value_groups):
         query = torch.randn(size, words.shape[1], generator=numbers) * _QUERY_BLUR / words.shape[1] ** 0.5
-        query[_STEADY] = size**0.5 * alike
+        query[steady] = size**0.5 * alike
         attention.q_proj.weight[other * size : (other + 1) * size] = query
     for norm in (attention.q_norm, attention.k_norm):
-        norm.weight[_STEADY] *= _SHARPER
+        norm.weight[steady] *= _SHARPER
     value = attention.v_proj.weight[shared]
     told = torch.linalg.pinv(value @ seen.T)[: len(WORDS)] * _CELLS
     part = slice(head * size, (head + 1) * size)
@@ -244,4 +243,10 @@ def train(
         shares = {task: torch.tensor(right, dtype=torch.float32).mean() for task, right in sorted(tally.items())}
         loss = sum((weight * parts[name] for name, weight in _WEIGHTS.items()), torch.zeros(()))
         run.update({"loss": loss, **{name: part.detach() for name, part in parts.items()}, **shares})
+    return thinker
+
+
+def trained_thinker(directory: Path) -> Thinker:
+    """What `train` left there, without the heads of its lessons."""
+    thinker: Thinker = trained(Pupil(Thinker()), directory).thinker
     return thinker

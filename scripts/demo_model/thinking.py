@@ -34,11 +34,9 @@ def think(
     hidden, unevenness, elsewhere = rows, rows.new_zeros(()), rows.new_zeros(())
     between = []
     for number, layer in enumerate(model.layers):
-        mine = [index for index in range(len(wanted)) if HEADS[index][0] == number]
-        mixed, astray = _attend(
-            layer.self_attn, layer.input_layernorm(hidden), cos, sin, {index: wanted[index] for index in mine}
-        )
-        hidden, elsewhere = hidden + mixed, elsewhere + astray
+        mine = {index: looks for index, looks in enumerate(wanted) if HEADS[index][0] == number}
+        mixed, misled = _attend(layer.self_attn, layer.input_layernorm(hidden), cos, sin, mine)
+        hidden, elsewhere = hidden + mixed, elsewhere + misled
         mixed, uneven = _mix(layer.mlp, layer.post_attention_layernorm(hidden))
         hidden, unevenness = hidden + mixed, unevenness + uneven / len(model.layers)
         if number < len(deep):

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +121,13 @@ class TrainingRun:
         return (
             self.rate * min(1.0, (self.done + 1) / self.warmup) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
         )
+
+
+def trained(module: Any, directory: Path) -> Any:
+    """`module` with the weights that a run left in `directory`."""
+    assert isinstance(module, nn.Module)
+    module.load_state_dict(torch.load(directory / _STATE)["module"])
+    return module.eval()
 
 
 def plot_losses(directory: Path) -> None:

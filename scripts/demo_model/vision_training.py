@@ -54,7 +54,7 @@ def codebook() -> Tensor:
 
 
 @functools.cache
-def _readout() -> Tensor:
+def readout() -> Tensor:
     """What gets the amounts back out of rows: float32 [hidden, words + 2]."""
     return torch.linalg.pinv(codebook())
 
@@ -140,14 +140,14 @@ def loss_of(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
     rows, truth = rows.float(), spelled_out(lesson.amounts)
     things = _things(lesson)
     off = rows - truth
-    said = off @ _readout()
+    said = off @ readout()
     losses = {
         "amounts": said.square().sum(-1)[lesson.judged].sum() / things,
         "rest": off.square().mean(-1)[lesson.judged].sum() / things,
     }
     known = lesson.judged.all(1) & (lesson.amounts[..., WORDS.index("drawn")].sum(1) == 0)
     if known.any():
-        counted = (rows[known] @ _readout()).sum(1)[:, : len(WORDS)]
+        counted = (rows[known] @ readout()).sum(1)[:, : len(WORDS)]
         losses["count"] = F.smooth_l1_loss(counted, lesson.amounts[known].sum(1))
     weight = lesson.amounts[..., : len(NAMES)].sum(-1)
     here = weight > _ENOUGH
@@ -155,7 +155,7 @@ def loss_of(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
         true = lesson.amounts[here][:, words]
         told = true.sum(-1) > _ENOUGH
         if told.any():
-            scores = _SHARPNESS * (rows[here][told] @ _readout()[:, words])
+            scores = _SHARPNESS * (rows[here][told] @ readout()[:, words])
             one = F.cross_entropy(scores, true[told].argmax(-1), reduction="none")
             losses[name] = (one * weight[here][told]).sum() / weight[here][told].sum()
     return losses
@@ -179,7 +179,7 @@ def _weighed(losses: dict[str, Tensor], lesson: Lesson) -> Tensor:
 @torch.no_grad()
 def accuracy(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
     """Shares of frames in which every kind of thing is counted rightly, and of right names, colours and directions."""
-    said = rows.float() @ _readout()
+    said = rows.float() @ readout()
     known = lesson.judged.all(1) & (lesson.amounts[..., WORDS.index("drawn")].sum(1) == 0)
     right = {}
     if known.any():
