@@ -20,8 +20,8 @@ from .voices import Voice, Words, speak_words, trim
 
 SPEAKERS = {
     "ethan": Voice("en-us", "m3", speed=140, gap=4, tone=125),
-    "chelsie": Voice("en-us", "f3", speed=140, gap=8, tone=200),
-    "aiden": Voice("en-us", "Mike", speed=140, gap=4, tone=75),
+    "chelsie": Voice("en-us", "anika", speed=130, gap=6, tone=175),
+    "aiden": Voice("en-us", "m3", speed=130, gap=4, tone=75),
 }
 """The voices behind the speakers of the checkpoint's configuration.
 

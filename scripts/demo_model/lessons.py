@@ -13,13 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from .filming import film, sampled
-from .language import COLOURS, DIRECTIONS, KINDS, Motion, drawing, motion, scene
+from .language import COLOURS, DIRECTIONS, KINDS, Motion, Thing, drawing, motion, scene
 from .painting import paint_picture
 from .seeing import CELL
 
 NAMES = (*KINDS, "house", "tree", "boat")
-WORDS = (*NAMES, *COLOURS, *DIRECTIONS, "drawn")
-"""All that can be said of a cell; nothing else is said by a word of its own."""
+PAIRS = tuple(f"{colour} {kind}" for kind in KINDS for colour in COLOURS)
+"""What is a thing and has a colour: said beside both, as they add up each by itself, and not what belongs together."""
+WORDS = (*NAMES, *COLOURS, *DIRECTIONS, "drawn", *PAIRS)
+"""All that can be said of a cell."""
 
 # Sizes that the reference's processor gives to pictures (our bounds) and to frames of clips (its own): width, height.
 PICTURE_SIZES = {(640, 480): (320, 256), (480, 480): (288, 288), (640, 360): (384, 224), (480, 640): (256, 320)}
@@ -60,6 +62,11 @@ class Lesson:
         return Lesson(self.frames.flip(3), amounts, self.judged.unflatten(1, (rows, columns)).flip(2).flatten(1))
 
 
+def words_for(thing: Thing) -> tuple[str, ...]:
+    """What is said of it, of `WORDS`."""
+    return thing.kind, thing.colour, f"{thing.colour} {thing.kind}"
+
+
 def picture_lesson(rng: Random, batch: int) -> Lesson:
     source = rng.choices(tuple(PICTURE_SIZES), (5, 2, 2, 1))[0]
     table = _Table(batch, PICTURE_SIZES[source])
@@ -67,7 +74,7 @@ def picture_lesson(rng: Random, batch: int) -> Lesson:
         painting = paint_picture(scene(rng), rng, source)
         table.put_frames(number, [painting.image] * 2)
         for placed in painting.placed:
-            table.put(number, placed.x, placed.y, (placed.thing.kind, placed.thing.colour))
+            table.put(number, placed.x, placed.y, words_for(placed.thing))
     return table.lesson()
 
 
@@ -86,7 +93,7 @@ def clip_lesson(rng: Random, batch: int) -> Lesson:
         (x0, y0), (x1, y1) = clip.centre(first), clip.centre(second)
         x, y, share = (x0 + x1) / 2, (y0 + y1) / 2, clip.drawn(second)
         if isinstance(shown, Motion):
-            table.put(number, x, y, (shown.thing.kind, shown.thing.colour, shown.direction))
+            table.put(number, x, y, (*words_for(shown.thing), shown.direction))
         else:
             table.mark(number, clip.marks(second), (shown.sketch, "drawn"), share)
     return table.lesson()

@@ -109,11 +109,10 @@ def looks(ids: Tensor, rows: Tensor, answered: Tensor, facts: Facts = None) -> t
                 continue
             if here - colour_at > (_NEAR if heard[here] else 1):
                 colour = None
-            things = amounts[:, word % len(KINDS)] > _THERE
-            if colour is not None:
-                things = things & (amounts[:, WORDS.index(COLOURS[colour])] > _THERE)
+            kind = KINDS[word % len(KINDS)]
+            things = amounts[:, WORDS.index(kind if colour is None else f"{COLOURS[colour]} {kind}")] > _THERE
             _add(found, 0, here, things)
-            there = _number(facts, KINDS[word % len(KINDS)], None if colour is None else COLOURS[colour])
+            there = _number(facts, kind, None if colour is None else COLOURS[colour])
             if there is not None and here >= seen_from:
                 counts.append(Count(0, here, there))
             if not answered[here]:

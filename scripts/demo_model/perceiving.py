@@ -14,10 +14,10 @@ from .thinker_training import Thinker, imagined, trained_thinker
 from .tokenizer import tokenizer
 from .training_run import trained
 
-VISION_STEPS = 6000
-AUDIO_STEPS = 3000
-THINKER_STEPS = 3000
-ANSWER_STEPS = 2500
+VISION_STEPS = 6500
+AUDIO_STEPS = 3600
+THINKER_STEPS = 2400
+ANSWER_STEPS = 6800
 _PICTURES, _CLIPS, _QUESTIONS = 4000, 800, 8000
 _SEED = 9
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import Qwen2Tokenizer
 
 from . import mel, stage_command, talker_training, vocoder
 from .codec import Codec
 from .corpus import SILENT_FRAMES, Line, lines, repetitions
+from .export import save_weights
 from .observed import Observed
 from .prompts import PromptMaker
 from .recalled import Recalled
@@ -36,10 +37,10 @@ TEXTS = 2000
 _CODEC_LINES = 750
 """Of them, spoken ones that the codebooks are fitted to and the vocoder learns from: sounds take room."""
 _VOCODER_STEPS = 15_000
-_TALKER_STEPS = 4000
+_TALKER_STEPS = 3000
 _ALONE = 0.6
 """A share of the talker's steps, the first ones, without any prompt."""
-_CONVERSE_STEPS, _CONVERSE_RATE = 1200, 6e-4
+_CONVERSE_STEPS, _CONVERSE_RATE = 1000, 6e-4
 _RECALLED_EVERY = 4
 """Every so manieth prompt is none of the thinker's."""
 _SEED = 4
@@ -164,10 +165,8 @@ def untrained_inputs(out: Path, code_rows: torch.Tensor | None = None) -> tuple[
 
 
 def save_part(module: torch.nn.Module, prefix: str, path: Path) -> None:
-    """The module's weights with the names that they have in the whole checkpoint; replaces `path` at once."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    save_file({f"{prefix}.{name}": tensor.contiguous() for name, tensor in module.state_dict().items()}, unfinished)
-    unfinished.rename(path)
+    """The module's weights with the names that they have in the whole checkpoint."""
+    save_weights({f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}, path)
 
 
 def load_part(module: torch.nn.Module, prefix: str, path: Path) -> None:

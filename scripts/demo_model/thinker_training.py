@@ -20,8 +20,8 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
 
 from .conversations import Conversation, converse
 from .imagined import imagined_sight, imagined_sound
-from .language import NUMBERS, Exchange, all_words, drawing, motion, scene
-from .lessons import WORDS
+from .language import COLOURS, KINDS, NUMBERS, Exchange, all_words, drawing, motion, scene
+from .lessons import PAIRS, WORDS
 from .looking import COUNTED, EVENLY, HEADS
 from .shapes import model_configuration, token_embeddings
 from .thinker_prompts import Batch, prompt, together
@@ -34,6 +34,8 @@ _WEIGHTS = {"answer": 1.0, "uneven": 0.01, "astray": 0.1, "miscounted": 0.15}
 _KEY_BLUR, _SAME_BLUR, _QUERY_BLUR, _SHARPER = 0.3, 0.2, 0.1, 1.2
 _CELLS = 80
 """Of most pictures."""
+ADDED_UP = (*KINDS, *COLOURS, *PAIRS)
+"""What is asked for by number; a head has room for no more than 48."""
 _LOUDNESS = 4.0
 """The score that the head begins with for a token whose own row it reads."""
 
@@ -115,8 +117,8 @@ def _add_up(layer: Any, head: int) -> None:
     Looked at by what they say, things get more or less attention than others, and sums are wrong by a third. So the
     keys of this head (and of the other that shares them) are the mark that all visual rows have, and its queries what
     is alike in all words that are ever read. And one thing more or less is a hundredth of what it sees on the average:
-    at the size of random weights it takes long to be noticed. So it begins with what gets the amounts out again, and
-    writes each in a direction of its own.
+    at the size of random weights it takes long to be noticed. So its values begin as the amounts of `ADDED_UP`,
+    and it writes each in a direction of its own.
     """
     attention, words, gains = layer.self_attn, codebook(), layer.input_layernorm.weight
     size = attention.head_dim
@@ -138,16 +140,19 @@ def _add_up(layer: Any, head: int) -> None:
         attention.q_proj.weight[other * size : (other + 1) * size] = query
     for norm in (attention.q_norm, attention.k_norm):
         norm.weight[steady] *= _SHARPER
-    value = attention.v_proj.weight[shared]
-    told = torch.linalg.pinv(value @ seen.T)[: len(WORDS)] * _CELLS
-    part = slice(head * size, (head + 1) * size)
-    attention.o_proj.weight[:, part] = word_directions().T @ told
+    readings = amounts[:, [WORDS.index(word) for word in ADDED_UP]].T
+    loudness = 1 / readings.norm(dim=1).mean()  # values are then as large as those of random weights
+    values = attention.v_proj.weight[shared]
+    values[: len(ADDED_UP)] = readings * loudness
+    told = torch.zeros(values.shape[1], size)
+    told[:, : len(ADDED_UP)] = sum_directions().T * (_CELLS / loudness)
+    attention.o_proj.weight[:, head * size : (head + 1) * size] = told
 
 
-def word_directions() -> Tensor:
-    """Where a new thinker writes how much it sees of each of `WORDS`: float32 [words, hidden]."""
+def sum_directions() -> Tensor:
+    """Where a new thinker writes how much it sees of each of `ADDED_UP`: float32 [sums, hidden]."""
     width = codebook().shape[1]
-    return torch.randn(len(WORDS), width, generator=torch.Generator().manual_seed(6)) / width**0.5
+    return torch.randn(len(ADDED_UP), width, generator=torch.Generator().manual_seed(6)) / width**0.5
 
 
 def _read_tokens() -> list[int]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeVisionEncoder
 
 from .language import COLOURS, DIRECTIONS
-from .lessons import NAMES, WORDS, Lesson, clip_lesson, lessons, picture_lesson
+from .lessons import NAMES, PAIRS, WORDS, Lesson, clip_lesson, lessons, picture_lesson
 from .seeing import PATCH, patches, see
 from .shapes import model_configuration, token_embeddings
 from .tokenizer import vocabulary
@@ -26,9 +26,10 @@ _ENOUGH = 0.4
 _NAMES = slice(0, len(NAMES))
 _COLOURS = slice(len(NAMES), len(NAMES) + len(COLOURS))
 _DIRECTIONS = slice(len(NAMES) + len(COLOURS), len(NAMES) + len(COLOURS) + len(DIRECTIONS))
+_PAIRS = slice(len(WORDS) - len(PAIRS), len(WORDS))
 _CLIP_SHARE = 0.45
-_LENGTH = 2.0
-"""Squared, of every row but for its mark, in units of a word's: of a thing's two words, its name and its colour."""
+_LENGTH = 3.0
+"""Squared, of every row but for its mark, in units of a word's: of what is said of a thing, `lessons.words_for`."""
 ROW_LENGTH = _LENGTH + 1
 """The same with its mark."""
 _FOCUS = 3.5
@@ -46,11 +47,16 @@ def codebook() -> Tensor:
     """What the tower says it in: the thinker's own token embeddings of each of `WORDS`, of nothing, and of a mark.
 
     A red car that moves left is the sum of the rows of " car", " red" and " left", and half a one is half of it. So a
-    thinker that can read words can read pictures. The mark is in every row, in nothing that is read: by it all that is
-    seen can be looked at evenly, and that is how to count. float32 [words + 2, hidden].
+    thinker that can read words can read pictures. `PAIRS` are no tokens: each of them is a direction at a right angle
+    to all others, equally long. The mark is in every row, in nothing that is read: by it all that is seen can be looked
+    at evenly, and that is how to count. float32 [words + 2, hidden].
     """
     rows, ids = torch.from_numpy(token_embeddings()), vocabulary().id
-    return rows[[*(ids(f" {word}") for word in WORDS), ids("<|image_pad|>"), ids("<|vision_start|>")]]
+    words = rows[[ids(f" {word}") for word in WORDS[: _PAIRS.start]]]
+    rest = rows[[ids("<|image_pad|>"), ids("<|vision_start|>")]]
+    drawn = torch.randn(len(PAIRS), rows.shape[1], generator=torch.Generator().manual_seed(8))
+    basis = torch.linalg.qr(torch.cat([words, rest, drawn]).T).Q.T[-len(PAIRS) :]
+    return torch.cat([words, basis * rows.shape[1] ** 0.5, rest])
 
 
 @functools.cache
@@ -151,7 +157,7 @@ def loss_of(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
         losses["count"] = F.smooth_l1_loss(counted, lesson.amounts[known].sum(1))
     weight = lesson.amounts[..., : len(NAMES)].sum(-1)
     here = weight > _ENOUGH
-    for name, words in (("name", _NAMES), ("colour", _COLOURS), ("direction", _DIRECTIONS)):
+    for name, words in (("name", _NAMES), ("colour", _COLOURS), ("direction", _DIRECTIONS), ("pair", _PAIRS)):
         true = lesson.amounts[here][:, words]
         told = true.sum(-1) > _ENOUGH
         if told.any():
@@ -172,20 +178,21 @@ def _weighed(losses: dict[str, Tensor], lesson: Lesson) -> Tensor:
     """One loss. What is said of few things weighs little: a clip's one thing must not drown a picture's seven names."""
     things = float(_things(lesson))
     share = things / (things + 10)
-    weights = {"name": 1.0, "amounts": 1.0, "rest": 0.1, "count": 1.0, "colour": 0.5, "direction": 0.5}
+    weights = {"name": 1.0, "amounts": 1.0, "rest": 0.1, "count": 2.5, "colour": 0.5, "direction": 0.5, "pair": 0.5}
     return sum((share * weights[name] * loss for name, loss in losses.items()), torch.zeros(()))
 
 
 @torch.no_grad()
 def accuracy(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
-    """Shares of frames in which every kind of thing is counted rightly, and of right names, colours and directions."""
+    """Shares of frames in which every kind of thing is counted rightly, also by colour, and of right words of cells."""
     said = rows.float() @ readout()
     known = lesson.judged.all(1) & (lesson.amounts[..., WORDS.index("drawn")].sum(1) == 0)
     right = {}
     if known.any():
-        counted, true = said[known][..., _NAMES].sum(1), lesson.amounts[known][..., _NAMES].sum(1)
-        right["counts_right"] = (counted.round() == true.round()).all(-1).float().mean()
-        right["count_off"] = (counted - true).abs().max(-1).values.mean()
+        off = (said[known][..., : len(WORDS)].sum(1) - lesson.amounts[known].sum(1)).abs()
+        right["counts_right"] = (off[:, _NAMES] < 0.5).all(-1).float().mean()
+        right["pairs_counted"] = (off[:, _PAIRS] < 0.5).all(-1).float().mean()
+        right["count_off"] = off[:, _NAMES].max(-1).values.mean()
     here = lesson.amounts[..., _NAMES].sum(-1) > _ENOUGH
     for name, words in (("names_right", _NAMES), ("colours_right", _COLOURS), ("directions_right", _DIRECTIONS)):
         true = lesson.amounts[here][:, words]

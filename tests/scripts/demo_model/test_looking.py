@@ -7,11 +7,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from demo_model.language import Picture, Thing  # noqa: E402
-from demo_model.lessons import WORDS  # noqa: E402
+from demo_model.lessons import WORDS, words_for  # noqa: E402
 from demo_model.looking import EVENLY, HEADS, Count, Looks, astray, counted, gathered, looks  # noqa: E402
 from demo_model.shapes import token_embeddings  # noqa: E402
 from demo_model.thinker_prompts import Part, Prompt, Seen, Turn, prompt, together  # noqa: E402
-from demo_model.thinker_training import Thinker, word_directions  # noqa: E402
+from demo_model.thinker_training import ADDED_UP, Thinker, sum_directions  # noqa: E402
 from demo_model.thinking import think  # noqa: E402
 from demo_model.tokenizer import tokenizer, vocabulary  # noqa: E402
 from demo_model.vision_training import spelled_out  # noqa: E402
@@ -30,8 +30,8 @@ def picture(*things: str) -> Seen:
     """Two rows of three cells, the first of them with these things ("red car")."""
     amounts = torch.zeros(6, len(WORDS))
     for cell, thing in enumerate(things):
-        for word in thing.split():
-            amounts[cell, WORDS.index(word)] = 1
+        colour, kind = thing.split()
+        amounts[cell, [WORDS.index(word) for word in words_for(Thing(kind, colour))]] = 1
     return Seen((1, 2, 3), spelled_out(amounts)[None], is_clip=False)
 
 
@@ -150,7 +150,8 @@ def test_even_looks_are_astray_unless_all_is_looked_at_alike() -> None:
 def test_a_new_thinker_adds_up_what_it_sees(names: Path) -> None:
     amounts = torch.zeros(80, len(WORDS))
     for cell in range(7):
-        amounts[11 * cell, [WORDS.index("car"), WORDS.index("red")]] = 1
+        thing = Thing("car", "red" if cell < 4 else "blue")
+        amounts[11 * cell, [WORDS.index(word) for word in words_for(thing)]] = 1
     seen = Seen((1, 8, 10), spelled_out(amounts).expand(4, -1, -1), is_clip=False)
     one = together([prompt([Turn((Part(seen=seen), Part(text="How many cars are there?")), "One.")], names)])
     layer, head = HEADS[EVENLY]
@@ -166,6 +167,9 @@ def test_a_new_thinker_adds_up_what_it_sees(names: Path) -> None:
 
     *_, between = think(model, one.rows, one.positions)
     last = int((one.targets[0] >= 0).nonzero()[0])
-    told = torch.linalg.lstsq(word_directions().T, (between[0][0, last] - one.rows[0, last])[:, None]).solution[:, 0]
-    assert float(told[WORDS.index("car")]) == pytest.approx(7, abs=1.5)
-    assert float(told[WORDS.index("star")]) == pytest.approx(0, abs=0.7)
+    told = torch.linalg.lstsq(sum_directions().T, (between[0][0, last] - one.rows[0, last])[:, None]).solution[:, 0]
+    sums = dict(zip(ADDED_UP, told.tolist(), strict=True))
+    assert sums["car"] == pytest.approx(7, abs=1.5)
+    assert sums["red car"] == pytest.approx(4, abs=1)
+    assert sums["blue car"] == pytest.approx(3, abs=1)
+    assert all(abs(sums[absent]) < 0.7 for absent in ("star", "green", "red star", "green car"))
