@@ -31,6 +31,10 @@ class Thing:
     kind: str
     colour: str
 
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.kind}"
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -219,17 +223,17 @@ def _listing(picture: Picture) -> str:
 
 
 def _about_motion(motion: Motion, rng: Random) -> Exchange:
-    kind, colour = motion.thing.kind, motion.thing.colour
+    kind, name = motion.thing.kind, motion.thing.name
     draw = rng.random()
     if draw < 0.5:
-        noun = rng.choice((f"the {kind}", f"the {colour} {kind}", "it"))
+        noun = rng.choice((f"the {kind}", f"the {name}", "it"))
         question = rng.choice(_WHICH_WAY).replace("the {noun}", noun)
         return Exchange(question, f"The {kind} moves {motion.direction}.", "direction")
     if draw < 0.65:
-        return Exchange(rng.choice(_WHAT_MOVES), f"{_a(f'{colour} {kind}').capitalize()} is moving.", "mover")
+        return Exchange(rng.choice(_WHAT_MOVES), f"{_a(name).capitalize()} is moving.", "mover")
     if draw < 0.8:
         question = rng.choice(_WHAT_HAPPENS)
-        return Exchange(question, f"{_a(f'{colour} {kind}').capitalize()} moves {motion.direction}.", "happens")
+        return Exchange(question, f"{_a(name).capitalize()} moves {motion.direction}.", "happens")
     still = Picture((motion.thing,))
     return rng.choice((_colour, _exists, _count))(still, rng) or _count(still, rng)
 

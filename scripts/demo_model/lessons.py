@@ -18,7 +18,7 @@ from .painting import paint_picture
 from .seeing import CELL
 
 NAMES = (*KINDS, "house", "tree", "boat")
-PAIRS = tuple(f"{colour} {kind}" for kind in KINDS for colour in COLOURS)
+PAIRS = tuple(Thing(kind, colour).name for kind in KINDS for colour in COLOURS)
 """What is a thing and has a colour: said beside both, as they add up each by itself, and not what belongs together."""
 WORDS = (*NAMES, *COLOURS, *DIRECTIONS, "drawn", *PAIRS)
 """All that can be said of a cell."""
@@ -64,7 +64,7 @@ class Lesson:
 
 def words_for(thing: Thing) -> tuple[str, ...]:
     """What is said of it, of `WORDS`."""
-    return thing.kind, thing.colour, f"{thing.colour} {thing.kind}"
+    return thing.kind, thing.colour, thing.name
 
 
 def picture_lesson(rng: Random, batch: int) -> Lesson:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .language import COLOURS, KINDS, Facts, Motion, Picture
+from .language import COLOURS, KINDS, Facts, Motion, Picture, Thing
 from .lessons import WORDS
 from .shapes import token_embeddings
 from .tokenizer import vocabulary
@@ -90,7 +90,8 @@ def looks(ids: Tensor, rows: Tensor, answered: Tensor, facts: Facts = None) -> t
     best, which = named.max(-1)
     found: list[Look] = []
     counts: list[Count] = []
-    colour, colour_at = None, -100
+    colour: str | None = None
+    colour_at = -100
     question: list[int] = []
     asked, number = None, None
     found += [Look(head, row, visual) for head in range(EVENLY, len(HEADS)) for row in range(seen_from, len(ids))]
@@ -105,14 +106,14 @@ def looks(ids: Tensor, rows: Tensor, answered: Tensor, facts: Facts = None) -> t
         if best[here] > _NAMED:
             word = int(which[here])
             if word >= 2 * len(KINDS):
-                colour, colour_at = word - 2 * len(KINDS), here
+                colour, colour_at = COLOURS[word - 2 * len(KINDS)], here
                 continue
             if here - colour_at > (_NEAR if heard[here] else 1):
                 colour = None
             kind = KINDS[word % len(KINDS)]
-            things = amounts[:, WORDS.index(kind if colour is None else f"{COLOURS[colour]} {kind}")] > _THERE
+            things = amounts[:, WORDS.index(Thing(kind, colour).name if colour else kind)] > _THERE
             _add(found, 0, here, things)
-            there = _number(facts, kind, None if colour is None else COLOURS[colour])
+            there = _number(facts, kind, colour)
             if there is not None and here >= seen_from:
                 counts.append(Count(0, here, there))
             if not answered[here]:
