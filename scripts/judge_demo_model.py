@@ -23,7 +23,7 @@ from typing import Any
 
 import aiohttp
 import soundfile
-from demo_model.hearing import transcribe, word_errors, words
+from demo_model.hearing import stops_early, transcribe, word_errors, words
 from demo_model.held_out import Example, examples
 from tqdm import tqdm
 
@@ -102,7 +102,9 @@ def scores(verdicts: Iterable[Verdict]) -> dict[str, Score]:
 
 
 def speech(verdicts: Iterable[Verdict]) -> dict[str, float]:
-    """Word errors as a share of the words, answers heard to the last letter, and answers whose last word is heard."""
+    """Word errors as a share of the words, and of the answers: those heard to the last letter, those whose last word is
+    heard as what it is, and those of which it is missing.
+    """
     pairs = [(verdict.text, verdict.heard) for verdict in verdicts if verdict.heard is not None]
     if not pairs:
         return {}
@@ -112,6 +114,7 @@ def speech(verdicts: Iterable[Verdict]) -> dict[str, float]:
         "word error rate": sum(errors for errors, _ in counts) / max(1, sum(total for _, total in counts)),
         "answers heard exactly": sum(not errors for errors, _ in counts) / len(counts),
         "last word heard": sum(ends) / max(1, len(ends)),
+        "last word missing": sum(stops_early(said, heard) for said, heard in pairs) / len(pairs),
     }
 
 

@@ -45,12 +45,25 @@ def words(text: str) -> list[str]:
 def word_errors(said: str, heard: str) -> tuple[int, int]:
     """How many words must be changed, added or left out to get from `said` to `heard`; and the words of `said`."""
     wanted, got = words(said), words(heard)
-    row = list(range(len(got) + 1))
+    return _edits(wanted, got)[-1][-1], len(wanted)
+
+
+def stops_early(said: str, heard: str) -> bool:
+    """Whether the last word of `said` may be what is missing in `heard`; one that was misheard is not."""
+    wanted, got = words(said), words(heard)
+    edits = _edits(wanted, got)
+    return bool(wanted) and edits[-1][-1] == edits[-2][-1] + 1
+
+
+def _edits(wanted: list[str], got: list[str]) -> list[list[int]]:
+    """Words to be changed, added or left out on the way from the first i of `wanted` to the first j of `got`."""
+    table = [list(range(len(got) + 1))]
     for i, word in enumerate(wanted, start=1):
-        diagonal, row[0] = row[0], i
+        above, row = table[-1], [i]
         for j, other in enumerate(got, start=1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
-    return row[-1], len(wanted)
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (word != other)))
+        table.append(row)
+    return table
 
 
 def word_error_rate(pairs: Iterable[tuple[str, str]]) -> float:

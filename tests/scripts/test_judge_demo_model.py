@@ -45,6 +45,7 @@ def test_a_voice_is_judged_against_its_own_text() -> None:
     assert voice["word error rate"] == pytest.approx(2 / 8)
     assert voice["answers heard exactly"] == pytest.approx(1 / 2)
     assert voice["last word heard"] == pytest.approx(1 / 2)
+    assert voice["last word missing"] == pytest.approx(1 / 2)
 
 
 def test_held_out_examples_are_the_same_for_the_same_seed() -> None:

@@ -1,7 +1,7 @@
 """Word errors are counted as a person would count them."""
 
 import pytest
-from demo_model.hearing import word_error_rate, word_errors, words
+from demo_model.hearing import stops_early, word_error_rate, word_errors, words
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,23 @@ from demo_model.hearing import word_error_rate, word_errors, words
 )
 def test_changed_left_out_and_added_words_count_one_each(said: str, heard: str, errors: int) -> None:
     assert word_errors(said, heard) == (errors, 4)
+
+
+@pytest.mark.parametrize(
+    ("said", "heard", "early"),
+    [
+        ("I see three cars.", "I see three cars.", False),
+        ("I see three cars.", "I see free car.", False),  # misheard, but there
+        ("I see three cars.", "I see three.", True),
+        ("I see three cars.", "", True),
+        ("I see three cars.", "I see cars.", False),  # another one is missing
+        ("I see three cars and two stars.", "I see three cars and two.", True),
+        ("I see three cars.", "I see three cars again.", False),
+        ("", "", False),
+    ],
+)
+def test_a_last_word_that_is_missing_is_told_from_one_that_is_misheard(said: str, heard: str, early: bool) -> None:
+    assert stops_early(said, heard) == early
 
 
 def test_short_forms_are_the_words_they_stand_for() -> None:
