@@ -31,14 +31,17 @@ def features(sound: Tensor) -> Tensor:
     return log_mel(padded).view(-1, SIZE)
 
 
-def log_mel(sound: Tensor) -> Tensor:
-    """Natural logs [..., samples / 480, BINS] of the mel spectrum's amplitudes, each in the middle of its hop."""
-    around = (_WINDOW - _HOP) // 2
-    window = torch.hann_window(_WINDOW)
+def log_mel(sound: Tensor, window: int = _WINDOW, hop: int = _HOP) -> Tensor:
+    """Natural logs [..., samples / hop, BINS] of the mel spectrum's amplitudes, each in the middle of its hop.
+
+    `window`: how many samples each spectrum is of, at most 1024.
+    """
+    around = (_WINDOW - hop) // 2
+    shape = torch.hann_window(window)
     spectrum = torch.stft(
-        F.pad(sound, (around, around)), _WINDOW, _HOP, window=window, center=False, return_complex=True
+        F.pad(sound, (around, around)), _WINDOW, hop, window, shape, center=False, return_complex=True
     )
-    amplitudes = spectrum.abs().transpose(-1, -2) / (window.sum() / 2)
+    amplitudes = spectrum.abs().transpose(-1, -2) / (shape.sum() / 2)
     return (amplitudes @ _filters()).clamp(min=_FLOOR).log()
 
 

@@ -17,7 +17,7 @@ from transformers import Qwen2Tokenizer
 
 from . import mel, stage_command, talker_training, vocoder
 from .codec import Codec
-from .corpus import SILENT_FRAMES, Line, lines, repetitions
+from .corpus import SILENT_FRAMES, lines, repetitions
 from .export import save_weights
 from .observed import Observed
 from .prompts import PromptMaker
@@ -35,12 +35,12 @@ from .word_times import token_at_each, token_moments
 TEXTS = 2000
 """Different texts that the talker is taught."""
 _CODEC_LINES = 750
-"""Of them, spoken ones that the codebooks are fitted to and the vocoder learns from: sounds take room."""
-_VOCODER_STEPS = 15_000
-_TALKER_STEPS = 3000
+"""Spoken ones that the codebooks are fitted to."""
+_VOCODER_STEPS = 26_000
+_TALKER_STEPS = 4500
 _ALONE = 0.6
 """A share of the talker's steps, the first ones, without any prompt."""
-_CONVERSE_STEPS, _CONVERSE_RATE = 1000, 6e-4
+_CONVERSE_STEPS, _CONVERSE_RATE = 1200, 6e-4
 _RECALLED_EVERY = 4
 """Every so manieth prompt is none of the thinker's."""
 _SEED = 4
@@ -51,19 +51,24 @@ def make_codec(out: Path) -> Codec:
     path = out / "codec.safetensors"
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
-        spoken = tqdm(_vocoder_lines(), desc="features of speech", mininterval=5)
+        spoken = tqdm(lines(TEXTS, _SEED)[:_CODEC_LINES], desc="features of speech", mininterval=5)
         features = torch.cat([mel.features(line.sound) for line in spoken])
         Codec.fit(features, SHAPES.code_groups, SHAPES.codebook, _SEED, progress=print).save(path)
     return Codec.load(path)
 
 
 def make_vocoder(out: Path) -> None:
-    """`out`/code2wav.safetensors: the trained Code2Wav, keyed as in the checkpoint."""
+    """`out`/code2wav.safetensors: the trained Code2Wav, keyed as in the checkpoint.
+
+    It learns from what is often answered, as often as the talker is taught it. Of lines at random most are lists, and
+    words that stand in one answer only, like "house" and "shapes", are in hardly any.
+    """
     codec = make_codec(out)
+    often = repetitions(_SEED)
     utterances = []
-    for line in tqdm(_vocoder_lines(), desc="recordings", mininterval=5):
+    for line in tqdm([line for line in lines(TEXTS, _SEED) if line.text in often], desc="recordings", mininterval=5):
         sound = line.sound
-        utterances.append(Utterance(sound, codec.encode(mel.features(sound))))
+        utterances += [Utterance(sound, codec.encode(mel.features(sound)))] * often[line.text]
     config = config_json()["code2wav_config"]
     rows = codec.rows(torch.cat([utterance.codes for utterance in utterances], dim=1), config["hidden_size"])
     model = vocoder.new_vocoder(config, _SEED, rows)
@@ -172,10 +177,6 @@ def save_part(module: torch.nn.Module, prefix: str, path: Path) -> None:
 def load_part(module: torch.nn.Module, prefix: str, path: Path) -> None:
     """What `save_part` wrote."""
     module.load_state_dict({name.removeprefix(prefix + "."): tensor for name, tensor in load_file(path).items()})
-
-
-def _vocoder_lines() -> list[Line]:
-    return lines(TEXTS, _SEED)[:_CODEC_LINES]
 
 
 def main() -> None:

@@ -27,6 +27,8 @@ _SOFT = 0.03
 _FIRST_WEIGHT, _LAST_WEIGHT = 6.0, 0.5
 """Of the samples in the loss: they teach most in the beginning, and can say nothing of breath and hiss."""
 _SPECTRA = ((2048, 480), (1024, 240), (512, 120), (256, 60))
+_SHORT, _SHORT_HOP = 600, 240
+"""Of the second mel spectrum: the codec's own is of 43 ms, in which a consonant is lost beside a vowel."""
 _QUIET = 1e-4
 """Amplitudes below this share of full scale are silence, to the loss as to the codec."""
 
@@ -104,15 +106,13 @@ def fuse_snakes(vocoder: Qwen3OmniMoeCode2Wav) -> None:
 
 
 def pieces(utterances: list[Utterance], count: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Codes [count, groups, frames] and their sound [count, 1920 × frames], of utterances that are long enough."""
+    """Codes [count, groups, frames] and their sound [count, 1920 × frames]; fewer `frames` if an utterance is short."""
+    chosen = [utterances[int(i)] for i in torch.randint(len(utterances), (count,), generator=generator)]
+    frames = min(frames, *(utterance.codes.shape[1] for utterance in chosen))
     codes, sounds = [], []
-    while len(codes) < count:
-        utterance = utterances[int(torch.randint(len(utterances), (), generator=generator))]
-        room = utterance.codes.shape[1] - frames
-        if room < 0:
-            continue
+    for utterance in chosen:
         late = torch.rand((), generator=generator) < 0.6
-        start = int(torch.randint(room + 1, (), generator=generator)) if late else 0
+        start = int(torch.randint(utterance.codes.shape[1] - frames + 1, (), generator=generator)) if late else 0
         codes.append(utterance.codes[:, start : start + frames])
         sounds.append(utterance.sound[start * mel.FRAME : (start + frames) * mel.FRAME])
     return torch.stack(codes), torch.stack(sounds)
@@ -125,13 +125,16 @@ class SoundLoss:
     """
 
     def __call__(self, heard: Tensor, wanted: Tensor, weight: float = 1.0) -> dict[str, Tensor]:
-        """The sum ("loss") and its parts: spectra of four sizes ("stft"), the codec's mel spectrum, and the samples.
+        """The sum ("loss") and its parts: spectra of four sizes ("stft"), mel spectra of two ("mel"), and the samples.
 
         The samples' part counts `weight` times.
         """
         stft = torch.stack([self._spectra(heard, wanted, size, hop) for size, hop in _SPECTRA]).mean()
         hops = heard.shape[1] // (mel.FRAME // mel.STACK) * (mel.FRAME // mel.STACK)
-        mels = F.l1_loss(mel.log_mel(heard[:, :hops]), mel.log_mel(wanted[:, :hops]))
+        ours, theirs = heard[:, :hops], wanted[:, :hops]
+        mels = F.l1_loss(mel.log_mel(ours), mel.log_mel(theirs)) + F.l1_loss(
+            mel.log_mel(ours, _SHORT, _SHORT_HOP), mel.log_mel(theirs, _SHORT, _SHORT_HOP)
+        )
         samples = (heard - wanted).abs().mean() / wanted.abs().mean()
         return {
             "loss": stft + mels + weight * samples,

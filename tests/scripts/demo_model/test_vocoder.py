@@ -35,13 +35,21 @@ def test_a_changed_frame_is_heard_at_its_own_samples(vocoder) -> None:
 def test_pieces_keep_codes_and_sound_together() -> None:
     frames = torch.arange(30)
     utterance = Utterance(frames.repeat_interleave(mel.FRAME).float(), frames.expand(8, -1))
-    short = Utterance(torch.zeros(2 * mel.FRAME), torch.zeros(8, 2, dtype=torch.long))
 
-    codes, sound = pieces([short, utterance], 6, 5, torch.Generator().manual_seed(0))
+    codes, sound = pieces([utterance], 6, 5, torch.Generator().manual_seed(0))
 
     assert codes.shape == (6, 8, 5)
     assert torch.equal(codes[:, 0].repeat_interleave(mel.FRAME, dim=1).float(), sound)
     assert len(codes[:, 0, 0].unique()) > 1
+
+
+def test_what_is_short_is_learned_whole() -> None:
+    short, long = (Utterance(torch.zeros(n * mel.FRAME), torch.zeros(8, n, dtype=torch.long)) for n in (2, 30))
+
+    codes, sound = pieces([short, long], 20, 5, torch.Generator().manual_seed(0))
+
+    assert codes.shape == (20, 8, 2)
+    assert sound.shape == (20, 2 * mel.FRAME)
 
 
 def test_the_loss_hears_pitch_more_than_phase() -> None:
