@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .audio_training import audible, silence_id
 from .language import SKETCHES, Drawing, Facts, Motion, Picture
-from .lessons import CLIP_SIZES, MARK, PICTURE_SIZES, WORDS, shared_out, words_for
+from .lessons import CLIP_SIZES, MARK, PICTURE_SIZES, WORDS, add_thing, words_for
 from .seeing import CELL
 from .shapes import token_embeddings
 from .thinker_prompts import Seen
@@ -31,16 +31,11 @@ def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
     steps = 1 if isinstance(facts, Picture) else rng.choice((2, 2, 3, 4))
     amounts = torch.zeros(steps, rows * columns, len(WORDS))
 
-    def put(step: int, x: float, y: float, words: tuple[str, ...]) -> None:
-        indices = [WORDS.index(word) for word in words]
-        for cell, share in shared_out(x, y, columns, rows):
-            amounts[step, cell, indices] += share
-
     if isinstance(facts, Picture):
         # No two in the same place: the shares of neighbours may still meet in a cell.
         for place, thing in zip(rng.sample(range(columns * rows), len(facts.things)), facts.things, strict=True):
             x, y = place % columns + rng.random(), place // columns + rng.random()
-            put(0, x / columns, y / rows, words_for(thing))
+            add_thing(amounts[0], columns, x / columns, y / rows, words_for(thing))
 
     def mark(step: int, sketch: str, done: float) -> None:
         """A drawing: its cells know the better what it is the more of it there is."""
@@ -58,7 +53,7 @@ def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
     for step in range(steps):
         if isinstance(facts, Motion):
             place = {"left": (1 - share, y), "right": (share, y), "up": (x, 1 - share), "down": (x, share)}
-            put(step, *place[facts.direction], (*words_for(facts.thing), facts.direction))
+            add_thing(amounts[step], columns, *place[facts.direction], (*words_for(facts.thing), facts.direction))
             share = min(0.95, share + rng.uniform(0.1, 0.3))
         elif isinstance(facts, Drawing):
             mark(step, facts.sketch, min(1.0, (step + rng.uniform(0.5, 1.3)) / steps))

@@ -150,6 +150,13 @@ def shared_out(x: float, y: float, columns: int, rows: int) -> list[tuple[int, f
     ]
 
 
+def add_thing(amounts: Tensor, columns: int, x: float, y: float, words: tuple[str, ...]) -> None:
+    """Add a thing at fractions (x, y), of which `words` are said, to the `amounts` [cells, words] of a frame."""
+    indices = [WORDS.index(word) for word in words]
+    for cell, share in shared_out(x, y, columns, len(amounts) // columns):
+        amounts[cell, indices] += share
+
+
 class _Table:
     """The cells of a batch while they are filled in."""
 
@@ -165,9 +172,7 @@ class _Table:
         self._frames[number] = [scaled(image, self._size) for image in pair]
 
     def put(self, number: int, x: float, y: float, words: tuple[str, ...]) -> None:
-        indices = [WORDS.index(word) for word in words]
-        for cell, share in shared_out(x, y, self._columns, self._rows):
-            self._amounts[number, cell, indices] += share
+        add_thing(self._amounts[number], self._columns, x, y, words)
 
     def mark(self, number: int, points: list[tuple[float, float]], words: tuple[str, ...], done: float) -> None:
         """Say so in every cell that a drawing's strokes go through; or leave it open, while hardly any are there."""

@@ -20,6 +20,7 @@ from tests.server import Server
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
+from demo_model.corpus import SPEAKERS
 from demo_model.hearing import transcribe, word_error_rate, word_errors
 from demo_model.held_out import Example, examples
 
@@ -90,7 +91,7 @@ def test_the_guides_answers_are_understood(demo_server: Server, name: str) -> No
 
 def test_voices_drawn_as_by_default_are_understood(demo_server: Server) -> None:
     pairs = []
-    for voice in ("ethan", "chelsie", "aiden"):
+    for voice in SPEAKERS:
         for body, right in GUIDE.values():
             spoken = {"modalities": ["text", "audio"], "audio": {"voice": voice, "format": "wav"}, "seed": 1}
             status, answer = demo_server.post(body | spoken)
