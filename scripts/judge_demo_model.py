@@ -23,8 +23,8 @@ from typing import Any
 
 import aiohttp
 import soundfile
-from demo_model.hearing import stops_early, transcribe, word_errors, words
-from demo_model.held_out import Example, examples
+from demo_model.judge.held_out import Example, examples
+from demo_model.judge.speech_recogniser import stops_early, transcribe, word_errors, words
 from tqdm import tqdm
 
 SEED = 20_260

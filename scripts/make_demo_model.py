@@ -19,11 +19,11 @@ from pathlib import Path
 SCRIPTS = Path(__file__).parent
 # Each line of work with its stages; see the modules of these names.
 LINES = {
-    "perceiving": ("vision", "audio", "thinker", "observe", "answers"),
-    "speaking": ("codec", "vocoder", "talker"),
+    "thinker.recipe": ("vision", "audio", "thinker", "observe", "answers"),
+    "voice.recipe": ("codec", "vocoder", "talker"),
 }
 # When both have come to their end.
-LAST = ("speaking", ("converse",))
+LAST = ("voice.recipe", ("converse",))
 PARTS = ("thinker.safetensors", "talker.safetensors", "code2wav.safetensors")
 
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
     sys.path.insert(0, str(SCRIPTS))
-    from demo_model.export import assemble  # here, as it takes seconds that the wait need not
+    from demo_model.checkpoint.export import assemble  # here, as it takes seconds that the wait need not
 
     assemble([options.work / part for part in PARTS], options.out)
     print(f"{options.out}: made in {(time.perf_counter() - started) / 60:.0f} minutes")

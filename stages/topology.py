@@ -37,7 +37,7 @@ QWEN3_OMNI = Graph(
         ),
         StageSpec(
             "image_encoder",
-            "stages.image_encoder:ImageEncoder",
+            "stages.encoders.image_encoder:ImageEncoder",
             options.EncoderOptions,
             preload=_REFERENCE,
             accelerated=True,
@@ -46,7 +46,7 @@ QWEN3_OMNI = Graph(
         ),
         StageSpec(
             "audio_encoder",
-            "stages.audio_encoder:AudioEncoder",
+            "stages.encoders.audio_encoder:AudioEncoder",
             options.EncoderOptions,
             preload=_REFERENCE,
             accelerated=True,

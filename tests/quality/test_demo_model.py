@@ -20,9 +20,9 @@ from tests.server import Server
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from demo_model.corpus import SPEAKERS
-from demo_model.hearing import transcribe, word_error_rate, word_errors
-from demo_model.held_out import Example, examples
+from demo_model.judge.held_out import Example, examples
+from demo_model.judge.speech_recogniser import transcribe, word_error_rate, word_errors
+from demo_model.world.spoken_lines import SPEAKERS
 
 pytestmark = pytest.mark.skipif(not CHECKPOINT.exists(), reason="no trained demo model is shipped yet")
 

@@ -6,7 +6,7 @@ import wave
 from itertools import islice
 
 import pytest
-from demo_model.held_out import Example, examples
+from demo_model.judge.held_out import Example, examples
 from judge_demo_model import Verdict, scores, speech
 from PIL import Image
 

@@ -1,0 +1,1 @@
+"""The demo model as files: sizes, tokenizer, export."""

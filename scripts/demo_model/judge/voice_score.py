@@ -1,0 +1,80 @@
+"""How well the trained voice can be understood: free-running speech of held-out answers, as Whisper writes it down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeCode2Wav
+
+from demo_model.judge.speech_recogniser import transcribe, word_errors
+from demo_model.voice import mel
+from demo_model.voice.free_running import generate
+from demo_model.voice.talker_batches import Prompt, Reply, TalkerInputs
+from demo_model.voice.vocoder import resynthesise
+from demo_model.world.spoken_lines import SPEAKERS, Line
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One utterance and what became of it."""
+
+    said: str
+    heard: str
+    speaker: str
+    sound: Tensor
+
+    @property
+    def errors(self) -> int:
+        return word_errors(self.said, self.heard)[0]
+
+
+def originals(texts: Sequence[str], speaker: str) -> list[Heard]:
+    """What is understood of the synthetic voice itself."""
+    return [_hear(text, speaker, Line(text, speaker).sound) for text in texts]
+
+
+def spoken(
+    inputs: TalkerInputs,
+    vocoder: Qwen3OmniMoeCode2Wav,
+    prompt: Prompt,
+    replies: Sequence[tuple[str, Reply]],
+    sampled: bool,
+    seed: int = 0,
+) -> list[Heard]:
+    """What is understood of the model's speech, given each text and its tokens."""
+    codes = generate(inputs, prompt, [reply for _, reply in replies], sampled, seed)
+    return [
+        _hear(text, reply.speaker, resynthesise(vocoder, code) if code.shape[1] else torch.zeros(mel.FRAME))
+        for (text, reply), code in zip(replies, codes, strict=True)
+    ]
+
+
+def error_rate(heard: Sequence[Heard]) -> float:
+    words = sum(word_errors(item.said, item.heard)[1] for item in heard)
+    return sum(item.errors for item in heard) / max(1, words)
+
+
+def report(heard: Sequence[Heard]) -> str:
+    """The error rate of each speaker, and whatever was not understood."""
+    lines = []
+    for speaker in SPEAKERS:
+        of_speaker = [item for item in heard if item.speaker == speaker]
+        if of_speaker:
+            lines.append(f"{speaker}: WER {error_rate(of_speaker):.3f} of {len(of_speaker)} utterances")
+            lines += [f"    {item.said!r} was heard as {item.heard!r}" for item in of_speaker if item.errors]
+    return "\n".join([*lines, f"all: WER {error_rate(heard):.3f}"])
+
+
+def write(heard: Sequence[Heard], path: Path) -> None:
+    """The same as JSON lines."""
+    records = [{"speaker": h.speaker, "said": h.said, "heard": h.heard, "errors": h.errors} for h in heard]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def _hear(text: str, speaker: str, sound: Tensor) -> Heard:
+    return Heard(text, transcribe(sound.numpy(), mel.RATE), speaker, sound)

@@ -1,0 +1,93 @@
+"""The stages of the recipe that see, hear and answer, in their order. Each goes on where it was stopped.
+
+PYTHONPATH=scripts python -m demo_model.thinker.recipe --out out/demo vision audio thinker observe answers
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from demo_model.checkpoint.export import save_weights
+from demo_model.checkpoint.tokenizer import tokenizer
+from demo_model.thinker import training
+from demo_model.thinker.training import Thinker, imagined, trained_thinker
+from demo_model.towers import audio_training, vision_training
+from demo_model.towers.tower_outputs import Observed
+from demo_model.training import stage_command
+from demo_model.training.training_run import trained
+
+VISION_STEPS = 6500
+AUDIO_STEPS = 3600
+THINKER_STEPS = 2400
+ANSWER_STEPS = 11_000
+_PICTURES, _CLIPS, _QUESTIONS = 8000, 800, 8000
+_SEED = 9
+
+
+def teach_seeing(out: Path) -> None:
+    vision_training.train(out / "vision", VISION_STEPS)
+
+
+def teach_hearing(out: Path) -> None:
+    audio_training.train(out / "audio", _names(out), AUDIO_STEPS)
+
+
+def teach_thinking(out: Path) -> None:
+    """From what ideal towers would say."""
+    training.train(out / "thinker", Thinker(), [(imagined(_names(out)), 1.0)], _names(out), THINKER_STEPS)
+
+
+def observe(out: Path) -> None:
+    """`out`/observed.pt: what the trained towers say."""
+    path = out / "observed.pt"
+    if path.exists():
+        return
+    seen = Observed(_names(out))
+    seen.look(trained(vision_training.new_tower(), out / "vision"), _SEED, _PICTURES, _CLIPS)
+    seen.hear(trained(audio_training.new_tower(), out / "audio"), _SEED, _QUESTIONS)
+    seen.save(path)
+
+
+def teach_answering(out: Path) -> None:
+    """`out`/thinker.safetensors: the trained thinker with its towers, keyed as in the checkpoint."""
+    seen, names = Observed(_names(out)), _names(out)
+    seen.load(out / "observed.pt")
+    thinker = trained_thinker(out / "thinker")
+    sources = [(seen.source(), 0.75), (imagined(names), 0.25)]
+    training.train(out / "answers", thinker, sources, names, ANSWER_STEPS, rate=1.2e-3, seed=1)
+    save(out, "answers")
+
+
+def save(out: Path, last: str) -> None:
+    """`out`/thinker.safetensors from what was trained so far; `last` is the thinker's training to take."""
+    parts = {
+        "thinker": trained_thinker(out / last),
+        "thinker.visual": trained(vision_training.new_tower(), out / "vision"),
+        "thinker.audio_tower": trained(audio_training.new_tower(), out / "audio"),
+    }
+    weights = {f"{prefix}.{name}": value for prefix, part in parts.items() for name, value in part.state_dict().items()}
+    save_weights(weights, out / "thinker.safetensors")
+
+
+def _names(out: Path) -> Path:
+    """Where the tokenizer's files are."""
+    directory = out / "tokenizer"
+    tokenizer(directory)
+    return directory
+
+
+STAGES = {
+    "vision": teach_seeing,
+    "audio": teach_hearing,
+    "thinker": teach_thinking,
+    "observe": observe,
+    "answers": teach_answering,
+}
+
+
+def main() -> None:
+    stage_command.run("Train what sees, hears and answers in the demo model.", STAGES)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training of the vision tower and the audio tower."""

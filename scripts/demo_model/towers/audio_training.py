@@ -1,0 +1,172 @@
+"""Teaches the audio tower to write down spoken questions, in rows of the thinker's own token embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
+
+from demo_model.checkpoint.shapes import model_configuration, token_embeddings
+from demo_model.checkpoint.tokenizer import tokenizer, vocabulary
+from demo_model.towers.audio_batches import CHUNK, LONGEST, ROWS_PER_CHUNK, listen, row_count
+from demo_model.training.training_run import TrainingRun
+from demo_model.world.grammar import ask, facts
+from demo_model.world.spoken_questions import RATE, TIMBRES, mel, some_voice, utterance
+from demo_model.world.word_times import token_moments
+
+_SHARPNESS = 16.0
+_SHORTEST = 100
+"""Mel frames: the reference treats sounds under a second otherwise when they are alone."""
+_TO_ROWS = 0.5
+"""Weight of being close to a row of the table, beside being closest to the right one."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    mel: Tensor
+    """float32 [128, frames]"""
+    ids: Tensor
+    """int64: the tokens that are said"""
+    said_at: Tensor
+    """int64 [rows of the tower]: the token in whose middle each row is, else the silence"""
+    text: str
+
+
+def audible(question: str) -> str:
+    """What can be heard of a written question: no mark at its end."""
+    return question.rstrip(".?!")
+
+
+def question_utterance(text: str, rng: Random, names: Path, timbres: tuple[str, ...] = TIMBRES) -> Utterance | None:
+    """`text` in some voice; None if it is longer or shorter than the tower is trained for."""
+    sound, words = utterance(text, some_voice(rng, timbres), rng)
+    features = mel(sound)
+    if not _SHORTEST <= features.shape[1] <= LONGEST:
+        return None
+    encoded = tokenizer(names)(audible(text), return_offsets_mapping=True)
+    moments = token_moments(
+        len(audible(text)), words, [start for start, _ in encoded["offset_mapping"]], len(sound) / RATE
+    )
+    rows = torch.full((row_count(features.shape[1]),), silence_id())
+    taken = -1
+    for token, moment in zip(encoded["input_ids"], moments, strict=True):
+        taken = min(max(_row(moment), taken + 1), len(rows) - 1)
+        rows[taken] = token
+    return Utterance(features, torch.tensor(encoded["input_ids"]), rows, text)
+
+
+def _row(moment: float) -> int:
+    """The tower's row at `moment`."""
+    frame = int(moment * 100)
+    return frame // CHUNK * ROWS_PER_CHUNK + frame % CHUNK // 8
+
+
+def utterances(seed: int, names: Path) -> Iterator[Utterance]:
+    """Endless questions; each is used about four times, with other parts of it masked."""
+    rng = Random(seed)
+    waiting: list[Utterance] = []
+    while True:
+        if len(waiting) > 300 and rng.random() < 0.75:
+            at = rng.randrange(len(waiting))
+            said = waiting[at]
+            if rng.random() < 0.34:
+                waiting[at] = waiting[-1]
+                waiting.pop()
+        else:
+            made = question_utterance(ask(facts(rng), rng).question, rng, names)
+            if made is None:
+                continue
+            said = made
+            waiting.append(said)
+        yield Utterance(_masked(said.mel, rng), said.ids, said.said_at, said.text)
+
+
+def new_tower() -> Any:
+    torch.manual_seed(4)
+    tower = Qwen3OmniMoeAudioEncoder(model_configuration().thinker_config.audio_config)
+    for module in tower.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(module.weight, std=0.9 / module.weight[0].numel() ** 0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for layer in tower.layers:  # alike at first, so that a row looks at what is near to it and like it
+        layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight)
+    return tower
+
+
+def scores(rows: Tensor) -> Tensor:
+    """How much of each token is in each row: [..., vocabulary]."""
+    table = torch.from_numpy(token_embeddings())
+    return _SHARPNESS * (rows.float() @ table.T) / table.shape[1]
+
+
+def silence_id() -> int:
+    """The token whose row stands for nothing being said."""
+    return vocabulary().id("<|audio_pad|>")
+
+
+def written_down(rows: Tensor, count: int) -> list[int]:
+    """The tokens heard in one sound's rows."""
+    best = scores(rows[:count]).argmax(-1)
+    kept = torch.unique_consecutive(best)
+    return kept[kept != silence_id()].tolist()
+
+
+def train(directory: Path, names: Path, steps: int, batch: int = 32, rate: float = 2e-3) -> Any:
+    """The trained tower."""
+    tower, table = new_tower(), torch.from_numpy(token_embeddings())
+    run = TrainingRun(directory, tower, steps, rate, warmup=100, save_every=100, muon=True)
+    said = utterances(2_000_000 + run.done, names)
+    for _ in run:
+        heard = sorted((next(said) for _ in range(batch)), key=lambda item: item.mel.shape[1])
+        with torch.autocast("cpu", torch.bfloat16):
+            rows, counts = listen(tower, [item.mel for item in heard])
+        rows = rows.float()
+        logits = scores(rows)
+        targets = torch.cat([item.ids for item in heard])
+        lengths = torch.tensor([len(item.ids) for item in heard])
+        loss = F.ctc_loss(
+            logits.log_softmax(-1).transpose(0, 1), targets, counts, lengths, blank=silence_id(), zero_infinity=True
+        )
+        there = torch.arange(rows.shape[1]) < counts[:, None]
+        aligned = torch.cat([item.said_at for item in heard])
+        weights = torch.where(aligned == silence_id(), 0.3, 1.0)
+        frames = (F.cross_entropy(logits[there], aligned, reduction="none") * weights).sum() / weights.sum()
+        pointing = max(0.1, 1 - run.done / (0.5 * steps))
+        nearest = table[logits.argmax(-1)]
+        distance = (rows - nearest).square().mean(-1)[there].mean()
+        with torch.no_grad():
+            right = [
+                written_down(row, int(count)) == item.ids.tolist()
+                for row, count, item in zip(rows, counts, heard, strict=True)
+            ]
+        run.update(
+            {
+                "loss": loss + 4 * pointing * frames + _TO_ROWS * distance,
+                "sequence": loss.detach(),
+                "frames": frames.detach(),
+                "distance": distance.detach(),
+                "sentences_right": torch.tensor(right, dtype=torch.float32).mean(),
+            }
+        )
+    return tower
+
+
+def _masked(features: Tensor, rng: Random) -> Tensor:
+    """Without a few bands and moments, so that no single one of them is relied on."""
+    features = features.clone()
+    floor = float(features.min())
+    for _ in range(rng.randint(0, 2)):
+        width, start = rng.randint(1, 12), rng.randrange(116)
+        features[start : start + width] = floor
+    for _ in range(rng.randint(0, 2)):
+        width, start = rng.randint(1, 8), rng.randrange(features.shape[1])
+        features[:, start : start + width] = floor
+    return features

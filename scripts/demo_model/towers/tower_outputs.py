@@ -1,0 +1,109 @@
+"""What the trained towers make of pictures, clips and spoken questions, kept in a file for the thinker."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from demo_model.thinker.ideal_towers import imagined_sound
+from demo_model.thinker.prompts import Seen
+from demo_model.towers.audio_batches import listen
+from demo_model.towers.audio_training import question_utterance
+from demo_model.towers.vision_batches import CELL, see
+from demo_model.towers.vision_lessons import CLIP_SIZES, PICTURE_SIZES, scaled
+from demo_model.world.conversations import Conversation, converse
+from demo_model.world.filming import film, sampled
+from demo_model.world.grammar import Exchange, Facts, ask, drawing, facts, motion, scene
+from demo_model.world.painting import paint_picture
+from demo_model.world.spoken_questions import TIMBRES
+
+_KEPT_AS = torch.bfloat16
+_AT_ONCE = 16
+
+
+class Observed:
+    """Seen pictures and clips with what they show, and heard questions by their text."""
+
+    def __init__(self, names: Path) -> None:
+        self.pictures: list[tuple[Facts, Seen]] = []
+        self.clips: list[tuple[Facts, Seen]] = []
+        self.questions: dict[str, list[Tensor]] = defaultdict(list)
+        self.names = names
+
+    def look(self, visual: Any, seed: int, pictures: int, clips: int) -> None:
+        """Paint and film, and see it all."""
+        rng = Random(seed)
+        for _ in tqdm(range(pictures), desc="pictures seen", mininterval=5):
+            source = rng.choices(tuple(PICTURE_SIZES), (5, 2, 2, 1))[0]
+            painting = paint_picture(scene(rng), rng, source)
+            frame = torch.tensor(scaled(painting.image, PICTURE_SIZES[source]))
+            self.pictures.append((painting.picture, _seen(visual, frame.expand(2, *frame.shape)[None], False)))
+        for _ in tqdm(range(clips), desc="clips seen", mininterval=5):
+            shown = motion(rng) if rng.random() < 0.55 else drawing(rng)
+            source = rng.choices(tuple(CLIP_SIZES), (3, 1))[0]
+            clip = film(shown, rng, source)
+            frames = [torch.tensor(scaled(clip.frame(moment), CLIP_SIZES[source])) for moment in sampled(clip)]
+            self.clips.append((shown, _seen(visual, torch.stack(frames).unflatten(0, (-1, 2)), True)))
+
+    def hear(self, tower: Any, seed: int, number: int, timbres: tuple[str, ...] = TIMBRES) -> None:
+        """Speak questions, and hear them."""
+        rng = Random(seed)
+        said = []
+        for _ in tqdm(range(number), desc="questions heard", mininterval=5):
+            made = question_utterance(ask(facts(rng), rng).question, rng, self.names, timbres)
+            said += [made] if made else []
+            if len(said) == _AT_ONCE:
+                with torch.no_grad():
+                    rows, counts = listen(tower, [one.mel for one in said])
+                for one, heard, count in zip(said, rows, counts.tolist(), strict=True):
+                    self.questions[one.text].append(heard[:count].to(_KEPT_AS))
+                said = []
+
+    def save(self, path: Path) -> None:
+        unfinished = path.with_suffix(".unfinished")
+        torch.save((self.pictures, self.clips, dict(self.questions)), unfinished)
+        unfinished.rename(path)
+
+    def load(self, path: Path) -> None:
+        self.pictures, self.clips, questions = torch.load(path, weights_only=False)
+        self.questions = defaultdict(list, questions)
+
+    def source(self, spoken_share: float = 0.5, most_turns: int = 4, imagination: bool = True) -> Any:
+        """Conversations about these: see `thinker_training.Source`. A question that nobody spoke is imagined, or if
+        there is no `imagination` another one is asked.
+        """
+
+        def make(rng: Random, kind: str) -> Conversation:
+            numbers = torch.Generator().manual_seed(rng.getrandbits(40))
+            shown, seen = (
+                (None, None) if kind == "nothing" else rng.choice(self.pictures if kind == "picture" else self.clips)
+            )
+
+            def hear(exchange: Exchange, rng: Random) -> tuple[Exchange, Tensor]:
+                for _ in range(1000):
+                    if exchange.question in self.questions:
+                        return exchange, rng.choice(self.questions[exchange.question]).float()
+                    if imagination:
+                        break
+                    exchange = ask(shown, rng)
+                return exchange, imagined_sound(exchange.question, self.names, rng, numbers)
+
+            return converse(shown, seen, hear, rng, spoken_share, most_turns)
+
+        return make
+
+
+@torch.no_grad()
+def _seen(visual: Any, frames: Tensor, is_clip: bool) -> Seen:
+    """`frames`: uint8 [steps, 2, height, width, 3]."""
+    with torch.autocast("cpu", torch.bfloat16):
+        rows, deep = see(visual, frames)
+    grid = (frames.shape[0], frames.shape[2] // CELL, frames.shape[3] // CELL)
+    kept = torch.stack([rows.float(), *(map_.float() for map_ in deep)]).flatten(1, 2).to(_KEPT_AS)
+    return Seen(grid, kept, is_clip)

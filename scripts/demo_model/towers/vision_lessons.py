@@ -1,0 +1,194 @@
+"""Frames for the vision tower to learn from, with what it should say of each cell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from demo_model.towers.vision_batches import CELL
+from demo_model.world.filming import film, sampled
+from demo_model.world.grammar import COLOURS, DIRECTIONS, KINDS, Motion, Thing, drawing, motion, scene
+from demo_model.world.painting import paint_picture
+
+NAMES = (*KINDS, "house", "tree", "boat")
+PAIRS = tuple(Thing(kind, colour).name for kind in KINDS for colour in COLOURS)
+"""What is a thing and has a colour: said beside both, as they add up each by itself, and not what belongs together."""
+WORDS = (*NAMES, *COLOURS, *DIRECTIONS, "drawn", *PAIRS)
+"""All that can be said of a cell."""
+
+# Sizes that the reference's processor gives to pictures (our bounds) and to frames of clips (its own): width, height.
+PICTURE_SIZES = {(640, 480): (320, 256), (480, 480): (288, 288), (640, 360): (384, 224), (480, 640): (256, 320)}
+CLIP_SIZES = {(320, 240): (448, 320), (256, 256): (384, 384)}
+
+MARK = 0.5
+"""How much of a drawing each cell says that its strokes go through: there are many, and none knows all of it."""
+_RECOGNISABLE = 0.5
+"""The share of its strokes from which on a drawing has a name. Before, nobody knows."""
+
+_CLOSE = 8
+"""Cells that a close-up is wide and high."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A batch of equal frames with the truth about each cell.
+
+    Attributes:
+        frames: uint8 [batch, 2, height, width, 3].
+        amounts: float32 [batch, cells, words]: how much of each of `WORDS` is in each cell. A thing is shared out
+            among the four cells whose middles are closest to its own, and its amounts add up to one: so a thing
+            between two cells is no puzzle, and things are counted by adding up. (A drawing is not counted: `MARK`.)
+        judged: bool [batch, cells]: whether the truth is known.
+    """
+
+    frames: Tensor
+    amounts: Tensor
+    judged: Tensor
+
+    def mirrored(self) -> Lesson:
+        """The same, seen in a mirror."""
+        rows, columns = self.frames.shape[2] // CELL, self.frames.shape[3] // CELL
+        swap = list(range(len(WORDS)))
+        left, right = WORDS.index("left"), WORDS.index("right")
+        swap[left], swap[right] = right, left
+        amounts = self.amounts.unflatten(1, (rows, columns)).flip(2).flatten(1, 2)[..., swap]
+        return Lesson(self.frames.flip(3), amounts, self.judged.unflatten(1, (rows, columns)).flip(2).flatten(1))
+
+
+def words_for(thing: Thing) -> tuple[str, ...]:
+    """What is said of it, of `WORDS`."""
+    return thing.kind, thing.colour, thing.name
+
+
+def picture_lesson(rng: Random, batch: int) -> Lesson:
+    source = rng.choices(tuple(PICTURE_SIZES), (5, 2, 2, 1))[0]
+    table = _Table(batch, PICTURE_SIZES[source])
+    for number in range(batch):
+        painting = paint_picture(scene(rng), rng, source)
+        table.put_frames(number, [painting.image] * 2)
+        for placed in painting.placed:
+            table.put(number, placed.x, placed.y, words_for(placed.thing))
+    return table.lesson()
+
+
+def clip_lesson(rng: Random, batch: int) -> Lesson:
+    """Single steps of clips: two frames half a second apart."""
+    source = rng.choices(tuple(CLIP_SIZES), (3, 1))[0]
+    table = _Table(batch, CLIP_SIZES[source])
+    for number in range(batch):
+        shown = motion(rng) if rng.random() < 0.45 else drawing(rng)
+        clip = film(shown, rng, source)
+        moments = sampled(clip)
+        pairs = list(zip(moments[::2], moments[1::2], strict=True))
+        # Late steps of a drawing show more of it.
+        first, second = rng.choices(pairs, [number**2 for number in range(1, len(pairs) + 1)])[0]
+        table.put_frames(number, [clip.frame(first), clip.frame(second)])
+        (x0, y0), (x1, y1) = clip.centre(first), clip.centre(second)
+        x, y, share = (x0 + x1) / 2, (y0 + y1) / 2, clip.drawn(second)
+        if isinstance(shown, Motion):
+            table.put(number, x, y, (*words_for(shown.thing), shown.direction))
+        else:
+            table.mark(number, clip.marks(second), (shown.sketch, "drawn"), share)
+    return table.lesson()
+
+
+def lessons(seed: int, batch: int, clip_share: float) -> Iterator[Lesson]:
+    """Endless lessons; each new one is used about three times, later ones mirrored, as painting takes time."""
+    rng = Random(seed)
+    waiting: list[Lesson] = []
+    while True:
+        if len(waiting) > 24 and rng.random() < 0.65:
+            at = rng.randrange(len(waiting))
+            again = waiting[at].mirrored()
+            waiting[at] = again
+            if rng.random() < 0.5:
+                waiting[at] = waiting[-1]
+                waiting.pop()
+            yield again
+            continue
+        draw = rng.random()
+        if draw < 0.75 * clip_share:
+            lesson = close_up(clip_lesson(rng, batch + 1), rng)
+        else:
+            lesson = clip_lesson(rng, batch // 2) if draw < clip_share else picture_lesson(rng, batch)
+        waiting.append(lesson)
+        yield lesson
+
+
+def close_up(lesson: Lesson, rng: Random) -> Lesson:
+    """What is around the one thing in each frame: cells without anything teach little, and cost as much."""
+    rows, columns = lesson.frames.shape[2] // CELL, lesson.frames.shape[3] // CELL
+    frames, amounts, judged = [], [], []
+    for frame, amount, known in zip(lesson.frames, lesson.amounts, lesson.judged, strict=True):
+        places = torch.nonzero(((amount.sum(-1) > 0) | ~known).unflatten(0, (rows, columns))).float()
+        middle = places.mean(0).round().int().tolist() if len(places) else (rows // 2, columns // 2)
+        top, left = (
+            min(max(at - rng.randint(3, 4), 0), most - _CLOSE) for at, most in zip(middle, (rows, columns), strict=True)
+        )
+        frames.append(frame[:, top * CELL : (top + _CLOSE) * CELL, left * CELL : (left + _CLOSE) * CELL])
+        for table, kept in ((amount, amounts), (known, judged)):
+            grid = table.unflatten(0, (rows, columns))
+            kept.append(grid[top : top + _CLOSE, left : left + _CLOSE].flatten(0, 1))
+    return Lesson(torch.stack(frames), torch.stack(amounts), torch.stack(judged))
+
+
+def shared_out(x: float, y: float, columns: int, rows: int) -> list[tuple[int, float]]:
+    """Cells and shares of a thing at fractions (x, y) of width and height; the shares add up to one."""
+    across, down = min(max(x * columns - 0.5, 0), columns - 1), min(max(y * rows - 0.5, 0), rows - 1)
+    left, top = min(math.floor(across), columns - 2), min(math.floor(down), rows - 2)
+    return [
+        ((top + below) * columns + left + beside, (1 - abs(across - left - beside)) * (1 - abs(down - top - below)))
+        for below in (0, 1)
+        for beside in (0, 1)
+    ]
+
+
+def add_thing(amounts: Tensor, columns: int, x: float, y: float, words: tuple[str, ...]) -> None:
+    """Add a thing at fractions (x, y), of which `words` are said, to the `amounts` [cells, words] of a frame."""
+    indices = [WORDS.index(word) for word in words]
+    for cell, share in shared_out(x, y, columns, len(amounts) // columns):
+        amounts[cell, indices] += share
+
+
+class _Table:
+    """The cells of a batch while they are filled in."""
+
+    def __init__(self, batch: int, size: tuple[int, int]) -> None:
+        self._size = size
+        self._columns, self._rows = size[0] // CELL, size[1] // CELL
+        cells = self._columns * self._rows
+        self._frames = np.empty((batch, 2, size[1], size[0], 3), np.uint8)
+        self._amounts = torch.zeros(batch, cells, len(WORDS))
+        self._judged = torch.ones(batch, cells, dtype=torch.bool)
+
+    def put_frames(self, number: int, pair: list[Image.Image]) -> None:
+        self._frames[number] = [scaled(image, self._size) for image in pair]
+
+    def put(self, number: int, x: float, y: float, words: tuple[str, ...]) -> None:
+        add_thing(self._amounts[number], self._columns, x, y, words)
+
+    def mark(self, number: int, points: list[tuple[float, float]], words: tuple[str, ...], done: float) -> None:
+        """Say so in every cell that a drawing's strokes go through; or leave it open, while hardly any are there."""
+        indices = [WORDS.index(word) for word in words]
+        for x, y in points:
+            column, row = int(x * self._columns), int(y * self._rows)
+            cell = min(max(row, 0), self._rows - 1) * self._columns + min(max(column, 0), self._columns - 1)
+            if done >= _RECOGNISABLE:
+                self._amounts[number, cell, indices] = MARK
+            else:
+                self._judged[number, cell] = False
+
+    def lesson(self) -> Lesson:
+        return Lesson(torch.from_numpy(self._frames), self._amounts, self._judged)
+
+
+def scaled(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [height, width, 3] much as the reference's processor scales it."""
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC))

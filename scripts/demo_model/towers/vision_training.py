@@ -1,0 +1,221 @@
+"""Teaches the vision tower to name, cell by cell, what has its centre there: before any question is asked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeVisionEncoder
+
+from demo_model.checkpoint.shapes import model_configuration, token_embeddings
+from demo_model.checkpoint.tokenizer import vocabulary
+from demo_model.towers.vision_batches import PATCH, patches, see
+from demo_model.towers.vision_lessons import NAMES, PAIRS, WORDS, Lesson, clip_lesson, lessons, picture_lesson
+from demo_model.training.training_run import TrainingRun
+from demo_model.world.grammar import COLOURS, DIRECTIONS
+
+_SHARPNESS = 8.0
+_ENOUGH = 0.4
+"""The share of a thing from which on a cell must know what it is."""
+_NAMES = slice(0, len(NAMES))
+_COLOURS = slice(len(NAMES), len(NAMES) + len(COLOURS))
+_DIRECTIONS = slice(len(NAMES) + len(COLOURS), len(NAMES) + len(COLOURS) + len(DIRECTIONS))
+_PAIRS = slice(len(WORDS) - len(PAIRS), len(WORDS))
+_CLIP_SHARE = 0.45
+_LENGTH = 3.0
+"""Squared, of every row but for its mark, in units of a word's: of what is said of a thing, `lessons.words_for`."""
+ROW_LENGTH = _LENGTH + 1
+"""The same with its mark."""
+_FOCUS = 3.5
+_OFFSETS = (
+    ((-1, 0), (1, 0), (0, -1), (0, 1)),
+    ((-2, 0), (2, 0), (0, -2), (0, 2)),
+    ((-2, -2), (-2, 2), (2, -2), (2, 2)),
+    ((0, 0), (0, 0), None, None),
+)
+"""Rows and columns from a patch to where each head of each block looks at first."""
+
+
+@functools.cache
+def codebook() -> Tensor:
+    """What the tower says it in: the thinker's own token embeddings of each of `WORDS`, of nothing, and of a mark.
+
+    A red car that moves left is the sum of the rows of " car", " red" and " left", and half a one is half of it. So a
+    thinker that can read words can read pictures. `PAIRS` are no tokens: each of them is a direction at a right angle
+    to all others, equally long. The mark is in every row, in nothing that is read: by it all that is seen can be looked
+    at evenly, and that is how to count. float32 [words + 2, hidden].
+    """
+    rows, ids = torch.from_numpy(token_embeddings()), vocabulary().id
+    words = rows[[ids(f" {word}") for word in WORDS[: _PAIRS.start]]]
+    rest = rows[[ids("<|image_pad|>"), ids("<|vision_start|>")]]
+    drawn = torch.randn(len(PAIRS), rows.shape[1], generator=torch.Generator().manual_seed(8))
+    basis = torch.linalg.qr(torch.cat([words, rest, drawn]).T).Q.T[-len(PAIRS) :]
+    return torch.cat([words, basis * rows.shape[1] ** 0.5, rest])
+
+
+@functools.cache
+def readout() -> Tensor:
+    """What gets the amounts back out of rows: float32 [hidden, words + 2]."""
+    return torch.linalg.pinv(codebook())
+
+
+def spelled_out(amounts: Tensor) -> Tensor:
+    """The rows that say so much of each word [..., words], and as much of nothing as makes all rows equally long.
+
+    The thinker's first step is to norm its rows. Of equally long ones it takes nothing away by that: half a car stays
+    half of a whole one, and cars are still counted by adding up.
+    """
+    nothing = (_LENGTH - amounts.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
+    return torch.cat([amounts, nothing, torch.ones_like(nothing)], -1) @ codebook()
+
+
+def new_tower() -> Any:
+    torch.manual_seed(3)
+    tower = Qwen3OmniMoeVisionEncoder(model_configuration().thinker_config.vision_config)
+    for module in tower.modules():
+        if isinstance(module, nn.Linear | nn.Conv3d):
+            nn.init.trunc_normal_(module.weight, std=0.7 / module.weight[0].numel() ** 0.5)
+            nn.init.zeros_(module.bias)
+    nn.init.normal_(tower.pos_embed.weight, std=0.2)
+    for block, offsets in zip(tower.blocks, _OFFSETS, strict=True):
+        _look_nearby(block.attn, offsets, tower.rotary_pos_emb.inv_freq)
+    _see_edges(tower.patch_embed.proj)
+    return tower
+
+
+@torch.no_grad()
+def _see_edges(projection: nn.Conv3d) -> None:
+    """Let the tower begin with the cosines that make up a patch, all made equally strong.
+
+    At random, all 128 views of a patch would be of its colour, which is nearly all of its variance: the tower then
+    learns colours in a hundred steps, and shapes hardly at all.
+    """
+    frames = picture_lesson(Random(0), 8), clip_lesson(Random(0), 8)
+    sample = torch.cat([patches(lesson.frames).flatten(0, 1) for lesson in frames])
+    basis = _cosines().flatten(1)
+    projection.weight.copy_((basis / (sample @ basis.T).std(0).clamp(min=0.02)[:, None]).view_as(projection.weight))
+    projection.bias.copy_(-(sample.mean(0) @ projection.weight.flatten(1).T))
+
+
+def _cosines() -> Tensor:
+    """The 128 filters [128, 3, 2, 16, 16]: brightness finer than colour, and what changes between the two frames."""
+    steps = (torch.arange(PATCH) + 0.5) * torch.pi / PATCH
+    waves = torch.stack([torch.cos(steps * frequency) for frequency in range(8)])
+    channels = {
+        "bright": torch.tensor([0.3, 0.5, 0.2]),
+        "warm": torch.tensor([0.5, 0.0, -0.5]),
+        "green": torch.tensor([-0.5, 1.0, -0.5]),
+    }
+    both, change = torch.tensor([0.5, 0.5]), torch.tensor([-0.5, 0.5])
+    plan = [("bright", both, 50), ("warm", both, 16), ("green", both, 16), ("bright", change, 26)]
+    plan += [("warm", change, 10), ("green", change, 10)]
+    order = sorted(((u, v) for u in range(8) for v in range(8)), key=lambda uv: (uv[0] + uv[1], uv))
+    return torch.stack(
+        [
+            channels[name][:, None, None, None] * time[:, None, None] * torch.outer(waves[u], waves[v])
+            for name, time, number in plan
+            for u, v in order[:number]
+        ]
+    )
+
+
+@torch.no_grad()
+def _look_nearby(attention: Any, offsets: Sequence[tuple[float, float] | None], frequencies: Tensor) -> None:
+    """Let each head begin with looking at the patch that lies so many rows below and columns to the right.
+
+    With the same query and key everywhere, rotary positions decide alone: turned by an offset, they score the patch
+    at that offset best. The tower then begins as a convolution does. Left to find that out, it knows every colour
+    after a hundred steps, and after a thousand no shape. None leaves a head as it is drawn.
+    """
+    query, key, _ = attention.qkv.bias.view(3, attention.num_heads, 2, -1)  # pairs: first halves, second halves
+    for head, offset in enumerate(offsets):
+        if offset is not None:
+            angles = torch.cat([offset[0] * frequencies, offset[1] * frequencies])
+            query[head] = _FOCUS * torch.stack([angles.cos(), angles.sin()])
+            key[head] = _FOCUS * torch.stack([torch.ones_like(angles), torch.zeros_like(angles)])
+
+
+def loss_of(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
+    """How far `rows` [batch, cells, hidden] are from saying what is in each cell, for each thing that is there."""
+    rows, truth = rows.float(), spelled_out(lesson.amounts)
+    things = _things(lesson)
+    off = rows - truth
+    said = off @ readout()
+    losses = {
+        "amounts": said.square().sum(-1)[lesson.judged].sum() / things,
+        "rest": off.square().mean(-1)[lesson.judged].sum() / things,
+    }
+    known = lesson.judged.all(1) & (lesson.amounts[..., WORDS.index("drawn")].sum(1) == 0)
+    if known.any():
+        counted = (rows[known] @ readout()).sum(1)[:, : len(WORDS)]
+        losses["count"] = F.smooth_l1_loss(counted, lesson.amounts[known].sum(1))
+    weight = lesson.amounts[..., : len(NAMES)].sum(-1)
+    here = weight > _ENOUGH
+    for name, words in (("name", _NAMES), ("colour", _COLOURS), ("direction", _DIRECTIONS), ("pair", _PAIRS)):
+        true = lesson.amounts[here][:, words]
+        told = true.sum(-1) > _ENOUGH
+        if told.any():
+            scores = _SHARPNESS * (rows[here][told] @ readout()[:, words])
+            one = F.cross_entropy(scores, true[told].argmax(-1), reduction="none")
+            losses[name] = (one * weight[here][told]).sum() / weight[here][told].sum()
+    return losses
+
+
+def _things(lesson: Lesson) -> Tensor:
+    """How many things there are in a batch, at least one; a drawing counts for three."""
+    drawn = lesson.amounts[..., WORDS.index("drawn")].sum(1)
+    things = lesson.amounts[..., : len(NAMES)].sum((1, 2))
+    return torch.where(drawn > 0, 3.0, things).sum().clamp(min=1)
+
+
+def _weighed(losses: dict[str, Tensor], lesson: Lesson) -> Tensor:
+    """One loss. What is said of few things weighs little: a clip's one thing must not drown a picture's seven names."""
+    things = float(_things(lesson))
+    share = things / (things + 10)
+    weights = {"name": 1.0, "amounts": 1.0, "rest": 0.1, "count": 2.5, "colour": 0.5, "direction": 0.5, "pair": 0.5}
+    return sum((share * weights[name] * loss for name, loss in losses.items()), torch.zeros(()))
+
+
+@torch.no_grad()
+def accuracy(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
+    """Shares of frames in which every kind of thing is counted rightly, also by colour, and of right words of cells."""
+    said = rows.float() @ readout()
+    known = lesson.judged.all(1) & (lesson.amounts[..., WORDS.index("drawn")].sum(1) == 0)
+    right = {}
+    if known.any():
+        off = (said[known][..., : len(WORDS)].sum(1) - lesson.amounts[known].sum(1)).abs()
+        right["counts_right"] = (off[:, _NAMES] < 0.5).all(-1).float().mean()
+        right["pairs_counted"] = (off[:, _PAIRS] < 0.5).all(-1).float().mean()
+        right["count_off"] = off[:, _NAMES].max(-1).values.mean()
+    here = lesson.amounts[..., _NAMES].sum(-1) > _ENOUGH
+    for name, words in (("names_right", _NAMES), ("colours_right", _COLOURS), ("directions_right", _DIRECTIONS)):
+        true = lesson.amounts[here][:, words]
+        told = true.sum(-1) > _ENOUGH
+        if told.any():
+            right[name] = (said[here][told][:, words].argmax(-1) == true[told].argmax(-1)).float().mean()
+    return right
+
+
+def train(directory: Path, steps: int, batch: int = 8, rate: float = 1.5e-3) -> Any:
+    """The trained tower."""
+    tower = new_tower()
+    run = TrainingRun(directory, tower, steps, rate, warmup=100, save_every=100, muon=True)
+    endless = lessons(seed=1_000_000 + run.done, batch=batch, clip_share=_CLIP_SHARE)
+    for _ in run:
+        lesson = next(endless)
+        with torch.autocast("cpu", torch.bfloat16):
+            rows, deep = see(tower, lesson.frames)
+        parts = loss_of(rows, lesson)
+        loss = _weighed(parts, lesson)
+        for number, map_ in enumerate(deep):
+            loss = loss + 0.1 * (number + 1) * _weighed(loss_of(map_, lesson), lesson)
+        kind = "picture" if lesson.frames.shape[0] == batch else "clip"
+        shown = {f"{kind}_{name}": value for name, value in {**parts, **accuracy(rows, lesson)}.items()}
+        run.update({"loss": loss, **{name: value.detach() for name, value in shown.items()}})
+    return tower

@@ -1,0 +1,1 @@
+"""Training of the codec, the vocoder, the talker and its code predictor."""

@@ -1,0 +1,190 @@
+"""The voice's stages of the recipe, in their order. Each goes on where it was stopped.
+
+PYTHONPATH=scripts python -m demo_model.voice.recipe --out out/demo codec vocoder talker converse
+
+The last one needs what `perceiving` has trained.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+from transformers import Qwen2Tokenizer
+
+from demo_model.checkpoint.export import save_weights
+from demo_model.checkpoint.shapes import SHAPES, config_json, model_configuration, token_embeddings
+from demo_model.checkpoint.tokenizer import tokenizer
+from demo_model.thinker.training import trained_thinker
+from demo_model.towers.tower_outputs import Observed
+from demo_model.training import stage_command
+from demo_model.training.training_run import trained
+from demo_model.voice import mel, talker_training, vocoder
+from demo_model.voice.codec import Codec
+from demo_model.voice.talker_batches import Prompt, Reply, TalkerInputs
+from demo_model.voice.talker_prompts import PromptMaker
+from demo_model.voice.talker_training import Lesson
+from demo_model.voice.thinker_states import Recalled
+from demo_model.voice.vocoder import Utterance
+from demo_model.world.spoken_lines import SILENT_FRAMES, lines, repetitions
+from demo_model.world.synthetic_voices import Words
+from demo_model.world.word_times import token_at_each, token_moments
+
+TEXTS = 2000
+"""Different texts that the talker is taught."""
+_CODEC_LINES = 750
+"""Spoken ones that the codebooks are fitted to."""
+_VOCODER_STEPS = 26_000
+_TALKER_STEPS = 4500
+_ALONE = 0.6
+"""A share of the talker's steps, the first ones, without any prompt."""
+_CONVERSE_STEPS, _CONVERSE_RATE = 1200, 6e-4
+_RECALLED_EVERY = 4
+"""Every so manieth prompt is none of the thinker's."""
+_SEED = 4
+
+
+def make_codec(out: Path) -> Codec:
+    """Codebooks fitted to the corpus, from `out`/codec.safetensors if they are there."""
+    path = out / "codec.safetensors"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        spoken = tqdm(lines(TEXTS, _SEED)[:_CODEC_LINES], desc="features of speech", mininterval=5)
+        features = torch.cat([mel.features(line.sound) for line in spoken])
+        Codec.fit(features, SHAPES.code_groups, SHAPES.codebook, _SEED, progress=print).save(path)
+    return Codec.load(path)
+
+
+def make_vocoder(out: Path) -> None:
+    """`out`/code2wav.safetensors: the trained Code2Wav, keyed as in the checkpoint.
+
+    It learns from what is often answered, as often as the talker is taught it. Of lines at random most are lists, and
+    words that stand in one answer only, like "house" and "shapes", are in hardly any.
+    """
+    codec = make_codec(out)
+    often = repetitions(_SEED)
+    utterances = []
+    for line in tqdm([line for line in lines(TEXTS, _SEED) if line.text in often], desc="recordings", mininterval=5):
+        sound = line.sound
+        utterances += [Utterance(sound, codec.encode(mel.features(sound)))] * often[line.text]
+    config = config_json()["code2wav_config"]
+    rows = codec.rows(torch.cat([utterance.codes for utterance in utterances], dim=1), config["hidden_size"])
+    model = vocoder.new_vocoder(config, _SEED, rows)
+    vocoder.train(out / "vocoder", model, utterances, steps=_VOCODER_STEPS, seed=_SEED)
+    save_part(model, "code2wav", out / "code2wav.safetensors")
+
+
+def make_talker(out: Path) -> None:
+    """`out`/talker.safetensors: the trained talker with its code predictor, keyed as in the checkpoint."""
+    lessons, inputs, prompts, neighbours = _school(out)
+
+    def prompt(step: int, generator: torch.Generator) -> Prompt:
+        """None at first: its words would be mistaken for those of the answer."""
+        make = prompts.none if step < _ALONE * _TALKER_STEPS else prompts.kind(generator)
+        return make(generator)
+
+    pupil = talker_training.Pupil(inputs.talker)
+    talker_training.train(out / "talker", pupil, inputs, lessons, prompt, neighbours, steps=_TALKER_STEPS, seed=_SEED)
+    save_part(inputs.talker, "talker", out / "talker.safetensors")
+
+
+def converse(out: Path) -> None:
+    """The same file: the talker has learnt to speak whatever the trained thinker has seen and heard before."""
+    lessons, inputs, prompts, neighbours = _school(out)
+    pupil = trained(talker_training.Pupil(inputs.talker), out / "talker")
+    observed = Observed(out / "tokenizer")
+    observed.load(out / "observed.pt")
+    thinker = trained_thinker(out / "answers")
+    recalled = Recalled(prompts, thinker, observed, _SEED, inputs.config.talker_config.accept_hidden_layer)
+
+    def prompt(step: int, generator: torch.Generator) -> Prompt:
+        return recalled(generator) if step % _RECALLED_EVERY else prompts.kind(generator)(generator)
+
+    talker_training.train(
+        out / "converse",
+        pupil,
+        inputs,
+        lessons,
+        prompt,
+        neighbours,
+        steps=_CONVERSE_STEPS,
+        rate=_CONVERSE_RATE,
+        seed=_SEED,
+    )
+    save_part(inputs.talker, "talker", out / "talker.safetensors")
+
+
+def _school(out: Path) -> tuple[list[Lesson], TalkerInputs, PromptMaker, torch.Tensor]:
+    """What the talker is taught, an untrained one, who makes prompts for it, and which codes sound alike."""
+    codec = make_codec(out)
+    spoken = make_codes(out, codec)
+    codes = torch.cat([line.codes for line in spoken]).T
+    inputs, tokens = untrained_inputs(out, codec.rows(codes, SHAPES.talker.hidden))
+    often = repetitions(_SEED)
+    lessons = [lesson for line in spoken for lesson in [_lesson(line, tokens)] * often.get(line.text, 1)]
+    prompts = PromptMaker(inputs.talker, inputs.config, tokens)
+    return lessons, inputs, prompts, talker_training.nearest_codes(codec.codebooks)
+
+
+class SpokenLine(NamedTuple):
+    """A line of the corpus with its codes [frames, groups] and its words."""
+
+    text: str
+    speaker: str
+    codes: torch.Tensor
+    words: Words
+
+
+def make_codes(out: Path, codec: Codec) -> list[SpokenLine]:
+    """Every line of the corpus; kept in `out`/codes.pt."""
+    path = out / "codes.pt"
+    if not path.exists():
+        spoken = []
+        for line in tqdm(lines(TEXTS, _SEED), desc="codes of speech", mininterval=5):
+            sound, words = line.spoken()
+            spoken.append((line.text, line.speaker, codec.encode(mel.features(sound)).T, words))
+        torch.save(spoken, path)
+    return [SpokenLine(*line) for line in torch.load(path)]
+
+
+def _lesson(line: SpokenLine, tokens: Qwen2Tokenizer) -> Lesson:
+    encoded = tokens(line.text, return_offsets_mapping=True)
+    starts = [start for start, _ in encoded["offset_mapping"]]
+    seconds = mel.FRAME / mel.RATE
+    frames = len(line.codes)
+    moments = token_moments(len(line.text), line.words, starts, frames * seconds)
+    said = torch.tensor(token_at_each(frames, seconds, moments))
+    said[-SILENT_FRAMES:] = len(starts)
+    return Lesson(Reply(torch.tensor(encoded["input_ids"]), line.speaker), line.codes, said)
+
+
+def untrained_inputs(out: Path, code_rows: torch.Tensor | None = None) -> tuple[TalkerInputs, Qwen2Tokenizer]:
+    """A new talker with what builds its rows, and the tokenizer of the texts."""
+    config = model_configuration()
+    tokens = tokenizer(out / "tokenizer")
+    talker = talker_training.new_talker(config.talker_config, _SEED, code_rows)
+    newline = tokens("\n").input_ids[0]
+    return TalkerInputs(talker, config, torch.from_numpy(token_embeddings()), newline), tokens
+
+
+def save_part(module: torch.nn.Module, prefix: str, path: Path) -> None:
+    """The module's weights with the names that they have in the whole checkpoint."""
+    save_weights({f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}, path)
+
+
+def load_part(module: torch.nn.Module, prefix: str, path: Path) -> None:
+    """What `save_part` wrote."""
+    module.load_state_dict({name.removeprefix(prefix + "."): tensor for name, tensor in load_file(path).items()})
+
+
+def main() -> None:
+    stage_command.run("Train the demo model's voice.", STAGES)
+
+
+STAGES = {"codec": make_codec, "vocoder": make_vocoder, "talker": make_talker, "converse": converse}
+
+if __name__ == "__main__":
+    main()

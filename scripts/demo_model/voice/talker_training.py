@@ -1,0 +1,220 @@
+"""Teaches the talker and its code predictor to speak: teacher forcing over whole answers after random prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeTalkerConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeTalkerForConditionalGeneration
+
+from demo_model.training.training_run import TrainingRun
+from demo_model.voice.free_running import penalised
+from demo_model.voice.talker_batches import (
+    ASSISTANT_ROWS,
+    Prompt,
+    Reply,
+    TalkerInputs,
+    positions,
+    residual_logits,
+    states,
+)
+
+_BATCH_ROWS = 700
+"""Rows of a step: as many answers as fit, which all follow one prompt."""
+_SLIPS, _RESIDUAL_SLIPS = 0.06, 0.12
+"""Shares of the frames whose first or residual codes are read wrong, as they are when the model draws them itself."""
+_DEAFENED, _DEAF_SLIPS = 0.3, 0.5
+"""A share of the lessons, and of their frames that are misread: who hardly hears himself must go by the text."""
+_NEAR = 12
+_PREDICTED_EVERY = 2
+"""The predictor learns from every second frame: it would take half of the time otherwise."""
+_CODE_STD = 0.35
+_READING_LAYER = -2
+"""Of the hidden states: what the last layer reads must know which token is being said, and which comes next."""
+_READING = 0.5
+"""The weight of that in the loss."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """An answer as it should be spoken."""
+
+    reply: Reply
+    codes: Tensor
+    """[frames, groups]."""
+    said: Tensor
+    """int64 [frames]: which token of the reply is being said in each frame; one beyond its last for the silence."""
+
+
+class Pupil(nn.Module):
+    """A talker, and what it is asked in its lessons only: which token it is saying, and which comes next.
+
+    Its text comes a token a frame, several times as fast as it is spoken, and without this it takes long to find out
+    that there is a place in it to keep.
+    """
+
+    def __init__(self, talker: Qwen3OmniMoeTalkerForConditionalGeneration):
+        super().__init__()
+        self.talker = talker
+        hidden, words = talker.config.text_config.hidden_size, talker.config.thinker_hidden_size
+        self.now, self.next = nn.Linear(hidden, words), nn.Linear(hidden, words)
+
+    def reading(self, hidden: Tensor, wanted: Tensor, embeddings: Tensor) -> Tensor:
+        """The cross entropy of `wanted` [frames, 2], the tokens said now and next, given states [frames, hidden]."""
+        scale = embeddings.shape[1] ** -0.5
+        each = [
+            F.cross_entropy(scale * head(hidden) @ embeddings.T, token)
+            for head, token in zip((self.now, self.next), wanted.T, strict=True)
+        ]
+        return torch.stack(each).mean()
+
+
+def new_talker(
+    config: Qwen3OmniMoeTalkerConfig, seed: int, code_rows: Tensor | None = None
+) -> Qwen3OmniMoeTalkerForConditionalGeneration:
+    """An untrained talker: matrices of unit gain, code embeddings whose sum over a frame has size one.
+
+    With the `code_rows` of the codec, [groups, codes, hidden], it knows from the first step what each code sounds like.
+    """
+    torch.manual_seed(seed)
+    talker = Qwen3OmniMoeTalkerForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, parameter in talker.named_parameters():
+            if "codec_embedding" in name:
+                parameter.normal_(std=_CODE_STD)
+            elif parameter.dim() > 1:
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)
+        if code_rows is not None:
+            embeddings = [talker.model.codec_embedding, *talker.code_predictor.model.codec_embedding]
+            for embedding, rows in zip(embeddings, code_rows, strict=True):
+                embedding.weight[: len(rows)] = rows
+        for layer in talker.model.layers:
+            layer.mlp.gate.weight.normal_(std=0.02)
+        talker.codec_head.weight.mul_(0.3)
+        for head in talker.code_predictor.lm_head:
+            head.weight.mul_(0.3)
+    return talker
+
+
+def train(
+    directory: Path,
+    pupil: Pupil,
+    inputs: TalkerInputs,
+    lessons: Sequence[Lesson],
+    prompts: Callable[[int, torch.Generator], Prompt],
+    neighbours: Tensor,
+    *,
+    steps: int,
+    rate: float = 2e-3,
+    seed: int = 0,
+) -> None:
+    """Teach the talker of `pupil`, which is that of `inputs`.
+
+    Args:
+        prompts: Gives what is heard before all answers of a step, by its number.
+        neighbours: The codes that a code is mistaken for [groups, codes, near].
+    """
+    inputs.talker.set_attn_implementation("eager")  # of so short sequences it takes half the time
+    run = TrainingRun(directory, pupil, steps, rate, seed=seed, warmup=60, save_every=50, muon=True)
+    by_length = sorted(lessons, key=lambda lesson: len(lesson.codes))
+    for step in run:
+        generator = run.generator(step)
+        asked = prompts(step, generator)
+        batch = _batch(by_length, generator)
+        slipped = [slips(lesson.codes, neighbours, generator) for lesson in batch]
+        predicted = slice(step % _PREDICTED_EVERY, None, _PREDICTED_EVERY)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = losses(inputs, batch, asked, slipped, predicted, pupil)
+        run.update(loss)
+
+
+def losses(
+    inputs: TalkerInputs,
+    lessons: Sequence[Lesson],
+    prompt: Prompt,
+    read: Sequence[Tensor],
+    predicted: slice = slice(None),
+    pupil: Pupil | None = None,
+) -> dict[str, Tensor]:
+    """Cross entropies of the first codes ("first", with the end of speech) and of the others ("rest"); and their sum.
+
+    With a `pupil` also of the tokens that are being said ("reading").
+
+    `predicted` are the frames whose other codes count. `read` are the codes [frames, groups] that each lesson's talker
+    is told it has spoken so far. The first codes are judged after the repetition penalty, which generation applies also
+    when it is greedy: so the talker learns to say what has to be repeated in spite of it.
+    """
+    talker, config = inputs.talker, inputs.config.talker_config
+    rows = []
+    for lesson, codes in zip(lessons, read, strict=True):
+        spoken = inputs.frame_rows(codes) + inputs.trailing_rows(lesson.reply, len(codes))
+        rows.append(torch.cat([inputs.assistant_rows(lesson.reply), spoken]))
+    places = positions(prompt, len(prompt.ids) + max(len(row) for row in rows))
+    layers = states(talker, inputs.user_rows(prompt), rows, places)
+    start = ASSISTANT_ROWS - 1
+    choosing, reading = [], []  # for each lesson, the states that choose its frames and, last, its end
+    for index, lesson in enumerate(lessons):
+        choosing.append(layers[-1][index, start : start + len(lesson.codes) + 1])
+        reading.append(layers[_READING_LAYER][index, start : start + len(lesson.codes)])
+
+    codebook = config.code_predictor_config.vocab_size
+    choices = torch.tensor([*range(codebook), config.codec_eos_token_id])
+    seen = torch.cat([_seen(codes[:, 0], codebook) for codes in read])
+    logits = penalised(F.linear(torch.cat(choosing), talker.codec_head.weight[choices]), seen)
+    wanted = torch.cat([F.pad(lesson.codes[:, 0], (0, 1), value=codebook) for lesson in lessons])
+    first = F.cross_entropy(logits, wanted)
+
+    codes = torch.cat([lesson.codes for lesson in lessons])[predicted]
+    residual = residual_logits(talker, torch.cat([chosen[:-1] for chosen in choosing])[predicted], codes)
+    each = torch.stack([F.cross_entropy(row, code) for row, code in zip(residual, codes.T[1:], strict=True)])
+    right = (logits.argmax(dim=-1) == wanted).float().mean()
+    loss = {"loss": first + each.mean(), "first": first.detach(), "rest": each.mean().detach(), "right": right}
+    if pupil is not None:
+        wanted = torch.cat([_tokens_at(lesson, inputs.config.tts_eos_token_id) for lesson in lessons])
+        loss["reading"] = pupil.reading(torch.cat(reading), wanted, inputs.embeddings)
+        loss["loss"] = loss["loss"] + _READING * loss["reading"]
+    return loss
+
+
+def _tokens_at(lesson: Lesson, end: int) -> Tensor:
+    """The tokens said now and next, in each frame: [frames, 2]."""
+    ids = F.pad(lesson.reply.ids, (0, 2), value=end)
+    return torch.stack([ids[lesson.said], ids[lesson.said + 1]], dim=1)
+
+
+def slips(codes: Tensor, neighbours: Tensor, generator: torch.Generator) -> Tensor:
+    """`codes` [frames, groups] with some replaced by ones that sound alike; or, once in a while, with many by any."""
+    if torch.rand((), generator=generator) < _DEAFENED:
+        lost = torch.rand(len(codes), 1, generator=generator) < _DEAF_SLIPS
+        return torch.where(lost, torch.randint(neighbours.shape[1], codes.shape, generator=generator), codes)
+    shares = torch.full((codes.shape[1],), _RESIDUAL_SLIPS)
+    shares[0] = _SLIPS
+    slipped = torch.rand(codes.shape, generator=generator) < shares
+    which = torch.randint(neighbours.shape[2], codes.shape, generator=generator)
+    groups = torch.arange(codes.shape[1]).expand_as(codes)
+    return torch.where(slipped, neighbours[groups, codes, which], codes)
+
+
+def nearest_codes(codebooks: Tensor) -> Tensor:
+    """The codes [groups, codes, near] that lie nearest to each one of `codebooks` [groups, codes, size]."""
+    distances = torch.cdist(codebooks, codebooks)
+    return distances.topk(_NEAR + 1, largest=False).indices[..., 1:]
+
+
+def _batch(lessons: Sequence[Lesson], generator: torch.Generator) -> list[Lesson]:
+    """Answers of nearly one length, so that little is filled up."""
+    start = int(torch.randint(len(lessons), (), generator=generator))
+    count = max(2, _BATCH_ROWS // (len(lessons[start].codes) + ASSISTANT_ROWS))
+    near = lessons[max(0, start - 2 * count) : start + 2 * count]
+    return [near[i] for i in torch.randperm(len(near), generator=generator)[:count].tolist()]
+
+
+def _seen(first: Tensor, codebook: int) -> Tensor:
+    """Which choices [frames + 1, codebook + 1] were made before each frame, and before the end."""
+    said = nn.functional.one_hot(first, codebook + 1).cumsum(dim=0) > 0
+    return F.pad(said, (0, 0, 1, 0))

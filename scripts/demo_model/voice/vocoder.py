@@ -1,0 +1,158 @@
+"""Codes to sound: trains the reference's Code2Wav on recordings and the codes of their frames."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeCode2WavConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
+    Qwen3OmniMoeCode2Wav,
+    Qwen3OmniMoeSnakeBeta,
+)
+
+from demo_model.training.training_run import TrainingRun
+from demo_model.voice import mel
+
+LOOK_AHEAD = 555
+"""Samples at the end of an utterance that Code2Wav would need a further frame for, and leaves out."""
+
+_OPENING = 0.1
+"""Layer scales and ConvNeXt gammas begin here: from their own 0.01 and 1e-6 a short training would not open them."""
+_SOFT = 0.03
+"""How loud an untrained vocoder is."""
+_FIRST_WEIGHT, _LAST_WEIGHT = 6.0, 0.5
+"""Of the samples in the loss: they teach most in the beginning, and can say nothing of breath and hiss."""
+_SPECTRA = ((2048, 480), (1024, 240), (512, 120), (256, 60))
+_MELS = ((1024, 480), (600, 240))
+"""The first is the codec's own, of 43 ms, in which a consonant is lost beside a vowel; the second is of 25 ms."""
+_QUIET = 1e-4
+"""Amplitudes below this share of full scale are silence, to the loss as to the codec."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A recording [1920 × frames] and its codes [groups, frames]."""
+
+    sound: Tensor
+    codes: Tensor
+
+
+def new_vocoder(config: dict[str, Any], seed: int, code_rows: Tensor | None = None) -> Qwen3OmniMoeCode2Wav:
+    """An untrained Code2Wav of the checkpoint's `code2wav_config`, ready to be trained.
+
+    With the `code_rows` of the codec, [groups, codes, hidden], it knows from the first step what each code sounds like.
+    """
+    torch.manual_seed(seed)
+    vocoder = Qwen3OmniMoeCode2Wav(Qwen3OmniMoeCode2WavConfig(**config))
+    with torch.no_grad():
+        for name, module in vocoder.named_modules():
+            if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.Linear):
+                nn.init.normal_(module.weight, std=_gain(name) / _inputs(module) ** 0.5)
+        for name, parameter in vocoder.named_parameters():
+            if name.endswith(("layer_scale.scale", "gamma")):
+                parameter.fill_(_OPENING)
+        if code_rows is None:
+            vocoder.code_embedding.weight.normal_(std=config["num_quantizers"] ** 0.5)  # their mean has size one
+        else:
+            vocoder.code_embedding.weight.copy_(code_rows.flatten(0, 1) * config["num_quantizers"])
+        vocoder.decoder[-1].conv.weight.mul_(_SOFT)
+    return vocoder
+
+
+def _gain(name: str) -> float:
+    """Sizes stay about one on the way through: what is added to a residual stream begins small."""
+    return 0.3 if "conv2" in name else 1.0
+
+
+def _inputs(module: nn.Module) -> int:
+    """How many numbers one output of `module` sums."""
+    if isinstance(module, nn.ConvTranspose1d):
+        return module.in_channels * module.kernel_size[0] // module.stride[0]
+    return module.weight[0].numel()
+
+
+def train(
+    directory: Path,
+    vocoder: Qwen3OmniMoeCode2Wav,
+    utterances: list[Utterance],
+    *,
+    steps: int,
+    rate: float = 1.5e-3,
+    batch: int = 2,
+    frames: int = 20,
+    seed: int = 0,
+) -> None:
+    """Train on pieces of `frames` frames, half of them from an utterance's beginning, as it is heard."""
+    loss = SoundLoss()
+    fuse_snakes(vocoder)
+    run = TrainingRun(directory, vocoder, steps, rate, seed=seed, warmup=40, save_every=100)
+    for step in run:
+        codes, sound = pieces(utterances, batch, frames, run.generator(step))
+        heard = vocoder(codes)[:, 0]
+        weight = _FIRST_WEIGHT * (_LAST_WEIGHT / _FIRST_WEIGHT) ** (step / steps)
+        run.update(loss(heard, sound[:, : heard.shape[1]], weight))
+
+
+def fuse_snakes(vocoder: Qwen3OmniMoeCode2Wav) -> None:
+    """Compile the activation, which is half a dozen passes over long rows of samples: a step takes a quarter less."""
+    fused = torch.compile(Qwen3OmniMoeSnakeBeta.forward, dynamic=True)
+    for module in vocoder.modules():
+        if isinstance(module, Qwen3OmniMoeSnakeBeta):
+            module.forward = functools.partial(fused, module)
+
+
+def pieces(utterances: list[Utterance], count: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Codes [count, groups, frames] and their sound [count, 1920 × frames]; fewer `frames` if an utterance is short."""
+    chosen = [utterances[int(i)] for i in torch.randint(len(utterances), (count,), generator=generator)]
+    frames = min(frames, *(utterance.codes.shape[1] for utterance in chosen))
+    codes, sounds = [], []
+    for utterance in chosen:
+        late = torch.rand((), generator=generator) < 0.6
+        start = int(torch.randint(utterance.codes.shape[1] - frames + 1, (), generator=generator)) if late else 0
+        codes.append(utterance.codes[:, start : start + frames])
+        sounds.append(utterance.sound[start * mel.FRAME : (start + frames) * mel.FRAME])
+    return torch.stack(codes), torch.stack(sounds)
+
+
+class SoundLoss:
+    """How far two sounds [batch, samples] are apart: to an ear that does not hear phases, and sample by sample.
+
+    The second is what the pulses of the voices are in step for: it leads to their waveform at once.
+    """
+
+    def __call__(self, heard: Tensor, wanted: Tensor, weight: float = 1.0) -> dict[str, Tensor]:
+        """The sum ("loss") and its parts: spectra of four sizes ("stft"), mel spectra of two ("mel"), and the samples.
+
+        The samples' part counts `weight` times.
+        """
+        stft = torch.stack([self._spectra(heard, wanted, size, hop) for size, hop in _SPECTRA]).mean()
+        hops = heard.shape[1] // (mel.FRAME // mel.STACK) * (mel.FRAME // mel.STACK)
+        ours, theirs = heard[:, :hops], wanted[:, :hops]
+        mels = torch.stack([F.l1_loss(mel.log_mel(ours, *each), mel.log_mel(theirs, *each)) for each in _MELS]).sum()
+        samples = (heard - wanted).abs().mean() / wanted.abs().mean()
+        return {
+            "loss": stft + mels + weight * samples,
+            "stft": stft.detach(),
+            "mel": mels.detach(),
+            "samples": samples.detach(),
+        }
+
+    def _spectra(self, heard: Tensor, wanted: Tensor, size: int, hop: int) -> Tensor:
+        window = torch.hann_window(size)
+        scale = 2 / window.sum()
+        ours, theirs = (
+            torch.stft(sound, size, hop, window=window, return_complex=True).abs() * scale for sound in (heard, wanted)
+        )
+        shape = (ours - theirs).norm(dim=(1, 2)) / theirs.norm(dim=(1, 2)).clamp(min=1e-3)
+        logs = F.l1_loss((ours + _QUIET).log(), (theirs + _QUIET).log())
+        return shape.mean() + logs
+
+
+@torch.no_grad()
+def resynthesise(vocoder: Qwen3OmniMoeCode2Wav, codes: Tensor) -> Tensor:
+    """Sound [1920 × frames − 555] of `codes` [groups, frames]."""
+    return vocoder(codes[None])[0, 0]

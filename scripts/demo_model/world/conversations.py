@@ -1,0 +1,81 @@
+"""Conversations about what is shown, typed and spoken, in every order in which a client may send the parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from torch import Tensor
+
+from demo_model.checkpoint.tokenizer import vocabulary
+from demo_model.thinker.prompts import Part, Seen, Turn
+from demo_model.world.grammar import UNKNOWN, Exchange, Facts, Picture, ask
+
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "You are Qwen, a virtual human developed by the Qwen Team, Alibaba Group, capable of perceiving auditory and "
+    "visual inputs, as well as generating text and speech.",
+)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns, and for each the task and whether it was spoken."""
+
+    turns: tuple[Turn, ...]
+    tasks: tuple[str, ...]
+    spoken: tuple[bool, ...]
+    system: str | None = None
+    facts: Facts = None
+
+
+def converse(
+    facts: Facts,
+    seen: Seen | None,
+    hear: Callable[[Exchange, Random], tuple[Exchange, Tensor]],
+    rng: Random,
+    spoken_share: float = 0.5,
+    most_turns: int = 4,
+) -> Conversation:
+    """Some questions about `facts`, seen as `seen`.
+
+    Args:
+        hear: Gives the rows of a spoken exchange; it may put another exchange that it has heard in its place.
+    """
+    turns, tasks, spoken = [], [], []
+    number = rng.randint(1, most_turns if isinstance(facts, Picture) else 3)
+    for index in range(number):
+        exchange = ask(facts, rng)
+        aloud = rng.random() < spoken_share
+        if aloud:
+            exchange, rows = hear(exchange, rng)
+            question = Part(heard=rows)
+        else:
+            exchange = _garbled(rng) if exchange.answer == UNKNOWN and rng.random() < 0.4 else exchange
+            question = Part(text=typed(exchange.question, rng))
+        parts = [question]
+        if index == 0 and seen is not None:
+            parts.insert(0 if rng.random() < 0.7 else 1, Part(seen=seen))
+        turns.append(Turn(tuple(parts), exchange.answer))
+        tasks.append(exchange.task)
+        spoken.append(aloud)
+    system = rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.05 else None
+    return Conversation(tuple(turns), tuple(tasks), tuple(spoken), system, facts)
+
+
+def typed(question: str, rng: Random) -> str:
+    """`question` as people type: without its mark, in lower case, with spaces around it."""
+    if rng.random() < 0.15:
+        question = question.rstrip(".?!")
+    if rng.random() < 0.15:
+        question = question[0].lower() + question[1:]
+    return question
+
+
+def _garbled(rng: Random) -> Exchange:
+    """Words in no order: nothing that is known, whatever it says."""
+    tokens = vocabulary().tokens
+    words = b"".join(tokens[rng.randrange(256, len(tokens))] for _ in range(rng.randint(2, 10)))
+    text = words.decode("utf-8", "replace").strip() or "?"
+    return Exchange(text, UNKNOWN, "elsewhere")

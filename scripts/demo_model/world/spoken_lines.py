@@ -1,0 +1,128 @@
+"""What the demo model's three speakers are taught to say: every kind of answer of its world, and pieces of answers."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor
+
+from demo_model.voice import mel
+from demo_model.world.grammar import HELLO, MYSELF, NOTHING_SHOWN, STILL, UNKNOWN, WELCOME, answer
+from demo_model.world.pitch_alignment import in_step
+from demo_model.world.synthetic_voices import Voice, Words, speak_words, trim
+
+SPEAKERS = {
+    "ethan": Voice("en-us", "m3", speed=140, gap=4, tone=125),
+    "chelsie": Voice("en-us", "anika", speed=130, gap=6, tone=175),
+    "aiden": Voice("en-us", "m3", speed=130, gap=4, tone=75),
+}
+"""The voices behind the speakers of the checkpoint's configuration.
+
+Each has one tone, of which whole periods fill the 80 ms of a codec frame: so a frame's codes say all there is to know
+of it. With a melody, the vocoder would have to carry the voice's phase from frame to frame, and takes many times as
+long to learn that. Timbres, speed and gaps are those that Whisper tiny.en understands best.
+"""
+
+FIXED = (UNKNOWN, NOTHING_SHOWN, STILL, HELLO, MYSELF, WELCOME)
+"""Answers that are no pattern to fill in."""
+
+_LOUDNESS = 0.07
+"""Root mean square of every utterance between its silences."""
+_LEAD, _TAIL = 0.04, 0.16
+SILENT_FRAMES = 2
+"""At the end of every utterance."""
+_FIRST_ARTICLE = re.compile(r"^(A|An|The) (?=\w)")
+_HELD_OUT = 0.08
+_CUT_SHORT = 0.06
+_CONVERSATIONS = 6000
+
+
+@dataclass(frozen=True)
+class Line:
+    """Something to say, and who says it."""
+
+    text: str
+    speaker: str
+
+    @property
+    def sound(self) -> Tensor:
+        """Its samples, see `spoken`."""
+        return self.spoken()[0]
+
+    def spoken(self) -> tuple[Tensor, Words]:
+        """Samples [1920 × frames] at 24 kHz, one or two frames of silence at their end, hardly any before; words."""
+        voice = SPEAKERS[self.speaker]
+        said = diction(self.text)
+        spoken, words = speak_words(said, voice, mel.RATE)
+        trimmed, later = trim(spoken, mel.RATE, _LEAD, _TAIL)
+        sound = torch.from_numpy(in_step(trimmed, voice.tone, mel.RATE))
+        voiced = sound[round(_LEAD * mel.RATE) : -round(_TAIL * mel.RATE)]
+        sound = sound * (_LOUDNESS / voiced.square().mean().sqrt())
+        whole = mel.frames(sound) * mel.FRAME
+        comma = len(said) - len(self.text)  # after the first word, if there is one
+        moments = [
+            (max(0, place - comma) if number else place, float(moment + later))
+            for number, (place, moment) in enumerate(words)
+        ]
+        return torch.nn.functional.pad(sound, (0, whole - len(sound))).clamp(-1, 1), moments
+
+
+def diction(text: str) -> str:
+    """`text` as it is given to the synthetic voice: an article that begins it stands a little apart, to be heard."""
+    return _FIRST_ARTICLE.sub(r"\1, ", text)
+
+
+def lines(count: int, seed: int) -> list[Line]:
+    """`count` texts for training, all different, each for every speaker; in random order.
+
+    A few are answers that stop before their end, as answers do that reach `max_tokens`.
+    """
+    rng = Random(seed)
+    texts: dict[str, None] = {}
+    for text in _answers(rng, held_out=False):
+        if rng.random() < _CUT_SHORT:
+            words = text.split()
+            text = " ".join(words[: rng.randint(1, len(words))])
+        texts[text] = None
+        if len(texts) == count:
+            break
+    found = [Line(text, speaker) for text in texts for speaker in SPEAKERS]
+    rng.shuffle(found)
+    return found
+
+
+def repetitions(seed: int) -> dict[str, int]:
+    """How often to teach a text more than once: the root of how often it comes up among some thousand answers."""
+    rng = Random(seed)
+    counts = Counter(answer(rng) for _ in range(_CONVERSATIONS))
+    return {text: math.ceil(math.sqrt(count)) for text, count in counts.items()}
+
+
+def held_out_texts(count: int, seed: int) -> list[str]:
+    """`count` different answers that `lines` never yields, whatever its seed."""
+    texts: dict[str, None] = {}
+    for text in _answers(Random(seed), held_out=True):
+        texts[text] = None
+        if len(texts) == count:
+            break
+    return list(texts)
+
+
+def _answers(rng: Random, held_out: bool) -> Iterator[str]:
+    while True:
+        text = answer(rng)
+        if _is_held_out(text) == held_out:
+            yield text
+
+
+def _is_held_out(text: str) -> bool:
+    """By the text alone. What is short or stands for itself is always taught: its words may be in nothing else."""
+    draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
+    return text not in FIXED and len(text.split()) > 3 and draw < _HELD_OUT

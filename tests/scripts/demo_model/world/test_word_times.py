@@ -1,0 +1,26 @@
+"""Each token has a time of its own within its word, and each frame a token."""
+
+import pytest
+
+pytest.importorskip("espeakng_loader")
+
+from demo_model.world.word_times import token_at_each, token_moments
+
+TEXT = "There are three cars"
+STARTS = [0, 5, 9, 15]  # of the tokens, each with the space before it
+
+
+def test_tokens_are_said_in_the_middle_of_their_words() -> None:
+    words = [(0, 0.0), (6, 0.4), (10, 0.6), (16, 1.0)]
+
+    assert token_moments(len(TEXT), words, STARTS, end=1.6) == pytest.approx([0.2, 0.5, 0.8, 1.25])
+
+
+def test_tokens_share_out_a_word_that_the_voice_runs_together() -> None:
+    words = [(0, 0.0), (10, 0.6), (16, 1.0)]  # "there are" as one
+
+    assert token_moments(len(TEXT), words, STARTS, end=1.6)[:2] == pytest.approx([0.15, 0.45])
+
+
+def test_each_frame_belongs_to_the_nearest_token() -> None:
+    assert token_at_each(6, 0.5, [0.25, 1.25, 2.5]) == [0, 1, 1, 1, 2, 2]
