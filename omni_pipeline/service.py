@@ -22,7 +22,7 @@ from omni_pipeline.placement import place, refuse, sized
 from omni_pipeline.supervisor import Supervisor
 
 # What serves a running pipeline over HTTP until `stopping` is set; named, so that the framework imports no gateway.
-GATEWAY = "gateway.server:run"
+GATEWAY = "gateway.serving.server:run"
 
 GatewayRun: TypeAlias = Callable[..., Awaitable[None]]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from gateway.warmup import gif, png, wav
+from gateway.serving.warmup import gif, png, wav
 
 _OPENINGS = ("Tell me about", "What do you know of", "Say something on", "Describe", "Why is there")
 _SUBJECTS = ("the sea", "old trains", "bread", "the colour blue", "a quiet town", "numbers", "winter")

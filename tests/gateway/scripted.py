@@ -16,7 +16,7 @@ import msgspec
 import numpy
 import openai
 
-from gateway.server import run
+from gateway.serving.server import run
 from omni_pipeline.config import Server, Trace
 from omni_pipeline.errors import ErrorInfo, OmniError
 from omni_pipeline.graph import COLLECTOR

@@ -10,10 +10,10 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from gateway import schema
-from gateway.foreign_fields import IGNORED, REFUSED
-from gateway.openapi import describe
-from gateway.schema import AudioFormat, ChatCompletionRequest, SamplingByStage, StageSampling
+from gateway.api import schema
+from gateway.api.foreign_fields import IGNORED, REFUSED
+from gateway.api.openapi import describe
+from gateway.api.schema import AudioFormat, ChatCompletionRequest, SamplingByStage, StageSampling
 from omni_pipeline.config import Limits, MediaPolicy
 from stages.options import PreprocessingOptions, TalkerOptions, ThinkerOptions
 

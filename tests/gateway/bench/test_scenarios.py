@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from gateway.api.schema import ChatCompletionRequest
+from gateway.api.validation import parse
 from gateway.bench.prompts import make_prompts
 from gateway.bench.scenarios import Input, MediaAs, Output, Scenario, body, explanation
-from gateway.schema import ChatCompletionRequest
-from gateway.validation import parse
 from omni_pipeline.errors import StartupError
 
 

@@ -1,0 +1,239 @@
+"""Codes a voice in the format a client asked for, piece by piece while it is spoken or as one file.
+
+Samples are rounded to 16 bits once, in `to_pcm16`, whatever the format. numpy and PyAV are imported on first use: a
+server without speech does not need them in its main process. Coding takes its time, so it is done in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fractions
+import io
+import struct
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct
+
+from gateway.api.schema import AudioFormat
+
+if TYPE_CHECKING:
+    import numpy
+
+SAMPLE_RATE = 24_000  # Hz
+CHANNELS = 1
+
+_FULL_SCALE = 32_768
+
+
+class Encoder(Protocol):
+    """Turns samples into the bytes of one format; what `feed` and `finish` give belongs together in that order."""
+
+    def feed(self, samples: numpy.ndarray) -> bytes:
+        """What can be sent now that `samples` (float32 [n], in [-1, 1]) are known; possibly nothing yet."""
+
+    def finish(self) -> bytes:
+        """What is left when no more samples come. The encoder is of no use afterwards."""
+
+
+def stream_encoder(audio_format: AudioFormat) -> Encoder:
+    """An encoder that gives bytes as early as its format allows.
+
+    For ``wav``, every piece is a whole file; for ``pcm16``, samples without a header; for the compressed formats, all
+    pieces together are one file, written by somebody who cannot go back: its head does not tell its length.
+    """
+    if audio_format == "wav":
+        return _WavPieces()
+    if audio_format in _CODINGS:
+        return _Compressed(_CODINGS[audio_format], _Pipe())
+    return _RawPieces()
+
+
+def file_encoder(audio_format: AudioFormat) -> Encoder:
+    """An encoder whose bytes are one file, with its length in the head where the format has a place for it."""
+    if audio_format == "wav":
+        return _WavFile()
+    if audio_format in _CODINGS:
+        return _Compressed(_CODINGS[audio_format], _File())
+    return _RawPieces()
+
+
+class ThreadedEncoder:
+    """An encoder that works in another thread, one piece at a time.
+
+    Args:
+        make: Gives the encoder.
+        threads: Where it is made and used.
+    """
+
+    def __init__(self, make: Callable[[], Encoder], threads: Executor) -> None:
+        self._make = make
+        self._threads = threads
+        self._encoder: Encoder | None = None
+
+    async def feed(self, samples: numpy.ndarray) -> bytes:
+        """As `Encoder.feed`; to be awaited before the next call."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._made().feed(samples))
+
+    async def finish(self) -> bytes:
+        """As `Encoder.finish`."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._made().finish())
+
+    def _made(self) -> Encoder:
+        if self._encoder is None:
+            self._encoder = self._make()
+        return self._encoder
+
+
+def prepare() -> None:
+    """Import what encoding needs, so that the first voice does not wait for it."""
+    import av  # noqa: F401
+    import numpy  # noqa: F401
+
+
+def to_pcm16(samples: numpy.ndarray) -> numpy.ndarray:
+    """`samples` (float32 [n], full scale ±1) as int16 [n]: times 32768, rounded to nearest even, clipped.
+
+    This is the inverse of how players read 16 bits (divided by 32768), so it is off by at most half a step, and by a
+    whole one only at +1, which 16 bits do not have.
+    """
+    import numpy
+
+    scaled = numpy.rint(samples * numpy.float32(_FULL_SCALE))
+    return numpy.clip(scaled, -_FULL_SCALE, _FULL_SCALE - 1).astype("<i2")
+
+
+def wav(pcm: bytes) -> bytes:
+    """A WAV file of `pcm`, 16-bit little-endian samples."""
+    width = 2 * CHANNELS
+    head = struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        b"RIFF", 36 + len(pcm), b"WAVE",
+        b"fmt ", 16, 1, CHANNELS, SAMPLE_RATE, SAMPLE_RATE * width, width, 16,
+        b"data", len(pcm),
+    )  # fmt: skip
+    return head + pcm
+
+
+class _RawPieces:
+    def feed(self, samples: numpy.ndarray) -> bytes:
+        return to_pcm16(samples).tobytes()
+
+    def finish(self) -> bytes:
+        return b""
+
+
+class _WavPieces:
+    """Ends with an empty file, for clients that read every piece as one."""
+
+    def feed(self, samples: numpy.ndarray) -> bytes:
+        return wav(to_pcm16(samples).tobytes()) if len(samples) else b""
+
+    def finish(self) -> bytes:
+        return wav(b"")
+
+
+class _WavFile:
+    def __init__(self) -> None:
+        self._pcm = bytearray()
+
+    def feed(self, samples: numpy.ndarray) -> bytes:
+        self._pcm += to_pcm16(samples).tobytes()
+        return b""
+
+    def finish(self) -> bytes:
+        return wav(bytes(self._pcm))
+
+
+class _Coding(Struct, frozen=True):
+    """How FFmpeg is to write a format.
+
+    Attributes:
+        container, codec: Names of its muxer and encoder.
+        bit_rate: Bits per second; None for a lossless codec.
+        muxing: Options of the muxer, which keep it from holding packets back.
+        coding: Options of the encoder.
+    """
+
+    container: str
+    codec: str
+    bit_rate: int | None = None
+    muxing: dict[str, str] = {}
+    coding: dict[str, str] = {}
+
+
+_CODINGS: dict[str, _Coding] = {
+    # Frames of 48 ms, so that the first piece of a voice is heard at once; no reserve in the head for tags.
+    "flac": _Coding("flac", "flac", muxing={"metadata_header_padding": "0"}, coding={"frame_size": "1152"}),
+    "mp3": _Coding("mp3", "libmp3lame", 64_000, muxing={"id3v2_version": "0"}),
+    # Opus takes 24 kHz as they are, and players get 48 kHz, as always with Opus. A page for each 20 ms packet.
+    "opus": _Coding("ogg", "libopus", 48_000, muxing={"page_duration": "20000"}),
+    "aac": _Coding("adts", "aac", 64_000),
+}
+
+
+class _Pipe:
+    """Where a muxer writes that cannot go back; `take` gives what is new."""
+
+    def __init__(self) -> None:
+        self._written = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self._written += data
+        return len(data)
+
+    def take(self) -> bytes:
+        taken = bytes(self._written)
+        self._written.clear()
+        return taken
+
+    take_rest = take
+
+
+class _File(io.BytesIO):
+    """Where a muxer may go back to complete the head, so nothing can be taken before the end."""
+
+    def take(self) -> bytes:
+        return b""
+
+    def take_rest(self) -> bytes:
+        return self.getvalue()
+
+
+class _Compressed:
+    """One continuous compressed stream; without any sample, for all but FLAC, no bytes at all."""
+
+    def __init__(self, coding: _Coding, sink: _Pipe | _File) -> None:
+        import av
+
+        self._sink = sink
+        # An MP3 index at the head needs a way back to it.
+        index = {} if isinstance(sink, _File) or coding.container != "mp3" else {"write_xing": "0"}
+        self._container: Any = av.open(
+            sink, "w", format=coding.container, options={"flush_packets": "1", **coding.muxing, **index}
+        )
+        self._stream = self._container.add_stream(
+            coding.codec, rate=SAMPLE_RATE, layout="mono", options=dict(coding.coding)
+        )
+        if coding.bit_rate is not None:
+            self._stream.bit_rate = coding.bit_rate
+        self._samples = 0
+
+    def feed(self, samples: numpy.ndarray) -> bytes:
+        import av
+
+        if not len(samples):
+            return b""
+        frame = av.AudioFrame.from_ndarray(to_pcm16(samples)[None, :], format="s16", layout="mono")
+        frame.sample_rate = SAMPLE_RATE
+        frame.time_base = fractions.Fraction(1, SAMPLE_RATE)
+        frame.pts = self._samples
+        self._samples += len(samples)
+        self._container.mux(self._stream.encode(frame))
+        return self._sink.take()
+
+    def finish(self) -> bytes:
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+        return self._sink.take_rest()

@@ -1,0 +1,329 @@
+"""`POST /v1/chat/completions`: from an HTTP request to its answer, whole or streamed."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from aiohttp import web
+from msgspec import Struct
+
+from gateway.admission import Admission, Place
+from gateway.answers.audio_formats import ThreadedEncoder, file_encoder, stream_encoder
+from gateway.answers.collector import Answer, Body, Collector
+from gateway.answers.events import EventWriter
+from gateway.answers.progress import Progress
+from gateway.answers.route import route
+from gateway.api.conversion import convert
+from gateway.api.responses import AnswerFormat, error_body
+from gateway.api.schema import AudioFormat, ChatCompletionRequest
+from gateway.api.validation import parse
+from gateway.api.voices import Voices
+from gateway.http import sse
+from gateway.http.middleware import CLIENT, NOTES, REQUEST_ID, json_response
+from gateway.media.loading import MediaLoader
+from gateway.metrics import Metrics
+from gateway.traces.timeline import Timeline
+from gateway.traces.traces import Traces
+from omni_pipeline.config import Limits
+from omni_pipeline.errors import OmniError, bad_request, internal
+from stages.messages import AudioDelta, AudioDone, ChatRequest, TextDelta, TextDone
+
+# Threads that code speech. One codes a hundred times faster than it is spoken, so few are enough.
+AUDIO_THREADS = 2
+# How long a failed stream may take to read its error before its connection is cut.
+ERROR_SECONDS = 5.0
+
+
+class Manner(Struct, frozen=True):
+    """How the client wants its answer sent: all that is kept of a body, which may be large, once it is read.
+
+    Attributes:
+        stream: In events.
+        with_usage: With a last event that counts tokens.
+        with_content: With its text as such, not only as the transcript of its speech.
+        audio_format: How its speech is coded; None without speech.
+    """
+
+    stream: bool
+    with_usage: bool
+    with_content: bool
+    audio_format: AudioFormat | None
+
+
+def manner_of(request: ChatCompletionRequest) -> Manner:
+    modalities = request.modalities or ["text"]
+    audio_format = None
+    if "audio" in modalities:
+        named = (request.audio and request.audio.format) or "wav"
+        audio_format = "pcm16" if named == "pcm" else named
+    return Manner(
+        stream=bool(request.stream),
+        with_usage=bool(request.stream_options and request.stream_options.include_usage),
+        with_content="text" in modalities,
+        audio_format=audio_format,
+    )
+
+
+class ChatCompletions:
+    """The handler and what it works with.
+
+    Args:
+        admission: Lets requests in.
+        model: Name that answers carry.
+        voices: Those the pipeline speaks with, if it does.
+        limits: Bounds on load.
+        traces: Notes what is done for each request.
+
+    Attributes:
+        audio_threads: Code the speech of all answers; whoever ends the gateway shuts them down.
+    """
+
+    def __init__(
+        self,
+        collector: Collector,
+        loader: MediaLoader,
+        metrics: Metrics,
+        admission: Admission,
+        *,
+        model: str,
+        voices: Voices | None,
+        limits: Limits,
+        traces: Traces,
+    ) -> None:
+        self._collector = collector
+        self._loader = loader
+        self._metrics = metrics
+        self._model = model
+        self._voices = voices
+        self._limits = limits
+        self._traces = traces
+        self._admission = admission
+        self.audio_threads = ThreadPoolExecutor(AUDIO_THREADS, thread_name_prefix="audio")
+
+    async def post(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request. It is cancelled when the client leaves, and then tells every stage."""
+        deadline = asyncio.get_running_loop().time() + self._limits.request_seconds
+        with self._watched(request) as progress:
+            async with self._admission.admit(request[CLIENT], deadline) as place:
+                progress.timeline.until_now("wait for a place")
+                chat, manner = await self._understand(request, place, deadline, progress.timeline)
+                progress.streamed = manner.stream
+                answer_id = f"chatcmpl-{uuid.uuid4().hex}"
+                request[NOTES]["answer_id"] = answer_id
+                answer_format = AnswerFormat(
+                    answer_id,
+                    self._model,
+                    audio_format=manner.audio_format,
+                    with_content=manner.with_content,
+                    with_logprobs=chat.text.logprobs,
+                    with_ids=chat.text.return_token_ids,
+                    with_usage=manner.with_usage,
+                )
+                encoder = self._encoder(manner)
+                stages = route(chat)
+                place.need(stages.all)
+                progress.timeline.follow(answer_id)
+                with progress.timeline.span("submit"):
+                    await self._collector.ready(stages)
+                    answer = self._collector.submit(answer_id, chat, stages, deadline=deadline)
+                del chat  # the media are the pipeline's now
+                async with answer:
+                    if manner.stream:
+                        writer = EventWriter(answer_format, encoder)
+                        return await self._stream(request, place, answer, writer, progress)
+                    return await self._whole(place, answer, answer_format, encoder, progress)
+
+    @contextmanager
+    def _watched(self, request: web.Request) -> Iterator[Progress]:
+        timeline = self._traces.begin(request.headers)
+        if timeline.trace_id is not None:
+            request[NOTES]["trace_id"] = timeline.trace_id
+        progress = Progress(self._metrics, timeline)
+        with self._metrics.in_flight.track_inprogress():
+            try:
+                yield progress
+            except OmniError as error:
+                progress.failed(error.info)
+                raise
+            except (asyncio.CancelledError, ConnectionError):
+                raise
+            except BaseException:
+                progress.outcome = "failed"
+                raise
+            finally:
+                progress.ended()
+                notes: dict[str, object] = request[NOTES]
+                notes |= progress.figures
+                timeline.end({"request_id": request[REQUEST_ID], "model": self._model, **notes})
+
+    # --- the request ---
+
+    async def _understand(
+        self, request: web.Request, place: Place, deadline: float, timeline: Timeline
+    ) -> tuple[ChatRequest, Manner]:
+        """Read and check the body, and load its media."""
+        with timeline.span("read"):
+            body = await self._body(request, place, deadline)
+        try:
+            async with asyncio.timeout_at(deadline):
+                with timeline.span("check"):
+                    wanted = parse(body)
+                    del body
+                    chat, sources = convert(wanted, self._voices, self._limits)
+                if sources:
+                    with self._metrics.media_seconds.time(), timeline.span("load media"):
+                        chat.media = await self._loader.load(sources, place.hold)
+                    for medium in chat.media:
+                        self._metrics.media_bytes.labels(medium.kind).inc(medium.data.nbytes)
+        except TimeoutError as error:
+            raise _too_late("The media of the request did not arrive in time.") from error
+        return chat, manner_of(wanted)
+
+    async def _body(self, request: web.Request, place: Place, deadline: float) -> bytearray:
+        """The body, read here and not by `request.read()`, which would keep it as long as the request."""
+        if request.content_type != "application/json":
+            raise bad_request(
+                "The body must be sent as 'Content-Type: application/json'.", code="invalid_content_type", status=415
+            )
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise bad_request("A compressed body is not taken.", code="invalid_content_encoding", status=415)
+        most = self._limits.body_bytes
+        body = bytearray()
+        too_large = (request.content_length or 0) > most
+        try:
+            latest = asyncio.get_running_loop().time() + self._limits.receive_seconds
+            async with asyncio.timeout_at(min(latest, deadline)):
+                while not too_large and (piece := await request.content.readany()):
+                    place.hold(len(piece))
+                    body += piece
+                    too_large = len(body) > most
+        except TimeoutError as error:
+            raise _too_late("The request did not arrive in time.") from error
+        if too_large:
+            raise bad_request(f"The request body is larger than {most} bytes.", code="body_too_large", status=413)
+        return body
+
+    # --- the answer ---
+
+    def _encoder(self, manner: Manner) -> ThreadedEncoder | None:
+        if manner.audio_format is None:
+            return None
+        make = stream_encoder if manner.stream else file_encoder
+        return ThreadedEncoder(functools.partial(make, manner.audio_format), self.audio_threads)
+
+    async def _whole(
+        self,
+        place: Place,
+        answer: Answer,
+        answer_format: AnswerFormat,
+        encoder: ThreadedEncoder | None,
+        progress: Progress,
+    ) -> web.Response:
+        deltas: list[TextDelta] = []
+        audio = bytearray()
+        text_done: TextDone | None = None
+        audio_done: AudioDone | None = None
+        while bodies := await answer.take():
+            place.free()
+            progress.saw(bodies)
+            for body in bodies:
+                match body:
+                    case TextDelta():
+                        deltas.append(body)
+                    case AudioDelta() if encoder is not None:
+                        with progress.timeline.span("code sound"):
+                            audio += await encoder.feed(body.samples.numpy())
+                    case TextDone():
+                        text_done = body
+                    case AudioDone():
+                        audio_done = body
+        if text_done is None or (encoder is not None and audio_done is None):
+            raise _unfinished()
+        with progress.timeline.span("write"):
+            if encoder is not None:
+                audio += await encoder.finish()
+            speech = None if audio_done is None else (bytes(audio), audio_done.frames)
+            response = json_response(answer_format.whole(deltas, text_done, speech))
+        progress.outcome = "ok"
+        return response
+
+    async def _stream(
+        self, request: web.Request, place: Place, answer: Answer, writer: EventWriter, progress: Progress
+    ) -> web.StreamResponse:
+        # Before the headers, so that an error gets its own status; but whoever is between must not lose patience.
+        bodies = await self._soon(answer)
+        response = web.StreamResponse(headers=sse.HEADERS)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(None) as patience:
+                # A reader that does not even take its error must not hold on to the connection.
+                answer.on_error(lambda: patience.reschedule(loop.time() + ERROR_SECONDS))
+                with progress.timeline.span("write"):
+                    await response.prepare(request)
+                try:
+                    if bodies is None:
+                        await response.write(sse.KEEP_ALIVE)
+                        bodies = await self._next(answer, response)
+                    place.free()
+                    await self._write(response, bodies, answer, writer, progress)
+                except OmniError as error:
+                    progress.failed(error.info)
+                    await response.write(sse.event(error_body(error.info)))
+                await response.write_eof()
+        except TimeoutError:
+            if answer.error is not None and progress.outcome == "cancelled":
+                progress.failed(answer.error)
+            if request.transport is not None:
+                request.transport.abort()
+        return response
+
+    async def _write(
+        self,
+        response: web.StreamResponse,
+        bodies: list[Body],
+        answer: Answer,
+        writer: EventWriter,
+        progress: Progress,
+    ) -> None:
+        """Write the events of a whole answer that begins with `bodies`."""
+        events = writer.opening()
+        while bodies:
+            progress.saw(bodies)
+            with progress.timeline.span("write"):
+                events += await writer.events(bodies)
+                if events:
+                    await response.write(events)
+                    events = b""
+            bodies = await self._next(answer, response)
+        if not writer.complete:
+            raise _unfinished()
+        with progress.timeline.span("write"):
+            await response.write(await writer.closing())
+        progress.outcome = "ok"
+
+    async def _next(self, answer: Answer, response: web.StreamResponse) -> list[Body]:
+        """What comes next in `answer`; while nothing does, the stream is kept alive."""
+        while (bodies := await self._soon(answer)) is None:
+            await response.write(sse.KEEP_ALIVE)
+        return bodies
+
+    async def _soon(self, answer: Answer) -> list[Body] | None:
+        """What comes next in `answer`, or None if that takes too long for a stream to be quiet."""
+        try:
+            async with asyncio.timeout(self._limits.keep_alive_seconds):
+                return await answer.take()
+        except TimeoutError:
+            return None
+
+
+def _unfinished() -> OmniError:
+    return internal("The answer ended without saying why.", code="stream_gap")
+
+
+def _too_late(message: str) -> OmniError:
+    return bad_request(message, code="request_timeout", status=408)

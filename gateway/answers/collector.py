@@ -1,0 +1,272 @@
+"""Gives each open request what the pipeline answers to it: all of it in order, or one error."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import TypeAlias
+
+import msgspec
+
+from gateway.answers.route import Route
+from gateway.pipeline import Pipeline
+from omni_pipeline.errors import ErrorInfo, OmniError, internal
+from omni_pipeline.ledger import ReceiveLedger
+from omni_pipeline.logs import fields
+from omni_pipeline.wire import End, Failed, Start, Work
+from stages.messages import AudioDelta, AudioDone, ChatRequest, TextDelta, TextDone
+
+log = logging.getLogger(__name__)
+
+Body: TypeAlias = TextDelta | TextDone | AudioDelta | AudioDone
+
+# What a waiting message weighs beside its text or sound: a rough figure for the structs themselves, and for one token's
+# log-probability with its alternatives.
+_MESSAGE_BYTES = 256
+_LOGPROB_BYTES = 256
+
+
+class Answer:
+    """The open end of one request: an asynchronous source of its messages, to be used in `async with`.
+
+    Leaving the block closes it; when it is not complete by then, every stage is told to forget the request.
+
+    Attributes:
+        error: Why the request has failed, if it has.
+    """
+
+    def __init__(self, request_id: str, route: Route, collector: Collector, deadline: float) -> None:
+        self.request_id = request_id
+        self._collector = collector
+        self._route = route
+        self._waiting: deque[Body] = deque()
+        self._waiting_bytes = 0
+        self._ledger = ReceiveLedger()
+        self._ended: set[str] = set()
+        self._heard: set[str] = set()
+        self.error: ErrorInfo | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._on_error: Callable[[], None] | None = None
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._time_out)
+
+    # --- the reader's side ---
+
+    async def take(self) -> list[Body]:
+        """All messages that have come since the last call; waits for the first. An empty list ends the answer.
+
+        Cancelling the call loses nothing.
+
+        Raises:
+            OmniError: the request has failed; what came before the failure has been taken, unless the reader was
+                too slow for it.
+        """
+        while not self._waiting:
+            if self.error is not None:
+                raise OmniError(self.error)
+            if self._complete:
+                return []
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        bodies = list(self._waiting)
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        return bodies
+
+    def on_error(self, call: Callable[[], None]) -> None:
+        """Have `call` called as soon as the request fails, whether or not the reader is waiting then."""
+        self._on_error = call
+        if self.error is not None:
+            call()
+
+    async def __aenter__(self) -> Answer:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+        self._collector.close(self, abandoned=not self._over)
+
+    def release(self) -> None:
+        """Stop watching the clock."""
+        self._timer.cancel()
+
+    # --- the pipeline's side ---
+
+    @property
+    def _complete(self) -> bool:
+        return self._ended == self._route.outputs.keys()
+
+    @property
+    def _over(self) -> bool:
+        return self._complete or self.error is not None
+
+    @property
+    def stages(self) -> frozenset[str]:
+        """The stages this request may still need."""
+        if self._over:
+            return frozenset()
+        needed = set() if self._heard else set(self._route.before)
+        for source, output in self._route.outputs.items():
+            if source not in self._ended:
+                needed |= output.stages if source in self._heard else output.stages | output.first
+        return frozenset(needed)
+
+    def deliver(self, message: Work) -> None:
+        """Take over the next message. A gap in a stream, or a reader too far behind, ends the request."""
+        body = message.body
+        if not self._in_sequence(message):
+            self._fail_stream(message.source)
+            return
+        self._heard.add(message.source)
+        if isinstance(message, End):
+            self._ended.add(message.source)
+        if body is not None:
+            self._waiting.append(body)
+            self._waiting_bytes += _weight(body)
+            if self._waiting_bytes > self._collector.reader_bytes:
+                self._waiting.clear()
+                self.fail(
+                    ErrorInfo(
+                        status=503,
+                        message="The answer was not read fast enough and has been given up.",
+                        type="server_error",
+                        code="slow_reader",
+                    )
+                )
+                return
+        self._wake()
+
+    def _in_sequence(self, message: Work) -> bool:
+        if isinstance(message, Start) or message.source not in self._route.outputs or message.source in self._ended:
+            return False
+        try:
+            self._ledger.check(message)
+        except OmniError:
+            return False
+        return True
+
+    def _fail_stream(self, source: str) -> None:
+        log.error("a message of %s is missing or out of place", source, extra=fields(answer_id=self.request_id))
+        info = internal("A part of the answer was lost inside the server.", code="stream_gap").info
+        self.fail(msgspec.structs.replace(info, stage=source))
+
+    def _time_out(self) -> None:
+        if not self._over:
+            message = "The answer was not complete within the time that the server gives one request."
+        elif self._waiting:
+            message = "The answer was not read within the time that the server gives one request."
+        else:
+            return
+        self.fail(ErrorInfo(status=504, message=message, type="timeout_error", code="request_timeout"))
+
+    def fail(self, error: ErrorInfo) -> None:
+        """End the request with `error`, unless it has one, and free what it holds in the pipeline."""
+        if self.error is not None:
+            return
+        abandoned = not self._over
+        self.error = error
+        self._collector.close(self, abandoned=abandoned)
+        self._wake()
+        if self._on_error is not None:
+            self._on_error()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Collector:
+    """Hands the pipeline's messages to the open requests they belong to.
+
+    Args:
+        pipeline: Where requests go and answers come from.
+        reader_bytes: About how much of an answer may wait for a slow reader before its request is ended.
+        restart_seconds: How long a request may wait for stages that are being restarted.
+
+    Attributes:
+        dropped_late: Messages that came for a request that was no longer open.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, reader_bytes: int, restart_seconds: float) -> None:
+        self.reader_bytes = reader_bytes
+        self.dropped_late = 0
+        self._restart_seconds = restart_seconds
+        self._loss = asyncio.Event()
+        self._pipeline = pipeline
+        self._open: dict[str, Answer] = {}
+        pipeline.connect(self._deliver, self._lost)
+
+    async def ready(self, route: Route) -> None:
+        """Wait a while for stages of `route` that are being restarted. Raises OmniError: 503, it will take longer."""
+        await self._pipeline.wait_for(route.all, self._restart_seconds)
+
+    async def whole(self) -> None:
+        """Wait until every stage can work, however long that takes. Raises OmniError: 503, the service is stopping."""
+        await self._pipeline.wait_for(None, None)
+
+    async def loss(self) -> None:
+        """Wait until a worker has been lost since the last call."""
+        await self._loss.wait()
+        self._loss.clear()
+
+    def submit(self, request_id: str, body: ChatRequest, route: Route, *, deadline: float) -> Answer:
+        """Send a request to the pipeline and open its answer.
+
+        Args:
+            request_id: Unique among all requests, ever.
+            body: What the entry stage takes.
+            route: The stages it needs.
+            deadline: Time of the event loop's clock by which the answer must have been read.
+
+        Raises:
+            OmniError: 503, the pipeline cannot take it now.
+        """
+        answer = self._open[request_id] = Answer(request_id, route, self, deadline)
+        try:
+            self._pipeline.submit(request_id, body, route.all)
+        except OmniError:
+            del self._open[request_id]
+            answer.release()
+            raise
+        return answer
+
+    def close(self, answer: Answer, *, abandoned: bool) -> None:
+        """Forget a request; if it is `abandoned`, every worker is told to forget it too."""
+        if self._open.pop(answer.request_id, None) is not None and abandoned:
+            self._pipeline.abort(answer.request_id)
+
+    def fail_all(self, error: ErrorInfo) -> None:
+        """End every open request with `error`."""
+        for answer in list(self._open.values()):
+            answer.fail(error)
+
+    def _deliver(self, message: Work | Failed) -> None:
+        answer = self._open.get(message.request_id)
+        if answer is None:
+            self.dropped_late += 1
+        elif isinstance(message, Failed):
+            answer.fail(msgspec.structs.replace(message.error, stage=message.error.stage or message.source))
+        else:
+            answer.deliver(message)
+
+    def _lost(self, stages: frozenset[str], error: ErrorInfo) -> None:
+        self._loss.set()
+        for answer in [answer for answer in self._open.values() if answer.stages & stages]:
+            answer.fail(error)
+
+
+def _weight(body: Body) -> int:
+    """About how many bytes `body` holds in memory."""
+    if isinstance(body, TextDelta):
+        tokens = sum(1 + len(token.top) for token in body.logprobs)
+        return _MESSAGE_BYTES + len(body.text.encode()) + _LOGPROB_BYTES * tokens
+    if isinstance(body, AudioDelta):
+        return _MESSAGE_BYTES + body.samples.nbytes
+    return _MESSAGE_BYTES

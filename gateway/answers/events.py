@@ -1,0 +1,74 @@
+"""Turns the messages of one answer into the server-sent events that tell it, in order."""
+
+from __future__ import annotations
+
+from gateway.answers.audio_formats import ThreadedEncoder
+from gateway.answers.collector import Body
+from gateway.api.responses import AnswerFormat
+from gateway.http import sse
+from stages.messages import AudioDelta, AudioDone, TextDelta, TextDone
+
+
+class EventWriter:
+    """Writes one streamed answer.
+
+    Args:
+        answer_format: Gives the chunks their form.
+        encoder: Codes the voice; None for an answer without.
+    """
+
+    def __init__(self, answer_format: AnswerFormat, encoder: ThreadedEncoder | None) -> None:
+        self._format = answer_format
+        self._encoder = encoder
+        self._text: list[str] = []
+        self._text_done: TextDone | None = None
+        self._audio_done: AudioDone | None = None
+        self._unsent_frames = 0  # PCM frames that the encoder was fed and that no event has told of
+
+    def opening(self) -> bytes:
+        """The first event: who speaks."""
+        return sse.event(self._format.opening())
+
+    async def events(self, bodies: list[Body]) -> bytes:
+        """The events that tell `bodies`; none for what has nothing to show yet."""
+        return b"".join([await self._event(body) for body in bodies])
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that belongs to the answer has been seen."""
+        return self._text_done is not None and (self._encoder is None or self._audio_done is not None)
+
+    async def closing(self) -> bytes:
+        """The events after the last message of a complete answer: the end of the voice, why it ended, and `DONE`."""
+        assert self._text_done is not None
+        chunks = []
+        frames = 0
+        if self._encoder is not None and self._audio_done is not None:
+            data = await self._encoder.finish()
+            chunks.append(self._format.last_audio(data, self._unsent_frames, "".join(self._text)))
+            frames = self._audio_done.frames
+        chunks += self._format.closing(self._text_done, frames)
+        return b"".join([*map(sse.event, chunks), sse.DONE])
+
+    async def _event(self, body: Body) -> bytes:
+        match body:
+            case TextDelta():
+                self._text.append(body.text)
+                if body.text or body.logprobs or body.ids:
+                    return sse.event(self._format.delta(body))
+            case AudioDelta():
+                return await self._sound(body)
+            case TextDone():
+                self._text_done = body
+            case AudioDone():
+                self._audio_done = body
+        return b""
+
+    async def _sound(self, delta: AudioDelta) -> bytes:
+        assert self._encoder is not None
+        data = await self._encoder.feed(delta.samples.numpy())
+        self._unsent_frames += delta.samples.shape[0]
+        if not data:
+            return b""
+        frames, self._unsent_frames = self._unsent_frames, 0
+        return sse.event(self._format.audio(data, frames))

@@ -1,0 +1,160 @@
+"""Turns a validated request into what the pipeline takes, with its media still to be loaded."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from gateway.api import schema
+from gateway.api.sampling import predictor_sampling, talker_sampling, thinker_sampling
+from gateway.api.schema import ChatCompletionRequest
+from gateway.api.voices import Voices
+from omni_pipeline.config import Limits
+from omni_pipeline.errors import bad_request
+from stages.messages import ChatRequest, MediaRef, Modality, SpeechOptions, Text, TextOutput, Turn, VideoOptions
+
+
+class MediaSource(Struct, frozen=True):
+    """One medium of a request before it is loaded.
+
+    Attributes:
+        kind: What the client says it is.
+        value: Its address (URL or path), or for `form` ``base64`` the encoded file itself.
+        param: The request field it came from.
+        form: How `value` is to be read.
+    """
+
+    kind: Modality
+    value: str
+    param: str
+    form: Literal["address", "base64"] = "address"
+
+
+def convert(
+    request: ChatCompletionRequest, voices: Voices | None, limits: Limits
+) -> tuple[ChatRequest, list[MediaSource]]:
+    """The request for the entry stage, with `media` still empty, and the sources to fill it from in that order.
+
+    Content parts stand where they are in their message. The top-level lists stand at the beginning of the last user
+    message: images, then videos, then audios.
+
+    Args:
+        voices: Those the server can speak with, if it can.
+        limits: Bounds on the length of answers.
+
+    Raises:
+        OmniError: 400, there is a top-level list but no user message, or speech is asked for that the server does not
+            have, or more than the limits allow.
+    """
+    sources: list[MediaSource] = []
+    turns: list[Turn] = []
+    last_user = max((i for i, message in enumerate(request.messages) if message.role == "user"), default=None)
+    listed = _listed(request)
+    if listed and last_user is None:
+        raise bad_request(
+            "Media need a user message to stand in.", param=listed[0].param.partition("[")[0], code="invalid_value"
+        )
+    for index, message in enumerate(request.messages):
+        turn = Turn(role=message.role, content=[])
+        if index == last_user:
+            for source in listed:
+                turn.content.append(MediaRef(len(sources)))
+                sources.append(source)
+        _add_content(turn, message, f"messages[{index}].content", sources)
+        turns.append(turn)
+    chat = ChatRequest(
+        turns=turns,
+        media=[],
+        video=_video(request),
+        thinker=thinker_sampling(request, limits),
+        text=_text_output(request),
+        speech=_speech(request, voices, limits),
+    )
+    return chat, sources
+
+
+def _listed(request: ChatCompletionRequest) -> list[MediaSource]:
+    lists: tuple[tuple[str, Modality, list[str] | None], ...] = (
+        ("images", "image", request.images),
+        ("videos", "video", request.videos),
+        ("audios", "audio", request.audios),
+    )
+    return [
+        MediaSource(kind, address, f"{name}[{index}]")
+        for name, kind, addresses in lists
+        for index, address in enumerate(addresses or ())
+    ]
+
+
+def _add_content(turn: Turn, message: schema.ChatMessage, param: str, sources: list[MediaSource]) -> None:
+    content = message.content
+    if content is None and isinstance(message, schema.AssistantMessage):
+        spoken = message.audio.transcript if message.audio else None
+        content = message.refusal if spoken is None else spoken
+    assert content is not None  # validation has seen to it
+    if isinstance(content, str):
+        turn.content.append(Text(content))
+        return
+    for index, part in enumerate(content):
+        if isinstance(part, schema.TextPart):
+            turn.content.append(Text(part.text))
+        else:
+            turn.content.append(MediaRef(len(sources)))
+            sources.append(_source(part, f"{param}[{index}]"))
+
+
+def _source(
+    part: schema.ImagePart | schema.AudioPart | schema.InputAudioPart | schema.VideoPart, param: str
+) -> MediaSource:
+    match part:
+        case schema.ImagePart(image_url=address):
+            return MediaSource("image", address.url, f"{param}.image_url.url")
+        case schema.VideoPart(video_url=address):
+            return MediaSource("video", address.url, f"{param}.video_url.url")
+        case schema.AudioPart(audio_url=address):
+            return MediaSource("audio", address.url, f"{param}.audio_url.url")
+        case schema.InputAudioPart(input_audio=sound):
+            return MediaSource("audio", sound.data, f"{param}.input_audio.data", form="base64")
+
+
+def _speech(request: ChatCompletionRequest, voices: Voices | None, limits: Limits) -> SpeechOptions | None:
+    if "audio" not in (request.modalities or ()):
+        return None
+    if voices is None:
+        raise bad_request(
+            "'modalities' asks for audio, but this server does not speak; ask for [\"text\"].",
+            param="modalities",
+            code="unsupported_value",
+        )
+    talker = talker_sampling(request, limits)
+    return SpeechOptions(speaker=voices.choose(request), talker=talker, predictor=predictor_sampling(request, talker))
+
+
+def _text_output(request: ChatCompletionRequest) -> TextOutput:
+    stop = request.stop or []
+    return TextOutput(
+        stop=[stop] if isinstance(stop, str) else stop,
+        logprobs=bool(request.logprobs),
+        top_logprobs=request.top_logprobs or 0,
+        skip_special_tokens=_first(request.skip_special_tokens, True),
+        return_token_ids=_first(request.return_token_ids, False),
+        stream=bool(request.stream),
+    )
+
+
+def _video(request: ChatCompletionRequest) -> VideoOptions:
+    default = VideoOptions()
+    return VideoOptions(
+        fps=_first(request.video_fps, default.fps),
+        max_frames=_first(request.video_max_frames, default.max_frames),
+        min_pixels=request.video_min_pixels,
+        max_pixels=request.video_max_pixels,
+        total_pixels=request.video_total_pixels,
+        use_audio=bool(request.use_audio_in_video),
+    )
+
+
+def _first(*values: Any) -> Any:
+    """The first value that was given."""
+    return next((value for value in values if value is not None), None)

@@ -1,0 +1,59 @@
+"""How long an answer may get: what the request says, within what the operator allows."""
+
+from __future__ import annotations
+
+from gateway.api.schema import ChatCompletionRequest, SamplingByStage, StageSampling
+from omni_pipeline.errors import OmniError, bad_request
+
+
+def text_limit(request: ChatCompletionRequest, most: int | None) -> int | None:
+    """Most tokens of the text; None leaves it to the thinker.
+
+    Args:
+        most: The operator's bound, if there is one; a request that names no limit gets it.
+
+    Raises:
+        OmniError: 400, the request wants more.
+    """
+    own = _own(request).thinker or StageSampling()
+    limit = _within(
+        most,
+        {
+            "stage_sampling.thinker.max_tokens": own.max_tokens,
+            "max_completion_tokens": request.max_completion_tokens,
+            "max_tokens": request.max_tokens,
+        },
+    )
+    if most is not None and (request.min_tokens or 0) > most:
+        raise _too_many("min_tokens", most)
+    return limit
+
+
+def speech_limit(request: ChatCompletionRequest, most: int | None) -> int | None:
+    """Most tokens of the talker; None leaves it to the talker. Otherwise like `text_limit`."""
+    own = _own(request).talker_ar or StageSampling()
+    return _within(
+        most,
+        {
+            "stage_sampling.talker_ar.max_tokens": own.max_tokens,
+            "talker_max_new_tokens": request.talker_max_new_tokens,
+        },
+    )
+
+
+def _own(request: ChatCompletionRequest) -> SamplingByStage:
+    return request.stage_sampling or SamplingByStage()
+
+
+def _within(most: int | None, asked: dict[str, int | None]) -> int | None:
+    """The first of the limits that were asked for, by field; it must be within the operator's."""
+    field, limit = next(((field, limit) for field, limit in asked.items() if limit is not None), ("", most))
+    if most is not None and limit is not None and limit > most:
+        raise _too_many(field, most)
+    return limit
+
+
+def _too_many(field: str, most: int) -> OmniError:
+    return bad_request(
+        f"Invalid '{field}': this server generates at most {most} tokens.", param=field, code="invalid_value"
+    )

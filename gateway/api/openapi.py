@@ -1,0 +1,141 @@
+"""Describes the HTTP API as OpenAPI 3.1, from the structs that read requests and write answers."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any, TypeAlias
+
+import msgspec
+
+from gateway.api import responses
+from gateway.api.foreign_fields import IGNORED, REFUSED
+from gateway.api.responses import Completion, CompletionChunk, ErrorBody, Index, Model, ModelList
+from gateway.api.schema import ChatCompletionRequest
+from gateway.serving import health
+from gateway.serving.health import Report
+from omni_pipeline import __version__
+
+Json: TypeAlias = dict[str, Any]
+
+_JSON = "application/json"
+_PLACE = "#/components/schemas/{name}"
+_KEY = "api_key"
+
+# Statuses that a chat request may get beside 200, and when; `docs/api.md` lists the codes that go with each.
+CHAT_ERRORS = {
+    400: "Something in the request is wrong; `param` names the field",
+    401: "One of the server's API keys is needed",
+    408: "The request did not arrive in time",
+    413: "The body or a medium is too large",
+    415: "The body is not plain JSON",
+    429: "Too many requests; `Retry-After` says when to try again",
+    431: "The head of the request is too large",
+    500: "A bug of the server",
+    503: "The server cannot answer now; `Retry-After`, if there, says when to try again",
+    504: "The answer took too long",
+}
+# Those that a request for anything else may get.
+_PLAIN_ERRORS = {401: CHAT_ERRORS[401], 500: CHAT_ERRORS[500]}
+
+_EVENTS = """\
+With `stream`, server-sent events. The data of each is a `CompletionChunk`, and of the last one `[DONE]`. An error after
+the first event is an event whose data is an `ErrorBody`, and the last. Lines that begin with a colon are comments."""
+
+
+def describe(*, with_keys: bool) -> Json:
+    """The whole document.
+
+    Args:
+        with_keys: Whether requests below ``/v1/`` need a key.
+    """
+    kinds = (ChatCompletionRequest, Completion, CompletionChunk, ErrorBody, Model, ModelList, Report, Index)
+    _, schemas = msgspec.json.schema_components(kinds, ref_template=_PLACE)
+    schemas[ChatCompletionRequest.__name__]["properties"] |= _foreign_fields()
+    for kind in (*vars(responses).values(), *vars(health).values()):
+        if isinstance(kind, type) and kind.__name__ in schemas:
+            schemas[kind.__name__]["required"] = _always_there(kind)
+    components: Json = {"schemas": schemas}
+    if with_keys:
+        components["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer"}}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "omni-pipeline",
+            "version": __version__,
+            "description": "OpenAI's chat completions for models that see, hear and speak.",
+        },
+        "paths": _paths([{_KEY: []}] if with_keys else []),
+        "components": components,
+    }
+
+
+def _always_there(kind: type[msgspec.Struct]) -> list[str]:
+    """The fields of a response: those with a default too, but for the ones that are left out when unset."""
+    return [field.name for field in msgspec.structs.fields(kind) if field.default is not msgspec.UNSET]
+
+
+def _foreign_fields() -> Json:
+    """What may be sent in the fields that the server knows without serving them."""
+    ignored: Json = {name: {"description": "Taken and not read."} for name in sorted(IGNORED)}
+    refused = {
+        name: {"description": f"Refused: {reason}.", "enum": [*harmless, None]}
+        for name, (harmless, reason) in REFUSED.items()
+    }
+    return ignored | refused
+
+
+def _paths(security: list[Json]) -> Json:
+    return {
+        "/v1/chat/completions": {"post": _chat() | {"security": security}},
+        "/v1/models": {"get": _get("Lists the one model", ModelList, _PLAIN_ERRORS) | {"security": security}},
+        "/v1/models/{model}": {
+            "get": _get("Shows the model", Model, _PLAIN_ERRORS | {404: "There is no such model"})
+            | {"security": security, "parameters": [_MODEL_NAME]}
+        },
+        "/health": {"get": _health()},
+        "/metrics": {"get": _get("Figures for Prometheus", None, {})},
+        "/openapi.json": {"get": _get("This document", dict, {})},
+        "/": {"get": _get("What this server is", Index, {})},
+    }
+
+
+_MODEL_NAME = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+
+
+def _chat() -> Json:
+    content = _content(Completion) | {
+        "text/event-stream": {"schema": {"type": "string", "description": _EVENTS}, "x-event": _schema(CompletionChunk)}
+    }
+    errors = {str(status): _response(meaning, _content(ErrorBody)) for status, meaning in CHAT_ERRORS.items()}
+    for status in ("429", "503"):
+        errors[status]["headers"] = {"Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}}
+    return {
+        "summary": "Answers a conversation, whole or streamed",
+        "operationId": "create_chat_completion",
+        "requestBody": {"required": True, "content": _content(ChatCompletionRequest)},
+        "responses": {"200": _response("The answer", content), **errors},
+    }
+
+
+def _health() -> Json:
+    described = _get("Whether requests can be answered", Report, {})
+    described["responses"]["503"] = _response("They cannot; `problem` says why", _content(Report))
+    return described
+
+
+def _get(summary: str, kind: type | None, errors: dict[int, str]) -> Json:
+    content = {"text/plain": {"schema": {"type": "string"}}} if kind is None else _content(kind)
+    refusals = {str(status): _response(meaning, _content(ErrorBody)) for status, meaning in errors.items()}
+    return {"summary": summary, "responses": {"200": _response(HTTPStatus.OK.phrase, content), **refusals}}
+
+
+def _response(description: str, content: Json) -> Json:
+    return {"description": description, "content": content}
+
+
+def _content(kind: type) -> Json:
+    return {_JSON: {"schema": _schema(kind)}}
+
+
+def _schema(kind: type) -> Json:
+    return {"type": "object"} if kind is dict else {"$ref": _PLACE.format(name=kind.__name__)}

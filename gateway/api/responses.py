@@ -1,0 +1,354 @@
+"""The response bodies of the OpenAI API, and how the pipeline's messages become them."""
+
+from __future__ import annotations
+
+import base64
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Literal
+
+from msgspec import UNSET, Struct, UnsetType
+
+from gateway.answers.audio_formats import CHANNELS, SAMPLE_RATE
+from gateway.api.schema import AudioFormat
+from omni_pipeline.errors import ErrorInfo
+from stages import messages
+from stages.messages import FinishReason, TextDelta, TokenLogprob, TokenText
+
+# JSON has no minus infinity; OpenAI writes this for a token of no probability.
+_LEAST_LOGPROB = -9999.0
+
+
+class Logprob(Struct):
+    """One candidate token; `bytes` are its UTF-8."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChosenLogprob(Logprob):
+    """A generated token with the likeliest candidates in its place."""
+
+    top_logprobs: list[Logprob]
+
+
+class Logprobs(Struct):
+    content: list[ChosenLogprob]
+    refusal: None = None
+
+
+class PromptDetails(Struct):
+    """Parts of the prompt, in tokens."""
+
+    cached_tokens: int
+    audio_tokens: int
+    image_tokens: int
+    video_tokens: int
+
+
+class CompletionDetails(Struct):
+    """Parts of the answer, in tokens. `audio_tokens` are codec frames."""
+
+    audio_tokens: int
+    text_tokens: int
+    reasoning_tokens: int = 0
+
+
+class Usage(Struct):
+    """Tokens of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
+
+
+class Audio(Struct):
+    """A spoken answer. `data` is base64; `expires_at` is when it was complete, since nothing of it is kept."""
+
+    id: str
+    data: str
+    expires_at: int
+    transcript: str
+
+
+class Message(Struct):
+    """`content` is null where only speech was asked for, `audio` is there where speech was."""
+
+    content: str | None
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+    audio: Audio | UnsetType = UNSET
+
+
+class Choice(Struct):
+    """`token_ids` are there when they were asked for."""
+
+    message: Message
+    finish_reason: FinishReason
+    logprobs: Logprobs | None = None
+    token_ids: list[int] | UnsetType = UNSET
+    index: int = 0
+
+
+class Completion(Struct):
+    """A whole answer."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    object: Literal["chat.completion"] = "chat.completion"
+    system_fingerprint: None = None
+
+
+class AudioPiece(Struct):
+    """A piece of a spoken answer; joined, the pieces' fields are those of `Audio`."""
+
+    id: str
+    data: str | UnsetType = UNSET
+    transcript: str | UnsetType = UNSET
+    expires_at: int | UnsetType = UNSET
+
+
+class AudioMetadata(Struct):
+    """What is in the `data` of a piece. `frame_count` is PCM samples per channel, at the rate before compression."""
+
+    format: str
+    sample_rate_hz: int
+    frame_count: int
+    channels: int
+
+
+class Delta(Struct):
+    role: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    audio: AudioPiece | UnsetType = UNSET
+
+
+class ChunkChoice(Struct):
+    delta: Delta
+    logprobs: Logprobs | None = None
+    token_ids: list[int] | UnsetType = UNSET
+    finish_reason: FinishReason | None = None
+    index: int = 0
+
+
+class CompletionChunk(Struct):
+    """A piece of an answer. `usage` is left out unless it was asked for, and null in all chunks but the last."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | UnsetType | None = UNSET
+    modality: Literal["text", "audio"] = "text"
+    audio_metadata: AudioMetadata | UnsetType = UNSET
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    system_fingerprint: None = None
+
+
+class Error(Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(Struct):
+    """What every error looks like."""
+
+    error: Error
+
+
+class Model(Struct):
+    id: str
+    created: int
+    object: Literal["model"] = "model"
+    owned_by: str = "omni-pipeline"
+
+
+class ModelList(Struct):
+    data: list[Model]
+    object: Literal["list"] = "list"
+
+
+class Index(Struct):
+    """What the server is, and what may be asked of it."""
+
+    name: str
+    version: str
+    model: str
+    endpoints: list[str]
+
+
+def error_body(info: ErrorInfo) -> ErrorBody:
+    """The API's form of an error."""
+    return ErrorBody(Error(message=info.message, type=info.type, param=info.param, code=info.code))
+
+
+def usage(counts: messages.Usage, audio_frames: int) -> Usage:
+    """The API's form of the token counts; those of the answer are of text and sound together, as OpenAI counts."""
+    media = counts.media_tokens
+    completion_tokens = counts.completion_tokens + audio_frames
+    return Usage(
+        prompt_tokens=counts.prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=counts.prompt_tokens + completion_tokens,
+        prompt_tokens_details=PromptDetails(
+            cached_tokens=counts.cached_tokens,
+            audio_tokens=media.get("audio", 0),
+            image_tokens=media.get("image", 0),
+            video_tokens=media.get("video", 0),
+        ),
+        completion_tokens_details=CompletionDetails(audio_tokens=audio_frames, text_tokens=counts.completion_tokens),
+    )
+
+
+def logprobs(tokens: Iterable[TokenLogprob]) -> Logprobs:
+    """The API's form of tokens with their log-probabilities."""
+    return Logprobs(
+        [
+            ChosenLogprob(
+                token=token.chosen.token,
+                logprob=max(token.chosen.logprob, _LEAST_LOGPROB),
+                bytes=token.chosen.bytes,
+                top_logprobs=[_candidate(candidate) for candidate in token.top],
+            )
+            for token in tokens
+        ]
+    )
+
+
+def _candidate(token: TokenText) -> Logprob:
+    return Logprob(token=token.token, logprob=max(token.logprob, _LEAST_LOGPROB), bytes=token.bytes)
+
+
+class AnswerFormat:
+    """Writes one answer, whole or in chunks, under one id.
+
+    Args:
+        answer_id: ``chatcmpl-…``.
+        model: The name it is served under.
+        audio_format: How speech is coded; None for an answer without.
+        with_content: Whether text was asked for; otherwise it is only the transcript of the speech.
+        with_logprobs: Whether they were asked for; then a choice without any still has an empty list.
+        with_ids: Whether the ids of the generated tokens were asked for.
+        with_usage: Whether chunks carry the `usage` field.
+    """
+
+    def __init__(
+        self,
+        answer_id: str,
+        model: str,
+        *,
+        audio_format: AudioFormat | None,
+        with_content: bool,
+        with_logprobs: bool,
+        with_ids: bool,
+        with_usage: bool,
+    ) -> None:
+        self._id = answer_id
+        self._audio_id = f"audio_{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._model = model
+        self._audio_format = audio_format
+        self._with_content = with_content
+        self._with_logprobs = with_logprobs
+        self._with_ids = with_ids
+        self._with_usage = with_usage
+
+    def whole(self, deltas: list[TextDelta], done: messages.TextDone, speech: tuple[bytes, int] | None) -> Completion:
+        """The answer in one piece: its text, and if it is spoken, the coded sound and its number of codec frames."""
+        text = "".join(delta.text for delta in deltas)
+        tokens = [token for delta in deltas for token in delta.logprobs]
+        message = Message(content=text if self._with_content else None)
+        audio_frames = 0
+        if speech is not None:
+            audio, audio_frames = speech
+            message.audio = Audio(id=self._audio_id, data=_base64(audio), expires_at=int(time.time()), transcript=text)
+        choice = Choice(
+            message=message,
+            finish_reason=done.finish_reason,
+            logprobs=logprobs(tokens) if self._with_logprobs else None,
+            token_ids=[token for delta in deltas for token in delta.ids] if self._with_ids else UNSET,
+        )
+        return Completion(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=[choice],
+            usage=usage(done.usage, audio_frames),
+        )
+
+    def opening(self) -> CompletionChunk:
+        """The first chunk: who speaks."""
+        return self._chunk([ChunkChoice(Delta(role="assistant", content="" if self._with_content else UNSET))])
+
+    def delta(self, delta: TextDelta) -> CompletionChunk:
+        """More text, or where none was asked for, more of the transcript."""
+        piece = (
+            Delta(content=delta.text)
+            if self._with_content
+            else Delta(audio=AudioPiece(self._audio_id, transcript=delta.text))
+        )
+        return self._chunk(
+            [
+                ChunkChoice(
+                    piece,
+                    logprobs=logprobs(delta.logprobs) if self._with_logprobs else None,
+                    token_ids=delta.ids if self._with_ids else UNSET,
+                )
+            ]
+        )
+
+    def audio(self, data: bytes, frame_count: int) -> CompletionChunk:
+        """More of the coded speech, made of so many PCM frames."""
+        return self._audio_chunk(AudioPiece(self._audio_id, data=_base64(data)), frame_count)
+
+    def last_audio(self, data: bytes, frame_count: int, transcript: str) -> CompletionChunk:
+        """The last of it, with the whole transcript unless that has been told in pieces."""
+        return self._audio_chunk(
+            AudioPiece(
+                self._audio_id,
+                data=_base64(data),
+                transcript=transcript if self._with_content else UNSET,
+                expires_at=int(time.time()),
+            ),
+            frame_count,
+        )
+
+    def closing(self, done: messages.TextDone, audio_frames: int) -> list[CompletionChunk]:
+        """Why it ended, and when asked for, what it took."""
+        chunks = [self._chunk([ChunkChoice(Delta(), finish_reason=done.finish_reason)])]
+        if self._with_usage:
+            last = self._chunk([])
+            last.usage = usage(done.usage, audio_frames)
+            chunks.append(last)
+        return chunks
+
+    def _audio_chunk(self, piece: AudioPiece, frame_count: int) -> CompletionChunk:
+        assert self._audio_format is not None
+        chunk = self._chunk([ChunkChoice(Delta(audio=piece))])
+        chunk.modality = "audio"
+        chunk.audio_metadata = AudioMetadata(
+            format=self._audio_format, sample_rate_hz=SAMPLE_RATE, frame_count=frame_count, channels=CHANNELS
+        )
+        return chunk
+
+    def _chunk(self, choices: list[ChunkChoice]) -> CompletionChunk:
+        return CompletionChunk(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=choices,
+            usage=None if self._with_usage else UNSET,
+        )
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

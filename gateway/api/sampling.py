@@ -1,0 +1,98 @@
+"""How each language-model stage picks its tokens: defaults, what a request says, and which of it wins.
+
+A field of `stage_sampling` wins over the field for the same thing elsewhere in the request, and that over the default.
+The request's own sampling fields concern the thinker alone, except `seed` and `ignore_eos`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from gateway.api.lengths import speech_limit, text_limit
+from gateway.api.schema import ChatCompletionRequest, FrameSampling, SamplingByStage, StageSampling
+from omni_pipeline.config import Limits
+from stages.messages import Sampling
+
+_MOST_SEED = 2**63 - 1
+
+# The reference's defaults.
+_THINKER = Sampling()
+_TALKER = Sampling(temperature=0.9, top_k=50, repetition_penalty=1.05)
+_PREDICTOR = Sampling(temperature=1.0, top_k=50, top_p=0.8)
+
+
+def thinker_sampling(request: ChatCompletionRequest, limits: Limits) -> Sampling:
+    """How text is generated. Raises OmniError (400) if more of it is wanted than the limits allow."""
+    own = _own(request).thinker or StageSampling()
+    return msgspec.structs.replace(
+        _layered(_THINKER, own, request),
+        seed=_seed("thinker", own, request),
+        max_tokens=text_limit(request, limits.output_tokens),
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias={int(token): bias for token, bias in (request.logit_bias or {}).items()},
+        min_tokens=request.min_tokens or 0,
+        ignore_eos=bool(request.ignore_eos),
+        stop_token_ids=request.stop_token_ids or [],
+    )
+
+
+def talker_sampling(request: ChatCompletionRequest, limits: Limits) -> Sampling:
+    """How the codes of codebook 0 are generated. Raises OmniError (400) as for the text."""
+    own = _own(request).talker_ar or StageSampling()
+    flat = StageSampling(
+        temperature=request.talker_temperature,
+        top_p=request.talker_top_p,
+        top_k=request.talker_top_k,
+        repetition_penalty=request.talker_repetition_penalty,
+    )
+    return msgspec.structs.replace(
+        _layered(_TALKER, own, flat),
+        seed=_seed("talker_ar", own, request),
+        max_tokens=speech_limit(request, limits.speech_tokens),
+        ignore_eos=bool(request.ignore_eos),
+    )
+
+
+def predictor_sampling(request: ChatCompletionRequest, talker: Sampling) -> Sampling:
+    """How residual codes are generated: as in the reference greedily with a greedy talker, unless told otherwise."""
+    own = _own(request).code_predictor or FrameSampling()
+    default = _PREDICTOR if talker.temperature else msgspec.structs.replace(_PREDICTOR, temperature=0.0)
+    return msgspec.structs.replace(_layered(default, own), seed=_seed("code_predictor", own, request))
+
+
+def _own(request: ChatCompletionRequest) -> SamplingByStage:
+    return request.stage_sampling or SamplingByStage()
+
+
+def _layered(default: Sampling, *layers: FrameSampling) -> Sampling:
+    """`default` with every field of `StageSampling` from the first layer that gives it."""
+    given = {
+        name: value
+        for layer in reversed(layers)
+        for name in StageSampling.__struct_fields__
+        if (value := getattr(layer, name, None)) is not None
+    }
+    if "top_k" in given:
+        given["top_k"] = max(given["top_k"], 0)
+    return msgspec.structs.replace(default, **given)
+
+
+def _seed(stage: str, own: FrameSampling, request: ChatCompletionRequest) -> int | None:
+    """The stage's own seed, or one that follows from the request's.
+
+    The thinker takes the request's seed as it is. The other stages take the first eight bytes of SHA-256 of
+    ``STAGE:SEED`` (big-endian), so that no two stages draw the same numbers. Always without the sign bit: OpenAI
+    allows negative seeds, random generators do not.
+    """
+    if own.seed is not None:
+        return own.seed & _MOST_SEED
+    if request.seed is None:
+        return None
+    seed = request.seed & _MOST_SEED
+    if stage == "thinker":
+        return seed
+    digest = hashlib.sha256(f"{stage}:{seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") & _MOST_SEED

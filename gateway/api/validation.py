@@ -1,0 +1,223 @@
+"""Reads a chat completions body into `schema.ChatCompletionRequest`, or says which field is wrong and why."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from gateway.api import schema
+from gateway.api.foreign_fields import IGNORED, REFUSED
+from gateway.api.schema import ChatCompletionRequest
+from omni_pipeline.errors import OmniError, bad_request
+
+_LONGEST_MESSAGE = 400  # a wrong value is quoted in the message, and may be megabytes
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
+_PATH = re.compile(r"(?P<what>.*) - at `(?P<path>\$.*)`", re.DOTALL)
+
+
+def _fields(*structs: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(name for struct in structs for name in struct.__struct_fields__)
+
+
+# The names that an object may have, by the name of the field that holds it; for "did you mean".
+_NAMES_WITHIN = {
+    "": _fields(ChatCompletionRequest) | IGNORED,
+    "messages": _fields(*get_args(schema.ChatMessage)) | {"role"},
+    "content": _fields(*get_args(schema.Part)) | {"type"},
+    "image_url": _fields(schema.ImageAddress),
+    "audio_url": _fields(schema.Address),
+    "video_url": _fields(schema.Address),
+    "input_audio": _fields(schema.InputAudio),
+    "audio": _fields(schema.AudioOutput, schema.EarlierSpeech),
+    "stream_options": _fields(schema.StreamOptions),
+    "stage_sampling": _fields(schema.SamplingByStage),
+    "thinker": _fields(schema.StageSampling),
+    "talker_ar": _fields(schema.StageSampling),
+    "code_predictor": _fields(schema.FrameSampling),
+}
+
+
+def _choices(struct: type[msgspec.Struct], field: str) -> tuple[str, ...]:
+    """The values of a field that is a choice, perhaps optional."""
+    kinds = [get_type_hints(struct)[field]]
+    choices: tuple[str, ...] = ()
+    while kinds:
+        kind = kinds.pop()
+        if get_origin(kind) is Literal:
+            choices += get_args(kind)
+        else:
+            kinds += get_args(kind)
+    return choices
+
+
+# The values that a field may have, by the end of its path; for "known".
+_VALUES = {
+    "role": ("system", "developer", "user", "assistant", "tool"),
+    "type": ("text", "image_url", "input_audio", "audio_url", "video_url"),
+    "modalities": ("text", "audio"),
+    "audio.format": get_args(schema.AudioFormat),
+    "input_audio.format": _choices(schema.InputAudio, "format"),
+    "image_url.detail": _choices(schema.ImageAddress, "detail"),
+}
+_FEW = 8  # so many names can be listed in a message
+
+
+def parse(body: bytes | bytearray) -> ChatCompletionRequest:
+    """The request in `body`.
+
+    Raises:
+        OmniError: 400. ``invalid_json`` for what is not JSON; ``unknown_parameter``, ``unsupported_parameter``,
+            ``unsupported_value``, ``missing_required_parameter`` or ``invalid_value`` with the path of the field.
+    """
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise bad_request(f"The body is not valid JSON: {error}.", code="invalid_json") from error
+    except RecursionError as error:
+        raise bad_request("The body is nested too deeply.", code="invalid_json") from error
+    if not isinstance(value, dict):
+        raise bad_request("The body must be a JSON object.", code="invalid_json")
+    served = _without_foreign(value)
+    try:
+        request = msgspec.convert(served, ChatCompletionRequest)
+    except msgspec.ValidationError as error:
+        raise _explained(str(error)) from error
+    _check(request)
+    return request
+
+
+def _without_foreign(body: dict[str, Any]) -> dict[str, Any]:
+    """`body` less its nulls and the fields that ask for nothing this server would do."""
+    served = {}
+    for name, value in body.items():
+        if value is None or name in IGNORED:
+            continue
+        if name not in REFUSED:
+            served[name] = value
+            continue
+        harmless, reason = REFUSED[name]
+        if value not in harmless:
+            raise bad_request(f"'{name}' is not supported: {reason}.", param=name, code="unsupported_parameter")
+    return served
+
+
+def _explained(text: str) -> OmniError:
+    """The error that says in OpenAI's terms what msgspec found."""
+    what, parent = text, ""
+    if match := _PATH.fullmatch(text):
+        what, parent = match["what"], match["path"].removeprefix("$").removeprefix(".").replace("[...]", "")
+
+    if match := _UNKNOWN.fullmatch(what):
+        param = _join(parent, match[1])
+        names = _NAMES_WITHIN.get(_last(parent), frozenset())
+        message = f"Unknown field '{param}'{_suggestion(match[1], names)}."
+        code = "unknown_parameter"
+    elif match := _MISSING.fullmatch(what):
+        param = _join(parent, match[1])
+        message = f"Missing required field '{param}'."
+        code = "missing_required_parameter"
+    else:
+        param = parent
+        message = f"Invalid '{param}': {what[:1].lower()}{what[1:]}{_known(param, what)}."
+        code = "invalid_value"
+    if len(message) > _LONGEST_MESSAGE:
+        message = message[:_LONGEST_MESSAGE] + "…"
+        param = param[:_LONGEST_MESSAGE]
+    return bad_request(message, param=param or None, code=code)
+
+
+def _last(path: str) -> str:
+    """The name of the field at `path`, be it in a list or not."""
+    return re.sub(r"\[\d+\]$", "", path).rpartition(".")[2]
+
+
+def _join(parent: str, name: str) -> str:
+    return f"{parent}.{name}" if parent else name
+
+
+def _known(param: str, what: str) -> str:
+    """The values that would do, where `what` says that a value is none of them."""
+    if not what.startswith(("Invalid value", "Invalid enum value")):
+        return ""
+    path = re.sub(r"\[\d+\]", "", param).split(".")
+    values = _VALUES.get(".".join(path[-2:])) or _VALUES.get(path[-1]) or ()
+    return f"; known: {', '.join(values)}" if values else ""
+
+
+def _suggestion(name: str, names: Collection[str]) -> str:
+    close = difflib.get_close_matches(name[:64], names, n=1, cutoff=0.7)
+    if close:
+        return f" (did you mean '{close[0]}'?)"
+    return f"; known: {', '.join(sorted(names))}" if 0 < len(names) <= _FEW else ""
+
+
+def _check(request: ChatCompletionRequest) -> None:
+    """What types alone cannot say: fields that depend on each other, and values this server does not serve."""
+    _check_output(request)
+    _check_tokens(request)
+    for index, message in enumerate(request.messages):
+        if isinstance(message, schema.AssistantMessage):
+            _check_history(message, f"messages[{index}]")
+    if (
+        request.video_min_pixels is not None
+        and request.video_max_pixels is not None
+        and request.video_min_pixels > request.video_max_pixels
+    ):
+        raise _invalid("video_min_pixels", "it is larger than 'video_max_pixels'")
+
+
+def _check_output(request: ChatCompletionRequest) -> None:
+    modalities = request.modalities or ()
+    if len(set(modalities)) < len(modalities):
+        raise _invalid("modalities", "an entry is repeated")
+    if request.n not in (None, 1):
+        raise bad_request("'n' must be 1: one answer for each request.", param="n", code="unsupported_value")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise _invalid("top_logprobs", "it needs 'logprobs' to be true")
+    if request.stream_options is not None and not request.stream:
+        raise _invalid("stream_options", "it needs 'stream' to be true")
+
+
+def _check_tokens(request: ChatCompletionRequest) -> None:
+    limits = {request.max_tokens, request.max_completion_tokens} - {None}
+    if len(limits) > 1:
+        raise _invalid("max_completion_tokens", "'max_tokens' says something else; send one of them")
+    thinker = request.stage_sampling and request.stage_sampling.thinker
+    limit = (thinker and thinker.max_tokens) or request.max_completion_tokens or request.max_tokens
+    if request.min_tokens is not None and limit is not None and request.min_tokens > limit:
+        raise _invalid("min_tokens", "it is larger than the limit on tokens")
+    for key in request.logit_bias or ():
+        if not (key.isascii() and key.isdigit() and int(key[:11]) < 2**31):
+            raise _invalid("logit_bias", "its keys must be token ids written as strings")
+
+
+def _check_history(message: schema.AssistantMessage, param: str) -> None:
+    if message.tool_calls or message.function_call:
+        field = "tool_calls" if message.tool_calls else "function_call"
+        raise bad_request(
+            f"'{param}.{field}' is not supported: this server does not call tools.",
+            param=f"{param}.{field}",
+            code="unsupported_parameter",
+        )
+    spoken = message.audio and message.audio.transcript
+    if message.content is None and message.refusal is None and spoken is None:
+        reason = (
+            "this server keeps no speech, so an earlier spoken answer needs its text here or in 'audio.transcript'"
+            if message.audio
+            else "an answer needs its text"
+        )
+        raise bad_request(
+            f"Missing required field '{param}.content': {reason}.",
+            param=f"{param}.content",
+            code="missing_required_parameter",
+        )
+
+
+def _invalid(param: str, reason: str) -> OmniError:
+    return bad_request(f"Invalid '{param}': {reason}.", param=param, code="invalid_value")

@@ -1,0 +1,149 @@
+"""What happens to every HTTP request: it gets an id and a log line, needs a key, and fails in the OpenAI form."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from gateway.api.responses import error_body
+from omni_pipeline.errors import ErrorInfo, OmniError, internal
+from omni_pipeline.logs import fields
+
+log = logging.getLogger("gateway.access")
+
+# Where a handler notes figures for the log line of its request, by name.
+NOTES = web.RequestKey("notes", dict[str, object])
+REQUEST_ID = web.RequestKey("request_id", str)
+# Whom a request is from, as far as the server can know: one of its keys, or else an address.
+CLIENT = web.RequestKey("client", str)
+
+SERVER = "omni-pipeline"
+_LONGEST_PATH = 200
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_WORDING = {
+    404: ("There is no {method} {path} here.", "not_found"),
+    405: ("{path} does not take {method}.", "method_not_allowed"),
+}
+
+
+@web.middleware
+async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request an id, the client's own if it is a sane one, and log how it went."""
+    given = request.headers.get("X-Request-Id", "")
+    request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+    request[NOTES] = {}
+    request[CLIENT] = request.remote or ""
+    began = time.monotonic()
+    status: int | str = "cancelled"
+    try:
+        response = await handler(request)
+        status = response.status
+        return response
+    finally:
+        seconds = round(time.monotonic() - began, 6)
+        log.log(
+            logging.DEBUG if request.method == "GET" else logging.INFO,  # health checks and scrapes are frequent
+            "%s %s",
+            request.method,
+            request.rel_url.raw_path[:_LONGEST_PATH],  # as it came: decoded, it might break the line
+            extra=fields(
+                status=status, seconds=seconds, request_id=request[REQUEST_ID], client=request[CLIENT], **request[NOTES]
+            ),
+        )
+
+
+async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
+    """Signal handler that tells the client the id, on streams too, and of the server no more than its name."""
+    response.headers["Server"] = SERVER
+    if REQUEST_ID in request:
+        response.headers["X-Request-Id"] = request[REQUEST_ID]
+
+
+async def expect(request: web.Request) -> None:
+    """Let a client go on that waits for leave to send its body. What else it may expect is not our concern."""
+    if request.headers["Expect"].lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the response itself has not begun
+
+
+@web.middleware
+async def explain_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn whatever goes wrong into an OpenAI error body with its status."""
+    headers: dict[str, str] = {}
+    try:
+        return await handler(request)
+    except OmniError as error:
+        info = error.info
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        wording, code = _WORDING.get(error.status, (error.reason or "", "http_error"))
+        message = wording.format(method=request.method, path=request.path[:_LONGEST_PATH])
+        info = ErrorInfo(status=error.status, message=message, code=code)
+        if "Allow" in error.headers:
+            headers["Allow"] = error.headers["Allow"]
+    except web.RequestPayloadError:  # such as broken chunked encoding
+        info = ErrorInfo(status=400, message="The body is not sent as its headers say.", code="invalid_body")
+    except ConnectionError:
+        raise  # there is nobody to tell
+    except Exception:
+        log.exception("unexpected error", extra=fields(request_id=request[REQUEST_ID]))
+        info = internal("Something went wrong inside the server.").info
+    request[NOTES]["code"] = info.code
+    if info.param and info.code != "unknown_parameter":  # its name is the client's own
+        request[NOTES]["param"] = info.param
+    if info.stage:
+        request[NOTES]["stage"] = info.stage
+    return error_response(info, headers)
+
+
+def error_response(info: ErrorInfo, headers: dict[str, str]) -> web.Response:
+    """An HTTP response that carries `info`."""
+    if info.retry_after is not None:
+        headers["Retry-After"] = str(info.retry_after)
+    if info.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if info.code == "request_timeout":
+        headers["X-Should-Retry"] = "false"  # OpenAI's clients would repeat a request that took minutes in vain
+    return json_response(error_body(info), status=info.status, headers=headers)
+
+
+def json_response(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """`body` as JSON."""
+    return web.Response(body=msgspec.json.encode(body), status=status, headers=headers, content_type="application/json")
+
+
+def require_key(keys: Sequence[str]) -> Middleware:
+    """A middleware that lets requests below ``/v1/`` pass only with one of `keys` as bearer token.
+
+    Every key is compared in constant time, so that the time taken says nothing about any of them.
+    """
+    encoded = [key.encode() for key in keys]
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path.startswith("/v1/"):
+            scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+            given = token.strip().encode("utf-8", "surrogateescape")
+            fits = [hmac.compare_digest(given, key) for key in encoded]
+            if scheme.lower() != "bearer" or True not in fits:
+                raise OmniError(
+                    ErrorInfo(
+                        status=401,
+                        message="This server needs one of its API keys as bearer token.",
+                        type="authentication_error",
+                        code="invalid_api_key",
+                    )
+                )
+            request[CLIENT] = f"key {fits.index(True)}"
+        return await handler(request)
+
+    return check

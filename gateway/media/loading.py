@@ -1,0 +1,155 @@
+"""Loads the media of a request, wherever they are: in the body, on the web or in a local file."""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import re
+from collections.abc import Callable, Sequence
+from urllib.parse import unquote, urlsplit
+
+from gateway.api.conversion import MediaSource
+from gateway.media.addresses import not_allowed
+from gateway.media.local_files import LocalFiles
+from gateway.media.remote import Downloader, Resolve, resolve, too_large
+from omni_pipeline.config import MediaPolicy
+from omni_pipeline.errors import OmniError, bad_request
+from omni_pipeline.wire import Tensor
+from stages.messages import Media
+
+_AT_ONCE = 8  # media of one request that are loaded at the same time
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):")
+_SLICE = 1 << 20  # base64 characters decoded between two chances for the event loop; a multiple of 4
+
+
+class MediaLoader:
+    """Loads media under one policy.
+
+    Args:
+        policy: Where media may come from, and how large one may be.
+        total_bytes: Bytes that the media of one request may have together.
+        resolver: Where addresses of hosts come from.
+    """
+
+    def __init__(self, policy: MediaPolicy, *, total_bytes: int, resolver: Resolve = resolve) -> None:
+        self._policy = policy
+        self._total_bytes = total_bytes
+        self._files = LocalFiles(policy.local_path)
+        self._downloader = Downloader(policy, resolver)
+
+    async def load(self, sources: Sequence[MediaSource], hold: Callable[[int], None]) -> list[Media]:
+        """The media of one request, in order. The first error stops the loading of the others.
+
+        Args:
+            hold: Called with the size of each as it arrives; may refuse it.
+
+        Raises:
+            OmniError: what `hold` raises; 400 or 413 for the first medium that cannot be had, see `docs/api.md`.
+        """
+        if len(sources) > self._policy.max_items:
+            raise bad_request(
+                f"The request has {len(sources)} media; this server takes {self._policy.max_items}.",
+                param=sources[self._policy.max_items].param,
+                code="too_many_media",
+            )
+        places = asyncio.Semaphore(_AT_ONCE)
+        budget = _Budget(self._total_bytes)
+
+        async def one(source: MediaSource) -> Media:
+            async with places:
+                data = await self._bytes(source, min(self._policy.max_bytes, budget.left))
+            budget.spend(len(data), source.param)
+            hold(len(data))
+            if not data:
+                raise bad_request(f"'{source.param}' is empty.", param=source.param, code=f"invalid_{source.kind}")
+            return Media(kind=source.kind, data=Tensor.of(data), param=source.param)
+
+        tasks = [asyncio.create_task(one(source)) for source in sources]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _bytes(self, source: MediaSource, most: int) -> bytes | bytearray:
+        if source.form == "base64":
+            return await asyncio.to_thread(decode_base64, source.value, 0, param=source.param, most=most)
+        match = _SCHEME.match(source.value)
+        scheme = match[1].lower() if match else "path"
+        match scheme:
+            case "data":
+                return await self._embedded(source, most)
+            case "http" | "https":
+                return await self._downloader.fetch(source.value, param=source.param, most=most)
+            case "file":
+                path = _file_path(source)
+            case "path":
+                path = source.value
+            case _:
+                raise bad_request(
+                    f"'{source.param}' is not a usable URL: it must begin with http:, https:, data: or file:, "
+                    "or be a local path.",
+                    param=source.param,
+                    code="invalid_url",
+                )
+        return await asyncio.to_thread(self._files.read, path, param=source.param, most=most)
+
+    async def _embedded(self, source: MediaSource, most: int) -> bytearray:
+        """The content of a data URL; its media type says nothing that the content does not."""
+        comma = source.value.find(",", 0, 1024)
+        if comma < 0 or not source.value[:comma].lower().endswith(";base64"):
+            raise bad_request(
+                f"'{source.param}' is not a usable URL: a data URL must have the form data:TYPE;base64,DATA.",
+                param=source.param,
+                code="invalid_url",
+            )
+        return await asyncio.to_thread(decode_base64, source.value, comma + 1, param=source.param, most=most)
+
+
+class _Budget:
+    """The bytes that the media of one request may still have."""
+
+    def __init__(self, total: int) -> None:
+        self.left = total
+
+    def spend(self, size: int, param: str) -> None:
+        if size > self.left:
+            raise too_large(param, self.left)
+        self.left -= size
+
+
+def decode_base64(text: str, start: int, *, param: str, most: int) -> bytearray:
+    """The bytes that `text[start:]` encodes in standard base64, padded and without white space. Call it in a thread.
+
+    It works in slices: one call would hold the interpreter, and with it every stream, for as long as it takes.
+
+    Raises:
+        OmniError: 413 ``media_too_large`` before anything is decoded; 400 ``invalid_base64``.
+    """
+    length = len(text) - start
+    size = length // 4 * 3 - text.count("=", max(start, len(text) - 2))
+    if size > most:
+        raise too_large(param, most)
+    data = bytearray()
+    try:
+        for begin in range(start, len(text), _SLICE):
+            data += binascii.a2b_base64(text[begin : begin + _SLICE], strict_mode=True)
+    except ValueError as error:  # binascii.Error is one, and so is a character beyond ASCII
+        raise _not_base64(param) from error
+    if length % 4 or len(data) != size:  # padding inside would make it shorter
+        raise _not_base64(param)
+    return data
+
+
+def _not_base64(param: str) -> OmniError:
+    return bad_request(f"'{param}' is not valid base64.", param=param, code="invalid_base64")
+
+
+def _file_path(source: MediaSource) -> str:
+    try:
+        url = urlsplit(source.value)
+    except ValueError as error:
+        raise bad_request(f"'{source.param}' is not a usable URL.", param=source.param, code="invalid_url") from error
+    if url.netloc not in ("", "localhost"):
+        raise not_allowed("a file URL must name no other host", source.param)
+    return unquote(url.path)

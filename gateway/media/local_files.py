@@ -1,0 +1,78 @@
+"""Reads local media files, and only regular files under one directory."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from gateway.media.addresses import not_allowed
+from gateway.media.remote import too_large
+from omni_pipeline.errors import OmniError, bad_request
+
+
+class LocalFiles:
+    """The files under `root`.
+
+    Args:
+        root: A directory; None is the current one; an empty string forbids local files.
+
+    Nothing that is said about a path outside tells whether there is a file.
+    """
+
+    def __init__(self, root: str | None) -> None:
+        self._root = None if root == "" else Path(root or ".").absolute()
+        self._real_root = self._root and self._root.resolve()
+
+    def read(self, path: str, *, param: str, most: int) -> bytes:
+        """The content of the file at `path`, absolute or relative to the root. Blocks: call it in a thread.
+
+        Raises:
+            OmniError: 400 ``media_not_allowed`` outside of the root; 400 ``media_not_found`` if there is no regular,
+                readable file; 413 ``media_too_large`` above `most` bytes.
+        """
+        try:
+            # Not blocking, so that opening a FIFO that nobody writes to returns.
+            handle = os.open(self._inside(path, param), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY)
+        except (OSError, ValueError) as error:
+            raise _not_found(param) from error
+        try:
+            self._check_inside(handle, param)
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):
+                raise _not_found(param)
+            if status.st_size > most:
+                raise too_large(param, most)
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                data = file.read(most + 1)  # one more: it may grow while it is read
+        finally:
+            os.close(handle)
+        if len(data) > most:
+            raise too_large(param, most)
+        return data
+
+    def _inside(self, path: str, param: str) -> Path:
+        """The real path of `path`, which is under the root: as written, and after following symbolic links."""
+        if self._root is None or self._real_root is None:
+            raise not_allowed("this server reads no local files", param)
+        written = Path(os.path.normpath(self._root / path))
+        real = Path(os.path.realpath(self._root / path))
+        if not (written.is_relative_to(self._root) or written.is_relative_to(self._real_root)) or not (
+            real.is_relative_to(self._real_root)
+        ):
+            raise _outside(param)
+        return real
+
+    def _check_inside(self, handle: int, param: str) -> None:
+        """Look again at what has been opened: directories on the way may have been exchanged in between."""
+        assert self._real_root is not None
+        if not Path(os.readlink(f"/proc/self/fd/{handle}")).is_relative_to(self._real_root):
+            raise _outside(param)
+
+
+def _outside(param: str) -> OmniError:
+    return not_allowed("it is outside the directory that this server reads local media from", param)
+
+
+def _not_found(param: str) -> OmniError:
+    return bad_request(f"'{param}' is not a readable file.", param=param, code="media_not_found")

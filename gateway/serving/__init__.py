@@ -1,0 +1,1 @@
+"""The server: its endpoints put together, health, warm-up, start and stop."""

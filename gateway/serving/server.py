@@ -1,0 +1,132 @@
+"""Serves the gateway on a socket until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import logging
+import socket
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from aiohttp import web
+
+from gateway.answers import audio_formats
+from gateway.api.voices import Voices, read_voices
+from gateway.http.connections import Connection
+from gateway.pipeline import Pipeline
+from gateway.serving.app import Gateway
+from gateway.serving.warmup import warm_up
+from gateway.traces.sinks import sinks
+from gateway.traces.traces import Traces
+from omni_pipeline.config import Server, Trace
+from omni_pipeline.errors import unavailable
+
+log = logging.getLogger(__name__)
+
+# How long answers may take to be read, and connections to close, when everything has been ended; an idle one may make
+# aiohttp wait so long.
+_CLOSE_SECONDS = 1.0
+
+
+# The stage without which nothing is heard.
+_VOCODER = "code2wav"
+
+
+async def run(
+    pipeline: Pipeline,
+    server: Server,
+    *,
+    model_path: str,
+    checkpoint: str,
+    stages: Collection[str],
+    trace: Trace,
+    listen_socket: socket.socket,
+    ready: Callable[[], None],
+    stopping: asyncio.Event,
+) -> None:
+    """Serve `pipeline` over HTTP until `stopping` is set; then finish what is in progress and return.
+
+    `/health` says 503 until a warm-up request of all modalities, sent from here, has been answered, and again from the
+    loss of a worker until the same has been done with its successor.
+
+    Args:
+        pipeline: The stages, which may still be loading; nobody else may have connected to it.
+        server: What to serve and within which bounds.
+        model_path: As configured; names the model when `server` does not.
+        checkpoint: Directory of the checkpoint, whose ``config.json`` lists the voices.
+        stages: Names of the stages that run. With `_VOCODER` among them the server speaks.
+        trace: Where to say what was done for each request.
+        listen_socket: Bound socket to listen on; it is closed at the end.
+        ready: Called once the first warm-up request has been answered.
+        stopping: Set from outside to end the service. After that, new requests get 503, and those in progress have
+            ``server.drain_seconds`` before they end with 503, too. Cancelling this function ends them at once.
+    """
+    voices = read_voices(Path(checkpoint)) if _VOCODER in stages else None
+    traces = Traces(sinks(trace), lambda: pipeline.pids.keys())
+    pipeline.trace(traces.noted)
+    gateway = Gateway(pipeline, server, model_path=model_path, voices=voices, traces=traces)
+    # Without cancellation a handler would go on generating for a client that has left.
+    runner = web.AppRunner(gateway.app, handler_cancellation=True, access_log=None, shutdown_timeout=_CLOSE_SECONDS)
+    await runner.setup()
+    assert runner.server is not None
+    connect = functools.partial(
+        Connection,
+        runner.server,
+        server.limits.connections,
+        access_log=None,
+        auto_decompress=False,  # nothing that a client sends may grow on arrival
+        keepalive_timeout=server.limits.idle_seconds,
+    )
+    listening = await asyncio.get_running_loop().create_server(connect, sock=listen_socket)
+    hurry = True  # unless it is told to stop, and not cancelled
+    try:
+        async with asyncio.TaskGroup() as tasks:  # a bug in the warm-up ends the server instead of hiding
+            warming = tasks.create_task(_keep_warm(gateway, voices, ready))
+            await stopping.wait()
+            warming.cancel()
+        await _drain(gateway, server.drain_seconds)
+        hurry = False
+    finally:
+        listening.close()
+        await _end_requests(gateway)
+        await traces.close(hurry=hurry)
+        await runner.cleanup()
+
+
+async def _drain(gateway: Gateway, seconds: float) -> None:
+    """Let the requests in progress end. New ones get 503 meanwhile, and `/health` says why."""
+    gateway.health.stopping = True
+    gateway.admission.close()
+    try:
+        async with asyncio.timeout(seconds):
+            await gateway.admission.empty()
+    except TimeoutError:
+        log.warning("requests were still in progress after %g s and are ended", seconds)
+
+
+async def _end_requests(gateway: Gateway) -> None:
+    """End the requests in progress with an error, and give it the time to reach the clients."""
+    gateway.health.stopping = True
+    gateway.admission.close()
+    gateway.collector.fail_all(unavailable("The server is shutting down.", code="shutting_down").info)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await gateway.admission.empty()
+
+
+async def _keep_warm(gateway: Gateway, voices: Voices | None, ready: Callable[[], None]) -> None:
+    """Take a request through all workers, and again whenever one of them has been replaced."""
+    if voices is not None:
+        await asyncio.to_thread(audio_formats.prepare)
+    numbers = itertools.count(1)
+    await warm_up(gateway.collector, voices.default if voices else None, numbers)
+    ready()
+    while True:
+        gateway.health.warm = True
+        await gateway.collector.loss()
+        gateway.health.warm = False
+        await warm_up(gateway.collector, voices.default if voices else None, numbers)
+        log.info("a warm-up request has gone through all workers again; the server is ready")

@@ -1,0 +1,180 @@
+"""What every format gives: pieces that join to one playable file with the samples that went in."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import wave
+from concurrent.futures import ThreadPoolExecutor
+
+import av
+import numpy
+import pytest
+import soundfile
+
+from gateway.answers.audio_formats import SAMPLE_RATE, Encoder, ThreadedEncoder, file_encoder, stream_encoder, to_pcm16
+from tests.gateway.scripted import tone
+
+# As the vocoder gives them: the first frame lacks its look-ahead, later pieces grow.
+PIECES = [1365, 3840, 7680, *[15_360] * 5]
+COMPRESSED = ["flac", "mp3", "opus", "aac"]
+LOSSY = ["mp3", "opus", "aac"]
+
+
+def cut(sizes=PIECES) -> list[numpy.ndarray]:
+    """A tone, as pieces of these sizes."""
+    starts = itertools.accumulate(sizes, initial=0)
+    return [tone(size, start) for size, start in zip(sizes, starts, strict=False)]
+
+
+def coded(encoder: Encoder, pieces: list[numpy.ndarray]) -> list[bytes]:
+    return [*map(encoder.feed, pieces), encoder.finish()]
+
+
+def played(data: bytes) -> tuple[numpy.ndarray, int]:
+    """Samples as FFmpeg's players hear them, float [n] of one channel, and their rate."""
+    with av.open(io.BytesIO(data)) as container:
+        [stream] = container.streams
+        resampler = av.AudioResampler(format="flt", layout="mono", rate=stream.rate)
+        frames = [out for frame in container.decode(stream) for out in resampler.resample(frame)]
+        return numpy.concatenate([frame.to_ndarray()[0] for frame in frames]), stream.rate
+
+
+def quantised(samples: numpy.ndarray) -> numpy.ndarray:
+    """What 16 bits keep of `samples`, computed without the code under test."""
+    return numpy.array([round(float(sample) * 32768) for sample in samples]) / 32768
+
+
+def likeness(heard: numpy.ndarray, rate: int, meant: numpy.ndarray) -> tuple[float, float, float]:
+    """Best correlation of `heard` with `meant` over all shifts, that shift in seconds, and the ratio of energies."""
+    positions = numpy.arange(int(len(heard) * SAMPLE_RATE / rate)) * rate / SAMPLE_RATE
+    heard = numpy.interp(positions, numpy.arange(len(heard)), heard)
+    size = len(heard) + len(meant)
+    product = numpy.fft.irfft(numpy.fft.rfft(heard, size) * numpy.conj(numpy.fft.rfft(meant, size)), size)
+    scale = numpy.linalg.norm(heard) * numpy.linalg.norm(meant)
+    shift = int(product.argmax())
+    energies = float(numpy.square(heard).sum() / numpy.square(meant).sum())
+    return float(product.max() / scale), (shift if shift < len(heard) else shift - size) / SAMPLE_RATE, energies
+
+
+@pytest.mark.parametrize(
+    ("sample", "step"),
+    [
+        (0.0, 0),
+        (1 / 32768, 1),
+        (0.4 / 32768, 0),
+        (0.6 / 32768, 1),
+        (-0.6 / 32768, -1),
+        (0.5 / 32768, 0),
+        (1.5 / 32768, 2),
+        (-1.0, -32768),
+        (1.0, 32767),
+        (1.5, 32767),
+        (-1.5, -32768),
+    ],
+)
+def test_samples_are_rounded_to_the_nearest_step_and_clipped(sample, step):
+    assert to_pcm16(numpy.array([sample], numpy.float32)).tolist() == [step]
+
+
+@pytest.mark.parametrize("make", [stream_encoder, file_encoder])
+def test_pcm16_is_the_bare_samples_in_little_endian(make):
+    pieces = coded(make("pcm16"), cut())
+    assert [len(piece) for piece in pieces] == [*(2 * size for size in PIECES), 0]
+    samples = numpy.frombuffer(b"".join(pieces), "<i2") / 32768
+    assert numpy.array_equal(samples, quantised(tone(sum(PIECES))))
+
+
+def test_a_streamed_wav_is_a_whole_file_for_each_piece_and_an_empty_one_at_the_end():
+    heard = []
+    for data in coded(stream_encoder("wav"), cut()):
+        with wave.open(io.BytesIO(data)) as file:
+            assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (24_000, 1, 2)
+            heard.append(numpy.frombuffer(file.readframes(-1), "<i2"))
+            assert len(heard[-1]) == file.getnframes()
+    assert [len(samples) for samples in heard] == [*PIECES, 0]
+    assert numpy.array_equal(numpy.concatenate(heard) / 32768, quantised(tone(sum(PIECES))))
+
+
+@pytest.mark.parametrize("audio_format", ["wav", "flac"])
+def test_a_lossless_file_gives_back_every_sample(audio_format):
+    data = b"".join(coded(file_encoder(audio_format), cut()))
+    samples, rate = soundfile.read(io.BytesIO(data))
+    assert rate == 24_000
+    assert numpy.array_equal(samples, quantised(tone(sum(PIECES))))
+
+
+def test_a_streamed_flac_gives_back_every_sample():
+    samples, rate = played(b"".join(coded(stream_encoder("flac"), cut())))
+    assert rate == 24_000
+    assert numpy.array_equal(samples, quantised(tone(sum(PIECES))).astype(numpy.float32))
+
+
+@pytest.mark.parametrize("make", [stream_encoder, file_encoder])
+@pytest.mark.parametrize(("audio_format", "rate"), [("mp3", 24_000), ("opus", 48_000), ("aac", 24_000)])
+def test_a_lossy_format_sounds_like_what_went_in(make, audio_format, rate):
+    heard, heard_rate = played(b"".join(coded(make(audio_format), cut())))
+    correlation, shift, energies = likeness(heard, heard_rate, tone(sum(PIECES)))
+    assert heard_rate == rate
+    assert correlation > 0.99
+    assert 0 <= shift < 0.1, "a coder's delay, at most"
+    assert energies == pytest.approx(1, abs=0.1), "LAME turns the volume down by half a decibel against clipping"
+    assert 0 <= len(heard) / rate - sum(PIECES) / 24_000 < 0.1, "nothing cut off, little appended"
+
+
+@pytest.mark.parametrize("audio_format", ["mp3", "opus"])
+def test_a_file_of_a_format_that_can_tell_its_length_has_the_length_of_the_voice(audio_format):
+    heard, rate = played(b"".join(coded(file_encoder(audio_format), cut())))
+    assert len(heard) == sum(PIECES) * rate / 24_000
+
+
+@pytest.mark.parametrize("audio_format", COMPRESSED)
+def test_a_compressed_stream_flows_while_it_is_fed(audio_format):
+    pieces = coded(stream_encoder(audio_format), cut())
+    assert all(pieces[1:-1]), "each piece after the first gives something"
+    held_back = len(pieces[-1]) / len(b"".join(pieces))
+    assert held_back < 0.1, "what comes at the end is a small rest"
+
+
+@pytest.mark.parametrize("audio_format", COMPRESSED)
+def test_a_compressed_stream_does_not_depend_on_how_it_is_cut(audio_format):
+    cuts = (PIECES, [sum(PIECES)], [1] * 100 + [sum(PIECES) - 100])
+    first, *others = [played(b"".join(coded(stream_encoder(audio_format), cut(sizes))))[0] for sizes in cuts]
+    assert all(numpy.array_equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("audio_format", ["pcm16", *LOSSY])
+def test_no_speech_is_no_bytes(audio_format):
+    for make in (stream_encoder, file_encoder):
+        assert coded(make(audio_format), []) == [b""]
+
+
+@pytest.mark.parametrize("audio_format", ["wav", "flac"])
+def test_no_speech_is_an_empty_file_in_the_lossless_formats(audio_format):
+    data = b"".join(coded(file_encoder(audio_format), []))
+    with av.open(io.BytesIO(data)) as container:
+        [stream] = container.streams
+        assert (stream.rate, stream.channels, sum(frame.samples for frame in container.decode(stream))) == (
+            24_000,
+            1,
+            0,
+        )
+
+
+@pytest.mark.parametrize("audio_format", ["wav", "pcm16", *COMPRESSED])
+def test_a_piece_without_samples_adds_nothing(audio_format):
+    encoder = stream_encoder(audio_format)
+    assert encoder.feed(numpy.zeros(0, numpy.float32)) == b""
+
+
+async def test_encoders_in_threads_give_what_they_give_alone():
+    voices = [[0.1 * number * piece for piece in cut([1365, 3840])] for number in range(1, 9)]
+
+    async def one(threads: ThreadPoolExecutor, pieces: list[numpy.ndarray]) -> bytes:
+        encoder = ThreadedEncoder(lambda: stream_encoder("mp3"), threads)
+        return b"".join([*[await encoder.feed(piece) for piece in pieces], await encoder.finish()])
+
+    with ThreadPoolExecutor(2) as threads:
+        together = await asyncio.gather(*(one(threads, pieces) for pieces in voices))
+    assert together == [b"".join(coded(stream_encoder("mp3"), pieces)) for pieces in voices]

@@ -1,0 +1,333 @@
+"""Spoken answers as clients hear them, through OpenAI's own client where it says enough."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import time
+
+import numpy
+import openai
+import pytest
+import soundfile
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from gateway.answers import chat
+from gateway.answers.audio_formats import to_pcm16
+from omni_pipeline.errors import internal
+from tests.gateway.answers.test_audio_formats import COMPRESSED, PIECES, cut, played
+from tests.gateway.answers.test_chat import events_of
+from tests.gateway.scripted import HELLO, ScriptedPipeline, Served, serving, tone
+
+ASK = {"model": "any", "messages": HELLO["messages"], "modalities": ["text", "audio"]}
+PCM = {"voice": "chelsie", "format": "pcm16"}
+SPOKEN = HELLO | {"modalities": ["text", "audio"], "audio": PCM}
+HEARD_ONLY = SPOKEN | {"modalities": ["audio"]}
+MEANT = to_pcm16(tone(sum(PIECES))).tobytes()
+
+
+def speaking(voice: list[numpy.ndarray] | None = None) -> ScriptedPipeline:
+    """A pipeline that answers "Hello" and says it with `voice`."""
+    return ScriptedPipeline(["Hel", "lo"], voice=cut() if voice is None else voice)
+
+
+def sound_of(events: list) -> list[bytes]:
+    """The decoded data of each audio event."""
+    return [base64.b64decode(event["choices"][0]["delta"]["audio"]["data"]) for event in audio_events(events)]
+
+
+def audio_events(events: list) -> list[dict]:
+    return [event for event in events if event != "[DONE]" and event["modality"] == "audio"]
+
+
+def deltas(events: list) -> list[dict]:
+    return [event["choices"][0]["delta"] for event in events if event != "[DONE]" and event["choices"]]
+
+
+class TestWhole:
+    async def test_answers_in_openai_form(self):
+        began = int(time.time())
+        async with serving(speaking(), speaks=True) as served, served.openai() as client:
+            completion = await client.chat.completions.create(**ASK, audio=PCM)
+        ChatCompletion.model_validate(completion.model_dump(), strict=True)
+        [choice] = completion.choices
+        assert (choice.message.content, choice.finish_reason) == ("Hello", "stop")
+        assert choice.message.audio.transcript == "Hello"
+        assert choice.message.audio.id.startswith("audio_")
+        assert base64.b64decode(choice.message.audio.data) == MEANT
+        assert began <= choice.message.audio.expires_at <= time.time(), "nothing is kept"
+
+    async def test_is_a_wav_file_by_default(self):
+        async with serving(speaking(), speaks=True) as served:
+            _, body = await served.post(HELLO | {"modalities": ["audio", "text"]})
+        samples, rate = soundfile.read(
+            io.BytesIO(base64.b64decode(body["choices"][0]["message"]["audio"]["data"])), dtype="int16"
+        )
+        assert (rate, samples.tobytes()) == (24_000, MEANT)
+
+    @pytest.mark.parametrize("audio_format", COMPRESSED)
+    async def test_is_coded_as_one_file_of_the_format_asked_for(self, audio_format):
+        async with serving(speaking(), speaks=True) as served:
+            _, body = await served.post(SPOKEN | {"audio": {"format": audio_format}})
+        samples, rate = played(base64.b64decode(body["choices"][0]["message"]["audio"]["data"]))
+        assert len(samples) / rate == pytest.approx(sum(PIECES) / 24_000, abs=0.1)
+
+    async def test_has_no_content_when_only_sound_is_asked_for(self):
+        async with serving(speaking(), speaks=True) as served:
+            _, body = await served.post(HEARD_ONLY)
+        message = body["choices"][0]["message"]
+        assert message["content"] is None
+        assert message["audio"]["transcript"] == "Hello"
+
+    async def test_counts_codec_frames_beside_the_tokens_of_the_text(self):
+        async with serving(speaking(), speaks=True) as served, served.openai() as client:
+            usage = (await client.chat.completions.create(**ASK)).usage
+        frames = 2 * len(PIECES)
+        assert usage.completion_tokens_details.audio_tokens == frames
+        assert usage.completion_tokens_details.model_extra == {"text_tokens": 3}
+        assert (usage.completion_tokens, usage.total_tokens) == (3 + frames, 14 + frames)
+
+    @pytest.mark.parametrize(("audio_format", "size"), [("pcm", 0), ("pcm16", 0), ("wav", 44), ("mp3", 0)])
+    async def test_may_say_nothing(self, audio_format, size):
+        async with serving(speaking([]), speaks=True) as served:
+            status, body = await served.post(SPOKEN | {"audio": {"format": audio_format}})
+        audio = body["choices"][0]["message"]["audio"]
+        assert (status, len(base64.b64decode(audio["data"])), audio["transcript"]) == (200, size, "Hello")
+
+    async def test_has_no_audio_field_when_only_text_is_asked_for(self):
+        async with serving(speaking(), speaks=True) as served:
+            _, body = await served.post(HELLO | {"audio": PCM})
+        assert "audio" not in body["choices"][0]["message"]
+        assert body["usage"]["completion_tokens_details"]["audio_tokens"] == 0
+
+
+class TestStream:
+    async def test_streams_in_openai_form(self):
+        async with serving(speaking(), speaks=True) as served, served.openai() as client:
+            stream = await client.chat.completions.create(
+                **ASK, audio=PCM, stream=True, stream_options={"include_usage": True}
+            )
+            chunks = [chunk async for chunk in stream]
+        for chunk in chunks:
+            ChatCompletionChunk.model_validate(chunk.model_dump(exclude_unset=True), strict=True)
+        told = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
+        assert "".join(delta.content or "" for delta in told) == "Hello"
+        audio = [delta.audio for delta in told if hasattr(delta, "audio")]
+        assert b"".join(base64.b64decode(piece["data"]) for piece in audio) == MEANT
+        assert len({piece["id"] for piece in audio}) == 1
+        assert chunks[-1].usage.completion_tokens_details.audio_tokens == 2 * len(PIECES)
+
+    async def test_tells_text_then_sound_then_why_it_ended(self):
+        async with serving(speaking(), speaks=True) as served:
+            *events, last = await events_of(served, SPOKEN)
+        assert [event["modality"] for event in events] == ["text"] * 3 + ["audio"] * (len(PIECES) + 1) + ["text"]
+        assert [event["choices"][0]["finish_reason"] for event in events] == [None] * (len(events) - 1) + ["stop"]
+        assert last == "[DONE]"
+
+    async def test_says_what_each_piece_of_sound_is(self):
+        async with serving(speaking(), speaks=True) as served:
+            events = await events_of(served, SPOKEN)
+        assert [event["audio_metadata"] for event in audio_events(events)] == [
+            {"format": "pcm16", "sample_rate_hz": 24_000, "frame_count": count, "channels": 1} for count in [*PIECES, 0]
+        ]
+        assert all("audio_metadata" not in event for event in events[:-1] if event["modality"] == "text")
+
+    async def test_gives_transcript_and_expiry_with_the_last_piece(self):
+        async with serving(speaking(), speaks=True) as served:
+            *before, last = [delta for delta in deltas(await events_of(served, SPOKEN)) if "audio" in delta]
+        assert last["audio"]["transcript"] == "Hello"
+        assert last["audio"]["expires_at"] <= time.time()
+        assert all(delta["audio"].keys() == {"id", "data"} for delta in before)
+
+    async def test_wav_is_one_file_for_each_piece(self):
+        async with serving(speaking(), speaks=True) as served:
+            events = await events_of(served, SPOKEN | {"audio": {"format": "wav"}})
+        files = [soundfile.read(io.BytesIO(data), dtype="int16") for data in sound_of(events)]
+        assert [len(samples) for samples, _ in files] == [*PIECES, 0]
+        assert b"".join(samples.tobytes() for samples, _ in files) == MEANT
+
+    @pytest.mark.parametrize("audio_format", COMPRESSED)
+    async def test_compressed_pieces_are_one_file(self, audio_format):
+        async with serving(speaking(), speaks=True) as served:
+            events = await events_of(served, SPOKEN | {"audio": {"format": audio_format}})
+        samples, rate = played(b"".join(sound_of(events)))
+        assert len(samples) / rate == pytest.approx(sum(PIECES) / 24_000, abs=0.1)
+        counts = [event["audio_metadata"]["frame_count"] for event in audio_events(events)]
+        assert sum(counts) == sum(PIECES)
+
+    async def test_pcm_is_another_name_of_pcm16(self):
+        async with serving(speaking(), speaks=True) as served:
+            events = await events_of(served, SPOKEN | {"audio": {"format": "pcm"}})
+        assert b"".join(sound_of(events)) == MEANT
+        assert {event["audio_metadata"]["format"] for event in audio_events(events)} == {"pcm16"}
+
+    async def test_is_the_same_sound_as_not_streamed(self):
+        async with serving(speaking(), speaks=True) as served:
+            streamed = b"".join(sound_of(await events_of(served, SPOKEN)))
+            _, body = await served.post(SPOKEN)
+        assert base64.b64decode(body["choices"][0]["message"]["audio"]["data"]) == streamed
+
+    async def test_sends_only_a_transcript_in_pieces_when_only_sound_is_asked_for(self):
+        async with serving(speaking(), speaks=True) as served:
+            events = await events_of(served, HEARD_ONLY)
+        told = deltas(events)
+        assert told[0] == {"role": "assistant"}
+        assert all("content" not in delta for delta in told)
+        assert "".join(delta.get("audio", {}).get("transcript", "") for delta in told) == "Hello"
+        assert b"".join(sound_of(events)) == MEANT
+
+    async def test_sends_sound_while_the_text_goes_on(self):
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline, speaks=True) as served, served.openai() as client:
+            asked = asyncio.create_task(client.chat.completions.create(**ASK, audio=PCM, stream=True))
+            request_id = await pipeline.submitted.get()
+            pipeline.say(request_id, "one")
+            stream = await asked
+            assert [(await anext(stream)).choices[0].delta.content for _ in range(2)] == ["", "one"]
+            pipeline.speak(request_id, tone(1365))
+            assert (await anext(stream)).modality == "audio"
+            pipeline.say(request_id, "two")
+            assert (await anext(stream)).choices[0].delta.content == "two"
+            pipeline.hush(request_id, 1)
+            pipeline.finish(request_id, "length")
+            *_, last = [chunk async for chunk in stream]
+        assert last.choices[0].finish_reason == "length"
+
+    async def test_of_a_voice_that_ends_before_the_text_has_the_whole_transcript(self):
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline, speaks=True) as served:
+            asked = asyncio.create_task(events_of(served, SPOKEN))
+            request_id = await pipeline.submitted.get()
+            pipeline.say(request_id, "one ")
+            pipeline.speak(request_id, tone(1365))
+            pipeline.hush(request_id, 1)
+            pipeline.say(request_id, "two")
+            pipeline.finish(request_id)
+            told = deltas(await asked)
+        assert told[-2]["audio"]["transcript"] == "one two"
+
+    @pytest.mark.parametrize("audio_format", ["wav", "pcm16", *COMPRESSED])
+    async def test_may_say_nothing(self, audio_format):
+        async with serving(speaking([]), speaks=True) as served:
+            events = await events_of(served, SPOKEN | {"audio": {"format": audio_format}})
+        [event] = audio_events(events)
+        assert event["audio_metadata"]["frame_count"] == 0
+        assert event["choices"][0]["delta"]["audio"]["transcript"] == "Hello"
+        assert events[-1] == "[DONE]"
+
+
+class TestRequest:
+    async def test_reaches_the_pipeline_with_voice_and_sampling(self):
+        async with serving(speaking(), speaks=True) as served, served.openai() as client:
+            await client.chat.completions.create(
+                **ASK, audio={"voice": "Aiden", "format": "wav"}, extra_body={"talker_temperature": 0}
+            )
+            speech = served.pipeline.bodies[await served.pipeline.submitted.get()].speech
+        assert (speech.speaker, speech.talker.temperature, speech.predictor.temperature) == ("aiden", 0, 0)
+
+    async def test_for_another_voice_is_refused_with_the_list(self):
+        async with serving(speaking(), speaks=True) as served, served.openai() as client:
+            with pytest.raises(openai.BadRequestError, match=r"known: chelsie, ethan \(default\), aiden") as caught:
+                await client.chat.completions.create(**ASK, audio={"voice": "alloy", "format": "wav"})
+        assert caught.value.param == "audio.voice"
+
+    async def test_for_speech_is_refused_by_a_server_without(self):
+        async with serving(speaking()) as served, served.openai() as client:
+            with pytest.raises(openai.BadRequestError, match="does not speak") as caught:
+                await client.chat.completions.create(**ASK)
+        assert (caught.value.param, caught.value.code) == ("modalities", "unsupported_value")
+
+    @pytest.mark.parametrize("speaks", [False, True])
+    async def test_of_the_warm_up_is_for_speech_if_the_server_speaks(self, speaks):
+        async with serving(speaking(), speaks=speaks) as served:
+            await served.ready()
+            speech = served.pipeline.bodies["warm-up-1"].speech
+        assert (speech is not None) == speaks
+        assert speech is None or speech.speaker == "ethan"
+
+
+class TestEnd:
+    async def test_of_a_client_in_the_middle_of_its_sound_aborts_it(self):
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline, speaks=True) as served, served.openai() as client:
+            asked = asyncio.create_task(client.chat.completions.create(**ASK, stream=True))
+            request_id = await pipeline.submitted.get()
+            pipeline.say(request_id, "one")
+            pipeline.finish(request_id)
+            pipeline.speak(request_id, tone(1365))
+            stream = await asked
+            while (await anext(stream)).modality != "audio":
+                pass
+            await stream.close()
+            assert await pipeline.aborted.get() == request_id
+
+    async def test_by_an_error_in_the_middle_of_sound_is_an_event(self):
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline, speaks=True) as served, served.openai() as client:
+            asked = asyncio.create_task(client.chat.completions.create(**ASK, audio=PCM, stream=True))
+            request_id = await pipeline.submitted.get()
+            pipeline.speak(request_id, tone(1365))
+            stream = await asked
+            pipeline.fail(request_id, internal("The voice is gone.", code="worker_lost").info, "code2wav")
+            with pytest.raises(openai.APIError, match="The voice is gone"):
+                [chunk async for chunk in stream]
+            assert await pipeline.aborted.get() == request_id
+
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_by_a_lost_piece_of_sound_is_500(self, stream):
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline, speaks=True) as served:
+            asked = asyncio.create_task(served.post(SPOKEN | {"stream": stream}))
+            request_id = await pipeline.submitted.get()
+            pipeline.lose(request_id, "code2wav")
+            pipeline.speak(request_id, tone(1365))
+            status, body = await asked
+        assert (status, body["error"]["code"]) == (500, "stream_gap")
+
+    async def test_by_a_slow_reader_counts_its_sound(self, monkeypatch):
+        monkeypatch.setattr(chat, "ERROR_SECONDS", 0.0)
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline, speaks=True, limits={"reader_bytes": 1_000_000}) as served:
+            reader, writer = await served.connect(SPOKEN | {"stream": True})
+            request_id = await pipeline.submitted.get()
+            pipeline.speak(request_id, tone(1365))
+            await reader.readuntil(b"\r\n\r\n")
+            piece = tone(15_360)
+            while pipeline.aborted.empty():  # the sockets between take some megabytes before anything waits
+                pipeline.speak(request_id, piece)
+                await asyncio.sleep(0)
+            assert await pipeline.aborted.get() == request_id
+            async with served.session.get(f"{served.url}/metrics") as response:
+                assert 'omni_errors_total{code="slow_reader"} 1.0' in await response.text()
+            assert b"[DONE]" not in await reader.read()
+            writer.close()
+
+
+async def metrics_of(served: Served) -> dict[str, float]:
+    async with served.session.get(f"{served.url}/metrics") as response:
+        lines = (await response.text()).splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
+
+
+class TestMetrics:
+    async def test_measure_sound(self):
+        async with serving(speaking(), speaks=True) as served:
+            await served.post(SPOKEN)
+            figures = await metrics_of(served)
+        seconds = sum(PIECES) / 24_000
+        assert figures["omni_audio_chunks_total"] == len(PIECES)
+        assert figures["omni_audio_seconds_total"] == pytest.approx(seconds)
+        assert figures["omni_time_to_first_audio_seconds_count"] == 1
+        assert figures["omni_inter_audio_seconds_count"] == len(PIECES) - 1
+        assert figures["omni_real_time_factor_count"] == 1
+        all_at_once = figures["omni_time_to_first_audio_seconds_sum"]
+        assert figures["omni_real_time_factor_sum"] == pytest.approx(all_at_once / seconds)
+        assert figures["omni_playback_underruns_total"] == 0
+
+    async def test_of_a_written_answer_have_no_sound(self):
+        async with serving(speaking(), speaks=True) as served:
+            await served.post(HELLO)
+            figures = await metrics_of(served)
+        assert figures["omni_audio_chunks_total"] == 0
+        assert figures["omni_real_time_factor_count"] == 0

@@ -1,0 +1,155 @@
+"""The description of the API says what the code does: which bodies are taken, what is answered, which endpoints are."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from gateway.api.foreign_fields import IGNORED, REFUSED
+from gateway.api.openapi import CHAT_ERRORS, describe
+from gateway.api.schema import ChatCompletionRequest
+from omni_pipeline import __version__
+from omni_pipeline.errors import ErrorInfo
+from omni_pipeline.wire import StageStats
+from tests.gateway.api.test_validation import GOOD, WRONG, body, messages
+from tests.gateway.scripted import HELLO, ScriptedPipeline, serving, tone
+
+DOCUMENT = json.loads(json.dumps(describe(with_keys=False)))
+API = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
+
+
+def validator(schema: dict) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator({**schema, "components": DOCUMENT["components"]})
+
+
+def component(name: str) -> jsonschema.Draft202012Validator:
+    return validator({"$ref": f"#/components/schemas/{name}"})
+
+
+REQUEST = component("ChatCompletionRequest")
+
+
+def test_every_schema_is_one():
+    for schema in DOCUMENT["components"]["schemas"].values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+    references = set(re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(DOCUMENT)))
+    assert references == DOCUMENT["components"]["schemas"].keys()
+
+
+def test_it_names_every_field_that_is_known():
+    described = DOCUMENT["components"]["schemas"]["ChatCompletionRequest"]
+    assert described["properties"].keys() == {*ChatCompletionRequest.__struct_fields__, *IGNORED, *REFUSED}
+    assert described["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("fields", GOOD)
+def test_what_is_taken_conforms(fields):
+    REQUEST.validate(json.loads(body(**fields)))
+
+
+@pytest.mark.parametrize("fields", [{name: {"any": 1}} for name in sorted(IGNORED)] + [dict.fromkeys(REFUSED)])
+def test_foreign_fields_that_are_taken_conform(fields):
+    REQUEST.validate(json.loads(body(**fields)))
+
+
+# Bodies of `WRONG` in which every field is right by itself.
+CONTRADICTIONS = [
+    body(max_completion_tokens=3, max_tokens=4),
+    body(min_tokens=5, max_tokens=4),
+    body(top_logprobs=2),
+    body(stream_options={"include_usage": True}),
+    body(video_min_pixels=200, video_max_pixels=100),
+    messages({"role": "assistant"}),
+    messages({"role": "assistant", "audio": {"id": "a"}}),
+]
+
+
+@pytest.mark.parametrize("data", [data for data, _, _ in WRONG])
+def test_what_is_refused_does_not_conform_unless_fields_contradict_each_other(data):
+    assert REQUEST.is_valid(json.loads(data)) == (data in CONTRADICTIONS)
+
+
+@pytest.mark.parametrize("with_keys", [False, True])
+async def test_it_is_served(with_keys):
+    async with serving(api_keys=["k"] if with_keys else []) as served:
+        status, document = await served.get("/openapi.json")
+    assert (status, document["openapi"], document["info"]["version"]) == (200, "3.1.0", __version__)
+    assert document == json.loads(json.dumps(describe(with_keys=with_keys)))
+    assert ("securitySchemes" in document["components"]) == with_keys
+
+
+async def test_it_describes_every_endpoint():
+    async with serving() as served:
+        _, index = await served.get("/")
+    described = {f"{method.upper()} {path}" for path, item in DOCUMENT["paths"].items() for method in item}
+    assert described == set(index["endpoints"])
+
+
+def answered(path: str, method: str, status: int) -> jsonschema.Draft202012Validator:
+    """The schema of what `path` answers with `status`."""
+    response = DOCUMENT["paths"][path][method]["responses"][str(status)]
+    return validator(response["content"]["application/json"]["schema"])
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/v1/models/tiny-omni", "/v1/models/x"])
+async def test_what_is_answered_conforms(path):
+    async with serving() as served:
+        served.pipeline.stats = {"thinker": StageStats(live_requests=2, received=7)}
+        status, found = await served.get(path)
+    template = "/v1/models/{model}" if path.startswith("/v1/models/") else path
+    answered(template, "get", status).validate(found)
+
+
+async def test_health_conforms_while_there_is_a_problem():
+    async with serving() as served:
+        await served.ready()
+        served.pipeline.problem = "a worker is gone"
+        status, found = await served.get("/health")
+    answered("/health", "get", status).validate(found)
+    assert status == 503
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"modalities": ["text", "audio"]}, {"modalities": ["audio"]}, {"logprobs": True}, {"return_token_ids": True},
+     {"temperature": 9}, {"model": "x", "n": 2}],
+)  # fmt: skip
+async def test_whole_answers_and_errors_conform(fields):
+    async with serving(ScriptedPipeline(["Hel", "lo"], [tone(100)]), speaks=True) as served:
+        status, found = await served.post(HELLO | fields)
+    assert status == (400 if "n" in fields or fields.get("temperature") else 200)
+    answered("/v1/chat/completions", "post", status).validate(found)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+@pytest.mark.parametrize("usage", [False, True])
+@pytest.mark.parametrize("modalities", [["text"], ["text", "audio"], ["audio"]], ids="+".join)
+async def test_every_event_conforms(modalities, usage, failing):
+    pipeline = ScriptedPipeline()
+    async with serving(pipeline, speaks=True) as served:
+        request = HELLO | {"modalities": modalities, "stream": True, "stream_options": {"include_usage": usage}}
+        reader, writer = await served.connect(request)
+        request_id = await pipeline.submitted.get()
+        pipeline.voice = [tone(100)]
+        if failing:
+            pipeline.say(request_id, "Hel")
+            pipeline.fail(request_id, ErrorInfo(status=503, message="Lost."))
+        else:
+            pipeline.say_all(request_id, ["Hel", "lo"])
+        text = (await reader.readuntil(b"\r\n0\r\n")).decode()
+        writer.close()
+    *events, last = [json.loads(event) for event in re.findall(r"data: (\{.*\})", text)]
+    for event in events:
+        component("CompletionChunk").validate(event)
+    component("ErrorBody" if failing else "CompletionChunk").validate(last)
+    assert ("[DONE]" in text) != failing
+
+
+def test_the_statuses_of_errors_are_those_of_the_documentation():
+    table = API[API.index("| status | code | when |") :]
+    documented = {int(status) for status in re.findall(r"^\| (\d{3}) \|", table, re.MULTILINE)}
+    assert documented == {*CHAT_ERRORS, 404, 405}

@@ -1,0 +1,326 @@
+"""Which bodies are taken, and what is said about the others: status, field and code."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gateway.api.foreign_fields import IGNORED, REFUSED
+from gateway.api.validation import parse
+from omni_pipeline.errors import OmniError
+
+USER = {"role": "user", "content": "Hello?"}
+
+
+def body(**fields) -> bytes:
+    return json.dumps({"messages": [USER], **fields}).encode()
+
+
+def messages(*items) -> bytes:
+    return json.dumps({"messages": list(items)}).encode()
+
+
+def parts(*items) -> bytes:
+    return messages({"role": "user", "content": list(items)})
+
+
+def image(address) -> bytes:
+    return parts({"type": "image_url", "image_url": address})
+
+
+def refusal(data: bytes):
+    with pytest.raises(OmniError) as caught:
+        parse(data)
+    return caught.value.info
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"nothing",
+        b"[]",
+        b'"messages"',
+        b"null",
+        b'{"messages": NaN}',
+        b'{"messages": [], }',
+        b'{"messages": "\xff"}',
+        b'{"messages": "\\ud800"}',
+        b"[" * 100_000,
+        b'{"seed": ' + b"9" * 5000 + b"}",
+        b'{"temperature": 1e999}',
+    ],
+)
+def test_what_is_not_a_json_object_is_refused(data):
+    info = refusal(data)
+    assert (info.status, info.code, info.param) == (400, "invalid_json", None)
+
+
+# Body, field and code.
+WRONG = [
+    (b"{}", "messages", "missing_required_parameter"),
+    (messages(), "messages", "invalid_value"),
+    (body(messages=None), "messages", "missing_required_parameter"),
+    (body(messages="hi"), "messages", "invalid_value"),
+    (messages("hi"), "messages[0]", "invalid_value"),
+    (messages({"content": "x"}), "messages[0].role", "missing_required_parameter"),
+    (messages({"role": "user"}), "messages[0].content", "missing_required_parameter"),
+    (messages({"role": "robot", "content": "x"}), "messages[0].role", "invalid_value"),
+    (messages({"role": 1, "content": "x"}), "messages[0].role", "invalid_value"),
+    (messages(USER, {"role": "user", "content": None}), "messages[1].content", "invalid_value"),
+    (messages({"role": "user", "content": 3}), "messages[0].content", "invalid_value"),
+    (messages(USER | {"contents": "x"}), "messages[0].contents", "unknown_parameter"),
+    (messages({"role": "assistant"}), "messages[0].content", "missing_required_parameter"),
+    (messages({"role": "assistant", "audio": {"id": "a"}}), "messages[0].content", "missing_required_parameter"),
+    (messages({"role": "assistant", "audio": {"ID": "a"}}), "messages[0].audio.ID", "unknown_parameter"),
+    (
+        messages({"role": "assistant", "content": "", "tool_calls": [{}]}),
+        "messages[0].tool_calls",
+        "unsupported_parameter",
+    ),
+    (
+        messages({"role": "assistant", "content": "", "function_call": {"name": "f"}}),
+        "messages[0].function_call",
+        "unsupported_parameter",
+    ),
+    (parts("x"), "messages[0].content[0]", "invalid_value"),
+    (parts({"text": "x"}), "messages[0].content[0].type", "missing_required_parameter"),
+    (parts({"type": "smell"}), "messages[0].content[0].type", "invalid_value"),
+    (parts({"type": "text"}), "messages[0].content[0].text", "missing_required_parameter"),
+    (parts({"type": "text", "text": "x", "url": "y"}), "messages[0].content[0].url", "unknown_parameter"),
+    (image("x"), "messages[0].content[0].image_url", "invalid_value"),
+    (image({}), "messages[0].content[0].image_url.url", "missing_required_parameter"),
+    (image({"url": ""}), "messages[0].content[0].image_url.url", "invalid_value"),
+    (
+        image({"url": "x", "detail": "huge"}),
+        "messages[0].content[0].image_url.detail",
+        "invalid_value",
+    ),
+    (
+        parts({"type": "input_audio", "input_audio": {"data": "x"}}),
+        "messages[0].content[0].input_audio.format",
+        "missing_required_parameter",
+    ),
+    (
+        parts({"type": "input_audio", "input_audio": {"data": "x", "format": "midi"}}),
+        "messages[0].content[0].input_audio.format",
+        "invalid_value",
+    ),
+    (
+        parts({"type": "text", "text": "x"}, {"type": "video_url", "video_url": {"url": 3}}),
+        "messages[0].content[1].video_url.url",
+        "invalid_value",
+    ),
+    (parts({"type": "audio_url"}), "messages[0].content[0].audio_url", "missing_required_parameter"),
+    (body(temperature="hot"), "temperature", "invalid_value"),
+    (body(temperature=-0.1), "temperature", "invalid_value"),
+    (body(temperature=2.1), "temperature", "invalid_value"),
+    (body(temperature=True), "temperature", "invalid_value"),
+    (body(top_p=0), "top_p", "invalid_value"),
+    (body(top_p=1.1), "top_p", "invalid_value"),
+    (body(top_k=-2), "top_k", "invalid_value"),
+    (body(top_k=1.5), "top_k", "invalid_value"),
+    (body(min_p=1.5), "min_p", "invalid_value"),
+    (body(repetition_penalty=0.009), "repetition_penalty", "invalid_value"),
+    (body(repetition_penalty=2.5), "repetition_penalty", "invalid_value"),
+    (body(presence_penalty=3), "presence_penalty", "invalid_value"),
+    (body(frequency_penalty=-3), "frequency_penalty", "invalid_value"),
+    (body(seed=2**63), "seed", "invalid_value"),
+    (body(seed="1"), "seed", "invalid_value"),
+    (body(max_tokens=0), "max_tokens", "invalid_value"),
+    (body(max_tokens=-1), "max_tokens", "invalid_value"),
+    (body(max_tokens="16"), "max_tokens", "invalid_value"),
+    (body(max_tokens=2**31), "max_tokens", "invalid_value"),
+    (body(max_completion_tokens=0), "max_completion_tokens", "invalid_value"),
+    (body(max_completion_tokens=3, max_tokens=4), "max_completion_tokens", "invalid_value"),
+    (body(min_tokens=-1), "min_tokens", "invalid_value"),
+    (body(min_tokens=5, max_tokens=4), "min_tokens", "invalid_value"),
+    (body(ignore_eos="yes"), "ignore_eos", "invalid_value"),
+    (body(logit_bias=[]), "logit_bias", "invalid_value"),
+    (body(logit_bias={"5": 101}), "logit_bias", "invalid_value"),
+    (body(logit_bias={"five": 1}), "logit_bias", "invalid_value"),
+    (body(logit_bias={"-5": 1}), "logit_bias", "invalid_value"),
+    (body(logit_bias={"99999999999999": 1}), "logit_bias", "invalid_value"),
+    (body(stop=""), "stop", "invalid_value"),
+    (body(stop=["a", ""]), "stop[1]", "invalid_value"),
+    (body(stop=["a"] * 17), "stop", "invalid_value"),
+    (body(stop=5), "stop", "invalid_value"),
+    (body(stop_token_ids=[-1]), "stop_token_ids[0]", "invalid_value"),
+    (body(logprobs=3), "logprobs", "invalid_value"),
+    (body(logprobs=True, top_logprobs=21), "top_logprobs", "invalid_value"),
+    (body(top_logprobs=2), "top_logprobs", "invalid_value"),
+    (body(n=2), "n", "unsupported_value"),
+    (body(n=0), "n", "unsupported_value"),
+    (body(stream="yes"), "stream", "invalid_value"),
+    (body(stream_options={"include_usage": True}), "stream_options", "invalid_value"),
+    (body(stream=True, stream_options={"usage": True}), "stream_options.usage", "unknown_parameter"),
+    (body(modalities=[]), "modalities", "invalid_value"),
+    (body(modalities=["audio", "text", "audio"]), "modalities", "invalid_value"),
+    (body(modalities=["smell"]), "modalities[0]", "invalid_value"),
+    (body(modalities=["text", "text"]), "modalities", "invalid_value"),
+    (body(modalities="text"), "modalities", "invalid_value"),
+    (body(audio={"voice": 3}), "audio.voice", "invalid_value"),
+    (body(audio={"format": "midi"}), "audio.format", "invalid_value"),
+    (body(audio={"format": "WAV"}), "audio.format", "invalid_value"),
+    (body(audio={"speed": 2}), "audio.speed", "unknown_parameter"),
+    (body(voice=3), "voice", "invalid_value"),
+    (body(speaker=["ethan"]), "speaker", "invalid_value"),
+    (body(stage_sampling={"code2wav": {}}), "stage_sampling.code2wav", "unknown_parameter"),
+    (body(stage_sampling={"talker_ar": {"top_p": 0}}), "stage_sampling.talker_ar.top_p", "invalid_value"),
+    (body(stage_sampling={"code_predictor": {"top_k": -2}}), "stage_sampling.code_predictor.top_k", "invalid_value"),
+    (
+        body(stage_sampling={"code_predictor": {"max_tokens": 15}}),
+        "stage_sampling.code_predictor.max_tokens",
+        "unknown_parameter",
+    ),
+    (
+        body(stage_sampling={"code_predictor": {"repetition_penalty": 1}}),
+        "stage_sampling.code_predictor.repetition_penalty",
+        "unknown_parameter",
+    ),
+    (body(stage_sampling={"thinkers": {}}), "stage_sampling.thinkers", "unknown_parameter"),
+    (body(stage_sampling={"thinker": {"temperature": 3}}), "stage_sampling.thinker.temperature", "invalid_value"),
+    (body(stage_sampling={"thinker": {"stop": "x"}}), "stage_sampling.thinker.stop", "unknown_parameter"),
+    (body(talker_temperature=2.5), "talker_temperature", "invalid_value"),
+    (body(talker_top_p=0), "talker_top_p", "invalid_value"),
+    (body(talker_top_k=-2), "talker_top_k", "invalid_value"),
+    (body(talker_repetition_penalty=0), "talker_repetition_penalty", "invalid_value"),
+    (body(talker_max_new_tokens=0), "talker_max_new_tokens", "invalid_value"),
+    (body(talker_min_p=0.1), "talker_min_p", "unknown_parameter"),
+    (body(images="tests/data/cars.jpg"), "images", "invalid_value"),
+    (body(images=[""]), "images[0]", "invalid_value"),
+    (body(audios=[{"url": "x"}]), "audios[0]", "invalid_value"),
+    (body(videos=[None]), "videos[0]", "invalid_value"),
+    (body(video_fps=0), "video_fps", "invalid_value"),
+    (body(video_fps=5e-324), "video_fps", "invalid_value"),
+    (body(video_max_frames=0), "video_max_frames", "invalid_value"),
+    (body(video_min_pixels=200, video_max_pixels=100), "video_min_pixels", "invalid_value"),
+    (body(use_audio_in_video=1), "use_audio_in_video", "invalid_value"),
+    (body(tools=[{"type": "function"}]), "tools", "unsupported_parameter"),
+    (body(tool_choice="required"), "tool_choice", "unsupported_parameter"),
+    (body(functions=[{}]), "functions", "unsupported_parameter"),
+    (body(response_format={"type": "json_object"}), "response_format", "unsupported_parameter"),
+    (body(web_search_options={}), "web_search_options", "unsupported_parameter"),
+    (body(best_of=2), "best_of", "unknown_parameter"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "param", "code"), WRONG)
+def test_a_wrong_field_is_named(data, param, code):
+    info = refusal(data)
+    assert (info.status, info.param, info.code) == (400, param, code)
+    assert info.type == "invalid_request_error"
+    assert f"'{param}'" in info.message
+
+
+@pytest.mark.parametrize(
+    ("data", "meant"),
+    [
+        (body(temprature=1), "temperature"),
+        (body(max_token=1), "max_tokens"),
+        (body(image=["x"]), "images"),
+        (image({"url": "x", "detial": "low"}), "detail"),
+        (body(stream=True, stream_options={"include_use": True}), "include_usage"),
+        (body(stage_sampling={"thinker": {"topk": 5}}), "top_k"),
+        (body(stage_sampling={"code_predictor": {"topk": 5}}), "top_k"),
+        (body(stage_sampling={"talker": {}}), "talker_ar"),
+        (body(stage_sampling={"predictor": {}}), "code_predictor"),
+        (body(audio={"voices": "ethan"}), "voice"),
+        (body(talker_max_tokens=5), "talker_max_new_tokens"),
+    ],
+)
+def test_a_misspelt_field_gets_a_suggestion(data, meant):
+    assert f"did you mean '{meant}'?" in refusal(data).message
+
+
+@pytest.mark.parametrize(
+    ("data", "known"),
+    [
+        (body(modalities=["smell"]), "text, audio"),
+        (body(audio={"format": "midi"}), "wav, pcm16, pcm, flac, mp3, opus, aac"),
+        (messages({"role": "robot", "content": "x"}), "system, developer, user, assistant, tool"),
+        (parts({"type": "smell"}), "text, image_url, input_audio, audio_url, video_url"),
+    ],
+)
+def test_a_value_that_is_none_of_the_known_ones_gets_their_list(data, known):
+    assert refusal(data).message.endswith(f"; known: {known}.")
+
+
+def test_a_huge_wrong_value_is_not_repeated_in_full():
+    info = refusal(messages({"role": "x" * 1_000_000, "content": ""}))
+    assert len(info.message) < 500
+
+
+def test_a_huge_unknown_field_is_not_repeated_in_full():
+    info = refusal(body(**{"x" * 1_000_000: 1}))
+    assert len(info.message) < 500
+    assert len(info.param) < 500
+
+
+@pytest.mark.parametrize("field", sorted(IGNORED))
+def test_openai_fields_that_change_no_answer_are_ignored(field):
+    assert parse(body(**{field: {"any": "value"}})).messages[0].content == "Hello?"
+
+
+@pytest.mark.parametrize("field", sorted(REFUSED))
+def test_refused_fields_may_be_null(field):
+    parse(body(**{field: None}))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"tools": []}, {"tool_choice": "none"}, {"response_format": {"type": "text"}}, {"function_call": "auto"}],
+)
+def test_refused_fields_may_ask_for_nothing(fields):
+    parse(body(**fields))
+
+
+GOOD = [
+    {"model": "anything"},
+    {"modalities": ["text"]},
+    {"modalities": ["text", "audio"]},
+    {"modalities": ["audio", "text"]},
+    {"modalities": ["audio"]},
+    {"modalities": ["text"], "audio": {"voice": "default", "format": "wav"}},
+    {"stage_sampling": {"talker_ar": {"top_k": 5}, "code_predictor": {"temperature": 0}}},
+    {"max_tokens": 5, "max_completion_tokens": 5},
+    {"n": 1},
+    {"top_k": -1},
+    {"seed": -(2**63)},
+    {"stop": ["a", "b"]},
+    {"logit_bias": {"50256": -100}},
+    {"logprobs": True, "top_logprobs": 20},
+    {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
+    {"temperature": None, "images": None, "stage_sampling": None, "stop": None, "stream": None},
+    {"stage_sampling": {"thinker": {"temperature": 0.8, "seed": None}}},
+]
+
+
+@pytest.mark.parametrize("fields", GOOD)
+def test_good_fields_are_taken(fields):
+    parse(body(**fields))
+
+
+def test_an_answer_is_taken_back_as_the_client_library_gives_it():
+    answer = {"role": "assistant", "content": "Hi.", "refusal": None, "annotations": [], "audio": None}
+    parse(messages(USER, answer | {"function_call": None, "tool_calls": None}, USER))
+
+
+@pytest.mark.parametrize(
+    ("answer", "ok"),
+    [
+        ({"content": "Hi.", "audio": {"id": "audio_1"}}, True),
+        ({"content": None, "audio": {"id": "audio_1", "data": "", "expires_at": 1, "transcript": "Hi."}}, True),
+        ({"content": None, "refusal": "No.", "audio": {"id": "audio_1"}}, True),
+        ({"content": None, "audio": {"id": "audio_1"}}, False),
+        ({"audio": {"id": "audio_1", "data": "AAAA"}}, False),
+    ],
+)
+def test_an_earlier_spoken_answer_needs_its_text(answer, ok):
+    data = messages(USER, {"role": "assistant"} | answer, USER)
+    if ok:
+        parse(data)
+    else:
+        assert "keeps no speech" in refusal(data).message

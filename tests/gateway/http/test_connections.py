@@ -1,0 +1,177 @@
+"""Connections on the wire: what is no HTTP, what comes too slowly, and too many of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from contextlib import suppress
+
+import pytest
+
+from gateway.http.connections import Connection
+from tests.gateway.scripted import HELLO, ScriptedPipeline, Served, serving
+
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+async def answer(served: Served, sent: bytes) -> tuple[int, dict]:
+    """Status and body of what comes back for these bytes; the connection must be closed after it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(sent)
+    text = await reader.read()
+    writer.close()
+    head, _, body = text.partition(b"\r\n\r\n")
+    assert b"Content-Type: application/json" in head
+    return int(head.split()[1]), json.loads(body)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (b"hello\r\n\r\n", 400, "invalid_http"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "invalid_http"),
+        (b"GET\r\n\r\n", 400, "invalid_http"),
+        (b"GET / HTTP/9.9\r\n\r\n", 400, "invalid_http"),
+        (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400, "invalid_http"),
+        (b"GET / HTTP/1.1\r\nHo st: x\r\n\r\n", 400, "invalid_http"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: a\x00b\r\n\r\n", 400, "invalid_http"),
+        (HEAD + b"Content-Length: -1\r\n\r\n", 400, "invalid_http"),
+        (HEAD + b"Content-Length: x\r\n\r\n", 400, "invalid_http"),
+        (HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx", 400, "invalid_http"),
+        (HEAD + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "invalid_http"),
+        (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 431, "headers_too_large"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 9000 + b"\r\n\r\n", 431, "headers_too_large"),
+        (b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: 1\r\n" % i for i in range(500)) + b"\r\n", 431, "headers_too_large"),
+    ],
+)  # fmt: skip
+async def test_what_is_no_http_is_answered_in_the_form_of_the_api(sent, status, code):
+    async with serving() as served:
+        found, body = await answer(served, sent)
+        assert (found, body["error"]["code"]) == (status, code)
+        assert (await served.post(HELLO))[0] == 200
+
+
+@pytest.mark.parametrize("expected", [b"100-continue", b"100-Continue", b"something"])
+@pytest.mark.parametrize("line", [b"GET /health", b"POST /v1/chat/completions"])
+async def test_what_a_client_expects_is_no_obstacle(line, expected):
+    data = json.dumps(HELLO).encode()
+    async with serving() as served:
+        head = (
+            line + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nExpect: " + expected
+        )
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(head + b"\r\nContent-Length: %d\r\n\r\n" % len(data))
+        if expected != b"something":
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(data)
+        assert int((await reader.readline()).split()[1]) == 200
+        writer.close()
+
+
+async def test_a_response_names_the_server_and_no_version():
+    async with serving() as served:
+        for path in ("/health", "/nothing"):
+            async with served.session.get(served.url + path) as response:
+                assert response.headers["Server"] == "omni-pipeline"
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(b"hello\r\n\r\n")
+        head = (await reader.read()).partition(b"\r\n\r\n")[0]
+        assert b"Server: omni-pipeline" in head
+        assert b"aiohttp" not in head
+        writer.close()
+
+
+async def test_what_is_no_http_is_logged_in_one_line_that_quotes_nothing(caplog):
+    caplog.set_level(logging.DEBUG)
+    async with serving() as served:
+        await answer(served, b"GET / HTTP/1.1\r\nAuth\x01orization: Bearer secret-key\r\n\r\n")
+    [record] = [record for record in caplog.records if "not HTTP" in record.getMessage()]
+    assert (record.levelno, record.exc_info) == (logging.INFO, None)
+    assert "secret-key" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /heal"],
+    ids=["nothing", "half a line", "no end of the head", "a second request without its end"],
+)
+async def test_a_head_that_does_not_come_closes_the_connection(sent):
+    async with serving(limits={"idle_seconds": 0.1}) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(sent)
+        answers = await reader.read()
+        assert answers.count(b"HTTP/1.1 ") == sent.count(b"\r\n\r\n")
+        writer.close()
+
+
+async def test_a_head_that_trickles_in_does_not_keep_the_connection_open():
+    async with serving(limits={"idle_seconds": 0.2}) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+
+        async def trickle():
+            writer.write(b"GET / HTTP/1.1\r\n")
+            while True:
+                writer.write(b"X: y\r\n")
+                await asyncio.sleep(0.01)
+
+        trickling = asyncio.create_task(trickle())
+        with suppress(ConnectionResetError):  # so does a socket end that had something left to read
+            assert await reader.read() == b""
+        trickling.cancel()
+        writer.close()
+
+
+async def test_a_body_that_trickles_in_is_408():
+    async with serving(limits={"receive_seconds": 0.2}) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(HEAD + b"Content-Length: 1000000\r\n\r\n")
+
+        async def trickle():
+            while True:
+                writer.write(b" ")
+                await asyncio.sleep(0.01)
+
+        trickling = asyncio.create_task(trickle())
+        assert (await reader.readline()).split()[1] == b"408"
+        assert b'"request_timeout"' in await reader.readuntil(b"}}")
+        trickling.cancel()
+        writer.close()
+
+
+async def test_a_request_in_progress_is_not_idle():
+    pipeline = ScriptedPipeline()
+    async with serving(pipeline, limits={"idle_seconds": 0.05}) as served:
+        asked = asyncio.create_task(served.post(HELLO))
+        request_id = await pipeline.submitted.get()
+        await asyncio.sleep(0.2)
+        pipeline.say_all(request_id, ["late"])
+        assert (await asked)[0] == 200
+
+
+async def test_more_connections_than_there_may_be_are_refused_and_come_in_later():
+    async with serving(limits={"connections": 2}) as served:
+        first = await asyncio.open_connection("127.0.0.1", served.port)
+        second = await asyncio.open_connection("127.0.0.1", served.port)
+        for _, writer in (first, second):
+            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        for reader, _ in (first, second):
+            await reader.readline()
+        status, body = await answer(served, b"")
+        assert (status, body["error"]["code"]) == (503, "too_many_connections")
+        for _, writer in (first, second):
+            writer.close()
+            await writer.wait_closed()
+        while (await answer_or_refusal(served)) == 503:
+            pass
+        assert (await served.post(HELLO))[0] == 200
+
+
+async def answer_or_refusal(served: Served) -> int:
+    return (await answer(served, b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))[0]
+
+
+def test_a_client_that_leaves_while_it_is_written_to_is_no_error(caplog):
+    with pytest.raises(ConnectionResetError):
+        Connection.handle_error(None, None, 500, ConnectionResetError("Cannot write to closing transport"))
+    assert caplog.records == []

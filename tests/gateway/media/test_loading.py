@@ -1,0 +1,136 @@
+"""Loading the media of a request from all the places they may be in."""
+
+from __future__ import annotations
+
+import base64
+import tracemalloc
+
+import pytest
+
+from gateway.api.conversion import MediaSource
+from gateway.media.loading import MediaLoader
+from omni_pipeline.config import MediaPolicy
+from omni_pipeline.errors import OmniError
+
+LARGE = bytes(range(256)) * 12_000  # 3 MB: several slices of base64
+
+
+class Loader(MediaLoader):
+    """One that is told by nobody to hold less."""
+
+    async def load(self, sources, hold=lambda size: None):
+        return await super().load(sources, hold)
+
+
+def loader(root="", total_bytes=10_000_000, **policy) -> Loader:
+    return Loader(MediaPolicy(local_path=str(root), **policy), total_bytes=total_bytes)
+
+
+def source(value, index=0, kind="image", form="address") -> MediaSource:
+    return MediaSource(kind, value, f"{kind}s[{index}]", form=form)
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+async def content(loading) -> list[bytes]:
+    return [bytes(media.data.buffer()) for media in await loading]
+
+
+async def refused(loading):
+    with pytest.raises(OmniError) as caught:
+        await loading
+    return caught.value.info
+
+
+@pytest.mark.parametrize("data", [b"a", b"ab", b"abc", LARGE, LARGE + b"x"])
+async def test_a_data_url_is_decoded(data):
+    assert await content(loader().load([source(f"data:image/png;base64,{encoded(data)}")])) == [data]
+
+
+@pytest.mark.parametrize("prefix", ["data:;base64,", "DATA:image/png;BASE64,", "data:audio/x;codecs=1;base64,"])
+async def test_the_media_type_of_a_data_url_does_not_matter(prefix):
+    assert await content(loader().load([source(prefix + encoded(b"abc"))])) == [b"abc"]
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ("data:image/png;base64", "invalid_url"),
+        ("data:,hello", "invalid_url"),
+        ("data:text/plain,hello", "invalid_url"),
+        ("data:" + "x" * 5000 + ";base64,AAAA", "invalid_url"),
+        ("data:image/png;base64,", "invalid_image"),
+        ("data:image/png;base64,A", "invalid_base64"),
+        ("data:image/png;base64,AAA", "invalid_base64"),
+        ("data:image/png;base64,AA=A", "invalid_base64"),
+        ("data:image/png;base64,AA==AAAA", "invalid_base64"),
+        ("data:image/png;base64,AAAA====", "invalid_base64"),
+        ("data:image/png;base64,AA AA", "invalid_base64"),
+        ("data:image/png;base64,AAAA\n", "invalid_base64"),
+        ("data:image/png;base64,AA-_", "invalid_base64"),
+        ("data:image/png;base64,ÄÄÄÄ", "invalid_base64"),
+        ("data:image/png;base64," + "A" * ((1 << 20) - 2) + "==" + "AAAA", "invalid_base64"),
+        ("ftp://example.org/x", "invalid_url"),
+        ("javascript:alert(1)", "invalid_url"),
+        ("http://127.0.0.1/", "media_not_allowed"),
+        ("file://other.example/x", "media_not_allowed"),
+        ("file:///etc/passwd", "media_not_allowed"),
+        ("file:///x%00y", "media_not_found"),
+        ("file://[/x", "invalid_url"),
+        ("/etc/passwd", "media_not_allowed"),
+        ("missing.png", "media_not_found"),
+    ],
+)
+async def test_a_medium_that_cannot_be_had_is_refused(value, code, tmp_path):
+    info = await refused(loader(tmp_path).load([source(value)]))
+    assert (info.status, info.param, info.code) == (400, "images[0]", code)
+
+
+async def test_input_audio_is_plain_base64():
+    assert await content(loader().load([source(encoded(b"RIFF"), kind="audio", form="base64")])) == [b"RIFF"]
+    info = await refused(loader().load([source("data:audio/wav;base64,AAAA", kind="audio", form="base64")]))
+    assert info.code == "invalid_base64"
+
+
+async def test_local_paths_and_file_urls_are_read(tmp_path):
+    (tmp_path / "a b.png").write_bytes(b"picture")
+    sources = [source("a b.png"), source(f"file://{tmp_path}/a%20b.png"), source(f"file://localhost{tmp_path}/a b.png")]
+    assert await content(loader(tmp_path).load(sources)) == [b"picture"] * 3
+
+
+async def test_the_order_of_many_media_is_kept(tmp_path):
+    for index in range(30):
+        (tmp_path / str(index)).write_bytes(b"%d" % index)
+    sources = [source(str(i) if i % 2 else f"data:;base64,{encoded(b'%d' % i)}", i) for i in range(30)]
+    assert await content(loader(tmp_path).load(sources)) == [b"%d" % index for index in range(30)]
+
+
+async def test_kind_and_field_are_kept():
+    [media] = await loader().load([source("data:;base64,AAAA", 3, kind="video")])
+    assert (media.kind, media.param, media.data.dtype, media.data.shape) == ("video", "videos[3]", "uint8", (3,))
+
+
+async def test_the_number_of_media_is_bounded():
+    sources = [source("data:;base64,AAAA", index) for index in range(3)]
+    assert len(await loader(max_items=3).load(sources)) == 3
+    info = await refused(loader(max_items=2).load(sources))
+    assert (info.status, info.param, info.code) == (400, "images[2]", "too_many_media")
+
+
+async def test_the_size_of_one_medium_is_bounded_before_it_is_decoded():
+    text = f"data:;base64,{encoded(LARGE)}"
+    tracemalloc.start()
+    info = await refused(loader(max_bytes=len(LARGE) - 1).load([source(text)]))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (info.status, info.code) == (413, "media_too_large")
+    assert peak < 500_000
+
+
+async def test_the_size_of_all_media_together_is_bounded():
+    sources = [source(f"data:;base64,{encoded(bytes(100))}", index) for index in range(3)]
+    assert len(await loader(total_bytes=300).load(sources)) == 3
+    info = await refused(loader(total_bytes=299).load(sources))
+    assert (info.status, info.code) == (413, "media_too_large")
