@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from typing import TypeAlias
 
-from omni_pipeline.config import Limits
+from omni_pipeline.config.schema import Limits
 from omni_pipeline.errors import ErrorInfo, OmniError, unavailable
 
 Turn: TypeAlias = asyncio.Future[None]

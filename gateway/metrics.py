@@ -16,8 +16,8 @@ from prometheus_client.utils import floatToGoString
 from gateway.pipeline import Pipeline
 from gateway.traces.traces import Traces
 from omni_pipeline import __version__
-from omni_pipeline.metrics import Distribution
-from omni_pipeline.process import usage
+from omni_pipeline.os_process import usage
+from omni_pipeline.wire.counters import Distribution
 from stages.messages import Usage
 
 disable_created_metrics()  # a second series for each counter, which nobody asks for

@@ -1,4 +1,4 @@
-"""What the gateway needs of a running pipeline; `omni_pipeline.supervisor.Supervisor` provides it."""
+"""What the gateway needs of a running pipeline; `omni_pipeline.supervision.pipeline.Supervisor` provides it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 from omni_pipeline.errors import ErrorInfo
-from omni_pipeline.metrics import EdgeStats
-from omni_pipeline.roster import WorkerReport
-from omni_pipeline.tracing import Notes
-from omni_pipeline.wire import Failed, StageStats, Work
+from omni_pipeline.supervision.worker_state import WorkerReport
+from omni_pipeline.wire.counters import EdgeStats
+from omni_pipeline.wire.messages import Failed, StageStats, Work
+from omni_pipeline.worker.recorder import Notes
 
 
 class Pipeline(Protocol):

@@ -11,15 +11,16 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from omni_pipeline import __version__, config_commands, logs
-from omni_pipeline.command_line import takes_settings
+from omni_pipeline import __version__, logs
+from omni_pipeline.commands import config
+from omni_pipeline.commands.options import takes_settings
+from omni_pipeline.commands.plan import plan
+from omni_pipeline.commands.start_log import LogDisplay
+from omni_pipeline.commands.start_terminal import Terminal
+from omni_pipeline.config.layers import Settings
+from omni_pipeline.contract.graph import load_object
 from omni_pipeline.errors import StartupError
-from omni_pipeline.graph import load_object
-from omni_pipeline.log_display import LogDisplay
-from omni_pipeline.plan_command import plan
 from omni_pipeline.service import serve as serve_config
-from omni_pipeline.settings import Settings
-from omni_pipeline.terminal import Terminal
 
 app = typer.Typer(
     add_completion=False,
@@ -75,7 +76,7 @@ def version() -> None:
 
 
 app.command()(plan)
-app.add_typer(config_commands.app, name="config")
+app.add_typer(config.app, name="config")
 
 # A client of the gateway's API, so it lives there; named, so that the framework imports no gateway.
 app.command()(load_object("gateway.bench.command:bench"))

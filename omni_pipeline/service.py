@@ -10,16 +10,17 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeAlias
 
-from omni_pipeline import checkpoint, memory, telemetry
-from omni_pipeline.config import Config, Server
-from omni_pipeline.deployment import Deployment, resolve
-from omni_pipeline.division import check_ranks
+from omni_pipeline.config import trace_target
+from omni_pipeline.config.schema import Config, Server
+from omni_pipeline.contract.graph import load_object
+from omni_pipeline.deployment import checkpoint, host_memory
+from omni_pipeline.deployment.division import check_ranks
+from omni_pipeline.deployment.memory_plan import place, refuse, sized
+from omni_pipeline.deployment.resolve import Deployment, resolve
 from omni_pipeline.errors import StartupError
-from omni_pipeline.fleet import Progress
 from omni_pipeline.gpus import memory_used
-from omni_pipeline.graph import load_object
-from omni_pipeline.placement import place, refuse, sized
-from omni_pipeline.supervisor import Supervisor
+from omni_pipeline.supervision.fleet import Progress
+from omni_pipeline.supervision.pipeline import Supervisor
 
 # What serves a running pipeline over HTTP until `stopping` is set; named, so that the framework imports no gateway.
 GATEWAY = "gateway.serving.server:run"
@@ -73,7 +74,7 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
 
     stopping = _stop_on_signals(hurry, display)
     deployment = resolve(config)
-    telemetry.prepare(deployment.trace)
+    trace_target.prepare(deployment.trace)
     with listen(deployment.server) as listen_socket:
         display.begin(deployment)
         for note in (*deployment.layout, *deployment.notes):
@@ -138,7 +139,7 @@ def check_model(deployment: Deployment, display: Display) -> tuple[str, Deployme
     found = checkpoint.resolve(deployment.model_path, spec, display.note)
     check_ranks(deployment, found.path)
     used = memory_used(deployment.gpus) if deployment.gpus else {}
-    placement = place(deployment, found, ram=memory.available_bytes(), used=used)
+    placement = place(deployment, found, ram=host_memory.available_bytes(), used=used)
     refuse(placement)
     for note in placement.notes:
         display.note(note)

@@ -19,11 +19,11 @@ from typing import Any
 import zmq
 from msgspec import Struct
 
-from omni_pipeline.graph import COLLECTOR
-from omni_pipeline.metrics import Distribution, Edges
-from omni_pipeline.transport import Inbox, Outbox, endpoint, make_run_dir
-from omni_pipeline.wire import Chunk, Codec, Failed, Shutdown, Work
-from omni_pipeline.worker import Worker
+from omni_pipeline.contract.graph import COLLECTOR
+from omni_pipeline.wire.counters import Distribution, Edges
+from omni_pipeline.wire.messages import Chunk, Codec, Failed, Shutdown, Work
+from omni_pipeline.wire.transport import Inbox, Outbox, endpoint, make_run_dir
+from omni_pipeline.worker.loop import Worker
 
 MESSAGES, RUNS, SECONDS = 2000, 9, 10.0
 

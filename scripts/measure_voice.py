@@ -27,8 +27,8 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
     Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration,
 )
 
-from omni_pipeline.stage import StageContext
-from omni_pipeline.wire import Chunk, End, Start, Tensor
+from omni_pipeline.contract.stage import StageContext
+from omni_pipeline.wire.messages import Chunk, End, Start, Tensor
 from stages.code2wav.history import Streams
 from stages.code2wav.network import StreamingVocoder
 from stages.code_predictor.choice import Choice, Draws

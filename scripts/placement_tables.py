@@ -16,11 +16,11 @@ from pathlib import Path
 
 from msgspec import Struct, structs
 
-from omni_pipeline.checkpoint import Checkpoint, Stored, describe
-from omni_pipeline.config import Config, StageConfig
-from omni_pipeline.deployment import resolve
+from omni_pipeline.config.schema import Config, StageConfig
+from omni_pipeline.deployment.checkpoint import Checkpoint, Stored, describe
+from omni_pipeline.deployment.memory_plan import Holding, Placement, place
+from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.gpus import Gpu, parse
-from omni_pipeline.placement import Holding, Placement, place
 from stages.tensor_shapes import fp8_tensors
 from stages.topology import QWEN3_OMNI
 

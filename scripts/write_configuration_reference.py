@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from omni_pipeline.command_line import all_flags
-from omni_pipeline.config import Config, StageConfig
-from omni_pipeline.graph import load_graph
-from omni_pipeline.schema import descriptions, json_schema, structs, summary
+from omni_pipeline.commands.options import all_flags
+from omni_pipeline.config.json_schema import descriptions, json_schema, structs, summary
+from omni_pipeline.config.schema import Config, StageConfig
+from omni_pipeline.contract.graph import load_graph
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 MARK = "<!-- What follows is written by scripts/write_configuration_reference.py. -->\n"

@@ -9,8 +9,8 @@ from torch.nn import functional
 from transformers import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
-from omni_pipeline.stage import StageContext
-from omni_pipeline.wire import Tensor
+from omni_pipeline.contract.stage import StageContext
+from omni_pipeline.wire.messages import Tensor
 from stages.audio_lengths import CONVOLVED_CHUNKS, FULL_CHUNK_ROWS, audio_rows
 from stages.embedding_cache import Embeddings
 from stages.encoder import Encoder, Pending

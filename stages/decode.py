@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable
 
 from transformers import AutoTokenizer
 
-from omni_pipeline.graph import COLLECTOR
-from omni_pipeline.stage import StageContext
-from omni_pipeline.wire import Chunk, End, Failed, Work
+from omni_pipeline.contract.graph import COLLECTOR
+from omni_pipeline.contract.stage import StageContext
+from omni_pipeline.wire.messages import Chunk, End, Failed, Work
 from stages.detokenize import TokenTable, Transcript
 from stages.messages import (
     Certain,

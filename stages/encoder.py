@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from msgspec import Struct, field
 
-from omni_pipeline.stage import StageContext
-from omni_pipeline.wire import Start, Work
+from omni_pipeline.contract.stage import StageContext
+from omni_pipeline.wire.messages import Start, Work
 from stages.embedding_cache import EmbeddingCache, Embeddings
 from stages.messages import AudioItem, VisionItem
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omni_pipeline.flags import MEMORY, PLACEMENT, Flag, fraction, gpu_indices, positive
+from omni_pipeline.config.flags import MEMORY, PLACEMENT, Flag, fraction, gpu_indices, positive
 
 _ONE_GPU = {
     "--gpu-talker": "talker_ar",

@@ -9,8 +9,8 @@ import torch
 from transformers import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeVisionEncoder
 
-from omni_pipeline.stage import StageContext
-from omni_pipeline.wire import Tensor
+from omni_pipeline.contract.stage import StageContext
+from omni_pipeline.wire.messages import Tensor
 from stages.embedding_cache import Embeddings
 from stages.encoder import Encoder, Pending
 from stages.messages import VisionItem, VisionRows, VisionWork

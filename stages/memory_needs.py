@@ -7,8 +7,8 @@ not been measured on a GPU.
 
 from __future__ import annotations
 
+from omni_pipeline.contract.stage_memory import Cache, Needs, Situation
 from omni_pipeline.errors import StartupError
-from omni_pipeline.needs import Cache, Needs, Situation
 from stages.audio_lengths import CONVOLVED_CHUNKS, FULL_CHUNK_ROWS
 from stages.model_config import DecoderConfig, ModelConfig, TalkerConfig, VocoderConfig, read
 from stages.options import Code2WavOptions, CodePredictorOptions, EncoderOptions, TalkerOptions, ThinkerOptions

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from msgspec import Struct
 
-from omni_pipeline.stage import StageContext
-from omni_pipeline.wire import Start, Tensor, Work
+from omni_pipeline.contract.stage import StageContext
+from omni_pipeline.wire.messages import Start, Tensor, Work
 from stages.cache_ids import media_cache_ids
 from stages.messages import AudioRows, MediaSpan, Modality, Prompt, ThinkerRequest, VisionRows
 

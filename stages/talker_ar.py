@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 import torch
 
+from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.errors import unavailable
-from omni_pipeline.stage import StageContext
-from omni_pipeline.wire import Chunk, End, Failed, Start, Tensor, Work
+from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor, Work
 from stages.messages import Finished, FrameFeedback, FrameSeed, PredictorStart, TalkerPrompt, Tokens
 from stages.options import TalkerOptions
 from stages.sglang_engine.checkpoint_view import talker_view

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omni_pipeline.graph import COLLECTOR, GATEWAY, CheckpointSpec, Edge, Graph, StageSpec
+from omni_pipeline.contract.graph import COLLECTOR, GATEWAY, CheckpointSpec, Edge, Graph, StageSpec
 from stages import memory_needs, messages, options
 from stages.flags import QWEN3_OMNI_FLAGS
 from stages.tensor_shapes import fp8_tensors, stored_tensors

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
-from omni_pipeline.config import merge
+from omni_pipeline.config.schema import merge
 
 DEVICE = os.environ.get("OMNI_TEST_DEVICE", "cpu")
 DTYPE = os.environ.get("OMNI_TEST_DTYPE", "float32")

@@ -29,7 +29,7 @@ from gateway.media.loading import MediaLoader
 from gateway.metrics import Metrics
 from gateway.traces.timeline import Timeline
 from gateway.traces.traces import Traces
-from omni_pipeline.config import Limits
+from omni_pipeline.config.schema import Limits
 from omni_pipeline.errors import OmniError, bad_request, internal
 from stages.messages import AudioDelta, AudioDone, ChatRequest, TextDelta, TextDone
 

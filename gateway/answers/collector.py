@@ -14,9 +14,9 @@ import msgspec
 from gateway.answers.route import Route
 from gateway.pipeline import Pipeline
 from omni_pipeline.errors import ErrorInfo, OmniError, internal
-from omni_pipeline.ledger import ReceiveLedger
 from omni_pipeline.logs import fields
-from omni_pipeline.wire import End, Failed, Start, Work
+from omni_pipeline.wire.messages import End, Failed, Start, Work
+from omni_pipeline.wire.stream_numbers import ReceiveLedger
 from stages.messages import AudioDelta, AudioDone, ChatRequest, TextDelta, TextDone
 
 log = logging.getLogger(__name__)

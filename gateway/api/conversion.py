@@ -10,7 +10,7 @@ from gateway.api import schema
 from gateway.api.sampling import predictor_sampling, talker_sampling, thinker_sampling
 from gateway.api.schema import ChatCompletionRequest
 from gateway.api.voices import Voices
-from omni_pipeline.config import Limits
+from omni_pipeline.config.schema import Limits
 from omni_pipeline.errors import bad_request
 from stages.messages import ChatRequest, MediaRef, Modality, SpeechOptions, Text, TextOutput, Turn, VideoOptions
 

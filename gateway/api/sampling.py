@@ -12,7 +12,7 @@ import msgspec
 
 from gateway.api.lengths import speech_limit, text_limit
 from gateway.api.schema import ChatCompletionRequest, FrameSampling, SamplingByStage, StageSampling
-from omni_pipeline.config import Limits
+from omni_pipeline.config.schema import Limits
 from stages.messages import Sampling
 
 _MOST_SEED = 2**63 - 1

@@ -12,9 +12,9 @@ from gateway.api.conversion import MediaSource
 from gateway.media.addresses import not_allowed
 from gateway.media.local_files import LocalFiles
 from gateway.media.remote import Downloader, Resolve, resolve, too_large
-from omni_pipeline.config import MediaPolicy
+from omni_pipeline.config.schema import MediaPolicy
 from omni_pipeline.errors import OmniError, bad_request
-from omni_pipeline.wire import Tensor
+from omni_pipeline.wire.messages import Tensor
 from stages.messages import Media
 
 _AT_ONCE = 8  # media of one request that are loaded at the same time

@@ -16,7 +16,7 @@ from yarl import URL
 
 from gateway.media.addresses import IPAddress, Target, check_addresses, target
 from omni_pipeline import __version__
-from omni_pipeline.config import MediaPolicy
+from omni_pipeline.config.schema import MediaPolicy
 from omni_pipeline.errors import OmniError, bad_request
 
 Resolve: TypeAlias = Callable[[str, int], Awaitable[list[IPAddress]]]

@@ -23,7 +23,7 @@ from gateway.pipeline import Pipeline
 from gateway.serving.health import Health
 from gateway.traces.traces import Traces
 from omni_pipeline import __version__
-from omni_pipeline.config import Server
+from omni_pipeline.config.schema import Server
 from omni_pipeline.errors import bad_request
 
 

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 
 from gateway.pipeline import Pipeline
-from omni_pipeline.roster import WorkerReport
+from omni_pipeline.supervision.worker_state import WorkerReport
 
 
 class StageHealth(Struct):

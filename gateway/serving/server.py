@@ -21,7 +21,7 @@ from gateway.serving.app import Gateway
 from gateway.serving.warmup import warm_up
 from gateway.traces.sinks import sinks
 from gateway.traces.traces import Traces
-from omni_pipeline.config import Server, Trace
+from omni_pipeline.config.schema import Server, Trace
 from omni_pipeline.errors import unavailable
 
 log = logging.getLogger(__name__)

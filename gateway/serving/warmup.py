@@ -16,7 +16,7 @@ import msgspec
 from gateway.answers.collector import Collector
 from gateway.answers.route import route
 from omni_pipeline.errors import OmniError
-from omni_pipeline.wire import Tensor
+from omni_pipeline.wire.messages import Tensor
 from stages.messages import ChatRequest, Media, MediaRef, Modality, Sampling, SpeechOptions, Text, Turn
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gateway.traces.chrome import ChromeFiles
 from gateway.traces.traces import Sink
-from omni_pipeline.config import Trace
+from omni_pipeline.config.schema import Trace
 
 
 def sinks(trace: Trace) -> list[Sink]:

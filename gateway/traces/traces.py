@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from gateway.traces.timeline import GATEWAY, GATHER, TRANSFER, Span, Timeline, Traced
-from omni_pipeline.graph import COLLECTOR
-from omni_pipeline.tracing import Notes, Stepped, Took
+from omni_pipeline.contract.graph import COLLECTOR
+from omni_pipeline.worker.recorder import Notes, Stepped, Took
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import aiohttp
 import psutil
 import yaml
 
-from omni_pipeline.process import die_with_parent
+from omni_pipeline.os_process import die_with_parent
 
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0

@@ -9,10 +9,10 @@ import torch
 from transformers import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeCode2Wav
 
+from omni_pipeline.contract.graph import COLLECTOR
+from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.errors import internal
-from omni_pipeline.graph import COLLECTOR
-from omni_pipeline.stage import StageContext
-from omni_pipeline.wire import Chunk, End, Failed, Tensor, Work
+from omni_pipeline.wire.messages import Chunk, End, Failed, Tensor, Work
 from stages.code2wav.history import Streams
 from stages.code2wav.network import StreamingVocoder
 from stages.messages import AudioDelta, AudioDone, Frame

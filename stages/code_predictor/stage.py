@@ -10,9 +10,9 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
     Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration,
 )
 
+from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.errors import internal
-from omni_pipeline.stage import StageContext
-from omni_pipeline.wire import Chunk, End, Failed, Tensor, Work
+from omni_pipeline.wire.messages import Chunk, End, Failed, Tensor, Work
 from stages.code_predictor.choice import Choice, Draws
 from stages.code_predictor.graphs import MOST_TRACED, NARROW, TRACED_BEFOREHAND, Capture, FrameGraphs, trace
 from stages.code_predictor.network import ResidualNetwork

@@ -1,7 +1,7 @@
 """Reads media in a process of its own, so that a file that breaks a decoder ends its own request and nothing else.
 
 The process is forked when the stage is built, before anything computes, and again after it was lost. It answers one
-question at a time over a socket pair: frames as `omni_pipeline.wire` makes them, each after its length.
+question at a time over a socket pair: frames as `omni_pipeline.wire.messages` makes them, each after its length.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import torch
 from msgspec import Struct
 
 from omni_pipeline.errors import OmniError, bad_request, internal
-from omni_pipeline.process import die_with_parent, set_title
-from omni_pipeline.wire import Buffer, Chunk, Codec, End, Failed, Start
+from omni_pipeline.os_process import die_with_parent, set_title
+from omni_pipeline.wire.messages import Buffer, Chunk, Codec, End, Failed, Start
 from stages.messages import Media, VideoOptions
 from stages.preprocessing.media import MediaReader, ReadMedia
 

@@ -8,7 +8,7 @@ import numpy
 from msgspec import Struct
 from transformers import Qwen3OmniMoeConfig
 
-from omni_pipeline.wire import Tensor
+from omni_pipeline.wire.messages import Tensor
 from stages.messages import SpeechOptions, SpokenPrompt
 from stages.preprocessing.layout import Layout, MediumRows
 from stages.preprocessing.positions import mrope_positions

@@ -9,9 +9,9 @@ import numpy
 from msgspec import structs
 from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeProcessor
 
+from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.errors import OmniError, internal
-from omni_pipeline.stage import StageContext
-from omni_pipeline.wire import Failed, Start, Tensor, Work
+from omni_pipeline.wire.messages import Failed, Start, Tensor, Work
 from stages.messages import (
     AudioItem,
     ChatRequest,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_pipeline import gpus
-from omni_pipeline.config import suggestion
+from omni_pipeline.config.schema import suggestion
 from omni_pipeline.errors import StartupError
 from stages.memory_needs import CPU_KV_TOKENS
 

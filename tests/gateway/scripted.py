@@ -17,13 +17,13 @@ import numpy
 import openai
 
 from gateway.serving.server import run
-from omni_pipeline.config import Server, Trace
+from omni_pipeline.config.schema import Server, Trace
+from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.errors import ErrorInfo, OmniError
-from omni_pipeline.graph import COLLECTOR
-from omni_pipeline.metrics import EdgeStats
-from omni_pipeline.roster import WorkerReport
-from omni_pipeline.tracing import Notes
-from omni_pipeline.wire import Chunk, End, Failed, StageStats, Tensor, Work
+from omni_pipeline.supervision.worker_state import WorkerReport
+from omni_pipeline.wire.counters import EdgeStats
+from omni_pipeline.wire.messages import Chunk, End, Failed, StageStats, Tensor, Work
+from omni_pipeline.worker.recorder import Notes
 from stages.messages import (
     AudioDelta,
     AudioDone,

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from gateway.admission import Admission, Place
-from omni_pipeline.config import Limits
+from omni_pipeline.config.schema import Limits
 from omni_pipeline.errors import OmniError
 
 

@@ -14,7 +14,7 @@ from gateway.api import schema
 from gateway.api.foreign_fields import IGNORED, REFUSED
 from gateway.api.openapi import describe
 from gateway.api.schema import AudioFormat, ChatCompletionRequest, SamplingByStage, StageSampling
-from omni_pipeline.config import Limits, MediaPolicy
+from omni_pipeline.config.schema import Limits, MediaPolicy
 from stages.options import PreprocessingOptions, TalkerOptions, ThinkerOptions
 
 ROOT = Path(__file__).parents[2]

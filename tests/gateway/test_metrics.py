@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from gateway import metrics
 from gateway.metrics import Metrics
 from gateway.traces.traces import Traces
-from omni_pipeline.metrics import Distribution, EdgeStats
-from omni_pipeline.wire import StageStats
+from omni_pipeline.wire.counters import Distribution, EdgeStats
+from omni_pipeline.wire.messages import StageStats
 from stages.messages import Usage
 from tests.gateway.scripted import ScriptedPipeline
 

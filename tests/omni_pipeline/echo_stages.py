@@ -15,10 +15,10 @@ from typing import Any
 
 from msgspec import Struct
 
+from omni_pipeline.contract.graph import COLLECTOR, GATEWAY, Edge, Graph, StageSpec
+from omni_pipeline.contract.stage import StageBroken, StageContext
 from omni_pipeline.errors import StartupError, bad_request
-from omni_pipeline.graph import COLLECTOR, GATEWAY, Edge, Graph, StageSpec
-from omni_pipeline.stage import StageBroken, StageContext
-from omni_pipeline.wire import Chunk, End, Failed, Start, Tensor, Work
+from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor, Work
 
 
 class Text(Struct):

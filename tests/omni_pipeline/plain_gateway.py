@@ -6,10 +6,10 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from omni_pipeline.config import Server, Trace
+from omni_pipeline.config.schema import Server, Trace
 from omni_pipeline.errors import OmniError
-from omni_pipeline.supervisor import Supervisor
-from omni_pipeline.wire import Failed, Work
+from omni_pipeline.supervision.pipeline import Supervisor
+from omni_pipeline.wire.messages import Failed, Work
 from tests.omni_pipeline.echo_stages import Text
 
 

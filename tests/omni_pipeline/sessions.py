@@ -9,13 +9,13 @@ import select
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from omni_pipeline.config import Config, StageConfig
-from omni_pipeline.deployment import resolve
+from omni_pipeline.config.schema import Config, StageConfig
+from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.errors import ErrorInfo
-from omni_pipeline.fleet import Progress
 from omni_pipeline.gpus import Gpu
-from omni_pipeline.supervisor import Supervisor
-from omni_pipeline.wire import Failed, Start, Work
+from omni_pipeline.supervision.fleet import Progress
+from omni_pipeline.supervision.pipeline import Supervisor
+from omni_pipeline.wire.messages import Failed, Start, Work
 from tests.omni_pipeline.echo_stages import ECHO, ECHO_PATH, Answer, Text
 
 # No answer of the echo pipeline takes longer, even on a busy machine.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from omni_pipeline.command_line import all_flags
-from omni_pipeline.config import Server
+from omni_pipeline.commands.options import all_flags
+from omni_pipeline.config.schema import Server
 from omni_pipeline.service import listen
 from tests.omni_pipeline.conftest import ROOT
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from omni_pipeline.config import Server
-from omni_pipeline.deployment import Deployment
+from omni_pipeline.commands.start_terminal import Terminal
+from omni_pipeline.config.schema import Server
+from omni_pipeline.deployment.resolve import Deployment
 from omni_pipeline.errors import StartupError
-from omni_pipeline.fleet import Progress
 from omni_pipeline.service import listen, serve, url
-from omni_pipeline.terminal import Terminal
+from omni_pipeline.supervision.fleet import Progress
 from tests.omni_pipeline.conftest import ROOT
 from tests.omni_pipeline.sessions import echo_config, gone
 
@@ -28,7 +28,7 @@ PROGRAM = """
 import asyncio, msgspec
 from rich.console import Console
 from omni_pipeline.service import serve
-from omni_pipeline.terminal import Terminal
+from omni_pipeline.commands.start_terminal import Terminal
 from tests.omni_pipeline.sessions import echo_config
 
 config = echo_config()

@@ -24,7 +24,7 @@ def test_the_guide_has_every_table() -> None:
 
 @pytest.mark.parametrize("gpus", placement_tables.SECTIONS)
 def test_flags_of_a_row_say_what_its_configuration_does(gpus: str) -> None:
-    from omni_pipeline.command_line import all_flags
+    from omni_pipeline.commands.options import all_flags
 
     names = {path: flag.name for flag in all_flags() for path in flag.settings}
     for layout in placement_tables.SECTIONS[gpus]:

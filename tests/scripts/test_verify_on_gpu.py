@@ -18,8 +18,8 @@ from gpu_check.questions import judge as judge_answer
 from gpu_check.report import Check, Report, block, quoted, table
 from gpu_check.serving import bench, compare, layouts
 
-from omni_pipeline.config import Config, convert
-from omni_pipeline.deployment import resolve
+from omni_pipeline.config.schema import Config, convert
+from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.gpus import parse
 from tests.device import on_device
 from tests.server import split

@@ -13,7 +13,7 @@ import openai
 import psutil
 import pytest
 
-from omni_pipeline.config import Server as ServerConfig
+from omni_pipeline.config.schema import Server as ServerConfig
 from omni_pipeline.service import listen
 from tests.served.streams import DONE, stream, text_of
 from tests.server import Server, split

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
 
-from omni_pipeline.stage import StageContext
+from omni_pipeline.contract.stage import StageContext
 from stages.options import (
     AggregateOptions,
     Code2WavOptions,

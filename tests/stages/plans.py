@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omni_pipeline.checkpoint import inspect
-from omni_pipeline.needs import Needs, Request, Situation
+from omni_pipeline.contract.stage_memory import Needs, Request, Situation
+from omni_pipeline.deployment.checkpoint import inspect
 from stages.topology import QWEN3_OMNI
 
 ITEM_SIZE = 4  # float32, as on a CPU

@@ -9,7 +9,7 @@ import pytest
 import torch
 from media_files import moving_pictures, picture, tone
 
-from omni_pipeline.wire import Start, Tensor
+from omni_pipeline.wire.messages import Start, Tensor
 from stages.audio_encoder import AudioEncoder
 from stages.image_encoder import ImageEncoder
 from stages.messages import AudioRows, AudioWork, VideoOptions, VisionItem, VisionRows, VisionWork

@@ -7,7 +7,7 @@ import torch
 from cases import conversations
 from conversations import Case, names, reference_inputs, start_of
 
-from omni_pipeline.wire import Codec, Start
+from omni_pipeline.wire.messages import Codec, Start
 from stages.audio_encoder import AudioEncoder
 from stages.image_encoder import ImageEncoder
 from stages.messages import ThinkerRequest

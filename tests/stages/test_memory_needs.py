@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as reference
 
-from omni_pipeline.needs import Needs, Request, Situation
+from omni_pipeline.contract.stage_memory import Needs, Request, Situation
 from stages import memory_needs, options
 from stages.code2wav.history import Streams
 from stages.code2wav.network import StreamingVocoder

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from omni_pipeline.wire import Start, Tensor
+from omni_pipeline.wire.messages import Start, Tensor
 from stages.cache_ids import FIRST_CACHE_ID
 from stages.messages import AudioRows, MediaSpan, Prompt, Sampling, TextOutput, ThinkerRequest, VisionRows
 from stages.mm_aggregate import Aggregate

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from omni_pipeline.checkpoint import Checkpoint, Stored, describe
-from omni_pipeline.config import Config
-from omni_pipeline.deployment import resolve
+from omni_pipeline.config.schema import Config
+from omni_pipeline.deployment.checkpoint import Checkpoint, Stored, describe
+from omni_pipeline.deployment.memory_plan import Holding, Placement, place
+from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.gpus import parse
-from omni_pipeline.placement import Holding, Placement, place
 from stages.topology import QWEN3_OMNI
 
 GIB = 1024**3

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from omni_pipeline.wire import Chunk, End, Failed, Start, Tensor
+from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor
 from stages.messages import Finished, FrameFeedback, FrameSeed, Sampling, SpeechOptions, TalkerPrompt, Tokens
 from stages.options import TalkerOptions
 from stages.talker_ar import Talker
@@ -25,7 +25,7 @@ KV_TOKENS = 192
 
 @pytest.fixture(scope="module")
 def talker(tiny_checkpoint: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talker]:
-    from omni_pipeline.stage import StageContext
+    from omni_pipeline.contract.stage import StageContext
 
     options = TalkerOptions(max_total_tokens=KV_TOKENS, max_running_requests=8, engine={"chunked_prefill_size": 16})
     run_dir = str(tmp_path_factory.mktemp("run"))

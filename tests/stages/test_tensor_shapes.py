@@ -12,7 +12,7 @@ import pytest
 from safetensors import safe_open
 from transformers import Qwen3OmniMoeConfig
 
-from omni_pipeline.checkpoint import Stored, inspect
+from omni_pipeline.deployment.checkpoint import Stored, inspect
 from omni_pipeline.errors import StartupError
 from stages.tensor_shapes import stored_tensors, tensor_shapes
 from stages.topology import QWEN3_OMNI

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from omni_pipeline.stage import StageContext
-from omni_pipeline.wire import Chunk, End, Failed, Start, Tensor
+from omni_pipeline.contract.stage import StageContext
+from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor
 from stages.decode import Decode
 from stages.messages import Finished, Sampling, SpeechOptions, SpokenPrompt, TextDelta, TextOutput, ThinkerRequest
 from stages.options import DecodeOptions, ThinkerOptions

@@ -9,9 +9,9 @@ import pytest
 
 from gateway.answers.collector import Answer, Collector
 from gateway.answers.route import Output, route
+from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.errors import ErrorInfo, OmniError
-from omni_pipeline.graph import COLLECTOR
-from omni_pipeline.wire import Chunk, End, Failed, Start, Tensor
+from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor
 from stages.messages import (
     AudioDelta,
     AudioDone,

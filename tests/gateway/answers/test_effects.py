@@ -13,7 +13,7 @@ from gateway.api.conversion import convert
 from gateway.api.schema import ChatCompletionRequest, FrameSampling, StageSampling
 from gateway.api.validation import parse
 from gateway.api.voices import Voices
-from omni_pipeline.config import Limits
+from omni_pipeline.config.schema import Limits
 
 VOICES = Voices(("chelsie", "ethan"), "ethan")
 USER = {"role": "user", "content": "Hello?"}

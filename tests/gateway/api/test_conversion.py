@@ -9,7 +9,7 @@ import pytest
 from gateway.api.conversion import MediaSource, convert
 from gateway.api.validation import parse
 from gateway.api.voices import Voices
-from omni_pipeline.config import Limits
+from omni_pipeline.config.schema import Limits
 from omni_pipeline.errors import OmniError
 from stages.messages import MediaRef, Sampling, SpeechOptions, Text, TextOutput, VideoOptions
 

@@ -14,7 +14,7 @@ from gateway.api.openapi import CHAT_ERRORS, describe
 from gateway.api.schema import ChatCompletionRequest
 from omni_pipeline import __version__
 from omni_pipeline.errors import ErrorInfo
-from omni_pipeline.wire import StageStats
+from omni_pipeline.wire.messages import StageStats
 from tests.gateway.api.test_validation import GOOD, WRONG, body, messages
 from tests.gateway.scripted import HELLO, ScriptedPipeline, serving, tone
 

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.api.sampling import predictor_sampling, talker_sampling, thinker_sampling
 from gateway.api.validation import parse
-from omni_pipeline.config import Limits
+from omni_pipeline.config.schema import Limits
 from stages.messages import Sampling
 
 

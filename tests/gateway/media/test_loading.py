@@ -9,7 +9,7 @@ import pytest
 
 from gateway.api.conversion import MediaSource
 from gateway.media.loading import MediaLoader
-from omni_pipeline.config import MediaPolicy
+from omni_pipeline.config.schema import MediaPolicy
 from omni_pipeline.errors import OmniError
 
 LARGE = bytes(range(256)) * 12_000  # 3 MB: several slices of base64

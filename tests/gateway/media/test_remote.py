@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from gateway.media.remote import Downloader
-from omni_pipeline.config import MediaPolicy
+from omni_pipeline.config.schema import MediaPolicy
 from omni_pipeline.errors import OmniError
 
 PICTURE = bytes(range(256)) * 40

@@ -13,7 +13,7 @@ import pytest
 from gateway.api.conversion import MediaSource
 from gateway.media import addresses
 from gateway.media.loading import MediaLoader
-from omni_pipeline.config import MediaPolicy
+from omni_pipeline.config.schema import MediaPolicy
 from omni_pipeline.errors import OmniError
 from tests.gateway.scripted import HELLO, ScriptedPipeline, serving
 

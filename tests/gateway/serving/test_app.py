@@ -12,8 +12,8 @@ import pytest
 
 from omni_pipeline.errors import ErrorInfo
 from omni_pipeline.logs import TextFormatter
-from omni_pipeline.roster import WorkerReport
-from omni_pipeline.wire import StageStats
+from omni_pipeline.supervision.worker_state import WorkerReport
+from omni_pipeline.wire.messages import StageStats
 from tests.gateway.scripted import HELLO, ScriptedPipeline, serving
 
 JSON = {"Content-Type": "application/json"}

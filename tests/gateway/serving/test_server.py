@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from gateway.serving import server
-from omni_pipeline.config import Server, Trace
+from omni_pipeline.config.schema import Server, Trace
 from omni_pipeline.errors import ErrorInfo
 from tests.gateway.scripted import HELLO, ScriptedPipeline, serving
 

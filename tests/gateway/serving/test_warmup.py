@@ -15,7 +15,7 @@ from gateway.answers.collector import Collector
 from gateway.answers.route import route
 from gateway.serving import warmup
 from omni_pipeline.errors import ErrorInfo
-from omni_pipeline.wire import Codec
+from omni_pipeline.wire.messages import Codec
 from stages.messages import MediaRef
 from stages.topology import QWEN3_OMNI
 from tests.gateway.scripted import ScriptedPipeline
@@ -61,7 +61,7 @@ def test_the_request_is_not_spoken_without_a_voice():
 
 
 def test_the_request_travels_on_the_entry_edge():
-    from omni_pipeline.wire import Start
+    from omni_pipeline.wire.messages import Start
 
     codec = Codec(QWEN3_OMNI.body_types())
     sent = Start("warm-up-1", "gateway", "preprocessing", warmup.warmup_request("ethan"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.traces import traces
-from omni_pipeline.config import Trace
+from omni_pipeline.config.schema import Trace
 from omni_pipeline.errors import ErrorInfo
 from tests.gateway.scripted import HELLO, ScriptedPipeline, serving
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.errors import OmniError
-from omni_pipeline.graph import COLLECTOR
-from omni_pipeline.wire import Chunk, End, Tensor, Work
+from omni_pipeline.wire.messages import Chunk, End, Tensor, Work
 from stages.code2wav import Code2Wav
 from stages.messages import AudioDone, Frame
 from tests.device import EXACTNESS

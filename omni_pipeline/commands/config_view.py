@@ -1,0 +1,96 @@
+"""Shows a resolved configuration as YAML that can be used again, with who said each value beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import yaml
+from msgspec import Struct
+
+from omni_pipeline.config.layers import Settings, leaves
+from omni_pipeline.config.schema import StageConfig
+from omni_pipeline.deployment.resolve import Deployment, StagePlan, WorkerPlan
+
+DEFAULT = "default"
+HIDDEN = "(hidden)"
+DIVIDED = "reckoned, see sgl-omni plan"
+
+_SECRETS = ("server.api_keys",)
+
+
+class Line(Struct, frozen=True):
+    """One value: its dotted path, and who said it (`DEFAULT`, a file, a flag, a variable, or what it follows from)."""
+
+    path: str
+    value: Any
+    origin: str
+
+
+def explain(settings: Settings, deployment: Deployment) -> list[Line]:
+    """Every value of the configuration, in the order of the schema, with the server's own decisions filled in."""
+    tree: dict[str, Any] = msgspec.to_builtins(settings.config)
+    derived: dict[str, str] = {}
+    tree["stages"] = {}
+    for spec in deployment.graph.stages:
+        for worker in deployment.workers:
+            for plan in worker.stages:
+                if plan.name == spec.name:
+                    tree["stages"][plan.name] = _stage(settings, worker, plan)
+                    derived |= _reasons(settings, plan, accelerated=spec.accelerated)
+    lines = []
+    for path, value in leaves(tree):
+        if path in _SECRETS and value:
+            value = [HIDDEN] * len(value)
+        lines.append(Line(path, value, settings.origin(path) or derived.get(path, DEFAULT)))
+    return lines
+
+
+def render(lines: list[Line]) -> str:
+    """`lines` as YAML with the origins as comments; defaults have none."""
+    rows: list[tuple[str, str]] = []
+    above: list[str] = []
+    for line in lines:
+        *parents, name = line.path.split(".")
+        for depth, parent in enumerate(parents):
+            if above[: depth + 1] != parents[: depth + 1]:
+                rows.append((f"{'  ' * depth}{parent}:", ""))
+        above = parents
+        value = yaml.safe_dump(line.value, default_flow_style=True, width=10**6, allow_unicode=True)
+        value = value.removesuffix("\n").removesuffix("\n...")
+        rows.append((f"{'  ' * len(parents)}{name}: {value}", "" if line.origin == DEFAULT else f"# {line.origin}"))
+    width = min(48, max((len(text) for text, origin in rows if origin), default=0))
+    return "\n".join(f"{text:<{width}}  {origin}" if origin else text for text, origin in rows)
+
+
+def _stage(settings: Settings, worker: WorkerPlan, plan: StagePlan) -> Any:
+    said = settings.config.stages.get(plan.name, StageConfig())
+    decided = {
+        "worker": worker.name,
+        "device": plan.device,
+        "gpus": list(plan.gpus),
+        "tp_size": plan.tp_size,
+        "options": msgspec.to_builtins(plan.options),
+    }
+    if said.memory is None and plan.memory is not None:
+        decided["memory"] = f"{plan.memory / 2**30:.2f}GiB"
+    return msgspec.to_builtins(said) | decided
+
+
+def _reasons(settings: Settings, plan: StagePlan, *, accelerated: bool) -> dict[str, str]:
+    """Why the server decided what nobody said about a stage, by path."""
+    place = f"stages.{plan.name}"
+    colocated = settings.origin("colocate") if settings.config.colocate and accelerated else None
+    if not accelerated:
+        device = "it computes on the CPU only"
+    elif settings.config.device != "auto":
+        device = settings.origin("device") or DEFAULT
+    else:
+        device = "a GPU is visible" if plan.device == "cuda" else "no GPU is visible"
+    return {
+        f"{place}.worker": colocated or "a process of its own",
+        f"{place}.device": device,
+        **({f"{place}.gpus": colocated or "automatic"} if plan.gpus else {}),
+        **({f"{place}.tp_size": "one rank for each GPU"} if plan.tp_size > 1 else {}),
+        **(dict.fromkeys((f"{place}.memory", f"{place}.options.max_total_tokens"), DIVIDED) if plan.memory else {}),
+    }

@@ -1,0 +1,122 @@
+"""Gives a command the flags of `flags`, and hands it what they come to."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from omni_pipeline.config.flags import COMMON, INSIGHT, LIMITS, MEDIA, MEMORY, MODEL, NETWORK, PLACEMENT, Flag
+from omni_pipeline.config.layers import SET, Layer, gather, nest
+from omni_pipeline.config.schema import Config, merge
+from omni_pipeline.contract.graph import load_graph
+
+_PANELS = (MODEL, PLACEMENT, MEMORY, NETWORK, MEDIA, LIMITS, INSIGHT)
+
+_CONFIG = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="YAML file with any of these settings and more, see configs/. Flags win over it.",
+        metavar="FILE",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+_SET = Annotated[
+    list[str] | None,
+    typer.Option(
+        SET,
+        help="Any other setting of the file, as in thinker.engine.chunked_prefill_size=2048 or server.limits.requests=8"
+        "; see docs/configuration.md. Repeatable, wins over everything else.",
+        metavar="PATH=VALUE",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+
+
+def all_flags() -> list[Flag]:
+    """The common ones and those of the model, in the order of ``--help``."""
+    flags = [*COMMON, *load_graph(Config().graph).flags]
+    return sorted(flags, key=lambda flag: _PANELS.index(flag.panel))
+
+
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with all these flags, ``--config`` and ``--set``, besides the parameters that `command` has.
+
+    Args:
+        command: Its first parameter, `settings`, gets the `settings.Settings`.
+    """
+    flags = all_flags()
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+    def run(context: typer.Context, **given: Any) -> None:
+        mine = {parameter.name: given.pop(parameter.name) for parameter in own}
+        layers = [*_layers(flags, given, context, environment=True), *_layers(flags, given, context, environment=False)]
+        command(gather(given["config"], layers, given["set_"] or ()), **mine)
+
+    parameters = [
+        _parameter("context", typer.Context, inspect.Parameter.empty),
+        *(_parameter(flag.parameter, _option(flag), None) for flag in flags[:1]),
+        _parameter("config", _CONFIG, None),
+        _parameter("set_", _SET, None),
+        *(_parameter(flag.parameter, _option(flag), None) for flag in flags[1:]),
+        *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own),
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _option(flag: Flag) -> Any:
+    return Annotated[
+        flag.kind | None,
+        typer.Option(
+            flag.name,
+            help=flag.help,
+            metavar=flag.metavar,
+            envvar=flag.variable,
+            show_envvar=False,
+            show_default=flag.default,
+            rich_help_panel=flag.panel,
+            parser=_parser(flag),
+        ),
+    ]
+
+
+def _parser(flag: Flag) -> Callable[[str], Any] | None:
+    parse = flag.parse
+    if parse is None:
+        return None
+
+    def parser(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return parser
+
+
+def _layers(flags: list[Flag], given: dict[str, Any], context: typer.Context, *, environment: bool) -> list[Layer]:
+    """What the flags say that came from the environment, or those that did not."""
+    layers = []
+    for flag in flags:
+        value = given[flag.parameter]
+        if value is None or value == []:
+            continue
+        source = context.get_parameter_source(flag.parameter)
+        if (source is not None and source.name == "ENVIRONMENT") == environment:
+            name = flag.variable if environment else flag.name
+            layers.append(Layer(name, functools.reduce(merge, (nest(path, value) for path in flag.settings))))
+    return layers

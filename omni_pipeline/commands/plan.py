@@ -1,0 +1,98 @@
+"""`sgl-omni plan`: what a deployment takes of each GPU, told before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from msgspec import Struct
+from rich.console import Console
+
+from omni_pipeline.commands.config import Gpus, resolved
+from omni_pipeline.commands.options import takes_settings
+from omni_pipeline.commands.plan_view import draw
+from omni_pipeline.config.layers import Settings
+from omni_pipeline.contract.stage_memory import Request
+from omni_pipeline.deployment import checkpoint, host_memory
+from omni_pipeline.deployment.alternatives import Remedy, remedies
+from omni_pipeline.deployment.division import check_ranks
+from omni_pipeline.deployment.memory_plan import DevicePlan, Placement, place
+from omni_pipeline.errors import StartupError
+from omni_pipeline.gpus import memory_used
+
+_REQUEST = Request()
+_Tokens = Annotated[int, typer.Option(min=1, metavar="N", help="Of the request that the plan counts in.")]
+
+
+class Plan(Struct, frozen=True):
+    """A placement, and what to do where it does not fit."""
+
+    model_path: str
+    placement: Placement
+    remedies: tuple[Remedy, ...]
+
+
+@takes_settings
+def plan(
+    settings: Settings,
+    gpus: Gpus = None,
+    prompt_tokens: _Tokens = _REQUEST.prompt_tokens,
+    answer_tokens: _Tokens = _REQUEST.answer_tokens,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON, in bytes and tokens.")] = False,
+) -> None:
+    """Say what a deployment takes of each GPU, whether it fits, and what to change if it does not.
+
+    Takes the flags of serve. Loads nothing: a directory with config.json is enough. Ends with 1 if it does not fit.
+    """
+    made = planned(settings, gpus, Request(prompt_tokens, answer_tokens))
+    if as_json:
+        print(json.dumps(as_data(made), indent=1))
+    else:
+        console = Console()
+        console.print(draw(made.placement, made.remedies), highlight=False, soft_wrap=True)
+    if not made.placement.fits:
+        raise typer.Exit(1)
+
+
+def planned(settings: Settings, gpus: str | None, request: Request) -> Plan:
+    """The plan for these settings.
+
+    Raises:
+        StartupError: the settings contradict themselves, or nothing is known of the checkpoint.
+    """
+    deployment = resolved(settings, gpus)
+    spec = deployment.graph.checkpoint
+    if spec is None:
+        raise StartupError(f"The graph {deployment.graph.name} loads no checkpoint, so there is nothing to plan.")
+    found = checkpoint.describe(deployment.model_path, spec)
+    check_ranks(deployment, found.path)
+    used = memory_used(deployment.gpus) if gpus is None and deployment.gpus else {}
+    placement = place(deployment, found, ram=host_memory.available_bytes(), used=used, request=request)
+    seek = deployment.uses_cuda and not placement.fits
+    changes = remedies(settings.config, found, deployment.gpus, request) if seek else ()
+    return Plan(found.path, placement, changes)
+
+
+def as_data(made: Plan) -> dict[str, Any]:
+    """The plan as JSON can hold it: bytes, tokens, and the sums that `Placement` gives."""
+    placement = made.placement
+    return {
+        "model_path": made.model_path,
+        "fits": placement.fits,
+        "requests": placement.requests,
+        "bounded_by": list(placement.bounded_by),
+        "request": msgspec.to_builtins(placement.request),
+        "devices": [_device(device) for device in placement.devices],
+        "caches": [{**msgspec.to_builtins(cache), "requests": cache.requests} for cache in placement.caches],
+        "limits": placement.limits,
+        "problems": list(placement.problems),
+        "notes": list(placement.notes),
+        "remedies": msgspec.to_builtins(made.remedies),
+    }
+
+
+def _device(device: DevicePlan) -> dict[str, Any]:
+    holdings = [{**msgspec.to_builtins(holding), "total": holding.total} for holding in device.holdings]
+    return {**msgspec.to_builtins(device), "taken": device.taken, "left": device.left, "holdings": holdings}

@@ -1,0 +1,125 @@
+"""Draws a placement: who sits where, what each takes, and whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from omni_pipeline.deployment.alternatives import Remedy, told
+from omni_pipeline.deployment.memory_plan import CachePlan, DevicePlan, Holding, Placement
+
+WIDTH = 64
+"""Characters that stand for a whole device."""
+
+_GIB = 1024**3
+_KIB = 1024
+_COLORS = ("cyan", "magenta", "green", "yellow", "blue", "red")
+_FILLS = "█▓"
+_FREE, _KEPT = "·", "╳"
+_PARTS = ("weights", "cache", "state", "activations", "graphs", "process")
+_HEADINGS = ("weights", "KV cache", "state", "peak", "graphs", "process")
+
+
+def draw(placement: Placement, found: Sequence[Remedy]) -> RenderableType:
+    """The whole plan, for a console."""
+    colors = _colors(placement)
+    parts: list[RenderableType] = []
+    for device in placement.devices:
+        parts += [*_device(device, colors), ""]
+    if placement.caches:
+        parts += [_caches(placement.caches), ""]
+    parts += _verdict(placement, found)
+    return Group(*parts)
+
+
+def _colors(placement: Placement) -> dict[str, str]:
+    stages = dict.fromkeys(holding.stage for device in placement.devices for holding in device.holdings)
+    return {stage: _COLORS[index % len(_COLORS)] for index, stage in enumerate(stages)}
+
+
+def _device(device: DevicePlan, colors: dict[str, str]) -> Iterator[RenderableType]:
+    unused = " (nobody is on it)" if not device.holdings else ""
+    yield Text.from_markup(
+        f"[bold]{escape(device.label)}[/]  {_gib(device.memory)} GiB, of which {_gib(device.usable)} can be used and "
+        f"{_gib(device.taken)} are taken{unused}"
+    )
+    yield _bar(device, colors)
+    if device.holdings:
+        yield Padding(_holdings(device.holdings, colors), (0, 0, 0, 2))
+
+
+def _bar(device: DevicePlan, colors: dict[str, str]) -> Text:
+    """One line: a block for each stage as long as its share, then what is free, then what is kept free."""
+    bar = Text()
+    scale = WIDTH / max(device.memory, device.taken, 1)
+    drawn = end = 0.0
+    for index, holding in enumerate(device.holdings):
+        end += holding.total * scale
+        length, fill = round(end) - round(drawn), _FILLS[index % 2]
+        name = f" {holding.stage} " if length > len(holding.stage) + 3 else ""
+        bar.append(f"{fill}{name}".ljust(length, fill)[:length], style=colors[holding.stage])
+        drawn = end
+    for upto, sign in ((device.usable, _FREE), (device.memory, _KEPT)):
+        upto_drawn = round(upto * scale)
+        bar.append(sign * max(0, upto_drawn - round(drawn)), style="dim")
+        drawn = max(drawn, upto_drawn)
+    return bar
+
+
+def _holdings(holdings: Sequence[Holding], colors: dict[str, str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    shared = any(holding.worker != holding.stage for holding in holdings)
+    table.add_column("stage", no_wrap=True)
+    if shared:
+        table.add_column("worker", no_wrap=True)
+    for heading in (*_HEADINGS, "all GiB"):
+        table.add_column(heading, justify="right")
+    for holding in holdings:
+        figures = [_gib(getattr(holding, part)) if getattr(holding, part) else "–" for part in _PARTS]
+        name = Text(holding.stage, style=colors[holding.stage])
+        table.add_row(name, *([holding.worker] if shared else []), *figures, _gib(holding.total))
+    return table
+
+
+def _caches(caches: Sequence[CachePlan]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("KV cache", "KiB per token", "tokens", "tokens per request", "requests at a time"):
+        table.add_column(heading, justify="left" if heading == "KV cache" else "right")
+    for cache in caches:
+        each = (cache.token_bytes + cache.beside_bytes) / _KIB
+        figures = (f"{each:g}", f"{cache.tokens:,}", f"{cache.request_tokens:,}", str(cache.requests))
+        table.add_row(cache.stage, *figures)
+    return table
+
+
+def _verdict(placement: Placement, found: Sequence[Remedy]) -> Iterator[RenderableType]:
+    request = placement.request
+    kind = f"requests of {request.prompt_tokens:,} tokens in and {request.answer_tokens:,} out"
+    if placement.fits:
+        number = placement.requests
+        room = f", with room for {number} {kind} at a time" if number is not None else ""
+        bound = f" {' and '.join(placement.bounded_by)} can take no more." if number is not None else ""
+        yield Text.from_markup(f"[bold green]It fits[/]{room}.{bound}")
+        yield from map(Text, placement.notes)
+        return
+    yield Text.from_markup("[bold red]It does not fit.[/]")
+    for problem in placement.problems:
+        yield Text(f"  {problem[:1].upper()}{problem[1:]}")
+    if found:
+        yield Text("What would, each by itself:")
+        for line in told(found):
+            yield Text(f"  {line}")
+    elif any(device.index is not None for device in placement.devices):
+        yield Text("No other layout on these GPUs does either.")
+
+
+def _gib(size: int) -> str:
+    """With as many digits as it takes to tell it from nothing."""
+    if size >= _GIB // 10 or not size:
+        return f"{size / _GIB:.1f}"
+    return f"{size / _GIB:.2f}" if size >= _GIB // 100 else "<0.01"

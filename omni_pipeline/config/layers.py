@@ -1,0 +1,159 @@
+"""Joins what is said about the configuration in different places, and remembers which of them said what.
+
+The places, each winning over those before it: the defaults, the file, the environment, flags, ``--set``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from msgspec import Struct
+
+from omni_pipeline.config.schema import Config, StageConfig, convert, merge, read, suggestion
+from omni_pipeline.contract.graph import Graph, load_graph
+from omni_pipeline.errors import StartupError
+
+SET = "--set"
+
+
+class Layer(Struct, frozen=True):
+    """What one place says: `tree` is nested like the file. `source` names the place as its reader knows it."""
+
+    source: str
+    tree: dict[str, Any]
+
+
+class Settings(Struct, frozen=True):
+    """The joined configuration.
+
+    Attributes:
+        origins: Source of each value that is not a default, by dotted path.
+    """
+
+    config: Config
+    origins: dict[str, str]
+
+    def origin(self, path: str) -> str | None:
+        """Who said what is at `path`, or something beneath it or above it; None if it is a default."""
+        while path:
+            if path in self.origins:
+                return self.origins[path]
+            path = path.rpartition(".")[0]
+        return None
+
+
+def gather(path: Path | None, layers: Iterable[Layer] = (), assignments: Iterable[str] = ()) -> Settings:
+    """Everything that was said, checked against the schema and the graph's options.
+
+    Args:
+        path: The configuration file, or None.
+        layers: From the environment and from flags, in rising order.
+        assignments: Values of ``--set``, such as ``thinker.threads=2``.
+
+    Raises:
+        StartupError: something is unknown, of the wrong type or out of range, and who said it.
+    """
+    file = [Layer(str(path), read(path))] if path else []
+    said = [*file, *layers]
+    graph = _graph(said)
+    said += [Layer(f"{SET} {text}", _assignment(text, graph)) for text in assignments]
+    tree: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer in said:
+        _check(layer, graph)
+        tree = merge(tree, layer.tree)
+        for place, value in leaves(layer.tree):
+            if value == {}:  # joined with what is there, it says nothing
+                continue
+            origins = {known: source for known, source in origins.items() if not known.startswith(f"{place}.")}
+            origins[place] = layer.source
+    config = convert(tree, Config, "")
+    if config.text_only:
+        _refuse_absent_stages(said[len(file) :], graph)
+    return Settings(config, origins)
+
+
+def nest(path: str, value: Any) -> Any:
+    """``{"a": {"b": value}}`` of ``a.b``."""
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    return value
+
+
+def leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of everything in `tree` that is not a mapping with something in it."""
+    for name, value in tree.items():
+        path = f"{above}{name}"
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{path}.")
+        else:
+            yield path, value
+
+
+def _graph(layers: Iterable[Layer]) -> Graph:
+    named = [layer.tree["graph"] for layer in layers if isinstance(layer.tree.get("graph"), str)]
+    return load_graph(named[-1] if named else Config().graph)
+
+
+def _check(layer: Layer, graph: Graph) -> None:
+    """Check one place's words by themselves, so that a mistake is laid at the right door."""
+    stages = layer.tree.get("stages")
+    for name, stage in stages.items() if isinstance(stages, dict) else ():
+        convert(stage, StageConfig, f"stages.{name}", source=f"{layer.source}: ")
+    config = convert(layer.tree, Config, "", source=f"{layer.source}: ")
+    for name, stage in config.stages.items():
+        if name not in graph.stage_names:
+            hint = suggestion(name, graph.stage_names)
+            raise StartupError(f"{layer.source}: stages.{name}: there is no such stage; {hint}")
+        convert(stage.options, graph.stage(name).options, f"stages.{name}.options", source=f"{layer.source}: ")
+
+
+def _assignment(text: str, graph: Graph) -> dict[str, Any]:
+    """The tree that ``path=value`` stands for; `value` is YAML."""
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise StartupError(f"{SET} {text}: write a setting, an equals sign and a value, as in thinker.threads=2.")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise StartupError(f"{SET} {text}: {value!r} is not a YAML value.") from error
+    return nest(_full(path.strip(), graph, text), parsed)
+
+
+def _full(path: str, graph: Graph, text: str) -> str:
+    """The full path of a setting, where the stage's ``stages.`` and ``options.`` may be left out."""
+    first, _, rest = path.partition(".")
+    if first == "stages":
+        first, _, rest = rest.partition(".")
+    elif first not in graph.stage_names:
+        fields = _names(Config)
+        if first not in fields:
+            known = [*graph.stage_names, *fields]
+            raise StartupError(f"{SET} {text}: there is no stage or setting {first}; {suggestion(first, known)}")
+        return path
+    if first not in graph.stage_names:
+        raise StartupError(f"{SET} {text}: there is no stage {first}; {suggestion(first, graph.stage_names)}")
+    second = rest.partition(".")[0]
+    if second in _names(StageConfig):
+        return f"stages.{first}.{rest}"
+    options = _names(graph.stage(first).options)
+    if second in options:
+        return f"stages.{first}.options.{rest}"
+    hint = suggestion(second, [*_names(StageConfig), *options])
+    raise StartupError(f"{SET} {text}: {first} has no setting {second!r}; {hint}")
+
+
+def _names(kind: type[Struct]) -> list[str]:
+    return [field.encode_name for field in msgspec.structs.fields(kind)]
+
+
+def _refuse_absent_stages(layers: Iterable[Layer], graph: Graph) -> None:
+    """A file may speak of stages that a text-only server leaves out; a flag about nothing else is a mistake."""
+    for layer in layers:
+        stages = layer.tree.get("stages", {})
+        if stages and set(layer.tree) == {"stages"} and not graph.text_stages & set(stages):
+            raise StartupError(f"{layer.source}: a text-only server has no {', '.join(stages)}.")

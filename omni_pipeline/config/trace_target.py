@@ -1,0 +1,81 @@
+"""Where traces go: into a directory, or to an OpenTelemetry collector, which OpenTelemetry's variables may name."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from msgspec import structs
+
+from omni_pipeline.config.schema import Trace
+from omni_pipeline.errors import StartupError
+
+log = logging.getLogger(__name__)
+
+_PACKAGES = "opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http"
+_EXPORTER = "opentelemetry.exporter.otlp.proto.http"
+_PATH = "/v1/traces"
+
+
+def resolve(trace: Trace, environment: Mapping[str, str]) -> Trace:
+    """`trace` with the full URL that spans are sent to, or without any; an empty directory name is none.
+
+    Raises:
+        StartupError: the configuration asks for it, and the packages for it are not installed.
+    """
+    trace = structs.replace(trace, dir=trace.dir or None)
+    if trace.otlp_endpoint is not None:
+        if not installed():
+            raise StartupError(f"trace.otlp_endpoint: sending traces needs {_PACKAGES}: install them with pip.")
+        return structs.replace(trace, otlp_endpoint=trace.otlp_endpoint.rstrip("/") + _PATH)
+    endpoint = _from(environment)
+    if endpoint is not None and not installed():
+        log.warning("OpenTelemetry's endpoint %s is ignored: sending traces needs %s", endpoint, _PACKAGES)
+        endpoint = None
+    return structs.replace(trace, otlp_endpoint=endpoint)
+
+
+def prepare(trace: Trace) -> None:
+    """Make the directory for traces, if there is to be one. Raises StartupError when nothing can be written there."""
+    if trace.dir is None:
+        return
+    directory = Path(trace.dir)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(f"Cannot make the directory for traces, {directory}: {error.strerror}.") from error
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        raise StartupError(f"Cannot write traces to {directory}: it is not writable.")
+
+
+def installed() -> bool:
+    """Whether the packages are there; found out without importing them."""
+    try:
+        return (
+            importlib.util.find_spec(_EXPORTER) is not None
+            and importlib.util.find_spec("opentelemetry.sdk") is not None
+        )
+    except ModuleNotFoundError:  # not even the packages above
+        return False
+
+
+def _from(environment: Mapping[str, str]) -> str | None:
+    """The URL that OpenTelemetry's environment variables name, unless they say that nothing is to be sent."""
+
+    def of(name: str) -> str:
+        return environment.get(f"OTEL_{name}", "").strip()
+
+    if of("SDK_DISABLED").lower() == "true" or of("TRACES_EXPORTER") not in ("", "otlp"):
+        return None
+    protocol = of("EXPORTER_OTLP_TRACES_PROTOCOL") or of("EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
+    whole, base = of("EXPORTER_OTLP_TRACES_ENDPOINT"), of("EXPORTER_OTLP_ENDPOINT")
+    endpoint = whole or (base and base.rstrip("/") + _PATH)
+    if endpoint and protocol != "http/protobuf":
+        log.warning(
+            "OpenTelemetry's endpoint %s is ignored: %s is not spoken here, only http/protobuf", endpoint, protocol
+        )
+        return None
+    return endpoint or None

@@ -1,0 +1,161 @@
+"""The stage graph as data: which stages there are, and what passes between them.
+
+A graph says *what* is computed. *Where* (which worker process, which device) is configuration, see `config`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from msgspec import Struct
+
+from omni_pipeline.config.flags import Flag
+from omni_pipeline.contract.stage_memory import TellNeeds
+from omni_pipeline.errors import StartupError
+
+TellTensors: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, tuple[int, int]]]
+
+# The two ends of every graph, in the main process.
+GATEWAY = "gateway"
+COLLECTOR = "collector"
+
+
+class StageSpec(Struct, frozen=True):
+    """One stage of a graph.
+
+    Attributes:
+        name: Unique name, used in configuration, logs and metrics.
+        factory: ``package.module:Class`` called in the worker with a `stage.StageContext`; gives a `stage.Stage`.
+        options: Struct type of the stage's own configuration; must import without torch.
+        preload: Modules that take long to import and are safe to share by fork.
+        accelerated: Whether the stage computes on a GPU when there is one.
+        weights: Prefixes of the checkpoint's tensors that it loads; none for a stage without weights.
+        parallel: Whether several GPUs can share its work (tensor parallelism).
+        divided: Values in the checkpoint's ``config.json``, by dotted path, that the number of ranks has to divide.
+        fills_memory: Whether it uses all the memory that it is given, as a KV cache does. It then loads after the
+            others on its GPU, when their memory is taken.
+        usual_gpu: Index of the GPU that it gets where there are several and the configuration names none.
+        needs: Tells its memory besides its weights, without torch; None for a stage whose other memory is not worth
+            counting.
+    """
+
+    name: str
+    factory: str
+    options: type[Struct]
+    preload: tuple[str, ...] = ()
+    accelerated: bool = False
+    weights: tuple[str, ...] = ()
+    parallel: bool = False
+    divided: tuple[str, ...] = ()
+    fills_memory: bool = False
+    usual_gpu: int = 0
+    needs: TellNeeds | None = None
+
+
+class CheckpointSpec(Struct, frozen=True):
+    """What makes a directory a checkpoint of the graph's model, besides its weights.
+
+    Attributes:
+        title: What to call the model in messages.
+        model_types: Accepted values of `model_type` in ``config.json``.
+        files: Files that have to be there; each entry is a set of alternatives, as in
+            ``(("vocab.json", "merges.txt"), ("tokenizer.json",))``: all of the first, or all of the second.
+        tensors: Tells from a parsed ``config.json`` the tensors of such a checkpoint: for each name its number of
+            elements and its bytes. None where that cannot be told.
+        quantised: The same for a checkpoint of the same model with its weights in FP8.
+    """
+
+    title: str
+    model_types: tuple[str, ...]
+    files: tuple[tuple[tuple[str, ...], ...], ...] = ()
+    tensors: TellTensors | None = None
+    quantised: TellTensors | None = None
+
+
+class Edge(Struct, frozen=True):
+    """What `source` may send to `target`: bodies of this struct type, or union of tagged struct types."""
+
+    source: str
+    target: str
+    body: Any
+
+
+class Graph(Struct, frozen=True):
+    """Stages and edges.
+
+    Attributes:
+        entry: The stage that requests enter by.
+        checkpoint: What the stages load, if anything.
+        text_stages: Names of the stages that a deployment keeps which gives text only; empty where that makes no
+            difference.
+        flags: Command-line flags of its own.
+    """
+
+    name: str
+    stages: tuple[StageSpec, ...]
+    edges: tuple[Edge, ...]
+    entry: str
+    checkpoint: CheckpointSpec | None = None
+    text_stages: frozenset[str] = frozenset()
+    flags: tuple[Flag, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = {stage.name for stage in self.stages}
+        if len(names) < len(self.stages):
+            raise ValueError(f"graph {self.name}: two stages share a name")
+        for edge in self.edges:
+            for end, outside in ((edge.source, GATEWAY), (edge.target, COLLECTOR)):
+                if end not in names and end != outside:
+                    raise ValueError(f"graph {self.name}: edge {edge.source} → {edge.target} leaves the graph")
+        if self.entry not in names:
+            raise ValueError(f"graph {self.name}: entry {self.entry} is not a stage")
+
+    def stage(self, name: str) -> StageSpec:
+        """The stage called `name`. Raises KeyError."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        return tuple(stage.name for stage in self.stages)
+
+    def body_types(self) -> dict[tuple[str, str], Any]:
+        """Body type of each edge, as `wire.Codec` wants it."""
+        return {(edge.source, edge.target): edge.body for edge in self.edges}
+
+    def narrowed(self, names: frozenset[str]) -> Graph:
+        """The same graph with only these stages, and the edges between them."""
+        kept = names | {GATEWAY, COLLECTOR}
+        return Graph(
+            name=self.name,
+            stages=tuple(stage for stage in self.stages if stage.name in names),
+            edges=tuple(edge for edge in self.edges if edge.source in kept and edge.target in kept),
+            entry=self.entry,
+            checkpoint=self.checkpoint,
+        )
+
+
+def load_graph(path: str) -> Graph:
+    """The graph that ``package.module:name`` names. Raises StartupError."""
+    try:
+        graph = load_object(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise StartupError(f"graph: cannot load {path}: {error}") from error
+    if not isinstance(graph, Graph):
+        raise StartupError(f"graph: {path} is a {type(graph).__name__}, not a stage graph.")
+    return graph
+
+
+def load_object(path: str) -> Any:
+    """The object that ``package.module:name`` names. Raises ImportError or AttributeError."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def load_factory(spec: StageSpec) -> Callable[..., Any]:
+    """The callable that builds `spec`."""
+    return load_object(spec.factory)

@@ -1,0 +1,197 @@
+"""What would make a deployment fit that does not: other layouts and checkpoints, each tried before it is named."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Mapping, Sequence
+
+from msgspec import Struct, structs
+
+from omni_pipeline.config.flags import Flag
+from omni_pipeline.config.schema import Config, StageConfig
+from omni_pipeline.contract.graph import Graph, load_graph
+from omni_pipeline.contract.stage_memory import Request
+from omni_pipeline.deployment.checkpoint import Checkpoint, Stored
+from omni_pipeline.deployment.division import check_ranks
+from omni_pipeline.deployment.memory_plan import Placement, place
+from omni_pipeline.deployment.resolve import resolve
+from omni_pipeline.errors import StartupError
+from omni_pipeline.gpus import Gpu
+
+MOST = 4
+"""Remedies named at a time."""
+
+_GIB = 1024**3
+_STEP = 8
+_MOST_STEPS = 512
+_RANKS = (2, 4, 8)
+_FP8, _SILENT, _TOGETHER = "an FP8 checkpoint", "--text-only", "--colocate"
+
+
+class Remedy(Struct, frozen=True):
+    """Something to change, and the counted requests that then find room at the same time."""
+
+    change: str
+    requests: int
+
+
+class _Attempt(Struct, frozen=True):
+    change: str
+    config: Config
+    checkpoint: Checkpoint
+    gpus: tuple[Gpu, ...]
+
+
+def remedies(config: Config, checkpoint: Checkpoint, gpus: Sequence[Gpu], request: Request) -> tuple[Remedy, ...]:
+    """Changes of which each alone makes `config` fit on `gpus`, the mildest first."""
+    found: list[Remedy] = []
+    for group in _groups(config, checkpoint, tuple(gpus)):
+        tried = ((attempt, _tried(attempt, request)) for attempt in group)
+        fitting = ((attempt, placement) for attempt, placement in tried if placement is not None and placement.fits)
+        for attempt, placement in fitting:
+            found.append(Remedy(attempt.change, placement.requests or 0))
+            break
+        if len(found) == MOST:
+            break
+    return tuple(found)
+
+
+def _groups(config: Config, checkpoint: Checkpoint, gpus: tuple[Gpu, ...]) -> Iterator[Iterator[_Attempt]]:
+    """Kinds of changes; of each the first attempt that fits is enough."""
+    graph = load_graph(config.graph)
+    quantised = _quantised(graph, checkpoint)
+    silent = structs.replace(config, text_only=True)
+    yield _layouts((), (), config, checkpoint, gpus)
+    if quantised is not None:
+        yield _layouts((_FP8,), (), config, quantised, gpus)
+    if not config.text_only and graph.text_stages:
+        yield _layouts((), (_SILENT,), silent, checkpoint, gpus)
+        if quantised is not None:
+            yield _layouts((_FP8,), (_SILENT,), silent, quantised, gpus)
+    yield _one_gpu(config, checkpoint)
+
+
+def _layouts(
+    takes: tuple[str, ...],
+    flags: tuple[str, ...],
+    config: Config,
+    checkpoint: Checkpoint,
+    gpus: tuple[Gpu, ...],
+) -> Iterator[_Attempt]:
+    """This configuration, all on one GPU, and spread over all.
+
+    Args:
+        takes, flags: What else is different in it.
+    """
+    if takes or flags:
+        yield _Attempt(_change(takes, flags), config, checkpoint, gpus)
+    free = structs.replace(config, stages=_anywhere(config.stages), colocate=False)
+    if not config.colocate:
+        together = structs.replace(free, colocate=True)
+        yield _Attempt(_change(takes, (*flags, _TOGETHER)), together, checkpoint, gpus)
+    for places, spread in _spreads(free, checkpoint, gpus):
+        yield _Attempt(_change(takes, (*flags, places)), spread, checkpoint, gpus)
+
+
+def _change(takes: tuple[str, ...], flags: tuple[str, ...]) -> str:
+    return " and ".join([*(f"take {what}" for what in takes), *([f"pass {' '.join(flags)}"] if flags else [])])
+
+
+def _anywhere(stages: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
+    """Stages without what says where they are."""
+    return {
+        name: structs.replace(stage, gpus=[], worker=None, memory=None, tp_size=None) for name, stage in stages.items()
+    }
+
+
+def _spreads(config: Config, checkpoint: Checkpoint, gpus: tuple[Gpu, ...]) -> Iterator[tuple[str, Config]]:
+    """Layouts over several GPUs: the stage that can be shared on some of them, the others where most is left."""
+    graph = load_graph(config.graph)
+    stages = [
+        spec
+        for spec in graph.stages
+        if spec.accelerated and not (config.text_only and graph.text_stages and spec.name not in graph.text_stages)
+    ]
+    shared = next((spec.name for spec in stages if spec.parallel), None)
+    if shared is None or len(gpus) < 2:
+        return
+    for ranks in (1, *(ranks for ranks in _RANKS if ranks <= len(gpus))):
+        placed = {shared: list(range(ranks))}
+        alone = {spec.name: [0] for spec in stages}
+        sizes = _sizes(structs.replace(config, stages=_put(config.stages, alone | placed)), checkpoint, gpus)
+        if sizes is None:
+            continue
+        left = {gpu.index: float(gpu.memory) for gpu in gpus}
+        for index in placed[shared]:
+            left[index] -= sizes[shared]
+        for name in sorted(alone.keys() - {shared}, key=lambda name: -sizes[name]):
+            emptiest = max(left, key=lambda index: left[index])
+            placed[name] = [emptiest]
+            left[emptiest] -= sizes[name]
+        ordered = {spec.name: placed[spec.name] for spec in stages}
+        yield _flags(ordered, graph.flags), structs.replace(config, stages=_put(config.stages, ordered))
+
+
+def _put(stages: Mapping[str, StageConfig], places: Mapping[str, list[int]]) -> dict[str, StageConfig]:
+    named = {name: structs.replace(stages.get(name, StageConfig()), gpus=indices) for name, indices in places.items()}
+    return {**stages, **named}
+
+
+def _flags(places: Mapping[str, list[int]], flags: Sequence[Flag]) -> str:
+    names = {path: flag.name for flag in flags for path in flag.settings}
+    words = []
+    for stage, indices in places.items():
+        path, listed = f"stages.{stage}.gpus", ",".join(map(str, indices))
+        words.append(f"{names[path]} {listed}" if path in names else f"--set {path}=[{listed}]")
+    return " ".join(words)
+
+
+def _sizes(config: Config, checkpoint: Checkpoint, gpus: tuple[Gpu, ...]) -> dict[str, int] | None:
+    """What each stage takes of a GPU without its cache."""
+    placement = _tried(_Attempt("", config, checkpoint, gpus), Request())
+    if placement is None:
+        return None
+    return {holding.stage: holding.fixed for device in placement.devices for holding in device.holdings}
+
+
+def _quantised(graph: Graph, checkpoint: Checkpoint) -> Checkpoint | None:
+    """The checkpoint with its weights in FP8; None where they are, or where none is known."""
+    spec = graph.checkpoint
+    if spec is None or spec.quantised is None or checkpoint.config.get("quantization_config"):
+        return None
+    tensors = {name: Stored(*stored) for name, stored in spec.quantised(checkpoint.config).items()}
+    return structs.replace(checkpoint, tensors=tensors)
+
+
+def _one_gpu(config: Config, checkpoint: Checkpoint) -> Iterator[_Attempt]:
+    """The smallest GPU that would do for all, in steps of 8 GiB."""
+    together = structs.replace(config, stages=_anywhere(config.stages), colocate=True)
+
+    def attempt(step: int) -> _Attempt:
+        change = _change((f"one GPU with {_STEP * step} GiB or more",), (_TOGETHER,))
+        return _Attempt(change, together, checkpoint, (Gpu(0, "larger", _STEP * step * _GIB, "0"),))
+
+    def fits(step: int) -> bool:
+        placement = _tried(attempt(step), Request())
+        return placement is not None and placement.fits
+
+    yield attempt(bisect.bisect_left(range(_MOST_STEPS), True, lo=1, key=fits))
+
+
+def _tried(attempt: _Attempt, request: Request) -> Placement | None:
+    """What an attempt takes; None where the configuration itself refuses it."""
+    try:
+        deployment = resolve(attempt.config, attempt.gpus)
+        check_ranks(deployment, attempt.checkpoint.path)
+    except StartupError:
+        return None
+    return place(deployment, attempt.checkpoint, request=request)
+
+
+def told(found: Sequence[Remedy]) -> list[str]:
+    """The remedies as sentences."""
+    return [f"{remedy.change}: room for {_requests(remedy.requests)}" for remedy in found]
+
+
+def _requests(number: int) -> str:
+    return "1 request" if number == 1 else f"{number} requests"

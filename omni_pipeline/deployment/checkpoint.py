@@ -1,0 +1,234 @@
+"""Finds the checkpoint that ``--model-path`` names, and says what is wrong with it before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from omni_pipeline.contract.graph import CheckpointSpec
+from omni_pipeline.errors import StartupError
+
+_INDEX = "model.safetensors.index.json"
+
+# A safetensors header beyond this is not one.
+_MAX_HEADER_BYTES = 100 * 1024 * 1024
+
+
+class _Index(Struct):
+    """``model.safetensors.index.json``: the file of each tensor."""
+
+    weight_map: dict[str, str]
+
+
+class Stored(Struct, frozen=True):
+    """A tensor of a checkpoint: how many elements it has, and how many bytes they take."""
+
+    elements: int
+    nbytes: int
+
+
+class _Weight(Struct):
+    """A tensor in a safetensors header."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+    @property
+    def stored(self) -> Stored:
+        begin, end = self.data_offsets
+        return Stored(math.prod(self.shape), end - begin)
+
+
+class Checkpoint(Struct, frozen=True):
+    """A checkpoint, or what one would hold.
+
+    Attributes:
+        path: Its directory, absolute.
+        config: Its ``config.json``.
+        tensors: By name.
+    """
+
+    path: str
+    config: dict[str, Any]
+    tensors: dict[str, Stored]
+
+    @property
+    def dtype(self) -> str:
+        """Torch name of the type that most weights are stored in."""
+        name = self.config.get("dtype") or self.config.get("torch_dtype") or "bfloat16"
+        return str(name).removeprefix("torch.")
+
+    def held_bytes(self, prefixes: Sequence[str], item_size: int | None) -> int:
+        """Bytes of the tensors whose names begin with one of `prefixes`, once they are loaded.
+
+        Args:
+            item_size: Of the data type they are loaded in; None for the one they are stored in. Weights that are
+                stored in less than two bytes each are quantised, and stay so.
+        """
+        held = (tensor for name, tensor in self.tensors.items() if name.startswith(tuple(prefixes)))
+        return sum(
+            tensor.nbytes if item_size is None or tensor.nbytes < 2 * tensor.elements else tensor.elements * item_size
+            for tensor in held
+        )
+
+
+def resolve(model_path: str, spec: CheckpointSpec, announce: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint at a directory, or on the Hugging Face hub by name.
+
+    Args:
+        announce: Told when something takes time.
+
+    Raises:
+        StartupError: it is not there, not of the right model, or not complete.
+    """
+    if os.path.isdir(model_path):
+        return inspect(Path(model_path), spec)
+    if os.path.exists(model_path):
+        raise StartupError(f"{model_path} is a file: --model-path takes the checkpoint's directory.")
+    if not _is_hub_name(model_path):
+        raise StartupError(f"There is no directory {model_path}: check --model-path.")
+    return inspect(_download(model_path, announce), spec)
+
+
+def inspect(path: Path, spec: CheckpointSpec) -> Checkpoint:
+    """The checkpoint in a directory, when it is all there. Raises StartupError."""
+    config = _config(path, spec)
+    for alternatives in spec.files:
+        if not any(all((path / name).is_file() for name in names) for names in alternatives):
+            wanted = " or ".join(" with ".join(names) for names in alternatives)
+            raise _incomplete(path, f"{wanted} is missing")
+    tensors: dict[str, Stored] = {}
+    for name, expected in _weight_files(path).items():
+        weights = _weights(path, name)
+        missing = expected - weights.keys()
+        if missing:
+            raise _incomplete(path, f"{name} lacks the tensor {min(missing)} that {_INDEX} promises")
+        tensors.update({tensor: weight.stored for tensor, weight in weights.items()})
+    return Checkpoint(str(path.resolve()), config, tensors)
+
+
+def describe(model_path: str, spec: CheckpointSpec) -> Checkpoint:
+    """What is known of a checkpoint that need not be there: its weights' headers, or else what ``config.json`` implies.
+
+    Args:
+        model_path: A directory, with or without weights, or a ``config.json``, or a name that the hub's cache knows.
+
+    Raises:
+        StartupError: there is nothing of the kind.
+    """
+    path = Path(model_path)
+    if not path.exists() and _is_hub_name(model_path):
+        path = _cached(model_path) or path
+    if path.is_file() and path.name == "config.json":
+        path = path.parent
+    if not path.is_dir():
+        where = " nor is it in the hub's cache, and a plan downloads nothing" if _is_hub_name(model_path) else ""
+        raise StartupError(
+            f"There is no directory {model_path}{where}: pass --model-path with a checkpoint's directory, "
+            "or one with nothing but its config.json."
+        )
+    if spec.tensors is None or any(path.glob("*.safetensors")):
+        return inspect(path, spec)
+    config = _config(path, spec)
+    tensors = {name: Stored(*stored) for name, stored in spec.tensors(config).items()}
+    return Checkpoint(str(path.resolve()), config, tensors)
+
+
+def _config(path: Path, spec: CheckpointSpec) -> dict[str, Any]:
+    """The ``config.json`` of one of the graph's models."""
+    config: dict[str, Any] = _read_json(path, "config.json", dict[str, Any])
+    model_type = config.get("model_type", "")
+    if model_type not in spec.model_types:
+        raise StartupError(
+            f"{path} is not a {spec.title} model: its config.json says model_type {model_type!r}, "
+            f"not {' or '.join(map(repr, spec.model_types))}."
+        )
+    return config
+
+
+def _weight_files(path: Path) -> dict[str, set[str]]:
+    """Names of the weight files, with the tensors each has to hold (none are known without an index)."""
+    if not (path / _INDEX).is_file():
+        names = sorted(file.name for file in path.glob("*.safetensors"))
+        if not names:
+            raise _incomplete(path, "there is no *.safetensors file in it")
+        return {name: set() for name in names}
+    files: dict[str, set[str]] = {}
+    for tensor, name in _read_json(path, _INDEX, _Index).weight_map.items():
+        files.setdefault(name, set()).add(tensor)
+    missing = [name for name in files if not (path / name).is_file()]
+    if missing:
+        raise _incomplete(path, f"{len(missing)} of {len(files)} weight files are missing, first {min(missing)}")
+    return files
+
+
+def _weights(path: Path, name: str) -> dict[str, _Weight]:
+    """The header of a safetensors file that is as long as its header says."""
+    with open(path / name, "rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        header = file.read(length) if 2 <= length <= _MAX_HEADER_BYTES else b""
+        size = os.fstat(file.fileno()).st_size
+    try:
+        raw = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
+        raw.pop("__metadata__", None)
+        weights = {tensor: msgspec.json.decode(entry, type=_Weight) for tensor, entry in raw.items()}
+    except msgspec.MsgspecError as error:
+        raise _incomplete(path, f"{name} is not a safetensors file ({size} bytes)") from error
+    needed = 8 + length + max((weight.data_offsets[1] for weight in weights.values()), default=0)
+    if size < needed:
+        raise _incomplete(path, f"{name} is cut off: it has {size} of {needed} bytes")
+    return weights
+
+
+def _read_json(path: Path, name: str, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode((path / name).read_bytes(), type=kind)
+    except FileNotFoundError as error:
+        raise _incomplete(path, f"{name} is missing") from error
+    except OSError as error:
+        raise StartupError(f"Cannot read {path / name}: {error.strerror}.") from error
+    except msgspec.MsgspecError as error:
+        raise StartupError(f"{path / name} is not what it should be: {error}.") from error
+
+
+def _incomplete(path: Path, what: str) -> StartupError:
+    return StartupError(f"The checkpoint {path} is not complete: {what}. Download or copy it again.")
+
+
+def _is_hub_name(model_path: str) -> bool:
+    """Whether it has the form ``owner/name``."""
+    owner, slash, name = model_path.partition("/")
+    return bool(slash and owner and name) and "/" not in name and owner[0] not in ".~"
+
+
+def _cached(name: str) -> Path | None:
+    """The ``config.json`` of a model in the hub's cache, if it has been downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json")
+    return Path(found) if isinstance(found, str) else None
+
+
+def _download(name: str, announce: Callable[[str], None]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    announce(f"{name} is no directory here: looking for it on the Hugging Face hub (download or cache)")
+    try:
+        return Path(snapshot_download(name))
+    except RepositoryNotFoundError as error:
+        raise StartupError(f"The hub has no model {name}, or it needs a login; nor is it a directory here.") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise StartupError(
+            f"{name} is neither a directory here nor in the hub's cache, and the hub cannot be reached: "
+            "pass --model-path with a directory."
+        ) from error

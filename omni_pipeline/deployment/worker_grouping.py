@@ -1,0 +1,191 @@
+"""Makes worker processes of stages: who shares one, what it sees, and whom it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from omni_pipeline.config.schema import StageConfig
+from omni_pipeline.contract.graph import Graph
+from omni_pipeline.errors import StartupError
+from omni_pipeline.gpus import Gpu
+
+Device: TypeAlias = Literal["cpu", "cuda"]
+
+
+class StagePlan(Struct, frozen=True):
+    """One stage of a worker.
+
+    Attributes:
+        options: An instance of the stage's options struct.
+        gpus: Indices of its GPUs; none on the CPU.
+        tp_size: Processes that share its work, by tensor parallelism.
+        memory: Bytes that it may take of each of its GPUs, all in all; None until they are decided.
+        static: Of these, bytes for weights and KV cache, in a stage that fills its memory; None until decided.
+    """
+
+    name: str
+    device: Device
+    options: Any
+    gpus: tuple[int, ...] = ()
+    tp_size: int = 1
+    memory: int | None = None
+    static: int | None = None
+
+
+class WorkerPlan(Struct, frozen=True):
+    """One worker process.
+
+    Attributes:
+        stages: In graph order.
+        threads: Torch threads that they share.
+        gpus: What it sees of the GPUs, as ``CUDA_VISIBLE_DEVICES`` has it; empty for none.
+        environment: Variables to set before it imports anything.
+        after: Names of the workers that have to be ready before it is started.
+    """
+
+    name: str
+    stages: tuple[StagePlan, ...]
+    threads: int
+    gpus: tuple[str, ...] = ()
+    environment: dict[str, str] = {}
+    after: tuple[str, ...] = ()
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        return tuple(stage.name for stage in self.stages)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it has to start in an interpreter of its own: a GPU and an environment are met by imports."""
+        return bool(self.gpus or self.environment)
+
+
+def grouped(
+    groups: Mapping[str, Sequence[StagePlan]],
+    graph: Graph,
+    settings: Mapping[str, StageConfig],
+    gpus: Sequence[Gpu],
+) -> tuple[WorkerPlan, ...]:
+    """The workers of a deployment.
+
+    Args:
+        groups: Stages in graph order by the name of their worker.
+        settings: What the configuration says of each stage.
+        gpus: Those that the server may use.
+
+    Raises:
+        StartupError: stages cannot share a worker, or a GPU is given away more than once.
+    """
+    workers = [_worker(name, plans, graph, settings, gpus) for name, plans in groups.items()]
+    _check_sums(workers, gpus)
+    return _in_order(workers, graph)
+
+
+def _worker(
+    name: str, plans: Sequence[StagePlan], graph: Graph, settings: Mapping[str, StageConfig], gpus: Sequence[Gpu]
+) -> WorkerPlan:
+    if name in graph.stage_names and name not in [plan.name for plan in plans]:
+        raise StartupError(f"Worker {name} bears the name of a stage that it does not run: choose another name.")
+    accelerated = [plan for plan in plans if graph.stage(plan.name).accelerated]
+    devices = {plan.device: plan.name for plan in accelerated}
+    if len(devices) > 1:
+        raise StartupError(
+            f"Worker {name} is to run {devices['cpu']} on the CPU and {devices['cuda']} on a GPU: "
+            "the accelerated stages of one worker share a device."
+        )
+    first = accelerated[0] if accelerated else plans[0]
+    for plan in accelerated:
+        if plan.gpus != first.gpus:
+            raise StartupError(
+                f"Worker {name} is to run {first.name} on GPU {_list(first.gpus)} and {plan.name} on GPU "
+                f"{_list(plan.gpus)}: the stages of one worker share their GPUs."
+            )
+        if plan.tp_size > 1 and len(accelerated) > 1:
+            others = ", ".join(other.name for other in accelerated if other is not plan)
+            raise StartupError(
+                f"Worker {name} is to run {plan.name} in {plan.tp_size} ranks beside {others}: a stage with "
+                "several ranks needs a worker without other accelerated stages."
+            )
+    own = {plan.name: settings[plan.name] for plan in plans}
+    return WorkerPlan(
+        name=name,
+        stages=tuple(plans),
+        threads=max(stage.threads for stage in own.values()),
+        gpus=tuple(gpus[index].device for index in first.gpus),
+        environment=_environment(name, own),
+    )
+
+
+def _in_order(workers: Sequence[WorkerPlan], graph: Graph) -> tuple[WorkerPlan, ...]:
+    """`workers` with those named that each has to wait for, so that memory is measured when it means something.
+
+    A stage that fills its memory measures what is free before it loads and again afterwards, and takes the difference
+    for its own. Whoever loads on its GPU in between would be counted with it, and its cache be too small by that much.
+    So it loads when all others on its GPU have, and two of its kind load one after the other. What the others will
+    still take, for the largest batch they have not seen yet, is kept for them in its budget.
+    """
+    filling = {worker.name for worker in workers if any(graph.stage(name).fills_memory for name in worker.stage_names)}
+    ordered = sorted(workers, key=lambda worker: worker.name in filling)  # else as they are
+    after = {
+        worker.name: tuple(
+            other.name for other in ordered[:position] if worker.name in filling and set(other.gpus) & set(worker.gpus)
+        )
+        for position, worker in enumerate(ordered)
+    }
+    return tuple(msgspec.structs.replace(worker, after=after[worker.name]) for worker in workers)
+
+
+def _environment(worker: str, stages: Mapping[str, StageConfig]) -> dict[str, str]:
+    joined: dict[str, tuple[str, str]] = {}
+    for name, stage in stages.items():
+        if "CUDA_VISIBLE_DEVICES" in stage.environment:
+            raise StartupError(
+                f"stages.{name}.environment: CUDA_VISIBLE_DEVICES follows from gpus; name those instead."
+            )
+        for variable, value in stage.environment.items():
+            other, said = joined.setdefault(variable, (name, value))
+            if said != value:
+                raise StartupError(
+                    f"Worker {worker} is to have {variable}={said} for {other} and {variable}={value} for {name}."
+                )
+    return {variable: value for variable, (_, value) in joined.items()}
+
+
+def _check_sums(workers: Sequence[WorkerPlan], gpus: Sequence[Gpu]) -> None:
+    """Refuse budgets that come to more than the GPU they are on, or contradict each other."""
+    plans = [plan for worker in workers for plan in worker.stages]
+    for gpu in gpus:
+        here = [plan for plan in plans if gpu.index in plan.gpus]
+        for plan in here:
+            static = _static(plan)
+            if plan.memory is not None and static is not None and plan.memory < static * gpu.memory:
+                raise StartupError(
+                    f"stages.{plan.name}: mem_fraction_static gives weights and KV cache {static:.3g} of GPU "
+                    f"{gpu.index}, and memory gives the whole stage {plan.memory / gpu.memory:.3g} of it."
+                )
+        given = {plan.name: _share(plan, gpu) for plan in here}
+        known = {name: part for name, part in given.items() if part is not None}
+        if sum(known.values()) > 1:
+            parts = " + ".join(f"{name} {part:.3g}" for name, part in known.items())
+            raise StartupError(
+                f"GPU {gpu.index} ({gpu.name}) is given away {sum(known.values()):.3g} times: {parts}. "
+                "Give smaller budgets, or other GPUs."
+            )
+
+
+def _share(plan: StagePlan, gpu: Gpu) -> float | None:
+    """The fraction of `gpu` that the configuration gives to a stage on it, or None."""
+    return plan.memory / gpu.memory if plan.memory is not None else _static(plan)
+
+
+def _static(plan: StagePlan) -> float | None:
+    """The fraction of each GPU that the configuration gives to a stage's weights and KV cache, or None."""
+    return getattr(plan.options, "mem_fraction_static", None)
+
+
+def _list(indices: Sequence[int]) -> str:
+    return ", ".join(map(str, indices)) or "none"

@@ -1,0 +1,359 @@
+"""Keeps the workers of a deployment running: starts them, watches them, replaces the dead, ends them all.
+
+Everything happens on the main process's event loop: the fork server's reports arrive by file descriptor, and once a
+second the workers that have not been heard of are looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable
+from typing import TypeAlias
+
+from omni_pipeline.contract.graph import COLLECTOR
+from omni_pipeline.deployment.resolve import Deployment
+from omni_pipeline.errors import StartupError
+from omni_pipeline.logs import fields
+from omni_pipeline.supervision.fork_server import Exited, Launched, Preloaded
+from omni_pipeline.supervision.fork_server_client import Launcher
+from omni_pipeline.supervision.hang_detection import LOOK_SECONDS, Bounds, Vitals, is_stopped
+from omni_pipeline.supervision.mailbox import Mailbox
+from omni_pipeline.supervision.restart_policy import Restarts
+from omni_pipeline.supervision.worker_state import Roster, Worker
+from omni_pipeline.wire.messages import Heartbeat, Ready, Shutdown, StartFailed
+from omni_pipeline.worker.process import Assignment
+
+# Messages of a dead worker that are taken in before its requests are given up.
+LAST_MESSAGES = 10_000
+
+# How long the reason of a worker that could not load may come after its end.
+REASON_SECONDS = 0.5
+
+# How long the fork server may take to leave, when nothing of it runs any more.
+HANG_UP_SECONDS = 2.0
+
+logger = logging.getLogger(__name__)
+
+# What `Fleet.start` tells while it goes on.
+Progress: TypeAlias = Preloaded | Ready
+
+
+class Fleet:
+    """The worker processes and the fork server they come from, which making one starts.
+
+    Args:
+        deployment: What to run.
+        run_dir: For sockets and files.
+        mailbox: How to speak to workers; what they say is to be told by `beat`, `ready` and `refused`.
+        gone: Called with each worker whose process has ended, and whether requests may have been lost with it.
+
+    Attributes:
+        roster: How each worker is.
+        stopping: Whether the end has begun.
+    """
+
+    def __init__(
+        self, deployment: Deployment, run_dir: str, mailbox: Mailbox, gone: Callable[[Worker, bool], None]
+    ) -> None:
+        self.roster = Roster(run_dir, deployment.workers)
+        self.stopping = False
+        self._deployment = deployment
+        self._run_dir = run_dir
+        self._mailbox = mailbox
+        self._gone = gone
+        self._progress: Callable[[Progress], None] = lambda _: None
+        self._model_path = ""
+        self._changed = asyncio.Event()
+        self._bounds = Bounds(deployment.supervision.silent_seconds, deployment.supervision.step_seconds)
+        self._looked = 0.0
+        self._started = False  # `start` has been called
+        self._serving = False  # and all workers have been ready
+        self._closed = False
+        self._preloaded = False
+        self._launcher_gone = False
+        self._launcher_restarts = Restarts()
+        self._launcher_stopped = 0.0  # seconds
+        self._launcher = self._new_launcher()
+
+    # --- life ---
+
+    async def start(self, model_path: str, progress: Callable[[Progress], None]) -> None:
+        """Start every worker and wait until all are ready; from then on the dead are replaced.
+
+        Raises:
+            StartupError: a worker could not load; says which and why.
+        """
+        self._model_path = model_path
+        self._progress = progress
+        self._started = True
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._launcher.fileno(), self._hear)
+        self._looked = loop.time()
+        loop.call_later(LOOK_SECONDS, self._look)
+        self._launch_next()
+        await self.until(lambda: not self.roster.missing() or any(w.last_end for w in self.roster))
+        ended = next((worker for worker in self.roster if worker.last_end), None)
+        if ended is None:
+            self._serving = True
+            return
+        # Its own words travel by another socket than the news of its end, and may be a moment behind.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REASON_SECONDS):
+                await self.until(lambda: any(worker.refusal for worker in self.roster))
+        refused = next((worker for worker in self.roster if worker.refusal), None)
+        if refused is not None:
+            raise StartupError(f"Worker {refused.name} could not load: {refused.refusal}")
+        raise StartupError(f"Worker {ended.name} {ended.last_end} while loading.{_quoted(ended.last_words)}")
+
+    async def stop(self, patience: float) -> None:
+        """End every process, in any state; `patience` is what workers get to leave by themselves, in seconds."""
+        self.stopping = True
+        self.changed()
+        if self._started and self._preloaded and not self._launcher_gone:
+            await self._stop_workers(patience)
+
+    def kill(self) -> None:
+        """End every process now; a `stop` that is waiting for them goes on."""
+        self.stopping = True
+        self.changed()
+        self._launcher.kill_all()
+
+    def close(self) -> None:
+        """Do that, and wait for it."""
+        self._closed = True
+        if self._started and not self._launcher_gone:
+            asyncio.get_running_loop().remove_reader(self._launcher.fileno())
+        self._launcher.close()
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids of the workers that run, by name."""
+        return {worker.name: worker.pid for worker in self.roster if worker.pid is not None}
+
+    @property
+    def launcher_pid(self) -> int:
+        """Process id of the fork server."""
+        return self._launcher.pid
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition` holds; it is looked at whenever something has `changed`."""
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    def changed(self) -> None:
+        """Have those who wait look again."""
+        self._changed.set()
+
+    # --- what workers say ---
+
+    def beat(self, message: Heartbeat) -> bool:
+        """A worker is alive; whether it is one that runs."""
+        worker = self.roster.process(message.worker, message.incarnation)
+        if worker is None:
+            return False
+        self._signs_of_life(worker)
+        worker.heard = message.epoch
+        return True
+
+    def ready(self, message: Ready) -> None:
+        """A worker has loaded."""
+        worker = self.roster.process(message.worker, message.incarnation)
+        if worker is None:
+            return
+        self._signs_of_life(worker)
+        worker.became_ready(asyncio.get_running_loop().time(), message.seconds)
+        if self._serving:
+            extra = fields(worker=worker.name, worker_pid=worker.pid)
+            logger.info("worker %s is there again", worker.name, extra=extra)
+        else:
+            self._progress(message)
+        self._launch_next()
+        self.changed()
+
+    def refused(self, message: StartFailed) -> None:
+        """A worker could not load."""
+        worker = self.roster.process(message.worker, message.incarnation)
+        if worker is None and not self._serving:  # the news of its end was faster
+            worker = next(each for each in self.roster if each.name == message.worker)
+        if worker is not None:
+            worker.refusal = message.message
+            self.changed()
+
+    # --- what the fork server says ---
+
+    def _hear(self) -> None:
+        """Handle what the fork server reports."""
+        reports, there = self._launcher.reports()
+        for report in reports:
+            match report:
+                case Preloaded():
+                    self._preloaded = True
+                    self._launcher_restarts.ready(asyncio.get_running_loop().time())
+                    for module, reason in report.failed.items():  # the worker that needs it will fail, and say so
+                        logger.warning("could not import %s beforehand: %s", module, reason)
+                    if not self._serving:
+                        self._progress(report)
+                case Launched():
+                    worker = self.roster.process(report.worker, report.incarnation)
+                    if worker is not None:
+                        worker.pid = report.pid
+                        worker.vitals = Vitals(report.pid, self._bounds)
+                        if self.stopping:
+                            self._launcher.kill(report.pid)
+                case Exited():
+                    worker = self.roster.process(report.worker, report.incarnation)
+                    if worker is not None:
+                        self._ended(worker, _describe_exit(report.code), report.last_words)
+        if not there:
+            self._launcher_ended()
+        self.changed()
+
+    # --- ends and new beginnings ---
+
+    def _ended(self, worker: Worker, how: str, words: list[str]) -> None:
+        self._mailbox.take(LAST_MESSAGES)
+        pid, killed_for = worker.pid, worker.killed_for
+        how = f"{killed_for} and was killed" if killed_for is not None else how
+        self._mailbox.forget(worker.address)
+        worker.process_ended(how, words)
+        if not self.stopping:
+            logger.error("worker %s %s", worker.name, worker.last_end, extra=fields(worker=worker.name, worker_pid=pid))
+        self._gone(worker, self._serving and not self.stopping)
+        if self._serving and not self.stopping:  # while all begin, `start` gives up
+            self._begin_again(worker)
+
+    def _begin_again(self, worker: Worker) -> None:
+        """Plan the next process of a worker, and tell the others of it."""
+        others = [other.address for other in self.roster if other.running]
+        self._mailbox.send(self.roster.move(worker), *others)
+        loop = asyncio.get_running_loop()
+        pause = worker.restarts.ended(loop.time())
+        worker.ordered = loop.time() + pause
+        if worker.restarts.looping:
+            extra = fields(worker=worker.name, restarts=worker.restarts.total)
+            row = worker.restarts.in_a_row
+            logger.error("worker %s ended %d times in a row; next try in %g s", worker.name, row, pause, extra=extra)
+            for line in worker.last_words:
+                logger.error("last words of worker %s: %s", worker.name, line, extra=fields(worker=worker.name))
+        loop.call_later(pause, self._launch, worker)
+
+    def _launch_next(self) -> None:
+        """Launch the workers that have only waited for others."""
+        ready = {worker.name for worker in self.roster if worker.ready}
+        for worker in self.roster:
+            if not worker.running and not worker.restarts.total and ready.issuperset(worker.plan.after):
+                self._launch(worker)
+
+    def _launch(self, worker: Worker) -> None:
+        if self.stopping:
+            return
+        worker.running = True
+        worker.ordered = asyncio.get_running_loop().time()
+        worker.heard = self.roster.moves
+        assignment = Assignment(
+            plan=worker.plan,
+            incarnation=worker.incarnation,
+            graph_path=self._deployment.graph_path,
+            model_path=self._model_path,
+            run_dir=self._run_dir,
+            addresses={**self.roster.addresses(), COLLECTOR: self._mailbox.address},
+            epoch=self.roster.moves,
+            log_level=self._deployment.log_level,
+            log_format=self._deployment.log_format,
+            traced=self._deployment.trace.on,
+        )
+        self._launcher.launch(assignment)
+
+    def _launcher_ended(self) -> None:
+        """The fork server is gone, and all workers with it: begin again with a new one."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._launcher.fileno())
+        self._launcher_gone = True
+        self._preloaded = False
+        if not self.stopping:
+            logger.error("the fork server (pid %s) has ended", self._launcher.pid)
+        for worker in self.roster:
+            if worker.running:
+                self._ended(worker, "ended with the fork server", [])
+        if self._serving and not self.stopping:
+            loop.call_later(self._launcher_restarts.ended(loop.time()), self._replace_launcher)
+
+    def _replace_launcher(self) -> None:
+        if self.stopping:
+            return
+        self._launcher.close()
+        self._launcher = self._new_launcher()
+        self._launcher_gone = False
+        asyncio.get_running_loop().add_reader(self._launcher.fileno(), self._hear)
+        for worker in self.roster:
+            if worker.running:  # ordered of a fork server that was gone already
+                self._launch(worker)
+
+    def _new_launcher(self) -> Launcher:
+        return Launcher(self._run_dir, self._deployment.preload())
+
+    # --- signs of life ---
+
+    def _signs_of_life(self, worker: Worker) -> None:
+        if worker.vitals is not None:
+            worker.vitals.beat()
+
+    def _look(self) -> None:
+        """Look for workers that hang."""
+        if self._closed:
+            return
+        loop = asyncio.get_running_loop()
+        self._mailbox.take(LAST_MESSAGES)  # when it is we who were late, their beats wait here
+        elapsed, self._looked = loop.time() - self._looked, loop.time()
+        for worker in self.roster:
+            if worker.vitals is None or worker.killed_for is not None or worker.pid is None:
+                continue
+            worker.killed_for = worker.vitals.look(elapsed)
+            if worker.killed_for is not None:
+                extra = fields(worker=worker.name, worker_pid=worker.pid)
+                logger.error("worker %s %s; killing it", worker.name, worker.killed_for, extra=extra)
+                self._launcher.kill(worker.pid)
+                worker.hangs(worker.killed_for)
+                self._gone(worker, self._serving and not self.stopping)  # death may take its time
+                self.changed()
+        # The fork server sleeps most of its life; but one that is stopped would leave all of this undone.
+        stopped = not self._launcher_gone and is_stopped(self._launcher.pid)
+        self._launcher_stopped = self._launcher_stopped + min(elapsed, 2 * LOOK_SECONDS) if stopped else 0.0
+        if self._launcher_stopped > self._bounds.silent_seconds:
+            logger.error("the fork server (pid %s) has been stopped; killing it", self._launcher.pid)
+            self._launcher.kill_all()
+        loop.call_later(LOOK_SECONDS, self._look)
+
+    # --- the end ---
+
+    async def _stop_workers(self, patience: float) -> None:
+        self._mailbox.send(Shutdown(), *(worker.address for worker in self.roster if worker.ready))
+        for worker in self.roster:
+            if worker.pid and not worker.ready:  # still loading: it reads no messages
+                self._launcher.kill(worker.pid)
+        try:
+            async with asyncio.timeout(patience):
+                await self.until(lambda: self._launcher_gone or not self.pids)
+        except TimeoutError:
+            logger.warning("killing %s, still busy after %g s", ", ".join(self.pids), patience)
+        self._launcher.hang_up()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HANG_UP_SECONDS):
+                await self.until(lambda: self._launcher_gone)
+
+
+def _describe_exit(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+    name = next((number.name for number in signal.Signals if number == -code), f"signal {-code}")
+    return f"was killed by {name}{hint}"
+
+
+def _quoted(words: list[str]) -> str:
+    """The last words of a process as an appendix to a message."""
+    return "".join(f"\n    {line}" for line in (["Its last words:", *words] if words else []))

@@ -1,0 +1,284 @@
+"""The process that starts the workers: imports what they share once, forks one for each order, and reports their ends.
+
+It is a program of its own (``python -m omni_pipeline.supervision.fork_server``) with one thread, driven over a socket
+by `fork_server_client`.
+Workers forked after the imports have them at once and share their memory pages. A worker on a GPU starts in a fresh
+interpreter instead, since a CUDA context cannot be forked, and so does one with an environment of its own, which
+libraries read when they are imported. Every worker sees the GPUs of its plan and no others; one that is forked, none.
+
+It ends when the main process does, in whatever way, and then takes the workers and the run directory with it; should it
+be killed itself, the kernel takes the workers. Processes that a worker has started and left behind are ended here too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+from types import FrameType
+from typing import NoReturn, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from omni_pipeline.os_process import adopt_orphans, children, die_with_parent, leave_stopping_to_parent, set_title
+from omni_pipeline.supervision.output_relay import Relay
+from omni_pipeline.worker import process
+from omni_pipeline.worker.process import Assignment
+
+# Orders and reports are one packet each.
+PACKET_BYTES = 128 * 1024
+
+# What the kernel sends when the main process is gone while this one imports; unlike SIGKILL it leaves time to clear up.
+ORPHANED = signal.SIGUSR1
+
+# Thread pools are sized when libraries load, so this has to be in the environment before.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class Launch(Struct, tag="launch"):
+    """Order: start a worker process."""
+
+    assignment: Assignment
+
+
+class Kill(Struct, tag="kill"):
+    """Order: kill a worker process, if it still runs."""
+
+    pid: int
+
+
+class Preloaded(Struct, tag="preloaded"):
+    """Report: the shared modules are imported. `failed` says why for those that are not."""
+
+    seconds: float
+    failed: dict[str, str]
+
+
+class Launched(Struct, tag="launched"):
+    """Report: a worker process runs."""
+
+    worker: str
+    incarnation: int
+    pid: int
+
+
+class Exited(Struct, tag="exited"):
+    """Report: a worker process has ended. `code` is its exit code, or minus the signal that ended it.
+
+    `last_words` are the last lines it wrote to its standard outputs.
+    """
+
+    worker: str
+    incarnation: int
+    code: int
+    last_words: list[str]
+
+
+Order: TypeAlias = Launch | Kill
+Report: TypeAlias = Preloaded | Launched | Exited
+
+
+class Options(Struct):
+    """What the fork server is told on its command line, as JSON.
+
+    Attributes:
+        control: Descriptor of the socket that orders come by.
+        parent: Process id of the main process.
+        run_dir: Directory to remove at the end.
+        preload: Modules to import before the first fork.
+    """
+
+    control: int
+    parent: int
+    run_dir: str
+    preload: list[str]
+
+
+class _Child(Struct):
+    """A worker process that runs."""
+
+    pid: int
+    pidfd: int
+    assignment: Assignment
+    relay: Relay
+
+
+class ForkServer:
+    """Starts, watches and ends worker processes."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._control = socket.socket(fileno=options.control)
+        self._orders = msgspec.msgpack.Decoder(Order)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._control, selectors.EVENT_READ)
+        self._workers: list[_Child] = []
+        self._own: set[int] = set()  # processes that imports have started, if any
+
+    def serve(self) -> None:
+        """Import, then carry out orders until the main process hangs up."""
+        preloaded = _preload(self._options.preload)
+        # From here on the hang-up tells; the signal would only interrupt the clearing up that follows.
+        signal.signal(ORPHANED, signal.SIG_IGN)
+        self._own = set(children())
+        self._report(preloaded)
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is not self._control:
+                    key.data(key)
+                    continue
+                packet = self._control.recv(PACKET_BYTES)
+                if not packet:
+                    return
+                match self._orders.decode(packet):
+                    case Launch(assignment=assignment):
+                        self._launch(assignment)
+                    case Kill(pid=pid):
+                        self._kill(pid)
+
+    def end(self) -> None:
+        """Kill what still runs."""
+        for child in self._workers:
+            os.kill(child.pid, signal.SIGKILL)
+        for child in self._workers:
+            os.waitpid(child.pid, 0)
+            child.relay.pass_on()
+        self._workers.clear()
+        self._bury_orphans()
+
+    def _launch(self, assignment: Assignment) -> None:
+        parent = os.getpid()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        relay = Relay()
+        pid = os.fork()
+        if pid == 0:
+            self._become(assignment, parent, relay)
+        relay.parent_side()
+        child = _Child(pid, os.pidfd_open(pid), assignment, relay)
+        self._workers.append(child)
+        self._selector.register(child.pidfd, selectors.EVENT_READ, lambda _: self._reap(child))
+        self._selector.register(relay, selectors.EVENT_READ, lambda _: self._pass_on(relay))
+        self._report(Launched(assignment.plan.name, assignment.incarnation, pid))
+
+    def _become(self, assignment: Assignment, parent: int, relay: Relay) -> NoReturn:
+        """In the child: be the worker. Leaves without the fork server's clean-up, which is not the worker's."""
+        code = 1
+        try:
+            signal.signal(ORPHANED, signal.SIG_DFL)
+            die_with_parent(parent, signal.SIGKILL)
+            relay.attach()
+            self._selector.close()
+            self._control.close()
+            for child in self._workers:
+                os.close(child.pidfd)
+                child.relay.close()
+            if assignment.plan.fresh:
+                _exec(assignment, parent)
+            code = process.run(assignment, parent)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _kill(self, pid: int) -> None:
+        if any(pid == child.pid for child in self._workers):
+            os.kill(pid, signal.SIGKILL)
+
+    def _pass_on(self, relay: Relay) -> None:
+        if not relay.pass_on():
+            self._selector.unregister(relay)
+
+    def _reap(self, child: _Child) -> None:
+        self._workers.remove(child)
+        self._selector.unregister(child.pidfd)
+        os.close(child.pidfd)
+        _, status = os.waitpid(child.pid, 0)
+        self._bury_orphans()
+        child.relay.pass_on()
+        with contextlib.suppress(KeyError):  # the pipe has ended before the process
+            self._selector.unregister(child.relay)
+        child.relay.close()
+        assignment, code = child.assignment, os.waitstatus_to_exitcode(status)
+        shutil.rmtree(assignment.scratch, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(assignment.address.removeprefix("ipc://"))
+        self._report(Exited(assignment.plan.name, assignment.incarnation, code, child.relay.last_words()))
+
+    def _bury_orphans(self) -> None:
+        """End what the dead have started: it has become our child."""
+        known = self._own.union(child.pid for child in self._workers)
+        while orphans := [pid for pid in children() if pid not in known]:
+            for pid in orphans:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+    def _report(self, report: Report) -> None:
+        self._control.send(msgspec.msgpack.encode(report))
+
+
+def _preload(modules: list[str]) -> Preloaded:
+    begin = time.monotonic()
+    failed = {}
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            failed[module] = f"{type(error).__name__}: {error}"
+    # Objects that survive until now stay out of the workers' collections, whose marks would unshare their pages.
+    gc.collect()
+    gc.freeze()
+    return Preloaded(time.monotonic() - begin, failed)
+
+
+def _exec(assignment: Assignment, parent: int) -> NoReturn:
+    plan = assignment.plan
+    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(plan.threads))
+    environment |= {"CUDA_VISIBLE_DEVICES": ",".join(plan.gpus)} | plan.environment
+    command = process.command(assignment, parent)
+    os.execve(command[0], command, environment)
+
+
+def main() -> None:
+    """Entry: one argument, `Options` as JSON."""
+    options = msgspec.json.decode(sys.argv[1], type=Options)
+    leave_stopping_to_parent()
+    signal.signal(ORPHANED, _orphaned)
+    set_title("fork server")
+    adopt_orphans()
+    server = ForkServer(options)
+    code = 1
+    try:
+        die_with_parent(options.parent, ORPHANED)
+        server.serve()
+        code = 0
+    except (SystemExit, BrokenPipeError, ConnectionResetError):
+        code = 0  # it was importing for, or reporting to a main process that has just gone
+    except Exception:
+        traceback.print_exc()
+    finally:
+        server.end()
+        if code == 0:  # else the main process may still be there, and need it
+            shutil.rmtree(options.run_dir, ignore_errors=True)
+        # Taking all those modules down again would keep everybody waiting for seconds.
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _orphaned(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The main process's side of the fork server: starting it, giving it orders, hearing its reports."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+
+import msgspec
+
+from omni_pipeline.supervision import fork_server
+from omni_pipeline.supervision.fork_server import PACKET_BYTES, THREAD_VARIABLES, Kill, Launch, Options, Order, Report
+from omni_pipeline.worker.process import Assignment
+
+# Workers compute with the threads they are given, see the GPUs they are given (which only the fork server knows, and
+# which are counted as the driver counts them), and reach for nothing on the network.
+_ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    **dict.fromkeys(THREAD_VARIABLES, "1"),
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+}
+
+# Libraries warn about devices and models that nobody asked for; an operator who wants to see that sets these first.
+_QUIET = {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
+
+
+# Compiled kernels, which torch would put into the temporary directory, are worth more than one run.
+_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
+
+
+class Launcher:
+    """A running fork server. Making one returns at once, while it imports.
+
+    Its temporary directory, and the workers', is the run directory: what libraries leave there goes with the run.
+
+    Make it on a thread that lives as long as the service (the main one): the fork server ends with that thread.
+
+    Args:
+        run_dir: Directory that the fork server removes at its end.
+        preload: Modules to import once for all workers.
+    """
+
+    def __init__(self, run_dir: str, preload: tuple[str, ...]) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.setblocking(False)
+        self._reports = msgspec.msgpack.Decoder(Report)
+        options = Options(control=theirs.fileno(), parent=os.getpid(), run_dir=run_dir, preload=list(preload))
+        compiled = {_COMPILED: os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")}
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", fork_server.__name__, msgspec.json.encode(options).decode()],
+                env=_QUIET | compiled | os.environ | _ENVIRONMENT | {"TMPDIR": run_dir},
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def fileno(self) -> int:
+        """A descriptor that is readable while reports wait."""
+        return self._control.fileno()
+
+    def launch(self, assignment: Assignment) -> None:
+        """Order a worker. A fork server that is gone is reported by `reports`."""
+        self._order(Launch(assignment))
+
+    def kill(self, pid: int) -> None:
+        """Order a worker's end."""
+        self._order(Kill(pid))
+
+    def reports(self) -> tuple[list[Report], bool]:
+        """What has been reported since last time, and whether the fork server is still there."""
+        reports: list[Report] = []
+        while True:
+            try:
+                packet = self._control.recv(PACKET_BYTES)
+            except BlockingIOError:
+                return reports, True
+            except ConnectionResetError:
+                return reports, False
+            if not packet:
+                return reports, False
+            reports.append(self._reports.decode(packet))
+
+    def hang_up(self) -> None:
+        """Let the fork server end on its own, with every worker that still runs; `reports` tells when it has."""
+        self._control.shutdown(socket.SHUT_WR)
+
+    def kill_all(self) -> None:
+        """End the fork server and, through the kernel, every worker now."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Do that, and wait for the fork server's end; nothing can be asked afterwards."""
+        self._process.kill()
+        self._process.wait()
+        self._control.close()
+
+    def _order(self, order: Order) -> None:
+        try:
+            self._control.send(msgspec.msgpack.encode(order))
+        except (BrokenPipeError, ConnectionResetError):
+            return

@@ -1,0 +1,234 @@
+"""The pipeline as the main process sees it: passes requests in and answers out, and knows what can be asked of it.
+
+`Supervisor` is the `Pipeline` that the gateway is written against; all of it happens on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import chain
+from typing import Any
+
+from omni_pipeline.contract.graph import COLLECTOR, GATEWAY
+from omni_pipeline.deployment.resolve import Deployment
+from omni_pipeline.errors import ErrorInfo, internal, unavailable, worker_lost
+from omni_pipeline.supervision.fleet import Fleet, Progress
+from omni_pipeline.supervision.mailbox import Mailbox
+from omni_pipeline.supervision.worker_state import Worker, WorkerReport
+from omni_pipeline.wire.counters import Edges, EdgeStats
+from omni_pipeline.wire.messages import (
+    Abort,
+    Chunk,
+    Codec,
+    End,
+    Failed,
+    Heartbeat,
+    Message,
+    Ready,
+    StageStats,
+    Start,
+    StartFailed,
+    Work,
+)
+from omni_pipeline.wire.transport import MAIN, Received, make_run_dir
+from omni_pipeline.worker.recorder import Notes, Took
+
+logger = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """The workers of one deployment.
+
+    Making one lets the fork server start importing at once, so that the caller can prepare other things meanwhile.
+    Then `start` it, use it from that event loop as `gateway.pipeline.Pipeline`, and `stop` it whatever happened.
+
+    Raises:
+        StartupError: there is no place for the sockets.
+    """
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._stats: dict[str, StageStats] = {}
+        self._edges: dict[str, list[EdgeStats]] = {}  # by worker
+        self._own_edges = Edges()
+        self._deliver: Callable[[Work | Failed], None] = _to_nobody
+        self._lost: Callable[[frozenset[str], ErrorInfo], None] = _to_nobody
+        self._noted: Callable[[Notes], None] = _to_nobody
+        self._run_dir = make_run_dir()
+        try:
+            codec = Codec(deployment.graph.body_types())
+            self._mailbox = Mailbox(self._run_dir, codec, self._handle, self._unreadable)
+            self._fleet = Fleet(deployment, self._run_dir, self._mailbox, self._gone)
+        except BaseException:
+            shutil.rmtree(self._run_dir)
+            raise
+        self._roster = self._fleet.roster
+
+    # --- life ---
+
+    async def start(self, model_path: str, progress: Callable[[Progress], None] | None = None) -> None:
+        """Start every worker and wait until all are ready.
+
+        Args:
+            model_path: Directory of the checkpoint.
+            progress: Told of each step.
+
+        Raises:
+            StartupError: a worker could not load; says which and why. `stop` clears up.
+        """
+        self._mailbox.open()
+        await self._fleet.start(model_path, progress or _to_nobody)
+
+    async def stop(self, patience: float = 10.0) -> None:
+        """End every process and remove every file, in any state.
+
+        Args:
+            patience: Seconds that workers get to leave by themselves before they are killed.
+        """
+        try:
+            await self._fleet.stop(patience)
+        finally:
+            self._fleet.close()
+            self._mailbox.close()
+            shutil.rmtree(self._run_dir, ignore_errors=True)
+
+    def kill(self) -> None:
+        """End every worker now; a `stop` that is waiting for them goes on."""
+        self._fleet.kill()
+
+    # --- the pipeline ---
+
+    def connect(
+        self, deliver: Callable[[Work | Failed], None], lost: Callable[[frozenset[str], ErrorInfo], None]
+    ) -> None:
+        """Say who takes what comes back; see `gateway.pipeline.Pipeline`."""
+        self._deliver = deliver
+        self._lost = lost
+
+    def trace(self, noted: Callable[[Notes], None]) -> None:
+        """Say who takes what is noted about requests; see `gateway.pipeline.Pipeline`."""
+        self._noted = noted
+
+    async def wait_for(self, stages: Collection[str] | None, seconds: float | None) -> None:
+        """Wait until some stages can work; see `gateway.pipeline.Pipeline`."""
+        if seconds is not None:
+            self._check_patience(stages, seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.until(lambda: self._fleet.stopping or not self._roster.missing(stages))
+        self._check(stages)
+
+    def _check_patience(self, stages: Collection[str] | None, seconds: float) -> None:
+        """Refuse at once what would be refused after `seconds`."""
+        now = asyncio.get_running_loop().time()
+        missing = self._roster.missing(stages)
+        expected = [worker.seconds_to_ready(now) for worker in missing]
+        if any(each is None or each > seconds for each in expected):
+            raise self._roster.refusal(missing, now)
+
+    def _check(self, stages: Collection[str] | None) -> None:
+        """Refuse work for stages that cannot do it now."""
+        if self._fleet.stopping:
+            raise unavailable("The server is shutting down.", code="shutting_down")
+        missing = self._roster.missing(stages)
+        if missing:
+            raise self._roster.refusal(missing, asyncio.get_running_loop().time())
+
+    def submit(self, request_id: str, body: Any, stages: Collection[str] | None = None) -> None:
+        """Send a request body to the entry stage; see `gateway.pipeline.Pipeline`."""
+        self._check(stages)
+        entry = self._deployment.graph.entry
+        self._mailbox.send(Start(request_id, GATEWAY, entry, body), self._roster.addresses()[entry])
+
+    def abort(self, request_id: str) -> None:
+        """Make every worker forget a request."""
+        self._mailbox.send(Abort(request_id), *(worker.address for worker in self._roster if worker.ready))
+
+    @property
+    def problem(self) -> str | None:
+        """Why the pipeline cannot serve everything now, or None."""
+        return "it is shutting down" if self._fleet.stopping else self._roster.problem()
+
+    @property
+    def workers(self) -> Mapping[str, WorkerReport]:
+        """How each worker is, by name."""
+        return self._roster.reports()
+
+    @property
+    def stats(self) -> Mapping[str, StageStats]:
+        """The latest figures of each stage, by name and in graph order; a stage whose worker is gone has none."""
+        return {name: self._stats[name] for name in self._deployment.graph.stage_names if name in self._stats}
+
+    @property
+    def edges(self) -> Iterable[EdgeStats]:
+        """The latest figures of each edge of the graph that ends in a worker that runs, or here."""
+        return chain(*self._edges.values(), self._own_edges.all())
+
+    @property
+    def restarts(self) -> Mapping[str, int]:
+        """How often each worker has been started again, by name."""
+        return {worker.name: worker.restarts.total for worker in self._roster}
+
+    @property
+    def pids(self) -> Mapping[str, int]:
+        """Process ids of the workers that run, by name."""
+        return self._fleet.pids
+
+    @property
+    def launcher_pid(self) -> int:
+        """Process id of the fork server."""
+        return self._fleet.launcher_pid
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition` holds; it is looked at whenever a worker has changed or told its figures."""
+        await self._fleet.until(condition)
+
+    # --- what comes in ---
+
+    def _handle(self, message: Message, received: Received) -> None:
+        match message:
+            case Start() | Chunk() | End():
+                self._take(message, received)
+            case Failed():
+                self._deliver(message)
+            case Heartbeat():
+                if self._fleet.beat(message):
+                    self._stats.update(message.stats)
+                    self._edges[message.worker] = message.edges
+                    self._fleet.changed()
+            case Notes():
+                self._noted(message)
+            case Ready():
+                self._fleet.ready(message)
+            case StartFailed():
+                self._fleet.refused(message)
+            case _:
+                logger.error("misdirected message: a %s", type(message).__name__)  # what is in it is not for the log
+
+    def _unreadable(self, request_id: str) -> None:
+        error = internal("An answer of the pipeline could not be read.")
+        self._deliver(Failed(request_id, COLLECTOR, error.info))
+
+    def _take(self, message: Work, received: Received) -> None:
+        taken = time.monotonic()
+        self._own_edges.add(message.source, message.target, received.size, taken - received.sent)
+        self._deliver(message)
+        if self._deployment.trace.on:
+            took = Took(message.request_id, message.source, message.target, received.sent, taken, time.monotonic())
+            self._noted(Notes(MAIN, taken, [took], []))
+
+    def _gone(self, worker: Worker, lost: bool) -> None:
+        for stage in worker.plan.stage_names:
+            self._stats.pop(stage, None)
+        self._edges.pop(worker.name, None)
+        if lost:
+            self._lost(frozenset(worker.plan.stage_names), worker_lost(worker.name).info)
+
+
+def _to_nobody(*_: object) -> None:
+    """Takes what nobody has asked for."""

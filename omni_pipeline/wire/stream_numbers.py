@@ -1,0 +1,90 @@
+"""The numbering of stream chunks: stamped on sending and checked on receiving, so that a lost chunk is seen at once.
+
+Only open streams are remembered. A stream that is never ended (its stage sent single chunks) stays until its request
+is forgotten, or until `KEPT_REQUESTS` newer ones have come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from omni_pipeline.errors import internal
+from omni_pipeline.wire.messages import Chunk, End, Start, Work
+
+# Far more than are ever admitted at a time; so what is dropped belongs to requests long finished.
+KEPT_REQUESTS = 16_384
+
+
+class _Counters:
+    """How many chunks each open stream of each request has had."""
+
+    def __init__(self) -> None:
+        self._requests: dict[str, dict[tuple[str, str], int]] = {}
+
+    def __len__(self) -> int:
+        """Number of requests with open streams."""
+        return len(self._requests)
+
+    def forget(self, request_id: str) -> None:
+        """Drop the counters of a request that is over; an unknown one is none."""
+        self._requests.pop(request_id, None)
+
+    def open_with(self, stages: Container[str]) -> list[str]:
+        """Ids of the requests with an open stream that one of `stages` sends or receives."""
+        return [
+            request_id
+            for request_id, streams in self._requests.items()
+            if any(source in stages or target in stages for source, target in streams)
+        ]
+
+    def _advance(self, message: Chunk | End) -> int:
+        """The count before `message`; counts it if it is a chunk and forgets the stream if it is an end."""
+        request_id, edge = message.request_id, (message.source, message.target)
+        streams = self._requests.get(request_id)
+        before = streams.get(edge, 0) if streams else 0
+        if isinstance(message, End):
+            if streams:
+                streams.pop(edge, None)
+                if not streams:
+                    del self._requests[request_id]
+        elif streams is None:
+            self._requests[request_id] = {edge: 1}
+            if len(self._requests) > KEPT_REQUESTS:
+                del self._requests[next(iter(self._requests))]
+        else:
+            streams[edge] = before + 1
+        return before
+
+
+class SendLedger(_Counters):
+    """Numbers what a process sends."""
+
+    def stamp(self, message: Work) -> None:
+        """Fill in `Chunk.seq` or `End.count`."""
+        if isinstance(message, Chunk):
+            message.seq = self._advance(message)
+        elif isinstance(message, End):
+            message.count = self._advance(message)
+
+
+class ReceiveLedger(_Counters):
+    """Checks the numbers of what a process receives."""
+
+    def check(self, message: Work) -> None:
+        """Count `message` in.
+
+        Raises:
+            OmniError: (500, ``stream_gap``) chunks before it were lost or came twice. The request cannot be saved:
+                fail it and `forget` it.
+        """
+        if isinstance(message, Start):
+            return
+        expected = self._advance(message)
+        number = message.seq if isinstance(message, Chunk) else message.count
+        if number != expected:
+            kind = "chunk" if isinstance(message, Chunk) else "the end after"
+            raise internal(
+                f"The stream {message.source} → {message.target} has a gap: "
+                f"{kind} {number} came where {expected} was expected.",
+                code="stream_gap",
+            )

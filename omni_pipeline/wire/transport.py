@@ -1,0 +1,180 @@
+"""ZeroMQ sockets between processes: one inbox for each process, one outgoing connection for each inbox it writes to.
+
+Sends never wait: the sockets have no high-water mark, because what is in flight is bounded where requests are admitted.
+
+What a step has for one process travels as one parcel and arrives at once, so that the receiver's next step has all of
+it. Sent one by one, the first message would wake the receiver for a step of its own, and batches would fall apart on
+every way round a ring of stages. A parcel is a frame with the time it was sent and the number of frames of each
+message, then their frames.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+import zmq
+from msgspec import Struct
+
+from omni_pipeline.errors import StartupError
+from omni_pipeline.wire.messages import Buffer
+
+# The name of the main process's own inbox, beside those of the workers.
+MAIN = "main"
+
+# Frames below this are cheaper to copy than to track until they are sent.
+COPY_BELOW_BYTES = 16 * 1024
+
+# How long a closing process waits for its last messages to leave.
+LINGER_MS = 500
+
+
+class _Label(Struct, array_like=True):
+    """The first frame of a parcel: when it was sent, and how many frames each message in it has."""
+
+    sent: float
+    counts: list[int]
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_LABELS = msgspec.msgpack.Decoder(_Label)
+
+
+class Received(NamedTuple):
+    """One message as it came.
+
+    Attributes:
+        frames: Read-only; they own the memory they show.
+        sent: When it was sent, by `time.monotonic`, which the processes of a host share.
+    """
+
+    frames: list[memoryview]
+    sent: float
+
+    @property
+    def size(self) -> int:
+        """Bytes of all frames."""
+        return sum(frame.nbytes for frame in self.frames)
+
+
+def make_run_dir() -> str:
+    """A new private directory (mode 0700) for the sockets of one service. Whoever calls this removes it."""
+    return tempfile.mkdtemp(prefix="sgl-omni-")
+
+
+def endpoint(run_dir: str, worker: str, incarnation: int) -> str:
+    """Where the inbox of a worker's `incarnation`-th process is.
+
+    A restarted worker gets a new address, so nothing meant for its predecessor reaches it.
+
+    Raises:
+        StartupError: the path is longer than the operating system allows for a socket.
+    """
+    path = os.path.join(run_dir, f"{worker}.{incarnation}")
+    if len(os.fsencode(path)) > zmq.IPC_PATH_MAX_LEN:
+        raise StartupError(
+            f"The socket path {path} is longer than the {zmq.IPC_PATH_MAX_LEN} bytes that the system allows: "
+            "set TMPDIR to a directory with a shorter path."
+        )
+    return f"ipc://{path}"
+
+
+class Inbox:
+    """The one socket a process reads.
+
+    Args:
+        context: The process's ZeroMQ context.
+        address: Endpoint to bind, such as ``ipc:///run/x`` or ``tcp://127.0.0.1:*``.
+
+    Attributes:
+        address: The endpoint that was bound, with the port that a wildcard became.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+        self._socket = context.socket(zmq.PULL)
+        self._socket.set_hwm(0)
+        self._socket.bind(address)
+        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._unpacked: deque[Received] = deque()
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when messages *begin* to wait: read until `receive` gives None."""
+        return int(self._socket.getsockopt(zmq.FD))
+
+    def wait(self, seconds: float | None) -> bool:
+        """Block until a message waits or the time is over (None: as long as it takes); whether one does."""
+        return bool(self._unpacked or self._socket.poll(None if seconds is None else max(0, round(seconds * 1000))))
+
+    def receive(self) -> Received | None:
+        """The next message, or None when none waits."""
+        if not self._unpacked:
+            try:
+                parcel = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return None
+            frames = (frame.buffer.toreadonly() for frame in parcel[1:])
+            label = _LABELS.decode(parcel[0].buffer)
+            for count in label.counts:
+                own = [frame for _, frame in zip(range(count), frames, strict=False)]
+                self._unpacked.append(Received(own, label.sent))
+        return self._unpacked.popleft()
+
+    def drain(self, most: int) -> Iterator[Received]:
+        """Up to `most` of the messages that wait."""
+        for _ in range(most):
+            received = self.receive()
+            if received is None:
+                return
+            yield received
+
+    def close(self) -> None:
+        """Close it, and remove its file: ZeroMQ leaves that to us."""
+        path = self.address.removeprefix("ipc://")
+        self._socket.close(linger=0)
+        if path.startswith("/"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+class Outbox:
+    """Connections to the inboxes of other processes, made when first used."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self._context = context
+        self._sockets: dict[str, zmq.Socket[bytes]] = {}
+
+    def send(self, address: str, *messages: Sequence[Buffer]) -> None:
+        """Send messages, each as its frames, in one parcel.
+
+        Large frames are not copied: their memory must stay as it is until they have left.
+        """
+        socket = self._sockets.get(address)
+        if socket is None:
+            socket = self._sockets[address] = self._connect(address)
+        label = _ENCODER.encode(_Label(time.monotonic(), [len(frames) for frames in messages]))
+        socket.send_multipart([label, *(frame for frames in messages for frame in frames)], zmq.NOBLOCK, copy=False)
+
+    def forget(self, address: str) -> None:
+        """Drop a connection to a process that is gone, with everything that still waits to be sent to it."""
+        socket = self._sockets.pop(address, None)
+        if socket is not None:
+            socket.close(linger=0)
+
+    def close(self, linger_ms: int = LINGER_MS) -> None:
+        """Close every connection, giving what still waits `linger_ms` to leave once the context ends."""
+        for socket in self._sockets.values():
+            socket.close(linger=linger_ms)
+        self._sockets.clear()
+
+    def _connect(self, address: str) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.PUSH)
+        socket.set_hwm(0)
+        socket.copy_threshold = COPY_BELOW_BYTES
+        socket.connect(address)
+        return socket

@@ -1,0 +1,300 @@
+"""The one loop every worker runs: take messages in, let the stages work, send what came out.
+
+One thread does it all. It sleeps in the inbox's poll while no stage has work, and only empties the inbox while one
+has. Messages between stages of the same worker are handed over by reference.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Container, Mapping
+
+from msgspec import structs
+
+from omni_pipeline.contract.graph import COLLECTOR
+from omni_pipeline.contract.stage import Stage, StageBroken
+from omni_pipeline.errors import ErrorInfo, OmniError, internal, worker_lost
+from omni_pipeline.logs import fields
+from omni_pipeline.wire.counters import Edges
+from omni_pipeline.wire.messages import (
+    Abort,
+    Buffer,
+    Chunk,
+    Codec,
+    End,
+    Failed,
+    Heartbeat,
+    Message,
+    Moved,
+    Shutdown,
+    StageStats,
+    Start,
+    WireError,
+    Work,
+)
+from omni_pipeline.wire.stream_numbers import ReceiveLedger, SendLedger
+from omni_pipeline.wire.transport import Inbox, Outbox, Received
+from omni_pipeline.worker.recorder import Notes, Recorder
+
+HEARTBEAT_SECONDS = 1.0
+
+# How soon after an abort the next heartbeat shows what it has freed, at the latest.
+SHOW_SECONDS = 0.1
+
+# Most messages taken in between two steps, so that a flood cannot keep the stages from working.
+DRAIN_MESSAGES = 256
+
+# Ended requests remembered, so that what still arrives for them is recognised: far more than are ever in flight.
+TOMBSTONES = 16_384
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Drives the stages of one process.
+
+    Args:
+        name, incarnation: Which worker it is, and how many processes that had before; for heartbeats.
+        stages: By name, in graph order.
+        addresses: Endpoint of the process that runs each other stage, and of the main process as `graph.COLLECTOR`.
+        inbox, outbox: The process's sockets; they stay the caller's.
+        codec: For the edges of the graph.
+        epoch: The last `wire.Moved` that `addresses` already knows of.
+        parent: Process id whose end ends this worker too.
+        traced: Whether to note what is done for each request.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stages: Mapping[str, Stage],
+        addresses: Mapping[str, str],
+        *,
+        inbox: Inbox,
+        outbox: Outbox,
+        codec: Codec,
+        parent: int,
+        incarnation: int = 0,
+        epoch: int = 0,
+        traced: bool = False,
+    ) -> None:
+        self._name = name
+        self._incarnation = incarnation
+        self._epoch = epoch
+        self._stages = stages
+        self._addresses = dict(addresses)
+        self._inbox = inbox
+        self._outbox = outbox
+        self._codec = codec
+        self._parent = parent
+        self._local: deque[tuple[Work, float]] = deque()  # and when they were given
+        self._parcels: dict[str, list[list[Buffer]]] = {}  # encoded messages of the step that runs, by address
+        self._sent = SendLedger()
+        self._received = ReceiveLedger()
+        self._ended: dict[str, None] = {}
+        self._stats = {stage: StageStats() for stage in stages}
+        self._edges = Edges()
+        self._recorder = Recorder(name, stages) if traced else None
+        self._next_beat = time.monotonic()
+        self._stopping = False
+
+    def run(self) -> None:
+        """Serve until told to shut down or the parent is gone.
+
+        Raises:
+            StageBroken: a stage cannot go on; its requests have been failed.
+        """
+        while not self._stopping:
+            self._take_in()
+            for name, stage in self._stages.items():
+                if stage.has_work:
+                    self._step(name, stage)
+                self._hand_over()
+            if self._recorder is not None and self._recorder.many:
+                self._tell_notes()
+            if time.monotonic() >= self._next_beat:
+                self._beat()
+
+    # --- in ---
+
+    def _take_in(self) -> None:
+        if not any(stage.has_work for stage in self._stages.values()):
+            self._inbox.wait(self._next_beat - time.monotonic())
+        for received in self._inbox.drain(DRAIN_MESSAGES):
+            try:
+                message = self._codec.decode(received.frames)
+            except WireError as error:
+                logger.error("unreadable message: %s", error, extra=fields(answer_id=error.request_id))
+                if error.request_id is not None:
+                    self._fail(error.request_id, internal("A message between stages could not be read.").info, "")
+                continue
+            self._handle(message, received)
+
+    def _handle(self, message: Message, received: Received) -> None:
+        match message:
+            case Start() | Chunk() | End() if message.target in self._stages:
+                self._deliver(message, received.sent, received.size)
+            case Abort():
+                self._forget(message.request_id)
+                self._next_beat = min(self._next_beat, time.monotonic() + SHOW_SECONDS)
+            case Moved():
+                self._redirect(message)
+            case Shutdown():
+                self._report()
+                self._stopping = True
+            case _:
+                logger.error("misdirected message: a %s", type(message).__name__)  # what is in it is not for the log
+
+    def _redirect(self, moved: Moved) -> None:
+        """Part with a process that is gone, and with the requests that it has left us half of."""
+        error = worker_lost(moved.worker).info
+        for ledger in (self._received, self._sent):
+            for request_id in ledger.open_with(moved.stages):
+                self._fail(request_id, error, moved.stages[0])
+        for stage in moved.stages:
+            self._outbox.forget(self._addresses[stage])
+            self._addresses[stage] = moved.address
+        self._epoch = moved.epoch
+        self._next_beat = time.monotonic()  # the main process waits to hear of it
+
+    def _hand_over(self) -> None:
+        while self._local:
+            message, given = self._local.popleft()
+            self._deliver(message, given, 0)
+
+    def _deliver(self, message: Work, sent: float, size: int) -> None:
+        """Give a stage a message of `size` bytes that left its sender at the time `sent`."""
+        name, request_id = message.target, message.request_id
+        stage, stats = self._stages[name], self._stats[name]
+        if request_id in self._ended:
+            stats.dropped_late += 1
+            return
+        taken = time.monotonic()
+        stats.received += 1
+        self._edges.add(message.source, name, size, taken - sent)
+        try:
+            self._received.check(message)
+            stage.receive(message)
+        except OmniError as error:
+            self._fail(request_id, error.info, name)
+        except StageBroken:
+            for lost in (request_id, *stage.live()):
+                self._fail(lost, _bug(name), name)
+            raise
+        except Exception:
+            logger.exception("%s could not take a message", name, extra=fields(answer_id=request_id))
+            self._fail(request_id, _bug(name), name)
+        done = time.monotonic()
+        stats.busy_seconds += done - taken
+        if self._recorder is not None:
+            self._recorder.took(message, sent, taken, done)
+
+    # --- work ---
+
+    def _step(self, name: str, stage: Stage) -> None:
+        stats = self._stats[name]
+        failed: dict[str, ErrorInfo] = {}
+        broken: StageBroken | None = None
+        told: set[str] = set()
+        begin = time.monotonic()
+        try:
+            for message in stage.step():
+                told.add(message.request_id)
+                error = self._route(name, message, failed)
+                if error is not None:
+                    failed[message.request_id] = error
+        except Exception as error:
+            logger.exception("%s failed in a step", name)
+            failed = {**dict.fromkeys(stage.live(), _bug(name)), **failed}
+            broken = error if isinstance(error, StageBroken) else None
+        self._post()
+        end = time.monotonic()
+        stats.steps += 1
+        stats.busy_seconds += end - begin
+        stats.step_seconds.add(end - begin)
+        if stage.batch:
+            stats.batch_sizes.add(len(stage.batch))
+        if self._recorder is not None:
+            self._recorder.stepped(name, told.union(stage.batch), begin, end)
+        # Only now: a stage is not told to forget a request while its step is still running.
+        for request_id, info in failed.items():
+            self._fail(request_id, info, name)
+        if broken is not None:
+            raise broken
+
+    # --- out ---
+
+    def _route(self, name: str, message: Work | Failed, failed: Container[str]) -> ErrorInfo | None:
+        """Send what a stage gave; the error its request has to end with, if it has to."""
+        if message.request_id in failed or message.request_id in self._ended:
+            return None
+        if isinstance(message, Failed):
+            return message.error
+        try:
+            self._sent.stamp(message)
+            if message.target in self._stages:
+                self._local.append((message, time.monotonic()))
+            else:
+                parcel = self._parcels.setdefault(self._addresses[message.target], [])
+                parcel.append(self._codec.encode(message))
+        except Exception:  # a body that cannot travel, or a target that does not exist: a bug of the stage
+            logger.exception("%s gave a message that cannot be sent", name, extra=fields(answer_id=message.request_id))
+            return _bug(name)
+        self._stats[name].sent += 1
+        return None
+
+    def _post(self) -> None:
+        """Send what the step has for other processes."""
+        for address, messages in self._parcels.items():
+            self._outbox.send(address, *messages)
+        self._parcels.clear()
+
+    def _fail(self, request_id: str, error: ErrorInfo, stage: str) -> None:
+        """Tell the main process, which ends the request everywhere else, and forget it here."""
+        if request_id in self._ended:
+            return
+        error = structs.replace(error, stage=error.stage or stage)
+        self._tell(Failed(request_id, stage, error))
+        self._forget(request_id)
+
+    def _forget(self, request_id: str) -> None:
+        self._ended[request_id] = None
+        if len(self._ended) > TOMBSTONES:
+            del self._ended[next(iter(self._ended))]
+        for stage in self._stages.values():
+            stage.abort(request_id)
+        if any(message.request_id == request_id for message, _ in self._local):
+            self._local = deque(entry for entry in self._local if entry[0].request_id != request_id)
+        self._sent.forget(request_id)
+        self._received.forget(request_id)
+
+    def _beat(self) -> None:
+        self._next_beat = time.monotonic() + HEARTBEAT_SECONDS
+        if os.getppid() != self._parent:
+            logger.error("the parent process is gone")
+            self._stopping = True
+            return
+        self._report()
+
+    def _report(self) -> None:
+        for name, stage in self._stages.items():
+            stats = self._stats[name]
+            stats.live_requests = len(stage.live())
+            stats.extra = stage.stats()
+        self._tell_notes()
+        self._tell(Heartbeat(self._name, self._incarnation, self._stats, self._edges.all(), self._epoch))
+
+    def _tell_notes(self) -> None:
+        if self._recorder is not None:
+            live = {name: stage.live() for name, stage in self._stages.items()}
+            self._tell(self._recorder.take(time.monotonic(), live))
+
+    def _tell(self, message: Failed | Heartbeat | Notes) -> None:
+        self._outbox.send(self._addresses[COLLECTOR], self._codec.encode(message))
+
+
+def _bug(stage: str) -> ErrorInfo:
+    return internal(f"The {stage} stage failed unexpectedly.").info

@@ -1,0 +1,236 @@
+"""The life of a worker process: make ready, build the stages, run the loop, leave."""
+
+from __future__ import annotations
+
+import faulthandler
+import functools
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import msgspec
+import zmq
+from msgspec import Struct
+
+from omni_pipeline import logs
+from omni_pipeline.contract.graph import COLLECTOR, Graph, StageSpec, load_factory, load_object
+from omni_pipeline.contract.stage import Ranks, Stage, StageContext
+from omni_pipeline.deployment.resolve import StagePlan, WorkerPlan
+from omni_pipeline.errors import StartupError
+from omni_pipeline.logs import Format
+from omni_pipeline.os_process import die_with_parent, leave_stopping_to_parent, set_title
+from omni_pipeline.wire.messages import Codec, Ready, StartFailed
+from omni_pipeline.wire.transport import Inbox, Outbox, endpoint
+from omni_pipeline.worker import tensor_parallel
+from omni_pipeline.worker.loop import Worker
+
+# This module, by the name that it has not when it is run.
+MODULE = "omni_pipeline.worker.process"
+
+logger = logging.getLogger(__name__)
+
+
+class Assignment(Struct, frozen=True):
+    """All that a worker process is told when it starts; as msgpack, with options as plain values.
+
+    Attributes:
+        plan: Its stages.
+        incarnation: How many processes this worker had before.
+        graph_path: ``package.module:NAME`` of the graph.
+        model_path: Directory of the checkpoint.
+        run_dir: Private directory for sockets and short-lived files.
+        ranks: Set in a follower, a process that shares the work of the worker's stage of several ranks.
+        addresses: Endpoint of the process that runs each stage, and of the main process as `graph.COLLECTOR`.
+        epoch: The last `wire.Moved` that `addresses` knows of.
+        log_level, log_format: As `logs.configure` takes them.
+        traced: Whether to note what is done for each request.
+    """
+
+    plan: WorkerPlan
+    incarnation: int
+    graph_path: str
+    model_path: str
+    run_dir: str
+    addresses: dict[str, str]
+    epoch: int
+    log_level: str
+    log_format: Format
+    traced: bool = False
+    ranks: Ranks | None = None
+
+    @property
+    def stages(self) -> frozenset[str]:
+        """Names of all stages of the deployment."""
+        return frozenset(self.addresses) - {COLLECTOR}
+
+    @property
+    def address(self) -> str:
+        """Endpoint of this process's own inbox."""
+        return endpoint(self.run_dir, self._file_name, self.incarnation)
+
+    @property
+    def title(self) -> str:
+        """What to call this process: the worker's name, and a follower's rank."""
+        return self.plan.name if self.ranks is None else f"{self.plan.name} rank {self.ranks.rank}"
+
+    @property
+    def scratch(self) -> str:
+        """Directory for this process's own short-lived files, in `run_dir`; it goes with the process."""
+        return os.path.join(self.run_dir, f"{self._file_name}.{self.incarnation}.scratch")
+
+    @property
+    def _file_name(self) -> str:
+        return self.title.replace(" ", "-")
+
+
+def run(assignment: Assignment, parent: int) -> int:
+    """Be the worker of `assignment` until told to leave.
+
+    Args:
+        parent: Process id of the fork server.
+
+    Returns:
+        The exit code: 0 when told to leave, 1 when the worker could not load or broke.
+    """
+    leave_stopping_to_parent()
+    faulthandler.enable()
+    # What libraries leave in the directory for temporary files goes with the process, even after a kill.
+    os.mkdir(assignment.scratch, mode=0o700)
+    os.environ["TMPDIR"] = tempfile.tempdir = assignment.scratch
+    set_title(assignment.title)
+    logs.configure(assignment.title, assignment.log_level, assignment.log_format)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    inbox = Inbox(context, assignment.address)
+    outbox = Outbox(context)
+    try:
+        if assignment.ranks is not None:
+            return _follow(assignment, assignment.ranks, inbox)
+        return _serve(assignment, inbox, outbox, parent)
+    except Exception:
+        logger.exception("worker %s ends", assignment.title)
+        return 1
+    finally:
+        inbox.close()
+        outbox.close()
+        context.term()
+
+
+def _serve(assignment: Assignment, inbox: Inbox, outbox: Outbox, parent: int) -> int:
+    begin = time.monotonic()
+    name, home = assignment.plan.name, assignment.addresses[COLLECTOR]
+    codec = Codec({})
+    stages: dict[str, Stage] = {}
+    try:
+        try:
+            graph: Graph = load_object(assignment.graph_path).narrowed(assignment.stages)
+            codec = Codec(graph.body_types())
+            _load(assignment, graph, stages, outbox, codec)
+        except Exception as error:
+            if not isinstance(error, StartupError):
+                logger.exception("worker %s could not load", name)
+            reason = str(error) if isinstance(error, StartupError) else f"{type(error).__name__}: {error}"
+            outbox.send(home, codec.encode(StartFailed(name, assignment.incarnation, reason)))
+            return 1
+        worker = Worker(
+            name,
+            stages,
+            assignment.addresses,
+            inbox=inbox,
+            outbox=outbox,
+            codec=codec,
+            parent=parent,
+            incarnation=assignment.incarnation,
+            epoch=assignment.epoch,
+            traced=assignment.traced,
+        )
+        seconds = time.monotonic() - begin
+        outbox.send(home, codec.encode(Ready(name, assignment.incarnation, os.getpid(), list(stages), seconds)))
+        worker.run()
+    finally:
+        for stage in stages.values():
+            stage.close()
+    return 0
+
+
+def _follow(assignment: Assignment, place: Ranks, inbox: Inbox) -> int:
+    """Be a follower of the worker's one stage of several ranks."""
+    graph: Graph = load_object(assignment.graph_path).narrowed(assignment.stages)
+    plan = next(plan for plan in assignment.plan.stages if plan.tp_size > 1)
+    factory = load_factory(graph.stage(plan.name))
+    _bound_threads(assignment)
+    stage = factory(_context(assignment, graph.stage(plan.name), plan, place))
+    try:
+        tensor_parallel.follow(stage, inbox, Codec(graph.body_types()))
+    finally:
+        stage.close()
+    return 0
+
+
+def _load(assignment: Assignment, graph: Graph, stages: dict[str, Stage], outbox: Outbox, codec: Codec) -> None:
+    """Build the worker's stages into `stages`, in graph order."""
+    specs = [graph.stage(plan.name) for plan in assignment.plan.stages]
+    factories = [load_factory(spec) for spec in specs]
+    _bound_threads(assignment)
+    for plan, spec, factory in zip(assignment.plan.stages, specs, factories, strict=True):
+
+        def build(place: Ranks) -> Stage:
+            return factory(_context(assignment, spec, plan, place))  # noqa: B023 - it is called in this turn
+
+        if plan.tp_size == 1:
+            stages[plan.name] = build(Ranks())
+        else:
+            launch = functools.partial(_launch_follower, assignment)
+            stages[plan.name] = tensor_parallel.Leader(build, plan.tp_size, launch, outbox, codec)
+
+
+def _launch_follower(assignment: Assignment, place: Ranks) -> tuple[subprocess.Popen[bytes], str]:
+    """Start the process of another rank in a fresh interpreter; it, and the endpoint of its inbox."""
+    own = msgspec.structs.replace(assignment, ranks=place, run_dir=assignment.scratch)  # its files go with the worker's
+    return subprocess.Popen(command(own, os.getpid()), stdin=subprocess.DEVNULL), own.address
+
+
+def _bound_threads(assignment: Assignment) -> None:
+    if "torch" in sys.modules:  # a worker without it needs no bound
+        sys.modules["torch"].set_num_threads(assignment.plan.threads)
+
+
+def _context(assignment: Assignment, spec: StageSpec, plan: StagePlan, place: Ranks) -> StageContext:
+    return StageContext(
+        name=spec.name,
+        model_path=assignment.model_path,
+        device=plan.device,
+        options=msgspec.convert(plan.options, spec.options),
+        stages=assignment.stages,
+        scratch=assignment.scratch,
+        ranks=place,
+        static=plan.static,
+    )
+
+
+def command(assignment: Assignment, parent: int) -> list[str]:
+    """The command line of a process with this assignment, which is left in a file in the run directory."""
+    path = os.path.join(assignment.run_dir, f"{assignment.title.replace(' ', '-')}.{assignment.incarnation}.assignment")
+    with open(path, "wb") as file:
+        file.write(msgspec.msgpack.encode(assignment))
+    return [sys.executable, "-P", "-m", MODULE, path, str(parent)]
+
+
+def main() -> None:
+    """Entry of a process of its own: ``python -m omni_pipeline.worker.process ASSIGNMENT_FILE PARENT_PID``."""
+    path, parent = sys.argv[1], int(sys.argv[2])
+    with open(path, "rb") as file:
+        assignment = msgspec.msgpack.decode(file.read(), type=Assignment)
+    os.unlink(path)
+    die_with_parent(parent, signal.SIGKILL)
+    code = run(assignment, parent)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # taking all modules down again would keep everybody waiting for seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What a worker notes about single requests when they are traced, and how it gets to the main process.
+
+Times are those of `time.monotonic`, which is one clock for all processes of a host. Notes are kept in the worker and
+sent with its heartbeats, or when there are many, so that no request waits for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from omni_pipeline.wire.messages import Work
+
+# Notes that a worker sends without waiting for its next heartbeat.
+MANY = 512
+
+
+class Took(Struct, array_like=True):
+    """A message has been taken up by a stage, or by the main process.
+
+    Attributes:
+        sent: When it left its sender's step.
+        taken: When it was taken up.
+        done: When the receiver had dealt with it, as far as it does so at once.
+    """
+
+    request_id: str
+    source: str
+    target: str
+    sent: float
+    taken: float
+    done: float
+
+
+class Stepped(Struct, array_like=True):
+    """A stage has worked on a batch from `begin` to `end`.
+
+    Attributes:
+        requests: Whom it worked on.
+        first, latest: For each of them, when the first and the latest message came that no step had seen. Where a stage
+            goes on without being told, both are the end of its step before.
+    """
+
+    stage: str
+    begin: float
+    end: float
+    requests: list[str]
+    first: list[float]
+    latest: list[float]
+
+
+class Notes(Struct, tag="notes"):
+    """What one process has noted up to the time `until`."""
+
+    worker: str
+    until: float
+    took: list[Took]
+    stepped: list[Stepped]
+
+
+class Recorder:
+    """Notes what one worker does."""
+
+    def __init__(self, worker: str, stages: Iterable[str]) -> None:
+        self._worker = worker
+        self._took: list[Took] = []
+        self._stepped: list[Stepped] = []
+        # When messages came that no step has seen, first and latest; and when the latest step ended. By stage and id.
+        self._arrived: dict[str, dict[str, tuple[float, float]]] = {stage: {} for stage in stages}
+        self._worked: dict[str, dict[str, float]] = {stage: {} for stage in stages}
+
+    @property
+    def many(self) -> bool:
+        """Whether so much has been noted that it should be sent."""
+        return len(self._took) + len(self._stepped) >= MANY
+
+    def took(self, message: Work, sent: float, taken: float, done: float) -> None:
+        """A stage has taken up `message`."""
+        request_id, target = message.request_id, message.target
+        self._took.append(Took(request_id, message.source, target, sent, taken, done))
+        arrived = self._arrived[target]
+        first, _ = arrived.get(request_id, (taken, taken))
+        arrived[request_id] = first, taken
+
+    def stepped(self, stage: str, requests: Collection[str], begin: float, end: float) -> None:
+        """A stage has worked on `requests`."""
+        arrived, worked = self._arrived[stage], self._worked[stage]
+        note = Stepped(stage, begin, end, list(requests), [], [])
+        for request_id in requests:
+            before = worked.get(request_id, begin)
+            first, latest = arrived.pop(request_id, (before, before))
+            note.first.append(first)
+            note.latest.append(latest)
+            worked[request_id] = end
+        self._stepped.append(note)
+
+    def take(self, now: float, live: Mapping[str, Collection[str]]) -> Notes:
+        """All notes since last time. What is known of requests that a stage no longer holds is dropped.
+
+        Args:
+            live: The requests that each stage holds.
+        """
+        for stage, held in live.items():
+            for known in (self._arrived[stage], self._worked[stage]):
+                for gone in known.keys() - held:
+                    del known[gone]
+        notes = Notes(self._worker, now, self._took, self._stepped)
+        self._took, self._stepped = [], []
+        return notes

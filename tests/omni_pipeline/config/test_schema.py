@@ -1,0 +1,85 @@
+"""What a configuration file may say, what wins, and how a mistake in it is explained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omni_pipeline.config.schema import Config, load, merge
+from omni_pipeline.errors import StartupError
+from tests.omni_pipeline.conftest import ROOT
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def write(text: str) -> Path:
+        path = tmp_path / "x.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_nothing_said_gives_the_defaults() -> None:
+    assert load(None, {}) == Config()
+
+
+def test_empty_file_gives_the_defaults(write: Any) -> None:
+    assert load(write("# nothing\n"), {}) == Config()
+
+
+def test_file_wins_over_defaults_and_flags_over_the_file(write: Any) -> None:
+    path = write("server: {port: 1111, host: file}\nstages: {thinker: {threads: 2}}")
+    config = load(path, {"server": {"port": 2222}})
+    assert (config.server.host, config.server.port) == ("file", 2222)
+    assert config.server.limits.requests == Config().server.limits.requests
+    assert config.stages["thinker"].threads == 2
+
+
+def test_merge_replaces_lists_and_joins_mappings() -> None:
+    assert merge({"a": {"x": 1, "y": [1]}, "b": 1}, {"a": {"y": [2]}}) == {"a": {"x": 1, "y": [2]}, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sever: {}", "sever: there is no such setting; did you mean server?"),
+        ("server: {prot: 1}", "server.prot: there is no such setting; did you mean port?"),
+        ("server: {media: {max_item: 1}}", "server.media.max_item: there is no such setting; did you mean max_items?"),
+        ("stages: {thinker: {wroker: x}}", "stages.thinker.wroker: there is no such setting; did you mean worker?"),
+        ("server: {limits: {zzz: 1}}", "server.limits.zzz: there is no such setting; known here: requests, "),
+        ("server: {port: 70000}", "server.port: expected `int` <= 65535."),
+        ("server: {port: '80'}", "server.port: expected `int`, got `str`."),
+        ("server: 3", "server: expected `object`, got `int`."),
+        ("device: gpu", "device: invalid enum value 'gpu'."),
+        ("stages: {thinker: {threads: 0}}", "stages[...].threads: expected `int` >= 1."),
+        ("- a\n- b", "must be a mapping, not a list."),
+        ("a: [", "it is not YAML"),
+    ],
+)
+def test_mistake_is_explained_with_its_place(write: Any, text: str, message: str) -> None:
+    path = write(text)
+    with pytest.raises(StartupError) as caught:
+        load(path, {})
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(StartupError, match="UTF-8"):
+        load(tmp_path / "x.yaml", {})
+
+
+def test_missing_file_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="No such file") as caught:
+        load(tmp_path / "none.yaml", {})
+    assert "There is a" not in str(caught.value)
+
+
+def test_missing_example_file_points_to_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(StartupError, match=r"pass --config configs/qwen3_omni_mmsu\.yaml"):
+        load(Path("examples/configs/qwen3_omni_mmsu.yaml"), {})

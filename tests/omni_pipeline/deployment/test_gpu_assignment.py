@@ -1,0 +1,66 @@
+"""What a worker process sees: its own GPUs, its own environment, and the others on its GPU ready before it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from omni_pipeline.config.schema import Config, StageConfig
+from omni_pipeline.gpus import Gpu
+from omni_pipeline.supervision.fork_server import Preloaded
+from omni_pipeline.supervision.pipeline import Progress
+from tests.omni_pipeline.echo_stages import ECHO_PATH
+from tests.omni_pipeline.sessions import Session, running
+
+GPUS = (Gpu(0, "first", 2**35, "5"), Gpu(1, "second", 2**35, "GPU-abc"))
+
+
+@pytest.fixture(autouse=True)
+def _environments_stay_readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPT_NOENV", "1")  # setproctitle leaves it in place then
+
+
+def config(**stages: StageConfig) -> Config:
+    return Config(model_path="x", graph=ECHO_PATH, stages=stages, log_level="error")
+
+
+def environment(session: Session, worker: str) -> dict[str, str]:
+    """The environment that a worker's interpreter was started with."""
+    text = Path(f"/proc/{session.supervisor.pids[worker]}/environ").read_text()
+    return dict(entry.split("=", 1) for entry in text.split("\0") if "=" in entry)
+
+
+async def test_worker_sees_its_gpus_and_no_others(run_root: Path) -> None:
+    shared = StageConfig(gpus=[0, 1])
+    async with running(config(shout=shared), gpus=GPUS) as session:
+        seen = {name: environment(session, name)["CUDA_VISIBLE_DEVICES"] for name in session.supervisor.pids}
+        assert seen == {"split": "", "shout": "5,GPU-abc", "join": "GPU-abc"}
+        assert environment(session, "join")["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+        assert (await session.ask("a", "good day")).text == "GOOD DAY"
+
+
+async def test_worker_has_the_environment_of_its_stages_from_its_first_line(run_root: Path) -> None:
+    stages = {"split": StageConfig(environment={"COLOUR": "red"}), "shout": StageConfig()}
+    async with running(config(**stages), gpus=()) as session:
+        assert environment(session, "split")["COLOUR"] == "red"
+        assert "COLOUR" not in environment(session, "shout")
+
+
+async def test_worker_that_fills_its_gpu_is_started_when_the_others_are_ready(run_root: Path) -> None:
+    ready: list[str] = []
+
+    def note(event: Progress) -> None:
+        if not isinstance(event, Preloaded):
+            ready.append(event.worker)
+
+    stages = {"shout": StageConfig(gpus=[0]), "join": StageConfig(gpus=[0])}
+    async with running(config(**stages), note, gpus=GPUS) as session:
+        begun = {name: started(pid) for name, pid in session.supervisor.pids.items()}
+    assert ready.index("shout") < ready.index("join")
+    assert begun["shout"] < begun["join"]
+
+
+def started(pid: int) -> int:
+    """When a process was started, in ticks of the system."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])

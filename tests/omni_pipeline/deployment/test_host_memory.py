@@ -1,0 +1,37 @@
+"""What memory the machine has left, by its own and by its control group's account."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from omni_pipeline.deployment import host_memory
+
+GIB = 1024**3
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> Path:
+    """A system with 8 GiB available and a control group of 4 GiB, of which 1 is used and half of that is cache."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {8 * GIB // 1024} kB\n")
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text(f"{4 * GIB}\n")
+    (group / "memory.current").write_text(f"{GIB}\n")
+    (group / "memory.stat").write_text(f"anon 1\ninactive_file {GIB // 2}\n")
+    return tmp_path
+
+
+def test_control_group_bounds_what_is_available(system: Path) -> None:
+    assert host_memory.available_bytes(system) == 3.5 * GIB
+
+
+def test_unlimited_control_group_does_not(system: Path) -> None:
+    (system / "sys/fs/cgroup/memory.max").write_text("max\n")
+    assert host_memory.available_bytes(system) == 8 * GIB
+
+
+def test_unknown_system_has_unknown_memory(tmp_path: Path) -> None:
+    assert host_memory.available_bytes(tmp_path) is None

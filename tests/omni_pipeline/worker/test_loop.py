@@ -1,0 +1,320 @@
+"""The worker loop, in a thread with real sockets: what it hands over, sends, fails and forgets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import zmq
+
+from omni_pipeline.contract.graph import COLLECTOR, GATEWAY
+from omni_pipeline.contract.stage import StageBroken, StageContext
+from omni_pipeline.wire.messages import (
+    Abort,
+    Chunk,
+    Codec,
+    End,
+    Failed,
+    Heartbeat,
+    Message,
+    Shutdown,
+    Start,
+    Tensor,
+    Work,
+)
+from omni_pipeline.wire.transport import MAIN, Inbox, Outbox, endpoint
+from omni_pipeline.worker.loop import TOMBSTONES, Worker
+from tests.omni_pipeline.echo_stages import ECHO, EchoStage, Join, Options, Shout, Split, Text, Word
+
+SECONDS = 10.0
+
+
+def context_of(name: str) -> StageContext:
+    return StageContext(name, "no/checkpoint", "cpu", Options(), frozenset(ECHO.stage_names), "/nowhere")
+
+
+def echo(*names: str) -> dict[str, EchoStage]:
+    kinds = {"split": Split, "shout": Shout, "join": Join}
+    return {name: kinds[name](context_of(name)) for name in names or kinds}
+
+
+class Bench:
+    """A worker in a thread, with the main process and every other worker played by the test."""
+
+    def __init__(self, stages: dict[str, EchoStage], run_dir: Path, parent: int = os.getppid()) -> None:
+        self.stages = stages
+        self.error: BaseException | None = None
+        self.codec = Codec(ECHO.body_types())
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.home = Inbox(self.context, endpoint(str(run_dir), MAIN, 0))
+        self.elsewhere = Inbox(self.context, endpoint(str(run_dir), "elsewhere", 0))
+        self.outbox = Outbox(self.context)
+        self.inbox = Inbox(self.context, endpoint(str(run_dir), "w", 0))
+        self.address = self.inbox.address
+        addresses = {name: self.elsewhere.address for name in ECHO.stage_names if name not in stages}
+        self.worker = Worker(
+            "w",
+            stages,
+            {**addresses, COLLECTOR: self.home.address},
+            inbox=self.inbox,
+            outbox=Outbox(self.context),
+            codec=Codec(ECHO.body_types()),
+            parent=parent,
+        )
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            self.worker.run()
+        except BaseException as error:
+            self.error = error
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def send(self, *messages: Message) -> None:
+        for message in messages:
+            self.outbox.send(self.address, self.codec.encode(message))
+
+    def next(self, inbox: Inbox | None = None) -> Message:
+        """The next message for the main process (or another inbox) that is no heartbeat."""
+        while True:
+            message = self.next_of_any_kind(inbox)
+            if not isinstance(message, Heartbeat):
+                return message
+
+    def next_of_any_kind(self, inbox: Inbox | None = None) -> Message:
+        inbox = inbox or self.home
+        assert inbox.wait(SECONDS)
+        received = inbox.receive()
+        assert received is not None
+        return self.codec.decode(received.frames)
+
+    def join(self) -> None:
+        """Wait for the loop's own end."""
+        self.thread.join(SECONDS)
+        assert not self.thread.is_alive()
+
+    def close(self) -> None:
+        if self.thread.is_alive():
+            self.send(Shutdown())
+            self.join()
+        for inbox in (self.home, self.elsewhere, self.inbox):
+            inbox.close()
+        self.context.destroy(linger=0)
+
+
+@pytest.fixture
+def bench(run_root: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """A worker that runs the stages that the test's `stages` parameter names, or all three."""
+    bench = Bench(echo(*getattr(request, "param", ())), run_root)
+    bench.start()
+    yield bench
+    bench.close()
+
+
+def ask(text: str, request_id: str = "r", data: Tensor | None = None) -> Start[Text]:
+    return Start(request_id, GATEWAY, "split", Text(text, data))
+
+
+def answer(bench: Bench) -> str:
+    message = bench.next()
+    assert isinstance(message, Start), message
+    text: str = message.body.text
+    return text
+
+
+def test_message_goes_through_every_stage_of_the_worker(bench: Bench) -> None:
+    bench.send(ask("one two"))
+    assert answer(bench) == "ONE TWO"
+
+
+def test_requests_in_flight_together_keep_apart(bench: Bench) -> None:
+    bench.send(*(ask(f"word{number} again", f"r{number}") for number in range(50)))
+    assert {answer(bench) for _ in range(50)} == {f"WORD{number} AGAIN" for number in range(50)}
+
+
+class Keeps(EchoStage):
+    """A last stage that keeps what it gets."""
+
+    def work(self, message: Work) -> Iterable[Work]:
+        self.kept: Any = message.body
+        yield Start(message.request_id, self.name, COLLECTOR, None)
+
+
+class Sends(EchoStage):
+    """A first stage that remembers what it gave."""
+
+    def work(self, message: Work) -> Iterable[Work]:
+        self.gave = Word("x", [], Tensor.of(torch.zeros(3)))
+        yield Start(message.request_id, self.name, "join", self.gave)
+
+
+def test_stages_of_one_worker_pass_bodies_by_reference(run_root: Path) -> None:
+    stages: dict[str, EchoStage] = {"split": Sends(context_of("split")), "join": Keeps(context_of("join"))}
+    bench = Bench(stages, run_root)
+    bench.start()
+    bench.send(ask("x"))
+    bench.next()
+    bench.close()
+    assert stages["join"].kept is stages["split"].gave  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("bench", [["split"]], indirect=True)
+def test_stream_to_another_worker_is_numbered_and_closed(bench: Bench) -> None:
+    bench.send(ask("a b"))
+    first, second, last = (bench.next(bench.elsewhere) for _ in range(3))
+    assert isinstance(first, Chunk)
+    assert isinstance(second, Chunk)
+    assert isinstance(last, End)
+    assert (first.seq, second.seq, last.count) == (0, 1, 2)
+
+
+@pytest.mark.parametrize("bench", [["join"]], indirect=True)
+@pytest.mark.parametrize(
+    "message",
+    [Chunk("r", "shout", "join", Word("x", []), seq=1), End("r", "shout", "join", None, count=1)],
+    ids=["chunk lost before", "all lost"],
+)
+def test_gap_in_a_stream_fails_the_request_at_once(bench: Bench, message: Message) -> None:
+    bench.send(message)
+    failed = bench.next()
+    assert isinstance(failed, Failed)
+    assert (failed.error.code, failed.error.stage) == ("stream_gap", "join")
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "code"),
+    [
+        ("fail@shout", 400, "unspeakable"),
+        ("refuse@split", 400, "rude"),
+        ("refuse@join", 400, "rude"),
+        ("stumble@shout", 500, "internal_error"),
+        ("crash@shout", 500, "internal_error"),
+        ("misdirect@split", 500, "internal_error"),
+    ],
+)
+def test_failure_ends_its_request_with_the_stage_that_found_it(bench: Bench, text: str, status: int, code: str) -> None:
+    bench.send(ask(f"before {text} after"))
+    failed = bench.next()
+    assert isinstance(failed, Failed)
+    assert (failed.error.status, failed.error.code) == (status, code)
+    assert failed.error.stage == failed.source == text.partition("@")[2]
+
+
+@pytest.mark.parametrize("bench", [["shout"]], indirect=True)
+def test_body_that_cannot_travel_fails_its_request(bench: Bench) -> None:
+    bench.send(Chunk("r", "split", "shout", Word("smuggle@shout", []), seq=0))
+    failed = bench.next()
+    assert isinstance(failed, Failed)
+    assert (failed.error.status, failed.error.stage) == (500, "shout")
+
+
+def test_failed_request_is_forgotten_everywhere_and_answered_once(bench: Bench) -> None:
+    bench.send(ask("one fail@join two"), ask("fine", "s"))
+    assert isinstance(bench.next(), Failed)
+    assert answer(bench) == "FINE"
+    bench.close()
+    assert [stage.live() for stage in bench.stages.values()] == [set(), set(), set()]
+
+
+def test_crash_in_a_step_fails_all_that_the_stage_holds_and_nothing_else(run_root: Path) -> None:
+    bench = Bench(echo("shout"), run_root)
+    held = Chunk("held", "split", "shout", Word("x", []), seq=0)
+    bench.send(held, Chunk("r", "split", "shout", Word("crash@shout", []), seq=0))
+    bench.start()  # only now, so that it holds both when it crashes
+    failed = [bench.next(), bench.next()]
+    assert all(isinstance(message, Failed) for message in failed)
+    assert {message.request_id for message in failed} == {"held", "r"}  # type: ignore[union-attr]
+    bench.send(Chunk("s", "split", "shout", Word("x", []), seq=0))
+    assert isinstance(bench.next(bench.elsewhere), Chunk)  # of the held one, before the crash
+    later = bench.next(bench.elsewhere)
+    assert isinstance(later, Chunk)
+    assert later.request_id == "s"
+    bench.close()
+
+
+def test_broken_stage_fails_its_requests_and_ends_the_loop(bench: Bench) -> None:
+    bench.send(ask("broken@split"))
+    assert isinstance(bench.next(), Failed)
+    bench.join()
+    assert isinstance(bench.error, StageBroken)
+
+
+def test_abort_frees_every_stage(bench: Bench) -> None:
+    bench.send(Chunk("r", "shout", "join", Word("x", []), seq=0), ask("sync", "s"))
+    assert answer(bench) == "SYNC"
+    assert "r" in bench.stages["join"].live()
+    bench.send(Abort("r"), ask("sync", "t"))
+    assert answer(bench) == "SYNC"
+    assert "r" not in bench.stages["join"].live()
+
+
+@pytest.mark.parametrize("bench", [["join"]], indirect=True)
+def test_late_messages_of_an_aborted_request_are_dropped_and_counted(bench: Bench) -> None:
+    bench.send(Abort("r"))
+    bench.send(
+        *(Chunk("r", "shout", "join", Word("x", []), seq=number) for number in range(3)), End("r", "shout", "join")
+    )
+    while True:
+        beat = bench.next_of_any_kind()
+        assert isinstance(beat, Heartbeat), "an aborted request is neither answered nor failed"
+        if beat.stats["join"].dropped_late:
+            break
+    assert (beat.stats["join"].dropped_late, beat.stats["join"].received, beat.stats["join"].live_requests) == (4, 0, 0)
+
+
+def test_tombstones_are_bounded(bench: Bench) -> None:
+    bench.send(*(Abort(f"r{number}") for number in range(TOMBSTONES + 5)), ask("r0 may come again", "r0"))
+    assert answer(bench) == "R0 MAY COME AGAIN"
+
+
+def test_heartbeat_tells_what_each_stage_has_done(bench: Bench) -> None:
+    bench.send(ask("a b c"))
+    answer(bench)
+    while True:
+        beat = bench.next_of_any_kind()
+        if isinstance(beat, Heartbeat) and beat.stats["join"].sent:
+            break
+    split, shout = beat.stats["split"], beat.stats["shout"]
+    assert (split.received, split.sent, split.steps, split.live_requests) == (1, 4, 1, 0)
+    assert (shout.received, shout.sent, shout.steps, shout.extra) == (4, 4, 4, {"queued_requests": 0.0})
+    assert shout.busy_seconds > 0
+
+
+@pytest.mark.parametrize("bench", [["join"]], indirect=True)
+def test_unreadable_body_fails_its_request(bench: Bench) -> None:
+    bench.send(Chunk("r", "shout", "join", {"wrong": "body"}, seq=0))
+    failed = bench.next()
+    assert isinstance(failed, Failed)
+    assert (failed.request_id, failed.error.status) == ("r", 500)
+
+
+@pytest.mark.parametrize("bench", [["join"]], indirect=True)
+def test_message_for_nobody_here_is_logged_and_does_no_harm(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR):
+        bench.outbox.send(bench.address, [b"\xc1"])
+        bench.send(
+            ask("for split"), Chunk("s", "shout", "join", Word("X", [1]), seq=0), End("s", "shout", "join", count=1)
+        )
+        assert answer(bench) == "X"
+    assert [record.message.split(":")[0] for record in caplog.records] == ["unreadable message", "misdirected message"]
+
+
+def test_shutdown_ends_the_loop(bench: Bench) -> None:
+    bench.send(Shutdown())
+    bench.join()
+    assert bench.error is None
+
+
+def test_end_of_the_parent_ends_the_loop(run_root: Path) -> None:
+    bench = Bench(echo(), run_root, parent=1 if os.getppid() != 1 else 2)
+    bench.start()
+    bench.join()
+    bench.close()
