@@ -31,11 +31,11 @@ import torch
 import yaml
 from transformers import AutoTokenizer
 
+from stages.checkpoint.weights import read_config
 from stages.messages import Sampling
 from stages.sglang_engine.engine import Engine, Generation
 from stages.sglang_engine.prompt_rows import PromptRows
-from stages.thinker import ARCHITECTURE, end_of_turn_id
-from stages.weights import read_config
+from stages.thinker.stage import ARCHITECTURE, end_of_turn_id
 
 WORDS = (
     "time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state",

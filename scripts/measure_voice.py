@@ -29,6 +29,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
 
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.wire.messages import Chunk, End, Start, Tensor
+from stages.checkpoint.weights import load_part, read_tensors
 from stages.code2wav.history import Streams
 from stages.code2wav.network import StreamingVocoder
 from stages.code_predictor.choice import Choice, Draws
@@ -36,8 +37,7 @@ from stages.code_predictor.network import ResidualNetwork
 from stages.code_predictor.stage import frame_graphs
 from stages.messages import Finished, FrameFeedback, FrameSeed, Sampling, SpeechOptions, TalkerPrompt, Tokens
 from stages.options import CodePredictorOptions, TalkerOptions
-from stages.talker_ar import Talker
-from stages.weights import load_part, read_tensors
+from stages.talker_ar.stage import Talker
 
 SAMPLED = Sampling(temperature=1.0, top_k=50, top_p=0.8, seed=1)
 _ENDLESS = {"repetition_penalty": 1.05, "max_tokens": 4096, "ignore_eos": True}

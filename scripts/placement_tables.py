@@ -21,7 +21,7 @@ from omni_pipeline.deployment.checkpoint import Checkpoint, Stored, describe
 from omni_pipeline.deployment.memory_plan import Holding, Placement, place
 from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.gpus import Gpu, parse
-from stages.tensor_shapes import fp8_tensors
+from stages.checkpoint.tensor_shapes import fp8_tensors
 from stages.topology import QWEN3_OMNI
 
 ROOT = Path(__file__).parents[1]

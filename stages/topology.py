@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from omni_pipeline.contract.graph import COLLECTOR, GATEWAY, CheckpointSpec, Edge, Graph, StageSpec
-from stages import memory_needs, messages, options
+from stages import messages, options
+from stages.checkpoint import memory_needs
+from stages.checkpoint.tensor_shapes import fp8_tensors, stored_tensors
 from stages.flags import QWEN3_OMNI_FLAGS
-from stages.tensor_shapes import fp8_tensors, stored_tensors
 
 _REFERENCE = ("transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe",)
 _ENGINE = ("stages.sglang_engine.preload",)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 TESTS = ("tests/equality/test_served.py", "tests/equality/test_spoken.py")
 STAGES = (
-    "tests/stages/test_encoders.py",
+    "tests/stages/encoders/test_encoders.py",
     "tests/stages/code2wav/test_streamed_sound.py",
     "tests/stages/code_predictor/test_frames.py",
 )

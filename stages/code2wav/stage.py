@@ -13,11 +13,11 @@ from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.errors import internal
 from omni_pipeline.wire.messages import Chunk, End, Failed, Tensor, Work
+from stages.checkpoint.weights import encoder_dtype, load_part
 from stages.code2wav.history import Streams
 from stages.code2wav.network import StreamingVocoder
 from stages.messages import AudioDelta, AudioDone, Frame
 from stages.options import Code2WavOptions
-from stages.weights import encoder_dtype, load_part
 
 
 class _Voice:

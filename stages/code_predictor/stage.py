@@ -13,12 +13,12 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.errors import internal
 from omni_pipeline.wire.messages import Chunk, End, Failed, Tensor, Work
+from stages.checkpoint.weights import encoder_dtype, load_part, read_tensors
 from stages.code_predictor.choice import Choice, Draws
 from stages.code_predictor.graphs import MOST_TRACED, NARROW, TRACED_BEFOREHAND, Capture, FrameGraphs, trace
 from stages.code_predictor.network import ResidualNetwork
 from stages.messages import Frame, FrameFeedback, FrameSeed, PredictorStart
 from stages.options import CodePredictorOptions
-from stages.weights import encoder_dtype, load_part, read_tensors
 
 TALKER = "talker_ar"
 VOCODER = "code2wav"

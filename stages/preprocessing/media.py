@@ -9,7 +9,7 @@ from msgspec import Struct
 from PIL import Image
 
 from omni_pipeline.errors import bad_request
-from stages.audio_lengths import audio_rows
+from stages.checkpoint.audio_lengths import audio_rows
 from stages.messages import AudioWork, Media, VideoOptions, VisionItem
 from stages.options import PreprocessingOptions
 from stages.preprocessing.decode_audio import decode_audio, decode_sound_track

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from omni_pipeline.errors import StartupError
-from stages.weights import read_tensors
+from stages.checkpoint.weights import read_tensors
 from tests.equality import test_served as text
 from tests.equality import test_spoken as speech
 from tests.equality.conversations import Kit, all_conversations

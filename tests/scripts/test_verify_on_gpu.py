@@ -25,7 +25,7 @@ from tests.device import on_device
 from tests.server import split
 
 GIB = 1024**3
-QUICK = "tests/stages/test_tensor_shapes.py::test_the_30b_model_has_the_published_number_of_parameters"
+QUICK = "tests/stages/checkpoint/test_tensor_shapes.py::test_the_30b_model_has_the_published_number_of_parameters"
 
 
 def test_a_whole_run_on_the_cpu_writes_a_report_that_says_what_passed(

@@ -8,10 +8,10 @@ from cases import conversations
 from conversations import Case, names, reference_inputs, start_of
 
 from omni_pipeline.wire.messages import Codec, Start
-from stages.audio_encoder import AudioEncoder
-from stages.image_encoder import ImageEncoder
+from stages.encoders.audio_encoder import AudioEncoder
+from stages.encoders.image_encoder import ImageEncoder
 from stages.messages import ThinkerRequest
-from stages.mm_aggregate import Aggregate
+from stages.mm_aggregate.stage import Aggregate
 from stages.preprocessing import Preprocessing
 from stages.topology import QWEN3_OMNI
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from omni_pipeline.errors import OmniError
-from stages.audio_lengths import audio_rows
+from stages.checkpoint.audio_lengths import audio_rows
 from stages.preprocessing.layout import Layout, MediaTokens, MediumRows, lay_out
 from stages.preprocessing.positions import mrope_positions
 

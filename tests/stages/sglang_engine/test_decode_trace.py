@@ -14,7 +14,7 @@ from stages.sglang_engine import cpu_kernels
 from stages.sglang_engine.decode_trace import DecodeTrace
 from stages.sglang_engine.engine import Engine, Generation
 from stages.sglang_engine.prompt_rows import PromptRows
-from stages.thinker import ARCHITECTURE
+from stages.thinker.stage import ARCHITECTURE
 
 
 @pytest.fixture(scope="module")

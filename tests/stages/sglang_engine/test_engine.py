@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from omni_pipeline.errors import OmniError
+from stages.checkpoint.weights import read_config
 from stages.messages import Sampling
 from stages.options import ThinkerOptions
 from stages.sglang_engine.engine import Broken, Done, Engine, Event, Generation, Prefilled, Token
 from stages.sglang_engine.prompt_rows import PromptRows
-from stages.thinker import ARCHITECTURE, end_of_turn_id
-from stages.weights import read_config
+from stages.thinker.stage import ARCHITECTURE, end_of_turn_id
 from tests.reference import Conversation, Greedy, Reference
 from tests.stages.plans import engine_bytes, needs, weight_bytes
 

@@ -11,10 +11,10 @@ import torch
 
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor
-from stages.decode import Decode
+from stages.decode.stage import Decode
 from stages.messages import Finished, Sampling, SpeechOptions, SpokenPrompt, TextDelta, TextOutput, ThinkerRequest
 from stages.options import DecodeOptions, ThinkerOptions
-from stages.thinker import Thinker
+from stages.thinker.stage import Thinker
 
 TOKENS = 12
 

@@ -17,12 +17,12 @@ import torch
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.errors import unavailable
 from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor, Work
+from stages.checkpoint.weights import read_config, read_tensors
 from stages.messages import Finished, FrameFeedback, FrameSeed, PredictorStart, TalkerPrompt, Tokens
 from stages.options import TalkerOptions
 from stages.sglang_engine.checkpoint_view import talker_view
 from stages.sglang_engine.engine import Broken, Done, Engine, Event, Generation, Token
 from stages.sglang_engine.prompt_rows import PromptRows
-from stages.weights import read_config, read_tensors
 
 ARCHITECTURE = "Qwen3OmniTalker"
 PREDICTOR = "code_predictor"

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from omni_pipeline.wire.messages import Start, Tensor
-from stages.cache_ids import FIRST_CACHE_ID
 from stages.messages import AudioRows, MediaSpan, Prompt, Sampling, TextOutput, ThinkerRequest, VisionRows
-from stages.mm_aggregate import Aggregate
+from stages.mm_aggregate.cache_ids import FIRST_CACHE_ID
+from stages.mm_aggregate.stage import Aggregate
 
 HIDDEN, LAYERS, LENGTH = 4, 3, 12
 # A picture, then a clip whose rows alternate with those of its sound.

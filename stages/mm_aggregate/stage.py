@@ -10,8 +10,8 @@ from msgspec import Struct
 
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.wire.messages import Start, Tensor, Work
-from stages.cache_ids import media_cache_ids
 from stages.messages import AudioRows, MediaSpan, Modality, Prompt, ThinkerRequest, VisionRows
+from stages.mm_aggregate.cache_ids import media_cache_ids
 
 
 class Assembly(Struct):

@@ -2,7 +2,7 @@
 
 import torch
 
-from stages.embedding_cache import EmbeddingCache, Embeddings
+from stages.encoders.embedding_cache import EmbeddingCache, Embeddings
 
 
 def rows(count: int) -> Embeddings:

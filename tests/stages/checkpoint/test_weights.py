@@ -10,7 +10,7 @@ from transformers import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeVisionEncoder
 
 from omni_pipeline.errors import StartupError
-from stages.weights import encoder_dtype, load_part, read_tensors
+from stages.checkpoint.weights import encoder_dtype, load_part, read_tensors
 
 PREFIX = "thinker.visual."
 

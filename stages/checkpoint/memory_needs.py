@@ -1,18 +1,18 @@
 """What each stage takes of a GPU besides its weights, told from sizes alone.
 
 Peaks of the reference's modules are sums over the tensors that are alive at the same time, checked against what torch's
-profiler counts (tests/stages/test_memory_needs.py). What SGLang and CUDA take is reckoned from their sources, and has
-not been measured on a GPU.
+profiler counts (tests/stages/checkpoint/test_memory_needs.py). What SGLang and CUDA take is reckoned from their
+sources, and has not been measured on a GPU.
 """
 
 from __future__ import annotations
 
 from omni_pipeline.contract.stage_memory import Cache, Needs, Situation
 from omni_pipeline.errors import StartupError
-from stages.audio_lengths import CONVOLVED_CHUNKS, FULL_CHUNK_ROWS
-from stages.model_config import DecoderConfig, ModelConfig, TalkerConfig, VocoderConfig, read
+from stages.checkpoint.audio_lengths import CONVOLVED_CHUNKS, FULL_CHUNK_ROWS
+from stages.checkpoint.model_config import DecoderConfig, ModelConfig, TalkerConfig, VocoderConfig, read
+from stages.checkpoint.tensor_shapes import DILATIONS, KERNEL
 from stages.options import Code2WavOptions, CodePredictorOptions, EncoderOptions, TalkerOptions, ThinkerOptions
-from stages.tensor_shapes import DILATIONS, KERNEL
 
 MIB = 1024**2
 

@@ -14,7 +14,7 @@ from transformers import Qwen3OmniMoeConfig
 
 from omni_pipeline.deployment.checkpoint import Stored, inspect
 from omni_pipeline.errors import StartupError
-from stages.tensor_shapes import stored_tensors, tensor_shapes
+from stages.checkpoint.tensor_shapes import stored_tensors, tensor_shapes
 from stages.topology import QWEN3_OMNI
 from tests.fp8 import quantise
 

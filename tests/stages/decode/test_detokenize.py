@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from stages.detokenize import TokenTable, Transcript
+from stages.decode.detokenize import TokenTable, Transcript
 from stages.messages import Logprob, TokenLogprob
 
 

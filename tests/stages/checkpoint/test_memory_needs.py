@@ -14,7 +14,8 @@ from transformers import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as reference
 
 from omni_pipeline.contract.stage_memory import Needs, Request, Situation
-from stages import memory_needs, options
+from stages import options
+from stages.checkpoint import memory_needs
 from stages.code2wav.history import Streams
 from stages.code2wav.network import StreamingVocoder
 from stages.code_predictor.choice import Choice

@@ -16,6 +16,7 @@ import torch
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.errors import unavailable
 from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor, Work
+from stages.checkpoint.weights import read_config
 from stages.messages import (
     Certain,
     DecodeStart,
@@ -29,7 +30,6 @@ from stages.messages import (
 from stages.options import ThinkerOptions
 from stages.sglang_engine.engine import Broken, Done, Engine, Event, Generation, Prefilled, Token
 from stages.sglang_engine.prompt_rows import PromptRows
-from stages.weights import read_config
 
 ARCHITECTURE = "Qwen3OmniThinker"
 TARGET = "decode"

@@ -11,7 +11,7 @@ from msgspec import Struct, field
 
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.wire.messages import Start, Work
-from stages.embedding_cache import EmbeddingCache, Embeddings
+from stages.encoders.embedding_cache import EmbeddingCache, Embeddings
 from stages.messages import AudioItem, VisionItem
 
 Item = TypeVar("Item", VisionItem, AudioItem)

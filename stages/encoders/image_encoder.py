@@ -11,10 +11,10 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.wire.messages import Tensor
-from stages.embedding_cache import Embeddings
-from stages.encoder import Encoder, Pending
+from stages.checkpoint.weights import encoder_dtype, load_part
+from stages.encoders.batching import Encoder, Pending
+from stages.encoders.embedding_cache import Embeddings
 from stages.messages import VisionItem, VisionRows, VisionWork
-from stages.weights import encoder_dtype, load_part
 
 
 class ImageEncoder(Encoder[VisionItem]):

@@ -15,7 +15,7 @@ import torch
 from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor
 from stages.messages import Finished, FrameFeedback, FrameSeed, Sampling, SpeechOptions, TalkerPrompt, Tokens
 from stages.options import TalkerOptions
-from stages.talker_ar import Talker
+from stages.talker_ar.stage import Talker
 from tests.stages.plans import engine_bytes, needs
 
 FRAMES = 12

@@ -8,7 +8,15 @@ from typing import Any
 
 from omni_pipeline.errors import StartupError
 from omni_pipeline.wire.messages import ITEM_SIZE
-from stages.model_config import AudioConfig, DecoderConfig, ModelConfig, TalkerConfig, VisionConfig, VocoderConfig, read
+from stages.checkpoint.model_config import (
+    AudioConfig,
+    DecoderConfig,
+    ModelConfig,
+    TalkerConfig,
+    VisionConfig,
+    VocoderConfig,
+    read,
+)
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 

@@ -10,8 +10,8 @@ import torch
 from media_files import moving_pictures, picture, tone
 
 from omni_pipeline.wire.messages import Start, Tensor
-from stages.audio_encoder import AudioEncoder
-from stages.image_encoder import ImageEncoder
+from stages.encoders.audio_encoder import AudioEncoder
+from stages.encoders.image_encoder import ImageEncoder
 from stages.messages import AudioRows, AudioWork, VideoOptions, VisionItem, VisionRows, VisionWork
 from stages.preprocessing.features import Features
 from tests.device import EXACTNESS

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.wire.messages import Chunk, End, Failed, Work
-from stages.detokenize import TokenTable, Transcript
+from stages.decode.detokenize import TokenTable, Transcript
 from stages.messages import (
     Certain,
     DecodeStart,

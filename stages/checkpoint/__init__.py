@@ -1,0 +1,1 @@
+"""What is known of a checkpoint: its sizes, its tensors, its weights, and the memory they take."""

@@ -1,0 +1,1 @@
+"""The stages image_encoder and audio_encoder, and what they share."""
