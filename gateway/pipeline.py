@@ -9,7 +9,7 @@ from omni_pipeline.errors import ErrorInfo
 from omni_pipeline.supervision.worker_state import WorkerReport
 from omni_pipeline.wire.counters import EdgeStats
 from omni_pipeline.wire.messages import Failed, StageStats, Work
-from omni_pipeline.worker.recorder import Notes
+from omni_pipeline.wire.trace_notes import Notes
 
 
 class Pipeline(Protocol):

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from omni_pipeline.errors import StartupError
+from omni_pipeline.sizes import MIB, parse_size
 
 Answer = TypeVar("Answer")
 
-MIB = 1024**2
 
 # What the driver reports for cards whose name says less: MiB by name and nominal GB.
 _REPORTED = {
@@ -32,8 +32,6 @@ _REPORTED = {
 _KIND = re.compile(
     r"(?:(?P<count>[0-9]+)\s*[x×*]\s*)?(?:(?P<name>[\w.]+)-)?(?P<size>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>GiB|GB)"
 )
-_SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?) *(?P<unit>GiB|MiB|GB|MB)")
-_BYTES = {"GiB": 1024**3, "GB": 10**9, "MiB": MIB, "MB": 10**6}
 
 
 class Gpu(Struct, frozen=True):
@@ -50,14 +48,6 @@ class Gpu(Struct, frozen=True):
     name: str
     memory: int
     device: str
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size as ``config.Size`` allows it, such as ``12GiB`` or ``800 MB``. Raises ValueError."""
-    found = _SIZE.fullmatch(text)
-    if found is None:
-        raise ValueError(f"{text!r} is not a size")
-    return int(float(found["number"]) * _BYTES[found["unit"]])
 
 
 def parse(description: str) -> tuple[Gpu, ...]:

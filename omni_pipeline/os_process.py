@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -88,3 +89,10 @@ def usage(pid: int) -> Usage | None:
         return None
     ticks = int(fields[11]) + int(fields[12])  # utime, stime
     return Usage(int(fields[21]) * os.sysconf("SC_PAGE_SIZE"), ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def free_port() -> int:
+    """A TCP port for the ranks to find each other by."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

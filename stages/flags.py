@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from omni_pipeline.config.flags import MEMORY, PLACEMENT, Flag, fraction, gpu_indices, positive
+from omni_pipeline.contract.flag import MEMORY, PLACEMENT, Flag
+from omni_pipeline.contract.flag_values import fraction, gpu_indices, positive
 
 _ONE_GPU = {
     "--gpu-talker": "talker_ar",

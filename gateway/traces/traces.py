@@ -12,7 +12,7 @@ from typing import Protocol
 
 from gateway.traces.timeline import GATEWAY, GATHER, TRANSFER, Span, Timeline, Traced
 from omni_pipeline.contract.graph import COLLECTOR
-from omni_pipeline.worker.recorder import Notes, Stepped, Took
+from omni_pipeline.wire.trace_notes import Notes, Stepped, Took
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from omni_pipeline.config.flags import COMMON, INSIGHT, LIMITS, MEDIA, MEMORY, MODEL, NETWORK, PLACEMENT, Flag
+from omni_pipeline.config.flags import COMMON
 from omni_pipeline.config.layers import SET, Layer, gather, nest
 from omni_pipeline.config.schema import Config, merge
+from omni_pipeline.contract.flag import INSIGHT, LIMITS, MEDIA, MEMORY, MODEL, NETWORK, PLACEMENT, Flag
 from omni_pipeline.contract.graph import load_graph
 
 _PANELS = (MODEL, PLACEMENT, MEMORY, NETWORK, MEDIA, LIMITS, INSIGHT)

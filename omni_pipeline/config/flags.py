@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import StrEnum
-from typing import Any
 
-from msgspec import Struct
-
-from omni_pipeline.gpus import parse_size
-
-# The groups of ``--help``, in this order.
-MODEL = "Model"
-PLACEMENT = "Where it computes"
-MEMORY = "GPU memory"
-NETWORK = "Network"
-MEDIA = "Media the server may read"
-LIMITS = "Limits"
-INSIGHT = "Logs and traces"
+from omni_pipeline.contract.flag import INSIGHT, LIMITS, MEDIA, MODEL, NETWORK, PLACEMENT, Flag
+from omni_pipeline.contract.flag_values import port, positive, seconds, size
 
 
 class Device(StrEnum):
@@ -42,92 +30,6 @@ class LogLevel(StrEnum):
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
-
-
-class Flag(Struct, frozen=True):
-    """One flag. It can also be given as an environment variable, see `variable`.
-
-    Attributes:
-        name: With its dashes.
-        settings: Dotted paths of what it sets.
-        help, panel, metavar: For ``--help``.
-        default: What ``--help`` gives as default; False for nothing.
-        kind: Type of its value; `bool` for a flag without one, ``list[…]`` for one that can be repeated.
-        environment: Name of its variable, where ``SGL_OMNI_`` and its own name will not do.
-        parse: Makes the value of the text, where `kind` alone does not. Raises ValueError with the reason.
-    """
-
-    name: str
-    settings: tuple[str, ...]
-    help: str
-    panel: str
-    metavar: str | None = None
-    default: str | bool = False
-    kind: Any = str
-    parse: Callable[[str], Any] | None = None
-    environment: str | None = None
-
-    @property
-    def variable(self) -> str:
-        """``SGL_OMNI_MODEL_PATH`` for ``--model-path``."""
-        return self.environment or "SGL_OMNI_" + self.parameter.upper()
-
-    @property
-    def parameter(self) -> str:
-        """Its name in Python."""
-        return self.name.lstrip("-").replace("-", "_")
-
-
-def fraction(text: str) -> float:
-    """A number between 0 and 1, neither of them included. Raises ValueError."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1:
-        raise ValueError(f"{text!r} is not a number greater than 0 and less than 1.")
-    return value
-
-
-def gpu_indices(text: str) -> list[int]:
-    """``0`` or ``0,1``. Raises ValueError."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise ValueError(f"{text!r} is not the index of a GPU, or several with commas between.")
-    return [int(part) for part in parts]
-
-
-def positive(text: str) -> int:
-    """A whole number from 1. Raises ValueError."""
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise ValueError(f"{text!r} is not a whole number from 1 on.")
-    return int(text)
-
-
-def port(text: str) -> int:
-    """A port, or 0. Raises ValueError."""
-    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
-        raise ValueError(f"{text!r} is not a port from 0 to 65535.")
-    return int(text)
-
-
-def size(text: str) -> int:
-    """Bytes: ``1000000``, ``64MiB``. Raises ValueError."""
-    try:
-        return positive(text) if text.isdigit() else parse_size(text)
-    except ValueError as error:
-        raise ValueError(f"{text!r} is not a size in bytes, MB, MiB, GB or GiB.") from error
-
-
-def seconds(text: str) -> float:
-    """A positive number. Raises ValueError."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{text!r} is not a number of seconds.")
-    return value
 
 
 # Those that concern every model.

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
-from omni_pipeline.config.flags import Flag
+from omni_pipeline.contract.flag import Flag
 from omni_pipeline.contract.stage_memory import TellNeeds
 from omni_pipeline.errors import StartupError
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct, structs
 
-from omni_pipeline.config.flags import Flag
 from omni_pipeline.config.schema import Config, StageConfig
+from omni_pipeline.contract.flag import Flag
 from omni_pipeline.contract.graph import Graph, load_graph
 from omni_pipeline.contract.stage_memory import Request
 from omni_pipeline.deployment.checkpoint import Checkpoint, Stored

@@ -10,11 +10,13 @@ from msgspec import Struct
 from omni_pipeline.config import trace_target
 from omni_pipeline.config.schema import Config, Server, StageConfig, Supervision, Trace, convert, suggestion
 from omni_pipeline.contract.graph import Graph, StageSpec, load_graph
+from omni_pipeline.contract.plan import Device, StagePlan, WorkerPlan
 from omni_pipeline.deployment.gpu_assignment import gpu_sets
-from omni_pipeline.deployment.worker_grouping import Device, StagePlan, WorkerPlan, grouped
+from omni_pipeline.deployment.worker_grouping import grouped
 from omni_pipeline.errors import StartupError
-from omni_pipeline.gpus import Gpu, detect, parse_size
+from omni_pipeline.gpus import Gpu, detect
 from omni_pipeline.logs import Format
+from omni_pipeline.sizes import parse_size
 
 
 class Deployment(Struct, frozen=True):

@@ -35,8 +35,8 @@ from omni_pipeline.wire.messages import (
     StartFailed,
     Work,
 )
+from omni_pipeline.wire.trace_notes import Notes, Took
 from omni_pipeline.wire.transport import MAIN, Received, make_run_dir
-from omni_pipeline.worker.recorder import Notes, Took
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct, field
 
-from omni_pipeline.deployment.resolve import WorkerPlan
+from omni_pipeline.contract.plan import WorkerPlan
 from omni_pipeline.errors import OmniError, unavailable
 from omni_pipeline.supervision.hang_detection import Vitals
 from omni_pipeline.supervision.restart_policy import Restarts

@@ -21,7 +21,7 @@ from msgspec import Struct, field
 
 from omni_pipeline.errors import ErrorInfo
 from omni_pipeline.wire.counters import BATCH_SIZES, STEP_SECONDS, Distribution, EdgeStats
-from omni_pipeline.worker.recorder import Notes
+from omni_pipeline.wire.trace_notes import Notes
 
 if TYPE_CHECKING:
     import numpy

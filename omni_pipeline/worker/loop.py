@@ -36,8 +36,9 @@ from omni_pipeline.wire.messages import (
     Work,
 )
 from omni_pipeline.wire.stream_numbers import ReceiveLedger, SendLedger
+from omni_pipeline.wire.trace_notes import Notes
 from omni_pipeline.wire.transport import Inbox, Outbox, Received
-from omni_pipeline.worker.recorder import Notes, Recorder
+from omni_pipeline.worker.recorder import Recorder
 
 HEARTBEAT_SECONDS = 1.0
 

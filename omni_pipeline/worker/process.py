@@ -18,8 +18,8 @@ from msgspec import Struct
 
 from omni_pipeline import logs
 from omni_pipeline.contract.graph import COLLECTOR, Graph, StageSpec, load_factory, load_object
+from omni_pipeline.contract.plan import StagePlan, WorkerPlan
 from omni_pipeline.contract.stage import Ranks, Stage, StageContext
-from omni_pipeline.deployment.resolve import StagePlan, WorkerPlan
 from omni_pipeline.errors import StartupError
 from omni_pipeline.logs import Format
 from omni_pipeline.os_process import die_with_parent, leave_stopping_to_parent, set_title

@@ -13,12 +13,12 @@ from __future__ import annotations
 import logging
 import os
 import select
-import socket
 import subprocess
 import threading
 from collections.abc import Callable, Collection, Iterable
 
 from omni_pipeline.contract.stage import Ranks, Stage, StageBroken
+from omni_pipeline.os_process import free_port
 from omni_pipeline.wire.messages import Abort, Codec, Failed, Message, Shutdown, Step, Work
 from omni_pipeline.wire.transport import Inbox, Outbox
 
@@ -159,10 +159,3 @@ def _receive(stage: Stage, message: Message) -> None:
         stage.receive(message)  # type: ignore[arg-type]
     except Exception:  # rank 0 has met the same, and says so
         logger.debug("refused", exc_info=True)
-
-
-def free_port() -> int:
-    """A TCP port for the ranks to find each other by."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

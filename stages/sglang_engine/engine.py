@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from omni_pipeline.contract.stage import Ranks
 from omni_pipeline.errors import OmniError, bad_request
-from omni_pipeline.worker.tensor_parallel import free_port
+from omni_pipeline.os_process import free_port
 from stages.messages import FinishReason, Logprob, Sampling
 from stages.sglang_engine import arguments, environment
 from stages.sglang_engine.prompt_rows import PromptRows, Stretch, gather

@@ -9,7 +9,8 @@ import pytest
 
 from omni_pipeline import gpus
 from omni_pipeline.errors import StartupError
-from omni_pipeline.gpus import MIB, Gpu, _visible, capability, detect, least_free, memory_used, parse, parse_size
+from omni_pipeline.gpus import Gpu, _visible, capability, detect, least_free, memory_used, parse
+from omni_pipeline.sizes import MIB, parse_size
 
 GIB = 1024**3
 

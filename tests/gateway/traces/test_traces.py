@@ -12,7 +12,7 @@ from gateway.traces import traces as module
 from gateway.traces.timeline import Timeline, Traced
 from gateway.traces.traces import Traces
 from omni_pipeline.contract.graph import COLLECTOR
-from omni_pipeline.worker.recorder import Notes, Stepped, Took
+from omni_pipeline.wire.trace_notes import Notes, Stepped, Took
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 FOREVER = float("inf")

@@ -1,0 +1,57 @@
+"""One worker process and its stages, after all decisions: what a planner hands to whoever runs it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+from msgspec import Struct
+
+Device: TypeAlias = Literal["cpu", "cuda"]
+
+
+class StagePlan(Struct, frozen=True):
+    """One stage of a worker.
+
+    Attributes:
+        options: An instance of the stage's options struct.
+        gpus: Indices of its GPUs; none on the CPU.
+        tp_size: Processes that share its work, by tensor parallelism.
+        memory: Bytes that it may take of each of its GPUs, all in all; None until they are decided.
+        static: Of these, bytes for weights and KV cache, in a stage that fills its memory; None until decided.
+    """
+
+    name: str
+    device: Device
+    options: Any
+    gpus: tuple[int, ...] = ()
+    tp_size: int = 1
+    memory: int | None = None
+    static: int | None = None
+
+
+class WorkerPlan(Struct, frozen=True):
+    """One worker process.
+
+    Attributes:
+        stages: In graph order.
+        threads: Torch threads that they share.
+        gpus: What it sees of the GPUs, as ``CUDA_VISIBLE_DEVICES`` has it; empty for none.
+        environment: Variables to set before it imports anything.
+        after: Names of the workers that have to be ready before it is started.
+    """
+
+    name: str
+    stages: tuple[StagePlan, ...]
+    threads: int
+    gpus: tuple[str, ...] = ()
+    environment: dict[str, str] = {}
+    after: tuple[str, ...] = ()
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        return tuple(stage.name for stage in self.stages)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it has to start in an interpreter of its own: a GPU and an environment are met by imports."""
+        return bool(self.gpus or self.environment)

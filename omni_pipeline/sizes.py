@@ -1,0 +1,21 @@
+"""Sizes of memory, in words and in bytes."""
+
+from __future__ import annotations
+
+import re
+
+MIB = 1024**2
+
+
+_SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?) *(?P<unit>GiB|MiB|GB|MB)")
+
+
+_BYTES = {"GiB": 1024**3, "GB": 10**9, "MiB": MIB, "MB": 10**6}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size as ``config.Size`` allows it, such as ``12GiB`` or ``800 MB``. Raises ValueError."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is not a size")
+    return int(float(found["number"]) * _BYTES[found["unit"]])
