@@ -10,7 +10,8 @@ from msgspec import Struct
 
 from omni_pipeline.config.layers import Settings, leaves
 from omni_pipeline.config.schema import StageConfig
-from omni_pipeline.deployment.resolve import Deployment, StagePlan, WorkerPlan
+from omni_pipeline.contract.plan import StagePlan, WorkerPlan
+from omni_pipeline.deployment.resolve import Deployment
 
 DEFAULT = "default"
 HIDDEN = "(hidden)"

@@ -7,14 +7,14 @@ from typing import Any
 
 from msgspec import Struct, structs
 
+from omni_pipeline.contract.plan import StagePlan, WorkerPlan
 from omni_pipeline.contract.stage_memory import Cache, Needs, Request, Situation
 from omni_pipeline.deployment.checkpoint import Checkpoint
-from omni_pipeline.deployment.resolve import Deployment, StagePlan, WorkerPlan
+from omni_pipeline.deployment.resolve import Deployment
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu
+from omni_pipeline.sizes import MIB
 from omni_pipeline.wire.messages import ITEM_SIZE
-
-MIB = 1024**2
 
 # On the CPU weights are held in this type unless a stage's `dtype` option says otherwise.
 CPU_DTYPE = "float32"

@@ -5,45 +5,30 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from msgspec import Struct
-
 from omni_pipeline.config import trace_target
-from omni_pipeline.config.schema import Config, Server, StageConfig, Supervision, Trace, convert, suggestion
-from omni_pipeline.contract.graph import Graph, StageSpec, load_graph
-from omni_pipeline.contract.plan import Device, StagePlan, WorkerPlan
+from omni_pipeline.config.schema import Config, Server, StageConfig, convert, suggestion
+from omni_pipeline.contract.graph import StageSpec, load_graph
+from omni_pipeline.contract.plan import Device, StagePlan
 from omni_pipeline.deployment.gpu_assignment import gpu_sets
 from omni_pipeline.deployment.worker_grouping import grouped
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu, detect
-from omni_pipeline.logs import Format
 from omni_pipeline.sizes import parse_size
+from omni_pipeline.supervision.plan import PipelinePlan
 
 
-class Deployment(Struct, frozen=True):
+class Deployment(PipelinePlan, frozen=True):
     """A configuration after every decision is made; nothing in it is optional or ``auto``.
 
     Attributes:
-        graph_path: Where `graph` was loaded from, so that workers can do the same.
-        graph: The stages that run, and the edges between them.
         model_path: As configured; `checkpoint.resolve` turns a hub name into a directory.
-        workers: In graph order of their first stages.
         gpus: Those that the server may use.
-        supervision: When a worker counts as hung.
         server: The HTTP side.
-        log_level, log_format: As `logs.configure` takes them.
-        trace: What is noted about requests.
     """
 
-    graph_path: str
-    graph: Graph
     model_path: str
-    workers: tuple[WorkerPlan, ...]
     gpus: tuple[Gpu, ...]
-    supervision: Supervision
     server: Server
-    log_level: str
-    log_format: Format
-    trace: Trace
 
     @property
     def uses_cuda(self) -> bool:
@@ -65,12 +50,6 @@ class Deployment(Struct, frozen=True):
             for plan in worker.stages
             if plan.device == "cpu" and getattr(plan.options, "mem_fraction_static", None) is not None
         )
-
-    def preload(self) -> tuple[str, ...]:
-        """Modules that forked workers need and can share, in order of first mention."""
-        forked = {name for worker in self.workers if not worker.fresh for name in worker.stage_names}
-        stages = (stage for stage in self.graph.stages if stage.name in forked)
-        return tuple(dict.fromkeys(module for stage in stages for module in stage.preload))
 
 
 def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:

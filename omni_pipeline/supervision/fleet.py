@@ -14,13 +14,13 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from omni_pipeline.contract.graph import COLLECTOR
-from omni_pipeline.deployment.resolve import Deployment
 from omni_pipeline.errors import StartupError
 from omni_pipeline.logs import fields
 from omni_pipeline.supervision.fork_server import Exited, Launched, Preloaded
 from omni_pipeline.supervision.fork_server_client import Launcher
 from omni_pipeline.supervision.hang_detection import LOOK_SECONDS, Bounds, Vitals, is_stopped
 from omni_pipeline.supervision.mailbox import Mailbox
+from omni_pipeline.supervision.plan import PipelinePlan
 from omni_pipeline.supervision.restart_policy import Restarts
 from omni_pipeline.supervision.worker_state import Roster, Worker
 from omni_pipeline.wire.messages import Heartbeat, Ready, Shutdown, StartFailed
@@ -45,7 +45,7 @@ class Fleet:
     """The worker processes and the fork server they come from, which making one starts.
 
     Args:
-        deployment: What to run.
+        plan: What to run.
         run_dir: For sockets and files.
         mailbox: How to speak to workers; what they say is to be told by `beat`, `ready` and `refused`.
         gone: Called with each worker whose process has ended, and whether requests may have been lost with it.
@@ -56,18 +56,18 @@ class Fleet:
     """
 
     def __init__(
-        self, deployment: Deployment, run_dir: str, mailbox: Mailbox, gone: Callable[[Worker, bool], None]
+        self, plan: PipelinePlan, run_dir: str, mailbox: Mailbox, gone: Callable[[Worker, bool], None]
     ) -> None:
-        self.roster = Roster(run_dir, deployment.workers)
+        self.roster = Roster(run_dir, plan.workers)
         self.stopping = False
-        self._deployment = deployment
+        self._plan = plan
         self._run_dir = run_dir
         self._mailbox = mailbox
         self._gone = gone
         self._progress: Callable[[Progress], None] = lambda _: None
         self._model_path = ""
         self._changed = asyncio.Event()
-        self._bounds = Bounds(deployment.supervision.silent_seconds, deployment.supervision.step_seconds)
+        self._bounds = Bounds(plan.supervision.silent_seconds, plan.supervision.step_seconds)
         self._looked = 0.0
         self._started = False  # `start` has been called
         self._serving = False  # and all workers have been ready
@@ -257,14 +257,14 @@ class Fleet:
         assignment = Assignment(
             plan=worker.plan,
             incarnation=worker.incarnation,
-            graph_path=self._deployment.graph_path,
+            graph_path=self._plan.graph_path,
             model_path=self._model_path,
             run_dir=self._run_dir,
             addresses={**self.roster.addresses(), COLLECTOR: self._mailbox.address},
             epoch=self.roster.moves,
-            log_level=self._deployment.log_level,
-            log_format=self._deployment.log_format,
-            traced=self._deployment.trace.on,
+            log_level=self._plan.log_level,
+            log_format=self._plan.log_format,
+            traced=self._plan.trace.on,
         )
         self._launcher.launch(assignment)
 
@@ -294,7 +294,7 @@ class Fleet:
                 self._launch(worker)
 
     def _new_launcher(self) -> Launcher:
-        return Launcher(self._run_dir, self._deployment.preload())
+        return Launcher(self._run_dir, self._plan.preload())
 
     # --- signs of life ---
 

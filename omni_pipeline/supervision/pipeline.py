@@ -15,10 +15,10 @@ from itertools import chain
 from typing import Any
 
 from omni_pipeline.contract.graph import COLLECTOR, GATEWAY
-from omni_pipeline.deployment.resolve import Deployment
 from omni_pipeline.errors import ErrorInfo, internal, unavailable, worker_lost
 from omni_pipeline.supervision.fleet import Fleet, Progress
 from omni_pipeline.supervision.mailbox import Mailbox
+from omni_pipeline.supervision.plan import PipelinePlan
 from omni_pipeline.supervision.worker_state import Worker, WorkerReport
 from omni_pipeline.wire.counters import Edges, EdgeStats
 from omni_pipeline.wire.messages import (
@@ -51,8 +51,8 @@ class Supervisor:
         StartupError: there is no place for the sockets.
     """
 
-    def __init__(self, deployment: Deployment) -> None:
-        self._deployment = deployment
+    def __init__(self, plan: PipelinePlan) -> None:
+        self._plan = plan
         self._stats: dict[str, StageStats] = {}
         self._edges: dict[str, list[EdgeStats]] = {}  # by worker
         self._own_edges = Edges()
@@ -61,9 +61,9 @@ class Supervisor:
         self._noted: Callable[[Notes], None] = _to_nobody
         self._run_dir = make_run_dir()
         try:
-            codec = Codec(deployment.graph.body_types())
+            codec = Codec(plan.graph.body_types())
             self._mailbox = Mailbox(self._run_dir, codec, self._handle, self._unreadable)
-            self._fleet = Fleet(deployment, self._run_dir, self._mailbox, self._gone)
+            self._fleet = Fleet(plan, self._run_dir, self._mailbox, self._gone)
         except BaseException:
             shutil.rmtree(self._run_dir)
             raise
@@ -142,7 +142,7 @@ class Supervisor:
     def submit(self, request_id: str, body: Any, stages: Collection[str] | None = None) -> None:
         """Send a request body to the entry stage; see `gateway.pipeline.Pipeline`."""
         self._check(stages)
-        entry = self._deployment.graph.entry
+        entry = self._plan.graph.entry
         self._mailbox.send(Start(request_id, GATEWAY, entry, body), self._roster.addresses()[entry])
 
     def abort(self, request_id: str) -> None:
@@ -162,7 +162,7 @@ class Supervisor:
     @property
     def stats(self) -> Mapping[str, StageStats]:
         """The latest figures of each stage, by name and in graph order; a stage whose worker is gone has none."""
-        return {name: self._stats[name] for name in self._deployment.graph.stage_names if name in self._stats}
+        return {name: self._stats[name] for name in self._plan.graph.stage_names if name in self._stats}
 
     @property
     def edges(self) -> Iterable[EdgeStats]:
@@ -218,7 +218,7 @@ class Supervisor:
         taken = time.monotonic()
         self._own_edges.add(message.source, message.target, received.size, taken - received.sent)
         self._deliver(message)
-        if self._deployment.trace.on:
+        if self._plan.trace.on:
             took = Took(message.request_id, message.source, message.target, received.sent, taken, time.monotonic())
             self._noted(Notes(MAIN, taken, [took], []))
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from omni_pipeline.contract.stage_memory import Cache, Needs, Situation
 from omni_pipeline.errors import StartupError
+from omni_pipeline.sizes import MIB
 from stages.checkpoint.audio_lengths import CONVOLVED_CHUNKS, FULL_CHUNK_ROWS
 from stages.checkpoint.model_config import DecoderConfig, ModelConfig, TalkerConfig, VocoderConfig, read
 from stages.checkpoint.tensor_shapes import DILATIONS, KERNEL
 from stages.options import Code2WavOptions, CodePredictorOptions, EncoderOptions, TalkerOptions, ThinkerOptions
-
-MIB = 1024**2
 
 LARGEST_PICTURE_ROWS = 12845056 // 32**2
 """Embedding rows of the largest picture that the processor makes (`max_pixels`); attention needs it in one piece."""

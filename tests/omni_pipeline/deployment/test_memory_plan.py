@@ -9,10 +9,11 @@ from msgspec import Struct, structs
 
 from omni_pipeline.config.schema import Config
 from omni_pipeline.contract.graph import Graph, StageSpec
+from omni_pipeline.contract.plan import StagePlan, WorkerPlan
 from omni_pipeline.contract.stage_memory import Cache, Needs, Request, Situation
 from omni_pipeline.deployment.checkpoint import Checkpoint, Stored
 from omni_pipeline.deployment.memory_plan import KEPT_FREE, PROCESS_BYTES, RANK_BYTES, Placement, place, refuse, sized
-from omni_pipeline.deployment.resolve import Deployment, StagePlan, WorkerPlan, resolve
+from omni_pipeline.deployment.resolve import Deployment, resolve
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu
 from tests.omni_pipeline.echo_stages import Options

@@ -1,0 +1,37 @@
+"""What the supervisor is handed: which workers to keep alive, and how."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from omni_pipeline.config.schema import Supervision, Trace
+from omni_pipeline.contract.graph import Graph
+from omni_pipeline.contract.plan import WorkerPlan
+from omni_pipeline.logs import Format
+
+
+class PipelinePlan(Struct, frozen=True):
+    """The workers of one pipeline, after every decision is made.
+
+    Attributes:
+        graph_path: Where `graph` was loaded from, so that workers can do the same.
+        graph: The stages that run, and the edges between them.
+        workers: In graph order of their first stages.
+        supervision: When a worker counts as hung.
+        log_level, log_format: As `logs.configure` takes them.
+        trace: What is noted about requests.
+    """
+
+    graph_path: str
+    graph: Graph
+    workers: tuple[WorkerPlan, ...]
+    supervision: Supervision
+    log_level: str
+    log_format: Format
+    trace: Trace
+
+    def preload(self) -> tuple[str, ...]:
+        """Modules that forked workers need and can share, in order of first mention."""
+        forked = {name for worker in self.workers if not worker.fresh for name in worker.stage_names}
+        stages = (stage for stage in self.graph.stages if stage.name in forked)
+        return tuple(dict.fromkeys(module for stage in stages for module in stage.preload))
