@@ -6,6 +6,9 @@ borders as an `ErrorInfo`, and becomes HTTP in one place, the gateway.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 from msgspec import Struct
 
 
@@ -63,3 +66,10 @@ def worker_lost(worker: str) -> OmniError:
 
 class StartupError(Exception):
     """The service cannot start. The message says what is wrong and what to do about it."""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The known name that `name` resembles, as a question; else what is known."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(known) or 'none'}."

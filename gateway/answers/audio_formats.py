@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msgspec import Struct
 
 from gateway.api.schema import AudioFormat
+from gateway.api.speech_format import CHANNELS, SAMPLE_RATE
 
 if TYPE_CHECKING:
     import numpy
 
-SAMPLE_RATE = 24_000  # Hz
-CHANNELS = 1
 
 _FULL_SCALE = 32_768
 

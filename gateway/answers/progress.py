@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from gateway.answers.audio_formats import SAMPLE_RATE
 from gateway.answers.collector import Body
 from gateway.answers.playback import Player
+from gateway.api.speech_format import SAMPLE_RATE
 from gateway.metrics import Metrics
 from gateway.traces.timeline import Timeline
 from omni_pipeline.errors import ErrorInfo

@@ -7,12 +7,11 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from gateway.api import responses
+from gateway.api import health_report, responses
 from gateway.api.foreign_fields import IGNORED, REFUSED
+from gateway.api.health_report import Report
 from gateway.api.responses import Completion, CompletionChunk, ErrorBody, Index, Model, ModelList
 from gateway.api.schema import ChatCompletionRequest
-from gateway.serving import health
-from gateway.serving.health import Report
 from omni_pipeline import __version__
 
 Json: TypeAlias = dict[str, Any]
@@ -51,7 +50,7 @@ def describe(*, with_keys: bool) -> Json:
     kinds = (ChatCompletionRequest, Completion, CompletionChunk, ErrorBody, Model, ModelList, Report, Index)
     _, schemas = msgspec.json.schema_components(kinds, ref_template=_PLACE)
     schemas[ChatCompletionRequest.__name__]["properties"] |= _foreign_fields()
-    for kind in (*vars(responses).values(), *vars(health).values()):
+    for kind in (*vars(responses).values(), *vars(health_report).values()):
         if isinstance(kind, type) and kind.__name__ in schemas:
             schemas[kind.__name__]["required"] = _always_there(kind)
     components: Json = {"schemas": schemas}

@@ -10,8 +10,8 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from gateway.answers.audio_formats import CHANNELS, SAMPLE_RATE
 from gateway.api.schema import AudioFormat
+from gateway.api.speech_format import CHANNELS, SAMPLE_RATE
 from omni_pipeline.errors import ErrorInfo
 from stages import messages
 from stages.messages import FinishReason, TextDelta, TokenLogprob, TokenText

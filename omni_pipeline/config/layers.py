@@ -13,9 +13,9 @@ import msgspec
 import yaml
 from msgspec import Struct
 
-from omni_pipeline.config.schema import Config, StageConfig, convert, merge, read, suggestion
+from omni_pipeline.config.schema import Config, StageConfig, convert, merge, read
 from omni_pipeline.contract.graph import Graph, load_graph
-from omni_pipeline.errors import StartupError
+from omni_pipeline.errors import StartupError, suggestion
 
 SET = "--set"
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -11,7 +10,7 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct, field
 
-from omni_pipeline.errors import StartupError
+from omni_pipeline.errors import StartupError, suggestion
 
 Kind = TypeVar("Kind")
 
@@ -252,13 +251,6 @@ def convert(tree: Any, kind: type[Kind], path: str, *, source: str = "") -> Kind
         reason, _, where = str(error).partition(" - at `$")
         place = f"{path}{where.rstrip('`')}".lstrip(".")
         raise StartupError(f"{source}{place or 'configuration'}: {reason[:1].lower()}{reason[1:]}.") from error
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """The known name that `name` resembles, as a question; else what is known."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(known) or 'none'}."
 
 
 def _refuse_unknown_keys(tree: Any, kind: msgspec.inspect.Type, path: str, source: str) -> None:

@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 
 from omni_pipeline.config import trace_target
-from omni_pipeline.config.schema import Config, Server, StageConfig, convert, suggestion
+from omni_pipeline.config.schema import Config, Server, StageConfig, convert
 from omni_pipeline.contract.graph import StageSpec, load_graph
 from omni_pipeline.contract.plan import Device, StagePlan
 from omni_pipeline.deployment.gpu_assignment import gpu_sets
 from omni_pipeline.deployment.worker_grouping import grouped
-from omni_pipeline.errors import StartupError
+from omni_pipeline.errors import StartupError, suggestion
 from omni_pipeline.gpus import Gpu, detect
 from omni_pipeline.sizes import parse_size
 from omni_pipeline.supervision.plan import PipelinePlan

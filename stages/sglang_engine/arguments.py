@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omni_pipeline import gpus
-from omni_pipeline.config.schema import suggestion
-from omni_pipeline.errors import StartupError
+from omni_pipeline.errors import StartupError, suggestion
 from stages.checkpoint.memory_needs import CPU_KV_TOKENS
 
 # What the loop in `engine` relies on. `engine` options must not change these.

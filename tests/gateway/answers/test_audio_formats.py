@@ -13,7 +13,8 @@ import numpy
 import pytest
 import soundfile
 
-from gateway.answers.audio_formats import SAMPLE_RATE, Encoder, ThreadedEncoder, file_encoder, stream_encoder, to_pcm16
+from gateway.answers.audio_formats import Encoder, ThreadedEncoder, file_encoder, stream_encoder, to_pcm16
+from gateway.api.speech_format import SAMPLE_RATE
 from tests.gateway.scripted import tone
 
 # As the vocoder gives them: the first frame lacks its look-ahead, later pieces grow.

@@ -1,0 +1,117 @@
+"""The code is built in floors: what lies above imports what lies below, never the other way, and never in a circle."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.floors import circles, read_modules, read_rooms, upward
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("omni_pipeline", "stages", "gateway")
+
+FRAMEWORK = (
+    ("omni_pipeline", "omni_pipeline.errors", "omni_pipeline.os_process", "omni_pipeline.sizes"),
+    ("omni_pipeline.gpus", "omni_pipeline.logs", "omni_pipeline.wire"),
+    ("omni_pipeline.contract",),
+    ("omni_pipeline.config", "omni_pipeline.worker"),
+    ("omni_pipeline.supervision",),
+    ("omni_pipeline.deployment",),
+    ("omni_pipeline.commands", "omni_pipeline.service"),
+    ("omni_pipeline.cli",),
+)
+
+# What a stage may know of the framework: its contract with it, and what has no opinion about pipelines.
+OPEN_TO_STAGES = (
+    "omni_pipeline.contract",
+    "omni_pipeline.wire",
+    "omni_pipeline.errors",
+    "omni_pipeline.logs",
+    "omni_pipeline.os_process",
+    "omni_pipeline.sizes",
+    "omni_pipeline.gpus",
+)
+STAGES = (
+    ("stages", "stages.messages"),
+    ("stages.flags", "stages.options", "stages.sampling"),
+    ("stages.checkpoint",),
+    ("stages.sglang_engine", "stages.encoders"),
+    ("stages.preprocessing", "stages.mm_aggregate", "stages.decode"),
+    ("stages.thinker", "stages.talker_ar", "stages.code_predictor", "stages.code2wav"),
+    ("stages.topology",),
+)
+
+GATEWAY = (
+    ("gateway", "gateway.pipeline", "gateway.admission", "gateway.traces", "gateway.bench"),
+    ("gateway.api", "gateway.metrics"),
+    ("gateway.http", "gateway.media"),
+    ("gateway.answers",),
+    ("gateway.serving",),
+)
+
+
+def test_framework_has_floors() -> None:
+    assert upward(read_rooms(ROOT, ["omni_pipeline"]), FRAMEWORK) == []
+
+
+def test_framework_knows_no_model() -> None:
+    rooms = read_rooms(ROOT, PACKAGES)
+    strangers = {
+        f"{room} imports {target}"
+        for room, targets in rooms.items()
+        for target in targets
+        if room.startswith("omni_pipeline") and not target.startswith("omni_pipeline")
+    }
+    assert strangers <= {"omni_pipeline.cli imports gateway.bench"}
+
+
+def test_stages_have_floors() -> None:
+    floors = ((*OPEN_TO_STAGES, "omni_pipeline"), *STAGES)
+    rooms = {name: room for name, room in read_rooms(ROOT, PACKAGES).items() if name.startswith("stages")}
+    assert upward(rooms, floors) == []
+
+
+def test_gateway_has_floors() -> None:
+    below = tuple(room for floor in FRAMEWORK[:6] for room in floor)
+    floors = ((*below, "stages.messages"), *GATEWAY)
+    rooms = {name: room for name, room in read_rooms(ROOT, PACKAGES).items() if name.startswith("gateway")}
+    assert upward(rooms, floors) == []
+
+
+def test_no_module_is_in_a_circle() -> None:
+    assert circles(read_modules(ROOT, PACKAGES)) == []
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "floors"),
+    [
+        ("omni_pipeline/wire/transport.py", "from omni_pipeline.worker.loop import Worker", FRAMEWORK),
+        ("omni_pipeline/supervision/fleet.py", "from omni_pipeline.deployment import resolve", FRAMEWORK),
+        ("omni_pipeline/errors.py", "import omni_pipeline.logs", FRAMEWORK),
+    ],
+)
+def test_planted_import_is_found(copy: Path, file: str, line: str, floors: tuple[tuple[str, ...], ...]) -> None:
+    path = copy / file
+    path.write_text(f"{path.read_text()}\n\ndef planted() -> None:\n    {line}\n")
+    [found] = upward(read_rooms(copy, ["omni_pipeline"]), floors)
+    assert found.startswith(f"{file} imports ")
+
+
+def test_planted_circle_is_found(copy: Path) -> None:
+    path = copy / "omni_pipeline" / "sizes.py"
+    path.write_text(f"{path.read_text()}\nimport omni_pipeline.gpus\n")
+    assert circles(read_modules(copy, PACKAGES)) == [["omni_pipeline.gpus", "omni_pipeline.sizes"]]
+
+
+def test_room_without_a_floor_is_found(copy: Path) -> None:
+    (copy / "omni_pipeline" / "attic.py").write_text("")
+    assert upward(read_rooms(copy, ["omni_pipeline"]), FRAMEWORK) == ["omni_pipeline.attic has no floor"]
