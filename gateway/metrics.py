@@ -125,11 +125,11 @@ class Metrics:
         )
         self.playback_underruns = Counter(
             "omni_playback_underruns",
-            "How often a player that starts with the first sound would have had nothing to play",
+            "Silences of more than 0.1 s of a player that starts with the first sound",
             registry=registry,
         )
         self.playback_silence_seconds = Counter(
-            "omni_playback_silence_seconds", "How long it would have had nothing to play", registry=registry
+            "omni_playback_silence_seconds", "Length of these silences", registry=registry
         )
         self.request_seconds = Histogram(
             "omni_request_seconds",

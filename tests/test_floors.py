@@ -44,8 +44,8 @@ STAGES = (
 )
 
 GATEWAY = (
-    ("gateway", "gateway.pipeline", "gateway.admission", "gateway.traces", "gateway.bench"),
-    ("gateway.api", "gateway.metrics"),
+    ("gateway", "gateway.pipeline", "gateway.admission", "gateway.playback", "gateway.traces"),
+    ("gateway.api", "gateway.metrics", "gateway.bench"),
     ("gateway.http", "gateway.media"),
     ("gateway.answers",),
     ("gateway.serving",),

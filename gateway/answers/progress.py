@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from gateway.answers.collector import Body
-from gateway.answers.playback import Player
 from gateway.api.speech_format import SAMPLE_RATE
 from gateway.metrics import Metrics
+from gateway.playback import Player
 from gateway.traces.timeline import Timeline
 from omni_pipeline.errors import ErrorInfo
 from stages.messages import AudioDelta, AudioDone, TextDelta, TextDone
@@ -67,10 +67,10 @@ class Progress:
         if self._last_audio is not None:
             factor = (self._last_audio - self.began) / self._player.seconds
             self.figures |= {"audio_seconds": round(self._player.seconds, 6), "real_time_factor": round(factor, 6)}
-            self.figures["playback_underruns"] = self._player.underruns
+            self.figures["playback_underruns"] = len(self._player.underruns)
             self._metrics.real_time_factor.observe(factor)
-            self._metrics.playback_underruns.inc(self._player.underruns)
-            self._metrics.playback_silence_seconds.inc(self._player.silence)
+            self._metrics.playback_underruns.inc(len(self._player.underruns))
+            self._metrics.playback_silence_seconds.inc(sum(self._player.underruns))
 
     def _saw_text(self, now: float) -> None:
         if self._last_text is None:

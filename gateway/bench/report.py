@@ -11,9 +11,9 @@ from msgspec import Struct
 
 from gateway.bench.baseline import Answer
 from gateway.bench.percentiles import Distribution, describe
-from gateway.bench.player import underruns
 from gateway.bench.scenarios import FRAME_SECONDS, Scenario, explanation
 from gateway.bench.timeline import Timeline
+from gateway.playback import Player
 
 
 class Load(Struct, frozen=True):
@@ -125,7 +125,7 @@ def summarise(scenario: Scenario, load: Load, timelines: Sequence[Timeline], sec
     """The figures of requests that were in progress for `seconds`."""
     done = [timeline for timeline in timelines if timeline.failure is None]
     spoken = [timeline for timeline in done if timeline.sounds]
-    silences = [underruns(timeline.sounds) for timeline in spoken]
+    silences = [_underruns(timeline) for timeline in spoken]
     return LevelReport(
         load=load,
         requests=len(timelines),
@@ -188,6 +188,14 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 def _gaps(times: Sequence[float]) -> list[float]:
     return [later - earlier for earlier, later in itertools.pairwise(times)]
+
+
+def _underruns(timeline: Timeline) -> list[float]:
+    """Seconds of each silence that a listener would have noticed."""
+    player = Player()
+    for sound in timeline.sounds:
+        player.feed(sound.at, sound.seconds)
+    return player.underruns
 
 
 def _errors(timelines: Iterable[Timeline]) -> dict[str, ErrorCount]:
