@@ -41,6 +41,7 @@ STAGES = (
     ("stages.preprocessing", "stages.mm_aggregate", "stages.decode"),
     ("stages.thinker", "stages.talker_ar", "stages.code_predictor", "stages.code2wav"),
     ("stages.topology",),
+    ("stages.routes",),
 )
 
 GATEWAY = (
@@ -75,7 +76,7 @@ def test_stages_have_floors() -> None:
 
 def test_gateway_has_floors() -> None:
     below = tuple(room for floor in FRAMEWORK[:6] for room in floor)
-    floors = ((*below, "stages.messages"), *GATEWAY)
+    floors = ((*below, "stages.messages", "stages.routes"), *GATEWAY)
     rooms = {name: room for name, room in read_rooms(ROOT, PACKAGES).items() if name.startswith("gateway")}
     assert upward(rooms, floors) == []
 

@@ -17,7 +17,6 @@ from gateway.answers.audio_formats import ThreadedEncoder, file_encoder, stream_
 from gateway.answers.collector import Answer, Body, Collector
 from gateway.answers.events import EventWriter
 from gateway.answers.progress import Progress
-from gateway.answers.route import route
 from gateway.api.conversion import convert
 from gateway.api.responses import AnswerFormat, error_body
 from gateway.api.schema import AudioFormat, ChatCompletionRequest
@@ -32,6 +31,7 @@ from gateway.traces.traces import Traces
 from omni_pipeline.config.schema import Limits
 from omni_pipeline.errors import OmniError, bad_request, internal
 from stages.messages import AudioDelta, AudioDone, ChatRequest, TextDelta, TextDone
+from stages.routes import route
 
 # Threads that code speech. One codes a hundred times faster than it is spoken, so few are enough.
 AUDIO_THREADS = 2

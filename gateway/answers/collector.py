@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 import msgspec
 
-from gateway.answers.route import Route
 from gateway.pipeline import Pipeline
+from omni_pipeline.contract.route import Route
 from omni_pipeline.errors import ErrorInfo, OmniError, internal
 from omni_pipeline.logs import fields
 from omni_pipeline.wire.messages import End, Failed, Start, Work

@@ -23,16 +23,13 @@ from gateway.traces.sinks import sinks
 from gateway.traces.traces import Traces
 from omni_pipeline.config.schema import Server, Trace
 from omni_pipeline.errors import unavailable
+from stages.routes import SPEECH
 
 log = logging.getLogger(__name__)
 
 # How long answers may take to be read, and connections to close, when everything has been ended; an idle one may make
 # aiohttp wait so long.
 _CLOSE_SECONDS = 1.0
-
-
-# The stage without which nothing is heard.
-_VOCODER = "code2wav"
 
 
 async def run(
@@ -57,14 +54,14 @@ async def run(
         server: What to serve and within which bounds.
         model_path: As configured; names the model when `server` does not.
         checkpoint: Directory of the checkpoint, whose ``config.json`` lists the voices.
-        stages: Names of the stages that run. With `_VOCODER` among them the server speaks.
+        stages: Names of the stages that run. With `routes.SPEECH` among them the server speaks.
         trace: Where to say what was done for each request.
         listen_socket: Bound socket to listen on; it is closed at the end.
         ready: Called once the first warm-up request has been answered.
         stopping: Set from outside to end the service. After that, new requests get 503, and those in progress have
             ``server.drain_seconds`` before they end with 503, too. Cancelling this function ends them at once.
     """
-    voices = read_voices(Path(checkpoint)) if _VOCODER in stages else None
+    voices = read_voices(Path(checkpoint)) if SPEECH in stages else None
     traces = Traces(sinks(trace), lambda: pipeline.pids.keys())
     pipeline.trace(traces.noted)
     gateway = Gateway(pipeline, server, model_path=model_path, voices=voices, traces=traces)

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 import msgspec
 
 from gateway.answers.collector import Collector
-from gateway.answers.route import route
 from omni_pipeline.errors import OmniError
 from omni_pipeline.wire.messages import Tensor
 from stages.messages import ChatRequest, Media, MediaRef, Modality, Sampling, SpeechOptions, Text, Turn
+from stages.routes import route
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import numpy
 import pytest
 
 from gateway.answers.collector import Answer, Collector
-from gateway.answers.route import Output, route
 from omni_pipeline.contract.graph import COLLECTOR
+from omni_pipeline.contract.route import Output
 from omni_pipeline.errors import ErrorInfo, OmniError
 from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor
 from stages.messages import (
@@ -25,6 +25,7 @@ from stages.messages import (
     Turn,
     VideoOptions,
 )
+from stages.routes import route
 from tests.gateway.scripted import USAGE, ScriptedPipeline, token
 
 REQUEST = ChatRequest(turns=[Turn("user", [])])

@@ -12,11 +12,11 @@ import soundfile
 from PIL import Image
 
 from gateway.answers.collector import Collector
-from gateway.answers.route import route
 from gateway.serving import warmup
 from omni_pipeline.errors import ErrorInfo
 from omni_pipeline.wire.messages import Codec
 from stages.messages import MediaRef
+from stages.routes import route
 from stages.topology import QWEN3_OMNI
 from tests.gateway.scripted import ScriptedPipeline
 

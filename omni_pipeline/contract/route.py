@@ -1,0 +1,36 @@
+"""Which stages one request takes through a graph, and until when it needs each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+
+class Output(Struct, frozen=True):
+    """One of the streams that make up an answer.
+
+    Attributes:
+        stages: Needed until it has ended.
+        first: Needed, too, until its first message has come.
+    """
+
+    stages: frozenset[str]
+    first: frozenset[str] = frozenset()
+
+
+class Route(Struct, frozen=True):
+    """The stages of one request.
+
+    Attributes:
+        before: Needed until the first message of the answer has come.
+        outputs: The streams, by the stage that sends them to the collector. The answer is complete when all have ended.
+    """
+
+    before: frozenset[str]
+    outputs: Mapping[str, Output]
+
+    @property
+    def all(self) -> frozenset[str]:
+        """Every stage it goes through."""
+        return self.before.union(*(output.stages | output.first for output in self.outputs.values()))

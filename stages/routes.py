@@ -1,0 +1,51 @@
+"""Which stages a request needs, read off the graph, so that a lost worker ends only requests that still need it."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from omni_pipeline.contract.graph import COLLECTOR
+from omni_pipeline.contract.route import Output, Route
+from stages import messages
+from stages.messages import ChatRequest, Modality
+from stages.topology import QWEN3_OMNI
+
+
+def _end(body: type[Any]) -> str:
+    """The stage whose messages to the collector may be a `body`."""
+    [stage] = [edge.source for edge in QWEN3_OMNI.edges if edge.target == COLLECTOR and body in get_args(edge.body)]
+    return stage
+
+
+def _taker(body: type[Any]) -> str:
+    """The stage that takes a `body`."""
+    [stage] = [edge.target for edge in QWEN3_OMNI.edges if edge.body is body]
+    return stage
+
+
+TEXT, SPEECH = _end(messages.TextDelta), _end(messages.AudioDelta)
+"""The stages that send the two parts of an answer to the collector."""
+
+_ENCODERS: dict[Modality, str] = {
+    "image": _taker(messages.VisionWork),
+    "video": _taker(messages.VisionWork),
+    "audio": _taker(messages.AudioWork),
+}
+_WRITING = frozenset({TEXT, *(edge.source for edge in QWEN3_OMNI.edges if edge.target == TEXT)})
+_SPEAKING = frozenset(QWEN3_OMNI.stage_names) - QWEN3_OMNI.text_stages
+_PREPARING = QWEN3_OMNI.text_stages - _WRITING - frozenset(_ENCODERS.values())
+
+
+def route(request: ChatRequest) -> Route:
+    """The stages that `request` takes through the graph."""
+    encoders = {_ENCODERS[media.kind] for media in request.media}
+    if request.video.use_audio and any(media.kind == "video" for media in request.media):
+        encoders.add(_ENCODERS["audio"])
+    outputs = {TEXT: Output(_WRITING)}
+    if request.speech is not None:
+        # The thinker sends the last token to the talker and to decode at once, and the talker's worker sees for itself
+        # when a stream that has begun breaks off. Sound shows that it has begun. With stop strings it is otherwise:
+        # decode ends the text before the thinker knows, and the talker knows only through the thinker.
+        speech = Output(_SPEAKING | _WRITING) if request.text.stop else Output(_SPEAKING, first=_WRITING)
+        outputs[SPEECH] = speech
+    return Route(before=_PREPARING | encoders, outputs=outputs)
