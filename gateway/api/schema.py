@@ -67,7 +67,7 @@ class VideoPart(_Strict, tag_field="type", tag="video_url"):
     video_url: Address
 
 
-Part: TypeAlias = TextPart | ImagePart | AudioPart | InputAudioPart | VideoPart
+Part: TypeAlias = TextPart | ImagePart | InputAudioPart | AudioPart | VideoPart
 Content: TypeAlias = str | list[Part]
 
 

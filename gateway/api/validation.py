@@ -25,6 +25,16 @@ def _fields(*structs: type[msgspec.Struct]) -> frozenset[str]:
     return frozenset(name for struct in structs for name in struct.__struct_fields__)
 
 
+def _structs(hint: Any) -> list[type[msgspec.Struct]]:
+    """The structs that a field of this type may hold."""
+    return [kind for kind in get_args(hint) if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
+
+
+def _tags(union: Any) -> tuple[str, ...]:
+    """What tells the structs of a tagged union apart."""
+    return tuple(str(struct.__struct_config__.tag) for struct in _structs(union))
+
+
 # The names that an object may have, by the name of the field that holds it; for "did you mean".
 _NAMES_WITHIN = {
     "": _fields(ChatCompletionRequest) | IGNORED,
@@ -37,9 +47,7 @@ _NAMES_WITHIN = {
     "audio": _fields(schema.AudioOutput, schema.EarlierSpeech),
     "stream_options": _fields(schema.StreamOptions),
     "stage_sampling": _fields(schema.SamplingByStage),
-    "thinker": _fields(schema.StageSampling),
-    "talker_ar": _fields(schema.StageSampling),
-    "code_predictor": _fields(schema.FrameSampling),
+    **{stage: _fields(*_structs(hint)) for stage, hint in get_type_hints(schema.SamplingByStage).items()},
 }
 
 
@@ -58,9 +66,9 @@ def _choices(struct: type[msgspec.Struct], field: str) -> tuple[str, ...]:
 
 # The values that a field may have, by the end of its path; for "known".
 _VALUES = {
-    "role": ("system", "developer", "user", "assistant", "tool"),
-    "type": ("text", "image_url", "input_audio", "audio_url", "video_url"),
-    "modalities": ("text", "audio"),
+    "role": _tags(schema.ChatMessage),
+    "type": _tags(schema.Part),
+    "modalities": _choices(ChatCompletionRequest, "modalities"),
     "audio.format": get_args(schema.AudioFormat),
     "input_audio.format": _choices(schema.InputAudio, "format"),
     "image_url.detail": _choices(schema.ImageAddress, "detail"),
