@@ -126,7 +126,7 @@ def test_gpus_of_each_stage(gpus: int, settings: dict[str, Any], sets: list[tupl
 
 
 def test_worker_sees_its_gpus_as_the_server_was_given_them() -> None:
-    found = resolve.resolve(
+    found = resolution.resolve(
         load(None, {"model_path": "x", "graph": ECHO_PATH, "stages": {"join": {"gpus": [1]}}}),
         [Gpu(0, "H100", 1, "5"), Gpu(1, "H100", 1, "GPU-abc")],
     )
@@ -242,7 +242,7 @@ def test_stage_that_fills_its_memory_waits_for_others_on_its_gpu(
 
 
 def test_engines_load_one_after_the_other_and_last() -> None:
-    found = resolve.resolve(load(None, {"model_path": "x"}), H100[:1])
+    found = resolution.resolve(load(None, {"model_path": "x"}), H100[:1])
     after = {worker.name: worker.after for worker in found.workers if worker.after}
     others = ("image_encoder", "audio_encoder", "code_predictor", "code2wav")
     assert after == {"thinker": others, "talker_ar": (*others, "thinker")}

@@ -165,7 +165,7 @@ def test_crash_in_a_library_says_where() -> None:
             report = session.supervisor.workers["join"]
             assert report.last_end == "was killed by SIGSEGV"
             assert any("Segmentation fault" in line for line in report.last_words)
-            assert any("forkserver.py" in line for line in report.last_words)
+            assert any("fork_server.py" in line for line in report.last_words)
 
     asyncio.run(scenario())
 
