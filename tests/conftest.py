@@ -19,6 +19,7 @@ import pytest
 import tests.device  # noqa: F401 (sets what CUDA has to know before it is there)
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))  # whose packages tests use too
 
 # Two checkpoints that share no size: heads, experts, layers and vocabulary differ.
 CHECKPOINTS = {"tiny": ["--preset", "tiny", "--seed", "0"], "nano": ["--preset", "nano", "--seed", "1"]}

@@ -20,6 +20,7 @@ import psutil
 import yaml
 
 from omni_pipeline.os_process import die_with_parent
+from trials.shared_memory import shared_memory
 
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0
@@ -39,7 +40,6 @@ class Service:
     """
 
     def __init__(self, model_path: Path, config: dict[str, Any], arguments: list[str], log: Path) -> None:
-        self._shared_memory = set(os.listdir("/dev/shm"))
         self.temporary = Path(tempfile.mkdtemp(prefix="omni-try-"))
         self._home = Path(tempfile.mkdtemp(prefix="omni-home-"))
         with socket.socket() as probe:
@@ -61,6 +61,7 @@ class Service:
                 preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGTERM),
             )
         self._seen: dict[int, psutil.Process] = {}
+        self._segments: set[Path] = set()  # in /dev/shm, of the processes that were seen
 
     # --- what it says of itself ---
 
@@ -113,6 +114,7 @@ class Service:
         except psutil.NoSuchProcess:
             return []
         self._seen.update({process.pid: process for process in found})
+        self._segments |= shared_memory(found)
         return found
 
     def pid_of(self, name: str) -> int:
@@ -156,7 +158,7 @@ class Service:
         left = {
             "processes": [str(process) for process in alive],
             "sockets": [self.url] if listening else [],
-            "shared memory": sorted(set(os.listdir("/dev/shm")) - self._shared_memory),
+            "shared memory": sorted(str(path) for path in self._segments if path.exists()),
             "temporary files": sorted(os.listdir(self.temporary)),
         }
         for process in alive:

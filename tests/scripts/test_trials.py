@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import signal
+import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from trials.conduct import Findings, conduct
 from trials.conversations import conversations
 from trials.report import Check, Report
 from trials.service import Service
+from trials.shared_memory import ROOT
 from trials.traffic import Book
 
 # What depends on the machine is for the long forms to judge.
@@ -88,6 +91,21 @@ def test_leftovers_are_found(tmp_path: Path) -> None:
     (service.temporary / "forgotten").touch()
     assert service.leftovers()["temporary files"] == ["forgotten"]
     assert not service.temporary.exists()
+
+
+def test_shared_memory_of_others_is_not_the_servers(tmp_path: Path) -> None:
+    """Another program makes some while the server runs; only what the server's own processes hold is looked for."""
+    with tempfile.NamedTemporaryFile(dir=ROOT) as foreign, tempfile.NamedTemporaryFile(dir=ROOT) as own:
+        with subprocess.Popen(["sleep", "60"], stdin=own) as holder:
+            service = Service(tmp_path, {}, [], tmp_path / "log")
+            service.process.wait()
+            service.process = holder
+            service.processes()
+            holder.kill()
+            holder.wait()
+        left = service.leftovers()["shared memory"]
+    assert own.name in left
+    assert foreign.name not in left
 
 
 def test_report_is_good_only_if_every_promise_was_kept(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 import openai
 import psutil
 import pytest
+from trials.shared_memory import shared_memory
 
 from omni_pipeline.config.schema import Server as ServerConfig
 from omni_pipeline.service import listen
@@ -79,16 +79,6 @@ def another_server(
     yield server
     if server.process is not None and server.process.poll() is None:
         server.stop()
-
-
-def shared_memory(processes: list[psutil.Process]) -> set[Path]:
-    """Files in /dev/shm that any of these processes has open or mapped."""
-    found: set[Path] = set()
-    for process in processes:
-        maps = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
-        found |= {Path(line.split(maxsplit=5)[5]) for line in maps if "/dev/shm/" in line}
-        found |= {Path(os.readlink(handle)) for handle in Path(f"/proc/{process.pid}/fd").iterdir() if handle.exists()}
-    return {path for path in found if path.is_relative_to("/dev/shm")}
 
 
 def check_nothing_is_left(server: Server, family: list[psutil.Process], segments: set[Path], run_root: Path) -> None:

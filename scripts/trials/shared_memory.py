@@ -1,0 +1,30 @@
+"""Which files in /dev/shm belong to given processes: other programs make some there meanwhile, too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+ROOT = Path("/dev/shm")
+
+
+def shared_memory(processes: Iterable[psutil.Process]) -> set[Path]:
+    """Files in /dev/shm that any of these processes has open or mapped; a process that has ended has none."""
+    found: set[Path] = set()
+    for process in processes:
+        proc = Path("/proc") / str(process.pid)
+        try:
+            maps = (proc / "maps").read_text().splitlines()
+            handles = list((proc / "fd").iterdir())
+        except OSError:
+            continue
+        found |= {Path(line.split(maxsplit=5)[5]) for line in maps if f"{ROOT}/" in line}
+        for handle in handles:
+            try:
+                found.add(Path(os.readlink(handle)))
+            except OSError:  # closed meanwhile
+                continue
+    return {path for path in found if path.is_relative_to(ROOT)}
