@@ -26,100 +26,76 @@ from tests.omni_pipeline.sessions import echo_config, gone, running
 pytestmark = pytest.mark.usefixtures("run_root")
 
 
-def test_split_pipeline_answers_from_one_process_per_stage() -> None:
-    async def scenario() -> None:
-        async with running(echo_config()) as session:
-            answer = await session.ask("r", "hello you")
-            assert answer.text == "HELLO YOU"
-            assert answer.pids == [session.supervisor.pids[name] for name in ("split", "shout", "join")]
-            assert os.getpid() not in answer.pids
-
-    asyncio.run(scenario())
+async def test_split_pipeline_answers_from_one_process_per_stage() -> None:
+    async with running(echo_config()) as session:
+        answer = await session.ask("r", "hello you")
+        assert answer.text == "HELLO YOU"
+        assert answer.pids == [session.supervisor.pids[name] for name in ("split", "shout", "join")]
+        assert os.getpid() not in answer.pids
 
 
-def test_fused_pipeline_answers_from_one_process() -> None:
-    async def scenario() -> None:
-        async with running(echo_config(worker="all")) as session:
-            answer = await session.ask("r", "hello you")
-            assert answer.text == "HELLO YOU"
-            assert set(answer.pids) == {session.supervisor.pids["all"]}
-
-    asyncio.run(scenario())
+async def test_fused_pipeline_answers_from_one_process() -> None:
+    async with running(echo_config(worker="all")) as session:
+        answer = await session.ask("r", "hello you")
+        assert answer.text == "HELLO YOU"
+        assert set(answer.pids) == {session.supervisor.pids["all"]}
 
 
 @pytest.mark.parametrize("worker", [None, "all"], ids=["split", "fused"])
-def test_large_tensors_pass_through_unchanged(worker: str | None) -> None:
-    async def scenario() -> None:
-        array = numpy.random.default_rng(0).random((1000, 1000))
-        async with running(echo_config(worker=worker)) as session:
-            answer = await session.ask("r", "one", data=Tensor.of(array))
-            assert answer.data is not None
-            assert numpy.array_equal(answer.data.numpy(), array)
-
-    asyncio.run(scenario())
+async def test_large_tensors_pass_through_unchanged(worker: str | None) -> None:
+    array = numpy.random.default_rng(0).random((1000, 1000))
+    async with running(echo_config(worker=worker)) as session:
+        answer = await session.ask("r", "one", data=Tensor.of(array))
+        assert answer.data is not None
+        assert numpy.array_equal(answer.data.numpy(), array)
 
 
-def test_many_requests_at_once_all_get_their_own_answer() -> None:
-    async def scenario() -> None:
-        async with running(echo_config()) as session:
-            for number in range(500):
-                session.supervisor.submit(f"r{number}", Text(f"this is {number}"))
-            answers = [await session.next() for _ in range(500)]
-            assert {a.request_id: a.body.text for a in answers} == {f"r{n}": f"THIS IS {n}" for n in range(500)}  # type: ignore[union-attr]
-
-    asyncio.run(scenario())
+async def test_many_requests_at_once_all_get_their_own_answer() -> None:
+    async with running(echo_config()) as session:
+        for number in range(500):
+            session.supervisor.submit(f"r{number}", Text(f"this is {number}"))
+        answers = [await session.next() for _ in range(500)]
+        assert {a.request_id: a.body.text for a in answers} == {f"r{n}": f"THIS IS {n}" for n in range(500)}  # type: ignore[union-attr]
 
 
-def test_progress_tells_of_the_imports_and_of_each_worker() -> None:
-    async def scenario() -> None:
-        seen: list[str] = []
-        async with running(echo_config(), lambda event: seen.append(getattr(event, "worker", type(event).__name__))):
-            assert seen[0] == Preloaded.__name__
-            assert sorted(seen[1:]) == ["join", "shout", "split"]
-
-    asyncio.run(scenario())
+async def test_progress_tells_of_the_imports_and_of_each_worker() -> None:
+    seen: list[str] = []
+    async with running(echo_config(), lambda event: seen.append(getattr(event, "worker", type(event).__name__))):
+        assert seen[0] == Preloaded.__name__
+        assert sorted(seen[1:]) == ["join", "shout", "split"]
 
 
-def test_nothing_is_accepted_before_the_workers_are_ready() -> None:
-    async def scenario() -> None:
-        supervisor = Supervisor(resolve(echo_config()))
-        try:
-            assert supervisor.problem == "still loading split, shout, join"
-            with pytest.raises(OmniError) as caught:
-                supervisor.submit("r", Text("x"))
-            assert caught.value.info.status == 503
-        finally:
-            await supervisor.stop()
-
-    asyncio.run(scenario())
+async def test_nothing_is_accepted_before_the_workers_are_ready() -> None:
+    supervisor = Supervisor(resolve(echo_config()))
+    try:
+        assert supervisor.problem == "still loading split, shout, join"
+        with pytest.raises(OmniError) as caught:
+            supervisor.submit("r", Text("x"))
+        assert caught.value.info.status == 503
+    finally:
+        await supervisor.stop()
 
 
-def test_failures_come_back_as_data() -> None:
-    async def scenario() -> None:
-        async with running(echo_config()) as session:
-            error = await session.fail("r", "fine refuse@join")
-            assert (error.status, error.code, error.param, error.stage) == (400, "rude", "text", "join")
-            error = await session.fail("s", "mistype@shout")
-            assert error.status == 500
-            assert (await session.ask("t", "still there")).text == "STILL THERE"
-            assert session.supervisor.problem is None
-
-    asyncio.run(scenario())
+async def test_failures_come_back_as_data() -> None:
+    async with running(echo_config()) as session:
+        error = await session.fail("r", "fine refuse@join")
+        assert (error.status, error.code, error.param, error.stage) == (400, "rude", "text", "join")
+        error = await session.fail("s", "mistype@shout")
+        assert error.status == 500
+        assert (await session.ask("t", "still there")).text == "STILL THERE"
+        assert session.supervisor.problem is None
 
 
-def test_aborted_request_is_never_answered_and_its_late_messages_are_counted() -> None:
-    async def scenario() -> None:
-        async with running(echo_config()) as session:
-            supervisor = session.supervisor
-            supervisor.abort("r")  # before it comes, so that all of it is late
-            supervisor.submit("r", Text("too late"))
-            assert (await session.ask("s", "other")).text == "OTHER"
-            async with asyncio.timeout(5):
-                await supervisor.until(lambda: "split" in supervisor.stats and supervisor.stats["split"].received > 0)
-            assert supervisor.stats["split"].dropped_late == 1
-            assert session.answers.empty()
-
-    asyncio.run(scenario())
+async def test_aborted_request_is_never_answered_and_its_late_messages_are_counted() -> None:
+    async with running(echo_config()) as session:
+        supervisor = session.supervisor
+        supervisor.abort("r")  # before it comes, so that all of it is late
+        supervisor.submit("r", Text("too late"))
+        assert (await session.ask("s", "other")).text == "OTHER"
+        async with asyncio.timeout(5):
+            await supervisor.until(lambda: "split" in supervisor.stats and supervisor.stats["split"].received > 0)
+        assert supervisor.stats["split"].dropped_late == 1
+        assert session.answers.empty()
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
@@ -143,59 +119,44 @@ def test_temporary_files_of_workers_go_with_the_run_directory(run_root: Path, en
         ({"crash": "oh"}, "Worker shout could not load: RuntimeError: oh"),
     ],
 )
-def test_worker_that_cannot_load_stops_the_start_with_its_reason(options: dict[str, str], message: str) -> None:
-    async def scenario() -> None:
-        with pytest.raises(StartupError) as caught:
-            async with running(echo_config(shout=options)):
-                pytest.fail("started")
-        assert str(caught.value) == message
-
-    asyncio.run(scenario())
+async def test_worker_that_cannot_load_stops_the_start_with_its_reason(options: dict[str, str], message: str) -> None:
+    with pytest.raises(StartupError) as caught:
+        async with running(echo_config(shout=options)):
+            pytest.fail("started")
+    assert str(caught.value) == message
 
 
-def test_busy_worker_is_killed_when_patience_ends() -> None:
-    async def scenario() -> None:
-        async with running(echo_config(), patience=0.2) as session:
-            session.supervisor.submit("r", Text("hang@join hang@shout"))
-            begin = time.monotonic()
-        assert time.monotonic() - begin < 5
-
-    asyncio.run(scenario())
+async def test_busy_worker_is_killed_when_patience_ends() -> None:
+    async with running(echo_config(), patience=0.2) as session:
+        session.supervisor.submit("r", Text("hang@join hang@shout"))
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 5
 
 
-def test_start_can_be_given_up() -> None:
-    async def scenario() -> None:
-        supervisor = Supervisor(resolve(echo_config()))
-        starting = asyncio.create_task(supervisor.start("no/checkpoint"))
-        await asyncio.sleep(0)
-        starting.cancel()
-        await supervisor.stop()
-        assert supervisor.problem == "it is shutting down"
-
-    asyncio.run(scenario())
+async def test_start_can_be_given_up() -> None:
+    supervisor = Supervisor(resolve(echo_config()))
+    starting = asyncio.create_task(supervisor.start("no/checkpoint"))
+    await asyncio.sleep(0)
+    starting.cancel()
+    await supervisor.stop()
+    assert supervisor.problem == "it is shutting down"
 
 
-def test_workers_ignore_the_signals_that_a_terminal_sends_to_all() -> None:
-    async def scenario() -> None:
-        async with running(echo_config()) as session:
-            for pid in session.supervisor.pids.values():
-                os.kill(pid, signal.SIGINT)
-                os.kill(pid, signal.SIGTERM)
-            assert (await session.ask("r", "still here")).text == "STILL HERE"
-
-    asyncio.run(scenario())
+async def test_workers_ignore_the_signals_that_a_terminal_sends_to_all() -> None:
+    async with running(echo_config()) as session:
+        for pid in session.supervisor.pids.values():
+            os.kill(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGTERM)
+        assert (await session.ask("r", "still here")).text == "STILL HERE"
 
 
-def test_idle_workers_use_no_cpu() -> None:
-    async def scenario() -> None:
-        async with running(echo_config()) as session:
-            await session.ask("r", "warm")
-            before = {pid: cpu_seconds(pid) for pid in session.supervisor.pids.values()}
-            await asyncio.sleep(3)
-            used = {pid: cpu_seconds(pid) - seconds for pid, seconds in before.items()}
-            assert max(used.values()) <= 0.03
-
-    asyncio.run(scenario())
+async def test_idle_workers_use_no_cpu() -> None:
+    async with running(echo_config()) as session:
+        await session.ask("r", "warm")
+        before = {pid: cpu_seconds(pid) for pid in session.supervisor.pids.values()}
+        await asyncio.sleep(3)
+        used = {pid: cpu_seconds(pid) - seconds for pid, seconds in before.items()}
+        assert max(used.values()) <= 0.03
 
 
 def cpu_seconds(pid: int) -> float:
