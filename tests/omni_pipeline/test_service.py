@@ -87,7 +87,7 @@ def test_service_loads_answers_and_stops_on_a_signal(service: Service, number: s
     assert all(gone(pid, 0) for pid in children)
 
 
-def test_gateway_serves_while_the_workers_load(run_root: Path) -> None:
+async def test_gateway_serves_while_the_workers_load(run_root: Path) -> None:
     gate = run_root / "gate"
     os.mkfifo(gate)
     config = echo_config(shout={"gate": str(gate)})
@@ -101,19 +101,16 @@ def test_gateway_serves_while_the_workers_load(run_root: Path) -> None:
         writer.close()
         return line
 
-    async def scenario() -> None:
-        loaded = asyncio.Event()
-        display = Quiet(loaded)
-        service = asyncio.create_task(serve(config, display, gateway="tests.omni_pipeline.plain_gateway:run"))
-        await display.begun.wait()
-        assert re.match("503: still loading .*shout", await ask())
-        await asyncio.to_thread(gate.write_text, "")
-        await loaded.wait()
-        assert await ask() == "no/checkpoint: GOOD DAY\n"
-        os.kill(os.getpid(), signal.SIGTERM)
-        await service
-
-    asyncio.run(scenario())
+    loaded = asyncio.Event()
+    display = Quiet(loaded)
+    service = asyncio.create_task(serve(config, display, gateway="tests.omni_pipeline.plain_gateway:run"))
+    await display.begun.wait()
+    assert re.match("503: still loading .*shout", await ask())
+    await asyncio.to_thread(gate.write_text, "")
+    await loaded.wait()
+    assert await ask() == "no/checkpoint: GOOD DAY\n"
+    os.kill(os.getpid(), signal.SIGTERM)
+    await service
     gate.unlink()
 
 
@@ -146,13 +143,13 @@ def test_signal_while_loading_stops_at_once(service: Service) -> None:
     assert service.wait(10) == 0
 
 
-def test_worker_that_cannot_load_ends_the_start_with_its_reason(
+async def test_worker_that_cannot_load_ends_the_start_with_its_reason(
     run_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = echo_config(join={"refuse": "Buy a bigger disk."})
     config.server.port = 0
     with Terminal(Console()) as terminal, pytest.raises(StartupError, match="Worker join could not load: Buy a bigger"):
-        asyncio.run(serve(config, terminal, gateway="tests.omni_pipeline.plain_gateway:run"))
+        await serve(config, terminal, gateway="tests.omni_pipeline.plain_gateway:run")
     assert "Listening" not in capsys.readouterr().out
 
 

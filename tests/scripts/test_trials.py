@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import signal
 import subprocess
@@ -25,7 +24,7 @@ from trials.traffic import Book
 PATIENT = ["--errors", "60", "--recover", "120"]
 
 
-def test_busy_server_survives_the_loss_of_each_worker_and_clients_that_leave(
+async def test_busy_server_survives_the_loss_of_each_worker_and_clients_that_leave(
     checkpoints: Callable[[str], Path], tmp_path: Path
 ) -> None:
     model = ["--model-path", str(checkpoints("nano")), "--of-each", "1"]
@@ -38,14 +37,12 @@ def test_busy_server_survives_the_loss_of_each_worker_and_clients_that_leave(
         [],
         tmp_path / "server.log",
     )
-    report = asyncio.run(
-        conduct(
-            "short forms",
-            service,
-            functools.partial(chaos.break_workers, arguments=killed),
-            functools.partial(chaos.break_workers, arguments=chaos.parser().parse_args(stopped)),
-            functools.partial(soak.keep_busy, arguments=left),
-        )
+    report = await conduct(
+        "short forms",
+        service,
+        functools.partial(chaos.break_workers, arguments=killed),
+        functools.partial(chaos.break_workers, arguments=chaos.parser().parse_args(stopped)),
+        functools.partial(soak.keep_busy, arguments=left),
     )
     assert report.good, report.markdown()
 

@@ -99,17 +99,15 @@ async def test_aborted_request_is_never_answered_and_its_late_messages_are_count
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
-def test_temporary_files_of_workers_go_with_the_run_directory(run_root: Path, end: str) -> None:
-    async def scenario() -> None:
-        async with running(echo_config()) as session:
-            await session.ask("r", "litter@shout")
-            assert len(os.listdir(run_root)) == 1  # nothing beside the run directory
-            if end == "kill":
-                os.kill(session.supervisor.pids["shout"], signal.SIGKILL)
-                await session.lost()
+async def test_temporary_files_of_workers_go_with_the_run_directory(run_root: Path, end: str) -> None:
+    async with running(echo_config()) as session:
+        await session.ask("r", "litter@shout")
+        assert len(os.listdir(run_root)) == 1  # nothing beside the run directory
+        if end == "kill":
+            os.kill(session.supervisor.pids["shout"], signal.SIGKILL)
+            await session.lost()
 
-    asyncio.run(scenario())
-    assert list(run_root.iterdir()) == []
+    assert os.listdir(run_root) == []
 
 
 @pytest.mark.parametrize(

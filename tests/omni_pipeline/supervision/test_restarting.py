@@ -208,11 +208,8 @@ async def test_processes_that_a_worker_leaves_behind_are_ended() -> None:
         assert gone(left.pid)
 
 
-def test_processes_of_workers_end_with_the_service() -> None:
-    async def scenario() -> int:
-        async with running(echo_config()) as session:
-            await session.ask("r", "spawn@shout")
-            (left,) = psutil.Process(session.supervisor.pids["shout"]).children()
-            return left.pid
-
-    assert gone(asyncio.run(scenario()))
+async def test_processes_of_workers_end_with_the_service() -> None:
+    async with running(echo_config()) as session:
+        await session.ask("r", "spawn@shout")
+        (left,) = psutil.Process(session.supervisor.pids["shout"]).children()
+    assert gone(left.pid)
