@@ -1,12 +1,15 @@
-"""The GPUs of a machine: those that this process may use, found without starting CUDA, or described in words."""
+"""The GPUs of a machine: those that this process may use, found without starting CUDA, or described in words.
+
+A card that is divided by MIG is no GPU here; each of its instances is one.
+"""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 
@@ -41,13 +44,38 @@ class Gpu(Struct, frozen=True):
         index: As this server counts: from 0, among those it may see.
         name: As the driver calls it, or as described.
         memory: Bytes, all in all.
-        device: What selects it in ``CUDA_VISIBLE_DEVICES``.
+        device: What selects it in ``CUDA_VISIBLE_DEVICES``: the driver's index of a whole card (some libraries read
+            nothing else there), the unique id of a MIG instance (which has no index).
     """
 
     index: int
     name: str
     memory: int
     device: str
+
+    @property
+    def is_mig(self) -> bool:
+        """Whether it is a MIG instance, a part of a card."""
+        return self.device.startswith("MIG-")
+
+
+class _Listed(Struct, Generic[Answer], frozen=True):
+    """One entry of the driver's list: a card, or a MIG instance.
+
+    Attributes:
+        names: What may stand for it in ``CUDA_VISIBLE_DEVICES``, `Gpu.device` first; all but an index may be cut short.
+        instances: Of a card that MIG divides, and on which nothing can run as a whole: ids of its instances.
+        answer: To the question that was asked; None from a divided card.
+    """
+
+    names: tuple[str, ...]
+    name: str
+    memory: int
+    answer: Answer
+    instances: tuple[str, ...] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.names[0]} ({', '.join((*self.names[1:2], self.name))})"
 
 
 def parse(description: str) -> tuple[Gpu, ...]:
@@ -74,17 +102,15 @@ def parse(description: str) -> tuple[Gpu, ...]:
 
 
 def detect(environment: Mapping[str, str] = os.environ) -> tuple[Gpu, ...]:
-    """The NVIDIA GPUs that CUDA would let this process use, in the order of ``CUDA_VISIBLE_DEVICES`` or of the PCI bus.
+    """The NVIDIA GPUs that this process may use, in the order of ``CUDA_VISIBLE_DEVICES`` or of the PCI bus.
 
     Raises:
-        StartupError: there are some, but the driver does not answer.
+        StartupError: there are some, but the driver does not answer; or the variable names one that is not there.
     """
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1", "none", "NoDevFiles"):
         return ()
-    if not (glob.glob("/dev/nvidia[0-9]*") or os.path.exists("/dev/dxg")):
-        return ()
-    return _visible(_ask_driver(), visible)
+    return _visible(_each_gpu(lambda nvml, handle, card: None) if _has_device_files() else [], visible)
 
 
 def least_free() -> tuple[int, int]:
@@ -94,57 +120,83 @@ def least_free() -> tuple[int, int]:
     return min((gpu.memory - used[gpu.index], gpu.memory) for gpu in own)
 
 
-def _visible(there: list[Gpu], visible: str | None) -> tuple[Gpu, ...]:
-    """Of the GPUs that are there (`device` is the unique id), those that are listed, numbered in that order.
-
-    As CUDA does it, the list ends at the first entry that is not there.
-    """
-    if visible is None:
-        return tuple(Gpu(gpu.index, gpu.name, gpu.memory, str(gpu.index)) for gpu in there)
-    found: list[Gpu] = []
-    for entry in filter(None, map(str.strip, visible.split(","))):
-        gpu = next((gpu for gpu in there if str(gpu.index) == entry or gpu.device.startswith(entry)), None)
-        if gpu is None:
-            break
-        found.append(Gpu(len(found), gpu.name, gpu.memory, entry))
-    return tuple(found)
-
-
 def memory_used(gpus: Sequence[Gpu]) -> dict[int, int]:
     """Bytes of each of these GPUs that are in use now, by whomever, by its index.
 
     Raises:
         StartupError: the driver does not answer.
     """
-    return _answers(gpus, lambda nvml, handle: int(nvml.nvmlDeviceGetMemoryInfo(handle).used))
+    return _answers(gpus, lambda nvml, handle, card: int(nvml.nvmlDeviceGetMemoryInfo(handle).used))
 
 
 def capability(gpu: Gpu) -> tuple[int, int]:
     """Compute capability of a GPU, as in (9, 0) for Hopper. Raises StartupError."""
-    major, minor = _answers([gpu], lambda nvml, handle: nvml.nvmlDeviceGetCudaComputeCapability(handle))[gpu.index]
+    answers = _answers([gpu], lambda nvml, handle, card: nvml.nvmlDeviceGetCudaComputeCapability(card))
+    major, minor = answers[gpu.index]
     return int(major), int(minor)
 
 
-def _answers(gpus: Sequence[Gpu], question: Callable[[Any, Any], Answer]) -> dict[int, Answer]:
+def _has_device_files() -> bool:
+    return bool(glob.glob("/dev/nvidia[0-9]*")) or os.path.exists("/dev/dxg")
+
+
+def _visible(there: Sequence[_Listed[Any]], visible: str | None) -> tuple[Gpu, ...]:
+    """Of the GPUs that are there, those that are listed, numbered in that order.
+
+    CUDA ends the list at the first entry that names nothing, and says nothing. We refuse it: with that entry the
+    server would run on fewer GPUs than its operator gave it, or on the CPU. Only -1 ends the list, as CUDA documents.
+    """
+    if visible is None:
+        chosen = [listed for listed in there if listed.instances is None]
+        if there and not chosen:
+            raise StartupError(
+                f"GPU {there[0]} is in MIG mode but has no instance to run on: make one (nvidia-smi mig -cgi …), "
+                "switch MIG off, or pass --device cpu."
+            )
+    else:
+        chosen = []
+        for entry in filter(None, map(str.strip, visible.split(","))):
+            if entry == "-1":
+                break
+            listed = _named(entry, there)
+            if listed in chosen:
+                raise _misnamed(f"{entry!r} names GPU {listed} a second time", there)
+            chosen.append(listed)
+    return tuple(Gpu(index, gpu.name, gpu.memory, gpu.names[0]) for index, gpu in enumerate(chosen))
+
+
+def _named(entry: str, there: Sequence[_Listed[Any]]) -> _Listed[Any]:
+    """What an entry of ``CUDA_VISIBLE_DEVICES`` stands for. Raises StartupError."""
+    exact = [listed for listed in there if entry in listed.names]
+    whole_id = re.match("(GPU|MIG)-.", entry)
+    found = exact or [listed for listed in there if whole_id and any(name.startswith(entry) for name in listed.names)]
+    if len(found) != 1:
+        raise _misnamed(f"{entry!r} names {'more than one GPU' if found else 'no GPU'}", there)
+    if found[0].instances is not None:
+        instances = ", ".join(found[0].instances) or "it has none; nvidia-smi mig -cgi makes them"
+        raise _misnamed(f"{entry!r} names a card that MIG divides; name its instances ({instances})", there)
+    return found[0]
+
+
+def _misnamed(what: str, there: Iterable[_Listed[Any]]) -> StartupError:
+    known = ", ".join(str(listed) for listed in there if listed.instances is None)
+    return StartupError(
+        f"CUDA_VISIBLE_DEVICES: {what}. On this machine: {known or 'no GPU'}. "
+        "Correct the variable, unset it to use all of them, or pass --device cpu."
+    )
+
+
+def _answers(gpus: Sequence[Gpu], question: Callable[[Any, Any, Any], Answer]) -> dict[int, Answer]:
     """NVML's answer to a question about each of these GPUs, by its index; see `_each_gpu`."""
-    there = _each_gpu(question)
-    return {
-        gpu.index: answer
-        for gpu in gpus
-        for known, answer in there
-        if gpu.device == str(known.index) or known.device.startswith(gpu.device)
-    }
+    answers = {listed.names[0]: listed.answer for listed in _each_gpu(question) if listed.instances is None}
+    return {gpu.index: answers[gpu.device] for gpu in gpus if gpu.device in answers}
 
 
-def _ask_driver() -> list[Gpu]:
-    return [gpu for gpu, _ in _each_gpu(lambda nvml, handle: None)]
-
-
-def _each_gpu(question: Callable[[Any, Any], Answer]) -> list[tuple[Gpu, Answer]]:
-    """All GPUs, visible or not, with NVML's answer to a question about each; `device` is the unique id.
+def _each_gpu(question: Callable[[Any, Any, Any], Answer]) -> list[_Listed[Any]]:
+    """All that the driver lists, visible or not, with NVML's answer to a question about each.
 
     Args:
-        question: Called with NVML and a handle of it.
+        question: Called with NVML, a handle of the GPU, and one of its card, which differs for a MIG instance.
     """
     import pynvml
 
@@ -156,12 +208,48 @@ def _each_gpu(question: Callable[[Any, Any], Answer]) -> list[tuple[Gpu, Answer]
             "To compute on the CPU, pass --device cpu."
         ) from error
     try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return [(_described(pynvml, index, handle), question(pynvml, handle)) for index, handle in enumerate(handles)]
+        listed: list[_Listed[Any]] = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            card = pynvml.nvmlDeviceGetHandleByIndex(index)
+            names = (str(index), str(pynvml.nvmlDeviceGetUUID(card)))
+            instances = _mig_instances(pynvml, card)
+            if instances is None:
+                listed.append(_described(pynvml, names, card, question(pynvml, card, card)))
+                continue
+            parts = [(_mig_names(pynvml, names[1], instance), instance) for instance in instances]
+            # Its memory, say, is not everybody's to ask for: of the card itself only the name counts.
+            name = str(pynvml.nvmlDeviceGetName(card))
+            listed.append(_Listed(names, name, 0, None, tuple(part[0] for part, _ in parts)))
+            for part, instance in parts:
+                listed.append(_described(pynvml, part, instance, question(pynvml, instance, card)))
+        return listed
     finally:
         pynvml.nvmlShutdown()
 
 
-def _described(nvml: Any, index: int, handle: Any) -> Gpu:
+def _mig_instances(nvml: Any, card: Any) -> list[Any] | None:
+    """Handles of a card's MIG instances; None when it is not divided."""
+    try:
+        current, _ = nvml.nvmlDeviceGetMigMode(card)
+    except nvml.NVMLError:  # a card or a driver without MIG
+        return None
+    if current != nvml.NVML_DEVICE_MIG_ENABLE:
+        return None
+    handles = []
+    for place in range(nvml.nvmlDeviceGetMaxMigDeviceCount(card)):
+        try:
+            handles.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, place))
+        except nvml.NVMLError:  # nothing in this place
+            continue
+    return handles
+
+
+def _mig_names(nvml: Any, card: str, instance: Any) -> tuple[str, ...]:
+    """The unique id of a MIG instance, and its older name, made of the card's id and two numbers."""
+    numbers = nvml.nvmlDeviceGetGpuInstanceId(instance), nvml.nvmlDeviceGetComputeInstanceId(instance)
+    return str(nvml.nvmlDeviceGetUUID(instance)), "/".join(map(str, (f"MIG-{card}", *numbers)))
+
+
+def _described(nvml: Any, names: tuple[str, ...], handle: Any, answer: Any) -> _Listed[Any]:
     memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
-    return Gpu(index, nvml.nvmlDeviceGetName(handle), memory, nvml.nvmlDeviceGetUUID(handle))
+    return _Listed(names, str(nvml.nvmlDeviceGetName(handle)), memory, answer)

@@ -19,7 +19,8 @@ def gpu_sets(specs: Sequence[StageSpec], config: Config, gpus: Sequence[Gpu]) ->
     from behind the stages that take several; where there are fewer, the last.
 
     Raises:
-        StartupError: a GPU is named that is not there, or the set does not fit the stage's ranks or ``colocate``.
+        StartupError: a GPU is named that is not there, or the set does not fit the stage's ranks or ``colocate``, or
+            ranks cannot reach each other.
     """
     settings = {spec.name: config.stages.get(spec.name, _NONE) for spec in specs}
     named = {spec.name: _named(spec, settings[spec.name], gpus) for spec in specs if settings[spec.name].gpus}
@@ -32,7 +33,7 @@ def gpu_sets(specs: Sequence[StageSpec], config: Config, gpus: Sequence[Gpu]) ->
     chosen: dict[str, tuple[int, ...]] = {}
     for spec in specs:
         if spec.name in named:
-            chosen[spec.name] = named[spec.name]
+            chosen[spec.name] = _connected(spec, named[spec.name], gpus)
             continue
         width = widths[spec.name]
         if width > len(free):
@@ -40,7 +41,8 @@ def gpu_sets(specs: Sequence[StageSpec], config: Config, gpus: Sequence[Gpu]) ->
                 f"stages.{spec.name}.tp_size: {width} ranks need {width} GPUs, and {_count(len(free))} left for them."
             )
         first = spec.usual_gpu + (extra if spec.usual_gpu else 0)
-        chosen[spec.name] = tuple(free[:width]) if width > 1 else (free[min(first, len(free) - 1)],)
+        indices = tuple(free[:width]) if width > 1 else (free[min(first, len(free) - 1)],)
+        chosen[spec.name] = _connected(spec, indices, gpus)
     return chosen
 
 
@@ -60,6 +62,18 @@ def _named(spec: StageSpec, stage: StageConfig, gpus: Sequence[Gpu]) -> tuple[in
             f"{_count(len(stage.gpus))} named ({', '.join(map(str, stage.gpus))})."
         )
     return tuple(stage.gpus)
+
+
+def _connected(spec: StageSpec, indices: tuple[int, ...], gpus: Sequence[Gpu]) -> tuple[int, ...]:
+    """`indices`, if ranks can reach each other there."""
+    divided = next((gpus[index] for index in indices if gpus[index].is_mig), None)
+    if len(indices) > 1 and divided is not None:
+        raise StartupError(
+            f"stages.{spec.name}: it cannot have {len(indices)} ranks, since GPU {divided.index} ({divided.name}) is a "
+            "MIG instance: a process sees one instance at most, and NCCL connects whole GPUs only. Give it one GPU, "
+            "or whole ones."
+        )
+    return indices
 
 
 def _shared(settings: Mapping[str, StageConfig], named: Mapping[str, tuple[int, ...]]) -> int:

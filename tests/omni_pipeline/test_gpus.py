@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import pytest
+from msgspec import Struct
 
 from omni_pipeline import gpus
 from omni_pipeline.errors import StartupError
-from omni_pipeline.gpus import Gpu, _visible, capability, detect, least_free, memory_used, parse
+from omni_pipeline.gpus import capability, detect, least_free, memory_used, parse
 from omni_pipeline.sizes import MIB, parse_size
 
 GIB = 1024**3
@@ -43,57 +45,174 @@ def test_size_in_any_unit() -> None:
     assert [parse_size(text) for text in ("1GiB", "1.5 GB", "3MiB", "2 MB")] == [GIB, 1_500_000_000, 3 * MIB, 2_000_000]
 
 
-@pytest.mark.parametrize("hidden", ["", "-1"])
-def test_hidden_gpus_do_not_count(hidden: str) -> None:
-    assert detect({"CUDA_VISIBLE_DEVICES": hidden}) == ()
+class Failure(RuntimeError):
+    """An error of the driver."""
 
 
-THERE = [Gpu(index, f"card{index}", index + 1, f"GPU-{letter}00{index}") for index, letter in enumerate("abc")]
+class Part(Struct, frozen=True):
+    """A card, or a MIG instance of one, which has no capability of its own."""
 
-
-@pytest.mark.parametrize(
-    ("visible", "seen"),
-    [
-        (None, [("card0", "0"), ("card1", "1"), ("card2", "2")]),
-        ("2,0", [("card2", "2"), ("card0", "0")]),
-        ("GPU-b", [("card1", "GPU-b")]),
-        ("1,7,0", [("card1", "1")]),
-    ],
-)
-def test_visible_gpus_are_counted_from_zero_in_the_order_given(
-    visible: str | None, seen: list[tuple[str, str]]
-) -> None:
-    found = _visible(THERE, visible)
-    assert [(gpu.name, gpu.device) for gpu in found] == seen
-    assert [gpu.index for gpu in found] == list(range(len(seen)))
+    name: str
+    uuid: str
+    memory: int
+    capability: tuple[int, int] | None = None
+    places: tuple[Part | None, ...] | None = None  # for MIG instances, when it is divided
+    numbers: tuple[int, int] = (0, 0)
 
 
 class Driver:
-    """NVML with three cards, of which each has so many MiB in use as it has in all, less one."""
+    """NVML with some cards, of which each part has as many bytes in use as it has in all, less one."""
 
-    NVMLError = RuntimeError
+    NVMLError = Failure
+    NVML_DEVICE_MIG_ENABLE = 1
     nvmlInit = nvmlShutdown = staticmethod(lambda: None)
-    nvmlDeviceGetCount = staticmethod(lambda: len(THERE))
-    nvmlDeviceGetHandleByIndex = staticmethod(lambda index: THERE[index])
-    nvmlDeviceGetCudaComputeCapability = staticmethod(lambda handle: [9, handle.index])
-    nvmlDeviceGetName = staticmethod(lambda handle: handle.name)
-    nvmlDeviceGetUUID = staticmethod(lambda handle: handle.device)
-    nvmlDeviceGetMemoryInfo = staticmethod(lambda handle: SimpleNamespace(total=handle.memory, used=handle.memory - 1))
+
+    def __init__(self, *cards: Part) -> None:
+        self.cards = cards
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.cards)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Part:
+        return self.cards[index]
+
+    def nvmlDeviceGetName(self, handle: Part) -> str:
+        return handle.name
+
+    def nvmlDeviceGetUUID(self, handle: Part) -> str:
+        return handle.uuid
+
+    def nvmlDeviceGetMemoryInfo(self, handle: Part) -> SimpleNamespace:
+        if handle.places is not None:
+            raise Failure("insufficient permissions")  # as in a container that has one instance only
+        return SimpleNamespace(total=handle.memory, used=handle.memory - 1)
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: Part) -> list[int]:
+        if handle.capability is None:
+            raise Failure("not supported")
+        return list(handle.capability)
+
+    def nvmlDeviceGetMigMode(self, handle: Part) -> list[int]:
+        if handle.capability is None or handle.capability < (8, 0):
+            raise Failure("not supported")
+        return [int(handle.places is not None), 0]
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: Part) -> int:
+        return len(handle.places or ())
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: Part, index: int) -> Part:
+        part = (handle.places or ())[index]
+        if part is None:
+            raise Failure("not found")
+        return part
+
+    def nvmlDeviceGetGpuInstanceId(self, handle: Part) -> int:
+        return handle.numbers[0]
+
+    def nvmlDeviceGetComputeInstanceId(self, handle: Part) -> int:
+        return handle.numbers[1]
 
 
-@pytest.mark.parametrize("visible", [None, "2,0", "GPU-b", "GPU-c002,GPU-a000"])
-def test_memory_in_use_is_that_of_the_visible_gpus(visible: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", Driver)
-    seen = _visible(THERE, visible)
-    assert memory_used(seen) == {gpu.index: gpu.memory - 1 for gpu in seen}
+CARDS = (
+    Part("T4", "GPU-a000", 1, (7, 5)),
+    Part("H100", "GPU-b001", 2, (9, 0)),
+    Part("H200", "GPU-bc02", 3, (9, 1)),
+)
+SMALL, LARGE = Part("H100 MIG 1g.10gb", "MIG-11aa", 4, numbers=(7, 0)), Part("H100 MIG 3g.40gb", "MIG-22bb", 5)
+DIVIDED = (*CARDS[:2], Part("H100", "GPU-d003", 99, (9, 0), places=(None, SMALL, LARGE)))
 
 
-def test_capability_is_that_of_the_card_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", Driver)
-    assert [capability(gpu) for gpu in _visible(THERE, "2,GPU-b")] == [(9, 2), (9, 1)]
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes this a machine with some cards."""
+
+    def has(*cards: Part) -> None:
+        monkeypatch.setitem(sys.modules, "pynvml", Driver(*cards))
+        monkeypatch.setattr(gpus, "_has_device_files", lambda: bool(cards))
+
+    return has
 
 
-def test_gpu_with_the_least_free_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", Driver)
-    monkeypatch.setattr(gpus, "detect", lambda: _visible(THERE, "2,1"))
-    assert least_free() == (1, THERE[1].memory)
+def listed(value: str | None) -> dict[str, str]:
+    return {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
+
+
+# CUDA_VISIBLE_DEVICES, and of each GPU the name, and what its worker is given.
+WHOLE = [
+    (None, [("T4", "0"), ("H100", "1"), ("H200", "2")]),
+    ("0", [("T4", "0")]),
+    ("2,0", [("H200", "2"), ("T4", "0")]),
+    (" 2 , 0 ", [("H200", "2"), ("T4", "0")]),
+    ("GPU-b0", [("H100", "1")]),
+    ("GPU-bc02,GPU-a000", [("H200", "2"), ("T4", "0")]),
+    ("1,GPU-a", [("H100", "1"), ("T4", "0")]),
+    ("2,-1,0", [("H200", "2")]),
+    ("", []),
+    ("-1", []),
+    ("NoDevFiles", []),
+]
+PARTS = [
+    (None, [("T4", "0"), ("H100", "1"), (SMALL.name, "MIG-11aa"), (LARGE.name, "MIG-22bb")]),
+    ("MIG-22bb", [(LARGE.name, "MIG-22bb")]),
+    ("MIG-22,1", [(LARGE.name, "MIG-22bb"), ("H100", "1")]),
+    ("MIG-GPU-d003/7/0,MIG-22bb", [(SMALL.name, "MIG-11aa"), (LARGE.name, "MIG-22bb")]),
+    ("GPU-b", [("H100", "1")]),
+]
+MATRIX = [*((CARDS, *row) for row in WHOLE), *((DIVIDED, *row) for row in PARTS)]
+
+
+@pytest.mark.parametrize(("cards", "visible", "seen"), MATRIX)
+def test_gpus_are_counted_in_the_order_given_and_selected_by_what_workers_can_read(
+    cards: Sequence[Part], visible: str | None, seen: list[tuple[str, str]], machine: Callable[..., None]
+) -> None:
+    machine(*cards)
+    found = detect(listed(visible))
+    assert [(gpu.name, gpu.device) for gpu in found] == seen
+    assert [gpu.index for gpu in found] == list(range(len(seen)))
+    assert [gpu.is_mig for gpu in found] == ["MIG" in gpu.name for gpu in found]
+    # A worker that is given them sees the same.
+    own = detect(listed(",".join(gpu.device for gpu in found)))
+    assert own == found
+    assert memory_used(found) == {gpu.index: gpu.memory - 1 for gpu in found}
+
+
+@pytest.mark.parametrize(
+    ("cards", "visible", "said"),
+    [
+        (CARDS, "7", "'7' names no GPU.*0 .GPU-a000, T4., 1 .GPU-b001, H100., 2 .GPU-bc02, H200.. Correct"),
+        (CARDS, "1,7,0", "'7' names no GPU"),
+        (CARDS, "GPU-x", "'GPU-x' names no GPU"),
+        (CARDS, "GPU-", "'GPU-' names no GPU"),
+        (CARDS, "b001", "'b001' names no GPU"),
+        (CARDS, "MIG-11aa", "'MIG-11aa' names no GPU"),
+        (CARDS, "GPU-b", "'GPU-b' names more than one GPU"),
+        (CARDS, "1,GPU-b001", "'GPU-b001' names GPU 1 .* a second time"),
+        ((), "0", "'0' names no GPU. On this machine: no GPU"),
+        (DIVIDED, "2", "'2' names a card that MIG divides; name its instances .MIG-11aa, MIG-22bb."),
+        (DIVIDED, "GPU-d", "'GPU-d' names a card that MIG divides"),
+        (DIVIDED, "MIG-33", "'MIG-33' names no GPU.*MIG-22bb .MIG-GPU-d003/0/0, H100 MIG 3g.40gb."),
+        ((Part("H100", "GPU-d", 9, (9, 0), places=()),), None, "in MIG mode but has no instance"),
+    ],
+)
+def test_entry_that_names_no_single_gpu_is_refused_and_those_that_are_there_are_named(
+    cards: Sequence[Part], visible: str | None, said: str, machine: Callable[..., None]
+) -> None:
+    machine(*cards)
+    with pytest.raises(StartupError, match=said):
+        detect(listed(visible))
+
+
+def test_machine_without_gpus_has_none(machine: Callable[..., None]) -> None:
+    machine()
+    assert detect({}) == detect({"CUDA_VISIBLE_DEVICES": ""}) == ()
+
+
+def test_capability_is_that_of_the_card(machine: Callable[..., None]) -> None:
+    machine(*DIVIDED)
+    assert [capability(gpu) for gpu in detect({})] == [(7, 5), (9, 0), (9, 0), (9, 0)]
+
+
+def test_gpu_with_the_least_free_memory_counts(machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(*CARDS)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,1")
+    assert least_free() == (1, CARDS[1].memory)

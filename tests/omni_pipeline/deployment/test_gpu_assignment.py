@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from omni_pipeline.config.schema import Config, StageConfig
+from omni_pipeline.deployment.resolve import resolve
+from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu
 from omni_pipeline.supervision.fork_server import Preloaded
 from omni_pipeline.supervision.pipeline import Progress
 from tests.omni_pipeline.echo_stages import ECHO_PATH
 from tests.omni_pipeline.sessions import Session, running
 
-GPUS = (Gpu(0, "first", 2**35, "5"), Gpu(1, "second", 2**35, "GPU-abc"))
+GPUS = (Gpu(0, "first", 2**35, "5"), Gpu(1, "second", 2**35, "3"))
+PARTS = (*GPUS, Gpu(2, "part", 2**33, "MIG-abc"), Gpu(3, "part", 2**33, "MIG-def"))
 
 
 @pytest.fixture(autouse=True)
@@ -35,9 +38,29 @@ async def test_worker_sees_its_gpus_and_no_others(run_root: Path) -> None:
     shared = StageConfig(gpus=[0, 1])
     async with running(config(shout=shared), gpus=GPUS) as session:
         seen = {name: environment(session, name)["CUDA_VISIBLE_DEVICES"] for name in session.supervisor.pids}
-        assert seen == {"split": "", "shout": "5,GPU-abc", "join": "GPU-abc"}
+        assert seen == {"split": "", "shout": "5,3", "join": "3"}
         assert environment(session, "join")["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
         assert (await session.ask("a", "good day")).text == "GOOD DAY"
+
+
+async def test_workers_on_parts_of_a_card_see_one_part_each(run_root: Path) -> None:
+    stages = {"shout": StageConfig(gpus=[3]), "join": StageConfig(gpus=[2])}
+    async with running(config(**stages), gpus=PARTS) as session:
+        seen = {name: environment(session, name)["CUDA_VISIBLE_DEVICES"] for name in ("shout", "join")}
+        assert seen == {"shout": "MIG-def", "join": "MIG-abc"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "gpus"),
+    [
+        (StageConfig(gpus=[2, 3]), PARTS),
+        (StageConfig(gpus=[0, 2]), PARTS),
+        (StageConfig(tp_size=2), (Gpu(0, "part", 2**33, "MIG-abc"), Gpu(1, "part", 2**33, "MIG-def"))),
+    ],
+)
+def test_ranks_on_parts_of_a_card_are_refused(stage: StageConfig, gpus: tuple[Gpu, ...]) -> None:
+    with pytest.raises(StartupError, match="it cannot have 2 ranks, since GPU"):
+        resolve(config(shout=stage), gpus)
 
 
 async def test_worker_has_the_environment_of_its_stages_from_its_first_line(run_root: Path) -> None:
