@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeAlias
 
+from omni_pipeline import toolchain
 from omni_pipeline.config import trace_target
 from omni_pipeline.config.schema import Config, Server
 from omni_pipeline.contract.graph import load_object
@@ -74,6 +75,7 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
 
     stopping = _stop_on_signals(hurry, display)
     deployment = resolve(config)
+    toolchain.check(deployment)
     trace_target.prepare(deployment.trace)
     with listen(deployment.server) as listen_socket:
         display.begin(deployment)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from omni_pipeline import gpus
+from omni_pipeline import gpus, toolchain
 from omni_pipeline.commands.config_view import explain, render
 from omni_pipeline.commands.options import takes_settings
 from omni_pipeline.config.json_schema import json_schema
@@ -65,6 +65,8 @@ def check(settings: Settings, gpus: Gpus = None) -> None:
     Takes the flags of serve. A checkpoint that is a directory here is checked too.
     """
     deployment = resolved(settings, gpus)
+    if gpus is None:
+        toolchain.check(deployment)
     console = Console()
     spec = deployment.graph.checkpoint
     if spec is not None and os.path.isdir(deployment.model_path):
@@ -74,7 +76,8 @@ def check(settings: Settings, gpus: Gpus = None) -> None:
         told = "complete, and it fits"
     else:
         told = "not here, and not checked"
-    for line in (*describe(deployment), *map(escape, deployment.notes)):
+    notes = [*deployment.notes, *toolchain.notes(deployment)]
+    for line in (*describe(deployment), *map(escape, notes)):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"[green]The configuration is valid[/]; the checkpoint {escape(deployment.model_path)} is {told}.",
                   highlight=False, soft_wrap=True)  # fmt: skip

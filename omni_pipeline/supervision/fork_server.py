@@ -29,6 +29,7 @@ from typing import NoReturn, TypeAlias
 import msgspec
 from msgspec import Struct
 
+from omni_pipeline import toolchain
 from omni_pipeline.os_process import adopt_orphans, children, die_with_parent, leave_stopping_to_parent, set_title
 from omni_pipeline.supervision.output_relay import Relay
 from omni_pipeline.worker import process
@@ -246,6 +247,8 @@ def _exec(assignment: Assignment, parent: int) -> NoReturn:
     plan = assignment.plan
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(plan.threads))
     environment |= {"CUDA_VISIBLE_DEVICES": ",".join(plan.gpus)} | plan.environment
+    if plan.gpus:
+        environment = toolchain.prepared(environment)
     command = process.command(assignment, parent)
     os.execve(command[0], command, environment)
 

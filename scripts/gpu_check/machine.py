@@ -8,10 +8,15 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gpu_check.report import Check, Report, table
+from omni_pipeline import toolchain
+from omni_pipeline.cuda_toolkit import driver_library
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import detect, memory_used
 
@@ -38,6 +43,14 @@ for index in range(torch.cuda.device_count()):
         "filtered": (filtered - functional.conv2d(images, kernel)).abs().max().item(),
     })
 print(json.dumps(found))
+"""
+
+# Half precision and CCCL are what most kernels include.
+_KERNEL = """
+#include <cuda/std/type_traits>
+#include <cuda_bf16.h>
+__global__ void twice(__nv_bfloat16* x) { x[threadIdx.x] += x[threadIdx.x]; }
+extern "C" int run(void* x) { twice<<<1, 32>>>((__nv_bfloat16*)x); return cudaGetLastError(); }
 """
 
 # Sums of 256 products of normal numbers: float32 gives 1e-5, TF32 some 1e-2.
@@ -73,7 +86,8 @@ def look(report: Report, device: str) -> bool:
     probe: dict[str, Any] = _probe() if memory else {"devices": [], "error": "no GPU was found"}
     rows.append(("CUDA of torch", str(probe.get("cuda"))))
     driver = Check("the driver answers", bool(memory), problem)
-    checks = [driver, *judge(memory, probe)]
+    capabilities = {device["capability"].replace(".", "") for device in probe["devices"]}
+    checks = [driver, *judge(memory, probe), *([compiles(capabilities)] if capabilities else [])]
     report.add("Machine", table(("", ""), rows), *checks)
     return all(check.passed for check in checks if not check.name.endswith("is free"))
 
@@ -108,6 +122,36 @@ def judge(memory: list[Memory], probe: dict[str, Any]) -> list[Check]:
             Check(f"GPU {index} is free", one.used < 0.02 * one.total, f"{one.used / GIB:.1f} GiB are used by others")
         )
     return checks
+
+
+def compiles(capabilities: Iterable[str]) -> Check:
+    """Whether a worker on a GPU can compile a kernel for each of these capabilities (as in 90), and with which toolkit.
+
+    It links the driver's library, too, as some kernels do, if there is one.
+    """
+    name = "kernels can be compiled"
+    missing = toolchain.find(os.environ).missing
+    if missing:
+        return Check(name, False, "; ".join(missing))
+    environment = toolchain.prepared(os.environ)
+    home = environment["CUDA_HOME"]
+    driver = ["-lcuda"] if driver_library(os.environ) else []
+    with tempfile.TemporaryDirectory(prefix="omni-kernel-") as directory:
+        Path(directory, "kernel.cu").write_text(_KERNEL)
+        for capability in sorted(capabilities):
+            target = f"{capability}a" if capability == "90" else capability
+            for command in (
+                [f"{home}/bin/nvcc", f"-gencode=arch=compute_{target},code=sm_{target}", "-Xcompiler", "-fPIC", "-c",
+                 "kernel.cu", "-o", "kernel.o"],
+                [environment.get("CXX", "c++"), "-shared", "kernel.o", f"-L{home}/lib64", f"-L{home}/lib64/stubs",
+                 "-lcudart", *driver, "-o", "kernel.so"],
+            ):  # fmt: skip
+                done = subprocess.run(
+                    command, cwd=directory, env=environment, capture_output=True, text=True, timeout=300, check=False
+                )
+                if done.returncode:
+                    return Check(name, False, f"{home}: {(done.stderr.strip() or 'it crashed')[:400]}")
+    return Check(name, True, home)
 
 
 def commit() -> str:

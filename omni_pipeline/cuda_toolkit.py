@@ -1,0 +1,192 @@
+"""A CUDA toolkit directory: where one is, and how one is made from the environment's Python packages.
+
+NVIDIA's packages hold all that compiling takes, but in a place and under names that no library looks for: several
+directories in older ones, ``lib`` instead of ``lib64``, ``libcudart.so.13`` without ``libcudart.so``. So a directory of
+links to them is made that looks as an installed toolkit does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+# What has to be in a toolkit: the compiler, the headers, and the library under the name that linkers look for.
+PARTS = ("bin/nvcc", "include/cuda_runtime.h", "lib64/libcudart.so")
+
+# Where installers put it.
+USUAL = Path("/usr/local/cuda")
+
+# Raised when toolkits are made differently, so that none that was made before is taken.
+_FORM = "1"
+
+# The headers of CCCL refuse a compiler of another release than the runtime's headers. Packages come in such mixtures:
+# torch pins the runtime, nobody the compiler, and within a major version the newer compiler takes the older headers.
+_MIXTURE = 'INCLUDES += "-DCCCL_DISABLE_CTK_COMPATIBILITY_CHECK" $(_SPACE_)\n'
+
+_DRIVER = "libcuda.so.1"
+
+
+def lacking(home: Path) -> list[str]:
+    """The parts of a toolkit that are not in a directory."""
+    return [part for part in PARTS if not (home / part).exists()]
+
+
+def installed(environment: Mapping[str, str]) -> Path | None:
+    """The complete toolkit that belongs to the ``nvcc`` on ``PATH``, or is in the usual place.
+
+    Only complete ones: the directory above a wrapper in ``/usr/local/bin``, say, is none.
+    """
+    nvcc = shutil.which("nvcc", path=environment.get("PATH", ""))
+    places = [] if nvcc is None else [Path(nvcc).parent.parent, Path(nvcc).resolve().parent.parent]
+    return next((home for home in (*places, USUAL) if not lacking(home)), None)
+
+
+def packages() -> list[Path]:
+    """Directories of the environment's ``nvidia`` packages that make a toolkit together; empty when parts are missing.
+
+    Those for CUDA 13 are one directory, ``nvidia/cu13``; older ones are several: ``nvidia/cuda_nvcc`` and others.
+    """
+    spec = importlib.util.find_spec("nvidia")
+    places = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
+    directories = [directory for place in places if place.is_dir() for directory in sorted(place.iterdir())]
+    return toolkit_of(directories)
+
+
+def toolkit_of(directories: Sequence[Path]) -> list[Path]:
+    """Of the directories of all packages, those that make a toolkit together, that with the compiler first."""
+    compilers = [directory for directory in directories if (directory / "bin/nvcc").is_file()]
+    for compiler in sorted(compilers, reverse=True):  # the newest
+        own = [compiler]
+        if not (compiler / "include/cuda_runtime.h").is_file():
+            own += [each for each in directories if each != compiler and not re.fullmatch(r"cu\d+", each.name)]
+        headers = any((each / "include/cuda_runtime.h").is_file() for each in own)
+        if headers and any(each.glob("lib/libcudart.so*") for each in own):
+            return own
+    return []
+
+
+def driver_library(environment: Mapping[str, str]) -> Path | None:
+    """The CUDA driver's library, which is part of no toolkit and in no fixed place."""
+    for directory in filter(None, environment.get("LD_LIBRARY_PATH", "").split(":")):
+        if (Path(directory) / _DRIVER).exists():
+            return Path(directory) / _DRIVER
+    with contextlib.suppress(OSError):
+        known = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=False).stdout
+        for line in known.splitlines():  # libcuda.so.1 (libc6,x86-64) => /lib/x86_64-linux-gnu/libcuda.so.1
+            name, _, path = line.strip().partition(" ")
+            if name == _DRIVER and "64" in path and os.path.exists(path.rpartition(" ")[2]):
+                return Path(path.rpartition(" ")[2])
+    return None
+
+
+def assemble(sources: Sequence[Path], environment: Mapping[str, str]) -> Path:
+    """A toolkit directory made of links to packages, one for all processes of this user and the same packages.
+
+    Args:
+        sources: Of `packages`.
+        environment: Says where the user's cache is, and where the driver's library may be.
+    """
+    driver = driver_library(environment)
+    cache = _private(
+        Path(environment.get("XDG_CACHE_HOME") or _home(environment) / ".cache") / "omni-pipeline" / "cuda"
+    )
+    home = cache / _key(sources, driver)
+    with _locked(cache / "lock"):
+        if lacking(home):
+            shutil.rmtree(home, ignore_errors=True)
+            made = Path(tempfile.mkdtemp(prefix="new-", dir=cache))
+            try:
+                _fill(made, sources, driver)
+                made.rename(home)
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
+    return home
+
+
+def _home(environment: Mapping[str, str]) -> Path:
+    return Path(environment.get("HOME") or tempfile.gettempdir())
+
+
+def _private(directory: Path) -> Path:
+    """`directory`, made if need be, if it is this user's alone to write; else a temporary one."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = directory.lstat()
+        own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+        if own and os.access(directory, os.W_OK):
+            return directory
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="cuda-"))  # a worker's goes with its run
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _key(sources: Sequence[Path], driver: Path | None) -> str:
+    """A name that changes with what a toolkit is made of."""
+    digest = hashlib.sha256(f"{_FORM} {driver}".encode())
+    for source in sources:
+        for directory in (source / part for part in ("bin", "lib", "include")):
+            for entry in sorted(directory.iterdir()) if directory.is_dir() else ():
+                status = entry.lstat()
+                digest.update(f"{entry} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _fill(home: Path, sources: Sequence[Path], driver: Path | None) -> None:
+    for part in ("bin", "include", "nvvm"):
+        _merge([source / part for source in sources if (source / part).is_dir()], home / part)
+    libraries = home / "lib64"
+    _merge([source / "lib" for source in sources if (source / "lib").is_dir()], libraries)
+    for versioned in sorted(libraries.glob("lib*.so.*")):
+        plain = libraries / (versioned.name.partition(".so.")[0] + ".so")
+        if not plain.is_symlink():
+            plain.symlink_to(versioned.name)
+    (home / "lib").symlink_to("lib64")  # where nvcc itself looks
+    if driver is not None:
+        (libraries / "stubs").mkdir()
+        (libraries / "stubs" / "libcuda.so").symlink_to(driver)
+    if _release_of_compiler(home) != _release_of_headers(home):
+        profile = home / "bin/nvcc.profile"
+        text = profile.read_text()
+        profile.unlink()
+        profile.write_text(f"{text}\n{_MIXTURE}")
+
+
+def _merge(sources: Sequence[Path], target: Path) -> None:
+    """Link what is in `sources` into a new directory, and what several of them have by the same name, file by file."""
+    target.mkdir()
+    names = sorted({entry.name for source in sources for entry in source.iterdir()})
+    for name in names:
+        entries = [source / name for source in sources if (source / name).exists()]
+        if len(entries) > 1 and all(entry.is_dir() for entry in entries):
+            _merge(entries, target / name)
+        else:
+            (target / name).symlink_to(entries[0])
+
+
+def _release_of_compiler(home: Path) -> tuple[int, int] | None:
+    said = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"release (\d+)\.(\d+)", said)
+    return found and (int(found[1]), int(found[2]))
+
+
+def _release_of_headers(home: Path) -> tuple[int, int] | None:
+    text = (home / "include/cuda_runtime_api.h").read_text(errors="replace")
+    found = re.search(r"#define\s+CUDART_VERSION\s+(\d+)", text)
+    return found and (int(found[1]) // 1000, int(found[1]) % 1000 // 10)

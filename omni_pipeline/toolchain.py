@@ -1,0 +1,125 @@
+"""What compiles GPU kernels at their first use: found for a worker, and said when it is missing.
+
+Libraries bring many of their kernels as source, and compile each on the machine that first needs it. They look for
+``ninja`` and a C++ compiler on ``PATH`` and for a CUDA toolkit in ``CUDA_HOME``; without them the first request fails,
+or the start does after minutes of loading. So a worker on a GPU is given both, and what is not there is said before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import shlex
+import shutil
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+
+from msgspec import Struct
+
+from omni_pipeline import cuda_toolkit
+from omni_pipeline.deployment.resolve import Deployment
+from omni_pipeline.errors import StartupError
+
+_GCC = "install it (Debian, Ubuntu: apt install g++; Fedora, RHEL: dnf install gcc-c++)"
+
+
+class Toolchain(Struct, frozen=True):
+    """What there is to compile with.
+
+    Attributes:
+        path: Directories to be searched before those of ``PATH``.
+        toolkit: The CUDA toolkit that is installed, if any.
+        packages: Otherwise, the directories of Python packages that one can be made from.
+        missing: What is not there, each with the reason why it is needed and what to do.
+    """
+
+    path: tuple[str, ...]
+    toolkit: Path | None
+    packages: tuple[Path, ...]
+    missing: tuple[str, ...]
+
+
+def find(environment: Mapping[str, str]) -> Toolchain:
+    """What a worker with this environment would have."""
+    path = tuple(_own_directories())
+    search = os.pathsep.join([*path, environment.get("PATH", "")])
+    named = next((environment[name] for name in ("CUDA_HOME", "CUDA_PATH") if environment.get(name)), None)
+    toolkit = Path(named) if named is not None else cuda_toolkit.installed(environment)
+    packages = tuple(cuda_toolkit.packages()) if toolkit is None else ()
+    missing: list[str] = []
+    cxx, gcc = environment.get("CXX", "c++"), environment.get("NVCC_CCBIN", "gcc")
+    if not _on_path(cxx, search):
+        missing.append(f"{cxx}: the C++ compiler of kernels; {_GCC}, or name another with CXX")
+    if not _on_path(gcc, search):
+        missing.append(f"{gcc}: the compiler that nvcc passes code to; {_GCC}, or name another with NVCC_CCBIN")
+    if not _on_path("ninja", search):
+        missing.append("ninja: runs the compilers; pip install ninja into this environment")
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        missing.append("Python.h: kernels of Triton are modules of Python; install Python's headers (python3-dev)")
+    if named is not None and (parts := cuda_toolkit.lacking(Path(named))):
+        missing.append(
+            f"nvcc: CUDA_HOME is {named}, which lacks {', '.join(parts)}; name a whole CUDA toolkit, or unset the "
+            "variable for one made from the Python packages of NVIDIA"
+        )
+    elif toolkit is None and not packages:
+        missing.append(
+            "nvcc: the compiler of kernels, with CUDA's headers and runtime; install a CUDA toolkit and name it with "
+            "CUDA_HOME, or pip install nvidia-cuda-nvcc nvidia-cuda-cccl nvidia-cuda-runtime into this environment"
+        )
+    return Toolchain(path, toolkit, packages, tuple(missing))
+
+
+def prepared(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a worker on a GPU: with the toolchain on ``PATH``, and ``CUDA_HOME`` set where it was not."""
+    found = find(environment)
+    toolkit = found.toolkit
+    if toolkit is None and found.packages:
+        toolkit = cuda_toolkit.assemble(found.packages, environment)
+    path = os.pathsep.join([*found.path, *filter(None, [environment.get("PATH")])])
+    home = {} if toolkit is None else {"CUDA_HOME": str(toolkit)}
+    return {**environment, "PATH": path, **home}
+
+
+def missing(deployment: Deployment) -> tuple[str, ...]:
+    """What the workers on GPUs would not find, each thing once."""
+    environments = [worker.environment for worker in deployment.workers if worker.gpus]
+    return tuple(dict.fromkeys(line for own in environments for line in find({**os.environ, **own}).missing))
+
+
+def check(deployment: Deployment) -> None:
+    """Raise StartupError when workers on GPUs could not compile their kernels here."""
+    lines = missing(deployment)
+    if lines:
+        raise StartupError(describe(lines))
+
+
+def notes(deployment: Deployment) -> tuple[str, ...]:
+    """The same as a note, for GPUs that are on another machine."""
+    lines = missing(deployment)
+    return (describe(lines),) if lines else ()
+
+
+def describe(lines: tuple[str, ...]) -> str:
+    """What is missing, in one message."""
+    listed = "".join(f"\n  {line}." for line in lines)
+    return f"Kernels for GPUs are compiled at their first use, and what compiles them is missing here:{listed}"
+
+
+def _own_directories() -> list[str]:
+    """Directories of this environment's programs, as if it were activated, wherever ``ninja`` was installed."""
+    directories = [sysconfig.get_path("scripts"), os.path.dirname(sys.executable)]
+    # Where the environment lies over another (a .pth file), its packages' programs are in that one's directory.
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        package = importlib.metadata.distribution("ninja")
+        programs = [file for file in package.files or () if file.name == "ninja" and "bin" in file.parts]
+        directories += [os.path.dirname(os.path.abspath(str(package.locate_file(file)))) for file in programs]
+    return [directory for directory in dict.fromkeys(directories) if os.path.isdir(directory)]
+
+
+def _on_path(command: str, search: str) -> bool:
+    """Whether the program of a command is there; also a directory, which nvcc takes, too."""
+    words = shlex.split(command)
+    return bool(words) and (os.path.isdir(words[0]) or shutil.which(words[0], path=search) is not None)
