@@ -156,11 +156,15 @@ class Supervision(Struct, forbid_unknown_fields=True, kw_only=True):
 
     Attributes:
         silent_seconds: It gives no sign of life, although it has loaded: no heartbeat comes and it does not compute.
-        step_seconds: It computes, but a single step takes longer than this; or it loads without computing.
+        step_seconds: It computes, but a single step takes longer than this, the time in which other processes compile
+            its GPU's kernels not counted; or it loads without computing.
+        gpu_wait_seconds: On a GPU: it is busy, but its main thread stays in one call, as when it waits for a kernel
+            that never ends, and nothing is compiled for it.
     """
 
     silent_seconds: Annotated[float, Meta(ge=5)] = 10.0
     step_seconds: Annotated[float, Meta(ge=5)] = 600.0
+    gpu_wait_seconds: Annotated[float, Meta(ge=5)] = 30.0
 
 
 class Config(Struct, forbid_unknown_fields=True, kw_only=True):

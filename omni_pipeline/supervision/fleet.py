@@ -23,7 +23,7 @@ from omni_pipeline.supervision.mailbox import Mailbox
 from omni_pipeline.supervision.plan import PipelinePlan
 from omni_pipeline.supervision.restart_policy import Restarts
 from omni_pipeline.supervision.worker_state import Roster, Worker
-from omni_pipeline.wire.messages import Heartbeat, Ready, Shutdown, StartFailed
+from omni_pipeline.wire.messages import Heartbeat, Pulse, Ready, Shutdown, StartFailed
 from omni_pipeline.worker.process import Assignment
 
 # Messages of a dead worker that are taken in before its requests are given up.
@@ -67,7 +67,8 @@ class Fleet:
         self._progress: Callable[[Progress], None] = lambda _: None
         self._model_path = ""
         self._changed = asyncio.Event()
-        self._bounds = Bounds(plan.supervision.silent_seconds, plan.supervision.step_seconds)
+        supervision = plan.supervision
+        self._bounds = Bounds(supervision.silent_seconds, supervision.step_seconds, supervision.gpu_wait_seconds)
         self._looked = 0.0
         self._started = False  # `start` has been called
         self._serving = False  # and all workers have been ready
@@ -159,12 +160,19 @@ class Fleet:
         worker.heard = message.epoch
         return True
 
+    def pulse(self, message: Pulse) -> None:
+        """A worker on a GPU gets on with what it does."""
+        worker = self.roster.process(message.worker, message.incarnation)
+        if worker is not None and worker.vitals is not None:
+            worker.vitals.pulse()
+
     def ready(self, message: Ready) -> None:
         """A worker has loaded."""
         worker = self.roster.process(message.worker, message.incarnation)
         if worker is None:
             return
         self._signs_of_life(worker)
+        worker.ranks = message.ranks
         worker.became_ready(asyncio.get_running_loop().time(), message.seconds)
         if self._serving:
             extra = fields(worker=worker.name, worker_pid=worker.pid)
@@ -201,7 +209,7 @@ class Fleet:
                     worker = self.roster.process(report.worker, report.incarnation)
                     if worker is not None:
                         worker.pid = report.pid
-                        worker.vitals = Vitals(report.pid, self._bounds)
+                        worker.vitals = Vitals(report.pid, self._bounds, on_gpu=bool(worker.plan.gpus))
                         if self.stopping:
                             self._launcher.kill(report.pid)
                 case Exited():
@@ -309,10 +317,12 @@ class Fleet:
         loop = asyncio.get_running_loop()
         self._mailbox.take(LAST_MESSAGES)  # when it is we who were late, their beats wait here
         elapsed, self._looked = loop.time() - self._looked, loop.time()
+        # Whoever needs a kernel that another worker compiles waits for it, idle.
+        compiling = any(worker.vitals is not None and worker.vitals.compiles for worker in self.roster)
         for worker in self.roster:
             if worker.vitals is None or worker.killed_for is not None or worker.pid is None:
                 continue
-            worker.killed_for = worker.vitals.look(elapsed)
+            worker.killed_for = worker.vitals.look(elapsed, worker.ranks, others_compile=compiling)
             if worker.killed_for is not None:
                 extra = fields(worker=worker.name, worker_pid=worker.pid)
                 logger.error("worker %s %s; killing it", worker.name, worker.killed_for, extra=extra)

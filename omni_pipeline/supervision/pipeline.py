@@ -29,6 +29,7 @@ from omni_pipeline.wire.messages import (
     Failed,
     Heartbeat,
     Message,
+    Pulse,
     Ready,
     StageStats,
     Start,
@@ -201,6 +202,8 @@ class Supervisor:
                     self._stats.update(message.stats)
                     self._edges[message.worker] = message.edges
                     self._fleet.changed()
+            case Pulse():
+                self._fleet.pulse(message)
             case Notes():
                 self._noted(message)
             case Ready():

@@ -51,6 +51,7 @@ class Worker(Struct):
         incarnation: How many processes it had before that one.
         running: Whether the process has been ordered and has not ended.
         pid: Of the process, once it is known.
+        ranks: Processes under it that share its work, once it has loaded.
         ready: Whether the process has loaded.
         refusal: Why the process could not load, in its own words.
         vitals: Signs of life of the process, once its pid is known.
@@ -68,6 +69,7 @@ class Worker(Struct):
     incarnation: int = 0
     running: bool = False
     pid: int | None = None
+    ranks: Collection[int] = ()
     ready: bool = False
     refusal: str | None = None
     vitals: Vitals | None = None
@@ -109,6 +111,7 @@ class Worker(Struct):
         """It has no process any more."""
         self.running = self.ready = False
         self.pid = self.vitals = self.killed_for = None
+        self.ranks = ()
         self.last_end = f"could not load: {self.refusal}" if self.refusal else how
         self.last_words = words
 

@@ -153,13 +153,17 @@ class Failed(Struct, tag="failed"):
 
 
 class Ready(Struct, tag="ready"):
-    """A worker's `incarnation`-th process has loaded its stages and reads its inbox."""
+    """A worker's `incarnation`-th process has loaded its stages and reads its inbox.
+
+    `ranks` are the processes under it that share its work, see `ranks`.
+    """
 
     worker: str
     incarnation: int
     pid: int
     stages: list[str]
     seconds: float
+    ranks: list[int] = []
 
 
 class StageStats(Struct):
@@ -197,6 +201,13 @@ class Heartbeat(Struct, tag="heartbeat"):
     epoch: int = 0
 
 
+class Pulse(Struct, tag="pulse"):
+    """Sent every second or so by a worker on a GPU whose main thread gets on, also within a step; see `pulse`."""
+
+    worker: str
+    incarnation: int
+
+
 class StartFailed(Struct, tag="start_failed"):
     """A worker could not load: why, and what to do about it."""
 
@@ -227,7 +238,7 @@ class Shutdown(Struct, tag="shutdown"):
 
 
 Work: TypeAlias = Start[Any] | Chunk[Any] | End[Any]
-Control: TypeAlias = Ready | Heartbeat | Notes | StartFailed | Moved | Step | Shutdown
+Control: TypeAlias = Ready | Heartbeat | Pulse | Notes | StartFailed | Moved | Step | Shutdown
 Message: TypeAlias = Work | Abort | Failed | Control
 
 _NIL = msgspec.msgpack.encode(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import functools
 import logging
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 import msgspec
 import zmq
@@ -23,7 +25,8 @@ from omni_pipeline.contract.stage import Ranks, Stage, StageContext
 from omni_pipeline.errors import StartupError
 from omni_pipeline.logs import Format
 from omni_pipeline.os_process import die_with_parent, leave_stopping_to_parent, set_title
-from omni_pipeline.wire.messages import Codec, Ready, StartFailed
+from omni_pipeline.pulse import PulseThread
+from omni_pipeline.wire.messages import Codec, Pulse, Ready, StartFailed
 from omni_pipeline.wire.transport import Inbox, Outbox, endpoint
 from omni_pipeline.worker import tensor_parallel
 from omni_pipeline.worker.loop import Worker
@@ -109,7 +112,8 @@ def run(assignment: Assignment, parent: int) -> int:
     try:
         if assignment.ranks is not None:
             return _follow(assignment, assignment.ranks, inbox)
-        return _serve(assignment, inbox, outbox, parent)
+        with _pulses(assignment, context):
+            return _serve(assignment, inbox, outbox, parent)
     except Exception:
         logger.exception("worker %s ends", assignment.title)
         return 1
@@ -117,6 +121,20 @@ def run(assignment: Assignment, parent: int) -> int:
         inbox.close()
         outbox.close()
         context.term()
+
+
+@contextlib.contextmanager
+def _pulses(assignment: Assignment, context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[None]:
+    """Show that the worker gets on, if it has a GPU that it may wait for in vain."""
+    if not assignment.plan.gpus:
+        yield
+        return
+    pulse = Pulse(assignment.plan.name, assignment.incarnation)
+    thread = PulseThread(Outbox(context), assignment.addresses[COLLECTOR], pulse)
+    try:
+        yield
+    finally:
+        thread.close()
 
 
 def _serve(assignment: Assignment, inbox: Inbox, outbox: Outbox, parent: int) -> int:
@@ -148,7 +166,11 @@ def _serve(assignment: Assignment, inbox: Inbox, outbox: Outbox, parent: int) ->
             traced=assignment.traced,
         )
         seconds = time.monotonic() - begin
-        outbox.send(home, codec.encode(Ready(name, assignment.incarnation, os.getpid(), list(stages), seconds)))
+        followers = [
+            pid for stage in stages.values() if isinstance(stage, tensor_parallel.Leader) for pid in stage.pids
+        ]
+        ready = Ready(name, assignment.incarnation, os.getpid(), list(stages), seconds, followers)
+        outbox.send(home, codec.encode(ready))
         worker.run()
     finally:
         for stage in stages.values():

@@ -72,6 +72,11 @@ class Leader:
         self._loaded = True
 
     @property
+    def pids(self) -> list[int]:
+        """Process ids of the followers."""
+        return [process.pid for process in self._processes]
+
+    @property
     def has_work(self) -> bool:
         return self._stage.has_work
 

@@ -5,10 +5,12 @@ Some words make a stage misbehave on purpose: ``TROUBLE@STAGE``, with TROUBLE a 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections import deque
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -19,6 +21,9 @@ from omni_pipeline.contract.graph import COLLECTOR, GATEWAY, Edge, Graph, StageS
 from omni_pipeline.contract.stage import StageBroken, StageContext
 from omni_pipeline.errors import StartupError, bad_request
 from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor, Work
+
+# What takes long takes this long.
+LONG_SECONDS = 8.0
 
 
 class Text(Struct):
@@ -187,6 +192,33 @@ class _Trouble:
     @staticmethod
     def hang(message: Work) -> Iterable[Work]:
         signal.pause()
+        return []
+
+    @staticmethod
+    def spin(message: Work) -> Iterable[Work]:
+        ctypes.CDLL(os.environ["SPINNING"]).spin()
+        return []
+
+    @staticmethod
+    def spin_locked(message: Work) -> Iterable[Work]:
+        ctypes.PyDLL(os.environ["SPINNING"]).spin()
+        return []
+
+    @staticmethod
+    def compute(message: Work) -> Iterable[Work]:
+        end = time.monotonic() + LONG_SECONDS
+        while time.monotonic() < end:
+            sum(range(1000))
+        return []
+
+    @staticmethod
+    def compile(message: Work) -> Iterable[Work]:
+        subprocess.run(["timeout", str(LONG_SECONDS), "sh", "-c", "while :; do :; done"], check=False)
+        return []
+
+    @staticmethod
+    def doze(message: Work) -> Iterable[Work]:
+        time.sleep(LONG_SECONDS)
         return []
 
     @staticmethod

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
+from omni_pipeline.os_process import usage
 from omni_pipeline.supervision.hang_detection import Bounds, Sample, Vitals, is_stopped, take_sample
 
-BOUNDS = Bounds(silent_seconds=10, step_seconds=60)
+BOUNDS = Bounds(silent_seconds=10, step_seconds=60, gpu_wait_seconds=30)
 
 
 def sleeping(cpu_seconds: float = 5.0) -> Iterator[Sample]:
@@ -26,14 +27,24 @@ def computing(share: float = 0.5, state: str = "R") -> Iterator[Sample]:
         seconds += share
 
 
-def looks(samples: Iterable[Sample | None], *, loaded: bool = True, elapsed: float = 1.0) -> tuple[int, str | None]:
+def looks(
+    samples: Iterable[Sample | None],
+    *,
+    loaded: bool = True,
+    elapsed: float = 1.0,
+    on_gpu: bool = False,
+    pulses: bool = False,
+    others_compile: bool = False,
+) -> tuple[int, str | None]:
     """After how many looks something was wrong, and what; at most 200."""
     given = iter(samples)
-    vitals = Vitals(1, BOUNDS, lambda pid: next(given))
+    vitals = Vitals(1, BOUNDS, lambda pid, ranks: next(given), on_gpu=on_gpu)
     if loaded:
         vitals.beat()
     for count in range(1, 201):
-        verdict = vitals.look(elapsed)
+        if pulses:
+            vitals.pulse()
+        verdict = vitals.look(elapsed, others_compile=others_compile)
         if verdict is not None:
             return count, verdict
     return 200, None
@@ -73,7 +84,7 @@ def test_process_that_goes_to_sleep_in_its_step_is_found() -> None:
 
 
 def test_beats_keep_it_alive() -> None:
-    vitals = Vitals(1, BOUNDS, lambda pid: Sample("S", 5.0))
+    vitals = Vitals(1, BOUNDS, lambda pid, ranks: Sample("S", 5.0))
     for _ in range(100):
         assert [vitals.look(1.0) for _ in range(5)] == [None] * 5
         vitals.beat()
@@ -96,15 +107,125 @@ def test_process_that_is_stopped_while_it_loads_is_found_like_any_other() -> Non
 
 
 def test_process_that_has_ended_is_no_matter_of_silence() -> None:
-    vitals = Vitals(1, BOUNDS, lambda pid: None)
+    vitals = Vitals(1, BOUNDS, lambda pid, ranks: None)
     assert [vitals.look(1.0) for _ in range(100)] == [None] * 100
 
 
 def test_time_in_which_nobody_looked_counts_little() -> None:
-    vitals = Vitals(1, BOUNDS, lambda pid: Sample("S", 5.0))
+    vitals = Vitals(1, BOUNDS, lambda pid, ranks: Sample("S", 5.0))
     vitals.beat()
     assert vitals.look(3600.0) is None  # a suspended machine
     assert vitals.look(1.0) is None
+
+
+# --- on a GPU ---
+
+
+def compiling() -> Iterator[Sample]:
+    """A process that sleeps while a compiler under it computes."""
+    return (Sample("S", second, helper_seconds=second) for second in map(float, range(1000)))
+
+
+def allocating(faults: int) -> Iterator[Sample]:
+    """A process that computes and takes memory."""
+    return (Sample("R", float(second), faults=faults * second) for second in range(1000))
+
+
+def test_process_that_spins_for_its_gpu_is_found_long_before_its_step_is_over() -> None:
+    count, verdict = looks(computing(1.0), on_gpu=True)
+    assert 29 <= count <= 31
+    assert verdict == "was busy but did not get on for 30 s, as when its GPU hangs"
+
+
+def test_process_that_gets_on_may_be_busy_until_its_step_takes_too_long() -> None:
+    count, verdict = looks(computing(1.0), on_gpu=True, pulses=True)
+    assert 60 <= count <= 62
+    assert "single step" in (verdict or "")
+
+
+def test_process_on_a_gpu_that_sleeps_is_found_as_soon_as_any_other() -> None:
+    count, verdict = looks(sleeping(), on_gpu=True)
+    assert count <= 10
+    assert "no sign of life" in (verdict or "")
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_process_has_all_the_time_that_compilers_under_it_need(loaded: bool) -> None:
+    assert looks(compiling(), on_gpu=True, loaded=loaded) == (200, None)
+
+
+def test_processes_under_one_without_a_gpu_do_not_prolong_its_step() -> None:
+    count, verdict = looks(compiling())
+    assert 60 <= count <= 62
+    assert "single step" in (verdict or "")
+
+
+@pytest.mark.parametrize("samples", [sleeping, computing])
+def test_process_may_wait_for_a_kernel_that_another_worker_compiles(samples: Callable[[], Iterator[Sample]]) -> None:
+    assert looks(samples(), on_gpu=True, others_compile=True) == (200, None)
+
+
+def test_process_that_is_stopped_waits_for_no_kernel() -> None:
+    count, _ = looks(computing(share=0.0, state="T"), on_gpu=True, others_compile=True)
+    assert count <= 10
+
+
+def test_process_without_a_gpu_waits_for_no_kernel() -> None:
+    count, _ = looks(sleeping(), others_compile=True)
+    assert count <= 10
+
+
+@pytest.mark.parametrize(("faults", "most"), [(1000, 62), (5, 31)])
+def test_process_that_takes_memory_as_a_compiler_does_gets_on(faults: int, most: int) -> None:
+    count, _ = looks(allocating(faults), on_gpu=True)
+    assert most - 2 <= count <= most
+
+
+def test_process_that_loads_on_a_gpu_may_spin_for_as_long_as_it_may_sleep() -> None:
+    count, verdict = looks(computing(1.0), on_gpu=True, loaded=False)
+    assert 58 <= count <= 61
+    assert "did not get on" in (verdict or "")
+
+
+def test_compiling_is_told_while_it_goes_on() -> None:
+    samples = compiling()
+    vitals = Vitals(1, BOUNDS, lambda pid, ranks: next(samples), on_gpu=True)
+    vitals.beat()
+    for _ in range(5):
+        vitals.look(1.0)
+    assert vitals.compiles
+    vitals.beat()
+    assert not vitals.compiles
+
+
+def test_sample_tells_ranks_from_what_compiles_for_them() -> None:
+    """Three processes under a parent, and one under that of them which is a rank; all but the parent compute."""
+    busy = "while :; do :; done"
+    script = f"sh -c '({busy}) & echo $!; {busy}' & echo $!; ({busy}) & echo $!; wait"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pids = [int(process.stdout.readline()) for _ in range(3)]
+        try:
+            (rank,) = [pid for pid in pids if len(children(pid)) == 1]
+            helpers = [pid for pid in pids if pid != rank]
+            while any(seconds(pid) < 0.05 for pid in pids):
+                pass
+            sample = take_sample(process.pid, [rank])
+            assert sample is not None
+            assert sample.helper_seconds >= 0.1 - TICK
+            assert sample.cpu_seconds >= sample.helper_seconds + 0.05 - TICK
+            assert sample.helper_seconds <= sum(map(seconds, helpers)) + TICK
+        finally:
+            for pid in (*pids, process.pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+TICK = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def seconds(pid: int) -> float:
+    """CPU time of a process alone."""
+    return usage(pid).cpu_seconds  # type: ignore[union-attr]
 
 
 def test_sample_counts_what_runs_below() -> None:

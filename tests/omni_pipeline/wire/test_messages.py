@@ -20,6 +20,7 @@ from omni_pipeline.wire.messages import (
     Heartbeat,
     Message,
     Moved,
+    Pulse,
     Ready,
     Shutdown,
     StageStats,
@@ -141,7 +142,8 @@ def test_tensors_anywhere_in_a_body_are_found(codec: Codec) -> None:
     [
         Abort("r"),
         Failed("r", "a", ErrorInfo(status=400, message="no", param="x", code="y", stage="a", retry_after=3)),
-        Ready("w", 0, 1, ["a"], 0.5),
+        Ready("w", 0, 1, ["a"], 0.5, [2, 3]),
+        Pulse("w", 1),
         Heartbeat("w", 1, {"a": StageStats(live_requests=1, extra={"x": 2.0})}, epoch=4),
         StartFailed("w", 1, "why"),
         Moved("w", ["a", "b"], "ipc://there", 5),
