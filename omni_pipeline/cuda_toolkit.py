@@ -108,6 +108,9 @@ def assemble(sources: Sequence[Path], environment: Mapping[str, str]) -> Path:
             try:
                 _fill(made, sources, driver)
                 made.rename(home)
+            except OSError:
+                if lacking(home):  # else another process was faster
+                    raise
             finally:
                 shutil.rmtree(made, ignore_errors=True)
     return home
@@ -133,7 +136,8 @@ def _private(directory: Path) -> Path:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -232,6 +234,18 @@ def test_toolkit_is_made_once_for_all_workers_and_anew_for_other_packages(tmp_pa
     assert home.stat().st_ino == inode
     package(sources[0], "lib/libcublas.so.12")
     assert assemble(sources, os.environ) != home
+
+
+def test_cache_without_locks_serves_all_workers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    sources = [headers(nvcc(tmp_path / "both", "12.8"), 12080)]
+    with ThreadPoolExecutor(8) as pool:
+        (home,) = set(pool.map(lambda _: assemble(sources, os.environ), range(8)))
+    assert lacking(home) == []
+    assert made(home) == sorted([home.name, "lock"])
 
 
 def test_toolkit_that_has_lost_a_part_is_made_again(tmp_path: Path) -> None:
