@@ -71,7 +71,7 @@ def bench(
     ] = AudioFormat.WAV,
     media_dir: Annotated[
         Path, typer.Option(help="Where pictures, sounds and clips are taken from.", metavar="DIR",
-                           rich_help_panel=_ASKED, show_default="tests/data of the checkout"),
+                           rich_help_panel=_ASKED, show_default="tests/data here, as in a checkout"),
     ] = COMMITTED,
     media_as: Annotated[
         MediaAs, typer.Option(help="Content parts, or top-level images, audios, videos.", rich_help_panel=_ASKED)

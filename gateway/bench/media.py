@@ -20,7 +20,8 @@ SUFFIXES: dict[str, tuple[Kind, str]] = {
     ".flac": ("audio", "audio/flac"),
     ".mp4": ("video", "video/mp4"),
 }
-COMMITTED = Path(__file__).parents[2] / "tests" / "data"
+# Of a checkout that is the current directory: an installed package has no test media.
+COMMITTED = Path("tests/data")
 
 
 class Medium(Struct, frozen=True):
