@@ -20,10 +20,10 @@ from omni_pipeline.commands.start_terminal import Terminal
 from omni_pipeline.config.layers import Settings
 from omni_pipeline.contract.graph import load_object
 from omni_pipeline.errors import StartupError
+from omni_pipeline.service import Display
 from omni_pipeline.service import serve as serve_config
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
     help="Serve Qwen3-Omni models over an OpenAI-compatible API: text, images, sound, video in, text and speech out.",
@@ -34,9 +34,9 @@ app = typer.Typer(
 @app.command(
     epilog="[bold]Examples[/]\n\n"
     "A checkpoint directory, on the CPU if there is no GPU:\n\n"
-    "[cyan]sgl-omni serve --model-path checkpoints/tiny --text-only --port 8008[/]\n\n"
-    "Text and speech on one H100, with the budgets of a file:\n\n"
-    "[cyan]sgl-omni serve --model-path … --config configs/qwen3_omni_colocated_h100.yaml --colocate[/]\n\n"
+    "[cyan]sgl-omni serve --model-path /models/Qwen3-Omni-30B-A3B-Instruct --text-only --port 8008[/]\n\n"
+    "Text and speech on one H100, by a layout that ships with this package:\n\n"
+    "[cyan]sgl-omni serve --model-path … --config colocated-h100[/]\n\n"
     "The thinker on two GPUs, speech on a third, and a setting that has no flag:\n\n"
     "[cyan]sgl-omni serve --model-path … --gpu-thinker 0,1 --gpu-talker 2 --gpu-code-predictor 2 --gpu-code2wav 2 "
     "--set thinker.engine.chunked_prefill_size=2048[/]\n\n"
@@ -51,10 +51,10 @@ def serve(settings: Settings) -> None:
     logs.configure("main", config.log_level.upper(), config.log_format)
     try:
         if config.log_format == "json":
-            asyncio.run(serve_config(config, LogDisplay()))
+            _serve(settings, LogDisplay())
         else:
             with Terminal(Console()) as terminal:
-                asyncio.run(serve_config(config, terminal))
+                _serve(settings, terminal)
     except asyncio.CancelledError:  # told twice to stop
         raise typer.Exit(1) from None
     except StartupError as error:
@@ -62,6 +62,12 @@ def serve(settings: Settings) -> None:
             raise
         logging.getLogger("omni_pipeline.start").critical("cannot start: %s", error)
         raise typer.Exit(1) from None
+
+
+def _serve(settings: Settings, display: Display) -> None:
+    for note in settings.notes:
+        display.note(note)
+    asyncio.run(serve_config(settings.config, display))
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import Annotated
 
 import msgspec
@@ -11,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from omni_pipeline import gpus, toolchain
+from omni_pipeline import gpus, layout_files, toolchain
 from omni_pipeline.commands.config_view import explain, render
 from omni_pipeline.commands.options import takes_settings
 from omni_pipeline.config.json_schema import json_schema
@@ -23,7 +24,10 @@ from omni_pipeline.deployment.division import check_ranks
 from omni_pipeline.deployment.memory_plan import place, refuse, sized
 from omni_pipeline.deployment.resolve import Deployment, resolve
 
-app = typer.Typer(no_args_is_help=True, help="Show, check and describe configurations.", rich_markup_mode="rich")
+app = typer.Typer(
+    no_args_is_help=True, help="Show, check and describe configurations, and list those that ship.",
+    rich_markup_mode="rich",
+)  # fmt: skip
 
 Gpus = Annotated[
     str | None,
@@ -83,6 +87,20 @@ def check(settings: Settings, gpus: Gpus = None) -> None:
                   highlight=False, soft_wrap=True)  # fmt: skip
 
 
+@app.command("list")
+def list_layouts(
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list of name, purpose and path.")] = False,
+) -> None:
+    """Print the layouts that ship with this package: the name for --config, what it is for, and the file."""
+    shipped = layout_files.layouts()
+    if as_json:
+        print(json.dumps(msgspec.to_builtins(shipped, enc_hook=str), indent=1))
+        return
+    width = max((len(layout.name) for layout in shipped), default=0)
+    for layout in shipped:
+        print(f"{layout.name:<{width}}  {layout.purpose}\n{'':<{width}}  {layout.path}")
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON schema of configuration files, for editors and checkers."""
@@ -90,7 +108,9 @@ def schema() -> None:
 
 
 def resolved(settings: Settings, description: str | None) -> Deployment:
-    """The deployment of `settings` on the GPUs described, or those of this machine."""
+    """The deployment of `settings` on the GPUs described, or those of this machine. Notes go to standard error."""
+    for note in settings.notes:
+        print(note, file=sys.stderr)
     return resolve(settings.config, gpus.parse(description) if description is not None else None)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
+from omni_pipeline import layout_files
 from omni_pipeline.config.flags import COMMON
 from omni_pipeline.config.layers import SET, Layer, gather, nest
 from omni_pipeline.config.schema import Config, merge
@@ -19,11 +20,13 @@ from omni_pipeline.contract.graph import load_graph
 _PANELS = (MODEL, PLACEMENT, MEMORY, NETWORK, MEDIA, LIMITS, INSIGHT)
 
 _CONFIG = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--config",
-        help="YAML file with any of these settings and more, see configs/. Flags win over it.",
-        metavar="FILE",
+        help="YAML file with any of these settings and more, or a layout by its name (sgl-omni config list). "
+        "Flags win over it.",
+        metavar="FILE|NAME",
+        autocompletion=layout_files.complete,
         rich_help_panel=MODEL,
         show_default=False,
     ),
@@ -59,7 +62,11 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     def run(context: typer.Context, **given: Any) -> None:
         mine = {parameter.name: given.pop(parameter.name) for parameter in own}
         layers = [*_layers(flags, given, context, environment=True), *_layers(flags, given, context, environment=False)]
-        command(gather(given["config"], layers, given["set_"] or ()), **mine)
+        file = layout_files.find(given["config"]) if given["config"] is not None else None
+        settings = gather(file.path if file else None, layers, given["set_"] or ())
+        if file and file.note:
+            settings = msgspec.structs.replace(settings, notes=(file.note,))
+        command(settings, **mine)
 
     parameters = [
         _parameter("context", typer.Context, inspect.Parameter.empty),

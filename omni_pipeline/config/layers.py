@@ -32,10 +32,12 @@ class Settings(Struct, frozen=True):
 
     Attributes:
         origins: Source of each value that is not a default, by dotted path.
+        notes: What its reader should know of how they were read.
     """
 
     config: Config
     origins: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     def origin(self, path: str) -> str | None:
         """Who said what is at `path`, or something beneath it or above it; None if it is a default."""

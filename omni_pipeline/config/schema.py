@@ -216,8 +216,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        hint = _elsewhere(path) if isinstance(error, FileNotFoundError) else ""
-        raise StartupError(f"Cannot read the configuration {path}: {error.strerror}.{hint}") from error
+        raise StartupError(f"Cannot read the configuration {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise StartupError(f"Cannot read the configuration {path}: it is not UTF-8 text.") from error
     except yaml.YAMLError as error:
@@ -271,9 +270,3 @@ def _refuse_unknown_keys(tree: Any, kind: msgspec.inspect.Type, path: str, sourc
             if key not in fields:
                 raise StartupError(f"{source}{place}: there is no such setting; {suggestion(str(key), fields)}")
             _refuse_unknown_keys(value, fields[key], place, source)
-
-
-def _elsewhere(path: Path) -> str:
-    """A hint for those who follow a guide that keeps its configurations in ``examples/configs``."""
-    here = Path("configs") / path.name
-    return f" There is a {here}: pass --config {here}." if here != path and here.is_file() else ""

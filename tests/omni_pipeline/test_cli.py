@@ -52,8 +52,8 @@ def test_main_process_imports_no_torch() -> None:
         ([], "No model is named: pass --model-path"),
         (["--model-path", "/no/such/place"], "There is no directory /no/such/place: check --model-path."),
         (["--model-path", "configs"], "config.json is missing"),
-        (["--config", "none.yaml"], "Cannot read the configuration none.yaml"),
-        (["--model-path", "x", "--config", "examples/configs/qwen3_omni_mmsu.yaml"], "There is a configs/qwen3_omni"),
+        (["--config", "none.yaml"], "--config none.yaml: there is no such file, and no layout of that name"),
+        (["--model-path", "x", "--config", "colocated-h10"], "did you mean colocated-h100?"),
         (["--model-path", "configs", "--device", "cuda"], "no GPU is visible: use --device cpu"),
     ],
 )

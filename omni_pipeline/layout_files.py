@@ -1,0 +1,107 @@
+"""Finds the configuration file that ``--config`` names: a path, or a layout that ships with the package.
+
+The layouts are the files of ``configs/``, which ``omni_pipeline/layouts`` links to, so that a wheel holds them too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from msgspec import Struct
+
+import omni_pipeline
+from omni_pipeline.config.schema import suggestion
+from omni_pipeline.errors import StartupError
+
+DIRECTORY = Path(omni_pipeline.__file__).parent / "layouts"
+
+# Where guides keep the files, below the directory in which their commands are run.
+_IN_GUIDES = (Path("configs"), Path("examples/configs"))
+
+_PREFIX = "qwen3_omni_"
+
+
+class Layout(Struct, frozen=True):
+    """A configuration file that ships with the package.
+
+    Attributes:
+        purpose: What it is for, in one sentence.
+    """
+
+    name: str
+    path: Path
+    purpose: str
+
+
+class Found(Struct, frozen=True):
+    """The file that was meant, and, if that is not the path that was given, why."""
+
+    path: Path
+    note: str | None = None
+
+
+def layouts() -> list[Layout]:
+    """All that ship with the package, by name."""
+    return sorted((_layout(path) for path in DIRECTORY.resolve().glob("*.yaml")), key=lambda layout: layout.name)
+
+
+def find(given: str) -> Found:
+    """The file that `given` means. A file that exists is meant before any layout.
+
+    Args:
+        given: A path, the name of a layout or its file name. A path of the guides (``configs/…``) also means the
+            layout of that file name where the command is not run in a checkout.
+
+    Raises:
+        StartupError: there is neither a file nor a layout of that name.
+    """
+    path = Path(given)
+    if path.exists() and not path.is_dir():
+        return Found(path)
+    shipped = layouts()
+    for layout in shipped:
+        if given in (layout.name, layout.path.name):
+            return Found(layout.path)
+        if path.name == layout.path.name and path.parent in _IN_GUIDES:
+            return Found(layout.path, f"There is no {given} here: using the layout {layout.name}, {layout.path}.")
+    problem = "it is a directory" if path.is_dir() else "there is no such file"
+    raise StartupError(f"--config {given}: {problem}, {_nor_layout(path, shipped)}")
+
+
+def complete(incomplete: str) -> Iterator[str]:
+    """What may follow ``--config`` where a shell asks: names of layouts, and paths to directories and YAML files."""
+    yield from (layout.name for layout in layouts() if layout.name.startswith(incomplete))
+    above, name = os.path.split(incomplete)
+    for path in sorted(Path(above or ".").glob("*")):
+        if path.name.startswith(name) and (path.is_dir() or path.suffix in (".yaml", ".yml")):
+            yield os.path.join(above, path.name) + ("/" if path.is_dir() else "")
+
+
+def _nor_layout(path: Path, shipped: list[Layout]) -> str:
+    """Which layout may have been meant by a path to nothing."""
+    same = next((layout.name for layout in shipped if layout.path.name == path.name), None)
+    if same is not None:
+        return f"but there is a layout of that name: pass --config {same}."
+    return f"and no layout of that name; {suggestion(_name(path), [layout.name for layout in shipped])}"
+
+
+def _layout(path: Path) -> Layout:
+    return Layout(_name(path), path, _first_sentence(path.read_text(encoding="utf-8")))
+
+
+def _name(path: Path) -> str:
+    """``colocated-h100`` of ``qwen3_omni_colocated_h100.yaml``."""
+    return path.stem.removeprefix(_PREFIX).replace("_", "-")
+
+
+def _first_sentence(text: str) -> str:
+    """The first sentence of the comment that a file begins with."""
+    words: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("# "):
+            break
+        words += line[2:].split()
+    comment = " ".join(words)
+    return comment[: comment.find(". ") + 1] or comment
