@@ -32,18 +32,20 @@ class Server:
     Attributes:
         checkpoint: Model directory.
         directory: Where its configuration file and log go, and where local media may come from.
-        config: Content of the configuration file, without the model path.
+        config: Content of the configuration file, without the model path; or what to pass as ``--config``.
         arguments: Further command-line arguments.
         speech: Whether it speaks, or serves text only.
         start_seconds: Time it may take to be ready.
+        program: What runs, up to the name of the command.
     """
 
     checkpoint: Path
     directory: Path
-    config: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] | str = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)
     speech: bool = False
     start_seconds: float = START_SECONDS
+    program: tuple[str, ...] = (sys.executable, "-m", "omni_pipeline.cli")
     url: str = ""
     process: subprocess.Popen[bytes] | None = None
 
@@ -58,12 +60,11 @@ class Server:
         """Start and wait until `/health` says that it serves."""
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        config = self.directory / f"config-{port}.yaml"
-        config.write_text(yaml.safe_dump(on_device(self.config)))
+        config = self.config if isinstance(self.config, str) else self._written(self.config, f"config-{port}.yaml")
         self.log = self.directory / f"server-{port}.log"
         command = [
-            *[sys.executable, "-m", "omni_pipeline.cli", "serve", *([] if self.speech else ["--text-only"])],
-            *["--model-path", str(self.checkpoint), "--config", str(config), "--port", str(port)],
+            *[*self.program, "serve", *([] if self.speech else ["--text-only"])],
+            *["--model-path", str(self.checkpoint), "--config", config, "--port", str(port)],
             *["--allowed-local-media-path", str(self.directory)],
             *self.arguments,
         ]
@@ -78,6 +79,12 @@ class Server:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with {process.returncode}:\n{self.log.read_text()}")
         return self
+
+    def _written(self, config: dict[str, Any], name: str) -> str:
+        """The path of a configuration file with this content."""
+        path = self.directory / name
+        path.write_text(yaml.safe_dump(on_device(config)))
+        return str(path)
 
     def until(self, condition: Callable[[], bool], seconds: float) -> None:
         """Wait until what can be seen over HTTP fulfils `condition`; raises AssertionError when it does not in time."""

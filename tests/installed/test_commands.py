@@ -1,0 +1,108 @@
+"""The commands of the usage guide, and those that come with the package, work where there is no checkout."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.checkpoint.tensor_shapes import fp8_tensors, stored_tensors
+from tests.conftest import ROOT
+from tests.installed.conftest import Installation
+from tests.omni_pipeline.config.test_layouts import BF16, FP8, LAYOUTS
+
+# Runs many commands in one process of the environment, since each process takes a second to import.
+RUN_ALL = """
+import json, sys
+from typer.testing import CliRunner
+from omni_pipeline.cli import app
+results = [CliRunner().invoke(app, arguments) for arguments in json.load(sys.stdin)]
+print(json.dumps([[result.exit_code, result.stdout, result.stderr, str(result.exception)] for result in results]))
+"""
+
+
+def test_everything_is_imported_from_the_wheel(installation: Installation) -> None:
+    code = "import gateway, omni_pipeline, stages; print(gateway.__file__, omni_pipeline.__file__, stages.__file__)"
+    for file in installation.python(code).split():
+        assert Path(file).parent.parent == installation.packages
+    assert str(ROOT) not in installation.python("import sys; print(sys.path)")
+
+
+@pytest.fixture(scope="module")
+def models(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Directories that pass for the 30B model's checkpoints, by hub name, down to the headers of their weights."""
+    config = json.loads((data / "qwen3_omni_30b" / "config.json").read_text())
+    quantised = config | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    made = {
+        BF16: checkpoint(tmp_path_factory.mktemp("bf16"), config, stored_tensors(config)),
+        FP8: checkpoint(tmp_path_factory.mktemp("fp8"), quantised, fp8_tensors(quantised)),
+    }
+    return {name: str(path) for name, path in made.items()}
+
+
+def checkpoint(directory: Path, config: dict[str, Any], tensors: dict[str, tuple[int, int]]) -> Path:
+    """A checkpoint whose weights are a hole in a file: as long as they would be, on no disk.
+
+    Args:
+        tensors: Elements and bytes by name.
+    """
+    (directory / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        (directory / name).write_text("{}")
+    header, end = {}, 0
+    for name, (elements, nbytes) in tensors.items():
+        header[name] = {"dtype": "U8", "shape": [elements], "data_offsets": [end, end + nbytes]}
+        end += nbytes
+    encoded = json.dumps(header).encode()
+    with (directory / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        file.truncate(8 + len(encoded) + end)
+    return directory
+
+
+def test_every_command_of_the_usage_guide_can_work(installation: Installation, models: dict[str, str]) -> None:
+    commands = [
+        [
+            "config",
+            "check",
+            "--gpus",
+            gpus,
+            *flags.split(),
+            "--model-path",
+            models[FP8 if "fp8" in flags.lower() else BF16],
+        ]
+        for flags, gpus, *_ in LAYOUTS
+    ]
+    results = json.loads(installation.python(RUN_ALL, input=json.dumps(commands)))
+    assert len(results) == len(LAYOUTS)
+    for command, (status, output, errors, exception) in zip(commands, results, strict=True):
+        assert status == 0, (command, exception)
+        assert output.endswith("is complete, and it fits.\n")
+        given = command[command.index("--config") + 1] if "--config" in command else None
+        if given is None:
+            assert errors == ""
+        else:
+            file = installation.packages / "omni_pipeline" / "layouts" / Path(given).name
+            assert errors.startswith(f"There is no {given} here: using the layout ")
+            assert errors.endswith(f", {file}.\n")
+
+
+def test_layouts_are_found_by_name(installation: Installation) -> None:
+    listed = json.loads(installation.sgl_omni("config", "list", "--json").stdout)
+    assert {Path(layout["path"]).name for layout in listed} == {path.name for path in (ROOT / "configs").iterdir()}
+    assert {Path(layout["path"]).parent for layout in listed} == {installation.packages / "omni_pipeline" / "layouts"}
+    flags = ["--model-path", "x", "--gpus", "1xH100-80GB", "--config", "colocated-h100"]
+    shown = installation.sgl_omni("config", "show", *flags)
+    assert shown.returncode == 0, shown.stderr
+    [line] = [line for line in shown.stdout.splitlines() if line.startswith("colocate: true")]
+    assert line.endswith(f"# {installation.packages}/omni_pipeline/layouts/qwen3_omni_colocated_h100.yaml")
+
+
+def test_a_name_that_is_unknown_ends_with_one_clear_line(installation: Installation) -> None:
+    done = installation.sgl_omni("serve", "--model-path", "x", "--config", "colocated-h10")
+    assert done.returncode == 1
+    assert done.stderr.endswith("and no layout of that name; did you mean colocated-h100?\n")
+    assert len(done.stderr.splitlines()) == 1
