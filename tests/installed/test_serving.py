@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+import shlex
 import wave
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from scripts.container.recipe import read
 from tests.conftest import ROOT
 from tests.installed.conftest import Installation, plain_environment
-from tests.server import Server
+from tests.server import Server, free_port
 
 # A path of the guide's, which is no path here.
 LAYOUT = "configs/qwen3_omni_colocated.yaml"
@@ -63,3 +65,13 @@ def test_bench_measures_it_and_asks_for_the_media_that_no_package_holds(
     done = installation.sgl_omni("bench", *few, "--input", "image")
     assert done.returncode == 1
     assert "in tests/data: name a directory with --media-dir." in done.stderr
+
+
+def test_health_check_of_the_container_recipe_passes_for_it_and_for_nothing_else(
+    server: Server, installation: Installation
+) -> None:
+    check = shlex.join(read()[-1].last("HEALTHCHECK").command)
+    port = server.url.rpartition(":")[2]
+    for listened, status in (port, 0), (str(free_port()), 1):
+        done = installation.run("sh", "-c", f"PATH={installation.root}/bin SGL_OMNI_LISTEN_PORT={listened} {check}")
+        assert done.returncode == status, done.stderr

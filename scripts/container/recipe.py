@@ -1,0 +1,74 @@
+"""Reads a Containerfile: its instructions in order, with continued lines joined."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+from msgspec import Struct
+
+RECIPE = Path(__file__).with_name("Containerfile")
+
+
+class Instruction(Struct, frozen=True):
+    """One instruction, such as ``RUN``, and what follows it."""
+
+    verb: str
+    text: str
+
+    @property
+    def words(self) -> list[str]:
+        return shlex.split(self.text)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Of an ``ENV``, what it sets, as it is written."""
+        return dict(word.split("=", 1) for word in self.words)
+
+    @property
+    def command(self) -> list[str]:
+        """The words of what an ``ENTRYPOINT``, ``CMD`` or ``HEALTHCHECK`` runs, which is JSON or for a shell."""
+        text = self.text.partition(" CMD ")[2] or self.text
+        words: list[str] = json.loads(text) if text.startswith("[") else ["/bin/sh", "-c", text]
+        return words
+
+    @property
+    def commands(self) -> list[str]:
+        """The shell commands of a ``RUN``, which have to succeed one after the other."""
+        return [command.strip() for command in self.text.split(" && ")]
+
+
+class Stage(Struct):
+    """A ``FROM`` and the instructions up to the next."""
+
+    name: str
+    instructions: list[Instruction]
+
+    def all(self, verb: str) -> list[Instruction]:
+        return [instruction for instruction in self.instructions if instruction.verb == verb]
+
+    def last(self, verb: str) -> Instruction:
+        return self.all(verb)[-1]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its ``ENV`` instructions set, as it is written."""
+        return {name: value for env in self.all("ENV") for name, value in env.variables.items()}
+
+
+def read(path: Path = RECIPE) -> list[Stage]:
+    """The stages of a recipe. What comes before the first ``FROM`` belongs to none."""
+    lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
+    stages: list[Stage] = []
+    for line in "\n".join(lines).replace("\\\n", " ").splitlines():
+        if not line.strip():
+            continue
+        verb, _, text = line.partition(" ")
+        instruction = Instruction(verb, re.sub(r" {2,}", " ", text).strip())
+        if verb == "FROM":
+            stages.append(Stage(text.partition(" AS ")[2].strip(), []))
+        elif stages:
+            stages[-1].instructions.append(instruction)
+    return stages

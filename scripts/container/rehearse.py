@@ -1,0 +1,214 @@
+#!/usr/bin/env python3
+"""Tries the steps of the Containerfile where there is no container engine, on a copy-on-write view of this machine.
+
+    sudo .venv/bin/python scripts/container/rehearse.py
+
+Each stage gets an overlay of this machine's root directory, so that nothing of it is changed. In there the instructions
+are followed as they stand, but for two: packages of apt are looked up instead of installed, and the dependencies, which
+are 5 GB to download, are borrowed from the checkout's environment. Then the image's command serves the demo model: as
+process 1, as its user, with its variables, until its health check passes; it answers a question, and ends when it is
+told to.
+
+What this cannot show: the base image itself (its Python is another), a GPU, and what an engine adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from recipe import Instruction, Stage, read
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "demo" / "qwen3-omni-demo"
+SECONDS = 180
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # as images of Ubuntu have it
+
+
+class Image:
+    """A stage under construction: a directory that looks like the root of its file system."""
+
+    def __init__(self, stage: Stage, directory: Path) -> None:
+        self.stage = stage
+        self.root, self.changes = directory / "root", directory / "changes"
+        work = directory / "work"
+        for path in (self.root, self.changes, work):
+            path.mkdir(parents=True)
+        layers = f"lowerdir=/,upperdir={self.changes},workdir={work}"
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, self.root], check=True)
+        for name in ("dev", "sys", "proc"):
+            subprocess.run(["mount", "--rbind", f"/{name}", self.root / name], check=True)
+        self.environment = {"PATH": PATH, "HOME": os.environ["HOME"]}
+        self.directory = "/"
+        self.user = "root"
+
+    def build(self, others: dict[str, Image]) -> None:
+        """Follow the instructions of the stage."""
+        for instruction in self.stage.instructions:
+            print(f"  {instruction.verb} {instruction.text}"[:160], flush=True)
+            match instruction.verb:
+                case "RUN":
+                    for command in instruction.commands:
+                        self._run(command)
+                case "COPY":
+                    self._copy(instruction, others)
+                case "ENV":
+                    self.environment |= self._variables(instruction)
+                case "WORKDIR":
+                    self.directory = instruction.text
+                    self.inside(instruction.text).mkdir(parents=True, exist_ok=True)
+                case "USER":
+                    self.user = instruction.text
+
+    def inside(self, path: str) -> Path:
+        return self.root / path.lstrip("/")
+
+    def enter(self, *command: str) -> list[str]:
+        """The command line that runs `command` in the image, as its user and with its variables."""
+        variables = [f"{name}={value}" for name, value in self.environment.items()]
+        change = ["chroot", f"--userspec={self.user}:{self.user}", str(self.root)]
+        return [*change, "/usr/bin/env", "--ignore-environment", f"--chdir={self.directory}", *variables, *command]
+
+    def _variables(self, env: Instruction) -> dict[str, str]:
+        """What an ``ENV`` sets, with references to earlier variables filled in."""
+        set_here = env.variables
+        for known, earlier in self.environment.items():
+            set_here = {name: value.replace(f"${{{known}}}", earlier) for name, value in set_here.items()}
+        return set_here
+
+    def _run(self, command: str) -> None:
+        if command.startswith(("apt-get update", "rm -rf /var/lib/apt")):
+            print("    not run")
+        elif command.startswith("apt-get install"):
+            packages = [word for word in command.split()[2:] if not word.startswith("-")]
+            subprocess.run(["apt-cache", "show", *packages], check=True, stdout=subprocess.DEVNULL)
+            print(f"    not run; apt knows {', '.join(packages)}")
+        elif "--requirement" in command:
+            self._borrow()
+            print("    finds its packages in this checkout's environment; not run beyond that")
+            self._shell(f"{command} --no-index --no-deps")
+        else:
+            self._shell(command)
+
+    def _shell(self, command: str) -> None:
+        subprocess.run(self.enter("/bin/sh", "-c", command), check=True, stdout=subprocess.DEVNULL)
+
+    def _borrow(self) -> None:
+        """Let the image's Python import what this one does, which may lie where its user may not look."""
+        spec = importlib.util.find_spec("sglang")
+        assert spec is not None
+        assert spec.origin is not None
+        packages = Path(spec.origin).parents[1]
+        [own] = self.inside("/opt/omni/lib").glob("python*/site-packages")
+        (own / "borrowed.pth").write_text(f"import site; site.addsitedir({str(packages)!r})\n")
+        for above in packages.parents:
+            inside = self.inside(str(above))
+            inside.chmod(inside.stat().st_mode | 0o555)
+
+    def _copy(self, instruction: Instruction, others: dict[str, Image]) -> None:
+        *sources, target = instruction.words
+        origin = ROOT
+        if sources[0].startswith("--from="):
+            origin = others[sources.pop(0).removeprefix("--from=")].root
+        into = self.inside(os.path.join(self.directory, target))
+        for source in sources:
+            path = origin / source.lstrip("/")
+            if path.is_dir():
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(path, into, symlinks=True, ignore=ignored, dirs_exist_ok=True)
+            else:
+                into.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, into)
+
+    def files(self) -> set[str]:
+        """What is in the image that is not on this machine, without volumes and temporary files."""
+        volumes = [volume.text for volume in self.stage.all("VOLUME")]
+        found = {f"/{path.relative_to(self.changes)}" for path in self.changes.rglob("*") if not path.is_dir()}
+        return {path for path in found if not path.startswith((*volumes, "/tmp/"))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.inside is None:
+        sys.exit(rehearse_apart())
+    images: dict[str, Image] = {}
+    for number, stage in enumerate(read()):
+        print(f"stage {stage.name or number}", flush=True)
+        images[stage.name] = Image(stage, arguments.inside / str(number))
+        images[stage.name].build(images)
+    serve(images[""])
+
+
+def rehearse_apart() -> int:
+    """Run this script again with mounts that nobody else sees, and that end with it."""
+    if os.geteuid() != 0:
+        sys.exit("mounting needs root: run this with sudo")
+    directory = Path(tempfile.mkdtemp(prefix="omni-image-"))
+    try:
+        again = [sys.executable, __file__, "--inside", str(directory)]
+        return subprocess.run(["unshare", "--mount", *again], check=False).returncode
+    finally:
+        shutil.rmtree(directory)
+
+
+def serve(image: Image) -> None:
+    """Run the image as an engine would, ask it something, and stop it."""
+    stage, port = image.stage, free_port()
+    image.environment["SGL_OMNI_LISTEN_PORT"] = str(port)
+    command = [*stage.last("ENTRYPOINT").command, *stage.last("CMD").command]
+    command += ["--model-path", str(MODEL), "--config", "colocated", "--device", "cpu", "--host", "0.0.0.0"]
+    check = image.enter(*stage.last("HEALTHCHECK").command)
+    before = image.files()
+    print(f"as process 1 and user {image.user}: {' '.join(command)}", flush=True)
+    fresh_proc = f'mount -t proc proc {image.root}/proc && exec "$@"'
+    first = ["unshare", "--pid", "--mount", "--fork", "--kill-child", "sh", "-c", fresh_proc, "sh"]
+    with subprocess.Popen([*first, *image.enter(*command)]) as namespace:
+        try:
+            deadline = time.monotonic() + SECONDS
+            while subprocess.run(check, capture_output=True, check=False).returncode != 0:
+                if namespace.poll() is not None or time.monotonic() > deadline:
+                    sys.exit("the health check did not pass")
+                time.sleep(1)
+            print("the health check passes", flush=True)
+            print(f"it answers: {ask(port)}", flush=True)
+            [server] = Path(f"/proc/{namespace.pid}/task/{namespace.pid}/children").read_text().split()
+            os.kill(int(server), signal.SIGTERM)
+            status = namespace.wait(60)
+        finally:
+            namespace.kill()
+    written = {path for path in image.files() - before if "__pycache__" not in path}
+    print(f"it ended with {status}, and wrote outside of its volume: {', '.join(sorted(written)) or 'nothing'}")
+    sys.exit(status != 0 or bool(written))
+
+
+def ask(port: int) -> str:
+    body = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 16}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        content: str = json.load(answer)["choices"][0]["message"]["content"]
+        return content
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()
