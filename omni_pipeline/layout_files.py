@@ -12,8 +12,7 @@ from pathlib import Path
 from msgspec import Struct
 
 import omni_pipeline
-from omni_pipeline.config.schema import suggestion
-from omni_pipeline.errors import StartupError
+from omni_pipeline.errors import StartupError, suggestion
 
 DIRECTORY = Path(omni_pipeline.__file__).parent / "layouts"
 
