@@ -65,7 +65,7 @@ class Admission:
         self._inside = 0
         self._in_stage: Counter[str] = Counter()
         self._held_bytes = 0
-        self._line = _Line()
+        self._line = _Queue()
         self._closed = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -186,7 +186,7 @@ class Admission:
         )
 
 
-class _Line:
+class _Queue:
     """Requests that wait: clients take turns, and the requests of one client come in the order of their arrival."""
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _FULL_SCALE = 32_768
 
 
-class Encoder(Protocol):
+class SpeechEncoder(Protocol):
     """Turns samples into the bytes of one format; what `feed` and `finish` give belongs together in that order."""
 
     def feed(self, samples: numpy.ndarray) -> bytes:
@@ -36,7 +36,7 @@ class Encoder(Protocol):
         """What is left when no more samples come. The encoder is of no use afterwards."""
 
 
-def stream_encoder(audio_format: AudioFormat) -> Encoder:
+def stream_encoder(audio_format: AudioFormat) -> SpeechEncoder:
     """An encoder that gives bytes as early as its format allows.
 
     For ``wav``, every piece is a whole file; for ``pcm16``, samples without a header; for the compressed formats, all
@@ -49,12 +49,12 @@ def stream_encoder(audio_format: AudioFormat) -> Encoder:
     return _RawPieces()
 
 
-def file_encoder(audio_format: AudioFormat) -> Encoder:
+def file_encoder(audio_format: AudioFormat) -> SpeechEncoder:
     """An encoder whose bytes are one file, with its length in the head where the format has a place for it."""
     if audio_format == "wav":
         return _WavFile()
     if audio_format in _CODINGS:
-        return _Compressed(_CODINGS[audio_format], _File())
+        return _Compressed(_CODINGS[audio_format], _WaveFile())
     return _RawPieces()
 
 
@@ -66,20 +66,20 @@ class ThreadedEncoder:
         threads: Where it is made and used.
     """
 
-    def __init__(self, make: Callable[[], Encoder], threads: Executor) -> None:
+    def __init__(self, make: Callable[[], SpeechEncoder], threads: Executor) -> None:
         self._make = make
         self._threads = threads
-        self._encoder: Encoder | None = None
+        self._encoder: SpeechEncoder | None = None
 
     async def feed(self, samples: numpy.ndarray) -> bytes:
-        """As `Encoder.feed`; to be awaited before the next call."""
+        """As `SpeechEncoder.feed`; to be awaited before the next call."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._made().feed(samples))
 
     async def finish(self) -> bytes:
-        """As `Encoder.finish`."""
+        """As `SpeechEncoder.finish`."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._made().finish())
 
-    def _made(self) -> Encoder:
+    def _made(self) -> SpeechEncoder:
         if self._encoder is None:
             self._encoder = self._make()
         return self._encoder
@@ -190,7 +190,7 @@ class _Pipe:
     take_rest = take
 
 
-class _File(io.BytesIO):
+class _WaveFile(io.BytesIO):
     """Where a muxer may go back to complete the head, so nothing can be taken before the end."""
 
     def take(self) -> bytes:
@@ -203,12 +203,12 @@ class _File(io.BytesIO):
 class _Compressed:
     """One continuous compressed stream; without any sample, for all but FLAC, no bytes at all."""
 
-    def __init__(self, coding: _Coding, sink: _Pipe | _File) -> None:
+    def __init__(self, coding: _Coding, sink: _Pipe | _WaveFile) -> None:
         import av
 
         self._sink = sink
         # An MP3 index at the head needs a way back to it.
-        index = {} if isinstance(sink, _File) or coding.container != "mp3" else {"write_xing": "0"}
+        index = {} if isinstance(sink, _WaveFile) or coding.container != "mp3" else {"write_xing": "0"}
         self._container: Any = av.open(
             sink, "w", format=coding.container, options={"flush_packets": "1", **coding.muxing, **index}
         )

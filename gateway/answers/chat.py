@@ -16,7 +16,7 @@ from gateway.admission import Admission, Place
 from gateway.answers.audio_formats import ThreadedEncoder, file_encoder, stream_encoder
 from gateway.answers.collector import Answer, Body, Collector
 from gateway.answers.events import EventWriter
-from gateway.answers.progress import Progress
+from gateway.answers.progress import RequestProgress
 from gateway.api.conversion import convert
 from gateway.api.responses import AnswerFormat, error_body
 from gateway.api.schema import AudioFormat, ChatCompletionRequest
@@ -139,11 +139,11 @@ class ChatCompletions:
                     return await self._whole(place, answer, answer_format, encoder, progress)
 
     @contextmanager
-    def _watched(self, request: web.Request) -> Iterator[Progress]:
+    def _watched(self, request: web.Request) -> Iterator[RequestProgress]:
         timeline = self._traces.begin(request.headers)
         if timeline.trace_id is not None:
             request[NOTES]["trace_id"] = timeline.trace_id
-        progress = Progress(self._metrics, timeline)
+        progress = RequestProgress(self._metrics, timeline)
         with self._metrics.in_flight.track_inprogress():
             try:
                 yield progress
@@ -222,7 +222,7 @@ class ChatCompletions:
         answer: Answer,
         answer_format: AnswerFormat,
         encoder: ThreadedEncoder | None,
-        progress: Progress,
+        progress: RequestProgress,
     ) -> web.Response:
         deltas: list[TextDelta] = []
         audio = bytearray()
@@ -253,7 +253,7 @@ class ChatCompletions:
         return response
 
     async def _stream(
-        self, request: web.Request, place: Place, answer: Answer, writer: EventWriter, progress: Progress
+        self, request: web.Request, place: Place, answer: Answer, writer: EventWriter, progress: RequestProgress
     ) -> web.StreamResponse:
         # Before the headers, so that an error gets its own status; but whoever is between must not lose patience.
         bodies = await self._soon(answer)
@@ -288,7 +288,7 @@ class ChatCompletions:
         bodies: list[Body],
         answer: Answer,
         writer: EventWriter,
-        progress: Progress,
+        progress: RequestProgress,
     ) -> None:
         """Write the events of a whole answer that begins with `bodies`."""
         events = writer.opening()

@@ -13,7 +13,7 @@ from omni_pipeline.errors import ErrorInfo
 from stages.messages import AudioDelta, AudioDone, TextDelta, TextDone
 
 
-class Progress:
+class RequestProgress:
     """One request on its way.
 
     Args:

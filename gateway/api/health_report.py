@@ -17,7 +17,7 @@ class StageHealth(Struct):
 Status: TypeAlias = Literal["ok", "starting", "unavailable", "unhealthy", "stopping"]
 
 
-class Report(Struct):
+class HealthReport(Struct):
     """The body of `GET /health`; any status but ``ok`` goes with HTTP 503."""
 
     status: Status

@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.api import health_report, responses
 from gateway.api.foreign_fields import IGNORED, REFUSED
-from gateway.api.health_report import Report
+from gateway.api.health_report import HealthReport
 from gateway.api.responses import Completion, CompletionChunk, ErrorBody, Index, Model, ModelList
 from gateway.api.schema import ChatCompletionRequest
 from omni_pipeline import __version__
@@ -41,13 +41,13 @@ With `stream`, server-sent events. The data of each is a `CompletionChunk`, and 
 the first event is an event whose data is an `ErrorBody`, and the last. Lines that begin with a colon are comments."""
 
 
-def describe(*, with_keys: bool) -> Json:
+def openapi_document(*, with_keys: bool) -> Json:
     """The whole document.
 
     Args:
         with_keys: Whether requests below ``/v1/`` need a key.
     """
-    kinds = (ChatCompletionRequest, Completion, CompletionChunk, ErrorBody, Model, ModelList, Report, Index)
+    kinds = (ChatCompletionRequest, Completion, CompletionChunk, ErrorBody, Model, ModelList, HealthReport, Index)
     _, schemas = msgspec.json.schema_components(kinds, ref_template=_PLACE)
     schemas[ChatCompletionRequest.__name__]["properties"] |= _foreign_fields()
     for kind in (*vars(responses).values(), *vars(health_report).values()):
@@ -117,8 +117,8 @@ def _chat() -> Json:
 
 
 def _health() -> Json:
-    described = _get("Whether requests can be answered", Report, {})
-    described["responses"]["503"] = _response("They cannot; `problem` says why", _content(Report))
+    described = _get("Whether requests can be answered", HealthReport, {})
+    described["responses"]["503"] = _response("They cannot; `problem` says why", _content(HealthReport))
     return described
 
 

@@ -14,15 +14,15 @@ _PREFERRED = "ethan"  # the released model's own default
 _NO_MATTER = "default"
 
 
-class _Talker(Struct):
+class _TalkerListing(Struct):
     speaker_id: dict[str, int] | None = None
 
 
-class _Config(Struct):
+class _VoiceListing(Struct):
     """The part of ``config.json`` that says whether the model speaks, and how."""
 
     enable_audio_output: bool = True
-    talker_config: _Talker | None = None
+    talker_config: _TalkerListing | None = None
 
 
 class Voices(Struct, frozen=True):
@@ -67,7 +67,7 @@ def read_voices(checkpoint: Path) -> Voices | None:
     """
     path = checkpoint / "config.json"
     try:
-        config = msgspec.json.decode(path.read_bytes(), type=_Config)
+        config = msgspec.json.decode(path.read_bytes(), type=_VoiceListing)
     except OSError as error:
         raise StartupError(f"Cannot read {path}: {error.strerror}.") from error
     except msgspec.MsgspecError as error:

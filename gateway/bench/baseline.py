@@ -12,21 +12,21 @@ from types import TracebackType
 import msgspec
 from msgspec import Struct
 
-from gateway.bench.scenarios import Prompt, Scenario
+from gateway.bench.scenarios import BenchPrompt, Scenario
 from omni_pipeline.errors import StartupError
 
 READY = b"ready"
 _TAIL = 2000  # characters of its last words
 
 
-class Question(Struct, frozen=True):
+class BaselineQuestion(Struct, frozen=True):
     """What to answer, and at what length."""
 
     scenario: Scenario
-    prompt: Prompt
+    prompt: BenchPrompt
 
 
-class Answer(Struct):
+class BaselineAnswer(Struct):
     """How long it took from the encoded media to the last sample, and how much came out."""
 
     seconds: float
@@ -64,15 +64,15 @@ class Baseline:
         self._undo.close()
         await self._process.wait()
 
-    async def answer(self, scenario: Scenario, prompt: Prompt) -> Answer:
+    async def answer(self, scenario: Scenario, prompt: BenchPrompt) -> BaselineAnswer:
         """Have one request answered.
 
         Raises:
             StartupError: The process has ended, with its last words.
         """
         assert self._process.stdin is not None
-        self._process.stdin.write(msgspec.json.encode(Question(scenario, prompt)) + b"\n")
-        return msgspec.json.decode(await self._line(), type=Answer)
+        self._process.stdin.write(msgspec.json.encode(BaselineQuestion(scenario, prompt)) + b"\n")
+        return msgspec.json.decode(await self._line(), type=BaselineAnswer)
 
     async def _line(self) -> bytes:
         assert self._process.stdout is not None

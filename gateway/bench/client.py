@@ -9,7 +9,7 @@ from types import TracebackType
 import aiohttp
 
 from gateway.bench.events import DONE, EventSplitter, StreamError, failure_of, read_event
-from gateway.bench.timeline import AudioChunk, Failure, Timeline
+from gateway.bench.timeline import AudioChunk, Failure, RequestTimes
 from omni_pipeline.errors import StartupError
 
 _PATH = "/v1/chat/completions"
@@ -61,9 +61,9 @@ class Client:
         except (ValueError, LookupError, TypeError) as error:
             raise StartupError(f"{self._base}/v1/models lists no model: name it with --model.") from error
 
-    async def ask(self, body: bytes) -> Timeline:
+    async def ask(self, body: bytes) -> RequestTimes:
         """Send `body`, a JSON request with ``stream`` set, and follow its answer. Failures are told in the result."""
-        timeline = Timeline()
+        timeline = RequestTimes()
         began = time.perf_counter()
         try:
             async with self._session.post(self._base + _PATH, data=body) as response:
@@ -83,7 +83,7 @@ class Client:
         return timeline
 
 
-async def _follow(response: aiohttp.ClientResponse, timeline: Timeline, began: float) -> None:
+async def _follow(response: aiohttp.ClientResponse, timeline: RequestTimes, began: float) -> None:
     """Note down the events until ``[DONE]``. What arrives in one read has one time.
 
     The rest, which is nothing, is read too, so that the connection can be used again.

@@ -121,7 +121,7 @@ def bench(
     from gateway.bench.display import ProgressBar, show
     from gateway.bench.plot import draw
     from gateway.bench.report import Load
-    from gateway.bench.run import Plan, run
+    from gateway.bench.run import BenchPlan, run
 
     if baseline != (model_path is not None):
         raise typer.BadParameter("--baseline and --model-path go together.")
@@ -140,7 +140,7 @@ def bench(
         input=input_, output=output, prompt_words=prompt_words, tokens=tokens, audio_frames=audio_frames,
         natural=natural, same_media=same_media, voice=voice, audio_format=audio_format.value, media_as=media_as,
     )  # fmt: skip
-    plan = Plan(
+    plan = BenchPlan(
         url=url, model=model, api_key=api_key, scenario=scenario, loads=loads, requests=requests, warmup=warmup,
         seed=seed, timeout=timeout, media_dir=media_dir, baseline=model_path,
     )  # fmt: skip

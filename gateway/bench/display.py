@@ -8,8 +8,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from gateway.bench.percentiles import Distribution
-from gateway.bench.report import LevelReport, Report
+from gateway.bench.percentiles import Percentiles
+from gateway.bench.report import BenchReport, LevelReport
 
 _MILLI = 1000.0
 # Title, field of `LevelReport`, factor and format: everything that has percentiles.
@@ -25,7 +25,7 @@ _ROWS = (
 
 
 class ProgressBar:
-    """A `run.Progress` on a console; a context manager, which removes the bar."""
+    """A `run.BenchProgress` on a console; a context manager, which removes the bar."""
 
     def __init__(self, console: Console) -> None:
         self._bar = Bar(
@@ -48,7 +48,7 @@ class ProgressBar:
         self._bar.advance(self._task)
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: BenchReport, console: Console) -> None:
     """Print every level."""
     scenario = report.scenario
     length = f"{scenario.tokens} tokens"
@@ -75,7 +75,7 @@ def _table(level: LevelReport) -> Table:
     for title in ("mean", "p50", "p90", "p99", "max"):
         table.add_column(title, justify="right")
     for title, field, factor, style in _ROWS:
-        found: Distribution | None = getattr(level, field)
+        found: Percentiles | None = getattr(level, field)
         if found is not None:
             values = (found.mean, found.p50, found.p90, found.p99, found.max)
             table.add_row(title, *(format(factor * value, style) for value in values))

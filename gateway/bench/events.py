@@ -64,17 +64,17 @@ class StreamError(Exception):
         self.code = code
 
 
-class _AudioDelta(Struct):
+class _ReceivedAudio(Struct):
     data: str | None = None
 
 
-class _Delta(Struct):
+class _ReceivedDelta(Struct):
     content: str | None = None
-    audio: _AudioDelta | None = None
+    audio: _ReceivedAudio | None = None
 
 
-class _Choice(Struct):
-    delta: _Delta = msgspec.field(default_factory=_Delta)
+class _ReceivedChoice(Struct):
+    delta: _ReceivedDelta = msgspec.field(default_factory=_ReceivedDelta)
     finish_reason: str | None = None
 
 
@@ -82,25 +82,25 @@ class _TokenDetails(Struct):
     audio_tokens: int | None = None
 
 
-class _Usage(Struct):
+class _ReceivedUsage(Struct):
     completion_tokens: int = 0
     completion_tokens_details: _TokenDetails | None = None
 
 
-class _AudioMetadata(Struct):
+class _ReceivedAudioMetadata(Struct):
     sample_rate_hz: int = 24_000
     channels: int = 1
 
 
-class _Chunk(Struct):
-    choices: list[_Choice] = []
+class _ReceivedChunk(Struct):
+    choices: list[_ReceivedChoice] = []
     modality: str | None = None
-    audio_metadata: _AudioMetadata | None = None
-    usage: _Usage | None = None
+    audio_metadata: _ReceivedAudioMetadata | None = None
+    usage: _ReceivedUsage | None = None
     error: Any = None
 
 
-_decoder = msgspec.json.Decoder(_Chunk)
+_decoder = msgspec.json.Decoder(_ReceivedChunk)
 
 
 def read_event(data: str) -> Event:
@@ -128,7 +128,7 @@ def read_event(data: str) -> Event:
         sound = choice.delta.audio.data or ""
     elif chunk.modality == "audio":
         text, sound = "", text
-    seconds = _seconds(sound, chunk.audio_metadata or _AudioMetadata()) if sound else 0.0
+    seconds = _seconds(sound, chunk.audio_metadata or _ReceivedAudioMetadata()) if sound else 0.0
     return Event(text=text, audio_seconds=seconds, tokens=tokens, finish_reason=choice.finish_reason)
 
 
@@ -144,13 +144,13 @@ def failure_of(body: Any, status: int) -> Failure:
     return Failure(code, str(message), status, error.get("param"))
 
 
-def _text_tokens(usage: _Usage) -> int:
+def _text_tokens(usage: _ReceivedUsage) -> int:
     """OpenAI counts the tokens of speech into the completion's, and tells how many they are."""
     details = usage.completion_tokens_details
     return usage.completion_tokens - ((details and details.audio_tokens) or 0)
 
 
-def _seconds(encoded: str, metadata: _AudioMetadata) -> float:
+def _seconds(encoded: str, metadata: _ReceivedAudioMetadata) -> float:
     try:
         sound = base64.b64decode(encoded, validate=True)
     except binascii.Error as error:

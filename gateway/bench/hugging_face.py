@@ -2,8 +2,8 @@
 
     python -m gateway.bench.hugging_face CHECKPOINT
 
-It reads one JSON `Question` a line and writes one JSON `Answer` a line. Torch is imported here and nowhere else in the
-bench.
+It reads one `BaselineQuestion` in JSON from each line and writes one `BaselineAnswer` to a line. In the bench, torch is
+imported here and nowhere else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from PIL import Image
 from transformers import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
 from transformers.video_utils import VideoMetadata
 
-from gateway.bench.baseline import READY, Answer, Question
+from gateway.bench.baseline import READY, BaselineAnswer, BaselineQuestion
 from gateway.bench.scenarios import Scenario
 
 _SAMPLE_RATE = 16_000  # of what the audio tower hears
@@ -50,7 +50,7 @@ class Reference:
             self._model.talker.config.audio_config = self._model.config.thinker_config.audio_config
 
     @torch.no_grad()
-    def answer(self, question: Question) -> Answer:
+    def answer(self, question: BaselineQuestion) -> BaselineAnswer:
         """Answer it, from the encoded media to the last sample."""
         began = time.perf_counter()
         inputs = self._inputs(question).to(self._device)
@@ -58,7 +58,7 @@ class Reference:
             **inputs, return_audio=question.scenario.speech, **self._lengths(question.scenario)
         )
         ids, waveform = result if question.scenario.speech else (result, None)
-        answer = Answer(
+        answer = BaselineAnswer(
             seconds=0.0,
             tokens=ids.shape[1] - inputs["input_ids"].shape[1],
             audio_samples=0 if waveform is None else waveform.cpu().shape[-1],
@@ -84,7 +84,7 @@ class Reference:
                 lengths["speaker"] = scenario.voice
         return lengths
 
-    def _inputs(self, question: Question) -> Any:
+    def _inputs(self, question: BaselineQuestion) -> Any:
         by_kind: dict[str, list[bytes]] = {"image": [], "video": [], "audio": []}
         for medium in question.prompt.media:
             by_kind[medium.kind].append(medium.data)
@@ -132,7 +132,7 @@ def main() -> None:
     reference = Reference(sys.argv[1])
     answers.write(READY + b"\n")
     for line in sys.stdin.buffer:
-        question = msgspec.json.decode(line, type=Question)
+        question = msgspec.json.decode(line, type=BaselineQuestion)
         answers.write(msgspec.json.encode(reference.answer(question)) + b"\n")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from msgspec import Struct
 
 
-class Distribution(Struct, frozen=True):
+class Percentiles(Struct, frozen=True):
     """`count` measurements in a few numbers, all in the unit of the measurements."""
 
     count: int
@@ -31,12 +31,12 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
-def describe(values: Iterable[float]) -> Distribution | None:
+def percentiles_of(values: Iterable[float]) -> Percentiles | None:
     """The distribution of `values`; None if there are none."""
     ordered = sorted(values)
     if not ordered:
         return None
-    return Distribution(
+    return Percentiles(
         count=len(ordered),
         mean=math.fsum(ordered) / len(ordered),
         p50=percentile(ordered, 0.5),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from gateway.bench.percentiles import Distribution
-from gateway.bench.report import Report
+from gateway.bench.percentiles import Percentiles
+from gateway.bench.report import BenchReport
 
 _PANELS = (
     ("first text, s", "ttft"),
@@ -17,7 +17,7 @@ _WIDTH, _ROW, _LABEL, _TITLE, _NUMBERS = 760, 26, 110, 44, 170
 _TO_P99, _TO_P90, _TO_P50 = "#cfe3f5", "#7fb3df", "#2b6ca3"
 
 
-def draw(report: Report) -> str:
+def draw(report: BenchReport) -> str:
     """The SVG document."""
     parts: list[str] = []
     y = _TITLE
@@ -42,7 +42,7 @@ def draw(report: Report) -> str:
     )
 
 
-def _panel(title: str, bars: list[tuple[str, Distribution]], top: int) -> list[str]:
+def _panel(title: str, bars: list[tuple[str, Percentiles]], top: int) -> list[str]:
     """One latency, from 0 to the greatest p99 of all loads."""
     scale = (_WIDTH - _LABEL - _NUMBERS) / (max(bar.p99 for _, bar in bars) or 1.0)
     parts = [f'<text x="10" y="{top + 16}" font-weight="bold">{escape(title)}</text>']

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from gateway.bench.media import load_media
-from gateway.bench.scenarios import KINDS, Prompt, Scenario
+from gateway.bench.scenarios import KINDS, BenchPrompt, Scenario
 from gateway.bench.variants import variant
 
 # Common words that most tokenisers know as one token each.
@@ -17,7 +17,7 @@ _WORDS = (
 )  # fmt: skip
 
 
-def make_prompts(scenario: Scenario, count: int, *, seed: int | str, directory: Path) -> list[Prompt]:
+def make_prompts(scenario: Scenario, count: int, *, seed: int | str, directory: Path) -> list[BenchPrompt]:
     """`count` prompts, the same for the same seed. They share no beginning, so that no prefix cache has a part in it.
 
     Raises:
@@ -30,5 +30,5 @@ def make_prompts(scenario: Scenario, count: int, *, seed: int | str, directory: 
         media = [choices[number % len(choices)] for choices in files]
         if not scenario.same_media:
             media = [variant(medium, rng) for medium in media]
-        prompts.append(Prompt(" ".join(rng.choices(_WORDS, k=scenario.prompt_words)), media))
+        prompts.append(BenchPrompt(" ".join(rng.choices(_WORDS, k=scenario.prompt_words)), media))
     return prompts

@@ -9,10 +9,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from gateway.bench.baseline import Answer
-from gateway.bench.percentiles import Distribution, describe
+from gateway.bench.baseline import BaselineAnswer
+from gateway.bench.percentiles import Percentiles, percentiles_of
 from gateway.bench.scenarios import FRAME_SECONDS, Scenario, explanation
-from gateway.bench.timeline import Timeline
+from gateway.bench.timeline import RequestTimes
 from gateway.playback import Player
 
 
@@ -46,8 +46,8 @@ class Round(Struct, frozen=True):
     """
 
     seconds: float
-    timelines: list[Timeline]
-    answers: list[Answer]
+    timelines: list[RequestTimes]
+    answers: list[BaselineAnswer]
 
 
 class Comparison(Struct):
@@ -63,7 +63,7 @@ class Comparison(Struct):
     """
 
     rounds: int
-    reference_seconds: Distribution | None
+    reference_seconds: Percentiles | None
     total_ratio: float | None
     first_text_ratio: float | None
     first_audio_ratio: float | None
@@ -95,21 +95,21 @@ class LevelReport(Struct, kw_only=True):
     errors: dict[str, ErrorCount]
     wrong_length: int
     seconds: float
-    ttft: Distribution | None
-    ttfa: Distribution | None
-    e2e: Distribution | None
-    inter_token: Distribution | None
-    inter_chunk: Distribution | None
-    rtf: Distribution | None
+    ttft: Percentiles | None
+    ttfa: Percentiles | None
+    e2e: Percentiles | None
+    inter_token: Percentiles | None
+    inter_chunk: Percentiles | None
+    rtf: Percentiles | None
     continuous: float | None
-    underruns: Distribution | None
+    underruns: Percentiles | None
     requests_per_second: float
     tokens_per_second: float
     audio_seconds_per_second: float
     baseline: Comparison | None = None
 
 
-class Report(Struct, kw_only=True):
+class BenchReport(Struct, kw_only=True):
     """A whole run."""
 
     bench_version: str
@@ -121,7 +121,7 @@ class Report(Struct, kw_only=True):
     levels: list[LevelReport]
 
 
-def summarise(scenario: Scenario, load: Load, timelines: Sequence[Timeline], seconds: float) -> LevelReport:
+def summarise(scenario: Scenario, load: Load, timelines: Sequence[RequestTimes], seconds: float) -> LevelReport:
     """The figures of requests that were in progress for `seconds`."""
     done = [timeline for timeline in timelines if timeline.failure is None]
     spoken = [timeline for timeline in done if timeline.sounds]
@@ -133,14 +133,14 @@ def summarise(scenario: Scenario, load: Load, timelines: Sequence[Timeline], sec
         errors=_errors(timelines),
         wrong_length=sum(not right_length(scenario, one.tokens, one.audio_seconds) for one in done),
         seconds=seconds,
-        ttft=describe(one.first_text for one in done if one.first_text is not None),
-        ttfa=describe(one.first_audio for one in done if one.first_audio is not None),
-        e2e=describe(one.ended for one in done),
-        inter_token=describe(gap for one in done for gap in _gaps(one.texts)),
-        inter_chunk=describe(gap for one in spoken for gap in _gaps([sound.at for sound in one.sounds])),
-        rtf=describe(one.real_time_factor for one in spoken if one.real_time_factor is not None),
+        ttft=percentiles_of(one.first_text for one in done if one.first_text is not None),
+        ttfa=percentiles_of(one.first_audio for one in done if one.first_audio is not None),
+        e2e=percentiles_of(one.ended for one in done),
+        inter_token=percentiles_of(gap for one in done for gap in _gaps(one.texts)),
+        inter_chunk=percentiles_of(gap for one in spoken for gap in _gaps([sound.at for sound in one.sounds])),
+        rtf=percentiles_of(one.real_time_factor for one in spoken if one.real_time_factor is not None),
         continuous=sum(not silence for silence in silences) / len(spoken) if spoken else None,
-        underruns=describe(itertools.chain.from_iterable(silences)),
+        underruns=percentiles_of(itertools.chain.from_iterable(silences)),
         requests_per_second=len(done) / seconds,
         tokens_per_second=sum(one.text_tokens for one in done) / seconds,
         audio_seconds_per_second=sum(one.audio_seconds for one in done) / seconds,
@@ -163,7 +163,7 @@ def compare(scenario: Scenario, rounds: Iterable[Round], sample_rate: int = 24_0
     answers = [answer for one in rounds for answer in one.answers]
     return Comparison(
         rounds=len(rounds),
-        reference_seconds=describe(answer.seconds for answer in answers),
+        reference_seconds=percentiles_of(answer.seconds for answer in answers),
         total_ratio=_median(sum(answer.seconds for answer in one.answers) / one.seconds for one in rounds),
         first_text_ratio=_median(_sooner(one, "first_text") for one in rounds),
         first_audio_ratio=_median(_sooner(one, "first_audio") for one in rounds) if scenario.speech else None,
@@ -190,7 +190,7 @@ def _gaps(times: Sequence[float]) -> list[float]:
     return [later - earlier for earlier, later in itertools.pairwise(times)]
 
 
-def _underruns(timeline: Timeline) -> list[float]:
+def _underruns(timeline: RequestTimes) -> list[float]:
     """Seconds of each silence that a listener would have noticed."""
     player = Player()
     for sound in timeline.sounds:
@@ -198,7 +198,7 @@ def _underruns(timeline: Timeline) -> list[float]:
     return player.underruns
 
 
-def _errors(timelines: Iterable[Timeline]) -> dict[str, ErrorCount]:
+def _errors(timelines: Iterable[RequestTimes]) -> dict[str, ErrorCount]:
     errors: dict[str, ErrorCount] = {}
     for timeline in timelines:
         failure = timeline.failure

@@ -15,14 +15,14 @@ from gateway.bench.baseline import Baseline
 from gateway.bench.client import Client
 from gateway.bench.load import closed_loop, open_loop
 from gateway.bench.prompts import make_prompts
-from gateway.bench.report import LevelReport, Load, Report, Round, compare, summarise
-from gateway.bench.scenarios import Prompt, Scenario, body, explanation
-from gateway.bench.timeline import Timeline
+from gateway.bench.report import BenchReport, LevelReport, Load, Round, compare, summarise
+from gateway.bench.scenarios import BenchPrompt, Scenario, body, explanation
+from gateway.bench.timeline import RequestTimes
 from omni_pipeline import __version__
 from omni_pipeline.errors import StartupError
 
 
-class Plan(Struct, frozen=True, kw_only=True):
+class BenchPlan(Struct, frozen=True, kw_only=True):
     """What to measure, and on whom.
 
     Attributes:
@@ -48,7 +48,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     baseline: str | None = None
 
 
-class Progress(Protocol):
+class BenchProgress(Protocol):
     """Is told how far the run is."""
 
     def begin(self, what: str, total: int) -> None: ...
@@ -56,7 +56,7 @@ class Progress(Protocol):
     def advance(self) -> None: ...
 
 
-async def run(plan: Plan, progress: Progress) -> Report:
+async def run(plan: BenchPlan, progress: BenchProgress) -> BenchReport:
     """Measure everything in `plan`.
 
     Raises:
@@ -74,7 +74,7 @@ async def run(plan: Plan, progress: Progress) -> Report:
             progress.advance()
         bench = _Bench(plan, model, client, baseline, progress)
         levels = [await bench.level(load) for load in plan.loads]
-    return Report(
+    return BenchReport(
         bench_version=__version__,
         url=plan.url,
         model=model,
@@ -86,7 +86,9 @@ async def run(plan: Plan, progress: Progress) -> Report:
 
 
 class _Bench:
-    def __init__(self, plan: Plan, model: str, client: Client, baseline: Baseline | None, progress: Progress) -> None:
+    def __init__(
+        self, plan: BenchPlan, model: str, client: Client, baseline: Baseline | None, progress: BenchProgress
+    ) -> None:
         self._plan = plan
         self._model = model
         self._client = client
@@ -140,14 +142,14 @@ class _Bench:
                 + (f" ({reason}.)" if reason else "")
             )
 
-    def _prompts(self, load: Load, count: int, purpose: str) -> list[Prompt]:
+    def _prompts(self, load: Load, count: int, purpose: str) -> list[BenchPrompt]:
         """Other prompts for each load and purpose, so that none has been answered before."""
         plan = self._plan
         return make_prompts(plan.scenario, count, seed=f"{plan.seed} {purpose} {load}", directory=plan.media_dir)
 
-    async def _ask(self, prompts: Sequence[Prompt], load: Load) -> tuple[list[Timeline], float]:
+    async def _ask(self, prompts: Sequence[BenchPrompt], load: Load) -> tuple[list[RequestTimes], float]:
         """The answers, in the order of `prompts`, and the seconds until the last was complete."""
-        timelines: dict[int, Timeline] = {}
+        timelines: dict[int, RequestTimes] = {}
         bodies = [body(self._plan.scenario, prompt, self._model) for prompt in prompts]
 
         async def ask(number: int) -> None:

@@ -81,14 +81,14 @@ class Scenario(Struct, frozen=True, kw_only=True):
         return self.output is Output.SPEECH
 
 
-class Prompt(Struct, frozen=True):
+class BenchPrompt(Struct, frozen=True):
     """The content of one request, whoever is asked."""
 
     text: str
     media: list[Medium] = []
 
 
-def body(scenario: Scenario, prompt: Prompt, model: str) -> bytes:
+def body(scenario: Scenario, prompt: BenchPrompt, model: str) -> bytes:
     """The JSON of a streamed chat completion that asks for what `scenario` says."""
     fields: dict[str, Any] = {
         "model": model,
@@ -112,7 +112,7 @@ def body(scenario: Scenario, prompt: Prompt, model: str) -> bytes:
     return json.dumps(fields).encode()
 
 
-def _content(scenario: Scenario, prompt: Prompt) -> str | Sequence[dict[str, Any]]:
+def _content(scenario: Scenario, prompt: BenchPrompt) -> str | Sequence[dict[str, Any]]:
     if not prompt.media or scenario.media_as is MediaAs.LISTS:
         return prompt.text
     parts: list[dict[str, Any]] = [

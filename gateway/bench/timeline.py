@@ -29,7 +29,7 @@ class AudioChunk(Struct, frozen=True):
     seconds: float
 
 
-class Timeline(Struct, kw_only=True):
+class RequestTimes(Struct, kw_only=True):
     """One request. All times are in seconds after it was sent.
 
     Attributes:

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from gateway.api.conversion import MediaSource
 from gateway.media.addresses import not_allowed
 from gateway.media.local_files import LocalFiles
-from gateway.media.remote import Downloader, Resolve, resolve, too_large
+from gateway.media.remote import Downloader, Resolve, resolve_host, too_large
 from omni_pipeline.config.schema import MediaPolicy
 from omni_pipeline.errors import OmniError, bad_request
 from omni_pipeline.wire.messages import Tensor
@@ -31,7 +31,7 @@ class MediaLoader:
         resolver: Where addresses of hosts come from.
     """
 
-    def __init__(self, policy: MediaPolicy, *, total_bytes: int, resolver: Resolve = resolve) -> None:
+    def __init__(self, policy: MediaPolicy, *, total_bytes: int, resolver: Resolve = resolve_host) -> None:
         self._policy = policy
         self._total_bytes = total_bytes
         self._files = LocalFiles(policy.local_path)

@@ -32,7 +32,7 @@ _PIECE = 1 << 18
 _RESOLVERS = ThreadPoolExecutor(max_workers=8, thread_name_prefix="resolve")
 
 
-async def resolve(host: str, port: int) -> list[IPAddress]:
+async def resolve_host(host: str, port: int) -> list[IPAddress]:
     """All addresses of `host`, by the system's resolver. Raises OSError."""
     ask = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     answers = await asyncio.get_running_loop().run_in_executor(_RESOLVERS, ask)
@@ -72,7 +72,7 @@ class Downloader:
         resolver: Where addresses come from.
     """
 
-    def __init__(self, policy: MediaPolicy, resolver: Resolve = resolve) -> None:
+    def __init__(self, policy: MediaPolicy, resolver: Resolve = resolve_host) -> None:
         self._policy = policy
         self._resolve = resolver
 

@@ -11,13 +11,13 @@ from aiohttp.typedefs import Handler, Middleware
 from gateway.admission import Admission
 from gateway.answers.chat import ChatCompletions
 from gateway.answers.collector import Collector
-from gateway.api.openapi import describe
+from gateway.api.openapi import openapi_document
 from gateway.api.responses import Index, Model, ModelList
 from gateway.api.voices import Voices
 from gateway.http.cors import CrossOrigin
 from gateway.http.middleware import add_request_id, expect, explain_errors, identify, json_response, require_key
 from gateway.media.loading import MediaLoader
-from gateway.media.remote import Resolve, resolve
+from gateway.media.remote import Resolve, resolve_host
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.serving.health import Health
@@ -53,7 +53,7 @@ class Gateway:
         model_path: str,
         traces: Traces,
         voices: Voices | None = None,
-        resolver: Resolve = resolve,
+        resolver: Resolve = resolve_host,
     ) -> None:
         self.health = Health(pipeline)
         self.admission = Admission(server.limits)
@@ -69,7 +69,7 @@ class Gateway:
             healthy=lambda: self.health.report().status == "ok",
             traces=traces,
         )
-        self._description = describe(with_keys=bool(server.api_keys))
+        self._description = openapi_document(with_keys=bool(server.api_keys))
         self._model = Model(id=name, created=int(time.time()))
         chat = ChatCompletions(
             self.collector,

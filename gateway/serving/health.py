@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.api.health_report import Report, StageHealth, Status
+from gateway.api.health_report import HealthReport, StageHealth, Status
 from gateway.pipeline import Pipeline
 from omni_pipeline.supervision.worker_state import WorkerReport
 
@@ -20,7 +20,7 @@ class Health:
         self.stopping = False
         self._pipeline = pipeline
 
-    def report(self) -> Report:
+    def report(self) -> HealthReport:
         """The state of this moment."""
         workers = dict(self._pipeline.workers)
         status, problem = self._status(workers)
@@ -28,7 +28,7 @@ class Health:
             name: StageHealth(live_requests=stats.live_requests, received=stats.received)
             for name, stats in self._pipeline.stats.items()
         }
-        return Report(status=status, problem=problem, workers=workers, stages=stages)
+        return HealthReport(status=status, problem=problem, workers=workers, stages=stages)
 
     def _status(self, workers: dict[str, WorkerReport]) -> tuple[Status, str | None]:
         problem = self._pipeline.problem

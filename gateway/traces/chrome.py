@@ -110,7 +110,7 @@ def _events(timeline: Traced, places: Mapping[str, str]) -> Iterator[_Event]:
         if span.name == TRANSFER:
             name = f"{span.source} → {span.track}"
             yield _Begin(name, process, thread, begin, number)
-            yield _End(name, process, thread, _micro(span.end - began), number)
+            yield _FlowEnd(name, process, thread, _micro(span.end - began), number)
         else:
             args = {"batch": span.batch} if span.batch else None
             yield _Slice(span.name, process, thread, begin, _micro(span.end - span.begin), args)
@@ -137,7 +137,7 @@ class _Slice(Struct, tag_field="ph", tag="X", omit_defaults=True, gc=False):
 
 
 class _Begin(Struct, tag_field="ph", tag="b", gc=False):
-    """The begin of something that may overlap with its like; its `_End` has the same id."""
+    """The begin of something that may overlap with its like; its `_FlowEnd` has the same id."""
 
     name: str
     pid: int
@@ -147,7 +147,7 @@ class _Begin(Struct, tag_field="ph", tag="b", gc=False):
     cat: str = TRANSFER
 
 
-class _End(_Begin, tag="e", gc=False):
+class _FlowEnd(_Begin, tag="e", gc=False):
     """See `_Begin`."""
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.api import schema
 from gateway.api.foreign_fields import IGNORED, REFUSED
-from gateway.api.openapi import describe
+from gateway.api.openapi import openapi_document
 from gateway.api.schema import AudioFormat, ChatCompletionRequest, SamplingByStage, StageSampling
 from omni_pipeline.config.schema import Limits, MediaPolicy
 from stages.options import PreprocessingOptions, TalkerOptions, ThinkerOptions
@@ -94,7 +94,9 @@ def test_the_range_of_a_field_is_documented(name):
 def test_every_endpoint_is_documented():
     listed = {endpoint for row in rows(section("## Endpoints")) for endpoint in names(row[0])}
     described = {
-        f"{method.upper()} {path}" for path, item in describe(with_keys=False)["paths"].items() for method in item
+        f"{method.upper()} {path}"
+        for path, item in openapi_document(with_keys=False)["paths"].items()
+        for method in item
     }
     assert {endpoint.replace("{name}", "{model}") for endpoint in listed} == described
 

@@ -13,7 +13,7 @@ import numpy
 import pytest
 import soundfile
 
-from gateway.answers.audio_formats import Encoder, ThreadedEncoder, file_encoder, stream_encoder, to_pcm16
+from gateway.answers.audio_formats import SpeechEncoder, ThreadedEncoder, file_encoder, stream_encoder, to_pcm16
 from gateway.api.speech_format import SAMPLE_RATE
 from tests.gateway.scripted import tone
 
@@ -29,7 +29,7 @@ def cut(sizes=PIECES) -> list[numpy.ndarray]:
     return [tone(size, start) for size, start in zip(sizes, starts, strict=False)]
 
 
-def coded(encoder: Encoder, pieces: list[numpy.ndarray]) -> list[bytes]:
+def coded(encoder: SpeechEncoder, pieces: list[numpy.ndarray]) -> list[bytes]:
     return [*map(encoder.feed, pieces), encoder.finish()]
 
 

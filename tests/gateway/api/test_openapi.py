@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from gateway.api.foreign_fields import IGNORED, REFUSED
-from gateway.api.openapi import CHAT_ERRORS, describe
+from gateway.api.openapi import CHAT_ERRORS, openapi_document
 from gateway.api.schema import ChatCompletionRequest
 from omni_pipeline import __version__
 from omni_pipeline.errors import ErrorInfo
@@ -18,7 +18,7 @@ from omni_pipeline.wire.messages import StageStats
 from tests.gateway.api.test_validation import GOOD, WRONG, body, messages
 from tests.gateway.scripted import HELLO, ScriptedPipeline, serving, tone
 
-DOCUMENT = json.loads(json.dumps(describe(with_keys=False)))
+DOCUMENT = json.loads(json.dumps(openapi_document(with_keys=False)))
 API = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
 
 
@@ -78,7 +78,7 @@ async def test_it_is_served(with_keys):
     async with serving(api_keys=["k"] if with_keys else []) as served:
         status, document = await served.get("/openapi.json")
     assert (status, document["openapi"], document["info"]["version"]) == (200, "3.1.0", __version__)
-    assert document == json.loads(json.dumps(describe(with_keys=with_keys)))
+    assert document == json.loads(json.dumps(openapi_document(with_keys=with_keys)))
     assert ("securitySchemes" in document["components"]) == with_keys
 
 

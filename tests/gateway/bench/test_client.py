@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.bench.client import Client
-from gateway.bench.timeline import Timeline
+from gateway.bench.timeline import RequestTimes
 from omni_pipeline.errors import StartupError
 from tests.gateway.bench.scripted_server import DONE, Refusal, Step, ending, in_content, ours, scripted, text
 from tests.server import free_port
@@ -16,7 +16,7 @@ from tests.server import free_port
 PAUSE = 0.01
 
 
-async def ask(answer: Sequence[Step] | Refusal, **options: Any) -> Timeline:
+async def ask(answer: Sequence[Step] | Refusal, **options: Any) -> RequestTimes:
     async with scripted(answer) as server, Client(server.url, **options) as client:
         return await client.ask(b"{}")
 

@@ -7,11 +7,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from gateway.bench.baseline import Answer
+from gateway.bench.baseline import BaselineAnswer
 from gateway.bench.plot import draw
-from gateway.bench.report import Load, Report, Round, compare, right_length, summarise
+from gateway.bench.report import BenchReport, Load, Round, compare, right_length, summarise
 from gateway.bench.scenarios import Output, Scenario
-from gateway.bench.timeline import AudioChunk, Failure, Timeline
+from gateway.bench.timeline import AudioChunk, Failure, RequestTimes
 
 TEXT = Scenario(tokens=3)
 SPEECH = Scenario(tokens=3, output=Output.SPEECH, audio_frames=25)
@@ -19,12 +19,12 @@ STEADY = [AudioChunk(0.5, 1.0), AudioChunk(1.0, 1.0)]
 BROKEN = [AudioChunk(0.5, 1.0), AudioChunk(1.75, 1.0)]
 
 
-def timeline(texts: list[float], ended: float, **more: Any) -> Timeline:
-    return Timeline(texts=texts, ended=ended, **({"tokens": len(texts)} | more))
+def timeline(texts: list[float], ended: float, **more: Any) -> RequestTimes:
+    return RequestTimes(texts=texts, ended=ended, **({"tokens": len(texts)} | more))
 
 
-def failed(code: str, message: str = "no", param: str | None = None) -> Timeline:
-    return Timeline(texts=[0.125], ended=9.0, failure=Failure(code, message, 400, param))
+def failed(code: str, message: str = "no", param: str | None = None) -> RequestTimes:
+    return RequestTimes(texts=[0.125], ended=9.0, failure=Failure(code, message, 400, param))
 
 
 def test_text_figures() -> None:
@@ -80,8 +80,8 @@ def test_length_is_checked(scenario: Scenario, tokens: int | None, audio_seconds
     assert right_length(scenario, tokens, audio_seconds) is right
 
 
-def answer(seconds: float, frames: int = 0) -> Answer:
-    return Answer(seconds=seconds, tokens=3, audio_samples=max(0, 1920 * frames - 555))
+def answer(seconds: float, frames: int = 0) -> BaselineAnswer:
+    return BaselineAnswer(seconds=seconds, tokens=3, audio_samples=max(0, 1920 * frames - 555))
 
 
 def test_reference_answers_a_round_one_after_the_other() -> None:
@@ -120,7 +120,7 @@ def test_wrong_length_of_the_reference_is_counted() -> None:
 def test_plot_is_a_drawing_with_each_load_in_each_panel() -> None:
     spoken = timeline([0.25, 0.5, 0.75], 2.0, sounds=STEADY)
     levels = [summarise(SPEECH, load, [spoken], 2.0) for load in (Load(1), Load(8), Load(rate=2.5))]
-    report = Report(
+    report = BenchReport(
         bench_version="0", url="u", model="<model>", started="now", seed=0, scenario=SPEECH, levels=levels
     )  # fmt: skip
     words = [element.text for element in ElementTree.fromstring(draw(report)).iter() if element.text]

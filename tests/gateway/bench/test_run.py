@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.bench.report import Load
-from gateway.bench.run import Plan, run
+from gateway.bench.run import BenchPlan, run
 from gateway.bench.scenarios import Output, Scenario
 from omni_pipeline.errors import StartupError
 from tests.gateway.bench.scripted_server import Refusal, ending, ours, scripted, text
@@ -17,7 +17,7 @@ REFUSED = Refusal(400, {"error": {"message": "Unknown.", "param": "ignore_eos", 
 
 
 class Watcher:
-    """A `run.Progress` that remembers."""
+    """A `run.BenchProgress` that remembers."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, int]] = []
@@ -30,12 +30,12 @@ class Watcher:
         self.advanced += 1
 
 
-def plan(url: str, data: Path, **changes: Any) -> Plan:
+def plan(url: str, data: Path, **changes: Any) -> BenchPlan:
     fields: dict[str, Any] = {
         "url": url, "model": None, "api_key": None, "scenario": Scenario(tokens=2), "loads": [Load(concurrency=2)],
         "requests": 6, "warmup": 1, "seed": 0, "timeout": 30.0, "media_dir": data,
     }  # fmt: skip
-    return Plan(**fields | changes)
+    return BenchPlan(**fields | changes)
 
 
 async def test_each_load_gets_its_requests_after_a_warm_up(data: Path) -> None:
