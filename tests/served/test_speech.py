@@ -20,7 +20,7 @@ import torch
 
 from tests.reference import Conversation, SpokenReference
 from tests.served.test_usage_guide import COMMON, EXAMPLES
-from tests.server import Server, colocated
+from tests.server import Server
 
 RATE = 24_000
 FRAME = 1920
@@ -116,20 +116,6 @@ def test_voices_sound_different(client: openai.OpenAI) -> None:
         for voice in ("ethan", "chelsie", "aiden")
     }
     assert len(sounds) == 3
-
-
-def test_a_seed_gives_the_same_bytes_after_a_restart(
-    client: openai.OpenAI, tiny_checkpoint: Path, repository: Path
-) -> None:
-    fields = {"temperature": 0.9, "audio": {"voice": "ethan", "format": "pcm16"}}
-    before = speak(client, **fields).choices[0].message
-    server = Server(tiny_checkpoint, repository, colocated(), speech=True).start()
-    try:
-        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as other:
-            after = speak(other, **fields).choices[0].message
-    finally:
-        server.stop()
-    assert (before.content, before.audio.data) == (after.content, after.audio.data)
 
 
 def test_a_client_that_leaves_in_the_middle_of_the_sound_frees_every_stage(
