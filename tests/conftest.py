@@ -13,10 +13,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import tests.device  # noqa: F401 (sets what CUDA has to know before it is there)
+
+if TYPE_CHECKING:
+    from fake_gpu import Accelerator
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))  # whose packages tests use too
@@ -69,3 +73,12 @@ def run_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         assert list(root.iterdir()) == []
     finally:
         shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session")
+def accelerator() -> Iterator[Accelerator]:
+    """A process in which torch, NVML and nvidia-smi describe GPUs that are not there (`scripts/fake_gpu`)."""
+    from fake_gpu import Accelerator
+
+    with Accelerator() as child:
+        yield child

@@ -1,0 +1,142 @@
+"""Starts the process in which GPUs seem to be there, and has it run functions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from fake_gpu.machine import H100, Machine
+
+ROOT = Path(__file__).parents[2]
+
+# A function that takes longer hangs; the longest of the tests takes some seconds.
+_SECONDS = 120
+
+
+class RunFailed(Exception):
+    """A function under fake GPUs raised an error, or its process ended; the message has traceback and output."""
+
+
+class Accelerator:
+    """A child process under fake GPUs; a context manager.
+
+    Functions are named by module and name, take and return what JSON can hold, and each runs in a fork of the child. So
+    neither what SGLang keeps in global state nor a crash reaches the next one.
+
+    Args:
+        machine: What the child's imports see. A function may run under another one of the same compute capability.
+        stub_kernels: Whether to do without the real `sgl_kernel`, even where it loads.
+
+    Attributes:
+        kernels: ``real`` where SGLang's own kernel library was loaded, else ``stub`` or why it could not be.
+    """
+
+    def __init__(self, machine: Machine | None = None, *, stub_kernels: bool = False) -> None:
+        self._machine = machine or Machine.of(H100)
+        reading, writing = os.pipe()
+        paths = [str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
+        # GPUs that are really there stay out of it, and so does what an operator wants of SGLang.
+        dropped = ("CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE")
+        kept = {name: value for name, value in os.environ.items() if name not in dropped and "SGLANG" not in name}
+        described = msgspec.json.encode(self._machine).decode()
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "fake_gpu.child",
+                str(writing),
+                described,
+                "stub" if stub_kernels else "real",
+            ],
+            cwd=ROOT,
+            env={
+                **kept,
+                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+                "OMP_NUM_THREADS": "1",
+                "HF_HUB_OFFLINE": "1",
+                "PYTHONWARNINGS": "ignore",
+                "TRANSFORMERS_VERBOSITY": "error",
+            },
+            stdin=subprocess.PIPE,
+            text=True,
+            pass_fds=[writing],
+        )
+        os.close(writing)
+        self._answers = os.fdopen(reading)
+        self.kernels: str = self._take()["value"]
+
+    def load(self, modules: Iterable[str]) -> dict[str, str]:
+        """Import modules once, for all functions that run later; the tracebacks of those that fail, by name."""
+        failures = self._ask({"load": list(modules)})["value"]
+        return {name: error for name, error in failures.items() if error}
+
+    def run(
+        self,
+        function: str | Callable[..., Any],
+        *,
+        machine: Machine | None = None,
+        environment: Mapping[str, str] | None = None,
+        seconds: int = _SECONDS,
+        **arguments: Any,
+    ) -> Any:
+        """What a function returns under fake GPUs.
+
+        Args:
+            function: One of a module's top level, or its name as in ``package.module:name``.
+            machine: Instead of the child's.
+            environment: Environment variables to set, such as ``CUDA_VISIBLE_DEVICES``.
+            seconds: After which it counts as hung.
+            arguments: For the function.
+
+        Raises:
+            RunFailed: it raised an error, or took too long.
+        """
+        name = function if isinstance(function, str) else f"{function.__module__}:{function.__qualname__}"
+        chosen = machine or self._machine
+        if not {card.capability for card in chosen.cards} <= {card.capability for card in self._machine.cards}:
+            raise ValueError("the child has imported SGLang for another compute capability: start one for this machine")
+        order = {
+            "run": name,
+            "machine": msgspec.to_builtins(chosen),
+            "environment": dict(environment or {}),
+            "seconds": seconds,
+            "arguments": arguments,
+        }
+        answer = self._ask(order)
+        if "error" in answer:
+            raise RunFailed(f"{name} under fake GPUs:\n{answer['error']}\n--- its output:\n{answer.get('output', '')}")
+        return answer["value"]
+
+    def close(self) -> None:
+        """End the child."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait()
+        self._answers.close()
+
+    def __enter__(self) -> Accelerator:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return self._take()
+
+    def _take(self) -> dict[str, Any]:
+        line = self._answers.readline()
+        if not line:
+            raise RunFailed(f"the process under fake GPUs ended by itself (exit code {self._process.wait()})")
+        return json.loads(line)

@@ -1,0 +1,84 @@
+"""What of a driver lies in files: the device nodes, `nvidia-smi`, and the library `libcuda.so.1`."""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from fake_gpu.machine import Machine
+
+_NODES = "/dev/nvidia"
+
+# Packages with libraries that want libcuda.
+_LINKED = ("sgl_kernel", "flash_mla", "deep_gemm", "deep_ep")
+
+# CUDA_ERROR_NO_DEVICE: whoever calls the driver all the same is told so.
+_NO_DEVICE = 100
+
+_SMI = """#!/bin/sh
+case "$*" in
+  *--query-gpu=memory.total*) printf '%s' '{memory}' ;;
+  *--query-gpu=compute_cap*) printf '%s' '{capability}' ;;
+  *) echo "the fake nvidia-smi does not know: $*" >&2; exit 2 ;;
+esac
+"""
+
+
+def install(machine: Machine, directory: Path) -> None:
+    """Show the device nodes of `machine`, and put its `nvidia-smi`, made in `directory`, first on PATH."""
+    real = glob.glob
+
+    def look(pattern: Any, *arguments: Any, **options: Any) -> list[Any]:
+        if str(pattern).startswith(_NODES):
+            return [f"{_NODES}{index}" for index in range(len(machine.cards))]
+        return real(pattern, *arguments, **options)
+
+    glob.glob = look
+    script = directory / "nvidia-smi"
+    script.write_text(
+        _SMI.format(
+            memory="".join(f"{card.memory_mib}\\n" for card in machine.cards).replace("\\n", "\n"),
+            capability="".join(f"{card.capability[0]}.{card.capability[1]}\n" for card in machine.cards),
+        )
+    )
+    script.chmod(0o755)
+    os.environ["PATH"] = f"{directory}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def load_libcuda(packages: Path, directory: Path) -> None:
+    """Compile a `libcuda.so.1` with the functions that the installed kernel libraries want, and load it.
+
+    The dynamic linker then takes it for every library that names it, because it goes by the name in the file.
+
+    Args:
+        packages: The site-packages directory.
+        directory: Where the library is made.
+
+    Raises:
+        OSError: there is no C compiler.
+        subprocess.CalledProcessError: it fails.
+    """
+    source, library = directory / "libcuda.c", directory / "libcuda.so.1"
+    names = wanted(packages)
+    source.write_text("".join(f"int {name}(void) {{ return {_NO_DEVICE}; }}\n" for name in names))
+    link = ["-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", str(library)]
+    subprocess.run(["cc", *link, str(source)], check=True, capture_output=True, text=True)
+    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+
+
+def wanted(packages: Path) -> list[str]:
+    """Functions of the CUDA driver that the libraries of `_LINKED` expect to find."""
+    libraries = [str(path) for name in _LINKED for path in sorted((packages / name).rglob("*.so"))]
+    listing = subprocess.run(
+        ["nm", "--dynamic", "--undefined-only", "--format=posix", *libraries],
+        check=False,
+        capture_output=True,
+        text=True,
+    ).stdout
+    symbols = {line.partition(" ")[0] for line in listing.splitlines()}
+    # The driver's names go on with a capital letter; libraries above it with a word, as in cudaMalloc.
+    return sorted(name for name in symbols if name.startswith("cu") and name[2:3].isupper() and name.isidentifier())

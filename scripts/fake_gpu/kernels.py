@@ -1,0 +1,63 @@
+"""SGLang's kernel library: the real one where it loads, else a package of functions that refuse to be called."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+from fake_gpu import driver
+
+_PACKAGE = "sgl_kernel"
+
+
+def load(packages: Path, directory: Path) -> str:
+    """Import `sgl_kernel`.
+
+    Args:
+        packages, directory: As for `driver.load_libcuda`.
+
+    Returns:
+        ``real``, or what kept it from loading; then a stub stands in for it.
+    """
+    try:
+        driver.load_libcuda(packages, directory)
+        import sgl_kernel  # noqa: F401
+    except Exception as error:
+        stand_in()
+        return f"{type(error).__name__}: {error}"
+    return "real"
+
+
+def stand_in() -> None:
+    """Replace `sgl_kernel`, and any module of it, by functions that refuse to be called."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == _PACKAGE]:
+        del sys.modules[name]
+    sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name.partition(".")[0] != _PACKAGE:
+            return None
+        return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return _Stub(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__version__ = "0"
+
+
+class _Stub(types.ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def refuse(*arguments: Any, **options: Any) -> Any:
+            raise RuntimeError(f"{self.__name__}.{name} is a stub: there is no GPU")
+
+        return refuse

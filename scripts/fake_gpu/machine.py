@@ -1,0 +1,138 @@
+"""What a machine with GPUs consists of: cards, their MIG instances, and those of them that a process sees."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct
+
+MIB = 1024**2
+
+# What CUDA reports is smaller than what the driver reports by about this, which the driver keeps for itself.
+_RESERVED = 0.0055
+
+
+class Card(Struct, frozen=True):
+    """A kind of GPU.
+
+    Attributes:
+        name: As the driver calls it.
+        memory_mib: As the driver reports it (``nvidia-smi --query-gpu=memory.total``).
+        multiprocessors: Of the whole card.
+        capability: Compute capability.
+        instances: MIG profiles that the card is divided into, such as ``("3g.40gb", "3g.40gb")``; empty where MIG is
+            off.
+    """
+
+    name: str
+    memory_mib: int
+    multiprocessors: int
+    capability: tuple[int, int] = (9, 0)
+    instances: tuple[str, ...] = ()
+
+
+H20 = Card("NVIDIA H20", 97871, 78)
+H100 = Card("NVIDIA H100 80GB HBM3", 81559, 132)
+H200 = Card("NVIDIA H200", 143771, 132)
+
+
+class Device(Struct, frozen=True):
+    """A GPU, or a MIG instance of one, as CUDA sees it.
+
+    Attributes:
+        card: Index of the card, in the order of the PCI bus.
+        uuid: Of the instance where it is one.
+    """
+
+    card: int
+    name: str
+    uuid: str
+    memory: int
+    multiprocessors: int
+    capability: tuple[int, int]
+
+    @property
+    def usable(self) -> int:
+        """Bytes as CUDA reports them."""
+        return int(self.memory * (1 - _RESERVED))
+
+
+class Machine(Struct, frozen=True):
+    """Cards in the order of the PCI bus.
+
+    Attributes:
+        used_mib: Of each card, what is in use already.
+    """
+
+    cards: tuple[Card, ...]
+    used_mib: int = 500
+
+    @classmethod
+    def of(cls, card: Card, count: int = 1) -> Machine:
+        """A machine with equal cards."""
+        return cls((card,) * count)
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """The cards as wholes."""
+        return tuple(
+            Device(index, card.name, _uuid("GPU", index), card.memory_mib * MIB, card.multiprocessors, card.capability)
+            for index, card in enumerate(self.cards)
+        )
+
+    def instances(self, card: int) -> tuple[Device, ...]:
+        """MIG instances of a card; empty where MIG is off."""
+        whole = self.devices[card]
+        return tuple(
+            Device(
+                card=card,
+                name=f"{whole.name} MIG {profile}",
+                uuid=_uuid("MIG", card, number),
+                memory=_gigabytes(profile) * 1024**3,
+                multiprocessors=int(profile.partition("g.")[0]) * (whole.multiprocessors // 8),
+                capability=whole.capability,
+            )
+            for number, profile in enumerate(self.cards[card].instances)
+        )
+
+    def visible(self, environment: Mapping[str, str]) -> tuple[Device, ...]:
+        """What CUDA lets a process use: the cards that ``CUDA_VISIBLE_DEVICES`` names up to the first unknown one.
+
+        Of MIG instances a process sees a single one, and while there is one it sees no whole card.
+        """
+        listed = environment.get("CUDA_VISIBLE_DEVICES")
+        entries = [str(index) for index in range(len(self.cards))] if listed is None else listed.split(",")
+        found: list[Device] = []
+        for entry in map(str.strip, entries):
+            device = self._named(entry)
+            if device is None:
+                break
+            found.append(device)
+        instances = [device for device in found if device.uuid.startswith("MIG-")]
+        return tuple(instances[:1] or found)
+
+    def _named(self, entry: str) -> Device | None:
+        """The device that an entry of ``CUDA_VISIBLE_DEVICES`` names; of a divided card, its first instance."""
+        for device in self.devices:
+            instances = self.instances(device.card)
+            if entry == str(device.card) or (entry.startswith("GPU-") and device.uuid.startswith(entry)):
+                return instances[0] if instances else device
+            for instance in instances:
+                if entry.startswith("MIG-") and instance.uuid.startswith(entry):
+                    return instance
+        return None
+
+
+def _uuid(kind: str, *numbers: int) -> str:
+    """A device's id, the same in every process."""
+    return f"{kind}-{uuid.uuid5(uuid.NAMESPACE_OID, f'{kind} {_joined(numbers)}')}"
+
+
+def _joined(numbers: Sequence[int]) -> str:
+    return " ".join(map(str, numbers))
+
+
+def _gigabytes(profile: str) -> int:
+    """Of a MIG profile such as ``3g.40gb``."""
+    return int(profile.partition(".")[2].partition("gb")[0])
