@@ -56,8 +56,19 @@ class _Stub(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        return _Refusing(f"{self.__name__}.{name}")
 
-        def refuse(*arguments: Any, **options: Any) -> Any:
-            raise RuntimeError(f"{self.__name__}.{name} is a stub: there is no GPU")
 
-        return refuse
+class _Refusing:
+    """A function or a constant of the package, which can be mentioned but not used."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Refusing(f"{self._path}.{name}")
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        raise RuntimeError(f"{self._path} is a stub: there is no GPU")

@@ -32,8 +32,11 @@ class InterleavedAngles(nn.Module):
         axis = torch.zeros(half, dtype=torch.int64, device="cpu")
         axis[1 : 3 * sections[1] : 3] = 1
         axis[2 : 3 * sections[2] : 3] = 2
-        self.register_buffer("inverse", 1.0 / (theta**exponent), persistent=False)
-        self.register_buffer("axis", axis, persistent=False)
+        # Computed on the CPU, so that they are the same numbers everywhere. Moved to where the model is built, because
+        # SGLang builds it where it is to run and never moves it.
+        device = torch.get_default_device()
+        self.register_buffer("inverse", (1.0 / (theta**exponent)).to(device), persistent=False)
+        self.register_buffer("axis", axis.to(device), persistent=False)
 
     def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines, each float32 [tokens, 1, head_dim].

@@ -1,0 +1,232 @@
+"""What SGLang makes of an engine's start. All of it runs under fake GPUs, in a process of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+from unittest import mock
+
+import msgspec
+import torch
+from torch.overrides import TorchFunctionMode
+
+from omni_pipeline.contract.graph import load_factory
+from omni_pipeline.contract.stage import Ranks, StageContext
+from omni_pipeline.worker.tensor_parallel import free_port
+from stages.sglang_engine import process
+from stages.topology import QWEN3_OMNI
+
+
+class Engine(msgspec.Struct, frozen=True):
+    """A stage with an engine, as its worker is told to start it.
+
+    Attributes:
+        options: The stage's options as plain values.
+        stages: Names of all stages of the deployment.
+        ranks: Processes that share the model.
+        static: Bytes of each GPU for weights and KV cache.
+    """
+
+    stage: str
+    model_path: str
+    options: dict[str, Any]
+    stages: tuple[str, ...]
+    ranks: int = 1
+    static: int | None = None
+
+
+class Arguments(msgspec.Struct, frozen=True):
+    """Of SGLang's resolved arguments, those that decide what runs on the GPU.
+
+    Attributes:
+        decode_graphs: Batch sizes of which a decode step is captured.
+        dtype, quantization: As SGLang understands the checkpoint.
+    """
+
+    attention_backend: str
+    page_size: int
+    chunked_prefill_size: int
+    decode_graphs: tuple[int, ...]
+    prefill_graphs: bool
+    moe_runner_backend: str
+    kv_cache_dtype: str
+    sampling_backend: str
+    max_total_tokens: int
+    max_running_requests: int
+    mem_fraction_static: float
+    tp_size: int
+    disable_overlap_schedule: bool
+    disable_radix_cache: bool
+    dtype: str
+    quantization: str | None
+    context_length: int
+
+
+class Built(msgspec.Struct, frozen=True):
+    """A model that was built on ``meta``.
+
+    Attributes:
+        devices: Names of parameters and buffers by the device they are on.
+        shapes, dtypes: Of the parameters of the first layer, by name in the layer.
+        linear, experts: Classes that compute the joined projection and the experts of the first layer.
+        moe_runner: Who runs the experts; None where the class above does it itself.
+        kv_cache_dtype: Of the KV cache that goes with it.
+        norms: What the RMSNorms run: how many of them, by the name of the function.
+    """
+
+    devices: dict[str, list[str]]
+    shapes: dict[str, list[int]]
+    dtypes: dict[str, str]
+    linear: str
+    experts: str
+    moe_runner: str | None
+    kv_cache_dtype: str
+    norms: dict[str, int]
+
+
+class _Reached(BaseException):
+    """The engine has its arguments; no handler on the way may take it for an error."""
+
+
+def resolve(engines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`Arguments` of each `Engine`."""
+    return [msgspec.to_builtins(_resolved(msgspec.convert(engine, Engine))) for engine in engines]
+
+
+def build(engine: dict[str, Any]) -> dict[str, Any]:
+    """The model of an `Engine`, as `Built`."""
+    with built(msgspec.convert(engine, Engine)) as model:
+        return msgspec.to_builtins(_described(model))
+
+
+def _resolved(engine: Engine) -> Arguments:
+    from sglang.srt.configs.model_config import ModelConfig
+
+    arguments = server_arguments(engine)
+    values = arguments.resolved_dict()
+    graphs = values["cuda_graph_config"]
+    model = ModelConfig.from_server_args(arguments)
+    found = {
+        "decode_graphs": _sizes(graphs["decode"]),
+        "prefill_graphs": bool(_sizes(graphs["prefill"])),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": model.quantization,
+        "context_length": model.context_len,
+    }
+    return Arguments(**{name: found.get(name, values.get(name)) for name in Arguments.__struct_fields__})
+
+
+def _sizes(graphs: dict[str, Any]) -> list[int]:
+    """Of one phase, what is captured."""
+    return [] if graphs["backend"] == "disabled" else list(graphs["bs"])
+
+
+def server_arguments(engine: Engine) -> Any:
+    """SGLang's arguments, resolved, of the stage that is started as its worker would start it."""
+    caught: list[Any] = []
+
+    def stop(arguments: Any, rank: int) -> Any:
+        caught.append(arguments)
+        raise _Reached
+
+    spec = QWEN3_OMNI.stage(engine.stage)
+    factory = load_factory(spec)
+    context = StageContext(
+        name=engine.stage,
+        model_path=engine.model_path,
+        device="cuda",
+        options=msgspec.convert(engine.options, spec.options),
+        stages=frozenset(engine.stages),
+        scratch=tempfile.mkdtemp(),
+        ranks=Ranks(0, engine.ranks, free_port() if engine.ranks > 1 else 0),
+        static=engine.static,
+    )
+    with mock.patch.object(process, "configure", stop), suppress(_Reached):
+        factory(context)
+    [arguments] = caught
+    arguments.resolve_once()
+    return arguments
+
+
+@contextmanager
+def built(engine: Engine) -> Iterator[Any]:
+    """The engine's model, built on ``meta`` by SGLang's own loader code, with its configuration in force."""
+    from sglang.srt.configs.load_config import LoadConfig
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.distributed import bootstrap
+    from sglang.srt.layers.moe import initialize_moe_config
+    from sglang.srt.layers.quantization.fp8_utils import initialize_fp8_gemm_config
+    from sglang.srt.model_loader.loader import _get_quantization_config, _initialize_model
+    from sglang.srt.model_loader.utils import set_default_torch_dtype
+
+    from stages.sglang_engine.process_groups import quiet_single_rank_groups
+
+    arguments = server_arguments(engine)
+    with process.configure(arguments, 0)(), quiet_single_rank_groups():
+        config = ModelConfig.from_server_args(arguments)
+        # The groups of a single rank communicate with nobody, so that Gloo's do for NCCL's.
+        with mock.patch.object(bootstrap, "_resolve_backend", return_value="gloo"), _OnCpu():
+            bootstrap.init_parallel_runtime(server_args=arguments, device="cuda", dist_port=free_port())
+            bootstrap.init_layer_runtime(model_config=config)
+        initialize_moe_config()
+        initialize_fp8_gemm_config()
+        with set_default_torch_dtype(config.dtype), torch.device("meta"):
+            yield _initialize_model(config, LoadConfig(), _get_quantization_config(config, LoadConfig()))
+
+
+class _OnCpu(TorchFunctionMode):
+    """What is made on a GPU is made on the CPU."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = dict(kwargs or {})
+        if str(options.get("device", "")).startswith("cuda"):
+            options["device"] = "cpu"
+        return function(*args, **options)
+
+
+def _described(model: Any) -> Built:
+    from sglang.srt.layers.layernorm import RMSNorm
+    from sglang.srt.mem_cache.kv_cache_dtype import configure_kv_cache_dtype
+
+    devices: dict[str, list[str]] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        devices.setdefault(tensor.device.type, []).append(name)
+    layer = model.model.layers[0]
+    parameters = dict(layer.named_parameters())
+    experts = layer.mlp.experts
+    _, cache = configure_kv_cache_dtype(
+        server_args_kv_cache_dtype="auto",
+        model=model,
+        model_dtype=torch.get_default_dtype(),
+        is_draft_worker=False,
+        is_dflash=False,
+        speculative_draft_attention_backend="",
+    )
+    norms = [module for module in model.modules() if isinstance(module, RMSNorm)]
+    return Built(
+        devices=devices,
+        shapes={name: list(parameter.shape) for name, parameter in parameters.items()},
+        dtypes={name: _name(parameter.dtype) for name, parameter in parameters.items()},
+        linear=type(layer.self_attn.qkv_proj.quant_method).__name__,
+        experts=type(experts.quant_method).__name__,
+        moe_runner=_runner(experts),
+        kv_cache_dtype=_name(cache),
+        norms=dict(Counter(_dispatched(norm) for norm in norms)),
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _dispatched(norm: Any) -> str:
+    """Name of the function that a fused operation of SGLang's runs."""
+    return (norm._forward_method or norm._resolve_forward_method()).__name__
+
+
+def _runner(experts: Any) -> str | None:
+    runner = experts.runner_backend or getattr(getattr(experts.quant_method, "runner", None), "runner_backend", None)
+    return None if runner is None else runner.value

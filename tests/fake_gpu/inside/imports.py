@@ -1,0 +1,32 @@
+"""Looks up what is imported by name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import torch
+
+
+def missing(names: list[list[str]]) -> list[str]:
+    """Of modules and names in them, those that are not there."""
+    absent = []
+    for module, name in names:
+        if name and not hasattr(importlib.import_module(module), name):
+            try:
+                importlib.import_module(f"{module}.{name}")
+            except ImportError:
+                absent.append(f"{module}.{name}")
+    return absent
+
+
+def platform() -> dict[str, str | bool]:
+    """On what SGLang thinks that it runs, and which kernel library it has loaded."""
+    from sglang.srt.platforms import current_platform
+
+    return {
+        "device": current_platform.device_type,
+        "ours": type(current_platform).__module__.startswith("stages."),
+        "kernels": str(sys.modules["sgl_kernel"].__file__) if hasattr(sys.modules["sgl_kernel"], "__file__") else "",
+        "operations": hasattr(torch.ops.sgl_kernel, "fused_add_rmsnorm"),
+    }
