@@ -65,7 +65,8 @@ class EngineOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             stage's memory budget, or the server.
         max_running_requests: Answers generated at the same time; more wait their turn.
         default_max_tokens: Tokens generated when a request names no limit.
-        dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU.
+        dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU. float32
+            on a GPU is for comparisons: it is slow, and quantised weights are refused.
         engine: Further SGLang server arguments by their Python name, such as ``{"chunked_prefill_size": 2048}``.
     """
 

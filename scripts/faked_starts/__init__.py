@@ -1,5 +1,7 @@
-"""What a start of an engine comes to on GPUs that are not there (`fake_gpu`).
+"""What a start of each layout in `configs/` comes to on GPUs that are not there (`fake_gpu`).
 
-- `checkpoints`: the kinds of checkpoints: plain weights and those quantised.
-- `engines`: what SGLang makes of an engine's start; it runs under fake GPUs.
+- `checkpoints`: the kinds of checkpoints: plain weights and quantised ones.
+- `layouts`: who sits where on which machine, and what the engines are told.
+- `data`, `engines`: what SGLang makes of that; `engines` runs under fake GPUs.
+- `resolution`: asks it about all of them.
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -13,78 +12,12 @@ import msgspec
 import torch
 from torch.overrides import TorchFunctionMode
 
+from faked_starts.data import Arguments, Built, Engine
 from omni_pipeline.contract.graph import load_factory
 from omni_pipeline.contract.stage import Ranks, StageContext
 from omni_pipeline.worker.tensor_parallel import free_port
 from stages.sglang_engine import process
 from stages.topology import QWEN3_OMNI
-
-
-class Engine(msgspec.Struct, frozen=True):
-    """A stage with an engine, as its worker is told to start it.
-
-    Attributes:
-        options: The stage's options as plain values.
-        stages: Names of all stages of the deployment.
-        ranks: Processes that share the model.
-        static: Bytes of each GPU for weights and KV cache.
-    """
-
-    stage: str
-    model_path: str
-    options: dict[str, Any]
-    stages: tuple[str, ...]
-    ranks: int = 1
-    static: int | None = None
-
-
-class Arguments(msgspec.Struct, frozen=True):
-    """Of SGLang's resolved arguments, those that decide what runs on the GPU.
-
-    Attributes:
-        decode_graphs: Batch sizes of which a decode step is captured.
-        dtype, quantization: As SGLang understands the checkpoint.
-    """
-
-    attention_backend: str
-    page_size: int
-    chunked_prefill_size: int
-    decode_graphs: tuple[int, ...]
-    prefill_graphs: bool
-    moe_runner_backend: str
-    kv_cache_dtype: str
-    sampling_backend: str
-    max_total_tokens: int
-    max_running_requests: int
-    mem_fraction_static: float
-    tp_size: int
-    disable_overlap_schedule: bool
-    disable_radix_cache: bool
-    dtype: str
-    quantization: str | None
-    context_length: int
-
-
-class Built(msgspec.Struct, frozen=True):
-    """A model that was built on ``meta``.
-
-    Attributes:
-        devices: Names of parameters and buffers by the device they are on.
-        shapes, dtypes: Of the parameters of the first layer, by name in the layer.
-        linear, experts: Classes that compute the joined projection and the experts of the first layer.
-        moe_runner: Who runs the experts; None where the class above does it itself.
-        kv_cache_dtype: Of the KV cache that goes with it.
-        norms: What the RMSNorms run: how many of them, by the name of the function.
-    """
-
-    devices: dict[str, list[str]]
-    shapes: dict[str, list[int]]
-    dtypes: dict[str, str]
-    linear: str
-    experts: str
-    moe_runner: str | None
-    kv_cache_dtype: str
-    norms: dict[str, int]
 
 
 class _Reached(BaseException):
@@ -188,7 +121,7 @@ class _OnCpu(TorchFunctionMode):
 
 
 def _described(model: Any) -> Built:
-    from sglang.srt.layers.layernorm import RMSNorm
+    from sglang.kernels.fused_op import BaseFusedOp
     from sglang.srt.mem_cache.kv_cache_dtype import configure_kv_cache_dtype
 
     devices: dict[str, list[str]] = {}
@@ -205,7 +138,10 @@ def _described(model: Any) -> Built:
         is_dflash=False,
         speculative_draft_attention_backend="",
     )
-    norms = [module for module in model.modules() if isinstance(module, RMSNorm)]
+    forms: dict[str, set[str]] = {}
+    for module in model.modules():
+        if isinstance(module, BaseFusedOp):
+            forms.setdefault(type(module).__name__, set()).add(_form(module))
     return Built(
         devices=devices,
         shapes={name: list(parameter.shape) for name, parameter in parameters.items()},
@@ -214,7 +150,7 @@ def _described(model: Any) -> Built:
         experts=type(experts.quant_method).__name__,
         moe_runner=_runner(experts),
         kv_cache_dtype=_name(cache),
-        norms=dict(Counter(_dispatched(norm) for norm in norms)),
+        forms={name: sorted(found) for name, found in forms.items()},
     )
 
 
@@ -222,9 +158,8 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _dispatched(norm: Any) -> str:
-    """Name of the function that a fused operation of SGLang's runs."""
-    return (norm._forward_method or norm._resolve_forward_method()).__name__
+def _form(operation: Any) -> str:
+    return (operation._forward_method or operation._resolve_forward_method()).__name__
 
 
 def _runner(experts: Any) -> str | None:

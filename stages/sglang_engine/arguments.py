@@ -35,6 +35,9 @@ _SLACK = 0.02
 # Of what is free, the most that it may take.
 _MOST = 0.98
 
+# SGLang's attention for GPUs that takes float32.
+_FLOAT32_ATTENTION = ("triton", "torch_native")
+
 _CPU = {
     "device": "cpu",
     "attention_backend": "torch_native",
@@ -57,7 +60,8 @@ def server_arguments(
     """SGLang's `ServerArgs` for one engine.
 
     Raises:
-        StartupError: `engine` names an argument that SGLang does not have, or one that is not the operator's to set.
+        StartupError: `engine` names an argument that SGLang does not have, or one that is not the operator's to set; or
+            it cannot be had with the data type.
     """
     from sglang.srt.server_args import ServerArgs, record_fields
 
@@ -69,15 +73,18 @@ def server_arguments(
             raise StartupError(f"engine option {name!r} has a setting of its own: {_ELSEWHERE[name]}")
         if name not in known:
             raise StartupError(f"engine option {name!r} is not an SGLang server argument; {suggestion(name, known)}")
+    config = {} if device == "cpu" else json.loads((Path(model_path) / "config.json").read_text())
+    dtype = dtype or ("float32" if device == "cpu" else _stored_dtype(config))
     arguments: dict[str, Any] = {
         "model_path": model_path,
         "json_model_override_args": json.dumps({"architectures": [architecture]}),
-        "dtype": dtype or ("float32" if device == "cpu" else "auto"),
+        "dtype": dtype,
         "max_running_requests": max_running_requests,
         "max_total_tokens": max_total_tokens or (CPU_KV_TOKENS if device == "cpu" else None),
         "tp_size": tp_size,
         "log_level": "warning",
-        **({} if device == "cpu" else _for_fp8(model_path)),
+        **({} if device == "cpu" else _for_fp8(config)),
+        **(_for_float32(config, engine) if device != "cpu" and dtype == "float32" else {}),
         **_OURS,
         **(_CPU if device == "cpu" else {"device": device}),
         **engine,
@@ -100,8 +107,34 @@ def moe_backend(quantization: dict[str, Any], capability: tuple[int, int]) -> st
     return "cutlass" if blocks and capability[0] in (9, 10, 12) else None
 
 
-def _for_fp8(model_path: str) -> dict[str, Any]:
-    config = json.loads((Path(model_path) / "config.json").read_text())
+def _stored_dtype(config: dict[str, Any]) -> str:
+    """The checkpoint's own type. SGLang's ``auto`` would make float16 of float32."""
+    return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
+
+
+def _for_float32(config: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
+    """What has no kernel of half the width at its bottom; `float32_forms` does the rest."""
+    quantization = config.get("quantization_config")
+    if quantization:
+        raise StartupError(
+            f"options.dtype: float32 on a GPU cannot be had with this checkpoint, whose weights are quantised "
+            f"({quantization.get('quant_method')}): those are multiplied in bfloat16. Leave dtype out."
+        )
+    for name in ("attention_backend", "prefill_attention_backend", "decode_attention_backend"):
+        if engine.get(name) not in (None, *_FLOAT32_ATTENTION):
+            raise StartupError(
+                f"engine option {name!r}: {engine[name]} does not take float32, which options.dtype asks for. Use "
+                f"{' or '.join(_FLOAT32_ATTENTION)}, or the dtype bfloat16."
+            )
+    if engine.get("moe_runner_backend") not in (None, "auto", "triton"):
+        raise StartupError(
+            f"engine option 'moe_runner_backend': {engine['moe_runner_backend']} does not take float32, which "
+            "options.dtype asks for. Leave it out, or use the dtype bfloat16."
+        )
+    return {"attention_backend": _FLOAT32_ATTENTION[0]}
+
+
+def _for_fp8(config: dict[str, Any]) -> dict[str, Any]:
     # Not asked of torch, which would begin a CUDA context on the first GPU in every rank.
     backend = moe_backend(config.get("quantization_config") or {}, gpus.capability(gpus.detect()[0]))
     return {} if backend is None else {"moe_runner_backend": backend}

@@ -9,10 +9,16 @@ from typing import Any
 import pytest
 from fake_gpu import Accelerator
 from faked_starts import checkpoints
+from faked_starts.data import Built, Engine
+from faked_starts.layouts import Start, starts
+from faked_starts.resolution import Started, build, resolve
 
 from tests.fake_gpu.imports import modules
 
-DescribeEngine = Callable[..., dict[str, Any]]
+ENGINES = ("thinker", "talker_ar")
+
+DescribeEngine = Callable[..., Engine]
+Models = Callable[[str, str], Built]
 
 
 @pytest.fixture(scope="session")
@@ -24,24 +30,44 @@ def engines(accelerator: Accelerator) -> Accelerator:
 
 
 @pytest.fixture(scope="session")
-def described(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Directory of the 30B checkpoint of a kind out of `checkpoints.QUANTIZATION`, with two layers in each part."""
-    root = tmp_path_factory.mktemp("checkpoints")
-    paths = {kind: checkpoints.write(kind, root, layers=2) for kind in checkpoints.QUANTIZATION}
-    return paths.__getitem__
+def engine(tmp_path_factory: pytest.TempPathFactory) -> DescribeEngine:
+    """An engine of one of the two stages, for a kind of the 30B checkpoint with two layers in each part."""
+    root = tmp_path_factory.mktemp("small")
+    paths = {kind: str(checkpoints.write(kind, root, layers=2)) for kind in checkpoints.QUANTIZATION}
+
+    def describe(stage: str, kind: str, **options: Any) -> Engine:
+        return Engine(stage, paths[kind], {"max_total_tokens": 100_000, **options}, ENGINES, static=40 * 1024**3)
+
+    return describe
 
 
 @pytest.fixture(scope="session")
-def engine(described: Callable[[str], Path]) -> DescribeEngine:
-    """A `faked_starts.engines.Engine` of one of the two stages with a checkpoint of a kind, as plain values."""
+def model(engines: Accelerator, engine: DescribeEngine) -> Models:
+    """The model of a stage for a kind of checkpoint, as it is built on ``meta``; each once."""
+    made: dict[tuple[str, str], Built] = {}
 
-    def describe(stage: str, kind: str, **options: Any) -> dict[str, Any]:
-        return {
-            "stage": stage,
-            "model_path": str(described(kind)),
-            "options": {"max_total_tokens": 100_000, **options},
-            "stages": ["thinker", "talker_ar"],
-            "static": 40 * 1024**3,
-        }
+    def built(stage: str, kind: str) -> Built:
+        if (stage, kind) not in made:
+            made[stage, kind] = build(engines, engine(stage, kind))
+        return made[stage, kind]
 
-    return describe
+    return built
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Directories of the 30B checkpoint by its kind."""
+    root = tmp_path_factory.mktemp("published")
+    return {kind: checkpoints.write(kind, root) for kind in checkpoints.QUANTIZATION}
+
+
+@pytest.fixture(scope="session")
+def all_starts(published: dict[str, Path]) -> list[Start]:
+    """Every layout with every kind of checkpoint on every machine."""
+    return list(starts(published))
+
+
+@pytest.fixture(scope="session")
+def started(engines: Accelerator, all_starts: list[Start]) -> list[Started]:
+    """The engines of those that fit, with SGLang's resolved arguments."""
+    return list(resolve(engines, all_starts))

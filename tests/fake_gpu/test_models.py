@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from fake_gpu import Accelerator
+from faked_starts.resolution import build
 
-from tests.fake_gpu.conftest import DescribeEngine
+from tests.fake_gpu.conftest import ENGINES, DescribeEngine, Models
 
 # What computes the joined projection, the experts, and who runs those.
 METHODS = {
@@ -48,28 +47,26 @@ EXPERTS = {
 PROJECTION = {"thinker": [5120, 2048], "talker_ar": [2560, 1024]}
 
 
-@pytest.fixture(scope="module", params=EXPERTS, ids="-".join)
-def built(request: pytest.FixtureRequest, engines: Accelerator, engine: DescribeEngine) -> tuple[str, str, Any]:
-    """Stage, kind of checkpoint, and `faked_starts.engines.Built`."""
-    stage, kind = request.param
-    return stage, kind, engines.run("faked_starts.engines:build", engine=engine(stage, kind))
+each_model = pytest.mark.parametrize(("stage", "kind"), EXPERTS)
 
 
-def test_all_of_the_model_is_where_it_is_built(built: tuple[str, str, Any]) -> None:
-    _, _, model = built
-    assert set(model["devices"]) == {"meta"}, {device: names[:5] for device, names in model["devices"].items()}
-    assert {"angles.inverse", "angles.axis"} <= set(model["devices"]["meta"])
+@each_model
+def test_all_of_the_model_is_where_it_is_built(stage: str, kind: str, model: Models) -> None:
+    devices = model(stage, kind).devices
+    assert set(devices) == {"meta"}, {device: names[:5] for device, names in devices.items()}
+    assert {"angles.inverse", "angles.axis"} <= set(devices["meta"])
 
 
-def test_experts_and_projections_are_computed_as_their_weights_are_stored(built: tuple[str, str, Any]) -> None:
-    _, kind, model = built
-    assert (model["linear"], model["experts"], model["moe_runner"]) == METHODS[kind]
-    assert model["kv_cache_dtype"] == "bfloat16"
+@each_model
+def test_experts_and_projections_are_computed_as_their_weights_are_stored(stage: str, kind: str, model: Models) -> None:
+    built = model(stage, kind)
+    assert (built.linear, built.experts, built.moe_runner) == METHODS[kind]
+    assert built.kv_cache_dtype == "bfloat16"
 
 
-def test_weights_have_the_shapes_and_types_of_the_30b_model(built: tuple[str, str, Any]) -> None:
-    stage, kind, model = built
-    shapes, types = model["shapes"], model["dtypes"]
+@each_model
+def test_weights_have_the_shapes_and_types_of_the_30b_model(stage: str, kind: str, model: Models) -> None:
+    shapes, types = model(stage, kind).shapes, model(stage, kind).dtypes
     experts = {f"mlp.experts.{name}": wanted for name, wanted in EXPERTS[stage, kind].items()}
     assert {name: (shapes[name], types[name]) for name in experts} == experts
     packed = {"INT4": ".weight_packed"}.get(kind, ".weight")
@@ -79,3 +76,22 @@ def test_weights_have_the_shapes_and_types_of_the_30b_model(built: tuple[str, st
     plain = ["mlp.gate.weight", "input_layernorm.weight", "self_attn.q_norm.weight"]
     plain += ["mlp.shared_expert_gate.weight"] if stage == "talker_ar" else []
     assert {types[name] for name in plain} == {"bfloat16"}
+
+
+@each_model
+def test_half_precision_is_computed_by_the_kernels_for_gpus(stage: str, kind: str, model: Models) -> None:
+    forms = model(stage, kind).forms
+    assert forms["RMSNorm"] == ["forward_cuda"]
+    assert {form for found in forms.values() for form in found} == {"forward_cuda"}
+
+
+@pytest.mark.parametrize("stage", ENGINES)
+def test_float32_is_computed_in_torch_where_the_kernels_lack_it(
+    stage: str, engines: Accelerator, engine: DescribeEngine
+) -> None:
+    built = build(engines, engine(stage, "BF16", dtype="float32"))
+    assert set(built.dtypes.values()) == {"float32"}
+    assert built.forms["RMSNorm"] == ["forward_native"]
+    assert built.forms["UnquantizedFusedMoEMethod"] == ["all_experts"]
+    if stage == "talker_ar":
+        assert built.forms["SiluAndMul"] == ["forward_native"]

@@ -16,10 +16,12 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.forward_context import get_req_to_token_pool
 from sglang.srt.models.qwen3_moe import Qwen3MoeDecoderLayer, Qwen3MoeForCausalLM
 from sglang.srt.models.qwen3_vl_moe import Qwen3MoeLLMModel
+from sglang.srt.platforms import current_platform
 from sglang.srt.runtime_context import get_parallel
 from torch import nn
 
 from omni_pipeline.errors import StartupError
+from stages.sglang_engine import float32_forms
 from stages.sglang_engine.completeness import missing_tensors, stray_scales
 from stages.sglang_engine.decode_trace import DecodeTrace
 from stages.sglang_engine.prompt_rows import PrefillInput
@@ -67,6 +69,8 @@ class OmniDecoder(Qwen3MoeForCausalLM):
             attention.compatible_with_fused_kv_buffer = False
             attention.use_fused_qk_norm_rope = False
             attention.use_fused_qk_norm_rope_cpu = False
+        if current_platform.is_cuda() and self.model.embed_tokens.weight.dtype == torch.float32:
+            float32_forms.install(self)
 
         self.recorded: DecodeTrace | None = None
         self.prefill: PrefillInput | None = None

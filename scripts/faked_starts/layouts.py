@@ -1,0 +1,122 @@
+"""The layouts in `configs/` on machines with one kind of GPU: who sits where, and what the engines are told."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from fake_gpu import H20, H100, H200, Card
+from msgspec import Struct
+
+from faked_starts.checkpoints import ROOT
+from faked_starts.data import Engine
+from omni_pipeline.config.layers import gather
+from omni_pipeline.deployment.checkpoint import Checkpoint, describe
+from omni_pipeline.deployment.division import check_ranks
+from omni_pipeline.deployment.memory_plan import Placement, place, sized
+from omni_pipeline.deployment.resolve import Deployment, resolve
+from omni_pipeline.errors import StartupError
+from omni_pipeline.gpus import parse
+from stages.topology import QWEN3_OMNI
+
+CONFIGS = ROOT / "configs"
+
+CARDS: dict[str, Card] = {"H100-80GB": H100, "H20-96GB": H20, "H200-141GB": H200}
+"""By the name that ``--gpus`` takes."""
+
+COUNTS = (1, 2, 4, 8)
+
+
+class Start(Struct, frozen=True):
+    """A layout with a kind of checkpoint on a number of equal GPUs.
+
+    Attributes:
+        refused: Why there is no such deployment; None where there is one.
+        placement: What it takes of the GPUs, whether it fits or not.
+        engines: What starts, where it fits.
+    """
+
+    layout: str
+    kind: str
+    card: str
+    gpus: int
+    refused: str | None = None
+    placement: Placement | None = None
+    engines: tuple[Engine, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return self.placement is not None and self.placement.fits
+
+
+@functools.cache
+def layouts() -> tuple[str, ...]:
+    """Names of the files that put something on a GPU where there is one."""
+    names = (path.stem for path in sorted(CONFIGS.glob("*.yaml")))
+    return tuple(name for name in names if _deployed(name, "x", f"8x{next(iter(CARDS))}").uses_cuda)
+
+
+def starts(checkpoints: dict[str, Path]) -> Iterator[Start]:
+    """All layouts on all machines.
+
+    Args:
+        checkpoints: Directories with the ``config.json`` of a checkpoint, by its kind.
+    """
+    for kind, path in checkpoints.items():
+        described = _described(path)
+        for layout in layouts():
+            for card in CARDS:
+                yield from _growing(Start(layout, kind, card, 0), path, described)
+
+
+def _growing(start: Start, path: Path, checkpoint: Checkpoint | StartupError) -> Iterator[Start]:
+    """One layout on a growing number of one kind of GPU; it is planned anew where more of them change something."""
+    known: list[tuple[Deployment, Start]] = []
+    for count in COUNTS:
+        try:
+            if isinstance(checkpoint, StartupError):
+                raise checkpoint
+            deployment = _deployed(start.layout, str(path), f"{count}x{start.card}")
+            check_ranks(deployment, checkpoint.path)
+        except StartupError as error:
+            yield msgspec.structs.replace(start, gpus=count, refused=str(error))
+            continue
+        same = next((made for other, made in known if other.workers == deployment.workers), None)
+        found = same or _planned(start, deployment, checkpoint)
+        known.append((deployment, found))
+        yield msgspec.structs.replace(found, gpus=count)
+
+
+def _planned(start: Start, deployment: Deployment, checkpoint: Checkpoint) -> Start:
+    placement = place(deployment, checkpoint)
+    engines = tuple(_engines(sized(deployment, placement))) if placement.fits else ()
+    return msgspec.structs.replace(start, placement=placement, engines=engines)
+
+
+def _described(path: Path) -> Checkpoint | StartupError:
+    assert QWEN3_OMNI.checkpoint is not None
+    try:
+        return describe(str(path), QWEN3_OMNI.checkpoint)
+    except StartupError as error:
+        return error
+
+
+def _deployed(layout: str, model_path: str, gpus: str) -> Deployment:
+    config = gather(CONFIGS / f"{layout}.yaml", assignments=[f"model_path={model_path}"]).config
+    return resolve(config, parse(gpus))
+
+
+def _engines(deployment: Deployment) -> Iterator[Engine]:
+    for worker in deployment.workers:
+        for plan in worker.stages:
+            if deployment.graph.stage(plan.name).fills_memory:
+                yield Engine(
+                    stage=plan.name,
+                    model_path=deployment.model_path,
+                    options=msgspec.to_builtins(plan.options),
+                    stages=tuple(sorted(deployment.graph.stage_names)),
+                    ranks=plan.tp_size,
+                    static=plan.static,
+                )
