@@ -1,19 +1,27 @@
 #!/usr/bin/env python3
-"""The tables of docs/placement.md, made by the plan itself.
+"""The tables of docs/placement.md, made by the plan itself, and by SGLang where it is told of GPUs that are not there.
 
     python scripts/placement_tables.py           # print them
     python scripts/placement_tables.py --write   # put them into the document
 
-A test holds the document against them.
+Tests hold the document against them.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from fake_gpu import Accelerator
+from faked_starts import checkpoints
+from faked_starts.data import STAGES
+from faked_starts.layouts import starts
+from faked_starts.resolution import build, sample
+from faked_starts.resolution import resolve as resolve_engines
+from faked_starts.tables import arguments, fitting
 from msgspec import Struct, structs
 
 from omni_pipeline.config.schema import Config, StageConfig
@@ -26,7 +34,7 @@ from stages.topology import QWEN3_OMNI
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "placement.md"
-SIZES = ROOT / "tests" / "data" / "qwen3_omni_30b"
+SIZES = checkpoints.SIZES
 
 GIB = 1024**3
 
@@ -156,21 +164,39 @@ def _parts(holding: Holding) -> Iterator[str]:
         yield f"{size / GIB:.2f}" if size else "–"
 
 
-def filled(document: str) -> str:
-    """The document with every section between its two marks made anew."""
-    made = sections()
-    marks = re.compile(r"(<!-- plan: (\S+) -->\n).*?(<!-- end of plan -->)", re.DOTALL)
+def faked() -> dict[str, str]:
+    """The Markdown of the tables about starts on GPUs that are not there, by their names. Takes half a minute."""
+    with tempfile.TemporaryDirectory() as directory, Accelerator() as accelerator:
+        whole, small = Path(directory, "whole"), Path(directory, "small")
+        whole.mkdir()
+        small.mkdir()
+        found = list(starts({kind: checkpoints.write(kind, whole) for kind in checkpoints.QUANTIZATION}))
+        started = list(resolve_engines(accelerator, found))
+        paths = {kind: checkpoints.write(kind, small, layers=2) for kind in checkpoints.QUANTIZATION}
+        models = {
+            (stage, kind): build(accelerator, sample(stage, path)) for kind, path in paths.items() for stage in STAGES
+        }
+        return {
+            "layouts": fitting(found),
+            "arguments": arguments(started, lambda stage, kind: models[stage, kind]),
+        }
+
+
+def filled(document: str, made: Mapping[str, str], kind: str = "plan") -> str:
+    """The document with every section of a kind, between its two marks, made anew."""
+    marks = re.compile(rf"(<!-- {kind}: (\S+) -->\n).*?(<!-- end of {kind} -->)", re.DOTALL)
     return marks.sub(lambda found: f"{found[1]}{made[found[2]]}\n{found[3]}", document)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The tables of docs/placement.md, made by the plan itself.")
+    parser = argparse.ArgumentParser(description="The tables of docs/placement.md.")
     parser.add_argument("--write", action="store_true", help="put them into the document instead of printing them")
     if parser.parse_args().write:
-        DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+        document = filled(DOCUMENT.read_text(encoding="utf-8"), sections())
+        DOCUMENT.write_text(filled(document, faked(), "faked start"), encoding="utf-8")
         return
-    for gpus, text in sections().items():
-        print(f"{gpus}\n\n{text}\n")
+    for name, text in (sections() | faked()).items():
+        print(f"{name}\n\n{text}\n")
 
 
 if __name__ == "__main__":

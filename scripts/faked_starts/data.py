@@ -6,6 +6,9 @@ from typing import Any
 
 from msgspec import Struct
 
+STAGES = ("thinker", "talker_ar")
+"""Those with an engine."""
+
 
 class Engine(Struct, frozen=True):
     """A stage with an engine, as its worker is told to start it.

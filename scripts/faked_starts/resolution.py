@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import msgspec
 from fake_gpu import Accelerator, Machine
 from msgspec import Struct
 
-from faked_starts.data import Arguments, Built, Engine
+from faked_starts.data import STAGES, Arguments, Built, Engine
 from faked_starts.layouts import CARDS, Start
 
 _MODULE = "faked_starts.engines"
+
+# Imported once by the process under fake GPUs, and not by each of its forks.
+_PRELOADED = ("stages.sglang_engine.preload",)
 
 
 class Started(Struct, frozen=True):
@@ -24,6 +29,7 @@ class Started(Struct, frozen=True):
 
 def resolve(accelerator: Accelerator, starts: Iterable[Start]) -> Iterator[Started]:
     """Every engine of these starts; equal ones on the same card are resolved once."""
+    accelerator.load(_PRELOADED)
     pairs = [(start, engine) for start in starts for engine in start.engines]
     for card in CARDS:
         here = [(start, engine) for start, engine in pairs if start.card == card]
@@ -38,6 +44,12 @@ def resolve(accelerator: Accelerator, starts: Iterable[Start]) -> Iterator[Start
             yield Started(start, engine, found[engines.index(engine)])
 
 
+def sample(stage: str, checkpoint: Path, **options: Any) -> Engine:
+    """An engine of a stage with a checkpoint, small enough for each of `CARDS`."""
+    return Engine(stage, str(checkpoint), {"max_total_tokens": 100_000, **options}, STAGES, static=40 * 1024**3)
+
+
 def build(accelerator: Accelerator, engine: Engine) -> Built:
     """The model of an engine, on ``meta``."""
+    accelerator.load(_PRELOADED)
     return msgspec.convert(accelerator.run(f"{_MODULE}:build", engine=msgspec.to_builtins(engine)), Built)

@@ -11,11 +11,9 @@ from fake_gpu import Accelerator
 from faked_starts import checkpoints
 from faked_starts.data import Built, Engine
 from faked_starts.layouts import Start, starts
-from faked_starts.resolution import Started, build, resolve
+from faked_starts.resolution import Started, build, resolve, sample
 
 from tests.fake_gpu.imports import modules
-
-ENGINES = ("thinker", "talker_ar")
 
 DescribeEngine = Callable[..., Engine]
 Models = Callable[[str, str], Built]
@@ -33,10 +31,10 @@ def engines(accelerator: Accelerator) -> Accelerator:
 def engine(tmp_path_factory: pytest.TempPathFactory) -> DescribeEngine:
     """An engine of one of the two stages, for a kind of the 30B checkpoint with two layers in each part."""
     root = tmp_path_factory.mktemp("small")
-    paths = {kind: str(checkpoints.write(kind, root, layers=2)) for kind in checkpoints.QUANTIZATION}
+    paths = {kind: checkpoints.write(kind, root, layers=2) for kind in checkpoints.QUANTIZATION}
 
     def describe(stage: str, kind: str, **options: Any) -> Engine:
-        return Engine(stage, paths[kind], {"max_total_tokens": 100_000, **options}, ENGINES, static=40 * 1024**3)
+        return sample(stage, paths[kind], **options)
 
     return describe
 

@@ -10,11 +10,11 @@ import msgspec
 import pytest
 from fake_gpu import H20, H100, H200, Accelerator, Card, Machine, RunFailed
 from faked_starts import checkpoints
-from faked_starts.data import Arguments, Engine
+from faked_starts.data import STAGES, Arguments, Engine
 from faked_starts.layouts import CARDS, COUNTS, Start, layouts
 from faked_starts.resolution import Started
 
-from tests.fake_gpu.conftest import ENGINES, DescribeEngine
+from tests.fake_gpu.conftest import DescribeEngine
 
 # A captured step serves batches up to its size.
 GRAPHS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64)
@@ -42,7 +42,7 @@ def check(found: Arguments, stage: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stage", ENGINES)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("card", [H20, H100, H200], ids=lambda card: card.name)
 def test_engine_of_each_kind_resolves_on_each_card(
     stage: str, kind: str, card: Card, engines: Accelerator, engine: DescribeEngine
@@ -87,11 +87,11 @@ def test_checkpoint_keeps_its_own_type_where_none_is_asked_for(engines: Accelera
     config = msgspec.json.decode((path / "config.json").read_bytes())
     for dtype in ("float32", "float16"):
         (path / "config.json").write_bytes(msgspec.json.encode({**config, "dtype": dtype}))
-        for stage in ENGINES:
-            assert resolved(engines, Engine(stage, str(path), {"max_total_tokens": 1000}, ENGINES)).dtype == dtype
+        for stage in STAGES:
+            assert resolved(engines, Engine(stage, str(path), {"max_total_tokens": 1000}, STAGES)).dtype == dtype
 
 
-@pytest.mark.parametrize("stage", ENGINES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_float32_has_attention_that_takes_it(stage: str, engines: Accelerator, engine: DescribeEngine) -> None:
     found = resolved(engines, engine(stage, "BF16", dtype="float32"))
     assert (found.attention_backend, found.dtype, found.decode_graphs) == ("triton", "float32", GRAPHS)

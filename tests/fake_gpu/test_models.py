@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from fake_gpu import Accelerator
+from faked_starts.data import STAGES
 from faked_starts.resolution import build
 
-from tests.fake_gpu.conftest import ENGINES, DescribeEngine, Models
+from tests.fake_gpu.conftest import DescribeEngine, Models
 
 # What computes the joined projection, the experts, and who runs those.
 METHODS = {
@@ -85,7 +86,7 @@ def test_half_precision_is_computed_by_the_kernels_for_gpus(stage: str, kind: st
     assert {form for found in forms.values() for form in found} == {"forward_cuda"}
 
 
-@pytest.mark.parametrize("stage", ENGINES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_float32_is_computed_in_torch_where_the_kernels_lack_it(
     stage: str, engines: Accelerator, engine: DescribeEngine
 ) -> None:
