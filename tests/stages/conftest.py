@@ -1,13 +1,13 @@
 """The reference model, and the stages under test on its checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
+from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
 
 from omni_pipeline.contract.stage import StageContext
 from stages.options import (
@@ -17,7 +17,15 @@ from stages.options import (
     EncoderOptions,
     PreprocessingOptions,
 )
+from tests.cuda_rules import CudaRules
 from tests.device import DEVICE, DTYPE
+
+# Where floating-point types meet on purpose.
+MIXES = (
+    "stages.code_predictor.network:ResidualNetwork._attend",  # scores become float32 with their mask
+    # The reference weighs its table of places with float32 weights.
+    "transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe:Qwen3OmniMoeVisionEncoder.forward",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -74,3 +82,26 @@ def voice_context(checkpoints: Callable[[str], Path]) -> Any:
         return StageContext(name, str(checkpoints(checkpoint)), DEVICE, chosen, frozenset({name}), scratch="")
 
     return context
+
+
+@pytest.fixture
+def cuda() -> Iterator[CudaRules]:
+    """A device ``cuda`` on which nothing is computed, and what was done on it."""
+    with CudaRules(MIXES) as rules:
+        yield rules
+
+
+@pytest.fixture(scope="session")
+def on_cuda(tiny_checkpoint: Path) -> Callable[..., StageContext]:
+    """Builds the context of a stage that computes in bfloat16 on ``cuda``."""
+
+    def context(name: str, options: Any) -> StageContext:
+        return StageContext(name, str(tiny_checkpoint), "cuda", options, frozenset({name}), scratch="")
+
+    return context
+
+
+@pytest.fixture(scope="session")
+def published(data: Path) -> Qwen3OmniMoeConfig:
+    """The configuration of the 30B model."""
+    return Qwen3OmniMoeConfig.from_pretrained(data / "qwen3_omni_30b")

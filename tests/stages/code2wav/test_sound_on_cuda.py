@@ -1,0 +1,60 @@
+"""The vocoder in bfloat16 on a GPU, by what it asks of it: copies and kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import Qwen3OmniMoeConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeCode2Wav
+
+from omni_pipeline.wire.messages import Chunk, Tensor
+from stages.code2wav import Code2Wav
+from stages.code2wav.history import Streams
+from stages.code2wav.network import StreamingVocoder
+from stages.messages import AudioDelta, Frame
+from stages.options import Code2WavOptions
+from tests.cuda_rules import CudaRules
+
+# Kernels of one chunk at the 30B's sizes: a voice's first, a later one, and one of several voices.
+KERNELS = {"first": 496, "later": 511, "together": 547}
+
+
+def test_a_chunk_copies_as_often_for_many_voices_as_for_one(cuda: CudaRules, on_cuda: Callable[..., Any]) -> None:
+    stage = Code2Wav(on_cuda("code2wav", Code2WavOptions(dtype="bfloat16", max_streams=4, chunk_frames=(1, 2))))
+    codes = torch.zeros(stage._vocoder.codebooks, dtype=torch.int64)
+    for voices in (1, 4):
+        for voice in range(voices):
+            for _ in range(3):
+                stage.receive(Chunk(f"v{voice}", "code_predictor", "code2wav", Frame(Tensor.of(codes))))
+        while stage.has_work:
+            cuda.forget()
+            chunks = list(stage.step())
+            assert len(chunks) == voices
+            assert all(isinstance(chunk.body, AudioDelta) for chunk in chunks)
+            assert cuda.to_host == {"stages.code2wav.stage:Code2Wav._decode": 1}
+            assert cuda.to_device == {
+                "stages.code2wav.stage:Code2Wav._decode": 1,
+                "stages.code2wav.history:Streams.of": 2,  # where their states are kept, and how far they are
+            }
+        for voice in range(voices):
+            stage.abort(f"v{voice}")
+
+
+@torch.inference_mode()
+def test_kernels_of_a_chunk_at_the_sizes_of_the_30b_model(cuda: CudaRules, published: Qwen3OmniMoeConfig) -> None:
+    with torch.device("cuda"):
+        model = Qwen3OmniMoeCode2Wav._from_config(published.code2wav_config, dtype=torch.bfloat16)
+    vocoder = StreamingVocoder(model.eval().requires_grad_(False), 8)
+    found = {}
+    for kind, voices, done, frames in (("first", 1, 0, 1), ("later", 1, 1, 4), ("together", 8, 4, 8)):
+        streams = Streams.of(list(range(voices)), [done] * voices, vocoder.device)
+        codes = torch.zeros(voices, frames, vocoder.codebooks, dtype=torch.int64, device="cuda")
+        cuda.forget()
+        with cuda.captured():
+            samples = vocoder.decode(codes, streams)
+        trimmed = 0 if done else vocoder.trimmed
+        assert (samples.shape, samples.dtype) == ((voices, frames * vocoder.upsample - trimmed), torch.float32)
+        found[kind] = cuda.kernels.total()
+    assert found == KERNELS
