@@ -58,13 +58,14 @@ class AudioEncoder(Encoder[AudioItem]):
         padded = torch.stack([functional.pad(chunk, (0, pad_frames - chunk.shape[1])) for chunk in chunks])
         counts = [self.row_count(item) for item in items]
         # The tower takes its own bookkeeping ready-made; by itself it would pad to the longest chunk of this batch.
+        # The borders of the windows stay on the CPU: every layer asks for them as numbers, and would wait for a device.
         output = self._tower(
-            padded_feature=padded.to(self._device),
-            chunk_lengths=torch.tensor(lengths, device=self._device),
+            padded_feature=padded.to(self._device, self._tower.dtype),
+            chunk_lengths=torch.tensor(lengths),
             valid_indices=self._valid_rows(lengths, pad_frames).to(self._device),
-            cu_seqlens=self._attention_windows(counts).to(self._device),
+            cu_seqlens=self._attention_windows(counts),
         )
-        for own in output.last_hidden_state.float().cpu().split(counts):
+        for own in output.last_hidden_state.cpu().float().split(counts):
             yield Embeddings(own.clone())
 
     def answer(self, results: Sequence[Embeddings]) -> AudioRows:

@@ -8,6 +8,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from transformers import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeVisionEncoder
+from transformers.vision_utils import (
+    get_vision_cu_seqlens,
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+)
 
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.wire.messages import Tensor
@@ -51,13 +56,33 @@ class ImageEncoder(Encoder[VisionItem]):
     def encode(self, items: Sequence[VisionItem], pad_frames: int) -> Iterator[Embeddings]:
         patches = [item.patches.torch() for item in items]
         together = patches[0] if len(patches) == 1 else torch.cat(patches)
-        grids = torch.tensor([item.grid for item in items], device=self._device)
-        output = self._tower(together.to(self._device, self._tower.dtype), grid_thw=grids)
+        grids = torch.tensor([item.grid for item in items])
+        output = self._tower(together.to(self._device, self._tower.dtype), grid_thw=grids, **self._bookkeeping(grids))
         counts = [self.row_count(item) for item in items]
-        rows = output.pooler_output.float().cpu()
-        deepstack = torch.stack(output.deepstack_features).float().cpu()
+        rows = output.pooler_output.cpu().float()
+        deepstack = torch.stack(output.deepstack_features).cpu().float()
         for own, own_deepstack in zip(rows.split(counts), deepstack.split(counts, dim=1), strict=True):
             yield Embeddings(own.clone(), own_deepstack.clone(memory_format=torch.contiguous_format))
+
+    def _bookkeeping(self, grids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the tower would work out of `grids` on the device, and wait for it each time.
+
+        The borders of the frames stay on the CPU: every layer asks for them as numbers.
+        """
+        tower = self._tower
+        indices, weights = get_vision_interpolation_indices_and_weights(
+            grids,
+            num_grid_per_side=tower.num_grid_per_side,
+            mode=tower.interpolation_mode,
+            align_corners=tower.interpolation_align_corners,
+            spatial_merge_size=tower.spatial_merge_size,
+        )
+        return {
+            "interp_indices": indices.to(self._device),
+            "interp_weights": weights.to(self._device),
+            "position_ids": get_vision_position_ids(grids, tower.spatial_merge_size).to(self._device),
+            "cu_seqlens": get_vision_cu_seqlens(grids),
+        }
 
     def answer(self, results: Sequence[Embeddings]) -> VisionRows:
         deepstack = [result.deepstack for result in results if result.deepstack is not None]
