@@ -59,7 +59,7 @@ class Prefilled(Struct):
 
 
 class Token(Struct):
-    """One generated token. In an engine that is fed, with the state [hidden] that it was picked from."""
+    """One generated token. In an engine that is fed, with the state [hidden], on the CPU, that it was picked from."""
 
     request_id: str
     id: int
@@ -185,7 +185,8 @@ class Engine:
         self._live: dict[str, _Live] = {}
         self._events: list[Event] = []
         self._fed = fed
-        self._rows: dict[str, torch.Tensor] = {}  # next input rows, of requests that may decode
+        # The two parts of next input rows, of requests that may decode.
+        self._rows: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._leaving: set[str] = set()  # aborted requests that SGLang lets go of in their next decode step
         self._stalled = False
         self._counts = Counter[str]()
@@ -326,11 +327,16 @@ class Engine:
         with self._configured():
             self._scheduler.process_input_requests([request])
 
-    def feed(self, request_id: str, row: torch.Tensor) -> None:
-        """Give the input row [hidden] of a request's next decode step; unknown ids are ignored."""
+    def feed(self, request_id: str, sent: torch.Tensor, own: torch.Tensor) -> None:
+        """Give the input row [hidden] of a request's next decode step, in two parts; unknown ids are ignored.
+
+        Args:
+            sent: What came from another stage, on the CPU. That of a whole batch goes to the device at once.
+            own: What is added to it, from this model, on its device.
+        """
         live = self._live.get(request_id)
         if live is not None and not live.aborted:
-            self._rows[request_id] = row
+            self._rows[request_id] = sent, own
             self._stalled = False
 
     def abort(self, request_id: str) -> None:
@@ -369,41 +375,47 @@ class Engine:
         if not batch.forward_mode.is_extend():
             self._model.prefill = None
             if self._fed:
-                self._model.next_rows[batch.req_pool_indices] = torch.stack([self._next_row(req) for req in batch.reqs])
+                self._model.next_rows[batch.req_pool_indices] = self._take_rows(batch.reqs)
             return
         if self._fed:
-            for req in batch.reqs:
-                # One that lost its memory when it was about to go on is computed again, up to what it was fed last.
-                if len(self._live[req.rid].rows.generated) < len(req.output_ids):
-                    self._next_row(req)
-        slots = batch.req_pool_indices.tolist()
+            # One that lost its memory when it was about to go on is computed again, up to what it was fed last.
+            late = [req for req in batch.reqs if len(self._live[req.rid].rows.generated) < len(req.output_ids)]
+            if late:
+                self._take_rows(late)
         self._model.prefill = gather(
             [
                 Stretch(self._live[req.rid].rows, slot, req.prefix_len, req.extend_end)
-                for req, slot in zip(batch.reqs, slots, strict=True)
+                for req, slot in zip(batch.reqs, _slots(batch), strict=True)
             ],
             self._device,
             self._dtype,
         )
 
-    def _next_row(self, req: Any) -> torch.Tensor:
-        """Take what the request was fed, and note it for the case that SGLang takes the request's memory back."""
-        self._leaving.discard(req.rid)
-        row = self._rows.pop(req.rid, None)
-        if row is None:  # it is being aborted, and what it computes goes nowhere
-            row = self._model.next_rows.new_zeros(self.hidden_size)
-        self._live[req.rid].rows.generated.append(row)
-        return row
+    def _take_rows(self, reqs: Sequence[Any]) -> torch.Tensor:
+        """Take what requests were fed, [requests, hidden], and note it for when SGLang takes their memory back."""
+        nothing = torch.zeros(self.hidden_size, dtype=self._dtype)
+        parts = []
+        for req in reqs:
+            self._leaving.discard(req.rid)
+            # One that was not fed is being aborted, and what it computes goes nowhere.
+            parts.append(self._rows.pop(req.rid, (nothing, self._model.next_rows[0])))
+        rows = torch.stack([sent for sent, _ in parts]).to(self._device, self._dtype)
+        rows = rows + torch.stack([own for _, own in parts])
+        for req, row in zip(reqs, rows, strict=True):
+            # Its own memory: a view would keep the rows of all, for as long as one of them speaks.
+            self._live[req.rid].rows.generated.append(row.clone())
+        return rows
 
     def _collect_states(self, batch: Any) -> None:
         """Fetch what is wanted of the states of a batch while its requests still have their memory."""
         if self._fed:
-            states = self._model.last_states[batch.req_pool_indices]
+            # They leave for another stage: one copy for all.
+            states = self._model.last_states[batch.req_pool_indices].cpu()
             for req, state in zip(batch.reqs, states, strict=True):
                 self._live[req.rid].token_state = state
         if not batch.forward_mode.is_extend():
             return
-        for req, slot in zip(batch.reqs, batch.req_pool_indices.tolist(), strict=True):
+        for req, slot in zip(batch.reqs, _slots(batch), strict=True):
             live = self._live[req.rid]
             if live.tapped_rows is not None and live.tapped is None and req.extend_end >= len(live.rows.ids):
                 places = self._pool[slot, live.tapped_rows.to(self._device)].long()
@@ -452,6 +464,12 @@ class Engine:
         live = self._live.pop(request_id, None)
         if live is not None and not live.aborted:
             self._events.append(Broken(request_id, "the scheduler dropped the request"))
+
+
+def _slots(batch: Any) -> list[int]:
+    """KV-pool slots of a batch's requests, of which SGLang keeps a copy on the CPU."""
+    slots: list[int] = batch.req_pool_indices_cpu.tolist()
+    return slots
 
 
 def _ending(req: Any) -> Event:

@@ -34,6 +34,7 @@ class SamplingState:
         "_bias",
         "_counted",
         "_counts",
+        "_eos",
         "_prompt",
         "eos_ids",
         "logprobs",
@@ -68,6 +69,7 @@ class SamplingState:
         self._counts: torch.Tensor | None = None  # float32 [vocab], times generated
         self._counted = 0
         self._bias: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._eos: torch.Tensor | None = None
 
     @property
     def greedy(self) -> bool:
@@ -86,23 +88,40 @@ class SamplingState:
             and len(self.output_ids) >= params.min_tokens
         )
 
+    def uncounted(self) -> list[int]:
+        """Generated ids that the penalties do not count yet; none where there are no penalties."""
+        params = self.params
+        penalized = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
+        return list(self.output_ids[self._counted :]) if penalized else []
+
+    def count(self, ids: torch.Tensor, vocab: int) -> None:
+        """Let the penalties count what `uncounted` gave, int64 [n] on the device of the logits [vocab]."""
+        if self._counts is None:
+            self._counts = torch.zeros(vocab, dtype=torch.float32, device=ids.device)
+        self._counts.index_add_(0, ids, torch.ones(len(ids), device=ids.device))
+        self._counted += len(ids)
+
     def adjust(self, logits: torch.Tensor) -> None:
         """Apply penalties, bias and bans to one row of float32 logits [vocab], in the reference's order."""
         params = self.params
+        count_output([self], logits)  # unless that has been done for all rows at once
         if params.repetition_penalty != 1.0:
-            seen = self._seen(logits) | (self._output_counts(logits) > 0)
+            seen = self._seen(logits) if self._counts is None else self._seen(logits) | (self._counts > 0)
             penalty = params.repetition_penalty
             logits.copy_(torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits))
         if params.presence_penalty or params.frequency_penalty:
-            counts = self._output_counts(logits)
-            logits -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
+            counts = self._counts
+            if counts is not None:
+                logits -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
         if params.logit_bias:
             if self._bias is None:
                 ids = torch.tensor(list(params.logit_bias), device=logits.device)
                 self._bias = ids, torch.tensor(list(params.logit_bias.values()), device=logits.device)
             logits.index_add_(0, self._bias[0], self._bias[1].to(logits.dtype))
         if len(self.output_ids) < params.min_tokens and self.eos_ids:
-            logits[self.eos_ids] = -torch.inf
+            if self._eos is None:
+                self._eos = torch.tensor(self.eos_ids, device=logits.device)
+            logits.index_fill_(0, self._eos, -torch.inf)
         if self.suppressed is not None:
             logits.masked_fill_(self.suppressed, -torch.inf)
 
@@ -115,16 +134,6 @@ class SamplingState:
             self._prompt = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
             self._prompt[self.prompt_ids.to(logits.device)] = True
         return self._prompt
-
-    def _output_counts(self, logits: torch.Tensor) -> torch.Tensor:
-        if self._counts is None:
-            self._counts = torch.zeros(logits.shape, dtype=torch.float32, device=logits.device)
-        new = self.output_ids[self._counted :]
-        if new:
-            ids = torch.tensor(list(new), device=logits.device)
-            self._counts.index_add_(0, ids, torch.ones(len(new), device=logits.device))
-            self._counted += len(new)
-        return self._counts
 
 
 class OmniSampler(Sampler):
@@ -157,16 +166,19 @@ class OmniSampler(Sampler):
             return self._agreed(torch.argmax(logits, dim=-1))
         raw = logits.float()
         adjusted = raw.clone()
+        count_output(rows, logits)
         for row, values in zip(rows, adjusted, strict=True):
             if not row.plain:
                 row.adjust(values)
         ids = torch.argmax(adjusted, dim=-1)
         drawn = [index for index, row in enumerate(rows) if not row.greedy]
         if drawn:
-            ids[drawn] = draw(adjusted[drawn], [rows[index] for index in drawn])
+            places = torch.tensor(drawn, device=logits.device)
+            ids[places] = draw(adjusted[places], [rows[index] for index in drawn])
         reported = [index for index, row in enumerate(rows) if row.logprobs is not None]
         if reported:
-            _report(raw[reported], ids[reported], [rows[index] for index in reported])
+            places = torch.tensor(reported, device=logits.device)
+            _report(raw[places], ids[places], [rows[index] for index in reported])
         return self._agreed(ids)
 
     def _agreed(self, ids: torch.Tensor) -> torch.Tensor:
@@ -185,13 +197,26 @@ def draw(logits: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tensor:
     return pick(filtered_probabilities(logits, [row.params for row in rows]), uniforms[:, None])
 
 
+def count_output(rows: Sequence[SamplingState], logits: torch.Tensor) -> None:
+    """Bring what the penalties of `rows` count up to date, with one copy for all that was generated meanwhile."""
+    new = [row.uncounted() for row in rows]
+    if not any(new):
+        return
+    ids = torch.tensor([id_ for own in new for id_ in own], dtype=torch.int64, device=logits.device)
+    for row, own in zip(rows, ids.split([len(own) for own in new]), strict=True):
+        if len(own):
+            row.count(own, logits.shape[-1])
+
+
 def _report(raw: torch.Tensor, ids: torch.Tensor, rows: Sequence[SamplingState]) -> None:
     """Leave each pick's log-probability, and the best alternatives, in its state."""
     logprobs = torch.log_softmax(raw, dim=-1)
-    chosen = logprobs.gather(1, ids[:, None])[:, 0].tolist()
+    chosen = logprobs.gather(1, ids[:, None])
     most = max(row.logprobs or 0 for row in rows)
     values, indices = torch.topk(logprobs, min(most, logprobs.shape[-1]), dim=-1)
-    for row, logprob, tops, top_ids in zip(rows, chosen, values.tolist(), indices.tolist(), strict=True):
-        wanted = row.logprobs or 0
-        alternatives = [Logprob(i, v) for i, v in zip(top_ids[:wanted], tops[:wanted], strict=True)]
-        row.picked = logprob, alternatives
+    # In one copy, in a type that holds log-probabilities and ids exactly.
+    table = torch.cat((chosen.double(), values.double(), indices.double()), dim=1).tolist()
+    for row, (logprob, *tops) in zip(rows, table, strict=True):
+        wanted, given = row.logprobs or 0, len(tops) // 2
+        pairs = zip(tops[given:][:wanted], tops[:wanted], strict=True)
+        row.picked = logprob, [Logprob(int(id_), value) for id_, value in pairs]

@@ -162,7 +162,7 @@ class Talker:
         elif voice.feedback is not None:
             text = self._next_text(voice)
             if text is not None:
-                self._engine.feed(request_id, voice.feedback.to(text) + text)
+                self._engine.feed(request_id, voice.feedback, text)
                 voice.feedback = None
                 voice.frames += 1
 
