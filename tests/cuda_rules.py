@@ -12,14 +12,15 @@ import contextlib
 import functools
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 from unittest import mock
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode, fake_tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -47,7 +48,11 @@ _FUSED = frozenset({aten.scaled_dot_product_attention})
 # Operations that are there to change a type or a device.
 _COPIES = frozenset({aten.copy_, aten._to_copy})
 
+_PINNING = frozenset({aten.pin_memory, aten._pin_memory})
+
 _INDEXING = frozenset({aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_})
+
+_TORCH = ("aten", "prim", "prims")
 
 # What lies between an operation and the function that asked for it.
 _BETWEEN = (str(Path(torch.__file__).parent), __file__)
@@ -61,53 +66,87 @@ class TypeMix(Exception):
     """Two floating-point types met in one operation, which promotes one of them without a word."""
 
 
+class _WithoutDriver(FakeTensorMode):
+    """Asks no driver for anything, also where GPUs are said to be there."""
+
+    avoid_device_init = True
+
+
+class _Unpinned(TorchFunctionMode):
+    """Makes tensors in memory that is not pinned, for which a driver would be asked."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if options.get("pin_memory"):
+            options = {**options, "pin_memory": False}
+        return function(*args, **options)
+
+
 class CudaRules(TorchDispatchMode):
     """While it is entered, ``cuda`` is a device, and these rules hold on it.
 
     Args:
         mixes: Functions, as ``module:name``, in which floating-point types may meet.
+        reads: Functions that may ask for single numbers, which are zero; each is counted as a copy to the host.
+        beyond: What operations of other libraries give, by name; those that are not here give nothing.
 
     Attributes:
         kernels: Kernels launched, by operation.
-        to_device: Copies from the host to the device, by the function that made them.
+        captures: Kernels of each stretch of work that was captured.
+        to_device: Copies from the host to the device, by the function that made them; those that are said not to block
+            are left out.
         to_host: Copies from the device to the host, likewise. What arrives is zeros.
     """
 
-    def __init__(self, mixes: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        mixes: Collection[str] = (),
+        reads: Collection[str] = (),
+        beyond: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> None:
         super().__init__()
         self._mixes = frozenset(mixes)
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._numbers = frozenset(reads)
+        self._beyond = dict(beyond or {})
+        self._fake = _WithoutDriver(allow_non_fake_inputs=True)
         self._capturing = False
         self._undo = contextlib.ExitStack()
         self.kernels: Counter[str] = Counter()
+        self.captures: list[int] = []
         self.to_device: Counter[str] = Counter()
         self.to_host: Counter[str] = Counter()
 
     def forget(self) -> None:
         """Count from zero again."""
-        for counts in (self.kernels, self.to_device, self.to_host):
+        for counts in (self.kernels, self.captures, self.to_device, self.to_host):
             counts.clear()
 
-    def launch(self, name: str, *tensors: torch.Tensor | None) -> None:
-        """Stand for a kernel that is not one of torch's: its tensors are on the device, and of one type.
+    def launch(self, name: str, *arguments: Any, alike: bool = False) -> None:
+        """Stand for a kernel that is not one of torch's, with what it is given: its tensors are on the device.
+
+        Args:
+            alike: Whether its floating-point tensors must be of one type.
 
         Raises:
             RuntimeError: One is not on the device.
             TypeMix: They differ in type.
         """
-        given = [tensor for tensor in tensors if tensor is not None]
+        given = [argument for argument in tree_leaves(arguments) if isinstance(argument, torch.Tensor)]
         for tensor in given:
             if not isinstance(tensor, FakeTensor):
                 raise RuntimeError(f"{name} was given a tensor on {tensor.device}, of shape {tuple(tensor.shape)}")
-        self._check_types(name, given)
+        if alike:
+            self._check_types(name, given)
         self.kernels[name] += 1
 
     @contextlib.contextmanager
     def captured(self) -> Iterator[None]:
         """As while a CUDA graph is captured: nothing may be copied between host and device."""
         before, self._capturing = self._capturing, True
+        launched = self.kernels.total()
         try:
             yield
+            self.captures.append(self.kernels.total() - launched)
         finally:
             self._capturing = before
 
@@ -116,11 +155,13 @@ class CudaRules(TorchDispatchMode):
             # Torch makes tensors of lists on the CPU, below all modes; then it moves them, which a mode can see.
             undo.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
             torch._C._set_only_lift_cpu_tensors(True)
-            undo.enter_context(mock.patch.object(torch.cuda, "_lazy_init", mock.Mock()))
+            undo.enter_context(mock.patch.object(torch.cuda, "_lazy_init", _nothing))
+            undo.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", _nothing))
             # One copy, as of any tensor on a device. A FakeTensor would ask for one number after the other.
             undo.enter_context(mock.patch.object(FakeTensor, "tolist", lambda tensor: tensor.cpu().tolist()))
             for name, stand_in in self._graphs().items():
                 undo.enter_context(mock.patch.object(torch.cuda, name, stand_in))
+            undo.enter_context(_Unpinned())
             super().__enter__()
             undo.callback(super().__exit__, None, None, None)
             # With a number: only then does torch not ask the driver which device is meant, here and from now on.
@@ -137,9 +178,17 @@ class CudaRules(TorchDispatchMode):
         leaves = tree_leaves((args, kwargs))
         on_device = [leaf for leaf in leaves if isinstance(leaf, FakeTensor)]
         devices = [leaf.type for leaf in leaves if isinstance(leaf, torch.device)]
-        if not on_device and "cuda" not in devices:
-            return func(*args, **kwargs)
         packet = func.overloadpacket
+        if not on_device and "cuda" not in devices:
+            if packet in _PINNING:  # memory that only a driver can pin
+                return args[0]
+            return func(*args, **kwargs)
+        if func.namespace not in _TORCH:
+            self.launch(packet.__name__, args, kwargs)
+            if not func._schema.returns:
+                return None
+            with self._fake:
+                return self._beyond[packet.__name__](*args, **kwargs)
         if _is_composite(func) and packet not in _FUSED:
             return self._decomposed(func, args, kwargs)
         if packet is aten._to_copy and "cpu" in devices:
@@ -148,8 +197,12 @@ class CudaRules(TorchDispatchMode):
         if packet is aten.copy_ and not isinstance(args[0], FakeTensor):
             self._note(self.to_host, "a copy to the host")
             return args[0].zero_()
+        if packet is aten._local_scalar_dense and _asker() in self._numbers:
+            self._note(self.to_host, "a number")
+            return torch.zeros((), dtype=args[0].dtype).item()
         if packet in _COPIES:
-            if not isinstance(args[-1], FakeTensor):
+            waits = not (kwargs.get("non_blocking") or (packet is aten.copy_ and args[2:] == (True,)))
+            if waits and not isinstance(args[packet is aten.copy_], FakeTensor):
                 self._note(self.to_device, "a copy from the host")
         else:
             self._check_reads(packet, args, kwargs)
@@ -191,15 +244,25 @@ class CudaRules(TorchDispatchMode):
 
     def _graphs(self) -> dict[str, Callable[..., Any]]:
         """Stand-ins in `torch.cuda`: work is captured by doing it under the rules for that, and replayed by nothing."""
-        stream = mock.Mock(spec=["wait_stream", "synchronize"])
-        return {
+        graphs: dict[str, Callable[..., Any]] = {
             "graph_pool_handle": lambda: (0, 0),
+            "is_current_stream_capturing": lambda: self._capturing,
+            "CUDAGraph": lambda: mock.Mock(spec=["replay"], **{"replay.side_effect": lambda: self.launch("graph")}),
+            "graph": lambda cuda_graph, **options: self.captured(),
+        }
+        if torch.cuda.is_available():  # or said to be
+            return graphs
+        stream = mock.Mock(spec=["wait_stream"])
+        streams: dict[str, Callable[..., Any]] = {
             "Stream": lambda *args, **kwargs: stream,
             "current_stream": lambda *args: stream,
             "stream": lambda stream: contextlib.nullcontext(),
-            "CUDAGraph": lambda: mock.Mock(spec=["replay"]),
-            "graph": lambda graph, **kwargs: self.captured(),
         }
+        return graphs | streams
+
+
+def _nothing(*arguments: Any) -> None:
+    """In place of what would ask a driver."""
 
 
 @functools.cache

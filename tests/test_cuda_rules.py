@@ -129,7 +129,7 @@ def test_kernels_beyond_torch_are_held_to_the_same_rules(rules: CudaRules) -> No
     with pytest.raises(RuntimeError, match="norm was given a tensor on cpu"):
         rules.launch("norm", rows(), torch.zeros(4))
     with pytest.raises(TypeMix):
-        rules.launch("norm", rows(), rows(torch.float32))
+        rules.launch("norm", rows(), rows(torch.float32), alike=True)
 
 
 def test_the_cpu_computes_as_ever(rules: CudaRules) -> None:

@@ -127,4 +127,5 @@ def _properties(device: Device) -> Any:
         L2_cache_size=_L2_BYTES,
         warp_size=_WARP,
         regs_per_multiprocessor=_REGISTERS,
+        is_integrated=False,
     )

@@ -1,0 +1,156 @@
+"""Requests' journeys through the real engines in bfloat16 on a GPU that is not there.
+
+SGLang's scheduler, its memory pools and its graph runner work as ever, and so do our models; only kernels compute
+nothing. A host read, an operation over two devices or a mix of types inside of a model ends the journey. Copies between
+host and device are held by name, so that a step with many requests waits no more often than one with a single request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from fake_gpu import Accelerator, RunFailed
+
+from tests.fake_gpu.inside import journey
+from tests.fake_gpu.inside.journey import Step
+
+RESULTS = "sglang.srt.managers.scheduler_components.batch_result_processor:SchedulerBatchResultProcessor."
+PICKED = {RESULTS + "_normalize_decode_outputs": 1}
+FIRST_PICKED = {RESULTS + "process_batch_result_prefill": 1}
+SAMPLER = "stages.sglang_engine.sampler:"
+ENGINE = "stages.sglang_engine.engine:Engine."
+
+# Of a step that samples: which rows, the draws, and the filters' parameters.
+DRAWN = {SAMPLER + "OmniSampler.forward": 1, SAMPLER + "draw": 1}
+FILTERS = "stages.sampling:Filters.of.<locals>.column"
+
+# Kernels of a decode step of 8, 4, 2 and 1 requests, in the graph that repeats it.
+KERNELS = {"thinker": [160, 160, 160, 148], "talker": [107, 107, 107, 101]}
+
+
+@pytest.fixture(scope="module")
+def thinker(engines: Accelerator, tiny_checkpoint: Path) -> dict[str, Any]:
+    return engines.run(journey.thinker, model_path=str(tiny_checkpoint))
+
+
+@pytest.fixture(scope="module")
+def talker(engines: Accelerator, tiny_checkpoint: Path) -> dict[str, Any]:
+    return engines.run(journey.talker, model_path=str(tiny_checkpoint))
+
+
+def steps(told: dict[str, Any], phase: str | None = None, *, prefill: bool | None = None) -> list[Step]:
+    found = msgspec.convert(told["steps"], list[Step])
+    return [step for step in found if phase in (None, step.phase) and prefill in (None, step.prefill)]
+
+
+@pytest.mark.parametrize("which", ["thinker", "talker"])
+def test_decode_steps_of_any_size_are_graphs(which: str, request: pytest.FixtureRequest) -> None:
+    told = request.getfixturevalue(which)
+    assert len(told["captures"]) == 4  # for 8, 4, 2 and 1 requests, to which others are padded
+    for step in steps(told):
+        assert step.graphs == (0 if step.prefill else 1), step
+    assert {1, 2, 3, 5} <= {len(step.batch) for step in steps(told, prefill=False)}
+
+
+@pytest.mark.parametrize("which", ["thinker", "talker"])
+def test_kernels_of_a_decode_step(which: str, request: pytest.FixtureRequest) -> None:
+    told = request.getfixturevalue(which)
+    assert told["captures"] == KERNELS[which]
+
+
+def test_a_long_prompt_is_computed_in_chunks_and_tapped_once(thinker: dict[str, Any]) -> None:
+    chunks = steps(thinker, "clip", prefill=True)
+    assert [step.batch for step in chunks] == [["clip"], ["clip"]]
+    assert [step.tapped for step in chunks] == [{}, {"clip": [[66, thinker["hidden"]], "torch.bfloat16", "cuda"]}]
+
+
+def test_states_of_a_prompt_that_is_cached_are_tapped_too(thinker: dict[str, Any]) -> None:
+    [step] = steps(thinker, "again", prefill=True)
+    assert step.cached == {"again": 69}
+    assert step.tapped == {"again": [[66, thinker["hidden"]], "torch.bfloat16", "cuda"]}
+
+
+def test_a_prefill_step_reads_nothing_but_what_was_picked(thinker: dict[str, Any]) -> None:
+    for phase in ("text", "clip", "again", "greedy 1", "greedy 5", "too many"):
+        assert [step.to_host for step in steps(thinker, phase, prefill=True)]
+        for step in steps(thinker, phase, prefill=True):
+            assert step.to_host == FIRST_PICKED
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_a_greedy_step_copies_nothing_but_what_was_picked(thinker: dict[str, Any], size: int) -> None:
+    [step, *_] = steps(thinker, f"greedy {size}", prefill=False)
+    assert len(step.batch) == size
+    assert step.to_host == PICKED
+    assert step.to_device == {}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_a_sampled_step_copies_as_often_for_many_requests_as_for_one(thinker: dict[str, Any], size: int) -> None:
+    *_, step = steps(thinker, f"sampled {size}", prefill=False)
+    assert len(step.batch) == size
+    assert step.to_host == {**PICKED, SAMPLER + "_report": 1}
+    # Places of those that are drawn, and of those that are reported; the tokens since the step before.
+    assert step.to_device == {
+        **DRAWN,
+        SAMPLER + "OmniSampler.forward": 2,
+        SAMPLER + "count_output": 1,
+        FILTERS: 4,
+    }
+
+
+def test_a_prompt_whose_memory_was_taken_back_is_computed_again(thinker: dict[str, Any]) -> None:
+    assert thinker["preemptions"] > 0
+    assert list(recomputed(steps(thinker, "too many")))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_a_frame_copies_as_often_for_many_voices_as_for_one(talker: dict[str, Any], size: int) -> None:
+    frames = steps(talker, f"voices {size}", prefill=False)
+    assert frames
+    for step in frames:
+        assert len(step.batch) == size
+        assert step.to_host == {**PICKED, ENGINE + "_collect_states": 1}
+        assert step.to_device == {**DRAWN, ENGINE + "_take_rows": 1, SAMPLER + "count_output": 1, FILTERS: 2}
+
+
+def test_a_voice_without_text_sits_out(talker: dict[str, Any]) -> None:
+    batches = [set(step.batch) for step in steps(talker, "waiting", prefill=False)]
+    assert {"stays", "waits", "goes"} in batches
+    assert {"stays"} in batches
+    assert batches[-1] == {"waits"}
+
+
+def test_a_voice_whose_memory_was_taken_back_is_computed_again(talker: dict[str, Any]) -> None:
+    assert talker["preemptions"] > 0
+    for step in recomputed(steps(talker, "too many")):
+        assert step.to_host == {**FIRST_PICKED, ENGINE + "_collect_states": 1}
+
+
+def recomputed(taken: list[Step]) -> Iterator[Step]:
+    """Steps that compute prompts of requests that had been decoded before."""
+    decoded: set[str] = set()
+    for step in taken:
+        if step.prefill and decoded & set(step.batch):
+            yield step
+        elif not step.prefill:
+            decoded |= set(step.batch)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("read", r"HostRead: _local_scalar_dense in tests\.fake_gpu\.inside\.journey:"),
+        ("device", "same device, but found at least two devices, cuda:0 and cpu"),
+        ("type", r"TypeMix: mul in stages\.sglang_engine\.rotary:ApplyAngles\._rotate"),
+    ],
+)
+def test_a_fault_in_a_model_ends_its_journey(
+    engines: Accelerator, tiny_checkpoint: Path, fault: str, message: str
+) -> None:
+    with pytest.raises(RunFailed, match=message):
+        engines.run(journey.thinker, model_path=str(tiny_checkpoint), fault=fault)
