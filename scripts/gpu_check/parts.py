@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""Checks the parts of this project that need no SGLang on a machine with one GPU, each in a process of its own.
+
+    python scripts/gpu_check/parts.py                        # on the GPU, at the 30B model's sizes
+    python scripts/gpu_check/parts.py --device cpu --small   # to rehearse it
+
+Prints one line of JSON for each thing that was checked. Weights are random. It needs torch, transformers, msgspec and
+pyzmq; `bare.py` brings the last two where they are not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from gpu_check.checks import SECONDS  # noqa: E402
+from gpu_check.running.children import findings, forked  # noqa: E402
+from gpu_check.running.finding import Finding, Log, report  # noqa: E402
+
+DEADLINE = 240
+PRELOADED = (
+    "transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe",
+    "gpu_check.running.random_parts",
+    *(f"stages.{name}" for name in ("image_encoder", "audio_encoder", "code_predictor", "code2wav", "memory_needs")),
+)
+# What a check leaves of its time for its end.
+_RESERVE = 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    log = Log(options.out)
+    if options.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    until = time.monotonic() + options.seconds
+    if options.seconds > _RESERVE:
+        preload()
+    for name in options.only or SECONDS:
+        seconds = min(SECONDS[name], until - time.monotonic())
+        if seconds <= _RESERVE:
+            log.add(Finding(name, False, {"problem": "no time was left for it"}))
+            continue
+        work = functools.partial(check, name, options.device, seconds - _RESERVE, small=options.small)
+        for finding in findings(name, forked(work), seconds):
+            log.add(finding)
+    return log.status
+
+
+def preload() -> None:
+    """Import what takes long, once for all checks; none of it uses CUDA yet."""
+    for module in PRELOADED:
+        importlib.import_module(module)
+
+
+def check(name: str, device: str, seconds: float, *, small: bool) -> None:
+    """One check in this process, which prints what it finds."""
+    import torch
+
+    from gpu_check.running.setup import Setup
+
+    if device == "cpu":
+        torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="omni-part-") as directory:
+        setup = Setup(device, small, Path(directory), time.monotonic() + seconds)
+        for finding in importlib.import_module(f"gpu_check.checks.{name}").run(setup):
+            report(finding)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Check the parts that need no SGLang on one GPU.")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--small", action="store_true", help="small sizes and few runs, to rehearse it")
+    parser.add_argument("--seconds", type=float, default=DEADLINE, help=f"for all of it (default: {DEADLINE})")
+    parser.add_argument("--only", action="append", choices=list(SECONDS), help="this check alone; repeatable")
+    parser.add_argument("--out", type=Path, help="a file that gets the lines too")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""Runs a check in a process of its own, which is ended when its time is over: a hang or a crash costs only itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+from gpu_check.running.finding import Finding
+
+# Starts a process, the first of its own session, that writes to two descriptors; gives its id.
+Start: TypeAlias = Callable[[int, int], int]
+
+_SHOWN = 1500  # characters of what it wrote to stderr
+_REAP_SECONDS = 5.0  # a process that waits for a driver may not end at all
+_POLL_SECONDS = 0.02
+
+
+def forked(work: Callable[[], object]) -> Start:
+    """A copy of this process that does `work`: it has imported already what this one has, which takes long.
+
+    This process must not have used CUDA, nor started threads.
+    """
+
+    def start(output: int, errors: int) -> int:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child:
+            return child
+        status = 1
+        try:
+            os.setsid()
+            os.dup2(output, 1)
+            os.dup2(errors, 2)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+            work()
+            status = 0
+        except BaseException:  # it must not go on as its parent would
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    return start
+
+
+def spawned(command: Sequence[str], environment: Mapping[str, str]) -> Start:
+    """A new program."""
+
+    def start(output: int, errors: int) -> int:
+        # Popen would complain that the process goes on when it is forgotten here; its id is all that is wanted.
+        return os.posix_spawn(
+            command[0], command, environment, setsid=True,
+            file_actions=[(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, errors, 2)],
+        )  # fmt: skip
+
+    return start
+
+
+def findings(name: str, start: Start, seconds: float) -> Iterator[Finding]:
+    """The findings of a child as it prints them; one more that fails where it did not end well.
+
+    Args:
+        name: Of the check, for that last finding.
+        start: Starts the child, which prints findings and ends with 0.
+        seconds: After these the child and all its children are killed.
+    """
+    began = time.monotonic()
+    until, count = began + seconds, 0
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        output, inner = os.pipe()
+        child = start(inner, errors.fileno())
+        os.close(inner)
+        try:
+            for line in _lines(output, until):
+                finding = Finding.read(line)
+                if finding is not None:
+                    count += 1
+                    yield finding
+            problem = _ending(_wait(child, until))
+        finally:
+            _kill(child)
+            os.close(output)
+        if problem is None and not count:
+            problem = "it found nothing"
+        if problem is not None:
+            errors.seek(0)
+            took = round(time.monotonic() - began, 1)
+            yield Finding(name, False, {"problem": problem, "seconds": took, "stderr": errors.read()[-_SHOWN:]})
+
+
+def _lines(stream: int, until: float) -> Iterator[str]:
+    """Lines of a pipe, until it is closed or the time is over."""
+    pending = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        while (left := until - time.monotonic()) > 0 and selector.select(left):
+            data = os.read(stream, 65536)
+            if not data:
+                break
+            *lines, pending = (pending + data).split(b"\n")
+            yield from (line.decode(errors="replace") for line in lines)
+
+
+def _wait(child: int, until: float) -> int | None:
+    """Its exit status, negative for a signal; None where it has not ended by then."""
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until:
+            return None
+        time.sleep(_POLL_SECONDS)
+
+
+def _ending(status: int | None) -> str | None:
+    """What is wrong with how it ended, or None."""
+    if status is None:
+        return "its time was over"
+    if status < 0:
+        return f"it was ended by {signal.Signals(-status).name}"
+    return f"it ended with {status}" if status else None
+
+
+def _kill(child: int) -> None:
+    """End the child with all of its children, of which some may be left when it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):  # it has been waited for
+        _wait(child, time.monotonic() + _REAP_SECONDS)

@@ -1,0 +1,73 @@
+"""One line of JSON for each thing that was checked."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+OK, FAIL = "ok", "FAIL"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check.
+
+    Attributes:
+        check: Its name.
+        ok: Whether what was found is right.
+        figures: What was measured, by names that carry the unit; values that JSON has.
+    """
+
+    check: str
+    ok: bool
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """As it is printed, without the end of the line."""
+        return json.dumps({"check": self.check, "result": OK if self.ok else FAIL, "figures": self.figures})
+
+    @classmethod
+    def read(cls, line: str) -> Finding | None:
+        """The finding that was printed as `line`, or None where the line is something else."""
+        try:
+            content = json.loads(line)
+            return cls(content["check"], content["result"] == OK, content["figures"])
+        except (ValueError, TypeError, KeyError):
+            return None
+
+
+class Log:
+    """Prints findings as they come, and keeps them in a file.
+
+    Args:
+        path: The file, which is begun anew; None keeps none.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.count = self.failed = 0
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
+
+    def add(self, finding: Finding) -> None:
+        self.count += 1
+        self.failed += not finding.ok
+        print(finding.line(), flush=True)
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(finding.line() + "\n")
+
+    @property
+    def status(self) -> int:
+        """The exit status: 0 if something was found and all of it is right."""
+        return 0 if self.count and not self.failed else 1
+
+
+def report(finding: Finding) -> None:
+    """Print a finding from a child, whose standard output holds nothing else that counts."""
+    sys.stdout.write(finding.line() + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,77 @@
+"""Time and memory of work on a device."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+MIB = 1024**2
+
+
+class Times(NamedTuple):
+    """Milliseconds of one run: the first, and the median of those after it."""
+
+    first: float
+    steady: float
+
+
+def wait(device: str) -> None:
+    """Until the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def milliseconds(work: Callable[[], object], device: str) -> float:
+    """Of one run, from an idle device to an idle device."""
+    wait(device)
+    began = time.perf_counter()
+    work()
+    wait(device)
+    return (time.perf_counter() - began) * 1e3
+
+
+def times(work: Callable[[], object], device: str, runs: int) -> Times:
+    """Of a first run and of `runs` more."""
+    first = milliseconds(work, device)
+    rest = sorted(milliseconds(work, device) for _ in range(runs))
+    return Times(round(first, 3), round(rest[len(rest) // 2], 3))
+
+
+def peak_bytes(work: Callable[[], object], device: str) -> int:
+    """Most bytes that are allocated at a time while `work` runs, beyond those before; it should have run once."""
+    wait(device)
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        wait(device)
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    assert profiler.profiler is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def held_bytes(device: str) -> int:
+    """What is held at this moment: of the GPU by anyone, or of the RAM by this process."""
+    gc.collect()
+    if device == "cuda":
+        wait(device)
+        free, total = torch.cuda.mem_get_info()
+        return total - free
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def mib(size: int) -> float:
+    return round(size / MIB, 1)
