@@ -1,0 +1,82 @@
+"""The talker's engine: voices that are fed alone, together, late, and after they lost their memory say the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from gpu_check.engine_checks.driving import Answer, Driven, difference, named
+from gpu_check.engine_checks.thinker import ALLOWED, CROWDED, judged
+from gpu_check.running.finding import Finding
+from gpu_check.running.setup import Setup
+from stages.messages import Sampling
+from stages.sglang_engine.checkpoint_view import talker_view
+from stages.sglang_engine.engine import Generation
+from stages.sglang_engine.prompt_rows import PromptRows
+from stages.talker_ar.stage import ARCHITECTURE
+
+VOICES = 8
+FRAMES = 60
+# As many as a prefill step takes where room is short: then a step has one voice, whose rows it need not copy, and which
+# must be the same when they are computed again.
+PROMPT = CROWDED["chunked_prefill_size"]
+
+
+def run(setup: Setup, checkpoint: Path) -> Iterator[Finding]:
+    allowed, voices = ALLOWED[setup.device], 5 if setup.small else VOICES
+    view = talker_view(str(checkpoint), str(setup.directory))
+    began = time.perf_counter()
+    engine = Driven(setup, view, ARCHITECTURE, fed=True, disable_radix_cache=True)
+    figures = {"seconds": round(time.perf_counter() - began, 1), "captured": engine.captured}
+    yield Finding("talker: start", bool(engine.captured) or setup.device == "cpu", figures)
+    said = Said(engine, voices)
+    alone: dict[str, Answer] = {}
+    for name in said.names:
+        alone |= engine.run(named([said.voice(name)]), said.row)
+    together = engine.run(named([said.voice(name) for name in said.names]), said.row)
+    yield judged("talker: voices together equal one alone", difference(alone, together, allowed), allowed)
+
+    def late(name: str, step: int) -> bool:
+        return (step + int(name)) % 3 == 0
+
+    parked = engine.run(named([said.voice(name) for name in said.names]), said.row, late)
+    yield judged("talker: parked voices equal one alone", difference(alone, parked, allowed), allowed)
+    engine.close()
+    options = {"disable_radix_cache": True, **CROWDED}
+    small = Driven(setup, view, ARCHITECTURE, fed=True, tokens=3 * (PROMPT + FRAMES), requests=8, **options)
+    again = small.run(named([said.voice(name) for name in said.names]), said.row)
+    lost = int(small.engine.stats()["preemptions"])
+    small.close()
+    finding = judged("talker: retraction", difference(alone, again, allowed), allowed, preemptions=lost)
+    yield Finding(finding.check, finding.ok and lost > 0, finding.figures)
+
+
+class Said:
+    """Voices with random prompts, and random rows for their frames, the same in every run."""
+
+    def __init__(self, engine: Driven, voices: int) -> None:
+        self.names = [str(index) for index in range(voices)]
+        model = engine.engine.model
+        self._table: torch.Tensor = model.model.embed_tokens.weight
+        self._device, self._dtype = self._table.device, self._table.dtype
+
+    def voice(self, name: str) -> Generation:
+        ids = torch.zeros(PROMPT, dtype=torch.int64)
+        rows = PromptRows(
+            ids=ids, positions=None, delta=0.0, media_rows=torch.arange(PROMPT), media_embeds=self._random(name, PROMPT)
+        )
+        sampling = Sampling(max_tokens=FRAMES, repetition_penalty=1.05)
+        return Generation(name, ids, rows, sampling, penalize_prompt=False)
+
+    def row(self, name: str, frame: int) -> torch.Tensor:
+        return self._random(f"{name}{frame:03}", 1)[0]
+
+    def _random(self, seed: str, rows: int) -> torch.Tensor:
+        """As large as embeddings are; on the device, as the talker's stage makes them."""
+        generator = torch.Generator().manual_seed(int(seed) + 1)
+        size = float(self._table.float().std())
+        drawn = torch.randn(rows, self._table.shape[1], generator=generator) * size
+        return drawn.to(self._device, self._dtype)

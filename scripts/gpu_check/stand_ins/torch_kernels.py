@@ -1,0 +1,102 @@
+"""SGLang's compiled kernels, as far as our models call them, in torch, with the arguments and habits of the real ones.
+
+They write where the real ones write: `fused_add_rmsnorm` into both of its inputs, `qknorm` into its own. None of them
+waits for the device or makes a tensor whose size depends on values, so that decode steps can be captured.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def rmsnorm(x: Tensor, weight: Tensor, eps: float = 1e-6, out: Tensor | None = None, **_: object) -> Tensor:
+    """`sgl_kernel.rmsnorm`."""
+    result = _normalised(x.float(), weight, eps).to(x.dtype)
+    return result if out is None else out.copy_(result)
+
+
+def fused_add_rmsnorm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6, *_: object, **__: object) -> None:
+    """`sgl_kernel.fused_add_rmsnorm`: the sum goes into `residual`, what is made of it into `x`."""
+    total = x.float() + residual.float()
+    residual.copy_(total)
+    x.copy_(_normalised(total, weight, eps))
+
+
+def qknorm(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float) -> None:
+    """Each head of q and k normalised in place."""
+    q.copy_(_normalised(q.float(), q_weight, eps))
+    k.copy_(_normalised(k.float(), k_weight, eps))
+
+
+def _normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.float()
+
+
+def silu_and_mul(x: Tensor, out: Tensor) -> Tensor:
+    """`sgl_kernel.silu_and_mul`."""
+    gate, up = x.float().chunk(2, -1)
+    return out.copy_(functional.silu(gate) * up)
+
+
+def run_activation(x: Tensor, out: Tensor, name: str) -> None:
+    """A gated activation by its name."""
+    if name != "silu":
+        raise NotImplementedError(f"no stand-in for the activation {name!r}")
+    silu_and_mul(x, out)
+
+
+def moe_sum_reduce(x: Tensor, out: Tensor, factor: float) -> None:
+    """What the experts of each token made, [tokens, experts, hidden], summed."""
+    out.copy_(x.float().sum(1) * factor)
+
+
+def moe_align_block_size(
+    topk_ids: Tensor,
+    buckets: int,
+    block_size: int,
+    sorted_ids: Tensor,
+    expert_ids: Tensor,
+    padded_total: Tensor,
+    _workspace: Tensor,
+    _pad: bool = False,
+    *_: object,
+) -> None:
+    """Places in `topk_ids` sorted by expert, those of each expert padded to whole blocks.
+
+    Args:
+        buckets: Experts and one more, the first, for ids of -1.
+        sorted_ids: Gets the places; where there is padding, their number.
+        expert_ids: Gets the expert of each block.
+        padded_total: Gets how much of `sorted_ids` counts.
+    """
+    bucket = topk_ids.flatten().long() + 1
+    count = len(bucket)
+    sizes = torch.zeros(buckets, dtype=torch.int64, device=bucket.device).scatter_add_(
+        0, bucket, torch.ones_like(bucket)
+    )
+    padded = (sizes + block_size - 1) // block_size * block_size
+    ends = padded.cumsum(0)
+    order = bucket.argsort(stable=True)
+    owner = bucket[order]
+    rank = torch.arange(count, device=bucket.device) - (sizes.cumsum(0) - sizes)[owner]
+    sorted_ids.fill_(count).scatter_(0, (ends - padded)[owner] + rank, order.to(sorted_ids.dtype))
+    blocks = torch.arange(len(expert_ids), device=bucket.device) * block_size
+    expert_ids.copy_((torch.searchsorted(ends, blocks, right=True) - 1).clamp_(max=buckets - 2))
+    padded_total[:1].copy_(ends[-1:])
+
+
+def store_cache(
+    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, places: Tensor, _limit: int = 0, skipped: int = 0
+) -> None:
+    """Keys and values into the KV cache; what would go to `skipped`, where padding goes, is left as it was."""
+    kept = (places == skipped)[:, None]
+    index = places.long()
+    for new, cache in ((k, k_cache), (v, v_cache)):
+        cache.index_copy_(0, index, torch.where(kept, cache[index], new))
+
+
+def clamp_position(out: Tensor, lengths: Tensor) -> None:
+    """Positions of the last tokens of sequences."""
+    out.copy_((lengths - 1).clamp_(min=0))

@@ -1,0 +1,116 @@
+"""What stands in for SGLang's compiled kernels does what they do, in place where they do it in place."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from gpu_check.stand_ins import install, torch_kernels
+from torch.nn import functional
+
+EPSILON = 1e-6
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def test_a_sum_is_left_in_the_residual_and_its_norm_in_the_input() -> None:
+    x, residual, weight = draw(5, 64), draw(5, 64, seed=1), draw(64, seed=2)
+    total = x + residual
+    torch_kernels.fused_add_rmsnorm(x, residual, weight, EPSILON)
+    torch.testing.assert_close(residual, total)
+    torch.testing.assert_close(x, functional.rms_norm(total, (64,), weight, EPSILON))
+
+
+def test_a_norm_leaves_its_input_alone_and_takes_a_place_for_its_result() -> None:
+    x, weight = draw(5, 64, dtype=torch.bfloat16), draw(64, seed=2, dtype=torch.bfloat16)
+    before, out = x.clone(), torch.empty_like(x)
+    result = torch_kernels.rmsnorm(x, weight, EPSILON, out)
+    assert torch.equal(x, before)
+    assert result is out
+    exact = functional.rms_norm(x.float(), (64,), weight.float(), EPSILON)
+    torch.testing.assert_close(out.float(), exact, rtol=0.01, atol=0.01)
+
+
+def test_heads_are_normalised_in_place() -> None:
+    q, k, weight = draw(3, 4, 64), draw(3, 2, 64, seed=1), draw(64, seed=2)
+    wanted = [functional.rms_norm(part, (64,), weight, EPSILON) for part in (q, k)]
+    torch_kernels.qknorm(q, k, weight, weight, EPSILON)
+    torch.testing.assert_close([q, k], wanted)
+
+
+def test_a_gate_and_the_sum_of_experts() -> None:
+    x, out = draw(5, 64), torch.empty(5, 32)
+    torch_kernels.run_activation(x, out, "silu")
+    torch.testing.assert_close(out, functional.silu(x[:, :32]) * x[:, 32:])
+    parts, total = draw(5, 3, 8), torch.empty(5, 8)
+    torch_kernels.moe_sum_reduce(parts, total, 2.0)
+    torch.testing.assert_close(total, 2 * parts.sum(1))
+    with pytest.raises(NotImplementedError, match="gelu"):
+        torch_kernels.run_activation(x, out, "gelu")
+
+
+@pytest.mark.parametrize("block", [4, 16])
+@pytest.mark.parametrize("tokens", [1, 7, 40])
+def test_places_are_sorted_by_expert_in_whole_blocks(tokens: int, block: int) -> None:
+    """Read as the experts' kernel reads it: each block has one expert, each place of a token stands in one block."""
+    experts, each = 6, 3
+    generator = torch.Generator().manual_seed(tokens)
+    chosen = torch.stack([torch.randperm(experts, generator=generator)[:each] for _ in range(tokens)]).to(torch.int32)
+    room = -(-(chosen.numel() + (experts + 1) * (block - 1)) // 4) * 4
+    places, owners = torch.full((room,), -7, dtype=torch.int32), torch.full((-(-room // block),), -7, dtype=torch.int32)
+    total = torch.zeros(1, dtype=torch.int32)
+    torch_kernels.moe_align_block_size(chosen, experts + 1, block, places, owners, total, torch.empty(0), True)
+    assert total.item() % block == 0
+    seen = []
+    for index, expert in enumerate(owners[: total.item() // block].tolist()):
+        for place in places[index * block : (index + 1) * block].tolist():
+            if place < chosen.numel():
+                assert chosen.flatten()[place] == expert
+                seen.append(place)
+            else:
+                assert place == chosen.numel()
+    assert sorted(seen) == list(range(chosen.numel()))
+
+
+def test_padding_is_kept_out_of_the_cache() -> None:
+    keys, values = torch.zeros(6, 4), torch.zeros(6, 4)
+    k, v = draw(4, 4), draw(4, 4, seed=1)
+    torch_kernels.store_cache(k, v, keys, values, torch.tensor([3, 0, 5, 0], dtype=torch.int32), 6, 0)
+    assert torch.equal(keys[[3, 5]], k[[0, 2]])
+    assert torch.equal(values[[3, 5]], v[[0, 2]])
+    assert not keys[[0, 1, 2, 4]].any()
+
+
+def test_positions_are_one_less_and_not_below_zero() -> None:
+    out = torch.empty(3, dtype=torch.int64)
+    torch_kernels.clamp_position(out, torch.tensor([0, 1, 9]))
+    assert out.tolist() == [0, 0, 8]
+
+
+@pytest.fixture
+def package(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The stand-in for `sgl_kernel`, and afterwards what there was before."""
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "sgl_kernel"}
+    install.package()
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "sgl_kernel"]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.mark.usefixtures("package")
+def test_the_package_has_every_name_and_says_which_of_them_stand_in_for_nothing() -> None:
+    kernels = importlib.import_module("sgl_kernel")
+    assert kernels.fused_add_rmsnorm is torch_kernels.fused_add_rmsnorm
+    types = importlib.import_module("sgl_kernel.scalar_type")
+    assert {types.scalar_types.uint4b8: 1}
+    with pytest.raises(NotImplementedError, match=r"no stand-in for sgl_kernel\.kvcacheio\.transfer"):
+        importlib.import_module("sgl_kernel.kvcacheio").transfer()
+    with pytest.raises(NotImplementedError, match=r"sgl_kernel\.gemma_rmsnorm"):
+        kernels.gemma_rmsnorm(1)
