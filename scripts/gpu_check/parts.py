@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from gpu_check.checks import SECONDS  # noqa: E402
-from gpu_check.running.children import findings, forked  # noqa: E402
+from gpu_check.running.children import Start, findings, forked, spawned  # noqa: E402
 from gpu_check.running.finding import Finding, Log, report  # noqa: E402
 
 DEADLINE = 240
@@ -39,26 +39,40 @@ _RESERVE = 5
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    if options.child:
+        check(options.child, options.device, options.seconds, small=options.small)
+        return 0
     log = Log(options.out)
+    until = time.monotonic() + options.seconds
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    until = time.monotonic() + options.seconds
-    if options.seconds > _RESERVE:
-        preload()
+        if options.seconds > _RESERVE:
+            preload()
     for name in options.only or SECONDS:
         seconds = min(SECONDS[name], until - time.monotonic())
         if seconds <= _RESERVE:
             log.add(Finding(name, False, {"problem": "no time was left for it"}))
             continue
-        work = functools.partial(check, name, options.device, seconds - _RESERVE, small=options.small)
-        for finding in findings(name, forked(work), seconds):
+        for finding in findings(name, child(name, options, seconds - _RESERVE), seconds):
             log.add(finding)
     return log.status
 
 
+def child(name: str, options: argparse.Namespace, seconds: float) -> Start:
+    """What starts a check: a new program where there is CUDA, of which a copy of this process could not make use.
+
+    Already the question whether there is CUDA, which libraries ask while they are imported, may begin it.
+    """
+    if options.device == "cpu":
+        return forked(functools.partial(check, name, options.device, seconds, small=options.small))
+    flags = ["--child", name, "--device", options.device, "--seconds", str(seconds)]
+    command = [sys.executable, "-W", "ignore", __file__, *flags, *(["--small"] if options.small else [])]
+    return spawned(command, os.environ)
+
+
 def preload() -> None:
-    """Import what takes long, once for all checks; none of it uses CUDA yet."""
+    """Import what takes long, once for all checks."""
     for module in PRELOADED:
         importlib.import_module(module)
 
@@ -84,6 +98,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=DEADLINE, help=f"for all of it (default: {DEADLINE})")
     parser.add_argument("--only", action="append", choices=list(SECONDS), help="this check alone; repeatable")
     parser.add_argument("--out", type=Path, help="a file that gets the lines too")
+    parser.add_argument("--child", choices=list(SECONDS), help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from gpu_check import parts
 from gpu_check.checks import SECONDS, copies, machine, predictor, ring, rotary, towers, vocoder
 from gpu_check.running.children import findings, forked, spawned
 from gpu_check.running.finding import Finding, Log
@@ -71,6 +72,14 @@ def test_what_the_deadline_leaves_no_time_for_fails(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(line["check"], line["result"]) for line in lines] == [("machine", "FAIL"), ("ring", "FAIL")]
     assert done.returncode == 1
+
+
+def test_on_a_gpu_a_check_is_a_program_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    """Shown by one that tells at once that there is no GPU here."""
+    assert parts.main(["--device", "cuda", "--only", "machine"]) == 1
+    first, second = (json.loads(line) for line in capfd.readouterr().out.splitlines())
+    assert (first["check"], first["result"], first["figures"]["gpus"]) == ("machine", "FAIL", 0)
+    assert second["check"] == "machine: hooks of transformers"
 
 
 GOOD = Finding("a", True, {"ms": 1}).line()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +51,14 @@ def test_a_gate_and_the_sum_of_experts() -> None:
     x, out = draw(5, 64), torch.empty(5, 32)
     torch_kernels.run_activation(x, out, "silu")
     torch.testing.assert_close(out, functional.silu(x[:, :32]) * x[:, 32:])
+    kernels: list[tuple[Any, tuple[int, ...]]] = [
+        (torch_kernels.run_activation_filtered, ()),
+        (torch_kernels.run_activation_sorted_filtered, (0, 0, 9)),
+    ]
+    for filtered, more in kernels:
+        again = torch.empty(5, 32)
+        filtered(x, again, torch.zeros(5), 1, *more, "silu")
+        assert torch.equal(again, out)
     parts, total = draw(5, 3, 8), torch.empty(5, 8)
     torch_kernels.moe_sum_reduce(parts, total, 2.0)
     torch.testing.assert_close(total, 2 * parts.sum(1))
@@ -114,3 +126,37 @@ def test_the_package_has_every_name_and_says_which_of_them_stand_in_for_nothing(
         importlib.import_module("sgl_kernel.kvcacheio").transfer()
     with pytest.raises(NotImplementedError, match=r"sgl_kernel\.gemma_rmsnorm"):
         kernels.gemma_rmsnorm(1)
+
+
+WRAPPERS = """
+import torch
+from stages.sglang_engine import environment
+environment.prepare()
+from gpu_check.stand_ins import install
+install.package()
+install.compiled()
+from sglang.kernels.ops.attention.clamp_position import clamp_position_cuda
+from sglang.kernels.ops.kvcache.kvcache import can_use_store_cache
+from sglang.kernels.ops.layernorm import norm
+from sglang.kernels.ops.moe import moe_align_block_size
+
+assert norm.can_use_fused_inplace_qknorm(128, torch.bfloat16) and can_use_store_cache(256)
+q, k, weight = torch.randn(3, 4, 128), torch.randn(3, 2, 128), torch.ones(128)
+norm.fused_inplace_qknorm(q, k, weight, weight, 1e-6, head_dim=128)
+torch.testing.assert_close(q.square().mean(-1), torch.ones(3, 4))
+assert clamp_position_cuda(torch.tensor([0, 4])).tolist() == [0, 3]
+places, owners, total = (torch.zeros(size, dtype=torch.int32) for size in (20, 5, 1))
+chosen = torch.tensor([[0, 1], [2, 0]], dtype=torch.int32)
+moe_align_block_size(chosen, 4, 4, places, owners, total, torch.zeros(6, dtype=torch.int32), True, False)
+assert (total.item(), owners[:3].tolist()) == (12, [0, 1, 2])
+"""
+
+
+def test_sglangs_own_wrappers_find_the_stand_ins() -> None:
+    """With the arguments that SGLang gives; in a process of its own, since it keeps what it found."""
+    scripts = Path(__file__).parents[2] / "scripts"
+    done = subprocess.run(
+        [sys.executable, "-c", WRAPPERS], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": f"{scripts}{os.pathsep}{scripts.parent}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

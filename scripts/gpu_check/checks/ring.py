@@ -42,7 +42,8 @@ _START_SECONDS = 60
 
 def run(setup: Setup) -> Iterator[Finding]:
     voices = (1, 2) if setup.small else VOICES
-    context = multiprocessing.get_context("fork")  # nothing of CUDA or ZeroMQ has begun here
+    # A copy of this process could not use CUDA; without it a copy is there sooner.
+    context: Any = multiprocessing.get_context("fork" if setup.device == "cpu" else "spawn")
     partner = context.Process(target=predict, args=(setup, max(voices)), daemon=True)
     partner.start()
     try:

@@ -19,7 +19,8 @@ from gpu_check.stand_ins import torch_kernels
 _PACKAGE = "sgl_kernel"
 _OF_PACKAGE = ("rmsnorm", "fused_add_rmsnorm", "silu_and_mul", "moe_sum_reduce", "moe_align_block_size")
 _COMPILED = (
-    "qknorm", "fused_add_rmsnorm", "run_activation", "store_cache", "clamp_position", "moe_align_block_size",
+    "qknorm", "fused_add_rmsnorm", "run_activation", "run_activation_filtered", "run_activation_sorted_filtered",
+    "store_cache", "clamp_position", "moe_align_block_size",
 )  # fmt: skip
 
 

@@ -47,6 +47,18 @@ def run_activation(x: Tensor, out: Tensor, name: str) -> None:
     silu_and_mul(x, out)
 
 
+def run_activation_filtered(x: Tensor, out: Tensor, _experts: Tensor, _step: int, name: str) -> None:
+    """A gated activation of the rows that have an expert. Here it is of all rows: nobody reads the others."""
+    run_activation(x, out, name)
+
+
+def run_activation_sorted_filtered(
+    x: Tensor, out: Tensor, _experts: Tensor, _step: int, _places: Tensor, _total: Tensor, _valid: int, name: str
+) -> None:
+    """Likewise, of rows in blocks of one expert."""
+    run_activation(x, out, name)
+
+
 def moe_sum_reduce(x: Tensor, out: Tensor, factor: float) -> None:
     """What the experts of each token made, [tokens, experts, hidden], summed."""
     out.copy_(x.float().sum(1) * factor)
