@@ -32,6 +32,18 @@ _REPORTED = {
     ("RTX3090", "24"): 24576,
 }
 
+# Compute capability of cards, by what their driver's name or their description has in it.
+_CAPABILITIES = {
+    (7, 0): ("V100",),
+    (7, 5): ("T4", "RTX 2080", "RTX 8000"),
+    (8, 0): ("A100", "A30"),
+    (8, 6): ("A10", "A10G", "A16", "A40", "A6000", "RTX 3090", "RTX3090"),
+    (8, 9): ("L4", "L40", "L40S", "RTX 4090", "RTX4090", "RTX 6000 Ada"),
+    (9, 0): ("H100", "H200", "H20", "H800", "GH200"),
+    (10, 0): ("B200", "GB200"),
+    (12, 0): ("RTX 5090", "RTX5090"),
+}
+
 _KIND = re.compile(
     r"(?:(?P<count>[0-9]+)\s*[x×*]\s*)?(?:(?P<name>[\w.]+)-)?(?P<size>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>GiB|GB)"
 )
@@ -127,6 +139,14 @@ def memory_used(gpus: Sequence[Gpu]) -> dict[int, int]:
         StartupError: the driver does not answer.
     """
     return _answers(gpus, lambda nvml, handle, card: int(nvml.nvmlDeviceGetMemoryInfo(handle).used))
+
+
+def known_capability(gpu: Gpu) -> tuple[int, int] | None:
+    """Compute capability of a GPU that is here or elsewhere, by its name; None for a name that is not known."""
+    for found, names in _CAPABILITIES.items():
+        if any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", gpu.name) for name in names):
+            return found
+    return None
 
 
 def capability(gpu: Gpu) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from omni_pipeline.config import trace_target
 from omni_pipeline.config.schema import Config, Server
 from omni_pipeline.contract.graph import load_object
 from omni_pipeline.deployment import checkpoint, host_memory
-from omni_pipeline.deployment.division import check_ranks
+from omni_pipeline.deployment.division import check_stages
 from omni_pipeline.deployment.memory_plan import place, refuse, sized
 from omni_pipeline.deployment.resolve import Deployment, resolve
 from omni_pipeline.errors import StartupError
@@ -139,7 +139,7 @@ def check_model(deployment: Deployment, display: Display) -> tuple[str, Deployme
     if spec is None:
         return deployment.model_path, deployment
     found = checkpoint.resolve(deployment.model_path, spec, display.note)
-    check_ranks(deployment, found.path)
+    check_stages(deployment, found)
     used = memory_used(deployment.gpus) if deployment.gpus else {}
     placement = place(deployment, found, ram=host_memory.available_bytes(), used=used)
     refuse(placement)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from omni_pipeline.contract.graph import COLLECTOR, GATEWAY, CheckpointSpec, Edge, Graph, StageSpec
-from stages import messages, options
+from stages import messages, misfits, options
 from stages.checkpoint import memory_needs
-from stages.checkpoint.tensor_shapes import fp8_tensors, stored_tensors
+from stages.checkpoint.tensor_shapes import fp8_config, stored_tensors
 from stages.flags import QWEN3_OMNI_FLAGS
+from stages.quantization import plain_config
 
 _REFERENCE = ("transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe",)
 _ENGINE = ("stages.sglang_engine.preload",)
@@ -24,7 +25,8 @@ QWEN3_OMNI = Graph(
             (("preprocessor_config.json",), ("processor_config.json",)),
         ),
         tensors=stored_tensors,
-        quantised=fp8_tensors,
+        plain=plain_config,
+        quantised=fp8_config,
     ),
     text_stages=frozenset(
         {"preprocessing", "image_encoder", "audio_encoder", "mm_aggregate", "thinker", "decode"},
@@ -43,6 +45,7 @@ QWEN3_OMNI = Graph(
             preload=_REFERENCE,
             accelerated=True,
             weights=("thinker.visual.",),
+            misfit=misfits.plain("thinker.visual."),
             needs=memory_needs.vision,
         ),
         StageSpec(
@@ -52,6 +55,7 @@ QWEN3_OMNI = Graph(
             preload=_REFERENCE,
             accelerated=True,
             weights=("thinker.audio_tower.",),
+            misfit=misfits.plain("thinker.audio_tower."),
             needs=memory_needs.audio,
         ),
         StageSpec("mm_aggregate", "stages.mm_aggregate:Aggregate", options.AggregateOptions, preload=("torch",)),
@@ -63,10 +67,7 @@ QWEN3_OMNI = Graph(
             accelerated=True,
             weights=("thinker.model.", "thinker.lm_head."),
             parallel=True,
-            divided=(
-                "thinker_config.text_config.num_attention_heads",
-                "thinker_config.text_config.moe_intermediate_size",
-            ),
+            misfit=misfits.thinker,
             fills_memory=True,
             needs=memory_needs.thinker,
         ),
@@ -78,6 +79,7 @@ QWEN3_OMNI = Graph(
             preload=_ENGINE,
             accelerated=True,
             weights=("talker.model.", "talker.codec_head.", "talker.text_projection.", "talker.hidden_projection."),
+            misfit=misfits.talker,
             fills_memory=True,
             usual_gpu=1,
             needs=memory_needs.talker,
@@ -89,6 +91,7 @@ QWEN3_OMNI = Graph(
             preload=_REFERENCE,
             accelerated=True,
             weights=("talker.code_predictor.", "talker.model.codec_embedding."),
+            misfit=misfits.plain("talker.code_predictor."),
             usual_gpu=1,
             needs=memory_needs.predictor,
         ),
@@ -99,6 +102,7 @@ QWEN3_OMNI = Graph(
             preload=_REFERENCE,
             accelerated=True,
             weights=("code2wav.",),
+            misfit=misfits.plain("code2wav."),
             usual_gpu=1,
             needs=memory_needs.vocoder,
         ),

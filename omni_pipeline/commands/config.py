@@ -20,7 +20,7 @@ from omni_pipeline.config.layers import Settings
 from omni_pipeline.config.schema import Config
 from omni_pipeline.contract.graph import load_graph
 from omni_pipeline.deployment import checkpoint, host_memory
-from omni_pipeline.deployment.division import check_ranks
+from omni_pipeline.deployment.division import check_stages
 from omni_pipeline.deployment.memory_plan import place, refuse, sized
 from omni_pipeline.deployment.resolve import Deployment, resolve
 
@@ -75,7 +75,7 @@ def check(settings: Settings, gpus: Gpus = None) -> None:
     spec = deployment.graph.checkpoint
     if spec is not None and os.path.isdir(deployment.model_path):
         found = checkpoint.resolve(deployment.model_path, spec, console.print)
-        check_ranks(deployment, found.path)
+        check_stages(deployment, found)
         refuse(place(deployment, found, ram=host_memory.available_bytes()))
         told = "complete, and it fits"
     else:

@@ -17,7 +17,7 @@ from omni_pipeline.config.layers import Settings
 from omni_pipeline.contract.stage_memory import Request
 from omni_pipeline.deployment import checkpoint, host_memory
 from omni_pipeline.deployment.alternatives import Remedy, remedies
-from omni_pipeline.deployment.division import check_ranks
+from omni_pipeline.deployment.division import check_stages
 from omni_pipeline.deployment.memory_plan import DevicePlan, Placement, place
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import memory_used
@@ -67,7 +67,7 @@ def planned(settings: Settings, gpus: str | None, request: Request) -> Plan:
     if spec is None:
         raise StartupError(f"The graph {deployment.graph.name} loads no checkpoint, so there is nothing to plan.")
     found = checkpoint.describe(deployment.model_path, spec)
-    check_ranks(deployment, found.path)
+    check_stages(deployment, found)
     used = memory_used(deployment.gpus) if gpus is None and deployment.gpus else {}
     placement = place(deployment, found, ram=host_memory.available_bytes(), used=used, request=request)
     seek = deployment.uses_cuda and not placement.fits

@@ -14,8 +14,10 @@ from msgspec import Struct
 from omni_pipeline.contract.flag import Flag
 from omni_pipeline.contract.stage_memory import TellNeeds
 from omni_pipeline.errors import StartupError
+from omni_pipeline.share import TellMisfit
 
-TellTensors: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, tuple[int, int]]]
+TellTensors: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, tuple[int, int, bool]]]
+TellConfig: TypeAlias = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 # The two ends of every graph, in the main process.
 GATEWAY = "gateway"
@@ -33,7 +35,8 @@ class StageSpec(Struct, frozen=True):
         accelerated: Whether the stage computes on a GPU when there is one.
         weights: Prefixes of the checkpoint's tensors that it loads; none for a stage without weights.
         parallel: Whether several GPUs can share its work (tensor parallelism).
-        divided: Values in the checkpoint's ``config.json``, by dotted path, that the number of ranks has to divide.
+        misfit: Tells why it cannot compute with a checkpoint's weights where it is put; None for a stage that always
+            can.
         fills_memory: Whether it uses all the memory that it is given, as a KV cache does. It then loads after the
             others on its GPU, when their memory is taken.
         usual_gpu: Index of the GPU that it gets where there are several and the configuration names none.
@@ -48,7 +51,7 @@ class StageSpec(Struct, frozen=True):
     accelerated: bool = False
     weights: tuple[str, ...] = ()
     parallel: bool = False
-    divided: tuple[str, ...] = ()
+    misfit: TellMisfit | None = None
     fills_memory: bool = False
     usual_gpu: int = 0
     needs: TellNeeds | None = None
@@ -63,15 +66,17 @@ class CheckpointSpec(Struct, frozen=True):
         files: Files that have to be there; each entry is a set of alternatives, as in
             ``(("vocab.json", "merges.txt"), ("tokenizer.json",))``: all of the first, or all of the second.
         tensors: Tells from a parsed ``config.json`` the tensors of such a checkpoint: for each name its number of
-            elements and its bytes. None where that cannot be told.
-        quantised: The same for a checkpoint of the same model with its weights in FP8.
+            elements, its bytes, and whether it keeps its type when it is loaded. None where that cannot be told.
+        plain: The ``config.json`` of the same model with plain weights, which is what a CPU holds of quantised ones.
+        quantised: The ``config.json`` of the same model with its weights in FP8.
     """
 
     title: str
     model_types: tuple[str, ...]
     files: tuple[tuple[tuple[str, ...], ...], ...] = ()
     tensors: TellTensors | None = None
-    quantised: TellTensors | None = None
+    plain: TellConfig | None = None
+    quantised: TellConfig | None = None
 
 
 class Edge(Struct, frozen=True):

@@ -11,8 +11,8 @@ from omni_pipeline.config.schema import Config, StageConfig
 from omni_pipeline.contract.flag import Flag
 from omni_pipeline.contract.graph import Graph, load_graph
 from omni_pipeline.contract.stage_memory import Request
-from omni_pipeline.deployment.checkpoint import Checkpoint, Stored
-from omni_pipeline.deployment.division import check_ranks
+from omni_pipeline.deployment.checkpoint import Checkpoint, described
+from omni_pipeline.deployment.division import check_stages
 from omni_pipeline.deployment.memory_plan import Placement, place
 from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.errors import StartupError
@@ -157,10 +157,9 @@ def _sizes(config: Config, checkpoint: Checkpoint, gpus: tuple[Gpu, ...]) -> dic
 def _quantised(graph: Graph, checkpoint: Checkpoint) -> Checkpoint | None:
     """The checkpoint with its weights in FP8; None where they are, or where none is known."""
     spec = graph.checkpoint
-    if spec is None or spec.quantised is None or checkpoint.config.get("quantization_config"):
+    if spec is None or spec.quantised is None or any(stored.fixed for stored in checkpoint.tensors.values()):
         return None
-    tensors = {name: Stored(*stored) for name, stored in spec.quantised(checkpoint.config).items()}
-    return structs.replace(checkpoint, tensors=tensors)
+    return described(checkpoint.path, spec.quantised(checkpoint.config), spec)
 
 
 def _one_gpu(config: Config, checkpoint: Checkpoint) -> Iterator[_Attempt]:
@@ -182,7 +181,7 @@ def _tried(attempt: _Attempt, request: Request) -> Placement | None:
     """What an attempt takes; None where the configuration itself refuses it."""
     try:
         deployment = resolve(attempt.config, attempt.gpus)
-        check_ranks(deployment, attempt.checkpoint.path)
+        check_stages(deployment, attempt.checkpoint)
     except StartupError:
         return None
     return place(deployment, attempt.checkpoint, request=request)

@@ -17,6 +17,9 @@ from omni_pipeline.errors import StartupError
 
 _INDEX = "model.safetensors.index.json"
 
+# Types of tensors that are loaded in the type that a stage computes in, whatever they are stored in.
+_CAST = ("F64", "F32", "F16", "BF16")
+
 # A safetensors header beyond this is not one.
 _MAX_HEADER_BYTES = 100 * 1024 * 1024
 
@@ -28,10 +31,14 @@ class _Index(Struct):
 
 
 class Stored(Struct, frozen=True):
-    """A tensor of a checkpoint: how many elements it has, and how many bytes they take."""
+    """A tensor of a checkpoint: how many elements it has, how many bytes they take, and whether it keeps its type.
+
+    Weights that are quantised keep theirs: floats of one byte, and integers that several numbers are packed into.
+    """
 
     elements: int
     nbytes: int
+    fixed: bool = False
 
 
 class _Weight(Struct):
@@ -44,7 +51,7 @@ class _Weight(Struct):
     @property
     def stored(self) -> Stored:
         begin, end = self.data_offsets
-        return Stored(math.prod(self.shape), end - begin)
+        return Stored(math.prod(self.shape), end - begin, self.dtype not in _CAST)
 
 
 class Checkpoint(Struct, frozen=True):
@@ -70,13 +77,11 @@ class Checkpoint(Struct, frozen=True):
         """Bytes of the tensors whose names begin with one of `prefixes`, once they are loaded.
 
         Args:
-            item_size: Of the data type they are loaded in; None for the one they are stored in. Weights that are
-                stored in less than two bytes each are quantised, and stay so.
+            item_size: Of the data type they are loaded in; None for the one they are stored in.
         """
         held = (tensor for name, tensor in self.tensors.items() if name.startswith(tuple(prefixes)))
         return sum(
-            tensor.nbytes if item_size is None or tensor.nbytes < 2 * tensor.elements else tensor.elements * item_size
-            for tensor in held
+            tensor.nbytes if item_size is None or tensor.fixed else tensor.elements * item_size for tensor in held
         )
 
 
@@ -137,9 +142,14 @@ def describe(model_path: str, spec: CheckpointSpec) -> Checkpoint:
         )
     if spec.tensors is None or any(path.glob("*.safetensors")):
         return inspect(path, spec)
-    config = _config(path, spec)
-    tensors = {name: Stored(*stored) for name, stored in spec.tensors(config).items()}
-    return Checkpoint(str(path.resolve()), config, tensors)
+    return described(str(path.resolve()), _config(path, spec), spec)
+
+
+def described(path: str, config: dict[str, Any], spec: CheckpointSpec) -> Checkpoint:
+    """The checkpoint that a ``config.json`` implies. Raises StartupError where that cannot be told."""
+    if spec.tensors is None:
+        raise StartupError(f"What a {spec.title} checkpoint holds cannot be told from its config.json.")
+    return Checkpoint(path, config, {name: Stored(*stored) for name, stored in spec.tensors(config).items()})
 
 
 def _config(path: Path, spec: CheckpointSpec) -> dict[str, Any]:

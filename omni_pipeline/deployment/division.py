@@ -1,32 +1,46 @@
-"""Whether a checkpoint's model can be divided among as many ranks as a deployment has."""
+"""Whether each stage can compute with a checkpoint's weights: on its device, and divided among its ranks."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from msgspec import structs
 
-import msgspec
-
-from omni_pipeline.deployment.resolve import Deployment
+from omni_pipeline import gpus
+from omni_pipeline.deployment.checkpoint import Checkpoint
+from omni_pipeline.deployment.resolve import Deployment, StagePlan
 from omni_pipeline.errors import StartupError
+from omni_pipeline.share import Share, TellMisfit
+
+_MOST_RANKS = 16
 
 
-def check_ranks(deployment: Deployment, model_path: str) -> None:
-    """Raise StartupError when the ranks of a stage do not divide its model evenly."""
-    plans = [plan for worker in deployment.workers for plan in worker.stages if plan.tp_size > 1]
-    config = msgspec.json.decode((Path(model_path) / "config.json").read_bytes()) if plans else {}
-    for plan in plans:
-        for path in deployment.graph.stage(plan.name).divided:
-            value = _value(config, path)
-            if isinstance(value, int) and value % plan.tp_size:
-                raise StartupError(
-                    f"stages.{plan.name}.tp_size: {plan.tp_size} ranks cannot share the model evenly: its "
-                    f"{path.rpartition('.')[2]} is {value}. Use a number that divides it."
-                )
+def check_stages(deployment: Deployment, checkpoint: Checkpoint) -> None:
+    """Raise StartupError when a stage cannot compute with its weights as it is deployed, with what would do."""
+    for worker in deployment.workers:
+        for plan in worker.stages:
+            misfit = deployment.graph.stage(plan.name).misfit
+            if misfit is not None:
+                _check(plan, misfit, _share(deployment, checkpoint, plan))
 
 
-def _value(config: Any, path: str) -> Any:
-    """What is at a dotted path; None where there is nothing."""
-    for name in path.split("."):
-        config = config.get(name) if isinstance(config, dict) else None
-    return config
+def _check(plan: StagePlan, misfit: TellMisfit, share: Share) -> None:
+    reason = misfit(share)
+    if reason is None:
+        return
+    others = [ranks for ranks in range(1, _MOST_RANKS + 1) if misfit(structs.replace(share, ranks=ranks)) is None]
+    if not others:
+        raise StartupError(f"stages.{plan.name}: {reason}.")
+    raise StartupError(
+        f"stages.{plan.name}.tp_size: {plan.tp_size} ranks cannot share the model evenly: {reason}. "
+        f"Up to {_MOST_RANKS}, these numbers of ranks can: {', '.join(map(str, others))}."
+    )
+
+
+def _share(deployment: Deployment, checkpoint: Checkpoint, plan: StagePlan) -> Share:
+    known = [gpus.known_capability(deployment.gpus[index]) for index in plan.gpus]
+    return Share(
+        config=checkpoint.config,
+        tensors=checkpoint.tensors.keys(),
+        device=plan.device,
+        ranks=plan.tp_size,
+        capability=min((capability for capability in known if capability is not None), default=None),
+    )

@@ -9,7 +9,7 @@ from msgspec import Struct, structs
 
 from omni_pipeline.contract.plan import StagePlan, WorkerPlan
 from omni_pipeline.contract.stage_memory import Cache, Needs, Request, Situation
-from omni_pipeline.deployment.checkpoint import Checkpoint
+from omni_pipeline.deployment.checkpoint import Checkpoint, described
 from omni_pipeline.deployment.resolve import Deployment
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu
@@ -188,8 +188,9 @@ def place(
         request: What to count in, and by what to divide memory between caches.
     """
     request = request or Request()
+    unpacked = _unpacked(deployment, checkpoint)
     demands = [
-        _demand(deployment, checkpoint, worker, plan, request)
+        _demand(deployment, unpacked if plan.device == "cpu" else checkpoint, worker, plan, request)
         for worker in deployment.workers
         for plan in worker.stages
     ]
@@ -229,6 +230,14 @@ def place(
         problems=tuple(problems),
         notes=tuple(_tight(device) for device in devices if device.fits and device.left < 0),
     )
+
+
+def _unpacked(deployment: Deployment, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint as a CPU holds it, where quantised weights become plain ones."""
+    spec = deployment.graph.checkpoint
+    if spec is None or spec.plain is None or not any(stored.fixed for stored in checkpoint.tensors.values()):
+        return checkpoint
+    return described(checkpoint.path, spec.plain(checkpoint.config), spec)
 
 
 def _empty(gpu: Gpu, used: int, pinned: bool) -> DevicePlan:

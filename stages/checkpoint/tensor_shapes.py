@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from omni_pipeline.errors import StartupError
 from omni_pipeline.wire.messages import ITEM_SIZE
+from stages import quantised_tensors, quantization
 from stages.checkpoint.model_config import (
     AudioConfig,
     DecoderConfig,
@@ -28,55 +28,41 @@ KERNEL = 7
 
 _EXPANSION = 4
 
-# What an FP8 checkpoint quantises: the linear layers of the two mixtures of experts, but not what routes.
-_QUANTISED = ("thinker.model.layers.", "talker.model.layers.")
-_SCALE_BYTES = 4
-
 
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors by name, for a parsed ``config.json``. Raises StartupError where it lacks a size."""
     return dict(_model(read(config)))
 
 
-def stored_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Elements and bytes of all tensors by name.
+def stored_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int, bool]]:
+    """Elements and bytes of all tensors by name, and whether they keep their type when they are loaded.
 
     Raises:
-        StartupError: a size is lacking, or the weights are quantised in a way that only they themselves can tell.
+        StartupError: a size is lacking, or the weights are quantised in a way that is not known.
     """
     model = read(config)
     item = ITEM_SIZE[model.stored_dtype.removeprefix("torch.")]
-    shapes = dict(_model(model))
-    sizes = {name: (math.prod(shape), math.prod(shape) * item) for name, shape in shapes.items()}
-    if model.quantization_config:
-        sizes |= _quantised(model, shapes)
-    return sizes
+    quantised = [found for part in quantization.PARTS if (found := quantization.read(config, part)) is not None]
+    stored: dict[str, tuple[int, int, bool]] = {}
+    for name, shape in _model(model):
+        module = name.removesuffix(".weight")
+        own = next((one for one in quantised if one.covers(module)), None) if module != name else None
+        if own is None:
+            stored[name] = math.prod(shape), math.prod(shape) * item, False
+        else:
+            stored |= quantised_tensors.sizes(own, module, shape, item)
+    return stored
 
 
-def fp8_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """The same for the checkpoint of this model with FP8 weights, in blocks as it is usual."""
-    return stored_tensors({**config, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}})
+def fp8_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int, bool]]:
+    """The same of the checkpoint of `fp8_config`."""
+    return stored_tensors(fp8_config(config))
 
 
-def _quantised(model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
-    """The tensors that differ in a checkpoint with FP8 weights and a scale for each block of them."""
-    quantization = model.quantization_config
-    method, block = quantization.get("quant_method"), quantization.get("weight_block_size")
-    if method != "fp8":
-        raise StartupError(
-            f"config.json says quant_method {method!r}: what such a checkpoint takes can be told from its weight files "
-            "only, of which there are none here."
-        )
-    kept = quantization.get("modules_to_not_convert") or ()
-    sizes: dict[str, tuple[int, int]] = {}
-    for name, shape in shapes.items():
-        linear = name.startswith(_QUANTISED) and name.endswith("_proj.weight")
-        if not linear or any(f".{part}." in f".{name}" for part in kept):
-            continue
-        scales = math.prod(-(-size // side) for size, side in zip(shape, block or shape, strict=True))
-        sizes[name] = math.prod(shape), math.prod(shape)
-        sizes[f"{name}_scale_inv"] = scales, scales * _SCALE_BYTES
-    return sizes
+def fp8_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``config.json`` of the same model with FP8 weights, in blocks as it is usual."""
+    method = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    return {**config, "quantization_config": method}
 
 
 def _model(model: ModelConfig) -> Shapes:

@@ -102,6 +102,15 @@ def test_the_guide_s_fractions_are_tight_but_not_refused(model: str, flags: tupl
     assert "GPU 0 (H100-80GB) is tight" in result.stdout
 
 
+def test_ranks_that_would_cut_an_fp8_block_are_refused(model: str, tmp_path: Path) -> None:
+    config = json.loads((Path(model) / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = plan(str(tmp_path), *FOUR, "--gpu-thinker", "0,1,2,3")
+    assert "moe_intermediate_size is 768: 192, for each, which is no multiple of 128" in str(result.exception)
+    assert "these numbers of ranks can: 1, 2." in str(result.exception)
+
+
 def test_ranks_that_do_not_divide_the_model_are_refused(model: str) -> None:
     result = plan(model, "--gpus", "3x48GB", "--gpu-thinker", "0,1,2")
     assert "3 ranks cannot share the model evenly" in str(result.exception)

@@ -23,13 +23,13 @@ SPEC = CheckpointSpec(
 )
 
 
-def safetensors(tensors: dict[str, list[int]]) -> bytes:
-    """A weight file with float32 zeros of these shapes."""
+def safetensors(tensors: dict[str, list[int]], dtype: str = "F32") -> bytes:
+    """A weight file with zeros of these shapes, in a type of four bytes."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in tensors.items():
         begin, end = end, end + 4 * shape[0] * shape[1]
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + bytes(end)
 
@@ -63,15 +63,22 @@ def test_complete_checkpoint_is_found_with_its_sizes(whole: Path) -> None:
 
 
 def test_weights_are_counted_as_stored_or_in_another_type() -> None:
-    checkpoint = Checkpoint("x", {}, {"ear.a": Stored(6, 24), "ear.b": Stored(1, 4), "mouth.c": Stored(20, 20)})
+    checkpoint = Checkpoint(
+        "x", {}, {"ear.a": Stored(6, 24), "ear.b": Stored(1, 4), "mouth.c": Stored(20, 20, fixed=True)}
+    )
     assert checkpoint.held_bytes(["ear."], None) == 28
     assert checkpoint.held_bytes(["ear."], 2) == 14
     assert checkpoint.held_bytes(["mouth."], 2) == 20, "quantised weights stay so"
     assert checkpoint.held_bytes([], 2) == 0
 
 
-def numbered(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    return {"ear.a": (config["size"], 2 * config["size"])}
+def test_integers_that_numbers_are_packed_into_stay_so(whole: Path) -> None:
+    (whole / "two.safetensors").write_bytes(safetensors({"mouth.c": [4, 5]}, "I32"))
+    assert resolve(str(whole), SPEC, lambda _: None).held_bytes(["mouth."], 2) == 80
+
+
+def numbered(config: dict[str, Any]) -> dict[str, tuple[int, int, bool]]:
+    return {"ear.a": (config["size"], 2 * config["size"], False)}
 
 
 def test_plan_needs_no_weights(tmp_path: Path) -> None:

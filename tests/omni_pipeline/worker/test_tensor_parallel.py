@@ -7,15 +7,18 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from omni_pipeline.config.schema import Config, StageConfig
-from omni_pipeline.deployment.division import check_ranks
+from omni_pipeline.deployment.checkpoint import described
+from omni_pipeline.deployment.division import check_stages
 from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import parse
 from omni_pipeline.supervision.pipeline import Supervisor
+from stages.topology import QWEN3_OMNI
 from tests.omni_pipeline.sessions import Session, echo_config, gone, running
 
 
@@ -105,18 +108,49 @@ async def test_reason_of_ranks_that_cannot_load_is_told(run_root: Path) -> None:
     [
         (2, None),
         (4, None),
-        (8, "stages.thinker.tp_size: 8 ranks cannot share the model evenly: its num_attention_heads is 4."),
-        (3, "3 ranks cannot share the model evenly: its num_attention_heads is 4. Use a number that divides it."),
+        (
+            64,
+            "stages.thinker.tp_size: 64 ranks cannot share the model evenly: num_attention_heads is 32: 0.5, not a w",
+        ),
+        (3, "10.6667, not a whole number, for each. Up to 16, these numbers of ranks can: 1, 2, 4, 8, 16."),
     ],
 )
-def test_number_of_ranks_has_to_divide_the_model(tmp_path: Path, ranks: int, message: str | None) -> None:
-    text = {"num_attention_heads": 4, "moe_intermediate_size": 64}
-    (tmp_path / "config.json").write_text(json.dumps({"thinker_config": {"text_config": text}}))
-    config = Config(model_path="x", stages={"thinker": StageConfig(tp_size=ranks)})
-    deployment = resolve(config, parse("8x24GB"))
-    if message is None:
-        check_ranks(deployment, str(tmp_path))
-        return
-    with pytest.raises(StartupError) as caught:
-        check_ranks(deployment, str(tmp_path))
-    assert message in str(caught.value)
+def test_number_of_ranks_has_to_divide_the_model(data: Path, ranks: int, message: str | None) -> None:
+    told = refusal(data, {}, ranks)
+    assert told is None if message is None else message in str(told)
+
+
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+INT4 = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
+
+
+@pytest.mark.parametrize("quantization", [FP8, INT4])
+@pytest.mark.parametrize(("ranks", "part"), [(4, 192), (8, 96)])
+def test_each_rank_has_to_get_whole_blocks_and_groups(
+    data: Path, quantization: dict[str, Any], ranks: int, part: int
+) -> None:
+    told = str(refusal(data, quantization, ranks))
+    assert told.startswith(f"stages.thinker.tp_size: {ranks} ranks cannot share the model evenly: ")
+    assert f"moe_intermediate_size is 768: {part}, for each, which is no multiple of 128" in told
+    assert told.endswith("these numbers of ranks can: 1, 2.")
+    assert refusal(data, quantization, 2) is None
+
+
+def test_ranks_on_a_cpu_share_what_is_unpacked(data: Path) -> None:
+    assert refusal(data, FP8, 4, gpus="") is None
+
+
+def refusal(data: Path, quantization: dict[str, Any], ranks: int, gpus: str = "64x80GB") -> StartupError | None:
+    """What is said of the 30B model, so quantised, with so many ranks of the thinker."""
+    config = json.loads((data / "qwen3_omni_30b" / "config.json").read_text())
+    config |= {"quantization_config": quantization} if quantization else {}
+    assert QWEN3_OMNI.checkpoint is not None
+    checkpoint = described("x", config, QWEN3_OMNI.checkpoint)
+    stages = {"thinker": StageConfig(tp_size=ranks)}
+    settings = Config(model_path="x", stages=stages, device="auto" if gpus else "cpu")
+    deployment = resolve(settings, parse(gpus) if gpus else ())
+    try:
+        check_stages(deployment, checkpoint)
+    except StartupError as error:
+        return error
+    return None

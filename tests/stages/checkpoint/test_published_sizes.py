@@ -102,7 +102,7 @@ def test_a_checkpoint_of_half_the_weights_leaves_the_rest_to_the_caches(model: s
         checkpoint.path,
         checkpoint.config,
         {
-            name: Stored(stored.elements, stored.elements)
+            name: Stored(stored.elements, stored.elements, fixed=True)
             if name.startswith(("thinker.model.layers.", "talker.model.layers.")) and name.endswith("_proj.weight")
             else stored
             for name, stored in checkpoint.tensors.items()

@@ -1,0 +1,123 @@
+"""Why a stage cannot compute with a checkpoint's weights: as they are quantised, on its GPU, among its ranks.
+
+What is said of SGLang here was read in its sources (0.5.23, ``srt/layers/quantization``); where they can be asked on a
+CPU, `tests/stages/test_misfits.py` asks them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+from omni_pipeline.share import Share, TellMisfit
+from stages import quantization
+from stages.checkpoint.model_config import DecoderConfig, read
+from stages.quantised_parts import misplaced
+from stages.quantization import FLOATS, Form, Quantization, Sharing
+
+# Experts of Marlin: rows of a tile. Where groups are smaller they do not matter for AWQ, which has Triton kernels too.
+_MARLIN_ROWS = 64
+
+# Needed of a GPU: for integers Marlin's kernels, for FP8 experts Triton's or CUTLASS's.
+_MARLIN_CAPABILITY = (8, 0)
+_FP8_CAPABILITY = (8, 9)
+
+
+class _Width(Struct, frozen=True):
+    """A width of the model that ranks divide.
+
+    Attributes:
+        unit: That each rank's share must be a multiple of.
+    """
+
+    name: str
+    size: int
+    unit: int = 1
+
+
+def thinker(share: Share) -> str | None:
+    """Of the stage thinker."""
+    return _decoder(share, "thinker", read(share.config).thinker_config.text_config)
+
+
+def talker(share: Share) -> str | None:
+    """Of the stage talker_ar."""
+    config = read(share.config).talker_config
+    return None if config is None else _decoder(share, "talker", config.text_config)
+
+
+def plain(prefix: str) -> TellMisfit:
+    """Of a stage whose weights, under this prefix, must be plain."""
+
+    def misfit(share: Share) -> str | None:
+        held = (name for name in share.tensors if name.startswith(prefix))
+        name = next(filter(quantization.is_quantised, held), None)
+        return name and f"{name} is quantised, and only the decoders of thinker and talker may be"
+
+    return misfit
+
+
+def _decoder(share: Share, part: str, decoder: DecoderConfig) -> str | None:
+    found = quantization.read(share.config, part)
+    reasons = (
+        misplaced(found, part, share.tensors),
+        _unable(found, share) if found is not None and share.device == "cuda" else None,
+        *_uneven(share, decoder, found if share.device == "cuda" else None),
+    )
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _unable(found: Quantization, share: Share) -> str | None:
+    """Why SGLang has no kernels for the form on this GPU."""
+    floats = found.form in FLOATS
+    least = _FP8_CAPABILITY if floats else _MARLIN_CAPABILITY
+    if share.capability is not None and share.capability < least:
+        have, need = (".".join(map(str, capability)) for capability in (share.capability, least))
+        return f"experts in {found.title} need compute capability {need}, and this GPU has {have}"
+    if floats:
+        return None
+    if found.sharing is Sharing.GROUP and found.group not in (32, 64, 128):
+        return f"SGLang's kernels take groups of 32, 64 or 128, not {found.group} ({found.title})"
+    if found.form is Form.AWQ:
+        return None
+    if not found.symmetric:
+        return (
+            f"SGLang has no kernels for experts in {found.title} with zero points; take a symmetric checkpoint, or AWQ"
+        )
+    if share.ranks > 1 and (found.form is Form.GPTQ or found.reordered):
+        return (
+            f"SGLang gives each rank the wrong scales of experts in {found.title}"
+            f"{' with activation order' if found.reordered else ''}"
+        )
+    return None
+
+
+def _uneven(share: Share, decoder: DecoderConfig, found: Quantization | None) -> Iterator[str]:
+    for width in _widths(share.ranks, decoder, found):
+        part = width.size / share.ranks
+        if part % width.unit:
+            rest = "" if part == int(part) else "not a whole number, "
+            shared = f", {rest}for each" if share.ranks > 1 else ""
+            unit = f", which is no multiple of {width.unit} ({found.title})" if found and width.unit > 1 else ""
+            yield f"{width.name} is {width.size}: {part:g}{shared}{unit}"
+
+
+def _widths(ranks: int, decoder: DecoderConfig, found: Quantization | None) -> Iterator[_Width]:
+    yield _Width("num_attention_heads", decoder.num_attention_heads)
+    if found is None:
+        yield _Width("moe_intermediate_size", decoder.moe_intermediate_size)
+        return
+    if found.sharing is Sharing.BLOCK:
+        both = math.lcm(*found.block)
+        outputs = inputs = experts = both
+    else:
+        outputs, inputs = 1, found.group or 1
+        experts = inputs if found.form in (*FLOATS, Form.AWQ) else math.lcm(inputs, _MARLIN_ROWS)
+    yield _Width("moe_intermediate_size", decoder.moe_intermediate_size, experts)
+    yield _Width("num_attention_heads · head_dim", decoder.query_width, math.lcm(outputs, inputs))
+    # Key heads that do not suffice for all ranks are repeated.
+    yield _Width(
+        "num_key_value_heads · head_dim", max(decoder.num_key_value_heads, ranks) * decoder.head_width, outputs
+    )

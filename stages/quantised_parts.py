@@ -1,0 +1,81 @@
+"""Tells from the names of a checkpoint's tensors which layers are quantised, and what is wrong with that."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+
+from stages.quantised_tensors import needed
+from stages.quantization import Quantization, is_quantised
+
+_LAYER = re.compile(r"(?P<layer>\w+\.model\.layers\.\d+)\.(?P<name>.*_proj)")
+
+# SGLang computes these as one layer.
+_FUSED = (
+    (re.compile(r"self_attn\.[qkv]_proj"), "self_attn.qkv_proj"),
+    (re.compile(r"mlp\.experts\.\d+\.(gate|up|down)_proj"), "mlp.experts"),
+    (re.compile(r"(.*)\.(gate|up)_proj"), r"\1.gate_up_proj"),
+)
+
+
+def layers(part: str, tensors: Collection[str]) -> dict[str, dict[str, set[str]]]:
+    """The linear layers of a part's decoder as SGLang fuses them: for each, the last parts of its tensors' names.
+
+    Args:
+        tensors: Names of the checkpoint's tensors.
+
+    Returns:
+        ``{"thinker.model.layers.0.self_attn.qkv_proj": {"thinker.model.layers.0.self_attn.q_proj": {"weight"}, …}, …}``
+    """
+    found: defaultdict[str, dict[str, set[str]]] = defaultdict(dict)
+    for name in tensors:
+        module, _, suffix = name.rpartition(".")
+        match = _LAYER.fullmatch(module) if name.startswith(f"{part}.model.") else None
+        if match:
+            found[f"{match['layer']}.{_fused(match['name'])}"].setdefault(module, set()).add(suffix)
+    return dict(found)
+
+
+def _fused(name: str) -> str:
+    for pattern, fused in _FUSED:
+        if match := pattern.fullmatch(name):
+            return match.expand(fused)
+    return name
+
+
+def quantised_modules(modules: dict[str, set[str]]) -> list[str]:
+    """Of modules with the last parts of their tensors' names, those that are quantised."""
+    return [module for module, suffixes in modules.items() if any(is_quantised(f".{suffix}") for suffix in suffixes)]
+
+
+def misplaced(quantization: Quantization | None, part: str, tensors: Collection[str]) -> str | None:
+    """What is wrong with a part's quantised layers, as the end of a sentence; None if nothing is.
+
+    Args:
+        quantization: What the configuration says of the part.
+    """
+    return next(_misplaced(quantization, part, tensors), None)
+
+
+def _misplaced(quantization: Quantization | None, part: str, tensors: Collection[str]) -> Iterator[str]:
+    for name in tensors:
+        module = name.rpartition(".")[0]
+        if not is_quantised(name) or not name.startswith((f"{part}.model.", f"{part}.lm_head.", f"{part}.codec_head.")):
+            continue
+        if quantization is None:
+            yield f"{name} is quantised, and config.json has no quantization_config for the {part}"
+        elif not _LAYER.fullmatch(module):
+            yield f"{name} is quantised, and only projections in decoder layers may be"
+    if quantization is None:
+        return
+    wanted = needed(quantization)
+    for fused, modules in layers(part, tensors).items():
+        quantised = quantised_modules(modules)
+        if quantised and len(quantised) < len(modules):
+            plain = next(module for module in modules if module not in quantised)
+            yield f"{quantised[0]} is quantised and {plain} is not, which are one layer ({fused}) in SGLang"
+        for module in quantised:
+            lacking = wanted - modules[module]
+            if lacking:
+                yield f"there is no {module}.{min(lacking)}, and {quantization.title} needs one"
