@@ -181,7 +181,7 @@ def _tried(attempt: _Attempt, request: Request) -> Placement | None:
     """What an attempt takes; None where the configuration itself refuses it."""
     try:
         deployment = resolve(attempt.config, attempt.gpus)
-        check_stages(deployment, attempt.checkpoint)
+        check_stages(deployment, structs.replace(attempt.checkpoint, tensors={}))  # they have been looked at
     except StartupError:
         return None
     return place(deployment, attempt.checkpoint, request=request)

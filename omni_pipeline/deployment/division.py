@@ -26,7 +26,9 @@ def _check(plan: StagePlan, misfit: TellMisfit, share: Share) -> None:
     reason = misfit(share)
     if reason is None:
         return
-    others = [ranks for ranks in range(1, _MOST_RANKS + 1) if misfit(structs.replace(share, ranks=ranks)) is None]
+    bare = structs.replace(share, tensors=())  # what is wrong with these, no number of ranks mends
+    counts = range(1, _MOST_RANKS + 1) if misfit(bare) is not None else ()
+    others = [ranks for ranks in counts if misfit(structs.replace(bare, ranks=ranks)) is None]
     if not others:
         raise StartupError(f"stages.{plan.name}: {reason}.")
     raise StartupError(

@@ -235,7 +235,11 @@ def place(
 def _unpacked(deployment: Deployment, checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint as a CPU holds it, where quantised weights become plain ones."""
     spec = deployment.graph.checkpoint
-    if spec is None or spec.plain is None or not any(stored.fixed for stored in checkpoint.tensors.values()):
+    weighty = {stage.name for stage in deployment.graph.stages if stage.weights}
+    plans = (plan for worker in deployment.workers for plan in worker.stages)
+    if spec is None or spec.plain is None or not any(plan.device == "cpu" and plan.name in weighty for plan in plans):
+        return checkpoint
+    if not any(stored.fixed for stored in checkpoint.tensors.values()):
         return checkpoint
     return described(checkpoint.path, spec.plain(checkpoint.config), spec)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from omni_pipeline.config.schema import Config
-from omni_pipeline.deployment.checkpoint import Checkpoint, Stored, describe
+from omni_pipeline.deployment.checkpoint import Checkpoint, Stored, describe, described
 from omni_pipeline.deployment.memory_plan import Holding, Placement, place
 from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.gpus import parse
@@ -112,3 +113,33 @@ def test_a_checkpoint_of_half_the_weights_leaves_the_rest_to_the_caches(model: s
     assert holdings(light)["code_predictor"].weights == holdings(plain)["code_predictor"].weights
     assert holdings(light)["thinker"].weights == pytest.approx(0.51 * holdings(plain)["thinker"].weights, rel=0.01)
     assert light.caches[0].tokens > 5 * plain.caches[0].tokens
+
+
+@pytest.mark.parametrize("name", ["fp8-block", "int4-packed"])
+def test_a_cpu_holds_quantised_weights_in_float32(model: str, checkpoint: Checkpoint, data: Path, name: str) -> None:
+    published = json.loads((data / "quantization_configs.json").read_text())
+    config = {**checkpoint.config, "quantization_config": published[name]}
+    assert QWEN3_OMNI.checkpoint is not None
+    stored = described(checkpoint.path, config, QWEN3_OMNI.checkpoint)
+    settings = resolve(Config(model_path=model, device="cpu"), ())
+    light, plain = (holdings(place(settings, each)) for each in (stored, checkpoint))
+    assert {stage: own.weights for stage, own in light.items()} == {stage: own.weights for stage, own in plain.items()}
+    assert sum(own.weights for own in light.values()) == pytest.approx(131 * GIB, rel=0.01)
+
+
+def test_four_bits_leave_a_quarter_of_the_thinkers_experts_and_their_scales(
+    model: str, checkpoint: Checkpoint, data: Path
+) -> None:
+    published = json.loads((data / "quantization_configs.json").read_text())
+    assert QWEN3_OMNI.checkpoint is not None
+    weights = {}
+    for name in ("int4-packed", "int4-awq", "int4-gptq"):
+        config = {**checkpoint.config, "quantization_config": published[name]}
+        own = holdings(planned(model, described("x", config, QWEN3_OMNI.checkpoint), "1x48GB", colocate=True))
+        weights[name] = own["thinker"].weights
+        assert own["talker_ar"].weights == holdings(planned(model, checkpoint, "1xH200-141GB"))["talker_ar"].weights
+    # 29.9 G numbers of four bits, a scale of 16 for 32 or 128 of them, with AWQ a zero point too, and 0.6 G plain ones.
+    projections, plain = 29.906e9, 2 * 0.623e9
+    assert weights["int4-packed"] == pytest.approx(projections * (4 + 16 / 32) / 8 + plain, rel=0.005)
+    assert weights["int4-awq"] == pytest.approx(projections * (4 + 20 / 128) / 8 + plain, rel=0.005)
+    assert weights["int4-gptq"] == pytest.approx(weights["int4-awq"], rel=0.01)
