@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, Qwen3OmniMoeConfig
 from transformers.utils import logging as transformers_logging
 
 from omni_pipeline.errors import StartupError
+from stages.quantization import is_quantised
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -72,9 +73,26 @@ def read_tensors(model_path: str | Path, prefix: str) -> dict[str, torch.Tensor]
     return tensors
 
 
+def tensor_names(model_path: str | Path, prefix: str) -> list[str]:
+    """Names of the checkpoint's tensors that start with `prefix`. Raises StartupError where a file is damaged."""
+    root = Path(model_path)
+    found: list[str] = []
+    for file, names in _files_with(root, prefix).items():
+        found += names if names is not None else _names(root / file)
+    return [name for name in found if name.startswith(prefix)]
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise StartupError(f"{path} cannot be read: {error}; download the checkpoint again") from error
+
+
 def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """A tensor that is not quantised. Raises StartupError."""
-    if tensor.dtype.itemsize == 1:
+    if tensor.dtype.itemsize == 1 or is_quantised(name):
         raise StartupError(
             f"{name} is quantised: only the language models of thinker and talker may be; take a checkpoint that keeps "
             "the precision of the encoders, the code predictor and the vocoder"

@@ -56,8 +56,12 @@ def server_arguments(
     engine: dict[str, Any],
     tp_size: int = 1,
     static_bytes: int | None = None,
+    overrides: dict[str, Any] | None = None,
 ) -> Any:
     """SGLang's `ServerArgs` for one engine.
+
+    Args:
+        overrides: Of the checkpoint's config (`engine_config.overrides`).
 
     Raises:
         StartupError: `engine` names an argument that SGLang does not have, or one that is not the operator's to set; or
@@ -77,14 +81,14 @@ def server_arguments(
     dtype = dtype or ("float32" if device == "cpu" else _stored_dtype(config))
     arguments: dict[str, Any] = {
         "model_path": model_path,
-        "json_model_override_args": json.dumps({"architectures": [architecture]}),
+        "json_model_override_args": json.dumps({"architectures": [architecture], **(overrides or {})}),
         "dtype": dtype,
         "max_running_requests": max_running_requests,
         "max_total_tokens": max_total_tokens or (CPU_KV_TOKENS if device == "cpu" else None),
         "tp_size": tp_size,
         "log_level": "warning",
-        **({} if device == "cpu" else _for_fp8(config)),
-        **(_for_float32(config, engine) if device != "cpu" and dtype == "float32" else {}),
+        **({} if device == "cpu" else _for_fp8(overrides or {})),
+        **(_for_float32(overrides or {}, engine) if device != "cpu" and dtype == "float32" else {}),
         **_OURS,
         **(_CPU if device == "cpu" else {"device": device}),
         **engine,
@@ -112,9 +116,9 @@ def _stored_dtype(config: dict[str, Any]) -> str:
     return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
 
 
-def _for_float32(config: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
+def _for_float32(overrides: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
     """What has no kernel of half the width at its bottom; `float32_forms` does the rest."""
-    quantization = config.get("quantization_config")
+    quantization = overrides.get("quantization_config")
     if quantization:
         raise StartupError(
             f"options.dtype: float32 on a GPU cannot be had with this checkpoint, whose weights are quantised "
@@ -134,9 +138,9 @@ def _for_float32(config: dict[str, Any], engine: dict[str, Any]) -> dict[str, An
     return {"attention_backend": _FLOAT32_ATTENTION[0]}
 
 
-def _for_fp8(config: dict[str, Any]) -> dict[str, Any]:
+def _for_fp8(overrides: dict[str, Any]) -> dict[str, Any]:
     # Not asked of torch, which would begin a CUDA context on the first GPU in every rank.
-    backend = moe_backend(config.get("quantization_config") or {}, gpus.capability(gpus.detect()[0]))
+    backend = moe_backend(overrides.get("quantization_config") or {}, gpus.capability(gpus.detect()[0]))
     return {} if backend is None else {"moe_runner_backend": backend}
 
 

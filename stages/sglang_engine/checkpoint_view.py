@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from stages import quantization
+
 _INDEX = "model.safetensors.index.json"
 _PREFIX = "talker."
 
@@ -36,7 +38,7 @@ def _config(whole: dict) -> dict:
         "model_type": "qwen3_moe",
         "thinker_hidden_size": talker["thinker_hidden_size"],
         "torch_dtype": whole.get("torch_dtype") or whole.get("dtype"),
-        **({"quantization_config": whole["quantization_config"]} if "quantization_config" in whole else {}),
+        **({"quantization_config": said} if (said := quantization.said(whole, "talker")) else {}),
     }
 
 

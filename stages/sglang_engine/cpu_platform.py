@@ -32,7 +32,6 @@ class TorchNativeCpu(CpuDeviceMixin, SRTPlatform):
         return False
 
     def init_backend(self) -> None:
-        from stages.sglang_engine import cpu_kernels, fp8_on_cpu
+        from stages.sglang_engine import cpu_kernels
 
         cpu_kernels.install(self.get_dispatch_key_name())
-        fp8_on_cpu.install()

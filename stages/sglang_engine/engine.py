@@ -17,7 +17,7 @@ from omni_pipeline.contract.stage import Ranks
 from omni_pipeline.errors import OmniError, bad_request
 from omni_pipeline.os_process import free_port
 from stages.messages import FinishReason, Logprob, Sampling
-from stages.sglang_engine import arguments, environment
+from stages.sglang_engine import arguments, engine_config, environment
 from stages.sglang_engine.prompt_rows import PromptRows, Stretch, gather
 
 
@@ -168,6 +168,7 @@ class Engine:
             engine=options,
             tp_size=ranks.size,
             static_bytes=static_bytes,
+            overrides=engine_config.overrides(model_path, architecture, device),
         )
         self._configured = process.configure(server_args, ranks.rank)
         unused = "ipc://unused"

@@ -21,9 +21,13 @@ from sglang.srt.runtime_context import get_parallel
 from torch import nn
 
 from omni_pipeline.errors import StartupError
+from stages import quantization
+from stages.quantization import Quantization
 from stages.sglang_engine import float32_forms
-from stages.sglang_engine.completeness import missing_tensors, stray_scales
+from stages.sglang_engine.completeness import missing_tensors, stray_tensors
 from stages.sglang_engine.decode_trace import DecodeTrace
+from stages.sglang_engine.dequantise import plain_weights
+from stages.sglang_engine.engine_config import STORED
 from stages.sglang_engine.prompt_rows import PrefillInput
 from stages.sglang_engine.rotary import ApplyAngles, InterleavedAngles
 
@@ -38,6 +42,7 @@ class OmniDecoder(Qwen3MoeForCausalLM):
 
     Attributes:
         tables: Names of the tensors that decoding reads or writes beside weights and KV cache.
+        stored: How the checkpoint's weights are quantised, where the model is built for plain ones.
         recorded: Decoding without Python, where it is recorded.
         prefill: The extras of the batch about to run; None while decoding.
         position_deltas: float32 [KV-pool slots]; position minus index of generated tokens.
@@ -50,6 +55,7 @@ class OmniDecoder(Qwen3MoeForCausalLM):
     ) -> None:
         nn.Module.__init__(self)
         self.config = text
+        self.stored: Quantization | None = None
         self.quant_config = quant_config
         self.pp_group = get_parallel().pp_group
         self.model = Qwen3MoeLLMModel(
@@ -93,7 +99,7 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         loaded: set[str] = set()
 
         def noted() -> Iterator[tuple[str, torch.Tensor]]:
-            for name, weight in weights:
+            for name, weight in plain_weights(weights, self.stored) if self.stored else weights:
                 loaded.add(name)
                 yield name, weight
 
@@ -105,10 +111,10 @@ class OmniDecoder(Qwen3MoeForCausalLM):
                 f"the checkpoint lacks {len(missing)} weights of its part {part}*, such as {missing[0]}; "
                 "download it again"
             )
-        stray = stray_scales(parameters, loaded, self.config.num_experts)
+        stray = stray_tensors(parameters, loaded, self.config.num_experts)
         if stray:
             raise StartupError(
-                f"the checkpoint has quantised weights in its part {part}* that are served unquantised, with scales "
+                f"the checkpoint has quantised weights in its part {part}* that are served unquantised, with tensors "
                 f"such as {stray[0]}: its quantization_config does not say so, or they must not be quantised"
             )
 
@@ -144,3 +150,9 @@ class OmniDecoder(Qwen3MoeForCausalLM):
             self.position_deltas[self.prefill.slots] = self.prefill.deltas
             return self.angles(self.prefill.positions)
         return self.angles(forward_batch.positions + self.position_deltas[forward_batch.req_pool_indices])
+
+
+def stored_quantization(config: Any, part: str) -> Quantization | None:
+    """How the checkpoint's weights are quantised, where the engine has the model built for plain ones."""
+    said = getattr(config, STORED, None)
+    return quantization.read({"quantization_config": said}, part) if said else None

@@ -14,10 +14,9 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.qwen2_moe import Qwen2MoeMLP
 from sglang.srt.models.qwen3_moe import Qwen3MoeDecoderLayer, Qwen3MoeSparseMoeBlock
-from sglang.srt.models.utils import WeightsMapper
 from torch import nn
 
-from stages.sglang_engine.models.omni_decoder import OmniDecoder
+from stages.sglang_engine.models.omni_decoder import OmniDecoder, stored_quantization
 from stages.sglang_engine.prompt_rows import PrefillInput
 
 _PREFIX = "talker."
@@ -80,14 +79,11 @@ class Qwen3OmniTalker(OmniDecoder):
         text_projection, hidden_projection: From the thinker's embeddings and accept-layer states.
     """
 
-    # SGLang asks for it to find the layers here that a checkpoint says it has not quantised.
-    hf_to_sglang_mapper = WeightsMapper(
-        orig_to_new_prefix={_PREFIX: "", **{_PREFIX + theirs: ours for theirs, ours in _RENAMED.items()}}
-    )
     tables = ("position_deltas", "next_rows", "last_states")
 
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:
         super().__init__(config, quant_config=quant_config, deepstack_layers=0, layer_type=TalkerLayer)
+        self.stored = stored_quantization(config, "talker")
         widths = config.thinker_hidden_size, config.intermediate_size, config.hidden_size
         self.text_projection = ResizeMlp(*widths)
         self.hidden_projection = ResizeMlp(*widths)

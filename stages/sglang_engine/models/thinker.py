@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-from sglang.srt.models.utils import WeightsMapper
 
-from stages.sglang_engine.models.omni_decoder import OmniDecoder
+from stages.sglang_engine.models.omni_decoder import OmniDecoder, stored_quantization
 from stages.sglang_engine.prompt_rows import PrefillInput
 
 _PREFIX = "thinker."
@@ -29,9 +28,6 @@ class Qwen3OmniThinker(OmniDecoder):
             cache, so that a prefix-cache hit finds it too. None unless `tap` was called.
     """
 
-    # SGLang asks for it to find the layers here that a checkpoint says it has not quantised.
-    hf_to_sglang_mapper = WeightsMapper(orig_to_new_prefix={_PREFIX: ""})
-
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:
         thinker = config.thinker_config
         super().__init__(
@@ -39,6 +35,7 @@ class Qwen3OmniThinker(OmniDecoder):
             quant_config=quant_config,
             deepstack_layers=len(thinker.vision_config.deepstack_visual_indexes),
         )
+        self.stored = stored_quantization(config, "thinker")
         self._tap_layer: int | None = None
         self.tapped: torch.Tensor | None = None
 

@@ -16,7 +16,7 @@ from omni_pipeline.deployment.checkpoint import Stored, inspect
 from omni_pipeline.errors import StartupError
 from stages.checkpoint.tensor_shapes import stored_tensors, tensor_shapes
 from stages.topology import QWEN3_OMNI
-from tests.fp8 import quantise
+from tests.quantised import RECIPES, quantise
 
 # What is published of the 30B model: parameters of its parts (Qwen3-Omni report and model card), of all of it, and its
 # size on the hub.
@@ -89,11 +89,20 @@ def test_fp8_halves_the_linear_layers_of_thinker_and_talker_and_nothing_else(lar
     assert saved == pytest.approx(sum(plain[name][1] for name in halved) / 2, rel=0.001)
 
 
-def test_an_fp8_checkpoint_is_told_from_its_configuration_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    assert quantise(tiny_checkpoint, tmp_path / "fp8", tmp_path / "truth") > 100
+@pytest.mark.parametrize("form", RECIPES)
+def test_a_quantised_checkpoint_is_told_from_its_configuration_too(
+    tiny_checkpoint: Path, tmp_path: Path, form: str
+) -> None:
+    parts = ["thinker"] if form.startswith("packed") else ["thinker", "talker"]
+    assert quantise(tiny_checkpoint, tmp_path / "quantised", tmp_path / "truth", dict.fromkeys(parts, form)) > 100
     assert QWEN3_OMNI.checkpoint is not None
-    on_disk = inspect(tmp_path / "fp8", QWEN3_OMNI.checkpoint)
-    assert {name: Stored(*stored) for name, stored in stored_tensors(on_disk.config).items()} == on_disk.tensors
+    on_disk = inspect(tmp_path / "quantised", QWEN3_OMNI.checkpoint)
+    told = {name: Stored(*stored) for name, stored in stored_tensors(on_disk.config).items()}
+    assert told.keys() == on_disk.tensors.keys()
+    # Scales have the type that they were written in: float16 here, where float32 is the checkpoint's own.
+    scales = {name for name in told if form.startswith(("packed", "fp8-channel")) and name.endswith("weight_scale")}
+    assert all(told[name] == on_disk.tensors[name] for name in told.keys() - scales)
+    assert all(told[name].elements == on_disk.tensors[name].elements for name in scales)
 
 
 def test_what_an_fp8_checkpoint_leaves_out_keeps_its_size(large: dict[str, Any]) -> None:

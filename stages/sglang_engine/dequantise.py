@@ -1,0 +1,108 @@
+"""Turns the tensors of quantised weights into the numbers that they stand for, while a checkpoint is being read.
+
+SGLang has products of quantised weights for GPUs, and for CPUs by kernels that no registry has. So on a CPU the model
+is built for plain weights, and gets these. A GPU computes with the same numbers, but may round what they multiply.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+from omni_pipeline.errors import StartupError
+from stages.quantised_tensors import BODIES, needed, scale_name
+from stages.quantization import FLOATS, Form, Quantization, is_quantised
+
+Tensors = Mapping[str, torch.Tensor]
+
+# AutoAWQ puts eight neighbours into an integer in this order, from the lowest four bits on.
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def plain_weights(
+    weights: Iterable[tuple[str, torch.Tensor]], quantization: Quantization
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a checkpoint with every quantised weight in float32.
+
+    Raises:
+        StartupError: A weight lacks a tensor that it cannot be told without.
+    """
+    wanted = needed(quantization)
+    waiting: defaultdict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    for name, tensor in weights:
+        module, _, suffix = name.rpartition(".")
+        if not (is_quantised(name) or suffix == "input_scale" or (suffix == "weight" and tensor.dtype.itemsize == 1)):
+            yield name, tensor
+            continue
+        if suffix in wanted:
+            waiting[module][suffix] = tensor
+            if len(waiting[module]) == len(wanted):
+                yield f"{module}.weight", expand(waiting.pop(module), quantization)
+    for module, tensors in waiting.items():
+        missing = min(wanted - tensors.keys())
+        raise StartupError(f"the checkpoint lacks {module}.{missing}, without which its weight ({quantization.title}) "
+                           "cannot be told; download it again")  # fmt: skip
+
+
+def expand(tensors: Tensors, quantization: Quantization) -> torch.Tensor:
+    """A weight, float32 [outputs, inputs], of which there are all tensors that `quantised_tensors.needed` names."""
+    scales = tensors[scale_name(quantization)].float()
+    if quantization.form in FLOATS:
+        weight = tensors[BODIES[quantization.form]].float()
+        return weight * _spread(scales, quantization, weight.shape)
+    if quantization.form is Form.PACKED:
+        return _packed(tensors, scales, quantization)
+    return _by_inputs(tensors, scales, quantization).t().contiguous()
+
+
+def _spread(scales: torch.Tensor, quantization: Quantization, shape: torch.Size) -> torch.Tensor:
+    """Scales of blocks, the last of which may reach beyond the edge, for each number; others as they are."""
+    outputs, inputs = quantization.block
+    if not outputs:
+        return scales
+    return scales.repeat_interleave(outputs, 0).repeat_interleave(inputs, 1)[: shape[0], : shape[1]]
+
+
+def _packed(tensors: Tensors, scales: torch.Tensor, quantization: Quantization) -> torch.Tensor:
+    bits = quantization.bits
+    shape = torch.Size(tensors["weight_shape"].tolist())
+    numbers = unpack_from_int32(tensors["weight_packed"], bits, shape).float()
+    index = _group_index(tensors.get("weight_g_idx"), shape[1], scales.shape[1])
+    if not quantization.symmetric:
+        zeros = unpack_from_int32(tensors["weight_zero_point"], bits, scales.shape, packed_dim=0)
+        numbers -= zeros.float()[:, index]
+    return numbers * scales[:, index]
+
+
+def _by_inputs(tensors: Tensors, scales: torch.Tensor, quantization: Quantization) -> torch.Tensor:
+    """[inputs, outputs], as AutoAWQ and AutoGPTQ write a weight."""
+    awq = quantization.form is Form.AWQ
+    bits = quantization.bits
+    order = _AWQ_ORDER if awq else None
+    numbers = _unpack(tensors["qweight"], bits, order) if awq else _unpack(tensors["qweight"].t(), bits).t()
+    index = _group_index(tensors.get("g_idx") if quantization.reordered else None, len(numbers), len(scales))
+    if quantization.symmetric:  # SGLang does not look at the zero points then
+        return (numbers - 2 ** (bits - 1)) * scales[index]
+    zeros = _unpack(tensors["qzeros"], bits, order) + (1 if quantization.lowered_zeros and not awq else 0)
+    return (numbers - zeros[index]) * scales[index]
+
+
+def _group_index(stored: torch.Tensor | None, inputs: int, groups: int) -> torch.Tensor:
+    """int64 [inputs], the group of each."""
+    return stored.long() if stored is not None else torch.arange(inputs) // (inputs // groups)
+
+
+def _unpack(packed: torch.Tensor, bits: int, order: tuple[int, ...] | None = None) -> torch.Tensor:
+    """int32 [rows, words] as the unsigned numbers in them, [rows, words · 32 / bits].
+
+    Args:
+        order: Places among neighbours that the numbers of a word go to, from the lowest bits on; None for ascending.
+    """
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    numbers = (packed[..., None] >> shifts) & (2**bits - 1)
+    if order is not None:
+        numbers = numbers[..., torch.tensor(order).argsort()]
+    return numbers.flatten(-2)
