@@ -18,6 +18,7 @@ from tests.omni_pipeline.conftest import ROOT
 
 BF16 = "Qwen/Qwen3-Omni-30B-A3B-Instruct"
 FP8 = "marksverdhei/Qwen3-Omni-30B-A3B-FP8"
+INT4, AWQ = "cyankiwi/Qwen3-Omni-30B-A3B-Instruct-AWQ-4bit", "an/AWQ-checkpoint"
 
 # As the guide prints them, but for the directory of the files.
 TEXT = f"--model-path {BF16} --text-only --port 8008"
@@ -28,6 +29,8 @@ GLOBAL = f"{SPEECH} --mem-fraction-static 0.88"
 PER_STAGE = "--thinker-mem-fraction-static 0.88 --talker-mem-fraction-static 0.88"
 PINNED = (GLOBAL, f"{SPEECH} {PER_STAGE}", f"{MANUAL} {PER_STAGE}")
 NATIVE = "--config configs/qwen3_omni_fp8_colocated.yaml --colocate --model-name qwen3-omni --port 8008"
+
+FOUR_BITS = "--config configs/qwen3_omni_int4_colocated.yaml --port 8008"
 
 
 def h(size: str) -> str:
@@ -49,6 +52,9 @@ LAYOUTS: list[tuple[str, str, int, dict[str, list[int]]]] = [
     (h("h200"), "1xH200-141GB", 4, ONE),
     (NATIVE, "1xH100-80GB", 4, ONE),
     (NATIVE, "1xH20-96GB", 4, ONE),
+    (FOUR_BITS, "1x48GB", 4, ONE),
+    (f"{FOUR_BITS} --text-only", "1xRTX4090-24GB", 4, {"thinker": [0], "image_encoder": [0], "audio_encoder": [0]}),
+    (f"{FOUR_BITS} --model-path {AWQ} --text-only", "1xRTX3090-24GB", 4, {"thinker": [0], "image_encoder": [0]}),
     (f"--model-path {BF16} --config configs/qwen3_omni_2gpu.yaml", "2xH100-80GB", 9, ENGINES),
     (
         f"--model-path {BF16} --config configs/qwen3_omni_4gpu.yaml",
@@ -64,9 +70,13 @@ LAYOUTS: list[tuple[str, str, int, dict[str, list[int]]]] = [
 def sizes(data: Path, tmp_path: Path) -> dict[str, str]:
     """Directories that hold the configuration of each model, which is all that a plan needs."""
     config = json.loads((data / "qwen3_omni_30b" / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    return {BF16: str(data / "qwen3_omni_30b"), FP8: str(tmp_path)}
+    published = json.loads((data / "quantization_configs.json").read_text())
+    found = {BF16: str(data / "qwen3_omni_30b")}
+    for model, name in {FP8: "fp8-block", INT4: "int4-packed", AWQ: "int4-awq"}.items():
+        found[model] = str(tmp_path / name)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config | {"quantization_config": published[name]}))
+    return found
 
 
 @pytest.mark.parametrize(("flags", "gpus", "workers", "expected"), LAYOUTS, ids=lambda value: str(value)[:90])
