@@ -10,16 +10,16 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeAlias
 
-from omni_pipeline import toolchain
 from omni_pipeline.config import trace_target
 from omni_pipeline.config.schema import Config, Server
 from omni_pipeline.contract.graph import load_object
 from omni_pipeline.deployment import checkpoint, host_memory
-from omni_pipeline.deployment.division import check_stages
 from omni_pipeline.deployment.memory_plan import place, refuse, sized
 from omni_pipeline.deployment.resolve import Deployment, resolve
+from omni_pipeline.deployment.stage_checks import check_stages
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import memory_used
+from omni_pipeline.kernels import toolchain
 from omni_pipeline.supervision.fleet import Progress
 from omni_pipeline.supervision.pipeline import Supervisor
 
@@ -75,7 +75,7 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
 
     stopping = _stop_on_signals(hurry, display)
     deployment = resolve(config)
-    toolchain.check(deployment)
+    toolchain.check(deployment.workers)
     trace_target.prepare(deployment.trace)
     with listen(deployment.server) as listen_socket:
         display.begin(deployment)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from omni_pipeline.contract.graph import COLLECTOR, GATEWAY, CheckpointSpec, Edge, Graph, StageSpec
-from stages import messages, misfits, options
-from stages.checkpoint import memory_needs
+from stages import messages, options
+from stages.checkpoint import memory_needs, misfits
+from stages.checkpoint.quantization import plain_config
 from stages.checkpoint.tensor_shapes import fp8_config, stored_tensors
 from stages.flags import QWEN3_OMNI_FLAGS
-from stages.quantization import plain_config
 
 _REFERENCE = ("transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe",)
 _ENGINE = ("stages.sglang_engine.preload",)

@@ -16,7 +16,7 @@ FRAMEWORK = (
     ("omni_pipeline", "omni_pipeline.errors", "omni_pipeline.os_process", "omni_pipeline.sizes"),
     ("omni_pipeline.gpus", "omni_pipeline.logs", "omni_pipeline.wire"),
     ("omni_pipeline.contract",),
-    ("omni_pipeline.config", "omni_pipeline.worker"),
+    ("omni_pipeline.config", "omni_pipeline.kernels", "omni_pipeline.worker"),
     ("omni_pipeline.supervision",),
     ("omni_pipeline.deployment",),
     ("omni_pipeline.commands", "omni_pipeline.service"),

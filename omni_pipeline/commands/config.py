@@ -12,17 +12,19 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from omni_pipeline import gpus, layout_files, toolchain
+from omni_pipeline import gpus
 from omni_pipeline.commands.config_view import explain, render
 from omni_pipeline.commands.options import takes_settings
+from omni_pipeline.config import layout_files
 from omni_pipeline.config.json_schema import json_schema
 from omni_pipeline.config.layers import Settings
 from omni_pipeline.config.schema import Config
 from omni_pipeline.contract.graph import load_graph
 from omni_pipeline.deployment import checkpoint, host_memory
-from omni_pipeline.deployment.division import check_stages
 from omni_pipeline.deployment.memory_plan import place, refuse, sized
 from omni_pipeline.deployment.resolve import Deployment, resolve
+from omni_pipeline.deployment.stage_checks import check_stages
+from omni_pipeline.kernels import toolchain
 
 app = typer.Typer(
     no_args_is_help=True, help="Show, check and describe configurations, and list those that ship.",
@@ -70,7 +72,7 @@ def check(settings: Settings, gpus: Gpus = None) -> None:
     """
     deployment = resolved(settings, gpus)
     if gpus is None:
-        toolchain.check(deployment)
+        toolchain.check(deployment.workers)
     console = Console()
     spec = deployment.graph.checkpoint
     if spec is not None and os.path.isdir(deployment.model_path):
@@ -80,7 +82,7 @@ def check(settings: Settings, gpus: Gpus = None) -> None:
         told = "complete, and it fits"
     else:
         told = "not here, and not checked"
-    notes = [*deployment.notes, *toolchain.notes(deployment)]
+    notes = [*deployment.notes, *toolchain.notes(deployment.workers)]
     for line in (*describe(deployment), *map(escape, notes)):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"[green]The configuration is valid[/]; the checkpoint {escape(deployment.model_path)} is {told}.",

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from omni_pipeline import layout_files
+from omni_pipeline.config import layout_files
 from omni_pipeline.config.flags import COMMON
 from omni_pipeline.config.layers import SET, Layer, gather, nest
 from omni_pipeline.config.schema import Config, merge

@@ -17,8 +17,8 @@ from omni_pipeline.config.layers import Settings
 from omni_pipeline.contract.stage_memory import Request
 from omni_pipeline.deployment import checkpoint, host_memory
 from omni_pipeline.deployment.alternatives import Remedy, remedies
-from omni_pipeline.deployment.division import check_stages
 from omni_pipeline.deployment.memory_plan import DevicePlan, Placement, place
+from omni_pipeline.deployment.stage_checks import check_stages
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import memory_used
 

@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 from msgspec import Struct
 
 from omni_pipeline.contract.flag import Flag
+from omni_pipeline.contract.stage_fit import TellMisfit
 from omni_pipeline.contract.stage_memory import TellNeeds
 from omni_pipeline.errors import StartupError
-from omni_pipeline.share import TellMisfit
 
 TellTensors: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, tuple[int, int, bool]]]
 TellConfig: TypeAlias = Callable[[Mapping[str, Any]], dict[str, Any]]

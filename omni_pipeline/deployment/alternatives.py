@@ -12,9 +12,9 @@ from omni_pipeline.contract.flag import Flag
 from omni_pipeline.contract.graph import Graph, load_graph
 from omni_pipeline.contract.stage_memory import Request
 from omni_pipeline.deployment.checkpoint import Checkpoint, described
-from omni_pipeline.deployment.division import check_stages
 from omni_pipeline.deployment.memory_plan import Placement, place
 from omni_pipeline.deployment.resolve import resolve
+from omni_pipeline.deployment.stage_checks import check_stages
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu
 

@@ -29,7 +29,7 @@ from typing import NoReturn, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from omni_pipeline import toolchain
+from omni_pipeline.kernels import toolchain
 from omni_pipeline.os_process import adopt_orphans, children, die_with_parent, leave_stopping_to_parent, set_title
 from omni_pipeline.supervision.output_relay import Relay
 from omni_pipeline.worker import process

@@ -25,11 +25,11 @@ from omni_pipeline.contract.stage import Ranks, Stage, StageContext
 from omni_pipeline.errors import StartupError
 from omni_pipeline.logs import Format
 from omni_pipeline.os_process import die_with_parent, leave_stopping_to_parent, set_title
-from omni_pipeline.pulse import PulseThread
 from omni_pipeline.wire.messages import Codec, Pulse, Ready, StartFailed
 from omni_pipeline.wire.transport import Inbox, Outbox, endpoint
 from omni_pipeline.worker import tensor_parallel
 from omni_pipeline.worker.loop import Worker
+from omni_pipeline.worker.pulse import PulseThread
 
 # This module, by the name that it has not when it is run.
 MODULE = "omni_pipeline.worker.process"

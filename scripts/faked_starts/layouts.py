@@ -14,9 +14,9 @@ from faked_starts.checkpoints import ROOT
 from faked_starts.data import Engine
 from omni_pipeline.config.layers import gather
 from omni_pipeline.deployment.checkpoint import Checkpoint, describe
-from omni_pipeline.deployment.division import check_ranks
 from omni_pipeline.deployment.memory_plan import Placement, place, sized
 from omni_pipeline.deployment.resolve import Deployment, resolve
+from omni_pipeline.deployment.stage_checks import check_stages
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import parse
 from stages.topology import QWEN3_OMNI
@@ -79,7 +79,7 @@ def _growing(start: Start, path: Path, checkpoint: Checkpoint | StartupError) ->
             if isinstance(checkpoint, StartupError):
                 raise checkpoint
             deployment = _deployed(start.layout, str(path), f"{count}x{start.card}")
-            check_ranks(deployment, checkpoint.path)
+            check_stages(deployment, checkpoint)
         except StartupError as error:
             yield msgspec.structs.replace(start, gpus=count, refused=str(error))
             continue

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from gpu_check.report import Check, Report, table
-from omni_pipeline import toolchain
-from omni_pipeline.cuda_toolkit import driver_library
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import detect, memory_used
+from omni_pipeline.kernels import toolchain
+from omni_pipeline.kernels.cuda_toolkit import driver_library
 
 GIB = 1024**3
 

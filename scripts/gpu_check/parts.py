@@ -31,7 +31,8 @@ DEADLINE = 240
 PRELOADED = (
     "transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe",
     "gpu_check.running.random_parts",
-    *(f"stages.{name}" for name in ("image_encoder", "audio_encoder", "code_predictor", "code2wav", "memory_needs")),
+    *(f"stages.encoders.{name}" for name in ("image_encoder", "audio_encoder")),
+    *(f"stages.{name}" for name in ("code_predictor", "code2wav", "checkpoint.memory_needs")),
 )
 # What a check leaves of its time for its end.
 _RESERVE = 5

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omni_pipeline.wire.messages import ITEM_SIZE
-from stages import quantised_tensors, quantization
+from stages.checkpoint import quantised_tensors, quantization
 from stages.checkpoint.model_config import (
     AudioConfig,
     DecoderConfig,

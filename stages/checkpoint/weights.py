@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Qwen3OmniMoeConfig
 from transformers.utils import logging as transformers_logging
 
 from omni_pipeline.errors import StartupError
-from stages.quantization import is_quantised
+from stages.checkpoint.quantization import is_quantised
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from stages import quantization
+from stages.checkpoint import quantization
 
 _INDEX = "model.safetensors.index.json"
 _PREFIX = "talker."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
-from stages.quantization import is_quantised
+from stages.checkpoint.quantization import is_quantised
 
 # SGLang's parameters that hold several of the checkpoint's tensors side by side.
 _STACKED = {

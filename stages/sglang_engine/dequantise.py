@@ -13,8 +13,8 @@ import torch
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
 from omni_pipeline.errors import StartupError
-from stages.quantised_tensors import BODIES, needed, scale_name
-from stages.quantization import FLOATS, Form, Quantization, is_quantised
+from stages.checkpoint.quantised_tensors import BODIES, needed, scale_name
+from stages.checkpoint.quantization import FLOATS, Form, Quantization, is_quantised
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -12,10 +12,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from omni_pipeline.errors import StartupError
-from stages import quantization
+from stages.checkpoint import quantization
+from stages.checkpoint.quantised_parts import layers, misplaced, quantised_modules
+from stages.checkpoint.quantization import FLOATS, Form, Quantization
 from stages.checkpoint.weights import read_config, tensor_names
-from stages.quantised_parts import layers, misplaced, quantised_modules
-from stages.quantization import FLOATS, Form, Quantization
 
 _PARTS = {"Qwen3OmniThinker": "thinker", "Qwen3OmniTalker": "talker"}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from gpu_check.machine import compiles
 
-from omni_pipeline import toolchain
-from omni_pipeline.cuda_toolkit import PARTS
+from omni_pipeline.kernels import toolchain
+from omni_pipeline.kernels.cuda_toolkit import PARTS
 
 
 def test_kernel_is_compiled_for_every_kind_of_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

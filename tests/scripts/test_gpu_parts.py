@@ -29,7 +29,12 @@ from stages.code_predictor.stage import load_network
 from stages.options import CodePredictorOptions
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_check" / "parts.py"
-USERS = ("stages.image_encoder", "stages.audio_encoder", "stages.code_predictor.stage", "stages.code2wav.stage")
+USERS = (
+    "stages.encoders.image_encoder",
+    "stages.encoders.audio_encoder",
+    "stages.code_predictor.stage",
+    "stages.code2wav.stage",
+)
 
 
 @pytest.fixture

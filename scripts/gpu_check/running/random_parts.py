@@ -20,7 +20,12 @@ from omni_pipeline.contract.stage_memory import Request, Situation
 
 CONFIG = Path(__file__).parents[3] / "tests" / "data" / "qwen3_omni_30b" / "config.json"
 
-_USERS = ("stages.image_encoder", "stages.audio_encoder", "stages.code_predictor.stage", "stages.code2wav.stage")
+_USERS = (
+    "stages.encoders.image_encoder",
+    "stages.encoders.audio_encoder",
+    "stages.code_predictor.stage",
+    "stages.code2wav.stage",
+)
 
 
 def smaller(config: dict[str, Any]) -> dict[str, Any]:

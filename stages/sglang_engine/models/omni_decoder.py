@@ -21,8 +21,8 @@ from sglang.srt.runtime_context import get_parallel
 from torch import nn
 
 from omni_pipeline.errors import StartupError
-from stages import quantization
-from stages.quantization import Quantization
+from stages.checkpoint import quantization
+from stages.checkpoint.quantization import Quantization
 from stages.sglang_engine import float32_forms
 from stages.sglang_engine.completeness import missing_tensors, stray_tensors
 from stages.sglang_engine.decode_trace import DecodeTrace

@@ -13,8 +13,8 @@ import pytest
 
 from omni_pipeline.config.schema import Config, StageConfig
 from omni_pipeline.deployment.checkpoint import described
-from omni_pipeline.deployment.division import check_stages
 from omni_pipeline.deployment.resolve import resolve
+from omni_pipeline.deployment.stage_checks import check_stages
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import parse
 from omni_pipeline.supervision.pipeline import Supervisor

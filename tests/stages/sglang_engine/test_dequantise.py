@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from sglang.kernels.ops.quantization.awq_triton import awq_dequantize_decomposition
 
 from omni_pipeline.errors import StartupError
-from stages import quantization
+from stages.checkpoint import quantization
 from stages.checkpoint.weights import read_config
 from stages.sglang_engine.dequantise import expand, plain_weights
 from tests.quantised import BLOCK, RECIPES, quantise

@@ -16,8 +16,8 @@ from sglang.srt.layers.quantization.utils import get_dynamic_override, is_layer_
 from sglang.srt.models.qwen3_moe import Qwen3MoeForCausalLM
 
 from omni_pipeline.errors import StartupError
-from stages import quantization
-from stages.quantised_tensors import needed
+from stages.checkpoint import quantization
+from stages.checkpoint.quantised_tensors import needed
 from stages.sglang_engine.engine_config import STORED, overrides, translated
 from tests.quantised import RECIPES, quantise
 

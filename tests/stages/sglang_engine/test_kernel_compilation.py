@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from omni_pipeline import cuda_toolkit, toolchain
+from omni_pipeline.kernels import cuda_toolkit, toolchain
 
 # Compiled at the first step of every engine on a GPU, and smaller than the others.
 SMALL_KERNEL = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from stages.quantization import FLOATS, Form, Quantization, Sharing
+from stages.checkpoint.quantization import FLOATS, Form, Quantization, Sharing
 
 BODIES = {
     Form.FP8: "weight",

@@ -1,7 +1,7 @@
 """Why a stage cannot compute with a checkpoint's weights: as they are quantised, on its GPU, among its ranks.
 
 What is said of SGLang here was read in its sources (0.5.23, ``srt/layers/quantization``); where they can be asked on a
-CPU, `tests/stages/test_misfits.py` asks them.
+CPU, `tests/stages/checkpoint/test_misfits.py` asks them.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from omni_pipeline.share import Share, TellMisfit
-from stages import quantization
+from omni_pipeline.contract.stage_fit import Share, TellMisfit
+from stages.checkpoint import quantization
 from stages.checkpoint.model_config import DecoderConfig, read
-from stages.quantised_parts import misplaced
-from stages.quantization import FLOATS, Form, Quantization, Sharing
+from stages.checkpoint.quantised_parts import misplaced
+from stages.checkpoint.quantization import FLOATS, Form, Quantization, Sharing
 
 # Experts of Marlin: rows of a tile. Where groups are smaller they do not matter for AWQ, which has Triton kernels too.
 _MARLIN_ROWS = 64

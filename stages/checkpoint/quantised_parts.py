@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 
-from stages.quantised_tensors import needed
-from stages.quantization import Quantization, is_quantised
+from stages.checkpoint.quantised_tensors import needed
+from stages.checkpoint.quantization import Quantization, is_quantised
 
 _LAYER = re.compile(r"(?P<layer>\w+\.model\.layers\.\d+)\.(?P<name>.*_proj)")
 
@@ -37,6 +38,7 @@ def layers(part: str, tensors: Collection[str]) -> dict[str, dict[str, set[str]]
     return dict(found)
 
 
+@functools.lru_cache(maxsize=1024)  # the same names come again in each layer
 def _fused(name: str) -> str:
     for pattern, fused in _FUSED:
         if match := pattern.fullmatch(name):

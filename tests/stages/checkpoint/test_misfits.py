@@ -16,12 +16,12 @@ from msgspec import structs
 
 from omni_pipeline.config.schema import Config, StageConfig
 from omni_pipeline.deployment.checkpoint import described
-from omni_pipeline.deployment.division import check_stages
 from omni_pipeline.deployment.resolve import resolve
+from omni_pipeline.deployment.stage_checks import check_stages
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import parse
-from stages.quantised_tensors import entries
-from stages.quantization import read
+from stages.checkpoint.quantised_tensors import entries
+from stages.checkpoint.quantization import read
 from stages.sglang_engine import environment
 from stages.topology import QWEN3_OMNI
 from tests.quantised import RECIPES

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from omni_pipeline.cli import app
+from omni_pipeline.config.layout_files import complete, find, layouts
 from omni_pipeline.errors import StartupError
-from omni_pipeline.layout_files import complete, find, layouts
 from tests.omni_pipeline.conftest import ROOT
 
 FUSED = ROOT / "configs" / "qwen3_omni_mmsu.yaml"

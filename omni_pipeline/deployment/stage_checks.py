@@ -5,10 +5,10 @@ from __future__ import annotations
 from msgspec import structs
 
 from omni_pipeline import gpus
+from omni_pipeline.contract.stage_fit import Share, TellMisfit
 from omni_pipeline.deployment.checkpoint import Checkpoint
 from omni_pipeline.deployment.resolve import Deployment, StagePlan
 from omni_pipeline.errors import StartupError
-from omni_pipeline.share import Share, TellMisfit
 
 _MOST_RANKS = 16
 

@@ -14,14 +14,14 @@ import shlex
 import shutil
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from msgspec import Struct
 
-from omni_pipeline import cuda_toolkit
-from omni_pipeline.deployment.resolve import Deployment
+from omni_pipeline.contract.plan import WorkerPlan
 from omni_pipeline.errors import StartupError
+from omni_pipeline.kernels import cuda_toolkit
 
 _GCC = "install it (Debian, Ubuntu: apt install g++; Fedora, RHEL: dnf install gcc-c++)"
 
@@ -83,22 +83,22 @@ def prepared(environment: Mapping[str, str]) -> dict[str, str]:
     return {**environment, "PATH": path, **home}
 
 
-def missing(deployment: Deployment) -> tuple[str, ...]:
+def missing(workers: Iterable[WorkerPlan]) -> tuple[str, ...]:
     """What the workers on GPUs would not find, each thing once."""
-    environments = [worker.environment for worker in deployment.workers if worker.gpus]
+    environments = [worker.environment for worker in workers if worker.gpus]
     return tuple(dict.fromkeys(line for own in environments for line in find({**os.environ, **own}).missing))
 
 
-def check(deployment: Deployment) -> None:
+def check(workers: Iterable[WorkerPlan]) -> None:
     """Raise StartupError when workers on GPUs could not compile their kernels here."""
-    lines = missing(deployment)
+    lines = missing(workers)
     if lines:
         raise StartupError(describe(lines))
 
 
-def notes(deployment: Deployment) -> tuple[str, ...]:
+def notes(workers: Iterable[WorkerPlan]) -> tuple[str, ...]:
     """The same as a note, for GPUs that are on another machine."""
-    lines = missing(deployment)
+    lines = missing(workers)
     return (describe(lines),) if lines else ()
 
 

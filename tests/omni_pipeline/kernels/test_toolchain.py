@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from omni_pipeline import cuda_toolkit, toolchain
 from omni_pipeline.cli import app
 from omni_pipeline.config.schema import Config, StageConfig
-from omni_pipeline.cuda_toolkit import PARTS, assemble, installed, lacking, toolkit_of
 from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import parse
+from omni_pipeline.kernels import cuda_toolkit, toolchain
+from omni_pipeline.kernels.cuda_toolkit import PARTS, assemble, installed, lacking, toolkit_of
 from omni_pipeline.service import serve
 from tests.omni_pipeline.deployment.test_gpu_assignment import environment as environment_of
 from tests.omni_pipeline.echo_stages import ECHO_PATH
@@ -148,8 +148,8 @@ async def test_server_on_gpus_says_what_is_missing_before_it_loads(
 
 def test_deployment_on_the_cpu_needs_nothing(bare: Callable[..., None]) -> None:
     bare()
-    assert toolchain.missing(resolve(GPU_STAGES, ())) == ()
-    assert toolchain.missing(resolve(GPU_STAGES, parse("2x24GB"))) != ()
+    assert toolchain.missing(resolve(GPU_STAGES, ()).workers) == ()
+    assert toolchain.missing(resolve(GPU_STAGES, parse("2x24GB")).workers) != ()
 
 
 def test_check_refuses_for_this_machine_and_notes_for_another(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from omni_pipeline.errors import StartupError
-from stages.quantization import Form, Quantization, Sharing, plain_config, read
+from stages.checkpoint.quantization import Form, Quantization, Sharing, plain_config, read
 
 LAYER = "thinker.model.layers.3."
 INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}

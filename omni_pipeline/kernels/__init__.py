@@ -1,0 +1,1 @@
+"""What compiles GPU kernels at their first use, found or made. Not: the kernels."""
