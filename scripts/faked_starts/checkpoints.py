@@ -1,4 +1,4 @@
-"""Checkpoints of Qwen3-Omni-30B-A3B as they are published, each as a directory with nothing but its ``config.json``."""
+"""Checkpoints of Qwen3-Omni-30B-A3B as they are published, with a hole where the weights would be."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+from omni_pipeline.errors import StartupError
+from stages.checkpoint.tensor_shapes import stored_tensors
+
 ROOT = Path(__file__).parents[2]
 SIZES = ROOT / "tests" / "data" / "qwen3_omni_30b"
 
 # What publishers leave as it is: what routes, what embeds, and all but the layers of thinker and talker.
 _KEPT = ["lm_head", "visual", "audio_tower", "code_predictor", "code2wav", "mlp.gate", "shared_expert_gate"]
+
+_SHARD_BYTES = 4 * 1024**3
+
+# What a number of so many bytes is; of others, several are packed into an integer.
+_DTYPES = {1: ("F8_E4M3", 1), 2: ("BF16", 2), 4: ("F32", 4)}
 
 QUANTIZATION: dict[str, dict[str, Any] | None] = {
     "BF16": None,
@@ -61,4 +69,40 @@ def write(kind: str, directory: Path, *, layers: int | None = None) -> Path:
     target = directory / kind
     target.mkdir()
     (target / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        (target / name).write_text("{}")  # nothing here reads them, but a checkpoint without them is not whole
+    _write_weights(target, config)
     return target
+
+
+def _write_weights(directory: Path, config: dict[str, Any]) -> None:
+    """Make the files of weights: whole by their headers and lengths, but they take no room on the disk."""
+    try:
+        tensors = stored_tensors(config)
+    except StartupError:  # only real weights could tell
+        return
+    shards: dict[int, dict[str, int]] = {}
+    begin = 0
+    for name, (_, size, *_) in tensors.items():
+        shards.setdefault(begin // _SHARD_BYTES, {})[name] = size
+        begin += size
+    files = {
+        f"model-{number:05}-of-{len(shards):05}.safetensors": shard for number, shard in enumerate(shards.values(), 1)
+    }
+    for file, shard in files.items():
+        _write_shard(directory / file, shard, {name: tensors[name][0] for name in shard})
+    index = {"metadata": {}, "weight_map": {name: file for file, shard in files.items() for name in shard}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _write_shard(path: Path, sizes: dict[str, int], elements: dict[str, int]) -> None:
+    header: dict[str, Any] = {}
+    end = 0
+    for name, size in sizes.items():
+        dtype, item = _DTYPES.get(size / elements[name], ("I32", 4))
+        header[name] = {"dtype": dtype, "shape": [size // item], "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)

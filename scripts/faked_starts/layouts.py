@@ -66,24 +66,34 @@ def starts(checkpoints: dict[str, Path]) -> Iterator[Start]:
     """
     for kind, path in checkpoints.items():
         described = _described(path)
+        checked: set[tuple[tuple[str, int], ...]] = set()
         for layout in layouts():
             for card in CARDS:
-                yield from _growing(Start(layout, kind, card, 0), path, described)
+                yield from _growing(Start(layout, kind, card, 0), path, described, checked)
 
 
-def _growing(start: Start, path: Path, checkpoint: Checkpoint | StartupError) -> Iterator[Start]:
-    """One layout on a growing number of one kind of GPU; it is planned anew where more of them change something."""
+def _growing(
+    start: Start, path: Path, checkpoint: Checkpoint | StartupError, checked: set[tuple[tuple[str, int], ...]]
+) -> Iterator[Start]:
+    """One layout on a growing number of one kind of GPU; it is planned anew where more of them change something.
+
+    Args:
+        checked: Ranks of the stages that are known to suit the checkpoint: all cards here are of one generation.
+    """
     known: list[tuple[Deployment, Start]] = []
     for count in COUNTS:
         try:
             if isinstance(checkpoint, StartupError):
                 raise checkpoint
             deployment = _deployed(start.layout, str(path), f"{count}x{start.card}")
-            check_stages(deployment, checkpoint)
+            same = next((made for other, made in known if other.workers == deployment.workers), None)
+            ranks = tuple((plan.name, plan.tp_size) for worker in deployment.workers for plan in worker.stages)
+            if ranks not in checked:
+                check_stages(deployment, checkpoint)
+                checked.add(ranks)
         except StartupError as error:
             yield msgspec.structs.replace(start, gpus=count, refused=str(error))
             continue
-        same = next((made for other, made in known if other.workers == deployment.workers), None)
         found = same or _planned(start, deployment, checkpoint)
         known.append((deployment, found))
         yield msgspec.structs.replace(found, gpus=count)

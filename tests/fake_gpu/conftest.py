@@ -1,4 +1,4 @@
-"""What the tests under fake GPUs share: one child process, and checkpoints with nothing but a config.json."""
+"""What the tests under fake GPUs share: one child process, and checkpoints with a hole for weights."""
 
 from __future__ import annotations
 
