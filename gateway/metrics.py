@@ -18,7 +18,7 @@ from gateway.traces.traces import Traces
 from omni_pipeline import __version__
 from omni_pipeline.os_process import usage
 from omni_pipeline.wire.counters import Distribution
-from stages.messages import Usage
+from stages.messages import TokenUsage
 
 disable_created_metrics()  # a second series for each counter, which nobody asks for
 
@@ -151,7 +151,7 @@ class Metrics:
         registry.register(_PipelineFigures(pipeline, dropped_late))
         registry.register(_TraceFigures(traces))
 
-    def count_tokens(self, usage: Usage) -> None:
+    def count_tokens(self, usage: TokenUsage) -> None:
         """Add the tokens of one complete answer."""
         self._prompt_tokens.inc(usage.prompt_tokens)
         self._cached_tokens.inc(usage.cached_tokens)

@@ -66,7 +66,7 @@ def set_title(title: str) -> None:
     setproctitle(f"sgl-omni: {title}")
 
 
-class Usage(Struct):
+class ProcessUsage(Struct):
     """What a process uses: memory of now, shared pages included, and CPU time in all."""
 
     resident_bytes: int
@@ -82,13 +82,13 @@ def stat(pid: int) -> list[str] | None:
         return None
 
 
-def usage(pid: int) -> Usage | None:
+def usage(pid: int) -> ProcessUsage | None:
     """What process `pid` uses; None when it is gone, or where the system has no ``/proc``."""
     fields = stat(pid)
     if fields is None:
         return None
     ticks = int(fields[11]) + int(fields[12])  # utime, stime
-    return Usage(int(fields[21]) * os.sysconf("SC_PAGE_SIZE"), ticks / os.sysconf("SC_CLK_TCK"))
+    return ProcessUsage(int(fields[21]) * os.sysconf("SC_PAGE_SIZE"), ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def free_port() -> int:

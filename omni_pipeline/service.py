@@ -20,7 +20,7 @@ from omni_pipeline.deployment.stage_checks import check_stages
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import memory_used
 from omni_pipeline.kernels import toolchain
-from omni_pipeline.supervision.fleet import Progress
+from omni_pipeline.supervision.fleet import StartProgress
 from omni_pipeline.supervision.pipeline import Supervisor
 
 # What serves a running pipeline over HTTP until `stopping` is set; named, so that the framework imports no gateway.
@@ -41,7 +41,7 @@ class Display(Protocol):
     def note(self, text: str) -> None:
         """Something worth a line."""
 
-    def progress(self, event: Progress) -> None:
+    def progress(self, event: StartProgress) -> None:
         """The libraries, or one more worker, are there."""
 
     def loaded(self, url: str, seconds: float) -> None:
@@ -138,7 +138,7 @@ def check_model(deployment: Deployment, display: Display) -> tuple[str, Deployme
     spec = deployment.graph.checkpoint
     if spec is None:
         return deployment.model_path, deployment
-    found = checkpoint.resolve(deployment.model_path, spec, display.note)
+    found = checkpoint.find_checkpoint(deployment.model_path, spec, display.note)
     check_stages(deployment, found)
     used = memory_used(deployment.gpus) if deployment.gpus else {}
     placement = place(deployment, found, ram=host_memory.available_bytes(), used=used)

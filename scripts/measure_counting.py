@@ -23,7 +23,7 @@ from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.wire.counters import Distribution, Edges
 from omni_pipeline.wire.messages import Chunk, Codec, Failed, Shutdown, Work
 from omni_pipeline.wire.transport import Inbox, Outbox, endpoint, make_run_dir
-from omni_pipeline.worker.loop import Worker
+from omni_pipeline.worker.loop import WorkerLoop
 
 MESSAGES, RUNS, SECONDS = 2000, 9, 10.0
 
@@ -88,7 +88,7 @@ def measure(*, counted: bool, traced: bool) -> float:
     inbox, after = (Inbox(context, endpoint(run_dir, name, 0)) for name in ("w", "after"))
     home = Inbox(context, endpoint(run_dir, "home", 0))
     codec = Codec({("before", "pass"): Body, ("pass", "after"): Body})
-    worker = Worker(
+    worker = WorkerLoop(
         "w",
         {"pass": Pass()},
         {"after": after.address, COLLECTOR: home.address},

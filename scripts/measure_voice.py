@@ -32,7 +32,7 @@ from omni_pipeline.wire.messages import Chunk, End, Start, Tensor
 from stages.checkpoint.weights import load_part, read_tensors
 from stages.code2wav.history import Streams
 from stages.code2wav.network import StreamingVocoder
-from stages.code_predictor.choice import Choice, Draws
+from stages.code_predictor.choice import CodeChoice, Draws
 from stages.code_predictor.network import ResidualNetwork
 from stages.code_predictor.stage import frame_graphs
 from stages.messages import Finished, FrameFeedback, FrameSeed, Sampling, SpeechOptions, TalkerPrompt, Tokens
@@ -186,7 +186,7 @@ def measure_predictor(model: Any, table: torch.Tensor, batches: list[int], repea
 def frames(network: ResidualNetwork, compute: Any, hidden: torch.Tensor, codes: torch.Tensor, way: Sampling) -> None:
     """One frame for every row, as the stage computes it."""
     rows = [(Draws(way), 0)] * len(codes)
-    compute(hidden, codes, Choice.of(rows, network.codebooks - 1, network.vocab, network.device))
+    compute(hidden, codes, CodeChoice.of(rows, network.codebooks - 1, network.vocab, network.device))
 
 
 def matrix_products(config: Any, batch: int) -> Callable[[], None]:

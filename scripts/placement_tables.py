@@ -25,7 +25,7 @@ from faked_starts.tables import arguments, fitting
 from msgspec import Struct, structs
 
 from omni_pipeline.config.schema import Config, StageConfig
-from omni_pipeline.deployment.checkpoint import Checkpoint, Stored, describe
+from omni_pipeline.deployment.checkpoint import Checkpoint, Stored, describe_checkpoint
 from omni_pipeline.deployment.memory_plan import Holding, Placement, place
 from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.gpus import Gpu, parse
@@ -110,7 +110,7 @@ SECTIONS: dict[str, tuple[Layout, ...]] = {
 def sections() -> dict[str, str]:
     """The Markdown of each section, by the GPUs it is about."""
     assert QWEN3_OMNI.checkpoint is not None
-    plain = describe(str(SIZES), QWEN3_OMNI.checkpoint)
+    plain = describe_checkpoint(str(SIZES), QWEN3_OMNI.checkpoint)
     light = {name: Stored(*stored) for name, stored in fp8_tensors(plain.config).items()}
     checkpoints = {False: plain, True: structs.replace(plain, tensors=light)}
     return {gpus: "\n".join(_section(parse(gpus), rows, checkpoints)) for gpus, rows in SECTIONS.items()}

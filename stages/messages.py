@@ -320,7 +320,7 @@ class DecodeStart(Struct, tag="decode_start"):
     awaited: bool = False
 
 
-class Logprob(Struct, array_like=True):
+class IdLogprob(Struct, array_like=True):
     """A token id with its natural-log probability (before temperature and filters)."""
 
     id: int
@@ -332,7 +332,7 @@ class Tokens(Struct, tag="tokens"):
 
     ids: list[int]
     logprobs: list[float] = []
-    alternatives: list[list[Logprob]] = []
+    alternatives: list[list[IdLogprob]] = []
 
 
 FinishReason: TypeAlias = Literal["stop", "length"]
@@ -394,7 +394,7 @@ class TextDelta(Struct, tag="text"):
     ids: list[int] = []
 
 
-class Usage(Struct):
+class TokenUsage(Struct):
     """Token counts of one answer."""
 
     prompt_tokens: int
@@ -407,7 +407,7 @@ class TextDone(Struct, tag="text_done"):
     """The text is complete."""
 
     finish_reason: FinishReason
-    usage: Usage
+    usage: TokenUsage
 
 
 # --- thinker → talker_ar ----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from omni_pipeline.contract.graph import COLLECTOR
-from omni_pipeline.contract.route import Output, Route
+from omni_pipeline.contract.route import AnswerStream, Route
 from stages import messages
 from stages.messages import ChatRequest, Modality
 from stages.topology import QWEN3_OMNI
@@ -41,11 +41,11 @@ def route(request: ChatRequest) -> Route:
     encoders = {_ENCODERS[media.kind] for media in request.media}
     if request.video.use_audio and any(media.kind == "video" for media in request.media):
         encoders.add(_ENCODERS["audio"])
-    outputs = {TEXT: Output(_WRITING)}
+    outputs = {TEXT: AnswerStream(_WRITING)}
     if request.speech is not None:
         # The thinker sends the last token to the talker and to decode at once, and the talker's worker sees for itself
         # when a stream that has begun breaks off. Sound shows that it has begun. With stop strings it is otherwise:
         # decode ends the text before the thinker knows, and the talker knows only through the thinker.
-        speech = Output(_SPEAKING | _WRITING) if request.text.stop else Output(_SPEAKING, first=_WRITING)
+        speech = AnswerStream(_SPEAKING | _WRITING) if request.text.stop else AnswerStream(_SPEAKING, first=_WRITING)
         outputs[SPEECH] = speech
     return Route(before=_PREPARING | encoders, outputs=outputs)

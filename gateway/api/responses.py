@@ -191,7 +191,7 @@ def error_body(info: ErrorInfo) -> ErrorBody:
     return ErrorBody(Error(message=info.message, type=info.type, param=info.param, code=info.code))
 
 
-def usage(counts: messages.Usage, audio_frames: int) -> Usage:
+def usage(counts: messages.TokenUsage, audio_frames: int) -> Usage:
     """The API's form of the token counts; those of the answer are of text and sound together, as OpenAI counts."""
     media = counts.media_tokens
     completion_tokens = counts.completion_tokens + audio_frames

@@ -76,14 +76,14 @@ def check(settings: Settings, gpus: Gpus = None) -> None:
     console = Console()
     spec = deployment.graph.checkpoint
     if spec is not None and os.path.isdir(deployment.model_path):
-        found = checkpoint.resolve(deployment.model_path, spec, console.print)
+        found = checkpoint.find_checkpoint(deployment.model_path, spec, console.print)
         check_stages(deployment, found)
         refuse(place(deployment, found, ram=host_memory.available_bytes()))
         told = "complete, and it fits"
     else:
         told = "not here, and not checked"
     notes = [*deployment.notes, *toolchain.notes(deployment.workers)]
-    for line in (*describe(deployment), *map(escape, notes)):
+    for line in (*describe_workers(deployment), *map(escape, notes)):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"[green]The configuration is valid[/]; the checkpoint {escape(deployment.model_path)} is {told}.",
                   highlight=False, soft_wrap=True)  # fmt: skip
@@ -121,11 +121,11 @@ def _divided(deployment: Deployment) -> Deployment:
     spec = deployment.graph.checkpoint
     if spec is None or not deployment.gpus or not os.path.isfile(os.path.join(deployment.model_path, "config.json")):
         return deployment
-    found = checkpoint.describe(deployment.model_path, spec)
+    found = checkpoint.describe_checkpoint(deployment.model_path, spec)
     return sized(deployment, place(deployment, found, ram=host_memory.available_bytes()))
 
 
-def describe(deployment: Deployment) -> list[str]:
+def describe_workers(deployment: Deployment) -> list[str]:
     """A line for each worker: where it is, and what it runs."""
     names = {gpu.device: f"GPU {gpu.index} ({gpu.name})" for gpu in deployment.gpus}
     width = max(len(worker.name) for worker in deployment.workers)

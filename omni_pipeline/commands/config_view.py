@@ -20,7 +20,7 @@ DIVIDED = "reckoned, see sgl-omni plan"
 _SECRETS = ("server.api_keys",)
 
 
-class Line(Struct, frozen=True):
+class ConfigLine(Struct, frozen=True):
     """One value: its dotted path, and who said it (`DEFAULT`, a file, a flag, a variable, or what it follows from)."""
 
     path: str
@@ -28,7 +28,7 @@ class Line(Struct, frozen=True):
     origin: str
 
 
-def explain(settings: Settings, deployment: Deployment) -> list[Line]:
+def explain(settings: Settings, deployment: Deployment) -> list[ConfigLine]:
     """Every value of the configuration, in the order of the schema, with the server's own decisions filled in."""
     tree: dict[str, Any] = msgspec.to_builtins(settings.config)
     derived: dict[str, str] = {}
@@ -43,11 +43,11 @@ def explain(settings: Settings, deployment: Deployment) -> list[Line]:
     for path, value in leaves(tree):
         if path in _SECRETS and value:
             value = [HIDDEN] * len(value)
-        lines.append(Line(path, value, settings.origin(path) or derived.get(path, DEFAULT)))
+        lines.append(ConfigLine(path, value, settings.origin(path) or derived.get(path, DEFAULT)))
     return lines
 
 
-def render(lines: list[Line]) -> str:
+def render(lines: list[ConfigLine]) -> str:
     """`lines` as YAML with the origins as comments; defaults have none."""
     rows: list[tuple[str, str]] = []
     above: list[str] = []

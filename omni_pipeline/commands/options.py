@@ -12,7 +12,7 @@ import typer
 
 from omni_pipeline.config import layout_files
 from omni_pipeline.config.flags import COMMON
-from omni_pipeline.config.layers import SET, Layer, gather, nest
+from omni_pipeline.config.layers import SET, SettingsLayer, gather, nest
 from omni_pipeline.config.schema import Config, merge
 from omni_pipeline.contract.flag import INSIGHT, LIMITS, MEDIA, MEMORY, MODEL, NETWORK, PLACEMENT, Flag
 from omni_pipeline.contract.graph import load_graph
@@ -116,7 +116,9 @@ def _parser(flag: Flag) -> Callable[[str], Any] | None:
     return parser
 
 
-def _layers(flags: list[Flag], given: dict[str, Any], context: typer.Context, *, environment: bool) -> list[Layer]:
+def _layers(
+    flags: list[Flag], given: dict[str, Any], context: typer.Context, *, environment: bool
+) -> list[SettingsLayer]:
     """What the flags say that came from the environment, or those that did not."""
     layers = []
     for flag in flags:
@@ -126,5 +128,5 @@ def _layers(flags: list[Flag], given: dict[str, Any], context: typer.Context, *,
         source = context.get_parameter_source(flag.parameter)
         if (source is not None and source.name == "ENVIRONMENT") == environment:
             name = flag.variable if environment else flag.name
-            layers.append(Layer(name, functools.reduce(merge, (nest(path, value) for path in flag.settings))))
+            layers.append(SettingsLayer(name, functools.reduce(merge, (nest(path, value) for path in flag.settings))))
     return layers

@@ -26,7 +26,7 @@ _REQUEST = Request()
 _Tokens = Annotated[int, typer.Option(min=1, metavar="N", help="Of the request that the plan counts in.")]
 
 
-class Plan(Struct, frozen=True):
+class PlanReport(Struct, frozen=True):
     """A placement, and what to do where it does not fit."""
 
     model_path: str
@@ -56,7 +56,7 @@ def plan(
         raise typer.Exit(1)
 
 
-def planned(settings: Settings, gpus: str | None, request: Request) -> Plan:
+def planned(settings: Settings, gpus: str | None, request: Request) -> PlanReport:
     """The plan for these settings.
 
     Raises:
@@ -66,16 +66,16 @@ def planned(settings: Settings, gpus: str | None, request: Request) -> Plan:
     spec = deployment.graph.checkpoint
     if spec is None:
         raise StartupError(f"The graph {deployment.graph.name} loads no checkpoint, so there is nothing to plan.")
-    found = checkpoint.describe(deployment.model_path, spec)
+    found = checkpoint.describe_checkpoint(deployment.model_path, spec)
     check_stages(deployment, found)
     used = memory_used(deployment.gpus) if gpus is None and deployment.gpus else {}
     placement = place(deployment, found, ram=host_memory.available_bytes(), used=used, request=request)
     seek = deployment.uses_cuda and not placement.fits
     changes = remedies(settings.config, found, deployment.gpus, request) if seek else ()
-    return Plan(found.path, placement, changes)
+    return PlanReport(found.path, placement, changes)
 
 
-def as_data(made: Plan) -> dict[str, Any]:
+def as_data(made: PlanReport) -> dict[str, Any]:
     """The plan as JSON can hold it: bytes, tokens, and the sums that `Placement` gives."""
     placement = made.placement
     return {

@@ -7,7 +7,7 @@ import logging
 from omni_pipeline import __version__
 from omni_pipeline.deployment.resolve import Deployment
 from omni_pipeline.logs import fields
-from omni_pipeline.supervision.fleet import Progress
+from omni_pipeline.supervision.fleet import StartProgress
 from omni_pipeline.supervision.fork_server import Preloaded
 
 log = logging.getLogger("omni_pipeline.start")
@@ -23,7 +23,7 @@ class LogDisplay:
     def note(self, text: str) -> None:
         log.info("%s", text)
 
-    def progress(self, event: Progress) -> None:
+    def progress(self, event: StartProgress) -> None:
         if isinstance(event, Preloaded):
             log.info("libraries imported", extra=fields(seconds=event.seconds))
         else:

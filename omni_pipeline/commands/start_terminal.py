@@ -10,7 +10,7 @@ from rich.status import Status
 
 from omni_pipeline import __version__
 from omni_pipeline.deployment.resolve import Deployment
-from omni_pipeline.supervision.fleet import Progress
+from omni_pipeline.supervision.fleet import StartProgress
 from omni_pipeline.supervision.fork_server import Preloaded
 
 
@@ -43,7 +43,7 @@ class Terminal:
     def note(self, text: str) -> None:
         self._line(f"  {escape(text)}")
 
-    def progress(self, event: Progress) -> None:
+    def progress(self, event: StartProgress) -> None:
         if isinstance(event, Preloaded):
             self._line(f"  libraries imported in {event.seconds:.1f} s")
         else:

@@ -20,7 +20,7 @@ from omni_pipeline.errors import StartupError, suggestion
 SET = "--set"
 
 
-class Layer(Struct, frozen=True):
+class SettingsLayer(Struct, frozen=True):
     """What one place says: `tree` is nested like the file. `source` names the place as its reader knows it."""
 
     source: str
@@ -48,7 +48,7 @@ class Settings(Struct, frozen=True):
         return None
 
 
-def gather(path: Path | None, layers: Iterable[Layer] = (), assignments: Iterable[str] = ()) -> Settings:
+def gather(path: Path | None, layers: Iterable[SettingsLayer] = (), assignments: Iterable[str] = ()) -> Settings:
     """Everything that was said, checked against the schema and the graph's options.
 
     Args:
@@ -59,10 +59,10 @@ def gather(path: Path | None, layers: Iterable[Layer] = (), assignments: Iterabl
     Raises:
         StartupError: something is unknown, of the wrong type or out of range, and who said it.
     """
-    file = [Layer(str(path), read(path))] if path else []
+    file = [SettingsLayer(str(path), read(path))] if path else []
     said = [*file, *layers]
     graph = _graph(said)
-    said += [Layer(f"{SET} {text}", _assignment(text, graph)) for text in assignments]
+    said += [SettingsLayer(f"{SET} {text}", _assignment(text, graph)) for text in assignments]
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer in said:
@@ -96,12 +96,12 @@ def leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]
             yield path, value
 
 
-def _graph(layers: Iterable[Layer]) -> Graph:
+def _graph(layers: Iterable[SettingsLayer]) -> Graph:
     named = [layer.tree["graph"] for layer in layers if isinstance(layer.tree.get("graph"), str)]
     return load_graph(named[-1] if named else Config().graph)
 
 
-def _check(layer: Layer, graph: Graph) -> None:
+def _check(layer: SettingsLayer, graph: Graph) -> None:
     """Check one place's words by themselves, so that a mistake is laid at the right door."""
     stages = layer.tree.get("stages")
     for name, stage in stages.items() if isinstance(stages, dict) else ():
@@ -153,7 +153,7 @@ def _names(kind: type[Struct]) -> list[str]:
     return [field.encode_name for field in msgspec.structs.fields(kind)]
 
 
-def _refuse_absent_stages(layers: Iterable[Layer], graph: Graph) -> None:
+def _refuse_absent_stages(layers: Iterable[SettingsLayer], graph: Graph) -> None:
     """A file may speak of stages that a text-only server leaves out; a flag about nothing else is a mistake."""
     for layer in layers:
         stages = layer.tree.get("stages", {})

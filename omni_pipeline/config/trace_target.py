@@ -20,7 +20,7 @@ _EXPORTER = "opentelemetry.exporter.otlp.proto.http"
 _PATH = "/v1/traces"
 
 
-def resolve(trace: Trace, environment: Mapping[str, str]) -> Trace:
+def resolve_trace(trace: Trace, environment: Mapping[str, str]) -> Trace:
     """`trace` with the full URL that spans are sent to, or without any; an empty directory name is none.
 
     Raises:

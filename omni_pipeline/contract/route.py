@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 
-class Output(Struct, frozen=True):
+class AnswerStream(Struct, frozen=True):
     """One of the streams that make up an answer.
 
     Attributes:
@@ -28,7 +28,7 @@ class Route(Struct, frozen=True):
     """
 
     before: frozenset[str]
-    outputs: Mapping[str, Output]
+    outputs: Mapping[str, AnswerStream]
 
     @property
     def all(self) -> frozenset[str]:

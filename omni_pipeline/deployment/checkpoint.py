@@ -24,7 +24,7 @@ _CAST = ("F64", "F32", "F16", "BF16")
 _MAX_HEADER_BYTES = 100 * 1024 * 1024
 
 
-class _Index(Struct):
+class _WeightIndex(Struct):
     """``model.safetensors.index.json``: the file of each tensor."""
 
     weight_map: dict[str, str]
@@ -85,7 +85,7 @@ class Checkpoint(Struct, frozen=True):
         )
 
 
-def resolve(model_path: str, spec: CheckpointSpec, announce: Callable[[str], None]) -> Checkpoint:
+def find_checkpoint(model_path: str, spec: CheckpointSpec, announce: Callable[[str], None]) -> Checkpoint:
     """The checkpoint at a directory, or on the Hugging Face hub by name.
 
     Args:
@@ -120,7 +120,7 @@ def inspect(path: Path, spec: CheckpointSpec) -> Checkpoint:
     return Checkpoint(str(path.resolve()), config, tensors)
 
 
-def describe(model_path: str, spec: CheckpointSpec) -> Checkpoint:
+def describe_checkpoint(model_path: str, spec: CheckpointSpec) -> Checkpoint:
     """What is known of a checkpoint that need not be there: its weights' headers, or else what ``config.json`` implies.
 
     Args:
@@ -172,7 +172,7 @@ def _weight_files(path: Path) -> dict[str, set[str]]:
             raise _incomplete(path, "there is no *.safetensors file in it")
         return {name: set() for name in names}
     files: dict[str, set[str]] = {}
-    for tensor, name in _read_json(path, _INDEX, _Index).weight_map.items():
+    for tensor, name in _read_json(path, _INDEX, _WeightIndex).weight_map.items():
         files.setdefault(name, set()).add(tensor)
     missing = [name for name in files if not (path / name).is_file()]
     if missing:

@@ -21,7 +21,7 @@ class Deployment(PipelinePlan, frozen=True):
     """A configuration after every decision is made; nothing in it is optional or ``auto``.
 
     Attributes:
-        model_path: As configured; `checkpoint.resolve` turns a hub name into a directory.
+        model_path: As configured; `checkpoint.find_checkpoint` turns a hub name into a directory.
         gpus: Those that the server may use.
         server: The HTTP side.
     """
@@ -104,7 +104,7 @@ def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
         server=config.server,
         log_level=config.log_level.upper(),
         log_format=config.log_format,
-        trace=trace_target.resolve(config.trace, os.environ),
+        trace=trace_target.resolve_trace(config.trace, os.environ),
     )
 
 

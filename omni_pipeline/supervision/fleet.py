@@ -22,7 +22,7 @@ from omni_pipeline.supervision.hang_detection import LOOK_SECONDS, Bounds, Vital
 from omni_pipeline.supervision.mailbox import Mailbox
 from omni_pipeline.supervision.plan import PipelinePlan
 from omni_pipeline.supervision.restart_policy import Restarts
-from omni_pipeline.supervision.worker_state import Roster, Worker
+from omni_pipeline.supervision.worker_state import Roster, WorkerState
 from omni_pipeline.wire.messages import Heartbeat, Pulse, Ready, Shutdown, StartFailed
 from omni_pipeline.worker.process import Assignment
 
@@ -38,7 +38,7 @@ HANG_UP_SECONDS = 2.0
 logger = logging.getLogger(__name__)
 
 # What `Fleet.start` tells while it goes on.
-Progress: TypeAlias = Preloaded | Ready
+StartProgress: TypeAlias = Preloaded | Ready
 
 
 class Fleet:
@@ -56,7 +56,7 @@ class Fleet:
     """
 
     def __init__(
-        self, plan: PipelinePlan, run_dir: str, mailbox: Mailbox, gone: Callable[[Worker, bool], None]
+        self, plan: PipelinePlan, run_dir: str, mailbox: Mailbox, gone: Callable[[WorkerState, bool], None]
     ) -> None:
         self.roster = Roster(run_dir, plan.workers)
         self.stopping = False
@@ -64,7 +64,7 @@ class Fleet:
         self._run_dir = run_dir
         self._mailbox = mailbox
         self._gone = gone
-        self._progress: Callable[[Progress], None] = lambda _: None
+        self._progress: Callable[[StartProgress], None] = lambda _: None
         self._model_path = ""
         self._changed = asyncio.Event()
         supervision = plan.supervision
@@ -81,7 +81,7 @@ class Fleet:
 
     # --- life ---
 
-    async def start(self, model_path: str, progress: Callable[[Progress], None]) -> None:
+    async def start(self, model_path: str, progress: Callable[[StartProgress], None]) -> None:
         """Start every worker and wait until all are ready; from then on the dead are replaced.
 
         Raises:
@@ -222,7 +222,7 @@ class Fleet:
 
     # --- ends and new beginnings ---
 
-    def _ended(self, worker: Worker, how: str, words: list[str]) -> None:
+    def _ended(self, worker: WorkerState, how: str, words: list[str]) -> None:
         self._mailbox.take(LAST_MESSAGES)
         pid, killed_for = worker.pid, worker.killed_for
         how = f"{killed_for} and was killed" if killed_for is not None else how
@@ -234,7 +234,7 @@ class Fleet:
         if self._serving and not self.stopping:  # while all begin, `start` gives up
             self._begin_again(worker)
 
-    def _begin_again(self, worker: Worker) -> None:
+    def _begin_again(self, worker: WorkerState) -> None:
         """Plan the next process of a worker, and tell the others of it."""
         others = [other.address for other in self.roster if other.running]
         self._mailbox.send(self.roster.move(worker), *others)
@@ -256,7 +256,7 @@ class Fleet:
             if not worker.running and not worker.restarts.total and ready.issuperset(worker.plan.after):
                 self._launch(worker)
 
-    def _launch(self, worker: Worker) -> None:
+    def _launch(self, worker: WorkerState) -> None:
         if self.stopping:
             return
         worker.running = True
@@ -306,7 +306,7 @@ class Fleet:
 
     # --- signs of life ---
 
-    def _signs_of_life(self, worker: Worker) -> None:
+    def _signs_of_life(self, worker: WorkerState) -> None:
         if worker.vitals is not None:
             worker.vitals.beat()
 

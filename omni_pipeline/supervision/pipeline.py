@@ -16,10 +16,10 @@ from typing import Any
 
 from omni_pipeline.contract.graph import COLLECTOR, GATEWAY
 from omni_pipeline.errors import ErrorInfo, internal, unavailable, worker_lost
-from omni_pipeline.supervision.fleet import Fleet, Progress
+from omni_pipeline.supervision.fleet import Fleet, StartProgress
 from omni_pipeline.supervision.mailbox import Mailbox
 from omni_pipeline.supervision.plan import PipelinePlan
-from omni_pipeline.supervision.worker_state import Worker, WorkerReport
+from omni_pipeline.supervision.worker_state import WorkerReport, WorkerState
 from omni_pipeline.wire.counters import Edges, EdgeStats
 from omni_pipeline.wire.messages import (
     Abort,
@@ -72,7 +72,7 @@ class Supervisor:
 
     # --- life ---
 
-    async def start(self, model_path: str, progress: Callable[[Progress], None] | None = None) -> None:
+    async def start(self, model_path: str, progress: Callable[[StartProgress], None] | None = None) -> None:
         """Start every worker and wait until all are ready.
 
         Args:
@@ -225,7 +225,7 @@ class Supervisor:
             took = Took(message.request_id, message.source, message.target, received.sent, taken, time.monotonic())
             self._noted(Notes(MAIN, taken, [took], []))
 
-    def _gone(self, worker: Worker, lost: bool) -> None:
+    def _gone(self, worker: WorkerState, lost: bool) -> None:
         for stage in worker.plan.stage_names:
             self._stats.pop(stage, None)
         self._edges.pop(worker.name, None)

@@ -42,7 +42,7 @@ class WorkerReport(Struct):
     last_words: list[str]
 
 
-class Worker(Struct):
+class WorkerState(Struct):
     """One worker and its process.
 
     Attributes:
@@ -131,13 +131,13 @@ class Roster:
 
     def __init__(self, run_dir: str, plans: Iterable[WorkerPlan]) -> None:
         self._run_dir = run_dir
-        self._workers = {plan.name: Worker(plan, endpoint(run_dir, plan.name, 0)) for plan in plans}
+        self._workers = {plan.name: WorkerState(plan, endpoint(run_dir, plan.name, 0)) for plan in plans}
         self.moves = 0
 
-    def __iter__(self) -> Iterator[Worker]:
+    def __iter__(self) -> Iterator[WorkerState]:
         return iter(self._workers.values())
 
-    def process(self, name: str, incarnation: int) -> Worker | None:
+    def process(self, name: str, incarnation: int) -> WorkerState | None:
         """The worker, if its process of that number has not ended."""
         worker = self._workers[name]
         return worker if worker.running and worker.incarnation == incarnation else None
@@ -146,7 +146,7 @@ class Roster:
         """Endpoint of the process that runs each stage."""
         return {stage: worker.address for worker in self for stage in worker.plan.stage_names}
 
-    def move(self, worker: Worker) -> Moved:
+    def move(self, worker: WorkerState) -> Moved:
         """Prepare for the worker's next process; what the others have to be told."""
         worker.incarnation += 1
         worker.address = endpoint(self._run_dir, worker.name, worker.incarnation)
@@ -157,7 +157,7 @@ class Roster:
 
     # --- who can work ---
 
-    def missing(self, stages: Collection[str] | None = None) -> list[Worker]:
+    def missing(self, stages: Collection[str] | None = None) -> list[WorkerState]:
         """The workers, of those that run one of `stages` or of all, that cannot take work now."""
         return [
             worker
@@ -166,7 +166,7 @@ class Roster:
             and not self._reachable(worker)
         ]
 
-    def _reachable(self, worker: Worker) -> bool:
+    def _reachable(self, worker: WorkerState) -> bool:
         """Whether it has loaded, and everybody else knows where its process is."""
         return worker.ready and all(
             other.heard >= worker.moved for other in self if other.ready and other is not worker
@@ -183,7 +183,7 @@ class Roster:
                 return f"worker {worker.name} {worker.last_end}, and is being restarted"
         return f"still loading {', '.join(worker.name for worker in missing)}" if missing else None
 
-    def refusal(self, missing: Collection[Worker], now: float) -> OmniError:
+    def refusal(self, missing: Collection[WorkerState], now: float) -> OmniError:
         """What a request is answered that needs the workers that are `missing`."""
         looping = any(worker.restarts.looping for worker in missing)
         unknown = LOOP_SECONDS if looping else UNKNOWN_SECONDS

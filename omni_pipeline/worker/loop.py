@@ -54,7 +54,7 @@ TOMBSTONES = 16_384
 logger = logging.getLogger(__name__)
 
 
-class Worker:
+class WorkerLoop:
     """Drives the stages of one process.
 
     Args:

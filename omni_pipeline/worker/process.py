@@ -28,7 +28,7 @@ from omni_pipeline.os_process import die_with_parent, leave_stopping_to_parent, 
 from omni_pipeline.wire.messages import Codec, Pulse, Ready, StartFailed
 from omni_pipeline.wire.transport import Inbox, Outbox, endpoint
 from omni_pipeline.worker import tensor_parallel
-from omni_pipeline.worker.loop import Worker
+from omni_pipeline.worker.loop import WorkerLoop
 from omni_pipeline.worker.pulse import PulseThread
 
 # This module, by the name that it has not when it is run.
@@ -153,7 +153,7 @@ def _serve(assignment: Assignment, inbox: Inbox, outbox: Outbox, parent: int) ->
             reason = str(error) if isinstance(error, StartupError) else f"{type(error).__name__}: {error}"
             outbox.send(home, codec.encode(StartFailed(name, assignment.incarnation, reason)))
             return 1
-        worker = Worker(
+        worker = WorkerLoop(
             name,
             stages,
             assignment.addresses,

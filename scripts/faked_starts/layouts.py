@@ -13,7 +13,7 @@ from msgspec import Struct
 from faked_starts.checkpoints import ROOT
 from faked_starts.data import Engine
 from omni_pipeline.config.layers import gather
-from omni_pipeline.deployment.checkpoint import Checkpoint, describe
+from omni_pipeline.deployment.checkpoint import Checkpoint, describe_checkpoint
 from omni_pipeline.deployment.memory_plan import Placement, place, sized
 from omni_pipeline.deployment.resolve import Deployment, resolve
 from omni_pipeline.deployment.stage_checks import check_stages
@@ -108,7 +108,7 @@ def _planned(start: Start, deployment: Deployment, checkpoint: Checkpoint) -> St
 def _described(path: Path) -> Checkpoint | StartupError:
     assert QWEN3_OMNI.checkpoint is not None
     try:
-        return describe(str(path), QWEN3_OMNI.checkpoint)
+        return describe_checkpoint(str(path), QWEN3_OMNI.checkpoint)
     except StartupError as error:
         return error
 

@@ -20,7 +20,7 @@ from stages.messages import AudioDelta, AudioDone, Frame
 from stages.options import Code2WavOptions
 
 
-class _Voice:
+class _SpeechStream:
     """A voice and how far it is.
 
     Attributes:
@@ -50,7 +50,7 @@ class Code2Wav:
         self._max_batch = options.max_batch or (1 if context.device == "cpu" else options.max_streams)
         self._vocoder = load_vocoder(context.model_path, context.device, options)
         self._free = list(reversed(range(options.max_streams)))
-        self._voices: dict[str, _Voice] = {}
+        self._voices: dict[str, _SpeechStream] = {}
         self._ready: dict[str, None] = {}  # voices with a whole chunk, in the order in which they got it
         self._outbox: list[Work] = []
         self._chunks = self._frames = 0
@@ -110,20 +110,20 @@ class Code2Wav:
         vocoder = self._vocoder
         if codes.shape != (vocoder.codebooks,) or not 0 <= min(codes.tolist()) <= max(codes.tolist()) < vocoder.codes:
             raise internal("A codec frame does not fit the vocoder.", code="bad_frame")
-        voice = self._voices.setdefault(request_id, _Voice())
+        voice = self._voices.setdefault(request_id, _SpeechStream())
         voice.waiting.append(codes)
         if len(voice.waiting) >= self._size(voice):
             self._ready.setdefault(request_id)
 
     def _end(self, request_id: str) -> None:
-        voice = self._voices.setdefault(request_id, _Voice())
+        voice = self._voices.setdefault(request_id, _SpeechStream())
         voice.ended = True
         if voice.waiting:
             self._ready.setdefault(request_id)
         else:
             self._outbox.append(self._closed(request_id))
 
-    def _size(self, voice: _Voice) -> int:
+    def _size(self, voice: _SpeechStream) -> int:
         """Frames in the voice's next chunk; an ended voice takes what is left."""
         size = self._chunk_frames[min(voice.chunks, len(self._chunk_frames) - 1)]
         return min(size, len(voice.waiting)) if voice.ended else size
@@ -152,7 +152,7 @@ class Code2Wav:
                 break
         return batch
 
-    def _decode(self, voices: list[_Voice]) -> torch.Tensor:
+    def _decode(self, voices: list[_SpeechStream]) -> torch.Tensor:
         """The next chunk of each voice, float32 [batch, samples] on the CPU."""
         device = self._vocoder.device
         size = self._size(voices[0])
@@ -169,7 +169,7 @@ class Code2Wav:
     def _closed(self, request_id: str) -> Work:
         return End(request_id, self.name, COLLECTOR, AudioDone(self._forget(request_id).frames))
 
-    def _forget(self, request_id: str) -> _Voice:
+    def _forget(self, request_id: str) -> _SpeechStream:
         voice = self._voices.pop(request_id)
         self._ready.pop(request_id, None)
         if voice.slot is not None:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from stages.code2wav.history import Streams
 
 
-class Layer(NamedTuple):
+class WindowedLayer(NamedTuple):
     """One decoder layer: joined weights [out, in], and the reference's norms and scales."""
 
     input_norm: Any
@@ -90,11 +90,11 @@ class SlidingTransformer:
         return new
 
 
-def _take_over(layer: Any) -> Layer:
+def _take_over(layer: Any) -> WindowedLayer:
     attention, mlp = layer.self_attn, layer.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     biases = [projection.bias for projection in projections]
-    return Layer(
+    return WindowedLayer(
         input_norm=layer.input_layernorm,
         qkv=torch.cat([projection.weight for projection in projections]),
         qkv_bias=None if biases[0] is None else torch.cat(biases),

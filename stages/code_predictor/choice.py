@@ -30,7 +30,7 @@ class Draws:
         return [uniform(self._key, number, codebook) for codebook in range(codebooks)]
 
 
-class Choice(Struct, frozen=True):
+class CodeChoice(Struct, frozen=True):
     """How the codes of one batch are picked; called with the logits of one residual codebook after the other.
 
     Attributes:
@@ -44,7 +44,7 @@ class Choice(Struct, frozen=True):
     uniforms: torch.Tensor | None
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[Draws, int]], codebooks: int, vocab: int, device: torch.device) -> Choice:
+    def of(cls, rows: Sequence[tuple[Draws, int]], codebooks: int, vocab: int, device: torch.device) -> CodeChoice:
         """For (voice, frame number) pairs and logits [len(rows), vocab] of so many residual codebooks."""
         params = [draws.params for draws, _ in rows]
         greedy = [is_greedy(each) for each in params]
@@ -70,12 +70,12 @@ class Choice(Struct, frozen=True):
         every = (filters.temperature, filters.top_k, filters.top_p, filters.min_p, self.greedy, self.uniforms)
         return tuple(each for each in every if each is not None)
 
-    def holding(self, *tensors: torch.Tensor) -> Choice:
+    def holding(self, *tensors: torch.Tensor) -> CodeChoice:
         """The same choice with other `tensors`."""
         if self.filters is None:
             return self
         temperature, top_k, top_p, min_p, greedy, uniforms = tensors
-        return Choice(Filters(temperature, top_k, self.filters.widest, top_p, min_p), greedy, uniforms)
+        return CodeChoice(Filters(temperature, top_k, self.filters.widest, top_p, min_p), greedy, uniforms)
 
     def __call__(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
         """Codes int64 [rows] out of logits [rows, vocab] for residual codebook `codebook`, counted from 0."""

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from stages.code_predictor.choice import Choice
+from stages.code_predictor.choice import CodeChoice
 from stages.code_predictor.network import ResidualNetwork
 from stages.sampling import ALL, Filters
 
@@ -88,9 +88,9 @@ class _Recorded:
         self._widest = widest
         self._hidden = torch.zeros(rows, network.hidden_size, dtype=network.dtype, device=device)
         self._first_codes = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._choice = Choice(None, None, None)
+        self._choice = CodeChoice(None, None, None)
         if widest != GREEDY:
-            self._choice = Choice(
+            self._choice = CodeChoice(
                 filters=Filters(
                     temperature=torch.ones(rows, 1, device=device),
                     top_k=torch.full((rows, 1), widest, device=device),
@@ -106,7 +106,7 @@ class _Recorded:
             lambda hidden, codes, *choice: network.frames(hidden, codes, self._choice.holding(*choice)), inputs
         )
 
-    def __call__(self, hidden: Tensor, first_codes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    def __call__(self, hidden: Tensor, first_codes: Tensor, choice: CodeChoice) -> tuple[Tensor, Tensor]:
         batch = len(hidden)
         self._hidden[:batch].copy_(hidden)
         self._first_codes[:batch].copy_(first_codes)
@@ -158,7 +158,7 @@ class FrameGraphs:
         """Record one of those that are missing."""
         self._add(self._missing[-1])
 
-    def frames(self, hidden: Tensor, first_codes: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    def frames(self, hidden: Tensor, first_codes: Tensor, choice: CodeChoice) -> tuple[Tensor, Tensor]:
         """As `ResidualNetwork.frames`."""
         if len(hidden) > self._sizes[-1] or choice.widest > self._widths[-1]:
             return self._network.frames(hidden, first_codes, choice)

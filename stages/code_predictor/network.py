@@ -48,7 +48,7 @@ class Norm(NamedTuple):
         return _cast(wide.div(length).mul_(self.weight), x.dtype)
 
 
-class Layer(NamedTuple):
+class CachedLayer(NamedTuple):
     """One decoder layer; matrices as the transposed views [in, out] that `torch.mm` takes.
 
     Attributes:
@@ -175,7 +175,7 @@ class ResidualNetwork:
             x = torch.addmm(x, gated, layer.down)
         return x
 
-    def _turn(self, qk: Tensor, layer: Layer, rotations: Tensor) -> Tensor:
+    def _turn(self, qk: Tensor, layer: CachedLayer, rotations: Tensor) -> Tensor:
         """Queries and keys [batch, rows, heads + kv heads, head_dim], normalised head by head and rotated; float32."""
         wide = _cast(qk, torch.float32)
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).hypot_(self._head_floor)
@@ -191,7 +191,7 @@ class ResidualNetwork:
             scores = (scores.unflatten(1, (-1, rows)) + self._later).flatten(1, 2)
         return torch.bmm(_cast(_cast(scores, torch.float32).softmax(-1), self.dtype), place.values)
 
-    def _take_over(self, layer: Any, epsilon: float) -> Layer:
+    def _take_over(self, layer: Any, epsilon: float) -> CachedLayer:
         attention, mlp = layer.self_attn, layer.mlp
         query = Norm.of(attention.q_norm.weight, epsilon).weight * self._head_dim**-0.5
         key = Norm.of(attention.k_norm.weight, epsilon).weight
@@ -203,7 +203,7 @@ class ResidualNetwork:
                 attention.v_proj.weight,
             )
         )
-        return Layer(
+        return CachedLayer(
             input_norm=Norm.of(layer.input_layernorm.weight, epsilon),
             qkv=qkv.t(),
             head_weights=self._paired(weights).contiguous(),

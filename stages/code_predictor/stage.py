@@ -14,7 +14,7 @@ from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.errors import internal
 from omni_pipeline.wire.messages import Chunk, End, Failed, Tensor, Work
 from stages.checkpoint.weights import encoder_dtype, load_part, read_tensors
-from stages.code_predictor.choice import Choice, Draws
+from stages.code_predictor.choice import CodeChoice, Draws
 from stages.code_predictor.graphs import MOST_TRACED, NARROW, TRACED_BEFOREHAND, Capture, FrameGraphs, trace
 from stages.code_predictor.network import ResidualNetwork
 from stages.messages import Frame, FrameFeedback, FrameSeed, PredictorStart
@@ -24,7 +24,7 @@ TALKER = "talker_ar"
 VOCODER = "code2wav"
 
 
-class _Voice:
+class _FrameStream:
     """A voice and how far it is.
 
     Attributes:
@@ -52,7 +52,7 @@ class CodePredictor:
         self._network = load_network(context.model_path, context.device, options)
         self._graphs = frame_graphs(self._network, context.device, options)
         self._frames_of = self._network.frames if self._graphs is None else self._graphs.frames
-        self._voices: dict[str, _Voice] = {}
+        self._voices: dict[str, _FrameStream] = {}
         self._ready: dict[str, None] = {}  # voices with a seed, in the order the seeds came
         self._outbox: list[Work] = []
         self._frames = 0
@@ -66,7 +66,7 @@ class CodePredictor:
     def receive(self, message: Work) -> None:
         request_id, body = message.request_id, message.body
         if isinstance(body, PredictorStart):
-            self._voices[request_id] = _Voice(body)
+            self._voices[request_id] = _FrameStream(body)
         elif isinstance(message, End):  # whatever the talker ended with: the seed that ends a voice is never sent
             self._end(request_id)
         elif isinstance(body, FrameSeed):
@@ -133,14 +133,14 @@ class CodePredictor:
         del self._voices[request_id]
         return [End(request_id, self.name, TALKER), End(request_id, self.name, VOCODER)]
 
-    def _compute(self, voices: list[_Voice]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _compute(self, voices: list[_FrameStream]) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes int64 [batch, codebooks] and summed embeddings [batch, hidden], both on the CPU."""
         network = self._network
         seeds = [voice.seed for voice in voices if voice.seed is not None]
         hidden = torch.stack([seed.hidden.torch() for seed in seeds]).to(network.device, network.dtype)
         first_codes = torch.tensor([seed.code for seed in seeds], device=network.device)
         rows = [(voice.draws, voice.frames) for voice in voices]
-        choice = Choice.of(rows, network.codebooks - 1, network.vocab, network.device)
+        choice = CodeChoice.of(rows, network.codebooks - 1, network.vocab, network.device)
         codes, embeddings = self._frames_of(hidden, first_codes, choice)
         return codes.cpu(), embeddings.cpu()
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.messages import Logprob, TokenLogprob, TokenText
+from stages.messages import IdLogprob, TokenLogprob, TokenText
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -51,14 +51,14 @@ class TokenTable:
         piece = self._pieces[token] if 0 <= token < len(self._pieces) else None
         return piece or b""
 
-    def shown(self, logprob: Logprob) -> TokenText:
+    def shown(self, logprob: IdLogprob) -> TokenText:
         """A token with its log-probability and its text."""
         piece = self.bytes_of(logprob.id)
         return TokenText(piece.decode(errors="replace"), list(piece), logprob.logprob)
 
 
 @dataclass(slots=True)
-class _Pending:
+class _HeldText:
     """A token's log-probability that waits until the token's text may be shown."""
 
     start: int  # characters of the text before this token
@@ -84,7 +84,7 @@ class Transcript:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""  # decoded, not yet shown
         self._shown = 0  # characters shown
-        self._pending: deque[_Pending] = deque()
+        self._pending: deque[_HeldText] = deque()
         self._ends: deque[int] = deque()  # characters up to the end of each token that is not certain yet
         self._certain = 0
         self.stopped = False
@@ -95,7 +95,7 @@ class Transcript:
             self._ends.append(self._shown + len(self._held))
             return
         if logprob is not None:
-            self._pending.append(_Pending(self._shown + len(self._held), logprob))
+            self._pending.append(_HeldText(self._shown + len(self._held), logprob))
         before = len(self._held)
         self._held += self._decoder.decode(self._table.bytes_of(token))
         unfinished, _ = self._decoder.getstate()

@@ -15,19 +15,19 @@ from stages.messages import (
     DecodeStart,
     Finished,
     FinishReason,
-    Logprob,
+    IdLogprob,
     StopGenerating,
     TextDelta,
     TextDone,
     TokenLogprob,
     Tokens,
-    Usage,
+    TokenUsage,
 )
 
 THINKER = "thinker"
 
 
-class _Answer:
+class _DecodedText:
     """The text of one request so far."""
 
     __slots__ = ("completion_tokens", "ids", "shown", "start", "transcript")
@@ -52,7 +52,7 @@ class Decode:
     def __init__(self, context: StageContext) -> None:
         self.name = context.name
         self._table = TokenTable.of(AutoTokenizer.from_pretrained(context.model_path))
-        self._answers: dict[str, _Answer] = {}
+        self._answers: dict[str, _DecodedText] = {}
         self._outbox: list[Work] = []
         self.batch: set[str] = set()
 
@@ -63,7 +63,7 @@ class Decode:
     def receive(self, message: Work) -> None:
         request_id, body = message.request_id, message.body
         if isinstance(body, DecodeStart):
-            self._answers[request_id] = _Answer(body, self._table)
+            self._answers[request_id] = _DecodedText(body, self._table)
             return
         answer = self._answers.get(request_id)
         if answer is None:  # ended at a stop string, of which the thinker had not heard yet
@@ -101,7 +101,7 @@ class Decode:
     def close(self) -> None:
         pass
 
-    def _extend(self, request_id: str, answer: _Answer, tokens: Tokens) -> None:
+    def _extend(self, request_id: str, answer: _DecodedText, tokens: Tokens) -> None:
         for index, token in enumerate(tokens.ids):
             answer.count(token)
             answer.transcript.push(token, self._logprob(tokens, index) if tokens.logprobs else None)
@@ -115,17 +115,17 @@ class Decode:
         if answer.start.text.stream or not answer.shown:
             self._show(request_id, answer)
 
-    def _show(self, request_id: str, answer: _Answer) -> None:
+    def _show(self, request_id: str, answer: _DecodedText) -> None:
         text, logprobs = answer.transcript.take()
         ids, answer.ids = answer.ids, []
         if text or logprobs or ids:
             answer.shown = True
             self._outbox.append(Chunk(request_id, self.name, COLLECTOR, TextDelta(text, logprobs, ids)))
 
-    def _end(self, request_id: str, answer: _Answer, reason: FinishReason) -> None:
+    def _end(self, request_id: str, answer: _DecodedText, reason: FinishReason) -> None:
         self._show(request_id, answer)
         del self._answers[request_id]
-        usage = Usage(
+        usage = TokenUsage(
             prompt_tokens=answer.start.prompt_tokens,
             completion_tokens=answer.completion_tokens,
             cached_tokens=answer.start.cached_tokens,
@@ -135,6 +135,6 @@ class Decode:
 
     def _logprob(self, tokens: Tokens, index: int) -> TokenLogprob:
         return TokenLogprob(
-            chosen=self._table.shown(Logprob(tokens.ids[index], tokens.logprobs[index])),
+            chosen=self._table.shown(IdLogprob(tokens.ids[index], tokens.logprobs[index])),
             top=[self._table.shown(alternative) for alternative in tokens.alternatives[index]],
         )

@@ -13,12 +13,12 @@ from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.wire.messages import Tensor
 from stages.checkpoint.audio_lengths import CONVOLVED_CHUNKS, FULL_CHUNK_ROWS, audio_rows
 from stages.checkpoint.weights import encoder_dtype, load_part
-from stages.encoders.batching import Encoder, Pending
+from stages.encoders.batching import MediaEncoder, PendingItem
 from stages.encoders.embedding_cache import Embeddings
 from stages.messages import AudioItem, AudioRows, AudioWork
 
 
-class AudioEncoder(Encoder[AudioItem]):
+class AudioEncoder(MediaEncoder[AudioItem]):
     """Takes `AudioWork` and gives `AudioRows`.
 
     The tower cuts sounds into chunks of 100 frames and pads them to the longest one of the call, and padding leaks
@@ -40,8 +40,8 @@ class AudioEncoder(Encoder[AudioItem]):
         )
         self._tower.conv_chunksize = CONVOLVED_CHUNKS
 
-    def pending(self, body: AudioWork) -> Pending[AudioItem]:
-        return Pending(body.items, body.pad_frames)
+    def pending(self, body: AudioWork) -> PendingItem[AudioItem]:
+        return PendingItem(body.items, body.pad_frames)
 
     def row_count(self, item: AudioItem) -> int:
         return audio_rows(item.mel.shape[1], self._chunk_frames)

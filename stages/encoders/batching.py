@@ -17,7 +17,7 @@ from stages.messages import AudioItem, VisionItem
 Item = TypeVar("Item", VisionItem, AudioItem)
 
 
-class Pending(Struct, Generic[Item]):
+class PendingItem(Struct, Generic[Item]):
     """A request that waits for embeddings.
 
     Attributes:
@@ -35,7 +35,7 @@ class Pending(Struct, Generic[Item]):
         return all(item.key in self.found for item in self.items)
 
 
-class Encoder(ABC, Generic[Item]):
+class MediaEncoder(ABC, Generic[Item]):
     """A stage that turns media into embedding rows; a subclass knows the model.
 
     Args:
@@ -48,13 +48,13 @@ class Encoder(ABC, Generic[Item]):
         self._target = target
         self._max_batch_rows: int = context.options.max_batch_tokens
         self._cache = EmbeddingCache(context.options.cache_bytes)
-        self._waiting: dict[str, Pending[Item]] = {}
+        self._waiting: dict[str, PendingItem[Item]] = {}
         self._encoded_items = 0
         self._encoded_rows = 0
         self.batch: list[str] = []
 
     @abstractmethod
-    def pending(self, body: Any) -> Pending[Item]:
+    def pending(self, body: Any) -> PendingItem[Item]:
         """What a message's body asks for."""
 
     @abstractmethod

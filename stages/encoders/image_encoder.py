@@ -17,12 +17,12 @@ from transformers.vision_utils import (
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.wire.messages import Tensor
 from stages.checkpoint.weights import encoder_dtype, load_part
-from stages.encoders.batching import Encoder, Pending
+from stages.encoders.batching import MediaEncoder, PendingItem
 from stages.encoders.embedding_cache import Embeddings
 from stages.messages import VisionItem, VisionRows, VisionWork
 
 
-class ImageEncoder(Encoder[VisionItem]):
+class ImageEncoder(MediaEncoder[VisionItem]):
     """Takes `VisionWork` and gives `VisionRows`.
 
     Attention never leaves a frame, so a batch over requests is exact.
@@ -39,8 +39,8 @@ class ImageEncoder(Encoder[VisionItem]):
             Qwen3OmniMoeVisionEncoder, vision, context.model_path, "thinker.visual.", dtype, context.device
         )
 
-    def pending(self, body: VisionWork) -> Pending[VisionItem]:
-        return Pending(body.items, pad_frames=0)
+    def pending(self, body: VisionWork) -> PendingItem[VisionItem]:
+        return PendingItem(body.items, pad_frames=0)
 
     def row_count(self, item: VisionItem) -> int:
         return math.prod(item.grid) // self._patches_per_row

@@ -23,7 +23,7 @@ RATE_TOLERANCE = 1.25
 DEFAULT_RATE = 25.0
 
 
-class Clip(Struct, frozen=True):
+class DecodedClip(Struct, frozen=True):
     """What is known of a clip before any frame is decoded.
 
     Attributes:
@@ -44,7 +44,7 @@ class Clip(Struct, frozen=True):
         return self.frames / self.rate
 
 
-def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_pixels: int, param: str) -> Clip:
+def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_pixels: int, param: str) -> DecodedClip:
     """Look at a clip without decoding it.
 
     Frames are counted by walking over the packets, because headers may not say, or lie.
@@ -76,7 +76,7 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_p
             message = f"The video has {frames} frames of {width}×{height} pixels, and {max_total_pixels} are allowed."
             raise bad_request(message, param=param, code="video_too_large")
         rate = _frame_rate(stream, times)
-        clip = Clip(frames, rate, width, height, has_sound=bool(container.streams.audio))
+        clip = DecodedClip(frames, rate, width, height, has_sound=bool(container.streams.audio))
     if clip.seconds > max_seconds:
         message = f"The video is {clip.seconds:.0f} seconds long, and {max_seconds:g} are allowed."
         raise bad_request(message, param=param, code="video_too_long")
@@ -84,7 +84,7 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_p
     return clip
 
 
-def sampled_frames(clip: Clip, *, fps: float, min_frames: int, max_frames: int, multiple: int) -> list[int]:
+def sampled_frames(clip: DecodedClip, *, fps: float, min_frames: int, max_frames: int, multiple: int) -> list[int]:
     """Indices of the frames that the reference takes: evenly spread, `fps` of them per second, within the bounds.
 
     Their number is a multiple of `multiple`, except where a clip has fewer frames than that: then all are taken (the

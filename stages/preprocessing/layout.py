@@ -50,7 +50,7 @@ class MediaTokens(Struct, frozen=True):
     audio_end: int
 
 
-class Layout(Struct, frozen=True):
+class PromptLayout(Struct, frozen=True):
     """A prompt with room for its media.
 
     Attributes:
@@ -66,7 +66,9 @@ class Layout(Struct, frozen=True):
     gaps: list[int]
 
 
-def lay_out(skeleton: Sequence[int], media: Sequence[MediumRows], tokens: MediaTokens, ids_per_second: float) -> Layout:
+def lay_out(
+    skeleton: Sequence[int], media: Sequence[MediumRows], tokens: MediaTokens, ids_per_second: float
+) -> PromptLayout:
     """Give every placeholder of the tokenised conversation as many rows as its medium has.
 
     Args:
@@ -103,7 +105,7 @@ def lay_out(skeleton: Sequence[int], media: Sequence[MediumRows], tokens: MediaT
         audio_rows.append(first + numpy.flatnonzero(is_audio))
     pieces.append(flat[copied:])
     gaps.append(len(flat) - closed)
-    return Layout(numpy.concatenate(pieces), visual_rows, audio_rows, gaps)
+    return PromptLayout(numpy.concatenate(pieces), visual_rows, audio_rows, gaps)
 
 
 def clip_times(medium: MediumRows, ids_per_second: float) -> numpy.ndarray:

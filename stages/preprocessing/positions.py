@@ -26,7 +26,7 @@ def mrope_positions(
     must fall alike.
 
     Args:
-        gaps: As in `layout.Layout`.
+        gaps: As in `layout.PromptLayout`.
         media: In prompt order.
         ids_per_second: The model's time scale.
 

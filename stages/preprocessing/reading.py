@@ -32,7 +32,7 @@ _FRAMES, _SIZE = struct.Struct("=I"), struct.Struct("=Q")
 _MOST_BUFFERS = 512  # handed to the kernel at a time; it takes 1024
 
 
-class Question(Struct):
+class ReadingJob(Struct):
     """What to read; the fields are the arguments of `MediaReader.read`."""
 
     media: list[Media]
@@ -46,14 +46,14 @@ class Reading(Struct, tag="reading"):
     index: int
 
 
-class _Progress(Struct):
+class _ReadingProgress(Struct):
     """How far the reader is: whether it has begun, and with which medium."""
 
     begun: bool = False
     index: int = 0
 
 
-_EDGES: dict[tuple[str, str], Any] = {(_STAGE, _READER): Question, (_READER, _STAGE): Reading | ReadMedia}
+_EDGES: dict[tuple[str, str], Any] = {(_STAGE, _READER): ReadingJob, (_READER, _STAGE): Reading | ReadMedia}
 
 
 class ReadingProcess:
@@ -81,10 +81,10 @@ class ReadingProcess:
         """
         if not media:
             return self._reader.read(media, video, text_tokens)
-        question = Question(list(media), video, text_tokens)
+        question = ReadingJob(list(media), video, text_tokens)
         deadline = time.monotonic() + self._seconds
         while True:
-            progress = _Progress()
+            progress = _ReadingProgress()
             try:
                 return self._ask(question, deadline, progress)
             except TimeoutError as error:
@@ -102,7 +102,7 @@ class ReadingProcess:
                     raise bad_request(message, param=medium.param, code=f"invalid_{medium.kind}") from error
                 # It was lost before it looked at any of them.
 
-    def _ask(self, question: Question, deadline: float, progress: _Progress) -> ReadMedia:
+    def _ask(self, question: ReadingJob, deadline: float, progress: _ReadingProgress) -> ReadMedia:
         if self._socket is None:
             self._start()
         assert self._socket is not None
@@ -175,7 +175,7 @@ def _leave_output_to_us() -> None:
             handler.setStream(ours)
 
 
-def _answer(reader: MediaReader, question: Question, begin: Callable[[int], None]) -> End[ReadMedia] | Failed:
+def _answer(reader: MediaReader, question: ReadingJob, begin: Callable[[int], None]) -> End[ReadMedia] | Failed:
     try:
         return End("", _READER, _STAGE, reader.read(question.media, question.video, question.text_tokens, begin))
     except OmniError as error:

@@ -10,7 +10,7 @@ from transformers import Qwen3OmniMoeConfig
 
 from omni_pipeline.wire.messages import Tensor
 from stages.messages import SpeechOptions, SpokenPrompt
-from stages.preprocessing.layout import Layout, MediumRows
+from stages.preprocessing.layout import MediumRows, PromptLayout
 from stages.preprocessing.positions import mrope_positions
 
 # Rows that open the assistant's turn for the talker, after those of the user's.
@@ -29,7 +29,9 @@ class Roles(Struct, frozen=True):
         return cls(config.im_start_token_id, config.user_token_id, config.talker_config.position_id_per_seconds)
 
 
-def spoken_prompt(layout: Layout, media: Sequence[MediumRows], roles: Roles, speech: SpeechOptions) -> SpokenPrompt:
+def spoken_prompt(
+    layout: PromptLayout, media: Sequence[MediumRows], roles: Roles, speech: SpeechOptions
+) -> SpokenPrompt:
     """The talker's share of a prompt whose answer is to be spoken.
 
     The talker's positions are the thinker's for a prompt of those rows alone, but for clips that are heard. The
@@ -62,7 +64,9 @@ def spoken_prompt(layout: Layout, media: Sequence[MediumRows], roles: Roles, spe
     )
 
 
-def _placed(layout: Layout, media: Sequence[MediumRows], user_rows: numpy.ndarray) -> list[tuple[MediumRows, int, int]]:
+def _placed(
+    layout: PromptLayout, media: Sequence[MediumRows], user_rows: numpy.ndarray
+) -> list[tuple[MediumRows, int, int]]:
     """The media of the user's turns, each with the indices among `user_rows` of its first and last marker."""
     placed: list[tuple[MediumRows, int, int]] = []
     for medium, seen, heard in zip(media, layout.visual_rows, layout.audio_rows, strict=True):

@@ -27,7 +27,7 @@ from stages.messages import (
 from stages.options import PreprocessingOptions
 from stages.preprocessing.conversation import ChatTokenizer
 from stages.preprocessing.features import DEFAULTS, Features
-from stages.preprocessing.layout import Layout, lay_out
+from stages.preprocessing.layout import PromptLayout, lay_out
 from stages.preprocessing.media import MediaReader, ReadMedia
 from stages.preprocessing.positions import mrope_positions
 from stages.preprocessing.reading import ReadingProcess
@@ -101,7 +101,7 @@ class Preprocessing:
             yield Start(request_id, self.name, "audio_encoder", media.sounds)
         yield Start(request_id, self.name, "mm_aggregate", self._prompt(layout, media, request))
 
-    def _prompt(self, layout: Layout, media: ReadMedia, request: ChatRequest) -> Prompt:
+    def _prompt(self, layout: PromptLayout, media: ReadMedia, request: ChatRequest) -> Prompt:
         positions, delta = mrope_positions(layout.gaps, media.rows, self._position_ids_per_second)
         kinds = [medium.kind for medium in media.rows]
         seen = list(zip(kinds, layout.visual_rows, strict=True))
@@ -119,7 +119,7 @@ class Preprocessing:
             spoken=self._spoken(layout, media, request.speech),
         )
 
-    def _spoken(self, layout: Layout, media: ReadMedia, speech: SpeechOptions | None) -> SpokenPrompt | None:
+    def _spoken(self, layout: PromptLayout, media: ReadMedia, speech: SpeechOptions | None) -> SpokenPrompt | None:
         if speech is None:
             return None
         if self._roles is None:

@@ -16,7 +16,7 @@ from msgspec import Struct
 from omni_pipeline.contract.stage import Ranks
 from omni_pipeline.errors import OmniError, bad_request
 from omni_pipeline.os_process import free_port
-from stages.messages import FinishReason, Logprob, Sampling
+from stages.messages import FinishReason, IdLogprob, Sampling
 from stages.sglang_engine import arguments, engine_config, environment
 from stages.sglang_engine.prompt_rows import PromptRows, Stretch, gather
 
@@ -64,7 +64,7 @@ class Token(Struct):
     request_id: str
     id: int
     logprob: float | None = None
-    alternatives: list[Logprob] = []
+    alternatives: list[IdLogprob] = []
     state: torch.Tensor | None = None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from sglang.srt.layers.sampler import Sampler
 
-from stages.messages import Logprob, Sampling
+from stages.messages import IdLogprob, Sampling
 from stages.sampling import Filters, is_greedy, pick, seed_key, uniform
 
 
@@ -64,7 +64,7 @@ class SamplingState:
         self.suppressed = suppressed
         self.seed = seed_key(params.seed)
         # What the last sampling step found, read by the engine if that step's token counts.
-        self.picked: tuple[float, list[Logprob]] | None = None
+        self.picked: tuple[float, list[IdLogprob]] | None = None
         self._prompt: torch.Tensor | None = None  # bool [vocab], ids in the prompt
         self._counts: torch.Tensor | None = None  # float32 [vocab], times generated
         self._counted = 0
@@ -219,4 +219,4 @@ def _report(raw: torch.Tensor, ids: torch.Tensor, rows: Sequence[SamplingState])
     for row, (logprob, *tops) in zip(rows, table, strict=True):
         wanted, given = row.logprobs or 0, len(tops) // 2
         pairs = zip(tops[given:][:wanted], tops[:wanted], strict=True)
-        row.picked = logprob, [Logprob(int(id_), value) for id_, value in pairs]
+        row.picked = logprob, [IdLogprob(int(id_), value) for id_, value in pairs]

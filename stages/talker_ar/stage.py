@@ -32,7 +32,7 @@ CONTROL_CODES = 1024
 
 
 @dataclass(slots=True)
-class _Voice:
+class _Utterance:
     """One answer being spoken.
 
     Attributes:
@@ -63,7 +63,7 @@ class Talker:
         talker = config["talker_config"]
         self.name = context.name
         self._default_max_tokens = options.default_max_tokens
-        self._voices: dict[str, _Voice] = {}
+        self._voices: dict[str, _Utterance] = {}
         self._outbox: list[Work] = []
         self._out: set[str] = set()  # voices whose frame is at the predictor
         self.batch: list[str] = []
@@ -103,7 +103,7 @@ class Talker:
     def receive(self, message: Work) -> None:
         request_id, body = message.request_id, message.body
         if isinstance(body, TalkerPrompt):
-            self._voices[request_id] = _Voice(body)
+            self._voices[request_id] = _Utterance(body)
             return
         voice = self._voices.get(request_id)
         if voice is None:  # it has ended, of which the sender had not heard yet
@@ -151,7 +151,7 @@ class Talker:
     def close(self) -> None:
         self._engine.close()
 
-    def _advance(self, request_id: str, voice: _Voice) -> None:
+    def _advance(self, request_id: str, voice: _Utterance) -> None:
         """Do what has become possible with what has come."""
         if not voice.begun:
             if voice.first is not None:
@@ -166,7 +166,7 @@ class Talker:
                 voice.feedback = None
                 voice.frames += 1
 
-    def _next_text(self, voice: _Voice) -> torch.Tensor | None:
+    def _next_text(self, voice: _Utterance) -> torch.Tensor | None:
         """The row of text that goes with the next frame, or None while it is not known."""
         if voice.frames < len(voice.text):
             return voice.text[voice.frames]
@@ -174,7 +174,7 @@ class Talker:
             return None
         return self._rows.text_end if voice.frames == len(voice.text) else self._rows.silence
 
-    def _begin(self, request_id: str, voice: _Voice, first: torch.Tensor) -> None:
+    def _begin(self, request_id: str, voice: _Utterance, first: torch.Tensor) -> None:
         prompt = voice.prompt
         rows = self._rows.prompt(prompt, first)
         sampling = prompt.speech.talker
@@ -200,7 +200,7 @@ class Talker:
         voice.begun = True
         self._begin_stream(request_id, voice)
 
-    def _begin_stream(self, request_id: str, voice: _Voice) -> None:
+    def _begin_stream(self, request_id: str, voice: _Utterance) -> None:
         self._outbox.append(Start(request_id, self.name, PREDICTOR, PredictorStart(voice.prompt.speech.predictor)))
 
     def _finish(self, request_id: str) -> None:

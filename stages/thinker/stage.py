@@ -37,7 +37,7 @@ TALKER = "talker_ar"
 
 
 @dataclass(slots=True)
-class _Answer:
+class _WrittenText:
     """One text being written.
 
     Attributes:
@@ -68,7 +68,7 @@ class Thinker:
         self.name = context.name
         self._default_max_tokens = options.default_max_tokens
         config = read_config(context.model_path)
-        self._answers: dict[str, _Answer] = {}
+        self._answers: dict[str, _WrittenText] = {}
         self._outbox: list[Work] = []
         self._engine = Engine(
             model_path=context.model_path,
@@ -150,7 +150,7 @@ class Thinker:
                 tapped_rows=tapped,
             )
         )
-        self._answers[request_id] = _Answer(request, heard)
+        self._answers[request_id] = _WrittenText(request, heard)
 
     def _stop(self, request_id: str, tokens: int) -> None:
         """End a text before a stop string that decode found after so many tokens, unless it is over meanwhile."""
@@ -179,7 +179,7 @@ class Thinker:
             if answer.request.spoken is not None:
                 self._outbox.append(End(request_id, self.name, TALKER, answer.finished))
 
-    def _speak(self, request_id: str, answer: _Answer, ids: list[int]) -> Iterable[Work]:
+    def _speak(self, request_id: str, answer: _WrittenText, ids: list[int]) -> Iterable[Work]:
         """Give new ids of the text to the talker, or hold them."""
         if answer.awaited:
             answer.held += ids

@@ -32,11 +32,11 @@ from stages.messages import (
     TextDone,
     TokenLogprob,
     TokenText,
-    Usage,
+    TokenUsage,
 )
 
 HELLO = {"messages": [{"role": "user", "content": "Hello?"}]}
-USAGE = Usage(prompt_tokens=11, completion_tokens=3, cached_tokens=4, media_tokens={"image": 5, "audio": 2})
+USAGE = TokenUsage(prompt_tokens=11, completion_tokens=3, cached_tokens=4, media_tokens={"image": 5, "audio": 2})
 
 
 # What the checkpoint of a server that speaks says of its voices; the order is not the alphabet's.

@@ -17,7 +17,7 @@ from gateway.metrics import Metrics
 from gateway.traces.traces import Traces
 from omni_pipeline.wire.counters import Distribution, EdgeStats
 from omni_pipeline.wire.messages import StageStats
-from stages.messages import Usage
+from stages.messages import TokenUsage
 from tests.gateway.scripted import ScriptedPipeline
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def full(pipeline: ScriptedPipeline) -> Metrics:
     whole.requests.labels("ok").inc()
     whole.errors.labels("invalid_value").inc()
     whole.media_bytes.labels("image").inc(7)
-    whole.count_tokens(Usage(prompt_tokens=11, completion_tokens=3, cached_tokens=4, media_tokens={"image": 5}))
+    whole.count_tokens(TokenUsage(prompt_tokens=11, completion_tokens=3, cached_tokens=4, media_tokens={"image": 5}))
     return whole
 
 

@@ -13,7 +13,7 @@ from omni_pipeline.config.schema import Config, StageConfig
 from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.errors import ErrorInfo
 from omni_pipeline.gpus import Gpu
-from omni_pipeline.supervision.fleet import Progress
+from omni_pipeline.supervision.fleet import StartProgress
 from omni_pipeline.supervision.pipeline import Supervisor
 from omni_pipeline.wire.messages import Failed, Start, Work
 from tests.omni_pipeline.echo_stages import ECHO, ECHO_PATH, Answer, Text
@@ -68,7 +68,7 @@ def echo_config(*, worker: str | None = None, **options: dict[str, Any]) -> Conf
 @contextlib.asynccontextmanager
 async def running(
     config: Config,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[StartProgress], None] | None = None,
     patience: float = 10.0,
     gpus: Sequence[Gpu] | None = None,
 ) -> AsyncIterator[Session]:

@@ -20,7 +20,7 @@ from omni_pipeline.config.schema import Server
 from omni_pipeline.deployment.resolve import Deployment
 from omni_pipeline.errors import StartupError
 from omni_pipeline.service import listen, serve, url
-from omni_pipeline.supervision.fleet import Progress
+from omni_pipeline.supervision.fleet import StartProgress
 from tests.omni_pipeline.conftest import ROOT
 from tests.omni_pipeline.sessions import echo_config, gone
 
@@ -127,7 +127,7 @@ class Quiet:
     def note(self, text: str) -> None:
         pass
 
-    def progress(self, event: Progress) -> None:
+    def progress(self, event: StartProgress) -> None:
         self.begun.set()
 
     def loaded(self, url: str, seconds: float) -> None:

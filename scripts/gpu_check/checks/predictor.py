@@ -15,14 +15,14 @@ from gpu_check.running.measure import held_bytes, mib, times
 from gpu_check.running.random_parts import RandomModel
 from gpu_check.running.setup import Setup
 from stages.checkpoint import memory_needs
-from stages.code_predictor.choice import Choice, Draws
+from stages.code_predictor.choice import CodeChoice, Draws
 from stages.code_predictor.graphs import FrameGraphs
 from stages.code_predictor.network import ResidualNetwork
 from stages.code_predictor.stage import frame_graphs, load_network
 from stages.messages import Sampling
 from stages.options import CodePredictorOptions
 
-Compute: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Choice], tuple[torch.Tensor, torch.Tensor]]
+Compute: TypeAlias = Callable[[torch.Tensor, torch.Tensor, CodeChoice], tuple[torch.Tensor, torch.Tensor]]
 
 GREEDY = Sampling()
 SAMPLED = Sampling(temperature=1.0, top_k=50, top_p=0.8)
@@ -78,7 +78,7 @@ class Batch:
         codes = torch.randint(0, network.vocab, shape[:1], generator=generator).to(network.device)
         draws = [(Draws(_seeded(way, row)), row) for row, way in enumerate(ways)]
         self._hidden, self._codes = hidden[:rows], codes[:rows]
-        self._choice = Choice.of(draws[:rows], network.codebooks - 1, network.vocab, network.device)
+        self._choice = CodeChoice.of(draws[:rows], network.codebooks - 1, network.vocab, network.device)
 
     @torch.inference_mode()
     def codes(self, compute: Compute) -> torch.Tensor:

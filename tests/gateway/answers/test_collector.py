@@ -9,7 +9,7 @@ import pytest
 
 from gateway.answers.collector import Answer, Collector
 from omni_pipeline.contract.graph import COLLECTOR
-from omni_pipeline.contract.route import Output
+from omni_pipeline.contract.route import AnswerStream
 from omni_pipeline.errors import ErrorInfo, OmniError
 from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor
 from stages.messages import (
@@ -308,5 +308,5 @@ def test_a_route_has_the_encoders_that_its_media_need(kinds, hears_clips, encode
     media = [Media(kind, Tensor.of(b"x"), "p") for kind in kinds]
     found = route(ChatRequest(turns=[], media=media, video=VideoOptions(use_audio=hears_clips)))
     assert found.before == {"preprocessing", "mm_aggregate"} | encoders
-    assert found.outputs == {"decode": Output(frozenset({"thinker", "decode"}))}
+    assert found.outputs == {"decode": AnswerStream(frozenset({"thinker", "decode"}))}
     assert found.all == {"preprocessing", "mm_aggregate", "thinker", "decode"} | encoders

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from omni_pipeline.config.layers import Layer, gather
+from omni_pipeline.config.layers import SettingsLayer, gather
 from omni_pipeline.errors import StartupError
 from tests.omni_pipeline.echo_stages import ECHO_PATH
 
@@ -25,7 +25,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_later_place_wins_and_is_remembered(write: Any) -> None:
     path = write("server: {host: file, port: 1}\nstages: {thinker: {threads: 2, gpus: [0]}}")
-    layers = [Layer("SGL_OMNI_PORT", {"server": {"port": 2}}), Layer("--port", {"server": {"port": 3}})]
+    layers = [SettingsLayer("SGL_OMNI_PORT", {"server": {"port": 2}}), SettingsLayer("--port", {"server": {"port": 3}})]
     settings = gather(path, layers, ["thinker.threads=4"])
     assert (settings.config.server.host, settings.config.server.port) == ("file", 3)
     assert settings.config.stages["thinker"].threads == 4
@@ -102,7 +102,7 @@ def test_assignment_that_means_nothing_is_refused(assignment: str, message: str)
 def test_mistake_is_laid_at_the_door_of_the_place_that_made_it(write: Any) -> None:
     good = write("server: {port: 80}")
     with pytest.raises(StartupError, match=r"^--port: server\.port: expected"):
-        gather(good, [Layer("--port", {"server": {"port": -1}})])
+        gather(good, [SettingsLayer("--port", {"server": {"port": -1}})])
     with pytest.raises(StartupError, match=r"^x\.yaml: stages\.thinker\.options\.dtpe: there is no such setting; did"):
         gather(write("stages: {thinker: {options: {dtpe: x}}}"))
     with pytest.raises(StartupError, match=r"^x\.yaml: stages\.thinkr: there is no such stage; did you mean thinker"):
@@ -116,9 +116,9 @@ def test_stages_are_those_of_the_graph_that_the_file_names(write: Any) -> None:
 
 def test_text_only_server_refuses_flags_of_stages_it_leaves_out_but_not_a_file(write: Any) -> None:
     path = write("text_only: true\nstages: {talker_ar: {threads: 2}}")
-    both = Layer("--both", {"stages": {"thinker": {"threads": 2}, "talker_ar": {"threads": 2}}})
+    both = SettingsLayer("--both", {"stages": {"thinker": {"threads": 2}, "talker_ar": {"threads": 2}}})
     assert gather(path, [both]).config.text_only
     with pytest.raises(StartupError, match=r"^--gpu-talker: a text-only server has no talker_ar"):
-        gather(path, [Layer("--gpu-talker", {"stages": {"talker_ar": {"gpus": [1]}}})])
+        gather(path, [SettingsLayer("--gpu-talker", {"stages": {"talker_ar": {"gpus": [1]}}})])
     with pytest.raises(StartupError, match=r"^--set talker_ar\.threads=1: a text-only server has no talker_ar"):
         gather(path, assignments=["talker_ar.threads=1"])

@@ -31,19 +31,19 @@ SPANS = "http://collector:4318/v1/traces"
     ],
 )
 def test_environment_names_the_collector(environment: dict[str, str], endpoint: str | None) -> None:
-    resolved = trace_target.resolve(Trace(), environment)
+    resolved = trace_target.resolve_trace(Trace(), environment)
     assert resolved.otlp_endpoint == endpoint
     assert resolved.on == (endpoint is not None)
 
 
 def test_configuration_wins_over_the_environment() -> None:
-    resolved = trace_target.resolve(Trace(otlp_endpoint="http://mine:4318"), BASE)
+    resolved = trace_target.resolve_trace(Trace(otlp_endpoint="http://mine:4318"), BASE)
     assert resolved.otlp_endpoint == "http://mine:4318/v1/traces"
 
 
 def test_protocol_that_is_not_spoken_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        resolved = trace_target.resolve(Trace(), BASE | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
+        resolved = trace_target.resolve_trace(Trace(), BASE | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
     assert not resolved.on
     assert "grpc" in caplog.text
 
@@ -59,14 +59,14 @@ def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_packages")
 def test_without_the_packages_the_environment_is_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert not trace_target.resolve(Trace(), BASE).on
+        assert not trace_target.resolve_trace(Trace(), BASE).on
     assert "opentelemetry-sdk" in caplog.text
 
 
 @pytest.mark.usefixtures("no_packages")
 def test_without_the_packages_the_configuration_is_refused() -> None:
     with pytest.raises(StartupError, match="opentelemetry-sdk"):
-        trace_target.resolve(Trace(otlp_endpoint="http://mine:4318"), {})
+        trace_target.resolve_trace(Trace(otlp_endpoint="http://mine:4318"), {})
 
 
 def test_directory_is_made(tmp_path: Path) -> None:

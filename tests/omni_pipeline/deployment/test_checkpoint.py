@@ -13,7 +13,7 @@ import pytest
 from msgspec import structs
 
 from omni_pipeline.contract.graph import CheckpointSpec
-from omni_pipeline.deployment.checkpoint import Checkpoint, Stored, describe, resolve
+from omni_pipeline.deployment.checkpoint import Checkpoint, Stored, describe_checkpoint, find_checkpoint
 from omni_pipeline.errors import StartupError
 
 SPEC = CheckpointSpec(
@@ -51,12 +51,12 @@ def whole(tmp_path: Path) -> Path:
 
 def refusal(path: str) -> str:
     with pytest.raises(StartupError) as caught:
-        resolve(path, SPEC, lambda _: None)
+        find_checkpoint(path, SPEC, lambda _: None)
     return str(caught.value)
 
 
 def test_complete_checkpoint_is_found_with_its_sizes(whole: Path) -> None:
-    found = resolve(str(whole), SPEC, lambda _: None)
+    found = find_checkpoint(str(whole), SPEC, lambda _: None)
     assert found.path == str(whole)
     assert found.config["architectures"] == ["Echo"]
     assert found.tensors == {"ear.a": Stored(6, 24), "ear.b": Stored(1, 4), "mouth.c": Stored(20, 80)}
@@ -74,7 +74,7 @@ def test_weights_are_counted_as_stored_or_in_another_type() -> None:
 
 def test_integers_that_numbers_are_packed_into_stay_so(whole: Path) -> None:
     (whole / "two.safetensors").write_bytes(safetensors({"mouth.c": [4, 5]}, "I32"))
-    assert resolve(str(whole), SPEC, lambda _: None).held_bytes(["mouth."], 2) == 80
+    assert find_checkpoint(str(whole), SPEC, lambda _: None).held_bytes(["mouth."], 2) == 80
 
 
 def numbered(config: dict[str, Any]) -> dict[str, tuple[int, int, bool]]:
@@ -85,12 +85,12 @@ def test_plan_needs_no_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "echo", "size": 5}))
     spec = structs.replace(SPEC, tensors=numbered)
     for path in (tmp_path, tmp_path / "config.json"):
-        assert describe(str(path), spec).tensors == {"ear.a": Stored(5, 10)}
+        assert describe_checkpoint(str(path), spec).tensors == {"ear.a": Stored(5, 10)}
 
 
 def test_plan_prefers_the_headers_of_weights_that_are_there(whole: Path) -> None:
     spec = structs.replace(SPEC, tensors=numbered)
-    assert describe(str(whole), spec).tensors.keys() == {"ear.a", "ear.b", "mouth.c"}
+    assert describe_checkpoint(str(whole), spec).tensors.keys() == {"ear.a", "ear.b", "mouth.c"}
 
 
 def test_plan_finds_a_hub_name_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -103,22 +103,24 @@ def test_plan_finds_a_hub_name_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp
     (snapshot / "config.json").write_text(json.dumps({"model_type": "echo", "size": 5}))
     (tmp_path / "models--owner--model/refs").mkdir()
     (tmp_path / "models--owner--model/refs/main").write_text(revision)
-    assert describe("owner/model", structs.replace(SPEC, tensors=numbered)).tensors == {"ear.a": Stored(5, 10)}
+    assert describe_checkpoint("owner/model", structs.replace(SPEC, tensors=numbered)).tensors == {
+        "ear.a": Stored(5, 10)
+    }
     with pytest.raises(StartupError, match=r"no directory owner/other nor is it in the hub's cache, and a plan downlo"):
-        describe("owner/other", SPEC)
+        describe_checkpoint("owner/other", SPEC)
 
 
 def test_one_weight_file_needs_no_index(whole: Path) -> None:
     (whole / "model.safetensors.index.json").unlink()
     (whole / "two.safetensors").unlink()
-    assert resolve(str(whole), SPEC, lambda _: None).tensors == {"ear.a": Stored(6, 24), "ear.b": Stored(1, 4)}
+    assert find_checkpoint(str(whole), SPEC, lambda _: None).tensors == {"ear.a": Stored(6, 24), "ear.b": Stored(1, 4)}
 
 
 def test_alternative_file_will_do(whole: Path) -> None:
     (whole / "tokenizer.json").unlink()
     (whole / "vocab.json").write_text("{}")
     (whole / "merges.txt").write_text("")
-    assert resolve(str(whole), SPEC, lambda _: None).tensors
+    assert find_checkpoint(str(whole), SPEC, lambda _: None).tensors
 
 
 def cut(path: Path, to: int) -> None:
@@ -175,7 +177,7 @@ def test_hub_name_without_a_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     said: list[str] = []
     with pytest.raises(StartupError, match="the hub cannot be reached: pass --model-path"):
-        resolve("owner/model", SPEC, said.append)
+        find_checkpoint("owner/model", SPEC, said.append)
     assert len(said) == 1
     assert said[0].startswith("owner/model is no directory here")
 
@@ -190,4 +192,4 @@ def test_hub_name_in_the_cache_needs_no_hub(whole: Path, monkeypatch: pytest.Mon
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text(revision)
     shutil.copytree(whole, cached / "snapshots" / revision)
-    assert resolve("owner/model", SPEC, lambda _: None).path == str(cached / "snapshots" / revision)
+    assert find_checkpoint("owner/model", SPEC, lambda _: None).path == str(cached / "snapshots" / revision)

@@ -29,7 +29,7 @@ from omni_pipeline.wire.messages import (
     Work,
 )
 from omni_pipeline.wire.transport import MAIN, Inbox, Outbox, endpoint
-from omni_pipeline.worker.loop import TOMBSTONES, Worker
+from omni_pipeline.worker.loop import TOMBSTONES, WorkerLoop
 from tests.omni_pipeline.echo_stages import ECHO, EchoStage, Join, Options, Shout, Split, Text, Word
 
 SECONDS = 10.0
@@ -58,7 +58,7 @@ class Bench:
         self.inbox = Inbox(self.context, endpoint(str(run_dir), "w", 0))
         self.address = self.inbox.address
         addresses = {name: self.elsewhere.address for name in ECHO.stage_names if name not in stages}
-        self.worker = Worker(
+        self.worker = WorkerLoop(
             "w",
             stages,
             {**addresses, COLLECTOR: self.home.address},

@@ -18,7 +18,7 @@ from stages import options
 from stages.checkpoint import memory_needs
 from stages.code2wav.history import Streams
 from stages.code2wav.network import StreamingVocoder
-from stages.code_predictor.choice import Choice
+from stages.code_predictor.choice import CodeChoice
 from stages.code_predictor.network import ResidualNetwork
 from stages.messages import Sampling
 from stages.sglang_engine import environment
@@ -132,7 +132,7 @@ def test_peak_of_the_predictor(config: dict[str, Any], dtype: torch.dtype) -> No
     model = built(reference.Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration, predictor, dtype)
     network = ResidualNetwork(model, torch.zeros(3072, 1024, dtype=dtype), rows)
     hidden, codes = torch.zeros(rows, 1024, dtype=dtype), torch.zeros(rows, dtype=torch.int64)
-    taken = peak(lambda: network.frames(hidden, codes, Choice(None, None, None)))
+    taken = peak(lambda: network.frames(hidden, codes, CodeChoice(None, None, None)))
     needs = memory_needs.predictor(situation(config, options.CodePredictorOptions(max_batch=rows), dtype))
     assert taken <= needs.activations <= 16 * 1024**2, "too little to be worth a closer look"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from omni_pipeline.config.schema import Config
-from omni_pipeline.deployment.checkpoint import Checkpoint, Stored, describe, described
+from omni_pipeline.deployment.checkpoint import Checkpoint, Stored, describe_checkpoint, described
 from omni_pipeline.deployment.memory_plan import Holding, Placement, place
 from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.gpus import parse
@@ -35,7 +35,7 @@ def model(data: Path) -> str:
 @pytest.fixture(scope="module")
 def checkpoint(model: str) -> Checkpoint:
     assert QWEN3_OMNI.checkpoint is not None
-    return describe(model, QWEN3_OMNI.checkpoint)
+    return describe_checkpoint(model, QWEN3_OMNI.checkpoint)
 
 
 def planned(model: str, checkpoint: Checkpoint, gpus: str, **settings: Any) -> Placement:

@@ -14,7 +14,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
 
 from omni_pipeline.wire.messages import Chunk, Start, Tensor
 from stages.code_predictor import CodePredictor, graphs
-from stages.code_predictor.choice import Choice, Draws
+from stages.code_predictor.choice import CodeChoice, Draws
 from stages.code_predictor.network import ResidualNetwork
 from stages.messages import FrameFeedback, FrameSeed, PredictorStart, Sampling
 from stages.options import CodePredictorOptions
@@ -88,7 +88,7 @@ def test_kernels_of_a_frame_at_the_sizes_of_the_30b_model(cuda: CudaRules, publi
     found = {}
     for kind, params, voices in (("greedy", Sampling(), 1), ("sampled", SAMPLED, 8)):
         rows = [(Draws(params), 0)] * voices
-        choice = Choice.of(rows, network.codebooks - 1, network.vocab, network.device)
+        choice = CodeChoice.of(rows, network.codebooks - 1, network.vocab, network.device)
         hidden = torch.zeros(voices, network.hidden_size, dtype=torch.bfloat16, device="cuda")
         cuda.forget()
         with cuda.captured():

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from stages.code_predictor.choice import Choice, Draws
+from stages.code_predictor.choice import CodeChoice, Draws
 from stages.code_predictor.graphs import FrameGraphs, trace
 from stages.code_predictor.network import ResidualNetwork
 from stages.code_predictor.stage import load_network
@@ -58,7 +58,7 @@ def test_neither_recording_nor_padding_changes_a_frame(
         codes = torch.arange(batch) + turn
         ways = [picking[(row + turn) % len(picking)] for row in range(batch)]
         rows = [(Draws(way), turn) for way in ways]
-        choice = Choice.of(rows, network.codebooks - 1, network.vocab, network.device)
+        choice = CodeChoice.of(rows, network.codebooks - 1, network.vocab, network.device)
         got = graphs.frames(hidden, codes, choice)
         expected = network.frames(hidden, codes, choice)
         assert torch.equal(got[0], expected[0])
@@ -78,7 +78,7 @@ def test_wider_choices_than_were_recorded_are_computed(network: ResidualNetwork)
     assert recording.made == len(("greedy", "narrow"))
     hidden, codes = torch.ones(1, network.hidden_size), torch.tensor([1])
     for way in WAYS:
-        choice = Choice.of([(Draws(way), 0)], network.codebooks - 1, network.vocab, network.device)
+        choice = CodeChoice.of([(Draws(way), 0)], network.codebooks - 1, network.vocab, network.device)
         assert torch.equal(graphs.frames(hidden, codes, choice)[0], network.frames(hidden, codes, choice)[0])
 
 
@@ -87,7 +87,7 @@ def test_larger_batches_are_recorded_when_they_are_first_wanted(network: Residua
     recording = Recording()
     graphs = FrameGraphs(network, recording, 6, 4, beforehand=1)
     assert recording.made == 2  # greedy, and picked among few
-    greedy = Choice(None, None, None)
+    greedy = CodeChoice(None, None, None)
     for batch in (1, 2, 2, 1):
         graphs.frames(torch.zeros(batch, network.hidden_size), torch.zeros(batch, dtype=torch.int64), greedy)
     assert recording.made == 3
@@ -98,7 +98,7 @@ def test_larger_batches_are_recorded_when_they_are_first_wanted(network: Residua
 
 @torch.inference_mode()
 def test_results_outlive_the_next_frame(network: ResidualNetwork, graphs: FrameGraphs) -> None:
-    greedy = Choice(None, None, None)
+    greedy = CodeChoice(None, None, None)
     first, _ = graphs.frames(torch.ones(1, network.hidden_size), torch.tensor([1]), greedy)
     before = first.clone()
     graphs.frames(-torch.ones(1, network.hidden_size), torch.tensor([5]), greedy)

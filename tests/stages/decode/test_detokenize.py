@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from stages.decode.detokenize import TokenTable, Transcript
-from stages.messages import Logprob, TokenLogprob
+from stages.messages import IdLogprob, TokenLogprob
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_logprobs_come_with_their_text_and_end_at_the_stop_string(tokenizer: Any
     transcript = Transcript(table, stop=[" two"])
     seen: list[str] = []
     for token in ids:
-        transcript.push(token, TokenLogprob(chosen=table.shown(Logprob(token, -0.5)), top=[]))
+        transcript.push(token, TokenLogprob(chosen=table.shown(IdLogprob(token, -0.5)), top=[]))
         seen += [entry.chosen.token for entry in transcript.take()[1]]
         if transcript.stopped:
             break

@@ -13,7 +13,7 @@ from transformers import Qwen3OmniMoeProcessor
 from transformers.video_utils import VideoMetadata
 
 from omni_pipeline.errors import ErrorInfo, OmniError
-from stages.preprocessing.decode_video import Clip, decode_frames, probe_clip, sampled_frames
+from stages.preprocessing.decode_video import DecodedClip, decode_frames, probe_clip, sampled_frames
 
 LIMITS = {"max_seconds": 60, "max_pixels": 200_000, "max_total_pixels": 5_000_000, "param": "media[0]"}
 FORMATS = [
@@ -84,14 +84,18 @@ def test_the_same_frames_are_taken_as_by_the_reference(
     metadata = VideoMetadata(total_num_frames=total, fps=rate, duration=total / rate)
     for most in (768, 30, 7):
         taken = sampled_frames(
-            Clip(total, rate, 64, 64, False), fps=fps, min_frames=reference.min_frames, max_frames=most, multiple=2
+            DecodedClip(total, rate, 64, 64, False),
+            fps=fps,
+            min_frames=reference.min_frames,
+            max_frames=most,
+            multiple=2,
         )
         expected = reference.sample_frames(metadata, fps=fps, max_frames=most).tolist()
         assert taken == [index for index in expected if index < total]  # rounding may give it one index past the end
 
 
 def test_of_a_single_frame_that_frame_is_taken() -> None:
-    assert sampled_frames(Clip(1, 25.0, 64, 64, False), fps=2.0, min_frames=4, max_frames=768, multiple=2) == [0]
+    assert sampled_frames(DecodedClip(1, 25.0, 64, 64, False), fps=2.0, min_frames=4, max_frames=768, multiple=2) == [0]
 
 
 def test_a_variable_frame_rate_is_measured_where_the_header_is_wrong() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from omni_pipeline.errors import OmniError
 from stages.checkpoint.audio_lengths import audio_rows
-from stages.preprocessing.layout import Layout, MediaTokens, MediumRows, lay_out
+from stages.preprocessing.layout import MediaTokens, MediumRows, PromptLayout, lay_out
 from stages.preprocessing.positions import mrope_positions
 
 FPS = (0.5, 0.7, 1.0, 1.5, 2.0, 2.5, 3.0, 7.3, 24.0, 29.97)
@@ -53,7 +53,7 @@ class RandomPrompt:
     def _text(draw: random.Random) -> list[int]:
         return [draw.randint(10, 200) for _ in range(draw.choice([0, 0, 1, 2, 7, 300]))]
 
-    def reference(self, layout: Layout, thinker: Any) -> tuple[torch.Tensor, float]:
+    def reference(self, layout: PromptLayout, thinker: Any) -> tuple[torch.Tensor, float]:
         """Positions of the prompt, and next position less next index as the reference's `generate` counts on."""
         ids = torch.from_numpy(layout.ids)[None]
         image, video = (torch.tensor(self.grids[kind]) if self.grids[kind] else None for kind in ("image", "video"))
