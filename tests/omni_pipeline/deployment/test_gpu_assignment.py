@@ -11,7 +11,7 @@ from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu
 from omni_pipeline.supervision.fork_server import Preloaded
-from omni_pipeline.supervision.pipeline import Progress
+from omni_pipeline.supervision.fleet import StartProgress
 from tests.omni_pipeline.echo_stages import ECHO_PATH
 from tests.omni_pipeline.sessions import Session, running
 
@@ -73,7 +73,7 @@ async def test_worker_has_the_environment_of_its_stages_from_its_first_line(run_
 async def test_worker_that_fills_its_gpu_is_started_when_the_others_are_ready(run_root: Path) -> None:
     ready: list[str] = []
 
-    def note(event: Progress) -> None:
+    def note(event: StartProgress) -> None:
         if not isinstance(event, Preloaded):
             ready.append(event.worker)
 
