@@ -13,10 +13,12 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.errors import internal
 from omni_pipeline.wire.messages import Chunk, End, Failed, Tensor, Work
+from stages import cuda_habits
 from stages.checkpoint.weights import encoder_dtype, load_part, read_tensors
 from stages.code_predictor.choice import CodeChoice, Draws
-from stages.code_predictor.graphs import MOST_TRACED, NARROW, TRACED_BEFOREHAND, Capture, FrameGraphs, trace
+from stages.code_predictor.graphs import MOST_TRACED, NARROW, TRACED_BEFOREHAND, Capture, FrameGraphs, Record, trace
 from stages.code_predictor.network import ResidualNetwork
+from stages.cpu_graphs import GraphPool
 from stages.messages import Frame, FrameFeedback, FrameSeed, PredictorStart
 from stages.options import CodePredictorOptions
 
@@ -165,7 +167,8 @@ def frame_graphs(network: ResidualNetwork, device: str, options: CodePredictorOp
     """Recorded `ResidualNetwork.frames`, unless that is not wanted."""
     if not options.record:
         return None
-    if device == "cpu":
+    if device == "cpu" and not cuda_habits.enabled():
         largest, widest = min(network.max_batch, MOST_TRACED), min(network.vocab, NARROW)
         return FrameGraphs(network, trace, largest, widest, TRACED_BEFOREHAND)
-    return FrameGraphs(network, Capture(), network.max_batch, network.vocab)
+    record: Record = Capture() if device != "cpu" else GraphPool().record
+    return FrameGraphs(network, record, network.max_batch, network.vocab)

@@ -6,7 +6,8 @@ and a norm is eight operations. On a small model that is Python time. These do t
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.kernels.fused_op import BaseFusedOp
@@ -18,6 +19,11 @@ from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from torch.nn import functional
+
+from stages import cuda_habits
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.model_runner import ModelRunner
 
 # Decode attention is padded to the longest sequence while that at most doubles the work, or makes up little of it.
 MOST_PADDING = 2.0
@@ -93,25 +99,50 @@ def rms_norm(
     return functional.rms_norm(total, (norm.hidden_size,), norm.weight, norm.variance_epsilon), total
 
 
-def routed_experts(method: UnquantizedFusedMoEMethod, layer: Any, dispatch_output: Any) -> StandardCombineInput:
-    """Gated SiLU experts by grouped matrix products: rows sorted by expert, two products for all experts together."""
+def grouped_experts(
+    x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
+) -> torch.Tensor:
+    """Gated SiLU experts by grouped matrix products: rows sorted by expert, two products for all experts together.
+
+    Args:
+        x: [rows, hidden].
+        weights, experts: [rows, experts of a row].
+        w13, w2: [experts, 2 · width, hidden] and [experts, hidden, width].
+    """
+    flat = experts.reshape(-1).long()
+    order = flat.argsort()
+    ends = torch.bincount(flat, minlength=w13.shape[0]).cumsum(0, dtype=torch.int32)
+    token = order // experts.shape[1]
+    gate, up = functional.grouped_mm(x[token], w13.transpose(1, 2), offs=ends).chunk(2, dim=-1)
+    rows = functional.grouped_mm(functional.silu(gate) * up, w2.transpose(1, 2), offs=ends)
+    rows = rows * weights.reshape(-1)[order, None].to(rows.dtype)
+    return torch.zeros_like(x).index_add_(0, token, rows)
+
+
+def routed_experts(
+    method: UnquantizedFusedMoEMethod,
+    layer: Any,
+    dispatch_output: Any,
+    compute: Callable[..., torch.Tensor] = grouped_experts,
+) -> StandardCombineInput:
+    """A layer's routed experts by `compute`, or by SGLang where they are not of the kind that it is for."""
     config = method.moe_runner_config
-    x = dispatch_output.hidden_states
     if config.activation != "silu" or config.apply_router_weight_on_input or hasattr(layer, "w13_weight_bias"):
         return method.forward_cpu(layer, dispatch_output)
     weights, experts, _ = dispatch_output.topk_output
-    flat = experts.reshape(-1).long()
-    order = flat.argsort()
-    ends = torch.bincount(flat, minlength=layer.w13_weight.shape[0]).cumsum(0, dtype=torch.int32)
-    token = order // experts.shape[1]
-    gate, up = functional.grouped_mm(x[token], layer.w13_weight.transpose(1, 2), offs=ends).chunk(2, dim=-1)
-    rows = functional.grouped_mm(functional.silu(gate) * up, layer.w2_weight.transpose(1, 2), offs=ends)
-    rows = rows * weights.reshape(-1)[order, None].to(rows.dtype)
-    return StandardCombineInput(hidden_states=torch.zeros_like(x).index_add_(0, token, rows))
+    x = dispatch_output.hidden_states
+    return StandardCombineInput(hidden_states=compute(x, weights, experts, layer.w13_weight, layer.w2_weight))
 
 
 def install(dispatch_key: str) -> None:
     """Put them in place for a platform with this `get_dispatch_key_name`."""
     BaseFusedOp.register_oot_forward(RMSNorm, rms_norm, dispatch_key)
     BaseFusedOp.register_oot_forward(UnquantizedFusedMoEMethod, routed_experts, dispatch_key)
-    register_attention_backend("torch_native")(PaddedDecodeAttention)
+    register_attention_backend("torch_native")(_attention_of)
+
+
+def _attention_of(runner: ModelRunner) -> TorchNativeAttnBackend:
+    """The attention of an engine that starts."""
+    from stages.sglang_engine.cuda_like_kernels import StaticDecodeAttention
+
+    return StaticDecodeAttention(runner) if cuda_habits.enabled() else PaddedDecodeAttention(runner)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
-from sglang.srt.platforms.interface import SRTPlatform
+from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
 
 def activate() -> str | None:
@@ -24,6 +24,7 @@ class TorchNativeCpu(CpuDeviceMixin, SRTPlatform):
     """A plain CPU, driven through torch alone."""
 
     _enum = PlatformEnum.OOT
+    capabilities = PlatformCapabilities(graph_capture=True)  # see `cpu_graph_runner`
 
     def get_default_attention_backend(self) -> str:
         return "torch_native"
@@ -32,6 +33,19 @@ class TorchNativeCpu(CpuDeviceMixin, SRTPlatform):
         return False
 
     def init_backend(self) -> None:
-        from stages.sglang_engine import cpu_kernels
+        from stages.sglang_engine import cpu_graph_runner, cpu_kernels
 
         cpu_kernels.install(self.get_dispatch_key_name())
+        cpu_graph_runner.install()
+
+    def post_load_model(self, model: Any) -> None:
+        from stages import cuda_habits
+        from stages.sglang_engine import cuda_like_kernels
+
+        if cuda_habits.enabled():
+            cuda_like_kernels.put_into(model)
+
+    def get_full_graph_backend_cls(self) -> type[Any]:
+        from stages.sglang_engine.cpu_graph_runner import CpuGraphBackend
+
+        return CpuGraphBackend

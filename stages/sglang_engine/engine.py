@@ -211,7 +211,8 @@ class Engine:
         if tap_layer is not None:
             # One KV-cache page more than there are tokens: the first takes what padding writes.
             self._model.tap(tap_layer, int(self._scheduler.max_total_num_tokens) + int(self._scheduler.page_size))
-        if device == "cpu" and server_args.tp_size == server_args.pp_size == 1:  # what ranks exchange is not recorded
+        single = server_args.tp_size == server_args.pp_size == 1  # what ranks exchange is not recorded
+        if device == "cpu" and single and runner.decode_cuda_graph_runner is None:
             self._model.recorded = DecodeTrace(self._model, runner.attn_backend, runner.token_to_kv_pool)
 
     @property

@@ -10,6 +10,7 @@ import torch
 from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeForConditionalGeneration, Qwen3OmniMoeProcessor
 
 from omni_pipeline.contract.stage import StageContext
+from stages import cuda_habits
 from stages.options import (
     AggregateOptions,
     Code2WavOptions,
@@ -37,6 +38,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["", "cuda habits"])
+def habits(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether engines that are built meanwhile treat memory as on a GPU; a module's tests run both ways."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(cuda_habits.VARIABLE, str(int(request.param)))
+        yield request.param
 
 
 @pytest.fixture(scope="session")

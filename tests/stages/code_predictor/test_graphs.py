@@ -1,4 +1,4 @@
-"""Frames out of recorded work are those of the network; CUDA graphs need a GPU and are not tested here."""
+"""Frames out of recorded work are those of the network; stand-ins are tested for CUDA graphs, which need a GPU."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from stages.code_predictor.choice import CodeChoice, Draws
 from stages.code_predictor.graphs import FrameGraphs, trace
 from stages.code_predictor.network import ResidualNetwork
 from stages.code_predictor.stage import load_network
+from stages.cpu_graphs import GraphPool
 from stages.messages import Sampling
 
 WAYS = [
@@ -40,9 +41,10 @@ def network(voice_context: Any) -> ResidualNetwork:
     return load_network(context.model_path, "cpu", context.options)
 
 
-@pytest.fixture(scope="module", params=["repeated", "traced"])
+@pytest.fixture(scope="module", params=["repeated", "traced", "on the same memory"])
 def graphs(request: Any, network: ResidualNetwork) -> FrameGraphs:
-    return FrameGraphs(network, trace if request.param == "traced" else Recording(), 5, network.vocab)
+    records = {"repeated": Recording(), "traced": trace, "on the same memory": GraphPool().record}
+    return FrameGraphs(network, records[request.param], 5, network.vocab)
 
 
 @pytest.mark.parametrize("kind", ["greedy", "narrow", "wide"])

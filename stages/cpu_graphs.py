@@ -1,0 +1,124 @@
+"""Stand-ins for CUDA graphs on a CPU: the operations of one run are recorded, and repeated on the same memory.
+
+TorchScript does not serve here: a trace allocates what it gives, and takes two equal tensors for one constant. What is
+recorded here is what a graph holds: operations with the addresses that they read and write. A number that Python
+computed stays as it was, and what one graph gave is garbage when another of its pool has run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class GraphPool:
+    """Records graphs that share their memory, as those of one engine or of the predictor do on a GPU."""
+
+    def __init__(self) -> None:
+        self._latest: _Graph | None = None
+
+    def record(self, work: Callable[..., Any], inputs: tuple[torch.Tensor, ...] = ()) -> Callable[[], Any]:
+        """Run `work`; the operations of this run are repeated, on the same memory, by what comes back.
+
+        Each repetition gives the same tensors, with new content.
+
+        Args:
+            inputs: What `work` is called with. It may read and write other tensors too.
+
+        Raises:
+            RuntimeError: It reads a tensor's content on the host, which a CUDA graph cannot do.
+        """
+        graph = _Graph(work, inputs)
+
+        def replay() -> Any:
+            if self._latest is not None and self._latest is not graph:
+                self._latest.spoil()
+            self._latest = graph
+            return graph.replay()
+
+        return replay
+
+
+class _Graph:
+    """One recording."""
+
+    def __init__(self, work: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) -> None:
+        with _Recorder() as recorder:
+            self._result = work(*inputs)
+        self._operations = recorder.operations
+
+    def replay(self) -> Any:
+        for operation in self._operations:
+            operation.repeat()
+        return self._result
+
+    def spoil(self) -> None:
+        """Put garbage where the result is."""
+        for tensor in _tensors_of(self._result):
+            tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Operation:
+    """An operation, its arguments, and the memory that it allocated when it was recorded."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    allocated: tuple[tuple[int, torch.Tensor], ...]
+
+    def repeat(self) -> None:
+        results = list(_tensors_of(self.function(*self.args, **self.kwargs)))
+        for index, tensor in self.allocated:
+            tensor.copy_(results[index])
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes the operations that run under it, but for those that only view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[_Operation] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _waits(func, args):
+            raise RuntimeError(f"{func} reads a tensor on the host, or makes one of unknown size: no graph can hold it")
+        result = func(*args, **kwargs)
+        given = {_memory(tensor) for tensor in _tensors_of([args, kwargs])}
+        allocated = tuple(
+            (index, tensor) for index, tensor in enumerate(_tensors_of(result)) if _memory(tensor) not in given
+        )
+        if allocated or func._schema.is_mutable:
+            self.operations.append(_Operation(func, args, kwargs, allocated))
+        return result
+
+
+def _waits(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether the host would have to wait for a GPU: for a number, or for the size of the result."""
+    if func._schema.name in ("aten::index", "aten::index_put", "aten::index_put_"):
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _tensors_of(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested containers, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors_of(item)
+    elif isinstance(value, dict):
+        yield from _tensors_of(list(value.values()))
+    elif dataclasses.is_dataclass(value):
+        yield from _tensors_of([getattr(value, field.name) for field in dataclasses.fields(value)])

@@ -1,0 +1,103 @@
+"""SGLang's decode graphs on a CPU: its own static buffers, padding, capture and replay, over stand-ins for CUDA graphs.
+
+Only what asks CUDA itself is replaced. Used while `cuda_habits` are on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+from sglang.srt.arg_groups.cuda_graph_hook import generate_decode_cuda_graph_batch_sizes
+from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
+from sglang.srt.model_executor.graph_shared_output import GraphSharedOutput
+from sglang.srt.model_executor.model_runner_components import cuda_graph_setup
+from sglang.srt.model_executor.runner import decode_cuda_graph_runner
+from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
+from sglang.srt.model_executor.runner_backend.base_cuda_graph_backend import BaseCudaGraphBackend
+from sglang.srt.runtime_context import get_exec
+
+from stages import cuda_habits
+from stages.cpu_graphs import GraphPool
+
+# As SGLang's own backend.
+_WARM_UPS = 2
+
+
+class CpuGraphBackend(BaseCudaGraphBackend):
+    """Records and replays what SGLang's runner gives it, one graph for each batch size.
+
+    Args:
+        runner: SGLang's.
+        options: Of graphs on a GPU.
+    """
+
+    def __init__(self, runner: Any, **options: Any) -> None:
+        self._pool = GraphPool()
+        self._replays: dict[Any, Callable[[], Any]] = {}
+
+    @contextlib.contextmanager
+    def capture_session(self, stream: Any) -> Iterator[None]:
+        yield
+
+    def capture_one(
+        self,
+        shape_key: Any,
+        forward_fn: Callable[[], Any],
+        capture_inputs: Any = None,
+        post_warmup_hook: Callable[[], None] | None = None,
+    ) -> None:
+        for _ in range(_WARM_UPS):
+            forward_fn()
+            if post_warmup_hook is not None:
+                post_warmup_hook()
+        self._replays[shape_key] = self._pool.record(forward_fn)
+
+    def can_run(self, forward_batch: Any, shape_key: Any) -> bool:
+        return shape_key in self._replays
+
+    @contextlib.contextmanager
+    def replay_session(self) -> Iterator[None]:
+        yield
+
+    def replay(self, shape_key: Any, static_forward_batch: Any, **kwargs: Any) -> Any:
+        return self._replays[shape_key]()
+
+    def cleanup(self) -> None:
+        self._replays.clear()
+
+
+class CpuGraphRunner(DecodeCudaGraphRunner):
+    """SGLang's runner without the events of a stream, which a CPU does not have."""
+
+    def _record_in_graph_metadata_prep_done(self) -> None:
+        """Nobody waits for it."""
+
+
+def install() -> None:
+    """Let engines with the habits on capture decode steps on a CPU, at the moment at which they would on a GPU."""
+    original = cuda_graph_setup.capture_decode_graph
+
+    def capture_decode_graph(*, model_runner: Any) -> Any:
+        return _capture(model_runner) if cuda_habits.enabled() else original(model_runner=model_runner)
+
+    cuda_graph_setup.capture_decode_graph = capture_decode_graph
+    decode_cuda_graph_runner.graph_capture = _no_stream
+
+
+def _capture(model_runner: Any) -> Any:
+    graph = get_exec().graph
+    # SGLang turns graphs off for torch-native attention, and has other sizes for what it calls a CPU graph.
+    sizes = generate_decode_cuda_graph_batch_sizes(model_runner.server_args, model_runner.max_running_requests)
+    config = with_phase(graph.cuda_graph_config, Phase.DECODE, backend=Backend.FULL, bs=sizes, max_bs=sizes[-1])
+    with graph.override(cuda_graph_config=config):
+        model_runner.graph_shared_output = GraphSharedOutput.create_for_model_runner(model_runner)
+        runner = CpuGraphRunner(model_runner)
+    return cuda_graph_setup.GraphCapture(runner=runner, memory_phase="decode", memory_usage_gb=0.0, capture_time=0.0)
+
+
+@contextlib.contextmanager
+def _no_stream(stream: Any = None) -> Iterator[SimpleNamespace]:
+    yield SimpleNamespace(stream=None)
