@@ -46,7 +46,7 @@ class PrefillInput:
         slots: int64 [requests], KV-pool slot of each request.
         deltas: float32 [requests], their `PromptRows.delta`.
         media_index: int64 [rows], places among the t tokens that take `media_embeds`, or None.
-        media_embeds: [rows, hidden].
+        media_embeds: [rows, hidden]; like `deepstack` perhaps a view of what a request keeps, to be read only.
         visual_index, deepstack: The same for deepstack rows, [layers, rows, hidden].
     """
 

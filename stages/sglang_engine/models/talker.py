@@ -106,7 +106,10 @@ class Qwen3OmniTalker(OmniDecoder):
 
     def fill(self, extras: PrefillInput, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         angles = self.current_angles(forward_batch)
-        hidden = self.model(input_ids, angles, forward_batch, extras.media_embeds)
+        assert extras.media_embeds is not None
+        # A copy: CUDA's norms add each layer's output to these rows in place, and a voice that loses its KV memory is
+        # computed from them again.
+        hidden = self.model(input_ids, angles, forward_batch, extras.media_embeds.clone())
         self.last_states[forward_batch.req_pool_indices] = hidden[forward_batch.extend_seq_lens.cumsum(0) - 1]
         return hidden
 
