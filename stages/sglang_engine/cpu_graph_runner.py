@@ -17,7 +17,7 @@ from sglang.srt.model_executor.model_runner_components import cuda_graph_setup
 from sglang.srt.model_executor.runner import decode_cuda_graph_runner
 from sglang.srt.model_executor.runner.decode_cuda_graph_runner import DecodeCudaGraphRunner
 from sglang.srt.model_executor.runner_backend.base_cuda_graph_backend import BaseCudaGraphBackend
-from sglang.srt.runtime_context import get_exec
+from sglang.srt.runtime_context import get_exec, get_parallel
 
 from stages import cuda_habits
 from stages.cpu_graphs import GraphPool
@@ -81,7 +81,8 @@ def install() -> None:
     original = cuda_graph_setup.capture_decode_graph
 
     def capture_decode_graph(*, model_runner: Any) -> Any:
-        return _capture(model_runner) if cuda_habits.enabled() else original(model_runner=model_runner)
+        single = get_parallel().tp_size == 1  # what ranks exchange is not recorded
+        return _capture(model_runner) if single and cuda_habits.enabled() else original(model_runner=model_runner)
 
     cuda_graph_setup.capture_decode_graph = capture_decode_graph
     decode_cuda_graph_runner.graph_capture = _no_stream
