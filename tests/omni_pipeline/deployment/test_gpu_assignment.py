@@ -10,8 +10,8 @@ from omni_pipeline.config.schema import Config, StageConfig
 from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu
-from omni_pipeline.supervision.fork_server import Preloaded
 from omni_pipeline.supervision.fleet import StartProgress
+from omni_pipeline.supervision.fork_server import Preloaded
 from tests.omni_pipeline.echo_stages import ECHO_PATH
 from tests.omni_pipeline.sessions import Session, running
 
