@@ -1,4 +1,4 @@
-"""Where the stages under test compute, and how exact that can be: the CPU, or what the environment says.
+"""Where the stages under test compute, how exact that can be, and how long it may take: as the environment says.
 
 ``OMNI_TEST_DEVICE=cuda`` moves servers, encoders, predictor and vocoder under test to GPUs, and
 ``OMNI_TEST_DTYPE=bfloat16`` changes what they compute in. The reference stays on the CPU in float32.
@@ -42,6 +42,17 @@ _EXACTNESS = {
     ("cuda", "bfloat16"): Exactness(5e-1, 1e-1, 2e-1),
 }
 EXACTNESS = _EXACTNESS[DEVICE, DTYPE]
+
+
+class Patience(NamedTuple):
+    """Seconds that a server under test may take to be ready, and to answer a request."""
+
+    start: float
+    request: float
+
+
+# A first run on a GPU compiles kernels, each when it is first used: minutes at the start, and in the first requests.
+PATIENCE = {"cpu": Patience(120, 120), "cuda": Patience(1800, 900)}[DEVICE]
 
 if (DEVICE, DTYPE) == ("cuda", "float32"):
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # before CUDA; libraries would multiply with ten bits too

@@ -19,9 +19,8 @@ from typing import Any
 import psutil
 import yaml
 
-from tests.device import on_device
+from tests.device import PATIENCE, on_device
 
-START_SECONDS = 120
 STOP_SECONDS = 30
 
 
@@ -44,7 +43,7 @@ class Server:
     config: dict[str, Any] | str = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)
     speech: bool = False
-    start_seconds: float = START_SECONDS
+    start_seconds: float = PATIENCE.start
     program: tuple[str, ...] = (sys.executable, "-m", "omni_pipeline.cli")
     url: str = ""
     process: subprocess.Popen[bytes] | None = None
@@ -112,7 +111,7 @@ class Server:
         """Requests that each stage held at its last heartbeat, less than two seconds ago."""
         return {name: stage["live_requests"] for name, stage in self.health()[1]["stages"].items()}
 
-    def post(self, body: dict[str, Any], timeout: float = 120) -> tuple[int, Any]:
+    def post(self, body: dict[str, Any], timeout: float = PATIENCE.request) -> tuple[int, Any]:
         """POST a chat completion; status and parsed body."""
         request = urllib.request.Request(
             f"{self.url}/v1/chat/completions",

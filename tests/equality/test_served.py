@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.device import PATIENCE
 from tests.equality.conversations import Kit, all_conversations, request
 from tests.reference import NEAR_TIE, Conversation, Greedy, Reference, differs
 from tests.server import Server, fused, split
@@ -138,7 +139,7 @@ def _hang_up(running: Running, seed: int) -> int:
     body = request(rng.choice(running.truths.conversations))
     body |= {"max_tokens": 2000, "ignore_eos": True, "stream": True, "temperature": 1.0}
     host = running.server.url.removeprefix("http://")
-    connection = http.client.HTTPConnection(host, timeout=60)
+    connection = http.client.HTTPConnection(host, timeout=PATIENCE.request)
     try:
         connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
         return len(connection.getresponse().read(rng.choice([1, 200, 2000, 5000])))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy
 import pytest
 
-from tests.device import EXACTNESS
+from tests.device import EXACTNESS, PATIENCE
 from tests.equality.conversations import Kit, all_conversations, request
 from tests.reference import NEAR_TIE, Conversation, Spoken, SpokenReference
 from tests.server import Server, colocated
@@ -100,7 +100,7 @@ class Running:
 
     def events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The events of a streamed answer; closes the connection when no longer wanted."""
-        connection = http.client.HTTPConnection(self.server.url.removeprefix("http://"), timeout=120)
+        connection = http.client.HTTPConnection(self.server.url.removeprefix("http://"), timeout=PATIENCE.request)
         try:
             headers = {"content-type": "application/json"}
             connection.request("POST", "/v1/chat/completions", json.dumps(body | {"stream": True}), headers)
