@@ -56,11 +56,15 @@ class Greedy:
 
 
 class Reference:
-    """A checkpoint in Hugging Face's classes, float32 on the CPU, one conversation at a time."""
+    """A checkpoint in Hugging Face's classes on the CPU, one conversation at a time.
 
-    def __init__(self, checkpoint: Path) -> None:
+    Args:
+        dtype: What its weights are, and what it computes in; rotary frequencies are float32 in any case.
+    """
+
+    def __init__(self, checkpoint: Path, dtype: torch.dtype = torch.float32) -> None:
         self.processor = Qwen3OmniMoeProcessor.from_pretrained(checkpoint)
-        self.model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(checkpoint).eval()
+        self.model = Qwen3OmniMoeForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype).eval()
 
     def inputs(self, conversation: Conversation) -> Any:
         """Model inputs as the processor makes them."""
@@ -173,8 +177,8 @@ class Spoken:
 class SpokenReference(Reference):
     """A checkpoint that also speaks: `generate` with greedy talker and predictor, one conversation at a time."""
 
-    def __init__(self, checkpoint: Path) -> None:
-        super().__init__(checkpoint)
+    def __init__(self, checkpoint: Path, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(checkpoint, dtype)
         # transformers 5.19.0 misses this where sound comes with images or clips (see docs/architecture.md).
         self.model.talker.config.audio_config = self.model.config.thinker_config.audio_config
 

@@ -1,0 +1,50 @@
+"""The conversations that bfloat16 is judged by, and the reference's record of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.conftest import ROOT, make_checkpoint
+from tests.equality.conversations import Kit, all_conversations
+from tests.reference import Conversation
+from tests.rounding.deviations import Answer, Figures, Texts
+from tests.rounding.limits import CHANGE
+from tests.rounding.reference import RoundedReference, Speech
+from tests.rounding.stages import BEST
+
+TOKENS = 24
+SPOKEN_TOKENS = 16
+FRAMES = 24
+VOICES = ("ethan", "chelsie", "aiden")
+
+
+def checkpoint(name: str) -> Path:
+    """Directory of one of `limits.CHECKPOINTS`."""
+    return ROOT / "demo" / "qwen3-omni-demo" if name == "demo" else make_checkpoint(name)
+
+
+def group(conversation: Conversation) -> str:
+    """What kind of conversation it is."""
+    return conversation.name.split("-")[0]
+
+
+def record(reference: RoundedReference, kit: Kit, step: int = 4) -> dict[str, Speech]:
+    """Spoken answers to one conversation in `step`, by its name."""
+    speeches: dict[str, Speech] = {}
+    for index, conversation in enumerate(all_conversations(kit)[::step]):
+        speech = reference.record(conversation, SPOKEN_TOKENS, FRAMES, VOICES[index % len(VOICES)])
+        if speech is not None:
+            speeches[conversation.name] = speech
+    return speeches
+
+
+def compare_texts(ours: RoundedReference, truth: RoundedReference, conversations: list[Conversation]) -> Figures:
+    """Answers of the reference in another data type, with the change of leads."""
+    texts = Texts()
+    for conversation in conversations:
+        ids, logits = ours.answer(conversation, TOKENS)
+        best = logits.log_softmax(-1).topk(BEST)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        answer = Answer(ids, [dict(zip(*pair, strict=True)) for pair in pairs])
+        texts.add(group(conversation), answer, truth.answer(conversation, TOKENS, ids)[1])
+    return texts.figures() | {CHANGE: texts.change()}

@@ -1,0 +1,107 @@
+"""The reference on each checkpoint, its record, and the stages under test; figures go to the report by `judge`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.utils import logging
+
+from stages.preprocessing.features import Features
+from tests.device import DEVICE, DTYPE
+from tests.equality.conversations import Kit
+from tests.rounding import cases, limits
+from tests.rounding.reference import RoundedReference, Speech
+from tests.rounding.stages import Media, ReferenceStages, StagesUnderTest, media
+
+FULL = DTYPE == "bfloat16"
+"""Whether everything is judged: `make test` takes a sample."""
+
+Judge = Callable[[str, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One checkpoint: the truth about it, and the stages under test on it.
+
+    Attributes:
+        end: The id that ends speech.
+    """
+
+    name: str
+    truth: ReferenceStages
+    ours: StagesUnderTest
+    speeches: dict[str, Speech]
+    media: Media
+    end: int
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_quiet_thread() -> Iterator[None]:
+    """Transformers warns at each forced answer that nothing ends it."""
+    torch.set_num_threads(1)
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    yield
+    logging.set_verbosity(before)
+
+
+@pytest.fixture(scope="session")
+def media_directory(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A directory that servers may read, with the committed media where the usage guide has them, and beside."""
+    directory = tmp_path_factory.mktemp("media")
+    (directory / "tests" / "data").mkdir(parents=True)
+    for file in data.glob("*.*"):
+        for target in (directory, directory / "tests" / "data"):
+            (target / file.name).write_bytes(file.read_bytes())
+    return directory
+
+
+@pytest.fixture(scope="session")
+def kit(media_directory: Path) -> Kit:
+    return Kit(media_directory, media_directory)
+
+
+@pytest.fixture(scope="session")
+def truths() -> Callable[[str], RoundedReference]:
+    """The reference in float32 on a checkpoint."""
+    return cache(lambda name: RoundedReference(cases.checkpoint(name), torch.float32))
+
+
+@pytest.fixture(scope="session")
+def subjects(
+    truths: Callable[[str], RoundedReference], kit: Kit, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Subject]:
+    @cache
+    def subject(name: str) -> Subject:
+        truth = truths(name)
+        end = truth.model.config.talker_config.codec_eos_token_id
+        scratch = tmp_path_factory.mktemp("run")
+        return Subject(
+            name,
+            ReferenceStages(truth),
+            StagesUnderTest(cases.checkpoint(name), DEVICE, "bfloat16", scratch, end),
+            cases.record(truth, kit),
+            media(kit, Features(truth.processor)),
+            end,
+        )
+
+    return subject
+
+
+@pytest.fixture
+def judge(record_property: Callable[[str, object], None]) -> Judge:
+    """Holds figures against the limits of a checkpoint, and notes both for the report."""
+
+    def check(checkpoint: str, figures: Mapping[str, float]) -> None:
+        most = limits.limits(checkpoint)
+        for figure, value in figures.items():
+            record_property(f"figure: {figure}", json.dumps([value, most[figure]]))
+        assert not (wrong := limits.too_large(figures, most)), "; ".join(wrong)
+
+    return check
