@@ -5,77 +5,122 @@
     .venv/bin/python scripts/verify_on_gpu.py               # with small checkpoints only
     .venv/bin/python scripts/verify_on_gpu.py --model-path /models/Qwen3-Omni-30B-A3B-Instruct
 
-Looks at the driver and the memory; runs the tests against Hugging Face with the servers on the GPU; then starts every
-layout that fits, asks the usage guide's questions, measures it with `sgl-omni bench`, and compares the memory it takes
-with the plan. It ends with 0 if everything that was run passed. Without --model-path, a small random checkpoint takes
-the real one's place. `--device cpu` does the same on the CPU, to see that this script works.
+Looks at the driver and the memory; runs the tests against Hugging Face with the servers on the GPU, in float32 token by
+token, in bfloat16 within the limits of tests/rounding; then starts every layout that fits, asks the usage guide's
+questions, measures it with `sgl-omni bench`, and compares the memory it takes with the plan. It ends with 0 if
+everything that was run passed. Without --model-path, the demo model takes the real one's place. `--device cpu` does the
+same on the CPU, to see that this script works. A first run compiles kernels and takes hours; Ctrl-C leaves a report of
+what was found until then.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from gpu_check import equality, machine, serving  # noqa: E402
-from gpu_check.report import Check, Report  # noqa: E402
+from gpu_check import compiled, equality, machine, serving  # noqa: E402
+from gpu_check.equality import Part  # noqa: E402
+from gpu_check.report import Check, Report, block  # noqa: E402
 
-DTYPES = ("float32", "bfloat16")
-SMALL = ROOT / "checkpoints" / "tiny"
+DEMO = ROOT / "demo" / "qwen3-omni-demo"
 CONCURRENCY = (1, 8)
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     report = Report(options.report, f"omni-pipeline on {options.device}: does it work, and is it as planned?")
     print(f"The report is {options.report}", flush=True)
-    if not machine.look(report, options.device):
-        print("CUDA cannot be used here: see the report.", file=sys.stderr)
-        return 1
-    gpus = len(machine.gpu_memory()) if options.device == "cuda" else 0
-    tests = options.equality
-    if tests is None:
-        tests = [*equality.TESTS, *(equality.SHARED if gpus != 1 else ())]
-    with tempfile.TemporaryDirectory(prefix="omni-verify-") as directory:
-        if tests:
-            compare(report, options.device, tests, Path(directory))
-        else:
-            report.add("", "", Check("equality", None, "left out"))
-        serve(report, options, gpus, Path(directory))
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if not verify(report, options):
+            print("CUDA cannot be used here: see the report.", file=sys.stderr)
+    except KeyboardInterrupt:
+        report.stop("interrupted")
+        print(f"\nInterrupted: {options.report} has what was found until then", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        report.add("What the check itself failed of", block(traceback.format_exc()))
+        report.stop(f"{type(error).__name__}: {error}")
+        raise
+    report.finish()
     print(f"\n{'Everything passed' if report.passed else 'Something failed'}: {options.report}")
     return 0 if report.passed else 1
 
 
-def compare(report: Report, device: str, tests: Sequence[str], directory: Path) -> None:
-    """Everything against Hugging Face: bfloat16, and parts by themselves, are told and not judged."""
-    on_gpu = device == "cuda"
-    for dtype in DTYPES if on_gpu else DTYPES[:1]:
-        exact = dtype == "float32"
-        equality.run(report, device, dtype, tests, directory, part="answers", judged=exact)
-        if on_gpu:
-            equality.run(report, device, dtype, equality.STAGES, directory, part="stages", judged=False)
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
-def serve(report: Report, options: argparse.Namespace, gpus: int, directory: Path) -> None:
-    """Every layout, with the real checkpoint or a small one."""
+def verify(report: Report, options: argparse.Namespace) -> bool:
+    """Every section; False where the machine cannot be used at all."""
+    with Step(report, "the machine"):
+        usable = machine.look(report, options.device)
+    if not usable:
+        return False
+    gpus = len(machine.gpu_memory()) if options.device == "cuda" else 0
+    parts = comparisons(options.equality, options.device, gpus)
+    layouts = [one for one in serving.layouts(gpus) if not options.layout or one.name in options.layout]
+    report.minutes = sum(part.minutes for part in parts) + len(layouts) * serving.MINUTES
+    with tempfile.TemporaryDirectory(prefix="omni-verify-") as directory:
+        for part in parts:
+            with Step(report, f"{part.name}, {part.dtype}"):
+                equality.run(report, options.device, part, Path(directory))
+        if not parts:
+            report.add("", "", Check("equality", None, "left out"))
+        serve(report, options, layouts, Path(directory))
+    return True
+
+
+class Step:
+    """One section of the report, with what was compiled meanwhile."""
+
+    def __init__(self, report: Report, name: str) -> None:
+        self._report, self._name = report, name
+        self._caches = compiled.caches()
+
+    def __enter__(self) -> None:
+        self._before = compiled.kernels(self._caches)
+        self._report.begin(self._name)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            self._report.end()
+        if new := compiled.news(self._before, compiled.kernels(self._caches)):
+            self._report.add("", "", Check(f"compiled during: {self._name}", None, new))
+
+
+def comparisons(tests: Sequence[str] | None, device: str, gpus: int) -> list[Part]:
+    """What is held against Hugging Face: everything, or these tests alone."""
+    if tests is not None:
+        return [dataclasses.replace(equality.ANSWERS, tests=tuple(tests))] if tests else []
+    shared = [equality.SHARED] if gpus != 1 else []
+    alone = [equality.PARTS] if device == "cuda" else []
+    return [equality.ROUNDING, equality.QUALITY, equality.ANSWERS, *alone, *shared]
+
+
+def serve(report: Report, options: argparse.Namespace, layouts: Sequence[serving.Layout], directory: Path) -> None:
+    """Every layout, with the real checkpoint or the demo model."""
     if options.model_path is None:
-        script = ROOT / "scripts" / "make_tiny_checkpoint.py"
-        subprocess.run([sys.executable, script, "--out", SMALL], check=True, stdout=subprocess.DEVNULL)
-        report.add("", "", Check("the real checkpoint", None, "no --model-path; a small random one takes its place"))
+        report.add("", "", Check("the real checkpoint", None, "no --model-path; the demo model takes its place"))
     # What servers may read is this directory alone.
     shutil.copytree(ROOT / "tests" / "data", directory / "tests" / "data")
     measured = (*loads(options.concurrency or CONCURRENCY), "--requests", str(options.bench_requests))
     bench = None if options.no_bench else measured
-    run = serving.Run(options.model_path or SMALL, options.device, directory, bench)
-    for layout in serving.layouts(gpus):
-        if not options.layout or layout.name in options.layout:
+    run = serving.Run(options.model_path or DEMO, options.device, directory, bench)
+    for layout in layouts:
+        with Step(report, f"layout {layout.name}"):
             serving.try_layout(report, layout, run)
 
 

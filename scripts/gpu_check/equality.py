@@ -1,75 +1,177 @@
-"""Runs the tests against Hugging Face with the servers on the device, and reads what they found."""
+"""Runs the tests against Hugging Face with the stages under test on the device, and reads what they found."""
 
 from __future__ import annotations
 
+import dataclasses
+import enum
+import json
+import math
 import os
 import re
-import subprocess
 import sys
 import xml.etree.ElementTree as Xml
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from gpu_check import child
+from gpu_check.child import Cause
 from gpu_check.report import Check, Report, block, table
 
 ROOT = Path(__file__).parents[2]
 
-TESTS = ("tests/equality/test_served.py", "tests/equality/test_spoken.py")
-STAGES = (
-    "tests/stages/encoders/test_encoders.py",
-    "tests/stages/code2wav/test_streamed_sound.py",
-    "tests/stages/code_predictor/test_frames.py",
-)
-"""Part by part, to find what is wrong; some of these ask for more than other arithmetic can give."""
 
-SHARED = ("tests/equality/test_tensor_parallel.py",)
+class Verdict(enum.Enum):
+    """What becomes of a failing test."""
+
+    ONE = "one check for the part"
+    EACH = "one check for each test, with its figure nearest to the limit"
+    TOLD = "it is told, and fails nothing"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tests that are run together.
+
+    Attributes:
+        name: What is compared.
+        dtype: What the stages under test compute in.
+        minutes: What it may take on a GPU, kernels compiled for the first time included.
+    """
+
+    name: str
+    dtype: str
+    tests: tuple[str, ...]
+    verdict: Verdict
+    minutes: float
+
+
+ANSWERS = Part(
+    "answers",
+    "float32",
+    ("tests/equality/test_served.py", "tests/equality/test_spoken.py", "tests/quality/test_demo_model.py"),
+    Verdict.ONE,
+    90,
+)
+PARTS = Part(
+    "stages",
+    "float32",
+    (
+        "tests/stages/encoders/test_encoders.py",
+        "tests/stages/code2wav/test_streamed_sound.py",
+        "tests/stages/code_predictor/test_frames.py",
+    ),
+    Verdict.TOLD,  # to find what is wrong; some of these ask for more than other arithmetic can give
+    30,
+)
+ROUNDING = Part("stages and answers", "bfloat16", ("tests/rounding",), Verdict.EACH, 60)
+QUALITY = Part("the demo model's quality", "bfloat16", ("tests/quality/test_demo_model.py",), Verdict.ONE, 30)
+SHARED = Part("a divided thinker", "float32", ("tests/equality/test_tensor_parallel.py",), Verdict.ONE, 45)
 """What needs two GPUs."""
 
 # What the equality tests print of each comparison.
 _COUNTS = re.compile(r"\d+ (?:answers|voices), \d+ near ties.*")
 _SHOWN = 1500
+_FIGURE = "figure: "
+# The longest that a test may take with the servers it starts.
+_TEST_SECONDS = {"cpu": 1800, "cuda": 3600}
 
 
-def run(
-    report: Report, device: str, dtype: str, tests: Sequence[str], directory: Path, *, part: str, judged: bool
-) -> None:
-    """One section.
-
-    Args:
-        part: What is compared.
-        judged: Whether a failing test fails the report, or is only told.
-    """
-    results = directory / f"equality-{part}-{dtype}.xml"
-    environment = {**os.environ, "OMNI_TEST_DEVICE": device, "OMNI_TEST_DTYPE": dtype}
-    arguments = ["-q", "-p", "no:cacheprovider", "-o", "junit_logging=all", f"--junitxml={results}", *tests]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-    )  # fmt: skip
-    heading = f"Equality with Hugging Face: {part}, {device} in {dtype}"
-    name = f"equality of {part}, {dtype}"
+def run(report: Report, device: str, part: Part, directory: Path) -> None:
+    """One section."""
+    results = directory / f"{part.name}-{part.dtype}.xml".replace(" ", "-")
+    environment = {**os.environ, "OMNI_TEST_DEVICE": device, "OMNI_TEST_DTYPE": part.dtype}
+    settings = ("junit_logging=all", "junit_family=xunit1", f"timeout={_TEST_SECONDS[device]}")
+    options = ["-q", "-p", "no:cacheprovider", *(word for setting in settings for word in ("-o", setting))]
+    command = [sys.executable, "-m", "pytest", *options, f"--junitxml={results}", *part.tests]
+    done = child.run(command, part.minutes * 60, cwd=ROOT, environment=environment)
+    heading = f"Equality with Hugging Face: {part.name}, {device} in {part.dtype}"
+    name = f"{part.name}, {part.dtype}"
+    late = [Check(f"{name}: in time", False, f"ended after {part.minutes:g} min")] if done.cause is Cause.TIME else []
     if not results.is_file():
-        report.add(heading, block(done.stdout[-_SHOWN:]), Check(name, False, "the tests did not run"))
+        report.add(heading, block(done.output[-_SHOWN:]), *late, Check(name, False, "the tests did not run"))
+        done.go_on()
         return
-    cases = list(Xml.parse(results).getroot().iter("testcase"))
-    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
-    skipped = [case for case in cases if case.find("skipped") is not None]
-    detail = f"{len(cases) - len(failed) - len(skipped)} of {len(cases)} tests passed"
-    passed = bool(cases) and not failed if judged else None
-    text = table(("test", "outcome", "found"), [_row(case) for case in cases])
-    report.add(heading, "\n\n".join([text, *map(_reason, failed)]), Check(name, passed, detail))
+    cases = [Case.of(case) for case in Xml.parse(results).getroot().iter("testcase")]
+    if done.cause is not Cause.ITSELF and cases:  # pytest's file has it as passed, by its setup
+        cases[-1] = dataclasses.replace(cases[-1], outcome="unfinished")
+    failed = [case for case in cases if case.failed]
+    judged = [case for case in cases if case.outcome != "skipped"]
+    detail = f"{sum(case.outcome == 'passed' for case in cases)} of {len(judged)} tests passed"
+    sections = [table(("test", "outcome", "found"), [(case.name, case.outcome, case.printed) for case in cases])]
+    rows = [(case.name, *figure.cells) for case in cases for figure in case.figures]
+    sections += [table(("test", "figure", "is", "at most"), rows)] if rows else []
+    sections += [f"{case.name}:\n\n{block(case.reason)}" for case in failed]
+    passed: bool | None = bool(judged) and not failed and done.status == 0
+    if part.verdict is Verdict.TOLD or (done.cause is Cause.INTERRUPT and not failed):
+        passed = None
+    checks = [Check(name, passed, detail)]
+    if part.verdict is Verdict.EACH:
+        checks += [case.check(part.dtype) for case in judged]
+    report.add(heading, "\n\n".join(sections), *late, *checks)
+    done.go_on()
 
 
-def _row(case: Xml.Element) -> tuple[str, ...]:
-    printed = case.findtext("system-out") or ""
-    outcome = next((kind for kind in ("failure", "error", "skipped") if case.find(kind) is not None), "passed")
-    counts = _COUNTS.findall(printed)
-    return case.get("name", ""), outcome, "; ".join(count[:200] for count in counts)
+@dataclass(frozen=True)
+class Figure:
+    """A number that a test found, and what it may be at most."""
+
+    name: str
+    value: float
+    most: float
+
+    @property
+    def share(self) -> float:
+        """Of the limit; infinite beyond a limit of nothing, or where it is no number."""
+        if self.value <= 0:
+            return 0.0
+        return self.value / self.most if self.most and not math.isnan(self.value) else math.inf
+
+    @property
+    def cells(self) -> tuple[str, str, str]:
+        return self.name, f"{self.value:.3g}", f"{self.most:.3g}"
 
 
-def _reason(case: Xml.Element) -> str:
-    for kind in ("failure", "error"):
-        found = case.find(kind)
-        if found is not None:
-            return f"{case.get('name')}:\n\n{block((found.get('message') or found.text or '')[:_SHOWN])}"
-    return ""
+@dataclass(frozen=True)
+class Case:
+    """One test of a run.
+
+    Attributes:
+        printed: Counts of near ties.
+        reason: Why it failed.
+    """
+
+    name: str
+    outcome: str
+    printed: str
+    figures: tuple[Figure, ...]
+    reason: str
+
+    @classmethod
+    def of(cls, case: Xml.Element) -> Case:
+        """As pytest's JUnit file has it."""
+        kinds = ("failure", "error", "skipped")
+        outcome = next((kind for kind in kinds if case.find(kind) is not None), "passed")
+        found = case.find(outcome)
+        counts = _COUNTS.findall(case.findtext("system-out") or "")
+        figures = [
+            Figure(one.get("name", "").removeprefix(_FIGURE), *json.loads(one.get("value", "")))
+            for one in case.iter("property")
+            if one.get("name", "").startswith(_FIGURE)
+        ]
+        reason = "" if found is None else (found.get("message") or found.text or "")[:_SHOWN]
+        return cls(case.get("name", ""), outcome, "; ".join(one[:200] for one in counts), tuple(figures), reason)
+
+    @property
+    def failed(self) -> bool:
+        return self.outcome in ("failure", "error")
+
+    def check(self, dtype: str) -> Check:
+        """With the figure that comes nearest to its limit, or is farthest beyond."""
+        name = f"{dtype}: {self.name}"
+        if self.outcome == "unfinished":
+            return Check(name, None, "unfinished")
+        if not self.figures:
+            return Check(name, not self.failed, self.reason.partition("\n")[0][:200])
+        nearest = max(self.figures, key=lambda figure: figure.share)
+        figure, value, most = nearest.cells
+        return Check(name, not self.failed, f"{figure} {value}", most)

@@ -79,17 +79,29 @@ def look(report: Report, device: str) -> bool:
     rows = [("system", f"{platform.system()} {platform.release()}, Python {platform.python_version()}")]
     rows += [("commit", commit()), *versions, ("processors", str(os.cpu_count()))]
     if device == "cpu":
-        report.add("Machine", table(("", ""), rows), Check("GPU", None, "this run is on the CPU"))
+        report.describe(table(("", ""), rows), Check("GPU", None, "this run is on the CPU"))
         return True
     memory, problem = _driver()
     rows += [(f"GPU {index}", f"{one.name}, {one.total / GIB:.1f} GiB") for index, one in enumerate(memory)]
     probe: dict[str, Any] = _probe() if memory else {"devices": [], "error": "no GPU was found"}
-    rows.append(("CUDA of torch", str(probe.get("cuda"))))
+    rows += [("CUDA of torch", str(probe.get("cuda"))), ("driver", driver_version() if memory else "?")]
     driver = Check("the driver answers", bool(memory), problem)
     capabilities = {device["capability"].replace(".", "") for device in probe["devices"]}
     checks = [driver, *judge(memory, probe), *([compiles(capabilities)] if capabilities else [])]
-    report.add("Machine", table(("", ""), rows), *checks)
+    report.describe(table(("", ""), rows), *checks)
     return all(check.passed for check in checks if not check.name.endswith("is free"))
+
+
+def driver_version() -> str:
+    """The driver's version, and the newest CUDA that it takes."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        cuda = int(pynvml.nvmlSystemGetCudaDriverVersion())
+        return f"{pynvml.nvmlSystemGetDriverVersion()}, for CUDA up to {cuda // 1000}.{cuda % 1000 // 10}"
+    except pynvml.NVMLError as error:
+        return f"unknown ({error})"
 
 
 def _driver() -> tuple[list[Memory], str]:

@@ -1,21 +1,58 @@
-"""The report: checks with their outcome, and sections of Markdown, written anew after each step."""
+"""The report: one Markdown file to paste into an issue, whole and true after each step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import enum
+import os
+import re
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_SIGNS = {True: "pass", False: "**FAIL**", None: "not run"}
+from gpu_check.scrub import scrub
+
+MOST_CHARACTERS = 65_536
+"""What GitHub takes as the body of an issue."""
+
+_SIGNS = {True: "pass", False: "**FAIL**", None: "told"}
+_ROOM = 2_000  # of an issue, for what its writer adds
+_DETAIL = 400
+_NOTE = "*(shortened: {} characters are left out here)*"
+_LEAST = len(_NOTE) + 20  # what is left of a section that has to go
+_FENCE = re.compile(r"^(`{3,})", re.MULTILINE)
+
+
+class State(enum.Enum):
+    """Whether the run that a report tells of is over."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that is right or not; `passed` is None where it was not looked at."""
+    """One thing that is right or not; `passed` is None where it is told only, or was not looked at.
+
+    Attributes:
+        detail: What was found: a figure, or words.
+        limit: What the figure may be.
+    """
 
     name: str
     passed: bool | None
     detail: str = ""
+    limit: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What is folded under a heading, without secrets, and how long it took to find out."""
+
+    heading: str
+    text: str
+    seconds: float
 
 
 @dataclass
@@ -25,34 +62,145 @@ class Report:
     Attributes:
         path: Where it is kept; written after each step, so that a crash leaves what was found before.
         title: Its heading.
+        minutes: The most that the sections may take together.
+        clock: Seconds that only grow.
     """
 
     path: Path
     title: str
     checks: list[Check] = field(default_factory=list)
-    sections: list[tuple[str, str]] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
+    minutes: float | None = None
+    clock: Callable[[], float] = time.monotonic
+    state: State = State.RUNNING
+    machine: str = ""
+    reason: str = ""
+    current: str = ""
+    _began: float = field(init=False)
+    _section_began: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._began = self._section_began = self.clock()
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed, and something was looked at."""
+        """Whether nothing failed, something was looked at, and nothing was left out because the run broke off."""
         outcomes = [check.passed for check in self.checks]
-        return True in outcomes and False not in outcomes
+        return True in outcomes and False not in outcomes and self.state is not State.STOPPED
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return self.clock() - self._began
+
+    def begin(self, name: str) -> None:
+        """Say what is under way now."""
+        self.current = name
+        self._section_began = self.clock()
+        expected = "" if self.minutes is None else f", of {self.minutes:.0f} at most"
+        print(f"── {name}  (after {self.seconds / 60:.0f} min{expected})", flush=True)
+        self.write()
+
+    def end(self) -> None:
+        """What was under way is done."""
+        self.current = ""
+
+    def describe(self, machine: str, *checks: Check) -> None:
+        """The machine, which stands above the checks, unfolded."""
+        self.machine = machine
+        self._take(checks)
 
     def add(self, heading: str, text: str, *checks: Check) -> None:
         """A section, and the checks that it tells of."""
-        self.sections.append((heading, text))
-        self.checks += checks
-        self.path.write_text(self.markdown(), encoding="utf-8")
+        now = self.clock()
+        if heading and text:
+            self.sections.append(Section(scrub(heading), scrub(text), now - self._section_began))
+        self._section_began = now
+        self._take(checks)
+
+    def finish(self) -> None:
+        """Everything has been run that was to be run."""
+        self._end(State.FINISHED, "")
+
+    def stop(self, reason: str) -> None:
+        """The run broke off."""
+        self._end(State.STOPPED, reason + (f", during: {self.current}" if self.current else ""))
+
+    def _end(self, state: State, reason: str) -> None:
+        self.state, self.reason = state, reason
+        self.write()
+
+    def _take(self, checks: Iterable[Check]) -> None:
         for check in checks:
-            print(f"{_SIGNS[check.passed].strip('*'):>8}  {check.name}  {check.detail}", flush=True)
+            self.checks.append(check)
+            words = f"{check.detail}{f' (at most {check.limit})' if check.limit else ''}"
+            print(f"{_SIGNS[check.passed].strip('*'):>8}  {check.name}  {words}", flush=True)
+        self.write()
+
+    def write(self) -> None:
+        """Put it in its file; whoever reads it meanwhile sees the old one or the new one, whole."""
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        partial.write_text(self.markdown(), encoding="utf-8")
+        os.replace(partial, self.path)
 
     def markdown(self) -> str:
-        """The whole report."""
-        rows = [f"| {check.name} | {_SIGNS[check.passed]} | {_cell(check.detail)} |" for check in self.checks]
-        verdict = "Everything that was run passed." if self.passed else "**Something failed**, or nothing was run."
-        parts = [f"# {self.title}", verdict, "\n".join(["| check | outcome | |", "|---|---|---|", *rows])]
-        parts += [f"## {heading}\n\n{text}" for heading, text in self.sections if text]
-        return "\n\n".join(parts) + "\n"
+        """The whole report, short enough for an issue; the longest sections are shortened."""
+        rows = [(check.name, _SIGNS[check.passed], check.detail[:_DETAIL], check.limit) for check in self.checks]
+        head = [f"# {self.title}", self.verdict()]
+        head += [self.machine] if self.machine else []
+        head.append(table(("check", "outcome", "found", "at most"), rows))
+        fixed = scrub("\n\n".join(head))
+        folds = [_fold(section, "") for section in self.sections]
+        room = MOST_CHARACTERS - _ROOM - len(fixed) - sum(len(fold) + 2 for fold in folds)
+        texts = _fitted([section.text for section in self.sections], room)
+        folds = [_fold(section, text) for section, text in zip(self.sections, texts, strict=True)]
+        return "\n\n".join([fixed, *folds]) + "\n"
+
+    def verdict(self) -> str:
+        """One line: whether everything passed, and how long it took."""
+        failed = sum(check.passed is False for check in self.checks)
+        told = sum(check.passed is None for check in self.checks)
+        right = sum(check.passed is True for check in self.checks)
+        counts = f"{right} checks passed, {failed} failed, {told} told only"
+        after = took(self.seconds)
+        if self.state is State.FINISHED and self.passed:
+            return f"**Everything that was run passed**, in {after}: {counts}."
+        if self.state is State.FINISHED:
+            return f"**{'Something failed' if failed else 'Nothing was judged'}**, in {after}: {counts}."
+        broken = f"**It broke off** after {after} ({self.reason})"
+        begun = f"**It has not ended**: {after} so far{f', now in: {self.current}' if self.current else ''}"
+        return f"{broken if self.state is State.STOPPED else begun}. Until then: {counts}."
+
+
+def took(seconds: float) -> str:
+    """A duration in words."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _fold(section: Section, text: str) -> str:
+    return f"<details><summary>{_plain(section.heading)} ({took(section.seconds)})</summary>\n\n{text}\n\n</details>"
+
+
+def _fitted(texts: list[str], room: int) -> list[str]:
+    """The texts, the longest of them shortened so that together they fit."""
+    most = max(map(len, texts), default=0)
+    while sum(min(len(text), most) for text in texts) > room and most > _LEAST:
+        most = int(most * 0.9)
+    return [shortened(text, most) for text in texts]
+
+
+def shortened(text: str, most: int) -> str:
+    """The text up to about `most` characters, cut between lines; what was open in it is closed, and a note follows."""
+    if len(text) <= most:
+        return text
+    kept = text[: max(0, most - _LEAST)]
+    kept = kept[: kept.rfind("\n")] if "\n" in kept else kept
+    fences = _FENCE.findall(kept)
+    closing = f"\n{fences[-1]}" if len(fences) % 2 else ""
+    return f"{kept}{closing}\n\n{_NOTE.format(len(text) - len(kept))}"
 
 
 def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -63,7 +211,9 @@ def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def block(text: str) -> str:
     """Text as it is."""
-    return f"```text\n{text.rstrip()}\n```"
+    longest = max(map(len, re.findall(r"`{3,}", text)), default=2)
+    fence = "`" * (longest + 1)
+    return f"{fence}text\n{text.rstrip()}\n{fence}"
 
 
 def quoted(text: str) -> str:
@@ -73,4 +223,8 @@ def quoted(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+    return _plain(" ".join(text.replace("|", "\\|").split()))
+
+
+def _plain(text: str) -> str:
+    return text.replace("<", "&lt;")

@@ -12,12 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpu_check import child
+from gpu_check.child import Cause
 from gpu_check.machine import GIB, Memory, gpu_memory
 from gpu_check.questions import EXAMPLES, body, judge
-from gpu_check.report import Check, Report, block, table
+from gpu_check.report import Check, Report, block, quoted, table
 from tests.server import Server
 
 ROOT = Path(__file__).parents[2]
+
+MINUTES = 60
+"""That a layout may take: to start, to compile what its first requests need, and to be measured."""
 
 START_SECONDS = 1800  # a 70 GB checkpoint from a slow disk
 _CLI = (sys.executable, "-m", "omni_pipeline.cli")
@@ -26,6 +31,8 @@ _PLAIN = {"COLUMNS": "110", "NO_COLOR": "1"}
 _PLAN_OFF = 0.05
 _LEFT_BEHIND = GIB // 2
 _LOG = 4000
+_BENCH_SECONDS = 1800
+_FIRST_SECONDS = 900  # a request that compiles kernels
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,9 @@ def try_layout(report: Report, layout: Layout, run: Run) -> None:
             checks += found
     except (OSError, ValueError, LookupError) as error:  # it does not answer, or not as agreed
         checks.append(Check(f"{layout.name}: answers", False, f"{type(error).__name__}: {error}"))
+    except BaseException:  # Ctrl-C: nothing is left running
+        server.stop()
+        raise
     checks.append(_stop(server, layout, before))
     log = server.log.read_text()
     if any(check.passed is False for check in checks) or "Traceback" in log:
@@ -124,12 +134,12 @@ def _ask(server: Server, layout: Layout) -> tuple[str, list[Check]]:
     for name in EXAMPLES:
         for speech in (False, True) if layout.speech else (False,):
             began = time.monotonic()
-            status, result = server.post(body(name, speech=speech), timeout=600)
+            status, result = server.post(body(name, speech=speech), timeout=_FIRST_SECONDS)
             answer = judge(status, result, speech=speech)
             seconds = time.monotonic() - began
             sound = "–" if answer.seconds is None else f"{answer.seconds:.1f} s"
             rows.append(
-                (name, "aloud" if speech else "in text", answer.text, sound, f"{seconds:.2f} s", answer.problem)
+                (name, "aloud" if speech else "in text", quoted(answer.text), sound, f"{seconds:.2f} s", answer.problem)
             )
             problems += [f"{name}: {answer.problem}"] if answer.problem else []
     header = ("question", "answered", "text", "sound", "took", "problem")
@@ -140,9 +150,11 @@ def bench(url: str, layout: str, output: str, flags: Sequence[str], directory: P
     """`sgl-omni bench` for one kind of answer; its figures also go to a file in `directory`."""
     results = directory / f"bench-{layout.replace(' ', '-')}-{output}.json"
     command = [*_CLI, "bench", "--url", url, "--output", output, "--json", str(results), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, **_PLAIN})
-    shown = f"`sgl-omni bench --output {output} {' '.join(flags)}`:\n\n{block(done.stdout or done.stderr)}"
-    return shown, [Check(f"{layout}: bench, {output}", done.returncode == 0, f"ended with {done.returncode}")]
+    done = child.run(command, _BENCH_SECONDS, cwd=ROOT, environment={**os.environ, **_PLAIN})
+    shown = f"`sgl-omni bench --output {output} {' '.join(flags)}`:\n\n{block(done.output)}"
+    done.go_on()
+    detail = f"ended with {done.status}" if done.cause is Cause.ITSELF else done.cause.value
+    return shown, [Check(f"{layout}: bench, {output}", done.status == 0 and done.cause is Cause.ITSELF, detail)]
 
 
 def compare(layout: str, plan: dict[str, Any], there: Sequence[Memory]) -> tuple[str, list[Check]]:

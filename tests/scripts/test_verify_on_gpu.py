@@ -5,22 +5,29 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy
+import psutil
 import pytest
 import soundfile
 import verify_on_gpu
-from gpu_check import equality
+from gpu_check import child, equality
+from gpu_check.child import Cause
+from gpu_check.equality import Part, Verdict
 from gpu_check.machine import Memory, judge
 from gpu_check.questions import judge as judge_answer
-from gpu_check.report import Check, Report, block, quoted, table
+from gpu_check.report import Check, Report
 from gpu_check.serving import bench, compare, layouts
 
 from omni_pipeline.config.schema import Config, convert
 from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.gpus import parse
+from tests.conftest import ROOT
 from tests.device import on_device
 from tests.server import split
 
@@ -37,15 +44,17 @@ def test_a_whole_run_on_the_cpu_writes_a_report_that_says_what_passed(
     status = verify_on_gpu.main([*flags, "--equality", QUICK])
     report = path.read_text()
     assert status == 0, report
-    assert "Everything that was run passed." in report
+    assert report.splitlines()[2].startswith("**Everything that was run passed**, in ")
+    assert "| the real checkpoint | told |" not in report
     for check in (
-        "equality of answers, float32 | pass | 1 of 1 tests passed",
+        "answers, float32 | pass | 1 of 1 tests passed",
         "colocated: the guide's questions | pass |",
         "colocated: stop | pass | exit status 0",
     ):
         assert f"| {check}" in report
     assert "RAM " in report, "the plan is in it"
-    assert str(tmp_path) not in report.replace(str(path), "")
+    assert str(tmp_path) not in report
+    assert str(Path.home()) not in report
     assert f"Everything passed: {path}" in capsys.readouterr().out
 
 
@@ -76,9 +85,9 @@ def test_what_is_wrong_with_a_gpu_fails(memory: list[Memory], devices: list[Any]
     assert [check.name for check in judge(memory, {"devices": devices}) if not check.passed] == [failed]
 
 
-@pytest.mark.parametrize("judged", [True, False])
+@pytest.mark.parametrize("verdict", [Verdict.ONE, Verdict.TOLD])
 def test_a_failing_comparison_is_told_with_reason_and_counts_and_fails_where_it_is_judged(
-    judged: bool, tmp_path: Path
+    verdict: Verdict, tmp_path: Path
 ) -> None:
     test = tmp_path / "test_it.py"
     test.write_text(
@@ -86,9 +95,9 @@ def test_a_failing_comparison_is_told_with_reason_and_counts_and_fails_where_it_
         "def test_far():\n    print('9 voices, 0 near ties')\n    assert [1, 2] == [1, 3], 'other words'\n"
     )
     report = Report(tmp_path / "report.md", "x")
-    equality.run(report, "cpu", "float32", [str(test)], tmp_path, part="answers", judged=judged)
+    equality.run(report, "cpu", Part("answers", "float32", (str(test),), verdict, 5), tmp_path)
     [check] = report.checks
-    assert (check.passed, check.detail) == (False if judged else None, "1 of 2 tests passed")
+    assert (check.passed, check.detail) == (None if verdict is Verdict.TOLD else False, "1 of 2 tests passed")
     text = report.markdown()
     assert "| test_near | passed | 9 answers, 2 near ties: a; b |" in text
     assert "other words" in text
@@ -97,10 +106,52 @@ def test_a_failing_comparison_is_told_with_reason_and_counts_and_fails_where_it_
 
 def test_tests_that_cannot_run_fail(tmp_path: Path) -> None:
     report = Report(tmp_path / "report.md", "x")
-    equality.run(
-        report, "cpu", "float32", [str(tmp_path / "test_not_there.py")], tmp_path, part="answers", judged=False
-    )
+    missing = str(tmp_path / "test_not_there.py")
+    equality.run(report, "cpu", Part("answers", "float32", (missing,), Verdict.TOLD, 5), tmp_path)
     assert not report.passed
+
+
+def test_each_judged_test_is_a_check_with_its_figure_nearest_to_the_limit(tmp_path: Path) -> None:
+    test = tmp_path / "test_it.py"
+    test.write_text(
+        "def test_it(record_property):\n"
+        "    record_property('figure: near', '[0.9, 1.0]')\n"
+        "    record_property('figure: far', '[0.5, 5.0]')\n"
+        "def test_none(record_property):\n"
+        "    record_property('figure: none', '[0, 0]')\n"
+        "def test_beyond(record_property):\n"
+        "    record_property('figure: nan', '[NaN, 1.0]')\n"
+        "    assert False, 'it is no number'\n"
+    )
+    report = Report(tmp_path / "report.md", "x")
+    equality.run(report, "cpu", Part("stages", "bfloat16", (str(test),), Verdict.EACH, 5), tmp_path)
+    assert report.checks == [
+        Check("stages, bfloat16", False, "2 of 3 tests passed"),
+        Check("bfloat16: test_it", True, "near 0.9", "1"),
+        Check("bfloat16: test_none", True, "none 0", "0"),
+        Check("bfloat16: test_beyond", False, "nan nan", "1"),
+    ]
+    assert "| test_it | far | 0.5 | 5 |" in report.markdown()
+
+
+def test_tests_whose_time_is_up_are_ended_and_fail(tmp_path: Path) -> None:
+    test = tmp_path / "test_it.py"
+    test.write_text("import time\ndef test_slow():\n    time.sleep(600)\n")
+    report = Report(tmp_path / "report.md", "x")
+    equality.run(report, "cpu", Part("answers", "float32", (str(test),), Verdict.ONE, 0.02), tmp_path)
+    assert [(check.name, check.passed) for check in report.checks] == [
+        ("answers, float32: in time", False),
+        ("answers, float32", False),
+    ]
+
+
+def test_a_command_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    """It does not listen to Ctrl-C, and neither does its child."""
+    command = ["sh", "-c", "trap '' INT; sleep 600 & echo $!; wait"]
+    done = child.run(command, 2, cwd=tmp_path, environment=os.environ, gentle_seconds=1)
+    assert done.cause is Cause.TIME
+    left = int(done.output)
+    assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
 
 
 def spoken(samples: numpy.ndarray, rate: int = 24000) -> dict[str, Any]:
@@ -151,18 +202,12 @@ def test_layouts_grow_with_the_gpus() -> None:
     assert [layout.flags for layout in layouts(4)][3:] == [("--gpu-thinker", "0,1"), ("--gpu-thinker", "0,1,2,3")]
 
 
-def test_nothing_looked_at_is_no_success(tmp_path: Path) -> None:
-    report = Report(tmp_path / "report.md", "x", [Check("a", None)])
-    assert not report.passed
-    report.add("Found", "words", Check("b", True))
-    assert report.passed
-    assert report.path.read_text() == report.markdown()
-
-
-def test_words_of_a_model_mean_nothing_in_the_report() -> None:
-    assert quoted("`a`") == "`'a'`"
-    assert table(("x",), [("a|b\nc",)]).endswith("| a\\|b c |")
-    assert block("a\n") == "```text\na\n```"
+def test_servers_under_test_may_compile_kernels_on_a_gpu() -> None:
+    code = "import tests.server as s; print(s.Server.start_seconds, s.Server.post.__defaults__[0])"
+    for device, seconds in (("cpu", "120 120"), ("cuda", "1800 900")):
+        environment = {**os.environ, "OMNI_TEST_DEVICE": device}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout.strip() == seconds, done.stderr
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -176,4 +221,7 @@ def test_servers_under_test_move_to_the_gpu_and_keep_what_their_test_says(dtype:
     assert {stage.options.dtype for stage in accelerated} == {dtype}
     assert stages["thinker"].options.engine["chunked_prefill_size"] == 24
     assert ("attention_backend" in stages["thinker"].options.engine) == (dtype == "float32")
-    assert on_device(own, "cpu") == own
+    assert on_device(own, "cpu", "float32") == own
+    here = on_device(own, "cpu", "bfloat16")["stages"]
+    assert {name: stage["options"]["dtype"] for name, stage in here.items()} == dict.fromkeys(here, "bfloat16")
+    assert len(here) == 6

@@ -1,0 +1,53 @@
+"""What has been compiled on this machine, by the caches of the libraries that compile kernels at their first use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_NAMED = 8
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where one compiler keeps what it made, and which files are one kernel each."""
+
+    compiler: str
+    directory: Path
+    pattern: str
+
+
+def caches(environment: Mapping[str, str] = os.environ) -> list[Cache]:
+    """The caches, where their owners' variables put them."""
+    home = Path(environment.get("HOME", "~")).expanduser()
+    own = home / ".cache"
+
+    def place(variable: str, default: Path, *below: str) -> Path:
+        return Path(environment.get(variable) or default, *below).expanduser()
+
+    triton = place("TRITON_HOME", home) / ".triton" / "cache"
+    return [
+        Cache("SGLang", place("SGLANG_JIT_CACHE_DIR", own / "sglang" / "jit"), "**/*.so"),
+        Cache("TVM FFI", place("TVM_FFI_CACHE_DIR", own / "tvm-ffi"), "**/*.so"),
+        Cache("FlashInfer", place("FLASHINFER_WORKSPACE_BASE", home) / ".cache" / "flashinfer", "**/*.so"),
+        Cache("Triton", place("TRITON_CACHE_DIR", triton), "*/*.cubin"),
+    ]
+
+
+def kernels(places: list[Cache]) -> dict[str, dict[Path, str]]:
+    """For each compiler, its compiled files with the kernels' names."""
+    return {one.compiler: {path: path.stem for path in one.directory.glob(one.pattern)} for one in places}
+
+
+def news(before: Mapping[str, Mapping[Path, str]], after: Mapping[str, Mapping[Path, str]]) -> str:
+    """What has been added, in words; empty if nothing was."""
+    parts = []
+    for compiler, files in after.items():
+        new = sorted(name for path, name in files.items() if path not in before.get(compiler, {}))
+        if new:
+            names = list(dict.fromkeys(new))
+            more = ", …" if len(names) > _NAMED else ""
+            parts.append(f"{compiler} {len(new)} ({', '.join(names[:_NAMED])}{more})")
+    return "; ".join(parts)

@@ -1,0 +1,27 @@
+"""What the docs say of bfloat16 is what the limits are made of."""
+
+from __future__ import annotations
+
+import json
+
+import measure_bfloat16
+
+from tests.conftest import ROOT
+from tests.rounding import limits
+
+DOCS = ROOT / "docs" / "gpu-check.md"
+
+
+def test_the_page_has_the_measured_figures_and_their_limits() -> None:
+    measured = json.loads(limits.FILE.read_text())
+    assert tuple(measured) == limits.CHECKPOINTS
+    assert measure_bfloat16.table(measured) in DOCS.read_text()
+
+
+def test_the_page_has_the_factors() -> None:
+    page = " ".join(DOCS.read_text().split())
+    factors = limits.FACTORS
+    assert f"{factors['median']} for a median of all, {factors['group']} for the median of a group" in page
+    assert f"{factors['90th percentile']:g} for a 90th percentile and for a share of tokens" in page
+    assert factors["90th percentile"] == factors["differ"]
+    assert f"{factors[limits.CHANGE]:g} for the lead" in page
