@@ -29,7 +29,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from stages.preprocessing.features import Features  # noqa: E402
-from tests.equality.conversations import Kit, all_conversations  # noqa: E402
+from tests.equality.conversations import Kit  # noqa: E402
 from tests.rounding import cases, limits, stages  # noqa: E402
 from tests.rounding.deviations import Figures  # noqa: E402
 from tests.rounding.reference import RoundedReference  # noqa: E402
@@ -71,7 +71,7 @@ def measure(name: str, kit: Kit) -> Figures:
     end = truth.model.config.talker_config.codec_eos_token_id
     return {
         **stages.compare_encoders(rounded, stages.ReferenceStages(truth), given),
-        **cases.compare_texts(rounded.reference, truth, all_conversations(kit)),
+        **cases.compare_texts(rounded.reference, truth, cases.conversations(kit)),
         **stages.compare_talker(rounded, speeches, end),
         **stages.compare_predictor(rounded, speeches),
         **stages.compare_vocoder(rounded, speeches),

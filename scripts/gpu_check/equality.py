@@ -63,7 +63,13 @@ PARTS = Part(
     Verdict.TOLD,  # to find what is wrong; some of these ask for more than other arithmetic can give
     30,
 )
-ROUNDING = Part("stages and answers", "bfloat16", ("tests/rounding",), Verdict.EACH, 60)
+ROUNDING = Part(
+    "stages and answers",
+    "bfloat16",
+    ("tests/rounding/test_stages.py", "tests/rounding/test_served.py"),
+    Verdict.EACH,
+    60,
+)
 QUALITY = Part("the demo model's quality", "bfloat16", ("tests/quality/test_demo_model.py",), Verdict.ONE, 30)
 SHARED = Part("a divided thinker", "float32", ("tests/equality/test_tensor_parallel.py",), Verdict.ONE, 45)
 """What needs two GPUs."""

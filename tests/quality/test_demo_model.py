@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import sys
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ TOLERANCE = EXACTNESS.samples + 0.5 / 32768  # of full scale; the second part is
 SAMPLE = 60
 """Held-out questions: a few more of them wrong than the model card says is within chance."""
 LEAST_RIGHT = 51
+SEEDS = (1,) if DTYPE == "float32" else (1, 2, 3, 4)
+"""In other data types a seed draws otherwise: more of them, so that chance counts for less."""
 
 
 @pytest.mark.parametrize("name", GUIDE)
@@ -67,12 +69,11 @@ def test_the_guides_answers_are_understood(demo_server: Server, name: str) -> No
 
 def test_voices_drawn_as_by_default_are_understood(demo_server: Server) -> None:
     pairs = []
-    for voice in SPEAKERS:
-        for body, right in GUIDE.values():
-            spoken = {"modalities": ["text", "audio"], "audio": {"voice": voice, "format": "wav"}, "seed": 1}
-            status, answer = demo_server.post(body | spoken)
-            assert status == 200, answer
-            pairs.append((right, heard(answer, right)))
+    for voice, (body, right), seed in product(SPEAKERS, GUIDE.values(), SEEDS):
+        spoken = {"modalities": ["text", "audio"], "audio": {"voice": voice, "format": "wav"}, "seed": seed}
+        status, answer = demo_server.post(body | spoken)
+        assert status == 200, answer
+        pairs.append((right, heard(answer, right)))
 
     assert word_error_rate(pairs) <= 0.2  # the card has 6.5 % of many answers, but one of these is hard for a voice
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.conftest import ROOT, make_checkpoint
-from tests.equality.conversations import Kit, all_conversations
+from tests.equality.conversations import Kit, all_conversations, text
 from tests.reference import Conversation
 from tests.rounding.deviations import Answer, Figures, Texts
 from tests.rounding.limits import CHANGE
@@ -15,6 +15,15 @@ from tests.rounding.stages import BEST
 TOKENS = 24
 SPOKEN_TOKENS = 16
 FRAMES = 24
+LONG = (
+    "How many cars are there in the picture?",
+    "What is being drawn, and in which colour?",
+    "The quick brown fox jumps over the lazy dog.",
+    "Who are you, and what can you see?",
+    "One two three four five six seven eight nine ten.",
+    "Is the star to the left of the circle?",
+)
+_REPEATED = 50
 VOICES = ("ethan", "chelsie", "aiden")
 
 
@@ -26,6 +35,15 @@ def checkpoint(name: str) -> Path:
 def group(conversation: Conversation) -> str:
     """What kind of conversation it is."""
     return conversation.name.split("-")[0]
+
+
+def conversations(kit: Kit) -> list[Conversation]:
+    """Those of the equality tests, and long ones: angles that are slightly wrong show at large positions alone."""
+    long = [
+        Conversation(f"long-{number}", [{"role": "user", "content": [text(f"{sentence} " * _REPEATED)]}])
+        for number, sentence in enumerate(LONG)
+    ]
+    return all_conversations(kit) + long
 
 
 def record(reference: RoundedReference, kit: Kit, step: int = 4) -> dict[str, Speech]:

@@ -167,7 +167,7 @@ def test_a_talker_with_two_experts_swapped_is_seen(
 def test_a_thinker_with_faults_is_seen(kit: Kit, truth: RoundedReference, rounded: RoundedReference) -> None:
     thinker = rounded.model.thinker.model
     table = all_conversations(kit)
-    long = [one for one in table if one.name in ("text-long", "image-four", "audio-40")]
+    long = [one for one in cases.conversations(kit) if cases.group(one) == "long"]
 
     def found(conversations: list[Conversation] = table[::6]) -> list[str]:
         figures = cases.compare_texts(rounded, truth, conversations)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.device import on_device
-from tests.equality.conversations import Kit, all_conversations, request
+from tests.equality.conversations import Kit, request
 from tests.equality.test_served import TINY_CHUNKS
 from tests.reference import Conversation, differs
 from tests.rounding import cases, limits
@@ -71,7 +71,7 @@ def running(
     config = on_device(config, dtype="bfloat16")
     with Server(cases.checkpoint(checkpoint), media_directory, config, speech=speech) as server:
         asker = Asker(server, truth.processor.tokenizer, cases.TOKENS)
-        yield Running(checkpoint, server, asker, truth, all_conversations(kit))
+        yield Running(checkpoint, server, asker, truth, cases.conversations(kit))
 
 
 def compare(running: Running, answers: list[Answer], judge: Judge) -> None:
