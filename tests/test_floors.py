@@ -34,7 +34,7 @@ OPEN_TO_STAGES = (
     "omni_pipeline.gpus",
 )
 STAGES = (
-    ("stages", "stages.messages"),
+    ("stages", "stages.messages", "stages.cuda_habits", "stages.cpu_graphs"),
     ("stages.flags", "stages.options", "stages.sampling"),
     ("stages.checkpoint",),
     ("stages.sglang_engine", "stages.encoders"),

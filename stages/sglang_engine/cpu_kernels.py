@@ -20,8 +20,6 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from torch.nn import functional
 
-from stages import cuda_habits
-
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
@@ -134,15 +132,12 @@ def routed_experts(
     return StandardCombineInput(hidden_states=compute(x, weights, experts, layer.w13_weight, layer.w2_weight))
 
 
-def install(dispatch_key: str) -> None:
-    """Put them in place for a platform with this `get_dispatch_key_name`."""
+def install(dispatch_key: str, attention: Callable[[ModelRunner], TorchNativeAttnBackend]) -> None:
+    """Put them in place for a platform with this `get_dispatch_key_name`.
+
+    Args:
+        attention: Makes the attention backend of an engine that starts.
+    """
     BaseFusedOp.register_oot_forward(RMSNorm, rms_norm, dispatch_key)
     BaseFusedOp.register_oot_forward(UnquantizedFusedMoEMethod, routed_experts, dispatch_key)
-    register_attention_backend("torch_native")(_attention_of)
-
-
-def _attention_of(runner: ModelRunner) -> TorchNativeAttnBackend:
-    """The attention of an engine that starts."""
-    from stages.sglang_engine.cuda_like_kernels import StaticDecodeAttention
-
-    return StaticDecodeAttention(runner) if cuda_habits.enabled() else PaddedDecodeAttention(runner)
+    register_attention_backend("torch_native")(attention)

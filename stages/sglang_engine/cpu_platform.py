@@ -6,11 +6,15 @@ torch-native code paths instead: attention by SDPA, experts by grouped matrix pr
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+    from sglang.srt.model_executor.model_runner import ModelRunner
 
 
 def activate() -> str | None:
@@ -35,7 +39,7 @@ class TorchNativeCpu(CpuDeviceMixin, SRTPlatform):
     def init_backend(self) -> None:
         from stages.sglang_engine import cpu_graph_runner, cpu_kernels
 
-        cpu_kernels.install(self.get_dispatch_key_name())
+        cpu_kernels.install(self.get_dispatch_key_name(), _attention_of)
         cpu_graph_runner.install()
 
     def post_load_model(self, model: Any) -> None:
@@ -49,3 +53,12 @@ class TorchNativeCpu(CpuDeviceMixin, SRTPlatform):
         from stages.sglang_engine.cpu_graph_runner import CpuGraphBackend
 
         return CpuGraphBackend
+
+
+def _attention_of(runner: ModelRunner) -> TorchNativeAttnBackend:
+    """The attention of an engine that starts."""
+    from stages import cuda_habits
+    from stages.sglang_engine.cpu_kernels import PaddedDecodeAttention
+    from stages.sglang_engine.cuda_like_kernels import StaticDecodeAttention
+
+    return StaticDecodeAttention(runner) if cuda_habits.enabled() else PaddedDecodeAttention(runner)
