@@ -1,1 +1,1 @@
-"""The OpenAI-style HTTP face of a running pipeline. It never imports torch."""
+"""The OpenAI-style HTTP front end of a running pipeline. The server's process never imports torch."""

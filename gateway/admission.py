@@ -14,17 +14,17 @@ from omni_pipeline.errors import ErrorInfo, OmniError, unavailable
 
 Turn: TypeAlias = asyncio.Future[None]
 
-# Bounds on the time that a client is told to wait, in seconds.
+# Bounds on `Retry-After`, in seconds.
 _SOONEST, _LATEST = 1, 60
-# How much the latest departure counts in the mean time between two.
+# Weight of the latest gap between two departures in the moving average of these gaps.
 _NEWEST = 0.2
 
 
 class Place:
-    """What one admitted request takes up.
+    """What one admitted request occupies: a place in the server, places in stages, and bytes.
 
     Args:
-        admission: Where it counts.
+        admission: Counts what the request occupies.
     """
 
     def __init__(self, admission: Admission) -> None:
@@ -38,17 +38,17 @@ class Place:
         self._stages = stages
 
     def hold(self, count: int) -> None:
-        """Hold so many more bytes. Raises OmniError (429) if all requests together hold too many."""
+        """Hold `count` more bytes. Raises OmniError (429) if all requests together would then hold too many."""
         self._admission.hold(count)
         self._bytes += count
 
     def free(self) -> None:
-        """Hold no bytes any more."""
+        """Release all held bytes."""
         self._admission.hold(-self._bytes)
         self._bytes = 0
 
     def leave(self) -> None:
-        """Take up nothing any more."""
+        """Release the bytes and the places in stages."""
         self.free()
         self._admission.leave(self._stages)
 
@@ -57,7 +57,7 @@ class Admission:
     """Lets requests in, up to the limits.
 
     Attributes:
-        waiting: Requests that wait to be let in.
+        waiting: Number of requests that wait to be let in.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -78,15 +78,15 @@ class Admission:
 
     @asynccontextmanager
     async def admit(self, client: str, deadline: float) -> AsyncIterator[Place]:
-        """A place among the requests inside, as soon as there is one.
+        """Wait for a place among the requests inside, and hold it until the block ends.
 
         Args:
-            client: Whom the request is from. Clients take turns, however many requests each of them has waiting.
-            deadline: Time of the event loop's clock until which it may wait.
+            client: Client that sent the request. Clients take turns, however many requests each of them has waiting.
+            deadline: Time on the event loop's clock until which the request may wait.
 
         Raises:
-            OmniError: 429 with a time to retry if too many wait already, or it would wait too long; 503 when the
-                server is closing.
+            OmniError: 429 with a time to retry, if too many requests wait already, the deadline passes, or the request
+                gives up its place in the queue to another client; 503 when the server is closing.
         """
         try:
             async with asyncio.timeout_at(deadline):
@@ -101,16 +101,16 @@ class Admission:
             self._go_out()
 
     def close(self) -> None:
-        """Let nobody in any more; whoever waits is told so."""
+        """Admit no more requests. Requests that wait fail with 503."""
         self._closed = True
         while turn := self._line.next():
             turn.set_exception(_closing())
 
     async def empty(self) -> None:
-        """Returns when nobody is inside."""
+        """Wait until no request is inside."""
         await self._empty.wait()
 
-    # --- for places ---
+    # --- called by `Place` ---
 
     def enter(self, stages: Collection[str]) -> None:
         for stage in stages:
@@ -124,7 +124,7 @@ class Admission:
 
     def hold(self, count: int) -> None:
         if self._held_bytes + count > self._limits.held_bytes:
-            raise self._too_many("The server holds as many bytes of requests as it may")
+            raise self._too_many("The requests in progress already hold all the bytes that this server allows")
         self._held_bytes += count
 
     # --- in and out ---
@@ -137,7 +137,7 @@ class Admission:
             self._empty.clear()
             return
         if len(self._line) >= self._limits.queued:
-            # The client that has most waiting gives way to one that has less.
+            # The client with the most waiting requests gives way to one with fewer.
             last = self._line.last_of_longest(than=client)
             if last is None:
                 raise self._busy()
@@ -147,7 +147,7 @@ class Admission:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._go_out()  # its turn came just when it gave up
+                self._go_out()  # its turn came at the moment when it gave up
             else:
                 self._line.give_up(client, turn)
             raise
@@ -163,7 +163,7 @@ class Admission:
             self._empty.set()
 
     def _measure(self) -> None:
-        """Keep the mean time between two departures, as long as the server is full."""
+        """Update the mean time between two departures. Only departures while the server is full count."""
         now = asyncio.get_running_loop().time() if self._inside >= self._limits.requests else None
         if now is not None and self._left_at is not None:
             self._mean_gap += _NEWEST * (now - self._left_at - self._mean_gap)
@@ -173,7 +173,7 @@ class Admission:
         return self._too_many(f"The server is busy with {self._inside} requests, and {len(self._line)} are waiting")
 
     def _too_many(self, reason: str) -> OmniError:
-        """The error for one request too many, which says when a place for it may be expected."""
+        """The error for a request beyond a limit. It says when a place may become free."""
         expected = math.ceil(self._mean_gap * (len(self._line) + 1))
         return OmniError(
             ErrorInfo(
@@ -187,10 +187,10 @@ class Admission:
 
 
 class _Queue:
-    """Requests that wait: clients take turns, and the requests of one client come in the order of their arrival."""
+    """Waiting requests. Clients take turns, and the requests of one client keep their order of arrival."""
 
     def __init__(self) -> None:
-        self._clients: dict[str, deque[Turn]] = {}  # the one whose turn it is comes first
+        self._clients: dict[str, deque[Turn]] = {}  # the client whose turn is next comes first
         self._length = 0
 
     def __len__(self) -> int:
@@ -203,7 +203,7 @@ class _Queue:
         return turn
 
     def next(self) -> Turn | None:
-        """Take the next out of the line."""
+        """Take the next turn out of the queue; None if no request waits."""
         while self._clients:
             client = next(iter(self._clients))
             turns = self._clients.pop(client)
@@ -216,7 +216,7 @@ class _Queue:
         return None
 
     def last_of_longest(self, *, than: str) -> Turn | None:
-        """Take out the last of the client that has most, if it still has more than `than` would with one more."""
+        """Take out the last turn of the client with the most, if it has more than `than` would have with one more."""
         client = max(self._clients, key=lambda name: len(self._clients[name]), default=than)
         turns = self._clients.get(client, deque())
         if len(turns) <= len(self._clients.get(than, ())) + 1 or turns[-1].done():

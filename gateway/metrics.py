@@ -20,7 +20,7 @@ from omni_pipeline.os_process import usage
 from omni_pipeline.wire.counters import Distribution
 from stages.messages import TokenUsage
 
-disable_created_metrics()  # a second series for each counter, which nobody asks for
+disable_created_metrics()  # they would be a second series for each counter, which nobody needs
 
 _LONG = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -28,51 +28,51 @@ _FACTORS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.25, 1.5, 2, 
 _BETWEEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 _STAGE_COUNTERS = {
-    "received": "Messages a stage has taken",
+    "received": "Messages a stage has received",
     "sent": "Messages a stage has sent",
     "steps": "Batches a stage has computed",
     "busy_seconds": "Time a stage has spent working",
     "dropped_late": "Messages a stage dropped because their request was over",
 }
 
-# What the stages call their own figures. Those that only grow, with their meaning,
+# Counters that stages report under names of their own, with their help texts.
 _OWN_COUNTERS = {
     "prompt_tokens": "Prompt tokens of the sequences that a language model has begun",
-    "prompt_tokens_cached": "Those that its prefix cache had",
+    "prompt_tokens_cached": "Prompt tokens that a language model has found in its prefix cache",
     "generated_tokens": "Tokens (talker_ar: codec frames) that a language model has generated",
     "preemptions": "Times a sequence has lost its KV memory to others and was computed again",
-    "cache_hits": "Media whose embeddings the encoder cache had",
-    "cache_misses": "Media whose embeddings it did not have",
-    "encoded_items": "Media that an encoder has computed",
+    "cache_hits": "Media items whose embeddings were in the encoder cache",
+    "cache_misses": "Media items whose embeddings were not in the encoder cache",
+    "encoded_items": "Media items that an encoder has computed",
     "encoded_rows": "Embedding rows that an encoder has computed",
     "refused": "Requests whose media or prompt were refused",
     "frames": "Codec frames that a stage has computed",
     "chunks": "Chunks of sound that the vocoder has computed",
 }
-# and those of the moment.
+# Gauges that stages report under names of their own, with their help texts.
 _OWN_GAUGES = {
-    "queued_requests": "Requests that a stage could work on and that wait for it",
-    "running_requests": "Requests that a language model has in work",
-    "kv_tokens_used": "KV cache tokens that requests in work hold",
-    "kv_tokens_cached": "KV cache tokens kept in case that a prompt begins with them",
-    "kv_tokens_limit": "KV cache tokens there are",
+    "queued_requests": "Requests that are ready for a stage and wait for it",
+    "running_requests": "Requests that a language model is working on",
+    "kv_tokens_used": "KV cache tokens that running requests hold",
+    "kv_tokens_cached": "KV cache tokens kept for later prompts that begin with them",
+    "kv_tokens_limit": "Size of the KV cache in tokens",
     "cache_bytes": "Size of the encoder cache",
     "waiting_frames": "Codec frames that wait for the vocoder",
-    "slots_used": "Voices that the vocoder keeps the state of",
-    "slots_limit": "Voices that it has room for",
+    "slots_used": "Utterances whose state the vocoder keeps",
+    "slots_limit": "Utterances whose state the vocoder has room for",
 }
 
 
 class Metrics:
-    """The figures of one gateway, in a registry of its own.
+    """The metrics of one gateway, in a registry of their own.
 
     Args:
-        pipeline: Has the figures of stages, edges and processes.
+        pipeline: Source of the metrics of stages, edges and processes.
         model: Name of the model.
-        waiting: Gives how many requests wait to be let in.
-        dropped_late: Gives how many messages came for requests that were over.
-        healthy: Gives whether `/health` says that all is well.
-        traces: Has figures about itself.
+        waiting: Returns the number of requests that wait to be let in.
+        dropped_late: Returns the number of messages that came for requests that were over.
+        healthy: Returns whether `/health` reports that all is well.
+        traces: Source of the metrics of traces.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Metrics:
             buckets=_BETWEEN,
             registry=registry,
         )
-        # Of speech, as it comes from the pipeline, whether or not the answer is streamed.
+        # Speech is measured as it comes from the pipeline, whether or not the answer is streamed.
         self.first_audio_seconds = Histogram(
             "omni_time_to_first_audio_seconds",
             "From the request's arrival to the first sound",
@@ -119,17 +119,19 @@ class Metrics:
         self.codec_frames = Counter("omni_codec_frames", "Codec frames of all sound", registry=registry)
         self.real_time_factor = Histogram(
             "omni_real_time_factor",
-            "From the request's arrival to the last sound, by the length of the sound",
+            "Time from the request's arrival to the last sound, divided by the length of the sound",
             buckets=_FACTORS,
             registry=registry,
         )
         self.playback_underruns = Counter(
             "omni_playback_underruns",
-            "Silences of more than 0.1 s of a player that starts with the first sound",
+            "Silences of more than 0.1 s in a player that starts with the first sound",
             registry=registry,
         )
         self.playback_silence_seconds = Counter(
-            "omni_playback_silence_seconds", "Length of these silences", registry=registry
+            "omni_playback_silence_seconds",
+            "Length of the silences that omni_playback_underruns counts",
+            registry=registry,
         )
         self.request_seconds = Histogram(
             "omni_request_seconds",
@@ -138,7 +140,10 @@ class Metrics:
             registry=registry,
         )
         self.media_seconds = Histogram(
-            "omni_media_seconds", "Loading the media of a request that has any", buckets=_FIRST, registry=registry
+            "omni_media_seconds",
+            "Time to load the media of a request that has media",
+            buckets=_FIRST,
+            registry=registry,
         )
         self.media_bytes = Counter("omni_media_bytes", "Bytes of media loaded, by kind", ["kind"], registry=registry)
         self._prompt_tokens = Counter("omni_prompt_tokens", "Tokens of prompts", registry=registry)
@@ -160,23 +165,23 @@ class Metrics:
             self._media_tokens.labels(kind).inc(tokens)
 
     def page(self, accept: str = "") -> tuple[bytes, str]:
-        """All figures in the form that an `Accept` header asks for, and the media type of that."""
+        """All metrics in the format that an `Accept` header asks for, and the media type of that format."""
         encode, media_type = choose_encoder(accept)
         return encode(self._registry), media_type
 
 
 class _PipelineFigures(MetricSource):
-    """What the workers have told, read at the moment it is asked for."""
+    """Metrics of the pipeline, from the latest reports of its workers at the time of a scrape."""
 
     def __init__(self, pipeline: Pipeline, dropped_late: Callable[[], int]) -> None:
         self._pipeline = pipeline
         self._dropped_late = dropped_late
 
     def describe(self) -> Iterable[Metric]:
-        return ()  # asking for them now would start a client before there is a pipeline to ask
+        return ()  # registering calls this, when there may be no pipeline to read from yet
 
     def collect(self) -> Iterator[Metric]:
-        late = CounterMetricFamily("omni_late_messages", "Answers that came for requests that were over")
+        late = CounterMetricFamily("omni_late_messages", "Messages that came for requests that were over")
         late.add_metric([], self._dropped_late())
         yield late
         yield from self._stages()
@@ -185,7 +190,7 @@ class _PipelineFigures(MetricSource):
         yield from self._processes()
 
     def _stages(self) -> Iterator[Metric]:
-        live = GaugeMetricFamily("omni_stage_live_requests", "Requests a stage holds something for", labels=["stage"])
+        live = GaugeMetricFamily("omni_stage_live_requests", "Requests a stage holds state for", labels=["stage"])
         seconds = HistogramMetricFamily("omni_stage_step_seconds", "Time of one step of a stage", labels=["stage"])
         sizes = HistogramMetricFamily("omni_stage_batch_size", "Requests in one batch of a stage", labels=["stage"])
         counters = {
@@ -211,7 +216,9 @@ class _PipelineFigures(MetricSource):
             },
         }
         other = GaugeMetricFamily(
-            "omni_stage_figure", "Figures of stages without a name here", labels=["stage", "figure"]
+            "omni_stage_figure",
+            "Values reported by stages that have no metric of their own",
+            labels=["stage", "figure"],
         )
         for name, stats in self._pipeline.stats.items():
             for own, value in stats.extra.items():
@@ -224,9 +231,13 @@ class _PipelineFigures(MetricSource):
     def _edges(self) -> Iterator[Metric]:
         labels = ["source", "target"]
         messages = CounterMetricFamily("omni_edge_messages", "Messages from stage to stage", labels=labels)
-        size = CounterMetricFamily("omni_edge_bytes", "Their bytes, when they passed between processes", labels=labels)
+        size = CounterMetricFamily(
+            "omni_edge_bytes", "Bytes of messages between stages in different processes", labels=labels
+        )
         seconds = HistogramMetricFamily(
-            "omni_edge_latency_seconds", "From the end of the sender's step until the receiver took them", labels=labels
+            "omni_edge_latency_seconds",
+            "From the end of the sender's step until the receiver took the message",
+            labels=labels,
         )
         for edge in self._pipeline.edges:
             messages.add_metric([edge.source, edge.target], edge.messages)
@@ -236,7 +247,7 @@ class _PipelineFigures(MetricSource):
 
     def _processes(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("omni_worker_up", "Whether a worker's process runs", labels=["worker"])
-        restarts = CounterMetricFamily("omni_worker_restarts", "Times it was started again", labels=["worker"])
+        restarts = CounterMetricFamily("omni_worker_restarts", "Times a worker was started again", labels=["worker"])
         pids = self._pipeline.pids
         for worker, count in self._pipeline.restarts.items():
             up.add_metric([worker], worker in pids)
@@ -254,7 +265,7 @@ class _PipelineFigures(MetricSource):
 
 
 class _TraceFigures(MetricSource):
-    """What has become of traces."""
+    """Metrics of traces: how many were written, dropped or cut short."""
 
     def __init__(self, traces: Traces) -> None:
         self._traces = traces
@@ -262,7 +273,9 @@ class _TraceFigures(MetricSource):
     def collect(self) -> Iterator[Metric]:
         traces = self._traces
         yield CounterMetricFamily("omni_traces_written", "Traces that were written or sent", value=traces.written)
-        yield CounterMetricFamily("omni_traces_dropped", "Traces given up, as too many waited", value=traces.dropped)
+        yield CounterMetricFamily(
+            "omni_traces_dropped", "Traces not written: too many waited, or writing failed", value=traces.dropped
+        )
         yield CounterMetricFamily(
             "omni_trace_spans_dropped", "Spans left out of traces that were too long", value=traces.dropped_spans
         )

@@ -18,34 +18,34 @@ class Pipeline(Protocol):
     def connect(
         self, deliver: Callable[[Work | Failed], None], lost: Callable[[frozenset[str], ErrorInfo], None]
     ) -> None:
-        """Say who takes what comes back.
+        """Register the functions that take what comes back.
 
         Args:
             deliver: Called with every message for the collector, in order for each request.
-            lost: Called with the stages that a dead worker ran, and the error its requests should end with.
+            lost: Called with the stages that a lost worker ran, and the error for the requests that still need them.
         """
 
     def trace(self, noted: Callable[[Notes], None]) -> None:
-        """Say who takes what the workers, and the main process's inbox, note about requests, when that is on."""
+        """Register the function that takes the trace notes of the workers and of the main process, if tracing is on."""
 
     async def wait_for(self, stages: Collection[str] | None, seconds: float | None) -> None:
-        """Wait until `stages`, or all there are, can work.
+        """Wait until `stages` can work; None means all stages.
 
         Args:
-            seconds: How long; None waits for ever. When it is known to take longer, nobody is kept waiting.
+            seconds: Longest time to wait; None waits for ever. If it is known to take longer, this raises at once.
 
         Raises:
-            OmniError: (503, with the time to wait) they cannot, or the service is stopping.
+            OmniError: 503 if they cannot, with the time to wait; 503 if the service is stopping.
         """
 
     def submit(self, request_id: str, body: Any, stages: Collection[str] | None = None) -> None:
         """Send a request body to the entry stage.
 
         Args:
-            stages: Those that the request needs; None for all.
+            stages: Stages that the request needs; None means all.
 
         Raises:
-            OmniError: (503, with the time to wait) one of them cannot work now.
+            OmniError: 503, with the time to wait, if one of them cannot work now.
         """
 
     def abort(self, request_id: str) -> None:
@@ -57,15 +57,15 @@ class Pipeline(Protocol):
 
     @property
     def workers(self) -> Mapping[str, WorkerReport]:
-        """How each worker is, by name."""
+        """The state of each worker, by name."""
 
     @property
     def stats(self) -> Mapping[str, StageStats]:
-        """The latest figures of each stage, by name."""
+        """The latest counters of each stage, by name."""
 
     @property
     def edges(self) -> Iterable[EdgeStats]:
-        """The latest figures of each edge of the graph."""
+        """The latest counters of each edge of the graph."""
 
     @property
     def restarts(self) -> Mapping[str, int]:
@@ -73,4 +73,4 @@ class Pipeline(Protocol):
 
     @property
     def pids(self) -> Mapping[str, int]:
-        """Process ids of the workers that run, by name."""
+        """Process ids of the running workers, by name."""

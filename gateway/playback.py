@@ -1,12 +1,12 @@
-"""A simulated player: would somebody who listens from the first piece on have heard the speech stop?
+"""Simulates a player, to find the silences that a listener would have heard in the speech.
 
-The server counts with it while it answers, and `sgl-omni bench` with what it has received.
+The player starts with the first piece. The server feeds it while it answers, `sgl-omni bench` with what it received.
 """
 
 from __future__ import annotations
 
 AUDIBLE_SECONDS = 0.1
-"""A shorter silence passes for a pause of the speaker; a longer one is an underrun."""
+"""A shorter silence sounds like a pause of the speaker; a longer one is an underrun."""
 
 
 class Player:
@@ -14,7 +14,7 @@ class Player:
 
     Attributes:
         seconds: Length of all sound so far.
-        underruns: Lengths of the silences longer than `AUDIBLE_SECONDS` in which it waited for the next piece.
+        underruns: Length of each wait for the next piece that was longer than `AUDIBLE_SECONDS`.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Player:
         self._lasts_until: float | None = None
 
     def feed(self, now: float, seconds: float) -> float:
-        """A piece of so many `seconds` has come at the time `now`; seconds that the player was silent before it."""
+        """Add a piece of `seconds` that arrived at time `now`. Returns the seconds of silence before it."""
         self.seconds += seconds
         until = now if self._lasts_until is None else self._lasts_until
         silence = max(now - until, 0.0)

@@ -1,4 +1,4 @@
-"""Who is let in, in which order, and who is refused: in flight, waiting, by stage and by bytes held."""
+"""Which requests are let in, in which order, and which are refused: by number, by stage and by bytes held."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omni_pipeline.errors import OmniError
 
 
 class Crowd:
-    """Requests that come, wait, stay inside until they are told to go, and note the order in which they got in."""
+    """Requests that come, wait, stay inside until a test lets them leave, and record the order in which they got in."""
 
     def __init__(self, **limits) -> None:
         self.admission = Admission(Limits(**limits))
@@ -23,7 +23,7 @@ class Crowd:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def come(self, name: str, deadline: float = math.inf) -> None:
-        """`name` comes; its first letter is its client."""
+        """Let the request `name` come. The first letter of the name is its client."""
         self._go[name] = asyncio.Event()
         self._tasks[name] = asyncio.create_task(self._stay(name, deadline))
         await asyncio.sleep(0)
@@ -48,7 +48,7 @@ class Crowd:
         return caught.value.info
 
     async def empty_out(self) -> list[str]:
-        """Let everybody leave in the order of their coming in; that order."""
+        """Let all requests leave in the order in which they got in. Returns that order."""
         left = 0
         while left < len(self.entered):
             await self.leave(self.entered[left])
@@ -137,7 +137,7 @@ async def test_a_place_given_to_one_that_leaves_at_that_moment_goes_to_the_next(
     await inside.__aenter__()
     await crowd.come("a1")
     await crowd.come("b1")
-    await inside.__aexit__(None, None, None)  # without a break: now it is the turn of a1, which has not noticed yet
+    await inside.__aexit__(None, None, None)  # no await in between: it is the turn of a1, whose task has not run yet
     crowd.cancel("a1")
     with pytest.raises(asyncio.CancelledError):
         await crowd._tasks["a1"]
@@ -177,7 +177,7 @@ async def test_the_time_to_retry_follows_the_pace_of_departures(monkeypatch):
         clock += 3
     for name in ("b1", "c1", "d1", "e1", "f1"):
         await crowd.come(name)
-    assert (await crowd.refusal("f1")).retry_after == 15  # one leaves every 3 s, and four are before it
+    assert (await crowd.refusal("f1")).retry_after == 15  # one request leaves every 3 s, and four are ahead of it
     monkeypatch.undo()
     await crowd.empty_out()
 
@@ -209,7 +209,7 @@ async def test_bytes_are_held_up_to_the_limit_by_all_together():
         first, second = await places(stack, admission, 2)
         first.hold(60)
         second.hold(40)
-        with pytest.raises(OmniError, match="holds as many bytes") as caught:
+        with pytest.raises(OmniError, match="hold all the bytes") as caught:
             second.hold(1)
         assert caught.value.info.retry_after == 1
         first.free()

@@ -1,4 +1,4 @@
-"""The documentation of the API says what the code does: fields, ranges, endpoints, error codes; no more and no less."""
+"""The documentation of the API matches the code exactly: fields, ranges, endpoints and error codes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ API = (ROOT / "docs" / "api.md").read_text()
 
 
 def section(title: str) -> str:
-    """What stands under a heading, up to the next of the same or a higher level."""
+    """The text under a heading, up to the next heading of the same or a higher level."""
     level, start = title.partition(" ")[0], API.index(f"\n{title}\n") + len(title) + 2
     end = re.search(rf"^#{{1,{len(level)}}} ", API[start:], re.MULTILINE)
     return API[start:][: end.start() if end else None]
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of the tables in `text`, without headings and rules."""
+    """The cells of the tables in `text`, without header rows and rules."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     return [row for row in cells if "---" not in row[0]][1:]
@@ -66,7 +66,7 @@ def test_what_is_taken_unread_and_what_is_refused_is_listed_as_such():
 
 
 def bounds(kind: Any) -> Iterator[float]:
-    """The bounds of a field's numbers, where they are not merely those of the type."""
+    """The bounds of a field's numbers, without those that only come from the type."""
     match kind:
         case msgspec.inspect.IntType() | msgspec.inspect.FloatType():
             for bound in (kind.ge, kind.gt, kind.le, kind.lt):
@@ -107,7 +107,7 @@ def test_every_kind_of_part_is_documented():
 
 
 def codes() -> set[str]:
-    """All that the sources name, except those that are put together."""
+    """All error codes in the sources, except those that are built at run time."""
     sources = "".join(
         path.read_text() for part in ("gateway", "stages", "omni_pipeline") for path in (ROOT / part).rglob("*.py")
     )

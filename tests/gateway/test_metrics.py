@@ -1,4 +1,4 @@
-"""The page of metrics: what it says, that Prometheus' tools accept it, and that the docs and the dashboard know it."""
+"""The page of metrics: its values, its form for Prometheus' tools, and its match with the docs and the dashboard."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
 def full(pipeline: ScriptedPipeline) -> Metrics:
-    """Metrics in which every series there can be has been touched."""
+    """Metrics in which every possible series has a value."""
     figures = dict.fromkeys((*metrics._OWN_COUNTERS, *metrics._OWN_GAUGES, "of-its-own"), 1.0)
     pipeline.stats = {"thinker": StageStats(extra=figures)}
     pipeline.edges = [EdgeStats("thinker", "decode", messages=3, bytes=500)]
@@ -66,7 +66,7 @@ def value(families: list[Metric], name: str, **labels: str) -> float:
     return samples(families)[name, frozenset(labels.items())]
 
 
-# --- what it says -----------------------------------------------------------------------------------------------------
+# --- its values -------------------------------------------------------------------------------------------------------
 
 
 def test_edges_and_workers_are_shown(families: list[Metric]) -> None:
@@ -113,7 +113,7 @@ def test_openmetrics_is_given_to_those_who_ask() -> None:
 
 
 def test_names_follow_prometheus_conventions(families: list[Metric]) -> None:
-    """What promtool checks: help, units in full and base units, `_total` for counters alone, no type in a name."""
+    """The checks of promtool: help, base units with full names, `_total` only for counters, no type in a name."""
     names = [family.name for family in families]
     assert len(set(names)) == len(names)
     for family in families:
@@ -138,7 +138,7 @@ def test_labels_are_only_those_that_cannot_grow(families: list[Metric]) -> None:
 
 
 def shown(families: list[Metric]) -> set[str]:
-    """Names as people write them: counters with `_total`, histograms bare."""
+    """Names as the docs write them: counters with `_total`, histograms without a suffix."""
     return {family.name + ("_total" if family.type == "counter" else "") for family in families}
 
 

@@ -1,4 +1,4 @@
-"""What a listener would have heard, for pieces of sound that come at given times."""
+"""The silences that a listener would have heard, for pieces of sound that come at given times."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Pieces = list[tuple[float, float]]
 
 
 def played(pieces: Pieces) -> tuple[Player, list[float]]:
-    """A player that has got all pieces, and its silences."""
+    """A player that has been fed all pieces, and its silences."""
     player = Player()
     silences = [player.feed(at, seconds) for at, seconds in pieces]
     return player, [silence for silence in silences if silence]
