@@ -1,1 +1,1 @@
-"""One request's way from its body to its streamed or whole answer. Not: what holds for all requests."""
+"""A chat request's way from its body to its streamed or whole answer. Not here: what applies to all requests."""

@@ -1,7 +1,7 @@
-"""Codes a voice in the format a client asked for, piece by piece while it is spoken or as one file.
+"""Encodes speech in the format a client asked for, piece by piece while it is generated or as one file.
 
 Samples are rounded to 16 bits once, in `to_pcm16`, whatever the format. numpy and PyAV are imported on first use: a
-server without speech does not need them in its main process. Coding takes its time, so it is done in threads.
+server without speech does not need them in its main process. Encoding takes time, so it runs in threads.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ _FULL_SCALE = 32_768
 
 
 class SpeechEncoder(Protocol):
-    """Turns samples into the bytes of one format; what `feed` and `finish` give belongs together in that order."""
+    """Turns samples into the bytes of one format: those of each `feed`, in order, and then those of `finish`."""
 
     def feed(self, samples: numpy.ndarray) -> bytes:
-        """What can be sent now that `samples` (float32 [n], in [-1, 1]) are known; possibly nothing yet."""
+        """Take more `samples` (float32 [n], in [-1, 1]). Returns the bytes that can be sent now, possibly none."""
 
     def finish(self) -> bytes:
-        """What is left when no more samples come. The encoder is of no use afterwards."""
+        """The remaining bytes, after the last samples. The encoder cannot be used afterwards."""
 
 
 def stream_encoder(audio_format: AudioFormat) -> SpeechEncoder:
-    """An encoder that gives bytes as early as its format allows.
+    """An encoder that returns bytes as early as its format allows.
 
-    For ``wav``, every piece is a whole file; for ``pcm16``, samples without a header; for the compressed formats, all
-    pieces together are one file, written by somebody who cannot go back: its head does not tell its length.
+    For ``wav``, every piece is a whole file. For ``pcm16``, the pieces are samples without a header. For the compressed
+    formats, all pieces together are one file. Its header is sent first, so it does not contain the length.
     """
     if audio_format == "wav":
         return _WavPieces()
@@ -50,7 +50,7 @@ def stream_encoder(audio_format: AudioFormat) -> SpeechEncoder:
 
 
 def file_encoder(audio_format: AudioFormat) -> SpeechEncoder:
-    """An encoder whose bytes are one file, with its length in the head where the format has a place for it."""
+    """An encoder whose bytes are one file. Its header contains the length if the format has a field for it."""
     if audio_format == "wav":
         return _WavFile()
     if audio_format in _CODINGS:
@@ -62,8 +62,8 @@ class ThreadedEncoder:
     """An encoder that works in another thread, one piece at a time.
 
     Args:
-        make: Gives the encoder.
-        threads: Where it is made and used.
+        make: Creates the encoder.
+        threads: Threads in which it is created and used.
     """
 
     def __init__(self, make: Callable[[], SpeechEncoder], threads: Executor) -> None:
@@ -72,7 +72,7 @@ class ThreadedEncoder:
         self._encoder: SpeechEncoder | None = None
 
     async def feed(self, samples: numpy.ndarray) -> bytes:
-        """As `SpeechEncoder.feed`; to be awaited before the next call."""
+        """As `SpeechEncoder.feed`. Await it before the next call."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._made().feed(samples))
 
     async def finish(self) -> bytes:
@@ -86,7 +86,7 @@ class ThreadedEncoder:
 
 
 def prepare() -> None:
-    """Import what encoding needs, so that the first voice does not wait for it."""
+    """Import what encoding needs, so that the first spoken answer does not wait for it."""
     import av  # noqa: F401
     import numpy  # noqa: F401
 
@@ -94,8 +94,8 @@ def prepare() -> None:
 def to_pcm16(samples: numpy.ndarray) -> numpy.ndarray:
     """`samples` (float32 [n], full scale ±1) as int16 [n]: times 32768, rounded to nearest even, clipped.
 
-    This is the inverse of how players read 16 bits (divided by 32768), so it is off by at most half a step, and by a
-    whole one only at +1, which 16 bits do not have.
+    Players do the inverse: they divide 16-bit samples by 32768. So a sample is off by at most half a step. Only +1 is
+    off by a whole step, because 16 bits cannot represent it.
     """
     import numpy
 
@@ -124,7 +124,7 @@ class _RawPieces:
 
 
 class _WavPieces:
-    """Ends with an empty file, for clients that read every piece as one."""
+    """Ends with an empty WAV file, because clients read every piece as a file."""
 
     def feed(self, samples: numpy.ndarray) -> bytes:
         return wav(to_pcm16(samples).tobytes()) if len(samples) else b""
@@ -146,12 +146,12 @@ class _WavFile:
 
 
 class _Coding(Struct, frozen=True):
-    """How FFmpeg is to write a format.
+    """How FFmpeg writes a format.
 
     Attributes:
-        container, codec: Names of its muxer and encoder.
+        container, codec: FFmpeg's names of the muxer and the encoder.
         bit_rate: Bits per second; None for a lossless codec.
-        muxing: Options of the muxer, which keep it from holding packets back.
+        muxing: Options that keep the muxer from holding packets back.
         coding: Options of the encoder.
     """
 
@@ -163,17 +163,17 @@ class _Coding(Struct, frozen=True):
 
 
 _CODINGS: dict[str, _Coding] = {
-    # Frames of 48 ms, so that the first piece of a voice is heard at once; no reserve in the head for tags.
+    # Frames of 48 ms, so that the first piece of speech can be played at once. No space in the header for tags.
     "flac": _Coding("flac", "flac", muxing={"metadata_header_padding": "0"}, coding={"frame_size": "1152"}),
     "mp3": _Coding("mp3", "libmp3lame", 64_000, muxing={"id3v2_version": "0"}),
-    # Opus takes 24 kHz as they are, and players get 48 kHz, as always with Opus. A page for each 20 ms packet.
+    # Opus accepts 24 kHz without resampling; players decode it to 48 kHz, as always. One page for each packet of 20 ms.
     "opus": _Coding("ogg", "libopus", 48_000, muxing={"page_duration": "20000"}),
     "aac": _Coding("adts", "aac", 64_000),
 }
 
 
 class _Pipe:
-    """Where a muxer writes that cannot go back; `take` gives what is new."""
+    """The output of a muxer that cannot seek back. `take` returns what is new."""
 
     def __init__(self) -> None:
         self._written = bytearray()
@@ -191,7 +191,7 @@ class _Pipe:
 
 
 class _WaveFile(io.BytesIO):
-    """Where a muxer may go back to complete the head, so nothing can be taken before the end."""
+    """The output of a muxer that may seek back to complete the header, so nothing can be taken before the end."""
 
     def take(self) -> bytes:
         return b""
@@ -201,13 +201,13 @@ class _WaveFile(io.BytesIO):
 
 
 class _Compressed:
-    """One continuous compressed stream; without any sample, for all but FLAC, no bytes at all."""
+    """One continuous compressed stream. If no samples come, it has no bytes at all, except for FLAC."""
 
     def __init__(self, coding: _Coding, sink: _Pipe | _WaveFile) -> None:
         import av
 
         self._sink = sink
-        # An MP3 index at the head needs a way back to it.
+        # An MP3 file has its index at the start: only a muxer that can seek back can write it.
         index = {} if isinstance(sink, _WaveFile) or coding.container != "mp3" else {"write_xing": "0"}
         self._container: Any = av.open(
             sink, "w", format=coding.container, options={"flush_packets": "1", **coding.muxing, **index}

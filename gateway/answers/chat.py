@@ -33,20 +33,20 @@ from omni_pipeline.errors import OmniError, bad_request, internal
 from stages.messages import AudioDelta, AudioDone, ChatRequest, TextDelta, TextDone
 from stages.routes import route
 
-# Threads that code speech. One codes a hundred times faster than it is spoken, so few are enough.
+# Threads that encode speech. One encodes a hundred times faster than real time, so few are enough.
 AUDIO_THREADS = 2
-# How long a failed stream may take to read its error before its connection is cut.
+# Time that the client of a failed stream has to read the error before its connection is cut.
 ERROR_SECONDS = 5.0
 
 
 class Manner(Struct, frozen=True):
-    """How the client wants its answer sent: all that is kept of a body, which may be large, once it is read.
+    """How the client wants its answer sent. It is kept in place of the parsed body, which may be large.
 
     Attributes:
-        stream: In events.
+        stream: As server-sent events.
         with_usage: With a last event that counts tokens.
-        with_content: With its text as such, not only as the transcript of its speech.
-        audio_format: How its speech is coded; None without speech.
+        with_content: With the text as `content`, not only as the transcript of the speech.
+        audio_format: Format of the speech; None for an answer without speech.
     """
 
     stream: bool
@@ -70,17 +70,17 @@ def manner_of(request: ChatCompletionRequest) -> Manner:
 
 
 class ChatCompletions:
-    """The handler and what it works with.
+    """The handler of chat completions.
 
     Args:
         admission: Lets requests in.
         model: Name that answers carry.
-        voices: Those the pipeline speaks with, if it does.
+        voices: Voices of the pipeline; None if it does not speak.
         limits: Bounds on load.
-        traces: Notes what is done for each request.
+        traces: Records what is done for each request.
 
     Attributes:
-        audio_threads: Code the speech of all answers; whoever ends the gateway shuts them down.
+        audio_threads: Encode the speech of all answers. `Gateway` shuts them down.
     """
 
     def __init__(
@@ -191,7 +191,11 @@ class ChatCompletions:
                 "The body must be sent as 'Content-Type: application/json'.", code="invalid_content_type", status=415
             )
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise bad_request("A compressed body is not taken.", code="invalid_content_encoding", status=415)
+            raise bad_request(
+                "The body is compressed; send it without 'Content-Encoding'.",
+                code="invalid_content_encoding",
+                status=415,
+            )
         most = self._limits.body_bytes
         body = bytearray()
         too_large = (request.content_length or 0) > most
@@ -255,13 +259,13 @@ class ChatCompletions:
     async def _stream(
         self, request: web.Request, place: Place, answer: Answer, writer: EventWriter, progress: RequestProgress
     ) -> web.StreamResponse:
-        # Before the headers, so that an error gets its own status; but whoever is between must not lose patience.
+        # Wait before sending the headers, so that an error gets its own status; but not so long that a proxy gives up.
         bodies = await self._soon(answer)
         response = web.StreamResponse(headers=sse.HEADERS)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(None) as patience:
-                # A reader that does not even take its error must not hold on to the connection.
+                # A client that does not even read its error must not keep the connection.
                 answer.on_error(lambda: patience.reschedule(loop.time() + ERROR_SECONDS))
                 with progress.timeline.span("write"):
                     await response.prepare(request)
@@ -290,7 +294,7 @@ class ChatCompletions:
         writer: EventWriter,
         progress: RequestProgress,
     ) -> None:
-        """Write the events of a whole answer that begins with `bodies`."""
+        """Write all events of an answer that begins with `bodies`."""
         events = writer.opening()
         while bodies:
             progress.saw(bodies)
@@ -307,13 +311,13 @@ class ChatCompletions:
         progress.outcome = "ok"
 
     async def _next(self, answer: Answer, response: web.StreamResponse) -> list[Body]:
-        """What comes next in `answer`; while nothing does, the stream is kept alive."""
+        """The next messages of `answer`. While there are none, comments keep the stream alive."""
         while (bodies := await self._soon(answer)) is None:
             await response.write(sse.KEEP_ALIVE)
         return bodies
 
     async def _soon(self, answer: Answer) -> list[Body] | None:
-        """What comes next in `answer`, or None if that takes too long for a stream to be quiet."""
+        """The next messages of `answer`, or None if the stream has been quiet for too long."""
         try:
             async with asyncio.timeout(self._limits.keep_alive_seconds):
                 return await answer.take()
@@ -322,7 +326,7 @@ class ChatCompletions:
 
 
 def _unfinished() -> OmniError:
-    return internal("The answer ended without saying why.", code="stream_gap")
+    return internal("The answer ended inside the server before it was complete.", code="stream_gap")
 
 
 def _too_late(message: str) -> OmniError:

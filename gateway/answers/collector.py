@@ -1,4 +1,4 @@
-"""Gives each open request what the pipeline answers to it: all of it in order, or one error."""
+"""Gives each open request the pipeline's answer to it: all of its messages in order, or one error."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 
 Body: TypeAlias = TextDelta | TextDone | AudioDelta | AudioDone
 
-# What a waiting message weighs beside its text or sound: a rough figure for the structs themselves, and for one token's
-# log-probability with its alternatives.
+# Rough sizes in memory, beside text and sound: of the structs of a waiting message, and of each log-probability in it
+# (of a token or of one of its alternatives).
 _MESSAGE_BYTES = 256
 _LOGPROB_BYTES = 256
 
 
 class Answer:
-    """The open end of one request: an asynchronous source of its messages, to be used in `async with`.
+    """The answer to one open request: an asynchronous source of its messages, for use in `async with`.
 
-    Leaving the block closes it; when it is not complete by then, every stage is told to forget the request.
+    Leaving the block closes the answer; if it is not complete by then, every stage is told to forget the request.
 
     Attributes:
         error: Why the request has failed, if it has.
@@ -55,13 +55,13 @@ class Answer:
     # --- the reader's side ---
 
     async def take(self) -> list[Body]:
-        """All messages that have come since the last call; waits for the first. An empty list ends the answer.
+        """All messages that have come since the last call; waits until there is one. An empty list ends the answer.
 
         Cancelling the call loses nothing.
 
         Raises:
-            OmniError: the request has failed; what came before the failure has been taken, unless the reader was
-                too slow for it.
+            OmniError: if the request has failed. Messages from before the failure are returned first, unless the reader
+                was too slow.
         """
         while not self._waiting:
             if self.error is not None:
@@ -79,7 +79,7 @@ class Answer:
         return bodies
 
     def on_error(self, call: Callable[[], None]) -> None:
-        """Have `call` called as soon as the request fails, whether or not the reader is waiting then."""
+        """Register a function to call as soon as the request fails, whether or not the reader is waiting then."""
         self._on_error = call
         if self.error is not None:
             call()
@@ -94,7 +94,7 @@ class Answer:
         self._collector.close(self, abandoned=not self._over)
 
     def release(self) -> None:
-        """Stop watching the clock."""
+        """Cancel the timer of the deadline."""
         self._timer.cancel()
 
     # --- the pipeline's side ---
@@ -119,7 +119,7 @@ class Answer:
         return frozenset(needed)
 
     def deliver(self, message: Work) -> None:
-        """Take over the next message. A gap in a stream, or a reader too far behind, ends the request."""
+        """Accept the next message. A gap in a stream, or a reader that is too far behind, ends the request."""
         body = message.body
         if not self._in_sequence(message):
             self._fail_stream(message.source)
@@ -135,7 +135,7 @@ class Answer:
                 self.fail(
                     ErrorInfo(
                         status=503,
-                        message="The answer was not read fast enough and has been given up.",
+                        message="The answer was not read fast enough, so the server ended it.",
                         type="server_error",
                         code="slow_reader",
                     )
@@ -153,21 +153,21 @@ class Answer:
         return True
 
     def _fail_stream(self, source: str) -> None:
-        log.error("a message of %s is missing or out of place", source, extra=fields(answer_id=self.request_id))
+        log.error("a message from stage %s is missing or out of order", source, extra=fields(answer_id=self.request_id))
         info = internal("A part of the answer was lost inside the server.", code="stream_gap").info
         self.fail(msgspec.structs.replace(info, stage=source))
 
     def _time_out(self) -> None:
         if not self._over:
-            message = "The answer was not complete within the time that the server gives one request."
+            message = "The answer was not complete within the time that the server allows for a request."
         elif self._waiting:
-            message = "The answer was not read within the time that the server gives one request."
+            message = "The answer was not read within the time that the server allows for a request."
         else:
             return
         self.fail(ErrorInfo(status=504, message=message, type="timeout_error", code="request_timeout"))
 
     def fail(self, error: ErrorInfo) -> None:
-        """End the request with `error`, unless it has one, and free what it holds in the pipeline."""
+        """End the request with `error`, unless it has failed already, and free what it holds in the pipeline."""
         if self.error is not None:
             return
         abandoned = not self._over
@@ -187,7 +187,7 @@ class Collector:
 
     Args:
         pipeline: Where requests go and answers come from.
-        reader_bytes: About how much of an answer may wait for a slow reader before its request is ended.
+        reader_bytes: About how many bytes of an answer may wait for a slow reader before the request is ended.
         restart_seconds: How long a request may wait for stages that are being restarted.
 
     Attributes:
@@ -204,15 +204,15 @@ class Collector:
         pipeline.connect(self._deliver, self._lost)
 
     async def ready(self, route: Route) -> None:
-        """Wait a while for stages of `route` that are being restarted. Raises OmniError: 503, it will take longer."""
+        """Wait a while for stages of `route` that are being restarted. Raises OmniError (503) if they take longer."""
         await self._pipeline.wait_for(route.all, self._restart_seconds)
 
     async def whole(self) -> None:
-        """Wait until every stage can work, however long that takes. Raises OmniError: 503, the service is stopping."""
+        """Wait until every stage can work, however long it takes. Raises OmniError (503) if the service is stopping."""
         await self._pipeline.wait_for(None, None)
 
     async def loss(self) -> None:
-        """Wait until a worker has been lost since the last call."""
+        """Wait until a worker is lost. Returns at once if one was lost since the last call."""
         await self._loss.wait()
         self._loss.clear()
 
@@ -221,12 +221,12 @@ class Collector:
 
         Args:
             request_id: Unique among all requests, ever.
-            body: What the entry stage takes.
+            body: The request, in the form that the entry stage takes.
             route: The stages it needs.
-            deadline: Time of the event loop's clock by which the answer must have been read.
+            deadline: Time on the event loop's clock by which the answer must have been read.
 
         Raises:
-            OmniError: 503, the pipeline cannot take it now.
+            OmniError: 503 if the pipeline cannot take the request now.
         """
         answer = self._open[request_id] = Answer(request_id, route, self, deadline)
         try:

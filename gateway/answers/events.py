@@ -1,4 +1,4 @@
-"""Turns the messages of one answer into the server-sent events that tell it, in order."""
+"""Turns the messages of one answer into server-sent events, in order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class EventWriter:
 
     Args:
         answer_format: Gives the chunks their form.
-        encoder: Codes the voice; None for an answer without.
+        encoder: Encodes the speech; None for an answer without speech.
     """
 
     def __init__(self, answer_format: AnswerFormat, encoder: ThreadedEncoder | None) -> None:
@@ -23,23 +23,23 @@ class EventWriter:
         self._text: list[str] = []
         self._text_done: TextDone | None = None
         self._audio_done: AudioDone | None = None
-        self._unsent_frames = 0  # PCM frames that the encoder was fed and that no event has told of
+        self._unsent_frames = 0  # PCM frames that the encoder has taken and no event has counted yet
 
     def opening(self) -> bytes:
-        """The first event: who speaks."""
+        """The first event, which gives the role."""
         return sse.event(self._format.opening())
 
     async def events(self, bodies: list[Body]) -> bytes:
-        """The events that tell `bodies`; none for what has nothing to show yet."""
+        """The events for `bodies`. A message that has nothing to show yet gets no event."""
         return b"".join([await self._event(body) for body in bodies])
 
     @property
     def complete(self) -> bool:
-        """Whether everything that belongs to the answer has been seen."""
+        """Whether all parts of the answer have come to their end."""
         return self._text_done is not None and (self._encoder is None or self._audio_done is not None)
 
     async def closing(self) -> bytes:
-        """The events after the last message of a complete answer: the end of the voice, why it ended, and `DONE`."""
+        """The events after the last message of a complete answer: end of speech, finish reason, usage, and `DONE`."""
         assert self._text_done is not None
         chunks = []
         frames = 0

@@ -14,15 +14,15 @@ from stages.messages import AudioDelta, AudioDone, TextDelta, TextDone
 
 
 class RequestProgress:
-    """One request on its way.
+    """The progress of one request.
 
     Args:
-        timeline: Notes what is done when.
+        timeline: Records what is done for the request, and when.
 
     Attributes:
-        outcome: How it ended; ``cancelled`` until something else is known.
-        streamed: Whether pieces come as they are made; if not, the time between texts means nothing.
-        figures: What the log line and the trace say about it; seconds with six decimals.
+        outcome: How the request ended; ``cancelled`` until something else is known.
+        streamed: Whether the client gets pieces as they are generated. If not, the time between texts is not measured.
+        figures: Values for the log line and the trace, by name; seconds with six decimals.
     """
 
     def __init__(self, metrics: Metrics, timeline: Timeline) -> None:
@@ -37,13 +37,13 @@ class RequestProgress:
         self._player = Player()
 
     def failed(self, info: ErrorInfo) -> None:
-        """The request got an error."""
+        """Record that the request ended with an error."""
         self.outcome = "refused" if info.status < 500 else "failed"
         self.figures["code"] = info.code
         self._metrics.errors.labels(info.code or "none").inc()
 
     def saw(self, bodies: list[Body]) -> None:
-        """A part of the answer has come."""
+        """Record the arrival of a part of the answer."""
         self.timeline.read()
         now = time.monotonic()
         if any(isinstance(body, TextDelta) and body.text for body in bodies):
@@ -60,7 +60,7 @@ class RequestProgress:
                 self._saw_audio(now, body.samples.shape[0] / SAMPLE_RATE)
 
     def ended(self) -> None:
-        """The request is over, one way or another."""
+        """Record that the request is over, however it ended."""
         self.figures["outcome"] = self.outcome
         self._metrics.requests.labels(self.outcome).inc()
         self._metrics.request_seconds.observe(time.monotonic() - self.began)

@@ -1,4 +1,4 @@
-"""What every format gives: pieces that join to one playable file with the samples that went in."""
+"""Every format yields pieces that join to one playable file with the samples that went in."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from gateway.answers.audio_formats import SpeechEncoder, ThreadedEncoder, file_e
 from gateway.api.speech_format import SAMPLE_RATE
 from tests.gateway.scripted import tone
 
-# As the vocoder gives them: the first frame lacks its look-ahead, later pieces grow.
+# Sizes as the vocoder produces them: the first frame lacks its look-ahead, later pieces grow.
 PIECES = [1365, 3840, 7680, *[15_360] * 5]
 COMPRESSED = ["flac", "mp3", "opus", "aac"]
 LOSSY = ["mp3", "opus", "aac"]
 
 
 def cut(sizes=PIECES) -> list[numpy.ndarray]:
-    """A tone, as pieces of these sizes."""
+    """A tone, cut into pieces of `sizes` samples."""
     starts = itertools.accumulate(sizes, initial=0)
     return [tone(size, start) for size, start in zip(sizes, starts, strict=False)]
 
@@ -34,7 +34,7 @@ def coded(encoder: SpeechEncoder, pieces: list[numpy.ndarray]) -> list[bytes]:
 
 
 def played(data: bytes) -> tuple[numpy.ndarray, int]:
-    """Samples as FFmpeg's players hear them, float [n] of one channel, and their rate."""
+    """Samples as a player with FFmpeg decodes them, float [n] of one channel, and their rate."""
     with av.open(io.BytesIO(data)) as container:
         [stream] = container.streams
         resampler = av.AudioResampler(format="flt", layout="mono", rate=stream.rate)
@@ -43,7 +43,7 @@ def played(data: bytes) -> tuple[numpy.ndarray, int]:
 
 
 def quantised(samples: numpy.ndarray) -> numpy.ndarray:
-    """What 16 bits keep of `samples`, computed without the code under test."""
+    """`samples` rounded to 16 bits, computed without the code under test."""
     return numpy.array([round(float(sample) * 32768) for sample in samples]) / 32768
 
 

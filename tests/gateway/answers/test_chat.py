@@ -321,7 +321,7 @@ class TestClientThatLeaves:
 
 
 class TestSlowReader:
-    """A client that begins to read a stream and then does not read on, while text keeps coming."""
+    """A client that begins to read a stream and then stops reading, while text keeps coming."""
 
     @staticmethod
     async def stalled(served: Served) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -330,7 +330,7 @@ class TestSlowReader:
         request_id = await pipeline.submitted.get()
         pipeline.say(request_id, "x")
         await reader.readuntil(b"\r\n\r\n")
-        while pipeline.aborted.empty():  # the sockets between take some megabytes before anything waits
+        while pipeline.aborted.empty():  # the sockets buffer some megabytes before anything waits
             pipeline.say(request_id, "x" * 20_000)
             await asyncio.sleep(0)
         assert await pipeline.aborted.get() == request_id

@@ -1,4 +1,4 @@
-"""Every request ends in one answer or one error, and nothing of it is left in the pipeline."""
+"""Every request ends in one answer or one error, and leaves nothing in the pipeline."""
 
 from __future__ import annotations
 

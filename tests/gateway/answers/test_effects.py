@@ -1,4 +1,4 @@
-"""Every request field has an effect: it changes what the pipeline is asked, or how its answer is sent."""
+"""Every request field has an effect: it changes the request to the pipeline, or how the answer is sent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from omni_pipeline.config.schema import Limits
 VOICES = Voices(("chelsie", "ethan"), "ethan")
 USER = {"role": "user", "content": "Hello?"}
 
-# A value of each field that differs from its default, with what else must be there for it to mean something.
+# For each field, a value that differs from its default, with the other fields that it needs to have an effect.
 VALUES: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Goodbye."}],
     "modalities": ["text"],
@@ -63,12 +63,12 @@ VALUES: dict[str, Any] = {
     "stream_options": {"include_usage": True},
 }
 NEEDS = {"top_logprobs": {"logprobs": True}, "stream_options": {"stream": True}}
-# `model`: the server has one, under any name. `n`: refused unless it is 1.
+# `model`: the server has one model, and accepts any name. `n`: refused unless it is 1.
 WITHOUT = {"model", "n"}
 
 
 def outcome(**fields: Any) -> tuple[Any, ...]:
-    """All that a request comes down to."""
+    """Everything that the server takes from a request."""
     request = parse(json.dumps({"messages": [USER], "modalities": ["text", "audio"], **fields}).encode())
     return *convert(request, VOICES, Limits()), manner_of(request)
 

@@ -1,4 +1,4 @@
-"""Spoken answers as clients hear them, through OpenAI's own client where it says enough."""
+"""Spoken answers as clients hear them, through OpenAI's own client where it shows enough."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEANT = to_pcm16(tone(sum(PIECES))).tobytes()
 
 
 def speaking(voice: list[numpy.ndarray] | None = None) -> ScriptedPipeline:
-    """A pipeline that answers "Hello" and says it with `voice`."""
+    """A pipeline that answers "Hello", spoken as `voice`."""
     return ScriptedPipeline(["Hel", "lo"], voice=cut() if voice is None else voice)
 
 
@@ -294,7 +294,7 @@ class TestEnd:
             pipeline.speak(request_id, tone(1365))
             await reader.readuntil(b"\r\n\r\n")
             piece = tone(15_360)
-            while pipeline.aborted.empty():  # the sockets between take some megabytes before anything waits
+            while pipeline.aborted.empty():  # the sockets buffer some megabytes before anything waits
                 pipeline.speak(request_id, piece)
                 await asyncio.sleep(0)
             assert await pipeline.aborted.get() == request_id
