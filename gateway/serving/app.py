@@ -28,21 +28,21 @@ from omni_pipeline.errors import bad_request
 
 
 class Gateway:
-    """The HTTP face of one pipeline.
+    """The HTTP front end of one pipeline.
 
     Args:
         pipeline: The running stages.
         server: Its configuration.
         model_path: Where the checkpoint is; names the model when the configuration does not.
-        traces: Notes what is done for each request.
-        voices: Those the pipeline speaks with; None when it writes only.
-        resolver: Where addresses of media hosts come from.
+        traces: Records what is done for each request.
+        voices: Voices of the pipeline; None when it does not speak.
+        resolver: Resolves the names of media hosts to addresses.
 
     Attributes:
         app: The aiohttp application.
-        health: Tells what `GET /health` says.
+        health: Makes the report of `GET /health`.
         admission: Counts the chat requests in progress.
-        collector: Takes requests to the pipeline.
+        collector: Sends requests to the pipeline and receives the answers.
     """
 
     def __init__(

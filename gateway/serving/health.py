@@ -1,4 +1,4 @@
-"""Whether the server can answer now, and why not."""
+"""Tells whether the server can answer now, and if not, why."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Health:
 
     Attributes:
         warm: Whether a warm-up request has been answered since the workers last changed.
-        stopping: Whether it finishes what it has and takes nothing new.
+        stopping: Whether it only finishes the requests in progress and refuses new ones.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -21,7 +21,7 @@ class Health:
         self._pipeline = pipeline
 
     def report(self) -> HealthReport:
-        """The state of this moment."""
+        """The current state."""
         workers = dict(self._pipeline.workers)
         status, problem = self._status(workers)
         stages = {

@@ -27,8 +27,8 @@ from stages.routes import SPEECH
 
 log = logging.getLogger(__name__)
 
-# How long answers may take to be read, and connections to close, when everything has been ended; an idle one may make
-# aiohttp wait so long.
+# At shutdown, time for clients to read the end of their answers, and again for connections to close. One idle
+# connection may make aiohttp wait for the whole of it.
 _CLOSE_SECONDS = 1.0
 
 
@@ -46,16 +46,16 @@ async def run(
 ) -> None:
     """Serve `pipeline` over HTTP until `stopping` is set; then finish what is in progress and return.
 
-    `/health` says 503 until a warm-up request of all modalities, sent from here, has been answered, and again from the
-    loss of a worker until the same has been done with its successor.
+    `/health` answers 503 until a warm-up request of all modalities, sent from here, has been answered. When a worker is
+    lost, it answers 503 again, until a warm-up request has gone through the new worker.
 
     Args:
-        pipeline: The stages, which may still be loading; nobody else may have connected to it.
-        server: What to serve and within which bounds.
+        pipeline: The stages, which may still be loading; nothing else may have called its `connect`.
+        server: What to serve, and within which limits.
         model_path: As configured; names the model when `server` does not.
         checkpoint: Directory of the checkpoint, whose ``config.json`` lists the voices.
-        stages: Names of the stages that run. With `routes.SPEECH` among them the server speaks.
-        trace: Where to say what was done for each request.
+        stages: Names of the stages that run. If `routes.SPEECH` is among them, the server speaks.
+        trace: Where traces of requests go.
         listen_socket: Bound socket to listen on; it is closed at the end.
         ready: Called once the first warm-up request has been answered.
         stopping: Set from outside to end the service. After that, new requests get 503, and those in progress have
@@ -74,11 +74,11 @@ async def run(
         runner.server,
         server.limits.connections,
         access_log=None,
-        auto_decompress=False,  # nothing that a client sends may grow on arrival
+        auto_decompress=False,  # a small body must not decompress to a large one
         keepalive_timeout=server.limits.idle_seconds,
     )
     listening = await asyncio.get_running_loop().create_server(connect, sock=listen_socket)
-    hurry = True  # unless it is told to stop, and not cancelled
+    hurry = True  # stays so if this is cancelled, not told to stop
     try:
         async with asyncio.TaskGroup() as tasks:  # a bug in the warm-up ends the server instead of hiding
             warming = tasks.create_task(_keep_warm(gateway, voices, ready))
@@ -101,11 +101,11 @@ async def _drain(gateway: Gateway, seconds: float) -> None:
         async with asyncio.timeout(seconds):
             await gateway.admission.empty()
     except TimeoutError:
-        log.warning("requests were still in progress after %g s and are ended", seconds)
+        log.warning("ending the requests that are still in progress after %g s", seconds)
 
 
 async def _end_requests(gateway: Gateway) -> None:
-    """End the requests in progress with an error, and give it the time to reach the clients."""
+    """End the requests in progress with an error, and give it time to reach the clients."""
     gateway.health.stopping = True
     gateway.admission.close()
     gateway.collector.fail_all(unavailable("The server is shutting down.", code="shutting_down").info)
@@ -115,7 +115,7 @@ async def _end_requests(gateway: Gateway) -> None:
 
 
 async def _keep_warm(gateway: Gateway, voices: Voices | None, ready: Callable[[], None]) -> None:
-    """Take a request through all workers, and again whenever one of them has been replaced."""
+    """Send a warm-up request through all workers, and again after each replacement of a worker."""
     if voices is not None:
         await asyncio.to_thread(audio_formats.prepare)
     numbers = itertools.count(1)

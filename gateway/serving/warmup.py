@@ -1,4 +1,4 @@
-"""The first request of a server's life, which takes a picture, a sound and a clip through every stage, and speaks."""
+"""The warm-up request, a server's first: it sends a picture, a sound and a clip through every stage."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ async def warm_up(collector: Collector, voice: str | None, numbers: Iterator[int
     """Send the warm-up request until it has been answered once, pausing longer after each failure.
 
     Args:
-        voice: To be spoken with; None has the answer written only.
-        numbers: For the names of the requests; none may come twice.
+        voice: Voice of the answer; None asks for text only.
+        numbers: Numbers for the ids of the requests; each may come only once.
     """
     pause = _FIRST_PAUSE
     while True:
@@ -60,7 +60,7 @@ async def _ask(collector: Collector, request_id: str, voice: str | None) -> None
 
 
 def warmup_request(voice: str | None) -> ChatRequest:
-    """One turn with a tiny medium of each kind, and two tokens to answer, with a voice in three codec frames."""
+    """One turn with a tiny media item of each kind. The answer has two tokens and, with a voice, three codec frames."""
     media: list[tuple[Modality, bytes]] = [("image", png()), ("audio", wav()), ("video", gif())]
     return ChatRequest(
         turns=[Turn("user", [*(MediaRef(index) for index in range(len(media))), Text("What is this?")])],
@@ -71,7 +71,7 @@ def warmup_request(voice: str | None) -> ChatRequest:
 
 
 def _speech(voice: str) -> SpeechOptions:
-    drawn = Sampling(temperature=1.0, top_k=50)  # what greedy generation does is part of it
+    drawn = Sampling(temperature=1.0, top_k=50)  # sampling includes the work of greedy generation
     return SpeechOptions(
         speaker=voice, talker=msgspec.structs.replace(drawn, max_tokens=4, ignore_eos=True), predictor=drawn
     )
@@ -107,8 +107,8 @@ def wav() -> bytes:
 def gif(frames: int = 8) -> bytes:
     """A clip of 64×64 pixels at 4 frames a second: a grey ramp that moves.
 
-    The pixels are not compressed: with 7-bit pixels every LZW code has 8 bits, as long as a clear code comes before
-    the decoder's table outgrows them.
+    The pixels are not compressed. With 7-bit pixels, every LZW code has 8 bits, provided that a clear code comes before
+    the decoder's table needs longer codes.
     """
     clear, stop, run = 0x80, 0x81, 100
     palette = bytes(channel for level in range(128) for channel in (2 * level,) * 3)

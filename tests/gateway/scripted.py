@@ -1,4 +1,4 @@
-"""A pipeline that says and speaks what a test tells it to, and a gateway served over real sockets in front of it."""
+"""A pipeline that answers as a test scripts it, and a gateway in front of it, served over real sockets."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ HELLO = {"messages": [{"role": "user", "content": "Hello?"}]}
 USAGE = TokenUsage(prompt_tokens=11, completion_tokens=3, cached_tokens=4, media_tokens={"image": 5, "audio": 2})
 
 
-# What the checkpoint of a server that speaks says of its voices; the order is not the alphabet's.
+# The voices in the configuration of a checkpoint that speaks; their order is not alphabetical.
 SPEAKER_CONFIG = {"talker_config": {"speaker_id": {"chelsie": 7, "ethan": 8, "aiden": 9}}}
 
 
 def tone(samples: int, start: int = 0) -> numpy.ndarray:
-    """`samples` of a 440 Hz tone with overtones at 24 kHz, float32, as if cut out of a longer one at `start`."""
+    """A 440 Hz tone with overtones, float32 [`samples`] at 24 kHz, as if cut out of a longer tone at `start`."""
     time = numpy.arange(start, start + samples) / 24_000
     wave = 0.4 * numpy.sin(880 * numpy.pi * time) + 0.2 * numpy.sin(5000 * numpy.pi * time * (1 + time / 5))
     return wave.astype(numpy.float32)
 
 
 class ScriptedPipeline:
-    """Answers every request with `answer`, or leaves it to the test when that is None.
+    """Answers every request with `answer`, or leaves the answering to the test if `answer` is None.
 
-    A request for speech then gets `voice` after the text, of 2 codec frames for each piece.
+    A request for speech gets `voice` after the text, with 2 codec frames for each piece.
 
     Attributes:
-        submitted: Ids of requests in the order they came, the warm-up's excluded.
-        aborted: Ids, as they were aborted.
+        submitted: Ids of requests in order of arrival, without those of the warm-up.
+        aborted: Ids of requests, in the order in which they were aborted.
         refusal: Raised by `submit` when set.
-        working: Clear it to have requests wait for stages.
+        working: Clear it to make requests wait for stages.
         waiting: The stages that each request has waited for.
-        warmups: Ids of warm-up requests in the order they came.
-        workers: What `/health` shows of them.
+        warmups: Ids of warm-up requests in order of arrival.
+        workers: The workers, as `/health` shows them.
     """
 
     def __init__(self, answer: list[str] | None = None, voice: list[numpy.ndarray] | None = None) -> None:
@@ -125,7 +125,7 @@ class ScriptedPipeline:
         self._send(request_id, "code2wav", AudioDelta(Tensor.of(samples)))
 
     def lose(self, request_id: str, source: str = "decode") -> None:
-        """One chunk that a stage has sent and nobody gets."""
+        """Send one chunk that is lost on the way."""
         self._count(request_id, source)
 
     def finish(self, request_id: str, reason: Any = "stop") -> None:
@@ -133,7 +133,7 @@ class ScriptedPipeline:
         self._end(request_id, "decode", TextDone(reason, USAGE))
 
     def hush(self, request_id: str, frames: int = 0) -> None:
-        """The end of the voice."""
+        """The end of the speech."""
         self._end(request_id, "code2wav", AudioDone(frames))
 
     def say_all(self, request_id: str, pieces: list[str]) -> None:
@@ -158,7 +158,7 @@ class ScriptedPipeline:
         return before
 
     def fail(self, request_id: str, error: ErrorInfo, source: str = "preprocessing") -> None:
-        """A stage gives up on the request."""
+        """A stage fails the request."""
         self.deliver(Failed(request_id, source, error))
 
 
@@ -188,17 +188,17 @@ class Served:
         self.task = task
 
     def openai(self, api_key: str = "none") -> openai.AsyncOpenAI:
-        """OpenAI's own client of it, without retries."""
+        """OpenAI's own client for the gateway, without retries."""
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0)
 
     async def ready(self) -> None:
-        """Returns when the warm-up has been answered."""
+        """Wait until the warm-up request has been answered."""
         status = "starting"
         while status == "starting":
             status = (await self.get("/health"))[1]["status"]
 
     async def get(self, path: str) -> tuple[int, Any]:
-        """Status and JSON."""
+        """Status and JSON of the response."""
         async with self.session.get(self.url + path) as response:
             return response.status, json.loads(await response.read())
 

@@ -1,4 +1,4 @@
-"""The life of a served gateway: it drains, it stops, and it stays light."""
+"""The life of a served gateway: it drains, it stops, and it imports little."""
 
 from __future__ import annotations
 
