@@ -1,1 +1,1 @@
-"""HTTP as such: connections, request ids, keys, origins, error bodies, event streams. Not: what is asked."""
+"""HTTP itself: connections, request ids, keys, origins, error bodies, event streams. Not here: what is asked."""

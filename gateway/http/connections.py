@@ -1,4 +1,4 @@
-"""A connection: one of a bounded number, with an answer in the form of the API also to what is no HTTP."""
+"""Client connections: limits their number, and answers malformed HTTP with an API error too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from omni_pipeline.errors import ErrorInfo, internal, unavailable
 
 log = logging.getLogger(__name__)
 
-_FULL = unavailable("The server has as many connections as it may.", code="too_many_connections").info
+_FULL = unavailable(
+    "The server has reached its limit of connections; try again in a moment.", code="too_many_connections"
+).info
 _FULL_BODY = msgspec.json.encode(error_body(_FULL))
 _REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
@@ -30,8 +32,8 @@ class Connection(web.RequestHandler):
 
     Args:
         manager: The server it belongs to.
-        most: Connections that the server has at a time.
-        options: As `web.RequestHandler` takes them.
+        most: Largest number of connections that the server has at a time.
+        options: Passed on to `web.RequestHandler`.
     """
 
     __slots__ = ("_most", "_server")
@@ -42,7 +44,7 @@ class Connection(web.RequestHandler):
         self._most = most
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Serve it, unless there are too many."""
+        """Serve the connection, unless there are too many: then answer 503 and close it."""
         if len(self._server.connections) < self._most:
             super().connection_made(transport)
             return
@@ -58,16 +60,16 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The answer to what is no HTTP, and to a bug outside of all handlers.
+        """The response to malformed HTTP, and to a bug outside of all handlers.
 
         Raises:
-            ConnectionError: the answer has begun already, or the client has left.
+            ConnectionError: if the response has begun already, or the client has left.
         """
         if isinstance(exc, HttpProcessingError):
             info = _explained(exc)
-            # Not its message: that quotes what came, which may be a key.
-            log.info("not HTTP: error=%s code=%s remote=%s", type(exc).__name__, info.code, request.remote)
-        elif isinstance(exc, ConnectionError):  # something was being written when the client left
+            # Its message is not logged: it quotes what the client sent, which may be a key.
+            log.info("malformed HTTP: error=%s code=%s remote=%s", type(exc).__name__, info.code, request.remote)
+        elif isinstance(exc, ConnectionError):  # the client left while a response was being written
             raise exc
         else:
             log.error("unexpected error", exc_info=exc)
@@ -81,5 +83,5 @@ class Connection(web.RequestHandler):
 
 def _explained(error: HttpProcessingError) -> ErrorInfo:
     if isinstance(error, LineTooLong) or error.message.startswith("Too many headers"):
-        return ErrorInfo(status=431, message="The head of the request is too large.", code="headers_too_large")
-    return ErrorInfo(status=400, message="What came is not an HTTP request.", code="invalid_http")
+        return ErrorInfo(status=431, message="The request line or the headers are too large.", code="headers_too_large")
+    return ErrorInfo(status=400, message="The request is not valid HTTP.", code="invalid_http")

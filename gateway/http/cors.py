@@ -1,4 +1,4 @@
-"""Lets web pages of the origins that the operator lists use the API from a browser; no others."""
+"""Lets web pages use the API from a browser, if the operator lists the origin of the page."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from aiohttp.typedefs import Handler
 _ANY = "*"
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST",
-    "Access-Control-Allow-Headers": "Authorization, *",  # the star does not stand for the first
+    "Access-Control-Allow-Headers": "Authorization, *",  # the star does not cover Authorization
     "Access-Control-Max-Age": "600",
 }
 _EXPOSED = "Retry-After, X-Request-Id"
 
 
 class CrossOrigin:
-    """Answers browsers that ask on behalf of a page from elsewhere.
+    """Tells browsers which pages from other origins may use the API.
 
     Args:
         origins: Such as ``https://example.org``, in lower case as browsers send them; ``*`` for all.
@@ -27,7 +27,7 @@ class CrossOrigin:
         self._origins = frozenset(origin.lower().removesuffix("/") for origin in origins)
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Signal handler that lets the page read a response, whatever it is."""
+        """Signal handler that lets pages of allowed origins read any response, errors too."""
         if _ANY in self._origins:
             response.headers["Access-Control-Allow-Origin"] = _ANY
         else:
@@ -39,7 +39,7 @@ class CrossOrigin:
 
     @web.middleware
     async def preflight(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Say what a page may send; browsers ask that without the page's key."""
+        """Answer preflight requests, which ask what a page may send. Browsers send them without the page's API key."""
         if (
             request.method == "OPTIONS"
             and "Access-Control-Request-Method" in request.headers

@@ -1,4 +1,4 @@
-"""What happens to every HTTP request: it gets an id and a log line, needs a key, and fails in the OpenAI form."""
+"""What every HTTP request goes through: it gets an id and a log line, its key is checked, its errors are OpenAI's."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from omni_pipeline.logs import fields
 
 log = logging.getLogger("gateway.access")
 
-# Where a handler notes figures for the log line of its request, by name.
+# Values that a handler adds to the log line of its request, by name.
 NOTES = web.RequestKey("notes", dict[str, object])
 REQUEST_ID = web.RequestKey("request_id", str)
-# Whom a request is from, as far as the server can know: one of its keys, or else an address.
+# The client that sent a request, as far as the server can know: an API key, or else an address.
 CLIENT = web.RequestKey("client", str)
 
 SERVER = "omni-pipeline"
@@ -30,13 +30,13 @@ _LONGEST_PATH = 200
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _WORDING = {
     404: ("There is no {method} {path} here.", "not_found"),
-    405: ("{path} does not take {method}.", "method_not_allowed"),
+    405: ("{path} does not accept {method}; the 'Allow' header lists what it accepts.", "method_not_allowed"),
 }
 
 
 @web.middleware
 async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request an id, the client's own if it is a sane one, and log how it went."""
+    """Give the request an id (the client's own, if it is well-formed), and log how the request went."""
     given = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
     request[NOTES] = {}
@@ -53,7 +53,7 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
             logging.DEBUG if request.method == "GET" else logging.INFO,  # health checks and scrapes are frequent
             "%s %s",
             request.method,
-            request.rel_url.raw_path[:_LONGEST_PATH],  # as it came: decoded, it might break the line
+            request.rel_url.raw_path[:_LONGEST_PATH],  # not decoded: a decoded path might break the line
             extra=fields(
                 status=status, seconds=seconds, request_id=request[REQUEST_ID], client=request[CLIENT], **request[NOTES]
             ),
@@ -61,14 +61,14 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
-    """Signal handler that tells the client the id, on streams too, and of the server no more than its name."""
+    """Signal handler that adds the request id to all responses, streams too. `Server` has a name, but no version."""
     response.headers["Server"] = SERVER
     if REQUEST_ID in request:
         response.headers["X-Request-Id"] = request[REQUEST_ID]
 
 
 async def expect(request: web.Request) -> None:
-    """Let a client go on that waits for leave to send its body. What else it may expect is not our concern."""
+    """Send `100 Continue` to a client that waits for it before it sends its body. Ignore all other expectations."""
     if request.headers["Expect"].lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the response itself has not begun
@@ -91,14 +91,16 @@ async def explain_errors(request: web.Request, handler: Handler) -> web.StreamRe
         if "Allow" in error.headers:
             headers["Allow"] = error.headers["Allow"]
     except web.RequestPayloadError:  # such as broken chunked encoding
-        info = ErrorInfo(status=400, message="The body is not sent as its headers say.", code="invalid_body")
+        info = ErrorInfo(
+            status=400, message="The body could not be read: it is not encoded as its headers say.", code="invalid_body"
+        )
     except ConnectionError:
-        raise  # there is nobody to tell
+        raise  # the client has left and cannot get an error
     except Exception:
         log.exception("unexpected error", extra=fields(request_id=request[REQUEST_ID]))
         info = internal("Something went wrong inside the server.").info
     request[NOTES]["code"] = info.code
-    if info.param and info.code != "unknown_parameter":  # its name is the client's own
+    if info.param and info.code != "unknown_parameter":  # the name of an unknown field is the client's own text
         request[NOTES]["param"] = info.param
     if info.stage:
         request[NOTES]["stage"] = info.stage
@@ -112,7 +114,7 @@ def error_response(info: ErrorInfo, headers: dict[str, str]) -> web.Response:
     if info.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if info.code == "request_timeout":
-        headers["X-Should-Retry"] = "false"  # OpenAI's clients would repeat a request that took minutes in vain
+        headers["X-Should-Retry"] = "false"  # else OpenAI's clients repeat a request that took minutes for nothing
     return json_response(error_body(info), status=info.status, headers=headers)
 
 
@@ -138,7 +140,7 @@ def require_key(keys: Sequence[str]) -> Middleware:
                 raise OmniError(
                     ErrorInfo(
                         status=401,
-                        message="This server needs one of its API keys as bearer token.",
+                        message="This server needs an API key: send one of its keys as 'Authorization: Bearer KEY'.",
                         type="authentication_error",
                         code="invalid_api_key",
                     )

@@ -7,7 +7,7 @@ import msgspec
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",  # proxies that would hold events back are told not to
+    "X-Accel-Buffering": "no",  # tells proxies not to hold events back
 }
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which clients skip

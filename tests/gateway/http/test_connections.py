@@ -1,4 +1,4 @@
-"""Connections on the wire: what is no HTTP, what comes too slowly, and too many of them."""
+"""Connections on the wire: malformed HTTP, slow clients, and too many connections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: applicat
 
 
 async def answer(served: Served, sent: bytes) -> tuple[int, dict]:
-    """Status and body of what comes back for these bytes; the connection must be closed after it."""
+    """Status and body of the response to these bytes. The connection must be closed after it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(sent)
     text = await reader.read()
@@ -86,7 +86,7 @@ async def test_what_is_no_http_is_logged_in_one_line_that_quotes_nothing(caplog)
     caplog.set_level(logging.DEBUG)
     async with serving() as served:
         await answer(served, b"GET / HTTP/1.1\r\nAuth\x01orization: Bearer secret-key\r\n\r\n")
-    [record] = [record for record in caplog.records if "not HTTP" in record.getMessage()]
+    [record] = [record for record in caplog.records if "malformed HTTP" in record.getMessage()]
     assert (record.levelno, record.exc_info) == (logging.INFO, None)
     assert "secret-key" not in caplog.text
 
@@ -116,7 +116,7 @@ async def test_a_head_that_trickles_in_does_not_keep_the_connection_open():
                 await asyncio.sleep(0.01)
 
         trickling = asyncio.create_task(trickle())
-        with suppress(ConnectionResetError):  # so does a socket end that had something left to read
+        with suppress(ConnectionResetError):  # a socket closed with unread data ends so too
             assert await reader.read() == b""
         trickling.cancel()
         writer.close()

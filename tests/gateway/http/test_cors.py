@@ -1,4 +1,4 @@
-"""Web pages from elsewhere: shut out, unless the operator lists where they are from."""
+"""Web pages of other origins may use the API only if the operator lists their origin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PREFLIGHT = {"Origin": PAGE, "Access-Control-Request-Method": "POST", "Access-Co
 
 
 async def headers(served, method: str, path: str, sent: dict[str, str], **options) -> tuple[int, dict[str, str]]:
-    """Status, and the headers that concern other origins."""
+    """Status, and the headers about other origins."""
     async with served.session.request(method, served.url + path, headers=sent, **options) as response:
         await response.read()
         told = {name: value for name, value in response.headers.items() if name.startswith(("Access-", "Vary"))}
@@ -26,7 +26,7 @@ async def test_no_page_is_told_that_it_may(method, sent):
 
 
 async def test_a_page_cannot_post_without_asking_first():
-    """What browsers send unasked is a form or plain text, and neither is taken."""
+    """Without a preflight request, browsers send only forms and plain text. The server accepts neither."""
     async with serving() as served:
         for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
             sent = {"Origin": PAGE, "Content-Type": kind}

@@ -1,4 +1,4 @@
-"""What clients send stays between them and the model: no key, text, address or medium is in the log at any level."""
+"""The log, at any level, contains nothing that clients send: no key, text, address or media."""
 
 from __future__ import annotations
 
