@@ -1,1 +1,1 @@
-"""The HTTP API as data: what a body may say, and what answers look like. Not: how an answer is made."""
+"""The HTTP API as data: what a body may contain, and what answers look like. Not here: how an answer is made."""

@@ -1,4 +1,4 @@
-"""Turns a validated request into what the pipeline takes, with its media still to be loaded."""
+"""Turns a validated request into the pipeline's `ChatRequest`, with its media still to be loaded."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from stages.messages import ChatRequest, MediaRef, Modality, SpeechOptions, Text
 
 
 class MediaSource(Struct, frozen=True):
-    """One medium of a request before it is loaded.
+    """One media item of a request before it is loaded.
 
     Attributes:
         kind: What the client says it is.
-        value: Its address (URL or path), or for `form` ``base64`` the encoded file itself.
+        value: Its address (URL or path); if `form` is ``base64``, the encoded file itself.
         param: The request field it came from.
-        form: How `value` is to be read.
+        form: How to read `value`.
     """
 
     kind: Modality
@@ -34,18 +34,18 @@ class MediaSource(Struct, frozen=True):
 def convert(
     request: ChatCompletionRequest, voices: Voices | None, limits: Limits
 ) -> tuple[ChatRequest, list[MediaSource]]:
-    """The request for the entry stage, with `media` still empty, and the sources to fill it from in that order.
+    """The request for the entry stage, with `media` still empty, and the sources to load its media from, in order.
 
-    Content parts stand where they are in their message. The top-level lists stand at the beginning of the last user
-    message: images, then videos, then audios.
+    Media in content parts keep their place in the message. Media in the top-level lists come at the beginning of the
+    last user message: images, then videos, then audios.
 
     Args:
-        voices: Those the server can speak with, if it can.
+        voices: Voices that the server can speak with; None if it does not speak.
         limits: Bounds on the length of answers.
 
     Raises:
-        OmniError: 400, there is a top-level list but no user message, or speech is asked for that the server does not
-            have, or more than the limits allow.
+        OmniError: 400 if there is a top-level list but no user message, if the request asks for speech or a voice that
+            the server does not have, or for more than the limits allow.
     """
     sources: list[MediaSource] = []
     turns: list[Turn] = []
@@ -53,7 +53,9 @@ def convert(
     listed = _listed(request)
     if listed and last_user is None:
         raise bad_request(
-            "Media need a user message to stand in.", param=listed[0].param.partition("[")[0], code="invalid_value"
+            "Top-level media need a user message; add one to 'messages'.",
+            param=listed[0].param.partition("[")[0],
+            code="invalid_value",
         )
     for index, message in enumerate(request.messages):
         turn = Turn(role=message.role, content=[])
@@ -92,7 +94,7 @@ def _add_content(turn: Turn, message: schema.ChatMessage, param: str, sources: l
     if content is None and isinstance(message, schema.AssistantMessage):
         spoken = message.audio.transcript if message.audio else None
         content = message.refusal if spoken is None else spoken
-    assert content is not None  # validation has seen to it
+    assert content is not None  # validation has checked this
     if isinstance(content, str):
         turn.content.append(Text(content))
         return

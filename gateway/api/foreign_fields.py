@@ -1,4 +1,4 @@
-"""The fields of the OpenAI API and of peers that this server knows by name without serving them."""
+"""The fields of the OpenAI API and of similar servers that this server knows by name but does not support."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ IGNORED = frozenset(
 
 _NO_TOOLS = "this server does not call tools"
 
-# What would change the answer: refused by name, unless the value asks for nothing. field → (such values, why refused).
+# Fields that would change the answer: refused by name, unless the value asks for nothing.
+# field → (values that ask for nothing, why all others are refused)
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "tools": (([],), _NO_TOOLS),
     "tool_choice": (("none", "auto"), _NO_TOOLS),
     "functions": (([],), _NO_TOOLS),
     "function_call": (("none", "auto"), _NO_TOOLS),
     "web_search_options": ((), "this server does not search the web"),
-    "response_format": (({"type": "text"},), "only {'type': 'text'} is served"),
-    "moderation": ((), "this server does not moderate"),
+    "response_format": (({"type": "text"},), "only {'type': 'text'} is supported"),
+    "moderation": ((), "this server does not moderate content"),
 }

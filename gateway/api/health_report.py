@@ -18,7 +18,7 @@ Status: TypeAlias = Literal["ok", "starting", "unavailable", "unhealthy", "stopp
 
 
 class HealthReport(Struct):
-    """The body of `GET /health`; any status but ``ok`` goes with HTTP 503."""
+    """The body of `GET /health`; any status except ``ok`` comes with HTTP 503."""
 
     status: Status
     problem: str | None

@@ -20,25 +20,25 @@ _JSON = "application/json"
 _PLACE = "#/components/schemas/{name}"
 _KEY = "api_key"
 
-# Statuses that a chat request may get beside 200, and when; `docs/api.md` lists the codes that go with each.
+# Statuses other than 200 that a chat request may get, and when; `docs/api.md` lists the codes that go with each.
 CHAT_ERRORS = {
     400: "Something in the request is wrong; `param` names the field",
-    401: "One of the server's API keys is needed",
+    401: "The request needs one of the server's API keys",
     408: "The request did not arrive in time",
-    413: "The body or a medium is too large",
+    413: "The body or a media item is too large",
     415: "The body is not plain JSON",
     429: "Too many requests; `Retry-After` says when to try again",
-    431: "The head of the request is too large",
-    500: "A bug of the server",
+    431: "The request line or the headers are too large",
+    500: "A bug in the server",
     503: "The server cannot answer now; `Retry-After`, if there, says when to try again",
     504: "The answer took too long",
 }
-# Those that a request for anything else may get.
+# Statuses that all other requests may get.
 _PLAIN_ERRORS = {401: CHAT_ERRORS[401], 500: CHAT_ERRORS[500]}
 
 _EVENTS = """\
-With `stream`, server-sent events. The data of each is a `CompletionChunk`, and of the last one `[DONE]`. An error after
-the first event is an event whose data is an `ErrorBody`, and the last. Lines that begin with a colon are comments."""
+With `stream`, server-sent events. The data of each event is a `CompletionChunk`; that of the last is `[DONE]`. If an
+error occurs after the first event, the last event carries an `ErrorBody`. Lines that begin with `:` are comments."""
 
 
 def openapi_document(*, with_keys: bool) -> Json:
@@ -69,13 +69,13 @@ def openapi_document(*, with_keys: bool) -> Json:
 
 
 def _always_there(kind: type[msgspec.Struct]) -> list[str]:
-    """The fields of a response: those with a default too, but for the ones that are left out when unset."""
+    """The fields that a response always has: all except those that are left out when unset."""
     return [field.name for field in msgspec.structs.fields(kind) if field.default is not msgspec.UNSET]
 
 
 def _foreign_fields() -> Json:
-    """What may be sent in the fields that the server knows without serving them."""
-    ignored: Json = {name: {"description": "Taken and not read."} for name in sorted(IGNORED)}
+    """The schemas of the fields that the server knows but does not support."""
+    ignored: Json = {name: {"description": "Accepted and ignored."} for name in sorted(IGNORED)}
     refused = {
         name: {"description": f"Refused: {reason}.", "enum": [*harmless, None]}
         for name, (harmless, reason) in REFUSED.items()
@@ -92,9 +92,9 @@ def _paths(security: list[Json]) -> Json:
             | {"security": security, "parameters": [_MODEL_NAME]}
         },
         "/health": {"get": _health()},
-        "/metrics": {"get": _get("Figures for Prometheus", None, {})},
+        "/metrics": {"get": _get("Metrics for Prometheus", None, {})},
         "/openapi.json": {"get": _get("This document", dict, {})},
-        "/": {"get": _get("What this server is", Index, {})},
+        "/": {"get": _get("Name and version of the server, its model and its endpoints", Index, {})},
     }
 
 
@@ -118,7 +118,7 @@ def _chat() -> Json:
 
 def _health() -> Json:
     described = _get("Whether requests can be answered", HealthReport, {})
-    described["responses"]["503"] = _response("They cannot; `problem` says why", _content(HealthReport))
+    described["responses"]["503"] = _response("Requests cannot be answered; `problem` says why", _content(HealthReport))
     return described
 
 

@@ -16,7 +16,7 @@ from omni_pipeline.errors import ErrorInfo
 from stages import messages
 from stages.messages import FinishReason, TextDelta, TokenLogprob, TokenText
 
-# JSON has no minus infinity; OpenAI writes this for a token of no probability.
+# JSON has no minus infinity; OpenAI writes this for a token of probability 0.
 _LEAST_LOGPROB = -9999.0
 
 
@@ -29,7 +29,7 @@ class Logprob(Struct):
 
 
 class ChosenLogprob(Logprob):
-    """A generated token with the likeliest candidates in its place."""
+    """A generated token, with the most likely candidates for its place."""
 
     top_logprobs: list[Logprob]
 
@@ -67,7 +67,7 @@ class Usage(Struct):
 
 
 class Audio(Struct):
-    """A spoken answer. `data` is base64; `expires_at` is when it was complete, since nothing of it is kept."""
+    """A spoken answer. `data` is base64; `expires_at` is when it was complete, since the server does not keep it."""
 
     id: str
     data: str
@@ -76,7 +76,7 @@ class Audio(Struct):
 
 
 class Message(Struct):
-    """`content` is null where only speech was asked for, `audio` is there where speech was."""
+    """The answer. `content` is null if only speech was asked for; `audio` is left out if no speech was asked for."""
 
     content: str | None
     role: Literal["assistant"] = "assistant"
@@ -85,7 +85,7 @@ class Message(Struct):
 
 
 class Choice(Struct):
-    """`token_ids` are there when they were asked for."""
+    """One answer. `token_ids` is left out unless it was asked for."""
 
     message: Message
     finish_reason: FinishReason
@@ -107,7 +107,7 @@ class Completion(Struct):
 
 
 class AudioPiece(Struct):
-    """A piece of a spoken answer; joined, the pieces' fields are those of `Audio`."""
+    """A piece of a spoken answer. The fields of all pieces, joined, are the fields of `Audio`."""
 
     id: str
     data: str | UnsetType = UNSET
@@ -116,7 +116,7 @@ class AudioPiece(Struct):
 
 
 class AudioMetadata(Struct):
-    """What is in the `data` of a piece. `frame_count` is PCM samples per channel, at the rate before compression."""
+    """Describes the `data` of a piece. `frame_count` counts PCM samples per channel, at the rate before compression."""
 
     format: str
     sample_rate_hz: int
@@ -139,7 +139,7 @@ class ChunkChoice(Struct):
 
 
 class CompletionChunk(Struct):
-    """A piece of an answer. `usage` is left out unless it was asked for, and null in all chunks but the last."""
+    """A piece of an answer. `usage` is left out unless it was asked for; then it is null in all chunks but the last."""
 
     id: str
     created: int
@@ -160,7 +160,7 @@ class Error(Struct):
 
 
 class ErrorBody(Struct):
-    """What every error looks like."""
+    """The body of every error."""
 
     error: Error
 
@@ -178,7 +178,7 @@ class ModelList(Struct):
 
 
 class Index(Struct):
-    """What the server is, and what may be asked of it."""
+    """Name and version of the server, its model and its endpoints."""
 
     name: str
     version: str
@@ -192,7 +192,7 @@ def error_body(info: ErrorInfo) -> ErrorBody:
 
 
 def usage(counts: messages.TokenUsage, audio_frames: int) -> Usage:
-    """The API's form of the token counts; those of the answer are of text and sound together, as OpenAI counts."""
+    """The API's form of the token counts. `completion_tokens` counts text and speech together, as OpenAI does."""
     media = counts.media_tokens
     completion_tokens = counts.completion_tokens + audio_frames
     return Usage(
@@ -233,10 +233,10 @@ class AnswerFormat:
 
     Args:
         answer_id: ``chatcmpl-…``.
-        model: The name it is served under.
-        audio_format: How speech is coded; None for an answer without.
+        model: The name under which the model is served.
+        audio_format: Format of the speech; None for an answer without speech.
         with_content: Whether text was asked for; otherwise it is only the transcript of the speech.
-        with_logprobs: Whether they were asked for; then a choice without any still has an empty list.
+        with_logprobs: Whether log-probabilities were asked for. If so, a choice that has none still gets an empty list.
         with_ids: Whether the ids of the generated tokens were asked for.
         with_usage: Whether chunks carry the `usage` field.
     """
@@ -263,7 +263,7 @@ class AnswerFormat:
         self._with_usage = with_usage
 
     def whole(self, deltas: list[TextDelta], done: messages.TextDone, speech: tuple[bytes, int] | None) -> Completion:
-        """The answer in one piece: its text, and if it is spoken, the coded sound and its number of codec frames."""
+        """The answer in one piece. `speech`, if it is spoken, is the encoded sound and its number of codec frames."""
         text = "".join(delta.text for delta in deltas)
         tokens = [token for delta in deltas for token in delta.logprobs]
         message = Message(content=text if self._with_content else None)
@@ -286,11 +286,11 @@ class AnswerFormat:
         )
 
     def opening(self) -> CompletionChunk:
-        """The first chunk: who speaks."""
+        """The first chunk, which gives the role."""
         return self._chunk([ChunkChoice(Delta(role="assistant", content="" if self._with_content else UNSET))])
 
     def delta(self, delta: TextDelta) -> CompletionChunk:
-        """More text, or where none was asked for, more of the transcript."""
+        """More text; if only speech was asked for, more of its transcript."""
         piece = (
             Delta(content=delta.text)
             if self._with_content
@@ -307,11 +307,11 @@ class AnswerFormat:
         )
 
     def audio(self, data: bytes, frame_count: int) -> CompletionChunk:
-        """More of the coded speech, made of so many PCM frames."""
+        """More of the encoded speech, made from `frame_count` PCM frames."""
         return self._audio_chunk(AudioPiece(self._audio_id, data=_base64(data)), frame_count)
 
     def last_audio(self, data: bytes, frame_count: int, transcript: str) -> CompletionChunk:
-        """The last of it, with the whole transcript unless that has been told in pieces."""
+        """The last piece of the speech, with the whole transcript unless that was sent in pieces."""
         return self._audio_chunk(
             AudioPiece(
                 self._audio_id,
@@ -323,7 +323,7 @@ class AnswerFormat:
         )
 
     def closing(self, done: messages.TextDone, audio_frames: int) -> list[CompletionChunk]:
-        """Why it ended, and when asked for, what it took."""
+        """The finish reason and, if asked for, the token usage."""
         chunks = [self._chunk([ChunkChoice(Delta(), finish_reason=done.finish_reason)])]
         if self._with_usage:
             last = self._chunk([])

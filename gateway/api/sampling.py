@@ -1,7 +1,7 @@
-"""How each language-model stage picks its tokens: defaults, what a request says, and which of it wins.
+"""How each language-model stage picks its tokens: defaults, request fields, and which of them win.
 
 A field of `stage_sampling` wins over the field for the same thing elsewhere in the request, and that over the default.
-The request's own sampling fields concern the thinker alone, except `seed` and `ignore_eos`.
+The top-level sampling fields of a request apply to the thinker alone, except `seed` and `ignore_eos`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PREDICTOR = Sampling(temperature=1.0, top_k=50, top_p=0.8)
 
 
 def thinker_sampling(request: ChatCompletionRequest, limits: Limits) -> Sampling:
-    """How text is generated. Raises OmniError (400) if more of it is wanted than the limits allow."""
+    """How text is generated. Raises OmniError (400) if the request asks for more of it than the limits allow."""
     own = _own(request).thinker or StageSampling()
     return msgspec.structs.replace(
         _layered(_THINKER, own, request),
@@ -57,7 +57,7 @@ def talker_sampling(request: ChatCompletionRequest, limits: Limits) -> Sampling:
 
 
 def predictor_sampling(request: ChatCompletionRequest, talker: Sampling) -> Sampling:
-    """How residual codes are generated: as in the reference greedily with a greedy talker, unless told otherwise."""
+    """How residual codes are generated. The default is greedy if the talker is greedy, as in the reference."""
     own = _own(request).code_predictor or FrameSampling()
     default = _PREDICTOR if talker.temperature else msgspec.structs.replace(_PREDICTOR, temperature=0.0)
     return msgspec.structs.replace(_layered(default, own), seed=_seed("code_predictor", own, request))
@@ -81,10 +81,10 @@ def _layered(default: Sampling, *layers: FrameSampling) -> Sampling:
 
 
 def _seed(stage: str, own: FrameSampling, request: ChatCompletionRequest) -> int | None:
-    """The stage's own seed, or one that follows from the request's.
+    """The stage's own seed, or one derived from the request's seed.
 
     The thinker takes the request's seed as it is. The other stages take the first eight bytes of SHA-256 of
-    ``STAGE:SEED`` (big-endian), so that no two stages draw the same numbers. Always without the sign bit: OpenAI
+    ``STAGE:SEED`` (big-endian), so that no two stages draw the same numbers. The sign bit is always cleared: OpenAI
     allows negative seeds, random generators do not.
     """
     if own.seed is not None:

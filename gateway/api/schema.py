@@ -1,7 +1,7 @@
 """The request body of `POST /v1/chat/completions` as strict structs: what may be sent, with types and ranges.
 
-`validation.parse` reads a body into `ChatCompletionRequest`. A null field is as good as one left out. Fields that the
-OpenAI API defines and this server does not serve are listed in `foreign_fields`, not here.
+`validation.parse` reads a body into `ChatCompletionRequest`. A null field counts as left out. Fields that the
+OpenAI API defines and this server does not support are listed in `foreign_fields`, not here.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ AudioFormat = Literal["wav", "pcm16", "pcm", "flac", "mp3", "opus", "aac"]
 
 
 class _Strict(Struct, forbid_unknown_fields=True):
-    """A JSON object in which every field is known."""
+    """A JSON object that may have no unknown fields."""
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
 
 
 class Address(_Strict):
-    """Where a medium is: an http(s) or data URL, or a local path the server allows."""
+    """The address of a media item: an http(s) or data URL, or a local path that the server allows."""
 
     url: NonEmpty
 
@@ -78,7 +78,7 @@ class SystemMessage(_Strict, tag_field="role", tag="system"):
 
 
 class DeveloperMessage(_Strict, tag_field="role", tag="developer"):
-    """OpenAI's newer name of a system message."""
+    """OpenAI's newer name for a system message."""
 
     role: ClassVar[str] = "system"
     content: Content
@@ -92,7 +92,7 @@ class UserMessage(_Strict, tag_field="role", tag="user"):
 
 
 class EarlierSpeech(_Strict):
-    """The `audio` of an earlier answer. The server keeps no speech, so an id alone says nothing to it."""
+    """The `audio` of an earlier answer. The server keeps no speech, so an id alone is not enough."""
 
     id: str | None = None
     transcript: str | None = None
@@ -103,8 +103,8 @@ class EarlierSpeech(_Strict):
 class AssistantMessage(_Strict, tag_field="role", tag="assistant"):
     """An earlier answer, as clients send it back.
 
-    The model reads its `content`, or else the transcript of its `audio`, or its `refusal`; the rest must carry nothing
-    more.
+    The model reads its `content`, or else the transcript of its `audio`, or else its `refusal`. `tool_calls` and
+    `function_call` must be empty.
     """
 
     role: ClassVar[str] = "assistant"
@@ -118,7 +118,7 @@ class AssistantMessage(_Strict, tag_field="role", tag="assistant"):
 
 
 class ToolMessage(_Strict, tag_field="role", tag="tool"):
-    """What a tool gave; the chat template shows it to the model."""
+    """The result of a tool; the chat template shows it to the model."""
 
     role: ClassVar[str] = "tool"
     content: Content
@@ -139,9 +139,9 @@ RepetitionPenalty: TypeAlias = Annotated[float, Meta(ge=0.01, le=2)]
 
 
 class FrameSampling(_Strict):
-    """How the code predictor picks the residual codes of a frame; `sampling` says what a field left out means.
+    """How the code predictor picks the residual codes of a frame; the module `sampling` has the defaults.
 
-    `top_k` -1 is another spelling of 0, off.
+    `top_k` -1 means the same as 0: off.
     """
 
     temperature: Temperature | None = None
@@ -152,7 +152,7 @@ class FrameSampling(_Strict):
 
 
 class StageSampling(FrameSampling):
-    """How a stage that generates token after token picks them."""
+    """How a stage that generates one token after the other picks them."""
 
     repetition_penalty: RepetitionPenalty | None = None
     max_tokens: Count | None = None
@@ -170,7 +170,7 @@ class SamplingByStage(_Strict):
 
 
 class AudioOutput(_Strict):
-    """How speech should sound and be coded; without effect when only text is asked for."""
+    """Voice and format of the speech; without effect when only text is asked for."""
 
     voice: str | None = None
     format: AudioFormat | None = None
@@ -184,7 +184,7 @@ class StreamOptions(_Strict):
 
 
 class ChatCompletionRequest(StageSampling, kw_only=True):
-    """The whole body. The sampling fields of `StageSampling` stand at its top level too."""
+    """The whole body. The sampling fields of `StageSampling` are also fields of its top level."""
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     model: str | None = None

@@ -1,4 +1,4 @@
-"""What the speech in every answer is: its sampling rate and its channels."""
+"""The sampling rate and the number of channels of the speech in every answer."""
 
 from __future__ import annotations
 

@@ -31,11 +31,11 @@ def _structs(hint: Any) -> list[type[msgspec.Struct]]:
 
 
 def _tags(union: Any) -> tuple[str, ...]:
-    """What tells the structs of a tagged union apart."""
+    """The tags of the structs in a tagged union."""
     return tuple(str(struct.__struct_config__.tag) for struct in _structs(union))
 
 
-# The names that an object may have, by the name of the field that holds it; for "did you mean".
+# The fields that an object may have, by the name of the field that holds the object; for "did you mean".
 _NAMES_WITHIN = {
     "": _fields(ChatCompletionRequest) | IGNORED,
     "messages": _fields(*get_args(schema.ChatMessage)) | {"role"},
@@ -64,7 +64,7 @@ def _choices(struct: type[msgspec.Struct], field: str) -> tuple[str, ...]:
     return choices
 
 
-# The values that a field may have, by the end of its path; for "known".
+# The values that a field may have, by the end of its path; for the list after "known:".
 _VALUES = {
     "role": _tags(schema.ChatMessage),
     "type": _tags(schema.Part),
@@ -73,14 +73,14 @@ _VALUES = {
     "input_audio.format": _choices(schema.InputAudio, "format"),
     "image_url.detail": _choices(schema.ImageAddress, "detail"),
 }
-_FEW = 8  # so many names can be listed in a message
+_FEW = 8  # largest number of names that a message lists
 
 
 def parse(body: bytes | bytearray) -> ChatCompletionRequest:
     """The request in `body`.
 
     Raises:
-        OmniError: 400. ``invalid_json`` for what is not JSON; ``unknown_parameter``, ``unsupported_parameter``,
+        OmniError: 400: ``invalid_json`` if it is not JSON; ``unknown_parameter``, ``unsupported_parameter``,
             ``unsupported_value``, ``missing_required_parameter`` or ``invalid_value`` with the path of the field.
     """
     try:
@@ -101,7 +101,7 @@ def parse(body: bytes | bytearray) -> ChatCompletionRequest:
 
 
 def _without_foreign(body: dict[str, Any]) -> dict[str, Any]:
-    """`body` less its nulls and the fields that ask for nothing this server would do."""
+    """`body` without nulls and harmless foreign fields. Raises OmniError (400) for a foreign field that is refused."""
     served = {}
     for name, value in body.items():
         if value is None or name in IGNORED:
@@ -116,7 +116,7 @@ def _without_foreign(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explained(text: str) -> OmniError:
-    """The error that says in OpenAI's terms what msgspec found."""
+    """The error of msgspec in OpenAI's terms."""
     what, parent = text, ""
     if match := _PATH.fullmatch(text):
         what, parent = match["what"], match["path"].removeprefix("$").removeprefix(".").replace("[...]", "")
@@ -141,7 +141,7 @@ def _explained(text: str) -> OmniError:
 
 
 def _last(path: str) -> str:
-    """The name of the field at `path`, be it in a list or not."""
+    """The name of the field at `path`, without a list index."""
     return re.sub(r"\[\d+\]$", "", path).rpartition(".")[2]
 
 
@@ -150,7 +150,7 @@ def _join(parent: str, name: str) -> str:
 
 
 def _known(param: str, what: str) -> str:
-    """The values that would do, where `what` says that a value is none of them."""
+    """The known values as the end of a message, if `what` says that a value is not among them; else empty."""
     if not what.startswith(("Invalid value", "Invalid enum value")):
         return ""
     path = re.sub(r"\[\d+\]", "", param).split(".")
@@ -166,7 +166,7 @@ def _suggestion(name: str, names: Collection[str]) -> str:
 
 
 def _check(request: ChatCompletionRequest) -> None:
-    """What types alone cannot say: fields that depend on each other, and values this server does not serve."""
+    """Check what types alone cannot: fields that depend on each other, and values that this server does not support."""
     _check_output(request)
     _check_tokens(request)
     for index, message in enumerate(request.messages):
@@ -195,7 +195,7 @@ def _check_output(request: ChatCompletionRequest) -> None:
 def _check_tokens(request: ChatCompletionRequest) -> None:
     limits = {request.max_tokens, request.max_completion_tokens} - {None}
     if len(limits) > 1:
-        raise _invalid("max_completion_tokens", "'max_tokens' says something else; send one of them")
+        raise _invalid("max_completion_tokens", "it differs from 'max_tokens'; send only one of them")
     thinker = request.stage_sampling and request.stage_sampling.thinker
     limit = (thinker and thinker.max_tokens) or request.max_completion_tokens or request.max_tokens
     if request.min_tokens is not None and limit is not None and request.min_tokens > limit:
@@ -218,7 +218,7 @@ def _check_history(message: schema.AssistantMessage, param: str) -> None:
         reason = (
             "this server keeps no speech, so an earlier spoken answer needs its text here or in 'audio.transcript'"
             if message.audio
-            else "an answer needs its text"
+            else "an earlier answer needs its text"
         )
         raise bad_request(
             f"Missing required field '{param}.content': {reason}.",

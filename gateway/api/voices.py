@@ -26,16 +26,16 @@ class _VoiceListing(Struct):
 
 
 class Voices(Struct, frozen=True):
-    """Names of voices, lower case, in the checkpoint's order, and the one for requests that name none."""
+    """Names of the voices, in lower case and in the checkpoint's order, and the default voice."""
 
     names: tuple[str, ...]
     default: str
 
     def choose(self, request: ChatCompletionRequest) -> str:
-        """The voice for `request`, by its `audio.voice`, `voice` and `speaker` in any case.
+        """The voice that `request` names in `audio.voice`, `voice` or `speaker`, in any letter case; or the default.
 
         Raises:
-            OmniError: 400, a name is not known, or two fields name different voices.
+            OmniError: 400 if a name is not known, or two fields name different voices.
         """
         asked = {
             "audio.voice": request.audio.voice if request.audio else None,
@@ -63,7 +63,7 @@ def read_voices(checkpoint: Path) -> Voices | None:
     """The voices that ``config.json`` in a checkpoint's directory lists; None for a model that does not speak.
 
     Raises:
-        StartupError: it cannot be read as such a list.
+        StartupError: if it cannot be read, or does not list the voices in the expected form.
     """
     path = checkpoint / "config.json"
     try:
@@ -71,7 +71,7 @@ def read_voices(checkpoint: Path) -> Voices | None:
     except OSError as error:
         raise StartupError(f"Cannot read {path}: {error.strerror}.") from error
     except msgspec.MsgspecError as error:
-        raise StartupError(f"{path} does not list the voices as it should: {error}.") from error
+        raise StartupError(f"{path} does not list the voices in the expected form: {error}.") from error
     speakers = config.talker_config and config.talker_config.speaker_id
     if not config.enable_audio_output or not speakers:
         return None

@@ -1,1 +1,1 @@
-"""Loading the media that a request names, within the policy. Not: decoding (the stages do that)."""
+"""Loading the media that a request names, within the policy. Not here: decoding, which the stages do."""

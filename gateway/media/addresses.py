@@ -60,7 +60,7 @@ _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 class Target(Struct, frozen=True):
-    """A checked URL: one that may be asked, if its host resolves to addresses that may be.
+    """A checked URL. It may be fetched if its host resolves to allowed addresses.
 
     Attributes:
         url: What to request.
@@ -78,15 +78,15 @@ class Target(Struct, frozen=True):
 
 
 def target(text: str, allowed_domains: Sequence[str], *, param: str) -> Target:
-    """Check a URL as written.
+    """Check a URL before its host is resolved.
 
     Args:
         text: The URL.
-        allowed_domains: Hosts or ``host:port`` pairs; when not empty, no other host may be asked.
+        allowed_domains: Hosts or ``host:port`` pairs; when not empty, no other host may be contacted.
         param: Request field of the URL, for errors.
 
     Raises:
-        OmniError: 400 ``invalid_url`` if it is no plain http(s) URL with an ordinary host; 400 ``media_not_allowed``
+        OmniError: 400 ``invalid_url`` if it is not a plain http(s) URL with an ordinary host; 400 ``media_not_allowed``
             if policy forbids its host, address or port.
     """
     if _UNPRINTABLE.search(text):
@@ -100,19 +100,19 @@ def target(text: str, allowed_domains: Sequence[str], *, param: str) -> Target:
     if url.scheme not in _DEFAULT_PORTS:
         raise _invalid("only http and https are fetched", param)
     if url.user is not None or url.password is not None:
-        raise _invalid("a user name or password in it is not sent on", param)
+        raise _invalid("it must not contain a user name or a password", param)
     literal = _literal(host, param)
     if not port:
-        raise _invalid("port 0 cannot be asked", param)
+        raise _invalid("port 0 is not a valid port", param)
 
     host = host.removesuffix(".")
     listed = {entry.lower().removesuffix(".") for entry in allowed_domains}
     shown = f"[{host}]" if isinstance(literal, IPv6Address) else host
     vouched = bool(listed & {host, shown, f"{shown}:{port}"})
     if listed and not vouched:
-        raise not_allowed(f"the host '{host}' is not among the allowed ones", param)
+        raise not_allowed(f"the host '{host}' is not among the hosts that this server allows", param)
     if f"{shown}:{port}" not in listed and port < 1024 and port not in _DEFAULT_PORTS.values():
-        raise not_allowed(f"port {port} is not a web server's", param)
+        raise not_allowed(f"port {port} is not allowed; use 80, 443 or a port from 1024 up", param)
     found = Target(url=url.with_fragment(None), host=host, port=port, literal=literal, vouched=vouched)
     if literal is not None:
         check_addresses(found, [literal], param=param)
@@ -120,7 +120,7 @@ def target(text: str, allowed_domains: Sequence[str], *, param: str) -> Target:
 
 
 def check_addresses(target: Target, addresses: Sequence[IPAddress], *, param: str) -> None:
-    """Check what the host of `target` resolved to; one forbidden address spoils the whole answer.
+    """Check the addresses that the host of `target` resolved to. One forbidden address is enough to refuse the host.
 
     Raises:
         OmniError: 400 ``media_not_allowed``.
@@ -130,7 +130,7 @@ def check_addresses(target: Target, addresses: Sequence[IPAddress], *, param: st
 
 
 def is_public(address: IPAddress) -> bool:
-    """Whether `address` is an ordinary unicast address of the public internet, through tunnels and mappings too."""
+    """Whether `address`, or the IPv4 address tunnelled or mapped in it, is ordinary unicast on the public internet."""
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _REFUSED_V4)
     if address in _MAPPED or address in _NAT64:
@@ -141,24 +141,24 @@ def is_public(address: IPAddress) -> bool:
 
 
 def not_allowed(reason: str, param: str) -> OmniError:
-    """The error for a medium that policy forbids."""
+    """The error for a media item that the policy forbids."""
     return bad_request(f"'{param}' may not be read: {reason}.", param=param, code="media_not_allowed")
 
 
 def _literal(host: str, param: str) -> IPAddress | None:
-    """The address that `host` is, or None for a name. Spellings only some resolvers read as an address are refused."""
+    """`host` as an address; None if it is a name. Refuses spellings that only some resolvers read as an address."""
     try:
         address = ip_address(host)
     except ValueError:
         pass
     else:
         if getattr(address, "scope_id", None) is not None:
-            raise _invalid("an address with a zone is of no use to others", param)
+            raise _invalid("an address with a zone has no meaning outside its own machine", param)
         return address
     if not _HOST_NAME.fullmatch(host):
-        raise _invalid("its host is not a host name", param)
+        raise _invalid("its host is not a valid host name", param)
     if _NUMERIC_LABEL.fullmatch(host.removesuffix(".").rpartition(".")[2]):
-        raise _invalid("its host is not an address in the usual spelling", param)
+        raise _invalid("its host ends in a number but is not an address in the usual notation", param)
     return None
 
 

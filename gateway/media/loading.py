@@ -19,16 +19,16 @@ from stages.messages import Media
 
 _AT_ONCE = 8  # media of one request that are loaded at the same time
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):")
-_SLICE = 1 << 20  # base64 characters decoded between two chances for the event loop; a multiple of 4
+_SLICE = 1 << 20  # base64 characters decoded before the event loop may run; a multiple of 4
 
 
 class MediaLoader:
     """Loads media under one policy.
 
     Args:
-        policy: Where media may come from, and how large one may be.
-        total_bytes: Bytes that the media of one request may have together.
-        resolver: Where addresses of hosts come from.
+        policy: Where media may come from, and how large an item may be.
+        total_bytes: Largest total size of the media of one request.
+        resolver: Resolves the names of hosts to addresses.
     """
 
     def __init__(self, policy: MediaPolicy, *, total_bytes: int, resolver: Resolve = resolve_host) -> None:
@@ -41,14 +41,14 @@ class MediaLoader:
         """The media of one request, in order. The first error stops the loading of the others.
 
         Args:
-            hold: Called with the size of each as it arrives; may refuse it.
+            hold: Called with the size of each item when it has arrived; may raise to refuse it.
 
         Raises:
-            OmniError: what `hold` raises; 400 or 413 for the first medium that cannot be had, see `docs/api.md`.
+            OmniError: what `hold` raises; 400 or 413 for the first item that cannot be loaded, see `docs/api.md`.
         """
         if len(sources) > self._policy.max_items:
             raise bad_request(
-                f"The request has {len(sources)} media; this server takes {self._policy.max_items}.",
+                f"The request has {len(sources)} media items; this server allows {self._policy.max_items}.",
                 param=sources[self._policy.max_items].param,
                 code="too_many_media",
             )
@@ -95,7 +95,7 @@ class MediaLoader:
         return await asyncio.to_thread(self._files.read, path, param=source.param, most=most)
 
     async def _embedded(self, source: MediaSource, most: int) -> bytearray:
-        """The content of a data URL; its media type says nothing that the content does not."""
+        """The content of a data URL. Its media type is ignored, since the content says the same."""
         comma = source.value.find(",", 0, 1024)
         if comma < 0 or not source.value[:comma].lower().endswith(";base64"):
             raise bad_request(
@@ -107,7 +107,7 @@ class MediaLoader:
 
 
 class _Budget:
-    """The bytes that the media of one request may still have."""
+    """The bytes that are left for the media of one request."""
 
     def __init__(self, total: int) -> None:
         self.left = total
@@ -121,7 +121,7 @@ class _Budget:
 def decode_base64(text: str, start: int, *, param: str, most: int) -> bytearray:
     """The bytes that `text[start:]` encodes in standard base64, padded and without white space. Call it in a thread.
 
-    It works in slices: one call would hold the interpreter, and with it every stream, for as long as it takes.
+    It decodes in slices: a single call would hold the interpreter, and so stop every stream, until it returns.
 
     Raises:
         OmniError: 413 ``media_too_large`` before anything is decoded; 400 ``invalid_base64``.
@@ -134,9 +134,9 @@ def decode_base64(text: str, start: int, *, param: str, most: int) -> bytearray:
     try:
         for begin in range(start, len(text), _SLICE):
             data += binascii.a2b_base64(text[begin : begin + _SLICE], strict_mode=True)
-    except ValueError as error:  # binascii.Error is one, and so is a character beyond ASCII
+    except ValueError as error:  # this includes binascii.Error, and the error for a character beyond ASCII
         raise _not_base64(param) from error
-    if length % 4 or len(data) != size:  # padding inside would make it shorter
+    if length % 4 or len(data) != size:  # padding in the middle makes the data shorter
         raise _not_base64(param)
     return data
 

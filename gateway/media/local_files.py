@@ -1,4 +1,4 @@
-"""Reads local media files, and only regular files under one directory."""
+"""Reads local media files: only regular files under one directory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class LocalFiles:
     """The files under `root`.
 
     Args:
-        root: A directory; None is the current one; an empty string forbids local files.
+        root: A directory; None means the current one; an empty string forbids local files.
 
-    Nothing that is said about a path outside tells whether there is a file.
+    An error about a path outside the root does not reveal whether a file exists there.
     """
 
     def __init__(self, root: str | None) -> None:
@@ -32,7 +32,7 @@ class LocalFiles:
                 readable file; 413 ``media_too_large`` above `most` bytes.
         """
         try:
-            # Not blocking, so that opening a FIFO that nobody writes to returns.
+            # Non-blocking, so that opening a FIFO without a writer returns.
             handle = os.open(self._inside(path, param), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY)
         except (OSError, ValueError) as error:
             raise _not_found(param) from error
@@ -44,7 +44,7 @@ class LocalFiles:
             if status.st_size > most:
                 raise too_large(param, most)
             with os.fdopen(handle, "rb", closefd=False) as file:
-                data = file.read(most + 1)  # one more: it may grow while it is read
+                data = file.read(most + 1)  # one byte more, since the file may grow while it is read
         finally:
             os.close(handle)
         if len(data) > most:
@@ -52,7 +52,7 @@ class LocalFiles:
         return data
 
     def _inside(self, path: str, param: str) -> Path:
-        """The real path of `path`, which is under the root: as written, and after following symbolic links."""
+        """The real path of `path`. It must be under the root, both as written and after following symbolic links."""
         if self._root is None or self._real_root is None:
             raise not_allowed("this server reads no local files", param)
         written = Path(os.path.normpath(self._root / path))
@@ -64,7 +64,7 @@ class LocalFiles:
         return real
 
     def _check_inside(self, handle: int, param: str) -> None:
-        """Look again at what has been opened: directories on the way may have been exchanged in between."""
+        """Check the opened file again: directories in its path may have been replaced in the meantime."""
         assert self._real_root is not None
         if not Path(os.readlink(f"/proc/self/fd/{handle}")).is_relative_to(self._real_root):
             raise _outside(param)

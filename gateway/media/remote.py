@@ -1,4 +1,4 @@
-"""Downloads one medium over http(s) within the limits of the media policy."""
+"""Downloads one media item over http(s) within the limits of the media policy."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEADERS = {
     "User-Agent": f"omni-pipeline/{__version__}",
     "Accept": "image/*, audio/*, video/*, */*;q=0.1",
-    "Accept-Encoding": "identity",  # media is compressed already, and nothing may grow on arrival
+    "Accept-Encoding": "identity",  # media are compressed already, and a small body must not decompress to a large one
 }
 _PIECE = 1 << 18
-# Threads of their own: names that take long to resolve must not keep others from reading files.
+# Separate threads, so that names that take long to resolve do not delay the reading of files.
 _RESOLVERS = ThreadPoolExecutor(max_workers=8, thread_name_prefix="resolve")
 
 
@@ -40,7 +40,7 @@ async def resolve_host(host: str, port: int) -> list[IPAddress]:
 
 
 class _Pinned(AbstractResolver):
-    """Gives the connector the addresses that were checked, so that it cannot be told others a moment later."""
+    """Gives the connector the addresses that were checked, so that a second look-up cannot give it other ones."""
 
     def __init__(self, addresses: list[IPAddress]) -> None:
         self._addresses = addresses
@@ -61,7 +61,7 @@ class _Pinned(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: there is nothing to close."""
 
 
 class Downloader:
@@ -69,7 +69,7 @@ class Downloader:
 
     Args:
         policy: What may be fetched, and how much of it.
-        resolver: Where addresses come from.
+        resolver: Resolves the names of hosts to addresses.
     """
 
     def __init__(self, policy: MediaPolicy, resolver: Resolve = resolve_host) -> None:
@@ -77,12 +77,12 @@ class Downloader:
         self._resolve = resolver
 
     async def fetch(self, url: str, *, param: str, most: int) -> bytearray:
-        """The bytes behind `url`.
+        """The content of `url`.
 
         Args:
             url: An http or https URL.
             param: Its request field, for errors.
-            most: Bytes it may have.
+            most: Largest allowed size in bytes.
 
         Raises:
             OmniError: 400 ``invalid_url``, ``media_not_allowed``, ``media_fetch_failed`` or ``media_fetch_timeout``;
@@ -109,7 +109,7 @@ class Downloader:
         raise _failed(f"more than {self._policy.max_redirects} redirects", param)
 
     async def _ask(self, asked: Target, param: str, most: int) -> bytearray | URL:
-        """The content behind one URL, or the URL it redirects to."""
+        """The content of one URL, or the URL that it redirects to."""
         addresses = [asked.literal] if asked.literal else await self._resolve(asked.host, asked.port)
         check_addresses(asked, addresses, param=param)
         connector = aiohttp.TCPConnector(resolver=_Pinned(addresses), use_dns_cache=False, force_close=True)
@@ -127,11 +127,11 @@ class Downloader:
                 try:
                     return asked.url.join(URL(location))
                 except ValueError as error:
-                    raise _failed("a redirect to something that is no URL", param) from error
+                    raise _failed("it redirects to an invalid URL", param) from error
             if response.status != 200:
-                raise _failed(f"the server answered with status {response.status}", param)
+                raise _failed(f"the remote server answered with status {response.status}", param)
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-                raise _failed("the server compressed it against our request", param)
+                raise _failed("the remote server sent it compressed, although the request forbade that", param)
             if (response.content_length or 0) > most:
                 raise too_large(param, most)
             data = bytearray()
@@ -143,9 +143,12 @@ class Downloader:
 
 
 def too_large(param: str, most: int) -> OmniError:
-    """The error for a medium of more than `most` bytes."""
+    """The error for a media item of more than `most` bytes."""
     return bad_request(
-        f"'{param}' is larger than the {most} bytes left for it.", param=param, code="media_too_large", status=413
+        f"'{param}' is larger than the {most} bytes that are allowed for it.",
+        param=param,
+        code="media_too_large",
+        status=413,
     )
 
 

@@ -1,4 +1,4 @@
-"""How a request becomes the pipeline's: roles, places of media, defaults and precedence."""
+"""How an API request becomes a request to the pipeline: roles, places of media, defaults and precedence."""
 
 from __future__ import annotations
 

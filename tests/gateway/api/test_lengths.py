@@ -1,4 +1,4 @@
-"""How long answers may get: what a request asks for, within the operator's bounds."""
+"""How long answers may get: the request's limits, within the operator's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every body that leaves the server has the shape that OpenAI's package declares, and nothing more but what is ours."""
+"""Every body from the server has the shape that OpenAI's package declares; only our documented fields are added."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEXT = HELLO | {"logprobs": True, "top_logprobs": 1, "return_token_ids": True}
 MODALITIES = [["text"], ["text", "audio"], ["audio"]]
 FORMATS = ["wav", "pcm16", "pcm", "flac", "mp3", "opus", "aac"]
 
-# What we add to OpenAI's answers, by path; all of it is in docs/api.md.
+# The fields that we add to OpenAI's answers, by path; all of them are in docs/api.md.
 OURS = {
     "choices.token_ids",
     "usage.prompt_tokens_details.image_tokens",
@@ -42,7 +42,7 @@ def speaking() -> ScriptedPipeline:
 
 
 def checked(kind: type[pydantic.BaseModel], body: Any) -> set[str]:
-    """The paths in `body` that are not in `kind`, to which it must conform without any conversion."""
+    """The paths in `body` that `kind` does not declare. `body` must conform to `kind` without any conversion."""
     return set(_undeclared(kind.model_validate(body, strict=True), ""))
 
 

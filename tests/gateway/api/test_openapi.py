@@ -1,4 +1,4 @@
-"""The description of the API says what the code does: which bodies are taken, what is answered, which endpoints are."""
+"""The OpenAPI document matches the code: accepted bodies, answers and endpoints."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def test_it_describes_every_endpoint():
 
 
 def answered(path: str, method: str, status: int) -> jsonschema.Draft202012Validator:
-    """The schema of what `path` answers with `status`."""
+    """The schema of the body with which `path` answers at `status`."""
     response = DOCUMENT["paths"][path][method]["responses"][str(status)]
     return validator(response["content"]["application/json"]["schema"])
 

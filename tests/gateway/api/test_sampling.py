@@ -23,7 +23,7 @@ def sampled(**fields) -> dict[str, Sampling]:
 
 
 def different(**fields) -> dict[str, dict]:
-    """By stage, what `fields` change."""
+    """The sampling parameters that `fields` change, by stage."""
     default = sampled()
     return {
         stage: changes

@@ -1,4 +1,4 @@
-"""Which bodies are taken, and what is said about the others: status, field and code."""
+"""Which bodies are accepted, and the status, field and code of the errors for all others."""
 
 from __future__ import annotations
 

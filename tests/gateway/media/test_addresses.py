@@ -1,4 +1,4 @@
-"""Which remote addresses may be asked for media: a table of hosts, and how allowed domains change it."""
+"""Which remote addresses media may be fetched from: a table of hosts, and how allowed domains change it."""
 
 from __future__ import annotations
 

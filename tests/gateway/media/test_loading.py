@@ -1,4 +1,4 @@
-"""Loading the media of a request from all the places they may be in."""
+"""Loading the media of a request from every kind of place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LARGE = bytes(range(256)) * 12_000  # 3 MB: several slices of base64
 
 
 class Loader(MediaLoader):
-    """One that is told by nobody to hold less."""
+    """A loader whose `hold` refuses nothing."""
 
     async def load(self, sources, hold=lambda size: None):
         return await super().load(sources, hold)

@@ -1,4 +1,4 @@
-"""Local media: what under the allowed directory is read, and that nothing else is."""
+"""Local media: files under the allowed directory are read, and nothing else is."""
 
 from __future__ import annotations
 

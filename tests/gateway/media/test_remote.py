@@ -1,4 +1,4 @@
-"""Remote media: what is followed, what is refused on the way, and where it stops; against real servers."""
+"""Remote media, from real servers: which redirects are followed, what is refused, and where a download stops."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ async def site():
 
 
 def downloader(site: Site, *allowed: str, resolver=None, **policy) -> Downloader:
-    """One that the operator lets ask `site` under its address and under the names in `allowed`."""
+    """A downloader that may fetch from `site`, by its address and by the names in `allowed`."""
     policy.setdefault("allowed_domains", [f"127.0.0.1:{site.port}", *allowed])
     return Downloader(MediaPolicy(**policy), resolver or here)
 
 
 async def here(host: str, port: int):
-    """Every name is this machine."""
+    """Resolves every name to this machine."""
     return [ip_address("127.0.0.1")]
 
 

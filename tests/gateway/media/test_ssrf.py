@@ -1,4 +1,4 @@
-"""Nothing on private addresses is asked for anything, however a request spells it: a server there must stay alone."""
+"""No request, however it spells a private address, makes the server connect to it."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from omni_pipeline.config.schema import MediaPolicy
 from omni_pipeline.errors import OmniError
 from tests.gateway.scripted import HELLO, ScriptedPipeline, serving
 
-FRONT = "127.0.0.3"  # taken for public here
+FRONT = "127.0.0.3"  # these tests treat it as public
 SECRETS = ("127.0.0.2", "127.0.0.1", "::1")
 REFUSALS = {"media_not_allowed", "invalid_url"}
 
 
 class Servers:
-    """A secret one at several addresses of this machine, and one in front that says to look there.
+    """A secret server at several addresses of this machine, and a front server that redirects to it.
 
     Attributes:
-        port: Of both.
-        connections: To the secret one.
-        redirect: Status line and headers with which the one in front answers.
+        port: Port of both servers.
+        connections: Connections to the secret server.
+        redirect: Status line and headers with which the front server answers.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Servers:
 
 @pytest.fixture(scope="module")
 def free_port() -> int:
-    """A port that is free at all the addresses."""
+    """A port that is free at all addresses of both servers."""
     while True:
         with ExitStack() as sockets:
             port = 0
@@ -78,7 +78,7 @@ async def servers(free_port: int) -> AsyncIterator[Servers]:
 
 
 async def outcome(loader: MediaLoader, url: str) -> str:
-    """The code with which `url` is refused, or what was fetched."""
+    """The error code with which `url` is refused, or the fetched content."""
     try:
         [media] = await loader.load([MediaSource("image", url, "images[0]")], lambda size: None)
     except OmniError as error:
@@ -102,13 +102,13 @@ SPELLINGS = [
     "HTTP://127.0.0.2:PORT/", "http://user@127.0.0.2:PORT/", "http://user:key@127.0.0.2:PORT/",
     "http://example.org@127.0.0.2:PORT/", "http://127.0.0.2:PORT@example.org:22/", "http://127.0.0.2:PORT\\@example.org/",
     "http://example.org\\@127.0.0.2:PORT/", "http://127.0.0.2:PORT#@example.org/",
-    # numbers that some resolvers take for an address
+    # numbers that some resolvers read as an address
     "http://2130706434:PORT/", "http://2130706433:PORT/", "http://0x7f000002:PORT/", "http://0X7F000002:PORT/",
     "http://0x7f.0.0.2:PORT/", "http://0x7f.0x0.0x0.0x2:PORT/", "http://0177.0.0.2:PORT/", "http://0177.0.0.02:PORT/",
     "http://017700000002:PORT/", "http://00000177.0.0.2:PORT/", "http://127.2:PORT/", "http://127.0.2:PORT/",
     "http://127.0.0.002:PORT/", "http://127.000.000.002:PORT/", "http://127.0x0.0.2:PORT/", "http://127.0.0.2.:PORT/",
     "http://6425673730:PORT/", "http://127.0.0.514:PORT/", "http://0:PORT/", "http://0.0.0.0:PORT/",
-    # IPv6, and IPv4 in it
+    # IPv6, and IPv4 inside IPv6
     "http://[::1]:PORT/", "http://[0:0:0:0:0:0:0:1]:PORT/", "http://[0000::1]:PORT/", "http://[::]:PORT/",
     "http://[::ffff:127.0.0.2]:PORT/", "http://[::ffff:7f00:2]:PORT/", "http://[::FFFF:7F00:0002]:PORT/",
     "http://[0:0:0:0:0:ffff:127.0.0.2]:PORT/", "http://[::127.0.0.2]:PORT/", "http://[::7f00:2]:PORT/",
@@ -136,7 +136,7 @@ def test_the_tables_are_long_enough():
 
 
 async def test_the_server_would_answer(servers: Servers):
-    """Or that it was left alone would prove nothing."""
+    """Without this, the tests that nothing connects would prove nothing."""
     for host in ("127.0.0.2", "127.0.0.1", "[::1]"):
         assert await outcome(loader(allowed_domains=[host]), f"http://{host}:{servers.port}/") == "secret"
     assert servers.connections == len(SECRETS)
@@ -175,7 +175,7 @@ ANSWERS = [
 
 @pytest.fixture
 def public_front(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one in front passes for a server of the public internet."""
+    """The front server counts as a server of the public internet."""
     really = addresses.is_public
     monkeypatch.setattr(addresses, "is_public", lambda address: str(address) == FRONT or really(address))
 
