@@ -1,1 +1,1 @@
-"""What happens to single requests, over all processes: collected here, and given to files or to OpenTelemetry."""
+"""Traces of single requests through all processes: collected here, and written to files or sent to OpenTelemetry."""

@@ -1,7 +1,8 @@
 """Writes timelines as files in Chrome's trace event format, which Perfetto (ui.perfetto.dev) and chrome://tracing open.
 
-Each process is a process there, and each stage a thread of it. On a stage's thread, one slice spans all that the stage
-did for the request, and waits and steps lie inside it. Transfers overlap, so they are asynchronous events.
+In a file, each of our processes is a process, and each stage is a thread of its process. On a stage's thread, one slice
+spans all that the stage did for the request; its waits and steps lie inside that slice. Transfers overlap, so they are
+asynchronous events.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class ChromeFiles:
     """A directory with one file for each request; see `traces.Sink`.
 
     Args:
-        most: Most files kept there, those of earlier runs included; the oldest are removed.
+        most: Largest number of files kept there, those of earlier runs included; the oldest are removed.
     """
 
     def __init__(self, directory: Path, most: int) -> None:
@@ -36,28 +37,28 @@ class ChromeFiles:
         self._files = deque(sorted(directory.glob(f"*{SUFFIX}")))  # their names begin with their time
 
     def write(self, timeline: Traced, places: Mapping[str, str]) -> None:
-        """Write one file, unless the request was refused before it came to the pipeline."""
+        """Write one file, unless the request was refused before it reached the pipeline."""
         if not timeline.answer_id:
             return
         began = datetime.datetime.fromtimestamp(timeline.began + timeline.epoch, datetime.UTC)
         path = self._directory / f"{began:%Y%m%dT%H%M%S.%f}-{timeline.answer_id}{SUFFIX}"
         part = path.with_suffix(".part")
         part.write_bytes(msgspec.json.encode(document(timeline, places)))
-        part.rename(path)  # whoever sees the file sees all of it
+        part.rename(path)  # so a reader never sees part of a file
         self._files.append(path)
         while len(self._files) > self._most:
             with contextlib.suppress(FileNotFoundError):
                 self._files.popleft().unlink()
 
     def close(self) -> None:
-        """Every file is whole already."""
+        """Do nothing: every file is complete already."""
 
 
 def document(timeline: Traced, places: Mapping[str, str]) -> dict[str, Any]:
     """The content of a timeline's file.
 
     Args:
-        places: Which process each stage is in.
+        places: The process of each stage.
     """
     began = datetime.datetime.fromtimestamp(timeline.began + timeline.epoch, datetime.UTC)
     return {
@@ -76,7 +77,7 @@ def document(timeline: Traced, places: Mapping[str, str]) -> dict[str, Any]:
 
 
 def covered(timeline: Traced) -> float:
-    """Seconds of the request in which something was done for it, or was under way, or waited its turn."""
+    """Seconds of the request that spans cover: work, transfers, and waits in a queue, but not ``gather``."""
     seconds, until = 0.0, timeline.began
     for begin, end in sorted((span.begin, span.end) for span in timeline.spans if span.name != GATHER):
         end = min(end, timeline.ended)
@@ -117,7 +118,7 @@ def _events(timeline: Traced, places: Mapping[str, str]) -> Iterator[_Event]:
 
 
 class _About(Struct, tag_field="ph", tag="M", gc=False):
-    """Names a process or a thread, or says where it stands."""
+    """Names a process or a thread, or gives its position in the view."""
 
     name: str
     pid: int
@@ -137,7 +138,7 @@ class _Slice(Struct, tag_field="ph", tag="X", omit_defaults=True, gc=False):
 
 
 class _Begin(Struct, tag_field="ph", tag="b", gc=False):
-    """The begin of something that may overlap with its like; its `_FlowEnd` has the same id."""
+    """The begin of an event that may overlap with others of its kind; its `_FlowEnd` has the same id."""
 
     name: str
     pid: int
@@ -148,17 +149,17 @@ class _Begin(Struct, tag_field="ph", tag="b", gc=False):
 
 
 class _FlowEnd(_Begin, tag="e", gc=False):
-    """See `_Begin`."""
+    """The end of the event that the `_Begin` of the same id began."""
 
 
 _Event: TypeAlias = _About | _Slice | _Begin
 
 
 def summary(total: Sum) -> dict[str, Any]:
-    """How often and how long everything was on one track."""
+    """How many spans of each name one track had, and how many seconds they took."""
     counts = {f"{name}s": count for name, count in total.counts.items()}
     return counts | {f"{name}_seconds": seconds for name, seconds in total.seconds.items()}
 
 
 def _micro(seconds: float) -> float:
-    return int(seconds * 1e9) / 1000  # rounding takes thrice as long
+    return int(seconds * 1e9) / 1000  # `round` takes three times as long

@@ -1,7 +1,7 @@
 """Sends timelines to an OpenTelemetry collector, over HTTP, through OpenTelemetry's own packages.
 
-Only imported where that is wanted. What their environment variables say about sampling, headers, time-outs and the
-resource holds here too.
+The module is imported only if a collector is configured. OpenTelemetry's environment variables for sampling, headers,
+time-outs and the resource apply here too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gateway.traces.chrome import summary
 from gateway.traces.timeline import GATEWAY, TRANSFER, Span, Traced
 from omni_pipeline import __version__
 
-# Single waits, steps and transfers of one request that are sent; beyond that only what each stage did in all.
+# Single waits, steps and transfers of one request that are sent; beyond that limit, only totals per stage.
 MOST_DETAILS = 1000
 
 # Spans in one message to the collector.
@@ -31,7 +31,7 @@ _BATCH = 512
 
 _SERVICE = "omni-pipeline"
 
-# OpenTelemetry's names for what has one.
+# Our names of values that have a name in OpenTelemetry's conventions, and that name.
 _NAMES = {
     "model": "gen_ai.request.model",
     "answer_id": "gen_ai.response.id",
@@ -42,7 +42,7 @@ _NAMES = {
 
 
 class OtlpExport:
-    """An OpenTelemetry collector; see `traces.Sink`.
+    """Sends traces to an OpenTelemetry collector; see `traces.Sink`.
 
     Args:
         endpoint: Full URL that spans are posted to.
@@ -61,20 +61,20 @@ class OtlpExport:
         self._tracer = provider.get_tracer(_SERVICE, __version__)
 
     def write(self, timeline: Traced, places: Mapping[str, str]) -> None:
-        """Send one timeline. Raises ConnectionError when the collector did not take it."""
+        """Send one timeline. Raises ConnectionError if the collector does not accept it."""
         self._ids.trace_id = int(timeline.trace_id, 16)
         _make_spans(self._tracer, timeline, places)
         spans = iter(self._ended.take())
         while batch := list(islice(spans, _BATCH)):
             if self._exporter.export(batch) is not SpanExportResult.SUCCESS:
-                raise ConnectionError("the OpenTelemetry collector did not take it")
+                raise ConnectionError("the OpenTelemetry collector did not accept it")
 
     def close(self) -> None:
         self._exporter.shutdown()
 
 
 class _Ids(RandomIdGenerator):
-    """Gives traces the id that the log has named already."""
+    """Gives each trace the id that the log shows for its request."""
 
     trace_id = 0
 
@@ -83,7 +83,7 @@ class _Ids(RandomIdGenerator):
 
 
 class _Ended(SpanProcessor):
-    """Keeps spans until they are taken; all in one thread."""
+    """Keeps ended spans until they are taken; used in one thread only."""
 
     def __init__(self) -> None:
         self._spans: list[ReadableSpan] = []
@@ -111,7 +111,7 @@ def _make_spans(tracer: Tracer, timeline: Traced, places: Mapping[str, str]) -> 
         span.end(_nanoseconds(end, timeline))
         return set_span_in_context(span, parent)
 
-    # Without a parent of its own, a request must not become part of what this thread does.
+    # A request without a parent of its own must not become part of a trace of this thread.
     caller = TraceContextTextMapPropagator().extract(timeline.headers, Context())
     name = f"chat {timeline.figures.get('model', '')}".rstrip()
     root = make(name, timeline.began, timeline.ended, caller, dict(_attributes(timeline)), SpanKind.SERVER)

@@ -10,7 +10,7 @@ from omni_pipeline.config.schema import Trace
 
 
 def sinks(trace: Trace) -> list[Sink]:
-    """Where traces are to go; nowhere, unless something is configured."""
+    """The sinks for traces; empty unless one is configured."""
     made: list[Sink] = []
     if trace.dir is not None:
         made.append(ChromeFiles(Path(trace.dir), trace.files))

@@ -1,4 +1,4 @@
-"""The time of one request: what was done for it, where, from when to when."""
+"""The timeline of one request: what was done for it, where, and when."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-# The track of what the main process does itself; every other track is a stage.
+# The track of the main process's own work; every other track is a stage.
 GATEWAY = "gateway"
 
 # A message is under way.
@@ -17,7 +17,7 @@ TRANSFER = "transfer"
 # A stage has a part of what it needs for its next step, and waits for more.
 GATHER = "gather"
 
-# What is kept of one request; beyond that only sums are.
+# Spans kept of one request; beyond that limit, only sums.
 MOST_SPANS = 20_000
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
@@ -26,13 +26,13 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 class Span(Struct, gc=False):
     """A stretch of time, by `time.monotonic`.
 
-    On the track of a stage, its name is ``transfer`` (a message is under way to it), ``receive`` (it takes up a
+    On the track of a stage, its name is ``transfer`` (a message is under way to it), ``receive`` (it takes in a
     message), ``gather`` (from the first to the latest of the messages that the next step uses), ``queue`` (from then to
     the step) or ``step`` (it works on a batch with the request in it).
 
     Attributes:
-        source: Of a transfer: where from.
-        batch: Of a step: requests in it.
+        source: The sender, for a transfer.
+        batch: Number of requests in the batch, for a step.
     """
 
     track: str
@@ -44,10 +44,10 @@ class Span(Struct, gc=False):
 
 
 class Sum(Struct):
-    """All spans of one track: how often by name, and how many seconds by name.
+    """All spans of one track: their number and their seconds, by name.
 
     Attributes:
-        begin, end: From when to when the track had to do with the request; what was still on its way did not count.
+        begin, end: First and last time at which the track held the request; time in a transfer to it does not count.
     """
 
     begin: float
@@ -57,7 +57,7 @@ class Sum(Struct):
 
 
 class Timeline:
-    """A request that nobody traces: this takes everything and keeps nothing.
+    """The timeline of a request that is not traced. It accepts everything and keeps nothing.
 
     Attributes:
         trace_id: 32 hexadecimal digits; None for a request that is not traced.
@@ -66,38 +66,38 @@ class Timeline:
     trace_id: str | None = None
 
     def span(self, name: str) -> AbstractContextManager[None]:
-        """What the gateway does inside the block is called `name`."""
+        """Record the time inside the block as a span of the gateway."""
         return _NOTHING
 
     def until_now(self, name: str) -> None:
-        """What the gateway has done since the request came is called `name`."""
+        """Record the time since the request came as a span of the gateway."""
 
     def follow(self, answer_id: str) -> None:
-        """The pipeline will know the request as `answer_id`."""
+        """Note the id of the request in the pipeline, before it is submitted."""
 
     def read(self) -> None:
-        """Its reader has taken all that has come from the pipeline."""
+        """Record that the reader has taken all that came from the pipeline."""
 
     def end(self, figures: dict[str, Any]) -> None:
-        """The request is over; `figures` say how it went."""
+        """End the timeline; `figures` say how the request went."""
 
 
 class Traced(Timeline):
-    """A request that is traced.
+    """The timeline of a request that is traced.
 
     Args:
         headers: ``traceparent`` and ``tracestate``, as far as the client sent them.
-        following: Called when `answer_id` is known.
-        ending: Called when it is over.
+        following: Called with this timeline when `answer_id` is known.
+        ending: Called with this timeline when the request is over.
 
     Attributes:
-        answer_id: Its id in the pipeline, once it has one.
-        began, ended: By `time.monotonic`; `ended` is infinite while it goes on.
-        epoch: What to add to such a time to have it in seconds since 1970.
+        answer_id: The request's id in the pipeline, once it has one.
+        began, ended: By `time.monotonic`; `ended` is infinite until the request is over.
+        epoch: Add it to such a time to get seconds since 1970.
         spans: In the order in which they became known.
         sums: By track.
-        left_out: Spans beyond `MOST_SPANS`.
-        figures: How it went.
+        left_out: Number of spans that were not kept.
+        figures: Values that say how the request went.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Traced(Timeline):
         self._following = following
         self._ending = ending
         self._unread: float | None = None  # since when something waits for the reader
-        self._busy_until = 0.0  # end of the latest span of the gateway's
+        self._busy_until = 0.0  # end of the gateway's latest span
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -140,7 +140,7 @@ class Traced(Timeline):
         self._following(self)
 
     def came(self, when: float) -> None:
-        """Something has come from the pipeline for the reader to take."""
+        """Record that something came from the pipeline and waits for the reader."""
         if self._unread is None:
             self._unread = when
 
@@ -155,7 +155,7 @@ class Traced(Timeline):
         self._ending(self)
 
     def add(self, span: Span, *, keep: bool = True) -> None:
-        """Note one span; in the sums only, unless it is to be kept and there is room for it."""
+        """Add one span to the sums. Keep the span itself only if `keep` is set and there is room for it."""
         name, begin, end = span.name, span.begin, span.end
         seconds = end - begin
         if name == TRANSFER:

@@ -1,4 +1,4 @@
-"""Brings together what all processes note about each request, and hands it on when it is complete."""
+"""Joins what all processes note about each request into one timeline, and passes it on when it is complete."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from omni_pipeline.wire.trace_notes import Notes, Stepped, Took
 
 log = logging.getLogger(__name__)
 
-# Workers send their notes at least every second. One that does not is not waited for any longer.
+# Workers send their notes at least every second. A timeline waits this long for late ones.
 PATIENCE_SECONDS = 3.0
 
-# Complete timelines that wait to be written; further ones are dropped.
+# Largest number of complete timelines that wait to be written; further ones are dropped.
 MOST_WAITING = 64
 
-# Spans kept of all requests together, about 100 bytes each.
+# Largest number of spans kept of all requests together, about 100 bytes each.
 MOST_SPANS = 1_000_000
 
-# Taking up a message, and waiting for a step, get a span of their own when they take longer than this. A stage that
-# does one step after the other would have one for each breath between them.
+# Receiving a message or waiting for a step gets a span only if it takes longer than this. Without this limit, a stage
+# that does one step after the other would have a span for each tiny gap between them.
 _BRIEF = 50e-6
 
 _TRACE_PARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -38,14 +38,14 @@ class Sink(Protocol):
     """Where complete timelines go."""
 
     def write(self, timeline: Traced, places: Mapping[str, str]) -> None:
-        """Take over one timeline; called in a thread of its own, one at a time. An exception gives it up.
+        """Write one timeline. Called in a thread of its own, one at a time. If it raises, the timeline is dropped.
 
         Args:
-            places: Which process each stage is in.
+            places: The process of each stage.
         """
 
     def close(self) -> None:
-        """Nothing more comes. Called on the event loop; ends a `write` that would take long."""
+        """Close the sink after the last timeline. Called on the event loop; must end a `write` that takes long."""
 
 
 class _Lane:
@@ -60,7 +60,7 @@ class _Lane:
         self._writing: set[asyncio.Future[None]] = set()
 
     def put(self, timeline: Traced, places: Mapping[str, str]) -> None:
-        """Have a timeline written, unless too many wait for that."""
+        """Write a timeline in the sink's thread, unless too many wait already."""
         if self._closed or len(self._writing) >= MOST_WAITING:
             self.dropped += 1
             return
@@ -69,7 +69,7 @@ class _Lane:
         writing.add_done_callback(self._wrote)
 
     async def close(self) -> None:
-        """Write what waits, for a while, and nothing more."""
+        """Accept no more timelines, and give the waiting ones a limited time to be written."""
         self._closed = True
         if self._writing:
             await asyncio.wait(self._writing, timeout=PATIENCE_SECONDS)
@@ -92,8 +92,8 @@ class Traces:
     """The requests that are being traced; used on the event loop.
 
     Args:
-        sinks: Where they go; without any, nothing is traced.
-        workers: Gives the names of the workers that run.
+        sinks: Where timelines go; if empty, nothing is traced.
+        workers: Returns the names of the workers that run.
 
     Attributes:
         dropped_spans: Spans that were left out of timelines.
@@ -104,20 +104,20 @@ class Traces:
         self._lanes = [_Lane(sink) for sink in sinks]
         self._workers = workers
         self._followed: dict[str, Traced] = {}  # by answer id, until their last notes are here
-        self._ended: dict[str, asyncio.TimerHandle] = {}  # of those, the ones that are over
-        self._kept = 0  # spans of all in `_followed`
-        self._told: dict[str, float] = {}  # up to when each worker has told everything
+        self._ended: dict[str, asyncio.TimerHandle] = {}  # timers of those whose requests are over
+        self._kept = 0  # number of spans of all in `_followed`
+        self._told: dict[str, float] = {}  # time up to which each worker has sent all its notes
         self._places: dict[str, str] = {}  # worker of each stage
         self._emptied = asyncio.Event()
 
     @property
     def written(self) -> int:
-        """Timelines that sinks have taken."""
+        """Number of timelines that sinks have written."""
         return sum(lane.written for lane in self._lanes)
 
     @property
     def dropped(self) -> int:
-        """Timelines that they have not: too many waited, or it failed."""
+        """Number of timelines that were not written: too many waited, or writing failed."""
         return sum(lane.dropped for lane in self._lanes)
 
     def begin(self, headers: Mapping[str, str]) -> Timeline:
@@ -130,7 +130,7 @@ class Traces:
         return Traced(trace_id, kept, following=self._follow, ending=self._end)
 
     def noted(self, notes: Notes) -> None:
-        """A process has told what it has done."""
+        """Add the notes of one process."""
         for took in notes.took:
             timeline = self._followed.get(took.request_id)
             if timeline is not None:
@@ -143,7 +143,7 @@ class Traces:
             self._complete(answer_id)
 
     async def close(self, *, hurry: bool = False) -> None:
-        """Wait for the last notes, unless in a hurry, and until everything is written; then trace no more."""
+        """Wait for the last notes (unless `hurry` is set) and for the sinks to write. Nothing is traced after that."""
         if hurry:
             for answer_id in list(self._ended):
                 self._complete(answer_id)
@@ -156,12 +156,12 @@ class Traces:
         self._followed[timeline.answer_id] = timeline
 
     def _end(self, timeline: Traced) -> None:
-        if timeline.answer_id not in self._followed:  # it has not come as far as the pipeline
+        if timeline.answer_id not in self._followed:  # it has not reached the pipeline
             self._write(timeline)
             return
         loop = asyncio.get_running_loop()
         self._ended[timeline.answer_id] = loop.call_later(PATIENCE_SECONDS, self._complete, timeline.answer_id)
-        if self._is_complete(timeline.answer_id):  # there is no worker left
+        if self._is_complete(timeline.answer_id):  # no worker is running
             self._complete(timeline.answer_id)
 
     def _is_complete(self, answer_id: str) -> bool:

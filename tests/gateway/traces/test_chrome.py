@@ -1,4 +1,4 @@
-"""Files in Chrome's trace event format: what is in them, and how many are kept."""
+"""Files in Chrome's trace event format: their content, and how many are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a timeline keeps of one request, and how it adds up."""
+"""What a timeline keeps of one request, and its sums."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_spans_of_a_track_are_added_up_by_name() -> None:
     ):
         timeline.add(span)
     total = timeline.sums["thinker"]
-    assert (total.begin, total.end) == (2.0, 4.25)  # it is not with the stage while it is on its way
+    assert (total.begin, total.end) == (2.0, 4.25)  # time in a transfer does not count
     assert total.counts == {"transfer": 1, "queue": 1, "step": 2}
     assert total.seconds == pytest.approx({"transfer": 1.0, "queue": 0.5, "step": 0.75})
 
@@ -59,5 +59,5 @@ def test_coverage_counts_each_moment_once_and_only_within_the_request() -> None:
     timeline = traced(began=10.0, ended=20.0)
     for begin, end in ((9.0, 12.0), (11.0, 13.0), (11.5, 12.5), (15.0, 16.0), (19.0, 25.0)):
         timeline.add(Span("thinker", "step", begin, end))
-    timeline.add(Span("decode", GATHER, 10.0, 20.0))  # waits for what others do
+    timeline.add(Span("decode", GATHER, 10.0, 20.0))  # waiting for other stages does not count
     assert covered(timeline) == pytest.approx(3.0 + 1.0 + 1.0)
