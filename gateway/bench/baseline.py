@@ -1,4 +1,4 @@
-"""The bench's side of `--baseline`: starts Hugging Face in a process of its own and asks it."""
+"""The bench's side of `--baseline`: starts Hugging Face in a process of its own and sends it requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateway.bench.scenarios import BenchPrompt, Scenario
 from omni_pipeline.errors import StartupError
 
 READY = b"ready"
-_TAIL = 2000  # characters of its last words
+_TAIL = 2000  # characters of the process's last output that an error shows
 
 
 class BaselineQuestion(Struct, frozen=True):
@@ -27,7 +27,7 @@ class BaselineQuestion(Struct, frozen=True):
 
 
 class BaselineAnswer(Struct):
-    """How long it took from the encoded media to the last sample, and how much came out."""
+    """How long an answer took, from the encoded media to the last sample, and how long the answer is."""
 
     seconds: float
     tokens: int
@@ -37,7 +37,8 @@ class BaselineAnswer(Struct):
 class Baseline:
     """Hugging Face on a checkpoint; a context manager, which starts and ends its process.
 
-    The process sleeps while the server answers, and this one while it works, so that neither slows the other.
+    The baseline's process sleeps while the server answers, and the bench sleeps while the baseline answers, so that
+    neither slows the other.
     """
 
     def __init__(self, model_path: str) -> None:
@@ -65,10 +66,10 @@ class Baseline:
         await self._process.wait()
 
     async def answer(self, scenario: Scenario, prompt: BenchPrompt) -> BaselineAnswer:
-        """Have one request answered.
+        """Let Hugging Face answer one request.
 
         Raises:
-            StartupError: The process has ended, with its last words.
+            StartupError: if the process has ended. The message shows its last output.
         """
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(BaselineQuestion(scenario, prompt)) + b"\n")
@@ -81,7 +82,7 @@ class Baseline:
             code = await self._process.wait()
             self._words.seek(0)
             tail = self._words.read().decode(errors="replace")[-_TAIL:]
-            raise StartupError(f"The Hugging Face baseline ended with {code}:\n{tail}")
+            raise StartupError(f"The Hugging Face baseline ended with exit status {code}:\n{tail}")
         return line
 
     def _terminate(self) -> None:

@@ -19,8 +19,8 @@ class Client:
     """Connections to one server; a context manager, which closes them.
 
     Args:
-        url: Of the server, with or without ``/v1``.
-        api_key: Sent as bearer token.
+        url: Address of the server, with or without ``/v1``.
+        api_key: API key, sent as bearer token.
         timeout: Seconds for one request, from connecting to the end of its answer.
     """
 
@@ -48,7 +48,7 @@ class Client:
         """Name of the first model that the server lists.
 
         Raises:
-            StartupError: There is no such server, or it lists none.
+            StartupError: if no server answers, or if it lists no model.
         """
         try:
             async with self._session.get(f"{self._base}/v1/models") as response:
@@ -62,7 +62,7 @@ class Client:
             raise StartupError(f"{self._base}/v1/models lists no model: name it with --model.") from error
 
     async def ask(self, body: bytes) -> RequestTimes:
-        """Send `body`, a JSON request with ``stream`` set, and follow its answer. Failures are told in the result."""
+        """Send `body`, a JSON request with ``stream`` set, and follow its answer. Failures are in the result."""
         timeline = RequestTimes()
         began = time.perf_counter()
         try:
@@ -84,9 +84,9 @@ class Client:
 
 
 async def _follow(response: aiohttp.ClientResponse, timeline: RequestTimes, began: float) -> None:
-    """Note down the events until ``[DONE]``. What arrives in one read has one time.
+    """Record the events until ``[DONE]``. All events that arrive in one read get the same time.
 
-    The rest, which is nothing, is read too, so that the connection can be used again.
+    The empty rest of the stream is read too, so that the connection can be used again.
     """
     splitter = EventSplitter()
     async for received in response.content.iter_any():

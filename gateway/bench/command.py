@@ -15,7 +15,7 @@ from gateway.bench.media import COMMITTED
 from gateway.bench.scenarios import Input, MediaAs, Output, Scenario
 from omni_pipeline.errors import StartupError
 
-_SERVER, _ASKED, _LOAD, _RESULT, _BASE = "Server", "What is asked", "How much", "Results", "Baseline"
+_SERVER, _ASKED, _LOAD, _RESULT, _BASE = "Server", "Requests", "Load", "Results", "Baseline"
 _FRAMES = 60
 
 
@@ -28,84 +28,87 @@ class AudioFormat(StrEnum):
 
 def bench(
     url: Annotated[
-        str, typer.Option(help="Of the server.", metavar="URL", rich_help_panel=_SERVER)
+        str, typer.Option(help="Address of the server.", metavar="URL", rich_help_panel=_SERVER)
     ] = "http://127.0.0.1:8008",
     model: Annotated[
         str | None,
-        typer.Option(help="Name in the requests.", metavar="NAME", rich_help_panel=_SERVER,
+        typer.Option(help="Model name in the requests.", metavar="NAME", rich_help_panel=_SERVER,
                      show_default="the first that the server lists"),
     ] = None,
     api_key: Annotated[
         str | None,
-        typer.Option(help="Sent as bearer token.", metavar="KEY", envvar="SGL_OMNI_API_KEY", rich_help_panel=_SERVER,
-                     show_default=False),
+        typer.Option(help="API key, sent as bearer token.", metavar="KEY", envvar="SGL_OMNI_API_KEY",
+                     rich_help_panel=_SERVER, show_default=False),
     ] = None,
     timeout: Annotated[
-        float, typer.Option(help="Seconds for one request.", min=0.1, rich_help_panel=_SERVER)
+        float, typer.Option(help="Longest time for one request, in seconds.", min=0.1, rich_help_panel=_SERVER)
     ] = 600.0,
     input_: Annotated[
-        Input, typer.Option("--input", help="What a request carries besides words; mixed is one of each.",
+        Input, typer.Option("--input", help="Media in each request besides the text; mixed is one of each kind.",
                             rich_help_panel=_ASKED),
     ] = Input.TEXT,
-    output: Annotated[Output, typer.Option(help="What is asked for.", rich_help_panel=_ASKED)] = Output.TEXT,
+    output: Annotated[Output, typer.Option(help="What to ask for.", rich_help_panel=_ASKED)] = Output.TEXT,
     prompt_words: Annotated[int, typer.Option(help="Words of each prompt.", min=1, rich_help_panel=_ASKED)] = 64,
     tokens: Annotated[
-        int, typer.Option(help="Text tokens of each answer: exactly so many, with ignore_eos.", min=1,
+        int, typer.Option(help="Text tokens of each answer: the exact number (by ignore_eos).", min=1,
                           rich_help_panel=_ASKED),
     ] = 64,
     audio_frames: Annotated[
         int | None,
-        typer.Option(help="Codec frames of speech, 80 ms each: exactly so many.", min=1, rich_help_panel=_ASKED,
+        typer.Option(help="Codec frames of speech, 80 ms each: the exact number.", min=1, rich_help_panel=_ASKED,
                      show_default=f"{_FRAMES}; with --natural the server's limit"),
     ] = None,
     natural: Annotated[
-        bool, typer.Option("--natural", help="Let answers end by themselves; lengths are then limits.",
+        bool, typer.Option("--natural", help="Let answers end by themselves; the lengths are then limits.",
                            rich_help_panel=_ASKED),
     ] = False,
     voice: Annotated[
         str | None,
-        typer.Option(help="Who speaks.", metavar="NAME", rich_help_panel=_ASKED, show_default="the server's default"),
+        typer.Option(help="Voice of the speech.", metavar="NAME", rich_help_panel=_ASKED,
+                     show_default="the server's default"),
     ] = None,
     audio_format: Annotated[
-        AudioFormat, typer.Option(help="Of streamed speech.", rich_help_panel=_ASKED)
+        AudioFormat, typer.Option(help="Format of the streamed speech.", rich_help_panel=_ASKED)
     ] = AudioFormat.WAV,
     media_dir: Annotated[
-        Path, typer.Option(help="Where pictures, sounds and clips are taken from.", metavar="DIR",
-                           rich_help_panel=_ASKED, show_default="tests/data here, as in a checkout"),
+        Path, typer.Option(help="Directory of the pictures, sounds and clips to send.", metavar="DIR",
+                           rich_help_panel=_ASKED, show_default="tests/data, if run in a checkout"),
     ] = COMMITTED,
     media_as: Annotated[
-        MediaAs, typer.Option(help="Content parts, or top-level images, audios, videos.", rich_help_panel=_ASKED)
+        MediaAs, typer.Option(help="Send media as content parts, or in the top-level lists images, audios and videos.",
+                              rich_help_panel=_ASKED)
     ] = MediaAs.PARTS,
     same_media: Annotated[
-        bool, typer.Option("--same-media", help="Send the same media each time, so that caches may answer.",
+        bool, typer.Option("--same-media", help="Send the same media each time, to measure the server's caches.",
                            rich_help_panel=_ASKED),
     ] = False,
     concurrency: Annotated[
         list[int] | None,
-        typer.Option(help="Requests in flight: the next is sent when one is answered. Repeatable.", min=1,
+        typer.Option(help="Requests in flight: the next is sent when one has been answered. Repeatable.", min=1,
                      rich_help_panel=_LOAD, show_default="1"),
     ] = None,
     rate: Annotated[
         list[float] | None,
-        typer.Option(help="Requests a second, at random (Poisson) times. Repeatable.", min=0.001,
+        typer.Option(help="Requests per second, sent at random (Poisson) times. Repeatable.", min=0.001,
                      rich_help_panel=_LOAD, show_default=False),
     ] = None,
     requests: Annotated[
-        int, typer.Option(help="Measured at each load.", min=1, rich_help_panel=_LOAD)
+        int, typer.Option(help="Requests to measure at each load.", min=1, rich_help_panel=_LOAD)
     ] = 32,
     warmup: Annotated[
-        int, typer.Option(help="Sent before them at each load and not counted.", min=0, rich_help_panel=_LOAD)
+        int, typer.Option(help="Warm-up requests at each load, sent first and not counted.", min=0,
+                          rich_help_panel=_LOAD)
     ] = 2,
-    seed: Annotated[int, typer.Option(help="Of prompts and arrival times.", rich_help_panel=_LOAD)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts and the arrival times.", rich_help_panel=_LOAD)] = 0,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", help="Write all figures here.", metavar="FILE", dir_okay=False, rich_help_panel=_RESULT,
-                     show_default=False),
+        typer.Option("--json", help="Write all results to this JSON file.", metavar="FILE", dir_okay=False,
+                     rich_help_panel=_RESULT, show_default=False),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Draw them here, as SVG.", metavar="FILE.svg", dir_okay=False, rich_help_panel=_RESULT,
-                     show_default=False),
+        typer.Option(help="Draw the results in this SVG file.", metavar="FILE.svg", dir_okay=False,
+                     rich_help_panel=_RESULT, show_default=False),
     ] = None,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Answer the same requests with Hugging Face too, in turns with the "
@@ -116,19 +119,21 @@ def bench(
         typer.Option(help="Checkpoint of the baseline.", metavar="DIR|NAME", rich_help_panel=_BASE, show_default=False),
     ] = None,
 ) -> None:  # fmt: skip
-    """Measure a server of this API, this one or a peer's: latencies, steadiness of speech, throughput."""
-    # Imported here, so that the other commands do not load what decodes media.
+    """Measure a server of this API, this one or another: latencies, continuity of speech, throughput."""
+    # Imported here, so that the other commands do not load the decoders of media.
     from gateway.bench.display import ProgressBar, show
     from gateway.bench.plot import draw
     from gateway.bench.report import Load
     from gateway.bench.run import BenchPlan, run
 
     if baseline != (model_path is not None):
-        raise typer.BadParameter("--baseline and --model-path go together.")
+        raise typer.BadParameter("--baseline and --model-path need each other: give both.")
     if baseline and rate:
-        raise typer.BadParameter("--baseline compares answers in turns, which --rate has no room for.")
+        raise typer.BadParameter(
+            "--baseline does not work with --rate, because it compares answers in turns; use --concurrency."
+        )
     if plot is not None and plot.suffix != ".svg":
-        raise typer.BadParameter(f"--plot draws SVG: call it {plot.with_suffix('.svg')}.")
+        raise typer.BadParameter(f"--plot writes SVG: name the file {plot.with_suffix('.svg')}.")
     for file in filter(None, (json_file, plot)):
         if not file.parent.is_dir():
             raise typer.BadParameter(f"There is no directory {file.parent} to write {file.name} to.")

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar while it lasts, tables when it is done."""
+"""Shows a run in the terminal: a progress bar while it lasts, tables when it is done."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.bench.percentiles import Percentiles
 from gateway.bench.report import BenchReport, LevelReport
 
 _MILLI = 1000.0
-# Title, field of `LevelReport`, factor and format: everything that has percentiles.
+# Everything that has percentiles: title, field of `LevelReport`, factor and format.
 _ROWS = (
     ("first text (TTFT), ms", "ttft", _MILLI, ".1f"),
     ("first audio (TTFA), ms", "ttfa", _MILLI, ".1f"),
@@ -88,7 +88,7 @@ def _notes(level: LevelReport) -> list[str]:
         together += f" · {level.audio_seconds_per_second:.2f} s of audio/s · {level.continuous:.0%} played continuously"
     notes = [together]
     if level.wrong_length:
-        notes.append(f"[yellow]{level.wrong_length} answers have not the length that was asked for[/]")
+        notes.append(f"[yellow]{level.wrong_length} answers differ from the requested length[/]")
     for code, error in level.errors.items():
         why = f" ({escape(error.explanation)})" if error.explanation else ""
         notes.append(f"[red]{error.count} × {escape(code)}[/]: {escape(error.message)}{why}")
@@ -108,9 +108,11 @@ def _against_reference(level: LevelReport) -> list[str]:
         ratios.append(f"{against.first_audio_ratio:.1f}× to the first audio")
     alone = _MILLI * against.reference_seconds.p50
     notes = [
-        f"speed over Hugging Face, one at a time: {', '.join(ratios)} "
-        f"(median of {against.rounds} rounds; it takes {alone:.1f} ms for one)"
+        f"speed against Hugging Face, which answers one at a time: {', '.join(ratios)} "
+        f"(median of {against.rounds} rounds; Hugging Face takes {alone:.1f} ms for one answer)"
     ]
     if against.reference_wrong_length:
-        notes.append(f"[yellow]{against.reference_wrong_length} of its answers have not the length asked for[/]")
+        notes.append(
+            f"[yellow]{against.reference_wrong_length} answers of Hugging Face differ from the requested length[/]"
+        )
     return notes

@@ -1,4 +1,4 @@
-"""Reads the stream of a chat completion, in this server's form and in its peers'."""
+"""Reads the stream of a chat completion, in the form of this server and of similar servers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DONE = "[DONE]"
 
 
 class EventSplitter:
-    """Cuts a byte stream into the data of its server-sent events, wherever the network cut it."""
+    """Splits a byte stream into the data of its server-sent events, wherever the network split it."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -44,8 +44,8 @@ class Event(Struct, frozen=True):
     Attributes:
         text: New text, or empty.
         audio_seconds: Length of new sound, or 0.
-        tokens: Text tokens of the whole answer, when `usage` is told.
-        finish_reason: When told.
+        tokens: Text tokens of the whole answer, if the event has `usage`.
+        finish_reason: The finish reason, if the event has one.
         failure: An error in place of the rest of the answer.
     """
 
@@ -104,11 +104,11 @@ _decoder = msgspec.json.Decoder(_ReceivedChunk)
 
 
 def read_event(data: str) -> Event:
-    """What the data of one event means, ``[DONE]`` excluded.
+    """Read the data of one event other than ``[DONE]``.
 
     Sound is base64 in ``delta.audio.data`` (this server, OpenAI, SGLang-Omni), or in ``delta.content`` of a chunk whose
-    top-level ``modality`` is ``audio`` (vLLM-Omni). It is a WAV file of its own in each chunk, or 16-bit samples at the
-    rate in ``audio_metadata``, 24 kHz where there is none.
+    top-level ``modality`` is ``audio`` (vLLM-Omni). The sound of each chunk is a WAV file of its own, or 16-bit samples
+    at the rate in ``audio_metadata`` (24 kHz if the chunk has none).
 
     Raises:
         StreamError: ``invalid_stream`` or ``invalid_audio``.
@@ -133,7 +133,7 @@ def read_event(data: str) -> Event:
 
 
 def failure_of(body: Any, status: int) -> Failure:
-    """The error in a response body: OpenAI's form, FastAPI's ``detail``, or whatever there is."""
+    """The error in a response body: OpenAI's form, FastAPI's ``detail``, or else the whole body."""
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):
         return Failure(f"http_{status}", str(error), status)
@@ -145,7 +145,7 @@ def failure_of(body: Any, status: int) -> Failure:
 
 
 def _text_tokens(usage: _ReceivedUsage) -> int:
-    """OpenAI counts the tokens of speech into the completion's, and tells how many they are."""
+    """The completion tokens without those of speech, which OpenAI counts in and lists in the details."""
     details = usage.completion_tokens_details
     return usage.completion_tokens - ((details and details.audio_tokens) or 0)
 

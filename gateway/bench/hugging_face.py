@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: as the server's workers
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # set before torch is imported; as in the server's workers
 
 import io
 import sys
@@ -30,12 +30,12 @@ from transformers.video_utils import VideoMetadata
 from gateway.bench.baseline import READY, BaselineAnswer, BaselineQuestion
 from gateway.bench.scenarios import Scenario
 
-_SAMPLE_RATE = 16_000  # of what the audio tower hears
+_SAMPLE_RATE = 16_000  # of the audio tower's input
 _NO_TOKEN = -1
 
 
 class Reference:
-    """A checkpoint in Hugging Face's classes: in float32 on the CPU, as stored on a GPU if there is one."""
+    """A checkpoint in Hugging Face's classes: as stored, on a GPU if there is one; else in float32 on the CPU."""
 
     def __init__(self, checkpoint: str) -> None:
         cuda = torch.cuda.is_available()
@@ -46,12 +46,12 @@ class Reference:
             checkpoint, dtype="auto" if cuda else torch.float32, device_map=self._device if cuda else None
         ).eval()
         if self._model.has_talker:
-            # Read where a prompt has sound beside pictures, and missing from the talker's own configuration.
+            # The talker reads this for a prompt with both sound and pictures, but its own configuration lacks it.
             self._model.talker.config.audio_config = self._model.config.thinker_config.audio_config
 
     @torch.no_grad()
     def answer(self, question: BaselineQuestion) -> BaselineAnswer:
-        """Answer it, from the encoded media to the last sample."""
+        """Answer the question and time it, from the encoded media to the last sample."""
         began = time.perf_counter()
         inputs = self._inputs(question).to(self._device)
         result = self._model.generate(
@@ -67,7 +67,7 @@ class Reference:
         return answer
 
     def _lengths(self, scenario: Scenario) -> dict[str, Any]:
-        """Arguments for an answer of exactly the wanted length, or of up to that.
+        """Arguments for an answer of exactly the wanted length or, if `natural`, of at most that length.
 
         A natural answer has at least two tokens and one frame, because shorter ones make the reference fail.
         """
@@ -78,7 +78,7 @@ class Reference:
         if scenario.speech:
             lengths["talker_min_new_tokens"] = 2
             if scenario.audio_frames is not None:
-                lengths["talker_max_new_tokens"] = scenario.audio_frames + 1  # the last token becomes no frame
+                lengths["talker_max_new_tokens"] = scenario.audio_frames + 1  # the last token does not become a frame
                 lengths["talker_min_new_tokens"] = 2 if scenario.natural else scenario.audio_frames + 1
             if scenario.voice not in (None, "default"):
                 lengths["speaker"] = scenario.voice
@@ -98,7 +98,7 @@ class Reference:
                 "video_metadata": [metadata for _, metadata in clips],
                 "do_sample_frames": True,
                 "fps": 2.0,
-                "cap_pixels_per_frame": False,  # as the server
+                "cap_pixels_per_frame": False,  # as in the server
             }
         return self._processor(
             text=self._processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False),
@@ -128,7 +128,9 @@ def _clip(data: bytes) -> tuple[numpy.ndarray, VideoMetadata]:
 
 def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries may print; answers stay apart
+    os.dup2(
+        sys.stderr.fileno(), sys.stdout.fileno()
+    )  # libraries may print to stdout; answers must stay apart from that
     reference = Reference(sys.argv[1])
     answers.write(READY + b"\n")
     for line in sys.stdin.buffer:

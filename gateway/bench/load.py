@@ -1,4 +1,4 @@
-"""When requests go out: as soon as a stream is free (closed loop), or at random times in any case (open loop)."""
+"""When requests are sent: as soon as a stream is free (closed loop), or at random times regardless (open loop)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Ask: TypeAlias = Callable[[Item], Coroutine[Any, Any, None]]
 
 
 async def closed_loop(items: Iterable[Item], concurrency: int, ask: Ask[Item]) -> None:
-    """Ask `items` in order, `concurrency` at a time: the next goes out when an answer is complete."""
+    """Send `items` in order, `concurrency` at a time: the next is sent when an answer is complete."""
     waiting = iter(items)
 
     async def stream() -> None:
@@ -26,7 +26,7 @@ async def closed_loop(items: Iterable[Item], concurrency: int, ask: Ask[Item]) -
 
 
 async def open_loop(items: Sequence[Item], rate: float, seed: int, ask: Ask[Item]) -> None:
-    """Ask each of `items` at its time of a Poisson process, however many are still being answered."""
+    """Send each of `items` at its time in a Poisson process, however many are still being answered."""
     clock = asyncio.get_running_loop().time
     began = clock()
     async with asyncio.TaskGroup() as requests:
@@ -36,6 +36,6 @@ async def open_loop(items: Sequence[Item], rate: float, seed: int, ask: Ask[Item
 
 
 def poisson_times(count: int, rate: float, seed: int) -> list[float]:
-    """Seconds after the start at which `count` requests go out, `rate` a second on average; the first at 0."""
+    """Seconds after the start at which `count` requests are sent: `rate` per second on average, the first at 0."""
     rng = random.Random(f"arrivals {seed}")
     return [0.0, *itertools.accumulate(rng.expovariate(rate) for _ in range(count - 1))][:count]

@@ -1,4 +1,4 @@
-"""The files that requests carry."""
+"""The media files that requests carry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from omni_pipeline.errors import StartupError
 
 Kind: TypeAlias = Literal["image", "audio", "video"]
 
-# By suffix, the kind of a file and its media type.
+# The kind and the media type of a file, by suffix.
 SUFFIXES: dict[str, tuple[Kind, str]] = {
     ".jpg": ("image", "image/jpeg"),
     ".jpeg": ("image", "image/jpeg"),
@@ -20,7 +20,7 @@ SUFFIXES: dict[str, tuple[Kind, str]] = {
     ".flac": ("audio", "audio/flac"),
     ".mp4": ("video", "video/mp4"),
 }
-# Of a checkout that is the current directory: an installed package has no test media.
+# In a checkout, if that is the current directory. An installed package has no test media.
 COMMITTED = Path("tests/data")
 
 
@@ -36,7 +36,7 @@ def load_media(directory: Path, kind: Kind) -> list[Medium]:
     """All files of one kind in `directory`, by name.
 
     Raises:
-        StartupError: There is none.
+        StartupError: if there are no such files.
     """
     found = [
         Medium(kind, SUFFIXES[path.suffix][1], path.read_bytes())

@@ -32,7 +32,7 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def percentiles_of(values: Iterable[float]) -> Percentiles | None:
-    """The distribution of `values`; None if there are none."""
+    """The distribution of `values`; None if there are no values."""
     ordered = sorted(values)
     if not ordered:
         return None

@@ -1,4 +1,4 @@
-"""Draws a run as one SVG file: for each latency a panel, for each load a bar from p50 over p90 to p99."""
+"""Draws a run as one SVG file: a panel for each latency, in it a bar for each load that shows p50, p90 and p99."""
 
 from __future__ import annotations
 

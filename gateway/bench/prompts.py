@@ -1,4 +1,4 @@
-"""Makes the contents of requests: words at random and media, the same for the same seed."""
+"""Makes the contents of requests: random words and media, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _WORDS = (
 
 
 def make_prompts(scenario: Scenario, count: int, *, seed: int | str, directory: Path) -> list[BenchPrompt]:
-    """`count` prompts, the same for the same seed. They share no beginning, so that no prefix cache has a part in it.
+    """`count` prompts, the same for the same seed. No two prompts begin alike, so that no prefix cache can help.
 
     Raises:
-        StartupError: `directory` lacks media that the scenario needs.
+        StartupError: if `directory` lacks media that the scenario needs.
     """
     rng = random.Random(f"prompts {seed}")
     files = [load_media(directory, kind) for kind in KINDS[scenario.input]]

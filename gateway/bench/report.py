@@ -1,4 +1,4 @@
-"""The figures of a run: what they are, and how they follow from the timelines of its requests."""
+"""The results of a run: what they are, and how they follow from the timelines of its requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gateway.playback import Player
 
 
 class Load(Struct, frozen=True):
-    """How hard the server is pressed: requests in flight (closed loop), or requests a second (open loop)."""
+    """The load on the server: requests in flight (closed loop), or requests per second (open loop)."""
 
     concurrency: int | None = None
     rate: float | None = None
@@ -29,7 +29,7 @@ class Load(Struct, frozen=True):
 
 
 class ErrorCount(Struct):
-    """Requests that failed with one code: how many, the first one's message, and the flag behind it if one is."""
+    """Requests that failed with one code: their number, the first message, and the flag that caused it, if any."""
 
     count: int
     message: str
@@ -51,15 +51,15 @@ class Round(Struct, frozen=True):
 
 
 class Comparison(Struct):
-    """Server against reference, median over rounds that both were asked in turns. A ratio above 1 favours the server.
+    """Server against reference: medians over rounds that both answered in turns. A ratio above 1 favours the server.
 
     Attributes:
         rounds: Rounds that count: those in which every answer was complete.
-        reference_seconds: One request of the reference, alone.
-        total_ratio: Time until all requests of a round were answered.
-        first_text_ratio, first_audio_ratio: Median wait for the first text or sound of an answer. The reference gives
-            everything at its end, and answers the requests of a round in their order.
-        reference_wrong_length: Its answers that have not the length that was asked for.
+        reference_seconds: Time of the reference for one request.
+        total_ratio: Ratio of the times until all requests of a round were answered.
+        first_text_ratio, first_audio_ratio: Ratio of the median waits for the first text or sound of an answer. The
+            reference returns an answer only when it is complete, and answers the requests of a round in order.
+        reference_wrong_length: Number of the reference's answers that differ from the requested length.
     """
 
     rounds: int
@@ -71,22 +71,22 @@ class Comparison(Struct):
 
 
 class LevelReport(Struct, kw_only=True):
-    """One scenario at one load. Seconds, unless a name says otherwise; percentiles over complete answers.
+    """One scenario at one load. Times are in seconds; percentiles are over complete answers.
 
     Attributes:
-        requests, completed: How many were sent, and answered to the end.
-        errors: The others, by error code.
-        wrong_length: Complete answers that have not the length that was asked for.
+        requests, completed: Number of requests sent, and of those answered to the end.
+        errors: The failed requests, by error code.
+        wrong_length: Number of complete answers that differ from the requested length.
         seconds: How long requests were in progress.
-        ttft, ttfa: From sending a request to its first text, its first sound.
-        e2e: To the end of its answer.
-        inter_token: Between successive events with text.
-        inter_chunk: Between successive events with sound.
-        rtf: Until the last sound had arrived, for each second of sound (no unit).
+        ttft, ttfa: Time from sending a request to its first text, and to its first sound.
+        e2e: Time from sending a request to the end of its answer.
+        inter_token: Time between successive events with text.
+        inter_chunk: Time between successive events with sound.
+        rtf: Time until the last sound arrived, divided by the length of the sound (no unit).
         continuous: Share of spoken answers that a player plays without an audible silence.
         underruns: Length of each audible silence.
-        requests_per_second, tokens_per_second, audio_seconds_per_second: Of all streams together.
-        baseline: With ``--baseline``.
+        requests_per_second, tokens_per_second, audio_seconds_per_second: Throughput of all streams together.
+        baseline: The comparison, with ``--baseline``.
     """
 
     load: Load
@@ -122,7 +122,7 @@ class BenchReport(Struct, kw_only=True):
 
 
 def summarise(scenario: Scenario, load: Load, timelines: Sequence[RequestTimes], seconds: float) -> LevelReport:
-    """The figures of requests that were in progress for `seconds`."""
+    """The results of requests that were in progress for `seconds`."""
     done = [timeline for timeline in timelines if timeline.failure is None]
     spoken = [timeline for timeline in done if timeline.sounds]
     silences = [_underruns(timeline) for timeline in spoken]
@@ -148,7 +148,7 @@ def summarise(scenario: Scenario, load: Load, timelines: Sequence[RequestTimes],
 
 
 def right_length(scenario: Scenario, tokens: int | None, audio_seconds: float) -> bool:
-    """Whether an answer has the fixed length that was asked for, its sound to within a frame."""
+    """Whether an answer has the fixed length that was requested. Its sound may differ by one frame."""
     if scenario.natural:
         return True
     right_text = tokens is None or tokens == scenario.tokens
@@ -158,7 +158,7 @@ def right_length(scenario: Scenario, tokens: int | None, audio_seconds: float) -
 
 
 def compare(scenario: Scenario, rounds: Iterable[Round], sample_rate: int = 24_000) -> Comparison:
-    """What the rounds say about server and reference."""
+    """Compare server and reference over `rounds`."""
     rounds = [one for one in rounds if all(timeline.failure is None for timeline in one.timelines)]
     answers = [answer for one in rounds for answer in one.answers]
     return Comparison(

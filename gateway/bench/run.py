@@ -1,4 +1,4 @@
-"""One run of the bench: warm-up, the measured requests at each load, and the reference in turns with them."""
+"""One run of the bench: at each load, warm-up and measured requests; the reference answers in turns with the server."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from omni_pipeline.errors import StartupError
 
 
 class BenchPlan(Struct, frozen=True, kw_only=True):
-    """What to measure, and on whom.
+    """What to measure, and on which server.
 
     Attributes:
-        url, model, api_key: The server; no model takes the first that it lists.
-        loads: One after the other. With `baseline` all of them are closed loops.
-        requests: Measured at each load; with `baseline` rounded up to whole rounds of as many as there are streams.
-        warmup: Sent before them and not counted.
-        seed: Of prompts and arrival times.
-        timeout: Seconds for one request.
-        baseline: Checkpoint that Hugging Face answers the same requests with.
+        url, model, api_key: The server. If `model` is None, the first that it lists is used.
+        loads: Loads, measured one after the other. With `baseline` all of them must be closed loops.
+        requests: Requests to measure at each load. With `baseline`, rounded up to whole rounds of one per stream.
+        warmup: Requests sent before those and not counted.
+        seed: Seed of prompts and arrival times.
+        timeout: Longest time for one request, in seconds.
+        baseline: Checkpoint with which Hugging Face answers the same requests.
     """
 
     url: str
@@ -49,7 +49,7 @@ class BenchPlan(Struct, frozen=True, kw_only=True):
 
 
 class BenchProgress(Protocol):
-    """Is told how far the run is."""
+    """Receives the progress of a run."""
 
     def begin(self, what: str, total: int) -> None: ...
 
@@ -60,8 +60,8 @@ async def run(plan: BenchPlan, progress: BenchProgress) -> BenchReport:
     """Measure everything in `plan`.
 
     Raises:
-        StartupError: No server answers, it refuses every request of a warm-up, media are missing, or the baseline
-            cannot run.
+        StartupError: if no server answers, if it refuses every request of a warm-up, if media are missing, or if the
+            baseline cannot run.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     async with AsyncExitStack() as stack:
@@ -96,7 +96,7 @@ class _Bench:
         self._progress = progress
 
     async def level(self, load: Load) -> LevelReport:
-        """Everything at one load."""
+        """Measure everything at one load."""
         await self._warm_up(load)
         if self._baseline is None:
             prompts = self._prompts(load, self._plan.requests, "measured")
@@ -138,12 +138,12 @@ class _Bench:
             failure = failures[0]
             reason = explanation(failure.param, failure.message)
             raise StartupError(
-                f"The server answers none of the warm-up requests. {failure.code}: {failure.message}"
+                f"The server answered none of the warm-up requests. {failure.code}: {failure.message}"
                 + (f" ({reason}.)" if reason else "")
             )
 
     def _prompts(self, load: Load, count: int, purpose: str) -> list[BenchPrompt]:
-        """Other prompts for each load and purpose, so that none has been answered before."""
+        """Prompts that differ for each load and purpose, so that the server has not answered any of them before."""
         plan = self._plan
         return make_prompts(plan.scenario, count, seed=f"{plan.seed} {purpose} {load}", directory=plan.media_dir)
 

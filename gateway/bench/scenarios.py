@@ -1,4 +1,4 @@
-"""What is asked of a server, and the body in which it is sent."""
+"""The requests of the bench, and their bodies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FRAME_SECONDS = 0.08  # of sound in one codec frame
 
 
 class Input(StrEnum):
-    """What a request carries besides its words."""
+    """The media in a request, besides its text."""
 
     TEXT = "text"
     IMAGE = "image"
@@ -27,20 +27,20 @@ class Input(StrEnum):
 
 
 class Output(StrEnum):
-    """What is asked for."""
+    """What a request asks for."""
 
     TEXT = "text"
     SPEECH = "speech"
 
 
 class MediaAs(StrEnum):
-    """Where media stand in the body."""
+    """Where media are in the body."""
 
     PARTS = "parts"
     LISTS = "lists"
 
 
-# Media of each request.
+# Kinds of the media in each request.
 KINDS: dict[Input, tuple[Kind, ...]] = {
     Input.TEXT: (),
     Input.IMAGE: ("image",),
@@ -59,9 +59,9 @@ class Scenario(Struct, frozen=True, kw_only=True):
         tokens: Text tokens of the answer: exactly, or with `natural` at most.
         audio_frames: Codec frames of 80 ms of speech: exactly, or with `natural` at most; None leaves it to the server
             and is only possible with `natural`.
-        natural: Let the model end when it wants to.
-        same_media: Send the files as they are each time, so that caches of the server may answer.
-        voice, audio_format: As the `audio` field; no voice is the server's default.
+        natural: Let the model decide when an answer ends.
+        same_media: Send the files as they are each time, to measure the server's caches.
+        voice, audio_format: As in the `audio` field. None is the server's default voice.
         media_as: Content parts of the message, or the top-level lists `images`, `audios`, `videos`.
     """
 
@@ -82,14 +82,14 @@ class Scenario(Struct, frozen=True, kw_only=True):
 
 
 class BenchPrompt(Struct, frozen=True):
-    """The content of one request, whoever is asked."""
+    """The content of one request, for the server and the baseline alike."""
 
     text: str
     media: list[Medium] = []
 
 
 def body(scenario: Scenario, prompt: BenchPrompt, model: str) -> bytes:
-    """The JSON of a streamed chat completion that asks for what `scenario` says."""
+    """The JSON body of a request for a streamed chat completion, as `scenario` describes it."""
     fields: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": _content(scenario, prompt)}],
@@ -108,7 +108,7 @@ def body(scenario: Scenario, prompt: BenchPrompt, model: str) -> bytes:
         if scenario.voice is not None:
             fields["audio"]["voice"] = scenario.voice
         if scenario.audio_frames is not None:
-            fields["talker_max_new_tokens"] = scenario.audio_frames + 1  # the token at the limit becomes no frame
+            fields["talker_max_new_tokens"] = scenario.audio_frames + 1  # the token at the limit is not a frame
     return json.dumps(fields).encode()
 
 
@@ -143,6 +143,6 @@ _FLAGS = {
 
 
 def explanation(param: str | None, message: str) -> str | None:
-    """Which flag is behind a refusal that names a field of the body, in `param` or else, quoted, in its message."""
+    """The flag that sends the field that a refusal names: in `param`, or else in quotes in its message."""
     named = re.findall(r"\w+", param or "") or re.findall(r"""['"`](\w+)['"`]""", message)
     return next((f"`{field}` {_FLAGS[field]}" for field in named if field in _FLAGS), None)

@@ -1,4 +1,4 @@
-"""What one measured request was: when each piece of its answer arrived, and how it ended."""
+"""The record of one measured request: when each piece of its answer arrived, and how it ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class Failure(Struct, frozen=True):
     """Why a request has no complete answer.
 
     Attributes:
-        code: The server's error code, ``http_STATUS`` where it gave none, or one of the client's own:
+        code: The server's error code, ``http_STATUS`` if it gave no code, or one of the client's own codes:
             ``connection_failed``, ``timeout``, ``stream_cut``, ``invalid_stream``, ``invalid_audio``.
         message: One sentence.
         status: HTTP status; None if there was no response, 200 if the stream had begun.
@@ -37,7 +37,7 @@ class RequestTimes(Struct, kw_only=True):
         sounds: Each event that carried sound.
         ended: When the answer was complete, or failed.
         tokens: Text tokens by the server's own `usage`; None if it sent none.
-        finish_reason: As the server said.
+        finish_reason: As the server sent it.
         failure: None for a complete answer.
     """
 
@@ -67,5 +67,5 @@ class RequestTimes(Struct, kw_only=True):
 
     @property
     def text_tokens(self) -> int:
-        """Tokens by `usage`, and where there is none the number of events with text."""
+        """Text tokens from `usage`; without `usage`, the number of events with text."""
         return len(self.texts) if self.tokens is None else self.tokens

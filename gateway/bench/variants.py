@@ -1,4 +1,4 @@
-"""Makes media that no cache has seen out of those there are."""
+"""Makes variants of media, which no cache has seen."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from PIL import Image
 
 from gateway.bench.media import Medium
 
-_PATCH = 32  # pixels; what a variant is marked with
+_PATCH = 32  # pixels; the side of the square that marks a variant
 _NOISE = 1e-3  # of full scale
 
 
 def variant(medium: Medium, rng: random.Random) -> Medium:
-    """The same picture or clip with a small patch of noise in the corner, the same sound with faint noise over it.
+    """The same picture or clip with a small patch of noise in the corner, or the same sound with faint noise over it.
 
-    A server recognises a medium by its content, so a variant has to be decoded, encoded and prefilled like the first.
-    A clip loses its sound track, which is not heard unless it is asked for.
+    A server recognises a media item by its content, so it has to decode, encode and prefill a variant like a new item.
+    A clip loses its sound track, which the server does not use unless asked to.
     """
     noise = numpy.random.default_rng(rng.getrandbits(64))
     make = {"image": _picture, "audio": _sound, "video": _clip}[medium.kind]
@@ -30,7 +30,7 @@ def variant(medium: Medium, rng: random.Random) -> Medium:
 
 
 def _patched(pixels: numpy.ndarray, patch: numpy.ndarray) -> numpy.ndarray:
-    """`pixels`, uint8 [height, width, 3], with as much of `patch` in the corner as there is room for."""
+    """`pixels`, uint8 [height, width, 3], with as much of `patch` in the corner as fits there."""
     pixels = pixels.copy()
     corner = pixels[: len(patch), : len(patch)]
     corner[:] = patch[: corner.shape[0], : corner.shape[1]]

@@ -1,4 +1,4 @@
-"""A server that answers chat completions as a test has written down, in this server's form or in a peer's."""
+"""A server that answers chat completions from a script, in the form of this server or of a similar one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import soundfile
 from aiohttp import web
 from msgspec import Struct
 
-# Steps of an answer: a pause in seconds, an event's JSON, or raw bytes. Then the connection ends.
+# Steps of an answer: a pause in seconds, an event's JSON, or raw bytes. The connection ends after the last.
 Step: TypeAlias = float | dict[str, Any] | bytes
 
 
@@ -63,11 +63,11 @@ class ScriptedServer:
     """Runs `script` for each request.
 
     Attributes:
-        url: Where.
-        bodies: Of the requests, in their order.
-        headers: Theirs.
-        peers: Addresses of the connections they came by.
-        most: Requests in progress at the same time.
+        url: Address of the server.
+        bodies: Bodies of the requests, in order.
+        headers: Headers of the requests, in order.
+        peers: Client addresses of the connections that were used.
+        most: Largest number of requests in progress at the same time.
     """
 
     def __init__(self, script: Script) -> None:
@@ -110,12 +110,12 @@ class ScriptedServer:
 
 @asynccontextmanager
 async def scripted(script: Script | Sequence[Step] | Refusal) -> AsyncIterator[ScriptedServer]:
-    """A server that gives `script`, or what it makes of each request's body."""
+    """A server that answers with `script`, or with the script that it returns for a request's body."""
     server = ScriptedServer(script if callable(script) else lambda _: script)
     app = web.Application(client_max_size=2**26)
     app.router.add_get("/v1/models", server.models)
     app.router.add_post("/v1/chat/completions", server.chat)
-    runner = web.AppRunner(app, handler_cancellation=True)  # an answer that nobody waits for ends
+    runner = web.AppRunner(app, handler_cancellation=True)  # ends an answer whose client has left
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -1,4 +1,4 @@
-"""One request and its timeline."""
+"""The bench's client: one request and its timeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sgl-omni bench` as its user meets it."""
+"""`sgl-omni bench` as its user sees it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 async def bench_scripted(*arguments: str) -> tuple[int | None, str, str]:
-    """The same, for a server that runs in this event loop: exit status, output, errors."""
+    """Run the bench against a server in this event loop. Returns exit status, output and errors."""
     process = await asyncio.create_subprocess_exec(
         *BENCH, *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -83,7 +83,7 @@ def test_real_server_is_compared_with_hugging_face(server: Server, nano: Path, t
     assert level["baseline"]["total_ratio"] > 0
     assert (
         level["baseline"]["first_text_ratio"] > level["baseline"]["total_ratio"]
-    )  # it streams, the reference does not
+    )  # the server streams, the reference does not
     assert "Hugging Face" in result.stdout
 
 
@@ -120,7 +120,7 @@ async def test_run_without_an_answer_fails_after_its_report() -> None:
 def test_baseline_that_cannot_run_says_why(server: Server, tmp_path: Path) -> None:
     result = bench("--url", server.url, "--baseline", "--model-path", str(tmp_path))
     assert result.returncode == 1
-    assert "The Hugging Face baseline ended with 1:" in result.stderr
+    assert "The Hugging Face baseline ended with exit status 1:" in result.stderr
 
 
 @pytest.mark.parametrize(

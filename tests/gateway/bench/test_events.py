@@ -1,4 +1,4 @@
-"""The streams of this server, of OpenAI and of two peers."""
+"""Reading the streams of this server, of OpenAI and of two similar servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Closed and open loop."""
+"""The closed and the open loop of the bench."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gateway.bench.load import closed_loop, open_loop, poisson_times
 
 
 class Requests:
-    """Answers when told to, and counts.
+    """Answers when a test lets it, and counts requests.
 
     Attributes:
-        sent: In the order they went out.
-        most: In flight at the same time.
+        sent: Items in the order in which they were sent.
+        most: Largest number of requests in flight at the same time.
     """
 
     def __init__(self) -> None:

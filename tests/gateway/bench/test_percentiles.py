@@ -1,4 +1,4 @@
-"""Percentiles."""
+"""Percentiles of measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures that follow from timelines."""
+"""The results that follow from the timelines of requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is sent."""
+"""The bodies that the bench sends."""
 
 from __future__ import annotations
 
