@@ -106,7 +106,59 @@ class ChatCompletions:
         self.audio_threads = ThreadPoolExecutor(AUDIO_THREADS, thread_name_prefix="audio")
 
     async def post(self, request: web.Request) -> web.StreamResponse:
-        """Answer one request. It is cancelled when the client leaves, and then tells every stage."""
+        """Answer one request.
+
+        The journey of a request, with the module that does each step (in `gateway`, unless the name begins elsewhere):
+
+        1. `http.connections` reads the head of the request. `http.middleware` gives the request an id and checks the
+           API key. `serving.app` routes the request to this method.
+        2. `traces.traces` begins a timeline, and `answers.progress` begins to measure.
+        3. `admission` lets the request in, or makes it wait for its turn. The deadline of the request is
+           `limits.request_seconds` after it came.
+        4. `_body` reads the body, within `limits.receive_seconds`. `admission` counts the bytes of body and media.
+        5. `api.validation` checks the body. `api.conversion` turns it into a `ChatRequest`, with the help of
+           `api.sampling`, `api.lengths` and `api.voices`.
+        6. `media.loading` takes the media from the body, or has `media.remote` or `media.local_files` fetch them.
+        7. `stages.routes` names the stages that the request needs. `admission` counts the request in each of them.
+        8. `answers.collector` waits while any of these stages is being restarted. Then it hands the request to
+           `omni_pipeline.supervision.pipeline`, which sends it to the entry stage.
+        9. The stages compute the answer. `answers.collector` receives their messages, checks that none is missing, and
+           keeps them until this method takes them. With the first of them, `admission` stops counting the bytes.
+        10. The messages become the response. A whole answer: `_whole` joins them, and `api.responses` makes one JSON
+            body. A streamed answer: `answers.events` turns them into chunks of `api.responses`, and `http.sse` frames
+            these. `answers.audio_formats` encodes the speech of both, in threads.
+        11. However the request ends, the steps are undone in reverse. `answers.collector` closes the answer; if it was
+            not complete, every worker is told to forget it. `admission` lets the next request in. `answers.progress`
+            counts the outcome. `traces.traces` ends the timeline. `http.middleware` turns an error into a response and
+            writes the log line.
+
+        The ways in which it can end, with the outcome in metrics and log:
+
+        - Answered whole (``ok``): 200 with one JSON body.
+        - Streamed (``ok``): 200 with events, of which the last is ``[DONE]``.
+        - Refused (``refused``): 4xx. Steps 3 to 7 refuse what is wrong, too large, forbidden or too much for now (429).
+          A stage refuses, for example, a damaged picture or a prompt that is too long. A request that step 1 refuses
+          (its connection, key or path) has no outcome, because it does not come here.
+        - Timed out while it waits for its turn (``refused``): 429 at the deadline.
+        - Timed out while body or media arrive (``refused``): 408 if the body takes longer than
+          `limits.receive_seconds`, or at the deadline; 400 if a download takes longer than `media.fetch_seconds`.
+        - Timed out while a stage is restarted (``failed``): 503 after `limits.restart_seconds`, or at once if it is
+          known to take longer.
+        - Timed out before the answer was complete and read (``failed``): 504 at the deadline, by `answers.collector`.
+        - Client left (``cancelled``): aiohttp cancels this method, or a write raises ConnectionError. There is no
+          response. Step 11 tells every worker to forget the request.
+        - Client reads too slowly (``failed``): 503 when more than `limits.reader_bytes` of the answer wait.
+        - Worker lost (``failed``): 503 from `answers.collector`, at once, if the request still needs a stage of that
+          worker. All other requests go on.
+        - Server stopping (``failed``): 503 for a request that comes or waits for its turn, and for one in the pipeline
+          that does not end within `server.drain_seconds`.
+        - Bug (``failed``): 500, also for an unexpected error in a stage and for a missing message. If the engine of a
+          language model fails a request: 503.
+
+        An error is a response with its own status until the headers of a stream are sent: with the first message, or
+        after `limits.keep_alive_seconds` without one. From then on the status is 200, and the error is the last event,
+        without ``[DONE]``. A client that does not read that event within `ERROR_SECONDS` is cut off.
+        """
         deadline = asyncio.get_running_loop().time() + self._limits.request_seconds
         with self._watched(request) as progress:
             async with self._admission.admit(request[CLIENT], deadline) as place:
