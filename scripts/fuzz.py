@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 from fuzzing import media
 from fuzzing.api import BATCH, ApiFuzzer
-from fuzzing.findings import Report
+from fuzzing.findings import FuzzReport
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, help="file for the report as JSON")
     options = parser.parse_args(arguments)
 
-    report = Report(options.part, options.seed, options.first)
+    report = FuzzReport(options.part, options.seed, options.first)
     before = restarts(options.url)
     began = time.monotonic()
     if options.part == "media":
@@ -72,7 +72,7 @@ def restarts(url: str) -> dict[str, float]:
     }
 
 
-def shown(report: Report) -> str:
+def shown(report: FuzzReport) -> str:
     """The report for reading."""
     lines = [f"{report.cases} cases of part {report.part}, seed {report.seed}, in {report.seconds:.0f} s"]
     lines += [f"  {count:6} {outcome}" for outcome, count in sorted(report.outcomes.items())]

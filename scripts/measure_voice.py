@@ -105,7 +105,7 @@ def measure_talker(model_path: str, batches: list[int], repeats: int) -> None:
         speaker = next(iter(config.speaker_id)).lower()
         for batch in batches:
             greedy, sampled = (
-                milliseconds(Voices(talker, batch, SpeechOptions(speaker, way, way)).step, repeats) / batch
+                milliseconds(EndlessUtterances(talker, batch, SpeechOptions(speaker, way, way)).step, repeats) / batch
                 for way in (GREEDY_TALKER, SAMPLED_TALKER)
             )
             products = milliseconds(talker_products(config.text_config, batch), repeats) / batch
@@ -114,7 +114,7 @@ def measure_talker(model_path: str, batches: list[int], repeats: int) -> None:
     print()
 
 
-class Voices:
+class EndlessUtterances:
     """Some voices without end."""
 
     def __init__(self, talker: Talker, count: int, speech: SpeechOptions) -> None:

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Struct
 from trials.client import send
 from trials.conduct import Findings, run
-from trials.conversations import Conversation, conversations
+from trials.conversations import TrialConversation, conversations
 from trials.disconnects import MOMENTS, leave_at
 from trials.report import memory_table
 from trials.service import Service
@@ -105,7 +105,7 @@ class Trial:
         self,
         service: Service,
         session: aiohttp.ClientSession,
-        wanted: list[Conversation],
+        wanted: list[TrialConversation],
         right: dict[str, str],
         arguments: argparse.Namespace,
     ) -> None:
@@ -216,7 +216,7 @@ class Trial:
         taken = sorted(each.ended - each.sent for each in book.outcomes if each.end == "answered")
         return Phase(name, rate, book.counts(), len(book.wrong), _quantile(taken, 0.5), _quantile(taken, 0.95), peak)
 
-    async def _send(self, book: Book, conversation: Conversation) -> None:
+    async def _send(self, book: Book, conversation: TrialConversation) -> None:
         book.outcomes.append(await send(self._session, self._service.url, conversation))
 
 

@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from fuzzing.findings import DELIBERATE, Finding, Report
+from fuzzing.findings import DELIBERATE, Finding, FuzzReport
 from fuzzing.seeds import seeds
 
 # Requests of one search; each search begins from another seed.
@@ -46,7 +46,7 @@ class ApiFuzzer:
         report: Where the outcomes go.
     """
 
-    def __init__(self, url: str, report: Report) -> None:
+    def __init__(self, url: str, report: FuzzReport) -> None:
         load_all_checks()
         self._url = url
         self._report = report

@@ -25,7 +25,7 @@ class Finding(Struct):
     problem: str
 
 
-class Report(Struct):
+class FuzzReport(Struct):
     """The result of one run.
 
     Attributes:

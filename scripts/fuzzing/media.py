@@ -13,7 +13,7 @@ import aiohttp
 from msgspec import Struct
 
 from fuzzing.damage import damaged
-from fuzzing.findings import Finding, Report
+from fuzzing.findings import Finding, FuzzReport
 from fuzzing.seeds import Seed, seeds
 
 _FIELDS = {"image": "images", "audio": "audios", "video": "videos"}
@@ -47,7 +47,7 @@ def make(number: int, seed: int, files: list[Seed]) -> Case:
     return Case(f"{file.name} as {kind}, {how}, {len(data)} bytes", body)
 
 
-async def run(url: str, report: Report, numbers: Iterator[int], *, concurrency: int) -> None:
+async def run(url: str, report: FuzzReport, numbers: Iterator[int], *, concurrency: int) -> None:
     """Send the cases with these numbers."""
     files = seeds()
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
@@ -57,7 +57,7 @@ async def run(url: str, report: Report, numbers: Iterator[int], *, concurrency: 
 
 
 async def _send_all(
-    session: aiohttp.ClientSession, url: str, report: Report, numbers: Iterator[int], files: list[Seed]
+    session: aiohttp.ClientSession, url: str, report: FuzzReport, numbers: Iterator[int], files: list[Seed]
 ) -> None:
     for number in numbers:
         case = make(number, report.seed, files)

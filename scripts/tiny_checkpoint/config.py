@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .shapes import Decoder, Encoder, Shapes
+from .shapes import Decoder, Shapes, Tower
 from .tokenizer import Vocabulary
 
 Json = dict[str, Any]
@@ -140,7 +140,7 @@ def _code2wav(shapes: Shapes) -> Json:
 
 
 def _audio(shapes: Shapes) -> Json:
-    encoder: Encoder = shapes.audio
+    encoder: Tower = shapes.audio
     return {
         "model_type": "qwen3_omni_moe_audio_encoder",
         "activation_function": "gelu",
@@ -161,7 +161,7 @@ def _audio(shapes: Shapes) -> Json:
 
 
 def _vision(shapes: Shapes) -> Json:
-    encoder: Encoder = shapes.vision
+    encoder: Tower = shapes.vision
     return {
         "model_type": "qwen3_omni_moe_vision_encoder",
         "hidden_act": "gelu_pytorch_tanh",

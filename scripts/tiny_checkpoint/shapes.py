@@ -29,7 +29,7 @@ class Decoder:
 
 
 @dataclass(frozen=True)
-class Encoder:
+class Tower:
     """A bidirectional transformer over audio frames or image patches (heads split `hidden` evenly)."""
 
     hidden: int
@@ -45,9 +45,9 @@ class Shapes:
     text_ranks: int
     """How many of Qwen's byte-pair ranks are kept; the role words and the special tokens come on top."""
     thinker: Decoder
-    audio: Encoder
+    audio: Tower
     audio_conv_channels: int
-    vision: Encoder
+    vision: Tower
     vision_position_grid: int
     """Learned vision positions form a square of this side, resampled to each image."""
     deepstack_blocks: tuple[int, int, int]
@@ -89,9 +89,9 @@ PRESETS = {
     "nano": Shapes(
         text_ranks=1500,
         thinker=Decoder(48, 5, heads=4, kv_heads=4, head_dim=16, intermediate=32, experts=4, experts_per_token=2),
-        audio=Encoder(32, 2, heads=2, intermediate=64),
+        audio=Tower(32, 2, heads=2, intermediate=64),
         audio_conv_channels=8,
-        vision=Encoder(32, 4, heads=2, intermediate=64),
+        vision=Tower(32, 4, heads=2, intermediate=64),
         vision_position_grid=12,
         deepstack_blocks=(0, 1, 2),
         talker=Decoder(32, 2, heads=4, kv_heads=2, head_dim=16, intermediate=16, experts=6, experts_per_token=3),
@@ -107,9 +107,9 @@ PRESETS = {
     "tiny": Shapes(
         text_ranks=3000,
         thinker=Decoder(128, 6, heads=4, kv_heads=2, head_dim=32, intermediate=64, experts=8, experts_per_token=2),
-        audio=Encoder(64, 3, heads=4, intermediate=128),
+        audio=Tower(64, 3, heads=4, intermediate=128),
         audio_conv_channels=16,
-        vision=Encoder(64, 6, heads=4, intermediate=128),
+        vision=Tower(64, 6, heads=4, intermediate=128),
         vision_position_grid=24,
         deepstack_blocks=(1, 2, 4),
         talker=Decoder(96, 3, heads=8, kv_heads=2, head_dim=16, intermediate=48, experts=8, experts_per_token=3),
@@ -125,9 +125,9 @@ PRESETS = {
     "small": Shapes(
         text_ranks=6000,
         thinker=Decoder(384, 8, heads=8, kv_heads=4, head_dim=64, intermediate=64, experts=16, experts_per_token=4),
-        audio=Encoder(192, 4, heads=6, intermediate=384),
+        audio=Tower(192, 4, heads=6, intermediate=384),
         audio_conv_channels=48,
-        vision=Encoder(192, 8, heads=6, intermediate=384),
+        vision=Tower(192, 8, heads=6, intermediate=384),
         vision_position_grid=48,
         deepstack_blocks=(2, 4, 6),
         talker=Decoder(256, 5, heads=8, kv_heads=2, head_dim=64, intermediate=64, experts=16, experts_per_token=4),

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import aiohttp
 from msgspec import Struct
 
-from trials.conversations import Conversation
+from trials.conversations import TrialConversation
 
 # A request that has not ended by then has no end.
 PATIENCE_SECONDS = 120.0
@@ -46,7 +46,7 @@ class Outcome(Struct):
     digest: str | None = None
 
 
-async def send(session: aiohttp.ClientSession, url: str, conversation: Conversation) -> Outcome:
+async def send(session: aiohttp.ClientSession, url: str, conversation: TrialConversation) -> Outcome:
     """Post `conversation` and read its answer to the end, whatever that is."""
     outcome = Outcome(conversation.name, sent=time.monotonic())
     try:
@@ -60,7 +60,9 @@ async def send(session: aiohttp.ClientSession, url: str, conversation: Conversat
     return outcome
 
 
-async def _exchange(session: aiohttp.ClientSession, url: str, conversation: Conversation, outcome: Outcome) -> None:
+async def _exchange(
+    session: aiohttp.ClientSession, url: str, conversation: TrialConversation, outcome: Outcome
+) -> None:
     async with session.post(url, json=conversation.body) as response:
         outcome.status = response.status
         if response.status != 200:

@@ -12,22 +12,22 @@ from typing import Any, NoReturn
 import aiohttp
 from msgspec import Struct, field
 
-from trials.report import Check, Report
+from trials.report import PromiseCheck, TrialReport
 from trials.service import Service
 
 REST_SECONDS = 60.0
 
 
 class Findings(Struct):
-    """What a trial has found so far; as in `Report`."""
+    """What a trial has found so far; as in `TrialReport`."""
 
-    checks: list[Check] = field(default_factory=list)
+    checks: list[PromiseCheck] = field(default_factory=list)
     tables: dict[str, list[list[str]]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
     def check(self, promise: str, seen: str, kept: bool) -> None:
         """Note a promise, and whether it was kept."""
-        self.checks.append(Check(promise, seen, kept))
+        self.checks.append(PromiseCheck(promise, seen, kept))
 
 
 def run(
@@ -49,7 +49,7 @@ def run(
 
 async def conduct(
     title: str, service: Service, *trials: Callable[[Service, aiohttp.ClientSession], Awaitable[Findings]]
-) -> Report:
+) -> TrialReport:
     """Wait for `service`, try it, end it, and see what is left of it."""
     found = Findings()
     try:
@@ -71,4 +71,4 @@ async def conduct(
     for what, things in left.items():
         found.check(f"no {what} left", ", ".join(things) or "none", not things)
     command = " ".join(["python", *sys.argv])
-    return Report(title, command, found.checks, found.tables, found.details)
+    return TrialReport(title, command, found.checks, found.tables, found.details)

@@ -15,7 +15,7 @@ _OPENINGS = ("Tell me about", "What do you know of", "Say something on", "Descri
 _SUBJECTS = ("the sea", "old trains", "bread", "the colour blue", "a quiet town", "numbers", "winter")
 
 
-class Conversation(Struct, frozen=True):
+class TrialConversation(Struct, frozen=True):
     """One request.
 
     Attributes:
@@ -35,12 +35,12 @@ class Conversation(Struct, frozen=True):
         return bool(self.body.get("stream"))
 
 
-def conversations(seed: int, *, of_each: int, speech: bool) -> list[Conversation]:
+def conversations(seed: int, *, of_each: int, speech: bool) -> list[TrialConversation]:
     """`of_each` requests of every kind, those with `speech` only if it is wanted; the same for the same seed."""
     draw = random.Random(seed)
     kinds = {**_WRITTEN, **(_SPOKEN if speech else {})}
     return [
-        Conversation(f"{kind} {number}", kind, make(draw), kind in _SPOKEN)
+        TrialConversation(f"{kind} {number}", kind, make(draw), kind in _SPOKEN)
         for kind, make in kinds.items()
         for number in range(of_each)
     ]

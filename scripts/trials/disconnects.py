@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 
-from trials.conversations import Conversation
+from trials.conversations import TrialConversation
 
 # What `read` waits for takes no longer, whatever the load.
 PATIENCE_SECONDS = 60.0
@@ -18,7 +18,9 @@ PATIENCE_SECONDS = 60.0
 class Leaver:
     """One connection to the server, which sends one request."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, conversation: Conversation) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, conversation: TrialConversation
+    ) -> None:
         self._reader = reader
         self._writer = writer
         self._body = json.dumps(conversation.body).encode()
@@ -80,7 +82,7 @@ MOMENTS: dict[str, Moment] = {
 }
 
 
-async def leave_at(port: int, conversation: Conversation, moment: Moment, draw: random.Random) -> None:
+async def leave_at(port: int, conversation: TrialConversation, moment: Moment, draw: random.Random) -> None:
     """Send `conversation` and leave at a `moment`, closing or resetting the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     leaver = Leaver(reader, writer, conversation)

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 
-class Check(Struct, frozen=True):
+class PromiseCheck(Struct, frozen=True):
     """One promise: what was seen, and whether that keeps it."""
 
     promise: str
@@ -17,7 +17,7 @@ class Check(Struct, frozen=True):
     kept: bool
 
 
-class Report(Struct):
+class TrialReport(Struct):
     """A whole trial.
 
     Attributes:
@@ -30,7 +30,7 @@ class Report(Struct):
 
     title: str
     command: str
-    checks: list[Check]
+    checks: list[PromiseCheck]
     tables: dict[str, list[list[str]]]
     details: dict[str, Any]
 

@@ -11,7 +11,7 @@ import aiohttp
 from msgspec import Struct, field
 
 from trials.client import Outcome, send
-from trials.conversations import Conversation
+from trials.conversations import TrialConversation
 
 # A client that is refused tries again after this, however long the server would have it wait.
 LONGEST_PAUSE = 0.5
@@ -43,7 +43,7 @@ class Book(Struct):
         return dict(Counter(each.code or each.end for each in self.outcomes).most_common())
 
 
-async def ask_alone(session: aiohttp.ClientSession, url: str, wanted: Sequence[Conversation]) -> dict[str, str]:
+async def ask_alone(session: aiohttp.ClientSession, url: str, wanted: Sequence[TrialConversation]) -> dict[str, str]:
     """The digest of each conversation's answer, asked one after the other. Raises RuntimeError if one has none."""
     right = {}
     for conversation in wanted:
@@ -65,7 +65,7 @@ class Traffic:
         self,
         session: aiohttp.ClientSession,
         url: str,
-        wanted: Sequence[Conversation],
+        wanted: Sequence[TrialConversation],
         book: Book,
         *,
         clients: int,

@@ -6,7 +6,7 @@ import random
 
 import pytest
 from fuzzing.damage import DAMAGES, damaged
-from fuzzing.findings import Report
+from fuzzing.findings import FuzzReport
 from fuzzing.media import make
 from fuzzing.seeds import seeds
 
@@ -60,7 +60,7 @@ def test_a_case_is_the_same_for_the_same_seed_and_number():
     ],
 )
 def test_what_must_not_be_is_kept(status, code, good):
-    report = Report("media", 1, 0)
+    report = FuzzReport("media", 1, 0)
     report.judge(5, "a case", status, code)
     assert report.good == good
     kept = report.findings + report.crashes
@@ -68,7 +68,7 @@ def test_what_must_not_be_is_kept(status, code, good):
 
 
 def test_a_crash_is_bearable_if_the_worker_was_started_again():
-    report = Report("media", 1, 0)
+    report = FuzzReport("media", 1, 0)
     report.judge(5, "a case", 503, "worker_lost")
     report.restarts = {"preprocessing": 1}
     assert report.good

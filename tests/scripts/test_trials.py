@@ -15,7 +15,7 @@ import soak
 from trials.client import Outcome
 from trials.conduct import Findings, conduct
 from trials.conversations import conversations
-from trials.report import Check, Report
+from trials.report import PromiseCheck, TrialReport
 from trials.service import Service
 from trials.shared_memory import ROOT
 from trials.traffic import Book
@@ -106,9 +106,9 @@ def test_shared_memory_of_others_is_not_the_servers(tmp_path: Path) -> None:
 
 
 def test_report_is_good_only_if_every_promise_was_kept(tmp_path: Path) -> None:
-    kept, broken = Check("a", "1", True), Check("b", "2", False)
-    assert Report("t", "c", [kept], {}, {}).good
-    report = Report("t", "c", [kept, broken], {"Figures": [["x"], ["1"]]}, {"all": [1]})
+    kept, broken = PromiseCheck("a", "1", True), PromiseCheck("b", "2", False)
+    assert TrialReport("t", "c", [kept], {}, {}).good
+    report = TrialReport("t", "c", [kept, broken], {"Figures": [["x"], ["1"]]}, {"all": [1]})
     assert not report.good
     report.write(tmp_path)
     assert "| b | 2 | BROKEN |" in (tmp_path / "report.md").read_text()

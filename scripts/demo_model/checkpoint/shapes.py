@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from tiny_checkpoint.config import Json, model_config, preprocessor_config
-from tiny_checkpoint.shapes import Decoder, Encoder, Shapes
+from tiny_checkpoint.shapes import Decoder, Shapes, Tower
 from transformers import Qwen3OmniMoeConfig
 
 from demo_model.checkpoint.tokenizer import vocabulary
@@ -12,9 +12,9 @@ from demo_model.checkpoint.tokenizer import vocabulary
 SHAPES = Shapes(
     text_ranks=0,  # the vocabulary is another one
     thinker=Decoder(192, 5, heads=4, kv_heads=2, head_dim=48, intermediate=128, experts=4, experts_per_token=2),
-    audio=Encoder(192, 4, heads=4, intermediate=512),
+    audio=Tower(192, 4, heads=4, intermediate=512),
     audio_conv_channels=32,
-    vision=Encoder(128, 4, heads=4, intermediate=384),
+    vision=Tower(128, 4, heads=4, intermediate=384),
     vision_position_grid=24,
     deepstack_blocks=(1, 2, 3),
     talker=Decoder(192, 4, heads=6, kv_heads=2, head_dim=32, intermediate=192, experts=4, experts_per_token=2),

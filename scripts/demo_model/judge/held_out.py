@@ -15,7 +15,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from demo_model.world.filming import Clip, film
+from demo_model.world.filming import FilmedClip, film
 from demo_model.world.grammar import Drawing, Exchange, Facts, Motion, ask, drawing, motion, scene
 from demo_model.world.painting import paint_picture
 from demo_model.world.spoken_questions import HELD_OUT, RATE, some_voice, utterance
@@ -96,7 +96,7 @@ def wav(sound: Sound) -> bytes:
     return file.getvalue()
 
 
-def mp4(clip: Clip) -> bytes:
+def mp4(clip: FilmedClip) -> bytes:
     """H.264 without a sound track."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:

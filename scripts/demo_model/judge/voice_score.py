@@ -14,7 +14,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 from demo_model.judge.speech_recogniser import transcribe, word_errors
 from demo_model.voice import mel
 from demo_model.voice.free_running import generate
-from demo_model.voice.talker_batches import Prompt, Reply, TalkerInputs
+from demo_model.voice.talker_batches import Reply, TalkerInputs, UserTurns
 from demo_model.voice.vocoder import resynthesise
 from demo_model.world.spoken_lines import SPEAKERS, Line
 
@@ -41,7 +41,7 @@ def originals(texts: Sequence[str], speaker: str) -> list[Heard]:
 def spoken(
     inputs: TalkerInputs,
     vocoder: Qwen3OmniMoeCode2Wav,
-    prompt: Prompt,
+    prompt: UserTurns,
     replies: Sequence[tuple[str, Reply]],
     sampled: bool,
     seed: int = 0,

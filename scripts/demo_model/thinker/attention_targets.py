@@ -78,7 +78,7 @@ class Counts:
 
 
 def looks(ids: Tensor, rows: Tensor, answered: Tensor, facts: Facts = None) -> tuple[list[Look], list[Count]]:
-    """Where to look in a conversation about `facts`, and what to count; see `thinker_prompts.Prompt`."""
+    """Where to look in a conversation about `facts`, and what to count; see `thinker_prompts.ThinkerPrompt`."""
     visual = torch.isin(ids, _placeholders()[:2])
     if not visual.any():
         return [], []

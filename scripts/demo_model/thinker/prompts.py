@@ -47,13 +47,13 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Turn:
+class AnsweredTurn:
     parts: tuple[Part, ...]
     answer: str
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ThinkerPrompt:
     """A conversation as the thinker reads it.
 
     Attributes:
@@ -73,7 +73,7 @@ class Prompt:
     facts: Facts = None
 
 
-def prompt(turns: Sequence[Turn], names: Path, system: str | None = None, facts: Facts = None) -> Prompt:
+def prompt(turns: Sequence[AnsweredTurn], names: Path, system: str | None = None, facts: Facts = None) -> ThinkerPrompt:
     """The rows of a conversation. `names` is where the tokenizer's files are."""
     ids: list[int] = []
     answered: list[bool] = []
@@ -125,12 +125,12 @@ def prompt(turns: Sequence[Turn], names: Path, system: str | None = None, facts:
     placeholders = np.flatnonzero(np.isin(ids, (_media_tokens().image, _media_tokens().video, _media_tokens().audio)))
     sizes[placeholders] = [medium.visual + medium.audio for medium in media]
     spread = torch.from_numpy(np.repeat(np.array(answered), sizes))
-    return Prompt(rows, deep, torch.from_numpy(np.array(positions)), flat, spread, facts)
+    return ThinkerPrompt(rows, deep, torch.from_numpy(np.array(positions)), flat, spread, facts)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts of one length: see `Prompt`. `targets` are ids that are to be predicted, elsewhere -100."""
+    """Prompts of one length: see `ThinkerPrompt`. `targets` are ids that are to be predicted, elsewhere -100."""
 
     rows: Tensor
     deep: list[Tensor]
@@ -141,7 +141,7 @@ class Batch:
     counts: list[Counts]
 
 
-def together(prompts: Sequence[Prompt]) -> Batch:
+def together(prompts: Sequence[ThinkerPrompt]) -> Batch:
     length = max(len(prompt.ids) for prompt in prompts)
     width = prompts[0].rows.shape[1]
     maps = max(prompt.deep.shape[0] for prompt in prompts)

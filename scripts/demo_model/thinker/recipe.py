@@ -10,7 +10,7 @@ from pathlib import Path
 from demo_model.checkpoint.export import save_weights
 from demo_model.checkpoint.tokenizer import tokenizer
 from demo_model.thinker import training
-from demo_model.thinker.training import Thinker, imagined, trained_thinker
+from demo_model.thinker.training import ThinkerDecoder, imagined, trained_thinker
 from demo_model.towers import audio_training, vision_training
 from demo_model.towers.tower_outputs import Observed
 from demo_model.training import stage_command
@@ -34,7 +34,7 @@ def teach_hearing(out: Path) -> None:
 
 def teach_thinking(out: Path) -> None:
     """From what ideal towers would say."""
-    training.train(out / "thinker", Thinker(), [(imagined(_names(out)), 1.0)], _names(out), THINKER_STEPS)
+    training.train(out / "thinker", ThinkerDecoder(), [(imagined(_names(out)), 1.0)], _names(out), THINKER_STEPS)
 
 
 def observe(out: Path) -> None:

@@ -27,7 +27,7 @@ from demo_model.thinker.prompts import Batch, prompt, together
 from demo_model.towers.vision_lessons import PAIRS, WORDS
 from demo_model.towers.vision_training import ROW_LENGTH, codebook
 from demo_model.training.training_run import TrainingRun, trained
-from demo_model.world.conversations import Conversation, converse
+from demo_model.world.conversations import LabelledConversation, converse
 from demo_model.world.grammar import COLOURS, KINDS, NUMBERS, Exchange, all_words, drawing, motion, scene
 
 _WEIGHTS = {"answer": 1.0, "uneven": 0.01, "astray": 0.1, "miscounted": 0.15}
@@ -40,7 +40,7 @@ _LOUDNESS = 4.0
 """The score that the head begins with for a token whose own row it reads."""
 
 
-class Thinker(nn.Module):
+class ThinkerDecoder(nn.Module):
     """The thinker's decoder and its head."""
 
     def __init__(self) -> None:
@@ -67,10 +67,10 @@ class Thinker(nn.Module):
         self.lm_head.weight.data.copy_(_LOUDNESS * table / config.hidden_size)
 
 
-class Pupil(nn.Module):
+class ThinkerInTraining(nn.Module):
     """A thinker, and the heads that ask it how many things it sees, in its lessons only."""
 
-    def __init__(self, thinker: Thinker):
+    def __init__(self, thinker: ThinkerDecoder):
         super().__init__()
         self.thinker = thinker
         hidden = thinker.model.config.hidden_size
@@ -163,14 +163,14 @@ def _read_tokens() -> list[int]:
     return [*words, *(vocabulary().id(mark) for mark in marks)]
 
 
-Source = Callable[[Random, str], Conversation]
+Source = Callable[[Random, str], LabelledConversation]
 """Makes a conversation of a kind: picture, clip or nothing."""
 
 
 def imagined(names: Path, spoken_share: float = 0.15, most_turns: int = 6) -> Source:
     """Conversations about what ideal towers would say; long and mostly typed, as these teach most for the effort."""
 
-    def make(rng: Random, kind: str) -> Conversation:
+    def make(rng: Random, kind: str) -> LabelledConversation:
         numbers = torch.Generator().manual_seed(rng.getrandbits(40))
         facts = {
             "picture": lambda: scene(rng),
@@ -189,7 +189,7 @@ def imagined(names: Path, spoken_share: float = 0.15, most_turns: int = 6) -> So
 
 def batches(
     sources: list[tuple[Source, float]], seed: int, size: int, names: Path
-) -> Iterator[tuple[Batch, list[Conversation]]]:
+) -> Iterator[tuple[Batch, list[LabelledConversation]]]:
     """Endless batches, each of one kind of conversation, as these differ in length."""
     rng = Random(seed)
     while True:
@@ -205,7 +205,7 @@ def batches(
 
 
 @torch.no_grad()
-def right_answers(batch: Batch, conversations: list[Conversation], scores: Tensor) -> dict[str, list[bool]]:
+def right_answers(batch: Batch, conversations: list[LabelledConversation], scores: Tensor) -> dict[str, list[bool]]:
     """By task (and by typed or spoken): which answers would be right to the last token, given greedily."""
     wanted = batch.targets >= 0
     hits = scores.argmax(-1) == batch.targets[wanted]
@@ -228,15 +228,15 @@ def right_answers(batch: Batch, conversations: list[Conversation], scores: Tenso
 
 def train(
     directory: Path,
-    thinker: Thinker,
+    thinker: ThinkerDecoder,
     sources: list[tuple[Source, float]],
     names: Path,
     steps: int,
     size: int = 8,
     rate: float = 2e-3,
     seed: int = 0,
-) -> Thinker:
-    pupil = Pupil(thinker)
+) -> ThinkerDecoder:
+    pupil = ThinkerInTraining(thinker)
     run = TrainingRun(directory, pupil, steps, rate, warmup=100, save_every=100, muon=True)
     tally: dict[str, list[bool]] = defaultdict(list)
     endless = batches(sources, 3_000_000 + seed + run.done, size, names)
@@ -251,7 +251,7 @@ def train(
     return thinker
 
 
-def trained_thinker(directory: Path) -> Thinker:
+def trained_thinker(directory: Path) -> ThinkerDecoder:
     """What `train` left there, without the heads of its lessons."""
-    thinker: Thinker = trained(Pupil(Thinker()), directory).thinker
+    thinker: ThinkerDecoder = trained(ThinkerInTraining(ThinkerDecoder()), directory).thinker
     return thinker

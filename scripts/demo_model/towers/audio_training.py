@@ -29,7 +29,7 @@ _TO_ROWS = 0.5
 
 
 @dataclass(frozen=True)
-class Utterance:
+class SpokenQuestion:
     mel: Tensor
     """float32 [128, frames]"""
     ids: Tensor
@@ -44,7 +44,9 @@ def audible(question: str) -> str:
     return question.rstrip(".?!")
 
 
-def question_utterance(text: str, rng: Random, names: Path, timbres: tuple[str, ...] = TIMBRES) -> Utterance | None:
+def question_utterance(
+    text: str, rng: Random, names: Path, timbres: tuple[str, ...] = TIMBRES
+) -> SpokenQuestion | None:
     """`text` in some voice; None if it is longer or shorter than the tower is trained for."""
     sound, words = utterance(text, some_voice(rng, timbres), rng)
     features = mel(sound)
@@ -59,7 +61,7 @@ def question_utterance(text: str, rng: Random, names: Path, timbres: tuple[str, 
     for token, moment in zip(encoded["input_ids"], moments, strict=True):
         taken = min(max(_row(moment), taken + 1), len(rows) - 1)
         rows[taken] = token
-    return Utterance(features, torch.tensor(encoded["input_ids"]), rows, text)
+    return SpokenQuestion(features, torch.tensor(encoded["input_ids"]), rows, text)
 
 
 def _row(moment: float) -> int:
@@ -68,10 +70,10 @@ def _row(moment: float) -> int:
     return frame // CHUNK * ROWS_PER_CHUNK + frame % CHUNK // 8
 
 
-def utterances(seed: int, names: Path) -> Iterator[Utterance]:
+def utterances(seed: int, names: Path) -> Iterator[SpokenQuestion]:
     """Endless questions; each is used about four times, with other parts of it masked."""
     rng = Random(seed)
-    waiting: list[Utterance] = []
+    waiting: list[SpokenQuestion] = []
     while True:
         if len(waiting) > 300 and rng.random() < 0.75:
             at = rng.randrange(len(waiting))
@@ -85,7 +87,7 @@ def utterances(seed: int, names: Path) -> Iterator[Utterance]:
                 continue
             said = made
             waiting.append(said)
-        yield Utterance(_masked(said.mel, rng), said.ids, said.said_at, said.text)
+        yield SpokenQuestion(_masked(said.mel, rng), said.ids, said.said_at, said.text)
 
 
 def new_tower() -> Any:

@@ -17,7 +17,7 @@ from demo_model.towers.audio_batches import listen
 from demo_model.towers.audio_training import question_utterance
 from demo_model.towers.vision_batches import CELL, see
 from demo_model.towers.vision_lessons import CLIP_SIZES, PICTURE_SIZES, scaled
-from demo_model.world.conversations import Conversation, converse
+from demo_model.world.conversations import LabelledConversation, converse
 from demo_model.world.filming import film, sampled
 from demo_model.world.grammar import Exchange, Facts, ask, drawing, facts, motion, scene
 from demo_model.world.painting import paint_picture
@@ -79,7 +79,7 @@ class Observed:
         there is no `imagination` another one is asked.
         """
 
-        def make(rng: Random, kind: str) -> Conversation:
+        def make(rng: Random, kind: str) -> LabelledConversation:
             numbers = torch.Generator().manual_seed(rng.getrandbits(40))
             shown, seen = (
                 (None, None) if kind == "nothing" else rng.choice(self.pictures if kind == "picture" else self.clips)

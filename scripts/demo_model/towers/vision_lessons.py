@@ -37,7 +37,7 @@ _CLOSE = 8
 
 
 @dataclass(frozen=True)
-class Lesson:
+class VisionLesson:
     """A batch of equal frames with the truth about each cell.
 
     Attributes:
@@ -52,14 +52,14 @@ class Lesson:
     amounts: Tensor
     judged: Tensor
 
-    def mirrored(self) -> Lesson:
+    def mirrored(self) -> VisionLesson:
         """The same, seen in a mirror."""
         rows, columns = self.frames.shape[2] // CELL, self.frames.shape[3] // CELL
         swap = list(range(len(WORDS)))
         left, right = WORDS.index("left"), WORDS.index("right")
         swap[left], swap[right] = right, left
         amounts = self.amounts.unflatten(1, (rows, columns)).flip(2).flatten(1, 2)[..., swap]
-        return Lesson(self.frames.flip(3), amounts, self.judged.unflatten(1, (rows, columns)).flip(2).flatten(1))
+        return VisionLesson(self.frames.flip(3), amounts, self.judged.unflatten(1, (rows, columns)).flip(2).flatten(1))
 
 
 def words_for(thing: Thing) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ def words_for(thing: Thing) -> tuple[str, ...]:
     return thing.kind, thing.colour, thing.name
 
 
-def picture_lesson(rng: Random, batch: int) -> Lesson:
+def picture_lesson(rng: Random, batch: int) -> VisionLesson:
     source = rng.choices(tuple(PICTURE_SIZES), (5, 2, 2, 1))[0]
     table = _Table(batch, PICTURE_SIZES[source])
     for number in range(batch):
@@ -78,7 +78,7 @@ def picture_lesson(rng: Random, batch: int) -> Lesson:
     return table.lesson()
 
 
-def clip_lesson(rng: Random, batch: int) -> Lesson:
+def clip_lesson(rng: Random, batch: int) -> VisionLesson:
     """Single steps of clips: two frames half a second apart."""
     source = rng.choices(tuple(CLIP_SIZES), (3, 1))[0]
     table = _Table(batch, CLIP_SIZES[source])
@@ -99,10 +99,10 @@ def clip_lesson(rng: Random, batch: int) -> Lesson:
     return table.lesson()
 
 
-def lessons(seed: int, batch: int, clip_share: float) -> Iterator[Lesson]:
+def lessons(seed: int, batch: int, clip_share: float) -> Iterator[VisionLesson]:
     """Endless lessons; each new one is used about three times, later ones mirrored, as painting takes time."""
     rng = Random(seed)
-    waiting: list[Lesson] = []
+    waiting: list[VisionLesson] = []
     while True:
         if len(waiting) > 24 and rng.random() < 0.65:
             at = rng.randrange(len(waiting))
@@ -122,7 +122,7 @@ def lessons(seed: int, batch: int, clip_share: float) -> Iterator[Lesson]:
         yield lesson
 
 
-def close_up(lesson: Lesson, rng: Random) -> Lesson:
+def close_up(lesson: VisionLesson, rng: Random) -> VisionLesson:
     """What is around the one thing in each frame: cells without anything teach little, and cost as much."""
     rows, columns = lesson.frames.shape[2] // CELL, lesson.frames.shape[3] // CELL
     frames, amounts, judged = [], [], []
@@ -136,7 +136,7 @@ def close_up(lesson: Lesson, rng: Random) -> Lesson:
         for table, kept in ((amount, amounts), (known, judged)):
             grid = table.unflatten(0, (rows, columns))
             kept.append(grid[top : top + _CLOSE, left : left + _CLOSE].flatten(0, 1))
-    return Lesson(torch.stack(frames), torch.stack(amounts), torch.stack(judged))
+    return VisionLesson(torch.stack(frames), torch.stack(amounts), torch.stack(judged))
 
 
 def shared_out(x: float, y: float, columns: int, rows: int) -> list[tuple[int, float]]:
@@ -185,8 +185,8 @@ class _Table:
             else:
                 self._judged[number, cell] = False
 
-    def lesson(self) -> Lesson:
-        return Lesson(torch.from_numpy(self._frames), self._amounts, self._judged)
+    def lesson(self) -> VisionLesson:
+        return VisionLesson(torch.from_numpy(self._frames), self._amounts, self._judged)
 
 
 def scaled(image: Image.Image, size: tuple[int, int]) -> np.ndarray:

@@ -16,7 +16,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 from demo_model.checkpoint.shapes import model_configuration, token_embeddings
 from demo_model.checkpoint.tokenizer import vocabulary
 from demo_model.towers.vision_batches import PATCH, patches, see
-from demo_model.towers.vision_lessons import NAMES, PAIRS, WORDS, Lesson, clip_lesson, lessons, picture_lesson
+from demo_model.towers.vision_lessons import NAMES, PAIRS, WORDS, VisionLesson, clip_lesson, lessons, picture_lesson
 from demo_model.training.training_run import TrainingRun
 from demo_model.world.grammar import COLOURS, DIRECTIONS
 
@@ -141,7 +141,7 @@ def _look_nearby(attention: Any, offsets: Sequence[tuple[float, float] | None], 
             key[head] = _FOCUS * torch.stack([torch.ones_like(angles), torch.zeros_like(angles)])
 
 
-def loss_of(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
+def loss_of(rows: Tensor, lesson: VisionLesson) -> dict[str, Tensor]:
     """How far `rows` [batch, cells, hidden] are from saying what is in each cell, for each thing that is there."""
     rows, truth = rows.float(), spelled_out(lesson.amounts)
     things = _things(lesson)
@@ -167,14 +167,14 @@ def loss_of(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
     return losses
 
 
-def _things(lesson: Lesson) -> Tensor:
+def _things(lesson: VisionLesson) -> Tensor:
     """How many things there are in a batch, at least one; a drawing counts for three."""
     drawn = lesson.amounts[..., WORDS.index("drawn")].sum(1)
     things = lesson.amounts[..., : len(NAMES)].sum((1, 2))
     return torch.where(drawn > 0, 3.0, things).sum().clamp(min=1)
 
 
-def _weighed(losses: dict[str, Tensor], lesson: Lesson) -> Tensor:
+def _weighed(losses: dict[str, Tensor], lesson: VisionLesson) -> Tensor:
     """One loss. What is said of few things weighs little: a clip's one thing must not drown a picture's seven names."""
     things = float(_things(lesson))
     share = things / (things + 10)
@@ -183,7 +183,7 @@ def _weighed(losses: dict[str, Tensor], lesson: Lesson) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(rows: Tensor, lesson: Lesson) -> dict[str, Tensor]:
+def accuracy(rows: Tensor, lesson: VisionLesson) -> dict[str, Tensor]:
     """Shares of frames in which every kind of thing is counted rightly, also by colour, and of right words of cells."""
     said = rows.float() @ readout()
     known = lesson.judged.all(1) & (lesson.amounts[..., WORDS.index("drawn")].sum(1) == 0)

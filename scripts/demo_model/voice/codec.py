@@ -11,7 +11,7 @@ _ROUNDS = 25
 _POINTS = 60000
 
 
-class Codec:
+class SpeechCodec:
     """Codebooks [groups, codes, size], each of which quantises what the ones before it left over."""
 
     def __init__(self, centre: Tensor, codebooks: Tensor):
@@ -21,7 +21,7 @@ class Codec:
     @classmethod
     def fit(
         cls, features: Tensor, groups: int, codes: int, seed: int, progress: Callable[[str], None] = lambda line: None
-    ) -> "Codec":
+    ) -> "SpeechCodec":
         """Codebooks for `features` [frames, size]; the same arguments give the same codebooks."""
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(features), generator=generator)[:_POINTS]
@@ -64,7 +64,7 @@ class Codec:
         save_file({"centre": self.centre, "codebooks": self.codebooks}, path)
 
     @classmethod
-    def load(cls, path: Path) -> "Codec":
+    def load(cls, path: Path) -> "SpeechCodec":
         tensors = load_file(path)
         return cls(tensors["centre"], tensors["codebooks"])
 

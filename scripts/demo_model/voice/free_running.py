@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from demo_model.voice.talker_batches import Prompt, Reply, TalkerInputs, positions, residual_logits
+from demo_model.voice.talker_batches import Reply, TalkerInputs, UserTurns, positions, residual_logits
 
 PENALTY = 1.05
 """Of codes that were chosen before, sampled or greedy: the reference's default."""
@@ -18,7 +18,9 @@ _MOST_FRAMES = 160
 
 
 @torch.no_grad()
-def generate(inputs: TalkerInputs, prompt: Prompt, replies: Sequence[Reply], sampled: bool, seed: int) -> list[Tensor]:
+def generate(
+    inputs: TalkerInputs, prompt: UserTurns, replies: Sequence[Reply], sampled: bool, seed: int
+) -> list[Tensor]:
     """Codes [groups, frames] of each reply, with the reference's defaults: greedy, or `sampled`."""
     talker, config = inputs.talker, inputs.config.talker_config
     generator = torch.Generator().manual_seed(seed)

@@ -23,12 +23,12 @@ from demo_model.towers.tower_outputs import Observed
 from demo_model.training import stage_command
 from demo_model.training.training_run import trained
 from demo_model.voice import mel, talker_training, vocoder
-from demo_model.voice.codec import Codec
-from demo_model.voice.talker_batches import Prompt, Reply, TalkerInputs
+from demo_model.voice.codec import SpeechCodec
+from demo_model.voice.talker_batches import Reply, TalkerInputs, UserTurns
 from demo_model.voice.talker_prompts import PromptMaker
-from demo_model.voice.talker_training import Lesson
+from demo_model.voice.talker_training import TalkerLesson
 from demo_model.voice.thinker_states import Recalled
-from demo_model.voice.vocoder import Utterance
+from demo_model.voice.vocoder import EncodedRecording
 from demo_model.world.spoken_lines import SILENT_FRAMES, lines, repetitions
 from demo_model.world.synthetic_voices import Words
 from demo_model.world.word_times import token_at_each, token_moments
@@ -47,15 +47,15 @@ _RECALLED_EVERY = 4
 _SEED = 4
 
 
-def make_codec(out: Path) -> Codec:
+def make_codec(out: Path) -> SpeechCodec:
     """Codebooks fitted to the corpus, from `out`/codec.safetensors if they are there."""
     path = out / "codec.safetensors"
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
         spoken = tqdm(lines(TEXTS, _SEED)[:_CODEC_LINES], desc="features of speech", mininterval=5)
         features = torch.cat([mel.features(line.sound) for line in spoken])
-        Codec.fit(features, SHAPES.code_groups, SHAPES.codebook, _SEED, progress=print).save(path)
-    return Codec.load(path)
+        SpeechCodec.fit(features, SHAPES.code_groups, SHAPES.codebook, _SEED, progress=print).save(path)
+    return SpeechCodec.load(path)
 
 
 def make_vocoder(out: Path) -> None:
@@ -69,7 +69,7 @@ def make_vocoder(out: Path) -> None:
     utterances = []
     for line in tqdm([line for line in lines(TEXTS, _SEED) if line.text in often], desc="recordings", mininterval=5):
         sound = line.sound
-        utterances += [Utterance(sound, codec.encode(mel.features(sound)))] * often[line.text]
+        utterances += [EncodedRecording(sound, codec.encode(mel.features(sound)))] * often[line.text]
     config = config_json()["code2wav_config"]
     rows = codec.rows(torch.cat([utterance.codes for utterance in utterances], dim=1), config["hidden_size"])
     model = vocoder.new_vocoder(config, _SEED, rows)
@@ -81,12 +81,12 @@ def make_talker(out: Path) -> None:
     """`out`/talker.safetensors: the trained talker with its code predictor, keyed as in the checkpoint."""
     lessons, inputs, prompts, neighbours = _school(out)
 
-    def prompt(step: int, generator: torch.Generator) -> Prompt:
+    def prompt(step: int, generator: torch.Generator) -> UserTurns:
         """None at first: its words would be mistaken for those of the answer."""
         make = prompts.none if step < _ALONE * _TALKER_STEPS else prompts.kind(generator)
         return make(generator)
 
-    pupil = talker_training.Pupil(inputs.talker)
+    pupil = talker_training.TalkerInTraining(inputs.talker)
     talker_training.train(out / "talker", pupil, inputs, lessons, prompt, neighbours, steps=_TALKER_STEPS, seed=_SEED)
     save_part(inputs.talker, "talker", out / "talker.safetensors")
 
@@ -94,13 +94,13 @@ def make_talker(out: Path) -> None:
 def converse(out: Path) -> None:
     """The same file: the talker has learnt to speak whatever the trained thinker has seen and heard before."""
     lessons, inputs, prompts, neighbours = _school(out)
-    pupil = trained(talker_training.Pupil(inputs.talker), out / "talker")
+    pupil = trained(talker_training.TalkerInTraining(inputs.talker), out / "talker")
     observed = Observed(out / "tokenizer")
     observed.load(out / "observed.pt")
     thinker = trained_thinker(out / "answers")
     recalled = Recalled(prompts, thinker, observed, _SEED, inputs.config.talker_config.accept_hidden_layer)
 
-    def prompt(step: int, generator: torch.Generator) -> Prompt:
+    def prompt(step: int, generator: torch.Generator) -> UserTurns:
         return recalled(generator) if step % _RECALLED_EVERY else prompts.kind(generator)(generator)
 
     talker_training.train(
@@ -117,7 +117,7 @@ def converse(out: Path) -> None:
     save_part(inputs.talker, "talker", out / "talker.safetensors")
 
 
-def _school(out: Path) -> tuple[list[Lesson], TalkerInputs, PromptMaker, torch.Tensor]:
+def _school(out: Path) -> tuple[list[TalkerLesson], TalkerInputs, PromptMaker, torch.Tensor]:
     """What the talker is taught, an untrained one, who makes prompts for it, and which codes sound alike."""
     codec = make_codec(out)
     spoken = make_codes(out, codec)
@@ -138,7 +138,7 @@ class SpokenLine(NamedTuple):
     words: Words
 
 
-def make_codes(out: Path, codec: Codec) -> list[SpokenLine]:
+def make_codes(out: Path, codec: SpeechCodec) -> list[SpokenLine]:
     """Every line of the corpus; kept in `out`/codes.pt."""
     path = out / "codes.pt"
     if not path.exists():
@@ -150,7 +150,7 @@ def make_codes(out: Path, codec: Codec) -> list[SpokenLine]:
     return [SpokenLine(*line) for line in torch.load(path)]
 
 
-def _lesson(line: SpokenLine, tokens: Qwen2Tokenizer) -> Lesson:
+def _lesson(line: SpokenLine, tokens: Qwen2Tokenizer) -> TalkerLesson:
     encoded = tokens(line.text, return_offsets_mapping=True)
     starts = [start for start, _ in encoded["offset_mapping"]]
     seconds = mel.FRAME / mel.RATE
@@ -158,7 +158,7 @@ def _lesson(line: SpokenLine, tokens: Qwen2Tokenizer) -> Lesson:
     moments = token_moments(len(line.text), line.words, starts, frames * seconds)
     said = torch.tensor(token_at_each(frames, seconds, moments))
     said[-SILENT_FRAMES:] = len(starts)
-    return Lesson(Reply(torch.tensor(encoded["input_ids"]), line.speaker), line.codes, said)
+    return TalkerLesson(Reply(torch.tensor(encoded["input_ids"]), line.speaker), line.codes, said)
 
 
 def untrained_inputs(out: Path, code_rows: torch.Tensor | None = None) -> tuple[TalkerInputs, Qwen2Tokenizer]:

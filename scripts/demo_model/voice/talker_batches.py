@@ -19,7 +19,7 @@ ASSISTANT_ROWS = 9
 
 
 @dataclass(frozen=True)
-class Prompt:
+class UserTurns:
     """The user's turns as the talker sees them."""
 
     ids: Tensor
@@ -60,7 +60,7 @@ class TalkerInputs:
         """Rows of text tokens."""
         return self.talker.text_projection(self.embeddings[ids])
 
-    def user_rows(self, prompt: Prompt) -> Tensor:
+    def user_rows(self, prompt: UserTurns) -> Tensor:
         """[rows, talker hidden]."""
         rows = self.text(prompt.ids)
         media = torch.isin(prompt.ids, self._media_ids)
@@ -92,7 +92,7 @@ class TalkerInputs:
         return rows
 
 
-def positions(prompt: Prompt, rows: int) -> Tensor:
+def positions(prompt: UserTurns, rows: int) -> Tensor:
     """Rotary positions [3, rows]: those of the prompt, then counting on."""
     later = torch.arange(rows - prompt.positions.shape[1]) + prompt.next_position
     return torch.cat([prompt.positions, later.expand(3, -1)], dim=1)

@@ -16,11 +16,11 @@ from transformers import Qwen2Tokenizer
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import _get_feat_extract_output_lengths
 
-from demo_model.thinker.prompts import Turn
-from demo_model.voice.talker_batches import Prompt, Talker
+from demo_model.thinker.prompts import AnsweredTurn
+from demo_model.voice.talker_batches import Talker, UserTurns
 from demo_model.world import grammar
 
-Make = Callable[[torch.Generator], Prompt]
+Make = Callable[[torch.Generator], UserTurns]
 
 _PICTURE_GRIDS = ((1, 16, 20), (1, 18, 18), (1, 14, 24), (1, 20, 16))
 _CLIP_GRIDS = ((4, 20, 28), (2, 20, 28), (4, 24, 24))
@@ -49,36 +49,36 @@ class PromptMaker:
         weights = torch.tensor([0.65, 0.15, 0.1, 0.08, 0.02])
         return kinds[int(torch.multinomial(weights, 1, generator=generator))]
 
-    def none(self, generator: torch.Generator) -> Prompt:
+    def none(self, generator: torch.Generator) -> UserTurns:
         """No user's turn at all, which never happens: for a talker that first has to learn to follow its own text."""
         return self._prompt("", generator)
 
-    def typed(self, generator: torch.Generator) -> Prompt:
+    def typed(self, generator: torch.Generator) -> UserTurns:
         """One question, or two turns of them."""
         turns = 1 if torch.rand((), generator=generator) < 0.8 else 2
         return self._prompt("".join(_turn(self._question(generator)) for _ in range(turns)), generator)
 
-    def picture(self, generator: torch.Generator) -> Prompt:
+    def picture(self, generator: torch.Generator) -> UserTurns:
         grid = _chosen(_PICTURE_GRIDS, generator)
         parts = [self._visual("image", grid), self._question(generator)]
         if torch.rand((), generator=generator) < 0.3:
             parts.reverse()
         return self._prompt(_turn("".join(parts)), generator, images=[grid])
 
-    def spoken(self, generator: torch.Generator) -> Prompt:
+    def spoken(self, generator: torch.Generator) -> UserTurns:
         length = self._length(generator)
         return self._prompt(_turn(self._spoken(length)), generator, audios=[length])
 
-    def picture_spoken(self, generator: torch.Generator) -> Prompt:
+    def picture_spoken(self, generator: torch.Generator) -> UserTurns:
         grid, length = _chosen(_PICTURE_GRIDS, generator), self._length(generator)
         text = _turn(self._visual("image", grid) + self._spoken(length))
         return self._prompt(text, generator, images=[grid], audios=[length])
 
-    def clip(self, generator: torch.Generator) -> Prompt:
+    def clip(self, generator: torch.Generator) -> UserTurns:
         grid = _chosen(_CLIP_GRIDS, generator)
         return self._prompt(_turn(self._visual("video", grid) + self._question(generator)), generator, videos=[grid])
 
-    def said(self, turns: Sequence[Turn], states: Tensor) -> Prompt:
+    def said(self, turns: Sequence[AnsweredTurn], states: Tensor) -> UserTurns:
         """What the user says in `turns`, with the thinker's `states` [rows, hidden] of the media in them."""
         text, images, videos, audios = "", [], [], []
         for turn in turns:
@@ -97,7 +97,7 @@ class PromptMaker:
                     content += part.text or ""
             text += _turn(content)
         ids, positions = self._laid_out(text, images, videos, audios)
-        return Prompt(ids, states, positions)
+        return UserTurns(ids, states, positions)
 
     def is_media(self, ids: Tensor) -> Tensor:
         """Which of `ids` stand for rows of media."""
@@ -115,9 +115,9 @@ class PromptMaker:
         images: list[tuple[int, int, int]] | None = None,
         videos: list[tuple[int, int, int]] | None = None,
         audios: list[int] | None = None,
-    ) -> Prompt:
+    ) -> UserTurns:
         ids, positions = self._laid_out(text, images, videos, audios)
-        return Prompt(ids, _noise(int(self.is_media(ids).sum()), self._hidden, generator), positions)
+        return UserTurns(ids, _noise(int(self.is_media(ids).sum()), self._hidden, generator), positions)
 
     def _laid_out(
         self,

@@ -16,9 +16,9 @@ from demo_model.training.training_run import TrainingRun
 from demo_model.voice.free_running import penalised
 from demo_model.voice.talker_batches import (
     ASSISTANT_ROWS,
-    Prompt,
     Reply,
     TalkerInputs,
+    UserTurns,
     positions,
     residual_logits,
     states,
@@ -41,7 +41,7 @@ _READING = 0.5
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TalkerLesson:
     """An answer as it should be spoken."""
 
     reply: Reply
@@ -51,7 +51,7 @@ class Lesson:
     """int64 [frames]: which token of the reply is being said in each frame; one beyond its last for the silence."""
 
 
-class Pupil(nn.Module):
+class TalkerInTraining(nn.Module):
     """A talker, and what it is asked in its lessons only: which token it is saying, and which comes next.
 
     Its text comes a token a frame, several times as fast as it is spoken, and without this it takes long to find out
@@ -103,10 +103,10 @@ def new_talker(
 
 def train(
     directory: Path,
-    pupil: Pupil,
+    pupil: TalkerInTraining,
     inputs: TalkerInputs,
-    lessons: Sequence[Lesson],
-    prompts: Callable[[int, torch.Generator], Prompt],
+    lessons: Sequence[TalkerLesson],
+    prompts: Callable[[int, torch.Generator], UserTurns],
     neighbours: Tensor,
     *,
     steps: int,
@@ -135,11 +135,11 @@ def train(
 
 def losses(
     inputs: TalkerInputs,
-    lessons: Sequence[Lesson],
-    prompt: Prompt,
+    lessons: Sequence[TalkerLesson],
+    prompt: UserTurns,
     read: Sequence[Tensor],
     predicted: slice = slice(None),
-    pupil: Pupil | None = None,
+    pupil: TalkerInTraining | None = None,
 ) -> dict[str, Tensor]:
     """Cross entropies of the first codes ("first", with the end of speech) and of the others ("rest"); and their sum.
 
@@ -181,7 +181,7 @@ def losses(
     return loss
 
 
-def _tokens_at(lesson: Lesson, end: int) -> Tensor:
+def _tokens_at(lesson: TalkerLesson, end: int) -> Tensor:
     """The tokens said now and next, in each frame: [frames, 2]."""
     ids = F.pad(lesson.reply.ids, (0, 2), value=end)
     return torch.stack([ids[lesson.said], ids[lesson.said + 1]], dim=1)
@@ -206,7 +206,7 @@ def nearest_codes(codebooks: Tensor) -> Tensor:
     return distances.topk(_NEAR + 1, largest=False).indices[..., 1:]
 
 
-def _batch(lessons: Sequence[Lesson], generator: torch.Generator) -> list[Lesson]:
+def _batch(lessons: Sequence[TalkerLesson], generator: torch.Generator) -> list[TalkerLesson]:
     """Answers of nearly one length, so that little is filled up."""
     start = int(torch.randint(len(lessons), (), generator=generator))
     count = max(2, _BATCH_ROWS // (len(lessons[start].codes) + ASSISTANT_ROWS))

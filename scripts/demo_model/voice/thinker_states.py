@@ -10,11 +10,11 @@ from tqdm import tqdm
 from demo_model.thinker.decoder_batches import think
 from demo_model.thinker.prompts import prompt as read
 from demo_model.thinker.prompts import together
-from demo_model.thinker.training import Thinker
+from demo_model.thinker.training import ThinkerDecoder
 from demo_model.towers.tower_outputs import Observed
-from demo_model.voice.talker_batches import Prompt
+from demo_model.voice.talker_batches import UserTurns
 from demo_model.voice.talker_prompts import PromptMaker
-from demo_model.world.conversations import Conversation
+from demo_model.world.conversations import LabelledConversation
 
 _KINDS = (("picture", 300), ("clip", 80), ("nothing", 120))
 _AT_ONCE = {"picture": 6, "clip": 2, "nothing": 12}
@@ -26,18 +26,18 @@ class Recalled:
     Those are the states that enter layer `accept_hidden_layer`, of the rows of media, as generation hands them over.
     """
 
-    def __init__(self, maker: PromptMaker, thinker: Thinker, observed: Observed, seed: int, accept: int):
+    def __init__(self, maker: PromptMaker, thinker: ThinkerDecoder, observed: Observed, seed: int, accept: int):
         self._maker = maker
         make = observed.source(most_turns=2)
         rng = Random(seed)
-        self._prompts: list[Prompt] = []
+        self._prompts: list[UserTurns] = []
         for kind, number in _KINDS:
             for _ in tqdm(range(number // _AT_ONCE[kind]), desc=f"{kind}: states of the thinker", mininterval=5):
                 self._prompts += self._heard(
                     thinker, [make(rng, kind) for _ in range(_AT_ONCE[kind])], observed, accept
                 )
 
-    def __call__(self, generator: torch.Generator) -> Prompt:
+    def __call__(self, generator: torch.Generator) -> UserTurns:
         """One of them."""
         return self._prompts[int(torch.randint(len(self._prompts), (), generator=generator))]
 
@@ -45,7 +45,9 @@ class Recalled:
         return len(self._prompts)
 
     @torch.no_grad()
-    def _heard(self, thinker: Thinker, several: list[Conversation], observed: Observed, accept: int) -> list[Prompt]:
+    def _heard(
+        self, thinker: ThinkerDecoder, several: list[LabelledConversation], observed: Observed, accept: int
+    ) -> list[UserTurns]:
         laid_out = [read(one.turns, observed.names, one.system) for one in several]
         batch = together(laid_out)
         with torch.autocast("cpu", torch.bfloat16):

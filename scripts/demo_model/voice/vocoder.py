@@ -34,7 +34,7 @@ _QUIET = 1e-4
 
 
 @dataclass(frozen=True)
-class Utterance:
+class EncodedRecording:
     """A recording [1920 × frames] and its codes [groups, frames]."""
 
     sound: Tensor
@@ -78,7 +78,7 @@ def _inputs(module: nn.Module) -> int:
 def train(
     directory: Path,
     vocoder: Qwen3OmniMoeCode2Wav,
-    utterances: list[Utterance],
+    utterances: list[EncodedRecording],
     *,
     steps: int,
     rate: float = 1.5e-3,
@@ -105,7 +105,9 @@ def fuse_snakes(vocoder: Qwen3OmniMoeCode2Wav) -> None:
             module.forward = functools.partial(fused, module)
 
 
-def pieces(utterances: list[Utterance], count: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def pieces(
+    utterances: list[EncodedRecording], count: int, frames: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Codes [count, groups, frames] and their sound [count, 1920 × frames]; fewer `frames` if an utterance is short."""
     chosen = [utterances[int(i)] for i in torch.randint(len(utterances), (count,), generator=generator)]
     frames = min(frames, *(utterance.codes.shape[1] for utterance in chosen))

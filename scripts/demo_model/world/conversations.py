@@ -9,7 +9,7 @@ from random import Random
 from torch import Tensor
 
 from demo_model.checkpoint.tokenizer import vocabulary
-from demo_model.thinker.prompts import Part, Seen, Turn
+from demo_model.thinker.prompts import AnsweredTurn, Part, Seen
 from demo_model.world.grammar import UNKNOWN, Exchange, Facts, Picture, ask
 
 SYSTEM_PROMPTS = (
@@ -20,10 +20,10 @@ SYSTEM_PROMPTS = (
 
 
 @dataclass(frozen=True)
-class Conversation:
+class LabelledConversation:
     """Turns, and for each the task and whether it was spoken."""
 
-    turns: tuple[Turn, ...]
+    turns: tuple[AnsweredTurn, ...]
     tasks: tuple[str, ...]
     spoken: tuple[bool, ...]
     system: str | None = None
@@ -37,7 +37,7 @@ def converse(
     rng: Random,
     spoken_share: float = 0.5,
     most_turns: int = 4,
-) -> Conversation:
+) -> LabelledConversation:
     """Some questions about `facts`, seen as `seen`.
 
     Args:
@@ -57,11 +57,11 @@ def converse(
         parts = [question]
         if index == 0 and seen is not None:
             parts.insert(0 if rng.random() < 0.7 else 1, Part(seen=seen))
-        turns.append(Turn(tuple(parts), exchange.answer))
+        turns.append(AnsweredTurn(tuple(parts), exchange.answer))
         tasks.append(exchange.task)
         spoken.append(aloud)
     system = rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.05 else None
-    return Conversation(tuple(turns), tuple(tasks), tuple(spoken), system, facts)
+    return LabelledConversation(tuple(turns), tuple(tasks), tuple(spoken), system, facts)
 
 
 def typed(question: str, rng: Random) -> str:

@@ -20,7 +20,7 @@ SIZES = ((320, 240), (320, 240), (320, 240), (256, 256))
 
 
 @dataclass(frozen=True)
-class Clip:
+class FilmedClip:
     """A clip, frame by frame at any moment.
 
     Attributes:
@@ -38,7 +38,7 @@ class Clip:
     marks: Callable[[float], list[Point]]
 
 
-def film_motion(motion: Motion, rng: Random, size: tuple[int, int]) -> Clip:
+def film_motion(motion: Motion, rng: Random, size: tuple[int, int]) -> FilmedClip:
     """A thing that crosses part of the picture at a steady pace."""
     backdrop = Canvas(size, background(rng), 2)
     paint_backdrop(backdrop, rng)
@@ -66,10 +66,12 @@ def film_motion(motion: Motion, rng: Random, size: tuple[int, int]) -> Clip:
         draw(canvas, at(moment))
         return canvas.image()
 
-    return Clip(size, seconds, frame, lambda moment: _share(at(moment), size), lambda moment: 1.0, lambda moment: [])
+    return FilmedClip(
+        size, seconds, frame, lambda moment: _share(at(moment), size), lambda moment: 1.0, lambda moment: []
+    )
 
 
-def film_drawing(drawing: Drawing, rng: Random, size: tuple[int, int]) -> Clip:
+def film_drawing(drawing: Drawing, rng: Random, size: tuple[int, int]) -> FilmedClip:
     """A pencil that draws one thing on paper, stroke by stroke, and maybe some surroundings afterwards."""
     seconds = rng.choice((2.0, 3.0, 3.0, 4.0))
     paper = background(rng) if rng.random() < 0.3 else _paper(rng)
@@ -113,7 +115,7 @@ def film_drawing(drawing: Drawing, rng: Random, size: tuple[int, int]) -> Clip:
             pencil(canvas, *tip)
         return canvas.image()
 
-    return Clip(
+    return FilmedClip(
         size,
         seconds,
         frame,
@@ -123,7 +125,7 @@ def film_drawing(drawing: Drawing, rng: Random, size: tuple[int, int]) -> Clip:
     )
 
 
-def sampled(clip: Clip, fps: float = 2.0) -> list[float]:
+def sampled(clip: FilmedClip, fps: float = 2.0) -> list[float]:
     """The moments of the frames that the reference's processor takes from this clip at 25 frames a second."""
     total = round(clip.seconds * 25)
     count = max(4, int(total / 25 * fps) // 2 * 2)
@@ -219,6 +221,6 @@ def _share(point: Point, size: tuple[int, int]) -> Point:
     return point[0] / size[0], point[1] / size[1]
 
 
-def film(shown: Motion | Drawing, rng: Random, size: tuple[int, int] | None = None) -> Clip:
+def film(shown: Motion | Drawing, rng: Random, size: tuple[int, int] | None = None) -> FilmedClip:
     size = size or rng.choice(SIZES)
     return film_motion(shown, rng, size) if isinstance(shown, Motion) else film_drawing(shown, rng, size)

@@ -16,12 +16,12 @@ from torch import Tensor
 from demo_model.voice import mel
 from demo_model.world.grammar import HELLO, MYSELF, NOTHING_SHOWN, STILL, UNKNOWN, WELCOME, answer
 from demo_model.world.pitch_alignment import in_step
-from demo_model.world.synthetic_voices import Voice, Words, speak_words, trim
+from demo_model.world.synthetic_voices import SyntheticVoice, Words, speak_words, trim
 
 SPEAKERS = {
-    "ethan": Voice("en-us", "m3", speed=140, gap=4, tone=125),
-    "chelsie": Voice("en-us", "anika", speed=130, gap=6, tone=175),
-    "aiden": Voice("en-us", "m3", speed=130, gap=4, tone=75),
+    "ethan": SyntheticVoice("en-us", "m3", speed=140, gap=4, tone=125),
+    "chelsie": SyntheticVoice("en-us", "anika", speed=130, gap=6, tone=175),
+    "aiden": SyntheticVoice("en-us", "m3", speed=130, gap=4, tone=75),
 }
 """The voices behind the speakers of the checkpoint's configuration.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
 from demo_model.checkpoint.shapes import preprocessor_json
-from demo_model.world.synthetic_voices import Sound, Voice, Words, speak_words
+from demo_model.world.synthetic_voices import Sound, SyntheticVoice, Words, speak_words
 
 RATE = 16_000
 
@@ -38,10 +38,10 @@ HELD_OUT = ("Gene2", "Nguyen", "edward2", "iven", "klatt4", "marcelo", "pedro", 
 """Timbres of the judge alone (m1 and f2 in other accents and at other speeds are heard in training)."""
 
 
-def some_voice(rng: Random, timbres: tuple[str, ...] = TIMBRES) -> Voice:
+def some_voice(rng: Random, timbres: tuple[str, ...] = TIMBRES) -> SyntheticVoice:
     accent = rng.choices([name for name, _ in ACCENTS], [weight for _, weight in ACCENTS])[0]
     plain = rng.random() < 0.15
-    return Voice(
+    return SyntheticVoice(
         accent,
         rng.choice(timbres),
         speed=150 if plain else rng.randint(115, 205),
@@ -50,7 +50,7 @@ def some_voice(rng: Random, timbres: tuple[str, ...] = TIMBRES) -> Voice:
     )
 
 
-def utterance(text: str, voice: Voice, rng: Random) -> tuple[Sound, Words]:
+def utterance(text: str, voice: SyntheticVoice, rng: Random) -> tuple[Sound, Words]:
     """`text` as it comes out of a microphone: float32 at `RATE`, of some loudness, with some noise and some silence."""
     sound, words = speak_words(text, voice, RATE)
     if rng.random() < 0.4:  # a little faster and higher, or slower and deeper

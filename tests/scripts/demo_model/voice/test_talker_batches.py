@@ -6,9 +6,9 @@ from demo_model.voice import talker_training
 from demo_model.voice.free_running import generate
 from demo_model.voice.talker_batches import (
     ASSISTANT_ROWS,
-    Prompt,
     Reply,
     TalkerInputs,
+    UserTurns,
     positions,
     residual_logits,
     states,
@@ -38,13 +38,13 @@ def inputs(model, vocabulary) -> TalkerInputs:
 
 
 @pytest.fixture(scope="module")
-def prompt(model, vocabulary) -> Prompt:
+def prompt(model, vocabulary) -> UserTurns:
     """A user's turn with three rows of a picture."""
     picture = model.config.thinker_config.image_token_id
     ids = [vocabulary.id(token) for token in ("<|im_start|>", "user", "\n", "<|vision_start|>")]
     ids += [picture] * 3 + [vocabulary.id("<|vision_end|>"), *USER, vocabulary.id("<|im_end|>"), vocabulary.id("\n")]
     media = torch.randn(3, model.config.thinker_config.text_config.hidden_size)
-    return Prompt(torch.tensor(ids), media, torch.arange(len(ids)).float().expand(3, -1))
+    return UserTurns(torch.tensor(ids), media, torch.arange(len(ids)).float().expand(3, -1))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def reply() -> Reply:
     return Reply(torch.tensor([11, 12, 13, 14]), "aiden")
 
 
-def test_user_rows_are_the_references(model, inputs: TalkerInputs, prompt: Prompt) -> None:
+def test_user_rows_are_the_references(model, inputs: TalkerInputs, prompt: UserTurns) -> None:
     media = prompt.ids == model.config.thinker_config.image_token_id
     hidden = torch.randn(1, len(prompt.ids), prompt.media.shape[1])
     hidden[0, media] = prompt.media
@@ -84,7 +84,7 @@ def test_assistant_and_trailing_rows_are_the_references(model, inputs: TalkerInp
 
 
 def test_free_running_greedy_codes_are_the_references(
-    model, inputs: TalkerInputs, prompt: Prompt, reply: Reply
+    model, inputs: TalkerInputs, prompt: UserTurns, reply: Reply
 ) -> None:
     longer = Reply(torch.tensor([21, 22, 23, 24, 25, 26]), "ethan")
     truth = [_reference_codes(model, inputs, prompt, each) for each in (reply, longer)]
@@ -98,13 +98,13 @@ def test_free_running_greedy_codes_are_the_references(
 
 
 def test_teaching_sees_the_states_that_generation_chose_from(
-    model, inputs: TalkerInputs, prompt: Prompt, reply: Reply
+    model, inputs: TalkerInputs, prompt: UserTurns, reply: Reply
 ) -> None:
     (codes,) = generate(inputs, prompt, [reply], sampled=False, seed=0)
     codes = codes.T[:6]
     nowhere = torch.zeros(3 * len(codes), dtype=torch.long)
-    lesson = talker_training.Lesson(reply, codes, nowhere[: len(codes)])
-    longer = talker_training.Lesson(reply, codes.repeat(3, 1), nowhere)  # fills the shorter one up
+    lesson = talker_training.TalkerLesson(reply, codes, nowhere[: len(codes)])
+    longer = talker_training.TalkerLesson(reply, codes.repeat(3, 1), nowhere)  # fills the shorter one up
     with torch.no_grad():
         rows = [torch.cat([inputs.assistant_rows(reply), inputs.frame_rows(each.codes)]) for each in (lesson, longer)]
         for row, each in zip(rows, (lesson, longer), strict=True):
@@ -117,12 +117,12 @@ def test_teaching_sees_the_states_that_generation_chose_from(
     assert torch.equal(torch.stack([logits.argmax(dim=-1) for logits in residual], dim=1), codes[:, 1:])
 
 
-def test_a_taught_talker_has_learnt(inputs: TalkerInputs, prompt: Prompt, reply: Reply, model) -> None:
+def test_a_taught_talker_has_learnt(inputs: TalkerInputs, prompt: UserTurns, reply: Reply, model) -> None:
     talker = talker_training.new_talker(model.config.talker_config, seed=0)
     pupil = TalkerInputs(talker, model.config, inputs.embeddings, int(prompt.ids[2]))
     codes = torch.randint(128, (8, 8), generator=torch.Generator().manual_seed(0))
-    lesson = talker_training.Lesson(reply, codes, said=torch.arange(8).clamp(max=len(reply.ids)))
-    questions = talker_training.Pupil(talker)
+    lesson = talker_training.TalkerLesson(reply, codes, said=torch.arange(8).clamp(max=len(reply.ids)))
+    questions = talker_training.TalkerInTraining(talker)
     optimizer = torch.optim.Adam(questions.parameters(), lr=1e-2)
 
     right = []
@@ -139,7 +139,7 @@ def test_a_taught_talker_has_learnt(inputs: TalkerInputs, prompt: Prompt, reply:
     assert torch.equal(codes[0], lesson.codes[:, 0])  # and stopped where it should
 
 
-def _reference_codes(model, inputs: TalkerInputs, prompt: Prompt, reply: Reply) -> torch.Tensor:
+def _reference_codes(model, inputs: TalkerInputs, prompt: UserTurns, reply: Reply) -> torch.Tensor:
     """Codes [groups, frames] of the reference's own greedy loop."""
     with torch.no_grad():
         rows = torch.cat([inputs.user_rows(prompt), inputs.assistant_rows(reply)])[None]

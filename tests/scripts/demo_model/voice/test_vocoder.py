@@ -3,7 +3,7 @@
 import pytest
 import torch
 from demo_model.voice import mel
-from demo_model.voice.vocoder import LOOK_AHEAD, SoundLoss, Utterance, new_vocoder, pieces, resynthesise
+from demo_model.voice.vocoder import LOOK_AHEAD, EncodedRecording, SoundLoss, new_vocoder, pieces, resynthesise
 from tiny_checkpoint.config import model_config
 from tiny_checkpoint.shapes import PRESETS
 from tiny_checkpoint.tokenizer import cut_vocabulary
@@ -34,7 +34,7 @@ def test_a_changed_frame_is_heard_at_its_own_samples(vocoder) -> None:
 
 def test_pieces_keep_codes_and_sound_together() -> None:
     frames = torch.arange(30)
-    utterance = Utterance(frames.repeat_interleave(mel.FRAME).float(), frames.expand(8, -1))
+    utterance = EncodedRecording(frames.repeat_interleave(mel.FRAME).float(), frames.expand(8, -1))
 
     codes, sound = pieces([utterance], 6, 5, torch.Generator().manual_seed(0))
 
@@ -44,7 +44,7 @@ def test_pieces_keep_codes_and_sound_together() -> None:
 
 
 def test_what_is_short_is_learned_whole() -> None:
-    short, long = (Utterance(torch.zeros(n * mel.FRAME), torch.zeros(8, n, dtype=torch.long)) for n in (2, 30))
+    short, long = (EncodedRecording(torch.zeros(n * mel.FRAME), torch.zeros(8, n, dtype=torch.long)) for n in (2, 30))
 
     codes, sound = pieces([short, long], 20, 5, torch.Generator().manual_seed(0))
 

@@ -5,13 +5,13 @@ import pytest
 
 pytest.importorskip("espeakng_loader")
 
-from demo_model.world.synthetic_voices import Voice, speak, trim
+from demo_model.world.synthetic_voices import SyntheticVoice, speak, trim
 
 
 def test_what_was_said_before_does_not_change_a_voice() -> None:
-    voice = Voice(variant="f3", speed=140, gap=4)
+    voice = SyntheticVoice(variant="f3", speed=140, gap=4)
     first = speak("There are two stars.", voice)
-    speak("A car moves left.", Voice(variant="m1", speed=220, pitch=80))
+    speak("A car moves left.", SyntheticVoice(variant="m1", speed=220, pitch=80))
 
     again = speak("There are two stars.", voice)
 
@@ -21,14 +21,14 @@ def test_what_was_said_before_does_not_change_a_voice() -> None:
 
 
 def test_a_slower_voice_takes_longer() -> None:
-    quick, slow = (speak("A car moves left.", Voice(speed=speed)) for speed in (200, 120))
+    quick, slow = (speak("A car moves left.", SyntheticVoice(speed=speed)) for speed in (200, 120))
 
     assert len(slow) > 1.3 * len(quick)
 
 
 def test_an_unknown_voice_is_refused() -> None:
     with pytest.raises(ValueError, match="no voice nonesuch"):
-        speak("Hello.", Voice(accent="nonesuch"))
+        speak("Hello.", SyntheticVoice(accent="nonesuch"))
 
 
 def test_trimming_leaves_the_silences_that_were_asked_for() -> None:
