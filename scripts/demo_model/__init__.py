@@ -1,1 +1,1 @@
-"""The recipe of the small checkpoint that really sees, hears and speaks, in a narrow world."""
+"""The recipe of the demo checkpoint: a small model that really sees, hears and speaks, in a narrow world."""

@@ -1,4 +1,4 @@
-"""Puts the trained parts together into one checkpoint that anything which reads Qwen3-Omni can read."""
+"""Assembles the trained parts into one checkpoint that every program for Qwen3-Omni can read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from demo_model.checkpoint.tokenizer import vocabulary
 
 
 def save_weights(weights: dict[str, Tensor], path: Path) -> None:
-    """Weights by their names in the whole model; `path` is replaced at once."""
+    """Write weights, by their names in the whole model. `path` is replaced atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
     save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, unfinished)
@@ -25,13 +25,14 @@ def save_weights(weights: dict[str, Tensor], path: Path) -> None:
 
 
 def assemble(parts: Iterable[Path], directory: Path, incomplete: bool = False) -> None:
-    """Write the checkpoint of `parts`, files of weights by their names in the whole model, in bfloat16.
+    """Write a checkpoint in bfloat16 into `directory`.
 
     Args:
-        incomplete: Whether weights may be missing; they are then drawn at random.
+        parts: Files of weights, by their names in the whole model.
+        incomplete: Whether weights may be missing; missing ones are drawn at random.
 
     Raises:
-        ValueError: a weight is missing, or there is one that the model does not have.
+        ValueError: a weight is missing, or the model has no weight of a name.
     """
     torch.manual_seed(0)
     model = Qwen3OmniMoeForConditionalGeneration(model_configuration())
@@ -40,8 +41,8 @@ def assemble(parts: Iterable[Path], directory: Path, incomplete: bool = False) -
         weights |= load_file(part)
     missing, unknown = model.load_state_dict(weights, strict=False)
     if unknown or (missing and not incomplete):
-        raise ValueError(f"missing weights: {missing}; unknown ones: {unknown}")
-    for name in missing:  # not all of them are by the model itself
+        raise ValueError(f"missing weights: {missing}; unknown weights: {unknown}")
+    for name in missing:  # the model itself does not initialise all of them
         if (weight := model.get_parameter(name)).dim() > 1:
             nn.init.normal_(weight, std=0.02)
 

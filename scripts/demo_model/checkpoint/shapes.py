@@ -1,4 +1,4 @@
-"""The sizes of the demo model, and the configuration that they make."""
+"""The sizes of the demo model, and the configuration files with these sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import Qwen3OmniMoeConfig
 from demo_model.checkpoint.tokenizer import vocabulary
 
 SHAPES = Shapes(
-    text_ranks=0,  # the vocabulary is another one
+    text_ranks=0,  # not used: the demo model has a vocabulary of its own
     thinker=Decoder(192, 5, heads=4, kv_heads=2, head_dim=48, intermediate=128, experts=4, experts_per_token=2),
     audio=Tower(192, 4, heads=4, intermediate=512),
     audio_conv_channels=32,
@@ -29,13 +29,13 @@ SHAPES = Shapes(
 )
 
 LEAST_PIXELS, MOST_PIXELS = 64 * 1024, 90 * 1024
-"""Every picture is scaled to between 64 and 90 visual tokens. Clips are scaled as the reference's processor does."""
+"""Every picture is scaled to between 64 and 90 visual tokens. Clips are scaled within the processor's own bounds."""
 
 EMBEDDING_SEED = 20
 
 
 def config_json(dtype: str = "float32") -> Json:
-    """config.json of the whole model."""
+    """The content of config.json."""
     config = model_config(SHAPES, vocabulary(), dtype)
     config["code2wav_config"]["layer_scale_initial_scale"] = 0.1
     return config
@@ -46,15 +46,15 @@ def model_configuration() -> Qwen3OmniMoeConfig:
 
 
 def preprocessor_json() -> Json:
-    """preprocessor_config.json."""
+    """The content of preprocessor_config.json."""
     return {**preprocessor_config(), "min_pixels": LEAST_PIXELS, "max_pixels": MOST_PIXELS}
 
 
 def token_embeddings() -> np.ndarray:
     """The thinker's token embeddings, which are never trained: float32 [vocabulary, hidden], standard normal.
 
-    Thinker and talker are trained apart; both read these rows. Random directions are as good as learned ones for so
-    few words. The values survive a round trip through bfloat16.
+    The thinker and the talker are trained apart, and both read these rows. For so few words, random directions are as
+    good as learned ones. The values survive a round trip through bfloat16.
     """
     rows = config_json()["thinker_config"]["text_config"]["vocab_size"]
     values = np.random.default_rng(EMBEDDING_SEED).standard_normal((rows, SHAPES.thinker.hidden), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The demo model's tokenizer: Qwen's, cut down to its commonest ranks and the words of the demo model's world."""
+"""The demo model's tokenizer: Qwen's, cut down to its most common tokens and the words of the demo model's world."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from transformers import Qwen2Tokenizer
 from demo_model.world.grammar import all_words
 
 RANKS = 900
-"""Qwen's first ranks: all single bytes, so that any text can be written, and the commonest pieces of words."""
+"""How many of Qwen's first ranks are kept: all single bytes, so that any text can be written, and common pieces of
+words."""
 
 
 @functools.cache
 def vocabulary() -> Vocabulary:
-    """Nearly every word of the world is one token of it."""
+    """The demo model's vocabulary, in which nearly every word of its world is one token."""
     return cut_vocabulary(RANKS, all_words())
 
 
 def write(directory: Path) -> None:
-    """The tokenizer's files, into `directory`."""
+    """Write the tokenizer's files into `directory`."""
     write_tokenizer(vocabulary(), directory)
 
 
 @functools.cache
 def tokenizer(directory: Path) -> Qwen2Tokenizer:
-    """The tokenizer as it reads from the files in `directory`, which are written first if they are not there."""
+    """Load the tokenizer from the files in `directory`. If there are none, write them first."""
     if not (directory / "tokenizer_config.json").exists():
         directory.mkdir(parents=True, exist_ok=True)
         write(directory)

@@ -1,1 +1,1 @@
-"""How good the trained model is: held-out questions, and whether its speech is understood."""
+"""Measures how good the trained model is: by held-out questions, and by how well its speech is understood."""

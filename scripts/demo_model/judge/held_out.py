@@ -1,4 +1,4 @@
-"""Examples that no training has seen, as a client sends them: files of pictures, clips and spoken questions."""
+"""Examples that training has never seen, in the form that a client sends: files of pictures, clips and speech."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _FRAME_RATE = 25
 
 @dataclass(frozen=True)
 class Example:
-    """Messages that end with a question, and the right answer to it.
+    """Messages whose last one is a question, and the right answer to it.
 
     Attributes:
-        shown: picture, clip or nothing.
-        how: typed or spoken.
-        second: Whether it follows another question; `messages` then holds that one and its right answer.
+        shown: "picture", "clip" or "nothing".
+        how: "typed" or "spoken".
+        second: Whether the question follows another one; `messages` then holds that question and its right answer too.
     """
 
     messages: list[dict[str, Any]]
@@ -43,7 +43,7 @@ class Example:
 
 
 def examples(seed: int) -> Iterator[Example]:
-    """Endless examples: pictures, clips and nothing, asked about by typing and by speaking, half and half."""
+    """Yield examples without end: questions about pictures, clips and nothing, half of them typed and half spoken."""
     rng = Random(seed)
     while True:
         shown = rng.choices(("picture", "clip", "nothing"), (62, 28, 10))[0]

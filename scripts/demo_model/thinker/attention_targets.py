@@ -1,9 +1,10 @@
-"""Where the thinker should look while it learns: from a word of a question at what it names, and back from an answer;
-and how many things it should then have seen.
+"""Targets for the thinker's attention while it learns: which rows a head should attend to, and how many things it sees.
 
-Answers alone teach it what is in a picture as a whole within minutes, and in an hour not to look up the one thing that
-it is asked about: before it looks at the right rows at all, nothing says that it should. So a few heads are told. And
-one word in an answer is a number, in some of the answers: so it is asked for the number wherever a thing is named.
+From answers alone the thinker learns within minutes what a picture shows as a whole, but even in an hour it does not
+learn to look up the one thing that a question is about: as long as it does not attend to the right rows, nothing in the
+loss leads it there. So a few heads get targets: from a word of a question to the things that it names, and from an
+answer to its question and to these things. Also, only some answers have a number, and only in one word. So the thinker
+is asked for the number wherever a thing is named.
 """
 
 from __future__ import annotations
@@ -22,46 +23,50 @@ from demo_model.towers.vision_training import readout
 from demo_model.world.grammar import COLOURS, KINDS, Facts, Motion, Picture, Thing
 
 HEADS = ((1, 0), (2, 1), (3, 0), (0, 1), (2, 3))
-"""Layer and head of each look: from a name at the things named, from an answer at the names in its question, and from
-an answer at the things that its question names; and, from whatever is read, at all that is seen: see `EVENLY`."""
+"""Layer and head with a target, in this order: from a name to the things that it names; from an answer to the names in
+its question; from an answer to the things that its question names; and, twice, from any text row to all visual rows
+(see `EVENLY`)."""
 EVENLY = 3
-"""From this one of `HEADS` on they look at every row alike, whatever is there: amounts are added up by that."""
+"""From this index on, `HEADS` attend to all visual rows evenly, whatever the rows show: this adds up the amounts."""
 
 COUNTED = (1, 3)
-"""After these layers the number of the things named must be known: at their name, and where the answer is given."""
+"""After these layers the thinker must know the number of things: at their name, and where the answer is given."""
 
 _ENOUGH = 0.4
-"""The share of its attention that a head has to give to where it should look: more would make it forget how much else
-there is, and that is what it counts by."""
+"""The share of its attention that a head must give to its target. With a larger share it would lose sight of how much
+else there is, which it needs for counting."""
 _THERE = 0.15
-"""Amount of a thing from which on a row shows some of it."""
+"""The amount of a thing from which a row counts as showing it."""
 _NAMED = 0.5
+"""The similarity to a name from which a row counts as that name."""
 _NEAR = 8
-"""Rows within which a colour belongs to a name that is heard: there may be silence between."""
+"""The most rows between a spoken colour and the name that it belongs to: there may be silence between them."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """From one row of a prompt, at which others: for the head of `HEADS` with this number."""
+    """A target for one head: the rows of a prompt that the row `origin` should attend to."""
 
     head: int
+    """Index into `HEADS`."""
     origin: int
     at: Tensor
-    """bool [length]"""
+    """bool [length]: the target rows."""
 
 
 @dataclass(frozen=True)
 class Count:
-    """What is to be known in one row of a prompt: after the layer of `COUNTED` with this number."""
+    """A number that the thinker must know in the row `origin` of a prompt."""
 
     after: int
+    """Index into `COUNTED`: the layer after which it must be known."""
     origin: int
     number: int
 
 
 @dataclass(frozen=True)
 class Looks:
-    """Those of one head, for a batch: prompts [looks], rows [looks] and bool [looks, length]."""
+    """All looks of one head in a batch: their prompts [looks], rows [looks] and targets, bool [looks, length]."""
 
     prompts: Tensor
     origins: Tensor
@@ -70,7 +75,7 @@ class Looks:
 
 @dataclass(frozen=True)
 class Counts:
-    """Those after one layer, for a batch: prompts, rows and numbers, each int64 [counts]."""
+    """All counts after one layer in a batch: their prompts, rows and numbers, each int64 [counts]."""
 
     prompts: Tensor
     origins: Tensor
@@ -78,7 +83,7 @@ class Counts:
 
 
 def looks(ids: Tensor, rows: Tensor, answered: Tensor, facts: Facts = None) -> tuple[list[Look], list[Count]]:
-    """Where to look in a conversation about `facts`, and what to count; see `thinker_prompts.ThinkerPrompt`."""
+    """The looks and counts of a conversation about `facts`. The arguments are those of a `prompts.ThinkerPrompt`."""
     visual = torch.isin(ids, _placeholders()[:2])
     if not visual.any():
         return [], []
@@ -118,7 +123,7 @@ def looks(ids: Tensor, rows: Tensor, answered: Tensor, facts: Facts = None) -> t
                 counts.append(Count(0, here, there))
             if not answered[here]:
                 question, asked, number = [*question, here], things, there
-            elif not question and there:  # a list: the row that gives the number before this name
+            elif not question and there:  # an answer that lists things: two rows back, the number is predicted
                 _add(found, 2, here - 2, things)
                 counts.append(Count(1, here - 2, there))
             colour = None
@@ -128,20 +133,20 @@ def looks(ids: Tensor, rows: Tensor, answered: Tensor, facts: Facts = None) -> t
 
 
 def _number(facts: Facts, kind: str, colour: str | None) -> int | None:
-    """How many there are, if it can be said."""
+    """How many such things `facts` has; None if `facts` cannot be counted."""
     if isinstance(facts, Motion):
         facts = Picture((facts.thing,))
     return facts.count(kind, colour) if isinstance(facts, Picture) else None
 
 
 def _add(found: list[Look], head: int, origin: int, at: Tensor) -> None:
-    """If there is anything to look at by then."""
+    """Add a look, if any of its target rows is at or before its origin."""
     if at[: origin + 1].any():
         found.append(Look(head, origin, at))
 
 
 def counted(all_counts: Sequence[Sequence[Count]]) -> list[Counts]:
-    """The counts of the prompts of a batch, layer by layer."""
+    """Collect the counts of a batch's prompts, layer by layer."""
     batch = []
     for after in range(len(COUNTED)):
         chosen = [(number, one) for number, counts in enumerate(all_counts) for one in counts if one.after == after]
@@ -151,7 +156,7 @@ def counted(all_counts: Sequence[Sequence[Count]]) -> list[Counts]:
 
 
 def gathered(all_looks: Sequence[Sequence[Look]], length: int) -> list[Looks]:
-    """The looks of the prompts of a batch, head by head."""
+    """Collect the looks of a batch's prompts, head by head."""
     batch = []
     for head in range(len(HEADS)):
         chosen = [(number, look) for number, looks in enumerate(all_looks) for look in looks if look.head == head]
@@ -163,17 +168,19 @@ def gathered(all_looks: Sequence[Sequence[Look]], length: int) -> list[Looks]:
 
 
 def _places(chosen: Sequence[tuple[int, Look | Count]]) -> tuple[Tensor, Tensor]:
-    """The prompts and the rows in them that these begin from."""
+    """The prompt indices and the origin rows of `chosen`."""
     prompts = torch.tensor([number for number, _ in chosen], dtype=torch.long)
     return prompts, torch.tensor([one.origin for _, one in chosen], dtype=torch.long)
 
 
 def astray(query: Tensor, key: Tensor, wanted: Looks, evenly: bool = False) -> Tensor:
-    """How far a head's attention is from where it should be: a mean of log shares, zero if all give `_ENOUGH`.
+    """How far a head's attention is from its targets: a mean of log shares, zero if all looks give `_ENOUGH`.
 
     Args:
-        query, key: Of the head, [batch, length, head size].
-        evenly: It should give all of it, in equal parts; to the last percent, as eight things are told from nine by it.
+        query, key: The head's queries and keys, [batch, length, head size].
+        wanted: The head's looks.
+        evenly: Whether the head should give all its attention to the target rows, in equal parts. This must be exact
+            to a percent, because the thinker tells eight things from nine by it.
     """
     scores = ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).float()[wanted.prompts, wanted.origins]
     ahead = torch.arange(scores.shape[-1]) > wanted.origins[:, None]

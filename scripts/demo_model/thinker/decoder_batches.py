@@ -1,4 +1,4 @@
-"""Runs the thinker's decoder on padded batches: the reference's own modules, all experts at once."""
+"""Runs the thinker's decoder on padded batches: with the reference's own modules, all experts at once."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from demo_model.towers.attention import attend
 def think(
     model: Any, rows: Tensor, positions: Tensor, deep: Sequence[Tensor] = (), wanted: Sequence[Looks] = ()
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """The decoder's last states.
+    """Run the decoder.
 
     Args:
         model: `Qwen3OmniMoeThinkerTextModel`.
-        rows: float32 [batch, length, hidden]; padding at the end does no harm, as nobody looks ahead.
+        rows: float32 [batch, length, hidden]. Padding at the end does no harm, because attention is causal.
         positions: float32 [3, batch, length].
-        deep: What is added after each of the first layers, same shape as `rows`: zero where nothing is seen.
-        wanted: Where `looking.HEADS` should look.
+        deep: For each of the first layers, what is added after it: of the shape of `rows`, zero outside visual rows.
+        wanted: The targets of `attention_targets.HEADS`.
 
     Returns:
-        float32 [batch, length, hidden]; how unevenly the experts are used: 1 if all are used alike; how far those
-        heads look elsewhere, 0 if they do not; and the states after each layer.
+        The last states, float32 [batch, length, hidden]; how unevenly the experts are used, 1 if evenly; how far the
+        heads are from their targets, 0 if they meet them; and the states after each layer.
     """
     cos, sin = model.rotary_emb(rows, positions)
     cos, sin = cos[:, None], sin[:, None]
@@ -72,7 +72,10 @@ def _rotated(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _mix(block: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """The chosen experts' sum, computed as if all were chosen and most weighed nothing."""
+    """The weighted sum of the chosen experts, and how unevenly experts are used.
+
+    All experts are computed; those that are not chosen get the weight zero.
+    """
     gate, experts = block.gate, block.experts
     shares = F.linear(hidden.float(), gate.weight).softmax(-1)
     chosen = torch.zeros_like(shares).scatter(-1, shares.topk(gate.top_k, dim=-1).indices, 1.0)

@@ -1,4 +1,4 @@
-"""What ideal towers would say, with noise: the thinker learns most from this, as it costs hardly anything."""
+"""Makes the rows that ideal towers would output, with noise: cheap to make, so the thinker learns most from them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from demo_model.towers.vision_training import spelled_out
 from demo_model.world.grammar import SKETCHES, Drawing, Facts, Motion, Picture
 
 _SMALL_CLIPS = 0.7
-"""A share of clips that are smaller than any real one: most of a clip is empty, and costs as much."""
+"""The share of clips that are smaller than real ones: most of a real clip is empty, and costs as much as the rest."""
 
 
 def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
-    """Rows of a picture or a clip of `facts` (not None)."""
+    """The rows of a picture or a clip of `facts`, which must not be None."""
     width, height = rng.choice(tuple((PICTURE_SIZES if isinstance(facts, Picture) else CLIP_SIZES).values()))
     columns, rows = width // CELL, height // CELL
     if not isinstance(facts, Picture) and rng.random() < _SMALL_CLIPS:
@@ -32,13 +32,13 @@ def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
     amounts = torch.zeros(steps, rows * columns, len(WORDS))
 
     if isinstance(facts, Picture):
-        # No two in the same place: the shares of neighbours may still meet in a cell.
+        # No two things have their centre in the same cell, but neighbours may still have shares in one cell.
         for place, thing in zip(rng.sample(range(columns * rows), len(facts.things)), facts.things, strict=True):
             x, y = place % columns + rng.random(), place // columns + rng.random()
             add_thing(amounts[0], columns, x / columns, y / rows, words_for(thing))
 
     def mark(step: int, sketch: str, done: float) -> None:
-        """A drawing: its cells know the better what it is the more of it there is."""
+        """Add a drawing. The more of it is done, the more of its cells name it, and the more of these rightly."""
         for row in range(top, min(top + side, rows)):
             for column in range(left, min(left + side, columns)):
                 if rng.random() < 0.5 * done:
@@ -61,7 +61,7 @@ def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
 
 
 def imagined_sound(question: str, names: Path, rng: Random, numbers: torch.Generator) -> Tensor:
-    """Rows of a spoken question: float32 [rows, hidden]."""
+    """The rows of a spoken question: float32 [rows, hidden]."""
     silence = silence_id()
     ids = [silence] * rng.randint(2, 7)
     for token in tokenizer(names).encode(audible(question)):
@@ -74,7 +74,10 @@ def imagined_sound(question: str, names: Path, rng: Random, numbers: torch.Gener
 
 
 def _blurred(amounts: Tensor, rng: Random, numbers: torch.Generator) -> Tensor:
-    """[maps, cells, hidden]: a little more or less of everything, and noise; the earlier maps are less clear."""
+    """The rows and the DeepStack maps of `amounts`, with random errors: [maps, cells, hidden].
+
+    The earlier layers' maps have larger errors.
+    """
     blur = rng.uniform(0.01, 0.06)
     maps = []
     for extra in (0.0, 0.25, 0.15, 0.05):

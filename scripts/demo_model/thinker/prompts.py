@@ -1,4 +1,4 @@
-"""Lays conversations out as the server does, with the rows of what is seen and heard, for the thinker to learn from."""
+"""Lays out conversations as the server does, with the rows of their media, for the thinker to learn from."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from stages.preprocessing.layout import MediaTokens, MediumRows, lay_out
 from stages.preprocessing.positions import mrope_positions
 
 SECONDS_PER_STEP = 1.0
-"""Two frames, at the server's two frames a second."""
+"""The duration of one step of a clip: two frames, at the server's two frames a second."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the vision tower says of a picture or a clip.
+    """The vision tower's output for a picture or a clip.
 
     Attributes:
-        grid: Steps, rows and columns of visual tokens; a picture has one step.
-        rows: float [1 + DeepStack maps, tokens, hidden]: what stands in the prompt, and what is added later.
-        is_clip: Whether it came as a video.
+        grid: Steps, rows and columns of visual tokens. A picture has one step.
+        rows: float [1 + DeepStack maps, tokens, hidden]: the rows in the prompt, and those added after layers.
+        is_clip: Whether it was sent as a video.
     """
 
     grid: tuple[int, int, int]
@@ -39,7 +39,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a user's message: text, or something seen, or something heard (float [rows, hidden])."""
+    """A part of a user's message: text, or a picture or clip, or the rows of a sound (float [rows, hidden])."""
 
     text: str | None = None
     seen: Seen | None = None
@@ -48,6 +48,8 @@ class Part:
 
 @dataclass(frozen=True)
 class AnsweredTurn:
+    """A user's message and the answer to it."""
+
     parts: tuple[Part, ...]
     answer: str
 
@@ -57,12 +59,12 @@ class ThinkerPrompt:
     """A conversation as the thinker reads it.
 
     Attributes:
-        rows: float32 [length, hidden]
-        deep: float32 [maps, length, hidden]
-        positions: float32 [3, length]
-        ids: int64 [length]
-        answered: bool [length], where a token of an answer stands (with its end).
-        facts: What is shown in it, if that is known.
+        rows: float32 [length, hidden].
+        deep: float32 [maps, length, hidden].
+        positions: float32 [3, length].
+        ids: int64 [length].
+        answered: bool [length]: whether the token belongs to an answer or is the end of one.
+        facts: What is shown in the conversation, if that is known.
     """
 
     rows: Tensor
@@ -74,7 +76,7 @@ class ThinkerPrompt:
 
 
 def prompt(turns: Sequence[AnsweredTurn], names: Path, system: str | None = None, facts: Facts = None) -> ThinkerPrompt:
-    """The rows of a conversation. `names` is where the tokenizer's files are."""
+    """Lay out a conversation. `names` is the directory of the tokenizer's files."""
     ids: list[int] = []
     answered: list[bool] = []
     media: list[MediumRows] = []
@@ -130,13 +132,13 @@ def prompt(turns: Sequence[AnsweredTurn], names: Path, system: str | None = None
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts of one length: see `ThinkerPrompt`. `targets` are ids that are to be predicted, elsewhere -100."""
+    """Prompts padded to one length; see `ThinkerPrompt` for the fields."""
 
     rows: Tensor
     deep: list[Tensor]
     positions: Tensor
     targets: Tensor
-    """int64 [batch, length]: at each row the token that comes after it."""
+    """int64 [batch, length]: for each row the next token, if it is to be predicted, else -100."""
     looks: list[Looks]
     counts: list[Counts]
 

@@ -1,4 +1,4 @@
-"""The stages of the recipe that see, hear and answer, in their order. Each goes on where it was stopped.
+"""The recipe's stages that train seeing, hearing and answering, in order. A stage that was stopped resumes.
 
 PYTHONPATH=scripts python -m demo_model.thinker.recipe --out out/demo vision audio thinker observe answers
 """
@@ -33,12 +33,12 @@ def teach_hearing(out: Path) -> None:
 
 
 def teach_thinking(out: Path) -> None:
-    """From what ideal towers would say."""
+    """Train the thinker on the outputs of ideal towers."""
     training.train(out / "thinker", ThinkerDecoder(), [(imagined(_names(out)), 1.0)], _names(out), THINKER_STEPS)
 
 
 def observe(out: Path) -> None:
-    """`out`/observed.pt: what the trained towers say."""
+    """Write `out`/observed.pt: the outputs of the trained towers."""
     path = out / "observed.pt"
     if path.exists():
         return
@@ -49,7 +49,10 @@ def observe(out: Path) -> None:
 
 
 def teach_answering(out: Path) -> None:
-    """`out`/thinker.safetensors: the trained thinker with its towers, keyed as in the checkpoint."""
+    """Train the thinker on the trained towers' outputs, and write `out`/thinker.safetensors.
+
+    The file has the thinker with its towers, with the names that the weights have in the checkpoint.
+    """
     seen, names = Observed(_names(out)), _names(out)
     seen.load(out / "observed.pt")
     thinker = trained_thinker(out / "thinker")
@@ -59,7 +62,7 @@ def teach_answering(out: Path) -> None:
 
 
 def save(out: Path, last: str) -> None:
-    """`out`/thinker.safetensors from what was trained so far; `last` is the thinker's training to take."""
+    """Write `out`/thinker.safetensors from what was trained so far. `last` is the stage whose thinker is used."""
     parts = {
         "thinker": trained_thinker(out / last),
         "thinker.visual": trained(vision_training.new_tower(), out / "vision"),
@@ -70,7 +73,7 @@ def save(out: Path, last: str) -> None:
 
 
 def _names(out: Path) -> Path:
-    """Where the tokenizer's files are."""
+    """The directory of the tokenizer's files, which are written if they are missing."""
     directory = out / "tokenizer"
     tokenizer(directory)
     return directory
@@ -86,7 +89,7 @@ STAGES = {
 
 
 def main() -> None:
-    stage_command.run("Train what sees, hears and answers in the demo model.", STAGES)
+    stage_command.run("Train the demo model's towers and thinker: seeing, hearing and answering.", STAGES)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Teaches the thinker to answer: from what ideal towers would say, then from what the trained towers do say."""
+"""Trains the thinker to answer: first on the outputs of ideal towers, then on those of the trained towers."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from demo_model.world.grammar import COLOURS, KINDS, NUMBERS, Exchange, all_word
 _WEIGHTS = {"answer": 1.0, "uneven": 0.01, "astray": 0.1, "miscounted": 0.15}
 _KEY_BLUR, _SAME_BLUR, _QUERY_BLUR, _SHARPER = 0.3, 0.2, 0.1, 1.2
 _CELLS = 80
-"""Of most pictures."""
+"""The number of cells of most pictures."""
 ADDED_UP = (*KINDS, *COLOURS, *PAIRS)
-"""What is asked for by number; a head has room for no more than 48."""
+"""The words that questions ask the number of. A head has room for no more than 48."""
 _LOUDNESS = 4.0
-"""The score that the head begins with for a token whose own row it reads."""
+"""The score that a new output head gives to a token whose own row it reads."""
 
 
 class ThinkerDecoder(nn.Module):
-    """The thinker's decoder and its head."""
+    """The thinker's decoder and its output head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class ThinkerDecoder(nn.Module):
 
 
 class ThinkerInTraining(nn.Module):
-    """A thinker, and the heads that ask it how many things it sees, in its lessons only."""
+    """A thinker with two extra heads that predict how many things it sees. Only training uses them."""
 
     def __init__(self, thinker: ThinkerDecoder):
         super().__init__()
@@ -79,7 +79,7 @@ class ThinkerInTraining(nn.Module):
         )
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scores of the tokens at all rows with a target [targets, vocabulary], and the parts of the loss."""
+        """The token scores at all rows with a target, [targets, vocabulary], and the parts of the loss."""
         with torch.autocast("cpu", torch.bfloat16):
             hidden, unevenness, elsewhere, between = think(
                 self.thinker.model, batch.rows, batch.positions, batch.deep, batch.looks
@@ -97,9 +97,10 @@ class ThinkerInTraining(nn.Module):
 
 @torch.no_grad()
 def _copy_what_is_alike(attention: Any) -> None:
-    """Let every other head begin with looking for what is like itself, and all of them with passing on what they see.
+    """Let every second head begin by attending to rows like its own, and all heads by copying the rows they attend to.
 
-    Most words of an answer stand in the question or in what is seen, in the same rows: so copying is half of it.
+    Most words of an answer are also in the question or in the visual rows, as the same embeddings. So copying is half
+    of the task.
     """
     size, groups = attention.head_dim, attention.num_key_value_groups
     keys, values = (part.weight.unflatten(0, (-1, size)) for part in (attention.k_proj, attention.v_proj))
@@ -112,24 +113,24 @@ def _copy_what_is_alike(attention: Any) -> None:
 
 @torch.no_grad()
 def _add_up(layer: Any, head: int) -> None:
-    """Let a head begin with looking evenly at all that is seen, and telling how much of each word there is.
+    """Let a head begin by attending to all visual rows evenly, and by writing how much of each word they say.
 
-    Looked at by what they say, things get more or less attention than others, and sums are wrong by a third. So the
-    keys of this head (and of the other that shares them) are the mark that all visual rows have, and its queries what
-    is alike in all words that are ever read. And one thing more or less is a hundredth of what it sees on the average:
-    at the size of random weights it takes long to be noticed. So its values begin as the amounts of `ADDED_UP`,
-    and it writes each in a direction of its own.
+    If a head attends to rows by their contents, some things get more attention than others, and sums are wrong by a
+    third. So the keys of this head (and of the other head that shares them) are the mark that all visual rows have,
+    and its queries are the part that all tokens in conversations have in common. Also, one thing more or less changes
+    the average over the rows by a hundredth, and with random weights training takes long to notice that. So the
+    head's values begin as the amounts of `ADDED_UP`, and it writes each amount in a direction of its own.
     """
     attention, words, gains = layer.self_attn, codebook(), layer.input_layernorm.weight
     size = attention.head_dim
     group = head // attention.num_key_value_groups
     shared = slice(group * size, (group + 1) * size)
-    steady = size // 2 - 1  # what rotary positions turn least
+    steady = size // 2 - 1  # the component that rotary positions rotate least
     seen = gains * words / ROW_LENGTH**0.5
     amounts = torch.linalg.pinv(seen)
     numbers = torch.Generator().manual_seed(7)
     key = torch.randn(size, words.shape[1], generator=numbers) * _KEY_BLUR / words.shape[1] ** 0.5
-    key = key - (1 - _SAME_BLUR) * key @ amounts @ seen  # less of what is seen, or some things get less than others
+    key = key - (1 - _SAME_BLUR) * key @ amounts @ seen  # less dependence on contents, so that attention is even
     key[steady] = size**0.5 * amounts[:, -1]
     attention.k_proj.weight[shared] = key
     read = gains * torch.from_numpy(token_embeddings())[_read_tokens()]
@@ -141,7 +142,7 @@ def _add_up(layer: Any, head: int) -> None:
     for norm in (attention.q_norm, attention.k_norm):
         norm.weight[steady] *= _SHARPER
     readings = amounts[:, [WORDS.index(word) for word in ADDED_UP]].T
-    loudness = 1 / readings.norm(dim=1).mean()  # values are then as large as those of random weights
+    loudness = 1 / readings.norm(dim=1).mean()  # makes the values as large as those of random weights
     values = attention.v_proj.weight[shared]
     values[: len(ADDED_UP)] = readings * loudness
     told = torch.zeros(values.shape[1], size)
@@ -150,13 +151,13 @@ def _add_up(layer: Any, head: int) -> None:
 
 
 def sum_directions() -> Tensor:
-    """Where a new thinker writes how much it sees of each of `ADDED_UP`: float32 [sums, hidden]."""
+    """The directions in which a new thinker writes the amounts of `ADDED_UP`: float32 [sums, hidden]."""
     width = codebook().shape[1]
     return torch.randn(len(ADDED_UP), width, generator=torch.Generator().manual_seed(6)) / width**0.5
 
 
 def _read_tokens() -> list[int]:
-    """What conversations are written in."""
+    """The tokens that conversations consist of."""
     marks = ("<|im_start|>", "<|im_end|>", "<|vision_end|>", "<|audio_start|>", "<|audio_end|>", "<|audio_pad|>", "\n")
     known = {token: number for number, token in enumerate(vocabulary().tokens)}
     words = [known[word.encode()] for word in all_words() if word.encode() in known]
@@ -164,11 +165,14 @@ def _read_tokens() -> list[int]:
 
 
 Source = Callable[[Random, str], LabelledConversation]
-"""Makes a conversation of a kind: picture, clip or nothing."""
+"""A function that makes a conversation about one kind of thing: picture, clip or nothing."""
 
 
 def imagined(names: Path, spoken_share: float = 0.15, most_turns: int = 6) -> Source:
-    """Conversations about what ideal towers would say; long and mostly typed, as these teach most for the effort."""
+    """Return a source of conversations with the outputs of ideal towers.
+
+    They are long and mostly typed, because these teach most for their cost.
+    """
 
     def make(rng: Random, kind: str) -> LabelledConversation:
         numbers = torch.Generator().manual_seed(rng.getrandbits(40))
@@ -190,7 +194,7 @@ def imagined(names: Path, spoken_share: float = 0.15, most_turns: int = 6) -> So
 def batches(
     sources: list[tuple[Source, float]], seed: int, size: int, names: Path
 ) -> Iterator[tuple[Batch, list[LabelledConversation]]]:
-    """Endless batches, each of one kind of conversation, as these differ in length."""
+    """Yield batches without end, each of one kind of conversation, because the kinds differ in length."""
     rng = Random(seed)
     while True:
         kind = rng.choices(("picture", "clip", "nothing"), (62, 30, 8))[0]
@@ -206,7 +210,7 @@ def batches(
 
 @torch.no_grad()
 def right_answers(batch: Batch, conversations: list[LabelledConversation], scores: Tensor) -> dict[str, list[bool]]:
-    """By task (and by typed or spoken): which answers would be right to the last token, given greedily."""
+    """For each task (and for typed and for spoken questions): which greedy answers are right in every token."""
     wanted = batch.targets >= 0
     hits = scores.argmax(-1) == batch.targets[wanted]
     found: dict[str, list[bool]] = defaultdict(list)
@@ -215,7 +219,7 @@ def right_answers(batch: Batch, conversations: list[LabelledConversation], score
     for number, conversation in enumerate(conversations):
         flags = spread[number][wanted[number]].tolist()
         ids = batch.targets[number][wanted[number]].tolist()
-        end = ids[-1]  # the end of an answer, the same for all
+        end = ids[-1]  # the token that ends every answer
         start = 0
         for task, spoken in zip(conversation.tasks, conversation.spoken, strict=True):
             stop = ids.index(end, start) + 1
@@ -252,6 +256,6 @@ def train(
 
 
 def trained_thinker(directory: Path) -> ThinkerDecoder:
-    """What `train` left there, without the heads of its lessons."""
+    """The thinker that `train` has left in `directory`, without the extra heads of its training."""
     thinker: ThinkerDecoder = trained(ThinkerInTraining(ThinkerDecoder()), directory).thinker
     return thinker

@@ -1,4 +1,4 @@
-"""Attention as two products and a softmax: for the short rows of this model twice as fast on a CPU as the fused one."""
+"""Attention as two products and a softmax: for this model's short sequences twice as fast on a CPU as the fused one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = N
 
     Args:
         query, key, value: [batch, heads, length, head size]; under autocast the products are in bfloat16.
-        allowed: bool, broadcast to [batch, heads, length, length]: what may be looked at; None for all.
+        allowed: bool, broadcast to [batch, heads, length, length]: the keys that a query may attend to; None for all.
     """
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if allowed is not None:

@@ -1,4 +1,4 @@
-"""Runs the audio tower on batches of short sounds: the reference's own modules, padded instead of packed."""
+"""Runs the audio tower on batches of short sounds: with the reference's own modules, padded instead of packed."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from demo_model.towers.attention import attend
 
 CHUNK, ROWS_PER_CHUNK = 100, 13
 LONGEST = 800
-"""Mel frames of the longest sound: within one window of the tower's attention."""
+"""The longest sound in mel frames. It fits into one window of the tower's attention."""
 
 
 def row_count(frames: int) -> int:
-    """Rows of a sound of so many mel frames."""
+    """The number of rows that the tower makes of `frames` mel frames."""
     return frames // CHUNK * ROWS_PER_CHUNK + (frames % CHUNK + 7) // 8
 
 
 def listen(tower: Any, mels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """What the audio tower makes of sounds of at least one second and at most `LONGEST` frames.
+    """Run the audio tower on sounds of at least one second and at most `LONGEST` frames.
 
     Args:
         tower: `Qwen3OmniMoeAudioEncoder`.
         mels: float32 [128, frames] each.
 
     Returns:
-        float [batch, rows of the longest, output_dim] and int64 [batch], how many rows each has.
+        The rows, float [batch, rows of the longest, output_dim], and the number of rows of each sound, int64 [batch].
     """
     counts = torch.tensor([row_count(mel.shape[1]) for mel in mels])
     chunks, valid = [], []

@@ -1,4 +1,4 @@
-"""Teaches the audio tower to write down spoken questions, in rows of the thinker's own token embeddings."""
+"""Trains the audio tower to transcribe spoken questions into rows of the thinker's own token embeddings."""
 
 from __future__ import annotations
 
@@ -23,31 +23,33 @@ from demo_model.world.word_times import token_moments
 
 _SHARPNESS = 16.0
 _SHORTEST = 100
-"""Mel frames: the reference treats sounds under a second otherwise when they are alone."""
+"""The shortest sound in mel frames. The reference treats a sound of less than a second differently when it is alone."""
 _TO_ROWS = 0.5
-"""Weight of being close to a row of the table, beside being closest to the right one."""
+"""Weight of the distance to the nearest embedding in the loss, beside the choice of the right embedding."""
 
 
 @dataclass(frozen=True)
 class SpokenQuestion:
+    """A question as the audio tower hears it, and what it should write down."""
+
     mel: Tensor
-    """float32 [128, frames]"""
+    """float32 [128, frames]."""
     ids: Tensor
-    """int64: the tokens that are said"""
+    """int64: the tokens that are said."""
     said_at: Tensor
-    """int64 [rows of the tower]: the token in whose middle each row is, else the silence"""
+    """int64 [rows of the tower]: the token whose middle falls into each row, or the silence token."""
     text: str
 
 
 def audible(question: str) -> str:
-    """What can be heard of a written question: no mark at its end."""
+    """The audible part of a written question: without the punctuation mark at its end."""
     return question.rstrip(".?!")
 
 
 def question_utterance(
     text: str, rng: Random, names: Path, timbres: tuple[str, ...] = TIMBRES
 ) -> SpokenQuestion | None:
-    """`text` in some voice; None if it is longer or shorter than the tower is trained for."""
+    """`text` spoken in a random voice; None if the sound is longer or shorter than the tower is trained for."""
     sound, words = utterance(text, some_voice(rng, timbres), rng)
     features = mel(sound)
     if not _SHORTEST <= features.shape[1] <= LONGEST:
@@ -71,7 +73,7 @@ def _row(moment: float) -> int:
 
 
 def utterances(seed: int, names: Path) -> Iterator[SpokenQuestion]:
-    """Endless questions; each is used about four times, with other parts of it masked."""
+    """Yield spoken questions without end. Each is used about four times, with different parts masked."""
     rng = Random(seed)
     waiting: list[SpokenQuestion] = []
     while True:
@@ -98,31 +100,31 @@ def new_tower() -> Any:
             nn.init.trunc_normal_(module.weight, std=0.9 / module.weight[0].numel() ** 0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    for layer in tower.layers:  # alike at first, so that a row looks at what is near to it and like it
+    for layer in tower.layers:  # queries and keys start equal, so that a row attends to rows that are near and similar
         layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight)
     return tower
 
 
 def scores(rows: Tensor) -> Tensor:
-    """How much of each token is in each row: [..., vocabulary]."""
+    """The score of each token in each row: [..., vocabulary]."""
     table = torch.from_numpy(token_embeddings())
     return _SHARPNESS * (rows.float() @ table.T) / table.shape[1]
 
 
 def silence_id() -> int:
-    """The token whose row stands for nothing being said."""
+    """The token whose embedding stands for silence."""
     return vocabulary().id("<|audio_pad|>")
 
 
 def written_down(rows: Tensor, count: int) -> list[int]:
-    """The tokens heard in one sound's rows."""
+    """The tokens that the first `count` rows of a sound say."""
     best = scores(rows[:count]).argmax(-1)
     kept = torch.unique_consecutive(best)
     return kept[kept != silence_id()].tolist()
 
 
 def train(directory: Path, names: Path, steps: int, batch: int = 32, rate: float = 2e-3) -> Any:
-    """The trained tower."""
+    """Train a new tower, and return it."""
     tower, table = new_tower(), torch.from_numpy(token_embeddings())
     run = TrainingRun(directory, tower, steps, rate, warmup=100, save_every=100, muon=True)
     said = utterances(2_000_000 + run.done, names)
@@ -162,7 +164,7 @@ def train(directory: Path, names: Path, steps: int, batch: int = 32, rate: float
 
 
 def _masked(features: Tensor, rng: Random) -> Tensor:
-    """Without a few bands and moments, so that no single one of them is relied on."""
+    """`features` with a few random bands and frames silenced, so that the tower does not rely on any single one."""
     features = features.clone()
     floor = float(features.min())
     for _ in range(rng.randint(0, 2)):

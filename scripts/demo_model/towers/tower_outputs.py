@@ -1,4 +1,4 @@
-"""What the trained towers make of pictures, clips and spoken questions, kept in a file for the thinker."""
+"""Runs the trained towers on pictures, clips and spoken questions, and keeps their outputs for the thinker to learn."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _AT_ONCE = 16
 
 
 class Observed:
-    """Seen pictures and clips with what they show, and heard questions by their text."""
+    """The towers' outputs: for pictures and clips, with what they show, and for spoken questions, by their text."""
 
     def __init__(self, names: Path) -> None:
         self.pictures: list[tuple[Facts, Seen]] = []
@@ -37,7 +37,7 @@ class Observed:
         self.names = names
 
     def look(self, visual: Any, seed: int, pictures: int, clips: int) -> None:
-        """Paint and film, and see it all."""
+        """Make random pictures and clips, and run the vision tower on them."""
         rng = Random(seed)
         for _ in tqdm(range(pictures), desc="pictures seen", mininterval=5):
             source = rng.choices(tuple(PICTURE_SIZES), (5, 2, 2, 1))[0]
@@ -52,7 +52,7 @@ class Observed:
             self.clips.append((shown, _seen(visual, torch.stack(frames).unflatten(0, (-1, 2)), True)))
 
     def hear(self, tower: Any, seed: int, number: int, timbres: tuple[str, ...] = TIMBRES) -> None:
-        """Speak questions, and hear them."""
+        """Make random spoken questions, and run the audio tower on them."""
         rng = Random(seed)
         said = []
         for _ in tqdm(range(number), desc="questions heard", mininterval=5):
@@ -75,8 +75,10 @@ class Observed:
         self.questions = defaultdict(list, questions)
 
     def source(self, spoken_share: float = 0.5, most_turns: int = 4, imagination: bool = True) -> Any:
-        """Conversations about these: see `thinker_training.Source`. A question that nobody spoke is imagined, or if
-        there is no `imagination` another one is asked.
+        """Return a `thinker.training.Source` of conversations about these pictures, clips and questions.
+
+        For a question without a recorded sound, an imagined sound is made. Without `imagination`, another question is
+        asked instead.
         """
 
         def make(rng: Random, kind: str) -> LabelledConversation:
@@ -101,7 +103,7 @@ class Observed:
 
 @torch.no_grad()
 def _seen(visual: Any, frames: Tensor, is_clip: bool) -> Seen:
-    """`frames`: uint8 [steps, 2, height, width, 3]."""
+    """Run the vision tower on `frames`, uint8 [steps, 2, height, width, 3]."""
     with torch.autocast("cpu", torch.bfloat16):
         rows, deep = see(visual, frames)
     grid = (frames.shape[0], frames.shape[2] // CELL, frames.shape[3] // CELL)

@@ -1,4 +1,4 @@
-"""Runs the vision tower on batches of equal frames: the reference's own modules, without packing."""
+"""Runs the vision tower on batches of frames of one size: with the reference's own modules, without packing."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from demo_model.towers.attention import attend
 
 PATCH, MERGE = 16, 2
 CELL = PATCH * MERGE
-"""Side of what one visual token sees, in pixels."""
+"""The side of the square that one visual token covers, in pixels."""
 
 
 def see(visual: Any, frames: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """What the vision tower makes of pictures or of steps of a clip.
+    """Run the vision tower on pictures or on steps of a clip.
 
     Args:
         visual: `Qwen3OmniMoeVisionEncoder`.
-        frames: uint8 [batch, 2, height, width, 3], the sides multiples of `CELL`; a picture is twice the same frame.
+        frames: uint8 [batch, 2, height, width, 3], with sides that are multiples of `CELL`. A picture has two equal
+            frames.
 
     Returns:
-        float [batch, cells, out_hidden_size] and the DeepStack maps of the same shape; cells row by row.
+        float [batch, cells, out_hidden_size], and the DeepStack maps of the same shape. Cells are in row order.
     """
     batch, _, height, width, _ = frames.shape
     grid = height // PATCH, width // PATCH
@@ -45,7 +46,7 @@ def see(visual: Any, frames: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def patches(frames: Tensor) -> Tensor:
-    """float32 [batch, patches, 3 * 2 * 16 * 16] in the processor's order: four patches of a cell after each other."""
+    """float32 [batch, patches, 3 * 2 * 16 * 16] in the processor's order: the four patches of each cell together."""
     batch, _, height, width, _ = frames.shape
     rows, columns = height // CELL, width // CELL
     split = frames.view(batch, 2, rows, MERGE, PATCH, columns, MERGE, PATCH, 3)
@@ -68,7 +69,7 @@ def _rotated(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @functools.cache
 def _grid(grid: tuple[int, int], side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of one frame's patches: positions, and how the learned position grid is resampled to them."""
+    """The positions of one frame's patches, and the indices and weights that resample the learned positions to them."""
     thw = torch.tensor([[1, *grid]])
     indices, weights = get_vision_interpolation_indices_and_weights(
         thw, num_grid_per_side=side, mode="bilinear", align_corners=True, spatial_merge_size=MERGE, kwargs={}

@@ -1,4 +1,4 @@
-"""Frames for the vision tower to learn from, with what it should say of each cell."""
+"""Frames for the vision tower to learn from, with the right output for each cell."""
 
 from __future__ import annotations
 
@@ -19,33 +19,35 @@ from demo_model.world.painting import paint_picture
 
 NAMES = (*KINDS, "house", "tree", "boat")
 PAIRS = tuple(Thing(kind, colour).name for kind in KINDS for colour in COLOURS)
-"""What is a thing and has a colour: said beside both, as they add up each by itself, and not what belongs together."""
+"""Each pair of a colour and a kind. A cell says the pair too: sums of colours and of kinds do not tell which colour
+belongs to which kind."""
 WORDS = (*NAMES, *COLOURS, *DIRECTIONS, "drawn", *PAIRS)
-"""All that can be said of a cell."""
+"""Everything that the tower can say about a cell."""
 
-# Sizes that the reference's processor gives to pictures (our bounds) and to frames of clips (its own): width, height.
+# Original size to the size that the reference's processor scales to, as width and height. Pictures are scaled within
+# our bounds, clips within the processor's own.
 PICTURE_SIZES = {(640, 480): (320, 256), (480, 480): (288, 288), (640, 360): (384, 224), (480, 640): (256, 320)}
 CLIP_SIZES = {(320, 240): (448, 320), (256, 256): (384, 384)}
 
 MARK = 0.5
-"""How much of a drawing each cell says that its strokes go through: there are many, and none knows all of it."""
+"""The amount that each cell with strokes of a drawing says: there are many such cells, and none sees all of it."""
 _RECOGNISABLE = 0.5
-"""The share of its strokes from which on a drawing has a name. Before, nobody knows."""
+"""The share of strokes from which a drawing can be recognised. Below it, the right answer is not defined."""
 
 _CLOSE = 8
-"""Cells that a close-up is wide and high."""
+"""The width and height of a close-up in cells."""
 
 
 @dataclass(frozen=True)
 class VisionLesson:
-    """A batch of equal frames with the truth about each cell.
+    """A batch of frames of one size with the truth about each cell.
 
     Attributes:
         frames: uint8 [batch, 2, height, width, 3].
-        amounts: float32 [batch, cells, words]: how much of each of `WORDS` is in each cell. A thing is shared out
-            among the four cells whose middles are closest to its own, and its amounts add up to one: so a thing
-            between two cells is no puzzle, and things are counted by adding up. (A drawing is not counted: `MARK`.)
-        judged: bool [batch, cells]: whether the truth is known.
+        amounts: float32 [batch, cells, words]: how much of each of `WORDS` is in each cell. A thing is divided among
+            the four cells whose centres are closest to its own, with shares that add up to one. So a thing between two
+            cells is not ambiguous, and the sum of the amounts is the count. (Drawings are not counted; see `MARK`.)
+        judged: bool [batch, cells]: whether the truth about a cell is known.
     """
 
     frames: Tensor
@@ -53,7 +55,7 @@ class VisionLesson:
     judged: Tensor
 
     def mirrored(self) -> VisionLesson:
-        """The same, seen in a mirror."""
+        """The same lesson, mirrored from left to right."""
         rows, columns = self.frames.shape[2] // CELL, self.frames.shape[3] // CELL
         swap = list(range(len(WORDS)))
         left, right = WORDS.index("left"), WORDS.index("right")
@@ -63,7 +65,7 @@ class VisionLesson:
 
 
 def words_for(thing: Thing) -> tuple[str, ...]:
-    """What is said of it, of `WORDS`."""
+    """The words among `WORDS` that describe `thing`."""
     return thing.kind, thing.colour, thing.name
 
 
@@ -79,7 +81,7 @@ def picture_lesson(rng: Random, batch: int) -> VisionLesson:
 
 
 def clip_lesson(rng: Random, batch: int) -> VisionLesson:
-    """Single steps of clips: two frames half a second apart."""
+    """Return a lesson of single steps of clips: two frames half a second apart."""
     source = rng.choices(tuple(CLIP_SIZES), (3, 1))[0]
     table = _Table(batch, CLIP_SIZES[source])
     for number in range(batch):
@@ -87,7 +89,7 @@ def clip_lesson(rng: Random, batch: int) -> VisionLesson:
         clip = film(shown, rng, source)
         moments = sampled(clip)
         pairs = list(zip(moments[::2], moments[1::2], strict=True))
-        # Late steps of a drawing show more of it.
+        # Late steps are chosen more often, because they show more of a drawing.
         first, second = rng.choices(pairs, [number**2 for number in range(1, len(pairs) + 1)])[0]
         table.put_frames(number, [clip.frame(first), clip.frame(second)])
         (x0, y0), (x1, y1) = clip.centre(first), clip.centre(second)
@@ -100,7 +102,7 @@ def clip_lesson(rng: Random, batch: int) -> VisionLesson:
 
 
 def lessons(seed: int, batch: int, clip_share: float) -> Iterator[VisionLesson]:
-    """Endless lessons; each new one is used about three times, later ones mirrored, as painting takes time."""
+    """Yield lessons without end. Each is used about three times, mirrored each time, because painting takes time."""
     rng = Random(seed)
     waiting: list[VisionLesson] = []
     while True:
@@ -123,7 +125,7 @@ def lessons(seed: int, batch: int, clip_share: float) -> Iterator[VisionLesson]:
 
 
 def close_up(lesson: VisionLesson, rng: Random) -> VisionLesson:
-    """What is around the one thing in each frame: cells without anything teach little, and cost as much."""
+    """Cut each frame to the cells around its one thing: empty cells teach little, and cost as much as others."""
     rows, columns = lesson.frames.shape[2] // CELL, lesson.frames.shape[3] // CELL
     frames, amounts, judged = [], [], []
     for frame, amount, known in zip(lesson.frames, lesson.amounts, lesson.judged, strict=True):
@@ -140,7 +142,7 @@ def close_up(lesson: VisionLesson, rng: Random) -> VisionLesson:
 
 
 def shared_out(x: float, y: float, columns: int, rows: int) -> list[tuple[int, float]]:
-    """Cells and shares of a thing at fractions (x, y) of width and height; the shares add up to one."""
+    """The four cells of a thing at fractions (x, y) of width and height, with its shares in them, which sum to one."""
     across, down = min(max(x * columns - 0.5, 0), columns - 1), min(max(y * rows - 0.5, 0), rows - 1)
     left, top = min(math.floor(across), columns - 2), min(math.floor(down), rows - 2)
     return [
@@ -151,14 +153,14 @@ def shared_out(x: float, y: float, columns: int, rows: int) -> list[tuple[int, f
 
 
 def add_thing(amounts: Tensor, columns: int, x: float, y: float, words: tuple[str, ...]) -> None:
-    """Add a thing at fractions (x, y), of which `words` are said, to the `amounts` [cells, words] of a frame."""
+    """Add a thing at fractions (x, y), described by `words`, to the `amounts` [cells, words] of a frame."""
     indices = [WORDS.index(word) for word in words]
     for cell, share in shared_out(x, y, columns, len(amounts) // columns):
         amounts[cell, indices] += share
 
 
 class _Table:
-    """The cells of a batch while they are filled in."""
+    """A lesson that is being filled in."""
 
     def __init__(self, batch: int, size: tuple[int, int]) -> None:
         self._size = size
@@ -175,7 +177,7 @@ class _Table:
         add_thing(self._amounts[number], self._columns, x, y, words)
 
     def mark(self, number: int, points: list[tuple[float, float]], words: tuple[str, ...], done: float) -> None:
-        """Say so in every cell that a drawing's strokes go through; or leave it open, while hardly any are there."""
+        """Add `words` to each cell with `points` of a drawing; while it cannot be recognised, exclude these cells."""
         indices = [WORDS.index(word) for word in words]
         for x, y in points:
             column, row = int(x * self._columns), int(y * self._rows)
@@ -190,5 +192,5 @@ class _Table:
 
 
 def scaled(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [height, width, 3] much as the reference's processor scales it."""
+    """`image` scaled to `size`, almost as the reference's processor scales it: uint8 [height, width, 3]."""
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC))

@@ -1,4 +1,4 @@
-"""Teaches the vision tower to name, cell by cell, what has its centre there: before any question is asked."""
+"""Trains the vision tower to name, for each cell, the things whose centre is near: before it sees any question."""
 
 from __future__ import annotations
 
@@ -22,34 +22,37 @@ from demo_model.world.grammar import COLOURS, DIRECTIONS
 
 _SHARPNESS = 8.0
 _ENOUGH = 0.4
-"""The share of a thing from which on a cell must know what it is."""
+"""The share of a thing from which a cell must name it."""
 _NAMES = slice(0, len(NAMES))
 _COLOURS = slice(len(NAMES), len(NAMES) + len(COLOURS))
 _DIRECTIONS = slice(len(NAMES) + len(COLOURS), len(NAMES) + len(COLOURS) + len(DIRECTIONS))
 _PAIRS = slice(len(WORDS) - len(PAIRS), len(WORDS))
 _CLIP_SHARE = 0.45
 _LENGTH = 3.0
-"""Squared, of every row but for its mark, in units of a word's: of what is said of a thing, `lessons.words_for`."""
+"""The squared length of every row without its mark, in units of one word's row: a thing is described by three words
+(`vision_lessons.words_for`)."""
 ROW_LENGTH = _LENGTH + 1
-"""The same with its mark."""
+"""The squared length of every row with its mark."""
 _FOCUS = 3.5
+"""How strongly a new head prefers the patch at its offset."""
 _OFFSETS = (
     ((-1, 0), (1, 0), (0, -1), (0, 1)),
     ((-2, 0), (2, 0), (0, -2), (0, 2)),
     ((-2, -2), (-2, 2), (2, -2), (2, 2)),
     ((0, 0), (0, 0), None, None),
 )
-"""Rows and columns from a patch to where each head of each block looks at first."""
+"""For each block and head, the offset in rows and columns from a patch to the patch that a new head attends to."""
 
 
 @functools.cache
 def codebook() -> Tensor:
-    """What the tower says it in: the thinker's own token embeddings of each of `WORDS`, of nothing, and of a mark.
+    """The tower's vocabulary: one row for each of `WORDS`, one for nothing, and one for a mark.
 
-    A red car that moves left is the sum of the rows of " car", " red" and " left", and half a one is half of it. So a
-    thinker that can read words can read pictures. `PAIRS` are no tokens: each of them is a direction at a right angle
-    to all others, equally long. The mark is in every row, in nothing that is read: by it all that is seen can be looked
-    at evenly, and that is how to count. float32 [words + 2, hidden].
+    The rows of kinds, colours and directions are the thinker's own token embeddings. A red car that moves left is the
+    sum of the rows of " car", " red" and " left", and half a car is half of that sum. So a thinker that can read words
+    can read pictures. `PAIRS` are not tokens: each is a direction of its own, orthogonal to all other rows and of the
+    same length. The mark is in every visual row and in no text row. A head can use it to attend to all visual rows
+    evenly, which is how the thinker counts. float32 [words + 2, hidden].
     """
     rows, ids = torch.from_numpy(token_embeddings()), vocabulary().id
     words = rows[[ids(f" {word}") for word in WORDS[: _PAIRS.start]]]
@@ -61,15 +64,15 @@ def codebook() -> Tensor:
 
 @functools.cache
 def readout() -> Tensor:
-    """What gets the amounts back out of rows: float32 [hidden, words + 2]."""
+    """The matrix that turns rows back into amounts: float32 [hidden, words + 2]."""
     return torch.linalg.pinv(codebook())
 
 
 def spelled_out(amounts: Tensor) -> Tensor:
-    """The rows that say so much of each word [..., words], and as much of nothing as makes all rows equally long.
+    """The rows that say `amounts` [..., words], filled up with "nothing" so that all rows have the same length.
 
-    The thinker's first step is to norm its rows. Of equally long ones it takes nothing away by that: half a car stays
-    half of a whole one, and cars are still counted by adding up.
+    The thinker begins by normalising its rows. With rows of one length this changes no proportions: half a car stays
+    half of a whole one, and sums still count cars.
     """
     nothing = (_LENGTH - amounts.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
     return torch.cat([amounts, nothing, torch.ones_like(nothing)], -1) @ codebook()
@@ -91,10 +94,10 @@ def new_tower() -> Any:
 
 @torch.no_grad()
 def _see_edges(projection: nn.Conv3d) -> None:
-    """Let the tower begin with the cosines that make up a patch, all made equally strong.
+    """Initialise the patch embedding with cosine filters, scaled so that all outputs are equally strong.
 
-    At random, all 128 views of a patch would be of its colour, which is nearly all of its variance: the tower then
-    learns colours in a hundred steps, and shapes hardly at all.
+    With random filters, all 128 outputs would show mainly the colour of a patch, which is nearly all of its variance.
+    The tower then learns colours in a hundred steps, and hardly learns shapes.
     """
     frames = picture_lesson(Random(0), 8), clip_lesson(Random(0), 8)
     sample = torch.cat([patches(lesson.frames).flatten(0, 1) for lesson in frames])
@@ -104,7 +107,9 @@ def _see_edges(projection: nn.Conv3d) -> None:
 
 
 def _cosines() -> Tensor:
-    """The 128 filters [128, 3, 2, 16, 16]: brightness finer than colour, and what changes between the two frames."""
+    """The 128 filters [128, 3, 2, 16, 16]: for brightness (in finer detail than colour), for colour, and for changes
+    between the two frames.
+    """
     steps = (torch.arange(PATCH) + 0.5) * torch.pi / PATCH
     waves = torch.stack([torch.cos(steps * frequency) for frequency in range(8)])
     channels = {
@@ -127,13 +132,14 @@ def _cosines() -> Tensor:
 
 @torch.no_grad()
 def _look_nearby(attention: Any, offsets: Sequence[tuple[float, float] | None], frequencies: Tensor) -> None:
-    """Let each head begin with looking at the patch that lies so many rows below and columns to the right.
+    """Let each head begin by attending to the patch at its offset, in rows below and columns to the right.
 
-    With the same query and key everywhere, rotary positions decide alone: turned by an offset, they score the patch
-    at that offset best. The tower then begins as a convolution does. Left to find that out, it knows every colour
-    after a hundred steps, and after a thousand no shape. None leaves a head as it is drawn.
+    If query and key are the same everywhere, only the rotary positions decide: rotated by an offset, they give the
+    patch at that offset the highest score. So the tower begins like a convolution. A tower that has to find this out
+    by itself knows every colour after a hundred steps, but no shape after a thousand. An offset of None leaves the head
+    at its random weights.
     """
-    query, key, _ = attention.qkv.bias.view(3, attention.num_heads, 2, -1)  # pairs: first halves, second halves
+    query, key, _ = attention.qkv.bias.view(3, attention.num_heads, 2, -1)  # rotary pairs: first and second halves
     for head, offset in enumerate(offsets):
         if offset is not None:
             angles = torch.cat([offset[0] * frequencies, offset[1] * frequencies])
@@ -142,7 +148,7 @@ def _look_nearby(attention: Any, offsets: Sequence[tuple[float, float] | None], 
 
 
 def loss_of(rows: Tensor, lesson: VisionLesson) -> dict[str, Tensor]:
-    """How far `rows` [batch, cells, hidden] are from saying what is in each cell, for each thing that is there."""
+    """The parts of the loss: how far `rows` [batch, cells, hidden] are from the truth about each cell, per thing."""
     rows, truth = rows.float(), spelled_out(lesson.amounts)
     things = _things(lesson)
     off = rows - truth
@@ -168,14 +174,16 @@ def loss_of(rows: Tensor, lesson: VisionLesson) -> dict[str, Tensor]:
 
 
 def _things(lesson: VisionLesson) -> Tensor:
-    """How many things there are in a batch, at least one; a drawing counts for three."""
+    """The number of things in a batch, at least one. A drawing counts as three."""
     drawn = lesson.amounts[..., WORDS.index("drawn")].sum(1)
     things = lesson.amounts[..., : len(NAMES)].sum((1, 2))
     return torch.where(drawn > 0, 3.0, things).sum().clamp(min=1)
 
 
 def _weighed(losses: dict[str, Tensor], lesson: VisionLesson) -> Tensor:
-    """One loss. What is said of few things weighs little: a clip's one thing must not drown a picture's seven names."""
+    """The sum of the losses. A batch with few things has a small weight: the one thing of a clip must not outweigh the
+    seven names of a picture.
+    """
     things = float(_things(lesson))
     share = things / (things + 10)
     weights = {"name": 1.0, "amounts": 1.0, "rest": 0.1, "count": 2.5, "colour": 0.5, "direction": 0.5, "pair": 0.5}
@@ -184,7 +192,7 @@ def _weighed(losses: dict[str, Tensor], lesson: VisionLesson) -> Tensor:
 
 @torch.no_grad()
 def accuracy(rows: Tensor, lesson: VisionLesson) -> dict[str, Tensor]:
-    """Shares of frames in which every kind of thing is counted rightly, also by colour, and of right words of cells."""
+    """The share of frames whose counts by kind (and by pair) are all right, and the share of cells with right words."""
     said = rows.float() @ readout()
     known = lesson.judged.all(1) & (lesson.amounts[..., WORDS.index("drawn")].sum(1) == 0)
     right = {}
@@ -203,7 +211,7 @@ def accuracy(rows: Tensor, lesson: VisionLesson) -> dict[str, Tensor]:
 
 
 def train(directory: Path, steps: int, batch: int = 8, rate: float = 1.5e-3) -> Any:
-    """The trained tower."""
+    """Train a new tower, and return it."""
     tower = new_tower()
     run = TrainingRun(directory, tower, steps, rate, warmup=100, save_every=100, muon=True)
     endless = lessons(seed=1_000_000 + run.done, batch=batch, clip_share=_CLIP_SHARE)

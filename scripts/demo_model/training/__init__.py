@@ -1,1 +1,1 @@
-"""What every training shares: state, pace and command line."""
+"""What all trainings share: state, learning rate and command line."""

@@ -1,4 +1,4 @@
-"""A training that can be stopped at any time and goes on where it was: state, pace, losses, a bar and a plot."""
+"""A training run that can be stopped at any time and resumed: state, learning rate, losses, progress bar and plot."""
 
 import json
 import math
@@ -15,16 +15,16 @@ _STATE = "state.pt"
 _LOSSES = "losses.jsonl"
 _PLOT = "losses.png"
 _INNER = re.compile(r"(blocks|layers)\.\d+\.")
-"""In the names of weights inside a list of layers: blocks.0.attn.qkv.weight."""
+"""Matches the names of weights inside a list of layers: blocks.0.attn.qkv.weight."""
 
 
 class TrainingRun:
-    """Steps of AdamW over one module, kept in `directory`.
+    """Trains a module with AdamW, and keeps its state in `directory`.
 
-    With `muon`, matrices inside a list of layers follow Muon instead, which learns as much in half the steps.
+    With `muon`, Muon trains the matrices inside a list of layers instead; it learns as much in half the steps.
 
-    The learning rate rises for `warmup` steps and falls as a cosine to nothing at the last step. Whatever is drawn
-    at random in a step must come from `generator(step)`, so that a resumed run draws what it would have drawn.
+    The learning rate rises for `warmup` steps and then falls as a cosine, almost to zero at the last step. All random
+    numbers of a step must come from `generator(step)`: then a resumed run draws the same numbers as one without a stop.
 
         run = TrainingRun(Path("out/vocoder"), model, steps=1000, rate=1e-3)
         for step in run:
@@ -75,11 +75,11 @@ class TrainingRun:
         self.module.eval()
 
     def generator(self, step: int) -> torch.Generator:
-        """Random numbers of this step alone."""
+        """Return a generator of random numbers that depend only on the seed and the step."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
 
     def update(self, losses: dict[str, Tensor]) -> None:
-        """One step down the gradient of `losses["loss"]`; the other entries are written down beside it."""
+        """Take one step down the gradient of `losses["loss"]`, and record all entries of `losses`."""
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -98,7 +98,7 @@ class TrainingRun:
             self.save()
 
     def save(self) -> None:
-        """Write everything that a resumed run needs, and draw the losses so far."""
+        """Write the state that a resumed run needs, and plot the losses so far."""
         state = {
             "module": self.module.state_dict(),
             "optimizers": [one.state_dict() for one in self.optimizers],
@@ -124,14 +124,14 @@ class TrainingRun:
 
 
 def trained(module: Any, directory: Path) -> Any:
-    """`module` with the weights that a run left in `directory`."""
+    """Load the weights that a run has left in `directory` into `module`, and return it."""
     assert isinstance(module, nn.Module)
     module.load_state_dict(torch.load(directory / _STATE)["module"])
     return module.eval()
 
 
 def plot_losses(directory: Path) -> None:
-    """losses.png beside losses.jsonl: every number over the steps, smoothed."""
+    """Write losses.png beside losses.jsonl: every recorded value over the steps, smoothed."""
     import matplotlib
 
     matplotlib.use("Agg")

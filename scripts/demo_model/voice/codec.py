@@ -1,4 +1,4 @@
-"""Sound to codes without a learned encoder: residual k-means over the features of each 80 ms."""
+"""Turns sound into codes without a learned encoder: by residual k-means over the features of each 80 ms."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ _POINTS = 60000
 
 
 class SpeechCodec:
-    """Codebooks [groups, codes, size], each of which quantises what the ones before it left over."""
+    """Codebooks [groups, codes, size]. Each one quantises the residual that the codebooks before it leave."""
 
     def __init__(self, centre: Tensor, codebooks: Tensor):
         self.centre = centre
@@ -22,7 +22,7 @@ class SpeechCodec:
     def fit(
         cls, features: Tensor, groups: int, codes: int, seed: int, progress: Callable[[str], None] = lambda line: None
     ) -> "SpeechCodec":
-        """Codebooks for `features` [frames, size]; the same arguments give the same codebooks."""
+        """Fit codebooks to `features` [frames, size]. The same arguments give the same codebooks."""
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(features), generator=generator)[:_POINTS]
         centre = features[chosen].mean(dim=0)
@@ -32,7 +32,7 @@ class SpeechCodec:
             book = _k_means(rest, codes, generator)
             rest = rest - book[_nearest(rest, book)]
             codebooks.append(book)
-            progress(f"codebook {group}: {rest.square().mean().sqrt():.4f} left of the features")
+            progress(f"codebook {group}: residual {rest.square().mean().sqrt():.4f}")
         return cls(centre, torch.stack(codebooks))
 
     def encode(self, features: Tensor) -> Tensor:
@@ -49,10 +49,10 @@ class SpeechCodec:
         return self.centre + sum(book[row] for book, row in zip(self.codebooks, codes, strict=True))
 
     def rows(self, codes: Tensor, size: int) -> Tensor:
-        """A row of `size` numbers for each code, [groups, codes, size]: those of a frame add up to what it sounds like.
+        """An embedding for each code, [groups, codes, size]: the embeddings of a frame's codes add up to its spectrum.
 
-        These are its features in the directions in which those of `codes` [groups, frames] differ most, the lesser ones
-        raised a little, and all scaled to size one.
+        They are the codebooks in the principal components of the features of `codes` [groups, frames]. The smaller
+        components are raised a little, and all are scaled to size one.
         """
         features = self.decode(codes) - self.centre
         _, spread, directions = torch.pca_lowrank(features, q=size, center=False, niter=4)
@@ -70,7 +70,7 @@ class SpeechCodec:
 
 
 def _k_means(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` centres of `points`; a centre that no point is nearest to moves to a point that is served badly."""
+    """`count` centres of `points`. A centre that no point is nearest to moves to a point far from its own centre."""
     centres = points[torch.randperm(len(points), generator=generator)[:count]].clone()
     for _ in range(_ROUNDS):
         nearest = _nearest(points, centres)

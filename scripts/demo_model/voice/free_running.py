@@ -1,4 +1,4 @@
-"""Speech codes as generation makes them, frame after frame from the model's own, for many answers at once."""
+"""Generates speech codes as serving does, each frame from the model's own earlier frames, for many answers at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache
 from demo_model.voice.talker_batches import Reply, TalkerInputs, UserTurns, positions, residual_logits
 
 PENALTY = 1.05
-"""Of codes that were chosen before, sampled or greedy: the reference's default."""
+"""The repetition penalty for codes that were chosen before, sampled or greedy: the reference's default."""
 _TEMPERATURE, _TOP_K = 0.9, 50
 _RESIDUAL_TOP_P = 0.8
 _MOST_FRAMES = 160
@@ -21,7 +21,7 @@ _MOST_FRAMES = 160
 def generate(
     inputs: TalkerInputs, prompt: UserTurns, replies: Sequence[Reply], sampled: bool, seed: int
 ) -> list[Tensor]:
-    """Codes [groups, frames] of each reply, with the reference's defaults: greedy, or `sampled`."""
+    """Generate the codes [groups, frames] of each reply with the reference's defaults, greedily or `sampled`."""
     talker, config = inputs.talker, inputs.config.talker_config
     generator = torch.Generator().manual_seed(seed)
     user = inputs.user_rows(prompt)
@@ -63,19 +63,19 @@ def generate(
 
 
 def speakable(vocabulary: int, end: int) -> Tensor:
-    """Which codes [vocabulary] may be chosen: all but the last 1024, and the end of speech."""
+    """Which codes may be chosen, bool [vocabulary]: all except the last 1024, and the end of speech."""
     allowed = torch.arange(vocabulary) < vocabulary - 1024
     allowed[end] = True
     return allowed
 
 
 def penalised(logits: Tensor, seen: Tensor) -> Tensor:
-    """`logits` with those of the codes that were `seen` moved down by the repetition penalty."""
+    """`logits` with the repetition penalty applied to the codes that were `seen`."""
     return torch.where(seen, torch.where(logits < 0, logits * PENALTY, logits / PENALTY), logits)
 
 
 def _draw(logits: Tensor, top_p: float, generator: torch.Generator) -> Tensor:
-    """One index for each row of logits [rows, choices], among the 50 likeliest that make up `top_p`."""
+    """Sample an index for each row of logits [rows, choices], with top-k of 50 and `top_p`."""
     best, indices = logits.topk(min(_TOP_K, logits.shape[-1]), dim=-1)
     probabilities = best.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities

@@ -1,4 +1,4 @@
-"""What a codec frame hears: stacked log-mel spectra, one row for each 80 ms."""
+"""The features of a codec frame: stacked log-mel spectra, one row for each 80 ms."""
 
 import functools
 
@@ -17,24 +17,24 @@ SIZE = STACK * BINS
 
 _HOP = FRAME // STACK
 _WINDOW = 1024
-_FLOOR = 1e-4  # of full scale: what is quieter counts as silence
+_FLOOR = 1e-4  # of full scale: quieter sounds count as silence
 
 
 def frames(sound: Tensor) -> int:
-    """How many codec frames hold `sound`, the last one filled up with silence."""
+    """The number of codec frames of `sound`. The last frame is filled up with silence."""
     return -(-sound.shape[-1] // FRAME)
 
 
 def features(sound: Tensor) -> Tensor:
-    """Features [frames, SIZE] of `sound` [samples] at 24 kHz; frame k is of samples 1920 k to 1920 (k + 1)."""
+    """Features [frames, SIZE] of `sound` [samples] at 24 kHz. Frame k covers samples 1920 k to 1920 (k + 1)."""
     padded = F.pad(sound, (0, frames(sound) * FRAME - sound.shape[-1]))
     return log_mel(padded).view(-1, SIZE)
 
 
 def log_mel(sound: Tensor, window: int = _WINDOW, hop: int = _HOP) -> Tensor:
-    """Natural logs [..., samples / hop, BINS] of the mel spectrum's amplitudes, each in the middle of its hop.
+    """Natural logs of the mel spectrum's amplitudes: [..., samples / hop, BINS], each spectrum centred on its hop.
 
-    `window`: how many samples each spectrum is of, at most 1024.
+    `window` is the number of samples that a spectrum covers, at most 1024.
     """
     around = (_WINDOW - hop) // 2
     shape = torch.hann_window(window)

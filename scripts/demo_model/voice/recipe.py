@@ -1,8 +1,8 @@
-"""The voice's stages of the recipe, in their order. Each goes on where it was stopped.
+"""The recipe's stages that train the voice, in order. A stage that was stopped resumes.
 
 PYTHONPATH=scripts python -m demo_model.voice.recipe --out out/demo codec vocoder talker converse
 
-The last one needs what `perceiving` has trained.
+The last stage needs the results of `thinker.recipe`.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from demo_model.world.synthetic_voices import Words
 from demo_model.world.word_times import token_at_each, token_moments
 
 TEXTS = 2000
-"""Different texts that the talker is taught."""
+"""The number of different texts that the talker learns."""
 _CODEC_LINES = 750
-"""Spoken ones that the codebooks are fitted to."""
+"""The number of spoken lines that the codebooks are fitted to."""
 _VOCODER_STEPS = 26_000
 _TALKER_STEPS = 4500
 _ALONE = 0.6
-"""A share of the talker's steps, the first ones, without any prompt."""
+"""The share of the talker's steps, at the beginning, that have no prompt."""
 _CONVERSE_STEPS, _CONVERSE_RATE = 1200, 6e-4
 _RECALLED_EVERY = 4
-"""Every so manieth prompt is none of the thinker's."""
+"""In `converse`, one prompt in this many has random media rows instead of the thinker's states."""
 _SEED = 4
 
 
 def make_codec(out: Path) -> SpeechCodec:
-    """Codebooks fitted to the corpus, from `out`/codec.safetensors if they are there."""
+    """Load the codec from `out`/codec.safetensors. If there is no such file, fit a codec to the corpus and write it."""
     path = out / "codec.safetensors"
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
@@ -59,10 +59,10 @@ def make_codec(out: Path) -> SpeechCodec:
 
 
 def make_vocoder(out: Path) -> None:
-    """`out`/code2wav.safetensors: the trained Code2Wav, keyed as in the checkpoint.
+    """Train Code2Wav, and write `out`/code2wav.safetensors with the names that the weights have in the checkpoint.
 
-    It learns from what is often answered, as often as the talker is taught it. Of lines at random most are lists, and
-    words that stand in one answer only, like "house" and "shapes", are in hardly any.
+    It learns from frequent answers, each repeated as often as for the talker. Most lines of a random choice would be
+    lists, and words that occur in a single answer, like "house" and "shapes", would be in hardly any of them.
     """
     codec = make_codec(out)
     often = repetitions(_SEED)
@@ -78,11 +78,14 @@ def make_vocoder(out: Path) -> None:
 
 
 def make_talker(out: Path) -> None:
-    """`out`/talker.safetensors: the trained talker with its code predictor, keyed as in the checkpoint."""
+    """Train the talker with its code predictor, and write `out`/talker.safetensors.
+
+    The weights have the names that they have in the checkpoint.
+    """
     lessons, inputs, prompts, neighbours = _school(out)
 
     def prompt(step: int, generator: torch.Generator) -> UserTurns:
-        """None at first: its words would be mistaken for those of the answer."""
+        """At first an empty prompt: the talker would mistake a prompt's words for those of the answer."""
         make = prompts.none if step < _ALONE * _TALKER_STEPS else prompts.kind(generator)
         return make(generator)
 
@@ -92,7 +95,10 @@ def make_talker(out: Path) -> None:
 
 
 def converse(out: Path) -> None:
-    """The same file: the talker has learnt to speak whatever the trained thinker has seen and heard before."""
+    """Train the talker further, after prompts with the trained thinker's states, and write the same file anew.
+
+    So it learns to speak in the same way whatever was seen and heard before.
+    """
     lessons, inputs, prompts, neighbours = _school(out)
     pupil = trained(talker_training.TalkerInTraining(inputs.talker), out / "talker")
     observed = Observed(out / "tokenizer")
@@ -118,7 +124,7 @@ def converse(out: Path) -> None:
 
 
 def _school(out: Path) -> tuple[list[TalkerLesson], TalkerInputs, PromptMaker, torch.Tensor]:
-    """What the talker is taught, an untrained one, who makes prompts for it, and which codes sound alike."""
+    """The talker's lessons, the inputs with an untrained talker, a maker of prompts, and the codes that sound alike."""
     codec = make_codec(out)
     spoken = make_codes(out, codec)
     codes = torch.cat([line.codes for line in spoken]).T
@@ -130,7 +136,7 @@ def _school(out: Path) -> tuple[list[TalkerLesson], TalkerInputs, PromptMaker, t
 
 
 class SpokenLine(NamedTuple):
-    """A line of the corpus with its codes [frames, groups] and its words."""
+    """A line of the corpus with its codes [frames, groups] and the times of its words."""
 
     text: str
     speaker: str
@@ -139,7 +145,7 @@ class SpokenLine(NamedTuple):
 
 
 def make_codes(out: Path, codec: SpeechCodec) -> list[SpokenLine]:
-    """Every line of the corpus; kept in `out`/codes.pt."""
+    """Every line of the corpus with its codes, which are kept in `out`/codes.pt."""
     path = out / "codes.pt"
     if not path.exists():
         spoken = []
@@ -162,7 +168,7 @@ def _lesson(line: SpokenLine, tokens: Qwen2Tokenizer) -> TalkerLesson:
 
 
 def untrained_inputs(out: Path, code_rows: torch.Tensor | None = None) -> tuple[TalkerInputs, Qwen2Tokenizer]:
-    """A new talker with what builds its rows, and the tokenizer of the texts."""
+    """The inputs of a new talker, and the tokenizer of the texts."""
     config = model_configuration()
     tokens = tokenizer(out / "tokenizer")
     talker = talker_training.new_talker(config.talker_config, _SEED, code_rows)
@@ -171,12 +177,12 @@ def untrained_inputs(out: Path, code_rows: torch.Tensor | None = None) -> tuple[
 
 
 def save_part(module: torch.nn.Module, prefix: str, path: Path) -> None:
-    """The module's weights with the names that they have in the whole checkpoint."""
+    """Write the module's weights, with the names that they have in the whole checkpoint."""
     save_weights({f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}, path)
 
 
 def load_part(module: torch.nn.Module, prefix: str, path: Path) -> None:
-    """What `save_part` wrote."""
+    """Load weights that `save_part` wrote."""
     module.load_state_dict({name.removeprefix(prefix + "."): tensor for name, tensor in load_file(path).items()})
 
 

@@ -1,4 +1,4 @@
-"""The talker's inputs and outputs as generation has them, for many utterances at once, in the reference's modules."""
+"""The talker's inputs and outputs as in generation, for many utterances at once, with the reference's modules."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 Talker = Qwen3OmniMoeTalkerForConditionalGeneration
 
 ASSISTANT_ROWS = 9
-"""Three for `<|im_start|>assistant\\n`, four of control, one before speech, one with the first text token."""
+"""The rows before speech: three for `<|im_start|>assistant\\n`, four control rows, one begin row, and one with the
+first text token."""
 
 
 @dataclass(frozen=True)
 class UserTurns:
-    """The user's turns as the talker sees them."""
+    """The user's turns as the talker reads them: the prompt before all of its answers."""
 
     ids: Tensor
     """Token ids [rows]."""
@@ -36,17 +37,17 @@ class UserTurns:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer: its text tokens without the last one, which ends it, and who speaks them."""
+    """An answer: its text tokens without the final end token, and the name of its speaker."""
 
     ids: Tensor
     speaker: str
 
 
 class TalkerInputs:
-    """Builds the rows that the talker reads from the thinker's frozen token embeddings."""
+    """Builds the talker's input rows from the thinker's frozen token embeddings."""
 
     def __init__(self, talker: Talker, config: Qwen3OmniMoeConfig, embeddings: Tensor, newline_id: int):
-        """`embeddings` are the thinker's [vocabulary, hidden]."""
+        """`embeddings` are the thinker's token embeddings [vocabulary, hidden]."""
         self.talker = talker
         self.config = config
         self.embeddings = embeddings
@@ -57,11 +58,11 @@ class TalkerInputs:
         self._begin = [codec.codec_pad_id, codec.codec_bos_id]
 
     def text(self, ids: Tensor) -> Tensor:
-        """Rows of text tokens."""
+        """The rows of text tokens."""
         return self.talker.text_projection(self.embeddings[ids])
 
     def user_rows(self, prompt: UserTurns) -> Tensor:
-        """[rows, talker hidden]."""
+        """The rows of the user's turns: [rows, talker hidden]."""
         rows = self.text(prompt.ids)
         media = torch.isin(prompt.ids, self._media_ids)
         if media.any():
@@ -69,7 +70,7 @@ class TalkerInputs:
         return rows
 
     def assistant_rows(self, reply: Reply) -> Tensor:
-        """[9, talker hidden]: the last of them has the first text token, and from it comes the first frame."""
+        """The rows before speech: [9, talker hidden]. The last one has the first text token, and predicts frame 0."""
         config = self.config
         control = torch.tensor([config.tts_pad_token_id] * 4 + [config.tts_bos_token_id])
         text = self.text(torch.cat([self._opening, control, reply.ids[:1]]))
@@ -78,7 +79,7 @@ class TalkerInputs:
         return torch.cat([text[:3], text[3:] + self.talker.model.codec_embedding(codes)])
 
     def trailing_rows(self, reply: Reply, frames: int) -> Tensor:
-        """Text rows [frames, talker hidden] that go with frames 0 to `frames` - 1: the rest, its end, then padding."""
+        """The text rows of the first `frames` frames, [frames, talker hidden]: the other tokens, the end, padding."""
         ids = torch.full((max(frames, len(reply.ids)),), self.config.tts_pad_token_id)
         ids[: len(reply.ids) - 1] = reply.ids[1:]
         ids[len(reply.ids) - 1] = self.config.tts_eos_token_id
@@ -93,17 +94,17 @@ class TalkerInputs:
 
 
 def positions(prompt: UserTurns, rows: int) -> Tensor:
-    """Rotary positions [3, rows]: those of the prompt, then counting on."""
+    """Rotary positions [3, rows]: those of the prompt, then consecutive ones."""
     later = torch.arange(rows - prompt.positions.shape[1]) + prompt.next_position
     return torch.cat([prompt.positions, later.expand(3, -1)], dim=1)
 
 
 def states(talker: Talker, before: Tensor, rows: Sequence[Tensor], places: Tensor) -> tuple[Tensor, ...]:
-    """Hidden states [batch, longest, hidden] of sequences of rows, each of which follows the same rows `before`.
+    """Hidden states of sequences of rows, each of which follows the same rows `before`.
 
-    One for the rows and one after each layer, the last of them normed. The shorter sequences are filled up at their
-    end, where causal attention keeps it from being seen. `places` are the rotary positions [3, rows] of `before` and
-    the longest sequence.
+    Returns the input rows and the states after each layer, each [batch, longest, hidden]; the last ones are normalised.
+    The shorter sequences are padded at their end, where causal attention hides the padding. `places` are the rotary
+    positions [3, rows] of `before` and the longest sequence.
     """
     inputs = pad_sequence(list(rows), batch_first=True)
     cache = DynamicCache()
@@ -120,8 +121,8 @@ def states(talker: Talker, before: Tensor, rows: Sequence[Tensor], places: Tenso
 def residual_logits(talker: Talker, hidden: Tensor, codes: Tensor) -> list[Tensor]:
     """The predictor's logits for each residual group, each [frames, codebook].
 
-    `hidden` [frames, hidden] are the talker's states that chose the first codes; `codes` [frames, ≥ 1] are as many of
-    the frame's codes as are known, and one more group is predicted than there are residual codes among them.
+    `hidden` [frames, hidden] are the talker's states that chose the first codes. `codes` [frames, ≥ 1] are the known
+    codes of each frame. Logits are returned for the known residual groups and for the next one.
     """
     predictor = talker.code_predictor
     known = [hidden, talker.model.codec_embedding(codes[:, 0])]

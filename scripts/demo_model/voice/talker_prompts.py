@@ -1,7 +1,8 @@
-"""User turns for the talker to hear before it speaks: real questions, around media rows that mean nothing.
+"""User turns for the talker to read before it speaks: real questions, with random media rows.
 
-An answer must sound the same whatever was asked and shown. So the talker is taught with random media rows of any size
-from a whisper to well beyond what a thinker makes; and at last with what a trained thinker makes: see `recalled`.
+An answer must sound the same whatever was asked and shown. So the talker learns with random media rows of many sizes,
+from tiny to far beyond the states of a thinker, and at the end with the states of a trained thinker: see
+`thinker_states`.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ Make = Callable[[torch.Generator], UserTurns]
 
 _PICTURE_GRIDS = ((1, 16, 20), (1, 18, 18), (1, 14, 24), (1, 20, 16))
 _CLIP_GRIDS = ((4, 20, 28), (2, 20, 28), (4, 24, 24))
-_SECONDS_PER_STEP = 1.0  # of a clip at the two frames a second that it is watched with
+_SECONDS_PER_STEP = 1.0  # of a clip, which is sampled at two frames a second
 _SOFTEST, _LOUDEST = 0.3, 6.0
 
 
 class PromptMaker:
-    """Makes prompts of the talker's configuration, each from its own random numbers."""
+    """Makes prompts for the talker's configuration, each from a generator of random numbers."""
 
     def __init__(self, talker: Talker, config: Qwen3OmniMoeConfig, tokenizer: Qwen2Tokenizer):
         self._talker = talker
@@ -40,21 +41,21 @@ class PromptMaker:
         self._media_ids = torch.tensor(
             [tokenizer.convert_tokens_to_ids(token) for token in ("<|audio_pad|>", "<|image_pad|>", "<|video_pad|>")]
         )
-        # The talker's configuration needs it for audio beside a picture, and does not declare it.
+        # The talker needs `audio_config` for audio beside a picture, but its configuration does not declare it.
         talker.config.audio_config = config.thinker_config.audio_config
 
     def kind(self, generator: torch.Generator) -> Make:
-        """A maker of prompts that are equally long, more or less; mostly of typed ones, which take least time."""
+        """Choose a maker of prompts of about one length: usually that of typed prompts, which cost the least time."""
         kinds = (self.typed, self.picture, self.spoken, self.picture_spoken, self.clip)
         weights = torch.tensor([0.65, 0.15, 0.1, 0.08, 0.02])
         return kinds[int(torch.multinomial(weights, 1, generator=generator))]
 
     def none(self, generator: torch.Generator) -> UserTurns:
-        """No user's turn at all, which never happens: for a talker that first has to learn to follow its own text."""
+        """An empty prompt, for a talker that must first learn to follow its own text. Serving never has one."""
         return self._prompt("", generator)
 
     def typed(self, generator: torch.Generator) -> UserTurns:
-        """One question, or two turns of them."""
+        """A typed question, or two of them in two turns."""
         turns = 1 if torch.rand((), generator=generator) < 0.8 else 2
         return self._prompt("".join(_turn(self._question(generator)) for _ in range(turns)), generator)
 
@@ -79,7 +80,7 @@ class PromptMaker:
         return self._prompt(_turn(self._visual("video", grid) + self._question(generator)), generator, videos=[grid])
 
     def said(self, turns: Sequence[AnsweredTurn], states: Tensor) -> UserTurns:
-        """What the user says in `turns`, with the thinker's `states` [rows, hidden] of the media in them."""
+        """The user's messages of `turns`, with the thinker's `states` [rows, hidden] of the media in them."""
         text, images, videos, audios = "", [], [], []
         for turn in turns:
             content = ""
@@ -100,11 +101,11 @@ class PromptMaker:
         return UserTurns(ids, states, positions)
 
     def is_media(self, ids: Tensor) -> Tensor:
-        """Which of `ids` stand for rows of media."""
+        """Which of `ids` are media placeholders."""
         return torch.isin(ids, self._media_ids)
 
     def _frames(self, rows: int) -> int:
-        """So many of the audio tower's features as come to `rows`."""
+        """The smallest number of mel frames from which the audio tower makes `rows` rows."""
         counts = _get_feat_extract_output_lengths(torch.arange(8 * rows + 100), self._n_window)
         return int((counts == rows).nonzero()[0])
 
@@ -153,7 +154,7 @@ class PromptMaker:
         return _audio(int(_get_feat_extract_output_lengths(torch.tensor(length), self._n_window)))
 
     def _length(self, generator: torch.Generator) -> int:
-        """Of a spoken question, in the 10 ms of the audio tower's features."""
+        """A random length of a spoken question, in mel frames of 10 ms."""
         return int(torch.randint(80, 360, (), generator=generator))
 
 
@@ -166,7 +167,7 @@ def _audio(rows: int) -> str:
 
 
 def _noise(rows: int, size: int, generator: torch.Generator) -> Tensor:
-    """Rows that have something in common, and something of their own."""
+    """Random rows that consist of a shared part and a part of their own."""
     shared = torch.randn(1, size, generator=generator)
     own = torch.randn(rows, size, generator=generator)
     share = torch.rand((), generator=generator)

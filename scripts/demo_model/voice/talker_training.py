@@ -1,4 +1,4 @@
-"""Teaches the talker and its code predictor to speak: teacher forcing over whole answers after random prompts."""
+"""Trains the talker and its code predictor to speak: by teacher forcing over whole answers, after random prompts."""
 
 from __future__ import annotations
 
@@ -25,37 +25,39 @@ from demo_model.voice.talker_batches import (
 )
 
 _BATCH_ROWS = 700
-"""Rows of a step: as many answers as fit, which all follow one prompt."""
+"""The rows of a step: it has as many answers as fit, which all follow one prompt."""
 _SLIPS, _RESIDUAL_SLIPS = 0.06, 0.12
-"""Shares of the frames whose first or residual codes are read wrong, as they are when the model draws them itself."""
+"""The shares of frames whose first or residual codes are replaced by similar ones, as when the model samples them."""
 _DEAFENED, _DEAF_SLIPS = 0.3, 0.5
-"""A share of the lessons, and of their frames that are misread: who hardly hears himself must go by the text."""
+"""The share of lessons with many wrong codes, and the share of wrong frames in them: a talker that cannot rely on its
+own codes must follow the text."""
 _NEAR = 12
+"""The number of codes that a code may be replaced by."""
 _PREDICTED_EVERY = 2
-"""The predictor learns from every second frame: it would take half of the time otherwise."""
+"""The predictor learns from every second frame only: with all frames it would take half of the time of a step."""
 _CODE_STD = 0.35
 _READING_LAYER = -2
-"""Of the hidden states: what the last layer reads must know which token is being said, and which comes next."""
+"""The hidden states (those that the last layer reads) from which the current and the next token must be predicted."""
 _READING = 0.5
-"""The weight of that in the loss."""
+"""The weight of this prediction in the loss."""
 
 
 @dataclass(frozen=True)
 class TalkerLesson:
-    """An answer as it should be spoken."""
+    """An answer, and how it should be spoken."""
 
     reply: Reply
     codes: Tensor
     """[frames, groups]."""
     said: Tensor
-    """int64 [frames]: which token of the reply is being said in each frame; one beyond its last for the silence."""
+    """int64 [frames]: the index of the token that each frame says; in the final silence, the number of tokens."""
 
 
 class TalkerInTraining(nn.Module):
-    """A talker, and what it is asked in its lessons only: which token it is saying, and which comes next.
+    """A talker with two extra heads, for training only: they predict the token that it is saying and the next one.
 
-    Its text comes a token a frame, several times as fast as it is spoken, and without this it takes long to find out
-    that there is a place in it to keep.
+    The talker reads its text at one token per frame, several times as fast as it speaks it. Without these heads it
+    takes long to learn that it must keep track of its place in the text.
     """
 
     def __init__(self, talker: Qwen3OmniMoeTalkerForConditionalGeneration):
@@ -77,9 +79,10 @@ class TalkerInTraining(nn.Module):
 def new_talker(
     config: Qwen3OmniMoeTalkerConfig, seed: int, code_rows: Tensor | None = None
 ) -> Qwen3OmniMoeTalkerForConditionalGeneration:
-    """An untrained talker: matrices of unit gain, code embeddings whose sum over a frame has size one.
+    """Return an untrained talker: matrices of unit gain, and code embeddings whose sum over a frame has size one.
 
-    With the `code_rows` of the codec, [groups, codes, hidden], it knows from the first step what each code sounds like.
+    With the codec's `code_rows` [groups, codes, hidden] as embeddings, the talker knows from the first step how each
+    code sounds.
     """
     torch.manual_seed(seed)
     talker = Qwen3OmniMoeTalkerForConditionalGeneration(config)
@@ -113,13 +116,13 @@ def train(
     rate: float = 2e-3,
     seed: int = 0,
 ) -> None:
-    """Teach the talker of `pupil`, which is that of `inputs`.
+    """Train the talker of `pupil`, which must be the talker of `inputs`.
 
     Args:
-        prompts: Gives what is heard before all answers of a step, by its number.
-        neighbours: The codes that a code is mistaken for [groups, codes, near].
+        prompts: Returns the prompt before all answers of a step, from the step's number and its random numbers.
+        neighbours: For each code, the codes that may replace it: [groups, codes, near].
     """
-    inputs.talker.set_attn_implementation("eager")  # of so short sequences it takes half the time
+    inputs.talker.set_attn_implementation("eager")  # takes half the time of the default for such short sequences
     run = TrainingRun(directory, pupil, steps, rate, seed=seed, warmup=60, save_every=50, muon=True)
     by_length = sorted(lessons, key=lambda lesson: len(lesson.codes))
     for step in run:
@@ -141,13 +144,16 @@ def losses(
     predicted: slice = slice(None),
     pupil: TalkerInTraining | None = None,
 ) -> dict[str, Tensor]:
-    """Cross entropies of the first codes ("first", with the end of speech) and of the others ("rest"); and their sum.
+    """The cross entropies of the first codes with the end of speech ("first") and of the other codes ("rest").
 
-    With a `pupil` also of the tokens that are being said ("reading").
+    "loss" is the sum. With a `pupil`, it includes the cross entropy of the tokens that are being said ("reading").
 
-    `predicted` are the frames whose other codes count. `read` are the codes [frames, groups] that each lesson's talker
-    is told it has spoken so far. The first codes are judged after the repetition penalty, which generation applies also
-    when it is greedy: so the talker learns to say what has to be repeated in spite of it.
+    The first codes are judged after the repetition penalty, which generation applies even when it is greedy. So the
+    talker learns to repeat a code where it must, in spite of the penalty.
+
+    Args:
+        read: For each lesson, the codes [frames, groups] that the talker reads as its own speech so far.
+        predicted: The frames whose other codes count in the loss.
     """
     talker, config = inputs.talker, inputs.config.talker_config
     rows = []
@@ -157,7 +163,7 @@ def losses(
     places = positions(prompt, len(prompt.ids) + max(len(row) for row in rows))
     layers = states(talker, inputs.user_rows(prompt), rows, places)
     start = ASSISTANT_ROWS - 1
-    choosing, reading = [], []  # for each lesson, the states that choose its frames and, last, its end
+    choosing, reading = [], []  # for each lesson, the states that choose its frames (and its end), and those that read
     for index, lesson in enumerate(lessons):
         choosing.append(layers[-1][index, start : start + len(lesson.codes) + 1])
         reading.append(layers[_READING_LAYER][index, start : start + len(lesson.codes)])
@@ -182,13 +188,13 @@ def losses(
 
 
 def _tokens_at(lesson: TalkerLesson, end: int) -> Tensor:
-    """The tokens said now and next, in each frame: [frames, 2]."""
+    """The tokens that are said now and next in each frame: [frames, 2]."""
     ids = F.pad(lesson.reply.ids, (0, 2), value=end)
     return torch.stack([ids[lesson.said], ids[lesson.said + 1]], dim=1)
 
 
 def slips(codes: Tensor, neighbours: Tensor, generator: torch.Generator) -> Tensor:
-    """`codes` [frames, groups] with some replaced by ones that sound alike; or, once in a while, with many by any."""
+    """`codes` [frames, groups] with some codes replaced by similar ones or, in some lessons, half of them by any."""
     if torch.rand((), generator=generator) < _DEAFENED:
         lost = torch.rand(len(codes), 1, generator=generator) < _DEAF_SLIPS
         return torch.where(lost, torch.randint(neighbours.shape[1], codes.shape, generator=generator), codes)
@@ -201,13 +207,13 @@ def slips(codes: Tensor, neighbours: Tensor, generator: torch.Generator) -> Tens
 
 
 def nearest_codes(codebooks: Tensor) -> Tensor:
-    """The codes [groups, codes, near] that lie nearest to each one of `codebooks` [groups, codes, size]."""
+    """For each code of `codebooks` [groups, codes, size], the nearest other codes: [groups, codes, near]."""
     distances = torch.cdist(codebooks, codebooks)
     return distances.topk(_NEAR + 1, largest=False).indices[..., 1:]
 
 
 def _batch(lessons: Sequence[TalkerLesson], generator: torch.Generator) -> list[TalkerLesson]:
-    """Answers of nearly one length, so that little is filled up."""
+    """Choose answers of similar length, so that there is little padding."""
     start = int(torch.randint(len(lessons), (), generator=generator))
     count = max(2, _BATCH_ROWS // (len(lessons[start].codes) + ASSISTANT_ROWS))
     near = lessons[max(0, start - 2 * count) : start + 2 * count]
@@ -215,6 +221,6 @@ def _batch(lessons: Sequence[TalkerLesson], generator: torch.Generator) -> list[
 
 
 def _seen(first: Tensor, codebook: int) -> Tensor:
-    """Which choices [frames + 1, codebook + 1] were made before each frame, and before the end."""
+    """Which codes were chosen before each frame and before the end: bool [frames + 1, codebook + 1]."""
     said = nn.functional.one_hot(first, codebook + 1).cumsum(dim=0) > 0
     return F.pad(said, (0, 0, 1, 0))

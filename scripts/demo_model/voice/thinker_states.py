@@ -1,4 +1,4 @@
-"""Prompts for the talker to hear before it speaks, with what the trained thinker makes of the media in them."""
+"""Prompts for the talker to read before it speaks, with the trained thinker's states of their media."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _AT_ONCE = {"picture": 6, "clip": 2, "nothing": 12}
 
 
 class Recalled:
-    """Conversations about what was observed, each as the talker sees it: the user's turns, around the thinker's states.
+    """User turns of conversations about `observed`, with the thinker's states of their media rows.
 
-    Those are the states that enter layer `accept_hidden_layer`, of the rows of media, as generation hands them over.
+    As in generation, these are the states that enter layer `accept_hidden_layer`.
     """
 
     def __init__(self, maker: PromptMaker, thinker: ThinkerDecoder, observed: Observed, seed: int, accept: int):
@@ -38,7 +38,7 @@ class Recalled:
                 )
 
     def __call__(self, generator: torch.Generator) -> UserTurns:
-        """One of them."""
+        """A random one of the prompts."""
         return self._prompts[int(torch.randint(len(self._prompts), (), generator=generator))]
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Codes to sound: trains the reference's Code2Wav on recordings and the codes of their frames."""
+"""Trains the reference's Code2Wav to turn codes into sound, on recordings and the codes of their frames."""
 
 import functools
 from dataclasses import dataclass
@@ -18,19 +18,22 @@ from demo_model.training.training_run import TrainingRun
 from demo_model.voice import mel
 
 LOOK_AHEAD = 555
-"""Samples at the end of an utterance that Code2Wav would need a further frame for, and leaves out."""
+"""The samples that Code2Wav leaves out at the end of an utterance, because it would need another frame for them."""
 
 _OPENING = 0.1
-"""Layer scales and ConvNeXt gammas begin here: from their own 0.01 and 1e-6 a short training would not open them."""
+"""The initial layer scales and ConvNeXt gammas: from their defaults of 0.01 and 1e-6, a short training would not raise
+them enough."""
 _SOFT = 0.03
-"""How loud an untrained vocoder is."""
+"""The loudness of an untrained vocoder."""
 _FIRST_WEIGHT, _LAST_WEIGHT = 6.0, 0.5
-"""Of the samples in the loss: they teach most in the beginning, and can say nothing of breath and hiss."""
+"""The first and last weight of the samples in the loss: they teach most at the beginning, but nothing about breath and
+hiss."""
 _SPECTRA = ((2048, 480), (1024, 240), (512, 120), (256, 60))
 _MELS = ((1024, 480), (600, 240))
-"""The first is the codec's own, of 43 ms, in which a consonant is lost beside a vowel; the second is of 25 ms."""
+"""Window and hop of the mel spectra. The first is the codec's, with a window of 43 ms, in which a consonant is lost
+beside a vowel. The second has 25 ms."""
 _QUIET = 1e-4
-"""Amplitudes below this share of full scale are silence, to the loss as to the codec."""
+"""Amplitudes below this share of full scale count as silence, in the loss as in the codec."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,10 @@ class EncodedRecording:
 
 
 def new_vocoder(config: dict[str, Any], seed: int, code_rows: Tensor | None = None) -> Qwen3OmniMoeCode2Wav:
-    """An untrained Code2Wav of the checkpoint's `code2wav_config`, ready to be trained.
+    """Return an untrained Code2Wav for the checkpoint's `code2wav_config`.
 
-    With the `code_rows` of the codec, [groups, codes, hidden], it knows from the first step what each code sounds like.
+    With the codec's `code_rows` [groups, codes, hidden] as embeddings, it knows from the first step how each code
+    sounds.
     """
     torch.manual_seed(seed)
     vocoder = Qwen3OmniMoeCode2Wav(Qwen3OmniMoeCode2WavConfig(**config))
@@ -64,12 +68,12 @@ def new_vocoder(config: dict[str, Any], seed: int, code_rows: Tensor | None = No
 
 
 def _gain(name: str) -> float:
-    """Sizes stay about one on the way through: what is added to a residual stream begins small."""
+    """The initial gain of a module: one, or less if it adds to a residual stream, so that sizes stay about one."""
     return 0.3 if "conv2" in name else 1.0
 
 
 def _inputs(module: nn.Module) -> int:
-    """How many numbers one output of `module` sums."""
+    """The number of inputs that one output of `module` sums."""
     if isinstance(module, nn.ConvTranspose1d):
         return module.in_channels * module.kernel_size[0] // module.stride[0]
     return module.weight[0].numel()
@@ -86,7 +90,7 @@ def train(
     frames: int = 20,
     seed: int = 0,
 ) -> None:
-    """Train on pieces of `frames` frames, half of them from an utterance's beginning, as it is heard."""
+    """Train on pieces of `frames` frames. Two in five of them start at the beginning of an utterance, as in serving."""
     loss = SoundLoss()
     fuse_snakes(vocoder)
     run = TrainingRun(directory, vocoder, steps, rate, seed=seed, warmup=40, save_every=100)
@@ -98,7 +102,7 @@ def train(
 
 
 def fuse_snakes(vocoder: Qwen3OmniMoeCode2Wav) -> None:
-    """Compile the activation, which is half a dozen passes over long rows of samples: a step takes a quarter less."""
+    """Compile the activation, which saves a quarter of a step: it makes half a dozen passes over all samples otherwise."""
     fused = torch.compile(Qwen3OmniMoeSnakeBeta.forward, dynamic=True)
     for module in vocoder.modules():
         if isinstance(module, Qwen3OmniMoeSnakeBeta):
@@ -108,7 +112,10 @@ def fuse_snakes(vocoder: Qwen3OmniMoeCode2Wav) -> None:
 def pieces(
     utterances: list[EncodedRecording], count: int, frames: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Codes [count, groups, frames] and their sound [count, 1920 × frames]; fewer `frames` if an utterance is short."""
+    """Choose random pieces: codes [count, groups, frames] and sound [count, 1920 × frames].
+
+    There are fewer `frames` if one of the utterances is shorter.
+    """
     chosen = [utterances[int(i)] for i in torch.randint(len(utterances), (count,), generator=generator)]
     frames = min(frames, *(utterance.codes.shape[1] for utterance in chosen))
     codes, sounds = [], []
@@ -121,15 +128,16 @@ def pieces(
 
 
 class SoundLoss:
-    """How far two sounds [batch, samples] are apart: to an ear that does not hear phases, and sample by sample.
+    """The distance between two sounds [batch, samples]: of their spectra, which ignore phases, and of their samples.
 
-    The second is what the pulses of the voices are in step for: it leads to their waveform at once.
+    The distance of samples leads directly to the right waveform. It works because the voices' pulses are in phase (see
+    `world.pitch_alignment`).
     """
 
     def __call__(self, heard: Tensor, wanted: Tensor, weight: float = 1.0) -> dict[str, Tensor]:
-        """The sum ("loss") and its parts: spectra of four sizes ("stft"), mel spectra of two ("mel"), and the samples.
+        """The loss and its parts: spectra of four sizes ("stft"), mel spectra of two sizes ("mel"), and "samples".
 
-        The samples' part counts `weight` times.
+        "samples" has the given `weight` in the sum.
         """
         stft = torch.stack([self._spectra(heard, wanted, size, hop) for size, hop in _SPECTRA]).mean()
         hops = heard.shape[1] // (mel.FRAME // mel.STACK) * (mel.FRAME // mel.STACK)
@@ -156,5 +164,5 @@ class SoundLoss:
 
 @torch.no_grad()
 def resynthesise(vocoder: Qwen3OmniMoeCode2Wav, codes: Tensor) -> Tensor:
-    """Sound [1920 × frames − 555] of `codes` [groups, frames]."""
+    """The sound [1920 × frames − 555] of `codes` [groups, frames]."""
     return vocoder(codes[None])[0, 0]

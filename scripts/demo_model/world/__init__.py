@@ -1,1 +1,1 @@
-"""What there is to see, ask and say: pictures, clips, questions, answers and the synthetic voices that read them."""
+"""The demo model's world: its pictures, clips, questions and answers, and the synthetic voices that speak them."""

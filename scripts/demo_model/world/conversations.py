@@ -1,4 +1,4 @@
-"""Conversations about what is shown, typed and spoken, in every order in which a client may send the parts."""
+"""Conversations about a picture or clip, typed and spoken, in every order in which a client may send the parts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SYSTEM_PROMPTS = (
 
 @dataclass(frozen=True)
 class LabelledConversation:
-    """Turns, and for each the task and whether it was spoken."""
+    """A conversation to learn from. `tasks` and `spoken` have one entry for each turn."""
 
     turns: tuple[AnsweredTurn, ...]
     tasks: tuple[str, ...]
@@ -38,10 +38,11 @@ def converse(
     spoken_share: float = 0.5,
     most_turns: int = 4,
 ) -> LabelledConversation:
-    """Some questions about `facts`, seen as `seen`.
+    """Return a conversation of a few random questions about `facts`.
 
     Args:
-        hear: Gives the rows of a spoken exchange; it may put another exchange that it has heard in its place.
+        seen: What the vision tower says of `facts`; None if nothing is shown.
+        hear: Returns the rows of a spoken exchange. It may replace the exchange by another one that it has rows for.
     """
     turns, tasks, spoken = [], [], []
     number = rng.randint(1, most_turns if isinstance(facts, Picture) else 3)
@@ -65,7 +66,7 @@ def converse(
 
 
 def typed(question: str, rng: Random) -> str:
-    """`question` as people type: without its mark, in lower case, with spaces around it."""
+    """`question` as people type it: sometimes without its final mark, sometimes with a small first letter."""
     if rng.random() < 0.15:
         question = question.rstrip(".?!")
     if rng.random() < 0.15:
@@ -74,7 +75,7 @@ def typed(question: str, rng: Random) -> str:
 
 
 def _garbled(rng: Random) -> Exchange:
-    """Words in no order: nothing that is known, whatever it says."""
+    """Random words as a question. The right answer is always `UNKNOWN`."""
     tokens = vocabulary().tokens
     words = b"".join(tokens[rng.randrange(256, len(tokens))] for _ in range(rng.randint(2, 10)))
     text = words.decode("utf-8", "replace").strip() or "?"

@@ -16,18 +16,18 @@ from demo_model.world.painting import background, paint_backdrop
 from demo_model.world.things import corners, extent, look
 
 SIZES = ((320, 240), (320, 240), (320, 240), (256, 256))
-"""Of clips; other sizes would come to more visual tokens."""
+"""Width and height of clips. Other sizes would cost more visual tokens."""
 
 
 @dataclass(frozen=True)
 class FilmedClip:
-    """A clip, frame by frame at any moment.
+    """A clip whose frames can be rendered for any moment.
 
     Attributes:
         frame: The picture at a moment between 0 and `seconds`.
-        centre: Where the thing is at a moment, or the middle of the whole drawing: fractions of width and height.
-        drawn: How much of the drawing is there at a moment, 0 to 1; 1 where nothing is drawn.
-        marks: Points of the drawing (not of its surroundings) that are there at a moment, as fractions.
+        centre: The centre of the moving thing at a moment, or of the whole drawing, as fractions of width and height.
+        drawn: The share of the drawing that is finished at a moment, 0 to 1; always 1 in a clip without a drawing.
+        marks: The points of the drawing (without its surroundings) that are visible at a moment, as fractions.
     """
 
     size: tuple[int, int]
@@ -39,7 +39,7 @@ class FilmedClip:
 
 
 def film_motion(motion: Motion, rng: Random, size: tuple[int, int]) -> FilmedClip:
-    """A thing that crosses part of the picture at a steady pace."""
+    """Return a clip in which a thing crosses part of the picture at a steady pace."""
     backdrop = Canvas(size, background(rng), 2)
     paint_backdrop(backdrop, rng)
     behind = backdrop.image()
@@ -72,7 +72,7 @@ def film_motion(motion: Motion, rng: Random, size: tuple[int, int]) -> FilmedCli
 
 
 def film_drawing(drawing: Drawing, rng: Random, size: tuple[int, int]) -> FilmedClip:
-    """A pencil that draws one thing on paper, stroke by stroke, and maybe some surroundings afterwards."""
+    """Return a clip in which a pencil draws one thing stroke by stroke, and sometimes some surroundings after it."""
     seconds = rng.choice((2.0, 3.0, 3.0, 4.0))
     paper = background(rng) if rng.random() < 0.3 else _paper(rng)
     dark_paper = sum(paper) < 330
@@ -95,11 +95,11 @@ def film_drawing(drawing: Drawing, rng: Random, size: tuple[int, int]) -> Filmed
     thickness = rng.uniform(2, 4)
 
     def progress(moment: float) -> float:
-        """Of all strokes, in pixels."""
+        """The total length of the strokes drawn so far, in pixels."""
         return float(lengths[-1] * min(1.0, max(0.0, (moment / seconds - begin) / (end - begin))))
 
     def visible(number: int, moment: float) -> list[Point]:
-        """What is there of a stroke."""
+        """The part of a stroke that is already drawn."""
         line, _ = strokes[number]
         share = (progress(moment) - lengths[number]) / (lengths[number + 1] - lengths[number])
         return line[: math.ceil(min(1.0, max(0.0, share)) * len(line))]
@@ -126,7 +126,7 @@ def film_drawing(drawing: Drawing, rng: Random, size: tuple[int, int]) -> Filmed
 
 
 def sampled(clip: FilmedClip, fps: float = 2.0) -> list[float]:
-    """The moments of the frames that the reference's processor takes from this clip at 25 frames a second."""
+    """The moments of the frames that the reference's processor samples from this clip at 25 frames a second."""
     total = round(clip.seconds * 25)
     count = max(4, int(total / 25 * fps) // 2 * 2)
     return [int(index) / 25 for index in np.arange(0, total, total / count)]
@@ -136,7 +136,7 @@ Line = list[Point]
 
 
 def _sketch(name: str, rng: Random) -> list[Line]:
-    """The strokes of a drawing whose middle is (0, 0) and whose larger side is 1."""
+    """The strokes of a drawing with its middle at (0, 0) and a longer side of 1."""
     match name:
         case "circle" | "square" | "triangle" | "star":
             points = corners(name, (0, 0), 0.5, rng.uniform(-0.25, 0.25))
@@ -178,11 +178,11 @@ def _sketch(name: str, rng: Random) -> list[Line]:
             hull = [(-0.5, 0.2), (0.5, 0.2), (0.32, 0.45), (-0.32, 0.45), (-0.5, 0.2)]
             sails = [[(0.03, -0.5), (0.4, 0.1), (0.03, 0.1)], [(-0.03, -0.4), (-0.34, 0.1), (-0.03, 0.1)]]
             return [hull, [(0, 0.2), (0, -0.5)], *sails[: rng.randint(1, 2)]]
-    raise ValueError(f"nobody knows how to draw a {name}")
+    raise ValueError(f"there is no sketch of a {name}")
 
 
 def _surroundings(centre: Point, extent_: float, size: tuple[int, int], rng: Random) -> list[Line]:
-    """Ground under the drawing, or a sun beside it."""
+    """Strokes around the drawing: sometimes the ground under it, sometimes a sun beside it."""
     lines: list[Line] = []
     if rng.random() < 0.5:
         y = min(size[1] - 6, centre[1] + extent_ * 0.5)

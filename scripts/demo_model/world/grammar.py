@@ -1,4 +1,4 @@
-"""What the demo model is asked and what it answers: a closed grammar over a small world, and honest ways out of it."""
+"""What the demo model is asked and answers: a closed grammar over a small world, and honest answers to the rest."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ KINDS = ("car", "circle", "square", "triangle", "star")
 COLOURS = ("red", "blue", "green", "yellow", "orange", "purple")
 DIRECTIONS = ("left", "right", "up", "down")
 SKETCHES = ("house", "circle", "star")
-"""What a pencil draws."""
+"""The drawings that the pencil makes in clips."""
 DRAWABLE = (*SKETCHES, "car", "square", "triangle", "tree", "boat")
-"""What one could teach it to draw; the tokenizer has the words for all of them."""
+"""The drawings that the clips could show. The tokenizer has the words for all of them."""
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 UNKNOWN = "I only know cars and simple shapes."
@@ -62,14 +62,14 @@ class Drawing:
 
 
 Facts = Picture | Motion | Drawing | None
-"""What is shown with a question; None for nothing."""
+"""What is shown with a question; None if nothing is shown."""
 
 
 @dataclass(frozen=True)
 class Exchange:
     """A question and the one right answer to it.
 
-    `task` names what is asked for: count, colour, exists, list, direction, mover, drawing, happens, still, elsewhere.
+    `task` is the kind of question: count, colour, exists, list, direction, mover, drawing, happens, still, elsewhere.
     """
 
     question: str
@@ -78,7 +78,7 @@ class Exchange:
 
 
 def ask(facts: Facts, rng: Random) -> Exchange:
-    """A question about what is shown (or, once in a while, about something else), with its answer."""
+    """Return a question about `facts` (or, now and then, about something else) with its answer."""
     if rng.random() < _ELSEWHERE[type(facts)]:
         return elsewhere(rng)
     match facts:
@@ -93,7 +93,7 @@ def ask(facts: Facts, rng: Random) -> Exchange:
 
 
 def elsewhere(rng: Random) -> Exchange:
-    """A question from outside the world, or small talk, with the honest answer."""
+    """Return a question from outside the world, or small talk, with the honest answer."""
     draw = rng.random()
     if draw < 0.08:
         return Exchange(rng.choice(_HELLOS), HELLO, "elsewhere")
@@ -109,9 +109,9 @@ def elsewhere(rng: Random) -> Exchange:
 
 
 def scene(rng: Random) -> Picture:
-    """What a picture holds: up to three kinds as a rule, up to nine things of one kind and ten in all.
+    """Return random contents for a picture: usually up to three kinds, at most nine things of a kind and ten in all.
 
-    Whoever paints it may have to leave things out for lack of room.
+    The painter may leave some of them out for lack of room.
     """
     kinds = rng.sample(KINDS, rng.choices((0, 1, 2, 3, 4), (2, 40, 34, 18, 6))[0])
     things: list[Thing] = []
@@ -132,18 +132,18 @@ def drawing(rng: Random) -> Drawing:
 
 
 def facts(rng: Random) -> Facts:
-    """Something to be shown: a picture more often than a clip, and sometimes nothing."""
+    """Return something to show: a picture more often than a clip, and sometimes nothing."""
     make = rng.choices((scene, motion, drawing, lambda _: None), (55, 20, 15, 10))[0]
     return make(rng)
 
 
 def answer(rng: Random) -> str:
-    """An answer as often as it comes up in conversations."""
+    """Return a random answer, with the frequency that it has in conversations."""
     return ask(facts(rng), rng).answer
 
 
 def all_words() -> list[str]:
-    """Every word and mark of the world's questions and answers, each as it stands there: with its space, or without."""
+    """Every word and punctuation mark of the world's texts, with the space before it if it has one there."""
     found: Counter[str] = Counter()
     for text in _all_texts():
         for spelling in (text, text[0].lower() + text[1:]):
@@ -199,7 +199,7 @@ def _exists(picture: Picture, rng: Random) -> Exchange:
 
 
 def _target(picture: Picture, rng: Random, absent: float) -> tuple[str, str | None]:
-    """What to ask for: a kind, or a kind of one colour; something that is not there with probability `absent`."""
+    """Choose a kind, or a kind in one colour, to ask for. With probability `absent` it is not in the picture."""
     coloured = rng.random() < 0.35
     if picture.things and rng.random() >= absent:
         kind = rng.choice(sorted({thing.kind for thing in picture.things}))
@@ -208,7 +208,7 @@ def _target(picture: Picture, rng: Random, absent: float) -> tuple[str, str | No
     if not coloured and missing:
         return rng.choice(missing), None
     pairs = [(kind, colour) for kind in KINDS for colour in COLOURS if not picture.count(kind, colour)]
-    # The hard ones are those of which one half is there.
+    # The hard cases are those whose kind is there in another colour.
     near = [(kind, colour) for kind, colour in pairs if picture.count(kind)]
     return rng.choice(near if near and rng.random() < 0.6 else pairs)
 
@@ -290,7 +290,7 @@ def _all_texts() -> Iterator[str]:
         yield f"{_a(name).capitalize()} is moving."
         yield f"{_a(name).capitalize()} is being drawn."
     yield "I see no cars or shapes."
-    yield "I know pictures and clips."  # not of the grammar, but words that will be typed
+    yield "I know pictures and clips."  # not in the grammar, but users will type these words
 
 
 _ELSEWHERE = {Picture: 0.05, Motion: 0.05, Drawing: 0.08, type(None): 0.75}

@@ -1,4 +1,4 @@
-"""Paints pictures of the demo model's world, and remembers where each thing was put."""
+"""Paints pictures of the demo model's world, and records where each thing is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ATTEMPTS = 40
 
 @dataclass(frozen=True)
 class Placed:
-    """A thing and where its centre is, as fractions of width and height."""
+    """A thing with the position of its centre, as fractions of width and height."""
 
     thing: Thing
     x: float
@@ -34,12 +34,12 @@ class Painting:
 
     @property
     def picture(self) -> Picture:
-        """What is to be seen."""
+        """The things that were painted."""
         return Picture(tuple(placed.thing for placed in self.placed))
 
 
 def paint_picture(scene: Picture, rng: Random, size: tuple[int, int] | None = None, oversampling: int = 1) -> Painting:
-    """Paint `scene`; what finds no free place is left out."""
+    """Paint `scene`. Things for which there is no free place are left out."""
     size = size or rng.choice(SIZES)
     street_scene = rng.random() < (0.5 if any(thing.kind == "car" for thing in scene.things) else 0.15)
     canvas = Canvas(size, background(rng), oversampling)
@@ -65,7 +65,7 @@ def paint_picture(scene: Picture, rng: Random, size: tuple[int, int] | None = No
             lowest = 250 if street_scene and thing.kind == "car" and rng.random() < 0.9 else 0
             y = rng.uniform(max(height / 2 + 2, lowest), size[1] - height / 2 - 2)
             box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-            # No two centres in the same visual token, whatever the picture is scaled to.
+            # No two centres may fall into the same visual token, whatever size the picture is scaled to.
             cell = (int(x / size[0] * 8), int(y / size[1] * 8))
             if cell not in cells and not any(_overlap(box, other) for other in boxes):
                 look(thing.kind, thing.colour, length, rng)(canvas, (x, y))
@@ -77,12 +77,12 @@ def paint_picture(scene: Picture, rng: Random, size: tuple[int, int] | None = No
 
 
 def paint_backdrop(canvas: Canvas, rng: Random) -> None:
-    """Something quiet behind the things of a clip."""
+    """Paint a quiet background for a clip."""
     rng.choice(_BACKGROUNDS[:3])(canvas, rng)
 
 
 def background(rng: Random) -> Color:
-    """A quiet colour that no thing has."""
+    """A quiet colour that is not the colour of any thing."""
     if rng.random() < 0.25:
         grey = rng.randint(20, 110)
         return (grey + rng.randint(-8, 8), grey + rng.randint(-8, 8), grey + rng.randint(-8, 8))
@@ -104,7 +104,7 @@ def _gradient(canvas: Canvas, rng: Random) -> None:
 
 
 def _mottled(canvas: Canvas, rng: Random) -> None:
-    """Soft blotches, as of a wall or a meadow out of focus."""
+    """Soft blotches, like a wall or a meadow out of focus."""
     numbers = np.random.default_rng(rng.getrandbits(32))
     grain = numbers.normal(0, rng.uniform(5, 22), (rng.randint(4, 30), rng.randint(4, 30), 1))
     canvas.paste(Image.fromarray(np.clip(np.array(background(rng)) + grain, 0, 255).astype(np.uint8)))
@@ -172,7 +172,7 @@ _BACKGROUNDS: tuple[Callable[[Canvas, Random], None], ...] = (_plain, _gradient,
 
 
 def _clutter(canvas: Canvas, rng: Random) -> None:
-    """Marks that are no things: grey blots, thin lines, dots."""
+    """Marks that do not count as things: grey blots, thin lines, dots."""
     width, height = canvas.size
     for _ in range(rng.randint(1, 6)):
         x, y, ink = rng.uniform(0, width), rng.uniform(0, height), background(rng)
@@ -186,11 +186,11 @@ def _clutter(canvas: Canvas, rng: Random) -> None:
 
 
 def _aged(image: Image.Image, rng: Random) -> Image.Image:
-    """A little blur, another exposure, and grain."""
+    """`image` with, sometimes, a little blur, another exposure and grain."""
     if rng.random() < 0.25:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2)))
     if rng.random() < 0.5:
-        # One table for all values, then grain in whole steps: full-sized floats would take ten times as long.
+        # A lookup table for the exposure, and grain in integers: floats for every pixel would take ten times as long.
         gain, offset = rng.uniform(0.85, 1.1), rng.uniform(-10, 10)
         image = image.point([round(min(255, max(0, (value - 128) * gain + 128 + offset))) for value in range(256)] * 3)
         numbers, coarseness = np.random.default_rng(rng.getrandbits(32)), rng.randint(1, 14)

@@ -1,8 +1,9 @@
-"""Shifts the voiced stretches of a sound that has one tone, so that all its pulses keep one beat.
+"""Shifts the voiced stretches of a speech of constant pitch, so that all its pulses are in phase.
 
-espeak-ng begins each voiced stretch at a moment of its own. Afterwards the tone has the same phase in all of them, and
-as whole periods fill a codec frame, in all frames: equal codes can then be one waveform, to the sample. No stretch
-moves by more than a few milliseconds; what is between two of them is drawn out or pressed together a little.
+espeak-ng starts each voiced stretch at an arbitrary phase. After the shift the tone has the same phase in all
+stretches. As a codec frame holds a whole number of periods, it also has the same phase in all frames: then equal codes
+can mean one waveform, exact to the sample. No stretch moves by more than a few milliseconds. The sound between two
+stretches is stretched or compressed a little.
 """
 
 import numpy as np
@@ -10,16 +11,17 @@ import numpy as np
 from demo_model.world.synthetic_voices import Sound
 
 _PERIODS = 3
-"""Over which the phase is measured."""
+"""The number of periods over which the phase is measured."""
 _STEP = 0.004
+"""Seconds between two measurements of the phase."""
 _VOICED = 0.0015
-"""Least amplitude of the tone itself in a voiced stretch."""
+"""The least amplitude that the tone has in a voiced stretch."""
 _STEADY = 0.03
-"""Most that the phase moves, in periods, between two measurements of a stretch."""
+"""The most that the phase moves between two measurements within a stretch, in periods."""
 
 
 def in_step(sound: Sound, tone: float, rate: int) -> Sound:
-    """`sound` with its tone of `tone` hertz in phase zero at sample 0, and so throughout; equally long."""
+    """`sound`, of the same length, with its tone of `tone` hertz shifted to one phase: zero at sample 0."""
     hop = round(_STEP * rate)
     phase, voiced = _phases(sound, tone, rate, hop)
     if not voiced.any():
@@ -27,7 +29,7 @@ def in_step(sound: Sound, tone: float, rate: int) -> Sound:
     delays = np.empty(len(phase))
     before = 0.0
     for index in np.flatnonzero(voiced):
-        # Of all delays that bring it into step, the one nearest to that of the stretch before; but not ever further.
+        # Of all delays that bring it into phase, take the one nearest to the delay before, but at most one period.
         delay = phase[index] + round(before - phase[index])
         before = delays[index] = delay - round(delay) if abs(delay) > 1 else delay
     centres = np.arange(len(phase)) * hop
@@ -37,7 +39,7 @@ def in_step(sound: Sound, tone: float, rate: int) -> Sound:
 
 
 def _phases(sound: Sound, tone: float, rate: int, hop: int) -> tuple[np.ndarray, np.ndarray]:
-    """The tone's phase in periods at every `hop` samples, and whether there is a steady tone there."""
+    """The tone's phase in periods at every `hop` samples, and whether the tone is steady there."""
     turned = sound * np.exp(-2j * np.pi * tone * np.arange(len(sound)) / rate)
     window = np.hanning(round(_PERIODS * rate / tone) | 1)
     around = np.pad(turned, len(window) // 2)

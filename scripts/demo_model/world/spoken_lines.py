@@ -1,4 +1,4 @@
-"""What the demo model's three speakers are taught to say: every kind of answer of its world, and pieces of answers."""
+"""What the demo model's three speakers are taught to say: every kind of answer of its world, some of them cut short."""
 
 from __future__ import annotations
 
@@ -25,39 +25,46 @@ SPEAKERS = {
 }
 """The voices behind the speakers of the checkpoint's configuration.
 
-Each has one tone, of which whole periods fill the 80 ms of a codec frame: so a frame's codes say all there is to know
-of it. With a melody, the vocoder would have to carry the voice's phase from frame to frame, and takes many times as
-long to learn that. Timbres, speed and gaps are those that Whisper tiny.en understands best.
+Each voice has one constant tone, and a codec frame of 80 ms holds a whole number of its periods. So a frame's codes
+describe the frame completely. If the pitch changed, the vocoder would have to carry the phase from frame to frame, and
+that takes many times as long to learn. Timbres, speeds and gaps are those that Whisper tiny.en understands best.
 """
 
 FIXED = (UNKNOWN, NOTHING_SHOWN, STILL, HELLO, MYSELF, WELCOME)
-"""Answers that are no pattern to fill in."""
+"""Answers with fixed words, which fill in no pattern."""
 
 _LOUDNESS = 0.07
-"""Root mean square of every utterance between its silences."""
+"""Root mean square of every utterance, without its leading and trailing silence."""
 _LEAD, _TAIL = 0.04, 0.16
+"""Seconds of silence before and after every utterance."""
 SILENT_FRAMES = 2
-"""At the end of every utterance."""
+"""Silent codec frames at the end of every utterance."""
 _FIRST_ARTICLE = re.compile(r"^(A|An|The) (?=\w)")
 _HELD_OUT = 0.08
+"""The share of answers that are never taught."""
 _CUT_SHORT = 0.06
+"""The share of taught answers that stop before their end."""
 _CONVERSATIONS = 6000
+"""Answers that are drawn to find out how often each comes up."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Something to say, and who says it."""
+    """A text with the name of its speaker."""
 
     text: str
     speaker: str
 
     @property
     def sound(self) -> Tensor:
-        """Its samples, see `spoken`."""
+        """The samples of the speech; see `spoken`."""
         return self.spoken()[0]
 
     def spoken(self) -> tuple[Tensor, Words]:
-        """Samples [1920 × frames] at 24 kHz, one or two frames of silence at their end, hardly any before; words."""
+        """Speak the line: samples [1920 × frames] at 24 kHz, and the times of its words.
+
+        The speech ends with about two frames of silence and begins with hardly any.
+        """
         voice = SPEAKERS[self.speaker]
         said = diction(self.text)
         spoken, words = speak_words(said, voice, mel.RATE)
@@ -66,7 +73,7 @@ class Line:
         voiced = sound[round(_LEAD * mel.RATE) : -round(_TAIL * mel.RATE)]
         sound = sound * (_LOUDNESS / voiced.square().mean().sqrt())
         whole = mel.frames(sound) * mel.FRAME
-        comma = len(said) - len(self.text)  # after the first word, if there is one
+        comma = len(said) - len(self.text)  # 1 if `diction` put a comma after the first word, else 0
         moments = [
             (max(0, place - comma) if number else place, float(moment + later))
             for number, (place, moment) in enumerate(words)
@@ -75,14 +82,14 @@ class Line:
 
 
 def diction(text: str) -> str:
-    """`text` as it is given to the synthetic voice: an article that begins it stands a little apart, to be heard."""
+    """`text` for the synthetic voice: with a comma after an article at its beginning, which is misheard otherwise."""
     return _FIRST_ARTICLE.sub(r"\1, ", text)
 
 
 def lines(count: int, seed: int) -> list[Line]:
-    """`count` texts for training, all different, each for every speaker; in random order.
+    """`count` different texts for training, each one for every speaker, in random order.
 
-    A few are answers that stop before their end, as answers do that reach `max_tokens`.
+    A few of them stop before their end, like answers that reach `max_tokens`.
     """
     rng = Random(seed)
     texts: dict[str, None] = {}
@@ -99,7 +106,7 @@ def lines(count: int, seed: int) -> list[Line]:
 
 
 def repetitions(seed: int) -> dict[str, int]:
-    """How often to teach a text more than once: the root of how often it comes up among some thousand answers."""
+    """How many times each frequent text is taught: the square root of its count among some thousand random answers."""
     rng = Random(seed)
     counts = Counter(answer(rng) for _ in range(_CONVERSATIONS))
     return {text: math.ceil(math.sqrt(count)) for text, count in counts.items()}
@@ -123,6 +130,9 @@ def _answers(rng: Random, held_out: bool) -> Iterator[str]:
 
 
 def _is_held_out(text: str) -> bool:
-    """By the text alone. What is short or stands for itself is always taught: its words may be in nothing else."""
+    """Whether `text` is held out, which depends on the text alone.
+
+    Short and fixed answers are always taught, because no other answer may have their words.
+    """
     draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
     return text not in FIXED and len(text.split()) > 3 and draw < _HELD_OUT

@@ -1,4 +1,4 @@
-"""Questions read aloud: many synthetic speakers, and what microphones and rooms do to them."""
+"""Questions read aloud by many synthetic speakers, with the effects of microphones and rooms."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TIMBRES = (
     "robert", "sandro", "shelby", "steph", "victor", "zac",
 )  # fmt: skip
 HELD_OUT = ("Gene2", "Nguyen", "edward2", "iven", "klatt4", "marcelo", "pedro", "steph2", "travis", "mike2", "m1", "f2")
-"""Timbres of the judge alone (m1 and f2 in other accents and at other speeds are heard in training)."""
+"""Timbres that only the judge uses. Training hears m1 and f2 too, in other accents and at other speeds."""
 
 
 def some_voice(rng: Random, timbres: tuple[str, ...] = TIMBRES) -> SyntheticVoice:
@@ -51,13 +51,13 @@ def some_voice(rng: Random, timbres: tuple[str, ...] = TIMBRES) -> SyntheticVoic
 
 
 def utterance(text: str, voice: SyntheticVoice, rng: Random) -> tuple[Sound, Words]:
-    """`text` as it comes out of a microphone: float32 at `RATE`, of some loudness, with some noise and some silence."""
+    """`text` as a microphone records it, with random loudness, noise and silence: float32 at `RATE`, and word times."""
     sound, words = speak_words(text, voice, RATE)
     if rng.random() < 0.4:  # a little faster and higher, or slower and deeper
         stretch = rng.uniform(0.93, 1.08)
         sound = soxr.resample(sound, RATE, RATE * stretch)
         words = [(place, moment * stretch) for place, moment in words]
-    if rng.random() < 0.15:  # a telephone
+    if rng.random() < 0.15:  # as over a telephone
         sound = soxr.resample(soxr.resample(sound, RATE, 8000), 8000, RATE)
     lead = rng.uniform(0, 0.5)
     sound = np.pad(sound, (int(lead * RATE), int(rng.uniform(0, 0.5) * RATE)))
@@ -67,7 +67,7 @@ def utterance(text: str, voice: SyntheticVoice, rng: Random) -> tuple[Sound, Wor
     if rng.random() < 0.6:
         numbers = np.random.default_rng(rng.getrandbits(32))
         noise = numbers.standard_normal(len(sound), np.float32)
-        if rng.random() < 0.5:  # less of the high tones
+        if rng.random() < 0.5:  # weaken the high frequencies
             noise = np.convolve(noise, np.ones(8, np.float32) / 8, mode="same")
         level = float(np.sqrt(np.mean(sound**2))) * 10 ** (-rng.uniform(12, 45) / 20)
         sound = sound + noise * (level / (float(noise.std()) or 1.0))
@@ -75,7 +75,7 @@ def utterance(text: str, voice: SyntheticVoice, rng: Random) -> tuple[Sound, Wor
 
 
 def mel(sound: Sound) -> Tensor:
-    """What the checkpoint's processor makes of one sound: float32 [128, frames]."""
+    """The mel spectrum that the checkpoint's processor computes for one sound: float32 [128, frames]."""
     output = _extractor()(
         sound, sampling_rate=RATE, return_attention_mask=False, padding=True, truncation=False, return_tensors="pt"
     )

@@ -1,4 +1,4 @@
-"""Synthetic voices: English text to sound, by espeak-ng inside this process."""
+"""Synthetic voices: turns English text into sound with espeak-ng, inside this process."""
 
 import ctypes
 import functools
@@ -23,7 +23,7 @@ _NO_MORE_EVENTS, _WORD = 0, 1
 
 
 class _EspeakEvent(ctypes.Structure):
-    """espeak_EVENT; positions are characters from 1 and milliseconds."""
+    """espeak_EVENT. Text positions count characters from 1; audio positions are in milliseconds."""
 
     _fields_ = (
         ("kind", ctypes.c_int),
@@ -42,29 +42,29 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 @dataclass(frozen=True)
 class SyntheticVoice:
-    """How to speak: an accent, a timbre, and what a person would vary from time to time."""
+    """How to speak: an accent, a timbre, and what a speaker would vary from time to time."""
 
     accent: str = "en-us"
     """An espeak-ng language: en-us, en-gb, en-gb-x-rp, en-gb-scotland …"""
     variant: str = ""
-    """A timbre: the name of a file in espeak-ng's voices/!v such as f2 or m3, or nothing for the plain one."""
+    """A timbre: the name of a file in espeak-ng's voices/!v such as f2 or m3, or an empty string for the default."""
     speed: int = 160
-    """Words a minute."""
+    """Words per minute."""
     pitch: int = 50
-    """0 to 99; 50 is the timbre's own."""
+    """0 to 99; 50 is the timbre's own pitch."""
     gap: int = 0
     """Silence between words, in units of about 10 ms."""
     intonation: int = 50
-    """How far the pitch moves, 0 to 99."""
+    """How much the pitch varies, 0 to 99."""
     tone: int = 0
-    """Pitch in hertz that every voiced sound has, whatever `pitch` and `intonation` are; 0 for natural speech."""
+    """The pitch of every voiced sound in hertz, instead of `pitch` and `intonation`; 0 for natural speech."""
 
 
 def speak(text: str, voice: SyntheticVoice, rate: int = 24000) -> Sound:
-    """`text` as this voice says it, at `rate` samples per second, with short silences around it.
+    """Speak `text` with `voice`: samples at `rate` per second, with short silences around them.
 
-    A program that says the same things in the same order gets the same samples. What was said before does change a
-    few: the engine goes on in the middle of its noise, and nothing resets it.
+    A program that speaks the same texts in the same order gets the same samples. Earlier speech does change a few
+    samples: the engine's noise generator keeps its state, and nothing resets it.
 
     Raises:
         ValueError: espeak-ng has no such voice.
@@ -84,19 +84,19 @@ def speak(text: str, voice: SyntheticVoice, rate: int = 24000) -> Sound:
 
 
 Words = list[tuple[int, float]]
-"""Where each word begins in a text, and the second at which it begins in the sound."""
+"""For each word, the index at which it begins in the text and the second at which it begins in the sound."""
 
 
 def speak_words(text: str, voice: SyntheticVoice, rate: int = 24000) -> tuple[Sound, Words]:
-    """The same, with the words of `text`."""
+    """Speak `text` like `speak`, and return the times of its words too."""
     sound = speak(text, voice, rate)
     return sound, list(_engine().words)
 
 
 def trim(sound: Sound, rate: int, lead: float, tail: float, threshold: float = 0.004) -> tuple[Sound, float]:
-    """`sound` with exactly `lead` seconds before its first audible sample, and `tail` after the last.
+    """Cut or pad `sound` to exactly `lead` seconds before its first audible sample and `tail` after the last.
 
-    And by how many seconds everything in it now comes later.
+    Returns the new sound, and the seconds by which everything in it is now later.
     """
     audible = np.flatnonzero(np.abs(sound) > threshold)
     if not len(audible):
@@ -106,18 +106,18 @@ def trim(sound: Sound, rate: int, lead: float, tail: float, threshold: float = 0
 
 
 class _EspeakEngine:
-    """espeak-ng, initialised once: it has one voice and one set of parameters for the whole process."""
+    """The espeak-ng library, initialised once: it has one voice and one set of parameters for the whole process."""
 
     def __init__(self) -> None:
         self.library = ctypes.CDLL(espeakng_loader.get_library_path())
         data = espeakng_loader.get_data_path().encode()
         self.rate = self.library.espeak_Initialize(_SYNCHRONOUS, _SAMPLES_PER_CALLBACK_MS, data, 0)
         if self.rate <= 0:
-            raise RuntimeError(f"espeak-ng does not start with the data in {data.decode()}")
+            raise RuntimeError(f"espeak-ng cannot start with the data in {data.decode()}")
         self._pieces: list[np.ndarray] = []
         self.words: Words = []
-        """Of what was spoken last."""
-        self._callback = _Callback(self._receive)  # kept: the library does not
+        """The words of the last speech."""
+        self._callback = _Callback(self._receive)  # kept alive here, because the library holds no reference to it
         self.library.espeak_SetSynthCallback(self._callback)
 
     def synthesize(self, text: str) -> np.ndarray:
@@ -127,7 +127,7 @@ class _EspeakEngine:
         data = text.encode()
         result = self.library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8, None, None)
         if result != _OK:
-            raise RuntimeError(f"espeak-ng answers {result} to {text!r}")
+            raise RuntimeError(f"espeak-ng failed with status {result} on {text!r}")
         self.library.espeak_Synchronize()
         return np.concatenate(self._pieces) if self._pieces else np.zeros(0, np.int16)
 

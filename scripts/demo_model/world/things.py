@@ -1,4 +1,4 @@
-"""How the things of the demo model's world look: cars and simple shapes in six colours, never twice the same."""
+"""Draws the things of the demo model's world: cars and simple shapes in six colours, no two of them alike."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from random import Random
 
 from make_test_media import Canvas, Color, Point, car
 
-# Hue in degrees, saturation, value: from and to. What lies between the colours is no colour of the world.
+# The ranges of hue in degrees, of saturation and of value. No thing has a shade between two of these colours.
 _PAINTS = {
     "red": ((352, 365), (0.72, 0.95), (0.65, 0.95)),
     "blue": ((205, 232), (0.65, 0.95), (0.6, 0.98)),
@@ -21,24 +21,27 @@ CAR_WIDTH, CAR_HEIGHT = 190, 78
 
 
 def paint(colour: str, rng: Random) -> Color:
-    """A shade that anyone would call `colour`."""
+    """A random shade that anyone would call `colour`."""
     hue, saturation, value = (rng.uniform(*bounds) for bounds in _PAINTS[colour])
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue % 360 / 360, saturation, value))
     return red, green, blue
 
 
 def extent(kind: str, size: float) -> tuple[float, float]:
-    """Width and height that a thing of this size needs. A car's size is its length, any other's its diameter."""
+    """Width and height of a thing. The size of a car is its length, that of a shape its diameter."""
     return (size, size * CAR_HEIGHT / CAR_WIDTH) if kind == "car" else (size, size)
 
 
 def draw_thing(canvas: Canvas, kind: str, colour: str, centre: Point, size: float, rng: Random) -> None:
-    """Draw one thing; `rng` decides its shade, its turn and its edge."""
+    """Draw one thing. `rng` decides its shade, its rotation and its edge."""
     look(kind, colour, size, rng)(canvas, centre)
 
 
 def look(kind: str, colour: str, size: float, rng: Random):  # type: ignore[no-untyped-def]  # a function to draw it
-    """Decide how a thing looks; the result draws it at a place, each time the same: ``look(…)(canvas, centre)``."""
+    """Decide how a thing looks, and return a function that draws it: ``look(…)(canvas, centre)``.
+
+    The function draws the thing the same way each time.
+    """
     fill = paint(colour, rng)
     if kind == "car":
         facing_left = rng.random() < 0.5
@@ -70,7 +73,7 @@ def look(kind: str, colour: str, size: float, rng: Random):  # type: ignore[no-u
 
 
 def corners(kind: str, centre: Point, radius: float, turn: float = 0.0) -> list[Point]:
-    """The corners of a square, a triangle or a star that fits into a circle (a circle has thirty-two)."""
+    """The corners of a square, triangle or star that fits into a circle of `radius`; a circle has thirty-two."""
     number, inner = {"square": (4, 1.0), "triangle": (3, 1.0), "star": (10, 0.42), "circle": (32, 1.0)}[kind]
     start = math.pi / 4 if kind == "square" else -math.pi / 2
     reach = [radius, radius * inner]

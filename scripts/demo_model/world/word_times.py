@@ -1,4 +1,4 @@
-"""When each token of a text is said, from when the synthetic voice begins each word."""
+"""Computes when each token of a text is said, from the times at which the synthetic voice begins each word."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ import itertools
 from demo_model.world.synthetic_voices import Words
 
 _LAST_WORD = 0.5
-"""The longest, in seconds, that the last word of a text takes."""
+"""The longest duration of the last word of a text, in seconds."""
 
 
 def token_moments(length: int, words: Words, starts: list[int], end: float) -> list[float]:
-    """The second in the middle of each token: tokens share out the time of a word, words that it of another one.
+    """The second in the middle of each token.
+
+    The tokens of a word share its time evenly. So do the tokens of several words to which the voice gives one time.
 
     Args:
-        length: Of the text, as far as it can be heard.
-        starts: Where each token begins in the text.
-        end: Seconds of the whole sound.
+        length: The length of the audible part of the text.
+        starts: The index at which each token begins in the text.
+        end: The duration of the whole sound in seconds.
     """
     bounds = [*words, (length, max(words[-1][1] + 0.1, min(end, words[-1][1] + _LAST_WORD)))]
     middles = []
     for start in starts:
-        place = start + 0.5  # of the space before a word, which belongs to it
+        place = start + 0.5  # in the middle of the space before a word, which belongs to the word
         number = max((index for index, (begin, _) in enumerate(words) if begin <= start + 1), default=0)
         (begin, moment), (stop, later) = bounds[number], bounds[number + 1]
         sharing = [other for other in starts if begin <= other + 1 < stop] or [start]
@@ -31,6 +33,6 @@ def token_moments(length: int, words: Words, starts: list[int], end: float) -> l
 
 
 def token_at_each(frames: int, seconds: float, moments: list[float]) -> list[int]:
-    """For each of `frames` of so many `seconds` which token (by its number) is being said in its middle."""
+    """The index of the token that is said in the middle of each of `frames` frames, each `seconds` long."""
     borders = [(before + after) / 2 for before, after in itertools.pairwise(moments)]
     return [sum(border <= (frame + 0.5) * seconds for border in borders) for frame in range(frames)]
