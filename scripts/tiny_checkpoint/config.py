@@ -7,7 +7,7 @@ from .tokenizer import Vocabulary
 
 Json = dict[str, Any]
 
-# Control ids follow the codec entries, at the distance they have in the real model (2048 entries, pad 2148).
+# The control ids follow the codec entries, at the same offsets as in the real model (2048 entries, pad 2148).
 _CODEC_CONTROL = {
     "codec_pad_id": 100,
     "codec_bos_id": 101,
@@ -17,7 +17,7 @@ _CODEC_CONTROL = {
     "codec_think_eos_id": 109,
 }
 _SPEAKERS = {"chelsie": 253, "ethan": 254, "aiden": 255}
-# Generation suppresses the talker's last 1024 ids, whatever its size; hence exactly so many follow the codec.
+# Generation suppresses the talker's last 1024 ids, whatever the vocabulary's size. So exactly 1024 follow the codec.
 _CODEC_CONTROL_IDS = 1024
 
 _POSITIONS_PER_SECOND = 13
@@ -25,12 +25,12 @@ _ROW_MULTIPLE = 64
 
 
 def model_config(shapes: Shapes, vocabulary: Vocabulary, dtype: str) -> Json:
-    """config.json. `dtype` is a torch name such as "float32"."""
+    """The content of config.json. `dtype` is a torch name such as "float32"."""
     return {
         "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
         "model_type": "qwen3_omni_moe",
         "dtype": dtype,
-        "transformers_version": "4.57.0",  # the first with this model; its spelling of the keys is used here
+        "transformers_version": "4.57.0",  # the first version with this model; the keys here are spelled as it does
         "enable_audio_output": True,
         "im_start_token_id": vocabulary.id("<|im_start|>"),
         "im_end_token_id": vocabulary.id("<|im_end|>"),
@@ -47,12 +47,12 @@ def model_config(shapes: Shapes, vocabulary: Vocabulary, dtype: str) -> Json:
 
 
 def generation_config(vocabulary: Vocabulary) -> Json:
-    """generation_config.json: only where to stop, so that every other default stays the server's."""
+    """The content of generation_config.json: only where to stop, so that the server's other defaults stay in force."""
     return {"eos_token_id": [vocabulary.id("<|im_end|>")], "pad_token_id": vocabulary.id("<|endoftext|>")}
 
 
 def preprocessor_config() -> Json:
-    """preprocessor_config.json: read by the image, the video and the audio processor, as on the hub."""
+    """The content of preprocessor_config.json, which the image, video and audio processors read, as on the hub."""
     return {
         "processor_class": "Qwen3OmniMoeProcessor",
         "image_processor_type": "Qwen2VLImageProcessor",
@@ -90,7 +90,7 @@ def _thinker(shapes: Shapes, vocabulary: Vocabulary) -> Json:
             "model_type": "qwen3_omni_moe_text",
             **_decoder(shapes.thinker, rope_theta=1_000_000),
             **_mrope(shapes.thinker.head_dim),
-            # Rounded up, like the real model's: a server must live with rows that belong to no token.
+            # Rounded up, as in the real model: a server must cope with rows that belong to no token.
             "vocab_size": -(-len(vocabulary) // _ROW_MULTIPLE) * _ROW_MULTIPLE,
         },
     }
@@ -181,7 +181,7 @@ def _vision(shapes: Shapes) -> Json:
 
 
 def _decoder(decoder: Decoder, rope_theta: int) -> Json:
-    """What all four decoders share, and what mixture-of-experts decoders add."""
+    """The keys that all four decoders share, and those that mixture-of-experts decoders add."""
     config: Json = {
         "hidden_act": "silu",
         "hidden_size": decoder.hidden,
@@ -211,9 +211,9 @@ def _decoder(decoder: Decoder, rope_theta: int) -> Json:
 
 
 def _mrope(head_dim: int) -> Json:
-    """How the `head_dim / 2` rotary frequencies are dealt to time, height and width.
+    """How the `head_dim / 2` rotary frequencies are divided among time, height and width.
 
-    Interleaved as T H W T H W …, so height and width get at most a third each; the real model gives each of
+    They are interleaved as T H W T H W …, so height and width get at most a third each. The real model gives each of
     them 20 of 64, and time the rest.
     """
     frequencies = head_dim // 2
@@ -223,7 +223,7 @@ def _mrope(head_dim: int) -> Json:
 
 
 def _media_tokens(vocabulary: Vocabulary) -> Json:
-    """The token ids by which thinker and talker each find media rows and give them positions."""
+    """The token ids by which the thinker and the talker find media rows, and the settings of the rows' positions."""
     return {
         "audio_token_id": vocabulary.id("<|audio_pad|>"),
         "image_token_id": vocabulary.id("<|image_pad|>"),

@@ -1,4 +1,4 @@
-"""Writes a checkpoint's files, with the names that they have on the hub."""
+"""Writes a checkpoint's files with the names that they have on the hub."""
 
 import json
 from pathlib import Path
@@ -19,12 +19,12 @@ def write_checkpoint(
     vocabulary: Vocabulary,
     max_shard_size: str,
 ) -> None:
-    """Write the weights in the dtype that they have, the configurations, the tokenizer and the chat template."""
+    """Write the weights in their dtype, the configurations, the tokenizer and the chat template."""
     model.save_pretrained(directory, max_shard_size=max_shard_size)
-    for file in directory.glob("*.safetensors"):  # written for the owner only
+    for file in directory.glob("*.safetensors"):  # `save_pretrained` makes them readable by the owner only
         file.chmod(0o644)
 
-    # After the weights: `save_pretrained` leaves its own spelling of the two configs, these are the hub's.
+    # After the weights: `save_pretrained` writes the two configs in its own spelling, and these have the hub's.
     write_json(directory / "config.json", model_config)
     write_json(directory / "generation_config.json", config.generation_config(vocabulary))
     write_json(directory / "preprocessor_config.json", preprocessor)
@@ -33,7 +33,7 @@ def write_checkpoint(
 
 
 def chat_template() -> Json:
-    """chat_template.json"""
+    """The content of chat_template.json."""
     return {"chat_template": Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")}
 
 

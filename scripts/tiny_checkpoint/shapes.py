@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 DEEPSTACK_MAPS = 3
-"""The real vision tower hands over three intermediate feature maps, added after thinker layers 0, 1 and 2."""
+"""The real vision tower outputs three intermediate feature maps, which are added after thinker layers 0, 1 and 2."""
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A causal transformer with grouped-query attention and a SwiGLU feed-forward (dense, or per expert)."""
+    """The sizes of a causal transformer with grouped-query attention and SwiGLU feed-forward (dense, or per expert)."""
 
     hidden: int
     layers: int
@@ -23,14 +23,14 @@ class Decoder:
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key/value heads evenly")
         if any(size % 2 for size in (self.heads, self.kv_heads, self.head_dim, self.intermediate)):
-            raise ValueError(f"two-way tensor parallelism needs even sizes: {self}")
+            raise ValueError(f"sizes must be even for tensor parallelism over two devices: {self}")
         if self.experts_per_token > self.experts:
-            raise ValueError(f"a token cannot visit {self.experts_per_token} of {self.experts} experts")
+            raise ValueError(f"a token cannot use {self.experts_per_token} of {self.experts} experts")
 
 
 @dataclass(frozen=True)
 class Tower:
-    """A bidirectional transformer over audio frames or image patches (heads split `hidden` evenly)."""
+    """The sizes of a bidirectional transformer over audio frames or image patches. The heads split `hidden` evenly."""
 
     hidden: int
     layers: int
@@ -40,51 +40,51 @@ class Tower:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Everything about a checkpoint that is a size. What is not here has the value of the real model."""
+    """The sizes of a checkpoint. All other settings have the values of the real model."""
 
     text_ranks: int
-    """How many of Qwen's byte-pair ranks are kept; the role words and the special tokens come on top."""
+    """How many of Qwen's byte-pair ranks are kept. The role words and the special tokens are added to them."""
     thinker: Decoder
     audio: Tower
     audio_conv_channels: int
     vision: Tower
     vision_position_grid: int
-    """Learned vision positions form a square of this side, resampled to each image."""
+    """The side of the square of learned vision positions, which is resampled for each image."""
     deepstack_blocks: tuple[int, int, int]
     talker: Decoder
     talker_projection: int
-    """Width inside the two-layer projections from thinker states to talker inputs."""
+    """The inner width of the two-layer projections from thinker states to talker inputs."""
     shared_expert: int
     code_predictor: Decoder
     code_groups: int
-    """Residual codebooks per speech frame."""
+    """The number of codebooks, and so of codes per speech frame."""
     codebook: int
-    """Entries of one codebook."""
+    """The number of entries of a codebook."""
     code2wav: Decoder
     code2wav_window: int
-    """Frames of history, itself included, that a vocoder frame attends to."""
+    """The number of frames that a vocoder frame attends to, including itself."""
     decoder_channels: int
-    """Channels entering the vocoder's convolutions; halved by each of its four upsampling blocks."""
+    """The number of channels at the input of the vocoder's convolutions. Each of four upsampling blocks halves it."""
 
     def __post_init__(self) -> None:
         if self.thinker.layers <= DEEPSTACK_MAPS + 1:
-            raise ValueError(f"{self.thinker.layers} thinker layers are too few; {DEEPSTACK_MAPS + 2} will do")
+            raise ValueError(f"{self.thinker.layers} thinker layers are too few; use at least {DEEPSTACK_MAPS + 2}")
         if max(self.deepstack_blocks) >= self.vision.layers:
-            raise ValueError(f"{self.vision.layers} vision blocks, but DeepStack taps {self.deepstack_blocks}")
+            raise ValueError(f"DeepStack reads blocks {self.deepstack_blocks}, but there are {self.vision.layers}")
         if self.code_predictor.hidden != self.talker.hidden:
             raise ValueError("the code predictor reads talker states, so both need the same hidden size")
 
     @property
     def accept_hidden_layer(self) -> int:
-        """Which thinker state the talker sees at media rows: the middle one, as in the real model (24 of 48).
+        """The thinker layer whose state the talker reads at media rows: the middle one, as in the real model (24 of 48).
 
-        Not before all DeepStack maps are in, and not the last state, which alone is normed.
+        It must come after all DeepStack maps are added. It must not be the last, because only the last state is normed.
         """
         return max(DEEPSTACK_MAPS + 1, self.thinker.layers // 2)
 
 
-# nano and tiny differ in ratios, not only in scale (head size, query heads per key/value head, experts, code
-# groups), so that code which mixes two sizes up cannot pass on both. small is for measuring time.
+# nano and tiny differ in ratios (head size, query heads per key/value head, experts, code groups), not only in scale.
+# So code that mixes up two sizes cannot pass with both. small is for measuring time.
 PRESETS = {
     "nano": Shapes(
         text_ranks=1500,

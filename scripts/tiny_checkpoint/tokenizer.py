@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AddedToken, Qwen2Tokenizer
 
-# In the order of the real tokenizer, where they follow the 151,643 ranks.
+# In the order of the real tokenizer, in which they follow the 151,643 ranks.
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -29,7 +29,7 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-# Added, but visible: they stay in the text when special tokens are skipped.
+# Added tokens that are not special: they stay in the text when special tokens are skipped.
 MARKUP_TOKENS = (
     "<tool_call>",
     "</tool_call>",
@@ -55,7 +55,7 @@ SPEECH_TOKENS = (
 )
 ADDED_TOKENS = SPECIAL_TOKENS + MARKUP_TOKENS + SPEECH_TOKENS
 
-# What `Qwen3OmniMoeProcessor` looks up on its tokenizer.
+# The attributes that `Qwen3OmniMoeProcessor` reads from its tokenizer.
 PROCESSOR_TOKENS = {
     "image_token": "<|image_pad|>",
     "audio_token": "<|audio_pad|>",
@@ -66,7 +66,7 @@ PROCESSOR_TOKENS = {
     "audio_eos_token": "<|audio_end|>",
 }
 
-# The model config names each role by one token id.
+# The words that must be single tokens, because the model config names each role by one token id.
 ROLE_WORDS = ("system", "user", "assistant")
 
 Pair = tuple[bytes, bytes]
@@ -76,7 +76,7 @@ Pair = tuple[bytes, bytes]
 class Vocabulary:
     """A cut byte-pair vocabulary: `tokens` in id order, then `ADDED_TOKENS`.
 
-    `merges` are in the order in which the encoder must prefer them.
+    `merges` are in the order of priority in encoding.
     """
 
     tokens: tuple[bytes, ...]
@@ -101,19 +101,19 @@ class Vocabulary:
 
 
 def cut_vocabulary(ranks: int, words: Iterable[str] = ()) -> Vocabulary:
-    """Keep the first `ranks` ranks of Qwen's tokenizer and whatever the role words are built from.
+    """Keep the first `ranks` ranks of Qwen's tokenizer, and the tokens that the role words and `words` need.
 
-    The same for those of `words` that are tokens of Qwen's; the others will be spelled in pieces, as there.
+    A word that is not a token of Qwen's tokenizer is spelled in pieces, as it is there.
 
-    A token's two halves always have lower ranks than the token, so any prefix of the ranks is itself a
-    complete byte-pair encoding: the 256 single bytes come first, and every text can be encoded.
+    The two halves of a token always have lower ranks than the token. So any prefix of the ranks is a complete byte-pair
+    encoding. The 256 single bytes come first, so every text can be encoded.
     """
     if ranks < 256:
-        raise ValueError(f"the 256 byte tokens alone need 256 ranks, not {ranks}")
+        raise ValueError(f"{ranks} ranks are too few; the byte tokens alone need 256")
     rank_of = _qwen_ranks()
     by_rank = list(rank_of)
     if ranks > len(by_rank):
-        raise ValueError(f"Qwen's tokenizer has {len(by_rank)} ranks, not {ranks}")
+        raise ValueError(f"{ranks} ranks are too many; Qwen's tokenizer has {len(by_rank)}")
 
     kept = set(range(ranks))
     pending = [rank_of[word.encode()] for word in ROLE_WORDS]
@@ -138,7 +138,7 @@ def write_tokenizer(vocabulary: Vocabulary, directory: Path) -> None:
         for id_, token in zip(vocabulary.added_ids, ADDED_TOKENS, strict=True)
     }
 
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges)  # type: ignore[arg-type]  # it takes pairs, too
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges)  # type: ignore[arg-type]  # it accepts pairs too
     tokenizer.add_tokens(list(added.values()))
     tokenizer.backend_tokenizer.save(str(directory / "tokenizer.json"))
 
@@ -186,7 +186,7 @@ def _qwen_ranks() -> dict[bytes, int]:
 
 
 def _halves(token: bytes, rank_of: dict[bytes, int]) -> Pair:
-    """The pair whose merge makes `token`: what encoding it with only lower ranks ends in."""
+    """The pair whose merge makes `token`: the last two pieces when only lower ranks are merged."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         joined = [rank_of.get(left + right, len(rank_of)) for left, right in pairwise(parts)]
@@ -196,12 +196,12 @@ def _halves(token: bytes, rank_of: dict[bytes, int]) -> Pair:
 
 
 def _printable(token: bytes) -> str:
-    """`token` in the byte-to-character alphabet of GPT-2, which vocab.json and merges.txt are written in."""
+    """`token` in GPT-2's byte-to-character alphabet, in which vocab.json and merges.txt are written."""
     return "".join(_BYTE_TO_CHARACTER[byte] for byte in token)
 
 
 def _byte_to_character() -> list[str]:
-    """Each byte's character: its own where that is printable, else the next free one from U+0100 on."""
+    """The character of each byte: its own character if that is printable, else the next free one from U+0100 on."""
     alphabet = frozenset(ByteLevel.alphabet())
     free = map(chr, range(256, 512))
     return [chr(byte) if chr(byte) in alphabet else next(free) for byte in range(256)]

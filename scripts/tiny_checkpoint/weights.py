@@ -1,9 +1,9 @@
 """Random weights for a lively model: its text and speech depend on the prompt and end by themselves.
 
-The usual initialisation (every matrix of standard deviation 0.02) makes a model that is random but dead:
-attention is uniform, one token repeats forever and the waveform is silence, so that a server which mixed two
-requests up would still pass. Here every matrix keeps the size of its input instead (*unit gain*), a few
-larger gains make attention and routing decisive, and how soon an answer ends is measured and set.
+The usual initialisation (every matrix with a standard deviation of 0.02) makes a random but dead model: attention is
+uniform, one token repeats forever, and the waveform is silence. A server that mixed up two requests would still pass
+its tests. Here every matrix keeps the size of its input instead (*unit gain*), and a few larger gains make attention
+and routing decisive. The length of an answer is measured, and set.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ Model = Qwen3OmniMoeForConditionalGeneration
 
 _EMBEDDING_STD = 1.5
 _HEAD_GAIN = 4.0
-# The root mean square of silu(x) and gelu(x) for a standard normal x: what a second layer must make up for.
+# The root mean square of silu(x) and gelu(x) for a standard normal x, which the second layer must compensate.
 _SILU_RMS, _GELU_RMS = 0.60, 0.65
 _TEXT_TOKENS_PER_ANSWER = 20
 _FRAMES_PER_ANSWER = 16
 _WAVEFORM_RMS = 0.15
 
-# How often and how long the model is tried out to set how it ends.
+# The number and the lengths of the trials from which the end of answers is set.
 _TRIALS, _TRIAL_PROMPT, _TRIAL_STEPS = 16, 24, 48
 
 _BIAS_CHANNEL = 0
@@ -38,9 +38,9 @@ _SILENT_ROW = -40.0
 
 @dataclass(frozen=True)
 class Rule:
-    """How to draw the parameters whose name matches `pattern`: normal around `mean`.
+    """How to draw the parameters whose name matches `pattern`: normally distributed around `mean`.
 
-    The standard deviation is `std`, or with `gain` that of a matrix which multiplies the root mean square of
+    The standard deviation is `std`. If there is a `gain`, it is such that the matrix multiplies the root mean square of
     its input by `gain`.
     """
 
@@ -53,22 +53,22 @@ class Rule:
         return re.search(self.pattern, name) is not None
 
 
-# The first match decides. Norms and biases are spread out a little, so that dropping or swapping one shows.
+# The first matching rule applies. Norms and biases vary a little, so that a lost or swapped one is noticed.
 _RULES = (
-    Rule(r"\.[qk]_norm\.weight$", mean=1.8, std=0.1),  # scores of standard deviation 3: attention picks
+    Rule(r"\.[qk]_norm\.weight$", mean=1.8, std=0.1),  # scores with a standard deviation of 3: attention is selective
     Rule(r"(norm\d?|ln_q|ln_post)\.weight$", mean=1.0, std=0.1),
     Rule(r"\.(alpha|beta)$", std=0.1),
     Rule(r"(layer_scale\.scale|\.gamma)$", mean=0.5, std=0.05),
     Rule(r"(\.bias|pos_embed\.weight)$", std=0.1),
     Rule(r"\.(embed_tokens|model\.codec_embedding)\.weight$", std=_EMBEDDING_STD),
-    # Summed with the first code's in the talker, averaged in the vocoder: see `_scale_code_embeddings`.
+    # The talker sums them with the first code's embedding, the vocoder averages them: see `_scale_code_embeddings`.
     Rule(r"\.(codec_embedding\.\d+|code_embedding)\.weight$", std=1.0),
     Rule(r"\.mlp\.gate\.weight$", gain=2.0),  # the router: clear winners among the experts
     Rule(r"\.down_proj(\.weight)?$", gain=1.0 / _SILU_RMS),
     Rule(r"\.(text|hidden)_projection\.linear_fc2\.weight$", gain=_EMBEDDING_STD / _SILU_RMS),
-    # Media features reach the thinker with the size of its embeddings, or text would drown them.
+    # Media features get the size of the thinker's embeddings; otherwise the text would drown them.
     Rule(r"(audio_tower\.proj2|visual\.merger\.mlp\.2)\.weight$", gain=_EMBEDDING_STD / _GELU_RMS),
-    # Greedy choices do not change with it, but without it sampling would be little more than drawing lots.
+    # The gain does not change greedy choices, but without it sampling would be almost uniform.
     Rule(r"(codec_head|lm_head(\.\d+)?)\.weight$", gain=_HEAD_GAIN),
     Rule(r"\.weight$", gain=1.0),
     Rule(r"\.(gate_up_proj|down_proj)$", gain=1.0),
@@ -76,7 +76,7 @@ _RULES = (
 
 
 def random_model(config: Json, vocabulary: Vocabulary, seed: int) -> Model:
-    """The model of a config.json, in float32; its weights are a function of the arguments."""
+    """Return the model of a config.json in float32. Its weights depend on the arguments only."""
     model: Model = Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoeConfig(**config))
     with torch.no_grad():
         for module_name, module in model.named_modules():
@@ -101,7 +101,7 @@ def _standard_normal(shape: torch.Size, name: str, seed: int) -> Tensor:
 
 
 def _stream(name: str, seed: int) -> np.random.Generator:
-    """Random numbers that depend on the arguments alone: NumPy's streams are the same on every machine."""
+    """Random numbers that depend on the arguments only: NumPy's streams are the same on every machine."""
     key = hashlib.sha256(f"{seed} {name}".encode()).digest()[:16]
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
 
@@ -111,7 +111,7 @@ def _random_ids(shape: tuple[int, ...], below: int, purpose: str, seed: int) -> 
 
 
 def _fan_in(module: nn.Module, weight: Tensor) -> int:
-    """How many inputs one output of `weight` sums."""
+    """The number of inputs that one output of `weight` sums."""
     match module:
         case nn.ConvTranspose1d():  # [in, out, kernel], of which kernel / stride taps meet in one output
             return module.in_channels * module.kernel_size[0] // module.stride[0]
@@ -122,14 +122,14 @@ def _fan_in(module: nn.Module, weight: Tensor) -> int:
 
 
 def _scale_code_embeddings(model: Model, groups: int) -> None:
-    """Keep sums and means over the code groups at the size that one embedding has."""
+    """Scale code embeddings so that sums and means over the code groups have the size of one embedding."""
     for embedding in model.talker.code_predictor.get_input_embeddings():
         embedding.weight.mul_(_EMBEDDING_STD / math.sqrt(groups - 1))
     model.code2wav.code_embedding.weight.mul_(math.sqrt(groups))
 
 
 def _let_text_end(model: Model, vocabulary: Vocabulary, seed: int) -> None:
-    """Let `<|im_end|>` come once in a while, but hardly as the first token: no text, no speech."""
+    """Let `<|im_end|>` come now and then, but hardly ever as the first token: without text there is no speech."""
     # Chat turns of random tokens.
     ask = [vocabulary.id(token) for token in ("<|im_start|>", "user", "\n")]
     reply = [vocabulary.id(token) for token in ("<|im_end|>", "\n", "<|im_start|>", "assistant", "\n")]
@@ -142,7 +142,7 @@ def _let_text_end(model: Model, vocabulary: Vocabulary, seed: int) -> None:
 
 
 def _let_speech_end(model: Model, config: Json, vocabulary: Vocabulary, seed: int) -> None:
-    """The same for the codec's end: after random text, among frames of random codes that outlast the text."""
+    """Let the codec's end come now and then: after random text, among frames of random codes that outlast the text."""
     talker, predictor = model.talker, model.talker.code_predictor
     codebook, groups = config["code2wav_config"]["codebook_size"], config["talker_config"]["num_code_groups"]
     spoken = _TRIAL_STEPS // 2
@@ -166,37 +166,37 @@ def _let_speech_end(model: Model, config: Json, vocabulary: Vocabulary, seed: in
 def _let_end(head: Tensor, end: int, others: slice, states: Tensor, mean_length: int) -> None:
     """Change row `end` of `head` so that it beats the rows `others` in one of `mean_length` states.
 
-    `states` are [trials, 1 + steps, hidden]; the first of each trial is the one from which an answer begins.
+    `states` are [trials, 1 + steps, hidden]. The first state of each trial chooses the first token of an answer.
     """
     answers = states[:, 1:].flatten(0, 1)
     row = head[end].clone()
-    # Some of a random row's product is the same in all states: such an end would come at once, or never.
+    # A part of a random row's product is the same in all states: with it, the end would come at once, or never.
     common = answers.mean(dim=0)
     row -= _along(row, common)
     beginning = states[:, 0].mean(dim=0)
     beginning -= _along(beginning, common)
     row -= _along(row, beginning) + row.norm() * beginning / beginning.norm()
 
-    # In each state, the factor with which the end would draw level with the best of the others.
+    # For each state, the factor with which the end's score would equal the best of the others.
     factors = (answers @ head[others].T).amax(dim=1) / (answers @ row)
     factors = factors[factors > 0].sort().values
     row *= factors[len(answers) // mean_length]
-    # Rounded, so that the last bits of a sum, which differ between machines, do not reach the file.
+    # Rounded, because the last bits of a sum differ between machines and must not reach the file.
     head[end] = (row * 4096).round() / 4096
 
 
 def _along(vector: Tensor, direction: Tensor) -> Tensor:
-    """The part of `vector` that points along `direction`."""
+    """The component of `vector` along `direction`."""
     return (vector @ direction) / (direction @ direction) * direction
 
 
 def _silence_unspeakable_rows(model: Model, vocabulary: Vocabulary) -> None:
-    """Keep rows of the text head that are no text from ever being chosen, greedily or by sampling.
+    """Keep the rows of the text head that are not text from ever being chosen, greedily or by sampling.
 
-    These are the rows past the tokenizer, which nothing can decode, and the added tokens, which a trained
-    model does not say unprompted (a spoken `<|image_pad|>` would be a media row without media). A head has no
-    bias to push them down with. So one channel of the residual stream is made into one: every embedding and
-    media feature sets it to the same positive value, no layer writes to it, and only the silent rows read it.
+    These are the rows beyond the tokenizer, which nothing can decode, and the added tokens, which a trained model does
+    not generate unprompted (a generated `<|image_pad|>` would be a media row without media). The head has no bias that
+    could lower their scores. So one channel of the residual stream serves as a bias: every embedding and media feature
+    sets it to the same positive value, no layer writes to it, and only these rows read it.
     """
     thinker = model.thinker
     embed = thinker.get_input_embeddings().weight
@@ -207,7 +207,7 @@ def _silence_unspeakable_rows(model: Model, vocabulary: Vocabulary) -> None:
     for projection in (thinker.audio_tower.proj2, thinker.visual.merger.mlp[2]):
         projection.weight[_BIAS_CHANNEL] = 0
         projection.bias[_BIAS_CHANNEL] = _EMBEDDING_STD
-    for merger in thinker.visual.merger_list:  # these are added to rows that have the value already
+    for merger in thinker.visual.merger_list:  # its outputs are added to rows that already have the value
         merger.mlp[2].weight[_BIAS_CHANNEL] = 0
         merger.mlp[2].bias[_BIAS_CHANNEL] = 0
     thinker.model.norm.weight[_BIAS_CHANNEL] = 1
@@ -222,7 +222,7 @@ def _silence_unspeakable_rows(model: Model, vocabulary: Vocabulary) -> None:
 
 
 def _set_loudness(model: Model, config: Json, seed: int) -> None:
-    """Scale and centre the vocoder's last convolution: random codes sound at `_WAVEFORM_RMS`, unclipped."""
+    """Scale and centre the vocoder's last convolution, so that random codes give `_WAVEFORM_RMS` without clipping."""
     vocoder = config["code2wav_config"]
     last = model.code2wav.decoder[-1].conv
     last.bias.zero_()
@@ -230,7 +230,7 @@ def _set_loudness(model: Model, config: Json, seed: int) -> None:
     hook = last.register_forward_hook(lambda module, inputs, output: before_clamp.append(output))
     model.code2wav(_random_ids((1, vocoder["num_quantizers"], 64), vocoder["codebook_size"], "sounds", seed))
     hook.remove()
-    # Rounded for the same reason as the ends' rows.
+    # Rounded for the same reason as the rows in `_let_end`.
     gain = float(f"{_WAVEFORM_RMS / before_clamp[0].std().item():.2g}")
     last.weight.mul_(gain)
     last.bias.fill_(float(f"{-gain * before_clamp[0].mean().item():.2f}"))
