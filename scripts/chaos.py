@@ -1,12 +1,17 @@
-"""Breaks workers of a busy server, by a seed, and reports what was sent, what came back, and what was left.
+"""Kills or stops workers of a busy server at random, and reports what was sent, what came back and what was left.
 
     python scripts/chaos.py --model-path checkpoints/tiny --times 10
 
-A server of nine workers (six with --text-only) is started on the loopback. While clients send mixed requests, one
-worker after the other is killed or stopped at a random moment, each so many times by each signal, in random order.
-Every request must end, every answer must be the one given alone, errors must come within a second of a kill and within
-the bound of a stop, the service must be whole again within --recover seconds, and nothing may be left at the end.
-The exit code says whether all that held.
+The script starts a server with nine workers (six with --text-only) on the loopback interface. While clients send mixed
+requests, it kills or stops one worker after the other at a random moment: each worker gets each signal --times times,
+in random order. The script checks these promises:
+
+- Every request ends, and every answer is the one given alone.
+- Errors come within --errors seconds after a kill, and within --silent-seconds more after a stop.
+- The service is healthy again within --recover seconds.
+- Nothing is left at the end.
+
+The exit code is 0 if all promises were kept, else 1.
 """
 
 from __future__ import annotations
@@ -37,14 +42,15 @@ WARM_SECONDS = 3.0
 
 
 class Fault(Struct):
-    """One thing that was broken. Times in seconds.
+    """A process that was killed or stopped. Times are in seconds.
 
     Attributes:
-        victim, signal: What, and how.
-        died: From the signal to the end of the process.
-        recovered: From that end until `/health` says ``ok``.
-        lost: Requests that ended with ``worker_lost`` for it.
-        last_error: From the signal to the last of their errors.
+        victim, signal: The process and the signal.
+        at: When the signal was sent, by `time.monotonic`.
+        died: The time from the signal to the end of the process.
+        recovered: The time from that end until `/health` said ``ok``.
+        lost: The number of requests that ended with ``worker_lost`` because of it.
+        last_error: The time from the signal to the last of these errors.
     """
 
     victim: str
@@ -57,21 +63,21 @@ class Fault(Struct):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", type=Path, required=True, help="a checkpoint")
-    parser.add_argument("--text-only", action="store_true", help="serve and ask for text only")
-    parser.add_argument("--times", type=int, default=1, help="how often each worker is hit by each signal")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="hit nobody any more after that")
-    parser.add_argument("--workers", nargs="+", help=f"whom to hit; '{FORK_SERVER}' may be among them")
+    parser.add_argument("--text-only", action="store_true", help="serve and request text only")
+    parser.add_argument("--times", type=int, default=1, help="how often each worker gets each signal")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="send no signals after this time")
+    parser.add_argument("--workers", nargs="+", help=f"workers to hit, or '{FORK_SERVER}' (all workers)")
     parser.add_argument("--signals", nargs="+", choices=["KILL", "STOP"], default=["KILL", "STOP"])
-    parser.add_argument("--clients", type=int, default=8, help="requests at a time")
-    parser.add_argument("--of-each", type=int, default=3, help="different requests of each kind")
+    parser.add_argument("--clients", type=int, default=8, help="number of requests at a time")
+    parser.add_argument("--of-each", type=int, default=3, help="number of different requests of each kind")
     parser.add_argument("--silent-seconds", type=float, default=10.0, help="the server's supervision.silent_seconds")
     parser.add_argument(
-        "--errors", type=float, default=1.0, help="seconds after a kill, or a stop was found, for errors"
+        "--errors", type=float, default=1.0, help="seconds within which errors must follow a kill or a detected stop"
     )
-    parser.add_argument("--recover", type=float, default=10.0, help="seconds in which the service must be whole again")
+    parser.add_argument("--recover", type=float, default=10.0, help="seconds until the service must be healthy again")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/chaos"), help="directory for report.md, report.json, log")
     return parser
@@ -84,7 +90,7 @@ def main() -> None:
 
 
 async def break_workers(service: Service, session: aiohttp.ClientSession, arguments: argparse.Namespace) -> Findings:
-    """Break a busy server as told, and judge what came of it."""
+    """Break a busy server as the arguments say, and judge the results."""
     wanted = conversations(arguments.seed, of_each=arguments.of_each, speech=not arguments.text_only)
     book = Book(await ask_alone(session, service.url, wanted))
     traffic = Traffic(session, service.url, wanted, book, clients=arguments.clients, seed=arguments.seed)
@@ -103,14 +109,14 @@ async def break_workers(service: Service, session: aiohttp.ClientSession, argume
     findings = Findings()
     judge(findings, arguments, faults, book)
     findings.tables["Faults"] = table(faults)
-    findings.tables["Ends"] = [["how", "requests"], *([how, str(count)] for how, count in book.counts().items())]
+    findings.tables["Ends"] = [["end", "requests"], *([how, str(count)] for how, count in book.counts().items())]
     findings.tables["Memory under load (PSS)"] = memory_table(before, after)
     findings.details = {"faults": msgspec.to_builtins(faults), "outcomes": msgspec.to_builtins(book.outcomes)}
     return findings
 
 
 def plan(arguments: argparse.Namespace, draw: random.Random) -> list[tuple[str, signal.Signals]]:
-    """Who is hit by what, in random order, nobody twice in a round."""
+    """Which process gets which signal, in random order. In each round, every process gets one signal."""
     names = QWEN3_OMNI.text_stages if arguments.text_only else QWEN3_OMNI.stage_names
     victims = arguments.workers or sorted(names)
     strikes = []
@@ -123,7 +129,7 @@ def plan(arguments: argparse.Namespace, draw: random.Random) -> list[tuple[str, 
 async def strike(
     service: Service, session: aiohttp.ClientSession, victim: str, number: signal.Signals, delay: float
 ) -> Fault:
-    """Hit `victim` after a `delay` and wait until the service is whole again."""
+    """Send `victim` the signal `number` after `delay` seconds, and wait until the service is healthy again."""
     await asyncio.sleep(delay)
     pid = service.pid_of(victim)
     fault = Fault(victim, number.name, time.monotonic())
@@ -139,15 +145,15 @@ async def strike(
         loop.remove_reader(pidfd)
         os.close(pidfd)
     fault.died = time.monotonic() - fault.at
-    await service.until(session, healthy=False)  # it may not have heard yet
+    await service.until(session, healthy=False)  # the server may not have noticed yet
     await service.until(session, healthy=True)
     fault.recovered = time.monotonic() - fault.at - fault.died
-    print(f"{fault.victim} {fault.signal}: died {fault.died:.2f} s, whole {fault.recovered:.2f} s later", flush=True)
+    print(f"{fault.victim} {fault.signal}: died {fault.died:.2f} s, healthy {fault.recovered:.2f} s later", flush=True)
     return fault
 
 
 def charge(faults: list[Fault], outcomes: list[Outcome]) -> None:
-    """Give each fault the requests that were lost to it: the latest one before their end."""
+    """Attribute each lost request to a fault: the latest one before the end of the request."""
     for outcome in outcomes:
         if outcome.code == "worker_lost":
             fault = max((each for each in faults if each.at < outcome.ended), key=lambda each: each.at)
@@ -156,7 +162,7 @@ def charge(faults: list[Fault], outcomes: list[Outcome]) -> None:
 
 
 def judge(findings: Findings, arguments: argparse.Namespace, faults: list[Fault], book: Book) -> None:
-    """What was promised, and what was seen."""
+    """Check each promise against what was observed."""
     check = findings.check
     kills = [fault for fault in faults if fault.signal == KILL.name]
     stops = [fault for fault in faults if fault.signal == STOP.name]
@@ -169,15 +175,15 @@ def judge(findings: Findings, arguments: argparse.Namespace, faults: list[Fault]
     codes = {outcome.code for outcome in book.outcomes if outcome.code}
     check("every request ended", f"{len(book.without_end)} of {len(book.outcomes)} did not", not book.without_end)
     check("every answer is the one given alone", f"{len(book.wrong)} of {answered} are not", not book.wrong)
-    check("no errors but those of faults", ", ".join(sorted(codes)) or "none", codes <= {"worker_lost", "not_ready"})
+    check("no errors except those of faults", ", ".join(sorted(codes)) or "none", codes <= {"worker_lost", "not_ready"})
     check(f"errors within {soon:g} s of a kill", f"{late:.2f} s", late <= soon)
     check(f"errors within {bound:g} s of a stop", f"{late_stop:.2f} s", late_stop <= bound)
-    check(f"whole again within {arguments.recover:g} s", f"{slowest:.2f} s", slowest <= arguments.recover)
+    check(f"healthy again within {arguments.recover:g} s", f"{slowest:.2f} s", slowest <= arguments.recover)
 
 
 def table(faults: list[Fault]) -> list[list[str]]:
-    """One row for each victim and signal."""
-    rows = [["who", "how", "times", "requests lost", "last error ≤", "process gone ≤", "whole again ≤"]]
+    """A table with one row for each victim and signal."""
+    rows = [["process", "signal", "times", "requests lost", "last error ≤", "process gone ≤", "healthy again ≤"]]
     for victim, number in sorted({(fault.victim, fault.signal) for fault in faults}):
         some = [fault for fault in faults if (fault.victim, fault.signal) == (victim, number)]
         worst = [max(getattr(fault, name) for fault in some) for name in ("last_error", "died", "recovered")]

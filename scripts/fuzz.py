@@ -1,12 +1,12 @@
-"""Fuzzes a running server: with requests made up from its API's description, and with damaged media of all kinds.
+"""Fuzzes a running server with requests generated from its OpenAPI description, and with damaged media of all kinds.
 
     sgl-omni serve --model-path checkpoints/tiny --port 8008        # in another terminal
     python scripts/fuzz.py --url http://127.0.0.1:8008 --part media --cases 10000 --seed 1
 
-The same seed makes the same cases, and `--first` begins with a later one, so that a long run can be had in parts and
-a single case again. Prints a report, and writes it as JSON with `--report`. The exit status is 1 if an answer was one
-that must not be: a 5xx that is not a deliberate 503, one that the API's description does not have, none at all; or if
-a crash of a codec library hurt more than its own request.
+The same seed makes the same cases, and `--first` starts at a later case: so a long run can be done in parts, and a
+single case can be repeated. The script prints a report, and writes it as JSON with `--report`. The exit status is 1 if
+an answer was wrong: a 5xx that is not a deliberate 503, an answer that the API's description does not allow, or no
+answer at all. It is also 1 if the crash of a codec library hurt more than its own request.
 """
 
 from __future__ import annotations
@@ -28,16 +28,22 @@ from fuzzing.findings import FuzzReport
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the cases and report; the exit status."""
+    """Run the cases and print a report. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8008", help="of the server (%(default)s)")
-    parser.add_argument("--part", choices=("api", "media"), required=True, help="what to fuzz it with")
-    parser.add_argument("--cases", type=int, default=10_000, help="how many (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, however many are left")
-    parser.add_argument("--seed", type=int, default=1, help="makes the cases (%(default)s)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first case, or batch of 50 for api")
+    parser.add_argument("--url", default="http://127.0.0.1:8008", help="address of the server (%(default)s)")
+    parser.add_argument(
+        "--part", choices=("api", "media"), required=True, help="what to send: generated requests or damaged media"
+    )
+    parser.add_argument("--cases", type=int, default=10_000, help="number of cases (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="stop after this time, even if cases are left"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of the cases (%(default)s)")
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first case (for api: of the first batch of 50 cases)"
+    )
     parser.add_argument("--concurrency", type=int, default=4, help="media cases sent at a time (%(default)s)")
-    parser.add_argument("--report", type=Path, help="file for the report as JSON")
+    parser.add_argument("--report", type=Path, help="file to write the report to, as JSON")
     options = parser.parse_args(arguments)
 
     report = FuzzReport(options.part, options.seed, options.first)
@@ -58,13 +64,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def within(seconds: float, numbers: Iterable[int]) -> Iterator[int]:
-    """`numbers` until so much time has passed."""
+    """Yield `numbers` until `seconds` have passed."""
     end = time.monotonic() + seconds
     return itertools.takewhile(lambda number: time.monotonic() < end, numbers)
 
 
 def restarts(url: str) -> dict[str, float]:
-    """How often each worker has been started again."""
+    """How often each worker has been restarted so far."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
         page = answer.read().decode()
     return {
@@ -73,7 +79,7 @@ def restarts(url: str) -> dict[str, float]:
 
 
 def shown(report: FuzzReport) -> str:
-    """The report for reading."""
+    """The report as text."""
     lines = [f"{report.cases} cases of part {report.part}, seed {report.seed}, in {report.seconds:.0f} s"]
     lines += [f"  {count:6} {outcome}" for outcome, count in sorted(report.outcomes.items())]
     lines += [
@@ -81,8 +87,8 @@ def shown(report: FuzzReport) -> str:
         *(f"  {seconds:6.2f} s  case {case}: {what[:160]}" for seconds, case, what in report.slowest[:5]),
     ]
     again = ", ".join(f"{name} {count:g}×" for name, count in report.restarts.items() if count) or "none"
-    lines.append(f"workers started again: {again}")
-    for title, cases in (("crashes, each the end of one request", report.crashes), ("must not be", report.findings)):
+    lines.append(f"workers restarted: {again}")
+    for title, cases in (("crashes that ended one request each", report.crashes), ("wrong answers", report.findings)):
         lines.append(f"{title}: {len(cases)}")
         lines += [f"  case {found.case}: {found.problem}: {found.what[:400]}" for found in cases]
     return "\n".join(lines)

@@ -1,13 +1,19 @@
-"""Keeps a server busy for long, at the rate it can bear and at twice that, and reports what that did to it.
+"""Keeps a server busy for a long time, at a rate that it can sustain and at twice that rate, and reports the effects.
 
     python scripts/soak.py --model-path checkpoints/tiny --seconds 1800
 
-A server with short queues is started on the loopback. What it can bear is measured first, by --clients that send one
-mixed request after the other. Then requests come at --load of that rate, whether or not answers keep up; then at twice
-that. The first part may have no errors at all, the second none but 429s. Memory may not grow after the warm-up, answers
-at the end must be those of the beginning, and nothing may be left. With --disconnects so many clients leave in the
-middle of their requests first, at every possible moment, ten at a time; each time every stage must let go.
-The exit code says whether all that held.
+The script starts a server with short queues on the loopback interface, and measures its rate with --clients that send
+one mixed request after the other. Then it sends requests at --load of that rate (the "bearable" rate), whether or not
+the answers keep up, and then at twice the bearable rate. With --disconnects, that many clients first leave in the
+middle of their requests, at every possible moment, ten at a time. The script checks these promises:
+
+- There are no errors at the bearable rate, and none except 429s at twice that rate.
+- Memory does not grow after the warm-up by more than --growth.
+- The answers at the end are those of the beginning.
+- After clients leave, every stage frees their requests within --free seconds.
+- Nothing is left at the end.
+
+The exit code is 0 if all promises were kept, else 1.
 """
 
 from __future__ import annotations
@@ -29,14 +35,14 @@ from trials.report import memory_table
 from trials.service import Service
 from trials.traffic import Book, Traffic, ask_alone
 
-# Short enough that twice the bearable rate is refused soon, and not held for minutes.
+# Queues so short that twice the bearable rate is soon refused, and does not wait for minutes.
 LIMITS = {"requests": 16, "queued": 16}
 
 CALIBRATION_SECONDS = 20.0
 REFUSED = "too_many_requests"
 AT_ONCE = 10
 WARM_ROUNDS = 10
-# How late what a stage holds may be known.
+# The delay with which the requests that a stage holds become known.
 HEARTBEAT_SECONDS = 1.0
 
 
@@ -44,12 +50,12 @@ class Phase(Struct):
     """Requests at one rate.
 
     Attributes:
-        name: What it is for.
-        rate: Requests in a second.
-        counts: How many ended in which way.
-        wrong: How many answers were not those given alone.
-        p50, p95: Seconds to an answer.
-        peak: The most memory seen, in bytes.
+        name: The name of the rate.
+        rate: Requests per second.
+        counts: The number of requests by the way in which they ended.
+        wrong: The number of answers that differ from those given alone.
+        p50, p95: Latency of answers in seconds.
+        peak: The highest memory use observed, in bytes.
     """
 
     name: str
@@ -62,20 +68,23 @@ class Phase(Struct):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", type=Path, required=True, help="a checkpoint")
-    parser.add_argument("--text-only", action="store_true", help="serve and ask for text only")
+    parser.add_argument("--text-only", action="store_true", help="serve and request text only")
     parser.add_argument(
-        "--seconds", type=float, default=60.0, help="at the bearable rate, and a third of it at twice that"
+        "--seconds", type=float, default=60.0, help="time at the bearable rate; a third of it at twice that rate"
     )
-    parser.add_argument("--load", type=float, default=0.8, help="share of the measured rate that is called bearable")
-    parser.add_argument("--clients", type=int, default=8, help="that measure the rate")
-    parser.add_argument("--of-each", type=int, default=3, help="different requests of each kind")
-    parser.add_argument("--disconnects", type=int, default=0, help="clients that leave first")
-    parser.add_argument("--growth", type=float, default=0.03, help="by which memory may grow after the warm-up")
+    parser.add_argument("--load", type=float, default=0.8, help="bearable rate, as a share of the measured rate")
+    parser.add_argument("--clients", type=int, default=8, help="number of clients that measure the rate")
+    parser.add_argument("--of-each", type=int, default=3, help="number of different requests of each kind")
+    parser.add_argument("--disconnects", type=int, default=0, help="number of clients that leave first")
+    parser.add_argument("--growth", type=float, default=0.03, help="share by which memory may grow after the warm-up")
     parser.add_argument(
-        "--free", type=float, default=1.0, help="seconds after which stages must have let go of who left"
+        "--free",
+        type=float,
+        default=1.0,
+        help="seconds within which stages must free the requests of clients that left",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/soak"), help="directory for report.md, report.json, log")
@@ -87,7 +96,7 @@ def main() -> None:
 
 
 async def keep_busy(service: Service, session: aiohttp.ClientSession, arguments: argparse.Namespace) -> Findings:
-    """Keep a server busy as told, and judge what came of it."""
+    """Keep a server busy as the arguments say, and judge the results."""
     wanted = conversations(arguments.seed, of_each=arguments.of_each, speech=not arguments.text_only)
     trial = Trial(service, session, wanted, await ask_alone(session, service.url, wanted), arguments)
     if arguments.disconnects:
@@ -99,7 +108,7 @@ async def keep_busy(service: Service, session: aiohttp.ClientSession, arguments:
 
 
 class Trial:
-    """One server and what is done to it."""
+    """The trial of one server."""
 
     def __init__(
         self,
@@ -120,7 +129,7 @@ class Trial:
     # --- clients that leave ---
 
     async def ask_again(self) -> None:
-        """Ask once more what was asked at the beginning."""
+        """Ask all conversations of the beginning again, and compare the answers."""
         again = await ask_alone(self._session, self._service.url, self._wanted)
         different = [name for name, digest in self._right.items() if digest != again[name]]
         self.findings.check("answers at the end are those of the beginning", f"{len(different)} differ", not different)
@@ -129,7 +138,7 @@ class Trial:
         """Let clients leave at every moment."""
         count = self._arguments.disconnects
         names = [name for name in MOMENTS if "sound" not in name or not self._arguments.text_only]
-        for _ in range(min(WARM_ROUNDS, count // AT_ONCE)):  # so that memory is what it will be
+        for _ in range(min(WARM_ROUNDS, count // AT_ONCE)):  # warm up, so that memory reaches its usual size
             await self._leave([self._draw.choice(names) for _ in range(AT_ONCE)])
         before = self._service.pss_by_process()
         plan = [names[number % len(names)] for number in range(count)]
@@ -142,14 +151,14 @@ class Trial:
         found.details["seconds until freed"] = freed
         bound, growth = self._arguments.free, self._arguments.growth
         promise = (
-            f"after {count} disconnects every stage is free within {bound:g} s, and says so with its next heartbeat"
+            f"after {count} disconnects every stage is free within {bound:g} s, and reports it in its next heartbeat"
         )
         found.check(promise, f"{max(freed):.2f} s", max(freed) <= bound + HEARTBEAT_SECONDS)
         first, last = sum(before.values()), sum(after.values())
         found.check(f"memory grows by at most {growth:.0%} over them", _growth(first, last), last / first - 1 <= growth)
 
     async def _leave(self, moments: list[str]) -> float:
-        """Let a client leave at each of `moments`, all at once; seconds until no stage holds anything."""
+        """Let a client leave at each of `moments`, all at once. Returns the seconds until no stage holds a request."""
         await asyncio.gather(*(self._leave_at(name) for name in moments))
         return await self._service.until_idle(self._session, 30.0)
 
@@ -160,12 +169,12 @@ class Trial:
     # --- load ---
 
     async def soak(self) -> None:
-        """Keep it busy at two rates."""
+        """Keep the server busy at two rates."""
         rate = self._arguments.load * await self._bearable()
         before = await self._idle_pss()
         bearable = await self._phase("bearable", rate, self._arguments.seconds)
         settled = await self._idle_pss()
-        double = await self._phase("twice that", 2 * rate, self._arguments.seconds / 3)
+        double = await self._phase("twice the bearable", 2 * rate, self._arguments.seconds / 3)
         after = await self._idle_pss()
         phases = [bearable, double]
         head = ["rate", "requests/s", "ended", "p50", "p95", "most memory"]
@@ -176,15 +185,15 @@ class Trial:
         first, most = sum(before.values()), max(sum(settled.values()), sum(after.values()))
         found.tables["Memory at rest"] = memory_table(before, after)
         found.check("no errors at the bearable rate", _errors(bearable), set(bearable.counts) == {"answered"})
-        found.check("no errors but 429s at twice that", _errors(double), set(double.counts) <= {"answered", REFUSED})
-        found.check("twice that is more than it bears", _errors(double), REFUSED in double.counts)
+        found.check("only 429s at twice that rate", _errors(double), set(double.counts) <= {"answered", REFUSED})
+        found.check("twice that rate is too much", _errors(double), REFUSED in double.counts)
         found.check("every answer is the one given alone", f"{wrong} are not", not wrong)
         growth = self._arguments.growth
         promise = f"memory at rest grows by at most {growth:.0%} after the warm-up"
         found.check(promise, _growth(first, most), most / first - 1 <= growth)
 
     async def _bearable(self) -> float:
-        """Answers in a second, when every client sends its next request as soon as it has an answer."""
+        """Answers per second when every client sends its next request as soon as it has an answer."""
         book = Book(self._right)
         options = {"clients": self._arguments.clients, "seed": self._arguments.seed}
         traffic = Traffic(self._session, self._service.url, self._wanted, book, **options)
@@ -194,12 +203,12 @@ class Trial:
         return len(book.outcomes) / (time.monotonic() - begin)
 
     async def _idle_pss(self) -> dict[str, int]:
-        """Memory by process when nothing is going on."""
+        """Memory by process when no request is running."""
         await self._service.until_idle(self._session, 60.0)
         return self._service.pss_by_process()
 
     async def _phase(self, name: str, rate: float, seconds: float) -> Phase:
-        """Send requests at random moments, `rate` of them in a second on average."""
+        """Send requests at random moments, `rate` per second on average."""
         loop = asyncio.get_running_loop()
         book, sending, peak = Book(self._right), set(), 0
         begin = at = loop.time()

@@ -1,1 +1,1 @@
-"""Requests that nobody would send in earnest: made up from the description of the API, and with damaged media."""
+"""The fuzzer's requests: generated from the description of the API, and with damaged media."""

@@ -1,4 +1,4 @@
-"""Makes up requests from the API's own description, right ones and wrong ones, and holds the answers against it."""
+"""Generates valid and invalid requests from the API's own description, and checks the answers against it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from schemathesis.specs.openapi.checks import (
 from fuzzing.findings import DELIBERATE, Finding, FuzzReport
 from fuzzing.seeds import seeds
 
-# Requests of one search; each search begins from another seed.
+# The number of requests of one search. Each search has a seed of its own.
 BATCH = 50
 _SECONDS = 60.0
 _MEDIA = {"image": ("images", "image_url"), "audio": ("audios", "audio_url"), "video": ("videos", "video_url")}
-# What is wrong about a request that is right by the description, which cannot say all.
+# Error codes that a request may get although it follows the description, which cannot express every rule.
 _REFUSABLE = {
     "invalid_value", "unsupported_value", "missing_required_parameter", "invalid_url", "invalid_base64",
     "media_not_allowed", "media_not_found", "media_fetch_failed", "invalid_image", "invalid_audio", "invalid_video",
@@ -39,11 +39,11 @@ _REFUSABLE = {
 
 
 class ApiFuzzer:
-    """Sends made-up chat requests to a server.
+    """Sends generated chat requests to a server.
 
     Args:
-        url: Of the server.
-        report: Where the outcomes go.
+        url: Address of the server.
+        report: Collects the outcomes.
     """
 
     def __init__(self, url: str, report: FuzzReport) -> None:
@@ -61,7 +61,7 @@ class ApiFuzzer:
             self._media[seed.kind].append(f"data:;base64,{base64.b64encode(seed.data).decode()}")
 
     def run(self, batches: Iterable[int]) -> None:
-        """Send the requests of these batches: of right ones and of wrong ones, in turns."""
+        """Send the requests of these batches, valid ones and invalid ones in turn."""
         for batch in batches:
             mode = GenerationMode.NEGATIVE if batch % 2 else GenerationMode.POSITIVE
             self._search(batch, mode)
@@ -93,7 +93,7 @@ class ApiFuzzer:
         began = time.monotonic()
         try:
             response = case.call(base_url=self._url, session=self._session, timeout=_SECONDS)
-        except Exception as error:  # whatever keeps a client from its answer is a finding
+        except Exception as error:  # anything that keeps a client from getting an answer is a finding
             self._report.findings.append(Finding(number, what, f"{type(error).__name__}: {error}"))
             return
         code = _code(response)
@@ -110,7 +110,7 @@ class ApiFuzzer:
         if mode is GenerationMode.NEGATIVE:
             checks.append(negative_data_rejection)
         elif code not in _REFUSABLE | DELIBERATE:
-            yield f"a request as described was refused with {code}"
+            yield f"a valid request was refused with {code}"
         try:
             case.validate_response(response, checks=checks, excluded_checks=[not_a_server_error])
         except FailureGroup as failures:
@@ -122,12 +122,12 @@ class ApiFuzzer:
         *events, last = [event for event in text.split("\n\n") if event.startswith("data: ")]
         for event in events:
             if not self._chunk.is_valid(json.loads(event.removeprefix("data: "))):
-                yield f"an event is not as described: {event[:300]}"
+                yield f"an event does not match the API's description: {event[:300]}"
         if last != "data: [DONE]" and '"error"' not in last:
-            yield f"a stream ended with {last[:300]}"
+            yield f"a stream ended without [DONE] or an error: {last[:300]}"
 
     def _tamed(self, body: Any, rng: random.Random) -> Any:
-        """`body` with an answer of few tokens, and with media that are there in most places."""
+        """`body` changed so that its answer has few tokens, and so that most of its media exist."""
         if not isinstance(body, dict):
             return body
         body = self._with_media(body, rng)
@@ -137,7 +137,7 @@ class ApiFuzzer:
         for stage in ("thinker", "talker_ar"):
             if isinstance((body.get("stage_sampling") or {}).get(stage), dict):
                 body["stage_sampling"][stage].pop("max_tokens", None)
-        if rng.random() < 0.8:  # most of what contradicts itself is put right
+        if rng.random() < 0.8:  # usually remove the contradictions between fields
             body["stream_options"] = {"include_usage": rng.random() < 0.5} if body.get("stream") else None
             body["logprobs"] = True if body.get("top_logprobs") is not None else body.get("logprobs")
             body |= {"logit_bias": None, "stop_token_ids": None, "voice": None, "speaker": None}
@@ -164,7 +164,7 @@ class ApiFuzzer:
 
 
 def _code(response: Any) -> str:
-    """What an answer comes down to: ``ok``, or the code of its error."""
+    """``ok``, or the error code of an answer."""
     if response.status_code < 400:
         return "ok"
     try:

@@ -1,11 +1,11 @@
-"""Ways to damage a file: flipped bits, missing ends, numbers that lie, pieces in the wrong place."""
+"""Ways to damage a file: flipped bits, missing ends, wrong numbers, misplaced pieces."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
 
-# What sizes, counts and offsets in headers are overwritten with.
+# Values that overwrite sizes, counts and offsets in headers.
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x10000, 0xFFFFFF00)
 _HEADER = 512
 
@@ -13,29 +13,29 @@ Damage = Callable[[bytearray, random.Random, Sequence[bytes]], None]
 
 
 def flip_bits(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> None:
-    """One to sixty-four of them, anywhere."""
+    """Flip one to sixty-four bits anywhere."""
     for _ in range(1 << rng.randrange(7)):
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
 
 
 def flip_header_bits(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> None:
-    """A few, near the beginning."""
+    """Flip one to eight bits near the beginning."""
     for _ in range(1 << rng.randrange(4)):
         data[rng.randrange(min(len(data), _HEADER))] ^= 1 << rng.randrange(8)
 
 
 def truncate(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> None:
-    """The end is missing."""
+    """Remove the end."""
     del data[rng.randrange(1, max(2, len(data))) :]
 
 
 def behead(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> None:
-    """The beginning is missing."""
+    """Remove the beginning."""
     del data[: rng.randrange(1, max(2, min(len(data), _HEADER)))]
 
 
 def lie(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> None:
-    """One to four numbers in the header are something else."""
+    """Overwrite one to four numbers in the header."""
     for _ in range(rng.randrange(1, 5)):
         size = rng.choice((1, 2, 4, 8))
         place = rng.randrange(max(1, min(len(data), _HEADER) - size))
@@ -44,34 +44,34 @@ def lie(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> None:
 
 
 def lie_anywhere(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> None:
-    """A number anywhere is something else."""
+    """Overwrite a number anywhere."""
     size = rng.choice((2, 4, 8))
     place = rng.randrange(max(1, len(data) - size))
     data[place : place + size] = (rng.choice(_NUMBERS) & (1 << 8 * size) - 1).to_bytes(size, "big")
 
 
 def hole(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> None:
-    """Zeros in place of a piece."""
+    """Overwrite a piece with zeros."""
     begin = rng.randrange(len(data))
     end = rng.randrange(begin, len(data)) + 1
     data[begin:end] = bytes(end - begin)
 
 
 def cut_out(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> None:
-    """A piece is missing."""
+    """Remove a piece."""
     begin = rng.randrange(len(data))
     del data[begin : begin + rng.randrange(1, 1 + max(1, len(data) // 4))]
 
 
 def repeat(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> None:
-    """A piece is there many times."""
+    """Repeat a piece many times."""
     begin = rng.randrange(len(data))
     piece = bytes(data[begin : begin + rng.randrange(1, 256)])
     data[begin:begin] = piece * rng.randrange(1, 200)
 
 
 def shuffle(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> None:
-    """Two pieces have changed places."""
+    """Swap two pieces."""
     size = rng.randrange(1, 1 + max(1, len(data) // 4))
     first, second = (rng.randrange(max(1, len(data) - size)) for _ in range(2))
     data[first : first + size], data[second : second + size] = (
@@ -81,13 +81,13 @@ def shuffle(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> Non
 
 
 def noise(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> None:
-    """Random bytes in between, or behind."""
+    """Insert random bytes anywhere, or at the end."""
     place = rng.choice((rng.randrange(len(data)), len(data)))
     data[place:place] = rng.randbytes(rng.randrange(1, 4096))
 
 
 def splice(data: bytearray, rng: random.Random, others: Sequence[bytes]) -> None:
-    """It begins as one file and goes on as another."""
+    """Continue the file with a part of another file."""
     other = rng.choice(others)
     place = rng.randrange(1, len(data) + 1)
     data[place:] = other[rng.randrange(len(other)) :]
@@ -102,7 +102,7 @@ DAMAGES: dict[str, Damage] = {
 
 
 def damaged(data: bytes, rng: random.Random, others: Sequence[bytes]) -> tuple[str, bytes]:
-    """How it was damaged, and the result; now and then in two ways."""
+    """Damage `data` in one way, or sometimes in two. Returns the names of the ways, and the result."""
     result = bytearray(data)
     names = rng.sample(list(DAMAGES), 2 if rng.random() < 0.2 else 1)
     for name in names:

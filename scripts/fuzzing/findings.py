@@ -1,22 +1,22 @@
-"""What came of all cases: counts, and every case that must not be, kept so that it can be sent again."""
+"""The results of a fuzzing run: counts, and every case with a wrong answer, so that it can be sent again."""
 
 from __future__ import annotations
 
 from msgspec import Struct
 
-# Answers of a server that is well and says that it cannot now.
+# Error codes with which a healthy server refuses a request for now.
 DELIBERATE = {"too_many_requests", "slow_reader", "shutting_down", "not_ready", "too_many_connections"}
-# What the one request that a crash hurts may get.
+# The error code of the one request that a crash may hurt.
 CRASHED = {"worker_lost"}
 _SLOWEST = 10
 
 
 class Finding(Struct):
-    """A case that must not be.
+    """A case with a wrong answer.
 
     Attributes:
-        case: Its number, which with the seed gives the request again.
-        what: The case in words.
+        case: Its number. With the seed, it reproduces the request.
+        what: A description of the case.
         problem: What is wrong about the answer.
     """
 
@@ -29,11 +29,11 @@ class FuzzReport(Struct):
     """The result of one run.
 
     Attributes:
-        outcomes: Cases by part and by status with code.
-        findings: Cases that must not be.
-        crashes: Cases that a worker died of.
-        slowest: Seconds and case.
-        restarts: Of each worker during the run, as `/metrics` has them.
+        outcomes: The number of cases for each kind of case with its status and code.
+        findings: Cases with a wrong answer.
+        crashes: Cases in which a worker died.
+        slowest: The slowest cases: seconds, number and description.
+        restarts: The restarts of each worker during the run, from `/metrics`.
     """
 
     part: str
@@ -48,13 +48,13 @@ class FuzzReport(Struct):
     restarts: dict[str, float] = {}
 
     def count(self, case: int, what: str, outcome: str, seconds: float) -> None:
-        """One more case with this outcome."""
+        """Count a case with its outcome."""
         self.cases += 1
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
         self.slowest = sorted([*self.slowest, (round(seconds, 2), case, what)], reverse=True)[:_SLOWEST]
 
     def judge(self, case: int, what: str, status: int, code: str | None) -> None:
-        """Keep it if a server must not answer so."""
+        """Keep the case if a server must not answer with this status and code."""
         if status < 500 or (status == 503 and code in DELIBERATE):
             return
         finding = Finding(case, what, f"status {status}, code {code}")
@@ -62,5 +62,5 @@ class FuzzReport(Struct):
 
     @property
     def good(self) -> bool:
-        """Whether no case was answered in a way that must not be, and each crash hurt one request only."""
+        """Whether no answer was wrong, and each crash hurt only one request."""
         return not self.findings and sum(self.restarts.values()) >= len(self.crashes)

@@ -21,18 +21,18 @@ _SECONDS = 60.0  # for one case
 
 
 class Case(Struct):
-    """One request: what it is in words, and its body."""
+    """One request: a description, and its body."""
 
     what: str
     body: dict[str, Any]
 
 
 def make(number: int, seed: int, files: list[Seed]) -> Case:
-    """Case `number`, the same for the same seed and the same libraries."""
+    """Make case `number`. The same seed and the same libraries make the same case."""
     rng = random.Random(f"{seed}:{number}")
     file = files[number % len(files)]
     how, data = damaged(file.data, rng, [other.data for other in files])
-    # Usually as what it is; sometimes as what it is not.
+    # Usually send the file as the kind that it is, sometimes as another kind.
     kind = file.kind if rng.random() < 0.9 else rng.choice(list(_FIELDS))
     body: dict[str, Any] = {
         "messages": [{"role": "user", "content": ""}],
@@ -48,7 +48,7 @@ def make(number: int, seed: int, files: list[Seed]) -> Case:
 
 
 async def run(url: str, report: FuzzReport, numbers: Iterator[int], *, concurrency: int) -> None:
-    """Send the cases with these numbers."""
+    """Send the cases with these numbers, `concurrency` of them at a time."""
     files = seeds()
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
     async with aiohttp.ClientSession(timeout=timeout) as session, asyncio.TaskGroup() as workers:
@@ -80,7 +80,7 @@ async def _send_all(
 
 
 async def _until_healthy(session: aiohttp.ClientSession, url: str) -> None:
-    """Wait for a worker that is being started again."""
+    """Wait until a worker that is restarting is ready."""
     while True:
         async with session.get(f"{url}/health") as response:
             if response.status == 200:

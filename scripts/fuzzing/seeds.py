@@ -1,4 +1,4 @@
-"""Small sound files of every container and codec that the server reads, to be damaged."""
+"""Makes small intact files of every container and codec that the server reads, for the fuzzer to damage."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ RATE = 16_000
 
 
 class Seed(Struct, frozen=True):
-    """One whole file.
+    """One intact file.
 
     Attributes:
         kind: ``image``, ``audio`` or ``video``.
-        name: Container and codec.
+        name: Its container and codec.
     """
 
     kind: str
@@ -38,14 +38,14 @@ _IMAGE_VARIANTS = {
     "WEBP animated": ("WEBP", {"save_all": True}),
 }
 
-# libsndfile's: format, subtype.
+# Written by libsndfile: format, subtype.
 _SOUNDS = (
     ("WAV", "PCM_16"), ("WAV", "PCM_U8"), ("WAV", "FLOAT"), ("WAV", "ULAW"), ("WAV", "IMA_ADPCM"), ("WAV", "MS_ADPCM"),
     ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("AIFF", "PCM_16"),
     ("AU", "PCM_16"), ("CAF", "PCM_16"), ("W64", "PCM_16"), ("RF64", "PCM_16"), ("VOC", "PCM_16"), ("NIST", "PCM_16"),
     ("SVX", "PCM_16"), ("IRCAM", "PCM_16"), ("PAF", "PCM_16"), ("SDS", "PCM_16"), ("AVR", "PCM_16"), ("MAT5", "PCM_16"),
 )  # fmt: skip
-# FFmpeg's: container, codec, sampling rate.
+# Written by FFmpeg: container, codec, sampling rate.
 _SOUND_CONTAINERS = (
     ("mp4", "aac", RATE), ("adts", "aac", RATE), ("webm", "libopus", 48_000), ("matroska", "flac", RATE),
     ("ogg", "flac", RATE), ("ogg", "libvorbis", RATE), ("mp3", "libmp3lame", RATE), ("ac3", "ac3", 48_000),
@@ -65,7 +65,7 @@ _CLIPS = (
 
 
 def seeds() -> list[Seed]:
-    """One file for each; those that the installed libraries cannot write are left out."""
+    """One file of each format. Formats that the installed libraries cannot write are left out."""
     made = [Seed("image", name, _image(name)) for name in (*_IMAGES, *_IMAGE_VARIANTS)]
     for container, subtype in _SOUNDS:
         made += _if_possible("audio", f"{container} {subtype}", lambda c=container, s=subtype: _sound(c, s))

@@ -1,1 +1,1 @@
-"""What `chaos.py` and `soak.py` share: a server of their own, requests with known answers, what is left over."""
+"""What `chaos.py` and `soak.py` share: a server to try, requests with known answers, and the search for leftovers."""

@@ -1,4 +1,4 @@
-"""Sends one request and tells how it ended."""
+"""Sends one request, and records how it ended."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from msgspec import Struct
 
 from trials.conversations import TrialConversation
 
-# A request that has not ended by then has no end.
+# A request that has not ended after this time counts as endless.
 PATIENCE_SECONDS = 120.0
 
 End = Literal["answered", "error", "cut", "endless"]
 
 
 class Outcome(Struct):
-    """How a request went. Times are of `time.monotonic`.
+    """How a request ended. Times are those of `time.monotonic`.
 
     Attributes:
-        conversation: Its name.
-        sent, ended: When.
-        end: ``cut`` is a connection that broke without an answer or an error; ``endless`` one that had to be given up.
-        status: Of HTTP.
-        code: Of the error, if there was one.
-        retry_after: Seconds after which the server would have it tried again, if it said so.
-        first: When the first text or sound came.
-        digest: Of the whole answer, when there was one.
+        conversation: The name of the conversation.
+        sent, ended: When the request was sent, and when it ended.
+        end: How it ended: ``cut`` if the connection broke without an answer or an error, ``endless`` if it took longer
+            than `PATIENCE_SECONDS`.
+        status: The HTTP status.
+        code: The code of the error, if there was one.
+        retry_after: The seconds in the Retry-After header, if there was one.
+        first: When the first text or sound arrived.
+        digest: A digest of the whole answer, if there was one.
     """
 
     conversation: str
@@ -47,7 +48,7 @@ class Outcome(Struct):
 
 
 async def send(session: aiohttp.ClientSession, url: str, conversation: TrialConversation) -> Outcome:
-    """Post `conversation` and read its answer to the end, whatever that is."""
+    """Post `conversation`, and read its answer until it ends in any way."""
     outcome = Outcome(conversation.name, sent=time.monotonic())
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -98,7 +99,7 @@ async def _read_stream(response: aiohttp.ClientResponse, outcome: Outcome) -> No
 
 
 async def events(content: aiohttp.StreamReader) -> AsyncIterator[str]:
-    """The data of each server-sent event."""
+    """Yield the data of each server-sent event."""
     async for line in content:
         if line.startswith(b"data: "):
             yield line[6:].decode().strip()

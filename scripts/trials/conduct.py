@@ -1,4 +1,4 @@
-"""From a server that starts to a report on what it did, and left."""
+"""Runs trials on a server, from its start to a report on what it did and what it left behind."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ REST_SECONDS = 60.0
 
 
 class Findings(Struct):
-    """What a trial has found so far; as in `TrialReport`."""
+    """What a trial has found so far. The fields are those of `TrialReport`."""
 
     checks: list[PromiseCheck] = field(default_factory=list)
     tables: dict[str, list[list[str]]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
     def check(self, promise: str, seen: str, kept: bool) -> None:
-        """Note a promise, and whether it was kept."""
+        """Record a promise, and whether it was kept."""
         self.checks.append(PromiseCheck(promise, seen, kept))
 
 
@@ -36,7 +36,10 @@ def run(
     config: dict[str, Any],
     trial: Callable[[Service, aiohttp.ClientSession, argparse.Namespace], Awaitable[Findings]],
 ) -> NoReturn:
-    """What a script does: try one server as its arguments say, write and print the report, exit with 1 if it is bad."""
+    """Run a whole script: try a server as the arguments say, write and print the report, and exit.
+
+    The exit code is 1 if a promise was broken.
+    """
     arguments.out.mkdir(parents=True, exist_ok=True)
     flags = ["--text-only"] if arguments.text_only else []
     service = Service(arguments.model_path, config, flags, arguments.out / "server.log")
@@ -50,7 +53,7 @@ def run(
 async def conduct(
     title: str, service: Service, *trials: Callable[[Service, aiohttp.ClientSession], Awaitable[Findings]]
 ) -> TrialReport:
-    """Wait for `service`, try it, end it, and see what is left of it."""
+    """Wait until `service` is healthy, run the trials, stop it, and look for leftovers."""
     found = Findings()
     try:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:

@@ -1,4 +1,4 @@
-"""Requests of every kind, each of which has one right answer: greedy, or drawn with a seed."""
+"""Requests of every kind, each with exactly one right answer: it is greedy, or sampled with a seed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class TrialConversation(Struct, frozen=True):
     """One request.
 
     Attributes:
-        name: Unique, such as ``speech 3``.
-        kind: Such as ``speech``.
-        body: What is posted.
-        spoken: Whether the answer has sound.
+        name: A unique name, such as ``speech 3``.
+        kind: The kind of request, such as ``speech``.
+        body: The body of the request.
+        spoken: Whether the answer has speech.
     """
 
     name: str
@@ -36,7 +36,7 @@ class TrialConversation(Struct, frozen=True):
 
 
 def conversations(seed: int, *, of_each: int, speech: bool) -> list[TrialConversation]:
-    """`of_each` requests of every kind, those with `speech` only if it is wanted; the same for the same seed."""
+    """Make `of_each` requests of every kind, those with a spoken answer only if `speech`; the same ones for a seed."""
     draw = random.Random(seed)
     kinds = {**_WRITTEN, **(_SPOKEN if speech else {})}
     return [
@@ -75,7 +75,7 @@ def _clip() -> dict[str, Any]:
 
 
 def _speech(draw: random.Random) -> dict[str, Any]:
-    frames = draw.randint(10, 40)  # a checkpoint of random weights never falls silent by itself
+    frames = draw.randint(10, 40)  # the speech of a checkpoint with random weights may never end by itself
     audio = {"voice": "ethan", "format": "pcm16"}
     return {
         "modalities": ["text", "audio"],
@@ -86,7 +86,8 @@ def _speech(draw: random.Random) -> dict[str, Any]:
 
 
 def _drawn(draw: random.Random) -> dict[str, Any]:
-    # Among few: a draw from a whole flat vocabulary is so often within rounding of a border that company changes it.
+    # With a small top_k: a draw from a whole flat vocabulary often falls so close to a border between two tokens that
+    # the rounding in another batch would change it.
     return {"temperature": 0.8, "top_k": 5, "seed": draw.randint(0, 2**31)}
 
 

@@ -1,4 +1,4 @@
-"""Clients that leave: each opens a connection of its own and breaks it at a chosen moment of a request."""
+"""Clients that leave: each opens a connection of its own, and closes it at a chosen moment of a request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from trials.conversations import TrialConversation
 
-# What `read` waits for takes no longer, whatever the load.
+# The longest time that `read` waits, which is enough under any load.
 PATIENCE_SECONDS = 60.0
 
 
@@ -25,23 +25,23 @@ class Leaver:
         self._writer = writer
         self._body = json.dumps(conversation.body).encode()
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        # An answer that is over before its mark has come is to end the connection, and the waiting for it.
+        # With `close`, an answer that ends before the expected mark also ends the connection, and `read` returns.
         self._head = f"{head}Connection: close\r\nContent-Length: {len(self._body)}\r\n\r\n".encode()
 
     async def send(self, head: float, body: float = 0.0) -> None:
-        """Send these shares of the head and of the body."""
+        """Send these shares (0 to 1) of the head and of the body."""
         self._writer.write(self._head[: int(head * len(self._head))] + self._body[: int(body * len(self._body))])
         await self._writer.drain()
 
     async def read(self, until: bytes) -> None:
-        """Read until something has come, or the answer has ended without it."""
+        """Read until `until` has arrived, or the answer has ended without it."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             seen = b""
             while until not in seen and (piece := await self._reader.read(4096)):
                 seen = (seen + piece)[-16384:]
 
     def leave(self, *, rudely: bool) -> None:
-        """Close the connection; `rudely` resets it, and what is under way is lost."""
+        """Close the connection. With `rudely`, reset it: data on the way is lost."""
         if rudely:
             linger = struct.pack("ii", 1, 0)
             self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -65,7 +65,7 @@ def _when(mark: bytes, times: int = 1) -> Moment:
     return moment
 
 
-# When clients leave, by name. Marks of speech are for requests that are spoken and streamed.
+# The moments at which clients leave, by name. Those with "sound" need a request with streamed speech.
 MOMENTS: dict[str, Moment] = {
     "before the head": lambda leaver, draw: leaver.send(0),
     "in the head": lambda leaver, draw: leaver.send(draw.uniform(0.1, 0.9)),
@@ -83,7 +83,7 @@ MOMENTS: dict[str, Moment] = {
 
 
 async def leave_at(port: int, conversation: TrialConversation, moment: Moment, draw: random.Random) -> None:
-    """Send `conversation` and leave at a `moment`, closing or resetting the connection."""
+    """Send `conversation` and leave at `moment`, by closing or resetting the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     leaver = Leaver(reader, writer, conversation)
     try:

@@ -1,4 +1,4 @@
-"""What a trial has shown, for people and for programs."""
+"""The report on a trial, as Markdown for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from msgspec import Struct
 
 
 class PromiseCheck(Struct, frozen=True):
-    """One promise: what was seen, and whether that keeps it."""
+    """A promise, what was observed, and whether the promise was kept."""
 
     promise: str
     seen: str
@@ -18,14 +18,14 @@ class PromiseCheck(Struct, frozen=True):
 
 
 class TrialReport(Struct):
-    """A whole trial.
+    """The report on a whole trial.
 
     Attributes:
-        title: What it was.
-        command: How to run it again.
-        checks: Promises.
-        tables: Further figures by title; the first row of each is its head.
-        details: Everything that happened, for programs.
+        title: The name of the trial.
+        command: The command that runs it again.
+        checks: The promises that were checked.
+        tables: Further results by title. The first row of a table is its header.
+        details: All data of the trial, for programs.
     """
 
     title: str
@@ -39,7 +39,7 @@ class TrialReport(Struct):
         return all(check.kept for check in self.checks)
 
     def markdown(self) -> str:
-        """The report for people."""
+        """The report as Markdown, for people."""
         verdicts = [[check.promise, check.seen, "kept" if check.kept else "BROKEN"] for check in self.checks]
         parts = [f"# {self.title}", f"`{self.command}`", _table([["promise", "seen", ""], *verdicts])]
         for title, rows in self.tables.items():
@@ -53,7 +53,7 @@ class TrialReport(Struct):
 
 
 def memory_table(before: dict[str, int], after: dict[str, int]) -> list[list[str]]:
-    """Memory by process, in bytes, as a table with its sum."""
+    """A table of the memory of each process, given in bytes, and of the sum."""
     sums = {"together": [sum(before.values()), sum(after.values())]}
     rows = sums | {name: [before[name], after.get(name, 0)] for name in sorted(before)}
     return [

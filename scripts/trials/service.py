@@ -1,4 +1,4 @@
-"""A server of our own to try, seen from outside: its processes, its memory, what it says of itself, what it leaves."""
+"""Starts a server to try, and observes it from outside: its health, processes and memory, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from trials.shared_memory import shared_memory
 
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0
-# Workers say every second what they hold.
+# Workers report every second which requests they hold; this is a little longer.
 SETTLED_SECONDS = 1.2
 FORK_SERVER = "fork server"
 
 
 class Service:
-    """One `sgl-omni serve`.
+    """A running `sgl-omni serve`.
 
     Args:
         model_path: The checkpoint.
-        config: Content of the configuration file.
-        arguments: For the command line.
-        log: Where its output goes.
+        config: The content of the configuration file.
+        arguments: Further arguments of the command line.
+        log: The file for its output.
     """
 
     def __init__(self, model_path: Path, config: dict[str, Any], arguments: list[str], log: Path) -> None:
@@ -50,7 +50,8 @@ class Service:
         path.write_text(yaml.safe_dump(config))
         command = [sys.executable, "-m", "omni_pipeline.cli", "serve", "--model-path", str(model_path.resolve())]
         command += ["--config", str(path), "--port", str(self.port), *arguments]
-        # Kept on purpose from one run to the next, so not to be looked for among what is left.
+        # The compiler's cache is kept from one run to the next on purpose. It is outside `temporary`, so that it does
+        # not count as a leftover.
         compiled = {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -61,12 +62,12 @@ class Service:
                 preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGTERM),
             )
         self._seen: dict[int, psutil.Process] = {}
-        self._segments: set[Path] = set()  # in /dev/shm, of the processes that were seen
+        self._segments: set[Path] = set()  # files in /dev/shm of these processes
 
-    # --- what it says of itself ---
+    # --- health ---
 
     async def health(self, session: aiohttp.ClientSession) -> dict[str, Any]:
-        """What `/health` says; only ``unreachable`` when it does not answer."""
+        """The body of `/health`. If the server does not answer, its status is ``unreachable``."""
         try:
             async with session.get(f"{self.url}/health", timeout=aiohttp.ClientTimeout(5)) as response:
                 body: dict[str, Any] = await response.json()
@@ -75,24 +76,28 @@ class Service:
             return {"status": "unreachable", "workers": {}, "stages": {}}
 
     async def until(self, session: aiohttp.ClientSession, *, healthy: bool, seconds: float = START_SECONDS) -> float:
-        """Seconds until `/health` says ``ok``, or something else when not `healthy`.
+        """Wait until `/health` says ``ok`` (if not `healthy`: anything else). Returns the seconds that this took.
 
         Raises:
-            TimeoutError: it does not within so many `seconds`.
-            RuntimeError: the server has ended.
+            TimeoutError: This did not happen within `seconds`.
+            RuntimeError: The server has ended.
         """
         begin = time.monotonic()
         while ((await self.health(session))["status"] == "ok") != healthy:
             if self.process.poll() is not None:
-                raise RuntimeError(f"the server has ended with {self.process.returncode}")
+                raise RuntimeError(f"the server has ended with exit code {self.process.returncode}")
             if time.monotonic() - begin > seconds:
-                raise TimeoutError(f"{'not' if healthy else 'still'} healthy after {seconds:g} s")
-            await asyncio.sleep(0.02)  # HTTP gives nothing to wait on
+                raise TimeoutError(f"the server is {'not' if healthy else 'still'} healthy after {seconds:g} s")
+            await asyncio.sleep(0.02)  # polling, because HTTP has no event to wait for
         self.processes()
         return time.monotonic() - begin
 
     async def until_idle(self, session: aiohttp.ClientSession, seconds: float) -> float:
-        """Seconds until no stage holds a request any more, seen over more than a heartbeat. Raises TimeoutError."""
+        """Wait until no stage holds a request, for longer than a heartbeat. Returns the seconds that this took.
+
+        Raises:
+            TimeoutError: A stage still held a request after `seconds`.
+        """
         begin = held_at = time.monotonic()
         while (now := time.monotonic()) < held_at + SETTLED_SECONDS:
             stages = (await self.health(session))["stages"]
@@ -104,10 +109,10 @@ class Service:
             await asyncio.sleep(0.02)
         return held_at - begin
 
-    # --- what it is made of ---
+    # --- processes and memory ---
 
     def processes(self) -> list[psutil.Process]:
-        """The main process and all below it, as they are now."""
+        """The main process and all its descendants, as they are now."""
         try:
             main = psutil.Process(self.process.pid)
             found = [main, *main.children(recursive=True)]
@@ -118,17 +123,17 @@ class Service:
         return found
 
     def pid_of(self, name: str) -> int:
-        """The process that calls itself so: a worker, or `FORK_SERVER`."""
+        """The process id of a worker, or of `FORK_SERVER`."""
         for process in self.processes():
             try:
                 if process.cmdline()[0] == f"sgl-omni: {name}":
                     return process.pid
             except (psutil.NoSuchProcess, IndexError):
                 continue
-        raise LookupError(f"no process is called {name}")
+        raise LookupError(f"the server has no process named {name}")
 
     def pss_by_process(self) -> dict[str, int]:
-        """Memory of each process in bytes, shared pages divided among those that share them; by name."""
+        """The memory of each process in bytes, by name. Shared pages are divided among the processes that use them."""
         found: dict[str, int] = {}
         for process in self.processes():
             try:
@@ -139,19 +144,19 @@ class Service:
         return found
 
     def pss_bytes(self) -> int:
-        """Memory of all processes together."""
+        """The memory of all processes together, in bytes."""
         return sum(self.pss_by_process().values())
 
-    # --- its end ---
+    # --- the end ---
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End it by a signal; its exit code."""
+        """Stop the server with a signal. Returns its exit code."""
         self.processes()
         self.process.send_signal(number)
         return self.process.wait(STOP_SECONDS)
 
     def leftovers(self) -> dict[str, list[str]]:
-        """What is still there of it once it has ended; and remove what of it is ours."""
+        """What an ended server has left behind, by kind. Kills left processes, and removes our own directories."""
         _, alive = psutil.wait_procs(list(self._seen.values()), timeout=5)
         with socket.socket() as probe:
             listening = probe.connect_ex(("127.0.0.1", self.port)) == 0

@@ -1,4 +1,4 @@
-"""Which files in /dev/shm belong to given processes: other programs make some there meanwhile, too."""
+"""Finds the files in /dev/shm that belong to given processes, because other programs create files there too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path("/dev/shm")
 
 
 def shared_memory(processes: Iterable[psutil.Process]) -> set[Path]:
-    """Files in /dev/shm that any of these processes has open or mapped; a process that has ended has none."""
+    """The files in /dev/shm that any of these processes has open or mapped. A process that has ended has none."""
     found: set[Path] = set()
     for process in processes:
         proc = Path("/proc") / str(process.pid)
@@ -25,6 +25,6 @@ def shared_memory(processes: Iterable[psutil.Process]) -> set[Path]:
         for handle in handles:
             try:
                 found.add(Path(os.readlink(handle)))
-            except OSError:  # closed meanwhile
+            except OSError:  # it was closed meanwhile
                 continue
     return {path for path in found if path.is_relative_to(ROOT)}

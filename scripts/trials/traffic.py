@@ -1,4 +1,4 @@
-"""Clients that keep a server busy with requests whose answers are known, and the book of how each of them ended."""
+"""Clients that keep a server busy with requests whose answers are known, and a record of how each request ended."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from msgspec import Struct, field
 from trials.client import Outcome, send
 from trials.conversations import TrialConversation
 
-# A client that is refused tries again after this, however long the server would have it wait.
+# A refused client tries again after at most this time, even if the server's Retry-After is longer.
 LONGEST_PAUSE = 0.5
 
 
 class Book(Struct):
-    """The right answers, and all that came.
+    """The right answers, and the outcomes of all requests.
 
     Attributes:
-        right: Digest of each conversation's answer, as it was given alone.
-        outcomes: In the order of their ends.
+        right: The digest of each conversation's answer when it was asked alone.
+        outcomes: The outcomes in the order in which the requests ended.
     """
 
     right: dict[str, str] = {}
@@ -30,7 +30,7 @@ class Book(Struct):
 
     @property
     def wrong(self) -> list[Outcome]:
-        """Answers that are not what they were alone."""
+        """Answers that differ from the one given alone."""
         return [each for each in self.outcomes if each.digest not in (None, self.right[each.conversation])]
 
     @property
@@ -39,27 +39,27 @@ class Book(Struct):
         return [each for each in self.outcomes if each.end in ("cut", "endless")]
 
     def counts(self) -> dict[str, int]:
-        """How many requests ended in which way."""
+        """The number of requests by the way in which they ended."""
         return dict(Counter(each.code or each.end for each in self.outcomes).most_common())
 
 
 async def ask_alone(session: aiohttp.ClientSession, url: str, wanted: Sequence[TrialConversation]) -> dict[str, str]:
-    """The digest of each conversation's answer, asked one after the other. Raises RuntimeError if one has none."""
+    """Ask each conversation alone, one after the other. Returns the digests of the answers.
+
+    Raises:
+        RuntimeError: A conversation got no answer.
+    """
     right = {}
     for conversation in wanted:
         outcome = await send(session, url, conversation)
         if outcome.digest is None:
-            raise RuntimeError(f"{conversation.name}: {outcome}")
+            raise RuntimeError(f"{conversation.name} got no answer: {outcome}")
         right[conversation.name] = outcome.digest
     return right
 
 
 class Traffic:
-    """So many clients, each of which sends one request after the other, drawn from `wanted`.
-
-    Attributes:
-        in_flight: Requests that have been sent and have not ended.
-    """
+    """A number of `clients`, each of which sends one random request of `wanted` after the other."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Traffic:
         self._tasks = [asyncio.create_task(self._client(random.Random(f"{seed} {n}"))) for n in range(clients)]
 
     async def end(self) -> None:
-        """Let each client finish its request, and send no more."""
+        """Let each client finish its request, and stop."""
         self._ending.set()
         await asyncio.gather(*self._tasks)
 

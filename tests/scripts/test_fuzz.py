@@ -1,4 +1,4 @@
-"""The fuzzer makes the cases it says: of every container, damaged in every way, and the same for the same seed."""
+"""The fuzzer makes cases of every container, damaged in every way, and the same ones for the same seed."""
 
 from __future__ import annotations
 

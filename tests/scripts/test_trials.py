@@ -1,4 +1,4 @@
-"""The short forms of `chaos.py` and `soak.py`, on one server, and what their checks would notice."""
+"""Short forms of `chaos.py` and `soak.py` on one server, and tests of what their checks notice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trials.service import Service
 from trials.shared_memory import ROOT
 from trials.traffic import Book
 
-# What depends on the machine is for the long forms to judge.
+# Generous limits, because times depend on the machine. The long forms judge them.
 PATIENT = ["--errors", "60", "--recover", "120"]
 
 
@@ -69,7 +69,7 @@ def test_conversations_are_the_same_for_the_same_seed() -> None:
         (Outcome("text 0", 0, 1, "answered", digest="wrong"), "every answer is the one given alone"),
         (Outcome("text 0", 0, 1, "cut"), "every request ended"),
         (Outcome("text 0", 0, 1, "endless"), "every request ended"),
-        (Outcome("text 0", 0, 1, "error", 500, "internal_error"), "no errors but those of faults"),
+        (Outcome("text 0", 0, 1, "error", 500, "internal_error"), "no errors except those of faults"),
         (Outcome("text 0", 0, 5, "error", 503, "worker_lost"), "errors within 1 s of a kill"),
     ],
 )
@@ -84,14 +84,14 @@ def test_what_breaks_a_promise_of_chaos_is_noticed(outcome: Outcome, broken: str
 
 def test_leftovers_are_found(tmp_path: Path) -> None:
     service = Service(tmp_path, {}, [], tmp_path / "log")
-    service.process.wait()  # there is no checkpoint
+    service.process.wait()  # it ends at once, because there is no checkpoint
     (service.temporary / "forgotten").touch()
     assert service.leftovers()["temporary files"] == ["forgotten"]
     assert not service.temporary.exists()
 
 
 def test_shared_memory_of_others_is_not_the_servers(tmp_path: Path) -> None:
-    """Another program makes some while the server runs; only what the server's own processes hold is looked for."""
+    """Other programs create shared memory while the server runs; only that of the server's own processes counts."""
     with tempfile.NamedTemporaryFile(dir=ROOT) as foreign, tempfile.NamedTemporaryFile(dir=ROOT) as own:
         with subprocess.Popen(["sleep", "60"], stdin=own) as holder:
             service = Service(tmp_path, {}, [], tmp_path / "log")
