@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Ask the running server questions that the demo model has not seen, and report how many it answers rightly.
+"""Ask a running server questions that the demo model has not seen, and report how many answers are right.
 
     .venv/bin/sgl-omni serve --model-path checkpoints/qwen3-omni-demo --port 8008     # in another terminal
     .venv/bin/python scripts/judge_demo_model.py --url http://127.0.0.1:8008 --examples 400 --speech 60
 
-Answers must be right to the letter. Speech is written down by Whisper tiny.en, which is told nothing of what to expect;
-its word error rate is taken against the text of the same answer.
+An answer counts only if it is right to the letter. Whisper tiny.en transcribes the speech, without any hint of what to
+expect. The word error rate compares its transcript with the text of the same answer.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _SPEAKERS = ("ethan", "chelsie", "aiden")
 
 @dataclass
 class Verdict:
-    """An example, what was answered, and what was heard if it was answered aloud."""
+    """An example, the text of its answer, and the transcript of the speech if there was any."""
 
     example: Example
     text: str
@@ -55,7 +55,7 @@ class Score:
 
 
 async def judge(url: str, asked: Sequence[Example], aloud: int, streams: int) -> list[Verdict]:
-    """Send all examples, `streams` at a time; every one of the first `aloud` is to be answered in speech, too."""
+    """Send all examples, `streams` at a time. The first `aloud` of them ask for speech too."""
     free = asyncio.Semaphore(streams)
     bar = tqdm(total=len(asked), desc="questions", mininterval=2)
 
@@ -75,7 +75,7 @@ async def ask(session: aiohttp.ClientSession, url: str, example: Example, speake
         body |= {"modalities": ["text", "audio"], "audio": {"voice": speaker, "format": "wav"}}
     async with session.post(f"{url}/v1/chat/completions", json=body) as response:
         if response.status != 200:
-            raise SystemExit(f"the server answers {response.status}: {await response.text()}")
+            raise SystemExit(f"the server answered with status {response.status}: {await response.text()}")
         message = (await response.json())["choices"][0]["message"]
     if not speaker:
         return Verdict(example, message["content"])
@@ -84,7 +84,7 @@ async def ask(session: aiohttp.ClientSession, url: str, example: Example, speake
 
 
 def scores(verdicts: Iterable[Verdict]) -> dict[str, Score]:
-    """By how it was asked, what was shown, and what was asked for."""
+    """The scores by way of asking, by what was shown, and by task."""
     table: dict[str, Score] = defaultdict(Score)
     for verdict in verdicts:
         example = verdict.example
@@ -102,8 +102,10 @@ def scores(verdicts: Iterable[Verdict]) -> dict[str, Score]:
 
 
 def speech(verdicts: Iterable[Verdict]) -> dict[str, float]:
-    """Word errors as a share of the words, and of the answers: those heard to the last letter, those whose last word is
-    heard as what it is, and those of which it is missing.
+    """The word error rate, and shares of the spoken answers.
+
+    They are the answers that were heard exactly, those whose last word was heard right, and those whose last word is
+    missing.
     """
     pairs = [(verdict.text, verdict.heard) for verdict in verdicts if verdict.heard is not None]
     if not pairs:
@@ -120,13 +122,13 @@ def speech(verdicts: Iterable[Verdict]) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Judge the demo model behind a running server.")
-    parser.add_argument("--url", default="http://127.0.0.1:8008", help="of the server")
-    parser.add_argument("--examples", type=int, default=400, help="how many questions")
-    parser.add_argument("--speech", type=int, default=60, help="how many of them to be answered aloud")
-    parser.add_argument("--streams", type=int, default=4, help="questions at a time")
-    parser.add_argument("--seed", type=int, default=SEED, help="draws the questions")
+    parser.add_argument("--url", default="http://127.0.0.1:8008", help="address of the server")
+    parser.add_argument("--examples", type=int, default=400, help="number of questions")
+    parser.add_argument("--speech", type=int, default=60, help="number of questions to be answered in speech too")
+    parser.add_argument("--streams", type=int, default=4, help="number of questions at a time")
+    parser.add_argument("--seed", type=int, default=SEED, help="seed of the questions")
     parser.add_argument("--wrong", action="store_true", help="list the wrong answers")
-    parser.add_argument("--out", type=Path, help="write the figures here, as JSON")
+    parser.add_argument("--out", type=Path, help="file to write the scores to, as JSON")
     options = parser.parse_args()
 
     made = tqdm(islice(examples(options.seed), options.examples), total=options.examples, desc="made", mininterval=2)

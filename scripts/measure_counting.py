@@ -1,10 +1,11 @@
-"""Measures what a worker's counting costs for each message and step, and what its notes for traces cost.
+"""Measures how much CPU time a worker's counters cost for each message and step, and how much its trace notes cost.
 
     python scripts/measure_counting.py
 
-One worker with one stage that does nothing but pass messages on, in a thread of this process, is sent the same messages
-several times: as it is, with nothing counted, and with notes. Prints the CPU time of the best run of each, for one
-message and the step that passes it on, sending and receiving included. Set it against the milliseconds of a real step.
+A worker runs in a thread of this process, with one stage that only passes messages on. It gets the same messages in
+three ways: as it is, with nothing counted, and with notes for traces. The script prints the CPU time of the best run of
+each way, for one message and the step that passes it on, including sending and receiving. Compare it with the
+milliseconds of a real step.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ MESSAGES, RUNS, SECONDS = 2000, 9, 10.0
 
 
 class Body(Struct):
-    """What a token needs."""
+    """The content of a message: a token."""
 
     token: int
 
 
 class Pass:
-    """A stage that passes each message on, one in a step."""
+    """A stage that passes messages on, one in each step."""
 
     batch: Collection[str] = ()
 
@@ -55,7 +56,7 @@ class Pass:
         yield Chunk(message.request_id, "pass", "after", message.body)
 
     def abort(self, request_id: str) -> None:
-        """It keeps nothing for long."""
+        """Do nothing, because the stage keeps no request."""
 
     def live(self) -> Collection[str]:
         return ("r",)
@@ -64,18 +65,18 @@ class Pass:
         return {}
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing, because there is nothing to free."""
 
 
 class NoEdges(Edges):
-    """Counts no message."""
+    """Edges that count no messages."""
 
     def add(self, *_: Any) -> None:
         """Do nothing."""
 
 
 class NoDistribution(Distribution):
-    """Counts no figure."""
+    """A distribution that counts no values."""
 
     def add(self, *_: Any) -> None:
         """Do nothing."""

@@ -1,13 +1,15 @@
-"""Measures what tracing costs, and metrics: the same requests, in turns, to servers that differ in nothing else.
+"""Measures the cost of tracing and metrics: sends the same requests in turn to servers that differ in nothing else.
 
     python scripts/measure_observability.py --model-path checkpoints/tiny [--baseline ANOTHER_CHECKOUT]
 
-Starts a server, one that traces (into files), and, where one is named, the server of another checkout of this
-repository (installed there with `make install`), such as one from before a change. All have nine workers. A round asks
-each of them once, in random order; while one answers, the others wait. Prints, for each scenario and server, the mean
-time for all answers of a round over the faster half of the rounds, which is hardly disturbed by what else a machine
-does; its ratio to the plain server's; and the ratio of the CPU time that all its processes took in all rounds, with
-what they did once the answers were there.
+The script starts a plain server, a server that writes traces into files, and, with --baseline, the server of another
+checkout of this repository (installed there with `make install`), for instance one from before a change. All have nine
+workers. In each round every server gets the requests once, in random order; while one server answers, the others are
+idle. For each scenario and server, the script prints:
+
+- the mean time for all answers of a round, over the faster half of the rounds, which other programs hardly disturb
+- the ratio of this time to that of the plain server
+- the ratio of the CPU time of all processes over all rounds, including their work after the answers
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import Any
 import aiohttp
 import psutil
 
-# Seconds within which a server has done what it does after an answer.
+# Seconds after which a server has finished the work that follows an answer.
 AFTERWARDS = 2.5
 
 HERE = Path(__file__).parents[1]
@@ -42,7 +44,7 @@ SCENARIOS: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 class Served:
-    """A running server. Ends when its stack closes."""
+    """A running server, which is stopped when `stack` closes."""
 
     def __init__(self, stack: ExitStack, checkout: Path, model_path: Path, *flags: str) -> None:
         command = [str(checkout / ".venv/bin/python"), "-m", "omni_pipeline.cli", "serve", "--port", "0"]
@@ -59,10 +61,10 @@ class Served:
             if line.startswith("Listening on "):
                 self.url = line.split()[2]
                 return
-        raise SystemExit(f"the server of {checkout} did not start")
+        raise SystemExit(f"the server in {checkout} did not start; run `make install` there, and try it by hand")
 
     def cpu_seconds(self) -> float:
-        """CPU time that its processes have taken."""
+        """The CPU time that the server's processes have used so far."""
         main = psutil.Process(self._process.pid)
         times = [process.cpu_times() for process in (main, *main.children(recursive=True))]
         return sum(time.user + time.system for time in times)
@@ -73,7 +75,7 @@ class Served:
 
 
 async def ready(session: aiohttp.ClientSession, served: Served) -> None:
-    """Return when the warm-up is through."""
+    """Wait until the server has finished its warm-up."""
     while True:
         async with session.get(f"{served.url}/health") as answer:
             if answer.status == 200:
@@ -82,14 +84,14 @@ async def ready(session: aiohttp.ClientSession, served: Served) -> None:
 
 
 async def ask(session: aiohttp.ClientSession, served: Served, body: dict[str, Any], prompts: list[str]) -> float:
-    """Send all prompts at once; seconds until all streams have ended."""
+    """Send all prompts at once. Returns the seconds until all streams have ended."""
 
     async def one(prompt: str) -> None:
         content = {"messages": [{"role": "user", "content": prompt}], "stream": True, "ignore_eos": True, **body}
         async with session.post(f"{served.url}/v1/chat/completions", json=content) as answer:
             text = await answer.text()
             if "[DONE]" not in text:
-                raise SystemExit(f"no whole answer: {text[-300:]}")
+                raise SystemExit(f"an answer is incomplete; it ends with {text[-300:]}")
 
     began = time.perf_counter()
     await asyncio.gather(*(one(prompt) for prompt in prompts))
@@ -110,7 +112,7 @@ async def measure(servers: dict[str, Served], rounds: int) -> None:
                     wall = await ask(session, servers[name], body, prompts)
                     if number:
                         walls[name].append(wall)
-                if not number:  # which has warmed up
+                if not number:  # the first round was the warm-up
                     await asyncio.sleep(AFTERWARDS)
                     before = {name: served.cpu_seconds() for name, served in servers.items()}
             await asyncio.sleep(AFTERWARDS)
@@ -122,15 +124,15 @@ async def measure(servers: dict[str, Served], rounds: int) -> None:
 
 
 def low(figures: list[float]) -> float:
-    """Mean of the lower half."""
+    """The mean of the lower half of `figures`."""
     return statistics.fmean(sorted(figures)[: max(1, len(figures) // 2)])
 
 
 def main() -> None:
-    """Parse, start, measure, print."""
+    """Start the servers, measure, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", type=Path, required=True)
-    parser.add_argument("--baseline", type=Path, help="another checkout, installed")
+    parser.add_argument("--baseline", type=Path, help="another checkout of this repository, with its .venv")
     parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
     model_path = arguments.model_path.resolve()

@@ -1,18 +1,18 @@
-"""Measures what the pipeline adds to the engine: the same greedy requests through the server and through a bare loop.
+"""Measures what the pipeline adds to the engine: runs the same greedy requests through the server and a bare loop.
 
     python scripts/measure_pipeline.py --model-path checkpoints/tiny
 
-Starts the server (six workers, or one with --fused), and in this process SGLang's own scheduler, stepped without any
-of our stages around it, once with decoding recorded as in the server and once as SGLang does it. All get the same
-prompts, in turns, so that they see the same machine. Prints the medians and their ratios for one stream and for
-several; figures are comparable only within one run.
+The script starts the server (six workers, or one with --fused). In this process it runs SGLang's own scheduler in a
+loop, without any of our stages: once with recorded decoding as in the server, and once with SGLang's own decoding. All
+three get the same prompts in turn, under the same conditions. The script prints the medians and their ratios for each
+number of streams. Results are comparable only within one run.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the workers: the cores are shared
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in the workers, which share the cores
 
 import argparse
 import asyncio
@@ -63,7 +63,7 @@ class Bare:
         self._tokenizer = AutoTokenizer.from_pretrained(model_path)
 
     def run(self, prompts: list[str], tokens: int, recorded: bool) -> float:
-        """Seconds to answer all prompts at once, with decoding `recorded` as in the server or as SGLang does it."""
+        """Seconds to answer all prompts at once, with decoding `recorded` as in the server, or as in SGLang."""
         self._engine.model.recorded = self._recorded if recorded else None
         requests = []
         for index, prompt in enumerate(prompts):
@@ -92,7 +92,7 @@ class Served:
         self._url = next(word for line in self._process.stdout for word in line.split() if word.startswith("http://"))
 
     async def wait(self) -> None:
-        """Until the warm-up has been answered."""
+        """Wait until the server has finished its warm-up."""
         async with aiohttp.ClientSession(self._url) as session:
             while True:
                 async with session.get("/health") as answer:
@@ -110,7 +110,7 @@ class Served:
                 assert usage["completion_tokens"] == tokens, usage
 
         async with aiohttp.ClientSession(self._url) as session:
-            await asyncio.gather(*(session.get("/health") for _ in prompts))  # connections are not what is measured
+            await asyncio.gather(*(session.get("/health") for _ in prompts))  # so that connecting is not measured
             began = time.perf_counter()
             await asyncio.gather(*(ask(session, prompt) for prompt in prompts))
             return time.perf_counter() - began
@@ -121,13 +121,13 @@ class Served:
 
 
 def prompts_of(count: int, words: int, seed: int) -> list[str]:
-    """Prompts that share no beginning, so that the prefix cache has no part in this."""
+    """Random prompts, which share no beginning, so that the prefix cache has no effect."""
     rng = random.Random(seed)
     return [" ".join(rng.choices(WORDS, k=words)) for _ in range(count)]
 
 
 async def measure(arguments: argparse.Namespace, report: Callable[[str], None]) -> dict[str, float]:
-    """Median seconds and their ratio by number of streams."""
+    """Measure and report. Returns the median seconds and their ratios, by number of streams."""
     result: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as directory:
         served = Served(arguments.model_path, arguments.fused, directory)
@@ -136,7 +136,7 @@ async def measure(arguments: argparse.Namespace, report: Callable[[str], None]) 
             await served.wait()
             for streams in arguments.streams:
                 ours, theirs, plain = [], [], []
-                for turn in range(arguments.rounds + 1):  # the first warms both up
+                for turn in range(arguments.rounds + 1):  # the first round is the warm-up
                     prompts = prompts_of(streams, arguments.words, seed=1000 * streams + turn)
                     ours.append(await served.run(prompts, arguments.tokens))
                     theirs.append(await asyncio.to_thread(bare.run, prompts, arguments.tokens, recorded=True))
@@ -146,7 +146,7 @@ async def measure(arguments: argparse.Namespace, report: Callable[[str], None]) 
                 result |= {f"sglang_{streams}": sglang, f"ratio_to_sglang_{streams}": server / sglang}
                 report(
                     f"{streams:3d} streams × {arguments.tokens} tokens: served {server:.3f} s, bare {engine:.3f} s, "
-                    f"ratio {server / engine:.2f}; bare and not recorded {sglang:.3f} s, ratio {server / sglang:.2f}"
+                    f"ratio {server / engine:.2f}; bare, not recorded {sglang:.3f} s, ratio {server / sglang:.2f}"
                 )
         finally:
             served.stop()
@@ -156,12 +156,12 @@ async def measure(arguments: argparse.Namespace, report: Callable[[str], None]) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", required=True)
-    parser.add_argument("--fused", action="store_true", help="all stages in one worker")
+    parser.add_argument("--fused", action="store_true", help="serve all stages in one worker")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--words", type=int, default=64, help="words in a prompt")
     parser.add_argument("--tokens", type=int, default=64, help="tokens in an answer")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="file to write the results to, as JSON")
     arguments = parser.parse_args()
     figures = asyncio.run(measure(arguments, print))
     if arguments.json:

@@ -1,17 +1,17 @@
-"""Measures what a codec frame costs in talker_ar, code_predictor and code2wav, beside the bare matrix products.
+"""Measures what a codec frame costs in talker_ar, code_predictor and code2wav, compared with the bare matrix products.
 
     python scripts/measure_voice.py --model-path checkpoints/tiny
     python scripts/measure_voice.py --real        # the released model's shapes, random weights
 
-CPU time of one thread, in milliseconds per frame of one voice; figures are comparable only within one run. The talker
-is measured as the stage, with all of SGLang around it, and needs a checkpoint.
+The results are CPU time of one thread, in milliseconds per frame of one utterance. They are comparable only within one
+run. The talker is measured as a whole stage, including SGLang, and needs a checkpoint.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the workers: the cores are shared
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in the workers, which share the cores
 
 import argparse
 import tempfile
@@ -52,7 +52,7 @@ def main() -> None:
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--model-path", help="a checkpoint")
     chosen.add_argument("--real", action="store_true", help="the released model's shapes, with random weights")
-    parser.add_argument("--repeats", type=int, default=40, help="runs for each figure; the lower quartile counts")
+    parser.add_argument("--repeats", type=int, default=40, help="runs per result, which is their lower quartile")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--chunks", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     arguments = parser.parse_args()
@@ -82,7 +82,7 @@ def checkpoint(model_path: str) -> tuple[Any, torch.Tensor, Any]:
 
 
 def real_shapes() -> tuple[Any, torch.Tensor, Any]:
-    """The same with random weights; the shapes are the configuration's defaults but for the number of codebooks."""
+    """As `checkpoint`, with random weights. The shapes are the configuration's defaults except for the codebooks."""
     config = Qwen3OmniMoeConfig()
     config.talker_config.code_predictor_config.num_code_groups = 16
     predictor = Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration._from_config(
@@ -115,7 +115,7 @@ def measure_talker(model_path: str, batches: list[int], repeats: int) -> None:
 
 
 class EndlessUtterances:
-    """Some voices without end."""
+    """Utterances of the talker that never end."""
 
     def __init__(self, talker: Talker, count: int, speech: SpeechOptions) -> None:
         for old in list(talker.live()):
@@ -132,7 +132,7 @@ class EndlessUtterances:
             self._take()
 
     def step(self) -> None:
-        """One more frame of each; in place of its embedding comes the state that it was picked from."""
+        """Compute one more frame of each utterance. Its feedback is the state that chose the frame, not an embedding."""
         seeds, self._seeds = self._seeds, {}
         for name, state in seeds.items():
             self._talker.receive(Chunk(name, "code_predictor", "talker_ar", FrameFeedback(Tensor.of(state))))
@@ -146,7 +146,7 @@ class EndlessUtterances:
 
 
 def talker_products(config: Any, batch: int) -> Callable[[], None]:
-    """As `matrix_products`, for one token of each voice: each goes to experts of its own where there are enough."""
+    """As `matrix_products`, for one token of each utterance. Each token uses different experts if there are enough."""
     hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim
     joined = heads + 2 * config.num_key_value_heads * config.head_dim
     routed = min(batch * config.num_experts_per_tok, config.num_experts)
@@ -184,13 +184,13 @@ def measure_predictor(model: Any, table: torch.Tensor, batches: list[int], repea
 
 
 def frames(network: ResidualNetwork, compute: Any, hidden: torch.Tensor, codes: torch.Tensor, way: Sampling) -> None:
-    """One frame for every row, as the stage computes it."""
+    """Compute one frame for every row, as the stage does."""
     rows = [(Draws(way), 0)] * len(codes)
     compute(hidden, codes, CodeChoice.of(rows, network.codebooks - 1, network.vocab, network.device))
 
 
 def matrix_products(config: Any, batch: int) -> Callable[[], None]:
-    """The products of matrices in one frame and nothing else: what no way of computing it can spare."""
+    """A function that computes only the matrix products of one frame, which no implementation can avoid."""
     heads = config.num_attention_heads * config.head_dim
     joined = heads + 2 * config.num_key_value_heads * config.head_dim
     hidden, intermediate = config.hidden_size, config.intermediate_size
@@ -214,7 +214,7 @@ def measure_vocoder(model: Any, batches: list[int], chunks: list[int], repeats: 
     network = StreamingVocoder(model, max(batches))
     whole = torch.randint(0, network.codes, (1, network.codebooks, WHOLE_FRAMES))
     theirs = milliseconds(lambda: model(whole), max(3, repeats // 8)) / WHOLE_FRAMES
-    print(f"\ncode2wav, ms per frame; the reference takes {theirs:.3f} in a whole decode of {WHOLE_FRAMES} frames")
+    print(f"\ncode2wav, ms per frame; the reference takes {theirs:.3f} when it decodes {WHOLE_FRAMES} frames at once")
     print(f"{'batch':>8}" + "".join(f"{f'chunk {frames}':>11}" for frames in chunks))
     for batch in batches:
         streams = Streams.of(range(batch), [1000] * batch, network.device)
@@ -227,7 +227,7 @@ def measure_vocoder(model: Any, batches: list[int], chunks: list[int], repeats: 
 
 
 def milliseconds(work: Callable[[], Any], repeats: int) -> float:
-    """CPU time of this thread for one run: the lower quartile of so many, after two to warm up."""
+    """CPU time of this thread for one run of `work`: the lower quartile of `repeats` runs, after two warm-up runs."""
     work()
     work()
     times = []
