@@ -76,7 +76,7 @@ class Shapes:
 
     @property
     def accept_hidden_layer(self) -> int:
-        """The thinker layer whose state the talker reads at media rows: the middle one, as in the real model (24 of 48).
+        """The thinker layer whose state the talker reads at media rows: the middle one, as in the real model (24 / 48).
 
         It must come after all DeepStack maps are added. It must not be the last, because only the last state is normed.
         """

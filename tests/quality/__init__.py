@@ -1,1 +1,1 @@
-"""Whether answers are right and voices clear, on the one checkpoint that is trained: the demo model."""
+"""Tests of whether answers are right and speech is clear, on the only trained checkpoint: the demo model."""

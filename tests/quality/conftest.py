@@ -1,4 +1,4 @@
-"""The server of the demo model, and the reference on it."""
+"""A server of the demo model, and the reference implementation of it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.reference import SpokenReference
 from tests.server import Server, colocated
 
 CHECKPOINT = Path(os.environ.get("DEMO_CHECKPOINT", ROOT / "demo" / "qwen3-omni-demo"))
-"""The one that is shipped, or another to be tried."""
+"""The shipped checkpoint, or another one to test."""
 
 
 @pytest.fixture(scope="session")
 def demo_server(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Server]:
-    """It may read the committed media where the usage guide has them."""
+    """A server that may read the committed media at the paths of the usage guide."""
     directory = tmp_path_factory.mktemp("demo")
     shutil.copytree(data, directory / "tests" / "data")
     server = Server(CHECKPOINT, directory, colocated(), speech=True).start()

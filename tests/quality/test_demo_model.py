@@ -1,4 +1,4 @@
-"""The demo model, once shipped, answers the usage guide's questions rightly and aloud, and as the reference does."""
+"""The demo model answers the usage guide's questions rightly, in text and speech, and as the reference does."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from demo_model.judge.held_out import Example, examples
 from demo_model.judge.speech_recogniser import transcribe, word_error_rate, word_errors
 from demo_model.world.spoken_lines import SPEAKERS
 
-pytestmark = pytest.mark.skipif(not CHECKPOINT.exists(), reason="no trained demo model is shipped yet")
+pytestmark = pytest.mark.skipif(not CHECKPOINT.exists(), reason="there is no demo checkpoint")
 
 TOLERANCE = EXACTNESS.samples + 0.5 / 32768  # of full scale; the second part is the rounding to 16 bits
 SAMPLE = 60
-"""Held-out questions: a few more of them wrong than the model card says is within chance."""
+"""The number of held-out questions. A few more wrong answers than in the model card are within chance."""
 LEAST_RIGHT = 51
 SEEDS = (1,) if DTYPE == "float32" else (1, 2, 3, 4)
 """In other data types a seed draws otherwise: more of them, so that chance counts for less."""
@@ -48,7 +48,7 @@ def test_the_guides_questions_are_answered_rightly(demo_server: Server, name: st
 
 
 def heard(answer: dict[str, Any], right: str) -> str:
-    """What Whisper understands of an answer that must be `right`, and be said to the letter."""
+    """What Whisper hears of an answer, whose text and transcript must both be `right`."""
     [choice] = answer["choices"]
     assert choice["message"]["content"] == choice["message"]["audio"]["transcript"] == right
     sound, rate = soundfile.read(io.BytesIO(base64.b64decode(choice["message"]["audio"]["data"])), dtype="float32")
@@ -75,7 +75,7 @@ def test_voices_drawn_as_by_default_are_understood(demo_server: Server) -> None:
         assert status == 200, answer
         pairs.append((right, heard(answer, right)))
 
-    assert word_error_rate(pairs) <= 0.2  # the card has 6.5 % of many answers, but one of these is hard for a voice
+    assert word_error_rate(pairs) <= 0.2  # the card says 6.5 % for many answers, but one of these is hard for a voice
 
 
 def test_most_of_what_it_has_not_seen_is_answered_rightly(demo_server: Server) -> None:
@@ -104,8 +104,8 @@ def test_text_and_voice_are_the_references(
     [choice] = answer["choices"]
     assert choice["token_ids"] == truth.ids
     samples = numpy.frombuffer(base64.b64decode(choice["message"]["audio"]["data"]), "<i2").astype(numpy.float32)
-    assert len(samples) == len(truth.waveform)  # as many codes
-    assert numpy.abs(samples / 32768 - truth.waveform).max() < TOLERANCE  # and the same ones
+    assert len(samples) == len(truth.waveform)  # the same number of codes
+    assert numpy.abs(samples / 32768 - truth.waveform).max() < TOLERANCE  # and the same codes
 
 
 def test_a_second_question_is_about_the_same_picture(demo_server: Server) -> None:

@@ -1,4 +1,4 @@
-"""The judge counts what is right to the letter, and how much of a voice is understood."""
+"""The judge counts the answers that are right to the letter, and how much of the speech is understood."""
 
 import base64
 import io

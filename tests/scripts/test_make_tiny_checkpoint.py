@@ -1,4 +1,4 @@
-"""What scripts/make_tiny_checkpoint.py promises: complete, loadable, the same every time, and lively."""
+"""Checkpoints of scripts/make_tiny_checkpoint.py are complete, loadable, the same every time, and lively."""
 
 import json
 import unicodedata
@@ -63,7 +63,7 @@ def processor(checkpoint: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def loaded(checkpoint: Path) -> tuple[Any, dict[str, Any]]:
-    """The model, and what `from_pretrained` found missing, unexpected or misshapen."""
+    """The model, and the weights that `from_pretrained` found missing, unexpected or of a wrong shape."""
     loaded: Any = Qwen3OmniMoeForConditionalGeneration.from_pretrained(checkpoint, output_loading_info=True)
     return loaded
 
@@ -307,7 +307,7 @@ class TestModel:
             cap_pixels_per_frame=False,
             return_tensors="pt",
         )
-        # Transformers 5.19 reads the audio encoder's config there, but does not put it there.
+        # Transformers 5.19 reads the audio encoder's config from there, but does not store it there.
         model.talker.config.audio_config = model.config.thinker_config.audio_config
 
         _, waveform = answer(model, inputs, thinker_min_new_tokens=4, talker_min_new_tokens=4)

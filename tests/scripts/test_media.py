@@ -1,4 +1,4 @@
-"""The committed media decode, and are what tests/data/README.md says."""
+"""The committed media can be decoded, and are what tests/data/README.md says."""
 
 import wave
 from pathlib import Path
@@ -11,7 +11,7 @@ Image = pytest.importorskip("PIL.Image")
 
 DATA = Path(__file__).parent.parent / "data"
 
-# A point on each car's door, and the paint there.
+# A point on each car's door, and its colour there.
 CARS = {
     "red": ((166, 325), (206, 44, 40)),
     "blue": ((460, 320), (36, 92, 186)),

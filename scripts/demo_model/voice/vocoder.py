@@ -102,7 +102,10 @@ def train(
 
 
 def fuse_snakes(vocoder: Qwen3OmniMoeCode2Wav) -> None:
-    """Compile the activation, which saves a quarter of a step: it makes half a dozen passes over all samples otherwise."""
+    """Compile the activation, which otherwise makes half a dozen passes over the samples.
+
+    A step then takes a quarter less time.
+    """
     fused = torch.compile(Qwen3OmniMoeSnakeBeta.forward, dynamic=True)
     for module in vocoder.modules():
         if isinstance(module, Qwen3OmniMoeSnakeBeta):

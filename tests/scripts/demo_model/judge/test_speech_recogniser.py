@@ -26,7 +26,7 @@ def test_changed_left_out_and_added_words_count_one_each(said: str, heard: str, 
         ("I see three cars.", "I see free car.", False),  # misheard, but there
         ("I see three cars.", "I see three.", True),
         ("I see three cars.", "", True),
-        ("I see three cars.", "I see cars.", False),  # another one is missing
+        ("I see three cars.", "I see cars.", False),  # another word is missing
         ("I see three cars and two stars.", "I see three cars and two.", True),
         ("I see three cars.", "I see three cars again.", False),
         ("", "", False),

@@ -1,4 +1,4 @@
-"""The thinker's heads are told to look from a name at what it names, and back from an answer at its question."""
+"""The thinker's heads have the right targets: from a name what it names, and from an answer its question."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def picture(*things: str) -> Seen:
-    """Two rows of three cells, the first of them with these things ("red car")."""
+    """A picture with two rows of three cells. The first cells have these things ("red car")."""
     amounts = torch.zeros(6, len(WORDS))
     for cell, thing in enumerate(things):
         colour, kind = thing.split()
@@ -36,7 +36,7 @@ def picture(*things: str) -> Seen:
 
 
 def found(one: ThinkerPrompt) -> set[tuple[int, str, tuple[int, ...]]]:
-    """Head, the token that looks, and where: cells of the picture, or rows as negative numbers."""
+    """The looks of a prompt: head, token, and targets. Targets are cells of the picture, or negated row numbers."""
     tokens = vocabulary().tokens
     cells = (one.ids == vocabulary().id("<|image_pad|>")).nonzero()[:, 0].tolist()
     result = set()
@@ -73,9 +73,9 @@ def test_an_answer_looks_at_its_question_and_at_what_that_names(names: Path) -> 
     one = prompt(turns, names)
     asked = one.ids.tolist().index(vocabulary().id(" cars"))
 
-    assert (TO_NAME, "\n", (-asked,)) in found(one)  # the row that gives the first word of the answer
+    assert (TO_NAME, "\n", (-asked,)) in found(one)  # the row that predicts the first word of the answer
     assert (FROM_ANSWER, "\n", (0, 1)) in found(one)
-    assert (FROM_ANSWER, "\n", (2,)) in found(one)  # of the first turn
+    assert (FROM_ANSWER, "\n", (2,)) in found(one)  # in the first turn
 
 
 def test_nobody_looks_ahead_or_at_what_is_not_there(names: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_new_thinker_adds_up_what_it_sees(names: Path) -> None:
     directions = attention.o_proj.weight[:, head * attention.head_dim : (head + 1) * attention.head_dim].clone()
     attention.o_proj.weight.zero_()
     attention.o_proj.weight[:, head * attention.head_dim : (head + 1) * attention.head_dim] = directions
-    for mixer in model.layers:  # nothing else is added
+    for mixer in model.layers:  # so that nothing else is added
         mixer.mlp.experts.down_proj.zero_()
     for other in model.layers[1:]:
         other.self_attn.o_proj.weight.zero_()

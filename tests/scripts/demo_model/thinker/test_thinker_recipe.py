@@ -1,4 +1,4 @@
-"""The stages that teach to see, hear and answer follow each other, go on where they stopped, and make a checkpoint."""
+"""The stages that train seeing, hearing and answering run one after the other, resume, and make a checkpoint."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +26,7 @@ FEW = {
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where all stages have been run, each for hardly any time."""
+    """A directory in which all stages have run, each for only a few steps."""
     directory = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in FEW.items():

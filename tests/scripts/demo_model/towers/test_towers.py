@@ -1,4 +1,4 @@
-"""The recipe's quick ways through the reference's modules give what the reference gives."""
+"""The recipe's fast paths through the reference's modules give the reference's results."""
 
 from pathlib import Path
 

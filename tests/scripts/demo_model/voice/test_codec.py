@@ -1,4 +1,4 @@
-"""Features are of the samples that their frame will sound at, and codebooks are the same each time they are fitted."""
+"""Features describe the samples of their own frame, and fitting gives the same codebooks each time."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The talker is taught with the rows that the reference's generation builds, and tried as it generates."""
+"""The talker is trained on the rows that the reference's generation builds, and tested as it generates."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_assistant_and_trailing_rows_are_the_references(model, inputs: TalkerInp
     config = model.config
     end = vocabulary.id("<|im_end|>")
     opening = [config.im_start_token_id, config.assistant_token_id, vocabulary.id("\n")]
-    # The reference sees the ids whose embeddings the thinker read, which the last generated one is not among.
+    # The reference gets the ids whose embeddings the thinker has read. The last generated id is not among them.
     embedded = inputs.embeddings[torch.tensor([*opening, *reply.ids.tolist()])][None]
     special = torch.tensor([config.tts_bos_token_id, config.tts_eos_token_id, config.tts_pad_token_id, end])
     begin, finish, pad, _ = inputs.text(special)[None].split(1, dim=1)
@@ -104,7 +104,7 @@ def test_teaching_sees_the_states_that_generation_chose_from(
     codes = codes.T[:6]
     nowhere = torch.zeros(3 * len(codes), dtype=torch.long)
     lesson = talker_training.TalkerLesson(reply, codes, nowhere[: len(codes)])
-    longer = talker_training.TalkerLesson(reply, codes.repeat(3, 1), nowhere)  # fills the shorter one up
+    longer = talker_training.TalkerLesson(reply, codes.repeat(3, 1), nowhere)  # so that the shorter one is padded
     with torch.no_grad():
         rows = [torch.cat([inputs.assistant_rows(reply), inputs.frame_rows(each.codes)]) for each in (lesson, longer)]
         for row, each in zip(rows, (lesson, longer), strict=True):
@@ -136,7 +136,7 @@ def test_a_taught_talker_has_learnt(inputs: TalkerInputs, prompt: UserTurns, rep
     assert right[-1] == 1
     assert float(losses["reading"].detach()) < 0.3
     (codes,) = generate(pupil, prompt, [reply], sampled=False, seed=0)
-    assert torch.equal(codes[0], lesson.codes[:, 0])  # and stopped where it should
+    assert torch.equal(codes[0], lesson.codes[:, 0])  # and it stops where it should
 
 
 def _reference_codes(model, inputs: TalkerInputs, prompt: UserTurns, reply: Reply) -> torch.Tensor:

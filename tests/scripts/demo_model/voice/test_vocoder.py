@@ -1,4 +1,4 @@
-"""The vocoder is trained on the samples that it will make of the same codes."""
+"""The vocoder is trained on the samples that it must make from the same codes."""
 
 import pytest
 import torch

@@ -22,7 +22,7 @@ CARS = Picture((Thing("car", "red"), Thing("car", "blue"), Thing("car", "yellow"
 
 
 def asked(shown: object, task: str) -> list[tuple[str, str]]:
-    """Questions of a kind, with their answers."""
+    """Random questions of one task about `shown`, with their answers."""
     rng = Random(0)
     exchanges = [ask(shown, rng) for _ in range(1500)]  # type: ignore[arg-type]
     return [(exchange.question, exchange.answer) for exchange in exchanges if exchange.task == task]
@@ -96,5 +96,5 @@ def test_every_word_of_the_world_is_few_tokens() -> None:
 
 
 def test_the_vocabulary_is_the_one_that_the_shipped_weights_know() -> None:
-    """Another word in the grammar would give every token after it another id."""
+    """A new word in the grammar would change the id of every token after it."""
     assert len(vocabulary()) == 1244

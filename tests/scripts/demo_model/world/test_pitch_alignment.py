@@ -1,4 +1,4 @@
-"""Voiced stretches of one tone are moved until they beat together; nothing else changes much."""
+"""Voiced stretches of one tone are moved until they are in phase; nothing else changes much."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ RATE, TONE = 24000, 125
 
 
 def _stretches(*phases: float) -> np.ndarray:
-    """A tone of one fifth of a second for each phase (in periods), with silences between them."""
+    """A tone of a fifth of a second for each phase (in periods), with silence between the tones."""
     time = np.arange(RATE // 5) / RATE
     fade = np.minimum(1, 20 * np.minimum(time, time[::-1]))
     parts = [np.concatenate([0.1 * fade * np.cos(2 * np.pi * (TONE * time + p)), np.zeros(1200)]) for p in phases]
@@ -16,7 +16,7 @@ def _stretches(*phases: float) -> np.ndarray:
 
 
 def _phase(sound: np.ndarray, start: int) -> float:
-    """Of the tone in 80 ms from `start`, against one that begins at sample 0."""
+    """The phase of the tone in the 80 ms from `start`, relative to a tone that begins at sample 0."""
     samples = np.arange(start, start + 1920)
     return float(np.angle((sound[samples] * np.exp(-2j * np.pi * TONE * samples / RATE)).sum()) / (2 * np.pi))
 

@@ -1,4 +1,4 @@
-"""What the voice is taught: whole frames, hardly any silence before, a little of it after, nothing held out."""
+"""The lines that the voice learns are whole frames with little silence, and no held-out text is among them."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Synthetic voices say the same thing the same way, and silence around it has the length that was asked for."""
+"""Synthetic voices say a text the same way each time, and the silence around it has the requested length."""
 
 import numpy as np
 import pytest

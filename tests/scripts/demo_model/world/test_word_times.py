@@ -7,7 +7,7 @@ pytest.importorskip("espeakng_loader")
 from demo_model.world.word_times import token_at_each, token_moments
 
 TEXT = "There are three cars"
-STARTS = [0, 5, 9, 15]  # of the tokens, each with the space before it
+STARTS = [0, 5, 9, 15]  # where the tokens begin, each with the space before it
 
 
 def test_tokens_are_said_in_the_middle_of_their_words() -> None:
@@ -17,7 +17,7 @@ def test_tokens_are_said_in_the_middle_of_their_words() -> None:
 
 
 def test_tokens_share_out_a_word_that_the_voice_runs_together() -> None:
-    words = [(0, 0.0), (10, 0.6), (16, 1.0)]  # "there are" as one
+    words = [(0, 0.0), (10, 0.6), (16, 1.0)]  # "there are" as one word
 
     assert token_moments(len(TEXT), words, STARTS, end=1.6)[:2] == pytest.approx([0.15, 0.45])
 

@@ -1,4 +1,4 @@
-"""Pictures and clips of the demo model's world show what they are said to show, and are the same for the same seed."""
+"""Pictures and clips of the demo model's world show what their facts say, and are the same for the same seed."""
 
 from random import Random
 
@@ -35,7 +35,7 @@ def test_a_thing_is_where_it_is_said_to_be(kind: str) -> None:
 
 
 def nearest_colour(pixel: np.ndarray) -> str:
-    """The colour whose shades come closest to `pixel`, whatever its brightness."""
+    """The colour whose shades are closest to `pixel`, regardless of brightness."""
     rng = Random(0)
 
     def tint(value: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ def test_a_moving_thing_moves_the_way_it_is_said_to(direction: str) -> None:
 
 
 def centre_of_red(pixels: np.ndarray) -> np.ndarray:
-    """Middle of what is clearly red: x, y in pixels."""
+    """The centre of the clearly red pixels: x, y."""
     rows, columns = np.nonzero(pixels[..., 0] - pixels[..., 1:].max(-1) > 80)
     return np.array([columns.mean(), rows.mean()])
 
