@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--text-only", action="store_true", help="serve and request text only")
     parser.add_argument("--times", type=int, default=1, help="how often each worker gets each signal")
     parser.add_argument("--minutes", type=float, default=math.inf, help="send no signals after this time")
-    parser.add_argument("--workers", nargs="+", help=f"workers to hit, or '{FORK_SERVER}' (all workers)")
+    parser.add_argument("--workers", nargs="+", help=f"what to hit; may include '{FORK_SERVER}' (default: all workers)")
     parser.add_argument("--signals", nargs="+", choices=["KILL", "STOP"], default=["KILL", "STOP"])
     parser.add_argument("--clients", type=int, default=8, help="number of requests at a time")
     parser.add_argument("--of-each", type=int, default=3, help="number of different requests of each kind")

@@ -208,7 +208,7 @@ class Stroke:
     """In hertz."""
 
     def drawn(self, moment: float) -> list[Point]:
-        """The part of the line that is drawn by `moment`. The points follow at equal distances in time."""
+        """The part of the line that is drawn by `moment`. Points are drawn at equal intervals."""
         progress = (moment - self.start) / (self.end - self.start)
         return self.points[: math.ceil(min(max(progress, 0), 1) * len(self.points))]
 

@@ -132,7 +132,7 @@ class EndlessUtterances:
             self._take()
 
     def step(self) -> None:
-        """Compute one more frame of each utterance. Its feedback is the state that chose the frame, not an embedding."""
+        """Compute one more frame of each utterance. Feed back the state that chose the frame, not an embedding."""
         seeds, self._seeds = self._seeds, {}
         for name, state in seeds.items():
             self._talker.receive(Chunk(name, "code_predictor", "talker_ar", FrameFeedback(Tensor.of(state))))

@@ -35,14 +35,14 @@ from trials.report import memory_table
 from trials.service import Service
 from trials.traffic import Book, Traffic, ask_alone
 
-# Queues so short that twice the bearable rate is soon refused, and does not wait for minutes.
+# Short queues, so that requests at twice the bearable rate are soon refused, and do not wait for minutes.
 LIMITS = {"requests": 16, "queued": 16}
 
 CALIBRATION_SECONDS = 20.0
 REFUSED = "too_many_requests"
 AT_ONCE = 10
 WARM_ROUNDS = 10
-# The delay with which the requests that a stage holds become known.
+# A stage reports the requests that it holds with at most this delay.
 HEARTBEAT_SECONDS = 1.0
 
 

@@ -29,7 +29,7 @@ class FuzzReport(Struct):
     """The result of one run.
 
     Attributes:
-        outcomes: The number of cases for each kind of case with its status and code.
+        outcomes: The number of cases for each combination of kind, status and code.
         findings: Cases with a wrong answer.
         crashes: Cases in which a worker died.
         slowest: The slowest cases: seconds, number and description.

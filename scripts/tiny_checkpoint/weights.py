@@ -3,7 +3,7 @@
 The usual initialisation (every matrix with a standard deviation of 0.02) makes a random but dead model: attention is
 uniform, one token repeats forever, and the waveform is silence. A server that mixed up two requests would still pass
 its tests. Here every matrix keeps the size of its input instead (*unit gain*), and a few larger gains make attention
-and routing decisive. The length of an answer is measured, and set.
+and routing decisive. Finally, how soon an answer ends is measured and set.
 """
 
 import hashlib
@@ -40,8 +40,8 @@ _SILENT_ROW = -40.0
 class Rule:
     """How to draw the parameters whose name matches `pattern`: normally distributed around `mean`.
 
-    The standard deviation is `std`. If there is a `gain`, it is such that the matrix multiplies the root mean square of
-    its input by `gain`.
+    The standard deviation is `std`. If there is a `gain`, it is chosen so that the matrix multiplies the root mean
+    square of its input by `gain`.
     """
 
     pattern: str

@@ -36,7 +36,10 @@ class TrialConversation(Struct, frozen=True):
 
 
 def conversations(seed: int, *, of_each: int, speech: bool) -> list[TrialConversation]:
-    """Make `of_each` requests of every kind, those with a spoken answer only if `speech`; the same ones for a seed."""
+    """Make `of_each` requests of every kind, the same ones for the same seed.
+
+    Only with `speech` are there requests for spoken answers.
+    """
     draw = random.Random(seed)
     kinds = {**_WRITTEN, **(_SPOKEN if speech else {})}
     return [

@@ -32,7 +32,7 @@ def assemble(parts: Iterable[Path], directory: Path, incomplete: bool = False) -
         incomplete: Whether weights may be missing; missing ones are drawn at random.
 
     Raises:
-        ValueError: a weight is missing, or the model has no weight of a name.
+        ValueError: A weight is missing, or the model does not know the name of a weight.
     """
     torch.manual_seed(0)
     model = Qwen3OmniMoeForConditionalGeneration(model_configuration())

@@ -3,8 +3,8 @@
 From answers alone the thinker learns within minutes what a picture shows as a whole, but even in an hour it does not
 learn to look up the one thing that a question is about: as long as it does not attend to the right rows, nothing in the
 loss leads it there. So a few heads get targets: from a word of a question to the things that it names, and from an
-answer to its question and to these things. Also, only some answers have a number, and only in one word. So the thinker
-is asked for the number wherever a thing is named.
+answer to its question and to these things. Also, only some answers contain a number, and it is a single word there. So
+the thinker is asked for the number wherever a thing is named.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _ENOUGH = 0.4
 """The share of its attention that a head must give to its target. With a larger share it would lose sight of how much
 else there is, which it needs for counting."""
 _THERE = 0.15
-"""The amount of a thing from which a row counts as showing it."""
+"""A row shows a thing if it says more than this amount of it."""
 _NAMED = 0.5
-"""The similarity to a name from which a row counts as that name."""
+"""A row counts as a name if its similarity to the name's embedding is larger than this."""
 _NEAR = 8
 """The most rows between a spoken colour and the name that it belongs to: there may be silence between them."""
 

@@ -38,7 +38,7 @@ def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
             add_thing(amounts[0], columns, x / columns, y / rows, words_for(thing))
 
     def mark(step: int, sketch: str, done: float) -> None:
-        """Add a drawing. The more of it is done, the more of its cells name it, and the more of these rightly."""
+        """Add a drawing. The more of it is done, the more cells name it, and the more of these names are right."""
         for row in range(top, min(top + side, rows)):
             for column in range(left, min(left + side, columns)):
                 if rng.random() < 0.5 * done:

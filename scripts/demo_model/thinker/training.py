@@ -35,7 +35,7 @@ _KEY_BLUR, _SAME_BLUR, _QUERY_BLUR, _SHARPER = 0.3, 0.2, 0.1, 1.2
 _CELLS = 80
 """The number of cells of most pictures."""
 ADDED_UP = (*KINDS, *COLOURS, *PAIRS)
-"""The words that questions ask the number of. A head has room for no more than 48."""
+"""The words whose number questions ask for. A head has room for no more than 48."""
 _LOUDNESS = 4.0
 """The score that a new output head gives to a token whose own row it reads."""
 
@@ -171,7 +171,7 @@ Source = Callable[[Random, str], LabelledConversation]
 def imagined(names: Path, spoken_share: float = 0.15, most_turns: int = 6) -> Source:
     """Return a source of conversations with the outputs of ideal towers.
 
-    They are long and mostly typed, because these teach most for their cost.
+    The conversations are long and mostly typed, because such conversations teach most for their cost.
     """
 
     def make(rng: Random, kind: str) -> LabelledConversation:

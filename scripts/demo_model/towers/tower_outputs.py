@@ -77,8 +77,8 @@ class Observed:
     def source(self, spoken_share: float = 0.5, most_turns: int = 4, imagination: bool = True) -> Any:
         """Return a `thinker.training.Source` of conversations about these pictures, clips and questions.
 
-        For a question without a recorded sound, an imagined sound is made. Without `imagination`, another question is
-        asked instead.
+        For a question that was not spoken, the rows of an imagined sound are used. Without `imagination`, another
+        question is asked instead.
         """
 
         def make(rng: Random, kind: str) -> LabelledConversation:

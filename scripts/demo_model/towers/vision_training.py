@@ -1,4 +1,4 @@
-"""Trains the vision tower to name, for each cell, the things whose centre is near: before it sees any question."""
+"""Trains the vision tower to name the things in each cell of a picture, before any question is asked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from demo_model.world.grammar import COLOURS, DIRECTIONS
 
 _SHARPNESS = 8.0
 _ENOUGH = 0.4
-"""The share of a thing from which a cell must name it."""
+"""A cell must name a thing if it has more than this share of it."""
 _NAMES = slice(0, len(NAMES))
 _COLOURS = slice(len(NAMES), len(NAMES) + len(COLOURS))
 _DIRECTIONS = slice(len(NAMES) + len(COLOURS), len(NAMES) + len(COLOURS) + len(DIRECTIONS))

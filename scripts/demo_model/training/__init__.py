@@ -1,1 +1,1 @@
-"""What all trainings share: state, learning rate and command line."""
+"""What all training runs share: state, learning rate and command line."""

@@ -70,7 +70,7 @@ class SpeechCodec:
 
 
 def _k_means(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` centres of `points`. A centre that no point is nearest to moves to a point far from its own centre."""
+    """`count` centres of `points`. An unused centre moves to a point that is far from all centres."""
     centres = points[torch.randperm(len(points), generator=generator)[:count]].clone()
     for _ in range(_ROUNDS):
         nearest = _nearest(points, centres)

@@ -194,7 +194,7 @@ def _tokens_at(lesson: TalkerLesson, end: int) -> Tensor:
 
 
 def slips(codes: Tensor, neighbours: Tensor, generator: torch.Generator) -> Tensor:
-    """`codes` [frames, groups] with some codes replaced by similar ones or, in some lessons, half of them by any."""
+    """`codes` [frames, groups] with some replaced by similar ones; in some lessons, half the frames are random."""
     if torch.rand((), generator=generator) < _DEAFENED:
         lost = torch.rand(len(codes), 1, generator=generator) < _DEAF_SLIPS
         return torch.where(lost, torch.randint(neighbours.shape[1], codes.shape, generator=generator), codes)

@@ -1,9 +1,9 @@
-"""Shifts the voiced stretches of a speech of constant pitch, so that all its pulses are in phase.
+"""Shifts the voiced stretches of speech with a constant pitch, so that all its pulses are in phase.
 
 espeak-ng starts each voiced stretch at an arbitrary phase. After the shift the tone has the same phase in all
 stretches. As a codec frame holds a whole number of periods, it also has the same phase in all frames: then equal codes
 can mean one waveform, exact to the sample. No stretch moves by more than a few milliseconds. The sound between two
-stretches is stretched or compressed a little.
+stretches becomes a little longer or shorter.
 """
 
 import numpy as np
