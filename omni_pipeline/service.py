@@ -13,12 +13,10 @@ from typing import Protocol, TypeAlias
 from omni_pipeline.config import trace_target
 from omni_pipeline.config.schema import Config, Server
 from omni_pipeline.contract.graph import load_object
-from omni_pipeline.deployment import checkpoint, host_memory
-from omni_pipeline.deployment.memory_plan import place, refuse, sized
+from omni_pipeline.deployment.checkpoint import find_checkpoint
+from omni_pipeline.deployment.prepare import free_memory, prepare
 from omni_pipeline.deployment.resolve import Deployment, resolve
-from omni_pipeline.deployment.stage_checks import check_stages
 from omni_pipeline.errors import StartupError
-from omni_pipeline.gpus import memory_used
 from omni_pipeline.kernels import toolchain
 from omni_pipeline.supervision.fleet import StartProgress
 from omni_pipeline.supervision.pipeline import Supervisor
@@ -138,14 +136,12 @@ def check_model(deployment: Deployment, display: Display) -> tuple[str, Deployme
     spec = deployment.graph.checkpoint
     if spec is None:
         return deployment.model_path, deployment
-    found = checkpoint.find_checkpoint(deployment.model_path, spec, display.note)
-    check_stages(deployment, found)
-    used = memory_used(deployment.gpus) if deployment.gpus else {}
-    placement = place(deployment, found, ram=host_memory.available_bytes(), used=used)
-    refuse(placement)
-    for note in placement.notes:
+    checkpoint = find_checkpoint(deployment.model_path, spec, display.note)
+    prepared = prepare(deployment, checkpoint, free_memory(deployment.gpus))
+    prepared.refuse()
+    for note in prepared.placement.notes:
         display.note(note)
-    return found.path, sized(deployment, placement)
+    return checkpoint.path, prepared.sized()
 
 
 def _stop_on_signals(hurry: Callable[[], None], display: Display) -> asyncio.Event:

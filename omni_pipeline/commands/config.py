@@ -20,10 +20,9 @@ from omni_pipeline.config.json_schema import json_schema
 from omni_pipeline.config.layers import Settings
 from omni_pipeline.config.schema import Config
 from omni_pipeline.contract.graph import load_graph
-from omni_pipeline.deployment import checkpoint, host_memory
-from omni_pipeline.deployment.memory_plan import place, refuse, sized
+from omni_pipeline.deployment.checkpoint import describe_checkpoint, find_checkpoint
+from omni_pipeline.deployment.prepare import FreeMemory, free_memory, prepare
 from omni_pipeline.deployment.resolve import Deployment, resolve
-from omni_pipeline.deployment.stage_checks import check_stages
 from omni_pipeline.kernels import toolchain
 
 app = typer.Typer(
@@ -56,7 +55,7 @@ def show(
     Takes the flags of serve. What it prints can be used as a file. Where the checkpoint's config.json is here, GPU
     memory is divided as it would be at the start.
     """
-    lines = explain(settings, _divided(resolved(settings, gpus)))
+    lines = explain(settings, _divided(resolved(settings, gpus), gpus))
     if as_json:
         print(json.dumps([msgspec.to_builtins(line) for line in lines], indent=1))
     else:
@@ -76,9 +75,8 @@ def check(settings: Settings, gpus: Gpus = None) -> None:
     console = Console()
     spec = deployment.graph.checkpoint
     if spec is not None and os.path.isdir(deployment.model_path):
-        found = checkpoint.find_checkpoint(deployment.model_path, spec, console.print)
-        check_stages(deployment, found)
-        refuse(place(deployment, found, ram=host_memory.available_bytes()))
+        found = find_checkpoint(deployment.model_path, spec, console.print)
+        prepare(deployment, found, free_for(deployment, gpus)).refuse()
         told = "complete, and it fits"
     else:
         told = "not here, and not checked"
@@ -116,13 +114,18 @@ def resolved(settings: Settings, description: str | None) -> Deployment:
     return resolve(settings.config, gpus.parse(description) if description is not None else None)
 
 
-def _divided(deployment: Deployment) -> Deployment:
+def free_for(deployment: Deployment, description: str | None) -> FreeMemory:
+    """What is free for a deployment: on this machine's GPUs what other programs leave, on GPUs described all."""
+    return free_memory(deployment.gpus if description is None else ())
+
+
+def _divided(deployment: Deployment, description: str | None) -> Deployment:
     """The deployment with its memory divided, if it is on GPUs and anything is known of the checkpoint."""
     spec = deployment.graph.checkpoint
     if spec is None or not deployment.gpus or not os.path.isfile(os.path.join(deployment.model_path, "config.json")):
         return deployment
-    found = checkpoint.describe_checkpoint(deployment.model_path, spec)
-    return sized(deployment, place(deployment, found, ram=host_memory.available_bytes()))
+    found = describe_checkpoint(deployment.model_path, spec)
+    return prepare(deployment, found, free_for(deployment, description), checked=False).sized()
 
 
 def describe_workers(deployment: Deployment) -> list[str]:

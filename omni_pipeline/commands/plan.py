@@ -10,17 +10,16 @@ import typer
 from msgspec import Struct
 from rich.console import Console
 
-from omni_pipeline.commands.config import Gpus, resolved
+from omni_pipeline.commands.config import Gpus, free_for, resolved
 from omni_pipeline.commands.options import takes_settings
 from omni_pipeline.commands.plan_view import draw
 from omni_pipeline.config.layers import Settings
 from omni_pipeline.contract.stage_memory import Request
-from omni_pipeline.deployment import checkpoint, host_memory
 from omni_pipeline.deployment.alternatives import Remedy, remedies
-from omni_pipeline.deployment.memory_plan import DevicePlan, Placement, place
-from omni_pipeline.deployment.stage_checks import check_stages
+from omni_pipeline.deployment.checkpoint import describe_checkpoint
+from omni_pipeline.deployment.memory_plan import DevicePlan, Placement
+from omni_pipeline.deployment.prepare import prepare
 from omni_pipeline.errors import StartupError
-from omni_pipeline.gpus import memory_used
 
 _REQUEST = Request()
 _Tokens = Annotated[int, typer.Option(min=1, metavar="N", help="Of the request that the plan counts in.")]
@@ -66,12 +65,10 @@ def planned(settings: Settings, gpus: str | None, request: Request) -> PlanRepor
     spec = deployment.graph.checkpoint
     if spec is None:
         raise StartupError(f"The graph {deployment.graph.name} loads no checkpoint, so there is nothing to plan.")
-    found = checkpoint.describe_checkpoint(deployment.model_path, spec)
-    check_stages(deployment, found)
-    used = memory_used(deployment.gpus) if gpus is None and deployment.gpus else {}
-    placement = place(deployment, found, ram=host_memory.available_bytes(), used=used, request=request)
+    found, free = describe_checkpoint(deployment.model_path, spec), free_for(deployment, gpus)
+    placement = prepare(deployment, found, free, request=request).placement
     seek = deployment.uses_cuda and not placement.fits
-    changes = remedies(settings.config, found, deployment.gpus, request) if seek else ()
+    changes = remedies(settings.config, found, deployment.gpus, free, request) if seek else ()
     return PlanReport(found.path, placement, changes)
 
 

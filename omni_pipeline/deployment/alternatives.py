@@ -12,7 +12,8 @@ from omni_pipeline.contract.flag import Flag
 from omni_pipeline.contract.graph import Graph, load_graph
 from omni_pipeline.contract.stage_memory import Request
 from omni_pipeline.deployment.checkpoint import Checkpoint, described
-from omni_pipeline.deployment.memory_plan import Placement, place
+from omni_pipeline.deployment.memory_plan import Placement
+from omni_pipeline.deployment.prepare import FreeMemory, prepare
 from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.deployment.stage_checks import check_stages
 from omni_pipeline.errors import StartupError
@@ -35,17 +36,30 @@ class Remedy(Struct, frozen=True):
     requests: int
 
 
+class _Room(Struct, frozen=True):
+    """GPUs, and what is free on them."""
+
+    gpus: tuple[Gpu, ...]
+    free: FreeMemory
+
+    def left(self) -> dict[int, float]:
+        """Bytes that are free on each GPU."""
+        return {gpu.index: float(gpu.memory - self.free.used.get(gpu.index, 0)) for gpu in self.gpus}
+
+
 class _Attempt(Struct, frozen=True):
     change: str
     config: Config
     checkpoint: Checkpoint
-    gpus: tuple[Gpu, ...]
+    room: _Room
 
 
-def remedies(config: Config, checkpoint: Checkpoint, gpus: Sequence[Gpu], request: Request) -> tuple[Remedy, ...]:
+def remedies(
+    config: Config, checkpoint: Checkpoint, gpus: Sequence[Gpu], free: FreeMemory, request: Request
+) -> tuple[Remedy, ...]:
     """Changes of which each alone makes `config` fit on `gpus`, the mildest first."""
     found: list[Remedy] = []
-    for group in _groups(config, checkpoint, tuple(gpus)):
+    for group in _groups(config, checkpoint, _Room(tuple(gpus), free)):
         tried = ((attempt, _tried(attempt, request)) for attempt in group)
         fitting = ((attempt, placement) for attempt, placement in tried if placement is not None and placement.fits)
         for attempt, placement in fitting:
@@ -56,19 +70,19 @@ def remedies(config: Config, checkpoint: Checkpoint, gpus: Sequence[Gpu], reques
     return tuple(found)
 
 
-def _groups(config: Config, checkpoint: Checkpoint, gpus: tuple[Gpu, ...]) -> Iterator[Iterator[_Attempt]]:
+def _groups(config: Config, checkpoint: Checkpoint, room: _Room) -> Iterator[Iterator[_Attempt]]:
     """Kinds of changes; of each the first attempt that fits is enough."""
     graph = load_graph(config.graph)
     quantised = _quantised(graph, checkpoint)
     silent = structs.replace(config, text_only=True)
-    yield _layouts((), (), config, checkpoint, gpus)
+    yield _layouts((), (), config, checkpoint, room)
     if quantised is not None:
-        yield _layouts((_FP8,), (), config, quantised, gpus)
+        yield _layouts((_FP8,), (), config, quantised, room)
     if not config.text_only and graph.text_stages:
-        yield _layouts((), (_SILENT,), silent, checkpoint, gpus)
+        yield _layouts((), (_SILENT,), silent, checkpoint, room)
         if quantised is not None:
-            yield _layouts((_FP8,), (_SILENT,), silent, quantised, gpus)
-    yield _one_gpu(config, checkpoint)
+            yield _layouts((_FP8,), (_SILENT,), silent, quantised, room)
+    yield _one_gpu(config, checkpoint, room.free.ram)
 
 
 def _layouts(
@@ -76,7 +90,7 @@ def _layouts(
     flags: tuple[str, ...],
     config: Config,
     checkpoint: Checkpoint,
-    gpus: tuple[Gpu, ...],
+    room: _Room,
 ) -> Iterator[_Attempt]:
     """This configuration, all on one GPU, and spread over all.
 
@@ -84,13 +98,13 @@ def _layouts(
         takes, flags: What else is different in it.
     """
     if takes or flags:
-        yield _Attempt(_change(takes, flags), config, checkpoint, gpus)
+        yield _Attempt(_change(takes, flags), config, checkpoint, room)
     free = structs.replace(config, stages=_anywhere(config.stages), colocate=False)
     if not config.colocate:
         together = structs.replace(free, colocate=True)
-        yield _Attempt(_change(takes, (*flags, _TOGETHER)), together, checkpoint, gpus)
-    for places, spread in _spreads(free, checkpoint, gpus):
-        yield _Attempt(_change(takes, (*flags, places)), spread, checkpoint, gpus)
+        yield _Attempt(_change(takes, (*flags, _TOGETHER)), together, checkpoint, room)
+    for places, spread in _spreads(free, checkpoint, room):
+        yield _Attempt(_change(takes, (*flags, places)), spread, checkpoint, room)
 
 
 def _change(takes: tuple[str, ...], flags: tuple[str, ...]) -> str:
@@ -104,7 +118,7 @@ def _anywhere(stages: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
     }
 
 
-def _spreads(config: Config, checkpoint: Checkpoint, gpus: tuple[Gpu, ...]) -> Iterator[tuple[str, Config]]:
+def _spreads(config: Config, checkpoint: Checkpoint, room: _Room) -> Iterator[tuple[str, Config]]:
     """Layouts over several GPUs: the stage that can be shared on some of them, the others where most is left."""
     graph = load_graph(config.graph)
     stages = [
@@ -113,15 +127,15 @@ def _spreads(config: Config, checkpoint: Checkpoint, gpus: tuple[Gpu, ...]) -> I
         if spec.accelerated and not (config.text_only and graph.text_stages and spec.name not in graph.text_stages)
     ]
     shared = next((spec.name for spec in stages if spec.parallel), None)
-    if shared is None or len(gpus) < 2:
+    if shared is None or len(room.gpus) < 2:
         return
-    for ranks in (1, *(ranks for ranks in _RANKS if ranks <= len(gpus))):
+    for ranks in (1, *(ranks for ranks in _RANKS if ranks <= len(room.gpus))):
         placed = {shared: list(range(ranks))}
         alone = {spec.name: [0] for spec in stages}
-        sizes = _sizes(structs.replace(config, stages=_put(config.stages, alone | placed)), checkpoint, gpus)
+        sizes = _sizes(structs.replace(config, stages=_put(config.stages, alone | placed)), checkpoint, room)
         if sizes is None:
             continue
-        left = {gpu.index: float(gpu.memory) for gpu in gpus}
+        left = room.left()
         for index in placed[shared]:
             left[index] -= sizes[shared]
         for name in sorted(alone.keys() - {shared}, key=lambda name: -sizes[name]):
@@ -146,9 +160,9 @@ def _flags(places: Mapping[str, list[int]], flags: Sequence[Flag]) -> str:
     return " ".join(words)
 
 
-def _sizes(config: Config, checkpoint: Checkpoint, gpus: tuple[Gpu, ...]) -> dict[str, int] | None:
+def _sizes(config: Config, checkpoint: Checkpoint, room: _Room) -> dict[str, int] | None:
     """What each stage takes of a GPU without its cache."""
-    placement = _tried(_Attempt("", config, checkpoint, gpus), Request())
+    placement = _tried(_Attempt("", config, checkpoint, room), Request())
     if placement is None:
         return None
     return {holding.stage: holding.fixed for device in placement.devices for holding in device.holdings}
@@ -162,13 +176,14 @@ def _quantised(graph: Graph, checkpoint: Checkpoint) -> Checkpoint | None:
     return described(checkpoint.path, spec.quantised(checkpoint.config), spec)
 
 
-def _one_gpu(config: Config, checkpoint: Checkpoint) -> Iterator[_Attempt]:
-    """The smallest GPU that would do for all, in steps of 8 GiB."""
+def _one_gpu(config: Config, checkpoint: Checkpoint, ram: int | None) -> Iterator[_Attempt]:
+    """The smallest GPU that would do for all, empty, in steps of 8 GiB."""
     together = structs.replace(config, stages=_anywhere(config.stages), colocate=True)
 
     def attempt(step: int) -> _Attempt:
         change = _change((f"one GPU with {_STEP * step} GiB or more",), (_TOGETHER,))
-        return _Attempt(change, together, checkpoint, (Gpu(0, "larger", _STEP * step * _GIB, "0"),))
+        larger = Gpu(0, "larger", _STEP * step * _GIB, "0")
+        return _Attempt(change, together, checkpoint, _Room((larger,), FreeMemory(ram)))
 
     def fits(step: int) -> bool:
         placement = _tried(attempt(step), Request())
@@ -180,11 +195,11 @@ def _one_gpu(config: Config, checkpoint: Checkpoint) -> Iterator[_Attempt]:
 def _tried(attempt: _Attempt, request: Request) -> Placement | None:
     """What an attempt takes; None where the configuration itself refuses it."""
     try:
-        deployment = resolve(attempt.config, attempt.gpus)
-        check_stages(deployment, structs.replace(attempt.checkpoint, tensors={}))  # they have been looked at
+        deployment = resolve(attempt.config, attempt.room.gpus)
+        check_stages(deployment, structs.replace(attempt.checkpoint, tensors={}))  # the names were checked once before
     except StartupError:
         return None
-    return place(deployment, attempt.checkpoint, request=request)
+    return prepare(deployment, attempt.checkpoint, attempt.room.free, request=request, checked=False).placement
 
 
 def told(found: Sequence[Remedy]) -> list[str]:

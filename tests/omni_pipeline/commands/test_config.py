@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner, Result
 
 from omni_pipeline.cli import app
@@ -73,3 +74,36 @@ def test_check_tells_what_means_nothing() -> None:
     result = config("check", "--model-path", "x", "--device", "cpu", "--mem-fraction-static", "0.88")
     for stage in ("thinker", "talker_ar"):
         assert f"stages.{stage}: mem_fraction_static means nothing on the CPU" in result.stdout
+
+
+@pytest.fixture
+def nearly_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One GPU on this machine, with 80 GB, of which other programs leave 1 GiB."""
+    monkeypatch.setattr("omni_pipeline.deployment.resolve.detect", lambda: parse("1xH100-80GB"))
+    monkeypatch.setattr("omni_pipeline.gpus.memory_used", lambda own: {gpu.index: gpu.memory - 2**30 for gpu in own})
+    monkeypatch.setattr("omni_pipeline.kernels.toolchain.check", lambda workers: None)
+
+
+def test_check_counts_the_memory_that_other_programs_use(nearly_full: None, tiny_checkpoint: Path) -> None:
+    result = config("check", "--model-path", str(tiny_checkpoint))
+    assert isinstance(result.exception, StartupError)
+    assert "Not enough memory: GPU 0 (H100-80GB) would have to hold" in str(result.exception)
+
+
+def test_check_takes_described_gpus_for_empty(nearly_full: None, tiny_checkpoint: Path) -> None:
+    result = config("check", "--model-path", str(tiny_checkpoint), "--gpus", "1xH100-80GB", "--colocate")
+    assert result.stdout.endswith("is complete, and it fits.\n")
+
+
+def test_show_divides_the_memory_that_other_programs_leave(
+    monkeypatch: pytest.MonkeyPatch, nearly_full: None, data: Path
+) -> None:
+    monkeypatch.setattr("omni_pipeline.gpus.memory_used", lambda own: {gpu.index: 4 * 2**30 for gpu in own})
+
+    def tokens(*gpus: str) -> int:
+        flags = ["--text-only", "--colocate", "--model-path", str(data / "qwen3_omni_30b"), *gpus]
+        lines = json.loads(config("show", "--json", *flags).stdout)
+        [value] = [line["value"] for line in lines if line["path"] == "stages.thinker.options.max_total_tokens"]
+        return int(value)
+
+    assert 0 < tokens() < tokens("--gpus", "1xH100-80GB")

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from omni_pipeline.cli import app
+from omni_pipeline.gpus import parse
 
 ONE, FOUR = ("--gpus", "1xH100-80GB"), ("--gpus", "4x24GB")
 
@@ -120,3 +121,11 @@ def test_without_gpus_it_plans_for_this_machine_s_memory(tiny_checkpoint: Path) 
     result = plan(str(tiny_checkpoint), "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("RAM ")
+
+
+def test_changes_are_tried_in_the_memory_that_other_programs_leave(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omni_pipeline.deployment.resolve.detect", lambda: parse("2xH100-80GB"))
+    monkeypatch.setattr("omni_pipeline.gpus.memory_used", lambda own: {0: own[0].memory - 2**30, 1: 0})
+    assert "--colocate" in [word for each in as_json(model, *ONE)["remedies"] for word in each["change"].split()]
+    changes = [each["change"] for each in as_json(model)["remedies"]]
+    assert [change for change in changes if "one GPU" not in change] == []
