@@ -211,7 +211,7 @@ def test_flag_wins_over_environment_and_that_over_the_file(
         (M + "--set decode.gpus=[0]", "H100-80GB", "decode can have no GPU: it computes on the CPU."),
         (M + "--set thinker.engin.x=1", None, "thinker has no setting 'engin'; did you mean engine?"),
         (M + "--set tinker.threads=1", None, "did you mean thinker?"),
-        (M + "--config no.yaml", None, "Cannot read the configuration no.yaml: No such file"),
+        (M + "--config no.yaml", None, "--config no.yaml: there is no such file, and no layout of that name"),
     ],
 )  # fmt: skip
 def test_combination_that_cannot_work_is_refused(flags: str, gpus: str | None, message: str, show: Show) -> None:
