@@ -1,7 +1,7 @@
 """Keeps the workers of a deployment running: starts them, watches them, replaces the dead, ends them all.
 
-Everything happens on the main process's event loop: the fork server's reports arrive by file descriptor, and once a
-second the workers that have not been heard of are looked at.
+Everything happens on the main process's event loop: the fork server's reports arrive by file descriptor, workers' own
+messages by the mailbox, and once a second the workers that have not sent a heartbeat are examined.
 """
 
 from __future__ import annotations
@@ -11,34 +11,48 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable
+from enum import Enum
 from typing import TypeAlias
 
 from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.errors import StartupError
 from omni_pipeline.logs import fields
 from omni_pipeline.supervision.fork_server import Exited, Launched, Preloaded
-from omni_pipeline.supervision.fork_server_client import Launcher
+from omni_pipeline.supervision.fork_server_client import Launcher, LauncherState
 from omni_pipeline.supervision.hang_detection import LOOK_SECONDS, Bounds, Vitals, is_stopped
 from omni_pipeline.supervision.mailbox import Mailbox
 from omni_pipeline.supervision.plan import PipelinePlan
 from omni_pipeline.supervision.restart_policy import Restarts
 from omni_pipeline.supervision.worker_state import Roster, WorkerState
 from omni_pipeline.wire.messages import Heartbeat, Pulse, Ready, Shutdown, StartFailed
+from omni_pipeline.wire.transport import Received
 from omni_pipeline.worker.process import Assignment
 
-# Messages of a dead worker that are taken in before its requests are given up.
+# Messages of a dead worker that are handled before its requests are given up.
 LAST_MESSAGES = 10_000
 
-# How long the reason of a worker that could not load may come after its end.
+# How long after a worker's end its reason for not loading may arrive.
 REASON_SECONDS = 0.5
 
-# How long the fork server may take to leave, when nothing of it runs any more.
+# How long the fork server may take to exit, once no worker runs any more.
 HANG_UP_SECONDS = 2.0
 
 logger = logging.getLogger(__name__)
 
-# What `Fleet.start` tells while it goes on.
+# What `Fleet.start` reports while it runs.
 StartProgress: TypeAlias = Preloaded | Ready
+
+
+class FleetState(Enum):
+    """How far the life of a fleet is. It only goes forward.
+
+    The fork server imports its modules from the beginning on; how far that is, `Launcher.state` says.
+    """
+
+    STARTING = "starting"  # not every worker has been ready yet: one that ends is not replaced, and `start` fails
+    SERVING = "serving"  # all have been ready: one that ends is replaced
+    STOPPING = "stopping"  # all are to end, and nothing is started any more
+    CLOSED = "closed"  # the fork server has ended
 
 
 class Fleet:
@@ -47,37 +61,34 @@ class Fleet:
     Args:
         plan: What to run.
         run_dir: For sockets and files.
-        mailbox: How to speak to workers; what they say is to be told by `beat`, `ready` and `refused`.
-        gone: Called with each worker whose process has ended, and whether requests may have been lost with it.
+        mailbox: Sends to workers; the fleet takes what they say about themselves from it.
+        lost: Called with each worker whose process has ended or hangs, when requests may have been lost with it.
 
     Attributes:
         roster: How each worker is.
-        stopping: Whether the end has begun.
+        state: How far its life is.
     """
 
-    def __init__(
-        self, plan: PipelinePlan, run_dir: str, mailbox: Mailbox, gone: Callable[[WorkerState, bool], None]
-    ) -> None:
+    def __init__(self, plan: PipelinePlan, run_dir: str, mailbox: Mailbox, lost: Callable[[WorkerState], None]) -> None:
         self.roster = Roster(run_dir, plan.workers)
-        self.stopping = False
+        self.state = FleetState.STARTING
         self._plan = plan
         self._run_dir = run_dir
         self._mailbox = mailbox
-        self._gone = gone
+        self._lost = lost
         self._progress: Callable[[StartProgress], None] = lambda _: None
         self._model_path = ""
         self._changed = asyncio.Event()
         supervision = plan.supervision
         self._bounds = Bounds(supervision.silent_seconds, supervision.step_seconds, supervision.gpu_wait_seconds)
-        self._looked = 0.0
-        self._started = False  # `start` has been called
-        self._serving = False  # and all workers have been ready
-        self._closed = False
-        self._preloaded = False
-        self._launcher_gone = False
+        self._examined = 0.0  # when workers were last examined
         self._launcher_restarts = Restarts()
         self._launcher_stopped = 0.0  # seconds
         self._launcher = self._new_launcher()
+        mailbox.register(Heartbeat, self._take_heartbeat)
+        mailbox.register(Pulse, self._take_pulse)
+        mailbox.register(Ready, self._take_ready)
+        mailbox.register(StartFailed, self._take_refusal)
 
     # --- life ---
 
@@ -89,16 +100,16 @@ class Fleet:
         """
         self._model_path = model_path
         self._progress = progress
-        self._started = True
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._launcher.fileno(), self._hear)
-        self._looked = loop.time()
-        loop.call_later(LOOK_SECONDS, self._look)
+        loop.add_reader(self._launcher.fileno(), self._handle_reports)
+        self._examined = loop.time()
+        loop.call_later(LOOK_SECONDS, self._examine_workers)
         self._launch_next()
         await self.until(lambda: not self.roster.missing() or any(w.last_end for w in self.roster))
         ended = next((worker for worker in self.roster if worker.last_end), None)
         if ended is None:
-            self._serving = True
+            if self.state is FleetState.STARTING:
+                self.state = FleetState.SERVING
             return
         # Its own words travel by another socket than the news of its end, and may be a moment behind.
         with contextlib.suppress(TimeoutError):
@@ -110,24 +121,32 @@ class Fleet:
         raise StartupError(f"Worker {ended.name} {ended.last_end} while loading.{_quoted(ended.last_words)}")
 
     async def stop(self, patience: float) -> None:
-        """End every process, in any state; `patience` is what workers get to leave by themselves, in seconds."""
-        self.stopping = True
+        """End every process, in any state.
+
+        Args:
+            patience: Seconds that workers get to exit by themselves before they are killed.
+        """
+        self.state = FleetState.STOPPING
         self.changed()
-        if self._started and self._preloaded and not self._launcher_gone:
+        if self._launcher.state is LauncherState.READY:
             await self._stop_workers(patience)
 
     def kill(self) -> None:
         """End every process now; a `stop` that is waiting for them goes on."""
-        self.stopping = True
+        self.state = FleetState.STOPPING
         self.changed()
         self._launcher.kill_all()
 
     def close(self) -> None:
-        """Do that, and wait for it."""
-        self._closed = True
-        if self._started and not self._launcher_gone:
-            asyncio.get_running_loop().remove_reader(self._launcher.fileno())
+        """End every process now, and wait until the fork server has ended."""
+        self.state = FleetState.CLOSED
+        asyncio.get_running_loop().remove_reader(self._launcher.fileno())
         self._launcher.close()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the end has begun."""
+        return self.state in (FleetState.STOPPING, FleetState.CLOSED)
 
     @property
     def pids(self) -> dict[str, int]:
@@ -140,41 +159,42 @@ class Fleet:
         return self._launcher.pid
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until `condition` holds; it is looked at whenever something has `changed`."""
+        """Wait until `condition` holds; it is tried whenever something has `changed`."""
         while not condition():
             self._changed.clear()
             await self._changed.wait()
 
     def changed(self) -> None:
-        """Have those who wait look again."""
+        """Have those who wait try their condition again."""
         self._changed.set()
 
     # --- what workers say ---
 
-    def beat(self, message: Heartbeat) -> bool:
-        """A worker is alive; whether it is one that runs."""
+    def _take_heartbeat(self, message: Heartbeat, _: Received) -> None:
+        """A worker is alive, and reports its counters."""
         worker = self.roster.process(message.worker, message.incarnation)
         if worker is None:
-            return False
-        self._signs_of_life(worker)
+            return
+        self._note_life(worker)
         worker.heard = message.epoch
-        return True
+        worker.stats, worker.edges = message.stats, message.edges
+        self.changed()
 
-    def pulse(self, message: Pulse) -> None:
-        """A worker on a GPU gets on with what it does."""
+    def _take_pulse(self, message: Pulse, _: Received) -> None:
+        """The main thread of a worker on a GPU makes progress."""
         worker = self.roster.process(message.worker, message.incarnation)
         if worker is not None and worker.vitals is not None:
             worker.vitals.pulse()
 
-    def ready(self, message: Ready) -> None:
+    def _take_ready(self, message: Ready, _: Received) -> None:
         """A worker has loaded."""
         worker = self.roster.process(message.worker, message.incarnation)
         if worker is None:
             return
-        self._signs_of_life(worker)
+        self._note_life(worker)
         worker.ranks = message.ranks
         worker.became_ready(asyncio.get_running_loop().time(), message.seconds)
-        if self._serving:
+        if worker.restarts.total:
             extra = fields(worker=worker.name, worker_pid=worker.pid)
             logger.info("worker %s is there again", worker.name, extra=extra)
         else:
@@ -182,28 +202,25 @@ class Fleet:
         self._launch_next()
         self.changed()
 
-    def refused(self, message: StartFailed) -> None:
+    def _take_refusal(self, message: StartFailed, _: Received) -> None:
         """A worker could not load."""
         worker = self.roster.process(message.worker, message.incarnation)
-        if worker is None and not self._serving:  # the news of its end was faster
+        if worker is None and self.state is FleetState.STARTING:  # the report of its end was faster
             worker = next(each for each in self.roster if each.name == message.worker)
         if worker is not None:
             worker.refusal = message.message
             self.changed()
 
-    # --- what the fork server says ---
+    # --- what the fork server reports ---
 
-    def _hear(self) -> None:
-        """Handle what the fork server reports."""
-        reports, there = self._launcher.reports()
-        for report in reports:
+    def _handle_reports(self) -> None:
+        for report in self._launcher.reports():
             match report:
                 case Preloaded():
-                    self._preloaded = True
                     self._launcher_restarts.ready(asyncio.get_running_loop().time())
                     for module, reason in report.failed.items():  # the worker that needs it will fail, and say so
                         logger.warning("could not import %s beforehand: %s", module, reason)
-                    if not self._serving:
+                    if self.state is FleetState.STARTING:
                         self._progress(report)
                 case Launched():
                     worker = self.roster.process(report.worker, report.incarnation)
@@ -215,14 +232,15 @@ class Fleet:
                 case Exited():
                     worker = self.roster.process(report.worker, report.incarnation)
                     if worker is not None:
-                        self._ended(worker, _describe_exit(report.code), report.last_words)
-        if not there:
-            self._launcher_ended()
+                        self._end_process(worker, _describe_exit(report.code), report.last_words)
+        if self._launcher_gone():
+            self._end_launcher()
         self.changed()
 
-    # --- ends and new beginnings ---
+    # --- ends and restarts ---
 
-    def _ended(self, worker: WorkerState, how: str, words: list[str]) -> None:
+    def _end_process(self, worker: WorkerState, how: str, words: list[str]) -> None:
+        """The worker's process has ended: give up its requests, and plan its next process."""
         self._mailbox.take(LAST_MESSAGES)
         pid, killed_for = worker.pid, worker.killed_for
         how = f"{killed_for} and was killed" if killed_for is not None else how
@@ -230,12 +248,12 @@ class Fleet:
         worker.process_ended(how, words)
         if not self.stopping:
             logger.error("worker %s %s", worker.name, worker.last_end, extra=fields(worker=worker.name, worker_pid=pid))
-        self._gone(worker, self._serving and not self.stopping)
-        if self._serving and not self.stopping:  # while all begin, `start` gives up
-            self._begin_again(worker)
+        if self.state is FleetState.SERVING:
+            self._lost(worker)
+            self._restart(worker)
 
-    def _begin_again(self, worker: WorkerState) -> None:
-        """Plan the next process of a worker, and tell the others of it."""
+    def _restart(self, worker: WorkerState) -> None:
+        """Plan the next process of a worker, and announce it to the others."""
         others = [other.address for other in self.roster if other.running]
         self._mailbox.send(self.roster.move(worker), *others)
         loop = asyncio.get_running_loop()
@@ -250,7 +268,7 @@ class Fleet:
         loop.call_later(pause, self._launch, worker)
 
     def _launch_next(self) -> None:
-        """Launch the workers that have only waited for others."""
+        """Launch the workers that wait for no other any more."""
         ready = {worker.name for worker in self.roster if worker.ready}
         for worker in self.roster:
             if not worker.running and not worker.restarts.total and ready.issuperset(worker.plan.after):
@@ -276,18 +294,16 @@ class Fleet:
         )
         self._launcher.launch(assignment)
 
-    def _launcher_ended(self) -> None:
-        """The fork server is gone, and all workers with it: begin again with a new one."""
+    def _end_launcher(self) -> None:
+        """The fork server has ended, and all workers with it: plan a new one."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._launcher.fileno())
-        self._launcher_gone = True
-        self._preloaded = False
         if not self.stopping:
             logger.error("the fork server (pid %s) has ended", self._launcher.pid)
         for worker in self.roster:
             if worker.running:
-                self._ended(worker, "ended with the fork server", [])
-        if self._serving and not self.stopping:
+                self._end_process(worker, "ended with the fork server", [])
+        if self.state is FleetState.SERVING:
             loop.call_later(self._launcher_restarts.ended(loop.time()), self._replace_launcher)
 
     def _replace_launcher(self) -> None:
@@ -295,10 +311,9 @@ class Fleet:
             return
         self._launcher.close()
         self._launcher = self._new_launcher()
-        self._launcher_gone = False
-        asyncio.get_running_loop().add_reader(self._launcher.fileno(), self._hear)
+        asyncio.get_running_loop().add_reader(self._launcher.fileno(), self._handle_reports)
         for worker in self.roster:
-            if worker.running:  # ordered of a fork server that was gone already
+            if worker.running:  # it was ordered from a fork server that was gone already
                 self._launch(worker)
 
     def _new_launcher(self) -> Launcher:
@@ -306,18 +321,18 @@ class Fleet:
 
     # --- signs of life ---
 
-    def _signs_of_life(self, worker: WorkerState) -> None:
+    def _note_life(self, worker: WorkerState) -> None:
         if worker.vitals is not None:
             worker.vitals.beat()
 
-    def _look(self) -> None:
-        """Look for workers that hang."""
-        if self._closed:
+    def _examine_workers(self) -> None:
+        """Kill the workers that hang, and the fork server if it has been stopped."""
+        if self.state is FleetState.CLOSED:
             return
         loop = asyncio.get_running_loop()
-        self._mailbox.take(LAST_MESSAGES)  # when it is we who were late, their beats wait here
-        elapsed, self._looked = loop.time() - self._looked, loop.time()
-        # Whoever needs a kernel that another worker compiles waits for it, idle.
+        self._mailbox.take(LAST_MESSAGES)  # if this process was late, their heartbeats wait here
+        elapsed, self._examined = loop.time() - self._examined, loop.time()
+        # A worker that needs a kernel which another one compiles waits for it, idle.
         compiling = any(worker.vitals is not None and worker.vitals.compiles for worker in self.roster)
         for worker in self.roster:
             if worker.vitals is None or worker.killed_for is not None or worker.pid is None:
@@ -328,15 +343,16 @@ class Fleet:
                 logger.error("worker %s %s; killing it", worker.name, worker.killed_for, extra=extra)
                 self._launcher.kill(worker.pid)
                 worker.hangs(worker.killed_for)
-                self._gone(worker, self._serving and not self.stopping)  # death may take its time
+                if self.state is FleetState.SERVING:
+                    self._lost(worker)  # now, because its death may take long
                 self.changed()
-        # The fork server sleeps most of its life; but one that is stopped would leave all of this undone.
-        stopped = not self._launcher_gone and is_stopped(self._launcher.pid)
+        # The fork server sleeps most of the time, but while it is stopped nothing of this would be done.
+        stopped = not self._launcher_gone() and is_stopped(self._launcher.pid)
         self._launcher_stopped = self._launcher_stopped + min(elapsed, 2 * LOOK_SECONDS) if stopped else 0.0
         if self._launcher_stopped > self._bounds.silent_seconds:
             logger.error("the fork server (pid %s) has been stopped; killing it", self._launcher.pid)
             self._launcher.kill_all()
-        loop.call_later(LOOK_SECONDS, self._look)
+        loop.call_later(LOOK_SECONDS, self._examine_workers)
 
     # --- the end ---
 
@@ -347,13 +363,16 @@ class Fleet:
                 self._launcher.kill(worker.pid)
         try:
             async with asyncio.timeout(patience):
-                await self.until(lambda: self._launcher_gone or not self.pids)
+                await self.until(lambda: self._launcher_gone() or not self.pids)
         except TimeoutError:
             logger.warning("killing %s, still busy after %g s", ", ".join(self.pids), patience)
         self._launcher.hang_up()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(HANG_UP_SECONDS):
-                await self.until(lambda: self._launcher_gone)
+                await self.until(self._launcher_gone)
+
+    def _launcher_gone(self) -> bool:
+        return self._launcher.state is LauncherState.GONE
 
 
 def _describe_exit(code: int) -> str:

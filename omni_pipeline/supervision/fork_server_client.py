@@ -1,4 +1,4 @@
-"""The main process's side of the fork server: starting it, giving it orders, hearing its reports."""
+"""The main process's side of the fork server: starts it, sends it orders, reads its reports."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ import socket
 import subprocess
 import sys
 import tempfile
+from enum import Enum
 
 import msgspec
 
 from omni_pipeline.supervision import fork_server
-from omni_pipeline.supervision.fork_server import PACKET_BYTES, THREAD_VARIABLES, Kill, Launch, Options, Order, Report
+from omni_pipeline.supervision.fork_server import (
+    PACKET_BYTES,
+    THREAD_VARIABLES,
+    Kill,
+    Launch,
+    Options,
+    Order,
+    Preloaded,
+    Report,
+)
 from omni_pipeline.worker.process import Assignment
 
 # Workers compute with the threads they are given, see the GPUs they are given (which only the fork server knows, and
@@ -33,6 +43,14 @@ _QUIET = {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
 _COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 
+class LauncherState(Enum):
+    """How far a fork server is, as its reports say."""
+
+    IMPORTING = "importing"
+    READY = "ready"
+    GONE = "gone"
+
+
 class Launcher:
     """A running fork server. Making one returns at once, while it imports.
 
@@ -43,9 +61,13 @@ class Launcher:
     Args:
         run_dir: Directory that the fork server removes at its end.
         preload: Modules to import once for all workers.
+
+    Attributes:
+        state: As of the latest `reports`.
     """
 
     def __init__(self, run_dir: str, preload: tuple[str, ...]) -> None:
+        self.state = LauncherState.IMPORTING
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
         self._reports = msgspec.msgpack.Decoder(Report)
@@ -68,29 +90,34 @@ class Launcher:
         return self._control.fileno()
 
     def launch(self, assignment: Assignment) -> None:
-        """Order a worker. A fork server that is gone is reported by `reports`."""
+        """Order a worker. To a fork server that is gone this does nothing; `state` says so."""
         self._order(Launch(assignment))
 
     def kill(self, pid: int) -> None:
         """Order a worker's end."""
         self._order(Kill(pid))
 
-    def reports(self) -> tuple[list[Report], bool]:
-        """What has been reported since last time, and whether the fork server is still there."""
+    def reports(self) -> list[Report]:
+        """What has been reported since the last call."""
         reports: list[Report] = []
-        while True:
+        while self.state is not LauncherState.GONE:
             try:
                 packet = self._control.recv(PACKET_BYTES)
             except BlockingIOError:
-                return reports, True
+                break
             except ConnectionResetError:
-                return reports, False
+                packet = b""
             if not packet:
-                return reports, False
-            reports.append(self._reports.decode(packet))
+                self.state = LauncherState.GONE
+                break
+            report = self._reports.decode(packet)
+            if isinstance(report, Preloaded):
+                self.state = LauncherState.READY
+            reports.append(report)
+        return reports
 
     def hang_up(self) -> None:
-        """Let the fork server end on its own, with every worker that still runs; `reports` tells when it has."""
+        """Let the fork server end on its own, with every worker that still runs; `state` says when it has."""
         self._control.shutdown(socket.SHUT_WR)
 
     def kill_all(self) -> None:

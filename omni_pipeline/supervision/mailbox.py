@@ -1,10 +1,11 @@
-"""The main process's sockets on its event loop: what comes in is handed on in turns, nothing that goes out waits."""
+"""The main process's sockets on its event loop: each message that comes goes to the handler of its type."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import zmq
 
@@ -12,30 +13,32 @@ from omni_pipeline.logs import fields
 from omni_pipeline.wire.messages import Codec, Message, WireError
 from omni_pipeline.wire.transport import MAIN, Inbox, Outbox, Received, endpoint
 
-# Messages taken in before the event loop's other tasks get their turn.
+# Messages handled before the event loop's other tasks get their turn.
 DRAIN_MESSAGES = 128
 
 logger = logging.getLogger(__name__)
 
+MessageType = TypeVar("MessageType", bound=Message)
+
 
 class Mailbox:
-    """Sends to workers, and hears them once it is `open`.
+    """Sends to workers at once, and receives from them once it is `open`.
+
+    What a message means is known by those who `register` for its type: the fleet for what workers say about themselves,
+    the pipeline for what they say about requests.
 
     Args:
         run_dir: Where the sockets are.
         codec: For the edges of the graph.
-        handle: Called with each message that comes, and how it came.
         unreadable: Called with the id of a request whose message could not be read.
 
     Raises:
         StartupError: there is no place for the socket.
     """
 
-    def __init__(
-        self, run_dir: str, codec: Codec, handle: Callable[[Message, Received], None], unreadable: Callable[[str], None]
-    ) -> None:
+    def __init__(self, run_dir: str, codec: Codec, unreadable: Callable[[str], None]) -> None:
         self._codec = codec
-        self._handle = handle
+        self._handlers: dict[type[Any], Callable[[Any, Received], None]] = {}
         self._unreadable = unreadable
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -49,10 +52,14 @@ class Mailbox:
         """Where workers send to."""
         return self._inbox.address
 
+    def register(self, kind: type[MessageType], handler: Callable[[MessageType, Received], None]) -> None:
+        """Have `handler` called with each message of one type, and how it came."""
+        self._handlers[kind] = handler
+
     def open(self) -> None:
-        """Hear, on the running event loop."""
+        """Receive, on the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._inbox.fileno(), self._take_in)
+        self._loop.add_reader(self._inbox.fileno(), self._take_turn)
 
     def send(self, message: Message, *addresses: str) -> None:
         """Send one message to each of `addresses`."""
@@ -61,11 +68,11 @@ class Mailbox:
             self._outbox.send(address, frames)
 
     def forget(self, address: str) -> None:
-        """Drop what has not reached a process that is gone."""
+        """Drop the messages that have not reached a process that is gone."""
         self._outbox.forget(address)
 
     def take(self, most: int) -> int:
-        """Handle up to `most` messages that wait; how many there were."""
+        """Handle up to `most` messages that wait. Returns how many there were."""
         count = 0
         for received in self._inbox.drain(most):
             count += 1
@@ -76,11 +83,18 @@ class Mailbox:
                 if error.request_id is not None:
                     self._unreadable(error.request_id)
             else:
-                self._handle(message, received)
+                self._dispatch(message, received)
         return count
 
+    def _dispatch(self, message: Message, received: Received) -> None:
+        handler = self._handlers.get(type(message))
+        if handler is None:
+            logger.error("misdirected message: a %s", type(message).__name__)  # its content does not belong in the log
+        else:
+            handler(message, received)
+
     def close(self) -> None:
-        """Close the sockets; what has not left is dropped."""
+        """Close the sockets; messages that have not left are dropped."""
         self._closed = True
         if self._loop is not None:
             self._loop.remove_reader(self._inbox.fileno())
@@ -88,13 +102,14 @@ class Mailbox:
         self._outbox.close(linger_ms=0)
         self._context.term()
 
-    def _take_in(self) -> None:
-        """Handle some of what waits, so that other tasks get their turn too."""
+    def _take_turn(self) -> None:
+        """Handle some of the messages that wait, so that other tasks get their turn too."""
         if self._closed:
             return
         emptied = False
         try:
             emptied = self.take(DRAIN_MESSAGES) < DRAIN_MESSAGES
         finally:
-            if not emptied and self._loop is not None:  # the descriptor only tells of news: what is left needs a call
-                self._loop.call_soon(self._take_in)
+            # The descriptor becomes readable only by new messages, so those that are left need a call.
+            if not emptied and self._loop is not None:
+                self._loop.call_soon(self._take_turn)

@@ -1,4 +1,4 @@
-"""The pipeline as the main process sees it: passes requests in and answers out, and knows what can be asked of it.
+"""The pipeline as the main process sees it: passes requests in and answers out, and says what it can serve now.
 
 `Supervisor` is the `Pipeline` that the gateway is written against; all of it happens on one event loop.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -21,25 +20,9 @@ from omni_pipeline.supervision.mailbox import Mailbox
 from omni_pipeline.supervision.plan import PipelinePlan
 from omni_pipeline.supervision.worker_state import WorkerReport, WorkerState
 from omni_pipeline.wire.counters import Edges, EdgeStats
-from omni_pipeline.wire.messages import (
-    Abort,
-    Chunk,
-    Codec,
-    End,
-    Failed,
-    Heartbeat,
-    Message,
-    Pulse,
-    Ready,
-    StageStats,
-    Start,
-    StartFailed,
-    Work,
-)
+from omni_pipeline.wire.messages import Abort, Chunk, Codec, End, Failed, StageStats, Start, Work
 from omni_pipeline.wire.trace_notes import Notes, Took
 from omni_pipeline.wire.transport import MAIN, Received, make_run_dir
-
-logger = logging.getLogger(__name__)
 
 
 class Supervisor:
@@ -54,8 +37,6 @@ class Supervisor:
 
     def __init__(self, plan: PipelinePlan) -> None:
         self._plan = plan
-        self._stats: dict[str, StageStats] = {}
-        self._edges: dict[str, list[EdgeStats]] = {}  # by worker
         self._own_edges = Edges()
         self._deliver: Callable[[Work | Failed], None] = _to_nobody
         self._lost: Callable[[frozenset[str], ErrorInfo], None] = _to_nobody
@@ -63,12 +44,17 @@ class Supervisor:
         self._run_dir = make_run_dir()
         try:
             codec = Codec(plan.graph.body_types())
-            self._mailbox = Mailbox(self._run_dir, codec, self._handle, self._unreadable)
-            self._fleet = Fleet(plan, self._run_dir, self._mailbox, self._gone)
+            self._mailbox = Mailbox(self._run_dir, codec, self._fail_unreadable)
+            self._fleet = Fleet(plan, self._run_dir, self._mailbox, self._report_loss)
         except BaseException:
             shutil.rmtree(self._run_dir)
             raise
         self._roster = self._fleet.roster
+        self._mailbox.register(Start, self._take_work)
+        self._mailbox.register(Chunk, self._take_work)
+        self._mailbox.register(End, self._take_work)
+        self._mailbox.register(Failed, self._take_failure)
+        self._mailbox.register(Notes, self._take_notes)
 
     # --- life ---
 
@@ -77,7 +63,7 @@ class Supervisor:
 
         Args:
             model_path: Directory of the checkpoint.
-            progress: Told of each step.
+            progress: Called with each step.
 
         Raises:
             StartupError: a worker could not load; says which and why. `stop` clears up.
@@ -107,12 +93,12 @@ class Supervisor:
     def connect(
         self, deliver: Callable[[Work | Failed], None], lost: Callable[[frozenset[str], ErrorInfo], None]
     ) -> None:
-        """Say who takes what comes back; see `gateway.pipeline.Pipeline`."""
+        """Set the receivers of answers and losses; see `gateway.pipeline.Pipeline`."""
         self._deliver = deliver
         self._lost = lost
 
     def trace(self, noted: Callable[[Notes], None]) -> None:
-        """Say who takes what is noted about requests; see `gateway.pipeline.Pipeline`."""
+        """Set the receiver of notes about requests; see `gateway.pipeline.Pipeline`."""
         self._noted = noted
 
     async def wait_for(self, stages: Collection[str] | None, seconds: float | None) -> None:
@@ -162,13 +148,14 @@ class Supervisor:
 
     @property
     def stats(self) -> Mapping[str, StageStats]:
-        """The latest figures of each stage, by name and in graph order; a stage whose worker is gone has none."""
-        return {name: self._stats[name] for name in self._plan.graph.stage_names if name in self._stats}
+        """The latest counters of each stage, by name and in graph order; without the stages whose worker is gone."""
+        known = {name: stats for worker in self._roster for name, stats in worker.stats.items()}
+        return {name: known[name] for name in self._plan.graph.stage_names if name in known}
 
     @property
     def edges(self) -> Iterable[EdgeStats]:
-        """The latest figures of each edge of the graph that ends in a worker that runs, or here."""
-        return chain(*self._edges.values(), self._own_edges.all())
+        """The latest counters of each edge of the graph that ends in a worker that runs, or here."""
+        return chain(*(worker.edges for worker in self._roster), self._own_edges.all())
 
     @property
     def restarts(self) -> Mapping[str, int]:
@@ -186,38 +173,12 @@ class Supervisor:
         return self._fleet.launcher_pid
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until `condition` holds; it is looked at whenever a worker has changed or told its figures."""
+        """Wait until `condition` holds; it is tried whenever a worker has changed or sent its counters."""
         await self._fleet.until(condition)
 
-    # --- what comes in ---
+    # --- what workers say about requests ---
 
-    def _handle(self, message: Message, received: Received) -> None:
-        match message:
-            case Start() | Chunk() | End():
-                self._take(message, received)
-            case Failed():
-                self._deliver(message)
-            case Heartbeat():
-                if self._fleet.beat(message):
-                    self._stats.update(message.stats)
-                    self._edges[message.worker] = message.edges
-                    self._fleet.changed()
-            case Pulse():
-                self._fleet.pulse(message)
-            case Notes():
-                self._noted(message)
-            case Ready():
-                self._fleet.ready(message)
-            case StartFailed():
-                self._fleet.refused(message)
-            case _:
-                logger.error("misdirected message: a %s", type(message).__name__)  # what is in it is not for the log
-
-    def _unreadable(self, request_id: str) -> None:
-        error = internal("An answer of the pipeline could not be read.")
-        self._deliver(Failed(request_id, COLLECTOR, error.info))
-
-    def _take(self, message: Work, received: Received) -> None:
+    def _take_work(self, message: Work, received: Received) -> None:
         taken = time.monotonic()
         self._own_edges.add(message.source, message.target, received.size, taken - received.sent)
         self._deliver(message)
@@ -225,13 +186,19 @@ class Supervisor:
             took = Took(message.request_id, message.source, message.target, received.sent, taken, time.monotonic())
             self._noted(Notes(MAIN, taken, [took], []))
 
-    def _gone(self, worker: WorkerState, lost: bool) -> None:
-        for stage in worker.plan.stage_names:
-            self._stats.pop(stage, None)
-        self._edges.pop(worker.name, None)
-        if lost:
-            self._lost(frozenset(worker.plan.stage_names), worker_lost(worker.name).info)
+    def _take_failure(self, message: Failed, _: Received) -> None:
+        self._deliver(message)
+
+    def _take_notes(self, message: Notes, _: Received) -> None:
+        self._noted(message)
+
+    def _fail_unreadable(self, request_id: str) -> None:
+        error = internal("An answer of the pipeline could not be read.")
+        self._deliver(Failed(request_id, COLLECTOR, error.info))
+
+    def _report_loss(self, worker: WorkerState) -> None:
+        self._lost(frozenset(worker.plan.stage_names), worker_lost(worker.name).info)
 
 
 def _to_nobody(*_: object) -> None:
-    """Takes what nobody has asked for."""
+    """Drops what nobody has asked for."""

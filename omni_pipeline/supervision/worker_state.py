@@ -1,4 +1,4 @@
-"""What the main process knows of its workers: how far each one's process is, and which stages can work."""
+"""What the main process knows about its workers: the state of each one's process, and which stages can work."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from omni_pipeline.contract.plan import WorkerPlan
 from omni_pipeline.errors import OmniError, unavailable
 from omni_pipeline.supervision.hang_detection import Vitals
 from omni_pipeline.supervision.restart_policy import Restarts
-from omni_pipeline.wire.messages import Moved
+from omni_pipeline.wire.counters import EdgeStats
+from omni_pipeline.wire.messages import Moved, StageStats
 from omni_pipeline.wire.transport import endpoint
 
-# When to try again, where nobody can tell how long a worker will take; and when it ends again and again.
+# When a client is to try again: where a worker's time to load is not known, and where it ends again and again.
 UNKNOWN_SECONDS = 5
 LOOP_SECONDS = 30
 
@@ -55,13 +56,15 @@ class WorkerState(Struct):
         ready: Whether the process has loaded.
         refusal: Why the process could not load, in its own words.
         vitals: Signs of life of the process, once its pid is known.
+        stats: Counters of the process by stage, as of its latest heartbeat.
+        edges: Counters of the edges that end in the process, likewise.
         killed_for: Why the process is being killed, if it is.
-        moved: Number of the message that told the other workers of `address`; 0 when they knew it from their start.
-        heard: Number of the last such message, about others, that it has taken in.
+        moved: Epoch in which `address` was announced to the other workers; 0 if they knew it from their start.
+        heard: Latest epoch of which the process has taken in the announcement.
         last_end, last_words: As in `WorkerReport`.
         restarts: Its ends.
-        ordered: When the process was ordered, or is going to be.
-        load_seconds: What it took to load the last time.
+        ordered: When the process was ordered, or will be.
+        load_seconds: How long it took to load the last time.
     """
 
     plan: WorkerPlan
@@ -73,6 +76,8 @@ class WorkerState(Struct):
     ready: bool = False
     refusal: str | None = None
     vitals: Vitals | None = None
+    stats: dict[str, StageStats] = {}
+    edges: list[EdgeStats] = []
     killed_for: str | None = None
     moved: int = 0
     heard: int = 0
@@ -95,7 +100,7 @@ class WorkerState(Struct):
         return "loading" if self.last_end is None else "restarting"
 
     def became_ready(self, now: float, load_seconds: float) -> None:
-        """Its process has loaded, which took so long."""
+        """Its process has loaded, which took `load_seconds`."""
         self.ready = True
         self.last_end = None
         self.last_words = []
@@ -105,18 +110,20 @@ class WorkerState(Struct):
     def hangs(self, how: str) -> None:
         """Its process is of no use any more, and will end."""
         self.ready = False
+        self.stats, self.edges = {}, []
         self.last_end = how
 
     def process_ended(self, how: str, words: list[str]) -> None:
-        """It has no process any more."""
+        """It has no process any more; what was known about the process is gone with it."""
         self.running = self.ready = False
         self.pid = self.vitals = self.killed_for = None
+        self.stats, self.edges = {}, []
         self.ranks = ()
         self.last_end = f"could not load: {self.refusal}" if self.refusal else how
         self.last_words = words
 
     def seconds_to_ready(self, now: float) -> float | None:
-        """How long it will probably take until it serves; None when nobody can say."""
+        """How long it will probably take until it serves; None if that is not known."""
         if self.load_seconds is None or self.restarts.looping:
             return None
         return max(self.ordered + self.load_seconds - now, 1.0)
@@ -147,7 +154,7 @@ class Roster:
         return {stage: worker.address for worker in self for stage in worker.plan.stage_names}
 
     def move(self, worker: WorkerState) -> Moved:
-        """Prepare for the worker's next process; what the others have to be told."""
+        """Prepare for the worker's next process. Returns the announcement for the others."""
         worker.incarnation += 1
         worker.address = endpoint(self._run_dir, worker.name, worker.incarnation)
         worker.refusal = None
@@ -184,7 +191,7 @@ class Roster:
         return f"still loading {', '.join(worker.name for worker in missing)}" if missing else None
 
     def refusal(self, missing: Collection[WorkerState], now: float) -> OmniError:
-        """What a request is answered that needs the workers that are `missing`."""
+        """The error of a request that needs workers which are `missing`."""
         looping = any(worker.restarts.looping for worker in missing)
         unknown = LOOP_SECONDS if looping else UNKNOWN_SECONDS
         seconds = max(worker.seconds_to_ready(now) or unknown for worker in missing)
