@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct
+from msgspec import Meta
+
+from omni_pipeline.contract.stage_options import CacheOptions, StageOptions
 
 Positive = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]
-Fraction = Annotated[float, Meta(gt=0, lt=1)]
 
 
-class PreprocessingOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class PreprocessingOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Limits on what is decoded; a request beyond them is refused with the field's name.
 
     Attributes:
@@ -36,7 +37,7 @@ class PreprocessingOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_o
     max_prompt_tokens: Positive | None = None
 
 
-class EncoderOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class EncoderOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How an encoder batches and remembers.
 
     Attributes:
@@ -51,18 +52,14 @@ class EncoderOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     dtype: str | None = None
 
 
-class AggregateOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class AggregateOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """mm_aggregate has nothing to configure."""
 
 
-class EngineOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class EngineOptions(CacheOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A language model's engine.
 
     Attributes:
-        max_total_tokens: Tokens that fit the KV cache; None divides what is left of the GPU when everything else has
-            been counted, as `sgl-omni plan` shows it (on a CPU it is 65536).
-        mem_fraction_static: Weights and KV cache together, as a fraction of each whole GPU; None leaves it to the
-            stage's memory budget, or the server.
         max_running_requests: Answers generated at the same time; more wait their turn.
         default_max_tokens: Tokens generated when a request names no limit.
         dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU. float32
@@ -70,8 +67,6 @@ class EngineOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         engine: Further SGLang server arguments by their Python name, such as ``{"chunked_prefill_size": 2048}``.
     """
 
-    max_total_tokens: Positive | None = None
-    mem_fraction_static: Fraction | None = None
     max_running_requests: Positive = 64
     default_max_tokens: Positive
     dtype: str | None = None
@@ -88,7 +83,7 @@ class ThinkerOptions(EngineOptions, frozen=True, forbid_unknown_fields=True, kw_
     default_max_tokens: Positive = 2048
 
 
-class DecodeOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class DecodeOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """decode has nothing to configure."""
 
 
@@ -102,7 +97,7 @@ class TalkerOptions(EngineOptions, frozen=True, forbid_unknown_fields=True, kw_o
     default_max_tokens: Positive = 4096
 
 
-class CodePredictorOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class CodePredictorOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The code predictor.
 
     Attributes:
@@ -118,7 +113,7 @@ class CodePredictorOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_o
     record: bool = True
 
 
-class Code2WavOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Code2WavOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The vocoder.
 
     Attributes:

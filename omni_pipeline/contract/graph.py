@@ -14,6 +14,7 @@ from msgspec import Struct
 from omni_pipeline.contract.flag import Flag
 from omni_pipeline.contract.stage_fit import TellMisfit
 from omni_pipeline.contract.stage_memory import TellNeeds
+from omni_pipeline.contract.stage_options import StageOptions
 from omni_pipeline.errors import StartupError
 
 TellTensors: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, tuple[int, int, bool]]]
@@ -30,7 +31,7 @@ class StageSpec(Struct, frozen=True):
     Attributes:
         name: Unique name, used in configuration, logs and metrics.
         factory: ``package.module:Class`` called in the worker with a `stage.StageContext`; gives a `stage.Stage`.
-        options: Struct type of the stage's own configuration; must import without torch.
+        options: Type of the stage's own options; must import without torch.
         preload: Modules that take long to import and are safe to share by fork.
         accelerated: Whether the stage computes on a GPU when there is one.
         weights: Prefixes of the checkpoint's tensors that it loads; none for a stage without weights.
@@ -46,7 +47,7 @@ class StageSpec(Struct, frozen=True):
 
     name: str
     factory: str
-    options: type[Struct]
+    options: type[StageOptions]
     preload: tuple[str, ...] = ()
     accelerated: bool = False
     weights: tuple[str, ...] = ()

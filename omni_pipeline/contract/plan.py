@@ -13,7 +13,7 @@ class StagePlan(Struct, frozen=True):
     """One stage of a worker.
 
     Attributes:
-        options: An instance of the stage's options struct.
+        options: The stage's own options, a `StageOptions`; still a mapping in a worker that has just received its plan.
         gpus: Indices of its GPUs; none on the CPU.
         tp_size: Processes that share its work, by tensor parallelism.
         memory: Bytes that it may take of each of its GPUs, all in all; None until they are decided.

@@ -25,7 +25,7 @@ class Situation(Struct, frozen=True):
 
     Attributes:
         config: The checkpoint's ``config.json``.
-        options: An instance of the stage's options struct.
+        options: The stage's own options, a `stage_options.StageOptions`.
         device: ``cpu`` or ``cuda``.
         item_size: Bytes of one number in the data type that it computes in.
         ranks: Processes that share its work.

@@ -9,6 +9,7 @@ from msgspec import Struct, structs
 
 from omni_pipeline.contract.plan import StagePlan, WorkerPlan
 from omni_pipeline.contract.stage_memory import Cache, Needs, Request, Situation
+from omni_pipeline.contract.stage_options import CacheOptions, StageOptions
 from omni_pipeline.deployment.checkpoint import Checkpoint, described
 from omni_pipeline.deployment.resolve import Deployment
 from omni_pipeline.errors import StartupError
@@ -27,9 +28,6 @@ RANK_BYTES = 400 * MIB
 
 KEPT_FREE = 0.03
 """Of each GPU: what the driver keeps for itself, and what torch's allocator loses between blocks."""
-
-# The option that takes a decided number of tokens.
-_TOKENS_OPTION = "max_total_tokens"
 
 
 class Holding(Struct, frozen=True):
@@ -252,8 +250,9 @@ def _empty(gpu: Gpu, used: int, pinned: bool) -> DevicePlan:
 
 def _pinned(plan: StagePlan) -> bool:
     """Whether the operator says what the stage takes."""
-    said = (plan.memory, *(getattr(plan.options, name, None) for name in ("mem_fraction_static", _TOKENS_OPTION)))
-    return any(value is not None for value in said)
+    options: StageOptions = plan.options
+    given = (plan.memory, options.mem_fraction_static, options.max_total_tokens)
+    return any(value is not None for value in given)
 
 
 def sized(deployment: Deployment, placement: Placement) -> Deployment:
@@ -281,9 +280,9 @@ def _sized_stage(plan: StagePlan, placement: Placement) -> StagePlan:
     cache = placement.cache(plan.name)
     if cache is None:
         return structs.replace(plan, memory=memory)
-    options = plan.options
-    if getattr(options, _TOKENS_OPTION) is None:
-        options = structs.replace(options, **{_TOKENS_OPTION: cache.tokens})
+    options: CacheOptions = plan.options
+    if options.max_total_tokens is None:
+        options = structs.replace(options, max_total_tokens=cache.tokens)
     static = max(holding.weights for holding in held) + cache.tokens * cache.token_bytes
     return structs.replace(plan, memory=memory, static=static, options=options)
 
@@ -292,10 +291,11 @@ def _demand(
     deployment: Deployment, checkpoint: Checkpoint, worker: WorkerPlan, plan: StagePlan, request: Request
 ) -> _Demand:
     spec = deployment.graph.stage(plan.name)
-    dtype = getattr(plan.options, "dtype", None) or (CPU_DTYPE if plan.device == "cpu" else None)
+    options: StageOptions = plan.options
+    dtype = options.dtype or (CPU_DTYPE if plan.device == "cpu" else None)
     situation = Situation(
         config=checkpoint.config,
-        options=plan.options,
+        options=options,
         device=plan.device,
         item_size=ITEM_SIZE.get(dtype or checkpoint.dtype, ITEM_SIZE[CPU_DTYPE]),
         ranks=plan.tp_size,
@@ -372,15 +372,15 @@ def _given_tokens(
     demand: _Demand, cache: Cache, memory: Mapping[int | None, int], own: Mapping[tuple[str, int | None], Holding]
 ) -> int | None:
     """Tokens of a cache as the configuration decides them; None if it does not."""
-    plan, options = demand.plan, demand.plan.options
-    if getattr(options, _TOKENS_OPTION, None) is not None:
-        return int(getattr(options, _TOKENS_OPTION))
+    plan = demand.plan
+    options: StageOptions = plan.options
+    if options.max_total_tokens is not None:
+        return options.max_total_tokens
     if plan.device == "cpu":
         return cache.default_tokens or cache.request_tokens
-    fraction = getattr(options, "mem_fraction_static", None)
-    if fraction is not None:
+    if options.mem_fraction_static is not None:
         smallest = min(memory[place] for place in plan.gpus)
-        return max(0, int(fraction * smallest - demand.weights) // cache.bytes_per_token)
+        return max(0, int(options.mem_fraction_static * smallest - demand.weights) // cache.bytes_per_token)
     if plan.memory is not None:
         most = max(own[plan.name, place].fixed for place in plan.gpus)
         return max(0, (plan.memory - most) // cache.bytes_per_token)

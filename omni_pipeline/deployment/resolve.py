@@ -48,7 +48,7 @@ class Deployment(PipelinePlan, frozen=True):
             f"stages.{plan.name}: mem_fraction_static means nothing on the CPU, where the KV cache has a fixed size"
             for worker in self.workers
             for plan in worker.stages
-            if plan.device == "cpu" and getattr(plan.options, "mem_fraction_static", None) is not None
+            if plan.device == "cpu" and plan.options.mem_fraction_static is not None
         )
 
 

@@ -9,6 +9,7 @@ import msgspec
 from omni_pipeline.config.schema import StageConfig
 from omni_pipeline.contract.graph import Graph
 from omni_pipeline.contract.plan import StagePlan, WorkerPlan
+from omni_pipeline.contract.stage_options import StageOptions
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu
 
@@ -133,7 +134,8 @@ def _share(plan: StagePlan, gpu: Gpu) -> float | None:
 
 def _static(plan: StagePlan) -> float | None:
     """The fraction of each GPU that the configuration gives to a stage's weights and KV cache, or None."""
-    return getattr(plan.options, "mem_fraction_static", None)
+    options: StageOptions = plan.options
+    return options.mem_fraction_static
 
 
 def _list(indices: Sequence[int]) -> str:

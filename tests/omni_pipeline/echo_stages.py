@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from omni_pipeline.contract.graph import COLLECTOR, GATEWAY, Edge, Graph, StageSpec
 from omni_pipeline.contract.stage import StageBroken, StageContext
+from omni_pipeline.contract.stage_options import StageOptions
 from omni_pipeline.errors import StartupError, bad_request
 from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor, Work
 
@@ -49,7 +50,7 @@ class Answer(Struct):
     data: Tensor | None = None
 
 
-class Options(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Options(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a stage behaves.
 
     Attributes:

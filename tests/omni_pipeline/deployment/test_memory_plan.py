@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from msgspec import Struct, structs
+from msgspec import structs
 
 from omni_pipeline.config.schema import Config
 from omni_pipeline.contract.graph import Graph, StageSpec
 from omni_pipeline.contract.plan import StagePlan, WorkerPlan
 from omni_pipeline.contract.stage_memory import Cache, Needs, Request, Situation
+from omni_pipeline.contract.stage_options import CacheOptions
 from omni_pipeline.deployment.checkpoint import Checkpoint, Stored
 from omni_pipeline.deployment.memory_plan import KEPT_FREE, PROCESS_BYTES, RANK_BYTES, Placement, place, refuse, sized
 from omni_pipeline.deployment.resolve import Deployment, resolve
@@ -22,12 +23,10 @@ from tests.omni_pipeline.sessions import echo_config
 GIB = 1024**3
 
 
-class Settings(Struct, frozen=True, kw_only=True):
+class Settings(CacheOptions, frozen=True, kw_only=True):
     """Options as a language model's stage has them."""
 
     dtype: str | None = None
-    max_total_tokens: int | None = None
-    mem_fraction_static: float | None = None
 
 
 def see(situation: Situation) -> Needs:
