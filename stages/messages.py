@@ -13,6 +13,10 @@ from omni_pipeline.wire.messages import Tensor
 
 Modality: TypeAlias = Literal["image", "audio", "video"]
 
+ASSISTANT_ROWS = 9
+"""Rows of the talker's prompt that open the assistant's turn, after the r rows of the user's turns: three for
+`<|im_start|>assistant\\n`, four control rows, one begin row, and one with the first text token."""
+
 
 # --- gateway → preprocessing ------------------------------------------------------------------------------------------
 

@@ -13,13 +13,11 @@ from omni_pipeline.sizes import MIB
 from stages.checkpoint.audio_lengths import CONVOLVED_CHUNKS, FULL_CHUNK_ROWS
 from stages.checkpoint.model_config import DecoderConfig, ModelConfig, TalkerConfig, VocoderConfig, read
 from stages.checkpoint.tensor_shapes import DILATIONS, KERNEL
+from stages.messages import ASSISTANT_ROWS
 from stages.options import Code2WavOptions, CodePredictorOptions, EncoderOptions, TalkerOptions, ThinkerOptions
 
 LARGEST_PICTURE_ROWS = 12845056 // 32**2
 """Embedding rows of the largest picture that the processor makes (`max_pixels`); attention needs it in one piece."""
-
-OPENING_ROWS = 9
-"""Rows of the talker's prompt after the user's turns."""
 
 FRAMES_PER_TOKEN = 4
 """Codec frames (80 ms) that a text token takes to say, about: three tokens a second."""
@@ -97,7 +95,7 @@ def talker(situation: Situation) -> Needs:
     options: TalkerOptions = situation.options
     config = _speaking(read(situation.config))[0].text_config
     request = situation.request
-    prompt = request.prompt_tokens + OPENING_ROWS
+    prompt = request.prompt_tokens + ASSISTANT_ROWS
     return _engine(
         situation,
         config,

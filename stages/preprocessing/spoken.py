@@ -9,12 +9,9 @@ from msgspec import Struct
 from transformers import Qwen3OmniMoeConfig
 
 from omni_pipeline.wire.messages import Tensor
-from stages.messages import SpeechOptions, SpokenPrompt
+from stages.messages import ASSISTANT_ROWS, SpeechOptions, SpokenPrompt
 from stages.preprocessing.layout import MediumRows, PromptLayout
 from stages.preprocessing.positions import mrope_positions
-
-# Rows that open the assistant's turn for the talker, after those of the user's.
-ASSISTANT_ROWS = 9
 
 
 class Roles(Struct, frozen=True):

@@ -256,7 +256,7 @@ class TalkerRows:
 
     @torch.inference_mode()
     def prompt(self, prompt: TalkerPrompt, first: torch.Tensor) -> torch.Tensor:
-        """The rows of a whole prompt: user turns, then the nine that open the assistant's, [r + 9, h].
+        """The rows of a whole prompt: user turns, then the `ASSISTANT_ROWS` that open the assistant's, [r + 9, h].
 
         Args:
             first: Row of the first generated text token, [h].

@@ -14,10 +14,6 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 
 Talker = Qwen3OmniMoeTalkerForConditionalGeneration
 
-ASSISTANT_ROWS = 9
-"""The rows before speech: three for `<|im_start|>assistant\\n`, four control rows, one begin row, and one with the
-first text token."""
-
 
 @dataclass(frozen=True)
 class UserTurns:

@@ -15,7 +15,6 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 from demo_model.training.training_run import TrainingRun
 from demo_model.voice.free_running import penalised
 from demo_model.voice.talker_batches import (
-    ASSISTANT_ROWS,
     Reply,
     TalkerInputs,
     UserTurns,
@@ -23,6 +22,7 @@ from demo_model.voice.talker_batches import (
     residual_logits,
     states,
 )
+from stages.messages import ASSISTANT_ROWS
 
 _BATCH_ROWS = 700
 """The rows of a step: it has as many answers as fit, which all follow one prompt."""

@@ -11,9 +11,9 @@ import torch
 from test_positions import RandomPrompt
 from transformers import Qwen3OmniMoeConfig
 
-from stages.messages import Sampling, SpeechOptions
+from stages.messages import ASSISTANT_ROWS, Sampling, SpeechOptions
 from stages.preprocessing.layout import MediaTokens, lay_out
-from stages.preprocessing.spoken import ASSISTANT_ROWS, Roles, spoken_prompt
+from stages.preprocessing.spoken import Roles, spoken_prompt
 
 SPEECH = SpeechOptions("ethan", Sampling(), Sampling())
 

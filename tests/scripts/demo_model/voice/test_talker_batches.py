@@ -5,7 +5,6 @@ import torch
 from demo_model.voice import talker_training
 from demo_model.voice.free_running import generate
 from demo_model.voice.talker_batches import (
-    ASSISTANT_ROWS,
     Reply,
     TalkerInputs,
     UserTurns,
@@ -17,6 +16,8 @@ from tiny_checkpoint.config import model_config
 from tiny_checkpoint.shapes import PRESETS
 from tiny_checkpoint.tokenizer import cut_vocabulary
 from tiny_checkpoint.weights import random_model
+
+from stages.messages import ASSISTANT_ROWS
 
 USER = [5, 6, 7]
 
