@@ -1,6 +1,6 @@
-"""Joins what is said about the configuration in different places, and remembers which of them said what.
+"""Joins the configuration from the places that it can be given in, and remembers which place gave each value.
 
-The places, each winning over those before it: the defaults, the file, the environment, flags, ``--set``.
+The order of precedence, lowest first: the defaults, the file, environment variables, flags, ``--set``.
 """
 
 from __future__ import annotations

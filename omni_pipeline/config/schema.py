@@ -1,4 +1,4 @@
-"""The configuration: one strict tree, read from a YAML file and the command line (defaults < file < flags)."""
+"""The configuration as one strict tree of settings; `layers` joins the places that it is read from."""
 
 from __future__ import annotations
 
@@ -196,19 +196,6 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
     trace: Trace = field(default_factory=Trace)
     server: Server = field(default_factory=Server)
     stages: dict[str, StageConfig] = {}
-
-
-def load(path: Path | None, overrides: Mapping[str, Any]) -> Config:
-    """The configuration in a YAML file, with what was said on the command line on top.
-
-    Args:
-        path: The file, or None for the defaults alone.
-        overrides: Nested like the file; only what was given.
-
-    Raises:
-        StartupError: the file cannot be read, or something in it is unknown or out of range.
-    """
-    return convert(merge(read(path) if path else {}, overrides), Config, "", source=f"{path}: " if path else "")
 
 
 def read(path: Path) -> dict[str, Any]:

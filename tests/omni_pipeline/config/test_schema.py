@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from omni_pipeline.config.schema import Config, load, merge
+from omni_pipeline.config.layers import SettingsLayer, gather
+from omni_pipeline.config.schema import Config, merge
 from omni_pipeline.errors import StartupError
 
 
@@ -22,16 +23,16 @@ def write(tmp_path: Path) -> Any:
 
 
 def test_nothing_said_gives_the_defaults() -> None:
-    assert load(None, {}) == Config()
+    assert gather(None).config == Config()
 
 
 def test_empty_file_gives_the_defaults(write: Any) -> None:
-    assert load(write("# nothing\n"), {}) == Config()
+    assert gather(write("# nothing\n")).config == Config()
 
 
 def test_file_wins_over_defaults_and_flags_over_the_file(write: Any) -> None:
     path = write("server: {port: 1111, host: file}\nstages: {thinker: {threads: 2}}")
-    config = load(path, {"server": {"port": 2222}})
+    config = gather(path, [SettingsLayer("--port", {"server": {"port": 2222}})]).config
     assert (config.server.host, config.server.port) == ("file", 2222)
     assert config.server.limits.requests == Config().server.limits.requests
     assert config.stages["thinker"].threads == 2
@@ -53,7 +54,7 @@ def test_merge_replaces_lists_and_joins_mappings() -> None:
         ("server: {port: '80'}", "server.port: expected `int`, got `str`."),
         ("server: 3", "server: expected `object`, got `int`."),
         ("device: gpu", "device: invalid enum value 'gpu'."),
-        ("stages: {thinker: {threads: 0}}", "stages[...].threads: expected `int` >= 1."),
+        ("stages: {thinker: {threads: 0}}", "stages.thinker.threads: expected `int` >= 1."),
         ("- a\n- b", "must be a mapping, not a list."),
         ("a: [", "it is not YAML"),
     ],
@@ -61,7 +62,7 @@ def test_merge_replaces_lists_and_joins_mappings() -> None:
 def test_mistake_is_explained_with_its_place(write: Any, text: str, message: str) -> None:
     path = write(text)
     with pytest.raises(StartupError) as caught:
-        load(path, {})
+        gather(path)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -69,9 +70,9 @@ def test_mistake_is_explained_with_its_place(write: Any, text: str, message: str
 def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(StartupError, match="UTF-8"):
-        load(tmp_path / "x.yaml", {})
+        gather(tmp_path / "x.yaml")
 
 
 def test_missing_file_is_explained(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="No such file"):
-        load(tmp_path / "none.yaml", {})
+        gather(tmp_path / "none.yaml")

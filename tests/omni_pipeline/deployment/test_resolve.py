@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from omni_pipeline.config.schema import load
+from omni_pipeline.config.schema import Config, convert
 from omni_pipeline.deployment import resolve as resolution
 from omni_pipeline.deployment.resolve import Deployment
 from omni_pipeline.errors import StartupError
@@ -16,9 +16,14 @@ from tests.omni_pipeline.echo_stages import ECHO_PATH, Options
 H100 = parse("8xH100-80GB")
 
 
+def echo(**settings: Any) -> Config:
+    """A configuration of the echo graph that only the schema has checked."""
+    return convert({"model_path": "x", "graph": ECHO_PATH, **settings}, Config, "")
+
+
 def resolve(gpus: int = 0, **settings: Any) -> Deployment:
     """The echo graph on a machine with that many H100."""
-    return resolution.resolve(load(None, {"model_path": "x", "graph": ECHO_PATH, **settings}), H100[:gpus])
+    return resolution.resolve(echo(**settings), H100[:gpus])
 
 
 def test_each_stage_has_a_worker_of_its_own_by_default() -> None:
@@ -127,7 +132,7 @@ def test_gpus_of_each_stage(gpus: int, settings: dict[str, Any], sets: list[tupl
 
 def test_worker_sees_its_gpus_as_the_server_was_given_them() -> None:
     found = resolution.resolve(
-        load(None, {"model_path": "x", "graph": ECHO_PATH, "stages": {"join": {"gpus": [1]}}}),
+        echo(stages={"join": {"gpus": [1]}}),
         [Gpu(0, "H100", 1, "5"), Gpu(1, "H100", 1, "GPU-abc")],
     )
     assert [worker.gpus for worker in found.workers] == [(), ("5",), ("GPU-abc",)]
@@ -242,7 +247,7 @@ def test_stage_that_fills_its_memory_waits_for_others_on_its_gpu(
 
 
 def test_engines_load_one_after_the_other_and_last() -> None:
-    found = resolution.resolve(load(None, {"model_path": "x"}), H100[:1])
+    found = resolution.resolve(Config(model_path="x"), H100[:1])
     after = {worker.name: worker.after for worker in found.workers if worker.after}
     others = ("image_encoder", "audio_encoder", "code_predictor", "code2wav")
     assert after == {"thinker": others, "talker_ar": (*others, "thinker")}
