@@ -126,15 +126,13 @@ class Fleet:
         Args:
             patience: Seconds that workers get to exit by themselves before they are killed.
         """
-        self.state = FleetState.STOPPING
-        self.changed()
+        self._begin_stop()
         if self._launcher.state is LauncherState.READY:
             await self._stop_workers(patience)
 
     def kill(self) -> None:
         """End every process now; a `stop` that is waiting for them goes on."""
-        self.state = FleetState.STOPPING
-        self.changed()
+        self._begin_stop()
         self._launcher.kill_all()
 
     def close(self) -> None:
@@ -355,6 +353,11 @@ class Fleet:
         loop.call_later(LOOK_SECONDS, self._examine_workers)
 
     # --- the end ---
+
+    def _begin_stop(self) -> None:
+        if self.state is not FleetState.CLOSED:
+            self.state = FleetState.STOPPING
+        self.changed()
 
     async def _stop_workers(self, patience: float) -> None:
         self._mailbox.send(Shutdown(), *(worker.address for worker in self.roster if worker.ready))

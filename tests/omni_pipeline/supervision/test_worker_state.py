@@ -1,0 +1,29 @@
+"""What is known about a process goes when the process does."""
+
+from __future__ import annotations
+
+import pytest
+
+from omni_pipeline.contract.plan import StagePlan, WorkerPlan
+from omni_pipeline.supervision.worker_state import WorkerState
+from omni_pipeline.wire.counters import EdgeStats
+from omni_pipeline.wire.messages import StageStats
+from tests.omni_pipeline.echo_stages import Options
+
+
+@pytest.fixture
+def worker() -> WorkerState:
+    plan = WorkerPlan("shout", (StagePlan("shout", "cpu", Options()),), threads=1)
+    edges = [EdgeStats("split", "shout")]
+    return WorkerState(plan, "ipc://x", running=True, ready=True, stats={"shout": StageStats()}, edges=edges)
+
+
+def test_counters_go_when_the_process_ends(worker: WorkerState) -> None:
+    worker.process_ended("was killed by SIGKILL", [])
+    assert (worker.stats, worker.edges) == ({}, [])
+
+
+def test_counters_go_when_the_process_hangs_although_it_still_runs(worker: WorkerState) -> None:
+    worker.hangs("gave no sign of life for 10 s")
+    assert (worker.stats, worker.edges) == ({}, [])
+    assert worker.running
