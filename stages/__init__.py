@@ -1,1 +1,5 @@
-"""What is particular to Qwen3-Omni: one module or package for each stage, and the graph they form."""
+"""The parts of Qwen3-Omni: one package for each stage, and the graph that the stages form.
+
+Everything particular to this model belongs here. Of the framework, stages import only the contract, the messages and
+a few helpers; `tests/test_floors.py` lists these.
+"""

@@ -1,1 +1,5 @@
-"""A chat request's way from its body to its streamed or whole answer. Not here: what applies to all requests."""
+"""Handles one chat request, from its body to its whole or streamed answer.
+
+Collecting, formatting and measuring the answer of one request belongs here. What the body and the answer may contain
+is defined in `gateway.api`; what concerns all requests together, such as admission, is outside this folder.
+"""

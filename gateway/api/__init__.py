@@ -1,1 +1,5 @@
-"""The HTTP API as data: what a body may contain, and what answers look like. Not here: how an answer is made."""
+"""The HTTP API as data: what a request body may contain, and what responses look like.
+
+Schema, validation, defaults, conversion and the OpenAPI description belong here. Nothing here waits for a pipeline or
+handles a connection.
+"""

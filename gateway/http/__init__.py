@@ -1,1 +1,5 @@
-"""HTTP itself: connections, request ids, keys, origins, error bodies, event streams. Not here: what is asked."""
+"""General HTTP: connections, request ids, API keys, origins, error bodies, event streams.
+
+Everything here works for any endpoint. What a request to an endpoint means belongs in `gateway.api` and
+`gateway.answers`.
+"""

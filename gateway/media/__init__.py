@@ -1,1 +1,5 @@
-"""Loading the media that a request names, within the policy. Not here: decoding, which the stages do."""
+"""Loads the bytes of the media items that a request names, within the operator's media policy.
+
+Data URLs, downloads, local files and the checks of their addresses belong here. Decoding does not: the preprocessing
+stage does that.
+"""

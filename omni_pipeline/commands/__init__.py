@@ -1,1 +1,4 @@
-"""The subcommands of sgl-omni, and what a terminal shows. Not: the decisions behind them."""
+"""The subcommands `config` and `plan`, the options that all subcommands share, and what is shown during a start.
+
+Parsing options and drawing results belongs here. The decisions behind the results belong in `config` and `deployment`.
+"""

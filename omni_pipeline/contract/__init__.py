@@ -1,1 +1,5 @@
-"""What a model must bring, and what a stage is: graph, stage protocol, memory needs. Not: how they run."""
+"""What a model must bring, as types: the stage graph, the stage protocol, memory needs, flags, routes and plans.
+
+Both sides meet here: `stages` implements these types, and the other rooms use them. Nothing here runs a stage, decides
+on a device or reads a configuration.
+"""

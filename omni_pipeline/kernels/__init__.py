@@ -1,1 +1,4 @@
-"""What compiles GPU kernels at their first use, found or made. Not: the kernels."""
+"""Finds, or makes, the tools that compile GPU kernels when a library first needs them.
+
+The search for compilers, ``ninja`` and a CUDA toolkit belongs here. Kernels do not: libraries bring their own.
+"""

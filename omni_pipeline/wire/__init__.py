@@ -1,1 +1,4 @@
-"""What processes say to each other, and the sockets that carry it. Not: who acts on a message."""
+"""What processes send to each other: message types, their encoding, the sockets, stream numbers, counters.
+
+Nothing here acts on a message: workers do that in `worker`, and the main process in `supervision` and the gateway.
+"""

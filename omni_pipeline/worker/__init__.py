@@ -1,1 +1,4 @@
-"""One worker process: its loop, its start, its ranks, its recorder. Not: who starts and watches it."""
+"""What runs inside one worker process: its start, its loop, its ranks, its pulse, its notes for traces.
+
+Starting, watching and restarting workers belongs in `supervision`. What a stage computes belongs in `stages`.
+"""

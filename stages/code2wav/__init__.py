@@ -1,4 +1,7 @@
-"""The stage code2wav: codec frames to sound, as they arrive."""
+"""The stage code2wav: turns codec frames into sound, as they arrive.
+
+The streaming vocoder and its state belong here. Audio file formats belong in `gateway.answers`.
+"""
 
 from stages.code2wav.stage import Code2Wav
 

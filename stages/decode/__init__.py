@@ -1,4 +1,7 @@
-"""The stage decode: token ids to text as they arrive."""
+"""The stage decode: turns token ids into text, as they arrive.
+
+Stop strings, log-probabilities and usage belong here. Choosing tokens belongs in `stages.sglang_engine`.
+"""
 
 from stages.decode.stage import Decode
 

@@ -1,4 +1,7 @@
-"""The stage mm_aggregate: one thinker request of a prompt and its media rows."""
+"""The stage mm_aggregate: combines a prompt and the embedding rows of its media into one thinker request.
+
+Ids for the prefix cache belong here too. The rows themselves come from the encoders.
+"""
 
 from stages.mm_aggregate.stage import Aggregate
 

@@ -1,4 +1,8 @@
-"""The stage preprocessing: media bytes and text to token ids, positions, pixels and mel features."""
+"""The stage preprocessing: turns media bytes and text into token ids, positions, pixels and mel features.
+
+Decoding media and laying out the prompt belongs here. Fetching media belongs in the gateway, embedding it in
+`stages.encoders`.
+"""
 
 from stages.preprocessing.stage import Preprocessing
 
