@@ -35,14 +35,14 @@ app = typer.Typer(
     epilog="[bold]Examples[/]\n\n"
     "A checkpoint directory, on the CPU if there is no GPU:\n\n"
     "[cyan]sgl-omni serve --model-path /models/Qwen3-Omni-30B-A3B-Instruct --text-only --port 8008[/]\n\n"
-    "Text and speech on one H100, by a layout that ships with this package:\n\n"
+    "Text and speech on one H100, with a layout that ships with this package:\n\n"
     "[cyan]sgl-omni serve --model-path … --config colocated-h100[/]\n\n"
     "The thinker on two GPUs, speech on a third, and a setting that has no flag:\n\n"
     "[cyan]sgl-omni serve --model-path … --gpu-thinker 0,1 --gpu-talker 2 --gpu-code-predictor 2 --gpu-code2wav 2 "
     "--set thinker.engine.chunked_prefill_size=2048[/]\n\n"
     "Each flag can also be given in the environment: --model-path as SGL_OMNI_MODEL_PATH (but --port as "
-    "SGL_OMNI_LISTEN_PORT). What wins over what: --set, flags, "
-    "environment, file, defaults; [cyan]sgl-omni config show[/] with the same flags says what came from where.",
+    "SGL_OMNI_LISTEN_PORT). Precedence, highest first: --set, flags, "
+    "environment, file, defaults; [cyan]sgl-omni config show[/] with the same flags shows where each value comes from.",
 )
 @takes_settings
 def serve(settings: Settings) -> None:
@@ -55,7 +55,7 @@ def serve(settings: Settings) -> None:
         else:
             with Terminal(Console()) as terminal:
                 _serve(settings, terminal)
-    except asyncio.CancelledError:  # told twice to stop
+    except asyncio.CancelledError:  # the second request to stop
         raise typer.Exit(1) from None
     except StartupError as error:
         if config.log_format != "json":
@@ -72,7 +72,7 @@ def _serve(settings: Settings, display: Display) -> None:
 
 @app.command()
 def version() -> None:
-    """Print the versions of this package and of those that decide its results."""
+    """Print the versions of this package and of the libraries that its results depend on."""
     print(f"omni-pipeline {__version__}")
     for package in ("sglang", "torch", "transformers"):
         try:
@@ -84,12 +84,13 @@ def version() -> None:
 app.command()(plan)
 app.add_typer(config.app, name="config")
 
-# A client of the gateway's API, so it lives there; named, so that the framework imports no gateway.
+# `bench` is a client of the gateway's API, so it lives in the gateway. It is loaded by its name, so that no module of
+# the framework imports the gateway.
 app.command()(load_object("gateway.bench.command:bench"))
 
 
 def main() -> None:
-    """Entry of the console script. What keeps a command from its work is told in one line."""
+    """Entry point of the console script. Prints a `StartupError` as one line, without a traceback."""
     try:
         app()
     except StartupError as error:

@@ -69,7 +69,7 @@ class StartupError(Exception):
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """The known name that `name` resembles, as a question; else what is known."""
+    """A hint for an unknown name: the known name that it resembles, as a question, or else all known names."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"known here: {', '.join(known) or 'none'}."

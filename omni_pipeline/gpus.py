@@ -1,6 +1,6 @@
-"""The GPUs of a machine: those that this process may use, found without starting CUDA, or described in words.
+"""Finds the GPUs that this process may use, without starting CUDA, and parses descriptions of GPUs.
 
-A card that is divided by MIG is no GPU here; each of its instances is one.
+A card that MIG divides does not count as a GPU here; each of its instances does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from omni_pipeline.sizes import MIB, parse_size
 Answer = TypeVar("Answer")
 
 
-# What the driver reports for cards whose name says less: MiB by name and nominal GB.
+# The memory that the driver reports for well-known cards, more exactly than their nominal size: MiB by name and GB.
 _REPORTED = {
     ("H100", "80"): 81559,
     ("H200", "141"): 143771,
@@ -32,7 +32,7 @@ _REPORTED = {
     ("RTX3090", "24"): 24576,
 }
 
-# Compute capability of cards, by what their driver's name or their description has in it.
+# Compute capabilities, each with words that the names or descriptions of such cards contain.
 _CAPABILITIES = {
     (7, 0): ("V100",),
     (7, 5): ("T4", "RTX 2080", "RTX 8000"),
@@ -53,11 +53,11 @@ class Gpu(Struct, frozen=True):
     """One GPU.
 
     Attributes:
-        index: As this server counts: from 0, among those it may see.
-        name: As the driver calls it, or as described.
-        memory: Bytes, all in all.
-        device: What selects it in ``CUDA_VISIBLE_DEVICES``: the driver's index of a whole card (some libraries read
-            nothing else there), the unique id of a MIG instance (which has no index).
+        index: Its number in this server, counted from 0 among the GPUs that the server may see.
+        name: From the driver, or from the description.
+        memory: Total bytes.
+        device: Its entry in ``CUDA_VISIBLE_DEVICES``. For a whole card this is the driver's index, since some libraries
+            accept nothing else there; for a MIG instance, which has no index, it is the unique id.
     """
 
     index: int
@@ -75,9 +75,11 @@ class _Listed(Struct, Generic[Answer], frozen=True):
     """One entry of the driver's list: a card, or a MIG instance.
 
     Attributes:
-        names: What may stand for it in ``CUDA_VISIBLE_DEVICES``, `Gpu.device` first; all but an index may be cut short.
-        instances: Of a card that MIG divides, and on which nothing can run as a whole: ids of its instances.
-        answer: To the question that was asked; None from a divided card.
+        names: Entries that can name it in ``CUDA_VISIBLE_DEVICES``, `Gpu.device` first. All except an index may be
+            shortened to a prefix.
+        instances: Ids of the MIG instances, if it is a card that MIG divides (nothing can run on such a card as a
+            whole); otherwise None.
+        answer: NVML's answer to the question that was asked; None from a divided card.
     """
 
     names: tuple[str, ...]
@@ -91,12 +93,12 @@ class _Listed(Struct, Generic[Answer], frozen=True):
 
 
 def parse(description: str) -> tuple[Gpu, ...]:
-    """GPUs in words: ``2xH100-80GB``, ``4x24GB``, ``H20-96GB,L4-24GB``.
+    """The GPUs of a description: ``2xH100-80GB``, ``4x24GB``, ``H20-96GB,L4-24GB``.
 
-    Well-known cards have what their driver reports; of any other, GB is 10⁹ bytes and GiB 2³⁰.
+    Well-known cards get the memory that their driver reports. For other cards, GB is 10⁹ bytes and GiB 2³⁰.
 
     Raises:
-        StartupError: it cannot be understood.
+        StartupError: the description cannot be understood.
     """
     gpus: list[Gpu] = []
     for part in description.split(","):
@@ -117,7 +119,7 @@ def detect(environment: Mapping[str, str] = os.environ) -> tuple[Gpu, ...]:
     """The NVIDIA GPUs that this process may use, in the order of ``CUDA_VISIBLE_DEVICES`` or of the PCI bus.
 
     Raises:
-        StartupError: there are some, but the driver does not answer; or the variable names one that is not there.
+        StartupError: there are GPUs, but the driver does not answer; or the variable names a GPU that is not there.
     """
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1", "none", "NoDevFiles"):
@@ -126,14 +128,14 @@ def detect(environment: Mapping[str, str] = os.environ) -> tuple[Gpu, ...]:
 
 
 def least_free() -> tuple[int, int]:
-    """Bytes free, and in all, of the one with the least free memory among the GPUs that this process sees."""
+    """Free and total bytes of the GPU with the least free memory, among the GPUs that this process sees."""
     own = detect()
     used = memory_used(own)
     return min((gpu.memory - used[gpu.index], gpu.memory) for gpu in own)
 
 
 def memory_used(gpus: Sequence[Gpu]) -> dict[int, int]:
-    """Bytes of each of these GPUs that are in use now, by whomever, by its index.
+    """Bytes that any processes now use on each of these GPUs, by the index of the GPU.
 
     Raises:
         StartupError: the driver does not answer.
@@ -142,7 +144,7 @@ def memory_used(gpus: Sequence[Gpu]) -> dict[int, int]:
 
 
 def known_capability(gpu: Gpu) -> tuple[int, int] | None:
-    """Compute capability of a GPU that is here or elsewhere, by its name; None for a name that is not known."""
+    """Compute capability that a GPU's name implies, so that the GPU need not be here; None for an unknown name."""
     for found, names in _CAPABILITIES.items():
         if any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", gpu.name) for name in names):
             return found
@@ -161,10 +163,10 @@ def _has_device_files() -> bool:
 
 
 def _visible(there: Sequence[_Listed[Any]], visible: str | None) -> tuple[Gpu, ...]:
-    """Of the GPUs that are there, those that are listed, numbered in that order.
+    """The GPUs that `visible` lists, numbered in the order of that list; every GPU if it is None.
 
-    CUDA ends the list at the first entry that names nothing, and says nothing. We refuse it: with that entry the
-    server would run on fewer GPUs than its operator gave it, or on the CPU. Only -1 ends the list, as CUDA documents.
+    CUDA silently ends the list at the first entry that names no GPU. We refuse such an entry, because the server would
+    run on fewer GPUs than its operator gave it, or on the CPU. Only -1 ends the list, as CUDA documents.
     """
     if visible is None:
         chosen = [listed for listed in there if listed.instances is None]
@@ -186,7 +188,7 @@ def _visible(there: Sequence[_Listed[Any]], visible: str | None) -> tuple[Gpu, .
 
 
 def _named(entry: str, there: Sequence[_Listed[Any]]) -> _Listed[Any]:
-    """What an entry of ``CUDA_VISIBLE_DEVICES`` stands for. Raises StartupError."""
+    """The GPU that an entry of ``CUDA_VISIBLE_DEVICES`` names. Raises StartupError."""
     exact = [listed for listed in there if entry in listed.names]
     whole_id = re.match("(GPU|MIG)-.", entry)
     found = exact or [listed for listed in there if whole_id and any(name.startswith(entry) for name in listed.names)]
@@ -213,10 +215,10 @@ def _answers(gpus: Sequence[Gpu], question: Callable[[Any, Any, Any], Answer]) -
 
 
 def _each_gpu(question: Callable[[Any, Any, Any], Answer]) -> list[_Listed[Any]]:
-    """All that the driver lists, visible or not, with NVML's answer to a question about each.
+    """All GPUs that the driver lists, visible or not, each with NVML's answer to a question about it.
 
     Args:
-        question: Called with NVML, a handle of the GPU, and one of its card, which differs for a MIG instance.
+        question: Called with NVML, a handle of the GPU, and a handle of its card. The two differ for a MIG instance.
     """
     import pynvml
 
@@ -237,7 +239,7 @@ def _each_gpu(question: Callable[[Any, Any, Any], Answer]) -> list[_Listed[Any]]
                 listed.append(_described(pynvml, names, card, question(pynvml, card, card)))
                 continue
             parts = [(_mig_names(pynvml, names[1], instance), instance) for instance in instances]
-            # Its memory, say, is not everybody's to ask for: of the card itself only the name counts.
+            # Ask only for the name of the card itself: not every user may ask for its memory, for example.
             name = str(pynvml.nvmlDeviceGetName(card))
             listed.append(_Listed(names, name, 0, None, tuple(part[0] for part, _ in parts)))
             for part, instance in parts:
@@ -259,13 +261,13 @@ def _mig_instances(nvml: Any, card: Any) -> list[Any] | None:
     for place in range(nvml.nvmlDeviceGetMaxMigDeviceCount(card)):
         try:
             handles.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, place))
-        except nvml.NVMLError:  # nothing in this place
+        except nvml.NVMLError:  # no instance in this place
             continue
     return handles
 
 
 def _mig_names(nvml: Any, card: str, instance: Any) -> tuple[str, ...]:
-    """The unique id of a MIG instance, and its older name, made of the card's id and two numbers."""
+    """The unique id of a MIG instance, and its older name, which consists of the card's id and two numbers."""
     numbers = nvml.nvmlDeviceGetGpuInstanceId(instance), nvml.nvmlDeviceGetComputeInstanceId(instance)
     return str(nvml.nvmlDeviceGetUUID(instance)), "/".join(map(str, (f"MIG-{card}", *numbers)))
 

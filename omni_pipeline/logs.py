@@ -1,7 +1,7 @@
-"""What the log of every process looks like: lines for people, or one JSON object in each line.
+"""The log format of every process: lines for people, or one JSON object in each line.
 
-A record may have fields beside its message: ``log.info("answered", extra=fields(request_id=…))``. Each record is one
-line, whatever a client has put into a path or an id; only tracebacks, in the form for people, have more.
+A record may have fields besides its message: ``log.info("answered", extra=fields(request_id=…))``. Each record is one
+line, whatever characters a client puts into a path or an id. Only tracebacks in the lines for people span more.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def configure(process: str, level: str, form: Format) -> None:
-    """Have this process log to stderr, in place of any way it did before.
+    """Make this process log to stderr, instead of any logging that was set up before.
 
     Args:
-        process: Its name in each record, such as ``main`` or a worker's.
-        level: As Python's logging names it.
-        form: How records are written.
+        process: Name of the process in each record, such as ``main`` or a worker's.
+        level: A level name of Python's logging.
+        form: Format of the records.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(process) if form == "json" else TextFormatter(process))
@@ -36,7 +36,7 @@ def configure(process: str, level: str, form: Format) -> None:
 
 
 def fields(**values: Any) -> dict[str, Any]:
-    """The argument `extra` of a logging call whose record is to have these fields; those that are None are left out."""
+    """The argument `extra` of a logging call, to give its record these fields. Fields that are None are left out."""
     return {_FIELDS: {name: value for name, value in values.items() if value is not None}}
 
 
@@ -76,7 +76,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             body["exception"] = self.formatException(record.exc_info)
-        body = body | _fields_of(record) | body  # a field takes no other's place
+        body = body | _fields_of(record) | body  # a field never replaces a key from above
         return msgspec.json.encode(body, enc_hook=str).decode()
 
 
@@ -86,7 +86,7 @@ def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """A value as one word, in quotes where it would not be one."""
+    """A value as one word, in quotes if it contains anything that a plain word cannot."""
     text = format(value, ".6g") if isinstance(value, float) else str(value)
     if _PLAIN.fullmatch(text):
         return text

@@ -1,4 +1,4 @@
-"""What a child process does about signals, its parent's death and its name, and what a process uses."""
+"""Operating system calls about processes: signals, the parent's death, titles, resource usage and free ports."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ _PR_SET_CHILD_SUBREAPER = 36
 def die_with_parent(parent: int, number: signal.Signals) -> None:
     """Have the kernel send this process signal `number` when its parent ends, however it ends.
 
-    The kernel watches the *thread* that started this process, so that one has to live as long as the service. The
-    setting survives ``exec`` but not ``fork``: every process of a chain asks for itself.
+    The kernel watches the *thread* that started this process, so that thread must live as long as the service.
+    The setting survives ``exec`` but not ``fork``: in a chain of forks, every process has to call this.
 
     Args:
-        parent: Process id the parent had when it started this process; if it is gone already, the signal is sent now.
+        parent: Process id that the parent had when it started this process. If the parent is gone already, the signal
+            is sent now.
     """
     if sys.platform == "linux":
         _prctl(_PR_SET_PDEATHSIG, int(number))
@@ -31,13 +32,13 @@ def die_with_parent(parent: int, number: signal.Signals) -> None:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every process below this one whose own parent ends."""
+    """Become the parent of every descendant whose own parent ends."""
     if sys.platform == "linux":
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def children() -> list[int]:
-    """Process ids of the children of this process, which has one thread."""
+    """Process ids of this process's children. Only for a process with a single thread."""
     return [int(pid) for pid in Path("/proc/thread-self/children").read_text().split()]
 
 
@@ -50,8 +51,8 @@ def _prctl(option: int, value: int) -> None:
 def leave_stopping_to_parent() -> None:
     """Ignore SIGINT and SIGTERM.
 
-    A terminal or a service manager sends them to the whole group at once; the main process then drains, for which it
-    needs its workers, and tells them when to end.
+    A terminal or a service manager sends them to the whole process group at once. The main process then drains, for
+    which it needs its workers, and asks them to leave afterwards.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -67,7 +68,7 @@ def set_title(title: str) -> None:
 
 
 class ProcessUsage(Struct):
-    """What a process uses: memory of now, shared pages included, and CPU time in all."""
+    """Resources that a process uses: its current memory, including shared pages, and its total CPU time."""
 
     resident_bytes: int
     cpu_seconds: float
@@ -83,7 +84,7 @@ def stat(pid: int) -> list[str] | None:
 
 
 def usage(pid: int) -> ProcessUsage | None:
-    """What process `pid` uses; None when it is gone, or where the system has no ``/proc``."""
+    """Resources that process `pid` uses; None when it is gone, or where the system has no ``/proc``."""
     fields = stat(pid)
     if fields is None:
         return None
@@ -92,7 +93,7 @@ def usage(pid: int) -> ProcessUsage | None:
 
 
 def free_port() -> int:
-    """A TCP port for the ranks to find each other by."""
+    """A free TCP port, for example one where the ranks of a stage find each other."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

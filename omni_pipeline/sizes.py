@@ -1,4 +1,4 @@
-"""Sizes of memory, in words and in bytes."""
+"""Parses sizes of memory, such as ``12GiB``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BYTES = {"GiB": 1024**3, "GB": 10**9, "MiB": MIB, "MB": 10**6}
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size as ``config.Size`` allows it, such as ``12GiB`` or ``800 MB``. Raises ValueError."""
+    """Bytes of a size as `config.schema.Size` allows it, such as ``12GiB`` or ``800 MB``. Raises ValueError."""
     found = _SIZE.fullmatch(text)
     if found is None:
         raise ValueError(f"{text!r} is not a size")
