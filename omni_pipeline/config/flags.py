@@ -1,4 +1,4 @@
-"""The command-line flags that set something in the configuration, as data; `command_line` makes options of them."""
+"""The command-line flags that set something in the configuration, as data; `commands.options` makes options of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-# Those that concern every model.
+# The flags that every model has.
 COMMON = (
     Flag(
         "--model-path",
@@ -44,7 +44,7 @@ COMMON = (
     Flag(
         "--model-name",
         ("server.model_name",),
-        "Name in /v1/models.",
+        "Name of the model in /v1/models.",
         MODEL,
         metavar="NAME",
         default="last part of the model path",
@@ -61,7 +61,7 @@ COMMON = (
     Flag(
         "--colocate",
         ("colocate",),
-        "Put all that computes on a GPU on one GPU, and in one worker process.",
+        "Put all stages that use a GPU on one GPU and in one worker process.",
         PLACEMENT,
         kind=bool,
         default="off",
@@ -87,8 +87,8 @@ COMMON = (
     Flag(
         "--api-key",
         ("server.api_keys",),
-        "Require one of these as bearer token. Repeatable. Better given as SGL_OMNI_API_KEY, which no list of "
-        "processes shows.",
+        "Require this key as bearer token; of several, any one. Repeatable. Better set as SGL_OMNI_API_KEY, which "
+        "process lists do not show.",
         NETWORK,
         metavar="KEY",
         kind=list[str],
@@ -113,37 +113,40 @@ COMMON = (
         default="any public host",
     ),
     Flag(
-        "--max-media", ("server.media.max_items",), "Media in one request.", MEDIA, metavar="N", parse=positive,
-        default="64",
+        "--max-media", ("server.media.max_items",), "Most media items in one request.", MEDIA, metavar="N",
+        parse=positive, default="64",
     ),
     Flag(
-        "--max-media-bytes", ("server.media.max_bytes",), "Size of one medium.", MEDIA, metavar="SIZE", parse=size,
-        default="256MiB",
+        "--max-media-bytes", ("server.media.max_bytes",), "Greatest size of one media item.", MEDIA, metavar="SIZE",
+        parse=size, default="256MiB",
     ),
     Flag(
         "--max-requests",
         ("server.limits.requests",),
-        "Requests in the pipeline at a time; more wait, see server.limits.queued, or get 429.",
+        "Requests in the pipeline at a time. Further ones wait (see server.limits.queued) or get 429.",
         LIMITS,
         metavar="N",
         parse=positive,
         default="256",
     ),
     Flag(
-        "--max-body-bytes", ("server.limits.body_bytes",), "Size of one HTTP request.", LIMITS, metavar="SIZE",
+        "--max-body-bytes", ("server.limits.body_bytes",), "Greatest size of one HTTP request.", LIMITS, metavar="SIZE",
         parse=size, default="512MiB",
     ),
     Flag(
-        "--request-timeout", ("server.limits.request_seconds",), "Time that one request may take.", LIMITS,
+        "--request-timeout", ("server.limits.request_seconds",), "Longest time that a request may take.", LIMITS,
         metavar="SECONDS", parse=seconds, default="600",
     ),
-    Flag("--log-level", ("log_level",), "Of the main process and the workers.", INSIGHT, kind=LogLevel, default="info"),
     Flag(
-        "--log-format", ("log_format",), "Lines for people, or one JSON object each.", INSIGHT, kind=LogFormat,
+        "--log-level", ("log_level",), "Log level of the main process and the workers.", INSIGHT, kind=LogLevel,
+        default="info",
+    ),
+    Flag(
+        "--log-format", ("log_format",), "Log lines for people, or one JSON object a line.", INSIGHT, kind=LogFormat,
         default="text",
     ),
     Flag(
-        "--trace-dir", ("trace.dir",), "Write a timeline of each request there, for Perfetto (ui.perfetto.dev).",
+        "--trace-dir", ("trace.dir",), "Write a timeline of each request to this directory, for ui.perfetto.dev.",
         INSIGHT, metavar="DIR", default="off",
     ),
 )  # fmt: skip

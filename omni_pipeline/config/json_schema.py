@@ -1,4 +1,4 @@
-"""The configuration as a JSON schema, with each stage's own options and the words of the docstrings."""
+"""The configuration as a JSON schema, with each stage's own options, and with docstrings as descriptions."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def summary(kind: type[Struct]) -> str:
 
 
 def descriptions(kind: type[Struct]) -> dict[str, str]:
-    """What the docstrings of a struct and its bases say of each field, under ``Attributes:``."""
+    """Descriptions of the fields of a struct, from ``Attributes:`` in its docstring and in those of its bases."""
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if issubclass(base, Struct):

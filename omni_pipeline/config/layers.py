@@ -1,6 +1,6 @@
-"""Joins the configuration from the places that it can be given in, and remembers which place gave each value.
+"""Merges the layers of the configuration, and remembers which layer each value comes from.
 
-The order of precedence, lowest first: the defaults, the file, environment variables, flags, ``--set``.
+The layers, each overriding those before it: the defaults, the file, the environment, flags, ``--set``.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ SET = "--set"
 
 
 class SettingsLayer(Struct, frozen=True):
-    """What one place says: `tree` is nested like the file. `source` names the place as its reader knows it."""
+    """The settings of one layer. `tree` is nested like the file. `source` names the layer in the operator's words."""
 
     source: str
     tree: dict[str, Any]
 
 
 class Settings(Struct, frozen=True):
-    """The joined configuration.
+    """The merged configuration.
 
     Attributes:
         origins: Source of each value that is not a default, by dotted path.
-        notes: What its reader should know of how they were read.
+        notes: Remarks for the operator on how the settings were read.
     """
 
     config: Config
@@ -40,7 +40,7 @@ class Settings(Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
     def origin(self, path: str) -> str | None:
-        """Who said what is at `path`, or something beneath it or above it; None if it is a default."""
+        """Source of the value at `path`, or of the nearest path above it that was set; None if it is a default."""
         while path:
             if path in self.origins:
                 return self.origins[path]
@@ -49,15 +49,15 @@ class Settings(Struct, frozen=True):
 
 
 def gather(path: Path | None, layers: Iterable[SettingsLayer] = (), assignments: Iterable[str] = ()) -> Settings:
-    """Everything that was said, checked against the schema and the graph's options.
+    """All settings, merged and checked against the schema and the graph's options.
 
     Args:
         path: The configuration file, or None.
-        layers: From the environment and from flags, in rising order.
+        layers: From the environment and from flags; each overrides those before it.
         assignments: Values of ``--set``, such as ``thinker.threads=2``.
 
     Raises:
-        StartupError: something is unknown, of the wrong type or out of range, and who said it.
+        StartupError: a setting is unknown, of the wrong type or out of range. The message names its source.
     """
     file = [SettingsLayer(str(path), read(path))] if path else []
     said = [*file, *layers]
@@ -69,7 +69,7 @@ def gather(path: Path | None, layers: Iterable[SettingsLayer] = (), assignments:
         _check(layer, graph)
         tree = merge(tree, layer.tree)
         for place, value in leaves(layer.tree):
-            if value == {}:  # joined with what is there, it says nothing
+            if value == {}:  # an empty mapping changes nothing when it is merged
                 continue
             origins = {known: source for known, source in origins.items() if not known.startswith(f"{place}.")}
             origins[place] = layer.source
@@ -87,7 +87,7 @@ def nest(path: str, value: Any) -> Any:
 
 
 def leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted path and value of everything in `tree` that is not a mapping with something in it."""
+    """Dotted path and value of each leaf of `tree`. An empty mapping is a leaf too."""
     for name, value in tree.items():
         path = f"{above}{name}"
         if isinstance(value, Mapping) and value:
@@ -102,7 +102,7 @@ def _graph(layers: Iterable[SettingsLayer]) -> Graph:
 
 
 def _check(layer: SettingsLayer, graph: Graph) -> None:
-    """Check one place's words by themselves, so that a mistake is laid at the right door."""
+    """Check one layer by itself, so that an error names the layer that it is in."""
     stages = layer.tree.get("stages")
     for name, stage in stages.items() if isinstance(stages, dict) else ():
         convert(stage, StageConfig, f"stages.{name}", source=f"{layer.source}: ")
@@ -127,7 +127,7 @@ def _assignment(text: str, graph: Graph) -> dict[str, Any]:
 
 
 def _full(path: str, graph: Graph, text: str) -> str:
-    """The full path of a setting, where the stage's ``stages.`` and ``options.`` may be left out."""
+    """The full path of a setting. `path` may leave out ``stages.`` and ``options.``."""
     first, _, rest = path.partition(".")
     if first == "stages":
         first, _, rest = rest.partition(".")
@@ -154,7 +154,7 @@ def _names(kind: type[Struct]) -> list[str]:
 
 
 def _refuse_absent_stages(layers: Iterable[SettingsLayer], graph: Graph) -> None:
-    """A file may speak of stages that a text-only server leaves out; a flag about nothing else is a mistake."""
+    """Refuse flags that set only stages which a text-only server leaves out. A file may set such stages."""
     for layer in layers:
         stages = layer.tree.get("stages", {})
         if stages and set(layer.tree) == {"stages"} and not graph.text_stages & set(stages):

@@ -16,7 +16,7 @@ from omni_pipeline.errors import StartupError, suggestion
 
 DIRECTORY = Path(omni_pipeline.__file__).parent / "layouts"
 
-# Where guides keep the files, below the directory in which their commands are run.
+# Where guides keep the files, relative to the directory in which their commands run.
 _IN_GUIDES = (Path("configs"), Path("examples/configs"))
 
 _PREFIX = "qwen3_omni_"
@@ -35,23 +35,23 @@ class Layout(Struct, frozen=True):
 
 
 class Found(Struct, frozen=True):
-    """The file that was meant, and, if that is not the path that was given, why."""
+    """The file that ``--config`` means. If that is not the given path, `note` says why."""
 
     path: Path
     note: str | None = None
 
 
 def layouts() -> list[Layout]:
-    """All that ship with the package, by name."""
+    """All layouts that ship with the package, sorted by name."""
     return sorted((_layout(path) for path in DIRECTORY.resolve().glob("*.yaml")), key=lambda layout: layout.name)
 
 
 def find(given: str) -> Found:
-    """The file that `given` means. A file that exists is meant before any layout.
+    """The file that `given` means. A file that exists takes precedence over layouts.
 
     Args:
-        given: A path, the name of a layout or its file name. A path of the guides (``configs/…``) also means the
-            layout of that file name where the command is not run in a checkout.
+        given: A path, the name of a layout or its file name. A path from the guides (``configs/…``) also
+            names the layout of that file name, so that it works outside a checkout.
 
     Raises:
         StartupError: there is neither a file nor a layout of that name.
@@ -70,7 +70,7 @@ def find(given: str) -> Found:
 
 
 def complete(incomplete: str) -> Iterator[str]:
-    """What may follow ``--config`` where a shell asks: names of layouts, and paths to directories and YAML files."""
+    """A shell's completions after ``--config``: names of layouts, and paths to directories and YAML files."""
     yield from (layout.name for layout in layouts() if layout.name.startswith(incomplete))
     above, name = os.path.split(incomplete)
     for path in sorted(Path(above or ".").glob("*")):
@@ -79,7 +79,7 @@ def complete(incomplete: str) -> Iterator[str]:
 
 
 def _nor_layout(path: Path, shipped: list[Layout]) -> str:
-    """Which layout may have been meant by a path to nothing."""
+    """Says which layout a path that does not exist may have meant, as the end of a message."""
     same = next((layout.name for layout in shipped if layout.path.name == path.name), None)
     if same is not None:
         return f"but there is a layout of that name: pass --config {same}."
@@ -91,7 +91,7 @@ def _layout(path: Path) -> Layout:
 
 
 def _name(path: Path) -> str:
-    """``colocated-h100`` of ``qwen3_omni_colocated_h100.yaml``."""
+    """``colocated-h100`` for ``qwen3_omni_colocated_h100.yaml``."""
     return path.stem.removeprefix(_PREFIX).replace("_", "-")
 
 

@@ -1,4 +1,4 @@
-"""Where traces go: into a directory, or to an OpenTelemetry collector, which OpenTelemetry's variables may name."""
+"""Decides where traces go: to a directory or an OpenTelemetry collector, which OpenTelemetry's variables may name."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _PATH = "/v1/traces"
 
 
 def resolve_trace(trace: Trace, environment: Mapping[str, str]) -> Trace:
-    """`trace` with the full URL that spans are sent to, or without any; an empty directory name is none.
+    """`trace` with the full URL that spans are sent to, if there is one. An empty directory name becomes None.
 
     Raises:
-        StartupError: the configuration asks for it, and the packages for it are not installed.
+        StartupError: the configuration names a collector, but the packages for sending to it are not installed.
     """
     trace = structs.replace(trace, dir=trace.dir or None)
     if trace.otlp_endpoint is not None:
@@ -52,13 +52,13 @@ def prepare(trace: Trace) -> None:
 
 
 def installed() -> bool:
-    """Whether the packages are there; found out without importing them."""
+    """Whether the packages for sending are installed; found out without importing them."""
     try:
         return (
             importlib.util.find_spec(_EXPORTER) is not None
             and importlib.util.find_spec("opentelemetry.sdk") is not None
         )
-    except ModuleNotFoundError:  # not even the packages above
+    except ModuleNotFoundError:  # not even a parent package is installed
         return False
 
 
@@ -75,7 +75,9 @@ def _from(environment: Mapping[str, str]) -> str | None:
     endpoint = whole or (base and base.rstrip("/") + _PATH)
     if endpoint and protocol != "http/protobuf":
         log.warning(
-            "OpenTelemetry's endpoint %s is ignored: %s is not spoken here, only http/protobuf", endpoint, protocol
+            "OpenTelemetry's endpoint %s is ignored: only the protocol http/protobuf is supported, not %s",
+            endpoint,
+            protocol,
         )
         return None
     return endpoint or None

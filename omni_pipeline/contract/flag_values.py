@@ -1,4 +1,4 @@
-"""What the text of a flag means: numbers, sizes, indices, or a clear reason why not."""
+"""Parses the values of flags: numbers, sizes and indices, with a clear message for a bad value."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from omni_pipeline.sizes import parse_size
 
 
 def fraction(text: str) -> float:
-    """A number between 0 and 1, neither of them included. Raises ValueError."""
+    """A number between 0 and 1, both excluded. Raises ValueError."""
     try:
         value = float(text)
     except ValueError:
@@ -17,17 +17,17 @@ def fraction(text: str) -> float:
 
 
 def gpu_indices(text: str) -> list[int]:
-    """``0`` or ``0,1``. Raises ValueError."""
+    """GPU indices from ``0`` or ``0,1``. Raises ValueError."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
-        raise ValueError(f"{text!r} is not the index of a GPU, or several with commas between.")
+        raise ValueError(f"{text!r} is not a GPU index, nor several separated by commas, as in 0,1.")
     return [int(part) for part in parts]
 
 
 def positive(text: str) -> int:
-    """A whole number from 1. Raises ValueError."""
+    """A whole number of at least 1. Raises ValueError."""
     if not (text.isascii() and text.isdigit() and int(text)):
-        raise ValueError(f"{text!r} is not a whole number from 1 on.")
+        raise ValueError(f"{text!r} is not a whole number of at least 1.")
     return int(text)
 
 
@@ -53,5 +53,5 @@ def seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise ValueError(f"{text!r} is not a number of seconds.")
+        raise ValueError(f"{text!r} is not a positive number of seconds.")
     return value

@@ -1,4 +1,4 @@
-"""Flags, files and variables against what they come to: each value and where it came from, or the refusal."""
+"""Flags, files and variables, and their results: each value and its source, or the error message."""
 
 # ruff: noqa: E501 - a table is read by row
 
@@ -29,7 +29,7 @@ Show = Callable[..., Result]
 
 @pytest.fixture
 def show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Show:
-    """`sgl-omni config show --json` where there are two files, on a machine with the GPUs described."""
+    """`sgl-omni config show --json` in a directory with two files, on a machine with the described GPUs."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.yaml").write_text(FILE)
     (tmp_path / "one.yaml").write_text(COLOCATED)
@@ -187,15 +187,15 @@ def test_flag_wins_over_environment_and_that_over_the_file(
         (M + "--colocate --gpu-thinker 0,1", "2xH100-80GB", "colocate puts everything on one GPU, so thinker cannot have several"),
         (M + "--colocate --thinker-tp-size 2", "2xH100-80GB", "so thinker cannot have several"),
         (M + "--colocate --config one.yaml --gpu-talker 1", "H20-96GB", "there is no GPU 1; there is only GPU 0 (H20-96GB)"),
-        (M + "--gpu-thinker 4", "4x24GB", "stages.thinker.gpus: there is no GPU 4; they are 0 to 3."),
+        (M + "--gpu-thinker 4", "4x24GB", "stages.thinker.gpus: there is no GPU 4; the GPUs are 0 to 3."),
         (M + "--gpu-talker 1", "H100-80GB", "stages.talker_ar.gpus: there is no GPU 1; there is only GPU 0"),
         (M + "--gpu-thinker 0", None, "stages.thinker.gpus: thinker can have no GPU: it computes on the CPU"),
         (M + "--gpu-talker 0,1", "2xH100-80GB", "talker_ar computes on one GPU, and cannot be spread over 2."),
         (M + "--gpu-code2wav 0,1", "2xH100-80GB", "code2wav computes on one GPU"),
         (M + "--gpu-thinker 0,0", "2xH100-80GB", "GPU 0 is named twice."),
-        (M + "--gpu-thinker 0,1 --thinker-tp-size 4", "4x24GB", "4 ranks cannot have one GPU each of the 2 GPUs named (0, 1)."),
-        (M + "--gpu-thinker 0 --thinker-tp-size 2", "2xH100-80GB", "2 ranks cannot have one GPU each of the 1 GPU named (0)."),
-        (M + "--thinker-tp-size 4", "2xH100-80GB", "stages.thinker.tp_size: 4 ranks need 4 GPUs, and 2 GPUs left for them."),
+        (M + "--gpu-thinker 0,1 --thinker-tp-size 4", "4x24GB", "4 ranks need one GPU each, but stages.thinker.gpus names 2 GPUs (0, 1)."),
+        (M + "--gpu-thinker 0 --thinker-tp-size 2", "2xH100-80GB", "2 ranks need one GPU each, but stages.thinker.gpus names 1 GPU (0)."),
+        (M + "--thinker-tp-size 4", "2xH100-80GB", "stages.thinker.tp_size: 4 ranks need 4 GPUs, with only 2 GPUs left."),
         (M + "--set talker_ar.tp_size=2", "2xH100-80GB", "talker_ar knows no tensor parallelism."),
         (M + "--text-only --gpu-talker 1", "2xH100-80GB", "--gpu-talker: a text-only server has no talker_ar."),
         (M + "--text-only --gpu-code2wav 1", "2xH100-80GB", "--gpu-code2wav: a text-only server has no code2wav."),
@@ -228,14 +228,14 @@ def test_combination_that_cannot_work_is_refused(flags: str, gpus: str | None, m
         for value in ("0", "1", "1.5", "-1", "much", "nan")
     ]
     + [
-        ("--gpu-thinker a", "'a' is not the index of a GPU"),
-        ("--gpu-thinker 0,", "'0,' is not the index of a GPU"),
-        ("--gpu-talker -1", "'-1' is not the index of a GPU"),
-        ("--thinker-tp-size 0", "'0' is not a whole number from 1 on."),
+        ("--gpu-thinker a", "'a' is not a GPU index"),
+        ("--gpu-thinker 0,", "'0,' is not a GPU index"),
+        ("--gpu-talker -1", "'-1' is not a GPU index"),
+        ("--thinker-tp-size 0", "'0' is not a whole number of at least 1."),
         ("--port 70000", "'70000' is not a port from 0 to 65535."),
-        ("--max-requests none", "'none' is not a whole number from 1 on."),
+        ("--max-requests none", "'none' is not a whole number of at least 1."),
         ("--max-media-bytes 3TB", "'3TB' is not a size"),
-        ("--request-timeout 0", "'0' is not a number of seconds."),
+        ("--request-timeout 0", "'0' is not a positive number of seconds."),
         ("--device tpu", "'tpu' is not one of"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The JSON schema: what it allows is what a configuration may say."""
+"""The JSON schema allows exactly what a configuration may contain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said in several places: which of them wins, and who is blamed."""
+"""Settings in several layers: which layer wins, and which one an error names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The committed layouts and the usage guide's commands: who ends up where, and that the 30B model fits there."""
+"""The committed layouts and the usage guide's commands: where each stage runs, and that the 30B model fits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BF16 = "Qwen/Qwen3-Omni-30B-A3B-Instruct"
 FP8 = "marksverdhei/Qwen3-Omni-30B-A3B-FP8"
 INT4, AWQ = "cyankiwi/Qwen3-Omni-30B-A3B-Instruct-AWQ-4bit", "an/AWQ-checkpoint"
 
-# As the guide prints them, but for the directory of the files.
+# As the guide prints them, except for the directory of the files.
 TEXT = f"--model-path {BF16} --text-only --port 8008"
 FUSED = f"--model-path {BF16} --config configs/qwen3_omni_mmsu.yaml --text-only --port 8008"
 SPEECH = f"--model-path {BF16} --port 8008"
@@ -68,7 +68,7 @@ LAYOUTS: list[tuple[str, str, int, dict[str, list[int]]]] = [
 
 @pytest.fixture
 def sizes(data: Path, tmp_path: Path) -> dict[str, str]:
-    """Directories that hold the configuration of each model, which is all that a plan needs."""
+    """A directory for each model, with its ``config.json``, which is all that a plan needs."""
     config = json.loads((data / "qwen3_omni_30b" / "config.json").read_text())
     published = json.loads((data / "quantization_configs.json").read_text())
     found = {BF16: str(data / "qwen3_omni_30b")}

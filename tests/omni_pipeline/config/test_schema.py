@@ -1,4 +1,4 @@
-"""What a configuration file may say, what wins, and how a mistake in it is explained."""
+"""What a configuration file may contain, which value wins, and how errors in it are explained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where traces are to go, by configuration and by OpenTelemetry's environment variables."""
+"""Where traces go, by configuration and by OpenTelemetry's environment variables."""
 
 from __future__ import annotations
 
