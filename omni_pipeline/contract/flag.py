@@ -36,10 +36,10 @@ class Flag(Struct, frozen=True):
         name: With its dashes.
         settings: Dotted paths of what it sets.
         help, panel, metavar: For ``--help``.
-        default: What ``--help`` gives as default; False for nothing.
+        default: The default that ``--help`` shows; False shows none.
         kind: Type of its value; `bool` for a flag without one, ``list[…]`` for one that can be repeated.
-        environment: Name of its variable, where ``SGL_OMNI_`` and its own name will not do.
-        parse: Makes the value of the text, where `kind` alone does not. Raises ValueError with the reason.
+        environment: Name of its environment variable, if that is not ``SGL_OMNI_`` and the flag's name.
+        parse: Converts the text to the value, if `kind` alone cannot. Raises ValueError with the reason.
     """
 
     name: str
@@ -59,5 +59,5 @@ class Flag(Struct, frozen=True):
 
     @property
     def parameter(self) -> str:
-        """Its name in Python."""
+        """Name of the Python parameter that gets its value."""
         return self.name.lstrip("-").replace("-", "_")

@@ -1,6 +1,6 @@
 """The stage graph as data: which stages there are, and what passes between them.
 
-A graph says *what* is computed. *Where* (which worker process, which device) is configuration, see `config`.
+A graph says *what* is computed. *Where* (which worker process, which device) is configuration, see `config.schema`.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ class StageSpec(Struct, frozen=True):
 
     Attributes:
         name: Unique name, used in configuration, logs and metrics.
-        factory: ``package.module:Class`` called in the worker with a `stage.StageContext`; gives a `stage.Stage`.
+        factory: ``package.module:Class`` called in the worker with a `contract.stage.StageContext`. Returns a
+            `contract.stage.Stage`.
         options: Type of the stage's own options; must import without torch.
         preload: Modules that take long to import and are safe to share by fork.
         accelerated: Whether the stage computes on a GPU when there is one.
-        weights: Prefixes of the checkpoint's tensors that it loads; none for a stage without weights.
+        weights: Prefixes of the checkpoint's tensors that it loads; empty for a stage without weights.
         parallel: Whether several GPUs can share its work (tensor parallelism).
-        misfit: Tells why it cannot compute with a checkpoint's weights where it is put; None for a stage that always
-            can.
+        misfit: Function that says why the stage cannot compute with a checkpoint's weights on its devices; None for a
+            stage that always can.
         fills_memory: Whether it uses all the memory that it is given, as a KV cache does. It then loads after the
             others on its GPU, when their memory is taken.
-        usual_gpu: Index of the GPU that it gets where there are several and the configuration names none.
-        needs: Tells its memory besides its weights, without torch; None for a stage whose other memory is not worth
-            counting.
+        usual_gpu: Index of the GPU that it gets if there are several and the configuration names none for it.
+        needs: Function that computes its memory besides its weights, without torch; None for a stage whose other
+            memory is too small to count.
     """
 
     name: str
@@ -66,10 +67,11 @@ class CheckpointSpec(Struct, frozen=True):
         model_types: Accepted values of `model_type` in ``config.json``.
         files: Files that have to be there; each entry is a set of alternatives, as in
             ``(("vocab.json", "merges.txt"), ("tokenizer.json",))``: all of the first, or all of the second.
-        tensors: Tells from a parsed ``config.json`` the tensors of such a checkpoint: for each name its number of
-            elements, its bytes, and whether it keeps its type when it is loaded. None where that cannot be told.
-        plain: The ``config.json`` of the same model with plain weights, which is what a CPU holds of quantised ones.
-        quantised: The ``config.json`` of the same model with its weights in FP8.
+        tensors: Function that derives the tensors of a checkpoint from its parsed ``config.json``: by name, the number
+            of elements, the bytes, and whether it keeps its type when it is loaded. None if they cannot be derived.
+        plain: Function that gives the ``config.json`` of the same model with plain weights, the form in which a CPU
+            holds quantised weights.
+        quantised: Function that gives the ``config.json`` of the same model with its weights in FP8.
     """
 
     title: str
@@ -92,10 +94,9 @@ class Graph(Struct, frozen=True):
     """Stages and edges.
 
     Attributes:
-        entry: The stage that requests enter by.
+        entry: The stage at which requests enter.
         checkpoint: What the stages load, if anything.
-        text_stages: Names of the stages that a deployment keeps which gives text only; empty where that makes no
-            difference.
+        text_stages: Names of the stages that a text-only deployment keeps; empty if there is no such deployment.
         flags: Command-line flags of its own.
     """
 
@@ -130,7 +131,7 @@ class Graph(Struct, frozen=True):
         return tuple(stage.name for stage in self.stages)
 
     def body_types(self) -> dict[tuple[str, str], Any]:
-        """Body type of each edge, as `wire.Codec` wants it."""
+        """Body type of each edge, as `wire.messages.Codec` expects it."""
         return {(edge.source, edge.target): edge.body for edge in self.edges}
 
     def narrowed(self, names: frozenset[str]) -> Graph:

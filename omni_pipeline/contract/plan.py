@@ -1,4 +1,4 @@
-"""One worker process and its stages, after all decisions: what a planner hands to whoever runs it."""
+"""The plan of one worker process and its stages, after all decisions. `deployment` makes it, `supervision` runs it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ class StagePlan(Struct, frozen=True):
     """One stage of a worker.
 
     Attributes:
-        options: The stage's own options, a `StageOptions`; still a mapping in a worker that has just received its plan.
-        gpus: Indices of its GPUs; none on the CPU.
+        options: The stage's own options, a `StageOptions`. In a worker that has just received its plan, still a mapping.
+        gpus: Indices of its GPUs; empty on the CPU.
         tp_size: Processes that share its work, by tensor parallelism.
-        memory: Bytes that it may take of each of its GPUs, all in all; None until they are decided.
-        static: Of these, bytes for weights and KV cache, in a stage that fills its memory; None until decided.
+        memory: Total bytes that it may take on each of its GPUs; None until that is decided.
+        static: The part of `memory` for weights and KV cache, in a stage that fills its memory; None until that is
+            decided.
     """
 
     name: str
@@ -35,7 +36,7 @@ class WorkerPlan(Struct, frozen=True):
     Attributes:
         stages: In graph order.
         threads: Torch threads that they share.
-        gpus: What it sees of the GPUs, as ``CUDA_VISIBLE_DEVICES`` has it; empty for none.
+        gpus: The GPUs that it sees, as entries of ``CUDA_VISIBLE_DEVICES``; empty for none.
         environment: Variables to set before it imports anything.
         after: Names of the workers that have to be ready before it is started.
     """
@@ -53,5 +54,5 @@ class WorkerPlan(Struct, frozen=True):
 
     @property
     def fresh(self) -> bool:
-        """Whether it has to start in an interpreter of its own: a GPU and an environment are met by imports."""
+        """Whether it has to start in a fresh interpreter, because imports depend on its GPUs or its environment."""
         return bool(self.gpus or self.environment)

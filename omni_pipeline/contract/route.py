@@ -1,4 +1,4 @@
-"""Which stages one request takes through a graph, and until when it needs each."""
+"""Which stages of a graph one request passes through, and until when it needs each."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class AnswerStream(Struct, frozen=True):
     """One of the streams that make up an answer.
 
     Attributes:
-        stages: Needed until it has ended.
-        first: Needed, too, until its first message has come.
+        stages: Stages needed until the stream has ended.
+        first: Further stages, needed until the first message of the stream has come.
     """
 
     stages: frozenset[str]
@@ -23,7 +23,7 @@ class Route(Struct, frozen=True):
     """The stages of one request.
 
     Attributes:
-        before: Needed until the first message of the answer has come.
+        before: Stages needed until the first message of the answer has come.
         outputs: The streams, by the stage that sends them to the collector. The answer is complete when all have ended.
     """
 

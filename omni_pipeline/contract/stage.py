@@ -1,8 +1,8 @@
 """The one contract between the framework and a stage.
 
-A stage is a plain object in a single-threaded loop (see `worker`). `receive` queues work and returns at once; `step`
-does one batch of work over every request that is ready and gives the messages to send. Nothing here blocks, locks or
-starts threads.
+A stage is a plain object in a single-threaded loop (see `worker.loop`). `receive` queues work and returns at once.
+`step` does one batch of work for all requests that are ready, and returns the messages to send. Nothing here blocks,
+locks or starts threads.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Ranks(Struct, frozen=True):
 
     Attributes:
         rank: Its number; 0 is the stage's worker.
-        size: How many they are.
-        port: TCP port of this host where they find each other; 0 for a single one.
+        size: Number of these processes.
+        port: TCP port of this host where they find each other; 0 if there is only one.
     """
 
     rank: int = 0
@@ -30,7 +30,7 @@ class Ranks(Struct, frozen=True):
 
 
 class StageContext(Struct, frozen=True):
-    """What a stage is told when it is built, in its worker process.
+    """What a stage is given when it is built in its worker process.
 
     Attributes:
         name: The stage's name in the graph.
@@ -39,9 +39,9 @@ class StageContext(Struct, frozen=True):
         options: An instance of the stage's options struct.
         stages: Names of all stages that this deployment runs.
         scratch: Private directory (mode 0700) of this process for short-lived files; it is removed with the process.
-        ranks: Who shares its work. In a stage of several ranks, what it does must follow from its messages, aborts and
-            steps alone, see `ranks`.
-        static: Bytes of each GPU for weights and KV cache; None leaves it to the stage.
+        ranks: This process's place among those that share the stage's work. A stage of several ranks must depend on
+            nothing but its messages, aborts and steps, see `worker.tensor_parallel`.
+        static: Bytes of each GPU for weights and KV cache; None lets the stage decide.
     """
 
     name: str
@@ -55,11 +55,11 @@ class StageContext(Struct, frozen=True):
 
 
 class StageBroken(Exception):
-    """Raised by a stage that can serve nobody any more: its requests fail and its worker process ends."""
+    """Raised by a stage that can serve no request any more: its requests fail and its worker process ends."""
 
 
 class Stage(Protocol):
-    """One stage of the graph; see the module text for how it is driven."""
+    """One stage of the graph; see the module's docstring for how it is driven."""
 
     @property
     def has_work(self) -> bool:
@@ -67,29 +67,29 @@ class Stage(Protocol):
 
     @property
     def batch(self) -> Collection[str]:
-        """Ids of the requests that the latest `step` computed for, not of those that it only sent something."""
+        """Ids of the requests that the latest `step` computed for, without those that it only sent messages for."""
 
     def receive(self, message: Work) -> None:
         """Take over a message. May raise `errors.OmniError` to end that request with an error."""
 
     def step(self) -> Iterable[Work | Failed]:
-        """Do one batch of work and give what is to be sent.
+        """Do one batch of work and return the messages to send.
 
-        An `errors.OmniError` that concerns one request is given as `wire.Failed`. An exception means a bug: the worker
+        An error of one request is returned as `wire.messages.Failed`, not raised. An exception means a bug: the worker
         then fails every request that the stage holds, and goes on unless the exception is a `StageBroken`. `abort` is
         never called while this runs.
         """
 
     def abort(self, request_id: str) -> None:
-        """Forget a request and free what it holds. Unknown ids are none of its business: do nothing."""
+        """Forget a request and free everything that it holds. Ignore unknown ids."""
 
     def live(self) -> Collection[str]:
-        """Ids of the requests it holds something for."""
+        """Ids of the requests that it holds anything for."""
 
     def stats(self) -> dict[str, float]:
-        """Its own figures for `wire.StageStats.extra`; `gateway.metrics` says what each name means.
+        """Its own metrics for `wire.messages.StageStats.extra`; `gateway.metrics` says what each name means.
 
-        ``queued_requests`` is how many could be worked on and are not in work.
+        ``queued_requests`` is the number of requests that are ready but that it does not work on yet.
         """
 
     def close(self) -> None:

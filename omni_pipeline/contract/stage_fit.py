@@ -1,4 +1,4 @@
-"""What a stage is asked before it is loaded: whether it can compute with a checkpoint where it is put."""
+"""Types to ask, before a stage is loaded, whether it can compute with a checkpoint on its devices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Share(Struct, frozen=True):
         tensors: Names of the checkpoint's tensors.
         device: ``cpu`` or ``cuda``.
         ranks: Processes that share its work.
-        capability: CUDA's compute capability of its least able GPU; None where it is not known.
+        capability: The lowest CUDA compute capability of its GPUs; None if it is unknown.
     """
 
     config: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""What a stage tells of its memory besides its weights. A `graph.StageSpec` names the function that tells it."""
+"""The memory that a stage needs besides its weights. A `contract.graph.StageSpec` has the function that computes it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from msgspec import Struct
 
 
 class Request(Struct, frozen=True):
-    """The request that a plan counts in: how many of its kind find room at the same time.
+    """An example request: a plan counts how many such requests fit into memory at the same time.
 
     Attributes:
-        prompt_tokens: Of all its text and media.
-        answer_tokens: Of the text that is generated.
+        prompt_tokens: Tokens of all its text and media.
+        answer_tokens: Tokens of the generated text.
     """
 
     prompt_tokens: int = 2048
@@ -31,7 +31,7 @@ class Situation(Struct, frozen=True):
         ranks: Processes that share its work.
         device_memory: Bytes of the smallest of its devices.
         stages: Names of all stages that the deployment runs.
-        request: The request to count in.
+        request: The example request to count with.
     """
 
     config: Mapping[str, Any]
@@ -48,11 +48,11 @@ class Cache(Struct, frozen=True):
     """Memory that grows with the tokens a stage can hold.
 
     Attributes:
-        token_bytes: On each device, of keys and values.
-        beside_bytes: On each device, of what else is kept for a token.
-        request_tokens: Tokens of one request.
-        most_tokens: Beyond so many it has no use for more; None where earlier requests' are kept for later ones.
-        default_tokens: Tokens that it has where nobody decides, as on a CPU; None where it takes what is free.
+        token_bytes: Bytes on each device for a token's keys and values.
+        beside_bytes: Bytes on each device for everything else that is kept for a token.
+        request_tokens: Tokens that the example request takes in this cache.
+        most_tokens: The most tokens that it can use; None if it keeps tokens of earlier requests for later ones.
+        default_tokens: Its tokens if no plan decides, as on a CPU; None if it then takes all free memory.
     """
 
     token_bytes: int
@@ -67,14 +67,14 @@ class Cache(Struct, frozen=True):
 
 
 class Needs(Struct, frozen=True):
-    """Bytes that a stage takes of each of its devices, besides its weights.
+    """Bytes that a stage takes on each of its devices, besides its weights.
 
     Attributes:
         activations: At the peak of a step. Stages of one worker take turns, so these count once for all of them.
-        state: Held all the time: tables, slots for streams, workspaces.
+        state: Memory held all the time: tables, slots for streams, workspaces.
         graphs: For CUDA graphs.
-        requests: Most requests it works on at the same time; None for any number.
-        cache: Of a stage that has one.
+        requests: The most requests that it works on at the same time; None for no limit.
+        cache: Its cache, if it has one.
     """
 
     activations: int = 0
