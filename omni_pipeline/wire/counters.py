@@ -1,4 +1,4 @@
-"""What a process measures of its stages and of the edges that end in it, in figures that only grow."""
+"""Metrics that only grow: what a process measures of its stages, and of the edges that end in it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from bisect import bisect_left
 
 from msgspec import Struct, field
 
-# Upper bounds of the buckets.
+# Upper bounds of histogram buckets.
 STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 BATCH_SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 EDGE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5)
 
 
 class Distribution(Struct):
-    """How often a figure fell into each of some buckets.
+    """A histogram: how many values fell into each bucket.
 
     Attributes:
-        bounds: The greatest figure of each bucket but the last, which has none.
-        counts: Figures in each bucket; one more than there are bounds.
-        total: Sum of all figures.
+        bounds: The greatest value of each bucket, except of the last bucket, which has no bound.
+        counts: Number of values in each bucket; one more entry than `bounds` has.
+        total: Sum of all values.
     """
 
     bounds: tuple[float, ...]
@@ -27,11 +27,11 @@ class Distribution(Struct):
 
     @classmethod
     def over(cls, bounds: tuple[float, ...]) -> Distribution:
-        """An empty one with these bounds."""
+        """An empty histogram with these bounds."""
         return cls(bounds, [0] * (len(bounds) + 1))
 
     def add(self, figure: float) -> None:
-        """Count one figure."""
+        """Count one value."""
         self.counts[bisect_left(self.bounds, figure)] += 1
         self.total += figure
 
@@ -40,9 +40,9 @@ class EdgeStats(Struct):
     """What has arrived over one edge of the graph since the receiving process started.
 
     Attributes:
-        messages: How many.
-        bytes: Of their frames; 0 for what is handed over inside a process.
-        seconds: From the moment a message left its sender's step until its receiver took it up.
+        messages: Number of messages.
+        bytes: Bytes of their frames; 0 for messages handed over inside a process.
+        seconds: Time from the moment a message left its sender's step until its receiver took it up.
     """
 
     source: str
@@ -68,5 +68,5 @@ class Edges:
         edge.seconds.add(seconds)
 
     def all(self) -> list[EdgeStats]:
-        """The figures of each edge that has been used."""
+        """The metrics of each edge that has been used."""
         return list(self._edges.values())

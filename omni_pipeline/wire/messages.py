@@ -1,13 +1,13 @@
 """The messages that pass between processes, and how they become ZeroMQ frames.
 
 Every message is one of the structs below. Those that carry work (`Start`, `Chunk`, `End`) name the edge of the stage
-graph they travel on and hold a *body*: a struct whose type belongs to that edge (see `graph.Edge`). Tensors anywhere
-inside a body are lifted out as raw frames, so that nothing is pickled, base64-coded or copied:
+graph they travel on and hold a *body*: a struct whose type belongs to that edge (see `contract.graph.Edge`). Tensors
+anywhere inside a body are lifted out as raw frames, so that nothing is pickled, base64-coded or copied:
 
     frame 0   msgpack of the message; a tensor in it is [frame number, dtype, shape]
     frame 1…  the bytes of each tensor, in order
 
-Between stages of one worker messages are handed over as they are and this module is not involved.
+Between stages of one worker, messages are handed over as they are, without this module.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ ITEM_SIZE = {
 class Tensor:
     """An n-dimensional array inside a message: a torch tensor, a numpy array or plain bytes, without importing either.
 
-    The array is not copied. `torch()` gives back the very tensor on the same side of a process border, and a view of
-    the received frame on the other side, which must be treated as read-only.
+    The array is not copied. In the process that made it, `torch()` returns the very same tensor. In another process it
+    returns a view of the received frame, which must be treated as read-only.
     """
 
     __slots__ = ("_source", "dtype", "shape")
@@ -99,7 +99,7 @@ class Tensor:
         """The elements as a numpy array. Raises TypeError for bfloat16, which numpy lacks."""
         import numpy
 
-        if self.dtype == "bfloat16":  # even where some library has taught numpy the name
+        if self.dtype == "bfloat16":  # even if some library has added this type to numpy
             raise TypeError("numpy has no bfloat16")
         if isinstance(self._source, numpy.ndarray):
             return self._source
@@ -129,7 +129,7 @@ class Chunk(Struct, Generic[Body], tag="chunk"):
 
 
 class End(Struct, Generic[Body], tag="end"):
-    """The last message of a stream; `count` says how many chunks went before (filled in by the sending worker)."""
+    """The last message of a stream; `count` is the number of chunks before it, which the sending worker fills in."""
 
     request_id: str
     source: str
@@ -139,7 +139,7 @@ class End(Struct, Generic[Body], tag="end"):
 
 
 class Abort(Struct, tag="abort"):
-    """Nobody wants this request any more: free whatever it holds, answer nothing."""
+    """The request is no longer wanted: free everything that it holds, and send no answer."""
 
     request_id: str
 
@@ -155,7 +155,7 @@ class Failed(Struct, tag="failed"):
 class Ready(Struct, tag="ready"):
     """A worker's `incarnation`-th process has loaded its stages and reads its inbox.
 
-    `ranks` are the processes under it that share its work, see `ranks`.
+    `ranks` are the processes under it that share its work, see `worker.tensor_parallel`.
     """
 
     worker: str
@@ -167,17 +167,17 @@ class Ready(Struct, tag="ready"):
 
 
 class StageStats(Struct):
-    """What one stage has done since it started; counters only grow, `live_requests` is of this moment.
+    """What one stage has done since it started. Counters only grow; `live_requests` is the present number.
 
     Attributes:
-        live_requests: Requests it holds something for.
+        live_requests: Requests that it holds anything for.
         received, sent: Messages.
         steps: Batches it has computed.
         busy_seconds: Time it has spent on messages and batches.
-        dropped_late: Messages for requests that were over.
+        dropped_late: Messages that came after their request had ended.
         step_seconds: Time of each step.
         batch_sizes: Requests in each batch.
-        extra: The stage's own figures by name, such as cache hits or tokens in the KV cache.
+        extra: The stage's own metrics by name, such as cache hits or tokens in the KV cache.
     """
 
     live_requests: int = 0
@@ -192,7 +192,7 @@ class StageStats(Struct):
 
 
 class Heartbeat(Struct, tag="heartbeat"):
-    """Sent every second or so by a worker that is alive, with its counters and the last `Moved.epoch` it has heard."""
+    """Sent every second or so by a worker that is alive, with its counters and the last `Moved.epoch` it received."""
 
     worker: str
     incarnation: int
@@ -202,14 +202,17 @@ class Heartbeat(Struct, tag="heartbeat"):
 
 
 class Pulse(Struct, tag="pulse"):
-    """Sent every second or so by a worker on a GPU whose main thread gets on, also within a step; see `pulse`."""
+    """Sent every second or so by a worker on a GPU while its main thread makes progress, even within a step.
+
+    See `worker.pulse`.
+    """
 
     worker: str
     incarnation: int
 
 
 class StartFailed(Struct, tag="start_failed"):
-    """A worker could not load: why, and what to do about it."""
+    """A worker could not load. `message` says why, and what to do about it."""
 
     worker: str
     incarnation: int
@@ -217,14 +220,15 @@ class StartFailed(Struct, tag="start_failed"):
 
 
 class Step(Struct, tag="step"):
-    """Take a step: what rank 0 of a stage tells the other ranks, see `ranks`."""
+    """Sent by rank 0 of a stage to the other ranks: take a step. See `worker.tensor_parallel`."""
 
 
 class Moved(Struct, tag="moved"):
     """The process that ran these stages is gone; its successor will read their messages at `address`.
 
-    A worker that takes this in ends the requests it holds a broken stream of, and says so in its next heartbeat. Once
-    all have, nothing goes to the old address any more. `epoch` numbers these messages.
+    A worker that receives this fails the requests that have a broken stream in it, and reports `epoch` in its next
+    heartbeat. Once all workers have done so, nothing is sent to the old address any more. `epoch` numbers these
+    messages.
     """
 
     worker: str
@@ -248,7 +252,7 @@ _Undecoded: TypeAlias = Start[msgspec.Raw] | Chunk[msgspec.Raw] | End[msgspec.Ra
 class WireError(Exception):
     """Frames that are not a message, or a body that does not fit its edge.
 
-    `request_id` names the request that cannot go on, where the frames still tell.
+    `request_id` names the request that cannot go on, if the frames still show it.
     """
 
     def __init__(self, reason: str, request_id: str | None = None) -> None:
@@ -271,7 +275,7 @@ class Codec:
         self._bodies = {edge: msgspec.msgpack.Decoder(body, dec_hook=self._lower) for edge, body in body_types.items()}
 
     def encode(self, message: Message) -> list[Buffer]:
-        """Frames of `message`. The tensor frames share memory with its tensors: leave those alone until sent."""
+        """Frames of `message`. They share memory with its tensors: do not change these until the frames are sent."""
         self._frames = []
         try:
             return [self._encoder.encode(message), *self._frames]

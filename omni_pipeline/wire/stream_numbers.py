@@ -11,12 +11,12 @@ from collections.abc import Container
 from omni_pipeline.errors import internal
 from omni_pipeline.wire.messages import Chunk, End, Start, Work
 
-# Far more than are ever admitted at a time; so what is dropped belongs to requests long finished.
+# Far more than are ever admitted at a time, so only the counters of long finished requests are dropped.
 KEPT_REQUESTS = 16_384
 
 
 class _Counters:
-    """How many chunks each open stream of each request has had."""
+    """Counts the chunks of each open stream of each request."""
 
     def __init__(self) -> None:
         self._requests: dict[str, dict[tuple[str, str], int]] = {}
@@ -26,7 +26,7 @@ class _Counters:
         return len(self._requests)
 
     def forget(self, request_id: str) -> None:
-        """Drop the counters of a request that is over; an unknown one is none."""
+        """Drop the counters of a request that is over. Ignores unknown ids."""
         self._requests.pop(request_id, None)
 
     def open_with(self, stages: Container[str]) -> list[str]:
@@ -38,7 +38,7 @@ class _Counters:
         ]
 
     def _advance(self, message: Chunk | End) -> int:
-        """The count before `message`; counts it if it is a chunk and forgets the stream if it is an end."""
+        """Returns the count before `message`. Counts a chunk; forgets the stream at an end."""
         request_id, edge = message.request_id, (message.source, message.target)
         streams = self._requests.get(request_id)
         before = streams.get(edge, 0) if streams else 0
@@ -71,7 +71,7 @@ class ReceiveLedger(_Counters):
     """Checks the numbers of what a process receives."""
 
     def check(self, message: Work) -> None:
-        """Count `message` in.
+        """Count `message`, and check its number.
 
         Raises:
             OmniError: (500, ``stream_gap``) chunks before it were lost or came twice. The request cannot be saved:

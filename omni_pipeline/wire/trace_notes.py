@@ -1,4 +1,4 @@
-"""What processes note about single requests when they are traced, as it travels to the main process."""
+"""The notes about traced requests that processes send to the main process."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from msgspec import Struct
 
 
 class Took(Struct, array_like=True):
-    """A message has been taken up by a stage, or by the main process.
+    """A stage, or the main process, has taken up a message.
 
     Attributes:
         sent: When it left its sender's step.
         taken: When it was taken up.
-        done: When the receiver had dealt with it, as far as it does so at once.
+        done: When the receiver had finished handling it; work that it queues comes later.
     """
 
     request_id: str
@@ -26,9 +26,9 @@ class Stepped(Struct, array_like=True):
     """A stage has worked on a batch from `begin` to `end`.
 
     Attributes:
-        requests: Whom it worked on.
-        first, latest: For each of them, when the first and the latest message came that no step had seen. Where a stage
-            goes on without being told, both are the end of its step before.
+        requests: Ids of the requests in the batch.
+        first, latest: For each request, when the first and the latest message came that no earlier step had seen. If
+            the stage went on without a new message, both are the end of the request's previous step.
     """
 
     stage: str

@@ -1,11 +1,11 @@
 """ZeroMQ sockets between processes: one inbox for each process, one outgoing connection for each inbox it writes to.
 
-Sends never wait: the sockets have no high-water mark, because what is in flight is bounded where requests are admitted.
+Sends never wait: the sockets have no high-water mark, because the admission of requests bounds what is in flight.
 
-What a step has for one process travels as one parcel and arrives at once, so that the receiver's next step has all of
-it. Sent one by one, the first message would wake the receiver for a step of its own, and batches would fall apart on
-every way round a ring of stages. A parcel is a frame with the time it was sent and the number of frames of each
-message, then their frames.
+All messages of a step for one process travel as one parcel and arrive together, so that the receiver's next step has
+all of them. If they were sent one by one, the first would wake the receiver for a step of its own, and batches would
+fall apart on every turn around a ring of stages. A parcel begins with a frame that holds the time it was sent and each
+message's number of frames; the frames of the messages follow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from omni_pipeline.wire.messages import Buffer
 # The name of the main process's own inbox, beside those of the workers.
 MAIN = "main"
 
-# Frames below this are cheaper to copy than to track until they are sent.
+# Smaller frames are cheaper to copy than to track until they are sent.
 COPY_BELOW_BYTES = 16 * 1024
 
 # How long a closing process waits for its last messages to leave.
@@ -64,7 +64,7 @@ class Received(NamedTuple):
 
 
 def make_run_dir() -> str:
-    """A new private directory (mode 0700) for the sockets of one service. Whoever calls this removes it."""
+    """A new private directory (mode 0700) for the sockets of one service. The caller has to remove it."""
     return tempfile.mkdtemp(prefix="sgl-omni-")
 
 
@@ -108,7 +108,7 @@ class Inbox:
         return int(self._socket.getsockopt(zmq.FD))
 
     def wait(self, seconds: float | None) -> bool:
-        """Block until a message waits or the time is over (None: as long as it takes); whether one does."""
+        """Block until a message waits, or for so many seconds (None: no limit). Returns whether one waits."""
         return bool(self._unpacked or self._socket.poll(None if seconds is None else max(0, round(seconds * 1000))))
 
     def receive(self) -> Received | None:
@@ -152,7 +152,7 @@ class Outbox:
     def send(self, address: str, *messages: Sequence[Buffer]) -> None:
         """Send messages, each as its frames, in one parcel.
 
-        Large frames are not copied: their memory must stay as it is until they have left.
+        Large frames are not copied: their memory must not change until they are sent.
         """
         socket = self._sockets.get(address)
         if socket is None:
