@@ -1,7 +1,7 @@
-"""The one loop every worker runs: take messages in, let the stages work, send what came out.
+"""The loop that every worker runs: take in messages, let the stages work, send the results.
 
-One thread does it all. It sleeps in the inbox's poll while no stage has work, and only empties the inbox while one
-has. Messages between stages of the same worker are handed over by reference.
+One thread does it all. While no stage has work, it sleeps in the inbox's poll. While one has work, it only empties the
+inbox and never waits. Messages between stages of the same worker are handed over by reference.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ from omni_pipeline.worker.recorder import Recorder
 
 HEARTBEAT_SECONDS = 1.0
 
-# How soon after an abort the next heartbeat shows what it has freed, at the latest.
+# The most seconds from an abort to the next heartbeat, which shows what the abort has freed.
 SHOW_SECONDS = 0.1
 
-# Most messages taken in between two steps, so that a flood cannot keep the stages from working.
+# The most messages taken in between two steps, so that a flood cannot keep the stages from working.
 DRAIN_MESSAGES = 256
 
-# Ended requests remembered, so that what still arrives for them is recognised: far more than are ever in flight.
+# The number of ended requests to remember, to recognise messages that still arrive for them. Far more than are ever in
+# flight.
 TOMBSTONES = 16_384
 
 logger = logging.getLogger(__name__)
@@ -58,13 +59,13 @@ class WorkerLoop:
     """Drives the stages of one process.
 
     Args:
-        name, incarnation: Which worker it is, and how many processes that had before; for heartbeats.
+        name, incarnation: The worker's name, and how many processes it had before this one; for heartbeats.
         stages: By name, in graph order.
         addresses: Endpoint of the process that runs each other stage, and of the main process as `graph.COLLECTOR`.
-        inbox, outbox: The process's sockets; they stay the caller's.
+        inbox, outbox: The process's sockets; the caller closes them.
         codec: For the edges of the graph.
-        epoch: The last `wire.Moved` that `addresses` already knows of.
-        parent: Process id whose end ends this worker too.
+        epoch: The last `wire.messages.Moved.epoch` that `addresses` already reflects.
+        parent: Process id of the parent; the worker ends when the parent does.
         traced: Whether to note what is done for each request.
     """
 
@@ -91,8 +92,8 @@ class WorkerLoop:
         self._outbox = outbox
         self._codec = codec
         self._parent = parent
-        self._local: deque[tuple[Work, float]] = deque()  # and when they were given
-        self._parcels: dict[str, list[list[Buffer]]] = {}  # encoded messages of the step that runs, by address
+        self._local: deque[tuple[Work, float]] = deque()  # each with the time at which its stage sent it
+        self._parcels: dict[str, list[list[Buffer]]] = {}  # encoded messages of the current step, by address
         self._sent = SendLedger()
         self._received = ReceiveLedger()
         self._ended: dict[str, None] = {}
@@ -103,10 +104,10 @@ class WorkerLoop:
         self._stopping = False
 
     def run(self) -> None:
-        """Serve until told to shut down or the parent is gone.
+        """Serve until a `Shutdown` arrives or the parent is gone.
 
         Raises:
-            StageBroken: a stage cannot go on; its requests have been failed.
+            StageBroken: a stage cannot go on. Its requests have been failed by then.
         """
         while not self._stopping:
             self._take_in()
@@ -147,10 +148,10 @@ class WorkerLoop:
                 self._report()
                 self._stopping = True
             case _:
-                logger.error("misdirected message: a %s", type(message).__name__)  # what is in it is not for the log
+                logger.error("misdirected message: a %s", type(message).__name__)  # no content in logs
 
     def _redirect(self, moved: Moved) -> None:
-        """Part with a process that is gone, and with the requests that it has left us half of."""
+        """Disconnect from a process that is gone, and fail the requests whose streams it leaves incomplete."""
         error = worker_lost(moved.worker).info
         for ledger in (self._received, self._sent):
             for request_id in ledger.open_with(moved.stages):
@@ -159,7 +160,7 @@ class WorkerLoop:
             self._outbox.forget(self._addresses[stage])
             self._addresses[stage] = moved.address
         self._epoch = moved.epoch
-        self._next_beat = time.monotonic()  # the main process waits to hear of it
+        self._next_beat = time.monotonic()  # the main process waits for this epoch in a heartbeat
 
     def _hand_over(self) -> None:
         while self._local:
@@ -220,7 +221,7 @@ class WorkerLoop:
             stats.batch_sizes.add(len(stage.batch))
         if self._recorder is not None:
             self._recorder.stepped(name, told.union(stage.batch), begin, end)
-        # Only now: a stage is not told to forget a request while its step is still running.
+        # Only now, because a stage must not be asked to abort a request while its step is running.
         for request_id, info in failed.items():
             self._fail(request_id, info, name)
         if broken is not None:
@@ -229,7 +230,7 @@ class WorkerLoop:
     # --- out ---
 
     def _route(self, name: str, message: Work | Failed, failed: Container[str]) -> ErrorInfo | None:
-        """Send what a stage gave; the error its request has to end with, if it has to."""
+        """Send a message from a stage. Returns the error that its request must end with, if any."""
         if message.request_id in failed or message.request_id in self._ended:
             return None
         if isinstance(message, Failed):
@@ -241,14 +242,14 @@ class WorkerLoop:
             else:
                 parcel = self._parcels.setdefault(self._addresses[message.target], [])
                 parcel.append(self._codec.encode(message))
-        except Exception:  # a body that cannot travel, or a target that does not exist: a bug of the stage
+        except Exception:  # a body that cannot travel, or a target that does not exist: a bug in the stage
             logger.exception("%s gave a message that cannot be sent", name, extra=fields(answer_id=message.request_id))
             return _bug(name)
         self._stats[name].sent += 1
         return None
 
     def _post(self) -> None:
-        """Send what the step has for other processes."""
+        """Send the step's messages for other processes."""
         for address, messages in self._parcels.items():
             self._outbox.send(address, *messages)
         self._parcels.clear()

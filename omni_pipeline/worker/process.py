@@ -1,4 +1,4 @@
-"""The life of a worker process: make ready, build the stages, run the loop, leave."""
+"""The life of a worker process: set up, build the stages, run the loop, leave."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from omni_pipeline.worker import tensor_parallel
 from omni_pipeline.worker.loop import WorkerLoop
 from omni_pipeline.worker.pulse import PulseThread
 
-# This module, by the name that it has not when it is run.
+# The import path of this module, because `__name__` is ``__main__`` when it runs.
 MODULE = "omni_pipeline.worker.process"
 
 logger = logging.getLogger(__name__)
 
 
 class Assignment(Struct, frozen=True):
-    """All that a worker process is told when it starts; as msgpack, with options as plain values.
+    """Everything that a worker process is given when it starts, as msgpack with options as plain values.
 
     Attributes:
         plan: Its stages.
@@ -46,9 +46,9 @@ class Assignment(Struct, frozen=True):
         graph_path: ``package.module:NAME`` of the graph.
         model_path: Directory of the checkpoint.
         run_dir: Private directory for sockets and short-lived files.
-        ranks: Set in a follower, a process that shares the work of the worker's stage of several ranks.
+        ranks: Set only in a follower, a process that shares the work of the worker's tensor-parallel stage.
         addresses: Endpoint of the process that runs each stage, and of the main process as `graph.COLLECTOR`.
-        epoch: The last `wire.Moved` that `addresses` knows of.
+        epoch: The last `wire.messages.Moved.epoch` that `addresses` reflects.
         log_level, log_format: As `logs.configure` takes them.
         traced: Whether to note what is done for each request.
     """
@@ -77,12 +77,12 @@ class Assignment(Struct, frozen=True):
 
     @property
     def title(self) -> str:
-        """What to call this process: the worker's name, and a follower's rank."""
+        """Name of this process: the worker's name and, in a follower, the rank."""
         return self.plan.name if self.ranks is None else f"{self.plan.name} rank {self.ranks.rank}"
 
     @property
     def scratch(self) -> str:
-        """Directory for this process's own short-lived files, in `run_dir`; it goes with the process."""
+        """Directory for this process's own short-lived files, in `run_dir`. It is removed when the process ends."""
         return os.path.join(self.run_dir, f"{self._file_name}.{self.incarnation}.scratch")
 
     @property
@@ -91,17 +91,17 @@ class Assignment(Struct, frozen=True):
 
 
 def run(assignment: Assignment, parent: int) -> int:
-    """Be the worker of `assignment` until told to leave.
+    """Run the worker of `assignment` until it is asked to leave.
 
     Args:
         parent: Process id of the fork server.
 
     Returns:
-        The exit code: 0 when told to leave, 1 when the worker could not load or broke.
+        The exit code: 0 if the worker was asked to leave, 1 if it could not load or broke.
     """
     leave_stopping_to_parent()
     faulthandler.enable()
-    # What libraries leave in the directory for temporary files goes with the process, even after a kill.
+    # Temporary files that libraries leave behind are removed after the process ends, even if it is killed.
     os.mkdir(assignment.scratch, mode=0o700)
     os.environ["TMPDIR"] = tempfile.tempdir = assignment.scratch
     set_title(assignment.title)
@@ -125,7 +125,7 @@ def run(assignment: Assignment, parent: int) -> int:
 
 @contextlib.contextmanager
 def _pulses(assignment: Assignment, context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[None]:
-    """Show that the worker gets on, if it has a GPU that it may wait for in vain."""
+    """Send pulses while the worker makes progress, if it has a GPU, which it may wait for in vain."""
     if not assignment.plan.gpus:
         yield
         return
@@ -179,7 +179,7 @@ def _serve(assignment: Assignment, inbox: Inbox, outbox: Outbox, parent: int) ->
 
 
 def _follow(assignment: Assignment, place: Ranks, inbox: Inbox) -> int:
-    """Be a follower of the worker's one stage of several ranks."""
+    """Run a follower of the worker's one tensor-parallel stage."""
     graph: Graph = load_object(assignment.graph_path).narrowed(assignment.stages)
     plan = next(plan for plan in assignment.plan.stages if plan.tp_size > 1)
     factory = load_factory(graph.stage(plan.name))
@@ -200,7 +200,7 @@ def _load(assignment: Assignment, graph: Graph, stages: dict[str, Stage], outbox
     for plan, spec, factory in zip(assignment.plan.stages, specs, factories, strict=True):
 
         def build(place: Ranks) -> Stage:
-            return factory(_context(assignment, spec, plan, place))  # noqa: B023 - it is called in this turn
+            return factory(_context(assignment, spec, plan, place))  # noqa: B023 - called in this iteration
 
         if plan.tp_size == 1:
             stages[plan.name] = build(Ranks())
@@ -210,13 +210,13 @@ def _load(assignment: Assignment, graph: Graph, stages: dict[str, Stage], outbox
 
 
 def _launch_follower(assignment: Assignment, place: Ranks) -> tuple[subprocess.Popen[bytes], str]:
-    """Start the process of another rank in a fresh interpreter; it, and the endpoint of its inbox."""
-    own = msgspec.structs.replace(assignment, ranks=place, run_dir=assignment.scratch)  # its files go with the worker's
+    """Start the process of another rank in a fresh interpreter. Returns it and the endpoint of its inbox."""
+    own = msgspec.structs.replace(assignment, ranks=place, run_dir=assignment.scratch)  # in the worker's scratch
     return subprocess.Popen(command(own, os.getpid()), stdin=subprocess.DEVNULL), own.address
 
 
 def _bound_threads(assignment: Assignment) -> None:
-    if "torch" in sys.modules:  # a worker without it needs no bound
+    if "torch" in sys.modules:  # a worker without torch needs no limit
         sys.modules["torch"].set_num_threads(assignment.plan.threads)
 
 
@@ -234,7 +234,7 @@ def _context(assignment: Assignment, spec: StageSpec, plan: StagePlan, place: Ra
 
 
 def command(assignment: Assignment, parent: int) -> list[str]:
-    """The command line of a process with this assignment, which is left in a file in the run directory."""
+    """The command line of a process with this assignment. Writes the assignment to a file in the run directory."""
     path = os.path.join(assignment.run_dir, f"{assignment.title.replace(' ', '-')}.{assignment.incarnation}.assignment")
     with open(path, "wb") as file:
         file.write(msgspec.msgpack.encode(assignment))
@@ -242,7 +242,7 @@ def command(assignment: Assignment, parent: int) -> list[str]:
 
 
 def main() -> None:
-    """Entry of a process of its own: ``python -m omni_pipeline.worker.process ASSIGNMENT_FILE PARENT_PID``."""
+    """Entry point of a fresh interpreter: ``python -m omni_pipeline.worker.process ASSIGNMENT_FILE PARENT_PID``."""
     path, parent = sys.argv[1], int(sys.argv[2])
     with open(path, "rb") as file:
         assignment = msgspec.msgpack.decode(file.read(), type=Assignment)
@@ -251,7 +251,7 @@ def main() -> None:
     code = run(assignment, parent)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # taking all modules down again would keep everybody waiting for seconds
+    os._exit(code)  # a normal exit would first destroy all modules, which takes seconds
 
 
 if __name__ == "__main__":

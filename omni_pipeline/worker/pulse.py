@@ -1,10 +1,10 @@
-"""Tells the main process, however long a step lasts, that a worker's main thread still executes Python code.
+"""Shows the main process, during a step of any length, that a worker's main thread still executes Python code.
 
-A thread that waits for its GPU spins, so that from outside it looks like one that computes. But it is inside of one
-call into a library, and executes no Python. So once a second another thread asks the main one to note that it was here.
-The interpreter does that between two instructions, as it handles signals; no signal is sent, since that would interrupt
-system calls of libraries. Where the main thread has noted it, a `wire.Pulse` goes out. In a call that keeps the
-interpreter's lock neither thread gets on, which comes to the same.
+A thread that waits for its GPU spins, so from outside it looks like a thread that computes. But it is inside a single
+call into a library, and executes no Python code. So once a second, another thread asks the main thread to set a mark.
+The interpreter does this between two instructions, in the way in which it handles signals. No signal is sent, since a
+signal would interrupt system calls of libraries. If the main thread has set the mark, a `wire.messages.Pulse` is sent.
+If a call keeps the interpreter's lock, neither thread runs, so no pulse is sent either.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from omni_pipeline.wire.transport import Outbox
 
 PULSE_SECONDS = 1.0
 
-# Only its number is used, for the handler; nothing else in a worker handles it, and by itself it does nothing.
+# Only the number of this signal is used, to install the handler. Nothing else in a worker handles it, and its default
+# action is to do nothing.
 _NUMBER = signal.SIGURG
 
 
@@ -27,7 +28,7 @@ class PulseThread:
     """Sends pulses until it is closed. Make it, and close it, on the main thread.
 
     Args:
-        outbox: For this thread alone, which closes it.
+        outbox: Used by this thread alone, which also closes it.
         home: Endpoint of the main process.
         pulse: What to send.
     """

@@ -1,4 +1,4 @@
-"""What a worker notes about single requests when they are traced, and how it gets to the main process.
+"""Notes what a worker does for each traced request, until the notes are sent to the main process.
 
 Times are those of `time.monotonic`, which is one clock for all processes of a host. Notes are kept in the worker and
 sent with its heartbeats, or when there are many, so that no request waits for them.
@@ -14,7 +14,7 @@ from omni_pipeline.wire.trace_notes import Notes, Stepped, Took
 if TYPE_CHECKING:
     from omni_pipeline.wire.messages import Work
 
-# Notes that a worker sends without waiting for its next heartbeat.
+# A worker that has this many notes sends them without waiting for its next heartbeat.
 MANY = 512
 
 
@@ -25,13 +25,14 @@ class Recorder:
         self._worker = worker
         self._took: list[Took] = []
         self._stepped: list[Stepped] = []
-        # When messages came that no step has seen, first and latest; and when the latest step ended. By stage and id.
+        # By stage and request id: when the first and the latest message came that no step has seen yet; and when the
+        # latest step ended.
         self._arrived: dict[str, dict[str, tuple[float, float]]] = {stage: {} for stage in stages}
         self._worked: dict[str, dict[str, float]] = {stage: {} for stage in stages}
 
     @property
     def many(self) -> bool:
-        """Whether so much has been noted that it should be sent."""
+        """Whether there are so many notes that they should be sent now."""
         return len(self._took) + len(self._stepped) >= MANY
 
     def took(self, message: Work, sent: float, taken: float, done: float) -> None:
@@ -55,7 +56,7 @@ class Recorder:
         self._stepped.append(note)
 
     def take(self, now: float, live: Mapping[str, Collection[str]]) -> Notes:
-        """All notes since last time. What is known of requests that a stage no longer holds is dropped.
+        """All notes since the last call. Forgets the times of requests that a stage no longer holds.
 
         Args:
             live: The requests that each stage holds.

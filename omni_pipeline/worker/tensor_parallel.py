@@ -1,11 +1,11 @@
 """A stage whose work several processes share, each with a part of the model (tensor parallelism).
 
-The stage's worker is rank 0. It starts the others, the followers, and passes every message, abort and step on to them
-before it takes it itself, in one order over one socket each. A stage whose course depends on nothing else then does the
-same in every rank, and they meet in the collective operations of each step. Followers block while nothing comes; what
-their stage gives is dropped, since rank 0 gives the same.
+The stage's worker is rank 0. It starts the other ranks, which are called followers. It sends every message, abort and
+step to the followers before it handles it itself, in the same order for each and over one socket each. A stage whose
+behaviour depends on nothing else then does the same in every rank, and the ranks meet in the collective operations of
+each step. Followers block while nothing comes. The output of their stage is dropped, since rank 0 sends the same.
 
-Ranks live and die together: a follower ends with its worker, and a worker with any of its followers.
+Ranks live and die together: a follower ends when its worker does, and a worker ends when any of its followers does.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from omni_pipeline.os_process import free_port
 from omni_pipeline.wire.messages import Abort, Codec, Failed, Message, Shutdown, Step, Work
 from omni_pipeline.wire.transport import Inbox, Outbox
 
-# How long rank 0 may take to say why it cannot load either, before a follower that could not ends it.
+# If a follower cannot load, rank 0 has this long to fail too and to report why. Then it is ended.
 GRACE_SECONDS = 10.0
 
-# How long followers may take to leave.
+# How long followers may take to leave before they are killed.
 LEAVE_SECONDS = 5.0
 
-# Messages taken in at a time.
+# The most messages taken in at a time.
 DRAIN_MESSAGES = 256
 
 logger = logging.getLogger(__name__)
 
 
 class Leader:
-    """Rank 0's side: a stage that takes its followers along. See `stage.Stage` for the methods.
+    """Rank 0's side: a stage that also drives its followers. See `contract.stage.Stage` for the methods.
 
     Args:
-        build: Makes the stage of a rank, in this process that of rank 0. It returns when all ranks have theirs.
+        build: Builds the stage of a rank; here, of rank 0. It returns when all ranks have built theirs.
         size: Number of ranks.
-        launch: Starts the process of another rank; gives it, and the endpoint of its inbox.
+        launch: Starts the process of another rank. Returns it and the endpoint of its inbox.
         outbox: The process's sockets.
         codec: For the edges of the graph.
     """
@@ -61,7 +61,7 @@ class Leader:
         launched = [launch(Ranks(rank, size, port)) for rank in range(1, size)]
         self._processes = [process for process, _ in launched]
         self._addresses = [address for _, address in launched]
-        # It only waits: a rank that is lost leaves this thread's peers in an operation that never ends.
+        # Only waits for a rank to end. The main thread may then be in a collective operation that never ends.
         threading.Thread(target=self._watch, name="watch followers", daemon=True).start()
         try:
             self._stage = build(Ranks(0, size, port))
@@ -93,7 +93,7 @@ class Leader:
         try:
             return list(self._stage.step())
         except Exception as error:
-            # Nobody knows how far the other ranks are.
+            # It is unknown how far the other ranks have come.
             raise StageBroken(f"a step of {len(self._processes) + 1} ranks failed") from error
 
     def abort(self, request_id: str) -> None:
@@ -126,7 +126,7 @@ class Leader:
                 process.wait()
 
     def _watch(self) -> None:
-        """End this process when a follower ends that was not told to."""
+        """End this process when a follower ends without being asked to."""
         ends = [os.pidfd_open(process.pid) for process in self._processes]
         try:
             select.select(ends, [], [])
@@ -134,12 +134,12 @@ class Leader:
             for end in ends:
                 os.close(end)
         if not self._closing.wait(0 if self._loaded else GRACE_SECONDS):
-            logger.error("a rank of this worker has ended, and so the worker does")
+            logger.error("a rank of this worker has ended, so the worker ends too")
             os._exit(1)
 
 
 def follow(stage: Stage, inbox: Inbox, codec: Codec) -> None:
-    """A follower's side: do what the leader does until it says that it is over.
+    """A follower's side: do what the leader does, until the leader sends a `Shutdown`.
 
     Raises:
         Exception: a step failed.
@@ -162,5 +162,5 @@ def follow(stage: Stage, inbox: Inbox, codec: Codec) -> None:
 def _receive(stage: Stage, message: Message) -> None:
     try:
         stage.receive(message)  # type: ignore[arg-type]
-    except Exception:  # rank 0 has met the same, and says so
+    except Exception:  # rank 0 has the same error, and reports it
         logger.debug("refused", exc_info=True)
