@@ -1,13 +1,14 @@
-"""The process that starts the workers: imports what they share once, forks one for each order, and reports their ends.
+"""The fork server: imports shared modules once, forks a worker for each order, and reports when a worker ends.
 
 It is a program of its own (``python -m omni_pipeline.supervision.fork_server``) with one thread, driven over a socket
-by `fork_server_client`.
-Workers forked after the imports have them at once and share their memory pages. A worker on a GPU starts in a fresh
-interpreter instead, since a CUDA context cannot be forked, and so does one with an environment of its own, which
-libraries read when they are imported. Every worker sees the GPUs of its plan and no others; one that is forked, none.
+by `fork_server_client`. A forked worker has the imports at once and shares their memory pages. A worker on a GPU starts
+in a fresh interpreter instead, since a CUDA context cannot be forked. So does a worker with environment variables of
+its own, since libraries read them when they are imported. Every worker sees only the GPUs of its plan; a forked worker
+sees none.
 
-It ends when the main process does, in whatever way, and then takes the workers and the run directory with it; should it
-be killed itself, the kernel takes the workers. Processes that a worker has started and left behind are ended here too.
+The fork server ends when the main process does, in whatever way. It then ends the workers and removes the run
+directory. If the fork server itself is killed, the kernel kills the workers. The fork server also ends processes that a
+worker has started and left behind.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ from omni_pipeline.worker.process import Assignment
 # Orders and reports are one packet each.
 PACKET_BYTES = 128 * 1024
 
-# What the kernel sends when the main process is gone while this one imports; unlike SIGKILL it leaves time to clear up.
+# The signal that the kernel sends if the main process ends while this one imports. Unlike SIGKILL, it leaves time to
+# clean up.
 ORPHANED = signal.SIGUSR1
 
-# Thread pools are sized when libraries load, so this has to be in the environment before.
+# Libraries size their thread pools when they load, so these must be in the environment before that.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -58,7 +60,7 @@ class Kill(Struct, tag="kill"):
 
 
 class Preloaded(Struct, tag="preloaded"):
-    """Report: the shared modules are imported. `failed` says why for those that are not."""
+    """Report: the shared modules are imported. `failed` gives the reason for each that could not be imported."""
 
     seconds: float
     failed: dict[str, str]
@@ -75,7 +77,7 @@ class Launched(Struct, tag="launched"):
 class Exited(Struct, tag="exited"):
     """Report: a worker process has ended. `code` is its exit code, or minus the signal that ended it.
 
-    `last_words` are the last lines it wrote to its standard outputs.
+    `last_words` are the last lines that it wrote to its standard output and standard error.
     """
 
     worker: str
@@ -89,10 +91,10 @@ Report: TypeAlias = Preloaded | Launched | Exited
 
 
 class Options(Struct):
-    """What the fork server is told on its command line, as JSON.
+    """The fork server's options, which its command line holds as JSON.
 
     Attributes:
-        control: Descriptor of the socket that orders come by.
+        control: Descriptor of the socket on which orders arrive.
         parent: Process id of the main process.
         run_dir: Directory to remove at the end.
         preload: Modules to import before the first fork.
@@ -128,7 +130,7 @@ class ForkServer:
     def serve(self) -> None:
         """Import, then carry out orders until the main process hangs up."""
         preloaded = _preload(self._options.preload)
-        # From here on the hang-up tells; the signal would only interrupt the clearing up that follows.
+        # From here on, the closed socket shows that the main process is gone; the signal would only interrupt clean-up.
         signal.signal(ORPHANED, signal.SIG_IGN)
         self._own = set(children())
         self._report(preloaded)
@@ -147,7 +149,7 @@ class ForkServer:
                         self._kill(pid)
 
     def end(self) -> None:
-        """Kill what still runs."""
+        """Kill the workers that still run."""
         for child in self._workers:
             os.kill(child.pid, signal.SIGKILL)
         for child in self._workers:
@@ -172,7 +174,7 @@ class ForkServer:
         self._report(Launched(assignment.plan.name, assignment.incarnation, pid))
 
     def _become(self, assignment: Assignment, parent: int, relay: Relay) -> NoReturn:
-        """In the child: be the worker. Leaves without the fork server's clean-up, which is not the worker's."""
+        """In the child: become the worker. Exits without the fork server's clean-up, which is not the worker's task."""
         code = 1
         try:
             signal.signal(ORPHANED, signal.SIG_DFL)
@@ -208,7 +210,7 @@ class ForkServer:
         _, status = os.waitpid(child.pid, 0)
         self._bury_orphans()
         child.relay.pass_on()
-        with contextlib.suppress(KeyError):  # the pipe has ended before the process
+        with contextlib.suppress(KeyError):  # the pipe was closed before the process ended
             self._selector.unregister(child.relay)
         child.relay.close()
         assignment, code = child.assignment, os.waitstatus_to_exitcode(status)
@@ -218,7 +220,7 @@ class ForkServer:
         self._report(Exited(assignment.plan.name, assignment.incarnation, code, child.relay.last_words()))
 
     def _bury_orphans(self) -> None:
-        """End what the dead have started: it has become our child."""
+        """End the processes that dead workers have started. They have become our children."""
         known = self._own.union(child.pid for child in self._workers)
         while orphans := [pid for pid in children() if pid not in known]:
             for pid in orphans:
@@ -237,7 +239,7 @@ def _preload(modules: list[str]) -> Preloaded:
             importlib.import_module(module)
         except Exception as error:
             failed[module] = f"{type(error).__name__}: {error}"
-    # Objects that survive until now stay out of the workers' collections, whose marks would unshare their pages.
+    # Keep the present objects out of the workers' garbage collections, whose marks would unshare the memory pages.
     gc.collect()
     gc.freeze()
     return Preloaded(time.monotonic() - begin, failed)
@@ -254,7 +256,7 @@ def _exec(assignment: Assignment, parent: int) -> NoReturn:
 
 
 def main() -> None:
-    """Entry: one argument, `Options` as JSON."""
+    """Entry point. Its one argument is `Options` as JSON."""
     options = msgspec.json.decode(sys.argv[1], type=Options)
     leave_stopping_to_parent()
     signal.signal(ORPHANED, _orphaned)
@@ -267,14 +269,14 @@ def main() -> None:
         server.serve()
         code = 0
     except (SystemExit, BrokenPipeError, ConnectionResetError):
-        code = 0  # it was importing for, or reporting to a main process that has just gone
+        code = 0  # the main process ended during the imports or during a report
     except Exception:
         traceback.print_exc()
     finally:
         server.end()
-        if code == 0:  # else the main process may still be there, and need it
+        if code == 0:  # otherwise the main process may still run and need it
             shutil.rmtree(options.run_dir, ignore_errors=True)
-        # Taking all those modules down again would keep everybody waiting for seconds.
+        # A normal exit would first destroy all those modules, which takes seconds.
         sys.stderr.flush()
         os._exit(code)
 

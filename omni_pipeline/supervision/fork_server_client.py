@@ -24,8 +24,8 @@ from omni_pipeline.supervision.fork_server import (
 )
 from omni_pipeline.worker.process import Assignment
 
-# Workers compute with the threads they are given, see the GPUs they are given (which only the fork server knows, and
-# which are counted as the driver counts them), and reach for nothing on the network.
+# No GPU is visible until the fork server sets those of a worker, and CUDA numbers GPUs as the driver does. Thread pools
+# have one thread until a worker sets its own number. Libraries do not use the network.
 _ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -35,16 +35,18 @@ _ENVIRONMENT = {
     "TRANSFORMERS_OFFLINE": "1",
 }
 
-# Libraries warn about devices and models that nobody asked for; an operator who wants to see that sets these first.
+# Silences warnings of libraries about devices and models that are not in use. An operator who wants to see them sets
+# these variables.
 _QUIET = {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
 
 
-# Compiled kernels, which torch would put into the temporary directory, are worth more than one run.
+# Where torch keeps the kernels that it compiles. Its default is the temporary directory, which is removed after each
+# run, but compiled kernels are worth keeping.
 _COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 
 class LauncherState(Enum):
-    """How far a fork server is, as its reports say."""
+    """How far a fork server has got, according to its reports."""
 
     IMPORTING = "importing"
     READY = "ready"
@@ -52,9 +54,10 @@ class LauncherState(Enum):
 
 
 class Launcher:
-    """A running fork server. Making one returns at once, while it imports.
+    """A running fork server. The constructor returns at once, while the fork server still imports.
 
-    Its temporary directory, and the workers', is the run directory: what libraries leave there goes with the run.
+    The run directory is the temporary directory of the fork server and the workers, so that files which libraries leave
+    there are removed after the run.
 
     Make it on a thread that lives as long as the service (the main one): the fork server ends with that thread.
 
@@ -90,15 +93,15 @@ class Launcher:
         return self._control.fileno()
 
     def launch(self, assignment: Assignment) -> None:
-        """Order a worker. To a fork server that is gone this does nothing; `state` says so."""
+        """Order the start of a worker. Does nothing if the fork server is gone, which `state` shows."""
         self._order(Launch(assignment))
 
     def kill(self, pid: int) -> None:
-        """Order a worker's end."""
+        """Order the fork server to kill a worker process."""
         self._order(Kill(pid))
 
     def reports(self) -> list[Report]:
-        """What has been reported since the last call."""
+        """The reports since the last call."""
         reports: list[Report] = []
         while self.state is not LauncherState.GONE:
             try:
@@ -117,7 +120,7 @@ class Launcher:
         return reports
 
     def hang_up(self) -> None:
-        """Let the fork server end on its own, with every worker that still runs; `state` says when it has."""
+        """Let the fork server end by itself, with every worker that still runs. `state` shows when it has ended."""
         self._control.shutdown(socket.SHUT_WR)
 
     def kill_all(self) -> None:
@@ -125,7 +128,7 @@ class Launcher:
         self._process.kill()
 
     def close(self) -> None:
-        """Do that, and wait for the fork server's end; nothing can be asked afterwards."""
+        """Kill the fork server and wait for its end. No other method may be called afterwards."""
         self._process.kill()
         self._process.wait()
         self._control.close()

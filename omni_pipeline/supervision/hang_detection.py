@@ -1,16 +1,18 @@
-"""Signs of life: tells a worker that hangs from one that is busy with a long step.
+"""Tells a worker that hangs from a worker that is busy with a long step.
 
-A worker beats between steps. One whose beats fail to come is looked at from outside: as long as it, or a process under
-it, uses the CPU or waits for a disk, it is at work. One that does neither has been stopped, or waits for something
-that will never come. And no single step may last for ever, however busy.
+A worker sends heartbeats between steps. When they fail to come, this module examines the process from outside. The
+worker is at work as long as its process, or a process under it, uses the CPU or waits for a disk. If it does neither,
+it has been stopped, or it waits for something that will never come. No single step may last for ever, however busy the
+worker is.
 
-A worker on a GPU that waits for it spins, and so is busy also when the GPU hangs, or the ranks of a stage wait for each
-other. There, CPU use of its own, and of its ranks, proves nothing beyond a shorter time. What proves that it gets on:
-its pulse (see `pulse`), processes that compile kernels for it, and memory that it takes, as compilers within it do.
-While one worker compiles, others on GPUs may need the same kernels, and wait for them without a sign.
+A worker that waits for its GPU spins. So it looks busy even when the GPU hangs, or when the ranks of a stage wait for
+each other. For a worker on a GPU, CPU time of its own process and of its ranks therefore counts as a sign of life only
+for a shorter time. Proof of progress is its pulse (see `worker.pulse`), processes that compile kernels for it, and
+memory that it allocates, as compilers inside it do. While one worker compiles, other workers on GPUs may need the same
+kernels, and wait for them without any sign of life.
 
-Time is counted in looks, not by the clock: when all of us were stopped together (Ctrl-Z, a suspended machine), that is
-no sign of death.
+Time is counted in looks, not by the clock. When the whole service was stopped (Ctrl-Z, a suspended machine), the time
+that has passed is no sign of a hang.
 """
 
 from __future__ import annotations
@@ -24,17 +26,17 @@ from msgspec import Struct
 
 from omni_pipeline.os_process import stat
 
-# Seconds between two looks, and the most that one look may count for.
+# Seconds between two looks, and the most seconds that one look may add to a worker's silence.
 LOOK_SECONDS = 1.0
 _MOST_SECONDS = 2 * LOOK_SECONDS
 
-# Beats come every second. One that is no later than this needs no look at the process.
+# Heartbeats come every second. As long as none is later than this, the process is not examined.
 _LATE_SECONDS = 2.0
 
-# A process that uses less of a core than this does nothing: its I/O thread alone needs some when messages come.
+# A process that uses less than this share of a core is idle: its I/O thread alone uses a little when messages come.
 _BUSY_SHARE = 0.02
 
-# Page faults a second by which one takes memory. Compilers come to thousands, one that spins to none.
+# A process with this many page faults a second allocates memory. Compilers cause thousands, spinning none.
 _FAULTS = 100
 
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
@@ -44,9 +46,12 @@ class Bounds(Struct, frozen=True):
     """When a process counts as hung.
 
     Attributes:
-        silent_seconds: Neither beating nor computing, once it has loaded; also for one that is stopped by a signal.
-        step_seconds: Busy without a beat, once it has loaded; or without computing while it loads.
-        gpu_wait_seconds: On a GPU, busy without getting on, once it has loaded; while it loads, `step_seconds`.
+        silent_seconds: Time without a heartbeat and without computing, once it has loaded. Holds at any time for a
+            process that a signal has stopped.
+        step_seconds: Time that it is busy without a heartbeat, once it has loaded. While it loads, time without
+            computing.
+        gpu_wait_seconds: On a GPU, time that it is busy without progress, once it has loaded. While it loads,
+            `step_seconds` holds instead.
     """
 
     silent_seconds: float
@@ -59,8 +64,8 @@ class Sample(Struct, frozen=True):
 
     Attributes:
         state: A letter, as in ``/proc``.
-        cpu_seconds: Of it and all under it.
-        helper_seconds: The part of all under it that are no ranks.
+        cpu_seconds: CPU time of it and of all processes under it.
+        helper_seconds: The part of `cpu_seconds` that processes under it used which are not ranks.
         faults: Page faults of it and its ranks.
     """
 
@@ -76,7 +81,7 @@ class Vitals:
     Args:
         pid: Its id.
         bounds: When it counts as hung.
-        sample: How it and its ranks are looked at.
+        sample: Takes a sample of it and its ranks.
         on_gpu: Whether it may spin while it waits.
 
     Attributes:
@@ -103,18 +108,18 @@ class Vitals:
         self._last: Sample | None = None
 
     def beat(self) -> None:
-        """It has said that it is ready, or alive."""
+        """Note a message from it that it is ready or alive."""
         self._loaded = True
         self._unheard = self._silent = self._stuck = 0.0
         self._last = None
         self.compiles = False
 
     def pulse(self) -> None:
-        """It has said that it gets on."""
+        """Note a message from it that it makes progress."""
         self._silent = self._stuck = 0.0
 
     def look(self, elapsed: float, ranks: Collection[int] = (), *, others_compile: bool = False) -> str | None:
-        """Look at it again; what is wrong, once a bound is about to be passed.
+        """Examine it again. Returns what is wrong, once a bound is about to be passed; otherwise None.
 
         Args:
             elapsed: Seconds since the last look.
@@ -129,14 +134,14 @@ class Vitals:
             return None
         sample = self._sample(self._pid, ranks)
         if sample is None:
-            return None  # it has ended, and the news is under way
+            return None  # it has ended, and the report of its end is on the way
         last, self._last = self._last, sample
         if last is None:
             return None
         if sample.state == "D" or sample.cpu_seconds - last.cpu_seconds >= _BUSY_SHARE * elapsed:
             self._silent = 0.0
         else:
-            self._stuck -= elapsed  # silence, which is another matter
+            self._stuck -= elapsed  # this time counts as silence instead
         if self._on_gpu:
             self._look_for_progress(last, sample, elapsed, others_compile)
         return self._verdict(sample)
@@ -156,14 +161,14 @@ class Vitals:
             return f"gave no sign of life for {self._silent:.0f} s"
         patience = bounds.gpu_wait_seconds if self._loaded else bounds.step_seconds
         if self._on_gpu and self._stuck + LOOK_SECONDS > patience:
-            return f"was busy but did not get on for {self._stuck:.0f} s, as when its GPU hangs"
+            return f"was busy but made no progress for {self._stuck:.0f} s, as when its GPU hangs"
         if self._loaded and self._unheard > bounds.step_seconds:
             return f"was busy with a single step for {self._unheard:.0f} s"
         return None
 
 
 def take_sample(pid: int, ranks: Collection[int] = ()) -> Sample | None:
-    """What ``/proc`` says of process `pid` and those under it; None when it is gone."""
+    """A sample of process `pid` and the processes under it, from ``/proc``; None when it is gone."""
     fields = stat(pid)
     if fields is None:
         return None
@@ -173,7 +178,7 @@ def take_sample(pid: int, ranks: Collection[int] = ()) -> Sample | None:
         below = stat(child)
         if below is not None:
             (own if child in ranks else helpers).append(below)
-    # Children that have ended are in their parents' figures.
+    # Fields 13 and 14 of a parent hold the times of its children that have ended.
     helper_ticks = _ticks(own, slice(13, 15)) + _ticks(helpers, slice(11, 15))
     return Sample(
         state=fields[0],

@@ -8,7 +8,7 @@ import os
 _READ_BYTES = 64 * 1024
 _STDOUT, _STDERR = 1, 2
 
-# How much of the end is remembered and shown.
+# How much of the output's end is remembered, and how much of it is shown.
 _TAIL_BYTES = 8192
 _LINES = 30
 _LINE_CHARACTERS = 240
@@ -27,18 +27,18 @@ class Relay:
         return self._reader
 
     def attach(self) -> None:
-        """In the child: write here from now on."""
+        """In the child: redirect standard output and standard error to this pipe."""
         os.dup2(self._writer, _STDOUT)
         os.dup2(self._writer, _STDERR)
         self.close()
         os.close(self._writer)
 
     def parent_side(self) -> None:
-        """In the parent, after the fork: leave writing to the child."""
+        """In the parent, after the fork: close the writing end, which only the child uses."""
         os.close(self._writer)
 
     def pass_on(self) -> bool:
-        """Pass on what has been written; whether there can be more."""
+        """Pass on what the child has written. Returns whether more can come."""
         while True:
             try:
                 data = os.read(self._reader, _READ_BYTES)
@@ -53,10 +53,10 @@ class Relay:
                     rest = rest[os.write(_STDERR, rest) :]
 
     def last_words(self) -> list[str]:
-        """The last lines."""
+        """The last lines that the child wrote."""
         lines = self._tail.decode(errors="replace").splitlines()
         return [line[:_LINE_CHARACTERS] for line in lines if line.strip()][-_LINES:]
 
     def close(self) -> None:
-        """Hear no more."""
+        """Close the reading end."""
         os.close(self._reader)

@@ -1,4 +1,4 @@
-"""What the supervisor is handed: which workers to keep alive, and how."""
+"""The supervisor's input: which workers to keep alive, and how."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PipelinePlan(Struct, frozen=True):
         workers: In graph order of their first stages.
         supervision: When a worker counts as hung.
         log_level, log_format: As `logs.configure` takes them.
-        trace: What is noted about requests.
+        trace: Whether requests are traced, and where traces go.
     """
 
     graph_path: str

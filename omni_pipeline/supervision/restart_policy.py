@@ -1,21 +1,21 @@
-"""When a worker that has ended is started again, and when its ends are a loop that somebody has to look into."""
+"""Decides when to restart a worker that has ended, and when its restarts are a loop that an operator must look into."""
 
 from __future__ import annotations
 
 from msgspec import Struct
 
-# Seconds before the next start, by how many ends there have been in a row; the last one holds for all that follow.
+# Seconds to wait before the next start, by the number of ends in a row. The last value holds for all further ends.
 PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
-# So many ends in a row are a loop. It is still tried again: the cause may pass.
+# This many ends in a row are a loop. The worker is still restarted, since the cause may pass.
 LOOP = 5
 
-# A worker that has served so long has broken whatever row of ends there was.
+# A worker that has served this long is stable: if it ends now, the count of ends in a row starts again.
 STABLE_SECONDS = 10.0
 
 
 class Restarts(Struct):
-    """The ends of one worker's processes; times are those of one monotonic clock.
+    """Counts the ends of one worker's processes. All times are from the same monotonic clock.
 
     Attributes:
         total: Ends since the service began.
@@ -28,11 +28,11 @@ class Restarts(Struct):
     ready_since: float | None = None
 
     def ready(self, now: float) -> None:
-        """The process has loaded."""
+        """Note that the process has loaded."""
         self.ready_since = now
 
     def ended(self, now: float) -> float:
-        """The process has ended; the seconds to wait before the next one."""
+        """Note that the process has ended. Returns the seconds to wait before the next start."""
         if self.ready_since is not None and now - self.ready_since >= STABLE_SECONDS:
             self.in_a_row = 0
         self.ready_since = None
@@ -42,5 +42,5 @@ class Restarts(Struct):
 
     @property
     def looping(self) -> bool:
-        """Whether it ends again and again, and does not serve at the moment."""
+        """Whether the worker keeps ending and is not serving at the moment."""
         return self.in_a_row >= LOOP and self.ready_since is None

@@ -1,7 +1,7 @@
 """Workers on GPUs that are busy for long, in real processes: which of them hang, and which do not.
 
-There are no GPUs: a call into a library that never ends stands for the wait for a kernel that never does, since that is
-what it looks like, from inside and from outside.
+There are no GPUs here. A library call that never ends stands for waiting for a kernel that never ends: the two look the
+same, from inside the process and from outside.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.omni_pipeline.supervision.test_restarting import whole
 
 GPUS = parse("3x24GB")
 
-# Shorter than configurations may be.
+# Shorter than a configuration allows.
 BOUNDS = Supervision(silent_seconds=4, step_seconds=60, gpu_wait_seconds=4)
 SHORT_STEPS = Supervision(silent_seconds=6, step_seconds=6, gpu_wait_seconds=6)
 
@@ -42,14 +42,14 @@ def spinning(tmp_path: Path, run_root: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(("trouble", "ranks"), [("spin", 1), ("spin_locked", 1), ("spin", 2)])
 async def test_worker_that_waits_for_a_hung_gpu_is_replaced(trouble: str, ranks: int, spinning: None) -> None:
-    """Also where the call keeps the interpreter's lock, and where all ranks wait for each other."""
+    """Also if the call keeps the interpreter's lock, and if all ranks wait for each other."""
     async with running(on_gpus(ranks=ranks), gpus=GPUS) as session:
         pid = session.supervisor.pids["shout"]
         session.supervisor.submit("r", Text(f"{trouble}@shout"))
         stages, error = await session.lost()
         assert (stages, error.code) == ({"shout"}, "worker_lost")
         assert gone(pid)
-        assert "busy but did not get on" in (session.supervisor.workers["shout"].last_end or "")
+        assert "busy but made no progress" in (session.supervisor.workers["shout"].last_end or "")
         await whole(session.supervisor)
         assert (await session.ask("s", "good again")).text == "GOOD AGAIN"
 
@@ -62,7 +62,7 @@ async def test_worker_on_a_gpu_that_computes_for_long_is_let_be(run_root: Path) 
 
 
 async def test_worker_that_compiles_is_let_be_and_so_is_one_that_waits_for_its_kernel(run_root: Path) -> None:
-    """For longer than anything else may take."""
+    """It may take longer than anything else may."""
     assert max(SHORT_STEPS.step_seconds, SHORT_STEPS.silent_seconds) + 1 < LONG_SECONDS
     async with running(on_gpus(SHORT_STEPS), gpus=GPUS) as session:
         session.supervisor.submit("r", Text("doze@join"))

@@ -1,4 +1,4 @@
-"""Which silence is work, and which is death."""
+"""Which silent workers are at work, and which ones hang."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def looks(
     pulses: bool = False,
     others_compile: bool = False,
 ) -> tuple[int, str | None]:
-    """After how many looks something was wrong, and what; at most 200."""
+    """The number of looks until a verdict, and the verdict; after 200 looks it gives up."""
     given = iter(samples)
     vitals = Vitals(1, BOUNDS, lambda pid, ranks: next(given), on_gpu=on_gpu)
     if loaded:
@@ -134,7 +134,7 @@ def allocating(faults: int) -> Iterator[Sample]:
 def test_process_that_spins_for_its_gpu_is_found_long_before_its_step_is_over() -> None:
     count, verdict = looks(computing(1.0), on_gpu=True)
     assert 29 <= count <= 31
-    assert verdict == "was busy but did not get on for 30 s, as when its GPU hangs"
+    assert verdict == "was busy but made no progress for 30 s, as when its GPU hangs"
 
 
 def test_process_that_gets_on_may_be_busy_until_its_step_takes_too_long() -> None:
@@ -184,7 +184,7 @@ def test_process_that_takes_memory_as_a_compiler_does_gets_on(faults: int, most:
 def test_process_that_loads_on_a_gpu_may_spin_for_as_long_as_it_may_sleep() -> None:
     count, verdict = looks(computing(1.0), on_gpu=True, loaded=False)
     assert 58 <= count <= 61
-    assert "did not get on" in (verdict or "")
+    assert "made no progress" in (verdict or "")
 
 
 def test_compiling_is_told_while_it_goes_on() -> None:
@@ -199,7 +199,7 @@ def test_compiling_is_told_while_it_goes_on() -> None:
 
 
 def test_sample_tells_ranks_from_what_compiles_for_them() -> None:
-    """Three processes under a parent, and one under that of them which is a rank; all but the parent compute."""
+    """Three processes under a parent, and one more under the rank among them. All except the parent compute."""
     busy = "while :; do :; done"
     script = f"sh -c '({busy}) & echo $!; {busy}' & echo $!; ({busy}) & echo $!; wait"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as process:
