@@ -1,8 +1,8 @@
-"""A CUDA toolkit directory: where one is, and how one is made from the environment's Python packages.
+"""Finds a CUDA toolkit directory, or makes one from the environment's Python packages.
 
-NVIDIA's packages hold all that compiling takes, but in a place and under names that no library looks for: several
-directories in older ones, ``lib`` instead of ``lib64``, ``libcudart.so.13`` without ``libcudart.so``. So a directory of
-links to them is made that looks as an installed toolkit does.
+NVIDIA's packages contain everything that compiling needs, but in places and under names that no library looks for:
+older ones are spread over several directories, they have ``lib`` instead of ``lib64``, and ``libcudart.so.13`` without
+``libcudart.so``. So this module makes a directory of links to them that looks like an installed toolkit.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ PARTS = ("bin/nvcc", "include/cuda_runtime.h", "lib64/libcudart.so")
 # Where installers put it.
 USUAL = Path("/usr/local/cuda")
 
-# Raised when toolkits are made differently, so that none that was made before is taken.
+# Increase this when toolkits are made differently, so that toolkits made before are not used any more.
 _FORM = "1"
 
-# The headers of CCCL refuse a compiler of another release than the runtime's headers. Packages come in such mixtures:
-# torch pins the runtime, nobody the compiler, and within a major version the newer compiler takes the older headers.
+# The headers of CCCL refuse a compiler whose release differs from that of the runtime's headers. Installed packages
+# often differ in this way: torch pins the runtime, but nothing pins the compiler. Within a major version, a newer
+# compiler accepts older headers.
 _MIXTURE = 'INCLUDES += "-DCCCL_DISABLE_CTK_COMPATIBILITY_CHECK" $(_SPACE_)\n'
 
 _DRIVER = "libcuda.so.1"
@@ -44,7 +45,7 @@ def lacking(home: Path) -> list[str]:
 def installed(environment: Mapping[str, str]) -> Path | None:
     """The complete toolkit that belongs to the ``nvcc`` on ``PATH``, or is in the usual place.
 
-    Only complete ones: the directory above a wrapper in ``/usr/local/bin``, say, is none.
+    Incomplete directories do not count: the one above a wrapper in ``/usr/local/bin``, for example, is no toolkit.
     """
     nvcc = shutil.which("nvcc", path=environment.get("PATH", ""))
     places = [] if nvcc is None else [Path(nvcc).parent.parent, Path(nvcc).resolve().parent.parent]
@@ -52,9 +53,9 @@ def installed(environment: Mapping[str, str]) -> Path | None:
 
 
 def packages() -> list[Path]:
-    """Directories of the environment's ``nvidia`` packages that make a toolkit together; empty when parts are missing.
+    """Directories of the environment's ``nvidia`` packages that together make a toolkit; empty when parts are missing.
 
-    Those for CUDA 13 are one directory, ``nvidia/cu13``; older ones are several: ``nvidia/cuda_nvcc`` and others.
+    Packages for CUDA 13 share a directory, ``nvidia/cu13``. Older ones have one each: ``nvidia/cuda_nvcc`` and others.
     """
     spec = importlib.util.find_spec("nvidia")
     places = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
@@ -63,7 +64,7 @@ def packages() -> list[Path]:
 
 
 def toolkit_of(directories: Sequence[Path]) -> list[Path]:
-    """Of the directories of all packages, those that make a toolkit together, that with the compiler first."""
+    """Those of the packages' directories that together make a toolkit, with the compiler's first; empty if none do."""
     compilers = [directory for directory in directories if (directory / "bin/nvcc").is_file()]
     for compiler in sorted(compilers, reverse=True):  # the newest
         own = [compiler]
@@ -76,7 +77,7 @@ def toolkit_of(directories: Sequence[Path]) -> list[Path]:
 
 
 def driver_library(environment: Mapping[str, str]) -> Path | None:
-    """The CUDA driver's library, which is part of no toolkit and in no fixed place."""
+    """The CUDA driver's library, which belongs to no toolkit and has no fixed place; None if it is not found."""
     for directory in filter(None, environment.get("LD_LIBRARY_PATH", "").split(":")):
         if (Path(directory) / _DRIVER).exists():
             return Path(directory) / _DRIVER
@@ -90,10 +91,10 @@ def driver_library(environment: Mapping[str, str]) -> Path | None:
 
 
 def assemble(sources: Sequence[Path], environment: Mapping[str, str]) -> Path:
-    """A toolkit directory made of links to packages, one for all processes of this user and the same packages.
+    """Make a toolkit directory of links to packages. All processes of this user with the same packages share it.
 
     Args:
-        sources: Of `packages`.
+        sources: The directories from `packages`.
         environment: Says where the user's cache is, and where the driver's library may be.
     """
     driver = driver_library(environment)
@@ -109,7 +110,7 @@ def assemble(sources: Sequence[Path], environment: Mapping[str, str]) -> Path:
                 _fill(made, sources, driver)
                 made.rename(home)
             except OSError:
-                if lacking(home):  # else another process was faster
+                if lacking(home):  # otherwise another process was faster
                     raise
             finally:
                 shutil.rmtree(made, ignore_errors=True)
@@ -121,7 +122,7 @@ def _home(environment: Mapping[str, str]) -> Path:
 
 
 def _private(directory: Path) -> Path:
-    """`directory`, made if need be, if it is this user's alone to write; else a temporary one."""
+    """`directory`, created if it is missing, if only this user can write to it; otherwise a temporary directory."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = directory.lstat()
@@ -130,7 +131,7 @@ def _private(directory: Path) -> Path:
             return directory
     except OSError:
         pass
-    return Path(tempfile.mkdtemp(prefix="cuda-"))  # a worker's goes with its run
+    return Path(tempfile.mkdtemp(prefix="cuda-"))  # in a worker, it is removed after the run
 
 
 @contextlib.contextmanager
@@ -142,7 +143,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _key(sources: Sequence[Path], driver: Path | None) -> str:
-    """A name that changes with what a toolkit is made of."""
+    """A name that changes with the files that a toolkit is made of."""
     digest = hashlib.sha256(f"{_FORM} {driver}".encode())
     for source in sources:
         for directory in (source / part for part in ("bin", "lib", "include")):
@@ -173,7 +174,7 @@ def _fill(home: Path, sources: Sequence[Path], driver: Path | None) -> None:
 
 
 def _merge(sources: Sequence[Path], target: Path) -> None:
-    """Link what is in `sources` into a new directory, and what several of them have by the same name, file by file."""
+    """Link the entries of `sources` into a new directory, file by file for a directory that several sources have."""
     target.mkdir()
     names = sorted({entry.name for source in sources for entry in source.iterdir()})
     for name in names:

@@ -1,8 +1,9 @@
-"""What compiles GPU kernels at their first use: found for a worker, and said when it is missing.
+"""Finds the tools that compile GPU kernels at their first use, and reports missing ones before a worker starts.
 
-Libraries bring many of their kernels as source, and compile each on the machine that first needs it. They look for
-``ninja`` and a C++ compiler on ``PATH`` and for a CUDA toolkit in ``CUDA_HOME``; without them the first request fails,
-or the start does after minutes of loading. So a worker on a GPU is given both, and what is not there is said before.
+Libraries ship many of their kernels as source code, and compile each kernel on the machine that first needs it. They
+look for ``ninja`` and a C++ compiler on ``PATH``, and for a CUDA toolkit in ``CUDA_HOME``. Without these, the first
+request fails, or the start fails after minutes of loading. So a worker on a GPU gets both, and missing tools are
+reported before.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _GCC = "install it (Debian, Ubuntu: apt install g++; Fedora, RHEL: dnf install g
 
 
 class Toolchain(Struct, frozen=True):
-    """What there is to compile with.
+    """The tools to compile kernels with.
 
     Attributes:
-        path: Directories to be searched before those of ``PATH``.
+        path: Directories to search before those of ``PATH``.
         toolkit: The CUDA toolkit that is installed, if any.
-        packages: Otherwise, the directories of Python packages that one can be made from.
-        missing: What is not there, each with the reason why it is needed and what to do.
+        packages: If no toolkit is installed, the directories of Python packages from which one can be made.
+        missing: The missing tools, each with the reason why it is needed and what to do.
     """
 
     path: tuple[str, ...]
@@ -43,7 +44,7 @@ class Toolchain(Struct, frozen=True):
 
 
 def find(environment: Mapping[str, str]) -> Toolchain:
-    """What a worker with this environment would have."""
+    """The tools that a worker with this environment would have."""
     path = tuple(_own_directories())
     search = os.pathsep.join([*path, environment.get("PATH", "")])
     named = next((environment[name] for name in ("CUDA_HOME", "CUDA_PATH") if environment.get(name)), None)
@@ -52,22 +53,22 @@ def find(environment: Mapping[str, str]) -> Toolchain:
     missing: list[str] = []
     cxx, gcc = environment.get("CXX", "c++"), environment.get("NVCC_CCBIN", "gcc")
     if not _on_path(cxx, search):
-        missing.append(f"{cxx}: the C++ compiler of kernels; {_GCC}, or name another with CXX")
+        missing.append(f"{cxx}: the C++ compiler for kernels; {_GCC}, or name another with CXX")
     if not _on_path(gcc, search):
         missing.append(f"{gcc}: the compiler that nvcc passes code to; {_GCC}, or name another with NVCC_CCBIN")
     if not _on_path("ninja", search):
         missing.append("ninja: runs the compilers; pip install ninja into this environment")
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
-        missing.append("Python.h: kernels of Triton are modules of Python; install Python's headers (python3-dev)")
+        missing.append("Python.h: Triton builds its kernels as Python modules; install Python's headers (python3-dev)")
     if named is not None and (parts := cuda_toolkit.lacking(Path(named))):
         missing.append(
-            f"nvcc: CUDA_HOME is {named}, which lacks {', '.join(parts)}; name a whole CUDA toolkit, or unset the "
-            "variable for one made from the Python packages of NVIDIA"
+            f"nvcc: CUDA_HOME is {named}, which lacks {', '.join(parts)}; set it to a complete CUDA toolkit, or "
+            "unset it to use one made from NVIDIA's Python packages"
         )
     elif toolkit is None and not packages:
         missing.append(
-            "nvcc: the compiler of kernels, with CUDA's headers and runtime; install a CUDA toolkit and name it with "
-            "CUDA_HOME, or pip install nvidia-cuda-nvcc nvidia-cuda-cccl nvidia-cuda-runtime into this environment"
+            "nvcc: the CUDA compiler, with CUDA's headers and runtime; install a CUDA toolkit and set CUDA_HOME to it, "
+            "or pip install nvidia-cuda-nvcc nvidia-cuda-cccl nvidia-cuda-runtime into this environment"
         )
     return Toolchain(path, toolkit, packages, tuple(missing))
 
@@ -84,7 +85,7 @@ def prepared(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def missing(workers: Iterable[WorkerPlan]) -> tuple[str, ...]:
-    """What the workers on GPUs would not find, each thing once."""
+    """The tools that the workers on GPUs would not find, each once."""
     environments = [worker.environment for worker in workers if worker.gpus]
     return tuple(dict.fromkeys(line for own in environments for line in find({**os.environ, **own}).missing))
 
@@ -97,21 +98,21 @@ def check(workers: Iterable[WorkerPlan]) -> None:
 
 
 def notes(workers: Iterable[WorkerPlan]) -> tuple[str, ...]:
-    """The same as a note, for GPUs that are on another machine."""
+    """The message of `check` as a note, for a plan whose GPUs are in another machine."""
     lines = missing(workers)
     return (describe(lines),) if lines else ()
 
 
 def describe(lines: tuple[str, ...]) -> str:
-    """What is missing, in one message."""
+    """One message that lists all missing tools."""
     listed = "".join(f"\n  {line}." for line in lines)
-    return f"Kernels for GPUs are compiled at their first use, and what compiles them is missing here:{listed}"
+    return f"GPU kernels are compiled at their first use, and this machine lacks tools for that:{listed}"
 
 
 def _own_directories() -> list[str]:
-    """Directories of this environment's programs, as if it were activated, wherever ``ninja`` was installed."""
+    """The directories of this environment's programs, as if it were activated, and the directory of ``ninja``."""
     directories = [sysconfig.get_path("scripts"), os.path.dirname(sys.executable)]
-    # Where the environment lies over another (a .pth file), its packages' programs are in that one's directory.
+    # If this environment extends another one (by a .pth file), ninja may be among the programs of that other one.
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         package = importlib.metadata.distribution("ninja")
         programs = [file for file in package.files or () if file.name == "ninja" and "bin" in file.parts]
@@ -120,6 +121,6 @@ def _own_directories() -> list[str]:
 
 
 def _on_path(command: str, search: str) -> bool:
-    """Whether the program of a command is there; also a directory, which nvcc takes, too."""
+    """Whether the program of a command can be found. A directory counts too, since nvcc accepts one."""
     words = shlex.split(command)
     return bool(words) and (os.path.isdir(words[0]) or shutil.which(words[0], path=search) is not None)

@@ -1,4 +1,4 @@
-"""What workers on GPUs compile kernels with: found, made of Python packages, complete, and said when missing."""
+"""The tools with which workers on GPUs compile kernels: found, made from Python packages, or reported as missing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _machine_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def toolkit(home: Path, parts: Iterable[str] = PARTS) -> Path:
-    """A directory with files where those of a toolkit are."""
+    """A directory with files in the places of a toolkit's files."""
     for part in parts:
         (home / part).parent.mkdir(parents=True, exist_ok=True)
         (home / part).write_text("#!/bin/sh\n")
@@ -49,11 +49,11 @@ def toolkit(home: Path, parts: Iterable[str] = PARTS) -> Path:
     return home
 
 
-# --- what is found ---
+# --- what a worker finds ---
 
 
 def test_worker_finds_the_programs_of_its_environment_although_that_is_not_activated(tmp_path: Path) -> None:
-    """Also where the environment lies over another one, whose packages' programs are elsewhere."""
+    """Also if the environment extends another one, whose programs are in another directory."""
     environment = toolchain.prepared({"PATH": SYSTEM, "XDG_CACHE_HOME": str(tmp_path)})
     first, *others = environment["PATH"].split(":")
     assert first == os.path.dirname(sys.executable)
@@ -79,7 +79,7 @@ def test_installed_toolkit_is_taken_from_path_or_the_usual_place(
 
 
 def test_directory_above_a_wrapper_of_nvcc_is_no_toolkit(tmp_path: Path) -> None:
-    """As in Debian's ``/usr/bin``: a library that takes ``/usr`` for ``CUDA_HOME`` finds no ``lib64/libcudart.so``."""
+    """Debian has one in ``/usr/bin``; a library with ``/usr`` as ``CUDA_HOME`` finds no ``lib64/libcudart.so``."""
     wrapper = toolkit(tmp_path / "local", PARTS[:2])
     assert installed({"PATH": f"{wrapper}/bin"}) is None
     linked = tmp_path / "linked"
@@ -98,12 +98,12 @@ def test_toolkit_that_the_operator_names_is_taken_whole_or_refused(tmp_path: Pat
     assert f"CUDA_HOME is {named[variable]}, which lacks bin/nvcc" in line
 
 
-# --- what is said when something is missing ---
+# --- messages when something is missing ---
 
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """Takes programs away: those of the environment, of the system, and NVIDIA's packages."""
+    """Hides the programs of the environment and of the system, and NVIDIA's packages."""
 
     def take(*, leave: Iterable[str] = ()) -> None:
         programs = toolkit(tmp_path / "programs", leave)
@@ -142,7 +142,7 @@ async def test_server_on_gpus_says_what_is_missing_before_it_loads(
 ) -> None:
     bare(leave=["c++", "gcc"])
     monkeypatch.setattr("omni_pipeline.deployment.resolve.detect", lambda: parse("2x24GB"))
-    with pytest.raises(StartupError, match=r"missing here:\n  ninja: .*\n  nvcc: .*"):
+    with pytest.raises(StartupError, match=r"lacks tools for that:\n  ninja: .*\n  nvcc: .*"):
         await serve(GPU_STAGES, None)  # type: ignore[arg-type] - nothing is shown so early
 
 
@@ -159,15 +159,15 @@ def test_check_refuses_for_this_machine_and_notes_for_another(
     flags = ["config", "check", "--model-path", "x"]
     result = CliRunner().invoke(app, [*flags, "--gpus", "1xH100-80GB"])
     assert result.exit_code == 0
-    assert "nvcc: the compiler of kernels" in result.stdout
+    assert "nvcc: the CUDA compiler" in result.stdout
     monkeypatch.setattr("omni_pipeline.deployment.resolve.detect", lambda: parse("1xH100-80GB"))
     result = CliRunner().invoke(app, flags)
     assert isinstance(result.exception, StartupError)
-    assert "nvcc: the compiler of kernels" in str(result.exception)
+    assert "nvcc: the CUDA compiler" in str(result.exception)
     assert CliRunner().invoke(app, [*flags, "--device", "cpu"]).exit_code == 0
 
 
-# --- what is made ---
+# --- toolkits made from packages ---
 
 
 def package(directory: Path, *files: str) -> Path:
@@ -278,7 +278,7 @@ def test_driver_is_found_by_linkers_although_only_its_versioned_name_is_there(tm
 async def test_worker_on_a_gpu_has_the_toolchain_and_others_do_not(
     run_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SPT_NOENV", "1")  # setproctitle leaves the environment readable then
+    monkeypatch.setenv("SPT_NOENV", "1")  # setproctitle then leaves the environment readable
     monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "named")))
     monkeypatch.setenv("PATH", SYSTEM)
     async with running(GPU_STAGES, gpus=parse("1x24GB")) as session:
@@ -288,7 +288,7 @@ async def test_worker_on_a_gpu_has_the_toolchain_and_others_do_not(
     assert on_cpu["PATH"] == SYSTEM
 
 
-# --- that it compiles ---
+# --- it compiles ---
 
 
 def test_kernel_for_hopper_compiles_and_links_with_the_environments_own_packages(tmp_path: Path) -> None:
