@@ -17,10 +17,10 @@ from omni_pipeline.errors import StartupError
 
 _INDEX = "model.safetensors.index.json"
 
-# Types of tensors that are loaded in the type that a stage computes in, whatever they are stored in.
+# Tensors stored in one of these types are loaded in the type that their stage computes in.
 _CAST = ("F64", "F32", "F16", "BF16")
 
-# A safetensors header beyond this is not one.
+# Anything longer than this is not a safetensors header.
 _MAX_HEADER_BYTES = 100 * 1024 * 1024
 
 
@@ -33,7 +33,7 @@ class _WeightIndex(Struct):
 class Stored(Struct, frozen=True):
     """A tensor of a checkpoint: how many elements it has, how many bytes they take, and whether it keeps its type.
 
-    Weights that are quantised keep theirs: floats of one byte, and integers that several numbers are packed into.
+    Quantised weights keep their type: one-byte floats, and integers into which several numbers are packed.
     """
 
     elements: int
@@ -55,7 +55,7 @@ class _Weight(Struct):
 
 
 class Checkpoint(Struct, frozen=True):
-    """A checkpoint, or what one would hold.
+    """A checkpoint, or the contents that one would have.
 
     Attributes:
         path: Its directory, absolute.
@@ -77,7 +77,7 @@ class Checkpoint(Struct, frozen=True):
         """Bytes of the tensors whose names begin with one of `prefixes`, once they are loaded.
 
         Args:
-            item_size: Of the data type they are loaded in; None for the one they are stored in.
+            item_size: Bytes of one number in the data type they are loaded in; None for the type they are stored in.
         """
         held = (tensor for name, tensor in self.tensors.items() if name.startswith(tuple(prefixes)))
         return sum(
@@ -89,7 +89,7 @@ def find_checkpoint(model_path: str, spec: CheckpointSpec, announce: Callable[[s
     """The checkpoint at a directory, or on the Hugging Face hub by name.
 
     Args:
-        announce: Told when something takes time.
+        announce: Called with a message before something that takes time.
 
     Raises:
         StartupError: it is not there, not of the right model, or not complete.
@@ -104,7 +104,7 @@ def find_checkpoint(model_path: str, spec: CheckpointSpec, announce: Callable[[s
 
 
 def inspect(path: Path, spec: CheckpointSpec) -> Checkpoint:
-    """The checkpoint in a directory, when it is all there. Raises StartupError."""
+    """The checkpoint in a directory, if it is complete. Raises StartupError."""
     config = _config(path, spec)
     for alternatives in spec.files:
         if not any(all((path / name).is_file() for name in names) for names in alternatives):
@@ -121,13 +121,13 @@ def inspect(path: Path, spec: CheckpointSpec) -> Checkpoint:
 
 
 def describe_checkpoint(model_path: str, spec: CheckpointSpec) -> Checkpoint:
-    """What is known of a checkpoint that need not be there: its weights' headers, or else what ``config.json`` implies.
+    """Describes a checkpoint without loading it: from its weights' headers or, without weights, from ``config.json``.
 
     Args:
         model_path: A directory, with or without weights, or a ``config.json``, or a name that the hub's cache knows.
 
     Raises:
-        StartupError: there is nothing of the kind.
+        StartupError: there is no such directory, file or name, or what is there is wrong or incomplete.
     """
     path = Path(model_path)
     if not path.exists() and _is_hub_name(model_path):
@@ -146,9 +146,9 @@ def describe_checkpoint(model_path: str, spec: CheckpointSpec) -> Checkpoint:
 
 
 def described(path: str, config: dict[str, Any], spec: CheckpointSpec) -> Checkpoint:
-    """The checkpoint that a ``config.json`` implies. Raises StartupError where that cannot be told."""
+    """The checkpoint that a ``config.json`` implies. Raises StartupError if it implies none."""
     if spec.tensors is None:
-        raise StartupError(f"What a {spec.title} checkpoint holds cannot be told from its config.json.")
+        raise StartupError(f"The tensors of a {spec.title} checkpoint cannot be derived from its config.json.")
     return Checkpoint(path, config, {name: Stored(*stored) for name, stored in spec.tensors(config).items()})
 
 
@@ -165,7 +165,7 @@ def _config(path: Path, spec: CheckpointSpec) -> dict[str, Any]:
 
 
 def _weight_files(path: Path) -> dict[str, set[str]]:
-    """Names of the weight files, with the tensors each has to hold (none are known without an index)."""
+    """Names of the weight files, with the tensors that each has to hold (an empty set if there is no index)."""
     if not (path / _INDEX).is_file():
         names = sorted(file.name for file in path.glob("*.safetensors"))
         if not names:
@@ -181,7 +181,7 @@ def _weight_files(path: Path) -> dict[str, set[str]]:
 
 
 def _weights(path: Path, name: str) -> dict[str, _Weight]:
-    """The header of a safetensors file that is as long as its header says."""
+    """The header of a safetensors file, which is checked to be as long as the header says."""
     with open(path / name, "rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
@@ -207,7 +207,7 @@ def _read_json(path: Path, name: str, kind: Any) -> Any:
     except OSError as error:
         raise StartupError(f"Cannot read {path / name}: {error.strerror}.") from error
     except msgspec.MsgspecError as error:
-        raise StartupError(f"{path / name} is not what it should be: {error}.") from error
+        raise StartupError(f"{path / name} is not valid: {error}.") from error
 
 
 def _incomplete(path: Path, what: str) -> StartupError:
@@ -232,11 +232,14 @@ def _download(name: str, announce: Callable[[str], None]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    announce(f"{name} is no directory here: looking for it on the Hugging Face hub (download or cache)")
+    announce(f"There is no directory {name}: looking for it on the Hugging Face hub (download or cache)")
     try:
         return Path(snapshot_download(name))
     except RepositoryNotFoundError as error:
-        raise StartupError(f"The hub has no model {name}, or it needs a login; nor is it a directory here.") from error
+        raise StartupError(
+            f"There is no directory {name}, and the hub has no such model or needs a login: check --model-path, or log "
+            "in to the hub."
+        ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise StartupError(
             f"{name} is neither a directory here nor in the hub's cache, and the hub cannot be reached: "

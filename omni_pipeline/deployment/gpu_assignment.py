@@ -1,4 +1,4 @@
-"""Which GPUs each stage gets: what the configuration says, and the server's choice where it says nothing."""
+"""Decides which GPUs each stage gets: those in the configuration, or the server's choice if it names none."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _NONE = StageConfig()
 def gpu_sets(specs: Sequence[StageSpec], config: Config, gpus: Sequence[Gpu]) -> dict[str, tuple[int, ...]]:
     """Indices of the GPUs of each stage in `specs`, all of which compute on GPUs.
 
-    Stages that name no GPU keep off those that others name, if any are left. Each then takes its usual one, counted
-    from behind the stages that take several; where there are fewer, the last.
+    Stages that name no GPU avoid those that others name, if any are left. Each then takes its usual GPU, counted after
+    the GPUs of stages that take several, or the last GPU if there are fewer.
 
     Raises:
         StartupError: a GPU is named that is not there, or the set does not fit the stage's ranks or ``colocate``, or
@@ -38,7 +38,7 @@ def gpu_sets(specs: Sequence[StageSpec], config: Config, gpus: Sequence[Gpu]) ->
         width = widths[spec.name]
         if width > len(free):
             raise StartupError(
-                f"stages.{spec.name}.tp_size: {width} ranks need {width} GPUs, and {_count(len(free))} left for them."
+                f"stages.{spec.name}.tp_size: {width} ranks need {width} GPUs, with only {_count(len(free))} left."
             )
         first = spec.usual_gpu + (extra if spec.usual_gpu else 0)
         indices = tuple(free[:width]) if width > 1 else (free[min(first, len(free) - 1)],)
@@ -50,7 +50,7 @@ def _named(spec: StageSpec, stage: StageConfig, gpus: Sequence[Gpu]) -> tuple[in
     place = f"stages.{spec.name}.gpus"
     for index in stage.gpus:
         if index >= len(gpus):
-            there = f"there is only GPU 0 ({gpus[0].name})" if len(gpus) == 1 else f"they are 0 to {len(gpus) - 1}"
+            there = f"there is only GPU 0 ({gpus[0].name})" if len(gpus) == 1 else f"the GPUs are 0 to {len(gpus) - 1}"
             raise StartupError(f"{place}: there is no GPU {index}; {there}.")
         if stage.gpus.count(index) > 1:
             raise StartupError(f"{place}: GPU {index} is named twice.")
@@ -58,14 +58,14 @@ def _named(spec: StageSpec, stage: StageConfig, gpus: Sequence[Gpu]) -> tuple[in
         raise StartupError(f"{place}: {spec.name} computes on one GPU, and cannot be spread over {len(stage.gpus)}.")
     if stage.tp_size is not None and stage.tp_size != len(stage.gpus):
         raise StartupError(
-            f"stages.{spec.name}.tp_size: {stage.tp_size} ranks cannot have one GPU each of the "
-            f"{_count(len(stage.gpus))} named ({', '.join(map(str, stage.gpus))})."
+            f"stages.{spec.name}.tp_size: {stage.tp_size} ranks need one GPU each, but "
+            f"stages.{spec.name}.gpus names {_count(len(stage.gpus))} ({', '.join(map(str, stage.gpus))})."
         )
     return tuple(stage.gpus)
 
 
 def _connected(spec: StageSpec, indices: tuple[int, ...], gpus: Sequence[Gpu]) -> tuple[int, ...]:
-    """`indices`, if ranks can reach each other there."""
+    """Returns `indices` if ranks can reach each other on these GPUs. Raises StartupError."""
     divided = next((gpus[index] for index in indices if gpus[index].is_mig), None)
     if len(indices) > 1 and divided is not None:
         raise StartupError(

@@ -27,7 +27,7 @@ def _group_free(root: Path) -> int | None:
     try:
         limit = (group / "memory.max").read_text().strip()
         used = int((group / "memory.current").read_text())
-        # Page cache counts as used, but gives way.
+        # The page cache counts as used, but the system frees it on demand.
         used -= _fields(group / "memory.stat").get("inactive_file", 0)
     except OSError:
         return None
@@ -35,6 +35,6 @@ def _group_free(root: Path) -> int | None:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """The second word of each line by the first."""
+    """The number in the second word of each line, by the first word."""
     lines = (line.split() for line in path.read_text().splitlines())
     return {words[0]: int(words[1]) for words in lines if len(words) > 1}

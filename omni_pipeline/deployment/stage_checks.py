@@ -14,7 +14,7 @@ _MOST_RANKS = 16
 
 
 def check_stages(deployment: Deployment, checkpoint: Checkpoint) -> None:
-    """Raise StartupError when a stage cannot compute with its weights as it is deployed, with what would do."""
+    """Raise StartupError when a stage cannot compute with its weights as deployed. The message says what would work."""
     for worker in deployment.workers:
         for plan in worker.stages:
             misfit = deployment.graph.stage(plan.name).misfit
@@ -26,7 +26,7 @@ def _check(plan: StagePlan, misfit: TellMisfit, share: Share) -> None:
     reason = misfit(share)
     if reason is None:
         return
-    bare = structs.replace(share, tensors=())  # what is wrong with these, no number of ranks mends
+    bare = structs.replace(share, tensors=())  # no number of ranks mends what is wrong with the tensors
     counts = range(1, _MOST_RANKS + 1) if misfit(bare) is not None else ()
     others = [ranks for ranks in counts if misfit(structs.replace(bare, ranks=ranks)) is None]
     if not others:

@@ -1,4 +1,4 @@
-"""A complete checkpoint is found, and what an incomplete one lacks is said."""
+"""A complete checkpoint is found, and an error names what an incomplete one lacks."""
 
 from __future__ import annotations
 
@@ -131,8 +131,8 @@ def cut(path: Path, to: int) -> None:
     ("break_it", "message"),
     [
         (lambda p: (p / "config.json").unlink(), "config.json is missing. Download or copy it again."),
-        (lambda p: (p / "config.json").write_text("{"), "config.json is not what it should be: Input data was truncat"),
-        (lambda p: (p / "config.json").write_text("[]"), "config.json is not what it should be: Expected `object`"),
+        (lambda p: (p / "config.json").write_text("{"), "config.json is not valid: Input data was truncat"),
+        (lambda p: (p / "config.json").write_text("[]"), "config.json is not valid: Expected `object`"),
         (
             lambda p: (p / "config.json").write_text('{"model_type": "llama"}'),
             "is not a Echo model: its config.json says model_type 'llama', not 'echo' or 'echo_large'.",
@@ -179,7 +179,7 @@ def test_hub_name_without_a_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(StartupError, match="the hub cannot be reached: pass --model-path"):
         find_checkpoint("owner/model", SPEC, said.append)
     assert len(said) == 1
-    assert said[0].startswith("owner/model is no directory here")
+    assert said[0].startswith("There is no directory owner/model")
 
 
 def test_hub_name_in_the_cache_needs_no_hub(whole: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

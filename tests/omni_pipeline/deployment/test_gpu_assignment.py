@@ -1,4 +1,4 @@
-"""What a worker process sees: its own GPUs, its own environment, and the others on its GPU ready before it."""
+"""A worker process sees its own GPUs and its own environment, and starts after others on its GPU are ready."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARTS = (*GPUS, Gpu(2, "part", 2**33, "MIG-abc"), Gpu(3, "part", 2**33, "MIG-def
 
 @pytest.fixture(autouse=True)
 def _environments_stay_readable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPT_NOENV", "1")  # setproctitle leaves it in place then
+    monkeypatch.setenv("SPT_NOENV", "1")  # setproctitle then leaves it in place
 
 
 def config(**stages: StageConfig) -> Config:

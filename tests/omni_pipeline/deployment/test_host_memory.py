@@ -1,4 +1,4 @@
-"""What memory the machine has left, by its own and by its control group's account."""
+"""The memory that is left, according to the system and to the control group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory is counted device by device, and what is left is divided between the caches."""
+"""Memory is counted for each device, and the rest is divided between the caches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GIB = 1024**3
 
 
 class Settings(CacheOptions, frozen=True, kw_only=True):
-    """Options as a language model's stage has them."""
+    """Options such as a language model's stage has."""
 
     dtype: str | None = None
 
@@ -72,7 +72,7 @@ REQUEST = Request(prompt_tokens=1000, answer_tokens=100)
 
 
 def deployment(gpus: list[int], workers: dict[str, dict[str, StagePlan]]) -> Deployment:
-    """A graph's stages in workers, on GPUs of so many GiB each."""
+    """A graph's stages in workers, on GPUs with the given GiB of memory."""
     stages = {name: spec for name, spec in SPECS.items() if any(name in stages for stages in workers.values())}
     graph = Graph("x", tuple(stages.values()), (), entry=next(iter(stages)))
     return structs.replace(

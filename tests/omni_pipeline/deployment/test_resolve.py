@@ -1,4 +1,4 @@
-"""What a configuration comes down to, stage by stage."""
+"""What a configuration means for each stage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def echo(**settings: Any) -> Config:
 
 
 def resolve(gpus: int = 0, **settings: Any) -> Deployment:
-    """The echo graph on a machine with that many H100."""
+    """The echo graph, resolved for a machine with this many H100 GPUs."""
     return resolution.resolve(echo(**settings), H100[:gpus])
 
 
@@ -168,15 +168,15 @@ def test_environments_of_a_worker_are_joined() -> None:
             {"stages": {"join": {"gpus": [1]}}},
             "stages.join.gpus: there is no GPU 1; there is only GPU 0 (H100-80GB)",
         ),
-        (2, {"stages": {"join": {"gpus": [2]}}}, "stages.join.gpus: there is no GPU 2; they are 0 to 1."),
+        (2, {"stages": {"join": {"gpus": [2]}}}, "stages.join.gpus: there is no GPU 2; the GPUs are 0 to 1."),
         (2, {"stages": {"shout": {"gpus": [1, 1]}}}, "stages.shout.gpus: GPU 1 is named twice."),
         (2, {"stages": {"join": {"gpus": [0, 1]}}}, "join computes on one GPU, and cannot be spread over 2."),
         (
             2,
             {"stages": {"shout": {"gpus": [0, 1], "tp_size": 3}}},
-            "3 ranks cannot have one GPU each of the 2 GPUs named",
+            "3 ranks need one GPU each, but stages.shout.gpus names 2 GPUs",
         ),
-        (2, {"stages": {"shout": {"tp_size": 3}}}, "3 ranks need 3 GPUs, and 2 GPUs left for them."),
+        (2, {"stages": {"shout": {"tp_size": 3}}}, "3 ranks need 3 GPUs, with only 2 GPUs left."),
         (2, {"stages": {"join": {"tp_size": 2}}}, "stages.join.tp_size: join knows no tensor parallelism."),
         (0, {"stages": {"join": {"tp_size": 2}}}, "stages.join.tp_size: join knows no tensor parallelism."),
         (2, {"colocate": True, "stages": {"shout": {"tp_size": 2}}}, "so shout cannot have several"),
