@@ -1,4 +1,4 @@
-"""Shows a resolved configuration as YAML that can be used again, with who said each value beside it."""
+"""Shows a resolved configuration as YAML that can be used again, with the source of each value beside it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from omni_pipeline.deployment.resolve import Deployment
 
 DEFAULT = "default"
 HIDDEN = "(hidden)"
-DIVIDED = "reckoned, see sgl-omni plan"
+DIVIDED = "computed, see sgl-omni plan"
 
 _SECRETS = ("server.api_keys",)
 
 
 class ConfigLine(Struct, frozen=True):
-    """One value: its dotted path, and who said it (`DEFAULT`, a file, a flag, a variable, or what it follows from)."""
+    """One value: its dotted path, and its source (`DEFAULT`, a file, a flag, a variable, or what it follows from)."""
 
     path: str
     value: Any
@@ -48,7 +48,7 @@ def explain(settings: Settings, deployment: Deployment) -> list[ConfigLine]:
 
 
 def render(lines: list[ConfigLine]) -> str:
-    """`lines` as YAML with the origins as comments; defaults have none."""
+    """`lines` as YAML with the origins as comments. Defaults have no comment."""
     rows: list[tuple[str, str]] = []
     above: list[str] = []
     for line in lines:
@@ -79,7 +79,7 @@ def _stage(settings: Settings, worker: WorkerPlan, plan: StagePlan) -> Any:
 
 
 def _reasons(settings: Settings, plan: StagePlan, *, accelerated: bool) -> dict[str, str]:
-    """Why the server decided what nobody said about a stage, by path."""
+    """Why the server decided those settings of a stage that nothing else sets, by path."""
     place = f"stages.{plan.name}"
     colocated = settings.origin("colocate") if settings.config.colocate and accelerated else None
     if not accelerated:

@@ -1,4 +1,4 @@
-"""Gives a command the flags of `flags`, and hands it what they come to."""
+"""Gives a command the flags of `config.flags`, and passes it the resulting settings."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _CONFIG = Annotated[
     str | None,
     typer.Option(
         "--config",
-        help="YAML file with any of these settings and more, or a layout by its name (sgl-omni config list). "
-        "Flags win over it.",
+        help="YAML file with these and other settings, or the name of a layout (see sgl-omni config list). "
+        "Flags override it.",
         metavar="FILE|NAME",
         autocompletion=layout_files.complete,
         rich_help_panel=MODEL,
@@ -36,7 +36,7 @@ _SET = Annotated[
     typer.Option(
         SET,
         help="Any other setting of the file, as in thinker.engine.chunked_prefill_size=2048 or server.limits.requests=8"
-        "; see docs/configuration.md. Repeatable, wins over everything else.",
+        "; see docs/configuration.md. Repeatable; overrides everything else.",
         metavar="PATH=VALUE",
         rich_help_panel=MODEL,
         show_default=False,
@@ -45,16 +45,16 @@ _SET = Annotated[
 
 
 def all_flags() -> list[Flag]:
-    """The common ones and those of the model, in the order of ``--help``."""
+    """The common flags and those of the model, in the order of ``--help``."""
     flags = [*COMMON, *load_graph(Config().graph).flags]
     return sorted(flags, key=lambda flag: _PANELS.index(flag.panel))
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with all these flags, ``--config`` and ``--set``, besides the parameters that `command` has.
+    """`command` with all flags, ``--config`` and ``--set``, besides its own parameters.
 
     Args:
-        command: Its first parameter, `settings`, gets the `settings.Settings`.
+        command: Its first parameter, `settings`, gets the `config.layers.Settings`.
     """
     flags = all_flags()
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
@@ -119,7 +119,7 @@ def _parser(flag: Flag) -> Callable[[str], Any] | None:
 def _layers(
     flags: list[Flag], given: dict[str, Any], context: typer.Context, *, environment: bool
 ) -> list[SettingsLayer]:
-    """What the flags say that came from the environment, or those that did not."""
+    """The layers of those flags that came from the environment, or of those that did not."""
     layers = []
     for flag in flags:
         value = given[flag.parameter]

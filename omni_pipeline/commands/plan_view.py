@@ -1,4 +1,4 @@
-"""Draws a placement: who sits where, what each takes, and whether it fits."""
+"""Draws a placement: which stage is on which device, the memory that each takes, and whether everything fits."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _colors(placement: Placement) -> dict[str, str]:
 
 
 def _device(device: DevicePlan, colors: dict[str, str]) -> Iterator[RenderableType]:
-    unused = " (nobody is on it)" if not device.holdings else ""
+    unused = " (unused)" if not device.holdings else ""
     yield Text.from_markup(
         f"[bold]{escape(device.label)}[/]  {_gib(device.memory)} GiB, of which {_gib(device.usable)} can be used and "
         f"{_gib(device.taken)} are taken{unused}"
@@ -111,15 +111,15 @@ def _verdict(placement: Placement, found: Sequence[Remedy]) -> Iterator[Renderab
     for problem in placement.problems:
         yield Text(f"  {problem[:1].upper()}{problem[1:]}")
     if found:
-        yield Text("What would, each by itself:")
+        yield Text("Any one of these changes makes it fit:")
         for line in told(found):
             yield Text(f"  {line}")
     elif any(device.index is not None for device in placement.devices):
-        yield Text("No other layout on these GPUs does either.")
+        yield Text("No other layout on these GPUs fits either.")
 
 
 def _gib(size: int) -> str:
-    """With as many digits as it takes to tell it from nothing."""
+    """The size in GiB, with enough digits to tell it from 0."""
     if size >= _GIB // 10 or not size:
         return f"{size / _GIB:.1f}"
     return f"{size / _GIB:.2f}" if size >= _GIB // 100 else "<0.01"

@@ -1,4 +1,4 @@
-"""Tells how far the start is in the log, for those whose log is read by machines; `terminal` is for people."""
+"""Logs the progress of a start, for logs that machines read; `start_terminal` is for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees while a service starts: lines anywhere, and a spinner where there is a terminal."""
+"""Shows a person the progress of a start: as lines everywhere, and with a spinner on a terminal."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Terminal:
 
     def stopping(self) -> None:
         self._status.stop()
-        self._line("Stopping; once more to stop at once")
+        self._line("Stopping. Press Ctrl-C again to stop at once.")
 
     def _line(self, markup: str) -> None:
         self._console.print(markup, highlight=False, soft_wrap=True)

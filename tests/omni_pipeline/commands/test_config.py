@@ -1,4 +1,4 @@
-"""`sgl-omni config`: what it prints can be used, and tells the truth."""
+"""`sgl-omni config`: its output is true, and can be used as a configuration."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def test_show_tells_how_memory_will_be_divided(data: Path) -> None:
     shown = {line["path"]: (line["value"], line["origin"]) for line in lines}
     value, origin = shown["stages.thinker.memory"]
     assert 60 < float(value.removesuffix("GiB")) < 78
-    assert origin == "reckoned, see sgl-omni plan"
+    assert origin == "computed, see sgl-omni plan"
     tokens, origin = shown["stages.thinker.options.max_total_tokens"]
     assert tokens > 50_000
-    assert origin == "reckoned, see sgl-omni plan"
+    assert origin == "computed, see sgl-omni plan"
     assert shown["stages.talker_ar.memory"] == (0.3, "--set talker_ar.memory=0.3")
 
 

@@ -1,4 +1,4 @@
-"""`sgl-omni plan` draws who sits where, says whether it fits, and names changes that do."""
+"""`sgl-omni plan` draws which stage is where, says whether it fits, and names changes that make it fit."""
 
 from __future__ import annotations
 
