@@ -1,1 +1,1 @@
-"""Tests of the framework, with small stages of their own in `echo_stages`."""
+"""Tests of the framework. Their small stages are in `echo_stages`."""

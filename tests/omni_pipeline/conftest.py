@@ -1,4 +1,4 @@
-"""What the framework's tests share: stages of their own, which workers must find."""
+"""Fixtures for the framework's tests: their own stages, which worker processes must be able to import."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _importable_by_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers import the stages of these tests by name, from wherever they are started."""
+    """Let workers import the stages of these tests by name, whatever directory they start in."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))

@@ -23,12 +23,12 @@ from omni_pipeline.contract.stage_options import StageOptions
 from omni_pipeline.errors import StartupError, bad_request
 from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor, Work
 
-# What takes long takes this long.
+# How long a slow operation takes.
 LONG_SECONDS = 8.0
 
 
 class Text(Struct):
-    """What is to be shouted; `data` comes back as it is."""
+    """A text to shout; `data` comes back unchanged."""
 
     text: str
     data: Tensor | None = None
@@ -54,10 +54,10 @@ class Options(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """How a stage behaves.
 
     Attributes:
-        refuse: Say this instead of loading.
-        crash: Raise this instead of loading.
-        crash_if: Do that, too, while there is a file with this name.
-        gate: Load only when somebody has opened this FIFO for writing.
+        refuse: Raise a StartupError with this message instead of loading.
+        crash: Raise a RuntimeError with this message instead of loading.
+        crash_if: Crash, too, while a file with this name exists.
+        gate: Load only after a test has opened this FIFO for writing.
     """
 
     refuse: str = ""
@@ -67,7 +67,7 @@ class Options(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class EchoStage:
-    """What the three have in common: messages wait in a queue, one is worked on in each step."""
+    """What the three stages share: messages wait in a queue, and each step works on one of them."""
 
     def __init__(self, context: StageContext) -> None:
         options: Options = context.options
@@ -134,7 +134,7 @@ class Split(EchoStage):
 
 
 class Shout(EchoStage):
-    """A stream of words → the same in capitals."""
+    """A stream of words → the same words in capitals."""
 
     def work(self, message: Work) -> Iterable[Work]:
         if isinstance(message, End):
@@ -161,7 +161,7 @@ class Join(EchoStage):
 
 
 class _Trouble:
-    """What a stage can be told to do wrong."""
+    """The ways in which a word can make a stage misbehave."""
 
     @staticmethod
     def fail(message: Work) -> Iterable[Failed]:

@@ -1,4 +1,4 @@
-"""A gateway as `service.serve` calls it, that answers one line over the socket for each text it is sent."""
+"""A gateway for `service.serve` that answers each text from its socket with one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A running echo pipeline to test with, and how to see processes end."""
+"""Runs an echo pipeline for a test, and waits for processes to end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECONDS = 20.0
 
 
 class Session:
-    """A supervisor, and what came back from it: answers and losses by themselves, in order."""
+    """A supervisor, and what it reported: answers and lost workers, each in order."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
@@ -37,7 +37,7 @@ class Session:
             return await self.answers.get()
 
     async def ask(self, request_id: str, text: str, **fields: Any) -> Answer:
-        """What the pipeline makes of `text`."""
+        """The pipeline's answer to `text`."""
         self.supervisor.submit(request_id, Text(text, **fields))
         message = await self.next()
         assert isinstance(message, Start), message
@@ -46,7 +46,7 @@ class Session:
         return answer
 
     async def fail(self, request_id: str, text: str) -> ErrorInfo:
-        """The error that the pipeline answers `text` with."""
+        """The error with which the pipeline answers `text`."""
         self.supervisor.submit(request_id, Text(text))
         message = await self.next()
         assert isinstance(message, Failed), message
@@ -75,7 +75,7 @@ async def running(
     """A session of `config`, started; at the end its processes and files must be gone.
 
     Args:
-        gpus: Those to reckon with instead of this machine's.
+        gpus: The GPUs to plan with, instead of this machine's.
     """
     supervisor = Supervisor(resolve(config, gpus))
     session = Session(supervisor)
@@ -89,7 +89,7 @@ async def running(
 
 
 def gone(pid: int, within: float = 5.0) -> bool:
-    """Whether process `pid` has ended, or does so `within` seconds."""
+    """Whether process `pid` has ended, or ends `within` this many seconds."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:

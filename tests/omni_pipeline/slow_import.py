@@ -1,4 +1,4 @@
-"""A module whose import tells its process id and then takes until a signal comes."""
+"""A module whose import reports its process id, and then lasts until a signal comes."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Which GPUs there are: described in words, or seen by the driver."""
+"""GPUs that a description names, or that the driver lists."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class Part(Struct, frozen=True):
     uuid: str
     memory: int
     capability: tuple[int, int] | None = None
-    places: tuple[Part | None, ...] | None = None  # for MIG instances, when it is divided
+    places: tuple[Part | None, ...] | None = None  # places for MIG instances, if it is divided
     numbers: tuple[int, int] = (0, 0)
 
 
 class Driver:
-    """NVML with some cards, of which each part has as many bytes in use as it has in all, less one."""
+    """NVML with some cards. On each card or instance, all bytes except one are in use."""
 
     NVMLError = Failure
     NVML_DEVICE_MIG_ENABLE = 1
@@ -124,7 +124,7 @@ DIVIDED = (*CARDS[:2], Part("H100", "GPU-d003", 99, (9, 0), places=(None, SMALL,
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes this a machine with some cards."""
+    """Simulates a machine with some cards."""
 
     def has(*cards: Part) -> None:
         monkeypatch.setitem(sys.modules, "pynvml", Driver(*cards))
@@ -137,7 +137,7 @@ def listed(value: str | None) -> dict[str, str]:
     return {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
 
 
-# CUDA_VISIBLE_DEVICES, and of each GPU the name, and what its worker is given.
+# CUDA_VISIBLE_DEVICES; and for each GPU its name and the entry that its worker gets.
 WHOLE = [
     (None, [("T4", "0"), ("H100", "1"), ("H200", "2")]),
     ("0", [("T4", "0")]),
@@ -170,7 +170,7 @@ def test_gpus_are_counted_in_the_order_given_and_selected_by_what_workers_can_re
     assert [(gpu.name, gpu.device) for gpu in found] == seen
     assert [gpu.index for gpu in found] == list(range(len(seen)))
     assert [gpu.is_mig for gpu in found] == ["MIG" in gpu.name for gpu in found]
-    # A worker that is given them sees the same.
+    # A worker with these entries sees the same GPUs.
     own = detect(listed(",".join(gpu.device for gpu in found)))
     assert own == found
     assert memory_used(found) == {gpu.index: gpu.memory - 1 for gpu in found}

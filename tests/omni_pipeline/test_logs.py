@@ -1,4 +1,4 @@
-"""What log lines look like, whatever is in them."""
+"""The format of log lines, whatever they contain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A service from its first line to its last, in a process of its own."""
+"""A service from its start to its end, in a process of its own."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Service(subprocess.Popen[str]):
         self.lines: list[str] = []
 
     def until(self, pattern: str) -> re.Match[str]:
-        """The first match of `pattern` in what it prints from here on."""
+        """The first match of `pattern` in the output from now on."""
         assert self.stdout is not None
         for line in self.stdout:
             self.lines.append(line.rstrip())
@@ -115,7 +115,7 @@ async def test_gateway_serves_while_the_workers_load(run_root: Path) -> None:
 
 
 class Quiet:
-    """A display that shows nothing, and tells when loading has begun and ended."""
+    """A display that shows nothing, and records when loading begins and ends."""
 
     def __init__(self, loaded: asyncio.Event) -> None:
         self._loaded = loaded

@@ -1,4 +1,4 @@
-"""A graph that hangs together, and what it says about itself."""
+"""A graph must be consistent, and describes itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers that start in an interpreter of their own, as those on GPUs do: nothing else about them is different."""
+"""Workers that start in a fresh interpreter, as workers on GPUs do. They behave like forked workers otherwise."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_nothing_is_imported_for_them_beforehand(run_root: Path) -> None:
 async def test_fresh_worker_that_dies_or_hangs_is_replaced_by_a_fresh_one(
     run_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SPT_NOENV", "1")  # setproctitle leaves the environment readable then
+    monkeypatch.setenv("SPT_NOENV", "1")  # setproctitle then leaves the environment readable
     config = fresh()
     config.supervision.silent_seconds = 5
     async with running(config) as session:
@@ -59,7 +59,7 @@ async def test_fresh_worker_that_dies_or_hangs_is_replaced_by_a_fresh_one(
 
 
 async def test_what_fresh_workers_start_and_leave_ends_with_them(run_root: Path) -> None:
-    """Processes and files; `run_root` looks for the files of the others once more at the end."""
+    """Holds for processes and files. `run_root` checks again at the end that no files are left."""
     async with running(fresh()) as session:
         await session.ask("r", "spawn@shout litter@shout")
         (left,) = psutil.Process(session.supervisor.pids["shout"]).children()

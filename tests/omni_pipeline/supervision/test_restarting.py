@@ -1,4 +1,4 @@
-"""Workers that die or hang, in real processes: who hears of it, what is cleared up, and how they come back."""
+"""Workers that die or hang, in real processes: who is informed, what is cleaned up, and how they are restarted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def whole(supervisor: Supervisor, stages: Collection[str] | None = None) -
 
 
 async def kill(session: Session, worker: str, number: signal.Signals = signal.SIGKILL) -> int:
-    """Send a worker a signal and wait until its loss is told; its process id."""
+    """Send a worker a signal and wait until its loss is reported. Returns its process id."""
     pid = session.supervisor.pids[worker]
     os.kill(pid, number)
     assert (await session.lost())[0] == {worker}
@@ -105,7 +105,7 @@ async def test_request_may_wait_for_the_restart_unless_that_will_take_longer() -
 async def test_what_neighbours_hold_of_a_lost_request_is_freed() -> None:
     async with running(echo_config()) as session:
         supervisor = session.supervisor
-        supervisor.submit("r", Text("half of it hang@shout"))  # nobody aborts it
+        supervisor.submit("r", Text("half of it hang@shout"))  # no client aborts it
         async with asyncio.timeout(10):
             await supervisor.until(lambda: "join" in supervisor.stats and supervisor.stats["join"].received == 3)
         await kill(session, "shout")
@@ -162,7 +162,7 @@ async def test_crash_loop_is_unhealthy_with_the_last_words_until_its_cause_is_go
         assert report.restarts >= restart_policy.LOOP
         assert any("no luck today" in line for line in report.last_words)
         assert "ended 5 times in a row" in (supervisor.problem or "")
-        with pytest.raises(OmniError) as caught:  # and nobody is kept waiting
+        with pytest.raises(OmniError) as caught:  # and no caller is kept waiting
             await supervisor.wait_for({"shout"}, 100)
         assert caught.value.info.retry_after == 30
         trouble.unlink()

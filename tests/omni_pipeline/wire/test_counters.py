@@ -1,4 +1,4 @@
-"""Figures that a process keeps of itself."""
+"""Metrics that a process keeps about itself."""
 
 from __future__ import annotations
 

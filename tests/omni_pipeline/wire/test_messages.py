@@ -1,4 +1,4 @@
-"""Messages become frames and back, without copies and without trust in what arrives."""
+"""Messages become frames and messages again, without copies; received frames are not trusted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chunks are numbered where they are sent, and a gap is seen where they arrive."""
+"""Chunks are numbered when they are sent, and a gap is found when they arrive."""
 
 from __future__ import annotations
 

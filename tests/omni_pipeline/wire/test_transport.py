@@ -1,4 +1,4 @@
-"""What one process sends, another receives: whole, in order, without copies of what is large."""
+"""One process receives what another sends: complete, in order, and without copies of large frames."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
 
 @pytest.fixture(params=["ipc", "tcp"])
 def inbox(request: pytest.FixtureRequest, context: zmq.Context[zmq.Socket[bytes]], run_root: Path) -> Iterator[Inbox]:
-    """An inbox of each kind of endpoint."""
+    """An inbox, once for each kind of endpoint."""
     run_dir = make_run_dir()
     inbox = Inbox(context, endpoint(run_dir, "w", 0) if request.param == "ipc" else "tcp://127.0.0.1:*")
     yield inbox
     inbox.close()
-    context.term()  # only then is the socket's file gone
+    context.term()  # the socket's file is removed only now
     os.rmdir(run_dir)
 
 
@@ -71,7 +71,7 @@ def test_message_arrives_whole(inbox: Inbox, outbox: Outbox, sizes: list[int]) -
 
 
 def test_messages_of_one_sender_arrive_in_order_and_none_is_lost(inbox: Inbox, outbox: Outbox) -> None:
-    count = 20_000  # far beyond any default high-water mark, with nobody reading
+    count = 20_000  # far above any default high-water mark, while no process reads
     for number in range(count):
         outbox.send(inbox.address, [b"%d" % number])
     assert [take(inbox) for _ in range(count)] == [[b"%d" % number] for number in range(count)]

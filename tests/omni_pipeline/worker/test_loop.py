@@ -1,4 +1,4 @@
-"""The worker loop, in a thread with real sockets: what it hands over, sends, fails and forgets."""
+"""The worker loop, in a thread with real sockets: messages it delivers and sends, requests it fails and forgets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def echo(*names: str) -> dict[str, EchoStage]:
 
 
 class Bench:
-    """A worker in a thread, with the main process and every other worker played by the test."""
+    """A worker in a thread. The test plays the main process and all other workers."""
 
     def __init__(self, stages: dict[str, EchoStage], run_dir: Path, parent: int = os.getppid()) -> None:
         self.stages = stages
@@ -83,7 +83,7 @@ class Bench:
             self.outbox.send(self.address, self.codec.encode(message))
 
     def next(self, inbox: Inbox | None = None) -> Message:
-        """The next message for the main process (or another inbox) that is no heartbeat."""
+        """The next message for the main process (or another inbox) that is not a heartbeat."""
         while True:
             message = self.next_of_any_kind(inbox)
             if not isinstance(message, Heartbeat):
@@ -97,7 +97,7 @@ class Bench:
         return self.codec.decode(received.frames)
 
     def join(self) -> None:
-        """Wait for the loop's own end."""
+        """Wait until the loop ends by itself."""
         self.thread.join(SECONDS)
         assert not self.thread.is_alive()
 
@@ -141,7 +141,7 @@ def test_requests_in_flight_together_keep_apart(bench: Bench) -> None:
 
 
 class Keeps(EchoStage):
-    """A last stage that keeps what it gets."""
+    """A last stage that keeps the messages it receives."""
 
     def work(self, message: Work) -> Iterable[Work]:
         self.kept: Any = message.body
@@ -149,7 +149,7 @@ class Keeps(EchoStage):
 
 
 class Sends(EchoStage):
-    """A first stage that remembers what it gave."""
+    """A first stage that remembers the messages it sent."""
 
     def work(self, message: Work) -> Iterable[Work]:
         self.gave = Word("x", [], Tensor.of(torch.zeros(3)))
@@ -233,7 +233,7 @@ def test_crash_in_a_step_fails_all_that_the_stage_holds_and_nothing_else(run_roo
     assert all(isinstance(message, Failed) for message in failed)
     assert {message.request_id for message in failed} == {"held", "r"}  # type: ignore[union-attr]
     bench.send(Chunk("s", "split", "shout", Word("x", []), seq=0))
-    assert isinstance(bench.next(bench.elsewhere), Chunk)  # of the held one, before the crash
+    assert isinstance(bench.next(bench.elsewhere), Chunk)  # from the request that the stage held, before the crash
     later = bench.next(bench.elsewhere)
     assert isinstance(later, Chunk)
     assert later.request_id == "s"

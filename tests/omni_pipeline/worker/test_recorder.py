@@ -1,4 +1,4 @@
-"""What a worker notes about requests: when a stage could have begun, and when it did."""
+"""A worker's notes about requests: when a stage could have begun, and when it did begin."""
 
 from __future__ import annotations
 
