@@ -1,4 +1,4 @@
-"""What all tests share: checkpoints, made once and kept between runs, and the reference on each."""
+"""Fixtures for all tests: checkpoints, which are made once and kept between runs, and the reference on each."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from fake_gpu import Accelerator
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))  # whose packages tests use too
+sys.path.insert(0, str(ROOT / "scripts"))  # tests use its packages too
 
 # Two checkpoints that share no size: heads, experts, layers and vocabulary differ.
 CHECKPOINTS = {"tiny": ["--preset", "tiny", "--seed", "0"], "nano": ["--preset", "nano", "--seed", "1"]}
 
 
 def make_checkpoint(name: str) -> Path:
-    """Make a random checkpoint under checkpoints/test unless it is there already, made by the same recipe."""
+    """Make a random checkpoint under checkpoints/test, unless one from the same recipe is there already."""
     target = ROOT / "checkpoints" / "test" / name
     script = ROOT / "scripts" / "make_tiny_checkpoint.py"
     subprocess.run([sys.executable, script, *CHECKPOINTS[name], "--out", target], check=True, stdout=subprocess.DEVNULL)
@@ -39,7 +39,7 @@ def make_checkpoint(name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoints() -> Callable[[str], Path]:
-    """Path of the checkpoint with a name out of `CHECKPOINTS`."""
+    """Path of a checkpoint, by its name in `CHECKPOINTS`."""
     made: dict[str, Path] = {}
 
     def path(name: str) -> Path:
@@ -64,7 +64,7 @@ def data() -> Path:
 
 @pytest.fixture
 def run_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where run directories are made in this test, and where none may be left (pytest's own path is too long)."""
+    """Directory for this test's run directories; none may be left in it at the end. Pytest's own path is too long."""
     root = Path(tempfile.mkdtemp(prefix="omni-t-"))
     monkeypatch.setenv("TMPDIR", str(root))
     monkeypatch.setattr(tempfile, "tempdir", None)
@@ -77,7 +77,7 @@ def run_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def accelerator() -> Iterator[Accelerator]:
-    """A process in which torch, NVML and nvidia-smi describe GPUs that are not there (`scripts/fake_gpu`)."""
+    """A process in which torch, NVML and nvidia-smi report simulated GPUs (`scripts/fake_gpu`)."""
     from fake_gpu import Accelerator
 
     with Accelerator() as child:

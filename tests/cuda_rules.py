@@ -1,9 +1,9 @@
 """Tensors that are on a GPU by name only: operations on them are checked as on CUDA, counted, and not computed.
 
 `CudaRules` is a dispatch mode. A tensor on ``cuda`` is one of torch's FakeTensors: it has a shape, a type and a device,
-and no values. Tensors on the CPU are computed as ever. What CUDA refuses fails at once (an operation over two devices,
-a shape that does not fit), and so does a type promotion that nobody has allowed. Whatever copies between host and
-device, and so may make one wait for the other, is counted by the function that asked for it.
+but no values. Tensors on the CPU are computed as usual. What CUDA refuses fails at once (an operation over two devices,
+a shape that does not fit), and so does a type promotion that no argument allows. A copy between host and device may
+make one wait for the other, so each copy is counted under the function that caused it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 
-# Operations that launch nothing beside views: they allocate, or say again what is there.
+# Operations besides views that launch no kernel: they allocate, or give a new name to what is there.
 _NO_KERNELS = frozenset(
     {
         aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten.detach,
@@ -34,7 +34,7 @@ _NO_KERNELS = frozenset(
     }
 )  # fmt: skip
 
-# Operations whose result has a size, or is a number, that only the device knows.
+# Operations whose result is a number, or has a size, that only the device knows.
 _READS = frozenset(
     {
         aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten._unique2, aten.unique_dim,
@@ -42,10 +42,10 @@ _READS = frozenset(
     }
 )  # fmt: skip
 
-# Operations that torch has in parts, and CUDA as one kernel.
+# Operations that torch composes of others, and that CUDA runs as one kernel.
 _FUSED = frozenset({aten.scaled_dot_product_attention})
 
-# Operations that are there to change a type or a device.
+# Operations whose purpose is to change a type or a device.
 _COPIES = frozenset({aten.copy_, aten._to_copy})
 
 _PINNING = frozenset({aten.pin_memory, aten._pin_memory})
@@ -54,26 +54,26 @@ _INDEXING = frozenset({aten.index, aten.index_put, aten.index_put_, aten._index_
 
 _TORCH = ("aten", "prim", "prims")
 
-# What lies between an operation and the function that asked for it.
+# Modules whose frames lie between an operation and the function that asked for it.
 _BETWEEN = (str(Path(torch.__file__).parent), __file__)
 
 
 class HostRead(Exception):
-    """The host asked for what only the device knows, where it must not wait for it."""
+    """The host asked for a value that only the device knows, in a function that must not wait for it."""
 
 
 class TypeMix(Exception):
-    """Two floating-point types met in one operation, which promotes one of them without a word."""
+    """Two floating-point types met in one operation, which silently promotes one of them."""
 
 
 class _WithoutDriver(FakeTensorMode):
-    """Asks no driver for anything, also where GPUs are said to be there."""
+    """Never asks a driver, even where GPUs are simulated."""
 
     avoid_device_init = True
 
 
 class _Unpinned(TorchFunctionMode):
-    """Makes tensors in memory that is not pinned, for which a driver would be asked."""
+    """Makes tensors in memory that is not pinned, since pinning needs a driver."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
@@ -88,14 +88,14 @@ class CudaRules(TorchDispatchMode):
     Args:
         mixes: Functions, as ``module:name``, in which floating-point types may meet.
         reads: Functions that may ask for single numbers, which are zero; each is counted as a copy to the host.
-        beyond: What operations of other libraries give, by name; those that are not here give nothing.
+        beyond: Results of operations of other libraries, by name; operations that are not listed return nothing.
 
     Attributes:
         kernels: Kernels launched, by operation.
-        captures: Kernels of each stretch of work that was captured.
-        to_device: Copies from the host to the device, by the function that made them; those that are said not to block
-            are left out.
-        to_host: Copies from the device to the host, likewise. What arrives is zeros.
+        captures: Kernels of each captured piece of work.
+        to_device: Copies from the host to the device, by the function that made them; non-blocking copies are
+            left out.
+        to_host: Copies from the device to the host, likewise. The copied values are zeros.
     """
 
     def __init__(
@@ -117,19 +117,19 @@ class CudaRules(TorchDispatchMode):
         self.to_host: Counter[str] = Counter()
 
     def forget(self) -> None:
-        """Count from zero again."""
+        """Reset all counts to zero."""
         for counts in (self.kernels, self.captures, self.to_device, self.to_host):
             counts.clear()
 
     def launch(self, name: str, *arguments: Any, alike: bool = False) -> None:
-        """Stand for a kernel that is not one of torch's, with what it is given: its tensors are on the device.
+        """Stand in for a kernel that is not torch's: check that its tensors are on the device, and count it.
 
         Args:
             alike: Whether its floating-point tensors must be of one type.
 
         Raises:
-            RuntimeError: One is not on the device.
-            TypeMix: They differ in type.
+            RuntimeError: A tensor is not on the device.
+            TypeMix: The tensors differ in type.
         """
         given = [argument for argument in tree_leaves(arguments) if isinstance(argument, torch.Tensor)]
         for tensor in given:
@@ -141,7 +141,7 @@ class CudaRules(TorchDispatchMode):
 
     @contextlib.contextmanager
     def captured(self) -> Iterator[None]:
-        """As while a CUDA graph is captured: nothing may be copied between host and device."""
+        """Apply the rules of a CUDA graph capture: nothing may be copied between host and device."""
         before, self._capturing = self._capturing, True
         launched = self.kernels.total()
         try:
@@ -152,19 +152,19 @@ class CudaRules(TorchDispatchMode):
 
     def __enter__(self) -> CudaRules:
         with contextlib.ExitStack() as undo:
-            # Torch makes tensors of lists on the CPU, below all modes; then it moves them, which a mode can see.
+            # Torch makes tensors from lists on the CPU, invisible to modes. Then it moves them, which a mode can see.
             undo.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
             torch._C._set_only_lift_cpu_tensors(True)
             undo.enter_context(mock.patch.object(torch.cuda, "_lazy_init", _nothing))
             undo.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", _nothing))
-            # One copy, as of any tensor on a device. A FakeTensor would ask for one number after the other.
+            # One copy, as for any tensor on a device. A FakeTensor would ask for the numbers one by one.
             undo.enter_context(mock.patch.object(FakeTensor, "tolist", lambda tensor: tensor.cpu().tolist()))
             for name, stand_in in self._graphs().items():
                 undo.enter_context(mock.patch.object(torch.cuda, name, stand_in))
             undo.enter_context(_Unpinned())
             super().__enter__()
             undo.callback(super().__exit__, None, None, None)
-            # With a number: only then does torch not ask the driver which device is meant, here and from now on.
+            # The device has an index, because otherwise torch asks the driver for the current device, here and later.
             torch.empty(0).to("cuda:0")
             self.forget()
             self._undo = undo.pop_all()
@@ -213,7 +213,7 @@ class CudaRules(TorchDispatchMode):
             return func(*args, **kwargs)
 
     def _decomposed(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What is one operation in inference mode only, by its parts."""
+        """Runs the parts of an operation that only inference mode has as a single operation."""
         super().__enter__()
         try:
             return func.decompose(*args, **kwargs)
@@ -243,14 +243,14 @@ class CudaRules(TorchDispatchMode):
         counts[_asker()] += 1
 
     def _graphs(self) -> dict[str, Callable[..., Any]]:
-        """Stand-ins in `torch.cuda`: work is captured by doing it under the rules for that, and replayed by nothing."""
+        """Stand-ins in `torch.cuda`: a capture runs its work under the rules for captures; a replay does nothing."""
         graphs: dict[str, Callable[..., Any]] = {
             "graph_pool_handle": lambda: (0, 0),
             "is_current_stream_capturing": lambda: self._capturing,
             "CUDAGraph": lambda: mock.Mock(spec=["replay"], **{"replay.side_effect": lambda: self.launch("graph")}),
             "graph": lambda cuda_graph, **options: self.captured(),
         }
-        if torch.cuda.is_available():  # or said to be
+        if torch.cuda.is_available():  # or simulated
             return graphs
         stream = mock.Mock(spec=["wait_stream"])
         streams: dict[str, Callable[..., Any]] = {
@@ -262,7 +262,7 @@ class CudaRules(TorchDispatchMode):
 
 
 def _nothing(*arguments: Any) -> None:
-    """In place of what would ask a driver."""
+    """Replaces functions that would ask a driver."""
 
 
 @functools.cache

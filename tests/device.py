@@ -1,8 +1,8 @@
-"""Where the stages under test compute, how exact that can be, and how long it may take: as the environment says.
+"""The device on which the stages under test compute, how exact its results can be, and how long it may take.
 
-``OMNI_TEST_DEVICE=cuda`` moves servers, encoders, predictor and vocoder under test to GPUs, and
-``OMNI_TEST_DTYPE=bfloat16`` changes what they compute in; only `tests/rounding` and `tests/quality` judge that. The
-reference stays on the CPU in float32. `scripts/verify_on_gpu.py` sets these.
+The default is the CPU. ``OMNI_TEST_DEVICE=cuda`` moves servers, encoders, predictor and vocoder under test to GPUs.
+``OMNI_TEST_DTYPE=bfloat16`` changes their data type; only `tests/rounding` and `tests/quality` judge its results. The
+reference stays on the CPU in float32. `scripts/verify_on_gpu.py` sets these variables.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ DTYPE = os.environ.get("OMNI_TEST_DTYPE", "float32")
 
 _STAGES = ("image_encoder", "audio_encoder", "thinker", "talker_ar", "code_predictor", "code2wav")
 _ENGINES = ("thinker", "talker_ar")
-_CACHE_TOKENS = 65536  # as on a CPU: the small checkpoints would get millions
+_CACHE_TOKENS = 65536  # as on a CPU: small checkpoints would get millions on a GPU
 
 
 class Exactness(NamedTuple):
-    """What two correct computations in float32 may differ by.
+    """How much two correct computations in float32 may differ.
 
     Attributes:
         near_tie: Logits closer than this may change places.
-        samples: Of full scale, between samples of the same codes.
-        embeddings: Between what an encoder and the reference make of a medium.
+        samples: Difference between samples of the same codes, as a fraction of full scale.
+        embeddings: Difference between an encoder's and the reference's embeddings of a media item.
     """
 
     near_tie: float
@@ -35,8 +35,8 @@ class Exactness(NamedTuple):
 
 
 # On CUDA, SGLang's Triton kernels multiply float32 with ten bits of mantissa, about 5e-4 of a logit of size 10, times
-# the layers. That has not been measured yet: these are expectations, with some room. What bfloat16 may do has been
-# measured, and is in tests/rounding.
+# the layers. This has not been measured yet: the values for CUDA are expectations, with some room. The limits for
+# bfloat16 have been measured, and are in tests/rounding.
 _EXACTNESS = {"cpu": Exactness(1e-4, 1e-4, 1e-5), "cuda": Exactness(2e-2, 2e-3, 5e-3)}
 EXACTNESS = _EXACTNESS[DEVICE]
 
@@ -52,11 +52,11 @@ class Patience(NamedTuple):
 PATIENCE = {"cpu": Patience(120, 120), "cuda": Patience(1800, 900)}[DEVICE]
 
 if (DEVICE, DTYPE) == ("cuda", "float32"):
-    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # before CUDA; libraries would multiply with ten bits too
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # before CUDA starts; otherwise libraries would use ten bits too
 
 
 def on_device(config: dict[str, Any], device: str = DEVICE, dtype: str = DTYPE) -> dict[str, Any]:
-    """A server's configuration, moved to the device; what it says itself stands."""
+    """A server's configuration, moved to the device. Settings that it already has stay as they are."""
     exact = dtype == "float32"
     if device == "cpu" and exact:
         return config

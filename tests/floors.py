@@ -16,7 +16,7 @@ Rooms = dict[str, dict[str, list[str]]]
 
 
 def imports_of(source: str) -> Iterator[str]:
-    """Dotted names that a module imports; of `from a import b`, ``a.b``."""
+    """Dotted names that a module imports; ``a.b`` for `from a import b`."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -45,10 +45,10 @@ def room_of(parts: Sequence[str]) -> str:
 
 
 def upward(rooms: Rooms, floors: Sequence[Sequence[str]]) -> list[str]:
-    """The imports, in words, that do not lead to a lower floor.
+    """The imports that do not lead to a lower floor, each described in words.
 
     Args:
-        floors: Rooms from the ground up; rooms of one floor do not know each other.
+        floors: Rooms from the ground up; rooms of one floor must not import each other.
     """
     level = {room: number for number, floor in enumerate(floors) for room in floor}
     unknown = [f"{room} has no floor" for room in rooms if room not in level]
@@ -61,7 +61,7 @@ def upward(rooms: Rooms, floors: Sequence[Sequence[str]]) -> list[str]:
 
 
 def circles(modules: Mapping[str, set[str]]) -> list[list[str]]:
-    """Groups of modules that import each other, directly or by way of others (Tarjan's algorithm)."""
+    """Groups of modules that import each other, directly or through others (Tarjan's algorithm)."""
     order: dict[str, int] = {}
     lowest: dict[str, int] = {}
     stack: list[str] = []
@@ -90,7 +90,7 @@ def circles(modules: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def read_modules(root: Path, packages: Sequence[str]) -> dict[str, set[str]]:
-    """Every module of these packages under `root`, with those of them that it imports."""
+    """Every module of these packages under `root`, with the modules of these packages that it imports."""
     paths = {}
     for package in packages:
         for path in (root / package).rglob("*.py"):
@@ -99,6 +99,6 @@ def read_modules(root: Path, packages: Sequence[str]) -> dict[str, set[str]]:
     modules: dict[str, set[str]] = {}
     for name, path in paths.items():
         wanted = imports_of(path.read_text())
-        # `from a import b` is of the module a.b where there is one, else of a.
+        # `from a import b` imports the module a.b if there is one, else a.
         modules[name] = {one if one in paths else one.rpartition(".")[0] for one in wanted} & paths.keys() - {name}
     return modules

@@ -1,6 +1,6 @@
-"""Makes of a checkpoint a quantised one, as others publish them, and one with the numbers that its weights stand for.
+"""Makes two checkpoints from one: a quantised one, as others publish them, and one with the numbers that it stands for.
 
-The packing is written down here a second time, in numpy, so that what reads it is held against something.
+The packing is implemented here a second time, in numpy, so that tests can compare the product's unpacking with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy
 import torch
 from safetensors.torch import load_file, save_file
 
-# The linear layers of both language models; what routes, what embeds and what speaks keeps its type.
+# The linear layers of both language models. Routers, embeddings and the layers that make speech keep their type.
 _LINEAR = re.compile(
     r"(thinker|talker)\.model\.layers\.\d+\."
     r"(self_attn\.[qkvo]_proj|mlp\.experts\.\d+\.(gate|up|down)_proj|mlp\.shared_expert\.(gate|up|down)_proj)\.weight"
@@ -35,8 +35,9 @@ class Recipe(NamedTuple):
 
     Attributes:
         said: Its ``quantization_config``.
-        left: Where that lists what keeps its precision.
-        store: Makes of a weight its tensors, by the last parts of their names, and the numbers they stand for.
+        left: The key of ``quantization_config`` that lists what keeps its precision.
+        store: Converts a weight to its stored tensors, by the last parts of their names, and to the numbers that these
+            stand for.
     """
 
     said: dict[str, Any]
@@ -45,11 +46,11 @@ class Recipe(NamedTuple):
 
 
 def quantise(source: Path, target: Path, truth: Path, forms: Mapping[str, str]) -> int:
-    """Write both; the number of weights that were quantised. `target` and `truth` must not exist yet.
+    """Write both checkpoints. Returns the number of quantised weights. `target` and `truth` must not exist yet.
 
     Args:
-        forms: Names out of `RECIPES` for ``thinker`` and ``talker``. One that is not there keeps its precision. Where
-            they differ, each has a section of its own in ``config.json``.
+        forms: Names from `RECIPES` for ``thinker`` and ``talker``. A model that is not listed keeps its precision. If
+            the two differ, each has a section of its own in ``config.json``.
     """
     for directory in (target, truth):
         shutil.copytree(source, directory)
@@ -154,7 +155,7 @@ def _scattered(weight: torch.Tensor) -> numpy.ndarray:
 def _grouped(
     weight: torch.Tensor, groups: numpy.ndarray, *, symmetric: bool
 ) -> tuple[numpy.ndarray, numpy.ndarray, torch.Tensor, torch.Tensor]:
-    """Numbers of four bits [inputs, outputs], zero points and float16 scales [groups, outputs], and what they mean."""
+    """Four-bit numbers [inputs, outputs], zero points and float16 scales [groups, outputs]; what they stand for."""
     inputs, count = weight.t().numpy(), int(groups.max()) + 1
     numbers = numpy.zeros(inputs.shape, numpy.int64)
     zeros, scales = numpy.full((count, inputs.shape[1]), 8), numpy.zeros((count, inputs.shape[1]), numpy.float16)
@@ -171,7 +172,7 @@ def _grouped(
 
 
 def _words(numbers: numpy.ndarray, places: tuple[int, ...] = tuple(range(8))) -> torch.Tensor:
-    """[rows, columns] of four bits as integers, eight columns in each, from the lowest bits on those in `places`."""
+    """Four-bit numbers [rows, columns] as integers of eight columns each; `places` orders them from the lowest bits."""
     eights = numbers.astype(numpy.uint32).reshape(len(numbers), -1, 8)
     words = sum(eights[:, :, place] << numpy.uint32(4 * order) for order, place in enumerate(places))
     return torch.from_numpy(numpy.ascontiguousarray(words).view(numpy.int32))

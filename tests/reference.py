@@ -1,6 +1,6 @@
-"""The truth: what Hugging Face's Qwen3-Omni does with a conversation, greedily.
+"""The reference: what Hugging Face's Qwen3-Omni answers to a conversation with greedy decoding.
 
-Media are given as files and decoded here by the plainest means there are, so that a mistake in our decoding shows.
+Media are files, and are decoded here with the simplest means, so that a mistake in our own decoding shows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SAMPLE_RATE = 16_000
 # Two logits closer than this may change places when a batch is shaped differently (see docs/architecture.md).
 NEAR_TIE = EXACTNESS.near_tie
 
-# As the id that ends a text: none does.
+# As the id that ends a text: no id ends it.
 NO_TOKEN = -1
 
 
@@ -48,7 +48,7 @@ class Greedy:
 
     Attributes:
         ids: Generated ids, the end of turn included if it came.
-        margins: For each of them, the logit's lead over the next best.
+        margins: For each id, the lead of its logit over the next best.
     """
 
     ids: list[int]
@@ -103,7 +103,7 @@ class Reference:
 
     @torch.no_grad()
     def greedy(self, conversation: Conversation, max_tokens: int, repetition_penalty: float = 1.0) -> Greedy:
-        """The thinker's greedy answer; the margins are those after the penalty."""
+        """The thinker's greedy answer. Its margins are measured after the penalty."""
         inputs = self.inputs(conversation)
         result = self.model.thinker.generate(
             **inputs,
@@ -121,13 +121,13 @@ class Reference:
 
 
 def picture(path: str | Path) -> Image.Image:
-    """As `transformers.image_utils.load_image` opens a file."""
+    """The picture in a file, opened as `transformers.image_utils.load_image` does."""
     with Image.open(path) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def sound(path: str | Path) -> numpy.ndarray:
-    """Mono float32 at 16 kHz, of a sound file or of a clip's sound track."""
+    """Mono float32 samples at 16 kHz, from a sound file or from a clip's sound track."""
     if Path(path).suffix in (".wav", ".flac", ".ogg"):
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     else:
@@ -142,7 +142,7 @@ def sound(path: str | Path) -> numpy.ndarray:
 
 
 def clip(path: str | Path) -> tuple[numpy.ndarray, float]:
-    """All frames, uint8 [frames, height, width, 3], and frames per second."""
+    """All frames of a clip, uint8 [frames, height, width, 3], and its frames per second."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         rate = float(stream.average_rate)
@@ -150,7 +150,7 @@ def clip(path: str | Path) -> tuple[numpy.ndarray, float]:
 
 
 def differs(answer: list[int], truth: Greedy) -> int | None:
-    """Index of the first token where `answer` leaves the reference, or None if they are equal."""
+    """Index of the first token where `answer` differs from the reference, or None if they are equal."""
     for index, (ours, theirs) in enumerate(zip(answer, truth.ids, strict=False)):
         if ours != theirs:
             return index
@@ -159,13 +159,13 @@ def differs(answer: list[int], truth: Greedy) -> int | None:
 
 @dataclass(frozen=True)
 class Spoken:
-    """A greedy answer with its greedy voice.
+    """A greedy answer with its greedy speech.
 
     Attributes:
         ids: Text ids as in `Greedy`.
         codes: int64 [codebooks, frames].
         margins: For each frame, the smallest lead of any of its codes over the next best.
-        waveform: float32 [samples], the whole codes decoded at once.
+        waveform: float32 [samples], decoded from all codes at once.
     """
 
     ids: list[int]
@@ -175,7 +175,7 @@ class Spoken:
 
 
 class SpokenReference(Reference):
-    """A checkpoint that also speaks: `generate` with greedy talker and predictor, one conversation at a time."""
+    """A checkpoint with speech: `generate` with greedy talker and predictor, one conversation at a time."""
 
     def __init__(self, checkpoint: Path, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(checkpoint, dtype)
@@ -186,9 +186,9 @@ class SpokenReference(Reference):
     def speak(
         self, conversation: Conversation, max_tokens: int, max_frames: int, speaker: str, *, endless: bool = False
     ) -> Spoken | None:
-        """The answer, or None where the reference fails: if a text is over at its first token, or a voice at its.
+        """The answer; None if the text or the speech ends at its first token, where the reference fails.
 
-        An `endless` one is over at the limits only.
+        An `endless` answer ends only at the limits.
         """
         inputs = self.inputs(conversation)
         heard = _Decisions(self.model)
@@ -217,7 +217,7 @@ class SpokenReference(Reference):
 
 
 class _Decisions:
-    """Listens to the logits that the codes of a voice are picked from."""
+    """Records the logits from which the codes of an utterance are picked."""
 
     def __init__(self, model: Any) -> None:
         self._talker = model.talker.config
@@ -239,7 +239,7 @@ class _Decisions:
         self._residual.append(float(best[0] - best[1]))
 
     def margins(self, codes: torch.Tensor, *, endless: bool) -> list[float]:
-        """The smallest lead in each frame; the talker's after its repetition penalty and its banned codes."""
+        """The smallest lead in each frame. For the talker, after its repetition penalty and its banned codes."""
         banned = torch.zeros(self._talker.text_config.vocab_size, dtype=torch.bool)
         banned[-1024:] = True
         banned[self._talker.codec_eos_token_id] = endless

@@ -1,4 +1,4 @@
-"""Starts the real server, as a user would, and ends it."""
+"""Starts the real server, as a user would, and stops it."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Server:
 
     Attributes:
         checkpoint: Model directory.
-        directory: Where its configuration file and log go, and where local media may come from.
-        config: Content of the configuration file, without the model path; or what to pass as ``--config``.
+        directory: Directory for its configuration file and log, from which it may also read local media.
+        config: Content of the configuration file, without the model path; or a value for ``--config``.
         arguments: Further command-line arguments.
         speech: Whether it speaks, or serves text only.
-        start_seconds: Time it may take to be ready.
-        program: What runs, up to the name of the command.
+        start_seconds: The longest time until it is ready.
+        program: The command line, up to the name of the subcommand.
     """
 
     checkpoint: Path
@@ -56,7 +56,7 @@ class Server:
         assert error is not None or code == 0
 
     def start(self) -> Server:
-        """Start and wait until `/health` says that it serves."""
+        """Start it, and wait until `/health` says that it serves."""
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         config = self.config if isinstance(self.config, str) else self._written(self.config, f"config-{port}.yaml")
@@ -86,12 +86,12 @@ class Server:
         return str(path)
 
     def until(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Wait until what can be seen over HTTP fulfils `condition`; raises AssertionError when it does not in time."""
+        """Wait until `condition`, which asks over HTTP, is true. Raises AssertionError if that takes too long."""
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                raise AssertionError(f"not so within {seconds:g} s; the server's log:\n{self.log.read_text()}")
-            time.sleep(0.1)  # the one place that has nothing better to wait on than HTTP
+                raise AssertionError(f"not met within {seconds:g} s; the server's log:\n{self.log.read_text()}")
+            time.sleep(0.1)  # HTTP offers nothing better to wait on; only this function polls
 
     def health(self) -> tuple[int, dict[str, Any]]:
         """Status and body of `/health`."""
@@ -108,11 +108,11 @@ class Server:
             return False
 
     def live_requests(self) -> dict[str, int]:
-        """Requests that each stage held at its last heartbeat, less than two seconds ago."""
+        """Number of requests that each stage held at its last heartbeat, less than two seconds ago."""
         return {name: stage["live_requests"] for name, stage in self.health()[1]["stages"].items()}
 
     def post(self, body: dict[str, Any], timeout: float = PATIENCE.request) -> tuple[int, Any]:
-        """POST a chat completion; status and parsed body."""
+        """POST a chat completion. Returns the status and the parsed body."""
         request = urllib.request.Request(
             f"{self.url}/v1/chat/completions",
             data=json.dumps(body).encode(),
@@ -135,7 +135,7 @@ class Server:
             return []
 
     def stop(self) -> int:
-        """Ask it to end, as Ctrl-C would; its exit status. Kills what is left after a while."""
+        """Stop it as Ctrl-C would. Returns its exit status. Kills what still runs after a while."""
         assert self.process is not None
         family = self.processes()
         if self.process.poll() is None:
@@ -154,14 +154,14 @@ class Server:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
+    """A TCP port on which no process listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def fused(thinker: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Configuration with all stages in one worker, and these thinker options."""
+    """A configuration with all stages in one worker, and with these thinker options."""
     names = ("preprocessing", "image_encoder", "audio_encoder", "mm_aggregate", "thinker", "decode")
     stages: dict[str, Any] = {name: {"worker": "text"} for name in names}
     stages["thinker"]["options"] = thinker or {}
@@ -169,13 +169,13 @@ def fused(thinker: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def colocated() -> dict[str, Any]:
-    """Configuration with all that would be on a GPU in one worker."""
+    """A configuration with one worker for all stages that would use a GPU."""
     names = ("image_encoder", "audio_encoder", "thinker", "talker_ar", "code_predictor", "code2wav")
     return {"stages": {name: {"worker": "gpu"} for name in names}}
 
 
 def split(thinker: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Configuration with one worker for each stage, and these thinker options."""
+    """A configuration with one worker for each stage, and with these thinker options."""
     return {"stages": {"thinker": {"options": thinker or {}}}}
 
 

@@ -1,4 +1,4 @@
-"""The rules that tensors on ``cuda`` are held to in tests: a planted fault of each kind is found, and named."""
+"""The rules for tensors on ``cuda`` in tests: a planted fault of each kind is found, and named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The code is built in floors: what lies above imports what lies below, never the other way, and never in a circle."""
+"""The code is built in floors: a room imports only rooms on lower floors, and never in a circle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FRAMEWORK = (
     ("omni_pipeline.cli",),
 )
 
-# What a stage may know of the framework: its contract with it, and what has no opinion about pipelines.
+# What a stage may import of the framework: the contract, and modules that do not depend on a pipeline.
 OPEN_TO_STAGES = (
     "omni_pipeline.contract",
     "omni_pipeline.wire",
