@@ -1,5 +1,5 @@
 """The OpenAI-compatible HTTP server in front of a running pipeline, and the benchmark client for such servers.
 
 Everything that concerns HTTP or the API belongs here. Computing with a model belongs in `stages`, and running workers
-in `omni_pipeline`. The gateway never imports torch.
+in `omni_pipeline`. The server's process never imports torch.
 """

@@ -83,7 +83,7 @@ class _Unpinned(TorchFunctionMode):
 
 
 class CudaRules(TorchDispatchMode):
-    """While it is entered, ``cuda`` is a device, and these rules hold on it.
+    """While this context is active, ``cuda`` is a device, and these rules hold on it.
 
     Args:
         mixes: Functions, as ``module:name``, in which floating-point types may meet.

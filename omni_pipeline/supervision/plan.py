@@ -18,7 +18,7 @@ class PipelinePlan(Struct, frozen=True):
         graph: The stages that run, and the edges between them.
         workers: In graph order of their first stages.
         supervision: When a worker counts as hung.
-        log_level, log_format: As `logs.configure` takes them.
+        log_level, log_format: Arguments of `logs.configure`.
         trace: Whether requests are traced, and where traces go.
     """
 

@@ -108,7 +108,7 @@ class Inbox:
         return int(self._socket.getsockopt(zmq.FD))
 
     def wait(self, seconds: float | None) -> bool:
-        """Block until a message waits, or for so many seconds (None: no limit). Returns whether one waits."""
+        """Block until a message waits, or for at most `seconds` (None: no limit). Returns whether one waits."""
         return bool(self._unpacked or self._socket.poll(None if seconds is None else max(0, round(seconds * 1000))))
 
     def receive(self) -> Received | None:

@@ -61,7 +61,7 @@ class WorkerLoop:
     Args:
         name, incarnation: The worker's name, and how many processes it had before this one; for heartbeats.
         stages: By name, in graph order.
-        addresses: Endpoint of the process that runs each other stage, and of the main process as `graph.COLLECTOR`.
+        addresses: Endpoint of the process that runs each other stage, and of the main process under `COLLECTOR`.
         inbox, outbox: The process's sockets; the caller closes them.
         codec: For the edges of the graph.
         epoch: The last `wire.messages.Moved.epoch` that `addresses` already reflects.

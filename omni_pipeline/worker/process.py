@@ -47,9 +47,9 @@ class Assignment(Struct, frozen=True):
         model_path: Directory of the checkpoint.
         run_dir: Private directory for sockets and short-lived files.
         ranks: Set only in a follower, a process that shares the work of the worker's tensor-parallel stage.
-        addresses: Endpoint of the process that runs each stage, and of the main process as `graph.COLLECTOR`.
+        addresses: Endpoint of the process that runs each stage, and of the main process under `COLLECTOR`.
         epoch: The last `wire.messages.Moved.epoch` that `addresses` reflects.
-        log_level, log_format: As `logs.configure` takes them.
+        log_level, log_format: Arguments of `logs.configure`.
         traced: Whether to note what is done for each request.
     """
 

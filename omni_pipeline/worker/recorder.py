@@ -36,7 +36,7 @@ class Recorder:
         return len(self._took) + len(self._stepped) >= MANY
 
     def took(self, message: Work, sent: float, taken: float, done: float) -> None:
-        """A stage has taken up `message`."""
+        """Note that a stage has taken up `message`."""
         request_id, target = message.request_id, message.target
         self._took.append(Took(request_id, message.source, target, sent, taken, done))
         arrived = self._arrived[target]
@@ -44,7 +44,7 @@ class Recorder:
         arrived[request_id] = first, taken
 
     def stepped(self, stage: str, requests: Collection[str], begin: float, end: float) -> None:
-        """A stage has worked on `requests`."""
+        """Note that a stage has worked on `requests`."""
         arrived, worked = self._arrived[stage], self._worked[stage]
         note = Stepped(stage, begin, end, list(requests), [], [])
         for request_id in requests:

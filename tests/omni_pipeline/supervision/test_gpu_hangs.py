@@ -1,7 +1,7 @@
 """Workers on GPUs that are busy for long, in real processes: which of them hang, and which do not.
 
-There are no GPUs here. A library call that never ends stands for waiting for a kernel that never ends: the two look the
-same, from inside the process and from outside.
+There are no GPUs here. A worker makes a library call that never ends, instead of waiting for a kernel that never ends.
+Both look the same, from inside the process and from outside.
 """
 
 from __future__ import annotations
