@@ -59,7 +59,7 @@ def test_the_table_of_fields_is_that_of_the_request():
 
 def test_what_is_taken_unread_and_what_is_refused_is_listed_as_such():
     text = section("## Request fields")
-    taken = text[text.index("**Taken and not read**") : text.index("**Refused by name**")]
+    taken = text[text.index("**Accepted and ignored**") : text.index("**Refused by name**")]
     refused = text[text.index("**Refused by name**") : text.index("Values that ask for nothing")]
     assert sorted(names(taken)) == sorted(IGNORED)
     assert sorted(names(refused)) == sorted(REFUSED)
