@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""The tables of docs/placement.md, made by the plan itself, and by SGLang where it is told of GPUs that are not there.
+"""The tables of docs/placement.md, made by the plan itself, and by SGLang's own code on simulated GPUs.
 
     python scripts/placement_tables.py           # print them
     python scripts/placement_tables.py --write   # put them into the document
 
-Tests hold the document against them.
+Tests compare the document with them.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ GIB = 1024**3
 
 
 class Layout(Struct, frozen=True):
-    """One row: a way to use some GPUs.
+    """One row of a table: one way to use some GPUs.
 
     Attributes:
-        flags: As on the command line, for the reader; `config` must say the same.
-        shown: Whether its stages get a table of their own.
+        flags: The flags as shown to the reader; `config` must mean the same.
+        shown: Whether the row's stages get a table of their own.
     """
 
     flags: str
@@ -108,7 +108,7 @@ SECTIONS: dict[str, tuple[Layout, ...]] = {
 
 
 def sections() -> dict[str, str]:
-    """The Markdown of each section, by the GPUs it is about."""
+    """The Markdown of each section, by the GPUs that it describes."""
     assert QWEN3_OMNI.checkpoint is not None
     plain = describe_checkpoint(str(SIZES), QWEN3_OMNI.checkpoint)
     light = {name: Stored(*stored) for name, stored in fp8_tensors(plain.config).items()}
@@ -165,7 +165,7 @@ def _parts(holding: Holding) -> Iterator[str]:
 
 
 def faked() -> dict[str, str]:
-    """The Markdown of the tables about starts on GPUs that are not there, by their names. Takes half a minute."""
+    """The Markdown of the tables about starts on simulated GPUs, by name of the table. Takes half a minute."""
     with tempfile.TemporaryDirectory() as directory, Accelerator() as accelerator:
         whole, small = Path(directory, "whole"), Path(directory, "small")
         whole.mkdir()
@@ -183,7 +183,7 @@ def faked() -> dict[str, str]:
 
 
 def filled(document: str, made: Mapping[str, str], kind: str = "plan") -> str:
-    """The document with every section of a kind, between its two marks, made anew."""
+    """The document with every section of one kind, between its two marks, replaced."""
     marks = re.compile(rf"(<!-- {kind}: (\S+) -->\n).*?(<!-- end of {kind} -->)", re.DOTALL)
     return marks.sub(lambda found: f"{found[1]}{made[found[2]]}\n{found[3]}", document)
 

@@ -3,7 +3,7 @@
 
     python scripts/write_configuration_reference.py
 
-A test fails when the page is not what this would write.
+A test fails if the page differs from what this script would write.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from omni_pipeline.config.schema import Config, StageConfig
 from omni_pipeline.contract.graph import load_graph
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
-MARK = "<!-- What follows is written by scripts/write_configuration_reference.py. -->\n"
+MARK = "<!-- scripts/write_configuration_reference.py writes everything below this line. -->\n"
 
 
 def main() -> None:
@@ -28,15 +28,15 @@ def main() -> None:
 
 
 def whole(page: str) -> str:
-    """`page` with its second part as the code has it now."""
+    """`page`, with its second part generated from the code as it is now."""
     first, mark, _ = page.partition(MARK)
     return first + (mark or MARK) + "\n" + "\n".join(_reference())
 
 
 def _reference() -> Iterator[str]:
     yield from ("## Flags", "")
-    yield "Of `sgl-omni serve`, `plan`, `config show` and `config check`, besides `--config` and `--set`."
-    yield from ("", "| flag | in the environment | sets | what it is | default |", "|---|---|---|---|---|")
+    yield "`sgl-omni serve`, `plan`, `config show` and `config check` take these flags, besides `--config` and `--set`."
+    yield from ("", "| flag | environment variable | sets | meaning | default |", "|---|---|---|---|---|")
     for flag in all_flags():
         value = f" {flag.metavar or getattr(flag.kind, '__name__', '').upper()}" if flag.kind is not bool else ""
         settings = ", ".join(f"`{path}`" for path in flag.settings)
@@ -67,7 +67,7 @@ _TITLES = {
 def _section(title: str, kind: Any, schema: dict[str, Any]) -> Iterator[str]:
     texts = descriptions(kind)
     yield from ("", f"## {title}", "", summary(kind).replace("``", "`"), "")
-    yield from ("| setting | value | default | what it is |", "|---|---|---|---|")
+    yield from ("| setting | value | default | meaning |", "|---|---|---|---|")
     for name, field in schema["properties"].items():
         yield _row(f"`{name}`", _value(field), _default(field), texts.get(name, ""))
 
@@ -84,7 +84,7 @@ def _default(field: dict[str, Any]) -> str:
 
 
 def _value(field: dict[str, Any]) -> str:
-    """What a field of a JSON schema takes, in words."""
+    """The values that a field of a JSON schema takes, in words."""
     if "$ref" in field:
         return "mapping"
     if "anyOf" in field:
@@ -100,7 +100,7 @@ def _value(field: dict[str, Any]) -> str:
         case "object":
             return "mapping"
         case "string" if "pattern" in field:
-            return "size, as `12GiB`"
+            return "size such as `12GiB`"
         case "string":
             return "text"
         case "boolean":

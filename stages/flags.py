@@ -1,4 +1,4 @@
-"""The command-line flags that only Qwen3-Omni has: where its stages are, and the memory of its language models."""
+"""The command-line flags that only Qwen3-Omni has: placement of its stages, and memory of its language models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QWEN3_OMNI_FLAGS = (
     Flag(
         "--gpu-thinker",
         ("stages.thinker.gpus",),
-        "GPU of the thinker, or several (0,1) that share it by tensor parallelism.",
+        "GPU of the thinker, or several GPUs (0,1), which divide it by tensor parallelism.",
         PLACEMENT,
         metavar="GPUS",
         parse=gpu_indices,
@@ -38,7 +38,7 @@ QWEN3_OMNI_FLAGS = (
     Flag(
         "--thinker-tp-size",
         ("stages.thinker.tp_size",),
-        "Tensor-parallel ranks of the thinker, each with a GPU (on the CPU: each a process).",
+        "Number of tensor-parallel ranks of the thinker; each needs a GPU (on the CPU: a process).",
         PLACEMENT,
         metavar="N",
         parse=positive,
@@ -47,7 +47,7 @@ QWEN3_OMNI_FLAGS = (
     Flag(
         "--mem-fraction-static",
         ("stages.thinker.options.mem_fraction_static", "stages.talker_ar.options.mem_fraction_static"),
-        "Weights and KV cache of thinker and talker, each as a fraction (0 to 1) of its whole GPU.",
+        "Memory for weights and KV cache of thinker and of talker, each as a fraction (0 to 1) of its whole GPU.",
         MEMORY,
         metavar="X",
         parse=fraction,
@@ -56,7 +56,7 @@ QWEN3_OMNI_FLAGS = (
     Flag(
         "--thinker-mem-fraction-static",
         ("stages.thinker.options.mem_fraction_static",),
-        "The same for the thinker alone; wins over --mem-fraction-static.",
+        "The same for the thinker only; wins over --mem-fraction-static.",
         MEMORY,
         metavar="X",
         parse=fraction,
@@ -65,7 +65,7 @@ QWEN3_OMNI_FLAGS = (
     Flag(
         "--talker-mem-fraction-static",
         ("stages.talker_ar.options.mem_fraction_static",),
-        "The same for the talker alone.",
+        "The same for the talker only; wins over --mem-fraction-static.",
         MEMORY,
         metavar="X",
         parse=fraction,

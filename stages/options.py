@@ -1,4 +1,4 @@
-"""What can be configured for each stage. Importing this module must stay cheap: the main process does it."""
+"""The settings of each stage. Importing this module must stay cheap, because the main process imports it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ Seconds = Annotated[float, Meta(gt=0)]
 
 
 class PreprocessingOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Limits on what is decoded; a request beyond them is refused with the field's name.
+    """Limits on media and prompts. A request beyond them is refused, and the error names the field.
 
     Attributes:
-        max_image_pixels: Pixels of one decoded picture.
-        max_audio_seconds: Length of one sound; less where it has more than eight channels at 96 kHz would have.
-        max_video_seconds: Length of one clip.
-        max_video_pixels: Pixels of one decoded frame.
-        max_video_total_pixels: Pixels of all frames of a clip as it is stored, which is what decoding it takes.
-        max_video_frames: Frames taken from one clip, whatever the request's `video_fps` and `video_max_frames` say.
-        reading_seconds: Time to decode the media of one request and to prepare them for the encoders.
-        max_prompt_tokens: Tokens of the whole prompt; None leaves it to the thinker's KV cache.
+        max_image_pixels: Maximum number of pixels of one decoded picture.
+        max_audio_seconds: Maximum length of one sound; less for a sound with more samples per second than eight
+            channels at 96 kHz.
+        max_video_seconds: Maximum length of one clip.
+        max_video_pixels: Maximum number of pixels of one decoded frame.
+        max_video_total_pixels: Maximum number of pixels of all frames of a clip as it is stored, which determines the
+            cost of decoding it.
+        max_video_frames: Maximum number of frames sampled from one clip, whatever the request's `video_fps` and
+            `video_max_frames` say.
+        reading_seconds: Maximum time to decode the media of one request and to prepare them for the encoders.
+        max_prompt_tokens: Maximum number of tokens of the whole prompt; null leaves the limit to the model and the
+            thinker's KV cache.
     """
 
     max_image_pixels: Positive = 64 * 1024 * 1024
@@ -38,13 +42,14 @@ class PreprocessingOptions(StageOptions, frozen=True, forbid_unknown_fields=True
 
 
 class EncoderOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How an encoder batches and remembers.
+    """Batching and caching of an encoder.
 
     Attributes:
-        cache_bytes: Memory for embeddings of media seen before; 0 turns the cache off.
-        max_batch_tokens: Embedding rows computed at once, over all requests. A longer clip is cut between its frames, a
-            longer sound every eight seconds, where the towers look no further; a picture is never cut.
-        dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU.
+        cache_bytes: Memory for embeddings of earlier media; 0 turns the cache off.
+        max_batch_tokens: Maximum number of embedding rows computed at once, over all requests. A longer clip is cut
+            between its frames, and a longer sound every eight seconds; the towers do not look across these borders. A
+            picture is never cut.
+        dtype: Data type of weights and activations; null means float32 on a CPU and the checkpoint's type on a GPU.
     """
 
     cache_bytes: Bytes = 256 * 1024 * 1024
@@ -60,10 +65,10 @@ class EngineOptions(CacheOptions, frozen=True, forbid_unknown_fields=True, kw_on
     """A language model's engine.
 
     Attributes:
-        max_running_requests: Answers generated at the same time; more wait their turn.
-        default_max_tokens: Tokens generated when a request names no limit.
-        dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU. float32
-            on a GPU is for comparisons: it is slow, and quantised weights are refused.
+        max_running_requests: Maximum number of answers generated at the same time; further requests wait.
+        default_max_tokens: Maximum number of tokens generated for a request that names no limit.
+        dtype: Data type of weights and activations; null means float32 on a CPU and the checkpoint's type on a GPU.
+            float32 on a GPU is for comparisons: it is slow, and quantised weights are refused.
         engine: Further SGLang server arguments by their Python name, such as ``{"chunked_prefill_size": 2048}``.
     """
 
@@ -77,7 +82,7 @@ class ThinkerOptions(EngineOptions, frozen=True, forbid_unknown_fields=True, kw_
     """The thinker's engine.
 
     Attributes:
-        default_max_tokens: Tokens of an answer when a request names no limit.
+        default_max_tokens: Maximum number of tokens of an answer to a request that names no limit.
     """
 
     default_max_tokens: Positive = 2048
@@ -91,7 +96,7 @@ class TalkerOptions(EngineOptions, frozen=True, forbid_unknown_fields=True, kw_o
     """The talker's engine.
 
     Attributes:
-        default_max_tokens: Talker tokens generated when a request names no limit (one codec frame is 80 ms).
+        default_max_tokens: Maximum number of talker tokens for a request that names no limit (a codec frame is 80 ms).
     """
 
     default_max_tokens: Positive = 4096
@@ -101,11 +106,11 @@ class CodePredictorOptions(StageOptions, frozen=True, forbid_unknown_fields=True
     """The code predictor.
 
     Attributes:
-        max_batch: Frames computed in one step, each of another request.
-        dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU. Norms,
-            rotary angles and attention scores are float32 in any case.
-        record: Whether whole frames are recorded at the start and repeated, for each power of two of voices: as CUDA
-            graphs on a GPU, as TorchScript on a CPU.
+        max_batch: Maximum number of frames computed in one step, each for another request.
+        dtype: Data type of weights and activations; null means float32 on a CPU and the checkpoint's type on a GPU.
+            Norms, rotary angles and attention scores are always float32.
+        record: Whether to record the computation of whole frames and replay it, for each power of two of utterances: as
+            CUDA graphs on a GPU, as TorchScript on a CPU.
     """
 
     max_batch: Positive = 32
@@ -117,14 +122,16 @@ class Code2WavOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_
     """The vocoder.
 
     Attributes:
-        max_streams: Voices decoded at the same time; each holds a slot of decoder state, more wait.
-        chunk_frames: Frames in the first chunk, the second, and so on; the last entry holds for all later ones. Codec
-            frames are 80 ms long. A player starts with the first chunk, so each chunk must be there when those before
-            it have been played: with these sizes that holds while frames take up to 0.57 of their time to make (with
-            sizes that double, 0.35).
-        max_batch: Voices decoded together in one step. None is all that are ready on a GPU, and one on a CPU, where
-            a batch is hardly faster and one at a time makes a voice the same to the last bit in any company.
-        dtype: Data type of weights and activations; None takes float32 on a CPU and the checkpoint's on a GPU.
+        max_streams: Maximum number of utterances decoded at the same time. Each holds a slot of decoder state; further
+            ones wait.
+        chunk_frames: Number of frames in the first chunk, the second, and so on; the last entry counts for all later
+            chunks. A codec frame is 80 ms. A player starts with the first chunk, so each chunk must arrive before the
+            chunks before it have been played. With these sizes that works as long as generating a frame takes at most
+            0.57 of its length (with sizes that double, 0.35).
+        max_batch: Maximum number of utterances decoded together in one step. null means all that are ready on a GPU,
+            and one on a CPU. On a CPU a batch is hardly faster, and decoding one at a time gives bit-identical speech,
+            whatever other requests there are.
+        dtype: Data type of weights and activations; null means float32 on a CPU and the checkpoint's type on a GPU.
     """
 
     max_streams: Positive = 32

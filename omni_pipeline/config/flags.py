@@ -1,4 +1,4 @@
-"""The command-line flags that set something in the configuration, as data; `commands.options` makes options of them."""
+"""The command-line flags that set something in the configuration, as data; `commands.options` offers them."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-# The flags that every model has.
+# Flags for every model.
 COMMON = (
     Flag(
         "--model-path",
         ("model_path",),
-        "Checkpoint directory or hub name. Required unless the configuration names it.",
+        "Checkpoint directory or hub name. Required unless the configuration file names one.",
         MODEL,
         metavar="DIR|NAME",
     ),
     Flag(
         "--model-name",
         ("server.model_name",),
-        "Name of the model in /v1/models.",
+        "The model's name in /v1/models.",
         MODEL,
         metavar="NAME",
         default="last part of the model path",
     ),
-    Flag("--text-only", ("text_only",), "Leave the speech stages out.", MODEL, kind=bool, default="off"),
+    Flag("--text-only", ("text_only",), "Leave out the speech stages.", MODEL, kind=bool, default="off"),
     Flag(
         "--device",
         ("device",),
-        "Where the model computes; auto takes a GPU if there is one.",
+        "Device that the model computes on; auto uses a GPU if there is one.",
         PLACEMENT,
         kind=Device,
         default="auto",
@@ -61,7 +61,7 @@ COMMON = (
     Flag(
         "--colocate",
         ("colocate",),
-        "Put all stages that use a GPU on one GPU and in one worker process.",
+        "Put all stages that compute on a GPU on the same GPU, in one worker process.",
         PLACEMENT,
         kind=bool,
         default="off",
@@ -77,7 +77,7 @@ COMMON = (
     Flag(
         "--port",
         ("server.port",),
-        "Port to listen on; 0 takes a free one.",
+        "Port to listen on; 0 picks a free port.",
         NETWORK,
         metavar="PORT",
         parse=port,
@@ -87,8 +87,8 @@ COMMON = (
     Flag(
         "--api-key",
         ("server.api_keys",),
-        "Require this key as bearer token; of several, any one. Repeatable. Better set as SGL_OMNI_API_KEY, which "
-        "process lists do not show.",
+        "Require this API key, or one of several, as bearer token. Repeatable. Safer as SGL_OMNI_API_KEY, because "
+        "lists of processes show flags.",
         NETWORK,
         metavar="KEY",
         kind=list[str],
@@ -97,7 +97,7 @@ COMMON = (
     Flag(
         "--allowed-local-media-path",
         ("server.media.local_path",),
-        "Directory that local media paths must be in; an empty string forbids local files.",
+        "Directory that local media files must be in; an empty string forbids local files.",
         MEDIA,
         metavar="DIR",
         default="current directory",
@@ -105,36 +105,36 @@ COMMON = (
     Flag(
         "--allowed-media-domain",
         ("server.media.allowed_domains",),
-        "Only fetch from these hosts (example.org, 10.0.0.5:9000). Repeatable. A listed host may have a private "
-        "address.",
+        "Download media only from this host, or from one of several (example.org, 10.0.0.5:9000). Repeatable. A listed "
+        "host may have a private address.",
         MEDIA,
         metavar="HOST",
         kind=list[str],
         default="any public host",
     ),
     Flag(
-        "--max-media", ("server.media.max_items",), "Most media items in one request.", MEDIA, metavar="N",
+        "--max-media", ("server.media.max_items",), "Maximum number of media items in one request.", MEDIA, metavar="N",
         parse=positive, default="64",
     ),
     Flag(
-        "--max-media-bytes", ("server.media.max_bytes",), "Greatest size of one media item.", MEDIA, metavar="SIZE",
+        "--max-media-bytes", ("server.media.max_bytes",), "Maximum size of one media item.", MEDIA, metavar="SIZE",
         parse=size, default="256MiB",
     ),
     Flag(
         "--max-requests",
         ("server.limits.requests",),
-        "Requests in the pipeline at a time. Further ones wait (see server.limits.queued) or get 429.",
+        "Maximum number of requests in the pipeline. Further requests wait (see server.limits.queued) or get 429.",
         LIMITS,
         metavar="N",
         parse=positive,
         default="256",
     ),
     Flag(
-        "--max-body-bytes", ("server.limits.body_bytes",), "Greatest size of one HTTP request.", LIMITS, metavar="SIZE",
+        "--max-body-bytes", ("server.limits.body_bytes",), "Maximum size of one HTTP request.", LIMITS, metavar="SIZE",
         parse=size, default="512MiB",
     ),
     Flag(
-        "--request-timeout", ("server.limits.request_seconds",), "Longest time that a request may take.", LIMITS,
+        "--request-timeout", ("server.limits.request_seconds",), "Maximum time for one request.", LIMITS,
         metavar="SECONDS", parse=seconds, default="600",
     ),
     Flag(
@@ -142,11 +142,11 @@ COMMON = (
         default="info",
     ),
     Flag(
-        "--log-format", ("log_format",), "Log lines for people, or one JSON object a line.", INSIGHT, kind=LogFormat,
+        "--log-format", ("log_format",), "Lines of text, or one JSON object per line.", INSIGHT, kind=LogFormat,
         default="text",
     ),
     Flag(
-        "--trace-dir", ("trace.dir",), "Write a timeline of each request to this directory, for ui.perfetto.dev.",
+        "--trace-dir", ("trace.dir",), "Directory for a timeline of each request, for Perfetto (ui.perfetto.dev).",
         INSIGHT, metavar="DIR", default="off",
     ),
 )  # fmt: skip

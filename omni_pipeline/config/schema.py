@@ -23,17 +23,17 @@ Size = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)? *(GiB|MiB|GB|MB)$")]
 
 
 class MediaPolicy(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Which media the server will read for a client, and how much of it.
+    """Which media the server reads for a client, and how much.
 
     Attributes:
-        local_path: Directory under which local paths may be read; relative paths start from it.
-            None is the directory the server was started in; an empty string forbids local files.
-        allowed_domains: Hosts (``example.org``, or ``10.0.0.5:9000``) that remote media may come from. When empty, any
-            public host. A listed host may also have a private address: the operator vouches for it.
-        max_items: Media in one request.
-        max_bytes: Bytes of one medium.
-        max_redirects: HTTP redirects followed, each checked like the first address.
-        fetch_seconds: Time for one download.
+        local_path: Directory that local media files must be in; relative paths start there. null means the directory in
+            which the server was started; an empty string forbids local files.
+        allowed_domains: Hosts (``example.org``, or ``10.0.0.5:9000``) from which media may be downloaded. An empty list
+            allows every public host. A listed host may also have a private address, because the operator trusts it.
+        max_items: Maximum number of media items in one request.
+        max_bytes: Maximum size of one media item, in bytes.
+        max_redirects: Maximum number of HTTP redirects; each is checked like the first address.
+        fetch_seconds: Maximum time for one download.
     """
 
     local_path: str | None = None
@@ -45,24 +45,27 @@ class MediaPolicy(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Bounds on load. What goes beyond is refused, with a reason and, where that helps, a time to try again.
+    """Limits on load. A request beyond them is refused with a reason and, where it helps, a time to try again.
 
     Attributes:
-        requests: Requests in the pipeline at a time, those that wait for a stage included.
-        stage_requests: For some stages, by name, requests at a time that need it, so that, say, few may speak at once.
-        queued: Requests that wait to be let in, in turns of their clients. Nothing of them is read meanwhile.
-        connections: Connections at a time.
-        body_bytes: Size of one HTTP request body, and of the media of one request together.
-        held_bytes: Bytes of bodies and media that all requests together hold until their answers begin.
-        output_tokens: Text tokens of one answer; also what a request gets that names no limit. None: no bound but the
-            model's, and without a limit in the request the thinker's `default_max_tokens`.
-        speech_tokens: The same for talker tokens, of 80 ms each.
-        idle_seconds: Time for a connection to send the head of its next request.
-        receive_seconds: Time for one request body to arrive.
-        request_seconds: Time for one request, from its arrival to the end of its answer.
-        keep_alive_seconds: A stream that is quiet for so long gets a comment, so that nothing takes it for dead.
-        reader_bytes: Answer bytes kept for a client that reads slowly, before its request is ended.
-        restart_seconds: Time a request may wait for a stage that is being restarted, before it is refused with 503.
+        requests: Maximum number of requests in the pipeline, including those that wait for a stage.
+        stage_requests: Maximum number of requests that need a stage at the same time, by the stage's name. With it you
+            can limit, for example, spoken answers.
+        queued: Maximum number of requests that wait for admission; clients take turns. The body of a waiting request is
+            not read.
+        connections: Maximum number of open connections.
+        body_bytes: Maximum size of one HTTP request body, and of all media of one request together.
+        held_bytes: Maximum size of the bodies and media that all requests together hold until their answers begin.
+        output_tokens: Maximum number of text tokens of one answer; also the limit of a request that names none. null
+            leaves only the model's own limit, and gives a request without a limit the thinker's `default_max_tokens`.
+        speech_tokens: The same for talker tokens, which are 80 ms each.
+        idle_seconds: Maximum time until a connection has sent the head of its next request.
+        receive_seconds: Maximum time until one request body has arrived.
+        request_seconds: Maximum time for one request, from its arrival to the end of its answer.
+        keep_alive_seconds: After this time without data, a stream gets a comment, so that proxies and clients do not
+            close it.
+        reader_bytes: Maximum size of the part of an answer that waits for a slow client; beyond it, the request ends.
+        restart_seconds: Maximum time that a request waits for a stage that is being restarted; then it gets 503.
     """
 
     requests: Positive = 256
@@ -82,17 +85,18 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Server(Struct, forbid_unknown_fields=True, kw_only=True):
-    """The HTTP side.
+    """The HTTP server.
 
     Attributes:
-        host, port: Where to listen; port 0 takes a free one.
-        model_name: Name in `/v1/models`; None takes the last part of the model path. Requests may name any model.
-        api_keys: When not empty, requests must carry one of them as bearer token.
-        drain_seconds: Time that the requests in progress have to end once the server has been told to stop.
-        allowed_origins: Origins (``https://example.org``, or ``*`` for all) whose web pages browsers may let use the
-            API. None by default.
-        media: What it reads for its clients.
-        limits: What it takes on.
+        host, port: Address and port to listen on; port 0 picks a free port.
+        model_name: The model's name in `/v1/models`; null means the last part of the model path. Requests may name any
+            model.
+        api_keys: If not empty, each request must carry one of these keys as bearer token.
+        drain_seconds: Time that requests in progress have to finish after the server was told to stop.
+        allowed_origins: Origins (``https://example.org``, or ``*`` for all) whose web pages may use the API from a
+            browser. By default there are none.
+        media: Which media the server reads for its clients.
+        limits: Limits on load.
     """
 
     host: str = "127.0.0.1"
@@ -106,13 +110,13 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Trace(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What is noted about every single request, and where it goes; nothing, unless one of the two is given.
+    """Traces of single requests, and where they go. Without `dir` and `otlp_endpoint` nothing is recorded.
 
     Attributes:
-        dir: Directory that gets a file for each request, to be opened in Perfetto or Chrome; made when missing.
-        files: Most files kept there; the oldest are removed.
+        dir: Directory for one trace file per request, to open in Perfetto or Chrome; created if it does not exist.
+        files: Maximum number of files in it; the oldest are removed.
         otlp_endpoint: Base URL of an OpenTelemetry collector (OTLP over HTTP, such as ``http://localhost:4318``).
-            None takes what OpenTelemetry's environment variables say.
+            null uses OpenTelemetry's environment variables.
     """
 
     dir: str | None = None
@@ -125,20 +129,23 @@ class Trace(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class StageConfig(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Where one stage runs and how.
+    """Where one stage runs, and how.
 
     Attributes:
-        worker: Name of its worker process; stages with the same name share one and pass messages by reference.
-            None gives it a process of its own, named like the stage; with `colocate`, stages on the GPU share one.
-        device: ``cpu``, ``cuda``, or ``auto`` for a GPU if the stage uses one and there is one.
-        gpus: Indices of its GPUs, as counted among those that the server may see (``CUDA_VISIBLE_DEVICES``). Empty
-            leaves the choice to the server. The worker sees these and no others.
-        memory: What the stage may take of each of its GPUs, all in all: a fraction of the whole GPU (``0.75``), or a
-            size (``12GiB``). None lets the server decide from the checkpoint and from what else is on the GPU.
-        tp_size: Tensor-parallel ranks, each with one GPU, or one process on the CPU. None is one for each of its GPUs.
-        threads: Torch threads of its worker on the CPU (the largest of its stages counts).
-        environment: Environment variables of its worker, set before it imports anything.
-        options: The stage's own options, checked against its options struct.
+        worker: Name of the stage's worker process. Stages that name the same worker share a process and pass messages
+            by reference. null gives the stage a process of its own, with the stage's name; with `colocate`, stages on
+            the GPU share one.
+        device: ``cpu`` or ``cuda``; ``auto`` uses a GPU if the stage can use one and there is one.
+        gpus: Indices of the stage's GPUs, among the GPUs that the server may see (``CUDA_VISIBLE_DEVICES``). If empty,
+            the server chooses. The worker sees only these GPUs.
+        memory: Total memory that the stage may take of each of its GPUs: a fraction of the whole GPU (``0.75``), or a
+            size (``12GiB``). null lets the server decide from the checkpoint and from what else is on the GPU.
+        tp_size: Number of tensor-parallel ranks. Each needs one GPU, or one process on the CPU. null means one rank for
+            each of the stage's GPUs.
+        threads: Number of Torch threads of the stage's worker on the CPU. If stages share a worker, the largest number
+            counts.
+        environment: Environment variables of the stage's worker, set before it imports anything.
+        options: The stage's own options.
     """
 
     worker: str | None = None
@@ -152,14 +159,15 @@ class StageConfig(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Supervision(Struct, forbid_unknown_fields=True, kw_only=True):
-    """When a worker that still runs is taken for dead, killed and restarted.
+    """When a running worker counts as hung, and is killed and restarted.
 
     Attributes:
-        silent_seconds: It gives no sign of life, although it has loaded: no heartbeat comes and it does not compute.
-        step_seconds: It computes, but a single step takes longer than this, the time in which other processes compile
-            its GPU's kernels not counted; or it loads without computing.
-        gpu_wait_seconds: On a GPU: it is busy, but its main thread stays in one call, as when it waits for a kernel
-            that never ends, and nothing is compiled for it.
+        silent_seconds: Maximum time without a sign of life from a loaded worker: no heartbeat arrives, and the worker
+            does not compute.
+        step_seconds: Maximum time of one step in which the worker computes, not counting time in which other processes
+            compile kernels for its GPU; also the maximum time that a loading worker may do nothing.
+        gpu_wait_seconds: For a worker on a GPU, maximum time that it is busy while its main thread stays in one call,
+            as when it waits for a kernel that never ends. Time in which kernels are compiled for it does not count.
     """
 
     silent_seconds: Annotated[float, Meta(ge=5)] = 10.0
@@ -172,17 +180,17 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
 
     Attributes:
         model_path: Checkpoint directory or hub name.
-        graph: ``package.module:NAME`` of the stage graph.
-        text_only: Leave the speech stages out.
-        colocate: Put every stage that computes on a GPU on one and the same, and, unless it names a worker, into the
-            one worker ``gpu``.
-        device: Device of every stage whose own is ``auto``.
-        log_level: Of the main process and the workers.
-        log_format: ``text``, or ``json`` for one object in each line.
-        trace: Traces of requests.
+        graph: The stage graph, as ``package.module:NAME``.
+        text_only: Leave out the speech stages.
+        colocate: Put all stages that compute on a GPU on the same GPU. Those that name no worker share the worker
+            ``gpu``.
+        device: Device of every stage whose own `device` is ``auto``.
+        log_level: Log level of the main process and the workers.
+        log_format: ``text``, or ``json`` for one JSON object per line.
+        trace: Traces of single requests.
         supervision: When a worker counts as hung.
-        server: The HTTP side.
-        stages: Stages by name; those that are not named have the defaults.
+        server: The HTTP server.
+        stages: Settings of each stage, by the stage's name. A stage that is not listed has the defaults.
     """
 
     model_path: str | None = None
@@ -216,7 +224,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `over` laid on top, mapping by mapping."""
+    """`base` with the values of `over` on top; mappings are merged, other values replaced."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
@@ -228,11 +236,12 @@ def convert(tree: Any, kind: type[Kind], path: str, *, source: str = "") -> Kind
     """`tree` as an instance of the struct type `kind`.
 
     Args:
-        path: Where `tree` stands in the configuration, for messages.
-        source: What to begin messages with.
+        path: The place of `tree` in the configuration, for error messages.
+        source: The beginning of error messages.
 
     Raises:
-        StartupError: an unknown key (with its path and the key it resembles), or a value of wrong type or range.
+        StartupError: an unknown key (with its path and the key that it resembles), or a value of the wrong type or out
+            of range.
     """
     _refuse_unknown_keys(tree, msgspec.inspect.type_info(kind), path, source)
     try:
@@ -244,7 +253,7 @@ def convert(tree: Any, kind: type[Kind], path: str, *, source: str = "") -> Kind
 
 
 def _refuse_unknown_keys(tree: Any, kind: msgspec.inspect.Type, path: str, source: str) -> None:
-    """msgspec refuses them too, but cannot say what was probably meant."""
+    """Refuse unknown keys here: msgspec refuses them too, but cannot suggest what was probably meant."""
     if not isinstance(tree, dict):
         return
     if isinstance(kind, msgspec.inspect.DictType):

@@ -33,10 +33,10 @@ class CacheOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_onl
     """Options of a stage that fills the memory it is given with a cache.
 
     Attributes:
-        max_total_tokens: Tokens that fit the KV cache; None divides what is left of the GPU when everything else has
-            been counted, as `sgl-omni plan` shows it (on a CPU it is 65536).
-        mem_fraction_static: Weights and KV cache together, as a fraction of each whole GPU; None leaves it to the
-            stage's memory budget, or the server.
+        max_total_tokens: Size of the KV cache in tokens; null gives it its share of the GPU memory that everything else
+            leaves, as `sgl-omni plan` shows (on a CPU: 65536 tokens).
+        mem_fraction_static: Memory for weights and KV cache together, as a fraction of each whole GPU; null leaves it
+            to the stage's memory budget, or to the server.
     """
 
     max_total_tokens: Annotated[int, Meta(ge=1)] | None = None

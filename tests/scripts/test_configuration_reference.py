@@ -12,5 +12,5 @@ def test_page_is_what_the_code_says() -> None:
 def test_page_that_has_no_second_part_yet_gets_one() -> None:
     page = whole("# Configuration\n")
     assert page.startswith(f"# Configuration\n{MARK}\n## Flags\n")
-    assert "| `max_items` | whole number ≥ 1 | `64` | Media in one request. |" in page
+    assert "| `max_items` | whole number ≥ 1 | `64` | Maximum number of media items in one request. |" in page
     assert "`SGL_OMNI_GPU_THINKER`" in page

@@ -59,6 +59,6 @@ def test_every_setting_is_described(kind: type[msgspec.Struct]) -> None:
 
 def test_description_of_several_lines_and_fields_is_joined() -> None:
     texts = descriptions(MediaPolicy)
-    assert texts["max_items"] == "Media in one request."
+    assert texts["max_items"] == "Maximum number of media items in one request."
     assert texts["allowed_domains"].startswith("Hosts (`example.org`, or `10.0.0.5:9000`)")
-    assert texts["allowed_domains"].endswith("the operator vouches for it.")
+    assert texts["allowed_domains"].endswith("the operator trusts it.")
