@@ -1,4 +1,4 @@
-# `make help` lists what there is to do.
+# `make help` lists the targets.
 python := .venv/bin/python
 checkpoint ?= demo/qwen3-omni-demo
 random := checkpoints/tiny
@@ -13,24 +13,24 @@ serve = $(sgl_omni) serve --model-path $(checkpoint) --port $(port) $(args)
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
 
-install:  ## Make .venv (the heavy part is built once and shared by all checkouts)
+install:  ## Make .venv (the large dependencies are installed once and shared by all checkouts)
 	@scripts/install.sh
 
-checkpoint: $(random)/config.json  ## Make the small random checkpoint that tests and measurements use
+checkpoint: $(random)/config.json  ## Make the small random checkpoint for tests and measurements
 
 $(random)/config.json: scripts/make_tiny_checkpoint.py | install
 	$(python) scripts/make_tiny_checkpoint.py --out $(random)
 
-serve: install  ## Serve the demo model at port 8008, text and speech (port=… for another, checkpoint=…, args=… for flags)
+serve: install  ## Serve the demo model with text and speech at port 8008 (change with port=…, checkpoint=…, args=FLAGS)
 	$(serve)
 
-serve-random: install checkpoint  ## Serve a random checkpoint instead: all of the architecture, and nonsense
+serve-random: install checkpoint  ## Serve a random checkpoint instead: the whole architecture, but nonsense answers
 	$(MAKE) serve checkpoint=$(random)
 
-serve-split: install  ## As serve, but said in a file: one process for each of the nine stages
+serve-split: install  ## Like serve, with a layout file: one process for each of the nine stages
 	$(serve) --config configs/qwen3_omni_speech.yaml
 
-serve-colocated: install  ## Text and speech, what would be on a GPU in one process
+serve-colocated: install  ## Text and speech, with all stages that could use a GPU in one process
 	$(serve) --config configs/qwen3_omni_colocated.yaml
 
 serve-text: install  ## Text only, one process for each of the six stages
@@ -39,16 +39,16 @@ serve-text: install  ## Text only, one process for each of the six stages
 serve-fused: install  ## Text only, all stages in one process
 	$(serve) --config configs/qwen3_omni_mmsu.yaml --text-only
 
-plan: install  ## What the 30B model takes of a GPU (gpus=… for others, args=… for serve's flags)
+plan: install  ## Show how much of a GPU the 30B model needs (gpus=… for other GPUs, args=… for flags of serve)
 	$(sgl_omni) plan --model-path tests/data/qwen3_omni_30b --gpus $(gpus) $(or $(args),--colocate)
 
-bench: install  ## Measure text and speech of the server at port 8008 (port=… for another, args=… for flags)
+bench: install  ## Measure text and speech of the server at port 8008 (change with port=…; args=… for flags)
 	for output in text speech; do $(sgl_omni) bench --url http://127.0.0.1:$(port) --output $$output $(args) || exit; done
 
-demo-model: install  ## Train a model that really sees, hears and speaks; goes on where it was stopped (args=… for flags)
+demo-model: install  ## Train a small model that sees, hears and speaks; continues where it was stopped (args=… for flags)
 	$(python) scripts/make_demo_model.py $(args)
 
-judge: install  ## Count the right answers of the demo model at port 8008 (port=… for another, args=… for flags)
+judge: install  ## Count right answers of the demo model at port 8008 (change with port=…; args=… for flags)
 	$(python) scripts/judge_demo_model.py --url http://127.0.0.1:$(port) $(args)
 
 test: install  ## Run the tests (args=… for pytest's arguments)
@@ -59,6 +59,6 @@ lint: install  ## Check style, formatting and types
 	$(python) -m ruff format --check .
 	$(python) -m mypy
 
-clean:  ## Remove what was built in this checkout (the shared environment stays)
+clean:  ## Remove build products of this checkout (the shared environment stays)
 	rm -rf .venv checkpoints build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes the checkout's .venv: a thin environment over a shared one that holds the heavy dependencies.
+# Makes the checkout's .venv: a thin environment on top of a shared one, which holds the large dependencies.
 #
-# The shared one (about 11 GB) is built once for each set of dependencies, and lies in $OMNI_VENV_CACHE
+# The shared environment (about 11 GB) is built once for each set of dependencies. It is in $OMNI_VENV_CACHE
 # (default: omni-pipeline in the user's cache directory), so that further checkouts install in seconds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,11 +10,11 @@ python=${PYTHON:-python3}
 cache=${OMNI_VENV_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/omni-pipeline}
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "Python 3.11 or newer is needed; $python is $("$python" -V). Name another with PYTHON=…" >&2
+    echo "Python 3.11 or newer is needed; $python is $("$python" -V). Set PYTHON=… to another one." >&2
     exit 1
 }
 
-# Only what decides the installed set goes into the key: a new lint rule must not rebuild 11 GB.
+# The key contains only what decides which packages are installed: a new lint rule must not rebuild 11 GB.
 dependencies=$("$python" - <<'PY'
 import pathlib, tomllib
 project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())
@@ -35,7 +35,7 @@ mkdir -p "$cache"
 exec 9>"$cache/$key.lock"
 flock --nonblock 9 || { echo "waiting for another installation of the same environment"; flock 9; }
 
-# The marker is written last, so an interrupted build is started over instead of being taken for a whole one.
+# The marker is written last, so that an interrupted build is repeated and not mistaken for a complete one.
 if [ ! -e "$base/.complete" ]; then
     echo "building the shared environment in $base (downloads about 5 GB, takes some minutes)"
     rm -rf "$base"

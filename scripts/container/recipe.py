@@ -13,7 +13,7 @@ RECIPE = Path(__file__).with_name("Containerfile")
 
 
 class Instruction(Struct, frozen=True):
-    """One instruction, such as ``RUN``, and what follows it."""
+    """One instruction: its verb, such as ``RUN``, and its text."""
 
     verb: str
     text: str
@@ -24,24 +24,24 @@ class Instruction(Struct, frozen=True):
 
     @property
     def variables(self) -> dict[str, str]:
-        """Of an ``ENV``, what it sets, as it is written."""
+        """The variables that an ``ENV`` sets, with their values as written."""
         return dict(word.split("=", 1) for word in self.words)
 
     @property
     def command(self) -> list[str]:
-        """The words of what an ``ENTRYPOINT``, ``CMD`` or ``HEALTHCHECK`` runs, which is JSON or for a shell."""
+        """The command line of an ``ENTRYPOINT``, ``CMD`` or ``HEALTHCHECK``, written as JSON or for a shell."""
         text = self.text.partition(" CMD ")[2] or self.text
         words: list[str] = json.loads(text) if text.startswith("[") else ["/bin/sh", "-c", text]
         return words
 
     @property
     def commands(self) -> list[str]:
-        """The shell commands of a ``RUN``, which have to succeed one after the other."""
+        """The shell commands of a ``RUN``; each must succeed before the next one runs."""
         return [command.strip() for command in self.text.split(" && ")]
 
 
 class Stage(Struct):
-    """A ``FROM`` and the instructions up to the next."""
+    """A ``FROM`` and the instructions up to the next ``FROM``."""
 
     name: str
     instructions: list[Instruction]
@@ -54,12 +54,12 @@ class Stage(Struct):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What its ``ENV`` instructions set, as it is written."""
+        """The variables that its ``ENV`` instructions set, with their values as written."""
         return {name: value for env in self.all("ENV") for name, value in env.variables.items()}
 
 
 def read(path: Path = RECIPE) -> list[Stage]:
-    """The stages of a recipe. What comes before the first ``FROM`` belongs to none."""
+    """The stages of a recipe. Instructions before the first ``FROM`` belong to no stage and are left out."""
     lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
     stages: list[Stage] = []
     for line in "\n".join(lines).replace("\\\n", " ").splitlines():

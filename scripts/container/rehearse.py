@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Tries the steps of the Containerfile where there is no container engine, on a copy-on-write view of this machine.
+"""Runs the steps of the Containerfile without a container engine, on a copy-on-write view of this machine.
 
     sudo .venv/bin/python scripts/container/rehearse.py
 
-Each stage gets an overlay of this machine's root directory, so that nothing of it is changed. In there the instructions
-are followed as they stand, but for two: packages of apt are looked up instead of installed, and the dependencies, which
-are 5 GB to download, are borrowed from the checkout's environment. Then the image's command serves the demo model: as
-process 1, as its user, with its variables, until its health check passes; it answers a question, and ends when it is
-told to.
+Each stage gets an overlay of this machine's root directory, so that the machine itself is not changed. The instructions
+are followed as written, with two exceptions: apt packages are looked up instead of installed, and the dependencies
+(5 GB to download) are borrowed from the checkout's environment. Then the image's command serves the demo model as
+process 1, with the image's user and variables, until the image's health check passes. The server must answer a
+question, and end when it gets SIGTERM.
 
-What this cannot show: the base image itself (its Python is another), a GPU, and what an engine adds.
+This cannot test the base image itself (which has another Python), a GPU, and what a container engine adds.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from recipe import Instruction, Stage, read
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "demo" / "qwen3-omni-demo"
 SECONDS = 180
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # as images of Ubuntu have it
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # as in images of Ubuntu
 
 
 class Image:
-    """A stage under construction: a directory that looks like the root of its file system."""
+    """A stage that is being built: a directory that is the root of the stage's file system."""
 
     def __init__(self, stage: Stage, directory: Path) -> None:
         self.stage = stage
@@ -93,10 +93,10 @@ class Image:
         elif command.startswith("apt-get install"):
             packages = [word for word in command.split()[2:] if not word.startswith("-")]
             subprocess.run(["apt-cache", "show", *packages], check=True, stdout=subprocess.DEVNULL)
-            print(f"    not run; apt knows {', '.join(packages)}")
+            print(f"    not run; apt has these packages: {', '.join(packages)}")
         elif "--requirement" in command:
             self._borrow()
-            print("    finds its packages in this checkout's environment; not run beyond that")
+            print("    checked against the packages of this checkout's environment; nothing is downloaded")
             self._shell(f"{command} --no-index --no-deps")
         else:
             self._shell(command)
@@ -105,7 +105,7 @@ class Image:
         subprocess.run(self.enter("/bin/sh", "-c", command), check=True, stdout=subprocess.DEVNULL)
 
     def _borrow(self) -> None:
-        """Let the image's Python import what this one does, which may lie where its user may not look."""
+        """Make this Python's packages importable in the image, even if its user may not read their directory."""
         spec = importlib.util.find_spec("sglang")
         assert spec is not None
         assert spec.origin is not None
@@ -132,7 +132,7 @@ class Image:
                 shutil.copy(path, into)
 
     def files(self) -> set[str]:
-        """What is in the image that is not on this machine, without volumes and temporary files."""
+        """Files that are in the image but not on this machine, except volumes and temporary files."""
         volumes = [volume.text for volume in self.stage.all("VOLUME")]
         found = {f"/{path.relative_to(self.changes)}" for path in self.changes.rglob("*") if not path.is_dir()}
         return {path for path in found if not path.startswith((*volumes, "/tmp/"))}
@@ -153,9 +153,9 @@ def main() -> None:
 
 
 def rehearse_apart() -> int:
-    """Run this script again with mounts that nobody else sees, and that end with it."""
+    """Run this script again with mounts that no other process sees and that end with the script."""
     if os.geteuid() != 0:
-        sys.exit("mounting needs root: run this with sudo")
+        sys.exit("Mounting needs root: run this script with sudo.")
     directory = Path(tempfile.mkdtemp(prefix="omni-image-"))
     try:
         again = [sys.executable, __file__, "--inside", str(directory)]
@@ -165,7 +165,7 @@ def rehearse_apart() -> int:
 
 
 def serve(image: Image) -> None:
-    """Run the image as an engine would, ask it something, and stop it."""
+    """Run the image as a container engine would, ask it a question, and stop it."""
     stage, port = image.stage, free_port()
     image.environment["SGL_OMNI_LISTEN_PORT"] = str(port)
     command = [*stage.last("ENTRYPOINT").command, *stage.last("CMD").command]
@@ -180,17 +180,17 @@ def serve(image: Image) -> None:
             deadline = time.monotonic() + SECONDS
             while subprocess.run(check, capture_output=True, check=False).returncode != 0:
                 if namespace.poll() is not None or time.monotonic() > deadline:
-                    sys.exit("the health check did not pass")
+                    sys.exit("The health check did not pass.")
                 time.sleep(1)
             print("the health check passes", flush=True)
-            print(f"it answers: {ask(port)}", flush=True)
+            print(f"the server answers: {ask(port)}", flush=True)
             [server] = Path(f"/proc/{namespace.pid}/task/{namespace.pid}/children").read_text().split()
             os.kill(int(server), signal.SIGTERM)
             status = namespace.wait(60)
         finally:
             namespace.kill()
     written = {path for path in image.files() - before if "__pycache__" not in path}
-    print(f"it ended with {status}, and wrote outside of its volume: {', '.join(sorted(written)) or 'nothing'}")
+    print(f"the server exited with {status}; files written outside its volume: {', '.join(sorted(written)) or 'none'}")
     sys.exit(status != 0 or bool(written))
 
 
