@@ -8,7 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from msgspec import Struct
@@ -19,6 +19,9 @@ from omni_pipeline.os_process import free_port
 from stages.messages import FinishReason, IdLogprob, Sampling
 from stages.sglang_engine import arguments, engine_config, environment
 from stages.sglang_engine.prompt_rows import PromptRows, Stretch, gather
+
+if TYPE_CHECKING:  # it imports SGLang, which takes long
+    from stages.sglang_engine.sampler import SamplingState
 
 
 class Generation(Struct):
@@ -95,9 +98,8 @@ Event = Prefilled | Token | Done | Broken
 class _Live:
     """What the engine keeps of a request while SGLang works on it."""
 
-    rows: PromptRows
-    state: Any  # sampler.SamplingState, set once SGLang has made its request
-    tapped_rows: torch.Tensor | None
+    generation: Generation
+    sampling: SamplingState | None = None  # made in the request's first step: it reads SGLang's list of output ids
     sent: int = 0
     aborted: bool = False
     tapped: torch.Tensor | None = None
@@ -311,7 +313,7 @@ class Engine:
         )
         params.normalize(None)
         self._stalled = False
-        self._live[generation.request_id] = _Live(generation.rows, generation, generation.tapped_rows)
+        self._live[generation.request_id] = _Live(generation)
         request = TokenizedGenerateReqInput(
             rid=generation.request_id,
             input_text="",
@@ -381,12 +383,13 @@ class Engine:
             return
         if self._fed:
             # One that lost its memory when it was about to go on is computed again, up to what it was fed last.
-            late = [req for req in batch.reqs if len(self._live[req.rid].rows.generated) < len(req.output_ids)]
+            given = {req.rid: self._live[req.rid].generation.rows.generated for req in batch.reqs}
+            late = [req for req in batch.reqs if len(given[req.rid]) < len(req.output_ids)]
             if late:
                 self._take_rows(late)
         self._model.prefill = gather(
             [
-                Stretch(self._live[req.rid].rows, slot, req.prefix_len, req.extend_end)
+                Stretch(self._live[req.rid].generation.rows, slot, req.prefix_len, req.extend_end)
                 for req, slot in zip(batch.reqs, _slots(batch), strict=True)
             ],
             self._device,
@@ -405,7 +408,7 @@ class Engine:
         rows = rows + torch.stack([own for _, own in parts])
         for req, row in zip(reqs, rows, strict=True):
             # Its own memory: a view would keep the rows of all, for as long as one of them speaks.
-            self._live[req.rid].rows.generated.append(row.clone())
+            self._live[req.rid].generation.rows.generated.append(row.clone())
         return rows
 
     def _collect_states(self, batch: Any) -> None:
@@ -419,17 +422,18 @@ class Engine:
             return
         for req, slot in zip(batch.reqs, _slots(batch), strict=True):
             live = self._live[req.rid]
-            if live.tapped_rows is not None and live.tapped is None and req.extend_end >= len(live.rows.ids):
-                places = self._pool[slot, live.tapped_rows.to(self._device)].long()
+            wanted, prompt = live.generation.tapped_rows, len(live.generation.rows.ids)
+            if wanted is not None and live.tapped is None and req.extend_end >= prompt:
+                places = self._pool[slot, wanted.to(self._device)].long()
                 live.tapped = self._model.tapped[places]
 
-    def _state(self, req: Any) -> Any:
+    def _state(self, req: Any) -> SamplingState:
         live = self._live[req.rid]
-        if isinstance(live.state, Generation):
+        if live.sampling is None:
             from stages.sglang_engine.sampler import SamplingState
 
-            generation = live.state
-            live.state = SamplingState(
+            generation = live.generation
+            live.sampling = SamplingState(
                 generation.sampling,
                 prompt_ids=generation.rows.ids if generation.penalize_prompt else generation.rows.ids[:0],
                 output_ids=req.output_ids,
@@ -437,7 +441,7 @@ class Engine:
                 logprobs=generation.logprobs,
                 suppressed=generation.suppressed,
             )
-        return live.state
+        return live.sampling
 
     def _progress(self, req: Any) -> None:
         live = self._live.get(req.rid)
@@ -446,13 +450,13 @@ class Engine:
         if not live.aborted:
             if not live.sent and req.output_ids:
                 self._events.append(Prefilled(req.rid, req.cached_tokens, live.tapped))
-                self._counts["prompt"] += len(live.rows.ids)
+                self._counts["prompt"] += len(live.generation.rows.ids)
                 self._counts["cached"] += req.cached_tokens
             self._counts["generated"] += len(req.output_ids) - live.sent
             for token in req.output_ids[live.sent :]:
                 event = Token(req.rid, token, state=live.token_state)
-                if live.state.logprobs is not None:
-                    event.logprob, event.alternatives = live.state.picked
+                if live.sampling is not None and live.sampling.picked is not None:
+                    event.logprob, event.alternatives = live.sampling.picked
                 self._events.append(event)
             live.sent = len(req.output_ids)
         if req.finished():
