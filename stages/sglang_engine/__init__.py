@@ -3,6 +3,7 @@
 What a stage does with an engine belongs in `stages.thinker` and `stages.talker_ar`. The modules, from the outside in:
 
 - `engine`: the one class the stages use: add a request, step, abort.
+- `fed_engine`: an engine whose decode steps wait for input rows from another stage.
 - `scheduler`: SGLang's scheduler; its sockets to other processes are replaced by calls in this process.
 - `prompt_rows`: the parts of a prompt besides token ids, cut to prefill chunks.
 - `sampler`: sampling that follows the reference, repeatable by seed in any batch.

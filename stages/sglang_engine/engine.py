@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # it imports SGLang, which takes long
 class Generation(Struct):
     """One request to the engine.
 
-    In an engine that is fed, `rows.media_embeds` must cover the whole prompt, and `cache_ids` are only counted.
+    In a `FedEngine`, `rows.media_embeds` must cover the whole prompt, and `cache_ids` are only counted.
 
     Attributes:
         request_id: Unique among the live ones.
@@ -62,7 +62,11 @@ class Prefilled(Struct):
 
 
 class Token(Struct):
-    """One generated token. In an engine that is fed, with the state [hidden], on the CPU, that it was picked from."""
+    """One generated token.
+
+    Attributes:
+        state: From a `FedEngine`: the state [hidden] that the token was picked from, on the CPU.
+    """
 
     request_id: str
     id: int
@@ -118,8 +122,6 @@ class Engine:
         max_total_tokens: Size of the KV cache in tokens; None lets SGLang decide on a GPU.
         max_running_requests: Most sequences in one batch.
         options: Further SGLang server arguments.
-        fed: Whether the input of each decode step comes from outside, by `feed`. A request that has not been fed sits
-            out while the others go on.
         tap_layer: Decoder layer whose input states can be asked for (`Generation.tapped_rows`), or None.
         ranks: Who else runs a part of the model. They must all be made at once, and be told the same in the same order.
         static_bytes: Of each GPU for weights and KV cache; None lets SGLang decide.
@@ -142,7 +144,6 @@ class Engine:
         max_total_tokens: int | None,
         max_running_requests: int,
         options: dict[str, Any],
-        fed: bool = False,
         tap_layer: int | None = None,
         ranks: Ranks = Ranks(),  # noqa: B008 - it is frozen
         static_bytes: int | None = None,
@@ -187,11 +188,6 @@ class Engine:
         self._eos_ids = frozenset(eos_ids)
         self._live: dict[str, _Live] = {}
         self._events: list[Event] = []
-        self._fed = fed
-        # The two parts of next input rows, of requests that may decode.
-        self._rows: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._leaving: set[str] = set()  # aborted requests that SGLang lets go of in their next decode step
-        self._stalled = False
         self._counts = Counter[str]()
         self.batch: list[str] = []
         # What it would write to stderr are loading bars; progress is the supervisor's to show.
@@ -245,24 +241,11 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        if not self._fed:
-            return bool(self._live)
-        return not self._stalled and bool(self._rows or self.must_step)
-
-    @property
-    def must_step(self) -> bool:
-        """Whether there is something to do other than decoding what has been fed."""
-        scheduler = self._scheduler
-        return bool(self._leaving or scheduler.waiting_queue or scheduler.chunked_req is not None)
-
-    @property
-    def ready(self) -> int:
-        """Requests that have been fed and have not decoded since."""
-        return len(self._rows)
+        return bool(self._live)
 
     @property
     def running(self) -> int:
-        """Sequences in work, those that wait to be fed among them."""
+        """Sequences in work, in a `FedEngine` also those that wait to be fed."""
         return len(self._live) - self.waiting
 
     @property
@@ -276,7 +259,7 @@ class Engine:
         total = int(scheduler.max_total_num_tokens)
         cached = int(scheduler.tree_cache.evictable_size())
         return {
-            "queued_requests": self.waiting + self.ready,
+            "queued_requests": self.waiting,
             "running_requests": self.running,
             "kv_tokens_used": total - int(scheduler.token_to_kv_pool_allocator.available_size()) - cached,
             "kv_tokens_cached": cached,
@@ -312,7 +295,6 @@ class Engine:
             ignore_eos=sampling.ignore_eos,
         )
         params.normalize(None)
-        self._stalled = False
         self._live[generation.request_id] = _Live(generation)
         request = TokenizedGenerateReqInput(
             rid=generation.request_id,
@@ -331,31 +313,12 @@ class Engine:
         with self._configured():
             self._scheduler.process_input_requests([request])
 
-    def feed(self, request_id: str, sent: torch.Tensor, own: torch.Tensor) -> None:
-        """Give the input row [hidden] of a request's next decode step, in two parts; unknown ids are ignored.
-
-        Args:
-            sent: What came from another stage, on the CPU. That of a whole batch goes to the device at once.
-            own: What is added to it, from this model, on its device.
-        """
-        live = self._live.get(request_id)
-        if live is not None and not live.aborted:
-            self._rows[request_id] = sent, own
-            self._stalled = False
-
     def abort(self, request_id: str) -> None:
         """Drop a request; it gives no further events. Its memory is free after the next step at the latest."""
-        from sglang.srt.managers.io_struct import AbortReq
-
         live = self._live.get(request_id)
         if live is not None and not live.aborted:
             live.aborted = True
-            self._rows.pop(request_id, None)
-            self._stalled = False
-            with self._configured():
-                self._scheduler.abort_request(AbortReq(rid=request_id))
-            if self._scheduler.abort_parked(request_id):
-                self._leaving.add(request_id)
+            self._abort(request_id)
 
     def close(self) -> None:
         """Leave torch.distributed, which holds a port."""
@@ -367,26 +330,28 @@ class Engine:
     def step(self) -> list[Event]:
         """Run one batch and give what it brought."""
         self.batch = []
-        ready = self._rows.keys() | self._leaving if self._fed else None
         with self._configured():
-            self._stalled = not self._scheduler.step(ready)
+            self._run_batch()
         events, self._events = self._events, []
         return events
+
+    def _abort(self, request_id: str) -> None:
+        """Have SGLang drop a request."""
+        from sglang.srt.managers.io_struct import AbortReq
+
+        with self._configured():
+            self._scheduler.abort_request(AbortReq(rid=request_id))
+
+    def _run_batch(self) -> None:
+        """Have SGLang run one batch."""
+        self._scheduler.step()
 
     def _prepare(self, batch: Any) -> None:
         self.batch = [req.rid for req in batch.reqs]
         self._sampler.rows = [self._state(req) for req in batch.reqs]
         if not batch.forward_mode.is_extend():
             self._model.prefill = None
-            if self._fed:
-                self._model.next_rows[batch.req_pool_indices] = self._take_rows(batch.reqs)
             return
-        if self._fed:
-            # One that lost its memory when it was about to go on is computed again, up to what it was fed last.
-            given = {req.rid: self._live[req.rid].generation.rows.generated for req in batch.reqs}
-            late = [req for req in batch.reqs if len(given[req.rid]) < len(req.output_ids)]
-            if late:
-                self._take_rows(late)
         self._model.prefill = gather(
             [
                 Stretch(self._live[req.rid].generation.rows, slot, req.prefix_len, req.extend_end)
@@ -396,28 +361,8 @@ class Engine:
             self._dtype,
         )
 
-    def _take_rows(self, reqs: Sequence[Any]) -> torch.Tensor:
-        """Take what requests were fed, [requests, hidden], and note it for when SGLang takes their memory back."""
-        nothing = torch.zeros(self.hidden_size, dtype=self._dtype)
-        parts = []
-        for req in reqs:
-            self._leaving.discard(req.rid)
-            # One that was not fed is being aborted, and what it computes goes nowhere.
-            parts.append(self._rows.pop(req.rid, (nothing, self._model.next_rows[0])))
-        rows = torch.stack([sent for sent, _ in parts]).to(self._device, self._dtype)
-        rows = rows + torch.stack([own for _, own in parts])
-        for req, row in zip(reqs, rows, strict=True):
-            # Its own memory: a view would keep the rows of all, for as long as one of them speaks.
-            self._live[req.rid].generation.rows.generated.append(row.clone())
-        return rows
-
     def _collect_states(self, batch: Any) -> None:
         """Fetch what is wanted of the states of a batch while its requests still have their memory."""
-        if self._fed:
-            # They leave for another stage: one copy for all.
-            states = self._model.last_states[batch.req_pool_indices].cpu()
-            for req, state in zip(batch.reqs, states, strict=True):
-                self._live[req.rid].token_state = state
         if not batch.forward_mode.is_extend():
             return
         for req, slot in zip(batch.reqs, _slots(batch), strict=True):
@@ -461,7 +406,6 @@ class Engine:
             live.sent = len(req.output_ids)
         if req.finished():
             del self._live[req.rid]
-            self._leaving.discard(req.rid)
             self._counts["preempted"] += req.retraction_count
             if not live.aborted:
                 self._events.append(_ending(req))

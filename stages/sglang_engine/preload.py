@@ -15,6 +15,7 @@ for _module in (
     "sglang.srt.models.registry",
     "sglang.srt.layers.attention.torch_native_backend",
     "stages.sglang_engine.engine",
+    "stages.sglang_engine.fed_engine",
     "stages.sglang_engine.scheduler",
     "stages.sglang_engine.sampler",
 ):

@@ -22,6 +22,7 @@ from stages.messages import Finished, FrameFeedback, FrameSeed, PredictorStart, 
 from stages.options import TalkerOptions
 from stages.sglang_engine.checkpoint_view import talker_view
 from stages.sglang_engine.engine import Broken, Done, Engine, Event, Generation, Token
+from stages.sglang_engine.fed_engine import FedEngine
 from stages.sglang_engine.prompt_rows import PromptRows
 
 ARCHITECTURE = "Qwen3OmniTalker"
@@ -67,7 +68,7 @@ class Talker:
         self._outbox: list[Work] = []
         self._out: set[str] = set()  # voices whose frame is at the predictor
         self.batch: list[str] = []
-        self._engine = Engine(
+        self._engine = FedEngine(
             model_path=talker_view(context.model_path, context.scratch),
             architecture=ARCHITECTURE,
             device=context.device,
@@ -78,7 +79,6 @@ class Talker:
             static_bytes=context.static,
             # A prompt's rows depend on more than its ids, so there is nothing that two prompts could share.
             options={"disable_radix_cache": True, **options.engine},
-            fed=True,
         )
         self._rows = TalkerRows(self._engine, config, context.model_path)
         vocabulary = talker["text_config"]["vocab_size"]

@@ -22,7 +22,7 @@ RESULTS = "sglang.srt.managers.scheduler_components.batch_result_processor:Sched
 PICKED = {RESULTS + "_normalize_decode_outputs": 1}
 FIRST_PICKED = {RESULTS + "process_batch_result_prefill": 1}
 SAMPLER = "stages.sglang_engine.sampler:"
-ENGINE = "stages.sglang_engine.engine:Engine."
+ENGINE = "stages.sglang_engine.fed_engine:FedEngine."
 
 # Of a step that samples: which rows, the draws, and the filters' parameters.
 DRAWN = {SAMPLER + "OmniSampler.forward": 1, SAMPLER + "draw": 1}

@@ -29,7 +29,8 @@ from stages.messages import (
 )
 from stages.options import Code2WavOptions, CodePredictorOptions, EncoderOptions
 from stages.preprocessing.features import Features
-from stages.sglang_engine.engine import Engine, Generation, Token
+from stages.sglang_engine.engine import Generation, Token
+from stages.sglang_engine.fed_engine import FedEngine
 from stages.sglang_engine.prompt_rows import PromptRows
 from stages.talker_ar.stage import ARCHITECTURE, talker_view
 from tests.equality.conversations import Kit
@@ -166,8 +167,8 @@ class StagesUnderTest:
             return [Talk(torch.stack(own), talk.picks, talk.best) for own, talk in zip(states, talks, strict=True)]
 
     @contextmanager
-    def _talker(self) -> Iterator[Engine]:
-        engine = Engine(
+    def _talker(self) -> Iterator[FedEngine]:
+        engine = FedEngine(
             model_path=talker_view(str(self._checkpoint), str(self._scratch)),
             architecture=ARCHITECTURE,
             device=self._device,
@@ -176,7 +177,6 @@ class StagesUnderTest:
             max_total_tokens=CACHE_TOKENS,
             max_running_requests=_VOICES,
             options={"disable_radix_cache": True},
-            fed=True,
         )
         try:
             yield engine

@@ -12,6 +12,7 @@ import torch
 from gpu_check.running.setup import Setup
 from stages.messages import Sampling
 from stages.sglang_engine.engine import Engine, Generation, Prefilled, Token
+from stages.sglang_engine.fed_engine import FedEngine
 from stages.sglang_engine.prompt_rows import PromptRows
 
 CACHE_TOKENS = 32768
@@ -50,7 +51,7 @@ class Driven:
             options = {"attention_backend": "triton", "sampling_backend": "pytorch", **options}
             if eager:
                 options["disable_cuda_graph"] = True
-        self.engine = Engine(
+        self.engine = (FedEngine if fed else Engine)(
             model_path=str(path),
             architecture=architecture,
             device=setup.device,
@@ -59,7 +60,6 @@ class Driven:
             max_total_tokens=tokens,
             max_running_requests=requests,
             options=options,
-            fed=fed,
             tap_layer=tap_layer,
         )
         if eager:

@@ -1,0 +1,107 @@
+"""An engine in which another stage gives the input row of every decode step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from stages.sglang_engine.engine import Engine, Generation
+
+
+class FedEngine(Engine):
+    """An engine whose requests decode only when they have been fed; one that has not been fed sits out meanwhile.
+
+    Args:
+        arguments: Those of `Engine`.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        # The two parts of the next input row, for each request that may decode.
+        self._rows: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._leaving: set[str] = set()  # aborted requests that SGLang drops in their next decode step
+        self._stalled = False  # the latest step found nothing that could run, and nothing has changed since
+
+    @property
+    def has_work(self) -> bool:
+        return not self._stalled and bool(self._rows or self.must_step)
+
+    @property
+    def must_step(self) -> bool:
+        """Whether there is something to do other than decoding what has been fed."""
+        scheduler = self._scheduler
+        return bool(self._leaving or scheduler.waiting_queue or scheduler.chunked_req is not None)
+
+    @property
+    def ready(self) -> int:
+        """Number of requests that have been fed and have not decoded since."""
+        return len(self._rows)
+
+    def stats(self) -> dict[str, float]:
+        return {**super().stats(), "queued_requests": self.waiting + self.ready}
+
+    def add(self, generation: Generation) -> None:
+        super().add(generation)
+        self._stalled = False
+
+    def feed(self, request_id: str, sent: torch.Tensor, own: torch.Tensor) -> None:
+        """Give the input row [hidden] of a request's next decode step as two parts; unknown ids are ignored.
+
+        Args:
+            sent: The part from another stage, on the CPU. The parts of a whole batch go to the device in one copy.
+            own: The part from this model, on its device, which is added to `sent`.
+        """
+        live = self._live.get(request_id)
+        if live is not None and not live.aborted:
+            self._rows[request_id] = sent, own
+            self._stalled = False
+
+    def _abort(self, request_id: str) -> None:
+        self._rows.pop(request_id, None)
+        self._stalled = False
+        super()._abort(request_id)
+        if self._scheduler.abort_parked(request_id):
+            self._leaving.add(request_id)
+
+    def _run_batch(self) -> None:
+        self._stalled = not self._scheduler.step(self._rows.keys() | self._leaving)
+
+    def _prepare(self, batch: Any) -> None:
+        if batch.forward_mode.is_extend():
+            # A request that lost its memory when it was about to decode is computed again, with the row it was fed.
+            given = {req.rid: self._live[req.rid].generation.rows.generated for req in batch.reqs}
+            late = [req for req in batch.reqs if len(given[req.rid]) < len(req.output_ids)]
+            if late:
+                self._take_rows(late)
+        else:
+            self._model.next_rows[batch.req_pool_indices] = self._take_rows(batch.reqs)
+        super()._prepare(batch)
+
+    def _take_rows(self, reqs: Sequence[Any]) -> torch.Tensor:
+        """Take the rows that requests were fed, [requests, hidden], and keep them in case SGLang takes memory back."""
+        nothing = torch.zeros(self.hidden_size, dtype=self._dtype)
+        parts = []
+        for req in reqs:
+            self._leaving.discard(req.rid)
+            # A request that was not fed is being aborted, and its result is dropped.
+            parts.append(self._rows.pop(req.rid, (nothing, self._model.next_rows[0])))
+        rows = torch.stack([sent for sent, _ in parts]).to(self._device, self._dtype)
+        rows = rows + torch.stack([own for _, own in parts])
+        for req, row in zip(reqs, rows, strict=True):
+            # A copy: a view would keep the rows of the whole batch for as long as one of its requests runs.
+            self._live[req.rid].generation.rows.generated.append(row.clone())
+        return rows
+
+    def _collect_states(self, batch: Any) -> None:
+        # The states leave for another stage: one copy for the whole batch.
+        states = self._model.last_states[batch.req_pool_indices].cpu()
+        for req, state in zip(batch.reqs, states, strict=True):
+            self._live[req.rid].token_state = state
+        super()._collect_states(batch)
+
+    def _progress(self, req: Any) -> None:
+        super()._progress(req)
+        if req.finished():
+            self._leaving.discard(req.rid)
