@@ -163,7 +163,8 @@ class StagesUnderTest:
                     talk.best.append({one.id: one.logprob for one in event.alternatives})
                     if len(own) <= len(speech.codes):
                         row = speech.rows[speech.prompt + len(own) - 1]
-                        engine.feed(event.request_id, row.to(self._device, getattr(torch, self._dtype)))
+                        row = row.to(self._device, getattr(torch, self._dtype))
+                        engine.feed(event.request_id, row, torch.zeros_like(row))
             return [Talk(torch.stack(own), talk.picks, talk.best) for own, talk in zip(states, talks, strict=True)]
 
     @contextmanager

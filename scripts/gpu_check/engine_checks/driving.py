@@ -102,7 +102,8 @@ class Driven:
         step = 0
         while self.engine.has_work or due:
             for name in [name for name in due if not late(name, step)]:
-                self.engine.feed(name, due.pop(name))
+                row = due.pop(name)
+                self.engine.feed(name, row, torch.zeros_like(row))
             step += 1
             if not self.engine.has_work:
                 continue
