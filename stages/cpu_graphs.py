@@ -1,8 +1,8 @@
-"""Stand-ins for CUDA graphs on a CPU: the operations of one run are recorded, and repeated on the same memory.
+"""Stand-ins for CUDA graphs on a CPU: records the operations of one run, and repeats them on the same memory.
 
-TorchScript does not serve here: a trace allocates what it gives, and takes two equal tensors for one constant. What is
-recorded here is what a graph holds: operations with the addresses that they read and write. A number that Python
-computed stays as it was, and what one graph gave is garbage when another of its pool has run.
+TorchScript is no substitute: a trace allocates its results, and merges two equal tensors into one constant. A recording
+here holds what a CUDA graph holds: operations with the addresses that they read and write. A number that Python
+computed stays as it was, and a graph's result is garbage once another graph of its pool has run.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class GraphPool:
-    """Records graphs that share their memory, as those of one engine or of the predictor do on a GPU."""
+    """Records graphs that share their memory, as the graphs of one engine or of the predictor do on a GPU."""
 
     def __init__(self) -> None:
         self._latest: _Graph | None = None
 
     def record(self, work: Callable[..., Any], inputs: tuple[torch.Tensor, ...] = ()) -> Callable[[], Any]:
-        """Run `work`; the operations of this run are repeated, on the same memory, by what comes back.
+        """Run `work`, and return a function that repeats its operations on the same memory.
 
-        Each repetition gives the same tensors, with new content.
+        Each repetition returns the same tensors, with new content.
 
         Args:
-            inputs: What `work` is called with. It may read and write other tensors too.
+            inputs: The arguments of `work`, which may read and write other tensors too.
 
         Raises:
-            RuntimeError: It reads a tensor's content on the host, which a CUDA graph cannot do.
+            RuntimeError: `work` reads a tensor's content on the host, which a CUDA graph cannot do.
         """
         graph = _Graph(work, inputs)
 
@@ -57,7 +57,7 @@ class _Graph:
         return self._result
 
     def spoil(self) -> None:
-        """Put garbage where the result is."""
+        """Overwrite the result with garbage."""
         for tensor in _tensors_of(self._result):
             tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
 
@@ -78,7 +78,7 @@ class _Operation:
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes the operations that run under it, but for those that only view."""
+    """Records the operations that run under it, except views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _waits(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether the host would have to wait for a GPU: for a number, or for the size of the result."""
+    """Whether the host would have to wait for a GPU, to learn a number or the size of the result."""
     if func._schema.name in ("aten::index", "aten::index_put", "aten::index_put_"):
         return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
     return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags

@@ -1,8 +1,8 @@
 """The switch that makes a CPU treat memory as CUDA does, for tests and developers.
 
-Our CPU kernels allocate what they give, and so does a recorded step. CUDA's kernels write into their inputs; its graphs
-run at padded batch sizes and overwrite what they gave the time before. With the switch on, the CPU does the same, so
-that a tensor which is kept too long, or handed out without a copy, shows in the tests.
+Our CPU kernels allocate their results, and so does a recorded step. CUDA kernels write into their inputs, and CUDA
+graphs run at padded batch sizes and overwrite their previous results. With the switch on, the CPU does the same, so
+that tests reveal a tensor that is kept too long or handed out without a copy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ VARIABLE = "OMNI_CUDA_HABITS"
 
 
 def enabled() -> bool:
-    """Whether the environment asks for it; read by whatever is built, when it is built.
+    """Whether the environment turns the switch on; engines and stages read it when they are built.
 
     Raises:
         StartupError: The variable is neither ``1`` nor ``0`` nor empty.

@@ -1,4 +1,4 @@
-"""What passes between the stages of Qwen3-Omni: one struct for each thing that is said, used as body of the messages.
+"""The bodies of the messages between the stages of Qwen3-Omni, one struct for each kind.
 
 Shapes: n = prompt tokens, m = media rows of the prompt, v = visual rows among them, h = hidden size of the thinker.
 """
@@ -28,7 +28,7 @@ class Text(Struct, tag="text"):
 
 
 class MediaRef(Struct, tag="media"):
-    """A place inside a turn where `ChatRequest.media[index]` stands."""
+    """The place of `ChatRequest.media[index]` inside a turn."""
 
     index: int
 
@@ -44,7 +44,7 @@ class Media(Struct):
     """One undecoded picture, sound or clip.
 
     Attributes:
-        kind: What the client says it is; its content decides the container format.
+        kind: The kind that the client names; the container format is found from the content.
         data: The file's bytes, uint8 [size].
         param: The request field it came from, for error messages.
     """
@@ -62,7 +62,7 @@ class VideoOptions(Struct):
         max_frames: Most frames taken from one clip.
         min_pixels, max_pixels: Bounds on the pixels of one resized frame; None leaves the processor's own.
         total_pixels: Bound on the pixels of all frames of a clip together.
-        use_audio: Whether the sound track is heard too, interleaved with the frames.
+        use_audio: Whether the model also hears the sound track, interleaved with the frames.
     """
 
     fps: float = 2.0
@@ -81,14 +81,14 @@ class Sampling(Struct):
         top_p: Nucleus mass; 1 is off.
         top_k: Number of candidates; 0 is off.
         min_p: Least probability relative to the best candidate; 0 is off.
-        repetition_penalty: As in the reference: over prompt and output; 1 is off.
-        presence_penalty, frequency_penalty: As in the OpenAI API: over the output only; 0 is off.
+        repetition_penalty: As in the reference, over prompt and output; 1 is off.
+        presence_penalty, frequency_penalty: As in the OpenAI API, over the output only; 0 is off.
         logit_bias: Added to the logits of single token ids, as in the OpenAI API.
-        seed: Makes sampling repeat, alone or in a batch; None draws one.
+        seed: Makes sampling repeatable, alone or in a batch; None draws a random seed.
         max_tokens: Most tokens to generate; None is the server's default.
-        min_tokens: No end-of-turn before so many tokens.
-        ignore_eos: Go on to `max_tokens` whatever is generated.
-        stop_token_ids: Further ids that end the text.
+        min_tokens: Least number of tokens before an end-of-turn.
+        ignore_eos: Whether to go on to `max_tokens` whatever is generated.
+        stop_token_ids: Ids that end the text besides the end-of-turn.
     """
 
     temperature: float = 0.0
@@ -112,11 +112,11 @@ class TextOutput(Struct):
     Attributes:
         stop: Strings that end the text; they are not part of the answer.
         logprobs: Whether each token's log-probability is wanted.
-        top_logprobs: How many alternatives with it.
+        top_logprobs: Number of alternatives reported with each token.
         skip_special_tokens: Whether special tokens are left out of the text.
         return_token_ids: Whether the generated ids are wanted too.
-        stream: Whether the reader wants each piece at once. If not, what follows the first comes in one piece at the
-            end: a message for each token is work for three processes.
+        stream: Whether the reader wants each piece at once. If not, everything after the first piece comes as one
+            piece at the end, because a message for each token is work for three processes.
     """
 
     stop: list[str] = []
@@ -132,9 +132,9 @@ class SpeechOptions(Struct):
 
     Attributes:
         speaker: Name of a voice of the checkpoint, lower case.
-        talker: How codebook-0 codes are picked; `max_tokens` means the reference's `talker_max_new_tokens`, which gives
-            one frame less.
-        predictor: How residual codes are picked; its `max_tokens` and penalties mean nothing.
+        talker: How codebook-0 codes are picked. Its `max_tokens` is the reference's `talker_max_new_tokens`: there is
+            one frame less than that.
+        predictor: How residual codes are picked; its `max_tokens` and penalties have no effect.
     """
 
     speaker: str
@@ -200,11 +200,11 @@ class AudioWork(Struct):
 
 
 class MediaSpan(Struct):
-    """Where the embedding rows of one medium stand in the prompt.
+    """Where the embedding rows of one media item stand in the prompt.
 
     Attributes:
-        kind: Which encoder output it takes; an image and a video both come from the vision tower.
-        key: Content hash, as given to the encoder.
+        kind: Tells which encoder makes its rows; images and videos both go to the vision tower.
+        key: Content hash, as in the encoder's work item.
         rows: int64 [rows], ascending prompt indices (a clip's rows may be interleaved with its sound's).
     """
 
@@ -214,14 +214,14 @@ class MediaSpan(Struct):
 
 
 class SpokenPrompt(Struct):
-    """What the talker is to make of a prompt of n tokens, and how the answer is to be spoken.
+    """The rows of a prompt of n tokens that the talker sees, and how the answer is spoken.
 
     Attributes:
         user_rows: int64 [r], ascending prompt indices of the user turns' rows.
         positions: float32 [3, r + 9], M-RoPE positions of those rows and of the nine assistant rows after them, or
             None where they are 0 … r+8.
         position_delta: Position minus index of the codec tokens that follow.
-        speech: As the client asked for it.
+        speech: The client's options.
     """
 
     user_rows: Tensor
@@ -236,11 +236,11 @@ class Prompt(Struct):
     Attributes:
         ids: int64 [n]; media rows hold their placeholder id.
         positions: float32 [3, n] M-RoPE positions (time, height, width), or None where all three are 0 … n-1.
-        position_delta: What is added to a token's index to get its position after the prompt (may be fractional).
+        position_delta: Added to the index of a token after the prompt to get its position; may be fractional.
         vision: Spans of images and videos in the order of `VisionWork.items`.
         audio: Spans in the order of `AudioWork.items`.
-        thinker, text: Passed on.
-        spoken: For the talker; None when only text is wanted.
+        thinker, text: Options that later stages use.
+        spoken: The talker's part; None when only text is wanted.
     """
 
     ids: Tensor
@@ -260,8 +260,8 @@ class VisionRows(Struct):
     """Visual embeddings of one request, in the order of its `VisionWork`.
 
     Attributes:
-        embeds: For each item [rows, h].
-        deepstack: For each item [injection layers, rows, h].
+        embeds: One tensor [rows, h] for each item.
+        deepstack: One tensor [injection layers, rows, h] for each item.
     """
 
     embeds: list[Tensor]
@@ -269,7 +269,7 @@ class VisionRows(Struct):
 
 
 class AudioRows(Struct):
-    """Audio embeddings of one request, in the order of its `AudioWork`: for each item [rows, h]."""
+    """Audio embeddings of one request, in the order of its `AudioWork`: one tensor [rows, h] for each item."""
 
     embeds: list[Tensor]
 
@@ -278,19 +278,19 @@ class AudioRows(Struct):
 
 
 class ThinkerRequest(Struct):
-    """All the thinker needs for one answer.
+    """Everything the thinker needs for one answer.
 
     Attributes:
         ids: int64 [n] as in `Prompt`.
         cache_ids: int64 [n]: `ids` with media rows replaced by numbers derived from the content hashes, so that the
-            prefix cache shares exactly what is equal; equal to `ids` where there is no media.
+            prefix cache shares exactly the equal prefixes; equal to `ids` in a prompt without media.
         positions, position_delta: As in `Prompt`.
         media_rows: int64 [m], ascending indices of the rows that come from an encoder.
         media_embeds: [m, h] for those rows.
         visual_rows: int64 [v], ascending indices of the rows that take deepstack embeddings.
         deepstack: [injection layers, v, h] for those rows.
         media_tokens: Number of rows by modality, for usage.
-        spoken: For the talker; None when only text is wanted.
+        spoken: The talker's part; None when only text is wanted.
     """
 
     ids: Tensor
@@ -311,10 +311,10 @@ class ThinkerRequest(Struct):
 
 
 class DecodeStart(Struct, tag="decode_start"):
-    """The prompt has been computed; what decode has to know before the first token.
+    """Tells decode that the prompt has been computed, and what it must know before the first token.
 
-    `cached_tokens` of the `prompt_tokens` were found in the prefix cache. Where a text is `awaited`, the thinker wants
-    to know how much of it no stop string can take back, because that much can be spoken.
+    `cached_tokens` of the `prompt_tokens` were found in the prefix cache. If the text is `awaited`, decode reports to
+    the thinker how many tokens no stop string can remove any more, because those can be spoken.
     """
 
     prompt_tokens: int
@@ -332,7 +332,7 @@ class IdLogprob(Struct, array_like=True):
 
 
 class Tokens(Struct, tag="tokens"):
-    """Newly generated ids, and for each of them, when asked for, its log-probability and the best alternatives."""
+    """Newly generated ids. On request, each comes with its log-probability and the best alternatives."""
 
     ids: list[int]
     logprobs: list[float] = []
@@ -347,7 +347,7 @@ class Finished(Struct, tag="finished"):
 
     Attributes:
         reason: ``stop`` for an end-of-turn or stop token, ``length`` for a limit.
-        matched: The id that ended it, if one did. It is not among the ids sent: it is no part of the text.
+        matched: The id that ended it, if an id did. It is not sent as a token, because it is not part of the text.
     """
 
     reason: FinishReason
@@ -355,16 +355,16 @@ class Finished(Struct, tag="finished"):
 
 
 class StopGenerating(Struct, tag="stop_generating"):
-    """Decode has seen a stop string: the thinker ends this text here, as if it had generated an end-of-turn.
+    """Decode has found a stop string: the thinker ends this text here, as if it had generated an end-of-turn.
 
-    `tokens` of the text come before the stop string.
+    `tokens` is the number of the text's tokens before the stop string.
     """
 
     tokens: int
 
 
 class Certain(Struct, tag="certain"):
-    """So many tokens of an awaited text come before any stop string; the last one is sent when the text has ended."""
+    """So many tokens of an awaited text precede any stop string; the last such message follows the end of the text."""
 
     tokens: int
 
@@ -390,7 +390,7 @@ class TokenLogprob(Struct):
 class TextDelta(Struct, tag="text"):
     """New text, possibly empty when only log-probabilities or ids are new. Never splits a UTF-8 character.
 
-    `ids`, when asked for, are all that were generated since the last delta, the one that ended the text included.
+    `ids`, sent on request, are all ids generated since the last delta, including the id that ended the text.
     """
 
     text: str
@@ -418,10 +418,10 @@ class TextDone(Struct, tag="text_done"):
 
 
 class TalkerPrompt(Struct, tag="talker_prompt"):
-    """What the talker has to know of the conversation, r user rows of n prompt tokens.
+    """The part of the conversation that the talker needs: r user rows of n prompt tokens.
 
     Attributes:
-        ids: int64 [r], token ids of the user turns' rows, media rows with their placeholder.
+        ids: int64 [r], token ids of the user turns' rows; media rows have their placeholder.
         media_rows: int64 [k], ascending indices into `ids` of the media rows.
         media_hidden: [k, thinker hidden], the thinker's accept-layer states at those rows.
         assistant_ids: The last three ids of the prompt, which open the assistant's turn.
@@ -440,27 +440,27 @@ class TalkerPrompt(Struct, tag="talker_prompt"):
     speech: SpeechOptions
 
 
-# After it come `Tokens` as they are generated, then `Finished`.
+# It is followed by `Tokens` as they are generated, then by `Finished`.
 
 
 # --- talker_ar ⇄ code_predictor → code2wav ----------------------------------------------------------------------------
 
 
 class PredictorStart(Struct, tag="predictor_start"):
-    """The first message of a voice to the code predictor: how it picks residual codes."""
+    """The first message of an utterance to the code predictor: how its residual codes are picked."""
 
     sampling: Sampling
 
 
 class FrameSeed(Struct, tag="frame_seed"):
-    """What one codec frame starts from: the talker's post-norm state [talker hidden] and its codebook-0 code."""
+    """The code predictor's input for one frame: the talker's post-norm state [talker hidden] and codebook-0 code."""
 
     hidden: Tensor
     code: int
 
 
 class FrameFeedback(Struct, tag="frame_feedback"):
-    """A finished frame back to the talker: the sum of its codec embeddings over all codebooks, [talker hidden]."""
+    """A finished frame, returned to the talker: the sum of its codec embeddings over all codebooks, [talker hidden]."""
 
     embedding: Tensor
 
@@ -481,6 +481,6 @@ class AudioDelta(Struct, tag="audio"):
 
 
 class AudioDone(Struct, tag="audio_done"):
-    """The voice has ended after so many codec frames."""
+    """The utterance has ended after so many codec frames."""
 
     frames: int

@@ -1,4 +1,4 @@
-"""Which stages a request needs, read off the graph, so that a lost worker ends only requests that still need it."""
+"""Finds the stages that a request needs from the graph, so that a lost worker ends only requests that still need it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from stages.topology import QWEN3_OMNI
 
 
 def _end(body: type[Any]) -> str:
-    """The stage whose messages to the collector may be a `body`."""
+    """The stage that sends messages with a `body` of this type to the collector."""
     [stage] = [edge.source for edge in QWEN3_OMNI.edges if edge.target == COLLECTOR and body in get_args(edge.body)]
     return stage
 
 
 def _taker(body: type[Any]) -> str:
-    """The stage that takes a `body`."""
+    """The stage that receives a `body` of this type."""
     [stage] = [edge.target for edge in QWEN3_OMNI.edges if edge.body is body]
     return stage
 
@@ -43,9 +43,9 @@ def route(request: ChatRequest) -> Route:
         encoders.add(_ENCODERS["audio"])
     outputs = {TEXT: AnswerStream(_WRITING)}
     if request.speech is not None:
-        # The thinker sends the last token to the talker and to decode at once, and the talker's worker sees for itself
-        # when a stream that has begun breaks off. Sound shows that it has begun. With stop strings it is otherwise:
-        # decode ends the text before the thinker knows, and the talker knows only through the thinker.
+        # The thinker sends the last token to the talker and to decode at the same time, and the talker's worker itself
+        # notices when a stream that has begun breaks off; sound shows that it has begun. Stop strings are different:
+        # decode ends the text before the thinker knows it, and the talker learns it only from the thinker.
         speech = AnswerStream(_SPEAKING | _WRITING) if request.text.stop else AnswerStream(_SPEAKING, first=_WRITING)
         outputs[SPEECH] = speech
     return Route(before=_PREPARING | encoders, outputs=outputs)

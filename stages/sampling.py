@@ -1,4 +1,4 @@
-"""Draws ids from logits by the reference's filters, repeatably by seed and whatever else is in the batch."""
+"""Draws ids from logits with the reference's filters; a seed repeats its draws whatever else is in the batch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from msgspec import Struct
 
 from stages.messages import Sampling
 
-# A temperature below this is greedy: what it leaves beside the best token is beyond float32, and so is the division.
+# A temperature below this is greedy: the probabilities it leaves to other tokens are too small for float32, and the
+# divided logits too large.
 LEAST_TEMPERATURE = 1e-6
 
-# As a nucleus's mass: more than there is.
+# A nucleus mass that keeps everything, since probabilities sum up to less.
 ALL = 2.0
 
 
@@ -41,10 +42,10 @@ class Filters(Struct, frozen=True):
 
     Attributes:
         temperature: float32, positive.
-        top_k: int64, candidates kept, at least 1 (and those that tie with the last); None where no row limits them.
+        top_k: int64, number of candidates kept, at least 1 (ties with the last are kept too); None if no row limits it.
         widest: The largest `top_k`.
-        top_p: float64, nucleus mass; above 1 where all is kept, None where every row keeps all.
-        min_p: float32, natural logarithm of the least probability relative to the best; None where no row has one.
+        top_p: float64, nucleus mass; above 1 for a row that keeps all, None if every row keeps all.
+        min_p: float32, natural logarithm of the least probability relative to the best; None if no row sets it.
     """
 
     temperature: torch.Tensor
@@ -55,7 +56,7 @@ class Filters(Struct, frozen=True):
 
     @classmethod
     def of(cls, params: Sequence[Sampling], vocab: int, device: torch.device | str) -> Filters:
-        """For logits [len(params), vocab] on `device`; what is left of rows that are greedy means nothing."""
+        """The filters for logits [len(params), vocab] on `device`; for greedy rows their results are meaningless."""
 
         def column(values: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
             return torch.tensor(values, dtype=dtype, device=device)[:, None]
@@ -72,11 +73,11 @@ class Filters(Struct, frozen=True):
         )
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """What is left of float32 logits [rows, vocab] after temperature, top-k, top-p and min-p, in this order.
+        """Probabilities from float32 logits [rows, vocab] after temperature, top-k, top-p and min-p, in this order.
 
-        The filters are the reference's logits warpers. Float64 [rows, vocab], zero where filtered out. Each filter
-        becomes the least logit that passes it, for which only the largest `widest` have to be in order: sorting a whole
-        vocabulary takes longer than all the rest. Never waits for the device.
+        The result is float64 [rows, vocab], zero where filtered out. The filters are the reference's logits warpers.
+        Each filter becomes the least logit that passes it, for which only the `widest` largest logits must be sorted:
+        sorting a whole vocabulary takes longer than everything else. The host never waits for the device.
         """
         logits = logits / self.temperature
         if self.top_k is not None or self.top_p is not None or self.min_p is not None:
@@ -100,10 +101,10 @@ class Filters(Struct, frozen=True):
 def pick(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """One id for each row of float64 probabilities [rows, vocab] and uniforms [rows, 1]; int64 [rows].
 
-    By inverse CDF over the vocabulary in id order and in float64, so that rounding noise from another batch shape
-    changes a pick only with about its own probability.
+    It inverts the CDF over the vocabulary, in id order and in float64. So rounding noise of size ε, from another batch
+    shape, changes a pick only with a probability of about ε.
     """
     cumulative = probabilities.cumsum(dim=-1)
-    # The first id whose cumulative probability exceeds the target: it never has probability zero.
+    # The first id whose cumulative probability exceeds the target; its own probability is never zero.
     picks = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
     return picks.clamp_(max=probabilities.shape[-1] - 1)[:, 0]

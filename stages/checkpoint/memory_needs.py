@@ -1,7 +1,7 @@
-"""What each stage takes of a GPU besides its weights, told from sizes alone.
+"""How much GPU memory each stage needs besides its weights, computed from the model's sizes alone.
 
 Peaks of the reference's modules are sums over the tensors that are alive at the same time, checked against what torch's
-profiler counts (tests/stages/checkpoint/test_memory_needs.py). What SGLang and CUDA take is reckoned from their
+profiler counts (tests/stages/checkpoint/test_memory_needs.py). What SGLang and CUDA need is computed from their
 sources, and has not been measured on a GPU.
 """
 
@@ -20,13 +20,13 @@ LARGEST_PICTURE_ROWS = 12845056 // 32**2
 """Embedding rows of the largest picture that the processor makes (`max_pixels`); attention needs it in one piece."""
 
 FRAMES_PER_TOKEN = 4
-"""Codec frames (80 ms) that a text token takes to say, about: three tokens a second."""
+"""About how many codec frames (80 ms) it takes to speak a text token: three tokens a second."""
 
 SAMPLING_BYTES = 60
-"""Of one sampled row, for each id: its logits in all the forms that they have at the same time."""
+"""Bytes per vocabulary id of one sampled row: the logits, in all the forms that exist at the same time."""
 
 CPU_KV_TOKENS = 65536
-"""Of the KV cache on a CPU, where SGLang would take 40 % of the machine's memory."""
+"""Size of the KV cache on a CPU, where SGLang by itself would take 40 % of the machine's memory."""
 
 # SGLang's choice of tokens in a prefill step by the GPU's memory (sglang 0.5.23, arg_groups/memory_hook.py).
 _CHUNKS = ((20, 2048), (60, 4096), (160, 8192))
@@ -34,11 +34,11 @@ _LARGEST_CHUNK = 16384
 
 # Workspace of SGLang's attention backends, at most (its SGLANG_FLASHINFER_WORKSPACE_SIZE is 384 MiB), and of cuBLAS.
 _ENGINE_WORKSPACE = 512 * MIB
-# SGLang's own reckoning of a captured decode step, for each sequence in the largest batch.
+# SGLang's own estimate for captured decode steps, for each sequence in the largest batch.
 _GRAPH_BYTES_PER_SEQUENCE = 2 * MIB
-# Graphs of the predictor: about a thousand kernels in each of some twenty graphs, and the memory they share.
+# The predictor's graphs: about twenty of them with about a thousand kernels each, and the memory that they share.
 _PREDICTOR_GRAPHS = 256 * MIB
-# Counts and marks that are kept for each sequence with penalties, for each id.
+# Bytes per vocabulary id of a sequence with penalties: how often it was generated, and whether the prompt has it.
 _PENALTY_BYTES = 5
 
 
@@ -68,7 +68,7 @@ def audio(situation: Situation) -> Needs:
 
 
 def thinker(situation: Situation) -> Needs:
-    """thinker: SGLang's decoder, its KV cache, and where it also speaks a row for each cached token."""
+    """thinker: SGLang's decoder, its KV cache, and, if answers are spoken, a tapped row for each cached token."""
     options: ThinkerOptions = situation.options
     model = read(situation.config)
     text = model.thinker_config.text_config
@@ -91,7 +91,7 @@ def thinker(situation: Situation) -> Needs:
 
 
 def talker(situation: Situation) -> Needs:
-    """talker_ar: likewise, with rows of its own for prompts and frames; it keeps nothing for later requests."""
+    """talker_ar: SGLang's decoder, its KV cache, and rows for prompts and frames; nothing is kept for later."""
     options: TalkerOptions = situation.options
     config = _speaking(read(situation.config))[0].text_config
     request = situation.request
@@ -130,14 +130,14 @@ def predictor(situation: Situation) -> Needs:
 
 
 def vocoder(situation: Situation) -> Needs:
-    """code2wav: the state of all its slots, and the last layers, which are as long as the sound."""
+    """code2wav: the state of all its slots, and the last layers' activations, which have a step for each sample."""
     options: Code2WavOptions = situation.options
     _, config = _speaking(read(situation.config))
     item = situation.item_size
     batch = options.max_batch or (1 if situation.device == "cpu" else options.max_streams)
     frames = max(options.chunk_frames)
-    # Of all layers, the last blocks have most numbers for each frame: half the channels, but three to five times the
-    # steps. Alive at the same time are a residual unit's input, its two layers' outputs, and the histories joined on.
+    # The last blocks have the most values per frame: half the channels, but three to five times the steps. Alive at the
+    # same time are a residual unit's input, the outputs of its two layers, and the histories joined to their inputs.
     steps, width, largest = 1, config.decoder_dim, config.decoder_dim
     for ratio in config.upsampling_ratios:
         steps *= ratio
@@ -155,16 +155,16 @@ def vocoder(situation: Situation) -> Needs:
 def _engine(
     situation: Situation, decoder: DecoderConfig, *, extra_width: int, cache: Cache, vocabulary: int, requests: int
 ) -> Needs:
-    """What both language models need.
+    """What a language-model stage needs: thinker or talker.
 
     Args:
-        extra_width: Numbers of each prefilled token that come in beside the residual stream.
+        extra_width: Values of each prefilled token that come in besides the residual stream.
     """
     engine = situation.options.engine
     item = situation.item_size
     chunk = int(engine.get("chunked_prefill_size") or _chunk(situation.device_memory))
     hidden, heads = decoder.hidden_size, decoder.query_width + 2 * decoder.key_width
-    # Joined projections, their normalised copies, and what turning them makes; or, in the experts, the two
+    # Joined projections, their normalised copies, and the results of the rotation; or, in the experts, the two
     # intermediates of each token's experts (SGLang's fused kernel shares the first with the output).
     attention = (4 * heads + hidden) * item // situation.ranks + 2 * decoder.head_width * (4 + item)
     expert = decoder.moe_intermediate_size // situation.ranks
@@ -184,7 +184,7 @@ def _engine(
 
 
 def _kv_bytes(decoder: DecoderConfig, situation: Situation) -> int:
-    """Bytes of one token's keys and values on each rank; heads that do not suffice for all ranks are doubled."""
+    """Bytes of one token's keys and values on each rank; with fewer heads than ranks, heads are repeated."""
     heads = -(-decoder.num_key_value_heads // situation.ranks)
     item = 1 if str(situation.options.engine.get("kv_cache_dtype", "auto")).startswith("fp8") else situation.item_size
     return 2 * decoder.num_hidden_layers * heads * decoder.head_width * item
@@ -196,7 +196,7 @@ def _chunk(device_memory: int) -> int:
 
 
 def _stream_state(vocoder: VocoderConfig) -> int:
-    """Numbers that code2wav keeps for each voice: a window of keys and values, and what its convolutions saw last."""
+    """Values that code2wav keeps per utterance: a window of keys and values, and the ends of convolution inputs."""
     window = 2 * vocoder.num_hidden_layers * vocoder.key_width * (vocoder.sliding_window - 1)
     reach = KERNEL - 1
     convolutions = (len(vocoder.upsampling_ratios) + 1) * vocoder.hidden_size * reach

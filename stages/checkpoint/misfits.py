@@ -1,7 +1,7 @@
-"""Why a stage cannot compute with a checkpoint's weights: as they are quantised, on its GPU, among its ranks.
+"""Tells why a stage cannot compute with a checkpoint's weights: because of their quantisation, its GPU or its ranks.
 
-What is said of SGLang here was read in its sources (0.5.23, ``srt/layers/quantization``); where they can be asked on a
-CPU, `tests/stages/checkpoint/test_misfits.py` asks them.
+The statements about SGLang come from its sources (0.5.23, ``srt/layers/quantization``). Those that can be checked on a
+CPU are checked by `tests/stages/checkpoint/test_misfits.py`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from stages.checkpoint.model_config import DecoderConfig, read
 from stages.checkpoint.quantised_parts import misplaced
 from stages.checkpoint.quantization import FLOATS, Form, Quantization, Sharing
 
-# Experts of Marlin: rows of a tile. Where groups are smaller they do not matter for AWQ, which has Triton kernels too.
+# Rows of a tile in Marlin's expert kernels. With smaller groups this does not bind AWQ, which has Triton kernels too.
 _MARLIN_ROWS = 64
 
-# Needed of a GPU: for integers Marlin's kernels, for FP8 experts Triton's or CUTLASS's.
+# The least compute capability: for integers that of Marlin's kernels, for FP8 experts that of Triton's or CUTLASS's.
 _MARLIN_CAPABILITY = (8, 0)
 _FP8_CAPABILITY = (8, 9)
 
@@ -29,7 +29,7 @@ class _Width(Struct, frozen=True):
     """A width of the model that ranks divide.
 
     Attributes:
-        unit: That each rank's share must be a multiple of.
+        unit: Each rank's share must be a multiple of this.
     """
 
     name: str
@@ -38,18 +38,18 @@ class _Width(Struct, frozen=True):
 
 
 def thinker(share: Share) -> str | None:
-    """Of the stage thinker."""
+    """Misfits of the stage thinker."""
     return _decoder(share, "thinker", read(share.config).thinker_config.text_config)
 
 
 def talker(share: Share) -> str | None:
-    """Of the stage talker_ar."""
+    """Misfits of the stage talker_ar."""
     config = read(share.config).talker_config
     return None if config is None else _decoder(share, "talker", config.text_config)
 
 
 def plain(prefix: str) -> TellMisfit:
-    """Of a stage whose weights, under this prefix, must be plain."""
+    """Misfits of a stage whose weights (those under `prefix`) must not be quantised."""
 
     def misfit(share: Share) -> str | None:
         held = (name for name in share.tensors if name.startswith(prefix))
@@ -70,7 +70,7 @@ def _decoder(share: Share, part: str, decoder: DecoderConfig) -> str | None:
 
 
 def _unable(found: Quantization, share: Share) -> str | None:
-    """Why SGLang has no kernels for the form on this GPU."""
+    """Reasons why SGLang has no kernels for this form of weights on this GPU."""
     floats = found.form in FLOATS
     least = _FP8_CAPABILITY if floats else _MARLIN_CAPABILITY
     if share.capability is not None and share.capability < least:
@@ -100,7 +100,7 @@ def _uneven(share: Share, decoder: DecoderConfig, found: Quantization | None) ->
         if part % width.unit:
             rest = "" if part == int(part) else "not a whole number, "
             shared = f", {rest}for each" if share.ranks > 1 else ""
-            unit = f", which is no multiple of {width.unit} ({found.title})" if found and width.unit > 1 else ""
+            unit = f", which is not a multiple of {width.unit} ({found.title})" if found and width.unit > 1 else ""
             yield f"{width.name} is {width.size}: {part:g}{shared}{unit}"
 
 
@@ -117,7 +117,7 @@ def _widths(ranks: int, decoder: DecoderConfig, found: Quantization | None) -> I
         experts = inputs if found.form in (*FLOATS, Form.AWQ) else math.lcm(inputs, _MARLIN_ROWS)
     yield _Width("moe_intermediate_size", decoder.moe_intermediate_size, experts)
     yield _Width("num_attention_heads · head_dim", decoder.query_width, math.lcm(outputs, inputs))
-    # Key heads that do not suffice for all ranks are repeated.
+    # With fewer key heads than ranks, SGLang repeats heads.
     yield _Width(
         "num_key_value_heads · head_dim", max(decoder.num_key_value_heads, ranks) * decoder.head_width, outputs
     )

@@ -1,4 +1,4 @@
-"""The sizes in a checkpoint's ``config.json``, for whoever must know them without loading the model."""
+"""The sizes in a checkpoint's ``config.json``, for code that needs them without loading the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omni_pipeline.errors import StartupError
 class DecoderConfig(Struct, frozen=True, kw_only=True):
     """A causal transformer; with experts, `moe_intermediate_size` is each one's width.
 
-    Their number has two names: one in the hub's files, the other where transformers 5 has written the talker's.
+    The number of experts has two names: one in the hub's files, another in talker configs written by transformers 5.
     """
 
     hidden_size: int
@@ -83,7 +83,7 @@ class VisionConfig(Struct, frozen=True, kw_only=True):
 
     @property
     def merged_width(self) -> int:
-        """Width of the patches that are merged to one row."""
+        """Width of the patches that are merged into one row."""
         return self.hidden_size * self.spatial_merge_size**2
 
 
@@ -105,7 +105,7 @@ class TalkerConfig(Struct, frozen=True, kw_only=True):
 
 
 class VocoderConfig(DecoderConfig, frozen=True, kw_only=True):
-    """code2wav: a transformer, then convolutions that make each frame `samples_per_frame` long."""
+    """code2wav: a transformer, then convolutions that turn each frame into `samples_per_frame` samples."""
 
     codebook_size: int
     num_quantizers: int
@@ -116,9 +116,9 @@ class VocoderConfig(DecoderConfig, frozen=True, kw_only=True):
 
 
 class ModelConfig(Struct, frozen=True, kw_only=True):
-    """A whole Qwen3-Omni; `talker_config` and `code2wav_config` are None where it only writes.
+    """A whole Qwen3-Omni; `talker_config` and `code2wav_config` are None if it only writes text.
 
-    `dtype` is the torch name of the type most weights are stored in.
+    `dtype` is torch's name for the type that most weights are stored in.
     """
 
     thinker_config: ThinkerConfig
@@ -138,7 +138,7 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
     """The sizes in a parsed ``config.json``.
 
     Raises:
-        StartupError: one that is needed is not there, or is no number.
+        StartupError: A size is missing or not a number.
     """
     try:
         return msgspec.convert(config, ModelConfig)

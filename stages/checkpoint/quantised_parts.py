@@ -1,4 +1,4 @@
-"""Tells from the names of a checkpoint's tensors which layers are quantised, and what is wrong with that."""
+"""Tells from the names of a checkpoint's tensors which layers are quantised, and whether they can be served so."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stages.checkpoint.quantization import Quantization, is_quantised
 
 _LAYER = re.compile(r"(?P<layer>\w+\.model\.layers\.\d+)\.(?P<name>.*_proj)")
 
-# SGLang computes these as one layer.
+# SGLang computes each of these groups as one layer.
 _FUSED = (
     (re.compile(r"self_attn\.[qkv]_proj"), "self_attn.qkv_proj"),
     (re.compile(r"mlp\.experts\.\d+\.(gate|up|down)_proj"), "mlp.experts"),
@@ -21,7 +21,7 @@ _FUSED = (
 
 
 def layers(part: str, tensors: Collection[str]) -> dict[str, dict[str, set[str]]]:
-    """The linear layers of a part's decoder as SGLang fuses them: for each, the last parts of its tensors' names.
+    """The linear layers of a part's decoder as SGLang fuses them, each with the last parts of its tensors' names.
 
     Args:
         tensors: Names of the checkpoint's tensors.
@@ -38,7 +38,7 @@ def layers(part: str, tensors: Collection[str]) -> dict[str, dict[str, set[str]]
     return dict(found)
 
 
-@functools.lru_cache(maxsize=1024)  # the same names come again in each layer
+@functools.lru_cache(maxsize=1024)  # the same names recur in each layer
 def _fused(name: str) -> str:
     for pattern, fused in _FUSED:
         if match := pattern.fullmatch(name):
@@ -47,7 +47,7 @@ def _fused(name: str) -> str:
 
 
 def quantised_modules(modules: dict[str, set[str]]) -> list[str]:
-    """Of modules with the last parts of their tensors' names, those that are quantised."""
+    """Those of `modules` (by name, with the last parts of their tensors' names) that are quantised."""
     return [module for module, suffixes in modules.items() if any(is_quantised(f".{suffix}") for suffix in suffixes)]
 
 
@@ -55,7 +55,7 @@ def misplaced(quantization: Quantization | None, part: str, tensors: Collection[
     """What is wrong with a part's quantised layers, as the end of a sentence; None if nothing is.
 
     Args:
-        quantization: What the configuration says of the part.
+        quantization: What the configuration says about the part.
     """
     return next(_misplaced(quantization, part, tensors), None)
 
@@ -76,7 +76,7 @@ def _misplaced(quantization: Quantization | None, part: str, tensors: Collection
         quantised = quantised_modules(modules)
         if quantised and len(quantised) < len(modules):
             plain = next(module for module in modules if module not in quantised)
-            yield f"{quantised[0]} is quantised and {plain} is not, which are one layer ({fused}) in SGLang"
+            yield f"{quantised[0]} is quantised and {plain} is not, but SGLang joins them in one layer ({fused})"
         for module in quantised:
             lacking = wanted - modules[module]
             if lacking:

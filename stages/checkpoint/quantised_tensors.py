@@ -1,4 +1,4 @@
-"""The tensors that stand for a quantised weight in a checkpoint, by the form it is stored in: names, shapes, types."""
+"""The tensors that a checkpoint stores for a quantised weight, by its form: their names, shapes and types."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ BODIES = {
     Form.PACKED: "weight_packed",
     Form.FLOAT: "weight",
 }
-"""What the numbers themselves are called."""
+"""Last parts of the names of the tensors that hold the quantised numbers."""
 
 Entry = tuple[str, tuple[int, ...], int]
 """Last part of a tensor's name, its shape, and the bytes of an element."""
 
 
 def scale_name(quantization: Quantization) -> str:
-    """What the scales are called."""
+    """Last parts of the names of the tensors that hold the scales."""
     if quantization.form in (Form.AWQ, Form.GPTQ):
         return "scales"
     return "weight_scale_inv" if quantization.form is Form.FP8 and quantization.block[0] else "weight_scale"
 
 
 def needed(quantization: Quantization) -> frozenset[str]:
-    """Last parts of the names of the tensors that a weight can be told from."""
+    """Last parts of the names of the tensors that are needed to compute a weight."""
     names = {BODIES[quantization.form], scale_name(quantization)}
     packed = quantization.form is Form.PACKED
     if not quantization.symmetric:
@@ -39,10 +39,10 @@ def needed(quantization: Quantization) -> frozenset[str]:
 
 
 def entries(quantization: Quantization, outputs: int, inputs: int, item_size: int) -> Iterator[Entry]:
-    """The tensors of a weight [outputs, inputs].
+    """The tensors that stand for a weight [outputs, inputs].
 
     Args:
-        item_size: Bytes of a number of the type that plain weights are stored in.
+        item_size: Bytes of one number in the type that plain weights are stored in.
     """
     if quantization.form in FLOATS:
         yield from _float(quantization, outputs, inputs, item_size)
@@ -81,7 +81,7 @@ def _float(quantization: Quantization, outputs: int, inputs: int, item_size: int
 def sizes(
     quantization: Quantization, module: str, shape: tuple[int, ...], item_size: int
 ) -> Iterator[tuple[str, tuple[int, int, bool]]]:
-    """Elements and bytes of those tensors by name, and whether they keep their type when they are loaded."""
+    """Elements and bytes of a weight's tensors by name, and whether they keep their type when they are loaded."""
     outputs, inputs = shape
     for name, own, size in entries(quantization, outputs, inputs, item_size):
         elements = math.prod(own)
@@ -90,7 +90,7 @@ def sizes(
 
 
 def _words(numbers: int, bits: int) -> int:
-    """Integers of 32 bits that hold so many numbers."""
+    """How many 32-bit integers hold `numbers` numbers of `bits` bits."""
     return -(-numbers * bits // 32)
 
 

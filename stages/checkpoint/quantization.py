@@ -1,4 +1,4 @@
-"""What a checkpoint's ``quantization_config`` says, as data: in which form weights are stored, and which of them."""
+"""Reads a checkpoint's ``quantization_config``: the form of the stored weights, and which of them are quantised."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PARTS = ("thinker", "talker")
 
 _LINEAR = re.compile(r"(thinker|talker)\.model\.layers\.\d+\..*_proj")
 
-# Ends of names that only the tensors of quantised weights have.
+# Endings of tensor names that only quantised weights have.
 _ENDINGS = tuple(
     f".{name}"
     for name in (
@@ -26,18 +26,18 @@ _ENDINGS = tuple(
 )
 
 PLACES = ("quantization_config", "compression_config")
-"""Where a checkpoint may say it; the first that is there counts."""
+"""Keys under which a configuration may hold it; the first that is present counts."""
 
-# What is refused by name, with what is known of it.
+# Methods that are refused by name, each with the reason.
 _REFUSED = {
-    "bitsandbytes": "its weights are unpacked at each use, and no reference for that is built in here",
-    "gguf": "it is a file format of its own, and checkpoints are read from safetensors files",
-    "mxfp4": "its 4-bit floats need a GPU and kernels that nothing here was written for",
-    "mxfp8": "its scales for 32 numbers each need a GPU and kernels that nothing here was written for",
-    "modelopt": "NVIDIA ModelOpt writes several formats, and nothing here was written for them",
+    "bitsandbytes": "its weights are unpacked at each use, and no reference implementation of that is included",
+    "gguf": "it is a file format of its own, and only safetensors files are read",
+    "mxfp4": "its 4-bit floats need a GPU and kernels that are not supported",
+    "mxfp8": "its scales, one for 32 numbers, need a GPU and kernels that are not supported",
+    "modelopt": "NVIDIA ModelOpt writes several formats, and none of them is supported",
     "hqq": "SGLang cannot read it",
     "quanto": "SGLang cannot read it",
-    "torchao": "SGLang reads no checkpoint of it, it quantises plain ones",
+    "torchao": "SGLang cannot read its checkpoints, it only quantises plain ones",
 }
 
 
@@ -52,7 +52,7 @@ class Form(Enum):
 
 
 class Sharing(Enum):
-    """Which numbers of a weight share a scale."""
+    """Which numbers of a weight share one scale."""
 
     TENSOR = "all"
     CHANNEL = "those of one output"
@@ -64,12 +64,12 @@ FLOATS = (Form.FP8, Form.FLOAT)
 
 
 class Names(Struct, frozen=True):
-    """Modules, as the forms name them. A checkpoint may list thousands.
+    """A set of modules, named as the quantisation forms name them. A checkpoint may list thousands.
 
     Attributes:
-        ends: Names of modules, whole or from one of their dots on.
-        runs: Parts of names between dots, or between one and the end.
-        patterns: Regular expressions of names, from the beginning.
+        ends: Whole names of modules, or their endings after a dot.
+        runs: Parts of names between two dots, or between a dot and the end.
+        patterns: Regular expressions that match a name from its beginning.
     """
 
     ends: frozenset[str] = frozenset()
@@ -95,16 +95,16 @@ class Quantization(Struct, frozen=True, kw_only=True):
     Attributes:
         part: ``thinker`` or ``talker``.
         form: How they are stored.
-        bits: Of one number.
+        bits: Bits of one number.
         sharing: Which numbers share a scale.
-        group: Inputs that share one, where groups do.
-        block: Outputs and inputs of a block, where blocks do.
+        group: If groups share a scale: the inputs in a group.
+        block: If blocks share a scale: the outputs and inputs of a block.
         symmetric: Whether zero is in the middle; otherwise every group has a zero point of its own.
-        reordered: Whether an index tells the group of each input; otherwise neighbours share one.
-        lowered_zeros: Whether zero points are stored less one, as AutoGPTQ does.
+        reordered: Whether an index tells the group of each input; otherwise neighbouring inputs form a group.
+        lowered_zeros: Whether one was subtracted from the stored zero points, as AutoGPTQ does.
         static_inputs: Whether scales of activations are stored too.
-        left: The modules that keep their precision.
-        only: Those that do not; None where these are all others.
+        left: The modules that are not quantised.
+        only: The modules that are quantised; None means all except `left`.
     """
 
     part: str
@@ -127,20 +127,20 @@ class Quantization(Struct, frozen=True, kw_only=True):
         return f"{self.form.value} with {self.bits} bits{size.get(self.sharing, '')}"
 
     def covers(self, module: str) -> bool:
-        """Whether a linear layer of the checkpoint is quantised, as far as the configuration tells it.
+        """Whether a linear layer of the checkpoint is quantised, according to the configuration.
 
         Args:
-            module: Such as ``thinker.model.layers.0.self_attn.q_proj``.
+            module: Its name, such as ``thinker.model.layers.0.self_attn.q_proj``.
         """
         if not _LINEAR.fullmatch(module) or not module.startswith(f"{self.part}."):
             return False
-        # In a section of its own, a part's modules may be named without it.
+        # In a part's own section, names of modules may lack the part's prefix.
         names = (module, module.removeprefix(f"{self.part}."))
         return not any(map(self.left.has, names)) and (self.only is None or any(map(self.only.has, names)))
 
 
 def said(config: Mapping[str, Any], part: str) -> Mapping[str, Any] | None:
-    """The ``quantization_config`` that is in force for a part, as it is written; None where there is none.
+    """The ``quantization_config`` that applies to a part, as written; None if the part has none.
 
     It is at the top of ``config.json``, or in the part's own section.
     """
@@ -150,7 +150,7 @@ def said(config: Mapping[str, Any], part: str) -> Mapping[str, Any] | None:
 
 
 def is_quantised(tensor: str) -> bool:
-    """Whether a tensor, by its name, belongs to a quantised weight."""
+    """Whether a tensor's name shows that it belongs to a quantised weight."""
     return tensor.endswith(_ENDINGS)
 
 
@@ -169,13 +169,13 @@ def _without(section: Mapping[str, Any], **changed: Any) -> dict[str, Any]:
 
 
 def read(config: Mapping[str, Any], part: str) -> Quantization | None:
-    """How a part's weights are stored; None where they are plain.
+    """How a part's weights are stored; None if they are plain.
 
     Args:
         config: A parsed ``config.json``.
 
     Raises:
-        StartupError: In a way that cannot be served, or that is not described.
+        StartupError: The weights' form cannot be served, or the configuration does not describe it.
     """
     source = said(config, part)
     if source is None:
@@ -247,7 +247,7 @@ def _gptq(source: Mapping[str, Any], part: str) -> Quantization:
 
 
 def _dynamic(rules: Mapping[str, Any]) -> Iterator[str]:
-    """GPTQModel's rules by module: those that except one. Others would mix forms."""
+    """GPTQModel's rules by module: only rules that exclude modules are read, since others would mix forms."""
     for rule, changed in rules.items():
         if rule.startswith("-:"):
             yield rule.removeprefix("-:")
@@ -256,7 +256,7 @@ def _dynamic(rules: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _auto_round(source: Mapping[str, Any], part: str) -> Quantization:
-    """AutoRound's exports are packed as AutoGPTQ's or AutoAWQ's, and name the layers that they except."""
+    """AutoRound's exports are packed like AutoGPTQ's or AutoAWQ's, and list the layers that they leave unquantised."""
     packing = source.get("packing_format", "auto_round:auto_gptq")
     if packing not in ("auto_round:auto_gptq", "auto_round:auto_awq") or source.get("data_type", "int") != "int":
         raise _refusal(f"AutoRound packing_format {packing!r}", "take 'auto_round:auto_gptq' or 'auto_round:auto_awq'")
@@ -333,7 +333,7 @@ def _blocks(names: str | Iterable[str] | None) -> Names | None:
 
 def _group(size: Any) -> int:
     if not isinstance(size, int) or size <= 0:
-        raise _refusal(f"group_size {size!r}", "it must be a positive number here")
+        raise _refusal(f"group_size {size!r}", "it must be a positive number")
     return size
 
 

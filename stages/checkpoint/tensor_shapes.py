@@ -1,4 +1,4 @@
-"""The tensors that a checkpoint of a given configuration holds, told without one: names as on disk, shapes, sizes."""
+"""The tensors in a checkpoint (names as on disk, shapes, sizes), derived from its configuration alone."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from stages.checkpoint.model_config import (
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 DILATIONS = (1, 3, 9)
-"""Of the residual units in each block of the vocoder's decoder."""
+"""Dilations of the residual units in each block of the vocoder's decoder."""
 
 KERNEL = 7
-"""Of its other convolutions."""
+"""Kernel size of the decoder's other convolutions."""
 
 _EXPANSION = 4
 
 
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors by name, for a parsed ``config.json``. Raises StartupError where it lacks a size."""
+    """Shapes of all tensors by name, for a parsed ``config.json``. Raises StartupError if a size is missing."""
     return dict(_model(read(config)))
 
 
@@ -38,7 +38,7 @@ def stored_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int, bool]
     """Elements and bytes of all tensors by name, and whether they keep their type when they are loaded.
 
     Raises:
-        StartupError: a size is lacking, or the weights are quantised in a way that is not known.
+        StartupError: A size is missing, or the weights are quantised in an unknown way.
     """
     model = read(config)
     item = ITEM_SIZE[model.stored_dtype.removeprefix("torch.")]
@@ -55,12 +55,12 @@ def stored_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int, bool]
 
 
 def fp8_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int, bool]]:
-    """The same of the checkpoint of `fp8_config`."""
+    """As `tensor_sizes`, for the checkpoint that `fp8_config` describes."""
     return stored_tensors(fp8_config(config))
 
 
 def fp8_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``config.json`` of the same model with FP8 weights, in blocks as it is usual."""
+    """The ``config.json`` of the same model with FP8 weights in blocks of the usual size."""
     method = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
     return {**config, "quantization_config": method}
 

@@ -27,7 +27,7 @@ def load_part(
     """Build `part` from its own config and the checkpoint's tensors under `prefix`, ready for inference.
 
     Raises:
-        StartupError: the weights are missing, damaged, or do not fit the configuration.
+        StartupError: The weights are missing, damaged, or do not fit the configuration.
     """
     state = read_tensors(model_path, prefix)
     transformers_logging.disable_progress_bar()
@@ -37,7 +37,7 @@ def load_part(
         state_dict=state,
         dtype=dtype,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are reported, which says more than the exception would
+        ignore_mismatched_sizes=True,  # they are reported below, in more detail than in the exception
     )
     wrong = {kind: sorted(keys) for kind, keys in report.items() if keys}
     if wrong:
@@ -53,10 +53,10 @@ def read_config(model_path: str) -> dict[str, Any]:
 
 
 def read_tensors(model_path: str | Path, prefix: str) -> dict[str, torch.Tensor]:
-    """The checkpoint's tensors whose names start with `prefix`, on the CPU, by the rest of their names.
+    """The checkpoint's tensors whose names start with `prefix`, on the CPU, keyed by the name without the prefix.
 
     Raises:
-        StartupError: there are none, they are quantised, or a file is missing or damaged.
+        StartupError: There are no such tensors, they are quantised, or a file is missing or damaged.
     """
     root = Path(model_path)
     tensors = {}
@@ -74,7 +74,7 @@ def read_tensors(model_path: str | Path, prefix: str) -> dict[str, torch.Tensor]
 
 
 def tensor_names(model_path: str | Path, prefix: str) -> list[str]:
-    """Names of the checkpoint's tensors that start with `prefix`. Raises StartupError where a file is damaged."""
+    """Names of the checkpoint's tensors that start with `prefix`. Raises StartupError if a file is damaged."""
     root = Path(model_path)
     found: list[str] = []
     for file, names in _files_with(root, prefix).items():
@@ -91,7 +91,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that is not quantised. Raises StartupError."""
+    """A tensor of a weight file. Raises StartupError if it is quantised."""
     if tensor.dtype.itemsize == 1 or is_quantised(name):
         raise StartupError(
             f"{name} is quantised: only the language models of thinker and talker may be; take a checkpoint that keeps "
@@ -104,7 +104,7 @@ def encoder_dtype(option: str | None, config: Qwen3OmniMoeConfig, device: str) -
     """The data type to compute in: the configured one, or float32 on a CPU and the checkpoint's own on a GPU.
 
     Raises:
-        StartupError: the configured name is no floating-point type.
+        StartupError: The configured name is not that of a floating-point type.
     """
     if option is None:
         return torch.float32 if device == "cpu" else config.dtype or torch.bfloat16
@@ -115,7 +115,7 @@ def encoder_dtype(option: str | None, config: Qwen3OmniMoeConfig, device: str) -
 
 
 def _files_with(root: Path, prefix: str) -> dict[str, list[str] | None]:
-    """The weight files to open, each with the names wanted from it (None: look into the file)."""
+    """The weight files to open, each with the wanted tensor names; None means that the file itself lists them."""
     index = root / INDEX_FILE
     if not index.is_file():
         return {SINGLE_FILE: None}

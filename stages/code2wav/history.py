@@ -1,4 +1,4 @@
-"""What streaming layers keep of each voice between two chunks: rows of preallocated tensors, one for each slot."""
+"""The state that streaming layers keep of each utterance between two chunks: preallocated tensors, one row per slot."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.nn import functional
 
 
 class Streams(NamedTuple):
-    """The voices of one batch, all of them in their first chunk or none.
+    """The utterances of one batch: either all are in their first chunk, or none is.
 
     Attributes:
-        slots: Where each voice's state is kept.
-        places: The same as int64 [batch].
+        slots: The slot that keeps each utterance's state.
+        places: `slots` as int64 [batch].
         done: int64 [batch], frames decoded before this chunk.
-        fresh: Whether this is their first chunk. What their slots hold is then left over from other voices, and is
-            overwritten without being read.
+        fresh: Whether this is their first chunk. Their slots then hold the state of earlier utterances, which is
+            overwritten and not read.
     """
 
     slots: Sequence[int]
@@ -28,15 +28,15 @@ class Streams(NamedTuple):
 
     @classmethod
     def of(cls, slots: Sequence[int], done: Sequence[int], device: torch.device) -> Streams:
-        """For voices that have so many frames `done`, all or none of them 0."""
+        """For utterances with so many frames `done`; either all of these are 0 or none is."""
         return cls(slots, torch.tensor(slots, device=device), torch.tensor(done, device=device), not done[0])
 
     def read(self, kept: Tensor) -> Tensor:
-        """Their rows of kept [slots, …]: [batch, …]; of a single voice a view, since picking takes much longer."""
+        """The batch's rows [batch, …] of kept [slots, …]. One utterance gets a view: indexing takes much longer."""
         return kept[self.slots[0] :][:1] if len(self.slots) == 1 else kept.index_select(0, self.places)
 
     def write(self, kept: Tensor, rows: Tensor) -> None:
-        """Keep rows [batch, …] in kept [slots, …]."""
+        """Store the batch's rows [batch, …] in kept [slots, …]."""
         if len(self.slots) == 1:
             kept[self.slots[0]].copy_(rows[0])
         else:
@@ -48,7 +48,7 @@ class History:
 
     Args:
         kept: [slots, channels, length], the memory to use.
-        silence: Whether a voice is preceded by zeros, as a causal convolution sees it, or by nothing at all.
+        silence: Whether zeros precede an utterance, as for a causal convolution, or nothing does.
     """
 
     def __init__(self, kept: Tensor, *, silence: bool) -> None:
@@ -57,7 +57,7 @@ class History:
         self._silence = silence
 
     def extend(self, x: Tensor, streams: Streams) -> Tensor:
-        """Put what came before in front of x [batch, channels, steps], and keep the end for the next chunk."""
+        """Put the kept steps in front of x [batch, channels, steps], and keep its end for the next chunk."""
         if not streams.fresh:
             x = torch.cat((streams.read(self._kept), x), -1)
         elif self._silence:

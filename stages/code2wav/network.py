@@ -1,8 +1,8 @@
-"""The streaming vocoder: the reference's weights, each frame decoded once, equal to the decode of the whole utterance.
+"""The streaming vocoder: decodes each frame once, and its sound equals the reference's decode of the whole utterance.
 
-Every layer is causal but for the transposed convolutions of the decoder blocks, whose output for a step needs the next
-step too. So a chunk's sound ends a little before the chunk does, and the reference trims that end: the samples of T
-frames are `upsample` · T − `trimmed`, however they are divided into chunks.
+Every layer is causal except the transposed convolutions of the decoder blocks: their output for a step depends on the
+next step too. So a chunk's sound ends a little before the chunk does, and the reference trims that end: T frames give
+`upsample` · T − `trimmed` samples, however they are divided into chunks.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from stages.code2wav.transformer import SlidingTransformer
 
 
 class StreamingVocoder:
-    """Decodes chunks of up to `slots` voices.
+    """Decodes chunks of up to `slots` utterances.
 
     Args:
         model: The reference's vocoder; its weights are taken over.
-        slots: Voices whose state is kept.
+        slots: Number of utterances whose state is kept.
 
     Attributes:
         codebooks: Codes in a frame.
         codes: Codes of one codebook.
         upsample: Samples for each frame.
-        trimmed: Samples that the end of an utterance lacks.
+        trimmed: Samples that are missing at the end of an utterance.
     """
 
     def __init__(self, model: Any, slots: int) -> None:
@@ -56,14 +56,14 @@ class StreamingVocoder:
         self._layers += [_streaming(layer, slots) for layer in model.decoder]
 
     def decode(self, codes: Tensor, streams: Streams) -> Tensor:
-        """The samples that some new frames complete.
+        """The samples that new frames complete.
 
         Args:
             codes: int64 [batch, frames, codebooks].
-            streams: Whose they are.
+            streams: The utterances that the frames belong to.
 
         Returns:
-            float32 [batch, samples] in [-1, 1]; `upsample` · frames of them, less `trimmed` in a voice's first chunk.
+            float32 [batch, samples] in [-1, 1]: `upsample` · frames samples, less `trimmed` in the first chunk.
         """
         x = functional.embedding(codes + self._offsets, self._embedding).mean(2)
         x = self._transformer(x, streams).transpose(1, 2)
@@ -81,7 +81,7 @@ class Convolution:
         length = layer.padding
         kept = weight.new_zeros(slots, self._conv.in_channels, length)
         self._history = History(kept, silence=True) if length else None
-        # Torch has no fast dilated convolution of short inputs on a CPU.
+        # On a CPU torch is slow at dilated convolutions of short inputs.
         dilated = self._conv.dilation[0] > 1 and self._conv.groups == 1 and weight.device.type == "cpu"
         self._joined = weight.flatten(1) if dilated else None
 
@@ -99,7 +99,7 @@ class Convolution:
 
 
 class TransposedConvolution:
-    """An upsampling convolution; where kernels overlap, it remembers the last step and is one step late."""
+    """An upsampling convolution. If kernels overlap, it remembers the last step, and its output lags by one step."""
 
     def __init__(self, layer: Any, slots: int) -> None:
         self._conv = layer.conv
@@ -134,7 +134,7 @@ class ConvNeXt:
 
 
 class Snake:
-    """x + sin²(αx) / β, with its parameters out of their logarithms."""
+    """x + sin²(αx) / β; the checkpoint stores the logarithms of α and β."""
 
     def __init__(self, layer: Any) -> None:
         self._alpha = layer.alpha.exp()[:, None]
@@ -145,7 +145,7 @@ class Snake:
 
 
 class ResidualUnit:
-    """Two convolutions, each behind a Snake, around which the input is carried."""
+    """Two convolutions, each after a Snake, with a residual connection around them."""
 
     def __init__(self, layer: Any, slots: int) -> None:
         self._layers = [_streaming(part, slots) for part in (layer.act1, layer.conv1, layer.act2, layer.conv2)]

@@ -1,4 +1,4 @@
-"""The stage code2wav: schedules the frames of many voices in chunks over the slots of the streaming vocoder."""
+"""The stage code2wav: schedules chunks of frames of many utterances over the slots of the streaming vocoder."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from stages.options import Code2WavOptions
 
 
 class _SpeechStream:
-    """A voice and how far it is.
+    """An utterance and how far it has been decoded.
 
     Attributes:
         waiting: Frames not decoded yet, each int64 [codebooks].
-        slot: Where its state is kept; None before its first chunk.
-        chunks, frames: Decoded so far.
+        slot: The vocoder's slot with its state; None before its first chunk.
+        chunks, frames: How many have been decoded so far.
         ended: Whether no further frame will come.
     """
 
@@ -51,7 +51,7 @@ class Code2Wav:
         self._vocoder = load_vocoder(context.model_path, context.device, options)
         self._free = list(reversed(range(options.max_streams)))
         self._voices: dict[str, _SpeechStream] = {}
-        self._ready: dict[str, None] = {}  # voices with a whole chunk, in the order in which they got it
+        self._ready: dict[str, None] = {}  # utterances with a whole chunk, in the order in which they got it
         self._outbox: list[Work] = []
         self._chunks = self._frames = 0
         self.batch: list[str] = []
@@ -82,7 +82,7 @@ class Code2Wav:
             if voice.ended and not voice.waiting:
                 outbox.append(self._closed(request_id))
             elif len(voice.waiting) >= self._size(voice):
-                self._ready[request_id] = None  # behind those that have waited
+                self._ready[request_id] = None  # behind the utterances that have waited longer
         return outbox
 
     def abort(self, request_id: str) -> None:
@@ -124,7 +124,7 @@ class Code2Wav:
             self._outbox.append(self._closed(request_id))
 
     def _size(self, voice: _SpeechStream) -> int:
-        """Frames in the voice's next chunk; an ended voice takes what is left."""
+        """Frames in the utterance's next chunk; after its end, the chunk is what is left."""
         size = self._chunk_frames[min(voice.chunks, len(self._chunk_frames) - 1)]
         return min(size, len(voice.waiting)) if voice.ended else size
 
@@ -132,10 +132,10 @@ class Code2Wav:
         return bool(self._free) or self._voices[request_id].slot is not None
 
     def _next_batch(self) -> list[str]:
-        """The voice that has waited longest, with all that can be decoded in the same batch.
+        """The utterance that has waited longest, with all others that can be decoded in the same batch.
 
-        They have the same number of new frames, and all of them are in their first chunk or none. Voices that get a
-        slot here keep it until they end.
+        All have the same number of new frames, and either all are in their first chunk or none is. An utterance that
+        gets a slot here keeps it until it ends.
         """
         batch: list[str] = []
         shape: tuple[int, bool] | None = None
@@ -153,7 +153,7 @@ class Code2Wav:
         return batch
 
     def _decode(self, voices: list[_SpeechStream]) -> torch.Tensor:
-        """The next chunk of each voice, float32 [batch, samples] on the CPU."""
+        """The next chunk of each utterance, float32 [batch, samples] on the CPU."""
         device = self._vocoder.device
         size = self._size(voices[0])
         frames = [torch.stack([voice.waiting.popleft() for _ in range(size)]) for voice in voices]
@@ -178,7 +178,7 @@ class Code2Wav:
 
 
 def load_vocoder(model_path: str, device: str, options: Code2WavOptions) -> StreamingVocoder:
-    """The checkpoint's vocoder. Raises StartupError where the weights do not fit."""
+    """The checkpoint's vocoder. Raises StartupError if the weights do not fit."""
     config = Qwen3OmniMoeConfig.from_pretrained(model_path)
     dtype = encoder_dtype(options.dtype, config, device)
     model = load_part(Qwen3OmniMoeCode2Wav, config.code2wav_config, model_path, "code2wav.", dtype, device)

@@ -1,4 +1,4 @@
-"""The vocoder's transformer, with a sliding window of keys and values kept for each voice."""
+"""The vocoder's transformer, which keeps a sliding window of keys and values for each utterance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stages.code2wav.history import Streams
 
 
 class WindowedLayer(NamedTuple):
-    """One decoder layer: joined weights [out, in], and the reference's norms and scales."""
+    """One decoder layer: its joined weights [out, in], and the reference's norms and scales."""
 
     input_norm: Any
     qkv: Tensor
@@ -26,11 +26,11 @@ class WindowedLayer(NamedTuple):
 
 
 class SlidingTransformer:
-    """Gives for each new frame what the reference gives for it with the whole utterance before it.
+    """Computes each new frame's output, equal to the reference's with the whole utterance so far as input.
 
     Args:
         model: The reference's `pre_transformer`; its weights are taken over.
-        slots: Voices whose state is kept.
+        slots: Number of utterances whose state is kept.
     """
 
     def __init__(self, model: Any, slots: int) -> None:
@@ -41,12 +41,12 @@ class SlidingTransformer:
         self._rotary = model.rotary_emb
         self._layers = [_take_over(layer) for layer in model.layers]
         head_dim = self._layers[0].qkv.shape[0] // (self._heads + 2 * self._kv_heads)
-        self._past: int = config.sliding_window - 1  # a frame sees itself and these
-        # Keys (already rotated) and values of the last frames, the newest at the end.
+        self._past: int = config.sliding_window - 1  # a frame attends to itself and to this many before it
+        # Keys (already rotated) and values of the last frames, newest last.
         self._kept = self._layers[0].qkv.new_zeros(len(model.layers), 2, slots, self._kv_heads, self._past, head_dim)
 
     def __call__(self, x: Tensor, streams: Streams) -> Tensor:
-        """x [batch, frames, hidden] → the same shape, normalised."""
+        """The transformer's output for x [batch, frames, hidden], of the same shape, after the final norm."""
         batch, frames, _ = x.shape
         heads, kv_heads = self._heads, self._kv_heads
         cos, sin = self._rotary(x, streams.done[:, None] + torch.arange(frames, device=x.device))
@@ -70,18 +70,18 @@ class SlidingTransformer:
         return self._norm(x)
 
     def _mask(self, streams: Streams, frames: int) -> Tensor:
-        """Which of the kept and the new frames each new one sees: bool [batch, 1, frames, kept + frames]."""
+        """Which kept and new frames each new frame attends to: bool [batch, 1, frames, kept + frames]."""
         past = 0 if streams.fresh else self._past
         own = torch.arange(past, past + frames, device=self._kept.device)[:, None]
         other = torch.arange(past + frames, device=self._kept.device)
         window = (other <= own) & (other >= own - self._past)
         if streams.fresh:
             return window[None, None]
-        known = other >= past - streams.done[:, None]  # the places of frames before the first were never filled
+        known = other >= past - streams.done[:, None]  # places for frames before the first one were never filled
         return (window & known[:, None])[:, None]
 
     def _extend(self, kept: Tensor, new: Tensor, streams: Streams) -> Tensor:
-        """The window before `new` [batch, kv heads, frames, head_dim] put in front of it; keeps its last frames."""
+        """`new` [batch, kv heads, frames, head_dim] with the kept window in front of it; keeps the last frames."""
         if not streams.fresh:
             new = torch.cat((streams.read(kept), new), 2)
         last = new[:, :, -self._past :]

@@ -1,4 +1,4 @@
-"""Picks the residual codes of a batch of frames, each by its own voice's parameters, seed and frame number."""
+"""Picks the residual codes of a batch of frames, each by its utterance's parameters and seed and its frame number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stages.sampling import Filters, is_greedy, pick, seed_key, uniform
 
 
 class Draws:
-    """One voice's way of picking: its parameters, and a draw for every codebook of every frame.
+    """How one utterance's codes are picked: its parameters, and a draw for every codebook of every frame.
 
     A draw depends on the seed, the frame and the codebook, and on nothing else.
     """
@@ -24,18 +24,18 @@ class Draws:
         self._key = seed_key(params.seed)
 
     def frame(self, number: int, codebooks: int) -> list[float]:
-        """Draws in [0, 1) for so many residual codebooks of a frame; of no meaning where the voice is greedy."""
+        """One draw in [0, 1) for each of a frame's residual codebooks; meaningless if the utterance is greedy."""
         if is_greedy(self.params):
             return [0.0] * codebooks
         return [uniform(self._key, number, codebook) for codebook in range(codebooks)]
 
 
 class CodeChoice(Struct, frozen=True):
-    """How the codes of one batch are picked; called with the logits of one residual codebook after the other.
+    """Picks the codes of one batch; called with the logits of one residual codebook after the other.
 
     Attributes:
-        filters: Of all rows; None where all are greedy.
-        greedy: bool [rows], rows that take the largest logit; None where none does.
+        filters: The filters of all rows; None if all rows are greedy.
+        greedy: bool [rows], which rows take the largest logit; None if no row does.
         uniforms: float64 [rows, residual codebooks].
     """
 
@@ -45,7 +45,7 @@ class CodeChoice(Struct, frozen=True):
 
     @classmethod
     def of(cls, rows: Sequence[tuple[Draws, int]], codebooks: int, vocab: int, device: torch.device) -> CodeChoice:
-        """For (voice, frame number) pairs and logits [len(rows), vocab] of so many residual codebooks."""
+        """For pairs of draws and frame number, and `codebooks` residual codebooks with logits [len(rows), vocab]."""
         params = [draws.params for draws, _ in rows]
         greedy = [is_greedy(each) for each in params]
         if all(greedy):
@@ -59,11 +59,11 @@ class CodeChoice(Struct, frozen=True):
 
     @property
     def widest(self) -> int:
-        """The most codes that any row is picked from, as far as that can be told before."""
+        """The most candidates that any row has, as far as this is known before there are logits."""
         return 1 if self.filters is None else self.filters.widest
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """What it holds where every filter is set and some rows are greedy; nothing where all are."""
+        """All tensors of the choice if every filter is set and some rows are greedy; none if all rows are greedy."""
         filters = self.filters
         if filters is None:
             return ()
@@ -71,14 +71,14 @@ class CodeChoice(Struct, frozen=True):
         return tuple(each for each in every if each is not None)
 
     def holding(self, *tensors: torch.Tensor) -> CodeChoice:
-        """The same choice with other `tensors`."""
+        """This choice with other `tensors`."""
         if self.filters is None:
             return self
         temperature, top_k, top_p, min_p, greedy, uniforms = tensors
         return CodeChoice(Filters(temperature, top_k, self.filters.widest, top_p, min_p), greedy, uniforms)
 
     def __call__(self, logits: torch.Tensor, codebook: int) -> torch.Tensor:
-        """Codes int64 [rows] out of logits [rows, vocab] for residual codebook `codebook`, counted from 0."""
+        """Codes int64 [rows] from logits [rows, vocab] of residual codebook `codebook`, counted from 0."""
         if self.filters is None or self.uniforms is None:
             return logits.argmax(-1)
         drawn = pick(self.filters.probabilities(logits.float()), self.uniforms[:, codebook : codebook + 1])

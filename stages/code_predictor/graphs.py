@@ -1,6 +1,6 @@
 """Whole frames recorded once and repeated, for batches padded to a power of two.
 
-A frame is some thousand small operations. On a GPU they become one launch, a CUDA graph. On a CPU they become a
+A frame is about a thousand small operations. On a GPU they become one launch, a CUDA graph. On a CPU they become a
 TorchScript trace, which runs the same operations without Python between them, in half the time.
 """
 
@@ -19,31 +19,31 @@ from stages.sampling import ALL, Filters
 
 Work: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 Replay: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
-# Makes of work and the tensors it takes something that does it again with what the tensors hold then.
+# Records a function and its input tensors; the result runs the function again on what the tensors hold at that time.
 Record: TypeAlias = Callable[[Work, tuple[Tensor, ...]], Replay]
 
-# Runs before capture, in which libraries choose their algorithms and allocate their workspaces.
+# Runs before a capture, so that libraries can choose their algorithms and allocate their workspaces.
 WARM_UPS = 3
 
-# A trace takes a fifth of a second, and much more on a busy machine: a worker that is being replaced has no time for
-# all of them beforehand. With more voices than this arithmetic outweighs Python.
+# A trace takes a fifth of a second, and much more on a busy machine, so a worker that is being replaced has no time to
+# make all of them beforehand. With more utterances than this, arithmetic outweighs Python.
 MOST_TRACED = 8
 TRACED_BEFOREHAND = 1
 
-# The likeliest codes among which a frame is picked: ordering them takes longer than all else that sampling does, and
-# few ask for more than this.
+# A recorded frame picks among this many likeliest codes. Sorting them takes longer than the rest of sampling, and few
+# requests ask for more.
 NARROW = 64
 GREEDY = 1
 
 
 class Capture:
-    """Makes CUDA graphs that share their memory: what one of them gave is lost when another runs."""
+    """Makes CUDA graphs that share their memory: the result of one is lost when another runs."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Work, inputs: tuple[Tensor, ...]) -> Replay:
-        """`work` as a graph: calling it runs the same kernels on the same memory, and gives the same tensors again."""
+        """`work` as a graph: calling it runs the same kernels on the same memory, and returns the same tensors."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -62,13 +62,13 @@ class Capture:
 
 
 def trace(work: Work, inputs: tuple[Tensor, ...]) -> Replay:
-    """`work` as TorchScript. Deprecated in torch, and what else it offers for this needs a compiler and minutes."""
-    # It would profile the first runs and compile again for what it saw, which takes longer and gains nothing here.
+    """`work` as TorchScript. Torch has deprecated it, but its replacements need a compiler and minutes."""
+    # TorchScript would profile the first runs and compile again for them, which takes time and gains nothing here.
     unoptimized = torch.jit.optimized_execution
     with warnings.catch_warnings(), unoptimized(False):
-        warnings.simplefilter("ignore")  # of the deprecation, and of sizes that are constants on purpose
+        warnings.simplefilter("ignore")  # warnings about the deprecation, and about sizes that are constants on purpose
         traced: Any = torch.jit.trace(work, inputs, check_trace=False)
-        traced(*inputs)  # prepares it
+        traced(*inputs)  # the first run prepares the trace
 
     def replay() -> tuple[Tensor, Tensor]:
         with unoptimized(False):
@@ -78,9 +78,9 @@ def trace(work: Work, inputs: tuple[Tensor, ...]) -> Replay:
 
 
 class _Recorded:
-    """Recorded work with the memory it reads: inputs for `rows` frames.
+    """A recorded computation with the memory that it reads: the inputs for `rows` frames.
 
-    All of them are greedy, or each is picked in its own way out of the `widest` likeliest codes at most.
+    Either all frames are greedy, or each is picked by its own parameters from at most the `widest` likeliest codes.
     """
 
     def __init__(self, network: ResidualNetwork, rows: int, widest: int, record: Record) -> None:
@@ -124,14 +124,14 @@ class _Recorded:
 
 
 class FrameGraphs:
-    """Computes frames by replaying what was recorded when this was built, or later: when wanted, or by `record_next`.
+    """Computes frames by replaying recordings, made when this is built, when first needed, or by `record_next`.
 
     Args:
         network: Computes the frames.
         record: A `Capture`, or `trace`.
-        largest: Batches larger than this are computed by the network itself,
-        widest: and so are choices among more codes than this.
-        beforehand: The largest batch that is recorded now; None for all, which is what graphs on a GPU need.
+        largest: Batches larger than this are computed by the network itself.
+        widest: Choices among more codes than this are computed by the network itself too.
+        beforehand: The largest batch that is recorded now; None records all, which graphs on a GPU need.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class FrameGraphs:
         self._sizes.append(largest)
         self._widths = sorted({GREEDY, min(NARROW, widest), widest})
         self._recorded: dict[tuple[int, int], _Recorded] = {}
-        # Those for later: the smallest of them, which most will want, at the end.
+        # Recordings to make later; the smallest, which will be needed most, is last and so is made first.
         self._missing = [(rows, width) for rows in reversed(self._sizes) for width in self._widths]
         now = [key for key in self._missing if beforehand is None or key[0] <= beforehand]
         for key in now:  # largest first, so that the memory of the largest serves all
@@ -151,11 +151,11 @@ class FrameGraphs:
 
     @property
     def complete(self) -> bool:
-        """Whether all is recorded."""
+        """Whether everything is recorded."""
         return not self._missing
 
     def record_next(self) -> None:
-        """Record one of those that are missing."""
+        """Make one of the missing recordings."""
         self._add(self._missing[-1])
 
     def frames(self, hidden: Tensor, first_codes: Tensor, choice: CodeChoice) -> tuple[Tensor, Tensor]:
@@ -175,7 +175,7 @@ class FrameGraphs:
 
 
 def _fill(target: Tensor | None, given: Tensor | None, neutral: float) -> None:
-    """Copy what is given into the first rows of `target`, or what means nothing where it is not."""
+    """Copy `given` into the first rows of `target`, or fill them with a value that has no effect if it is None."""
     if target is None:
         return
     if given is None:

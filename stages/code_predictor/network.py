@@ -1,9 +1,9 @@
 """The residual-code transformer over a static KV cache, written for few and small operations.
 
 Fifteen single-row passes through a small model are bound by the number of operations, not by arithmetic. So weights
-that take the same input are joined, and what depends only on the position (rotary factors with the head norms folded
-in) is prepared beforehand. All sizes follow from the number of rows, so that a frame can be recorded and repeated
-(see `graphs`). Norms, rotary angles and attention scores are float32 in any data type.
+with the same input are joined, and everything that depends only on the position (rotary factors with the head norms
+folded in) is prepared beforehand. All sizes follow from the number of rows, so that a frame can be recorded and
+repeated (see `graphs`). Norms, rotary angles and attention scores are float32 whatever the data type.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Gives the codes int64 [batch] that were chosen from logits [batch, vocab] of a residual codebook, counted from 0.
+# Chooses codes int64 [batch] from the logits [batch, vocab] of a residual codebook, counted from 0.
 Choose = Callable[[Tensor, int], Tensor]
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in a data type; nothing at all where it has it, which `Tensor.to` would be recorded for."""
+    """x in a data type. If x has it already, nothing is recorded; `Tensor.to` would be."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
@@ -29,7 +29,7 @@ class Norm(NamedTuple):
     """An RMS norm over the last axis, in the form x / hypot(|x|, floor) · weight.
 
     Attributes:
-        weight: float32 [width], the norm's own times √width.
+        weight: float32 [width], the norm's own weight times √width.
         floor: float32 scalar, √(width · epsilon).
     """
 
@@ -49,13 +49,13 @@ class Norm(NamedTuple):
 
 
 class CachedLayer(NamedTuple):
-    """One decoder layer; matrices as the transposed views [in, out] that `torch.mm` takes.
+    """One decoder layer; its matrices are transposed views [in, out], as `torch.mm` expects them.
 
     Attributes:
         qkv: [hidden, (heads + 2 · kv heads) · head_dim].
-        head_weights: float32 [heads + kv heads, head_dim]: the norm weights of queries and keys, their halves
-            interleaved so that the two numbers which are rotated together are neighbours; queries also carry the
-            attention's scale.
+        head_weights: float32 [heads + kv heads, head_dim]: the norm weights of queries and keys. Their halves are
+            interleaved, so that two numbers that are rotated together are neighbours. Those of queries also contain
+            the attention's scale.
         gate_up: [hidden, 2 · intermediate].
     """
 
@@ -69,11 +69,11 @@ class CachedLayer(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Views of one layer's cache for a batch of one size at one position, or at the first two.
+    """Views of one layer's cache for one batch size at one position, or at the first two positions.
 
     Attributes:
-        new_keys: [batch, kv heads, head_dim, rows], where this pass writes.
-        new_values: [batch, kv heads, rows, head_dim], likewise.
+        new_keys: [batch, kv heads, head_dim, rows], where this pass writes its keys.
+        new_values: [batch, kv heads, rows, head_dim], where this pass writes its values.
         keys: [batch · kv heads, head_dim, positions so far].
         values: [batch · kv heads, positions so far, head_dim].
     """
@@ -85,17 +85,17 @@ class Places(NamedTuple):
 
 
 class ResidualNetwork:
-    """Computes frames for up to `max_batch` voices at once.
+    """Computes frames for up to `max_batch` utterances at once.
 
     Args:
-        model: The reference's code predictor; its weights are taken over and it may be dropped.
+        model: The reference's code predictor; its weights are taken over, so it may be dropped.
         first_codebook: [vocab, hidden], the talker's codec embedding.
         max_batch: Most frames computed at once.
 
     Attributes:
         codebooks: Codes in a frame, codebook 0 included.
         vocab: Codes of each residual codebook.
-        first_vocab: Codes of codebook 0, and the ids of the talker that are none.
+        first_vocab: Codes of codebook 0, and talker ids that are not codec codes.
     """
 
     def __init__(self, model: Any, first_codebook: Tensor, max_batch: int) -> None:
@@ -125,7 +125,7 @@ class ResidualNetwork:
         self._later = torch.tensor([[0.0, -torch.inf], [0.0, 0.0]], device=self.device)
 
     def frames(self, hidden: Tensor, first_codes: Tensor, choose: Choose) -> tuple[Tensor, Tensor]:
-        """The frames of some voices.
+        """One frame for each utterance of a batch.
 
         Args:
             hidden: [batch, hidden], the talker's states.
@@ -151,7 +151,7 @@ class ResidualNetwork:
         return torch.stack(codes, 1), torch.stack(embeddings, 1).sum(1)
 
     def _pass(self, x: Tensor, rows: int, rotations: Tensor, places: list[Places]) -> Tensor:
-        """Rows [batch · rows, hidden] through all layers, before the final norm."""
+        """Run rows [batch · rows, hidden] through all layers, without the final norm."""
         batch = len(x) // rows
         heads, kv_heads, head_dim = self._heads, self._kv_heads, self._head_dim
         turned = heads + kv_heads
@@ -176,7 +176,7 @@ class ResidualNetwork:
         return x
 
     def _turn(self, qk: Tensor, layer: CachedLayer, rotations: Tensor) -> Tensor:
-        """Queries and keys [batch, rows, heads + kv heads, head_dim], normalised head by head and rotated; float32."""
+        """Queries and keys, float32 [batch, rows, heads + kv heads, head_dim], normalised per head and rotated."""
         wide = _cast(qk, torch.float32)
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).hypot_(self._head_floor)
         normed = (wide * layer.head_weights).div_(length)
@@ -185,7 +185,7 @@ class ResidualNetwork:
         return normed
 
     def _attend(self, queries: Tensor, rows: int, place: Places) -> Tensor:
-        """Scaled queries [batch · kv heads, query heads of each · rows, head_dim] over the cache."""
+        """Attention over the cache of scaled queries [batch · kv heads, query heads of each · rows, head_dim]."""
         scores = torch.bmm(_cast(queries, self.dtype), place.keys)
         if rows > 1:
             scores = (scores.unflatten(1, (-1, rows)) + self._later).flatten(1, 2)
@@ -218,10 +218,10 @@ class ResidualNetwork:
         return heads.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
     def _places(self, batch: int) -> list[list[Places]]:
-        """A cache, as the places of all layers for each pass: the two-row one, then one for each further position.
+        """A cache, as the places of all layers for each pass: the two-row pass, then one pass for each later position.
 
-        It is made anew for each frame, and so within what is recorded of it: a trace may take two of its own
-        constants for one, and writes to them get lost.
+        It is made anew for each frame, so that it is part of the frame's recording. If it were a constant of a trace,
+        the trace might merge it with another constant, and writes to it would get lost.
         """
         slots, width = batch * self._kv_heads, self._head_dim
         spans = [(0, 2), *((position, position + 1) for position in range(2, self._positions))]

@@ -1,4 +1,4 @@
-"""The stage code_predictor: from a talker state and codebook-0 code to a whole codec frame, batched over voices."""
+"""The stage code_predictor: completes codec frames from talker states and codebook-0 codes, batched over utterances."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ VOCODER = "code2wav"
 
 
 class _FrameStream:
-    """A voice and how far it is.
+    """An utterance and how far it is.
 
     Attributes:
-        draws: How it picks codes.
+        draws: How its codes are picked.
         frames: Frames computed so far.
-        seed: What its next frame starts from, if that has come.
+        seed: What its next frame starts from, if it has arrived.
         ended: Whether no further seed will come.
     """
 
@@ -46,7 +46,7 @@ class _FrameStream:
 
 
 class CodePredictor:
-    """Computes one frame for every voice that has a seed; see `stage.Stage` for the methods."""
+    """Computes one frame for every utterance that has a seed; see `stage.Stage` for the methods."""
 
     def __init__(self, context: StageContext) -> None:
         options: CodePredictorOptions = context.options
@@ -55,7 +55,7 @@ class CodePredictor:
         self._graphs = frame_graphs(self._network, context.device, options)
         self._frames_of = self._network.frames if self._graphs is None else self._graphs.frames
         self._voices: dict[str, _FrameStream] = {}
-        self._ready: dict[str, None] = {}  # voices with a seed, in the order the seeds came
+        self._ready: dict[str, None] = {}  # utterances with a seed, in the order in which the seeds arrived
         self._outbox: list[Work] = []
         self._frames = 0
         self.batch: list[str] = []
@@ -69,7 +69,7 @@ class CodePredictor:
         request_id, body = message.request_id, message.body
         if isinstance(body, PredictorStart):
             self._voices[request_id] = _FrameStream(body)
-        elif isinstance(message, End):  # whatever the talker ended with: the seed that ends a voice is never sent
+        elif isinstance(message, End):  # whatever the reason: the code that ends an utterance is never sent
             self._end(request_id)
         elif isinstance(body, FrameSeed):
             self._queue(request_id, body)
@@ -85,7 +85,7 @@ class CodePredictor:
                 self._graphs.record_next()  # in spare time
             return outbox
         codes, embeddings = self._compute([self._voices[request_id] for request_id in batch])
-        # The talkers first: they wait for their feedback, the vocoder has a queue.
+        # The talker first, since it waits for its feedback; the vocoder has a queue.
         for request_id, embedding in zip(batch, embeddings, strict=True):
             outbox.append(Chunk(request_id, self.name, TALKER, FrameFeedback(Tensor.of(embedding))))
         for request_id, frame in zip(batch, codes, strict=True):
@@ -126,7 +126,7 @@ class CodePredictor:
     def _end(self, request_id: str) -> None:
         voice = self._voices.get(request_id)
         if voice is None:
-            raise internal("The talker ended a voice that had not begun.", code="frame_out_of_turn")
+            raise internal("The talker ended an utterance that had not begun.", code="frame_out_of_turn")
         voice.ended = True
         if voice.seed is None:
             self._outbox += self._closed(request_id)
@@ -148,7 +148,7 @@ class CodePredictor:
 
 
 def load_network(model_path: str, device: str, options: CodePredictorOptions) -> ResidualNetwork:
-    """The checkpoint's code predictor. Raises StartupError where the weights do not fit."""
+    """The checkpoint's code predictor. Raises StartupError if the weights do not fit."""
     config = Qwen3OmniMoeConfig.from_pretrained(model_path)
     dtype = encoder_dtype(options.dtype, config, device)
     model = load_part(
@@ -164,7 +164,7 @@ def load_network(model_path: str, device: str, options: CodePredictorOptions) ->
 
 
 def frame_graphs(network: ResidualNetwork, device: str, options: CodePredictorOptions) -> FrameGraphs | None:
-    """Recorded `ResidualNetwork.frames`, unless that is not wanted."""
+    """`ResidualNetwork.frames`, recorded if the options ask for it."""
     if not options.record:
         return None
     if device == "cpu" and not cuda_habits.enabled():

@@ -1,4 +1,4 @@
-"""Token ids to text, one by one: whole UTF-8 characters only, and nothing of a stop string."""
+"""Turns token ids into text one by one, in whole UTF-8 characters, and holds back what may be part of a stop string."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stages.messages import IdLogprob, TokenLogprob, TokenText
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE writes each byte as a printable character: itself where it is one, else from U+0100 on."""
+    """The byte of each character of byte-level BPE: itself if it is printable, otherwise a character from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {chr(byte): byte for byte in printable}
     rest = (byte for byte in range(256) if byte not in set(printable))
@@ -61,7 +61,7 @@ class TokenTable:
 class _HeldText:
     """A token's log-probability that waits until the token's text may be shown."""
 
-    start: int  # characters of the text before this token
+    start: int  # number of characters in the text before this token
     logprob: TokenLogprob
 
 
@@ -71,7 +71,7 @@ class Transcript:
     Args:
         table: The vocabulary.
         stop: Strings that end the text and do not belong to it.
-        skip_special: Leave special tokens out of the text.
+        skip_special: Whether special tokens are left out of the text.
 
     Attributes:
         stopped: Whether a stop string has been found; nothing may be pushed after that.
@@ -83,7 +83,7 @@ class Transcript:
         self._skip_special = skip_special
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""  # decoded, not yet shown
-        self._shown = 0  # characters shown
+        self._shown = 0  # number of characters shown
         self._pending: deque[_HeldText] = deque()
         self._ends: deque[int] = deque()  # characters up to the end of each token that is not certain yet
         self._certain = 0
@@ -103,7 +103,7 @@ class Transcript:
         self._cut_at_stop(before)
 
     def certain(self) -> int:
-        """Tokens so far of whose text nothing belongs to a stop string, whatever comes."""
+        """Number of tokens so far whose text cannot become part of a stop string."""
         reach = self._shown + len(self._held) - self._uncertain()
         while self._ends and self._ends[0] <= reach:
             self._ends.popleft()
@@ -111,7 +111,7 @@ class Transcript:
         return self._certain
 
     def finish(self) -> None:
-        """No more tokens: what is left of an unfinished character becomes U+FFFD, and nothing is held back."""
+        """End the text: an unfinished character becomes U+FFFD, and nothing is held back any longer."""
         if not self.stopped:
             before = len(self._held)
             self._held += self._decoder.decode(b"", final=True)
@@ -129,7 +129,7 @@ class Transcript:
         return text, ready
 
     def _cut_at_stop(self, before: int) -> None:
-        """Look for a stop string that ends in what came after the first `before` held characters."""
+        """Look for a stop string that ends after the first `before` held characters."""
         found = -1
         for stop in self._stop:
             at = self._held.find(stop, max(0, before - len(stop) + 1))
@@ -142,7 +142,7 @@ class Transcript:
                 self._pending.pop()
 
     def _uncertain(self) -> int:
-        """Length of the longest end of the held text that a stop string could begin with, unless one has been found."""
+        """Length of the longest suffix of the held text that a stop string begins with; 0 once one has been found."""
         if self.stopped:
             return 0
         longest = 0

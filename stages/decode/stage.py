@@ -1,4 +1,4 @@
-"""The decode stage: token ids to text as they arrive, with stop strings, log-probabilities and usage."""
+"""The decode stage: turns token ids into text as they arrive, with stop strings, log-probabilities and usage."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ class Decode:
             self._answers[request_id] = _DecodedText(body, self._table)
             return
         answer = self._answers.get(request_id)
-        if answer is None:  # ended at a stop string, of which the thinker had not heard yet
+        if answer is None:  # it ended at a stop string, and the thinker did not know yet
             return
         if isinstance(body, Tokens):
             self._extend(request_id, answer, body)
         elif isinstance(body, Finished):
-            # The id that ended the text is no part of it, but was generated and is counted.
+            # The id that ended the text is not part of it, but it was generated and is counted.
             if body.matched is not None:
                 answer.count(body.matched)
             answer.transcript.finish()

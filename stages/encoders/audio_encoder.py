@@ -1,4 +1,4 @@
-"""The stage audio_encoder: mel features to embedding rows, through the reference's audio tower."""
+"""The stage audio_encoder: turns mel features into embedding rows with the reference's audio tower."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from stages.messages import AudioItem, AudioRows, AudioWork
 class AudioEncoder(MediaEncoder[AudioItem]):
     """Takes `AudioWork` and gives `AudioRows`.
 
-    The tower cuts sounds into chunks of 100 frames and pads them to the longest one of the call, and padding leaks
-    into the last rows of a shorter chunk. The chunks are therefore padded here, to what the reference would have
-    padded them to; sounds that agree in that are batched over requests.
+    The tower cuts sounds into chunks of 100 frames and pads them to the longest chunk of the call. Padding leaks into
+    the last rows of a shorter chunk. So the chunks are padded here, to the length to which the reference would pad
+    them. Sounds with the same padded length are batched over requests.
     """
 
     def __init__(self, context: StageContext) -> None:
@@ -57,8 +57,8 @@ class AudioEncoder(MediaEncoder[AudioItem]):
         lengths = [chunk.shape[1] for chunk in chunks]
         padded = torch.stack([functional.pad(chunk, (0, pad_frames - chunk.shape[1])) for chunk in chunks])
         counts = [self.row_count(item) for item in items]
-        # The tower takes its own bookkeeping ready-made; by itself it would pad to the longest chunk of this batch.
-        # The borders of the windows stay on the CPU: every layer asks for them as numbers, and would wait for a device.
+        # These arguments are what the tower would compute itself, but it would pad to the longest chunk of this batch.
+        # The borders of the windows stay on the CPU: every layer reads them as numbers, and would wait for a device.
         output = self._tower(
             padded_feature=padded.to(self._device, self._tower.dtype),
             chunk_lengths=torch.tensor(lengths),
@@ -72,13 +72,13 @@ class AudioEncoder(MediaEncoder[AudioItem]):
         return AudioRows(embeds=[Tensor.of(result.rows) for result in results])
 
     def _valid_rows(self, lengths: Sequence[int], pad_frames: int) -> torch.Tensor:
-        """Indices of the rows that come from sound and not from padding, in the flattened [chunk, row] grid."""
+        """Indices of the rows that come from sound, not from padding, in the flattened [chunk, row] grid."""
         rows = torch.tensor([audio_rows(length, self._chunk_frames) for length in lengths])
         grid = torch.arange(audio_rows(pad_frames, self._chunk_frames))
         return (grid < rows[:, None]).flatten().nonzero().squeeze(1)
 
     def _attention_windows(self, counts: Sequence[int]) -> torch.Tensor:
-        """Borders (int32, from 0) of the windows that attention stays inside: eight seconds of one sound each."""
+        """Borders (int32, from 0) of the windows that attention stays within: each is eight seconds of one sound."""
         borders = [0]
         for count in counts:
             start = borders[-1]

@@ -1,4 +1,4 @@
-"""What the two media encoders have in common: one batch over all waiting requests, each medium computed once."""
+"""The base of the two media encoders: one batch over all waiting requests, and each media item is computed once."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class PendingItem(Struct, Generic[Item]):
     """A request that waits for embeddings.
 
     Attributes:
-        items: What it asked for, in order.
+        items: The media items that it asked for, in order.
         pad_frames: See `AudioWork.pad_frames`; 0 for pictures and clips.
-        found: What is known already, by key.
+        found: The embeddings that are known already, by key.
     """
 
     items: list[Item]
@@ -40,7 +40,7 @@ class MediaEncoder(ABC, Generic[Item]):
 
     Args:
         context: The stage's context; its options are `EncoderOptions`.
-        target: Where the rows go.
+        target: The stage that gets the rows.
     """
 
     def __init__(self, context: StageContext, target: str = "mm_aggregate") -> None:
@@ -55,19 +55,19 @@ class MediaEncoder(ABC, Generic[Item]):
 
     @abstractmethod
     def pending(self, body: Any) -> PendingItem[Item]:
-        """What a message's body asks for."""
+        """The items that a message's body asks for."""
 
     @abstractmethod
     def row_count(self, item: Item) -> int:
-        """Embedding rows that `item` makes."""
+        """Number of embedding rows that `item` makes."""
 
     @abstractmethod
     def pieces(self, item: Item) -> Iterable[Item]:
-        """`item` cut where the model does not look across, into pieces of no more rows than a batch has if possible."""
+        """`item` cut where the model does not attend across, into pieces that fit a batch if possible."""
 
     @abstractmethod
     def encode(self, items: Sequence[Item], pad_frames: int) -> Iterable[Embeddings]:
-        """Run the model over `items` at once; one result each, in order, owning its memory."""
+        """Run the model over `items` at once. Returns one result each, in order; each owns its memory."""
 
     @abstractmethod
     def answer(self, results: Sequence[Embeddings]) -> Any:
@@ -86,7 +86,7 @@ class MediaEncoder(ABC, Generic[Item]):
                 request.found[item.key] = known
 
     def step(self) -> Iterator[Work]:
-        """Encode one batch, oldest requests first, and answer every request that has all it asked for."""
+        """Encode one batch, oldest requests first, and answer every request whose items are all encoded."""
         batch, pad_frames = self._next_batch()
         self.batch = self._wanting({item.key for item in batch})
         if batch:
@@ -120,9 +120,9 @@ class MediaEncoder(ABC, Generic[Item]):
         """Nothing outlives the process."""
 
     def _next_batch(self) -> tuple[list[Item], int]:
-        """Distinct items to encode together, up to the row limit but at least one, and how their chunks are padded.
+        """Distinct items to encode together (at least one, up to the row limit), and the padded length of their chunks.
 
-        Items with another padding than the first must wait for another batch.
+        Items whose padding differs from the first item's wait for another batch.
         """
         batch: dict[bytes, Item] = {}
         pad_frames = rows = 0
@@ -140,7 +140,7 @@ class MediaEncoder(ABC, Generic[Item]):
         return list(batch.values()), pad_frames
 
     def _encoded(self, batch: Sequence[Item], pad_frames: int) -> Iterable[Embeddings]:
-        """Results of a batch; one item that is larger than a batch is computed in pieces, to bound the memory."""
+        """Results of a batch. An item that is larger than a batch is computed in pieces, to bound the memory."""
         if sum(map(self.row_count, batch)) <= self._max_batch_rows:
             return self.encode(batch, pad_frames)
         return [
@@ -149,7 +149,7 @@ class MediaEncoder(ABC, Generic[Item]):
         ]
 
     def _wanting(self, keys: Collection[bytes]) -> list[str]:
-        """Ids of the requests that wait for one of the items with these keys."""
+        """Ids of the requests that wait for an item with one of these keys."""
         return [id_ for id_, wanted in self._waiting.items() if any(item.key in keys for item in wanted.items)]
 
     def _hand_out(self, key: bytes, result: Embeddings) -> None:

@@ -1,4 +1,4 @@
-"""Remembers the embeddings of media seen before, least recently used first out, within a limit of bytes."""
+"""Caches the embeddings of media items within a limit of bytes; the least recently used leave first."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from msgspec import Struct
 
 
 class Embeddings(Struct, frozen=True):
-    """What an encoder gives for one medium, as float32 on the CPU.
+    """An encoder's result for one media item, as float32 on the CPU.
 
     Attributes:
         rows: [rows, h], as they enter the prompt.
-        deepstack: [injection layers, rows, h] for a picture or clip; None for a sound.
+        deepstack: For a picture or clip: [injection layers, rows, h]. None for a sound.
     """
 
     rows: torch.Tensor
@@ -31,7 +31,7 @@ class EmbeddingCache:
     batch would keep the batch.
 
     Args:
-        limit: Most bytes of embeddings to keep; 0 keeps none.
+        limit: Most bytes of embeddings to keep; 0 turns the cache off.
     """
 
     def __init__(self, limit: int) -> None:
@@ -42,7 +42,7 @@ class EmbeddingCache:
         self._entries: OrderedDict[bytes, Embeddings] = OrderedDict()
 
     def get(self, key: bytes) -> Embeddings | None:
-        """The embeddings of `key` if they are here. Counts a hit or a miss."""
+        """The embeddings of `key`, or None if they are not cached. Counts a hit or a miss."""
         entry = self._entries.get(key)
         if entry is None:
             self.misses += 1
@@ -52,7 +52,7 @@ class EmbeddingCache:
         return entry
 
     def put(self, key: bytes, entry: Embeddings) -> None:
-        """Keep `entry`, in place of the least recently used ones. One beyond the limit by itself is not kept."""
+        """Keep `entry` in place of the least recently used ones. An entry that exceeds the limit alone is not kept."""
         if key in self._entries or entry.nbytes > self.limit:
             return
         self._entries[key] = entry

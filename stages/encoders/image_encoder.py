@@ -1,4 +1,4 @@
-"""The stage image_encoder: pictures and clips to embedding rows, through the reference's vision tower."""
+"""The stage image_encoder: turns pictures and clips into embedding rows with the reference's vision tower."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from stages.messages import VisionItem, VisionRows, VisionWork
 class ImageEncoder(MediaEncoder[VisionItem]):
     """Takes `VisionWork` and gives `VisionRows`.
 
-    Attention never leaves a frame, so a batch over requests is exact.
+    Attention stays within a frame, so batching over requests does not change results.
     """
 
     def __init__(self, context: StageContext) -> None:
@@ -65,9 +65,9 @@ class ImageEncoder(MediaEncoder[VisionItem]):
             yield Embeddings(own.clone(), own_deepstack.clone(memory_format=torch.contiguous_format))
 
     def _bookkeeping(self, grids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the tower would work out of `grids` on the device, and wait for it each time.
+        """Arguments that the tower would otherwise compute from `grids` on the device, and wait for each time.
 
-        The borders of the frames stay on the CPU: every layer asks for them as numbers.
+        The borders of the frames stay on the CPU, because every layer reads them as numbers.
         """
         tower = self._tower
         indices, weights = get_vision_interpolation_indices_and_weights(

@@ -1,11 +1,11 @@
-"""Numbers that stand for media rows in the prefix cache: equal exactly where the model would compute the same.
+"""Makes the numbers that stand for media rows in the prefix cache: equal exactly if the model would compute the same.
 
 SGLang's radix cache compares prompts id by id, and all media of a kind have the same placeholder id. Each media row
-gets a 63-bit number instead, drawn from a hash of the medium's content key and of its positions (the same frames at
-another speed are another prompt). A medium of k rows is thus told apart by 62·k bits.
+gets a 63-bit number instead, drawn from a hash of the media item's content key and of its positions (the same frames at
+another speed are another prompt). So 62·k bits identify a media item of k rows.
 
-SGLang 0.5.23 holds ids as int64 from end to end and makes such numbers itself for its own multimodal path. Ours have
-the highest value bit set, so that none can be a token.
+SGLang 0.5.23 holds ids as int64 everywhere, and makes similar numbers for its own multimodal path. Ours have the
+highest value bit set, so that they cannot be token ids.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def media_cache_ids(ids: torch.Tensor, positions: Tensor | None, spans: Sequence
     """`ids` (int64 [n]) with the rows of `spans` replaced by numbers in [2**62, 2**63).
 
     Args:
-        positions: float32 [3, n] M-RoPE positions; None where they are the indices.
+        positions: float32 [3, n] M-RoPE positions; None if they equal the indices.
     """
     replaced = ids.clone()
     for span in spans:

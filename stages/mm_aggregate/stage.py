@@ -1,4 +1,4 @@
-"""The stage mm_aggregate: puts a prompt and the embeddings of its media together into one thinker request."""
+"""The stage mm_aggregate: joins a prompt and the embeddings of its media into one thinker request."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Aggregate:
         ready, self._ready = self._ready, []
         self.batch = ready
         for request_id in ready:
-            assembly = self._waiting.pop(request_id, None)  # None: aborted by what was sent before it in this step
+            assembly = self._waiting.pop(request_id, None)  # None if an earlier message of this step led to its abort
             if assembly is not None:
                 yield Start(request_id, self.name, "thinker", assemble(assembly))
 
@@ -80,7 +80,7 @@ class Aggregate:
 
 
 def assemble(assembly: Assembly) -> ThinkerRequest:
-    """The thinker's view of a complete request: media rows in ascending order, whatever medium they come from."""
+    """The thinker's request, with the media rows of all items in ascending order."""
     prompt = assembly.prompt
     assert prompt is not None
     request = ThinkerRequest(
@@ -114,7 +114,7 @@ def assemble(assembly: Assembly) -> ThinkerRequest:
 
 
 def _in_prompt_order(spans: Sequence[MediaSpan]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows of all spans, ascending (int64 [m]), and how to sort what is concatenated span by span (int64 [m])."""
+    """The rows of all spans, ascending, and the order that sorts values concatenated span by span; both int64 [m]."""
     return torch.cat([span.rows.torch() for span in spans]).sort()
 
 

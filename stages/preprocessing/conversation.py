@@ -1,4 +1,4 @@
-"""Renders a conversation with the checkpoint's chat template and tokenises it, safe from control tokens in its text."""
+"""Tokenises a conversation with the checkpoint's chat template; text in it cannot become a control token."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from stages.preprocessing.layout import MediaTokens
 
 
 class ChatTokenizer:
-    """Turns to ids with one placeholder for each medium, as the reference would make them.
+    """Turns a conversation into the reference's ids, with one placeholder for each media item.
 
-    A special token spelled out in the conversation's text is text: it becomes the letters it is written with, never a
-    turn, a placeholder or an end. To that end such spellings travel through the template as random words, and only the
-    special tokens that the template itself put there are looked up as such. Text without them gets exactly the
-    reference's ids. Markup that is not special in the tokenizer's own table, such as ``<think>`` in an earlier answer,
-    keeps its ids.
+    A special token that is spelled out in the conversation's text stays text: it is tokenised as its letters, and never
+    becomes a turn, a placeholder or an end. To ensure that, random words replace such spellings while the template is
+    rendered, and only the special tokens that the template itself wrote become special ids. Text without such spellings
+    gets exactly the reference's ids. Markup that is not special in the tokenizer's own table, such as ``<think>`` in an
+    earlier answer, keeps its ids.
     """
 
     def __init__(self, processor: Qwen3OmniMoeProcessor) -> None:
         tokenizer = processor.tokenizer
         special = {str(token): id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special_ids = special
-        # Longest first, so that one that begins with another is found whole.
+        # Longest first, so that a token that begins with another token is found whole.
         spellings = sorted(special, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, spellings)))
         nonce = secrets.token_hex(16)
@@ -55,10 +55,10 @@ class ChatTokenizer:
         }
 
     def skeleton(self, turns: Sequence[Turn], media: Sequence[Media]) -> list[int]:
-        """Ids of the prompt up to where the answer begins; the n-th placeholder is the n-th `MediaRef` of the turns.
+        """Ids of the prompt up to the start of the answer; the n-th placeholder is the n-th `MediaRef` of the turns.
 
         Raises:
-            OmniError: 400 if the template has no place for a medium where it stands.
+            OmniError: 400 if the template has no place for a media item in its message.
         """
         messages = [{"role": turn.role, "content": self._content(turn, media)} for turn in turns]
         rendered, _ = render_jinja_template(
@@ -75,7 +75,7 @@ class ChatTokenizer:
         return ids
 
     def _content(self, turn: Turn, media: Sequence[Media]) -> str | list[dict[str, Any]]:
-        """What templates take: a string where there is only text, else a list of parts."""
+        """A turn's content as templates expect it: a string if there is only text, else a list of parts."""
         if all(isinstance(part, Text) for part in turn.content) and len(turn.content) < 2:
             return "".join(self._disarmed(part.text) for part in turn.content if isinstance(part, Text))
         return [

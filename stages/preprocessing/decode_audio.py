@@ -20,19 +20,19 @@ from stages.preprocessing.waveform import Waveform
 
 BLOCK_FRAMES = 65536
 
-# How the files begin that libsndfile is given: WAV and its large kin, AIFF, AU, FLAC, Ogg, CAF, MP3. It knows two dozen
-# more formats, which nobody sends in good faith.
+# First bytes of the files that libsndfile reads: WAV and its 64-bit variants, AIFF, AU, FLAC, Ogg, CAF, MP3. It knows
+# two dozen more formats, which nobody sends in good faith.
 _FOR_LIBSNDFILE = re.compile(rb"RIFF|RIFX|RF64|riff|FORM|\.snd|fLaC|OggS|caff|ID3|\xff[\xe0-\xff]")
 
-# What writers put for the size of a data chunk whose end they do not know yet, as when they stream.
+# Writers that do not know the end of a data chunk yet, for instance because they stream, write one of these sizes.
 _UNKNOWN_SIZES = (0xFFFFFFFF, 0x7FFFFFFF, 0)
 
 
 def decode_audio(data: Buffer, *, rate: int, max_seconds: float, param: str) -> numpy.ndarray:
-    """The whole sound as float32 [samples] at `rate`: channels averaged, resampled with a band limit.
+    """The whole sound as float32 [samples] at `rate`, with channels averaged and band-limited resampling.
 
-    libsndfile reads what `_FOR_LIBSNDFILE` says; FFmpeg reads the rest, such as m4a and webm, and the
-    sound of a video. Memory grows with the sound that is really there, not with what a header claims.
+    libsndfile reads the formats in `_FOR_LIBSNDFILE`; FFmpeg reads the others, such as m4a and webm, and the sound of a
+    video. Memory grows with the sound that is really present, not with a header's claims.
 
     Raises:
         OmniError: 400 ``invalid_audio`` or ``audio_too_long``.
@@ -54,7 +54,7 @@ def decode_sound_track(data: Buffer, *, rate: int, max_seconds: float, param: st
     """The first sound track of a container, as `decode_audio` gives it.
 
     Raises:
-        OmniError: 400 with `code` for a damaged container or one without sound; or ``audio_too_long``.
+        OmniError: 400 with `code` for a damaged container or a container without sound; or ``audio_too_long``.
     """
     with open_container(data, param=param, code=code) as container:
         stream = _sound(container, param, code)
@@ -80,10 +80,10 @@ def decode_sound_track(data: Buffer, *, rate: int, max_seconds: float, param: st
 
 
 class _File(io.BytesIO):
-    """Bytes that libsndfile reads; the offsets in a damaged file may lead anywhere."""
+    """A file in memory for libsndfile; the offsets in a damaged file may lead anywhere."""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Stay where we are if the place is before the beginning. An exception would be printed, and end there."""
+        """Ignore a position before the beginning. An exception would be printed and would not reach the caller."""
         try:
             return super().seek(offset, whence)
         except (ValueError, OverflowError):
@@ -91,7 +91,7 @@ class _File(io.BytesIO):
 
 
 class _Samples:
-    """Gives the samples of decoded frames, whatever form they have; it may change within a file."""
+    """Yields the samples of decoded frames in any sample format; the format may change within a file."""
 
     def __init__(self) -> None:
         self._form: tuple[str, str] | None = None
@@ -104,7 +104,7 @@ class _Samples:
             self._form = form
             self._interleaved = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
         for part in self._interleaved.resample(frame):
-            # One plane for all channels: with planes of their own, PyAV 18 reads a ninth where there are eight.
+            # One plane for all channels: with one plane for each, PyAV 18 reads a ninth plane of eight.
             yield part.to_ndarray().reshape(-1, part.layout.nb_channels)
 
 
@@ -112,7 +112,7 @@ def _sound(container: InputContainer, param: str, code: str) -> AudioStream:
     for stream in container.streams.audio:
         if stream.codec_context is not None:
             return stream
-    raise bad_request("The file has no sound in it, or of an unknown codec.", param=param, code=code)
+    raise bad_request("The file has no sound, or its sound has an unknown codec.", param=param, code=code)
 
 
 def _read_soundfile(source: soundfile.SoundFile, rate: int, max_seconds: float, param: str) -> numpy.ndarray:
@@ -125,14 +125,14 @@ def _read_soundfile(source: soundfile.SoundFile, rate: int, max_seconds: float, 
     except soundfile.LibsndfileError as error:
         reason = error.error_string.removeprefix("Error : ").rstrip(".")
         raise bad_request(f"The audio is damaged: {reason}.", param=param, code="invalid_audio") from error
-    # The length of an mp3 or ogg is an estimate; that of the others is in the header.
+    # The length of an mp3 or ogg is an estimate; the other formats have it in the header.
     if source.format not in ("MP3", "OGG") and truncated(source.frames, frames):
         raise _cut_short(param, "invalid_audio")
     return wave.samples()
 
 
 def _check_wav_size(data: Buffer, param: str) -> None:
-    """Refuse a wav whose data chunk claims clearly more than there is: libsndfile would quietly play the rest."""
+    """Refuse a wav whose data chunk claims clearly more than is present: libsndfile would silently read the rest."""
     view = memoryview(data).cast("B")
     if view[:4] != b"RIFF" or view[8:12] != b"WAVE":
         return

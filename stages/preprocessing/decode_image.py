@@ -1,4 +1,4 @@
-"""Decodes pictures to what the reference's image loader would give: upright 8-bit RGB."""
+"""Decodes pictures as the reference's image loader does: to upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from omni_pipeline.wire.messages import Buffer
 # Pillow also knows formats that run other programs (EPS) or that nobody sends; those stay closed.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
 
-# What Pillow raises for damaged files differs by format; seen by feeding it thousands of them.
+# Pillow's exceptions for damaged files differ by format; these were found by decoding thousands of such files.
 DAMAGE = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, struct.error)
 
-# A progressive JPEG is decoded scan by scan over all its pixels. Writers make about ten; thousands are meant to keep a
-# decoder busy for hours.
+# A progressive JPEG is decoded scan by scan over all its pixels. Writers make about ten scans; a file with thousands is
+# made to keep a decoder busy for hours.
 MAX_SCANS = 100
 _SCAN = re.compile(rb"\xff\xda")
 
-# The reference's processor refuses pictures and frames that are longer than this.
+# The reference's processor refuses pictures and frames with a larger ratio of sides.
 MAX_ASPECT_RATIO = 200
 
 
 def decode_image(data: Buffer, *, max_pixels: int, param: str) -> Image.Image:
-    """The first frame of a picture, turned as its EXIF says, as RGB. Transparency is dropped, as the reference does.
+    """The first frame of a picture as RGB, turned as its EXIF data says. Transparency is dropped, as in the reference.
 
     Args:
         max_pixels: Most pixels; the size is read from the header, before anything is decoded.
@@ -45,9 +45,9 @@ def decode_image(data: Buffer, *, max_pixels: int, param: str) -> Image.Image:
     except UnidentifiedImageError:
         kinds = ", ".join(FORMATS)
         raise bad_request(
-            f"The image cannot be read: it is damaged or none of {kinds}.", param=param, code="invalid_image"
+            f"The image cannot be read: it is damaged, or not one of {kinds}.", param=param, code="invalid_image"
         ) from None
-    except Image.DecompressionBombError as error:  # before there is a size to look at, or in a picture within it
+    except Image.DecompressionBombError as error:  # raised before the size is known, or for a picture inside this one
         raise _too_large(f"it has far more than the {max_pixels} pixels that are allowed", param) from error
     except DAMAGE as error:
         reason = str(error).rstrip(".")
@@ -55,7 +55,7 @@ def decode_image(data: Buffer, *, max_pixels: int, param: str) -> Image.Image:
 
 
 def check_aspect_ratio(width: int, height: int, param: str, code: str) -> None:
-    """Refuse what the reference's processor refuses. Raises OmniError 400 with `code`."""
+    """Refuse sizes that the reference's processor refuses. Raises OmniError 400 with `code`."""
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         message = f"{width}×{height} pixels: one side may be at most {MAX_ASPECT_RATIO} times the other."
         raise bad_request(message, param=param, code=code)
@@ -71,7 +71,7 @@ def _check_size(image: Image.Image, max_pixels: int, param: str) -> None:
 
 
 def _check_scans(data: Buffer, param: str) -> None:
-    """Inside a scan the marker cannot occur; in metadata, such as a thumbnail, it may a few times."""
+    """Refuse a JPEG with too many scan markers. A scan's data has none; metadata (a thumbnail) may have a few."""
     scans = sum(1 for _ in _SCAN.finditer(data))
     if scans > MAX_SCANS:
         raise _too_large(f"it is coded in {scans} scans, and {MAX_SCANS} are allowed", param)

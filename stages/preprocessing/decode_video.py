@@ -1,4 +1,4 @@
-"""Decodes the frames of a clip that the reference would sample, and no others, a few at a time."""
+"""Decodes only those frames of a clip that the reference would sample, a few at a time."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from stages.preprocessing.decode_image import check_aspect_ratio
 
 CODE = "invalid_video"
 
-# A header may be wrong by this factor about the frame rate before the times of the frames are believed instead.
+# If the header's frame rate is wrong by more than this factor, the times of the frames count instead.
 RATE_TOLERANCE = 1.25
 DEFAULT_RATE = 25.0
 
 
 class DecodedClip(Struct, frozen=True):
-    """What is known of a clip before any frame is decoded.
+    """What is known about a clip before any frame is decoded.
 
     Attributes:
         frames: Frames in the file, counted.
         rate: Frames per second, on average.
-        width, height: Pixels of a frame, before it is turned as the file says.
+        width, height: Pixels of a frame, before the rotation that the file asks for.
         has_sound: Whether there is a sound track.
     """
 
@@ -45,13 +45,13 @@ class DecodedClip(Struct, frozen=True):
 
 
 def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_pixels: int, param: str) -> DecodedClip:
-    """Look at a clip without decoding it.
+    """Examine a clip without decoding it.
 
-    Frames are counted by walking over the packets, because headers may not say, or lie.
+    Frames are counted by reading the packets, because a header's count may be missing or false.
 
     Args:
-        max_pixels: Of one frame.
-        max_total_pixels: Of all frames, which is what it takes to decode the clip.
+        max_pixels: Most pixels of one frame.
+        max_total_pixels: Most pixels of all frames together, which bounds the time to decode the clip.
 
     Raises:
         OmniError: 400 ``invalid_video``, ``video_too_long`` or ``video_too_large``.
@@ -85,10 +85,10 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_p
 
 
 def sampled_frames(clip: DecodedClip, *, fps: float, min_frames: int, max_frames: int, multiple: int) -> list[int]:
-    """Indices of the frames that the reference takes: evenly spread, `fps` of them per second, within the bounds.
+    """Indices of the frames that the reference takes: evenly spread, `fps` per second, within the bounds.
 
-    Their number is a multiple of `multiple`, except where a clip has fewer frames than that: then all are taken (the
-    reference fails there).
+    Their number is a multiple of `multiple`. If the clip has fewer frames than that, all are taken; the reference fails
+    then.
     """
     total = clip.frames
     if total < multiple:
@@ -96,17 +96,17 @@ def sampled_frames(clip: DecodedClip, *, fps: float, min_frames: int, max_frames
     most = min(max_frames, total) // multiple * multiple
     wanted = min(max(total / clip.rate * fps, min_frames), most)
     count = max(int(wanted) // multiple * multiple, multiple)
-    # In torch's float32, like the reference: its rounding decides which of two neighbouring frames is taken.
+    # In torch's float32, like the reference, because rounding decides which of two neighbouring frames is taken.
     return [index for index in torch.arange(0, total, total / count).int().tolist() if index < total]
 
 
 def decode_frames(
     data: Buffer, indices: Sequence[int], *, at_once: int, total: int, max_pixels: int, param: str
 ) -> Iterator[numpy.ndarray]:
-    """Frames number `indices` (ascending) upright and in RGB: uint8 [at most `at_once`, height, width, 3] at a time.
+    """Yields the frames at `indices` (ascending), upright and in RGB, as uint8 [at most `at_once`, height, width, 3].
 
-    Frames of another size than the first are scaled to it. If a few frames that were counted (`total`) turn out not
-    to be there, the last one stands in for them.
+    Frames that differ in size from the first are scaled to it. If a few of the counted frames (`total`) turn out to be
+    missing, the last one stands in for them.
 
     Raises:
         OmniError: 400 ``invalid_video``.
@@ -114,7 +114,7 @@ def decode_frames(
     wanted = iter(indices)
     following = next(wanted, None)
     chunk: list[numpy.ndarray] = []
-    to_rgb = VideoReformatter()  # one for all frames: setting it up takes longer than using it
+    to_rgb = VideoReformatter()  # one reformatter for all frames: setting it up takes longer than using it
     size: tuple[int, int] | None = None
     decoded = 0
     picture = None
@@ -147,10 +147,10 @@ def _upright(frame: av.VideoFrame, rotation: int) -> numpy.ndarray:
 
 
 def _frame_rate(stream: VideoStream, times: Sequence[int | None]) -> float:
-    """Frames per second, as the container's header says, like the reference; unless its frames tell otherwise.
+    """Frames per second: the header's figure, as in the reference, unless the times of the frames contradict it.
 
-    Recordings of a variable rate, such as browsers make, may claim anything. A clip without any time is taken to play
-    as most do.
+    The header of a recording with a variable rate, as browsers make them, may claim anything. A clip without times is
+    assumed to play at a usual rate.
     """
     claimed = float(stream.average_rate or 0)
     known = [time for time in times if time is not None]
@@ -162,8 +162,8 @@ def _frame_rate(stream: VideoStream, times: Sequence[int | None]) -> float:
 
 
 def _pictures(container: av.container.InputContainer, param: str) -> VideoStream:
-    """The first stream of moving pictures; a cover picture of an audio file is none."""
+    """The first stream of moving pictures; the cover picture of an audio file does not count."""
     for stream in container.streams.video:
         if stream.codec_context is not None and not stream.disposition & av.stream.Disposition.attached_pic:
             return stream
-    raise bad_request("The file has no video in it, or of an unknown codec.", param=param, code=CODE)
+    raise bad_request("The file has no video, or its video has an unknown codec.", param=param, code=CODE)

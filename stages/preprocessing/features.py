@@ -18,10 +18,10 @@ from stages.checkpoint.audio_lengths import audio_rows
 from stages.messages import AudioItem, AudioWork, VideoOptions, VisionItem
 from stages.preprocessing.hashing import audio_key, vision_key
 
-# What the reference's processor passes to its parts when the caller says nothing.
+# What the reference's processor passes to its parts by default.
 DEFAULTS = Qwen3OmniMoeProcessorKwargs._defaults
 
-# Longest chunk of mel frames that the audio tower sees at once.
+# Longest chunk of mel frames that the audio tower processes at once.
 CHUNK_FRAMES = 2 * DEFAULTS["audio_kwargs"]["n_window"]
 
 
@@ -46,16 +46,16 @@ class Features:
         self.merge: int = self._videos.merge_size
 
     def picture(self, image: Image.Image) -> VisionItem:
-        """The item of an RGB image. Pictures do not touch each other, so each can be processed when it is decoded."""
+        """The item of an RGB image. Pictures do not affect each other, so each can be processed when it is decoded."""
         output = self._images(images=[image], return_tensors="pt")
         time, height, width = output["image_grid_thw"][0].tolist()
         return _vision_item(output["pixel_values"], (time, height, width))
 
     def frame_size(self, options: VideoOptions, frames: int) -> FrameSize:
-        """How large a frame of a clip of `frames` sampled frames may become.
+        """Bounds on the size of a frame, in a clip of `frames` sampled frames.
 
-        `total_pixels` is shared out as in the field's tools: two frames make one grid step and count once, and no
-        frame falls under the lower bound by it.
+        `total_pixels` is divided among the frames as other tools for Qwen models do: two frames make one grid step and
+        count once, and no frame falls below the lower bound because of it.
         """
         default = DEFAULTS["videos_kwargs"]["size"]
         least = default["shortest_edge"] if options.min_pixels is None else options.min_pixels
@@ -72,21 +72,21 @@ class Features:
         return time, height // self.merge, width // self.merge
 
     def visual_rows(self, item: VisionItem) -> int:
-        """How many embedding rows `item` makes."""
+        """Number of embedding rows that `item` makes."""
         return math.prod(self.merged_grid(item))
 
     def clip_rows(self, frames: int, width: int, height: int, size: FrameSize) -> int:
-        """Embedding rows that a clip of `frames` sampled frames will make."""
+        """Number of embedding rows that a clip of `frames` sampled frames will make."""
         factor = self._videos.patch_size * self.merge
         resized = smart_resize(height, width, factor=factor, min_pixels=size.least, max_pixels=size.most)
         return -(-frames // self.frames_per_row) * (resized[0] // factor) * (resized[1] // factor)
 
     def clip(self, chunks: Iterable[numpy.ndarray], size: FrameSize) -> VisionItem:
-        """One item for the frames of a clip.
+        """The item of a clip.
 
         Args:
             chunks: The frames in pieces of uint8 [frames, height, width, 3]; all but the last hold an even number.
-                A grid step looks at its own two frames only, so the pieces can be processed one by one.
+                A grid step depends only on its own two frames, so the pieces can be processed one by one.
         """
         bounds = {"shortest_edge": size.least, "longest_edge": size.most}
         patches = []
@@ -104,13 +104,13 @@ class Features:
         return _vision_item(torch.cat(patches), (steps, height, width))
 
     def sound_rows(self, wave: numpy.ndarray) -> int:
-        """Embedding rows that a sound will make; in the company of longer ones it may be one more."""
+        """Number of embedding rows that a sound will make; next to longer sounds it may be one more."""
         return audio_rows(len(wave) // self._sounds.hop_length, CHUNK_FRAMES)
 
     def sounds(self, waves: Sequence[numpy.ndarray]) -> AudioWork:
         """The sounds of a request (float32 [samples] at `rate`), in order.
 
-        They are extracted in one call, because the padding of shorter ones shows at their ends.
+        Their features are extracted in one call, because the padding of shorter sounds affects their ends.
         """
         if not waves:
             return AudioWork([], pad_frames=CHUNK_FRAMES)
@@ -125,13 +125,13 @@ class Features:
         return AudioWork([AudioItem(audio_key(mel, pad_frames), Tensor.of(mel)) for mel in mels], pad_frames)
 
     def silence(self, seconds: float) -> numpy.ndarray:
-        """float32 zeros at `rate`."""
+        """Silence: float32 zeros at `rate`."""
         return numpy.zeros(max(1, round(seconds * self.rate)), numpy.float32)
 
     def _long_enough(self, wave: numpy.ndarray) -> numpy.ndarray:
-        """The sound, with silence up to one analysis window (25 ms) if it is at most half of one.
+        """The sound; one of at most half an analysis window (25 ms) is filled up with silence to a whole window.
 
-        The reference fails on those, as it cannot mirror their edges.
+        The reference fails on such short sounds, as it cannot mirror their edges.
         """
         window: int = self._sounds.n_fft
         return wave if len(wave) > window // 2 else numpy.pad(wave, (0, window - len(wave)))

@@ -1,4 +1,4 @@
-"""Content keys of media: equal keys mean equal embeddings."""
+"""Computes content keys of media items: equal keys mean equal embeddings."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import torch
 
 
 def vision_key(patches: torch.Tensor, grid: tuple[int, int, int]) -> bytes:
-    """Key of a picture or clip from its pixels as the vision tower gets them (float32, contiguous)."""
+    """Key of a picture or clip, from the pixels that the vision tower gets (float32, contiguous)."""
     return _key("vision", grid, patches)
 
 
 def audio_key(mel: torch.Tensor, pad_frames: int) -> bytes:
-    """Key of a sound from its features as the audio tower gets them (float32 [bins, frames], contiguous).
+    """Key of a sound, from the features that the audio tower gets (float32 [bins, frames], contiguous).
 
     Args:
-        pad_frames: As in `AudioWork`; the padding shows in the embeddings of a short sound.
+        pad_frames: As in `AudioWork`; the padding affects the embeddings of a short sound.
     """
     return _key("audio", (*mel.shape, pad_frames), mel)
 
 
 def _key(kind: str, shape: tuple[int, ...], values: torch.Tensor) -> bytes:
-    digest = hashlib.sha256(repr((kind, shape)).encode())  # the fastest there is where the CPU has it built in
+    digest = hashlib.sha256(repr((kind, shape)).encode())  # the fastest hash on CPUs with instructions for it
     digest.update(values.numpy().data)
     return digest.digest()

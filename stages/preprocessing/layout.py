@@ -1,4 +1,4 @@
-"""Lays the rows of media out in the prompt: which row of which medium stands where."""
+"""Lays media rows out in the prompt: which row of which media item stands where."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ IntArray = numpy.ndarray
 
 
 class MediumRows(Struct, frozen=True):
-    """The rows that one medium takes in the prompt.
+    """The rows that one media item takes in the prompt.
 
     Attributes:
-        kind: What it is.
+        kind: The kind of media.
         grid: Visual rows by (time, height, width), after merging; None for a sound.
-        audio: Rows of its sound; 0 for a picture or a clip that is not listened to.
+        audio: Rows of its sound; 0 for a picture, or for a clip whose sound is not used.
         seconds_per_step: Time between two steps of a clip's grid.
     """
 
@@ -55,9 +55,9 @@ class PromptLayout(Struct, frozen=True):
 
     Attributes:
         ids: int64 [n].
-        visual_rows, audio_rows: For each medium int64 [rows], ascending indices into `ids`; empty if it has none.
-        gaps: Tokens before each medium's opening token since the closing token of the one before, and at last the
-            tokens after the last one.
+        visual_rows, audio_rows: int64 [rows] for each media item, ascending indices into `ids`; may be empty.
+        gaps: For each media item, the number of tokens between the previous item's closing token and its own opening
+            token; then the number of tokens after the last item.
     """
 
     ids: IntArray
@@ -69,12 +69,12 @@ class PromptLayout(Struct, frozen=True):
 def lay_out(
     skeleton: Sequence[int], media: Sequence[MediumRows], tokens: MediaTokens, ids_per_second: float
 ) -> PromptLayout:
-    """Give every placeholder of the tokenised conversation as many rows as its medium has.
+    """Give every placeholder of the tokenised conversation as many rows as its media item has.
 
     Args:
         skeleton: Token ids with one placeholder for each medium, between an opening and a closing token.
         media: The media in the order of their placeholders.
-        tokens: What marks them.
+        tokens: The ids that mark media.
         ids_per_second: Time scale on which a clip's frames and sound are merged.
     """
     flat = numpy.asarray(skeleton, dtype=numpy.int64)
@@ -109,14 +109,14 @@ def lay_out(
 
 
 def clip_times(medium: MediumRows, ids_per_second: float) -> numpy.ndarray:
-    """Time of every visual row of a clip: float64 [rows], in ids, in the reference's order of multiplication."""
+    """Time of every visual row of a clip: float64 [rows] in units of ids, multiplied in the reference's order."""
     assert medium.grid is not None
     time, height, width = medium.grid
     return numpy.repeat(numpy.arange(time), height * width) * medium.seconds_per_step * ids_per_second
 
 
 def merge_order(clip: numpy.ndarray, sound: numpy.ndarray) -> IntArray:
-    """How to sort a clip's rows followed by its sound's rows by time; at the same time the clip's come first.
+    """The order that sorts a clip's rows and then its sound's rows by time; at equal times the clip's rows come first.
 
     Args:
         clip, sound: Times, each ascending.

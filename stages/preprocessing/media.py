@@ -1,4 +1,4 @@
-"""Reads the media of one request: bytes to what the encoders take, and how many rows each gets in the prompt."""
+"""Reads the media of one request: turns bytes into encoder inputs, and counts the prompt rows of each item."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stages.preprocessing.features import CHUNK_FRAMES, Features
 from stages.preprocessing.layout import MediumRows
 from stages.preprocessing.token_limit import TokenLimit
 
-# Decoded frames of full size in memory at a time; even, see `Features.clip`.
+# Most decoded frames of full size in memory at a time; an even number, see `Features.clip`.
 FRAMES_AT_ONCE = 8
 
 
@@ -28,8 +28,8 @@ class ReadMedia(Struct, tag="read"):
 
     Attributes:
         pictures, clips: Each in prompt order.
-        sounds: In prompt order, with those of the clips that are listened to.
-        rows: What each medium takes in the prompt, all in prompt order.
+        sounds: In prompt order, including the sounds of clips whose sound is used.
+        rows: The prompt rows of each media item, all in prompt order.
     """
 
     pictures: list[VisionItem]
@@ -53,15 +53,15 @@ class MediaReader:
         text_tokens: int,
         begin: Callable[[int], None] = lambda index: None,
     ) -> ReadMedia:
-        """Read the media of a prompt, given in the order in which they stand there.
+        """Read the media of a prompt, given in prompt order.
 
         Args:
-            begin: Called with the index of each before it is read.
-            text_tokens: Tokens of the prompt beside the media. Nothing more is read once the limit is passed, and a
-                clip that would pass it is not even decoded.
+            begin: Called with the index of each media item before it is read.
+            text_tokens: Number of prompt tokens besides the media. Once the token limit is exceeded, nothing more is
+                read, and a clip that would exceed it is not even decoded.
 
         Raises:
-            OmniError: 400 with the `param` of the offending medium.
+            OmniError: 400 with the `param` of the media item at fault.
         """
         pictures: list[VisionItem] = []
         clips: list[VisionItem] = []
@@ -119,7 +119,7 @@ class MediaReader:
         return decode_audio(medium.data.buffer(), rate=self._features.rate, max_seconds=seconds, param=medium.param)
 
     def _clip(self, medium: Media, options: VideoOptions, tokens: int) -> tuple[VisionItem, numpy.ndarray | None]:
-        """A clip's frames, and its sound if it is to be heard: silence of its length where it has no sound track."""
+        """A clip's frames, and its sound if it is used: silence of the clip's length if there is no sound track."""
         data, param, limit = medium.data.buffer(), medium.param, self._options.max_video_seconds
         max_pixels = self._options.max_video_pixels
         clip = probe_clip(

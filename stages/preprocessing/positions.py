@@ -1,4 +1,4 @@
-"""Multimodal rotary positions (M-RoPE): for each prompt row its place in time, height and width."""
+"""Computes multimodal rotary positions (M-RoPE): each prompt row's place in time, height and width."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def mrope_positions(
 ) -> tuple[FloatArray | None, float]:
     """Positions of a prompt, and what to add to an index after it to get its position.
 
-    Text and sound move on all axes together. A picture stays in time and spreads over height and width; a clip also
-    moves in time, by `ids_per_second` for every second. Whatever follows starts one after the largest position of it.
+    Text and sound advance on all axes together. A picture has one position in time and spreads over height and width;
+    a clip also advances in time, by `ids_per_second` per second. What follows starts one after the item's largest
+    position.
 
-    All sums are float32 and in the order in which the reference makes them: positions may be fractional, and rounding
-    must fall alike.
+    All sums are float32 and in the reference's order: positions may be fractional, and must be rounded in the same way.
 
     Args:
         gaps: As in `layout.PromptLayout`.
@@ -31,10 +31,11 @@ def mrope_positions(
         ids_per_second: The model's time scale.
 
     Returns:
-        float32 [3, n] and the offset; (None, 0.0) where the positions are the indices, because nothing is seen.
+        float32 [3, n] and the offset; (None, 0.0) if the positions equal the indices, because nothing is visual.
 
     Raises:
-        OmniError: 500, they are beyond float32. What is computed from such would spoil the prefix cache for others.
+        OmniError: 500, positions overflow float32. Results computed from them would spoil the prefix cache for other
+            requests.
     """
     if not any(medium.grid for medium in media):
         return None, 0.0
@@ -53,16 +54,16 @@ def mrope_positions(
     runs.append(_line(gaps[-1], start))
     positions = numpy.concatenate(runs, axis=1)
     if not numpy.isfinite(positions).all():
-        raise internal("The positions of a clip's frames are beyond float32.")
-    # Generation goes on from the last row. That is not the largest position where wide frames were heard but briefly.
+        raise internal("The positions of a clip's frames are too large for float32.")
+    # Generation continues from the last row's position. It is not the largest one after wide frames with a short sound.
     return positions, float(positions[0, -1] + float32(1) - float32(positions.shape[1]))
 
 
 def _medium(medium: MediumRows, start: float32, ids_per_second: float) -> list[FloatArray]:
-    """Positions of one medium, in the runs the reference builds them of: what follows starts after the last run.
+    """Positions of one media item, in the runs that the reference builds: what follows starts after the last run.
 
-    Of a clip with sound, that is what remains of the longer of the two when the other has ended. Its largest position
-    may be below that of the frames before, and the text after it then repeats positions; so does the reference.
+    For a clip with sound, the last run is the remainder of the longer of the two after the other has ended. Its largest
+    position may be below that of earlier frames. The text after it then repeats positions, as in the reference.
     """
     sound = _line(medium.audio, start)
     if medium.grid is None:

@@ -1,7 +1,8 @@
-"""Reads media in a process of its own, so that a file that breaks a decoder ends its own request and nothing else.
+"""Reads media in a separate process, so that a file that crashes a decoder ends only its own request.
 
-The process is forked when the stage is built, before anything computes, and again after it was lost. It answers one
-question at a time over a socket pair: frames as `omni_pipeline.wire.messages` makes them, each after its length.
+The process is forked when the stage is built, before anything computes, and again after it has ended. It answers one
+question at a time over a socket pair. A message is sent as the frames that `omni_pipeline.wire.messages` makes, each
+after its length.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _STAGE, _READER = "preprocessing", "reader"
 _FRAMES, _SIZE = struct.Struct("=I"), struct.Struct("=Q")
-_MOST_BUFFERS = 512  # handed to the kernel at a time; it takes 1024
+_MOST_BUFFERS = 512  # frames given to the kernel at a time; its limit is 1024
 
 
 class ReadingJob(Struct):
@@ -41,13 +42,13 @@ class ReadingJob(Struct):
 
 
 class Reading(Struct, tag="reading"):
-    """The reader has come to the medium with this index."""
+    """The reader has begun with the media item at this index."""
 
     index: int
 
 
 class _ReadingProgress(Struct):
-    """How far the reader is: whether it has begun, and with which medium."""
+    """The reader's progress: whether it has begun, and which media item it is reading."""
 
     begun: bool = False
     index: int = 0
@@ -57,11 +58,11 @@ _EDGES: dict[tuple[str, str], Any] = {(_STAGE, _READER): ReadingJob, (_READER, _
 
 
 class ReadingProcess:
-    """A `MediaReader` behind a process border.
+    """A `MediaReader` in another process.
 
     Args:
-        reader: What reads there.
-        seconds: Time for the media of one request.
+        reader: Does the reading in that process.
+        seconds: Time limit for the media of one request.
     """
 
     def __init__(self, reader: MediaReader, seconds: float) -> None:
@@ -76,8 +77,8 @@ class ReadingProcess:
         """As `MediaReader.read`.
 
         Raises:
-            OmniError: what that raises; 400 ``invalid_image``, ``invalid_audio`` or ``invalid_video`` for a medium that
-                broke its decoder; 400 ``media_too_slow`` if it took too long.
+            OmniError: The error of `MediaReader.read`; 400 ``invalid_image``, ``invalid_audio`` or ``invalid_video``
+                for a media item that crashed its decoder; 400 ``media_too_slow`` if reading took too long.
         """
         if not media:
             return self._reader.read(media, video, text_tokens)
@@ -95,12 +96,12 @@ class ReadingProcess:
                     code="media_too_slow",
                 ) from error
             except (EOFError, ConnectionError) as error:
-                logger.warning("the process that reads media has ended (%s) and is started again", self.close())
+                logger.warning("the process that reads media has ended (%s) and is being restarted", self.close())
                 if progress.begun:
                     medium = media[progress.index]
-                    message = f"The {medium.kind} cannot be decoded: its decoder broke."
+                    message = f"The {medium.kind} cannot be decoded: its decoder crashed."
                     raise bad_request(message, param=medium.param, code=f"invalid_{medium.kind}") from error
-                # It was lost before it looked at any of them.
+                # It ended before it began with any media item.
 
     def _ask(self, question: ReadingJob, deadline: float, progress: _ReadingProgress) -> ReadMedia:
         if self._socket is None:
@@ -119,7 +120,7 @@ class ReadingProcess:
             progress.begun, progress.index = True, message.body.index
 
     def close(self) -> str:
-        """End the process; how it ended."""
+        """End the process. Returns how it ended."""
         if self._socket is None:
             return "it had ended"
         self._socket.close()
@@ -140,13 +141,13 @@ class ReadingProcess:
 
 
 def _be_reader(reader: MediaReader, questions: socket.socket, parent: int) -> NoReturn:
-    """The life of the process: answer until there are no more questions."""
+    """The process's main loop: answer until there are no more questions."""
     code = 1
     try:
         die_with_parent(parent, signal.SIGKILL)
         set_title("preprocessing: media")
         _leave_output_to_us()
-        torch.set_num_threads(1)  # the threads of the parent are not here
+        torch.set_num_threads(1)  # the parent's threads do not exist in this process
         codec = Codec(_EDGES)
         while True:
             question = codec.decode(_receive(questions)).body  # type: ignore[union-attr]
@@ -164,7 +165,7 @@ def _be_reader(reader: MediaReader, questions: socket.socket, parent: int) -> No
 
 
 def _leave_output_to_us() -> None:
-    """What C libraries print about the files of clients goes nowhere; what we log still goes to standard error."""
+    """Discard what C libraries print about clients' files; our own log lines still go to standard error."""
     ours = os.fdopen(os.dup(2), "w", buffering=1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -205,7 +206,7 @@ def _send_all(to: socket.socket, pieces: Sequence[Buffer]) -> None:
 
 
 def _receive(source: socket.socket) -> list[Buffer]:
-    """The next frames. Raises EOFError where there are no more."""
+    """The next message's frames. Raises EOFError at the end."""
     (count,) = _FRAMES.unpack(_exactly(source, _FRAMES.size))
     return [_exactly(source, _SIZE.unpack(_exactly(source, _SIZE.size))[0]) for _ in range(count)]
 

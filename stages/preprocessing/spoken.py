@@ -1,4 +1,4 @@
-"""What the talker sees of a prompt: the rows of the user's turns, and their positions."""
+"""Selects what the talker sees of a prompt: the rows of the user's turns, and their positions."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def spoken_prompt(
 ) -> SpokenPrompt:
     """The talker's share of a prompt whose answer is to be spoken.
 
-    The talker's positions are the thinker's for a prompt of those rows alone, but for clips that are heard. The
-    reference does not tell the talker that a clip's sound stands between its frames: it takes such a clip for text,
-    unless an image follows somewhere, while which it still looks for frames and finds the clip's.
+    The talker's positions equal the thinker's for a prompt of those rows alone, except for clips whose sound is used.
+    The reference does not tell the talker that a clip's sound stands between its frames. So the talker treats such a
+    clip as text, unless an image follows somewhere: then it still looks for frames, and finds the clip's.
     """
     ids = layout.ids
     starts = numpy.flatnonzero(ids == roles.turn_start)
@@ -47,7 +47,7 @@ def spoken_prompt(
     closed = 0
     for index, (medium, opening, closing) in enumerate(places):
         if medium.interleaved and index > last_image:
-            continue  # its rows count as text of the gap around it
+            continue  # its rows count as text in the gap around it
         gaps.append(opening - closed)
         kept.append(medium)
         closed = closing + 1
@@ -64,7 +64,7 @@ def spoken_prompt(
 def _placed(
     layout: PromptLayout, media: Sequence[MediumRows], user_rows: numpy.ndarray
 ) -> list[tuple[MediumRows, int, int]]:
-    """The media of the user's turns, each with the indices among `user_rows` of its first and last marker."""
+    """The media items of the user's turns, each with the indices among `user_rows` of its first and last marker."""
     placed: list[tuple[MediumRows, int, int]] = []
     for medium, seen, heard in zip(media, layout.visual_rows, layout.audio_rows, strict=True):
         rows = numpy.concatenate([seen, heard])

@@ -1,4 +1,4 @@
-"""The stage preprocessing: one request at a time, from text and undecoded media to what the model's parts take."""
+"""The stage preprocessing: turns text and undecoded media into the inputs of the model's parts, a request at a time."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from stages.preprocessing.reading import ReadingProcess
 from stages.preprocessing.spoken import Roles, spoken_prompt
 from stages.preprocessing.token_limit import TokenLimit
 
-# Time scale by which the reference's processor merges a clip's frames with its sound. The model has its own (see
-# `_position_ids_per_second`) for positions, and a checkpoint may set them apart.
+# Time scale with which the reference's processor merges a clip's frames with its sound. For positions the model has its
+# own time scale (see `_position_ids_per_second`), and the two may differ in a checkpoint.
 MERGE_IDS_PER_SECOND: float = DEFAULTS["videos_kwargs"]["position_id_per_seconds"]
 
 
@@ -123,7 +123,7 @@ class Preprocessing:
         if speech is None:
             return None
         if self._roles is None:
-            raise internal("Speech was asked of a pipeline without a talker.")
+            raise internal("Speech was requested from a pipeline without a talker.")
         return spoken_prompt(layout, media.rows, self._roles, speech)
 
 

@@ -1,4 +1,4 @@
-"""Refuses prompts that are longer than the model can take, as the OpenAI API does."""
+"""Refuses prompts that are too long for the model, as the OpenAI API does."""
 
 from __future__ import annotations
 

@@ -7,14 +7,14 @@ import soxr
 
 from omni_pipeline.errors import bad_request
 
-# Rates outside are damage or mischief: no format that is decoded here is used beyond them.
+# Rates outside these bounds mean a damaged or malicious file: no supported format is used with them.
 MIN_RATE, MAX_RATE = 1_000, 768_000
 
-# What a second may have on average: 96 kHz in eight channels. At the highest rate, in all the channels that a format
-# has, a small file of silence would otherwise keep the decoder busy for an hour.
+# Most samples per second on average: 96 kHz in eight channels. Without this bound, a small file of silence at the
+# highest rate, in as many channels as a format allows, would keep the decoder busy for an hour.
 SAMPLES_PER_SECOND = 768_000
 
-# Far above any scale sound comes in, far below where the mel energies overflow.
+# Largest sample value: far above any scale that files use, far below values whose mel energies overflow.
 MAX_AMPLITUDE = 1e4
 
 
@@ -28,7 +28,7 @@ class Waveform:
         param: The request field, for error messages.
 
     Raises:
-        OmniError: 400 ``invalid_audio`` for a rate that cannot be.
+        OmniError: 400 ``invalid_audio`` for an impossible rate.
     """
 
     def __init__(self, source_rate: int, rate: int, *, max_seconds: float, param: str) -> None:
@@ -47,7 +47,7 @@ class Waveform:
         """Append float32 [frames, channels]; channels are averaged.
 
         Raises:
-            OmniError: 400 ``audio_too_long``, or ``invalid_audio`` for samples that are no sound.
+            OmniError: 400 ``audio_too_long``, or ``invalid_audio`` for samples that are not sound.
         """
         if not len(block):
             return
@@ -57,7 +57,7 @@ class Waveform:
             raise self._too_long(f"is longer than {self._max_seconds:g} seconds")
         if self._samples_left < 0:
             raise self._too_long(f"has more samples than {self._max_seconds:g} seconds may have")
-        if not numpy.abs(block).max() <= MAX_AMPLITUDE:  # this way round it catches NaN too
+        if not numpy.abs(block).max() <= MAX_AMPLITUDE:  # written this way it catches NaN too
             raise self._invalid("it has samples that are infinite or not a number")
         mono = block.mean(axis=1, dtype=numpy.float32) if block.shape[1] > 1 else block[:, 0]
         self._append(mono if self._resampler is None else self._resampler.resample_chunk(mono))

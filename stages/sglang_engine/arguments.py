@@ -1,4 +1,4 @@
-"""Our options as SGLang server arguments."""
+"""Translates our options into SGLang server arguments."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from omni_pipeline import gpus
 from omni_pipeline.errors import StartupError, suggestion
 from stages.checkpoint.memory_needs import CPU_KV_TOKENS
 
-# What the loop in `engine` relies on. `engine` options must not change these.
+# The loop in the module `engine` relies on these values, so `engine` options must not change them.
 _OURS = {
-    "skip_tokenizer_init": True,  # text is made in the decode stage
+    "skip_tokenizer_init": True,  # the decode stage makes the text
     "disable_overlap_schedule": True,  # a step's result is known when the step ends
     "watchdog_timeout": 1e9,  # the supervisor watches; SGLang's own thread sleeps half of this
-    "disable_prefill_cuda_graph": True,  # one would go past the models' `fill`: media, deepstack, positions
+    "disable_prefill_cuda_graph": True,  # it would bypass the models' `fill`: media, deepstack, positions
 }
 
-# What has a setting of its own elsewhere, and where.
+# Arguments that have their own setting elsewhere, and where that is.
 _ELSEWHERE = {
     "model_path": "--model-path",
     "device": "the stage's device",
@@ -29,13 +29,13 @@ _ELSEWHERE = {
     "max_running_requests": "the stage's options.max_running_requests",
 }
 
-# Of the GPU, what SGLang may take beyond the plan, so that rounding does not make its KV cache smaller.
+# Share of the GPU that SGLang may use beyond the plan, so that rounding does not make its KV cache smaller.
 _SLACK = 0.02
 
-# Of what is free, the most that it may take.
+# Largest share of the free memory that SGLang may use.
 _MOST = 0.98
 
-# SGLang's attention for GPUs that takes float32.
+# SGLang's attention backends for GPUs that support float32.
 _FLOAT32_ATTENTION = ("triton", "torch_native")
 
 _CPU = {
@@ -61,11 +61,11 @@ def server_arguments(
     """SGLang's `ServerArgs` for one engine.
 
     Args:
-        overrides: Of the checkpoint's config (`engine_config.overrides`).
+        overrides: Changes to the checkpoint's config (`engine_config.overrides`).
 
     Raises:
-        StartupError: `engine` names an argument that SGLang does not have, or one that is not the operator's to set; or
-            it cannot be had with the data type.
+        StartupError: `engine` names an argument that SGLang does not have or that an operator must not set, or its
+            value does not work with the data type.
     """
     from sglang.srt.server_args import ServerArgs, record_fields
 
@@ -74,7 +74,7 @@ def server_arguments(
         if name in _OURS:
             raise StartupError(f"engine option {name!r} is set by omni-pipeline and cannot be changed")
         if name in _ELSEWHERE:
-            raise StartupError(f"engine option {name!r} has a setting of its own: {_ELSEWHERE[name]}")
+            raise StartupError(f"engine option {name!r} has its own setting: {_ELSEWHERE[name]}")
         if name not in known:
             raise StartupError(f"engine option {name!r} is not an SGLang server argument; {suggestion(name, known)}")
     config = {} if device == "cpu" else json.loads((Path(model_path) / "config.json").read_text())
@@ -102,44 +102,44 @@ def server_arguments(
 def moe_backend(quantization: dict[str, Any], capability: tuple[int, int]) -> str | None:
     """SGLang's ``moe_runner_backend`` for a checkpoint's ``quantization_config``; None leaves it to SGLang.
 
-    Experts with FP8 weights in blocks go to CUTLASS where it has them: on Hopper and Blackwell.
+    Experts with FP8 weights in blocks use CUTLASS on the GPUs that its kernels support: Hopper and Blackwell.
 
     Args:
-        capability: Of the GPU.
+        capability: The GPU's compute capability.
     """
     blocks = quantization.get("quant_method") == "fp8" and quantization.get("weight_block_size") is not None
     return "cutlass" if blocks and capability[0] in (9, 10, 12) else None
 
 
 def _stored_dtype(config: dict[str, Any]) -> str:
-    """The checkpoint's own type. SGLang's ``auto`` would make float16 of float32."""
+    """The checkpoint's own type. SGLang's ``auto`` would turn float32 into float16."""
     return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
 
 
 def _for_float32(overrides: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
-    """What has no kernel of half the width at its bottom; `float32_forms` does the rest."""
+    """Arguments that avoid kernels without float32; `float32_forms` replaces the remaining ones."""
     quantization = overrides.get("quantization_config")
     if quantization:
         raise StartupError(
-            f"options.dtype: float32 on a GPU cannot be had with this checkpoint, whose weights are quantised "
-            f"({quantization.get('quant_method')}): those are multiplied in bfloat16. Leave dtype out."
+            f"options.dtype: float32 on a GPU does not work with this checkpoint, because its weights are quantised "
+            f"({quantization.get('quant_method')}) and are multiplied in bfloat16. Leave dtype out."
         )
     for name in ("attention_backend", "prefill_attention_backend", "decode_attention_backend"):
         if engine.get(name) not in (None, *_FLOAT32_ATTENTION):
             raise StartupError(
-                f"engine option {name!r}: {engine[name]} does not take float32, which options.dtype asks for. Use "
+                f"engine option {name!r}: {engine[name]} does not support float32, which options.dtype asks for. Use "
                 f"{' or '.join(_FLOAT32_ATTENTION)}, or the dtype bfloat16."
             )
     if engine.get("moe_runner_backend") not in (None, "auto", "triton"):
         raise StartupError(
-            f"engine option 'moe_runner_backend': {engine['moe_runner_backend']} does not take float32, which "
+            f"engine option 'moe_runner_backend': {engine['moe_runner_backend']} does not support float32, which "
             "options.dtype asks for. Leave it out, or use the dtype bfloat16."
         )
     return {"attention_backend": _FLOAT32_ATTENTION[0]}
 
 
 def _for_fp8(overrides: dict[str, Any]) -> dict[str, Any]:
-    # Not asked of torch, which would begin a CUDA context on the first GPU in every rank.
+    # Torch is not asked, because it would create a CUDA context on the first GPU in every rank.
     backend = moe_backend(overrides.get("quantization_config") or {}, gpus.capability(gpus.detect()[0]))
     return {} if backend is None else {"moe_runner_backend": backend}
 
@@ -147,23 +147,23 @@ def _for_fp8(overrides: dict[str, Any]) -> dict[str, Any]:
 def static_fraction(static: int, free: int, total: int, *, bounded: bool) -> float:
     """SGLang's ``mem_fraction_static`` for `static` bytes of weights and KV cache on a GPU.
 
-    SGLang makes its KV cache as large as what is free once the weights are there, less (1 - fraction) of what was free
-    before. So the fraction is of the memory that is *free when the engine starts*, not of the whole GPU: beside others,
-    who have taken theirs by then, it has to be larger for the same bytes.
+    SGLang's KV cache gets the memory that is free after the weights are loaded, less (1 - fraction) of the memory that
+    was free before. So the fraction is of the memory that is *free when the engine starts*, not of the whole GPU. If
+    other processes already use the GPU, the same number of bytes needs a larger fraction.
 
-    Where the number of tokens bounds the cache, SGLang's reckoning can only do harm: it charges the cache with whatever
-    else is taken meanwhile, by others or for CUDA graphs. Then nearly everything that is free is offered to it.
+    If the number of tokens bounds the cache, SGLang's calculation can only do harm: it subtracts from the cache all
+    memory that is taken meanwhile, by other processes or for CUDA graphs. So it is then offered nearly all free memory.
 
     Args:
         free, total: Bytes of the GPU, now.
         bounded: Whether the cache has a planned number of tokens.
 
     Raises:
-        StartupError: more is free nowhere.
+        StartupError: The GPU has less free memory than planned.
     """
     if static > free:
         raise StartupError(
             f"{static / 2**30:.1f} GiB are planned for weights and KV cache, but {free / 2**30:.1f} of the GPU's "
-            f"{total / 2**30:.1f} GiB are free: something else uses it, or the budgets are too large"
+            f"{total / 2**30:.1f} GiB are free: something else uses the GPU, or the budgets are too large"
         )
     return _MOST if bounded else min(_MOST, (static + _SLACK * total) / free)

@@ -1,4 +1,4 @@
-"""A directory that looks like a checkpoint of the talker alone, for SGLang, which knows one model to a checkpoint."""
+"""Makes a directory that looks like a checkpoint of the talker alone, since SGLang expects one model per checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def talker_view(model_path: str, directory: str) -> str:
     """Make the view under `directory`: the talker's config, and links to the files that hold its weights.
 
     Returns:
-        Its path. Nothing is copied, so that it costs nothing; whoever owns `directory` removes it.
+        Its path. Nothing is copied, so it costs nothing; the owner of `directory` removes it.
     """
     source = Path(model_path).resolve()
     view = Path(directory) / "talker"
@@ -31,7 +31,7 @@ def talker_view(model_path: str, directory: str) -> str:
 
 
 def _config(whole: dict) -> dict:
-    """The talker's text config as that of a Qwen3-MoE, with what else its model definition reads."""
+    """The talker's text config as a Qwen3-MoE config, with the other values that its model definition reads."""
     talker = whole["talker_config"]
     return {
         **talker["text_config"],

@@ -1,4 +1,4 @@
-"""Tells what does not fit between a checkpoint and a model: SGLang leaves what is missing as it came from memory."""
+"""Finds tensors that a checkpoint lacks for a model: SGLang would leave their parameters uninitialised."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from stages.checkpoint.quantization import is_quantised
 
-# SGLang's parameters that hold several of the checkpoint's tensors side by side.
+# SGLang's parameters that each hold several of the checkpoint's tensors side by side.
 _STACKED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
@@ -16,30 +16,30 @@ _STACKED_EXPERTS = {
     "w2_": ("down_proj",),
 }
 
-# Last parts of names that the checkpoint must have where the model has them. SGLang makes the others by itself where it
-# quantises plain weights, or computes them; `quantised_parts.misplaced` looks for those that a form needs.
+# Parameters whose names end like this must be in the checkpoint. SGLang computes the others, or makes them when it
+# quantises plain weights; `quantised_parts.misplaced` checks those that a quantised form needs.
 _NEEDED = ("weight", "qweight", "qzeros", "scales", "weight_packed", "weight_zero_point")
 
-# Of quantised weights, those that a model need not have a place for.
+# Tensors of quantised weights for which a model may lack a parameter.
 _SPARE = ("g_idx", "weight_shape")
 
 
 def missing_tensors(parameters: Iterable[str], loaded: Collection[str], experts: int) -> list[str]:
-    """The tensors that were not there, in the order of the model.
+    """The tensors that the checkpoint lacks, in the order of the model.
 
     Args:
         parameters: Names of the SGLang model's parameters.
-        loaded: Names of the tensors that the checkpoint gave.
-        experts: Number of routed experts of a layer.
+        loaded: Names of the tensors that came from the checkpoint.
+        experts: Number of routed experts in a layer.
     """
     wanted = (tensor for name in parameters for tensor in _tensors(name, experts))
     return [tensor for tensor in wanted if tensor.rpartition(".")[2] in _NEEDED and tensor not in loaded]
 
 
 def stray_tensors(parameters: Iterable[str], loaded: Iterable[str], experts: int) -> list[str]:
-    """The tensors of quantised weights that no parameter is there for: they would be left out, or taken for plain ones.
+    """The tensors of quantised weights that have no parameter: they would be ignored, or loaded as plain weights.
 
-    Indices of groups and shapes do not count, which SGLang does not always need.
+    Group indices and shapes do not count, because SGLang does not always need them.
 
     Args: as for `missing_tensors`.
     """
@@ -48,7 +48,7 @@ def stray_tensors(parameters: Iterable[str], loaded: Iterable[str], experts: int
 
 
 def _tensors(parameter: str, experts: int) -> Iterator[str]:
-    """The checkpoint's names of what `parameter` holds."""
+    """The checkpoint's names of the tensors that `parameter` holds."""
     module, _, kind = parameter.rpartition(".")
     for prefix, parts in _STACKED_EXPERTS.items():
         if kind.startswith(prefix) and module.endswith(".experts"):

@@ -1,6 +1,6 @@
-"""SGLang's decode graphs on a CPU: its own static buffers, padding, capture and replay, over stand-ins for CUDA graphs.
+"""Runs SGLang's decode graphs on a CPU: its own buffers, padding, capture and replay, with stand-ins for CUDA graphs.
 
-Only what asks CUDA itself is replaced. Used while `cuda_habits` are on.
+Only the parts that call CUDA are replaced. Used while `cuda_habits` are on.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from sglang.srt.runtime_context import get_exec, get_parallel
 from stages import cuda_habits
 from stages.cpu_graphs import GraphPool
 
-# As SGLang's own backend.
+# the same number as in SGLang's own backend
 _WARM_UPS = 2
 
 
 class CpuGraphBackend(BaseCudaGraphBackend):
-    """Records and replays what SGLang's runner gives it, one graph for each batch size.
+    """Records and replays the work that SGLang's runner gives it, one graph for each batch size.
 
     Args:
-        runner: SGLang's.
-        options: Of graphs on a GPU.
+        runner: SGLang's runner.
+        options: Options for graphs on a GPU, which are ignored.
     """
 
     def __init__(self, runner: Any, **options: Any) -> None:
@@ -70,18 +70,18 @@ class CpuGraphBackend(BaseCudaGraphBackend):
 
 
 class CpuGraphRunner(DecodeCudaGraphRunner):
-    """SGLang's runner without the events of a stream, which a CPU does not have."""
+    """SGLang's runner without stream events, which a CPU does not have."""
 
     def _record_in_graph_metadata_prep_done(self) -> None:
-        """Nobody waits for it."""
+        """Do nothing: no code waits for the event."""
 
 
 def install() -> None:
-    """Let engines with the habits on capture decode steps on a CPU, at the moment at which they would on a GPU."""
+    """Let engines with the habits on capture decode steps on a CPU, at the same point as on a GPU."""
     original = cuda_graph_setup.capture_decode_graph
 
     def capture_decode_graph(*, model_runner: Any) -> Any:
-        single = get_parallel().tp_size == 1  # what ranks exchange is not recorded
+        single = get_parallel().tp_size == 1  # communication between ranks is not recorded
         return _capture(model_runner) if single and cuda_habits.enabled() else original(model_runner=model_runner)
 
     cuda_graph_setup.capture_decode_graph = capture_decode_graph
@@ -90,7 +90,7 @@ def install() -> None:
 
 def _capture(model_runner: Any) -> Any:
     graph = get_exec().graph
-    # SGLang turns graphs off for torch-native attention, and has other sizes for what it calls a CPU graph.
+    # SGLang turns graphs off for torch-native attention, and uses other sizes for what it calls a CPU graph.
     sizes = generate_decode_cuda_graph_batch_sizes(model_runner.server_args, model_runner.max_running_requests)
     config = with_phase(graph.cuda_graph_config, Phase.DECODE, backend=Backend.FULL, bs=sizes, max_bs=sizes[-1])
     with graph.override(cuda_graph_config=config):

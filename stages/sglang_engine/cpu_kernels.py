@@ -1,7 +1,8 @@
-"""Faster torch forms of three operations that dominate a decode step on a CPU, put in SGLang's places for them.
+"""Faster torch forms of three operations that dominate a decode step on a CPU, installed in place of SGLang's.
 
-SGLang's torch-native paths are written to be right everywhere: attention loops over requests, experts over experts,
-and a norm is eight operations. On a small model that is Python time. These do the same sums in a few calls each.
+SGLang's torch-native paths are written to be right everywhere: attention loops over requests, the expert layer over
+experts, and a norm is eight operations. On a small model most of that is Python's time. The forms here compute the same
+in a few calls each.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-# Decode attention is padded to the longest sequence while that at most doubles the work, or makes up little of it.
+# Decode attention is padded to the longest sequence if that at most doubles the work, or if the padding is small.
 MOST_PADDING = 2.0
 FREE_PLACES = 4096
 
@@ -32,8 +33,8 @@ class PaddedDecodeAttention(TorchNativeAttnBackend):
     """Torch-native attention that decodes all requests of a batch in one call.
 
     Attributes:
-        places: int64 [requests, longest], KV-cache places of their tokens; None where the padding would not pay.
-        mask: [requests, 1, 1, longest], 0 for those that are tokens and -inf for padding.
+        places: int64 [requests, longest], KV-cache places of their tokens; None if padding would not pay.
+        mask: [requests, 1, 1, longest], 0 for tokens and -inf for padding.
     """
 
     places: torch.Tensor | None = None
@@ -71,7 +72,7 @@ class PaddedDecodeAttention(TorchNativeAttnBackend):
         for buffer, new in zip(cache, (k, v), strict=True):
             buffer.index_copy_(0, forward_batch.out_cache_loc, new.view(-1, kv_heads, width))
         keys, values = (buffer[self.places].transpose(1, 2) for buffer in cache)
-        # Query heads that share a key head stand in the place of query tokens, so that keys need not be repeated.
+        # Query heads that share a key head are treated as query tokens, so that keys need not be repeated.
         grouped = q.view(-1, kv_heads, layer.tp_q_head_num // kv_heads, width)
         result = functional.scaled_dot_product_attention(
             grouped, keys, values, attn_mask=self.mask, scale=layer.scaling
@@ -86,7 +87,7 @@ def rms_norm(
     post_residual_addition: torch.Tensor | None = None,
     quant_linear: Any = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """RMSNorm of x, or of x + residual with that sum; as `RMSNorm.forward_native`, fused where nothing is cast."""
+    """RMSNorm of x, or of x + residual and that sum too; as `RMSNorm.forward_native`, fused if nothing is cast."""
     if x.dtype != torch.float32 or norm.weight.dtype != torch.float32 or norm.variance_size_override is not None:
         return norm.forward_native(x, residual, post_residual_addition, quant_linear)
     if residual is None:
@@ -104,7 +105,7 @@ def grouped_experts(
 
     Args:
         x: [rows, hidden].
-        weights, experts: [rows, experts of a row].
+        weights, experts: [rows, experts per row].
         w13, w2: [experts, 2 · width, hidden] and [experts, hidden, width].
     """
     flat = experts.reshape(-1).long()
@@ -123,7 +124,7 @@ def routed_experts(
     dispatch_output: Any,
     compute: Callable[..., torch.Tensor] = grouped_experts,
 ) -> StandardCombineInput:
-    """A layer's routed experts by `compute`, or by SGLang where they are not of the kind that it is for."""
+    """A layer's routed experts, computed by `compute`, or by SGLang if `compute` does not support their kind."""
     config = method.moe_runner_config
     if config.activation != "silu" or config.apply_router_weight_on_input or hasattr(layer, "w13_weight_bias"):
         return method.forward_cpu(layer, dispatch_output)
@@ -133,10 +134,10 @@ def routed_experts(
 
 
 def install(dispatch_key: str, attention: Callable[[ModelRunner], TorchNativeAttnBackend]) -> None:
-    """Put them in place for a platform with this `get_dispatch_key_name`.
+    """Install these forms for a platform with this `get_dispatch_key_name`.
 
     Args:
-        attention: Makes the attention backend of an engine that starts.
+        attention: Makes the attention backend of a starting engine.
     """
     BaseFusedOp.register_oot_forward(RMSNorm, rms_norm, dispatch_key)
     BaseFusedOp.register_oot_forward(UnquantizedFusedMoEMethod, routed_experts, dispatch_key)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def activate() -> str | None:
-    """Dotted path of the platform class, or None where CUDA is there and SGLang's own platform is right."""
+    """Dotted path of the platform class, or None if there is CUDA, for which SGLang has its own platform."""
     import torch
 
     return None if torch.cuda.is_available() else f"{__name__}:TorchNativeCpu"
@@ -56,7 +56,7 @@ class TorchNativeCpu(CpuDeviceMixin, SRTPlatform):
 
 
 def _attention_of(runner: ModelRunner) -> TorchNativeAttnBackend:
-    """The attention of an engine that starts."""
+    """The attention backend of a starting engine."""
     from stages import cuda_habits
     from stages.sglang_engine.cpu_kernels import PaddedDecodeAttention
     from stages.sglang_engine.cuda_like_kernels import StaticDecodeAttention

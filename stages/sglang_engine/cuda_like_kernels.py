@@ -1,6 +1,6 @@
-"""Our CPU kernels with the habits of CUDA's: they write into their inputs, and leave garbage in rows that only pad.
+"""Our CPU kernels with the habits of CUDA kernels: they write into their inputs, and leave garbage in padding rows.
 
-They are put into a model that is loaded while `cuda_habits` are on.
+They are installed in a model that is loaded while `cuda_habits` are on.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch.nn import functional
 
 from stages.sglang_engine.cpu_kernels import grouped_experts, rms_norm, routed_experts
 
-# The slot of the KV pool that SGLang gives to rows that pad a batch.
+# The slot of the KV pool that SGLang gives to a batch's padding rows.
 PADDING_SLOT = 0
 
 
 def put_into(model: torch.nn.Module) -> None:
-    """Give the norms and routed experts of a model these kernels instead of those of `cpu_kernels`."""
+    """Give a model's norms and routed experts these kernels instead of those of `cpu_kernels`."""
     for module in model.modules():
         if isinstance(module, RMSNorm):
             module._forward_method = functools.partial(rms_norm_in_place, module)
@@ -41,7 +41,7 @@ def rms_norm_in_place(
     post_residual_addition: torch.Tensor | None = None,
     quant_linear: Any = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """As `cpu_kernels.rms_norm`; with a residual the results are put into `x` and `residual`, as CUDA's kernel does."""
+    """As `cpu_kernels.rms_norm`; with a residual, it writes the results to `x` and `residual`, like the CUDA kernel."""
     if residual is None:
         return rms_norm(norm, x)
     if post_residual_addition is not None:
@@ -53,7 +53,7 @@ def rms_norm_in_place(
 def routed_experts_in_place(
     method: UnquantizedFusedMoEMethod, layer: Any, dispatch_output: Any
 ) -> StandardCombineInput:
-    """As `cpu_kernels.routed_experts`, with the result in the experts' input, as the Triton kernel leaves it."""
+    """As `cpu_kernels.routed_experts`, but writes the result to the experts' input, as the Triton kernel does."""
     combined = routed_experts(method, layer, dispatch_output, experts_as_one)
     if not method.moe_runner_config.inplace:
         return combined
@@ -64,24 +64,24 @@ def routed_experts_in_place(
 def experts_as_one(
     x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
 ) -> torch.Tensor:
-    """`cpu_kernels.grouped_experts` as one operation, as a graph on a GPU holds a kernel: it counts rows by expert."""
+    """`cpu_kernels.grouped_experts` as one operation, like a kernel in a GPU's graph; it counts rows by expert."""
     return grouped_experts(x, weights, experts, w13, w2)
 
 
 class StaticDecodeAttention(TorchNativeAttnBackend):
-    """Decode attention that reads lengths and places where SGLang's static buffers hold them, as a GPU's kernel does.
+    """Decode attention that reads lengths and places from SGLang's static buffers, as a GPU's kernel does.
 
-    So it can be part of a graph, and what it computes for a row that pads is garbage.
+    So it can be part of a graph, and its results for padding rows are garbage.
     """
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
-        """It keeps nothing between steps."""
+        """Do nothing: it keeps nothing between steps."""
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         return 1
 
     def shared_read_ends(self, fm: ForwardMode) -> SharedReadEnds:
-        return SharedReadEnds.UNKNOWN  # nobody waits for an event: steps on a CPU do not overlap
+        return SharedReadEnds.UNKNOWN  # nothing waits for an event, since steps on a CPU do not overlap
 
     def forward_decode(
         self,
@@ -121,24 +121,24 @@ def decode_attention(
     targets: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """Store one token of each request and attend to all of its tokens; one operation, so that a graph holds it whole.
+    """Store one token of each request and attend to all its tokens, as one operation, so that a graph can hold it.
 
     Args:
         q: [requests, query heads, head_dim].
-        new_keys, new_values: [requests, KV heads, head_dim], to go to the places `targets` of the cache.
+        new_keys, new_values: [requests, KV heads, head_dim], stored at the places `targets` of the cache.
         keys, values: The cache, [places, KV heads, head_dim].
         table: int32 [slots, tokens], places of each slot's tokens.
         slots, lengths: int64 [requests].
 
     Returns:
-        As `q`; NaN for rows that pad.
+        As `q`; NaN for padding rows.
     """
     keys.index_copy_(0, targets, new_keys)
     values.index_copy_(0, targets, new_values)
     batch, heads, width = q.shape
     places = table[slots, : int(lengths.max())].long()
     padding = torch.arange(places.shape[1]) >= lengths[:, None]
-    places[padding] = targets[:1]  # any place of the batch itself; what the padding slot holds is garbage
+    places[padding] = targets[:1]  # any place that the batch itself uses, since the padding slot holds garbage
     grouped = q.view(batch, keys.shape[1], heads // keys.shape[1], width)
     mask = torch.zeros(padding.shape, dtype=q.dtype).masked_fill_(padding, -torch.inf)[:, None, None]
     result = functional.scaled_dot_product_attention(

@@ -1,8 +1,8 @@
-"""Decoding on a CPU without Python: SGLang's modules are run once under TorchScript's tracer, and then repeated.
+"""Decodes on a CPU without Python: TorchScript's tracer records one run of SGLang's modules, which is then repeated.
 
-A pass over a few rows is some hundreds of small operations, and the Python around them, SGLang's and torch's, takes
-longer than they do. On a GPU SGLang captures CUDA graphs; this is their counterpart. One recording serves batches of
-all sizes and lengths, since none of the operations depends on either.
+A pass over a few rows consists of hundreds of small operations. The Python code around them, in SGLang and in torch,
+takes longer than they do. On a GPU SGLang captures CUDA graphs; this is their counterpart on a CPU. One recording
+serves batches of all sizes and lengths, since no operation depends on either.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-# What decoding reads of SGLang's batch, of our attention backend, and of the KV cache.
+# The attributes that decoding reads of SGLang's batch, of our attention backend, and of the KV cache.
 _OF_BATCH = ("positions", "req_pool_indices", "out_cache_loc")
 _OF_ATTENTION = ("places", "mask")
 _OF_CACHE = ("k_buffer", "v_buffer")
 
 
 class DecodeTrace:
-    """Repeats a model's `decode`, which is recorded with the first batch.
+    """Repeats a model's `decode`, which it records with the first batch.
 
-    Whatever changes from batch to batch is an input of the recording. So are the tables and the KV cache that are
-    written to: TorchScript takes equal constants for one.
+    Everything that changes from batch to batch is an input of the recording. So are the tables and the KV cache that
+    decoding writes to, because TorchScript merges equal constants.
 
     Args:
         model: An `OmniDecoder` on the CPU, the only rank.
-        attention: Its attention backend; batches that it does not pad are not repeated but computed.
+        attention: Its attention backend; batches that it does not pad are computed without the recording.
         cache: Its KV cache.
     """
 
@@ -51,7 +51,7 @@ class DecodeTrace:
         inputs += [getattr(self._model, name) for name in self._model.tables]
         for name in _OF_CACHE:
             inputs += getattr(self._cache, name)
-        # It would profile the first runs and compile again for what it saw, which gains nothing here.
+        # TorchScript would profile the first runs and compile again for them, which gains nothing here.
         with torch.jit.optimized_execution(False):
             if self._traced is None:
                 self._traced = self._record(inputs, batch)
@@ -73,16 +73,16 @@ class DecodeTrace:
                     undo.enter_context(_attribute(self._cache, name, layers))
                 return self._model.decode(input_ids, batch).next_token_logits
 
-        self._model.requires_grad_(False)  # only such weights can be constants
+        self._model.requires_grad_(False)  # only weights without gradients can be constants
         with warnings.catch_warnings():
-            # Of TorchScript's deprecation, and of questions whether a batch is empty, which it never is.
+            # Warnings about TorchScript's deprecation, and about checks whether a batch is empty, which it never is.
             warnings.simplefilter("ignore")
             return torch.jit.trace(run, tuple(inputs), check_trace=False)
 
 
 @contextlib.contextmanager
 def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Let an attribute be something else meanwhile."""
+    """Temporarily set an attribute to another value."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:

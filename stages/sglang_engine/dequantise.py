@@ -1,7 +1,7 @@
-"""Turns the tensors of quantised weights into the numbers that they stand for, while a checkpoint is being read.
+"""Turns quantised weights into plain float32 weights while a checkpoint is being read.
 
-SGLang has products of quantised weights for GPUs, and for CPUs by kernels that no registry has. So on a CPU the model
-is built for plain weights, and gets these. A GPU computes with the same numbers, but may round what they multiply.
+SGLang can multiply quantised weights on GPUs, and on CPUs only with kernels that no registry has. So on a CPU the model
+is built for plain weights, and gets these. A GPU computes with the same weights, but may round the activations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from stages.checkpoint.quantization import FLOATS, Form, Quantization, is_quanti
 
 Tensors = Mapping[str, torch.Tensor]
 
-# AutoAWQ puts eight neighbours into an integer in this order, from the lowest four bits on.
+# AutoAWQ packs eight neighbours into an integer in this order, from the lowest four bits up.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
@@ -28,7 +28,7 @@ def plain_weights(
     """The tensors of a checkpoint with every quantised weight in float32.
 
     Raises:
-        StartupError: A weight lacks a tensor that it cannot be told without.
+        StartupError: A weight lacks a tensor that is needed to compute it.
     """
     wanted = needed(quantization)
     waiting: defaultdict[str, dict[str, torch.Tensor]] = defaultdict(dict)
@@ -43,12 +43,12 @@ def plain_weights(
                 yield f"{module}.weight", expand(waiting.pop(module), quantization)
     for module, tensors in waiting.items():
         missing = min(wanted - tensors.keys())
-        raise StartupError(f"the checkpoint lacks {module}.{missing}, without which its weight ({quantization.title}) "
-                           "cannot be told; download it again")  # fmt: skip
+        raise StartupError(f"the checkpoint lacks {module}.{missing}, which is needed to compute the weight "
+                           f"({quantization.title}); download the checkpoint again")  # fmt: skip
 
 
 def expand(tensors: Tensors, quantization: Quantization) -> torch.Tensor:
-    """A weight, float32 [outputs, inputs], of which there are all tensors that `quantised_tensors.needed` names."""
+    """A weight, float32 [outputs, inputs], from all the tensors that `quantised_tensors.needed` names."""
     scales = tensors[scale_name(quantization)].float()
     if quantization.form in FLOATS:
         weight = tensors[BODIES[quantization.form]].float()
@@ -59,7 +59,7 @@ def expand(tensors: Tensors, quantization: Quantization) -> torch.Tensor:
 
 
 def _spread(scales: torch.Tensor, quantization: Quantization, shape: torch.Size) -> torch.Tensor:
-    """Scales of blocks, the last of which may reach beyond the edge, for each number; others as they are."""
+    """Scales expanded from blocks to single numbers (the last block may reach beyond the edge); others as they are."""
     outputs, inputs = quantization.block
     if not outputs:
         return scales
@@ -78,7 +78,7 @@ def _packed(tensors: Tensors, scales: torch.Tensor, quantization: Quantization) 
 
 
 def _by_inputs(tensors: Tensors, scales: torch.Tensor, quantization: Quantization) -> torch.Tensor:
-    """[inputs, outputs], as AutoAWQ and AutoGPTQ write a weight."""
+    """A weight [inputs, outputs], the order in which AutoAWQ and AutoGPTQ write it."""
     awq = quantization.form is Form.AWQ
     bits = quantization.bits
     order = _AWQ_ORDER if awq else None
@@ -91,15 +91,15 @@ def _by_inputs(tensors: Tensors, scales: torch.Tensor, quantization: Quantizatio
 
 
 def _group_index(stored: torch.Tensor | None, inputs: int, groups: int) -> torch.Tensor:
-    """int64 [inputs], the group of each."""
+    """The group of each input, int64 [inputs]."""
     return stored.long() if stored is not None else torch.arange(inputs) // (inputs // groups)
 
 
 def _unpack(packed: torch.Tensor, bits: int, order: tuple[int, ...] | None = None) -> torch.Tensor:
-    """int32 [rows, words] as the unsigned numbers in them, [rows, words · 32 / bits].
+    """The unsigned numbers packed in int32 [rows, words], as [rows, words · 32 / bits].
 
     Args:
-        order: Places among neighbours that the numbers of a word go to, from the lowest bits on; None for ascending.
+        order: For the numbers of a word, from the lowest bits up, their places among neighbours; None for ascending.
     """
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     numbers = (packed[..., None] >> shifts) & (2**bits - 1)

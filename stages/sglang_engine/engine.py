@@ -1,4 +1,4 @@
-"""A language model that runs: add requests, step, collect tokens. The only door from the stages to SGLang."""
+"""Runs a language model: add requests, step, collect tokens. The stages use SGLang only through this module."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Generation(Struct):
     In a `FedEngine`, `rows.media_embeds` must cover the whole prompt, and `cache_ids` are only counted.
 
     Attributes:
-        request_id: Unique among the live ones.
-        cache_ids: int64 [n], what keys the prefix cache: token ids, and beyond the vocabulary at media rows.
+        request_id: Unique among the live requests.
+        cache_ids: int64 [n], the keys of the prefix cache: token ids, and numbers beyond the vocabulary at media rows.
         rows: Everything else about the prompt.
         sampling: How to pick tokens; `max_tokens` must be set.
         logprobs: Number of alternatives to report with each token, or None for no log-probabilities.
         penalize_prompt: Whether the repetition penalty counts the prompt's ids too.
         suppressed: bool [vocabulary], ids never to be picked, or None.
-        tapped_rows: int64 [k], prompt indices whose tapped states `Prefilled` is to bring, or None.
+        tapped_rows: int64 [k], prompt indices whose tapped states come with `Prefilled`, or None.
     """
 
     request_id: str
@@ -51,7 +51,7 @@ class Generation(Struct):
 
 
 class Prefilled(Struct):
-    """A request's prompt has been computed, `cached_tokens` of it by an earlier one; its first token follows.
+    """A request's prompt has been computed, `cached_tokens` of it for an earlier request; its first token follows.
 
     `tapped` are the states [k, hidden] that the request asked for.
     """
@@ -115,7 +115,7 @@ class Engine:
 
     Args:
         model_path: Checkpoint directory.
-        architecture: Name of a class in `models`.
+        architecture: Name of a model class in the package `models`.
         device: ``cpu`` or ``cuda``.
         dtype: Data type by name; None is float32 on a CPU and the checkpoint's own on a GPU.
         eos_ids: Tokens that end a sequence.
@@ -123,8 +123,9 @@ class Engine:
         max_running_requests: Most sequences in one batch.
         options: Further SGLang server arguments.
         tap_layer: Decoder layer whose input states can be asked for (`Generation.tapped_rows`), or None.
-        ranks: Who else runs a part of the model. They must all be made at once, and be told the same in the same order.
-        static_bytes: Of each GPU for weights and KV cache; None lets SGLang decide.
+        ranks: The processes that run the model's parts. All must make their engines at the same time, and make the same
+            calls in the same order.
+        static_bytes: Bytes of each GPU for weights and KV cache; None lets SGLang decide.
 
     Attributes:
         batch: Ids of the requests that the latest step computed something for.
@@ -151,7 +152,7 @@ class Engine:
         environment.prepare()
         if device == "cpu" and ranks.size > 1:
             environment.bind_cpus(ranks.size)
-            torch.compiler.set_stance("force_eager")  # SGLang would compile the look-up of a divided vocabulary
+            torch.compiler.set_stance("force_eager")  # else SGLang compiles the look-up of a divided vocabulary
         from sglang.srt.runtime_context import get_parallel
         from sglang.srt.server_args import PortArgs
 
@@ -190,7 +191,7 @@ class Engine:
         self._events: list[Event] = []
         self._counts = Counter[str]()
         self.batch: list[str] = []
-        # What it would write to stderr are loading bars; progress is the supervisor's to show.
+        # SGLang would draw loading bars on stderr, but the supervisor shows the progress.
         with self._configured(), quiet_single_rank_groups(), contextlib.redirect_stderr(io.StringIO()):
             self._scheduler = InProcessScheduler(server_args, ports)
             runner = self._scheduler.tp_worker.model_runner
@@ -207,25 +208,25 @@ class Engine:
         self._pool = runner.req_to_token_pool.req_to_token
         self._model.reserve(len(self._pool))
         if tap_layer is not None:
-            # One KV-cache page more than there are tokens: the first takes what padding writes.
+            # One KV-cache page more than the tokens need: padding writes to the first page.
             self._model.tap(tap_layer, int(self._scheduler.max_total_num_tokens) + int(self._scheduler.page_size))
-        single = server_args.tp_size == server_args.pp_size == 1  # what ranks exchange is not recorded
+        single = server_args.tp_size == server_args.pp_size == 1  # communication between ranks is not recorded
         if device == "cpu" and single and runner.decode_cuda_graph_runner is None:
             self._model.recorded = DecodeTrace(self._model, runner.attn_backend, runner.token_to_kv_pool)
 
     @property
     def capacity(self) -> int:
-        """Tokens that one sequence may have, prompt and output together."""
+        """Most tokens of one sequence, prompt and output together."""
         return int(self._scheduler.max_req_len)
 
     @property
     def model(self) -> Any:
-        """The model definition, for the layers of it that the engine itself does not run."""
+        """The model definition, for those of its layers that the engine itself does not run."""
         return self._model
 
     @torch.inference_mode()
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Rows of the model's own embedding table: int64 [n] to [n, hidden]."""
+        """Rows [n, hidden] of the model's own embedding table for ids int64 [n]."""
         with self._configured():
             return self._model.model.embed_tokens(ids.to(self._device))
 
@@ -245,16 +246,16 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Sequences in work, in a `FedEngine` also those that wait to be fed."""
+        """Number of sequences in work; in a `FedEngine` including those that wait to be fed."""
         return len(self._live) - self.waiting
 
     @property
     def waiting(self) -> int:
-        """Sequences that wait for room."""
+        """Number of sequences that wait for room."""
         return len(self._scheduler.waiting_queue)
 
     def stats(self) -> dict[str, float]:
-        """Figures for `wire.StageStats.extra`."""
+        """Metrics for `StageStats.extra`."""
         scheduler = self._scheduler
         total = int(scheduler.max_total_num_tokens)
         cached = int(scheduler.tree_cache.evictable_size())
@@ -274,20 +275,20 @@ class Engine:
         """Queue a request.
 
         Raises:
-            OmniError: 400, the prompt does not fit, or a token is named that the vocabulary does not have.
+            OmniError: 400, the prompt does not fit, or an option names a token that the vocabulary does not have.
         """
         from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
         from sglang.srt.sampling.sampling_params import SamplingParams
 
         sampling = generation.sampling
         prompt = len(generation.cache_ids)
-        # SGLang wants room for the prompt, one token, and one more.
+        # SGLang requires room for the prompt and two more tokens.
         if prompt + 2 > self.capacity:
             raise _too_long(prompt, self.capacity - 2)
-        # One bad index would end the step, and with it every request in the batch.
+        # One invalid index would make the step fail, and with it every request in the batch.
         _check_ids("logit_bias", sampling.logit_bias, self.vocabulary)
         _check_ids("stop_token_ids", sampling.stop_token_ids, self.vocabulary)
-        # Greedy and bare for SGLang: `sampler` does all the rest from its own state.
+        # SGLang gets greedy parameters without penalties, because `sampler` does the rest from its own state.
         params = SamplingParams(
             temperature=0.0,
             max_new_tokens=sampling.max_tokens,
@@ -314,7 +315,7 @@ class Engine:
             self._scheduler.process_input_requests([request])
 
     def abort(self, request_id: str) -> None:
-        """Drop a request; it gives no further events. Its memory is free after the next step at the latest."""
+        """Drop a request; there are no further events for it. Its memory is free after the next step at the latest."""
         live = self._live.get(request_id)
         if live is not None and not live.aborted:
             live.aborted = True
@@ -328,7 +329,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Run one batch and give what it brought."""
+        """Run one batch. Returns its events."""
         self.batch = []
         with self._configured():
             self._run_batch()
@@ -362,7 +363,7 @@ class Engine:
         )
 
     def _collect_states(self, batch: Any) -> None:
-        """Fetch what is wanted of the states of a batch while its requests still have their memory."""
+        """Fetch the states that are needed of a batch while its requests still have their memory."""
         if not batch.forward_mode.is_extend():
             return
         for req, slot in zip(batch.reqs, _slots(batch), strict=True):
@@ -417,7 +418,7 @@ class Engine:
 
 
 def _slots(batch: Any) -> list[int]:
-    """KV-pool slots of a batch's requests, of which SGLang keeps a copy on the CPU."""
+    """KV-pool slots of a batch's requests, from the copy that SGLang keeps on the CPU."""
     slots: list[int] = batch.req_pool_indices_cpu.tolist()
     return slots
 

@@ -1,8 +1,8 @@
-"""What SGLang is told of a checkpoint's quantised weights: by the names of our models, for one of them at a time.
+"""Describes a checkpoint's quantised weights to SGLang with the names of our models, for one model at a time.
 
-A checkpoint names what it has not quantised in its own way (whole names, parts of them, regular expressions), for all
-of its parts, and SGLang compares that with the names of the model that it builds. So the engine does not pass it on: it
-looks which tensors are there, and writes down what each model definition calls the layers that are plain.
+A checkpoint lists the modules of all its parts that are not quantised, in its own way (whole names, parts of names,
+regular expressions), and SGLang compares that list with the names of the model that it builds. So the engine does not
+pass the list on. It looks at the tensors, and lists the plain layers by the names of each model definition.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from stages.checkpoint.weights import read_config, tensor_names
 _PARTS = {"Qwen3OmniThinker": "thinker", "Qwen3OmniTalker": "talker"}
 
 STORED = "stored_quantization"
-"""Attribute of the config that a model is built from: the checkpoint's own words, where the model is built plain."""
+"""Attribute of a model's config: the checkpoint's ``quantization_config``, if the model is built for plain weights."""
 
 
 def overrides(model_path: str, architecture: str, device: str) -> dict[str, Any]:
-    """What to change in the config that SGLang reads.
+    """The changes to the config that SGLang reads.
 
     Raises:
-        StartupError: the weights are quantised in a way that cannot be served.
+        StartupError: The weights are quantised in a way that cannot be served.
     """
     config, part = read_config(model_path), _PARTS[architecture]
     found = quantization.read(config, part)
@@ -44,7 +44,7 @@ def overrides(model_path: str, architecture: str, device: str) -> dict[str, Any]
 
 
 def translated(found: Quantization, said: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any] | None:
-    """The ``quantization_config`` for a model of one part; None where nothing of it is quantised."""
+    """The ``quantization_config`` for the model of one part; None if nothing in it is quantised."""
     fused = layers(found.part, tensors)
     plain = {name: modules for name, modules in fused.items() if not quantised_modules(modules)}
     if len(plain) == len(fused):

@@ -1,4 +1,4 @@
-"""Environment variables that SGLang reads while it is imported; call `prepare` before anything of SGLang is."""
+"""Sets the environment variables that SGLang reads on import; call `prepare` before importing any part of SGLang."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 
 
 def bind_cpus(ranks: int) -> None:
-    """Say which cores each of several ranks on the CPU takes, unless the operator has: SGLang wants to be told.
+    """Assign cores to each of several ranks on the CPU, unless the operator has done so: SGLang requires it.
 
-    Each has an equal share of those that this process may use; where there are too few, ranks share them.
+    Each rank gets an equal share of the cores that this process may use; if there are too few, ranks share cores.
     """
     cpus = sorted(os.sched_getaffinity(0))
     share = max(1, len(cpus) // ranks)
@@ -19,11 +19,11 @@ def bind_cpus(ranks: int) -> None:
 
 
 def prepare() -> None:
-    """Set what the engine needs, and the defaults that an operator may override by setting them first."""
+    """Set the variables that the engine needs, and defaults that an operator may override by setting them first."""
     # Only our models: importing SGLang's whole model zoo takes seconds and memory in every worker.
     os.environ["SGLANG_EXTERNAL_MODEL_PACKAGE"] = "stages.sglang_engine.models"
-    # DeepGEMM stays available for FP8; only its compile-everything session at start is off.
+    # DeepGEMM stays available for FP8; only its compilation of everything at start is off.
     os.environ.setdefault("SGLANG_JIT_DEEPGEMM_PRECOMPILE", "0")
-    # What it logs is about its own server: flags that ours does not have, choices that ours does not offer.
+    # SGLang's log lines are about its own server: flags and choices that ours does not have.
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         logging.getLogger("sglang").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Torch forms of what SGLang computes on a GPU with kernels that have no float32.
+"""Torch forms of operations that SGLang computes on a GPU with kernels that have no float32.
 
 Its RMSNorm libraries are compiled for float16 and bfloat16 only. Its Triton kernel for experts rounds float32 to
 float16, in which large values become infinite. A captured step runs these forms too: they read nothing back to the
@@ -18,7 +18,7 @@ from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 from torch import nn
 from torch.nn import functional
 
-# Bytes of intermediates at a time: every expert computes every token.
+# Most bytes of intermediate results at a time, since every expert computes every token.
 _CHUNK_BYTES = 256 * 1024**2
 
 
@@ -32,23 +32,23 @@ def install(model: nn.Module) -> None:
 
 
 def all_experts(method: UnquantizedFusedMoEMethod, layer: Any, dispatch_output: Any) -> StandardCombineInput:
-    """Gated SiLU experts, each for all tokens; where a token is not routed to an expert, the weight is zero.
+    """Gated SiLU experts, each computed for all tokens; the weight is zero for tokens not routed to the expert.
 
     Raises:
-        NotImplementedError: the experts are of another kind.
+        NotImplementedError: The experts are of another kind.
     """
     config = method.moe_runner_config
     if config.activation != "silu" or config.apply_router_weight_on_input or hasattr(layer, "w13_weight_bias"):
-        raise NotImplementedError("float32 on a GPU: experts with SiLU, without bias and weighted after it only")
+        raise NotImplementedError("float32 on a GPU needs experts with SiLU, without bias, with weighted output")
     x = dispatch_output.hidden_states
     weights, experts, _ = dispatch_output.topk_output
-    # Rows that only fill a captured step up have the expert -1.
+    # Padding rows of a captured step have the expert -1.
     kept = weights.masked_fill(experts < 0, 0).to(x.dtype)
     routed = x.new_zeros(len(x), len(layer.w13_weight)).scatter_add_(1, experts.long().clamp(min=0), kept)
     rows = max(1, _CHUNK_BYTES // (layer.w13_weight[..., 0].numel() * x.element_size()))
     parts = [
         _weighted(layer, part, weight)
-        for part, weight in zip(x.split(rows), routed.split(rows), strict=True)  # as many rows each
+        for part, weight in zip(x.split(rows), routed.split(rows), strict=True)  # equal numbers of rows
     ]
     return StandardCombineInput(hidden_states=torch.cat(parts))
 

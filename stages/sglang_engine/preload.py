@@ -1,4 +1,4 @@
-"""Imports everything an engine needs; slow, and done once in the process that workers are forked from."""
+"""Imports everything an engine needs; this is slow, so it is done once, in the process that workers are forked from."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from stages.sglang_engine import environment
 
 environment.prepare()
 
-# By name, since nothing here uses them. The model registry brings our model definitions, the rest what a scheduler
-# imports only when it is built.
+# By name, since nothing here uses them. The model registry imports our model definitions. The other modules would be
+# imported only when a scheduler is built.
 for _module in (
     "sglang.srt.managers.scheduler",
     "sglang.srt.models.registry",

@@ -1,7 +1,7 @@
-"""What engines of one process share: SGLang's process groups, and which engine's configuration is in force.
+"""Manages the state that engines of one process share: SGLang's process groups, and the active configuration.
 
-SGLang keeps both in process-wide state. With two engines in one worker (the colocated layout), each has a configuration
-context of its own, which is in force while it works.
+SGLang keeps both in process-wide state. If a worker has two engines (the colocated layout), each has its own
+configuration context, which is active while the engine works.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from sglang.srt.distributed import parallel_state
 from sglang.srt.managers.scheduler import SpawnRanks, load_plugins
 from sglang.srt.runtime_context import create_context, use_context
 
-# A call gives a context manager in which the engine's configuration is in force.
+# A call returns a context manager within which the engine's configuration is active.
 Configured = Callable[[], AbstractContextManager[Any]]
 
 
 def configure(server_args: Any, rank: int) -> Configured:
-    """Make a new engine's configuration, and room for its process groups.
+    """Make a new engine's configuration, and leave earlier engines' process groups so that it can form its own.
 
     Args:
-        rank: Of this process, and the index of its GPU among those it sees.
+        rank: This process's rank, which is also the index of its GPU among the visible ones.
     """
     load_plugins()
     leave()
@@ -32,6 +32,6 @@ def configure(server_args: Any, rank: int) -> Configured:
 
 
 def leave() -> None:
-    """Leave the process groups of earlier engines, which hold a port. A single rank does not need them to go on."""
+    """Leave the process groups of earlier engines, which hold a port. A single rank can continue without them."""
     parallel_state.destroy_model_parallel()
     parallel_state.destroy_distributed_environment()

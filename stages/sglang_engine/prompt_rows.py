@@ -1,7 +1,7 @@
-"""What a prompt has besides token ids: embedding rows from encoders and M-RoPE positions, cut to prefill chunks.
+"""A prompt's data besides token ids (embedding rows from encoders, M-RoPE positions), cut to prefill chunks.
 
-SGLang prefills any stretch of a sequence: what is left after a prefix-cache hit, one chunk of a long prompt, or, after
-it had to take KV memory back, the prompt together with what was generated. `gather` serves all of these.
+SGLang prefills any stretch of a sequence: the rest after a prefix-cache hit, one chunk of a long prompt, or, after it
+had to take KV memory back, the prompt together with the generated tokens. `gather` serves all of these.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ class PromptRows:
 
     Attributes:
         ids: int64 [n] token ids as the embedding table knows them (media rows hold their placeholder).
-        positions: float32 [3, n], or None where they are 0 … n-1.
+        positions: float32 [3, n], or None if they are 0 … n-1.
         delta: Position minus index for every token after the prompt.
         media_rows: int64 [m], ascending.
         media_embeds: [m, hidden].
         visual_rows: int64 [v], ascending.
         deepstack: [layers, v, hidden].
-        generated: For a model whose inputs are all given as rows: the row [hidden] of each generated token so far.
+        generated: For a `FedEngine`: the row [hidden] of each token generated so far.
     """
 
     ids: torch.Tensor
@@ -45,8 +45,8 @@ class PrefillInput:
         positions: float32 [3, t].
         slots: int64 [requests], KV-pool slot of each request.
         deltas: float32 [requests], their `PromptRows.delta`.
-        media_index: int64 [rows], places among the t tokens that take `media_embeds`, or None.
-        media_embeds: [rows, hidden]; like `deepstack` perhaps a view of what a request keeps, to be read only.
+        media_index: int64 [rows], places of `media_embeds` among the t tokens, or None.
+        media_embeds: [rows, hidden]. This and `deepstack` may be views of a request's tensors: only read them.
         visual_index, deepstack: The same for deepstack rows, [layers, rows, hidden].
     """
 
@@ -70,7 +70,7 @@ class Stretch:
 
 
 def gather(stretches: Sequence[Stretch], device: torch.device, dtype: torch.dtype) -> PrefillInput:
-    """The extras of a batch that prefills these stretches one after the other."""
+    """The extras of a batch that prefills these stretches in this order."""
     positions: list[torch.Tensor] = []
     media = _Rows()
     visual = _Rows()

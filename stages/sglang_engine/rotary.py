@@ -1,7 +1,7 @@
 """Rotary position embedding with interleaved M-RoPE sections, for positions that may be fractional.
 
 SGLang looks angles up in a table by integer position. The reference computes them from float32 positions, which are
-fractional for clips at some frame rates, so they are computed here too: once for each forward pass, shared by layers.
+fractional for clips at some frame rates, so angles are computed here too: once for each forward pass, for all layers.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class InterleavedAngles(nn.Module):
         axis = torch.zeros(half, dtype=torch.int64, device="cpu")
         axis[1 : 3 * sections[1] : 3] = 1
         axis[2 : 3 * sections[2] : 3] = 2
-        # Computed on the CPU, so that they are the same numbers everywhere. Moved to where the model is built, because
-        # SGLang builds it where it is to run and never moves it.
+        # Computed on the CPU, so that they are the same numbers everywhere, then moved to the device on which the model
+        # is built, because SGLang never moves it later.
         device = torch.get_default_device()
         self.register_buffer("inverse", (1.0 / (theta**exponent)).to(device), persistent=False)
         self.register_buffer("axis", axis.to(device), persistent=False)
@@ -42,7 +42,7 @@ class InterleavedAngles(nn.Module):
         """Cosines and sines, each float32 [tokens, 1, head_dim].
 
         Args:
-            positions: float32 [3, tokens], or [tokens] where the three axes agree.
+            positions: float32 [3, tokens], or [tokens] if the three axes agree.
         """
         by_frequency = positions[self.axis].T if positions.dim() == 2 else positions[:, None]
         angles = by_frequency * self.inverse
@@ -51,7 +51,7 @@ class InterleavedAngles(nn.Module):
 
 
 class ApplyAngles(nn.Module):
-    """Stands in for SGLang's rotary layer: its `positions` argument is the pair from `InterleavedAngles`."""
+    """Replaces SGLang's rotary layer; its `positions` argument is the pair from `InterleavedAngles`."""
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()

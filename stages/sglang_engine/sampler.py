@@ -1,9 +1,9 @@
 """The sampler of both language-model stages: the reference's logit processors, repeatable by seed in any batch.
 
 SGLang's own sampler differs from the reference in ways that users notice: its repetition penalty leaves the prompt out,
-a seed excludes min_p and has no CPU kernel, and unseeded rows share one generator with their neighbours. This one takes
-its place in the model runner. Each row's choice depends on its own logits, parameters, seed and number of
-tokens so far, and on nothing else in the batch.
+a seed excludes min_p and has no CPU kernel, and unseeded rows share one generator with their neighbours. This sampler
+replaces it in the model runner. Each row's choice depends only on its own logits, parameters, seed and number of tokens
+so far, and on nothing else in the batch.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ class SamplingState:
         self.logprobs = logprobs
         self.suppressed = suppressed
         self.seed = seed_key(params.seed)
-        # What the last sampling step found, read by the engine if that step's token counts.
+        # The last sampling step's result, which the engine reads if that step's token counts.
         self.picked: tuple[float, list[IdLogprob]] | None = None
-        self._prompt: torch.Tensor | None = None  # bool [vocab], ids in the prompt
-        self._counts: torch.Tensor | None = None  # float32 [vocab], times generated
+        self._prompt: torch.Tensor | None = None  # bool [vocab], whether an id is in the prompt
+        self._counts: torch.Tensor | None = None  # float32 [vocab], how often an id was generated
         self._counted = 0
         self._bias: tuple[torch.Tensor, torch.Tensor] | None = None
         self._eos: torch.Tensor | None = None
@@ -77,7 +77,7 @@ class SamplingState:
 
     @property
     def plain(self) -> bool:
-        """Greedy, nothing to adjust, nothing to report: the largest logit is the answer."""
+        """Whether the pick is just the largest logit: greedy, with nothing to adjust and nothing to report."""
         params = self.params
         return (
             self.greedy
@@ -89,13 +89,13 @@ class SamplingState:
         )
 
     def uncounted(self) -> list[int]:
-        """Generated ids that the penalties do not count yet; none where there are no penalties."""
+        """Generated ids that the penalties do not count yet; empty if there are no penalties."""
         params = self.params
         penalized = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
         return list(self.output_ids[self._counted :]) if penalized else []
 
     def count(self, ids: torch.Tensor, vocab: int) -> None:
-        """Let the penalties count what `uncounted` gave, int64 [n] on the device of the logits [vocab]."""
+        """Let the penalties count the ids from `uncounted`, int64 [n] on the device of the logits [vocab]."""
         if self._counts is None:
             self._counts = torch.zeros(vocab, dtype=torch.float32, device=ids.device)
         self._counts.index_add_(0, ids, torch.ones(len(ids), device=ids.device))
@@ -104,7 +104,7 @@ class SamplingState:
     def adjust(self, logits: torch.Tensor) -> None:
         """Apply penalties, bias and bans to one row of float32 logits [vocab], in the reference's order."""
         params = self.params
-        count_output([self], logits)  # unless that has been done for all rows at once
+        count_output([self], logits)  # does nothing if all rows have been counted together
         if params.repetition_penalty != 1.0:
             seen = self._seen(logits) if self._counts is None else self._seen(logits) | (self._counts > 0)
             penalty = params.repetition_penalty
@@ -157,7 +157,7 @@ class OmniSampler(Sampler):
         positions: torch.Tensor,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Token ids, int64 [rows]; the arguments are SGLang's, which is not asked to sample by itself."""
+        """Token ids, int64 [rows]. The arguments are those of SGLang's sampler; its options for sampling are unused."""
         logits = logits_output.next_token_logits
         rows = self.rows
         if len(rows) != logits.shape[0]:
@@ -182,12 +182,12 @@ class OmniSampler(Sampler):
         return self._agreed(ids)
 
     def _agreed(self, ids: torch.Tensor) -> torch.Tensor:
-        """The picks of rank 0, in every rank: logits may differ in their last bits, and ranks must not part ways."""
+        """The picks of rank 0, on every rank: logits may differ in their last bits, but all ranks must pick alike."""
         return ids if self.group is None else self.group.broadcast(ids)
 
 
 def filtered_probabilities(logits: torch.Tensor, params: Sequence[Sampling]) -> torch.Tensor:
-    """What is left of adjusted logits float32 [rows, vocab] after each row's filters; see `Filters.probabilities`."""
+    """Probabilities from adjusted logits float32 [rows, vocab] after the rows' filters; see `Filters.probabilities`."""
     return Filters.of(params, logits.shape[-1], logits.device).probabilities(logits)
 
 
@@ -198,7 +198,7 @@ def draw(logits: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tensor:
 
 
 def count_output(rows: Sequence[SamplingState], logits: torch.Tensor) -> None:
-    """Bring what the penalties of `rows` count up to date, with one copy for all that was generated meanwhile."""
+    """Bring the counts for the penalties of `rows` up to date, with one copy to the device for all new ids."""
     new = [row.uncounted() for row in rows]
     if not any(new):
         return
@@ -209,12 +209,12 @@ def count_output(rows: Sequence[SamplingState], logits: torch.Tensor) -> None:
 
 
 def _report(raw: torch.Tensor, ids: torch.Tensor, rows: Sequence[SamplingState]) -> None:
-    """Leave each pick's log-probability, and the best alternatives, in its state."""
+    """Store each pick's log-probability and best alternatives in its row's state."""
     logprobs = torch.log_softmax(raw, dim=-1)
     chosen = logprobs.gather(1, ids[:, None])
     most = max(row.logprobs or 0 for row in rows)
     values, indices = torch.topk(logprobs, min(most, logprobs.shape[-1]), dim=-1)
-    # In one copy, in a type that holds log-probabilities and ids exactly.
+    # One copy for all, in a type that holds both log-probabilities and ids exactly.
     table = torch.cat((chosen.double(), values.double(), indices.double()), dim=1).tolist()
     for row, (logprob, *tops) in zip(rows, table, strict=True):
         wanted, given = row.logprobs or 0, len(tops) // 2

@@ -1,4 +1,4 @@
-"""SGLang's scheduler, with its sockets to other SGLang processes replaced by calls in this process."""
+"""SGLang's scheduler, with calls in this process in place of its sockets to other SGLang processes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOu
 
 
 class InProcessScheduler(Scheduler):
-    """A scheduler that is stepped by its owner and hands results to a callback.
+    """A scheduler that its owner steps, and that passes results to callbacks.
 
     Attributes:
         on_progress: Called with each request whose output ids or finish state changed.
-        on_dropped: Called with the id of a request that was taken out of the queue before it ran.
+        on_dropped: Called with the id of a request that was removed from the queue before it ran.
         on_batch: Called with each batch right before it runs.
-        on_computed: Called with each batch when its tokens have been picked, before any request of it is ended.
-        parked: Requests past their prefill that wait for their next input, in an engine where that comes from outside.
+        on_computed: Called with each batch when its tokens have been picked, before any of its requests is ended.
+        parked: In a `FedEngine`: requests past their prefill that wait for their next input.
     """
 
     running_batch: ScheduleBatch
@@ -34,11 +34,11 @@ class InProcessScheduler(Scheduler):
     parked: ScheduleBatch | None = None
 
     def step(self, ready: Container[str] | None = None) -> bool:
-        """Run one batch, prefill before decode; False if there is none that can run.
+        """Run one batch, prefill before decode. Returns False if no batch can run.
 
         Args:
-            ready: Ids of the requests that may decode now; None for all. A request that is not ready sits out, and the
-                batch does not wait for it.
+            ready: Ids of the requests that may decode now; None means all. The batch does not wait for a request that
+                is not ready.
         """
         if ready is None:
             return self._step()
@@ -60,7 +60,7 @@ class InProcessScheduler(Scheduler):
         return bool(batch)
 
     def abort_parked(self, request_id: str) -> bool:
-        """Let a parked request end in its next decode step; False if it is not parked."""
+        """Make a parked request end in its next decode step. Returns False if it is not parked."""
         for req in self.parked.reqs if self.parked is not None else ():
             if req.rid == request_id:
                 req.to_finish = FINISH_ABORT()
@@ -127,7 +127,7 @@ class InProcessScheduler(Scheduler):
 
 
 def _part(batch: ScheduleBatch, indices: list[int]) -> ScheduleBatch:
-    """A batch of its own with some requests of `batch`."""
+    """A separate batch with some requests of `batch`."""
     part = copy.copy(batch)
     part.sampling_info = copy.copy(batch.sampling_info)
     part.filter_batch(keep_indices=indices)

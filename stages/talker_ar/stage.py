@@ -1,8 +1,8 @@
 """The talker stage: turns the text, as it is being written, into codec frames, on SGLang.
 
-Each voice goes round a ring: the engine picks codebook 0 of a frame, the code predictor fills in the other codebooks
-and gives back the frame's summed embedding, and that plus the next row of text is the engine's next input. A voice
-whose text or frame is late waits alone.
+Each utterance goes round a ring: the engine picks codebook 0 of a frame, the code predictor fills in the other
+codebooks and returns the frame's summed embedding, and that embedding plus the next row of text is the engine's next
+input. An utterance whose text or frame is late waits alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from stages.sglang_engine.prompt_rows import PromptRows
 ARCHITECTURE = "Qwen3OmniTalker"
 PREDICTOR = "code_predictor"
 
-# The last ids of the vocabulary are control codes; none but the end may be picked.
+# Number of control codes, the last ids of the vocabulary; only the code that ends an utterance may be picked.
 CONTROL_CODES = 1024
 
 
@@ -37,13 +37,13 @@ class _Utterance:
     """One answer being spoken.
 
     Attributes:
-        prompt: What came from the thinker.
+        prompt: The thinker's message.
         first: Row of the first generated text token, once it is known.
-        text: Rows of the text tokens after it that have come.
+        text: Rows of the text tokens after it, as far as they have arrived.
         ended: Whether the text is complete.
         begun: Whether the engine has the prompt.
         frames: Frames whose text row has been used.
-        feedback: Summed embedding of the latest frame, until its text row is there too.
+        feedback: Summed embedding of the latest frame, until its text row has arrived too.
     """
 
     prompt: TalkerPrompt
@@ -66,7 +66,7 @@ class Talker:
         self._default_max_tokens = options.default_max_tokens
         self._voices: dict[str, _Utterance] = {}
         self._outbox: list[Work] = []
-        self._out: set[str] = set()  # voices whose frame is at the predictor
+        self._out: set[str] = set()  # utterances whose frame is at the predictor
         self.batch: list[str] = []
         self._engine = FedEngine(
             model_path=talker_view(context.model_path, context.scratch),
@@ -77,7 +77,7 @@ class Talker:
             max_total_tokens=options.max_total_tokens,
             max_running_requests=options.max_running_requests,
             static_bytes=context.static,
-            # A prompt's rows depend on more than its ids, so there is nothing that two prompts could share.
+            # A prompt's rows depend on more than its ids, so two prompts can share nothing.
             options={"disable_radix_cache": True, **options.engine},
         )
         self._rows = TalkerRows(self._engine, config, context.model_path)
@@ -92,8 +92,9 @@ class Talker:
     def has_work(self) -> bool:
         """Whether a step is worth it now.
 
-        While most frames are out at the predictor, those that are back wait for more: they come without fail, and a
-        step costs about the same for one voice as for many. Two groups then go round the ring, one on each side.
+        While most frames are at the predictor, the frames that have returned wait for more: these are sure to return,
+        and a step costs about the same for one utterance as for many. As a result, two groups go round the ring, one on
+        each side.
         """
         if self._outbox:
             return True
@@ -106,7 +107,7 @@ class Talker:
             self._voices[request_id] = _Utterance(body)
             return
         voice = self._voices.get(request_id)
-        if voice is None:  # it has ended, of which the sender had not heard yet
+        if voice is None:  # it has ended, and the sender did not know yet
             return
         if isinstance(body, Tokens):
             rows = list(self._rows.text(torch.tensor(body.ids)))
@@ -152,11 +153,11 @@ class Talker:
         self._engine.close()
 
     def _advance(self, request_id: str, voice: _Utterance) -> None:
-        """Do what has become possible with what has come."""
+        """Begin, feed or finish an utterance if what has arrived allows it."""
         if not voice.begun:
             if voice.first is not None:
                 self._begin(request_id, voice, voice.first)
-            elif voice.ended:  # an answer of no words is silent
+            elif voice.ended:  # an answer without words is silent
                 self._begin_stream(request_id, voice)
                 self._finish(request_id)
         elif voice.feedback is not None:
@@ -167,7 +168,7 @@ class Talker:
                 voice.frames += 1
 
     def _next_text(self, voice: _Utterance) -> torch.Tensor | None:
-        """The row of text that goes with the next frame, or None while it is not known."""
+        """The row of text for the next frame, or None while it is not known."""
         if voice.frames < len(voice.text):
             return voice.text[voice.frames]
         if not voice.ended:
@@ -208,7 +209,7 @@ class Talker:
         self._outbox.append(End(request_id, self.name, PREDICTOR))
 
     def _tell(self, event: Event, seeds: dict[str, FrameSeed]) -> Iterable[Work | Failed]:
-        """Messages for one event; frames are put in `seeds`, since the token that ends a voice is none."""
+        """Messages for one event. Frames go to `seeds` first, since the token that ends an utterance is not a frame."""
         request_id = event.request_id
         if isinstance(event, Token):
             assert event.state is not None
@@ -224,12 +225,12 @@ class Talker:
 
 
 class TalkerRows:
-    """Makes the talker's input rows, of width h, as the reference does.
+    """Makes the talker's input rows (of width h) as the reference does.
 
     Args:
-        engine: The talker's, for its projections and codec embedding.
+        engine: The talker's engine, for its projections and codec embedding.
         config: The checkpoint's config.json.
-        model_path: Where the thinker's embedding table is read from, row by row; it is not loaded.
+        model_path: The checkpoint. The thinker's embedding table is read from it row by row and is not loaded.
 
     Attributes:
         text_end: [h], the text row after the last word.

@@ -1,7 +1,7 @@
-"""The thinker stage: Qwen3-Omni's text model on SGLang, from prompt rows to streams of token ids.
+"""The thinker stage: runs Qwen3-Omni's text model on SGLang, which turns prompt rows into streams of token ids.
 
-One stream goes to decode. For an answer that is spoken, another goes to the talker: what the talker hears of the
-prompt's media, then the same ids but for the last, which is never spoken.
+One stream goes to decode. If the answer is spoken, another goes to the talker: the tapped states of the prompt's media,
+then the same ids without the last, which is never spoken.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class _WrittenText:
     """One text being written.
 
     Attributes:
-        request: What was asked.
-        heard: Media rows that the talker hears, as indices among the rows of the user's turns: int64 [k], or None.
-        held: Ids that the talker does not get yet, because a stop string may take them back.
-        told: How many it has got.
-        finished: How the text ended, if it has while ids are held.
+        request: The stage's input for this answer.
+        heard: Media rows that the talker gets, as indices among the rows of the user's turns: int64 [k], or None.
+        held: Ids that the talker does not get yet, because a stop string may remove them.
+        told: Number of ids that the talker has got.
+        finished: How the text ended, if it ended while ids are held.
     """
 
     request: ThinkerRequest
@@ -153,7 +153,7 @@ class Thinker:
         self._answers[request_id] = _WrittenText(request, heard)
 
     def _stop(self, request_id: str, tokens: int) -> None:
-        """End a text before a stop string that decode found after so many tokens, unless it is over meanwhile."""
+        """End a text before a stop string that decode found after so many tokens, unless the text has already ended."""
         answer = self._answers.get(request_id)
         if answer is None:
             return
@@ -165,7 +165,7 @@ class Thinker:
         self._release(request_id, tokens, last=True)
 
     def _release(self, request_id: str, tokens: int, *, last: bool) -> None:
-        """Let the talker have what is certain of a text, and perhaps its end."""
+        """Send the talker the ids of a text that are certain, and perhaps its end."""
         answer = self._answers.get(request_id)
         if answer is None:
             return
@@ -180,14 +180,14 @@ class Thinker:
                 self._outbox.append(End(request_id, self.name, TALKER, answer.finished))
 
     def _speak(self, request_id: str, answer: _WrittenText, ids: list[int]) -> Iterable[Work]:
-        """Give new ids of the text to the talker, or hold them."""
+        """Send new ids of the text to the talker, or hold them."""
         if answer.awaited:
             answer.held += ids
         elif ids and answer.request.spoken is not None:
             yield Chunk(request_id, self.name, TALKER, Tokens(list(ids)))
 
     def _tell(self, event: Event, fresh: dict[str, Tokens]) -> Iterable[Work | Failed]:
-        """Messages for one event; tokens are put in `fresh`, to leave in one chunk for each request and step."""
+        """Messages for one event. Tokens are collected in `fresh`, so that each request gets one chunk per step."""
         request_id = event.request_id
         if isinstance(event, Token):
             tokens = fresh.setdefault(request_id, Tokens([]))
@@ -236,7 +236,7 @@ def end_of_turn_id(config: dict[str, Any]) -> int:
 
 
 def _heard_rows(request: ThinkerRequest) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The media rows of the user's turns: int64 [k], their indices in the prompt and among the user rows."""
+    """The media rows of the user's turns, as two int64 [k]: their indices in the prompt, and among the user rows."""
     if request.spoken is None or request.media_rows is None:
         return None, None
     user = request.spoken.user_rows.torch()

@@ -100,9 +100,9 @@ def test_float32_has_attention_that_takes_it(stage: str, engines: Accelerator, e
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("FP8", {}, r"options\.dtype: float32 on a GPU cannot be had with .* quantised \(fp8\)"),
-        ("INT4", {}, r"options\.dtype: float32 on a GPU cannot be had with .* quantised \(compressed-tensors\)"),
-        ("BF16", {"attention_backend": "fa3"}, r"engine option 'attention_backend': fa3 does not take float32"),
+        ("FP8", {}, r"options\.dtype: float32 on a GPU does not work with .* quantised \(fp8\)"),
+        ("INT4", {}, r"options\.dtype: float32 on a GPU does not work with .* quantised \(compressed-tensors\)"),
+        ("BF16", {"attention_backend": "fa3"}, r"engine option 'attention_backend': fa3 does not support float32"),
         ("BF16", {"decode_attention_backend": "flashinfer"}, "'decode_attention_backend': flashinfer does not take"),
         ("BF16", {"moe_runner_backend": "cutlass"}, "engine option 'moe_runner_backend': cutlass does not take"),
     ],

@@ -281,7 +281,7 @@ def gif(width: int, height: int) -> bytes:
 
 
 MEDIA = {
-    "no picture at all": BadMedium("image", lambda: b"hello", "damaged or none of JPEG, PNG"),
+    "no picture at all": BadMedium("image", lambda: b"hello", "damaged, or not one of JPEG, PNG"),
     "zero bytes of picture": BadMedium("image", lambda: b"", "is empty"),
     "SVG": BadMedium("image", lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>', "none of JPEG, PNG"),
     "EPS": BadMedium("image", lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "none of JPEG, PNG"),
@@ -320,7 +320,7 @@ MEDIA = {
     "wav of NaN": BadMedium("audio", lambda: sound("WAV", "FLOAT", float("nan")), "not a number"),
     "wav of infinity": BadMedium("audio", lambda: sound("WAV", "FLOAT", float("inf")), "infinite"),
     "picture as sound": BadMedium("audio", lambda: committed("cars.jpg"), "damaged or of an unknown format"),
-    "silent clip as sound": BadMedium("audio", lambda: clip("mp4", "libx264"), "no sound in it"),
+    "silent clip as sound": BadMedium("audio", lambda: clip("mp4", "libx264"), "has no sound"),
     "playlist as sound": BadMedium("audio", lambda: b"#EXTM3U\nhttp://169.254.169.254/\n", "unknown format"),
 
     "no clip at all": BadMedium("video", lambda: b"hello", "damaged or of an unknown format"),

@@ -1,7 +1,7 @@
-"""What thinker and talker have in common as SGLang models: a Qwen3-MoE decoder that is fed with rows and positions.
+"""The base of thinker and talker as SGLang models: a Qwen3-MoE decoder whose inputs include rows and positions.
 
-The engine sets `prefill` before each prefill batch. Everything that decoding needs of a request lies in tables at fixed
-addresses, indexed by its KV-pool slot, so that a captured decode graph reads them as they are.
+The engine sets `prefill` before each prefill batch. The data of a request that decoding needs is in tables at fixed
+addresses, indexed by the request's KV-pool slot, so that a captured decode graph can read them.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class OmniDecoder(Qwen3MoeForCausalLM):
 
     Args:
         text: The decoder's config.
-        deepstack_layers: Number of first layers after which deepstack rows are added.
+        deepstack_layers: Deepstack rows are added after each of this many first layers.
         layer_type: Class of a decoder layer.
 
     Attributes:
-        tables: Names of the tensors that decoding reads or writes beside weights and KV cache.
-        stored: How the checkpoint's weights are quantised, where the model is built for plain ones.
-        recorded: Decoding without Python, where it is recorded.
+        tables: Names of the tensors that decoding reads or writes besides weights and KV cache.
+        stored: How the checkpoint's weights are quantised, if the model is built for plain weights.
+        recorded: The recording that decodes without Python, if there is one.
         prefill: The extras of the batch about to run; None while decoding.
         position_deltas: float32 [KV-pool slots]; position minus index of generated tokens.
     """
@@ -83,7 +83,7 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         self.position_deltas = torch.zeros(0)
 
     def reserve(self, slots: int) -> None:
-        """Make the tables for so many KV-pool slots, unless they are there: captured steps know where they are."""
+        """Make the tables for so many KV-pool slots, unless they exist: captured steps hold their addresses."""
         if len(self.position_deltas) != slots:
             self.make_tables(slots)
 
@@ -91,10 +91,10 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         self.position_deltas = torch.zeros(slots, dtype=torch.float32, device=self.angles.inverse.device)
 
     def load_part(self, part: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Load weights by the names they have in this model, out of the checkpoint's part with this prefix.
+        """Load weights by their names in this model, from the checkpoint's part with this prefix.
 
         Raises:
-            StartupError: some are not there, or quantised where that is not provided for.
+            StartupError: Weights are missing, or quantised where that is not supported.
         """
         loaded: set[str] = set()
 
@@ -114,8 +114,8 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         stray = stray_tensors(parameters, loaded, self.config.num_experts)
         if stray:
             raise StartupError(
-                f"the checkpoint has quantised weights in its part {part}* that are served unquantised, with tensors "
-                f"such as {stray[0]}: its quantization_config does not say so, or they must not be quantised"
+                f"the checkpoint has tensors of quantised weights in its part {part}*, such as {stray[0]}, but these "
+                "layers are served unquantised: its quantization_config does not list them, or must not quantise them"
             )
 
     @torch.no_grad()
@@ -127,8 +127,8 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         input_embeds: torch.Tensor | None = None,
         pp_proxy_tensors: Any = None,
     ) -> LogitsProcessorOutput:
-        """Logits for the last token of each request; the signature is SGLang's."""
-        if not len(self.position_deltas):  # SGLang captures decode steps while it starts, before the engine is there
+        """Logits for the last token of each request, with SGLang's signature."""
+        if not len(self.position_deltas):  # SGLang captures decode steps while it starts, before the engine exists
             self.reserve(len(get_req_to_token_pool().req_to_token))
         if self.prefill is None:
             return (self.recorded or self.decode)(input_ids, forward_batch)
@@ -141,11 +141,11 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
 
     def fill(self, extras: PrefillInput, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
-        """Hidden states [tokens, hidden] of stretches of prompts."""
+        """Hidden states [tokens, hidden] of the prompts' stretches in a prefill batch."""
         raise NotImplementedError
 
     def current_angles(self, forward_batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotary angles of the batch's tokens, for `Qwen3MoeLLMModel` in place of positions."""
+        """Rotary angles of the batch's tokens, which `Qwen3MoeLLMModel` gets in place of positions."""
         if self.prefill is not None:
             self.position_deltas[self.prefill.slots] = self.prefill.deltas
             return self.angles(self.prefill.positions)
@@ -153,6 +153,6 @@ class OmniDecoder(Qwen3MoeForCausalLM):
 
 
 def stored_quantization(config: Any, part: str) -> Quantization | None:
-    """How the checkpoint's weights are quantised, where the engine has the model built for plain ones."""
+    """How the checkpoint's weights are quantised, if the engine has the model built for plain weights."""
     said = getattr(config, STORED, None)
     return quantization.read({"quantization_config": said}, part) if said else None

@@ -1,6 +1,6 @@
-"""Qwen3-Omni's talker as an SGLang model: a decoder that reads and writes codec frames, one row at a time.
+"""Qwen3-Omni's talker as an SGLang model: a decoder whose input and output are codec frames, one row at a time.
 
-Its input rows are no embeddings of its own tokens alone: a prompt row is projected from the thinker, and a frame's row
+Its input rows are more than embeddings of its own tokens: a prompt row is projected from the thinker, and a frame's row
 is the sum of sixteen codec embeddings and a row of text. The engine puts each decode step's rows into `next_rows`.
 """
 
@@ -28,9 +28,9 @@ _RENAMED = {
 
 
 class TalkerExperts(Qwen3MoeSparseMoeBlock):
-    """Routed experts, and beside them one that every token passes, through a gate.
+    """Routed experts, and one shared gated expert that every token passes through.
 
-    SGLang's own block of this kind (Qwen2-MoE) adds the two in a Triton kernel, which a CPU does not have.
+    SGLang's own block of this kind (Qwen2-MoE) adds the two in a Triton kernel, which a CPU cannot run.
     """
 
     def __init__(self, layer_id: int, config: Any, quant_config: Any = None, prefix: str = "") -> None:
@@ -59,7 +59,7 @@ class TalkerLayer(Qwen3MoeDecoderLayer):
 
 
 class ResizeMlp(nn.Module):
-    """Brings thinker rows [rows, thinker hidden] to the talker's width: linear, SiLU, linear."""
+    """Projects thinker rows [rows, thinker hidden] to the talker's width: linear, SiLU, linear."""
 
     def __init__(self, source: int, middle: int, target: int) -> None:
         super().__init__()
@@ -75,8 +75,8 @@ class Qwen3OmniTalker(OmniDecoder):
 
     Attributes:
         next_rows: [KV-pool slots, hidden]; the input of each request's next decode step.
-        last_states: [KV-pool slots, hidden]; the state after the final norm that each request's latest code came from.
-        text_projection, hidden_projection: From the thinker's embeddings and accept-layer states.
+        last_states: [KV-pool slots, hidden]; the state after the final norm from which each request's latest code came.
+        text_projection, hidden_projection: Project the thinker's embeddings and its accept-layer states.
     """
 
     tables = ("position_deltas", "next_rows", "last_states")
@@ -97,7 +97,7 @@ class Qwen3OmniTalker(OmniDecoder):
         self.last_states = torch.zeros_like(self.next_rows)
 
     def decode(self, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> LogitsProcessorOutput:
-        """Logits of codebook 0; the ids are not looked at, only the rows that were put in `next_rows`."""
+        """Logits of codebook 0 from the rows in `next_rows`; the ids are ignored."""
         slots = forward_batch.req_pool_indices
         angles = self.current_angles(forward_batch)
         hidden = self.model(input_ids, angles, forward_batch, self.next_rows.index_select(0, slots))
@@ -107,8 +107,8 @@ class Qwen3OmniTalker(OmniDecoder):
     def fill(self, extras: PrefillInput, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         angles = self.current_angles(forward_batch)
         assert extras.media_embeds is not None
-        # A copy: CUDA's norms add each layer's output to these rows in place, and a voice that loses its KV memory is
-        # computed from them again.
+        # A copy: CUDA's norms add each layer's output to these rows in place, and a request that loses its KV memory is
+        # computed again from the original rows.
         hidden = self.model(input_ids, angles, forward_batch, extras.media_embeds.clone())
         self.last_states[forward_batch.req_pool_indices] = hidden[forward_batch.extend_seq_lens.cumsum(0) - 1]
         return hidden
@@ -117,7 +117,7 @@ class Qwen3OmniTalker(OmniDecoder):
         """Take the talker out of a whole Qwen3-Omni checkpoint.
 
         Raises:
-            StartupError: some of it is not there.
+            StartupError: A tensor is missing.
         """
         self.load_part(
             _PREFIX,

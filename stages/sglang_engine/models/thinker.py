@@ -1,8 +1,8 @@
-"""Qwen3-Omni's thinker as an SGLang model: its text decoder, fed with encoder rows and deepstack from outside.
+"""Qwen3-Omni's thinker as an SGLang model: its text decoder, which gets encoder rows and deepstack from other stages.
 
-SGLang's own definition of this model carries both encoders and gets media through its tokenizer manager. Here encoders
-are stages of their own, so that what is left is SGLang's Qwen3-MoE decoder with four things changed: the angles of the
-rotary embedding (see `rotary`), the embedding rows of media, where deepstack is added, and a tap for the talker.
+SGLang's own definition of this model includes both encoders and gets media through its tokenizer manager. Here the
+encoders are separate stages. What remains is SGLang's Qwen3-MoE decoder with four changes: the angles of the rotary
+embedding (see `rotary`), the embedding rows of media, the place where deepstack is added, and a tap for the talker.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Qwen3OmniThinker(OmniDecoder):
     """Text decoder of the thinker.
 
     Attributes:
-        tapped: [KV-cache tokens, hidden]: what the talker hears of prompt rows, beside their keys and values in the
-            cache, so that a prefix-cache hit finds it too. None unless `tap` was called.
+        tapped: [KV-cache tokens, hidden]: the states of prompt rows that the talker gets. They have the same places as
+            keys and values in the KV cache, so that a prefix-cache hit finds them too. None unless `tap` was called.
     """
 
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:
@@ -43,7 +43,7 @@ class Qwen3OmniThinker(OmniDecoder):
         """Keep the state that enters decoder layer `layer` (the reference's ``hidden_states[layer]``) of prompts.
 
         Args:
-            kv_tokens: Places of the KV cache.
+            kv_tokens: Number of places in the KV cache.
         """
         if not 0 < layer < len(self.model.layers):
             raise ValueError(f"accept_hidden_layer {layer} is not inside a decoder of {len(self.model.layers)} layers")
@@ -52,10 +52,10 @@ class Qwen3OmniThinker(OmniDecoder):
         self.tapped = torch.zeros(kv_tokens, self.config.hidden_size, dtype=table.dtype, device=table.device)
 
     def fill(self, extras: PrefillInput, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
-        """Hidden states [tokens, hidden] of stretches of prompts.
+        """Hidden states [tokens, hidden] of the prompts' stretches in a prefill batch.
 
         Args:
-            input_ids: int64 [tokens]; at media rows the numbers that key the prefix cache, beyond the vocabulary.
+            input_ids: int64 [tokens]; at media rows, the prefix cache's numbers, which are beyond the vocabulary.
         """
         angles = self.current_angles(forward_batch)
         rows = self.model.embed_tokens(input_ids.clamp(max=self.config.vocab_size - 1))
@@ -80,7 +80,7 @@ class Qwen3OmniThinker(OmniDecoder):
         """Take the thinker's decoder out of a whole Qwen3-Omni checkpoint.
 
         Raises:
-            StartupError: some of it is not there.
+            StartupError: A tensor is missing.
         """
         self.load_part(
             _PREFIX,
@@ -93,7 +93,7 @@ class Qwen3OmniThinker(OmniDecoder):
 
 
 def _spread(deepstack: torch.Tensor, index: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Deepstack rows [layers, rows, hidden] as the decoder wants them: [tokens, layers·hidden], zero elsewhere."""
+    """Deepstack rows [layers, rows, hidden] in the decoder's form: [tokens, layers·hidden], zero at other tokens."""
     layers, rows, width = deepstack.shape
     spread = deepstack.new_zeros(tokens, layers * width)
     spread[index] = deepstack.permute(1, 0, 2).reshape(rows, layers * width)

@@ -108,7 +108,7 @@ def test_ranks_that_would_cut_an_fp8_block_are_refused(model: str, tmp_path: Pat
     config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     result = plan(str(tmp_path), *FOUR, "--gpu-thinker", "0,1,2,3")
-    assert "moe_intermediate_size is 768: 192, for each, which is no multiple of 128" in str(result.exception)
+    assert "moe_intermediate_size is 768: 192, for each, which is not a multiple of 128" in str(result.exception)
     assert "these numbers of ranks can: 1, 2." in str(result.exception)
 
 

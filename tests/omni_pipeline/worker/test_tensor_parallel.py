@@ -131,7 +131,7 @@ def test_each_rank_has_to_get_whole_blocks_and_groups(
 ) -> None:
     told = str(refusal(data, quantization, ranks))
     assert told.startswith(f"stages.thinker.tp_size: {ranks} ranks cannot share the model evenly: ")
-    assert f"moe_intermediate_size is 768: {part}, for each, which is no multiple of 128" in told
+    assert f"moe_intermediate_size is 768: {part}, for each, which is not a multiple of 128" in told
     assert told.endswith("these numbers of ranks can: 1, 2.")
     assert refusal(data, quantization, 2) is None
 

@@ -148,7 +148,7 @@ def test_sglang_has_no_place_for_zero_points_of_experts_as_they_are_packed() -> 
 def test_ranks_of_marlin_get_whole_tiles(refusal: Refusal) -> None:
     assert refusal("int4-packed", "8xH100-80GB", ranks=4) == ""
     told = refusal("int4-packed", "8xH100-80GB", ranks=8)
-    assert "moe_intermediate_size is 768: 96, for each, which is no multiple of 64" in told
+    assert "moe_intermediate_size is 768: 96, for each, which is not a multiple of 64" in told
     assert told.endswith("these numbers of ranks can: 1, 2, 4.")
 
 
@@ -175,4 +175,4 @@ def test_what_must_be_plain_is_named_where_it_is_not(refusal: Refusal, more: str
 
 def test_experts_that_differ_are_refused(refusal: Refusal) -> None:
     left = {"quant_method": "awq", "bits": 4, "group_size": 128, "modules_to_not_convert": ["layers.1.mlp.experts.7."]}
-    assert "which are one layer (thinker.model.layers.1.mlp.experts) in SGLang" in refusal(left, "1xH100-80GB")
+    assert "but SGLang joins them in one layer (thinker.model.layers.1.mlp.experts)" in refusal(left, "1xH100-80GB")

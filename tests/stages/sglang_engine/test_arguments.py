@@ -19,9 +19,9 @@ BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128]}
         ("chunked_prefil_size", "is not an SGLang server argument; did you mean chunked_prefill_size?"),
         ("skip_tokenizer_init", "is set by omni-pipeline and cannot be changed"),
         ("disable_prefill_cuda_graph", "is set by omni-pipeline and cannot be changed"),
-        ("tp_size", "has a setting of its own: the stage's tp_size"),
-        ("mem_fraction_static", "has a setting of its own: the stage's memory, or its options.mem_fraction_static"),
-        ("model_path", "has a setting of its own: --model-path"),
+        ("tp_size", "has its own setting: the stage's tp_size"),
+        ("mem_fraction_static", "has its own setting: the stage's memory, or its options.mem_fraction_static"),
+        ("model_path", "has its own setting: --model-path"),
     ],
 )
 def test_engine_option_that_is_not_the_operators_is_refused(name: str, message: str) -> None:
