@@ -335,7 +335,7 @@ MEDIA = {
     "clip of 65535×65535": BadMedium("video", lambda: gif(65_535, 65_535), "no frames"),
     "very wide clip": BadMedium("video", lambda: clip("mp4", "libx264", (3_300, 16)), "one side may be at most"),
     "picture as clip": BadMedium("video", lambda: committed("cars.jpg"), "damaged or of an unknown format"),
-    "sound as clip": BadMedium("video", lambda: committed("query_to_cars.wav"), "no video in it"),
+    "sound as clip": BadMedium("video", lambda: committed("query_to_cars.wav"), "has no video"),
     "list of files as clip": BadMedium("video", lambda: b"ffconcat version 1.0\nfile /etc/passwd\n", "unknown format"),
     "playlist as clip": BadMedium("video", lambda: b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n", "unknown format"),
 }  # fmt: skip
