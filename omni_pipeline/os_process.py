@@ -93,7 +93,7 @@ def usage(pid: int) -> ProcessUsage | None:
 
 
 def free_port() -> int:
-    """A free TCP port, for example one where the ranks of a stage find each other."""
+    """A TCP port of this machine that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

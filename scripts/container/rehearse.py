@@ -20,7 +20,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,9 +27,13 @@ import time
 import urllib.request
 from pathlib import Path
 
-from recipe import Instruction, Stage, read
-
 ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from container.recipe import Instruction, Stage, read  # noqa: E402
+
+from omni_pipeline.os_process import free_port  # noqa: E402
+
 MODEL = ROOT / "demo" / "qwen3-omni-demo"
 SECONDS = 180
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # as in images of Ubuntu
@@ -202,12 +205,6 @@ def ask(port: int) -> str:
     with urllib.request.urlopen(request, timeout=60) as answer:
         content: str = json.load(answer)["choices"][0]["message"]["content"]
         return content
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from omni_pipeline.os_process import free_port
 from scripts.container.recipe import read
 from tests.conftest import ROOT
 from tests.installed.conftest import Installation, plain_environment
-from tests.server import Server, free_port
+from tests.server import Server
 
 # A path of the guide's, which is no path here.
 LAYOUT = "configs/qwen3_omni_colocated.yaml"

@@ -10,8 +10,8 @@ import pytest
 from gateway.bench.client import Client
 from gateway.bench.timeline import RequestTimes
 from omni_pipeline.errors import StartupError
+from omni_pipeline.os_process import free_port
 from tests.gateway.bench.scripted_server import DONE, Refusal, Step, ending, in_content, ours, scripted, text
-from tests.server import free_port
 
 PAUSE = 0.01
 
