@@ -19,8 +19,6 @@ import asyncio
 import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -28,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
+from server_process import ServerProcess
 
 # Seconds after which a server has finished the work that follows an answer.
 AFTERWARDS = 2.5
@@ -43,52 +41,24 @@ SCENARIOS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-class Served:
-    """A running server, which is stopped when `stack` closes."""
-
-    def __init__(self, stack: ExitStack, checkout: Path, model_path: Path, *flags: str) -> None:
-        command = [str(checkout / ".venv/bin/python"), "-m", "omni_pipeline.cli", "serve", "--port", "0"]
-        self._process = subprocess.Popen(
-            [*command, "--model-path", str(model_path), *flags],
-            cwd=checkout,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        stack.callback(self._end)
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("Listening on "):
-                self.url = line.split()[2]
-                return
-        raise SystemExit(f"the server in {checkout} did not start; run `make install` there, and try it by hand")
-
-    def cpu_seconds(self) -> float:
-        """The CPU time that the server's processes have used so far."""
-        main = psutil.Process(self._process.pid)
-        times = [process.cpu_times() for process in (main, *main.children(recursive=True))]
-        return sum(time.user + time.system for time in times)
-
-    def _end(self) -> None:
-        self._process.terminate()
-        self._process.wait()
+def server_process(checkout: Path, model_path: Path, log: Path, *flags: str) -> ServerProcess:
+    """A server of the code in `checkout`."""
+    program = (str(checkout / ".venv/bin/python"), "-m", "omni_pipeline.cli")
+    return ServerProcess(["--model-path", str(model_path), *flags], log, program=program, directory=checkout)
 
 
-async def ready(session: aiohttp.ClientSession, served: Served) -> None:
-    """Wait until the server has finished its warm-up."""
-    while True:
-        async with session.get(f"{served.url}/health") as answer:
-            if answer.status == 200:
-                return
-        await asyncio.sleep(0.2)
+def cpu_seconds(server: ServerProcess) -> float:
+    """CPU time that its processes have taken."""
+    times = [process.cpu_times() for process in server.processes()]
+    return sum(time.user + time.system for time in times)
 
 
-async def ask(session: aiohttp.ClientSession, served: Served, body: dict[str, Any], prompts: list[str]) -> float:
-    """Send all prompts at once. Returns the seconds until all streams have ended."""
+async def ask(session: aiohttp.ClientSession, server: ServerProcess, body: dict[str, Any], prompts: list[str]) -> float:
+    """Send all prompts at once; seconds until all streams have ended."""
 
     async def one(prompt: str) -> None:
         content = {"messages": [{"role": "user", "content": prompt}], "stream": True, "ignore_eos": True, **body}
-        async with session.post(f"{served.url}/v1/chat/completions", json=content) as answer:
+        async with session.post(f"{server.url}/v1/chat/completions", json=content) as answer:
             text = await answer.text()
             if "[DONE]" not in text:
                 raise SystemExit(f"an answer is incomplete; it ends with {text[-300:]}")
@@ -98,11 +68,11 @@ async def ask(session: aiohttp.ClientSession, served: Served, body: dict[str, An
     return time.perf_counter() - began
 
 
-async def measure(servers: dict[str, Served], rounds: int) -> None:
+async def measure(servers: dict[str, ServerProcess], rounds: int) -> None:
     """Ask all servers, and print how they compare."""
     draw = random.Random(0)
     async with aiohttp.ClientSession() as session:
-        await asyncio.gather(*(ready(session, served) for served in servers.values()))
+        await asyncio.gather(*(asyncio.to_thread(server.wait_until_ready) for server in servers.values()))
         for scenario, (streams, body) in SCENARIOS.items():
             walls: dict[str, list[float]] = {name: [] for name in servers}
             before: dict[str, float] = {}
@@ -114,9 +84,9 @@ async def measure(servers: dict[str, Served], rounds: int) -> None:
                         walls[name].append(wall)
                 if not number:  # the first round was the warm-up
                     await asyncio.sleep(AFTERWARDS)
-                    before = {name: served.cpu_seconds() for name, served in servers.items()}
+                    before = {name: cpu_seconds(server) for name, server in servers.items()}
             await asyncio.sleep(AFTERWARDS)
-            cpu = {name: served.cpu_seconds() - before[name] for name, served in servers.items()}
+            cpu = {name: cpu_seconds(server) - before[name] for name, server in servers.items()}
             for name in servers:
                 seconds = low(walls[name])
                 wall_ratio, cpu_ratio = seconds / low(walls[PLAIN]), cpu[name] / cpu[PLAIN]
@@ -138,13 +108,19 @@ def main() -> None:
     model_path = arguments.model_path.resolve()
     os.environ["OMP_NUM_THREADS"] = "1"
     with ExitStack() as stack:
-        traces = stack.enter_context(tempfile.TemporaryDirectory())
-        servers = {PLAIN: Served(stack, HERE, model_path)}
-        servers[TRACED] = Served(stack, HERE, model_path, "--trace-dir", traces)
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        traces = directory / "traces"
+        traces.mkdir()
+        servers = {
+            PLAIN: server_process(HERE, model_path, directory / "plain.log"),
+            TRACED: server_process(HERE, model_path, directory / "traced.log", "--trace-dir", str(traces)),
+        }
         if arguments.baseline:
-            servers[BASELINE] = Served(stack, arguments.baseline.resolve(), model_path)
+            servers[BASELINE] = server_process(arguments.baseline.resolve(), model_path, directory / "baseline.log")
+        for server in servers.values():
+            stack.enter_context(server)
         asyncio.run(measure(servers, arguments.rounds))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -19,16 +19,16 @@ import asyncio
 import json
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import aiohttp
 import torch
 import yaml
+from server_process import ServerProcess
 from transformers import AutoTokenizer
 
 from stages.checkpoint.weights import read_config
@@ -79,45 +79,28 @@ class Bare:
         return time.perf_counter() - began
 
 
-class Served:
-    """The whole server, over HTTP."""
+async def run_served(url: str, prompts: list[str], tokens: int) -> float:
+    """Seconds in which the server answers all prompts at once, over HTTP."""
 
-    def __init__(self, model_path: str, fused: bool, directory: str) -> None:
-        config = Path(directory) / "config.yaml"
-        config.write_text(yaml.safe_dump({"stages": FUSED if fused else {}}))
-        command = [sys.executable, "-m", "omni_pipeline.cli", "serve", "--text-only", "--device", "cpu"]
-        command += ["--model-path", model_path, "--config", str(config), "--port", "0", "--log-level", "warning"]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self._url = next(word for line in self._process.stdout for word in line.split() if word.startswith("http://"))
+    async def ask(session: aiohttp.ClientSession, prompt: str) -> None:
+        body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "ignore_eos": True}
+        async with session.post("/v1/chat/completions", json=body) as answer:
+            usage = (await answer.json())["usage"]
+            assert usage["completion_tokens"] == tokens, usage
 
-    async def wait(self) -> None:
-        """Wait until the server has finished its warm-up."""
-        async with aiohttp.ClientSession(self._url) as session:
-            while True:
-                async with session.get("/health") as answer:
-                    if answer.status == 200:
-                        return
-                await asyncio.sleep(0.2)
+    async with aiohttp.ClientSession(url) as session:
+        await asyncio.gather(*(session.get("/health") for _ in prompts))  # connections are not what is measured
+        began = time.perf_counter()
+        await asyncio.gather(*(ask(session, prompt) for prompt in prompts))
+        return time.perf_counter() - began
 
-    async def run(self, prompts: list[str], tokens: int) -> float:
-        """Seconds to answer all prompts at once."""
 
-        async def ask(session: aiohttp.ClientSession, prompt: str) -> None:
-            body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "ignore_eos": True}
-            async with session.post("/v1/chat/completions", json=body) as answer:
-                usage = (await answer.json())["usage"]
-                assert usage["completion_tokens"] == tokens, usage
-
-        async with aiohttp.ClientSession(self._url) as session:
-            await asyncio.gather(*(session.get("/health") for _ in prompts))  # so that connecting is not measured
-            began = time.perf_counter()
-            await asyncio.gather(*(ask(session, prompt) for prompt in prompts))
-            return time.perf_counter() - began
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait()
+def server_process(model_path: str, fused: bool, directory: Path) -> ServerProcess:
+    """The whole server; its configuration and its log are in `directory`."""
+    config = directory / "config.yaml"
+    config.write_text(yaml.safe_dump({"stages": FUSED if fused else {}}))
+    arguments = ["--text-only", "--device", "cpu", "--model-path", model_path, "--config", str(config)]
+    return ServerProcess([*arguments, "--log-level", "warning"], directory / "server.log")
 
 
 def prompts_of(count: int, words: int, seed: int) -> list[str]:
@@ -129,27 +112,25 @@ def prompts_of(count: int, words: int, seed: int) -> list[str]:
 async def measure(arguments: argparse.Namespace, report: Callable[[str], None]) -> dict[str, float]:
     """Measure and report. Returns the median seconds and their ratios, by number of streams."""
     result: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as directory:
-        served = Served(arguments.model_path, arguments.fused, directory)
-        try:
-            bare = Bare(arguments.model_path)
-            await served.wait()
-            for streams in arguments.streams:
-                ours, theirs, plain = [], [], []
-                for turn in range(arguments.rounds + 1):  # the first round is the warm-up
-                    prompts = prompts_of(streams, arguments.words, seed=1000 * streams + turn)
-                    ours.append(await served.run(prompts, arguments.tokens))
-                    theirs.append(await asyncio.to_thread(bare.run, prompts, arguments.tokens, recorded=True))
-                    plain.append(await asyncio.to_thread(bare.run, prompts, arguments.tokens, recorded=False))
-                server, engine, sglang = (statistics.median(times[1:]) for times in (ours, theirs, plain))
-                result |= {f"served_{streams}": server, f"bare_{streams}": engine, f"ratio_{streams}": server / engine}
-                result |= {f"sglang_{streams}": sglang, f"ratio_to_sglang_{streams}": server / sglang}
-                report(
-                    f"{streams:3d} streams × {arguments.tokens} tokens: served {server:.3f} s, bare {engine:.3f} s, "
-                    f"ratio {server / engine:.2f}; bare, not recorded {sglang:.3f} s, ratio {server / sglang:.2f}"
-                )
-        finally:
-            served.stop()
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server = stack.enter_context(server_process(arguments.model_path, arguments.fused, directory))
+        bare = Bare(arguments.model_path)
+        await asyncio.to_thread(server.wait_until_ready)
+        for streams in arguments.streams:
+            ours, theirs, plain = [], [], []
+            for turn in range(arguments.rounds + 1):  # the first warms both up
+                prompts = prompts_of(streams, arguments.words, seed=1000 * streams + turn)
+                ours.append(await run_served(server.url, prompts, arguments.tokens))
+                theirs.append(await asyncio.to_thread(bare.run, prompts, arguments.tokens, recorded=True))
+                plain.append(await asyncio.to_thread(bare.run, prompts, arguments.tokens, recorded=False))
+            served, engine, sglang = (statistics.median(times[1:]) for times in (ours, theirs, plain))
+            result |= {f"served_{streams}": served, f"bare_{streams}": engine, f"ratio_{streams}": served / engine}
+            result |= {f"sglang_{streams}": sglang, f"ratio_to_sglang_{streams}": served / sglang}
+            report(
+                f"{streams:3d} streams × {arguments.tokens} tokens: served {served:.3f} s, bare {engine:.3f} s, "
+                f"ratio {served / engine:.2f}; bare and not recorded {sglang:.3f} s, ratio {served / sglang:.2f}"
+            )
     return result
 
 

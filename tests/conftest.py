@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from fake_gpu import Accelerator
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))  # tests use its packages too
 
 # Two checkpoints that differ in every size: heads, experts, layers and vocabulary differ.
 CHECKPOINTS = {"tiny": ["--preset", "tiny", "--seed", "0"], "nano": ["--preset", "nano", "--seed", "1"]}

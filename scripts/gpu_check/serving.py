@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server_process import ServerProcess
+
 from gpu_check import child
 from gpu_check.child import Cause
 from gpu_check.machine import GIB, Memory, gpu_memory
 from gpu_check.questions import EXAMPLES, body, judge
 from gpu_check.report import Check, Report, block, quoted, table
-from tests.server import Server
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,13 +78,13 @@ def try_layout(report: Report, layout: Layout, run: Run) -> None:
         return
     before = gpu_memory()
     flags = ["--device", run.device, "--model-name", "qwen3-omni", *layout.flags]
-    server = Server(
-        run.model, run.directory, {}, [flag for flag in flags if flag != "--text-only"], layout.speech, START_SECONDS
-    )
+    media = ["--allowed-local-media-path", str(run.directory)]
+    log = run.directory / f"server-{layout.name.replace(' ', '-')}.log"
+    server = ServerProcess(["--model-path", str(run.model), *media, *flags], log, directory=run.directory)
     began = time.monotonic()
     try:
-        server.start()
-    except (RuntimeError, AssertionError) as error:
+        server.start().wait_until_ready(START_SECONDS)
+    except (RuntimeError, TimeoutError) as error:
         failed = Check(f"{layout.name}: start", False, "see its section")
         report.add(heading, f"{block(drawn)}\n\n{block(str(error)[-_LOG:])}", failed)
         return
@@ -120,7 +121,7 @@ def planned(layout: Layout, run: Run) -> tuple[dict[str, Any], str]:
     return data, drawn.stdout
 
 
-def _use(server: Server, layout: Layout, plan: dict[str, Any], run: Run) -> Iterator[tuple[str, list[Check]]]:
+def _use(server: ServerProcess, layout: Layout, plan: dict[str, Any], run: Run) -> Iterator[tuple[str, list[Check]]]:
     """Ask, measure, and then, when torch has reserved what it ever needs, look at the memory."""
     yield _ask(server, layout)
     if run.bench is not None:
@@ -129,7 +130,7 @@ def _use(server: Server, layout: Layout, plan: dict[str, Any], run: Run) -> Iter
     yield compare(layout.name, plan, gpu_memory())
 
 
-def _ask(server: Server, layout: Layout) -> tuple[str, list[Check]]:
+def _ask(server: ServerProcess, layout: Layout) -> tuple[str, list[Check]]:
     rows, problems = [], []
     for name in EXAMPLES:
         for speech in (False, True) if layout.speech else (False,):
@@ -168,12 +169,12 @@ def compare(layout: str, plan: dict[str, Any], there: Sequence[Memory]) -> tuple
     return table(("GiB", "planned", "used after the load", "there", "off by"), rows) if rows else "", checks
 
 
-def _stop(server: Server, layout: Layout, before: Sequence[Memory]) -> Check:
+def _stop(server: ServerProcess, layout: Layout, before: Sequence[Memory]) -> Check:
     """End the server, and see what it leaves."""
     name = f"{layout.name}: stop"
     try:
         status = server.stop()
-    except AssertionError as error:
+    except RuntimeError as error:
         return Check(name, False, str(error))
     left = [now.used - then.used for then, now in zip(before, gpu_memory(), strict=True)]
     worst = max(left, default=0)

@@ -68,8 +68,7 @@ async def conduct(
         code = service.stop()
         found.check("exit code 0", str(code), code == 0)
     finally:
-        if service.process.poll() is None:
-            service.process.kill()
+        service.server.kill()
         left = service.leftovers()
     for what, things in left.items():
         found.check(f"no {what} left", ", ".join(things) or "none", not things)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,8 +15,8 @@ from typing import Any
 import aiohttp
 import psutil
 import yaml
+from server_process import ServerProcess
 
-from omni_pipeline.os_process import die_with_parent
 from trials.shared_memory import shared_memory
 
 START_SECONDS = 300.0
@@ -42,25 +39,17 @@ class Service:
     def __init__(self, model_path: Path, config: dict[str, Any], arguments: list[str], log: Path) -> None:
         self.temporary = Path(tempfile.mkdtemp(prefix="omni-try-"))
         self._home = Path(tempfile.mkdtemp(prefix="omni-home-"))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        self.url = f"http://127.0.0.1:{self.port}"
         path = self._home / "config.yaml"
         path.write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "omni_pipeline.cli", "serve", "--model-path", str(model_path.resolve())]
-        command += ["--config", str(path), "--port", str(self.port), *arguments]
-        # The compiler's cache is kept from one run to the next on purpose. It is outside `temporary`, so that it does
-        # not count as a leftover.
+        # Kept on purpose from one run to the next, so not to be looked for among what is left.
         compiled = {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"}
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=compiled | os.environ | {"TMPDIR": str(self.temporary)},
-                preexec_fn=functools.partial(die_with_parent, os.getpid(), signal.SIGTERM),
-            )
+        self.server = ServerProcess(
+            ["--model-path", str(model_path.resolve()), "--config", str(path), *arguments],
+            log,
+            environment=compiled | os.environ | {"TMPDIR": str(self.temporary)},
+            with_parent=True,
+        ).start()
+        self.port, self.url = self.server.port, self.server.url
         self._seen: dict[int, psutil.Process] = {}
         self._segments: set[Path] = set()  # files in /dev/shm of these processes
 
@@ -84,8 +73,8 @@ class Service:
         """
         begin = time.monotonic()
         while ((await self.health(session))["status"] == "ok") != healthy:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"the server has ended with exit code {self.process.returncode}")
+            if self.server.status is not None:
+                raise RuntimeError(f"the server has ended with {self.server.status}")
             if time.monotonic() - begin > seconds:
                 raise TimeoutError(f"the server is {'not' if healthy else 'still'} healthy after {seconds:g} s")
             await asyncio.sleep(0.02)  # polling, because HTTP has no event to wait for
@@ -112,12 +101,8 @@ class Service:
     # --- processes and memory ---
 
     def processes(self) -> list[psutil.Process]:
-        """The main process and all its descendants, as they are now."""
-        try:
-            main = psutil.Process(self.process.pid)
-            found = [main, *main.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+        """The main process and all below it, as they are now."""
+        found = self.server.processes()
         self._seen.update({process.pid: process for process in found})
         self._segments |= shared_memory(found)
         return found
@@ -152,8 +137,7 @@ class Service:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Stop the server with a signal. Returns its exit code."""
         self.processes()
-        self.process.send_signal(number)
-        return self.process.wait(STOP_SECONDS)
+        return self.server.end(number, STOP_SECONDS)
 
     def leftovers(self) -> dict[str, list[str]]:
         """What an ended server has left behind, by kind. Kills left processes, and removes our own directories."""

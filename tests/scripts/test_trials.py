@@ -84,7 +84,7 @@ def test_what_breaks_a_promise_of_chaos_is_noticed(outcome: Outcome, broken: str
 
 def test_leftovers_are_found(tmp_path: Path) -> None:
     service = Service(tmp_path, {}, [], tmp_path / "log")
-    service.process.wait()  # it ends at once, because there is no checkpoint
+    service.server.end()  # there is no checkpoint
     (service.temporary / "forgotten").touch()
     assert service.leftovers()["temporary files"] == ["forgotten"]
     assert not service.temporary.exists()
@@ -95,8 +95,8 @@ def test_shared_memory_of_others_is_not_the_servers(tmp_path: Path) -> None:
     with tempfile.NamedTemporaryFile(dir=ROOT) as foreign, tempfile.NamedTemporaryFile(dir=ROOT) as own:
         with subprocess.Popen(["sleep", "60"], stdin=own) as holder:
             service = Service(tmp_path, {}, [], tmp_path / "log")
-            service.process.wait()
-            service.process = holder
+            service.server.end()
+            service.server.process = holder
             service.processes()
             holder.kill()
             holder.wait()
