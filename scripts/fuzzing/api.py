@@ -25,6 +25,7 @@ from schemathesis.specs.openapi.checks import (
 
 from fuzzing.findings import DELIBERATE, Finding, FuzzReport
 from fuzzing.seeds import seeds
+from gateway.bench.events import DONE, EventSplitter
 
 # The number of requests of one search. Each search has a seed of its own.
 BATCH = 50
@@ -119,12 +120,12 @@ class ApiFuzzer:
             yield from self._event_problems(response.content.decode())
 
     def _event_problems(self, text: str) -> Iterator[str]:
-        *events, last = [event for event in text.split("\n\n") if event.startswith("data: ")]
+        *events, last = EventSplitter().feed(text.encode())
         for event in events:
-            if not self._chunk.is_valid(json.loads(event.removeprefix("data: "))):
-                yield f"an event does not match the API's description: {event[:300]}"
-        if last != "data: [DONE]" and '"error"' not in last:
-            yield f"a stream ended without [DONE] or an error: {last[:300]}"
+            if not self._chunk.is_valid(json.loads(event)):
+                yield f"an event is not as described: {event[:300]}"
+        if last != DONE and '"error"' not in last:
+            yield f"a stream ended with {last[:300]}"
 
     def _tamed(self, body: Any, rng: random.Random) -> Any:
         """`body` changed so that its answer has few tokens, and so that most of its media exist."""

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import aiohttp
 from msgspec import Struct
 
-from trials.conversations import TrialConversation
+from gateway.bench.events import DONE, EventSplitter
+from trials.conversations import Conversation
 
 # A request that has not ended after this time counts as endless.
 PATIENCE_SECONDS = 120.0
@@ -82,7 +83,7 @@ async def _exchange(
 async def _read_stream(response: aiohttp.ClientResponse, outcome: Outcome) -> None:
     text, audio, reason = "", bytearray(), None
     async for event in events(response.content):
-        if event == "[DONE]":
+        if event == DONE:
             _answered(outcome, text, bytes(audio), reason)
             return
         data = json.loads(event)
@@ -99,10 +100,11 @@ async def _read_stream(response: aiohttp.ClientResponse, outcome: Outcome) -> No
 
 
 async def events(content: aiohttp.StreamReader) -> AsyncIterator[str]:
-    """Yield the data of each server-sent event."""
-    async for line in content:
-        if line.startswith(b"data: "):
-            yield line[6:].decode().strip()
+    """The data of each server-sent event."""
+    splitter = EventSplitter()
+    async for received in content.iter_any():
+        for data in splitter.feed(received):
+            yield data
 
 
 def _answered(outcome: Outcome, *parts: Any) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import http.client
-import json
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +15,10 @@ from typing import Any
 import numpy
 import pytest
 
-from tests.device import EXACTNESS, PATIENCE
+from tests.device import EXACTNESS
 from tests.equality.conversations import Kit, all_conversations, request
 from tests.reference import NEAR_TIE, Conversation, Spoken, SpokenReference
+from tests.served.streams import DONE, stream
 from tests.server import Server, colocated
 
 TOKENS = 16
@@ -100,15 +99,8 @@ class Running:
 
     def events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The events of a streamed answer; closes the connection when no longer wanted."""
-        connection = http.client.HTTPConnection(self.server.url.removeprefix("http://"), timeout=PATIENCE.request)
-        try:
-            headers = {"content-type": "application/json"}
-            connection.request("POST", "/v1/chat/completions", json.dumps(body | {"stream": True}), headers)
-            for line in connection.getresponse():
-                if line.startswith(b"data: {"):
-                    yield json.loads(line[6:])
-        finally:
-            connection.close()
+        with stream(self.server, body) as events:
+            yield from (event for event in events if event != DONE)
 
     def check(self, answers: list[Heard]) -> None:
         """Compare with the reference; where a code differs at a near tie, it is counted and printed."""

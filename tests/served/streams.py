@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from gateway.bench.events import DONE, EventSplitter
+from tests.device import PATIENCE
 from tests.server import Server
 
-DONE = "[DONE]"
+__all__ = ["DONE", "stream", "text_of"]
 
 
 @contextmanager
 def stream(server: Server, body: dict[str, Any]) -> Iterator[Iterator[Any]]:
     """The events of a streamed answer as they come: JSON bodies, at last `DONE`. Leaving closes the connection."""
-    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=PATIENCE.request)
     try:
         connection.request(
             "POST", "/v1/chat/completions", json.dumps(body | {"stream": True}), {"content-type": "application/json"}
@@ -29,9 +31,9 @@ def stream(server: Server, body: dict[str, Any]) -> Iterator[Iterator[Any]]:
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[Any]:
-    for line in response:
-        if line.startswith(b"data: "):
-            data = line.removeprefix(b"data: ").strip().decode()
+    splitter = EventSplitter()
+    while received := response.read1():
+        for data in splitter.feed(received):
             yield data if data == DONE else json.loads(data)
 
 
