@@ -39,6 +39,15 @@ def read_rooms(root: Path, packages: Sequence[str]) -> Rooms:
     return rooms
 
 
+def importers(folder: Path, package: str) -> list[str]:
+    """The files in `folder` that import `package`, or anything in it."""
+    return [
+        str(path.relative_to(folder))
+        for path in sorted(folder.rglob("*.py"))
+        if any(name.partition(".")[0] == package for name in imports_of(path.read_text()))
+    ]
+
+
 def room_of(parts: Sequence[str]) -> str:
     """``omni_pipeline.wire`` for everything in that folder, ``omni_pipeline.errors`` for that module."""
     return ".".join(parts[:2])

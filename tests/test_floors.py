@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.floors import circles, read_modules, read_rooms, upward
+from tests.floors import circles, importers, read_modules, read_rooms, upward
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("omni_pipeline", "stages", "gateway")
@@ -81,6 +81,10 @@ def test_gateway_has_floors() -> None:
     assert upward(rooms, floors) == []
 
 
+def test_scripts_import_no_tests() -> None:
+    assert importers(ROOT / "scripts", "tests") == []
+
+
 def test_no_module_is_in_a_circle() -> None:
     assert circles(read_modules(ROOT, PACKAGES)) == []
 
@@ -105,6 +109,14 @@ def test_planted_import_is_found(copy: Path, file: str, line: str, floors: tuple
     path.write_text(f"{path.read_text()}\n\ndef planted() -> None:\n    {line}\n")
     [found] = upward(read_rooms(copy, ["omni_pipeline"]), floors)
     assert found.startswith(f"{file} imports ")
+
+
+@pytest.mark.parametrize("line", ["from tests.server import Server", "from tests import server", "import tests"])
+def test_planted_import_of_tests_is_found(tmp_path: Path, line: str) -> None:
+    scripts = Path(shutil.copytree(ROOT / "scripts", tmp_path / "scripts"))
+    planted = scripts / "trials" / "report.py"
+    planted.write_text(f"{planted.read_text()}\n\ndef planted() -> None:\n    {line}\n")
+    assert importers(scripts, "tests") == ["trials/report.py"]
 
 
 def test_planted_circle_is_found(copy: Path) -> None:

@@ -1,8 +1,8 @@
 """What bfloat16 may do to each stage: what it does to the reference itself, times a factor.
 
 `measured.json` has, for each checkpoint, what bfloat16 does to Hugging Face's own modules on a CPU, against the same in
-float32 on the same inputs. `scripts/measure_bfloat16.py --write` makes it anew. Kernels that are right round elsewhere
-than those modules do, so each figure has some room; how much depends on how steady it is.
+float32 on the same inputs. `python -m tests.rounding.measure --write` makes it anew. Kernels that are right round
+elsewhere than those modules do, so each figure has some room; how much depends on how steady it is.
 """
 
 from __future__ import annotations

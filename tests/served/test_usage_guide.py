@@ -9,28 +9,10 @@ from typing import Any
 
 import pytest
 import requests
+from gpu_check.questions import CARS, EXAMPLES
 
 from tests.server import Server
 
-CARS = "How many cars are there in the picture?"
-
-# The request of each example; the guide prints every one twice, for curl and for Python.
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "image and text": {
-        "messages": [{"role": "user", "content": CARS}],
-        "images": ["tests/data/cars.jpg"],
-    },
-    "audio and image": {
-        "messages": [{"role": "user", "content": ""}],
-        "images": ["tests/data/cars.jpg"],
-        "audios": ["tests/data/query_to_cars.wav"],
-    },
-    "video and audio": {
-        "messages": [{"role": "user", "content": ""}],
-        "videos": ["tests/data/draw.mp4"],
-        "audios": ["tests/data/query_to_draw.wav"],
-    },
-}
 COMMON = {"model": "qwen3-omni", "modalities": ["text"], "max_tokens": 16}
 
 CURL = """\

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 
-import measure_bfloat16
-
 from tests.conftest import ROOT
-from tests.rounding import limits
+from tests.rounding import limits, measure
 
 DOCS = ROOT / "docs" / "gpu-check.md"
 
@@ -15,7 +13,7 @@ DOCS = ROOT / "docs" / "gpu-check.md"
 def test_the_page_has_the_measured_figures_and_their_limits() -> None:
     measured = json.loads(limits.FILE.read_text())
     assert tuple(measured) == limits.CHECKPOINTS
-    assert measure_bfloat16.table(measured) in DOCS.read_text()
+    assert measure.table(measured) in DOCS.read_text()
 
 
 def test_the_page_has_the_factors() -> None:

@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 """Measures what bfloat16 does to the reference, stage by stage, and prints the table of limits that follow from it.
 
     make install
-    .venv/bin/python scripts/measure_bfloat16.py            # the table, as docs/gpu-check.md has it
-    .venv/bin/python scripts/measure_bfloat16.py --write    # and tests/rounding/measured.json anew
+    .venv/bin/python -m tests.rounding.measure            # the table, as docs/gpu-check.md has it
+    .venv/bin/python -m tests.rounding.measure --write    # and tests/rounding/measured.json anew
 
 Hugging Face's modules in bfloat16 on the CPU are held against the same in float32 on the same inputs: on the two random
 checkpoints that the tests use, and on the demo model. It takes some minutes of one core, and no GPU.
@@ -22,17 +21,15 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+import torch
+import transformers
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-
-from stages.preprocessing.features import Features  # noqa: E402
-from tests.equality.conversations import Kit  # noqa: E402
-from tests.rounding import cases, limits, stages  # noqa: E402
-from tests.rounding.deviations import Figures  # noqa: E402
-from tests.rounding.reference import RoundedReference  # noqa: E402
+from stages.preprocessing.features import Features
+from tests.conftest import ROOT
+from tests.equality.conversations import Kit
+from tests.rounding import cases, limits, stages
+from tests.rounding.deviations import Figures
+from tests.rounding.reference import RoundedReference
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
