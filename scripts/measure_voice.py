@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from msgspec import structs
 from transformers import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
     Qwen3OmniMoeCode2Wav,
@@ -40,9 +41,8 @@ from stages.options import CodePredictorOptions, TalkerOptions
 from stages.talker_ar.stage import Talker
 
 SAMPLED = Sampling(temperature=1.0, top_k=50, top_p=0.8, seed=1)
-_ENDLESS = {"repetition_penalty": 1.05, "max_tokens": 4096, "ignore_eos": True}
-GREEDY_TALKER = Sampling(**_ENDLESS)
-SAMPLED_TALKER = Sampling(temperature=0.9, top_k=50, seed=1, **_ENDLESS)
+GREEDY_TALKER = Sampling(repetition_penalty=1.05, max_tokens=4096, ignore_eos=True)
+SAMPLED_TALKER = structs.replace(GREEDY_TALKER, temperature=0.9, top_k=50, seed=1)
 PROMPT = 80  # tokens of the user's turns
 WHOLE_FRAMES = 40
 

@@ -65,8 +65,6 @@ ONE_GPU = (
     Layout("(nine processes)", config(), fp8=True),
     Layout("--text-only", config(text_only=True)),
 )
-SPEECH_ON_2 = {name: [2] for name in ("talker_ar", "code_predictor", "code2wav")}
-ENCODERS_ON_3 = {"image_encoder": [3], "audio_encoder": [3]}
 
 SECTIONS: dict[str, tuple[Layout, ...]] = {
     "1xH100-80GB": ONE_GPU,
@@ -99,7 +97,14 @@ SECTIONS: dict[str, tuple[Layout, ...]] = {
         Layout(
             "--gpu-thinker 0,1 --gpu-talker 2 --gpu-code-predictor 2 --gpu-code2wav 2 --gpu-image-encoder 3 "
             "--gpu-audio-encoder 3",
-            config(thinker=[0, 1], **SPEECH_ON_2, **ENCODERS_ON_3),
+            config(
+                thinker=[0, 1],
+                image_encoder=[3],
+                audio_encoder=[3],
+                talker_ar=[2],
+                code_predictor=[2],
+                code2wav=[2],
+            ),
             fp8=True,
             shown=True,
         ),

@@ -7,7 +7,7 @@ import glob
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fake_gpu.machine import Machine
 
@@ -37,7 +37,7 @@ def install(machine: Machine, directory: Path) -> None:
             return [f"{_NODES}{index}" for index in range(len(machine.cards))]
         return real(pattern, *arguments, **options)
 
-    glob.glob = look
+    glob.glob = cast(Any, look)
     script = directory / "nvidia-smi"
     script.write_text(
         _SMI.format(

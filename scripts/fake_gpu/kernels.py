@@ -49,7 +49,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return _Stub(spec.name)
 
     def exec_module(self, module: types.ModuleType) -> None:
-        module.__version__ = "0"
+        module.__dict__["__version__"] = "0"
 
 
 class _Stub(types.ModuleType):

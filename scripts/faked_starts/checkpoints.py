@@ -18,7 +18,7 @@ _KEPT = ["lm_head", "visual", "audio_tower", "code_predictor", "code2wav", "mlp.
 _SHARD_BYTES = 4 * 1024**3
 
 # What a number of so many bytes is; of others, several are packed into an integer.
-_DTYPES = {1: ("F8_E4M3", 1), 2: ("BF16", 2), 4: ("F32", 4)}
+_DTYPES: dict[float, tuple[str, int]] = {1: ("F8_E4M3", 1), 2: ("BF16", 2), 4: ("F32", 4)}
 
 QUANTIZATION: dict[str, dict[str, Any] | None] = {
     "BF16": None,

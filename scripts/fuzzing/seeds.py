@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
+from typing import Any
 
 import av
 import numpy
@@ -28,7 +31,7 @@ class Seed(Struct, frozen=True):
 
 
 _IMAGES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
-_IMAGE_VARIANTS = {
+_IMAGE_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "JPEG progressive": ("JPEG", {"progressive": True}),
     "PNG palette": ("PNG", {}),
     "WEBP lossless": ("WEBP", {"lossless": True}),
@@ -68,17 +71,17 @@ def seeds() -> list[Seed]:
     """One file of each format. Formats that the installed libraries cannot write are left out."""
     made = [Seed("image", name, _image(name)) for name in (*_IMAGES, *_IMAGE_VARIANTS)]
     for container, subtype in _SOUNDS:
-        made += _if_possible("audio", f"{container} {subtype}", lambda c=container, s=subtype: _sound(c, s))
+        made += _if_possible("audio", f"{container} {subtype}", partial(_sound, container, subtype))
     for container, codec, rate in _SOUND_CONTAINERS:
-        made += _if_possible("audio", f"{container} {codec}", lambda c=container, k=codec, r=rate: _sound_in(c, k, r))
+        made += _if_possible("audio", f"{container} {codec}", partial(_sound_in, container, codec, rate))
     for container, codec, pixels in _CLIPS:
-        made += _if_possible("video", f"{container} {codec}", lambda c=container, k=codec, p=pixels: _clip(c, k, p))
+        made += _if_possible("video", f"{container} {codec}", partial(_clip, container, codec, pixels))
     made += _if_possible("video", "mp4 with sound", lambda: _clip("mp4", "libx264", "yuv420p", "aac"))
     made += _if_possible("video", "webm with sound", lambda: _clip("webm", "libvpx", "yuv420p", "libopus"))
     return made
 
 
-def _if_possible(kind: str, name: str, make) -> list[Seed]:
+def _if_possible(kind: str, name: str, make: Callable[[], bytes]) -> list[Seed]:
     try:
         return [Seed(kind, name, make())]
     except (av.error.FFmpegError, soundfile.LibsndfileError, ValueError, TypeError):
@@ -120,7 +123,7 @@ def _sound_in(container: str, codec: str, rate: int) -> bytes:
     return file.getvalue()
 
 
-def _add_sound(output, codec: str, rate: int) -> None:
+def _add_sound(output: av.container.OutputContainer, codec: str, rate: int) -> None:
     stream = output.add_stream(codec, rate=rate)
     stream.layout = "mono"
     frame = av.AudioFrame.from_ndarray(_tone(rate)[None, :], format="flt", layout="mono")

@@ -79,8 +79,8 @@ def try_layout(report: Report, layout: Layout, run: Run) -> None:
     before = gpu_memory()
     flags = ["--device", run.device, "--model-name", "qwen3-omni", *layout.flags]
     media = ["--allowed-local-media-path", str(run.directory)]
-    log = run.directory / f"server-{layout.name.replace(' ', '-')}.log"
-    server = ServerProcess(["--model-path", str(run.model), *media, *flags], log, directory=run.directory)
+    output = run.directory / f"server-{layout.name.replace(' ', '-')}.log"
+    server = ServerProcess(["--model-path", str(run.model), *media, *flags], output, directory=run.directory)
     began = time.monotonic()
     try:
         server.start().wait_until_ready(START_SECONDS)

@@ -10,6 +10,7 @@ import hashlib
 import math
 import re
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeForConditionalGeneratio
 from .config import Json
 from .tokenizer import Vocabulary
 
-Model = Qwen3OmniMoeForConditionalGeneration
+Model: TypeAlias = Qwen3OmniMoeForConditionalGeneration
 
 _EMBEDDING_STD = 1.5
 _HEAD_GAIN = 4.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import functools
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
@@ -44,7 +43,7 @@ def run(
     flags = ["--text-only"] if arguments.text_only else []
     service = Service(arguments.model_path, config, flags, arguments.out / "server.log")
     title = f"{name}, seed {arguments.seed}"
-    report = asyncio.run(conduct(title, service, functools.partial(trial, arguments=arguments)))
+    report = asyncio.run(conduct(title, service, lambda service, session: trial(service, session, arguments)))
     report.write(arguments.out)
     print(report.markdown())
     sys.exit(0 if report.good else 1)

@@ -52,8 +52,8 @@ def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
     top, left = rng.randint(0, rows - 4), rng.randint(0, columns - 4)
     for step in range(steps):
         if isinstance(facts, Motion):
-            place = {"left": (1 - share, y), "right": (share, y), "up": (x, 1 - share), "down": (x, share)}
-            add_thing(amounts[step], columns, *place[facts.direction], (*words_for(facts.thing), facts.direction))
+            ways = {"left": (1 - share, y), "right": (share, y), "up": (x, 1 - share), "down": (x, share)}
+            add_thing(amounts[step], columns, *ways[facts.direction], (*words_for(facts.thing), facts.direction))
             share = min(0.95, share + rng.uniform(0.1, 0.3))
         elif isinstance(facts, Drawing):
             mark(step, facts.sketch, min(1.0, (step + rng.uniform(0.5, 1.3)) / steps))

@@ -127,7 +127,9 @@ def lessons(seed: int, batch: int, clip_share: float) -> Iterator[VisionLesson]:
 def close_up(lesson: VisionLesson, rng: Random) -> VisionLesson:
     """Cut each frame to the cells around its one thing: empty cells teach little, and cost as much as others."""
     rows, columns = lesson.frames.shape[2] // CELL, lesson.frames.shape[3] // CELL
-    frames, amounts, judged = [], [], []
+    frames: list[Tensor] = []
+    amounts: list[Tensor] = []
+    judged: list[Tensor] = []
     for frame, amount, known in zip(lesson.frames, lesson.amounts, lesson.judged, strict=True):
         places = torch.nonzero(((amount.sum(-1) > 0) | ~known).unflatten(0, (rows, columns))).float()
         middle = places.mean(0).round().int().tolist() if len(places) else (rows // 2, columns // 2)

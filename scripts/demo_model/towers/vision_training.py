@@ -84,6 +84,7 @@ def new_tower() -> Any:
     for module in tower.modules():
         if isinstance(module, nn.Linear | nn.Conv3d):
             nn.init.trunc_normal_(module.weight, std=0.7 / module.weight[0].numel() ** 0.5)
+            assert module.bias is not None
             nn.init.zeros_(module.bias)
     nn.init.normal_(tower.pos_embed.weight, std=0.2)
     for block, offsets in zip(tower.blocks, _OFFSETS, strict=True):
@@ -103,6 +104,7 @@ def _see_edges(projection: nn.Conv3d) -> None:
     sample = torch.cat([patches(lesson.frames).flatten(0, 1) for lesson in frames])
     basis = _cosines().flatten(1)
     projection.weight.copy_((basis / (sample @ basis.T).std(0).clamp(min=0.02)[:, None]).view_as(projection.weight))
+    assert projection.bias is not None
     projection.bias.copy_(-(sample.mean(0) @ projection.weight.flatten(1).T))
 
 

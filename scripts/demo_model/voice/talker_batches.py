@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeTalkerForConditionalGeneration
 
-Talker = Qwen3OmniMoeTalkerForConditionalGeneration
+Talker: TypeAlias = Qwen3OmniMoeTalkerForConditionalGeneration
 
 
 @dataclass(frozen=True)

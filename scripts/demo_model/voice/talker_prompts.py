@@ -79,9 +79,12 @@ class PromptMaker:
         grid = _chosen(_CLIP_GRIDS, generator)
         return self._prompt(_turn(self._visual("video", grid) + self._question(generator)), generator, videos=[grid])
 
-    def said(self, turns: Sequence[AnsweredTurn], states: Tensor) -> UserTurns:
-        """The user's messages of `turns`, with the thinker's `states` [rows, hidden] of the media in them."""
-        text, images, videos, audios = "", [], [], []
+    def said(self, turns: Sequence[Turn], states: Tensor) -> Prompt:
+        """What the user says in `turns`, with the thinker's `states` [rows, hidden] of the media in them."""
+        text = ""
+        images: list[tuple[int, int, int]] = []
+        videos: list[tuple[int, int, int]] = []
+        audios: list[int] = []
         for turn in turns:
             content = ""
             for part in turn.parts:

@@ -76,6 +76,7 @@ def _inputs(module: nn.Module) -> int:
     """The number of inputs that one output of `module` sums."""
     if isinstance(module, nn.ConvTranspose1d):
         return module.in_channels * module.kernel_size[0] // module.stride[0]
+    assert isinstance(module.weight, Tensor)
     return module.weight[0].numel()
 
 

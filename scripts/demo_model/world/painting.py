@@ -134,9 +134,9 @@ def _meadow(canvas: Canvas, rng: Random) -> None:
 def _sky(canvas: Canvas, rng: Random, horizon: float) -> None:
     width = canvas.size[0]
     shade = rng.randint(-16, 10)
-    for y in range(0, round(horizon), 8):
-        pale = round(60 * y / horizon)
-        canvas.rectangle(0, y, width, y + 8, (150 + shade + pale, 200 + shade + pale // 2, 238 + shade + pale // 6))
+    for row in range(0, round(horizon), 8):
+        pale = round(60 * row / horizon)
+        canvas.rectangle(0, row, width, row + 8, (150 + shade + pale, 200 + shade + pale // 2, 238 + shade + pale // 6))
     if rng.random() < 0.5:
         canvas.disc(rng.uniform(40, width - 40), rng.uniform(30, 80), rng.uniform(22, 40), (255, 236, 150))
     for _ in range(rng.randint(0, 3)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -31,14 +32,14 @@ def _copies(setup: Setup, rows: int) -> Finding:
         source = torch.randn(rows, WIDTH).to(dtype)
         there = source.to(device)
         ways: dict[str, Callable[[], object]] = {
-            "to_device_pageable": lambda source=source: source.to(device),
-            "from_device_pageable": lambda there=there: there.to("cpu"),
-            "message": lambda there=there: Tensor.of(there).buffer(),
+            "to_device_pageable": functools.partial(source.to, device),
+            "from_device_pageable": functools.partial(there.to, "cpu"),
+            "message": functools.partial(_message, there),
         }
         if device == "cuda":
             pinned, back = source.pin_memory(), torch.empty_like(source).pin_memory()
-            ways["to_device_pinned"] = lambda pinned=pinned: pinned.to(device, non_blocking=True)
-            ways["from_device_pinned"] = lambda back=back, there=there: back.copy_(there, non_blocking=True)
+            ways["to_device_pinned"] = functools.partial(pinned.to, device, non_blocking=True)
+            ways["from_device_pinned"] = functools.partial(back.copy_, there, non_blocking=True)
         for way, work in ways.items():
             if setup.in_time:
                 figures[f"{way}_{name}_gb_s"] = _speed(source.nbytes, times(work, device, setup.runs(10)).steady)
@@ -46,6 +47,10 @@ def _copies(setup: Setup, rows: int) -> Finding:
     figures["float32_then_from_device_ms"] = times(lambda: there.bfloat16().float().cpu(), device, 3).steady
     figures["bfloat16_from_device_ms"] = times(lambda: there.bfloat16().cpu(), device, 3).steady
     return Finding("copies: GB/s", bool(figures), figures)
+
+
+def _message(rows: torch.Tensor) -> object:
+    return Tensor.of(rows).buffer()
 
 
 def _gathered(setup: Setup, rows: int) -> Finding:

@@ -59,8 +59,8 @@ def run(setup: Setup) -> Iterator[Finding]:
             if batch <= largest and setup.in_time:
                 work = Batch(network, [sampling] * batch)
                 for name, compute in (("graph", graphs.frames), ("eager", network.frames)):
-                    taken = times(functools.partial(work.codes, compute), setup.device, setup.runs(30))
-                    figures[f"{name}_{batch}_ms"] = taken.steady
+                    took = times(functools.partial(work.codes, compute), setup.device, setup.runs(30))
+                    figures[f"{name}_{batch}_ms"] = took.steady
         yield Finding(f"predictor: ms per frame, {way}", bool(figures), figures)
 
 

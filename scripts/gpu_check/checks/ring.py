@@ -64,7 +64,7 @@ class _Ends:
     """Both ends of the connection between the two processes, in one of them."""
 
     def __init__(self, setup: Setup, own: str, other: str) -> None:
-        context = zmq.Context.instance()
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         directory = str(setup.directory)
         self._inbox = Inbox(context, endpoint(directory, own, 0))
         self._outbox, self._address = Outbox(context), endpoint(directory, other, 0)

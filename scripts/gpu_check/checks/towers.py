@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,8 +42,8 @@ def run(setup: Setup) -> Iterator[Finding]:
     yield _patches(setup, vision)
     yield _lengths(setup, vision)
     sound = AudioEncoder(model.context("audio_encoder", options))
-    item = AudioItem(b"2", Tensor.of(torch.randn(128, 200 if setup.small else SOUND_FRAMES)))
-    yield _encoded(setup, "towers: sound of 30 s", sound, item, model.situation(options), memory_needs.audio)
+    heard = AudioItem(b"2", Tensor.of(torch.randn(128, 200 if setup.small else SOUND_FRAMES)))
+    yield _encoded(setup, "towers: sound of 30 s", sound, heard, model.situation(options), memory_needs.audio)
 
 
 def _encoded(
@@ -109,7 +110,7 @@ def _lengths(setup: Setup, stage: ImageEncoder) -> Finding:
     outputs = {place: encoded(place) for place in dict.fromkeys((setup.device, "cpu"))}
     same = all(torch.equal(rows, outputs[setup.device]) for rows in outputs.values())
     steady = {
-        f"cu_seqlens_on_{place}_ms": times(lambda place=place: encoded(place), setup.device, setup.runs(5)).steady
+        f"cu_seqlens_on_{place}_ms": times(functools.partial(encoded, place), setup.device, setup.runs(5)).steady
         for place in outputs
     }
     return Finding("towers: borders on device and CPU", same, {**steady, "equal": same})

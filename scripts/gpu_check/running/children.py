@@ -59,7 +59,7 @@ def spawned(command: Sequence[str], environment: Mapping[str, str]) -> Start:
     def start(output: int, errors: int) -> int:
         # Popen would complain that the process goes on when it is forgotten here; its id is all that is wanted.
         return os.posix_spawn(
-            command[0], command, environment, setsid=True,
+            command[0], list(command), environment, setsid=True,
             file_actions=[(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, errors, 2)],
         )  # fmt: skip
 
