@@ -20,7 +20,10 @@ CORRUPT = ErrorInfo(status=400, message="The picture is corrupt.", code="invalid
 
 
 async def events_of(served: Served, body: dict) -> list:
-    """The data of each event of a stream, read as JSON except the last."""
+    """The data of each event of a stream, read as JSON except the last.
+
+    Not by the parser of the bench, which accepts other forms too: here, each event is one line and an empty one.
+    """
     async with served.session.post(f"{served.url}/v1/chat/completions", json=body | {"stream": True}) as response:
         assert response.status == 200
         assert response.content_type == "text/event-stream"
