@@ -123,9 +123,9 @@ class ApiFuzzer:
         *events, last = EventSplitter().feed(text.encode())
         for event in events:
             if not self._chunk.is_valid(json.loads(event)):
-                yield f"an event is not as described: {event[:300]}"
+                yield f"an event does not match the API's description: {event[:300]}"
         if last != DONE and '"error"' not in last:
-            yield f"a stream ended with {last[:300]}"
+            yield f"a stream ended without [DONE] or an error: {last[:300]}"
 
     def _tamed(self, body: Any, rng: random.Random) -> Any:
         """`body` changed so that its answer has few tokens, and so that most of its media exist."""

@@ -138,7 +138,7 @@ def write_tokenizer(vocabulary: Vocabulary, directory: Path) -> None:
         for id_, token in zip(vocabulary.added_ids, ADDED_TOKENS, strict=True)
     }
 
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges)  # it takes pairs, too
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges)  # it accepts pairs too
     tokenizer.add_tokens(list(added.values()))
     tokenizer.backend_tokenizer.save(str(directory / "tokenizer.json"))
 

@@ -14,7 +14,7 @@ import aiohttp
 from msgspec import Struct
 
 from gateway.bench.events import DONE, EventSplitter
-from trials.conversations import Conversation
+from trials.conversations import TrialConversation
 
 # A request that has not ended after this time counts as endless.
 PATIENCE_SECONDS = 120.0
@@ -100,7 +100,7 @@ async def _read_stream(response: aiohttp.ClientResponse, outcome: Outcome) -> No
 
 
 async def events(content: aiohttp.StreamReader) -> AsyncIterator[str]:
-    """The data of each server-sent event."""
+    """Yield the data of each server-sent event."""
     splitter = EventSplitter()
     async for received in content.iter_any():
         for data in splitter.feed(received):

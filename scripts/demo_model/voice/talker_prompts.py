@@ -79,8 +79,8 @@ class PromptMaker:
         grid = _chosen(_CLIP_GRIDS, generator)
         return self._prompt(_turn(self._visual("video", grid) + self._question(generator)), generator, videos=[grid])
 
-    def said(self, turns: Sequence[Turn], states: Tensor) -> Prompt:
-        """What the user says in `turns`, with the thinker's `states` [rows, hidden] of the media in them."""
+    def said(self, turns: Sequence[AnsweredTurn], states: Tensor) -> UserTurns:
+        """The user's messages of `turns`, with the thinker's `states` [rows, hidden] of the media in them."""
         text = ""
         images: list[tuple[int, int, int]] = []
         videos: list[tuple[int, int, int]] = []

@@ -103,6 +103,7 @@ class Driven:
         while self.engine.has_work or due:
             for name in [name for name in due if not late(name, step)]:
                 row = due.pop(name)
+                assert isinstance(self.engine, FedEngine)
                 self.engine.feed(name, row, torch.zeros_like(row))
             step += 1
             if not self.engine.has_work:
