@@ -13,7 +13,7 @@ class StagePlan(Struct, frozen=True):
     """One stage of a worker.
 
     Attributes:
-        options: The stage's own options, a `StageOptions`; still a mapping in a worker that has just received its plan.
+        options: The stage's own options, a `StageOptions`. Still a mapping when a worker has just received it.
         gpus: Indices of its GPUs; empty on the CPU.
         tp_size: Processes that share its work, by tensor parallelism.
         memory: Total bytes that it may take on each of its GPUs; None until that is decided.
