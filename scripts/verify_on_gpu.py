@@ -5,12 +5,12 @@
     .venv/bin/python scripts/verify_on_gpu.py               # with small checkpoints only
     .venv/bin/python scripts/verify_on_gpu.py --model-path /models/Qwen3-Omni-30B-A3B-Instruct
 
-Looks at the driver and the memory; runs the tests against Hugging Face with the servers on the GPU, in float32 token by
-token, in bfloat16 within the limits of tests/rounding; then starts every layout that fits, asks the usage guide's
-questions, measures it with `sgl-omni bench`, and compares the memory it takes with the plan. It ends with 0 if
-everything that was run passed. Without --model-path, the demo model takes the real one's place. `--device cpu` does the
-same on the CPU, to see that this script works. A first run compiles kernels and takes hours; Ctrl-C leaves a report of
-what was found until then.
+Checks the driver and the memory. Runs the tests against Hugging Face with the servers on the GPU: in float32 token by
+token, in bfloat16 within the limits of tests/rounding. Then starts every layout that fits, asks the usage guide's
+questions, measures it with `sgl-omni bench`, and compares its memory with the plan. The exit status is 0 if everything
+that was run passed. Without --model-path, the demo model replaces the real one. `--device cpu` does the same on the
+CPU, to try out this script. A first run compiles kernels and takes hours; after Ctrl-C, the report has the findings so
+far.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("CUDA cannot be used here: see the report.", file=sys.stderr)
     except KeyboardInterrupt:
         report.stop("interrupted")
-        print(f"\nInterrupted: {options.report} has what was found until then", file=sys.stderr)
+        print(f"\nInterrupted: {options.report} has the findings so far", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        report.add("What the check itself failed of", block(traceback.format_exc()))
+        report.add("Error in the check itself", block(traceback.format_exc()))
         report.stop(f"{type(error).__name__}: {error}")
         raise
     report.finish()
@@ -64,7 +64,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def verify(report: Report, options: argparse.Namespace) -> bool:
-    """Every section; False where the machine cannot be used at all."""
+    """Run every section. Returns False if the machine cannot be used at all."""
     with Step(report, "the machine"):
         usable = machine.look(report, options.device)
     if not usable:
@@ -84,7 +84,7 @@ def verify(report: Report, options: argparse.Namespace) -> bool:
 
 
 class Step:
-    """One section of the report, with what was compiled meanwhile."""
+    """Add one section to the report, with the kernels that were compiled meanwhile."""
 
     def __init__(self, report: Report, name: str) -> None:
         self._report, self._name = report, name
@@ -102,7 +102,7 @@ class Step:
 
 
 def comparisons(tests: Sequence[str] | None, device: str, gpus: int) -> list[Part]:
-    """What is held against Hugging Face: everything, or these tests alone."""
+    """The comparisons with Hugging Face: all parts, or only these tests."""
     if tests is not None:
         return [dataclasses.replace(equality.ANSWERS, tests=tuple(tests))] if tests else []
     shared = [equality.SHARED] if gpus != 1 else []
@@ -111,10 +111,10 @@ def comparisons(tests: Sequence[str] | None, device: str, gpus: int) -> list[Par
 
 
 def serve(report: Report, options: argparse.Namespace, layouts: Sequence[serving.Layout], directory: Path) -> None:
-    """Every layout, with the real checkpoint or the demo model."""
+    """Run every layout with the real checkpoint or the demo model."""
     if options.model_path is None:
         report.add("", "", Check("the real checkpoint", None, "no --model-path; the demo model takes its place"))
-    # What servers may read is this directory alone.
+    # Servers may read only this directory.
     shutil.copytree(ROOT / "tests" / "data", directory / "tests" / "data")
     measured = (*loads(options.concurrency or CONCURRENCY), "--requests", str(options.bench_requests))
     bench = None if options.no_bench else measured
@@ -125,7 +125,7 @@ def serve(report: Report, options: argparse.Namespace, layouts: Sequence[serving
 
 
 def loads(streams: Sequence[int]) -> list[str]:
-    """Flags of `sgl-omni bench` for so many requests at a time."""
+    """Flags of `sgl-omni bench` for this many requests at a time."""
     return [word for number in streams for word in ("--concurrency", str(number))]
 
 
@@ -134,12 +134,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model-path", type=Path, help="directory of the real checkpoint")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--report", type=Path, default=Path("gpu-report.md"), help="default: gpu-report.md")
-    parser.add_argument("--layout", action="append", help="only this one; repeatable (text, split, colocated, …)")
+    parser.add_argument("--layout", action="append", help="run only this one; repeatable (text, split, colocated, …)")
     parser.add_argument("--equality", nargs="*", metavar="TEST",
-                        help="tests to run against Hugging Face; none to leave them out")  # fmt: skip
-    parser.add_argument("--no-bench", action="store_true", help="ask, but do not measure")
+                        help="tests to run against Hugging Face; name no test to skip them all")  # fmt: skip
+    parser.add_argument("--no-bench", action="store_true", help="ask the questions, but do not run the benchmark")
     parser.add_argument("--concurrency", action="append", type=int, help="streams to measure with (default: 1 and 8)")
-    parser.add_argument("--bench-requests", type=int, default=32, help="at each load (default: 32)")
+    parser.add_argument("--bench-requests", type=int, default=32, help="requests at each load (default: 32)")
     return parser.parse_args(arguments)
 
 

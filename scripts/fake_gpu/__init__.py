@@ -1,12 +1,12 @@
-"""GPUs that are not there: torch, NVML and nvidia-smi describe them, and nothing can be computed on them.
+"""Simulates GPUs: torch, NVML and nvidia-smi describe them, but nothing can be computed on them.
 
-With them SGLang resolves its arguments, imports its CUDA modules and builds models on `meta` as it would on a GPU, on a
-machine that has none. Patching torch poisons a process, so all of it happens in children:
+On a machine without a GPU, SGLang then resolves its arguments, imports its CUDA modules and builds models on `meta` as
+it would with one. A process with a patched torch is useless for anything else, so all of this happens in children:
 
-- `machine`: the data: cards, MIG instances, and which of them a process sees.
+- `machine`: the data, that is cards, MIG instances, and which of them a process sees.
 - `accelerator`: starts the child process, and asks it to run a function under a machine.
 - `child`: the child itself, which forks for each function.
-- `torch_cuda`, `nvml`, `driver`, `kernels`: what is replaced in a child.
+- `torch_cuda`, `nvml`, `driver`, `kernels`: the replacements in a child.
 """
 
 from fake_gpu.accelerator import Accelerator, RunFailed

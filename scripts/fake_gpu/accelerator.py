@@ -1,4 +1,4 @@
-"""Starts the process in which GPUs seem to be there, and has it run functions."""
+"""Starts the process that sees fake GPUs, and has it run functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fake_gpu.machine import H100, Machine
 
 ROOT = Path(__file__).parents[2]
 
-# A function that takes longer hangs; the longest of the tests takes some seconds.
+# A function that takes longer counts as hung; the longest test takes a few seconds.
 _SECONDS = 120
 
 
@@ -28,22 +28,23 @@ class RunFailed(Exception):
 class Accelerator:
     """A child process under fake GPUs; a context manager.
 
-    Functions are named by module and name, take and return what JSON can hold, and each runs in a fork of the child. So
-    neither what SGLang keeps in global state nor a crash reaches the next one.
+    Functions are named by module and name, and take and return JSON values. Each runs in a fork of the child, so
+    neither SGLang's global state nor a crash affects the next function.
 
     Args:
-        machine: What the child's imports see. A function may run under another one of the same compute capability.
-        stub_kernels: Whether to do without the real `sgl_kernel`, even where it loads.
+        machine: The machine that the child's imports see. A function may run under another machine with the same
+            compute capability.
+        stub_kernels: Whether to replace the real `sgl_kernel` even if it loads.
 
     Attributes:
-        kernels: ``real`` where SGLang's own kernel library was loaded, else ``stub`` or why it could not be.
+        kernels: ``real`` if SGLang's own kernel library was loaded, else ``stub`` or why it could not be loaded.
     """
 
     def __init__(self, machine: Machine | None = None, *, stub_kernels: bool = False) -> None:
         self._machine = machine or Machine.of(H100)
         reading, writing = os.pipe()
         paths = [str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
-        # GPUs that are really there stay out of it, and so does what an operator wants of SGLang.
+        # Neither the machine's real GPUs nor an operator's settings for SGLang reach the child.
         dropped = ("CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE")
         kept = {name: value for name, value in os.environ.items() if name not in dropped and "SGLANG" not in name}
         described = msgspec.json.encode(self._machine).decode()
@@ -75,7 +76,7 @@ class Accelerator:
         self.kernels: str = self._take()["value"]
 
     def load(self, modules: Iterable[str]) -> dict[str, str]:
-        """Import modules once, for all functions that run later; the tracebacks of those that fail, by name."""
+        """Import modules once, for all functions that run later. Returns the tracebacks of failed imports, by name."""
         failures = self._ask({"load": list(modules)})["value"]
         return {name: error for name, error in failures.items() if error}
 
@@ -88,17 +89,17 @@ class Accelerator:
         seconds: int = _SECONDS,
         **arguments: Any,
     ) -> Any:
-        """What a function returns under fake GPUs.
+        """Run a function under fake GPUs, and return its result.
 
         Args:
-            function: One of a module's top level, or its name as in ``package.module:name``.
-            machine: Instead of the child's.
+            function: A module's top-level function, or its name as in ``package.module:name``.
+            machine: The machine to show instead of the child's.
             environment: Environment variables to set, such as ``CUDA_VISIBLE_DEVICES``.
-            seconds: After which it counts as hung.
-            arguments: For the function.
+            seconds: After this time the function counts as hung.
+            arguments: The function's arguments.
 
         Raises:
-            RunFailed: it raised an error, or took too long.
+            RunFailed: The function raised an error, or took too long.
         """
         name = function if isinstance(function, str) else f"{function.__module__}:{function.__qualname__}"
         chosen = machine or self._machine

@@ -1,6 +1,6 @@
-"""The process in which the GPUs seem to be there. It imports what is costly once, and forks for each function.
+"""The process that sees fake GPUs: it imports costly modules once, and forks for each function.
 
-Orders come as JSON lines on the standard input; answers leave likewise on the descriptor that it was started with.
+Orders arrive as JSON lines on standard input. Answers leave as JSON lines on the descriptor named at its start.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PACKAGES = Path(torch.__file__).parents[1]
 
 
 def main() -> None:
-    """Entry: ``python -m fake_gpu.child DESCRIPTOR MACHINE STUB``."""
+    """Entry point: ``python -m fake_gpu.child DESCRIPTOR MACHINE STUB``."""
     answers = os.fdopen(int(sys.argv[1]), "w")
     machine = msgspec.json.decode(sys.argv[2], type=Machine)
     with tempfile.TemporaryDirectory(prefix="fake-gpu-") as directory:
@@ -66,7 +66,7 @@ def _import_error(name: str) -> str | None:
 
 
 def _forked(order: dict[str, Any]) -> dict[str, Any]:
-    """Run the ordered function in a process of its own, which goes when it ends."""
+    """Run the ordered function in a separate process, which exits when the function ends."""
     if threading.active_count() > 1:
         return {"error": f"threads run that a fork would lose: {threading.enumerate()}"}
     reading, writing = os.pipe()
@@ -88,8 +88,8 @@ def _forked(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _end(writing: int, log: int, function: Callable[[], Any]) -> None:
-    """Run a function, write its answer, and leave without what this process's parent would do at its end."""
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the orders that follow are not for it
+    """Run a function, write its answer, and exit without the parent's exit handlers."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # later orders are not for this process
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
@@ -121,4 +121,4 @@ def _read_all(reading: int) -> bytes:
 
 if __name__ == "__main__":
     main()
-    os._exit(0)  # taking all modules down again would take seconds
+    os._exit(0)  # a normal exit would unload all modules, which takes seconds

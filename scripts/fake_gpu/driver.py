@@ -1,4 +1,4 @@
-"""What of a driver lies in files: the device nodes, `nvidia-smi`, and the library `libcuda.so.1`."""
+"""Fakes the files of a driver: the device nodes, `nvidia-smi`, and the library `libcuda.so.1`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fake_gpu.machine import Machine
 
 _NODES = "/dev/nvidia"
 
-# Packages with libraries that want libcuda.
+# Packages with libraries that link to libcuda.
 _LINKED = ("sgl_kernel", "flash_mla", "deep_gemm", "deep_ep")
 
-# CUDA_ERROR_NO_DEVICE: whoever calls the driver all the same is told so.
+# CUDA_ERROR_NO_DEVICE: the result of every call to the fake driver.
 _NO_DEVICE = 100
 
 _SMI = """#!/bin/sh
@@ -50,17 +50,17 @@ def install(machine: Machine, directory: Path) -> None:
 
 
 def load_libcuda(packages: Path, directory: Path) -> None:
-    """Compile a `libcuda.so.1` with the functions that the installed kernel libraries want, and load it.
+    """Compile a `libcuda.so.1` with the functions that the installed kernel libraries import, and load it.
 
-    The dynamic linker then takes it for every library that names it, because it goes by the name in the file.
+    The dynamic linker then uses it for every library that needs libcuda, because it matches the name in the file.
 
     Args:
         packages: The site-packages directory.
-        directory: Where the library is made.
+        directory: Where to put the library.
 
     Raises:
-        OSError: there is no C compiler.
-        subprocess.CalledProcessError: it fails.
+        OSError: There is no C compiler.
+        subprocess.CalledProcessError: The compiler fails.
     """
     source, library = directory / "libcuda.c", directory / "libcuda.so.1"
     names = wanted(packages)
@@ -80,5 +80,5 @@ def wanted(packages: Path) -> list[str]:
         text=True,
     ).stdout
     symbols = {line.partition(" ")[0] for line in listing.splitlines()}
-    # The driver's names go on with a capital letter; libraries above it with a word, as in cudaMalloc.
+    # In names of driver functions a capital letter follows "cu"; libraries above it have a word, as in cudaMalloc.
     return sorted(name for name in symbols if name.startswith("cu") and name[2:3].isupper() and name.isidentifier())

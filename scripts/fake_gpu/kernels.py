@@ -1,4 +1,4 @@
-"""SGLang's kernel library: the real one where it loads, else a package of functions that refuse to be called."""
+"""Loads SGLang's kernel library, or, if that fails, a package of functions that refuse to be called."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load(packages: Path, directory: Path) -> str:
         packages, directory: As for `driver.load_libcuda`.
 
     Returns:
-        ``real``, or what kept it from loading; then a stub stands in for it.
+        ``real``, or the reason why it did not load; then a stub replaces it.
     """
     try:
         driver.load_libcuda(packages, directory)
@@ -33,7 +33,7 @@ def load(packages: Path, directory: Path) -> str:
 
 
 def stand_in() -> None:
-    """Replace `sgl_kernel`, and any module of it, by functions that refuse to be called."""
+    """Replace `sgl_kernel` and all its modules by functions that refuse to be called."""
     for name in [name for name in sys.modules if name.partition(".")[0] == _PACKAGE]:
         del sys.modules[name]
     sys.meta_path.insert(0, _Finder())
@@ -60,7 +60,7 @@ class _Stub(types.ModuleType):
 
 
 class _Refusing:
-    """A function or a constant of the package, which can be mentioned but not used."""
+    """A function or constant of the package that can be imported but not used."""
 
     def __init__(self, path: str) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""What a machine with GPUs consists of: cards, their MIG instances, and those of them that a process sees."""
+"""Describes a machine with GPUs: its cards, their MIG instances, and the devices that a process sees."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from msgspec import Struct
 
 MIB = 1024**2
 
-# What CUDA reports is smaller than what the driver reports by about this, which the driver keeps for itself.
+# CUDA reports about this much less memory than the driver, which keeps it for itself.
 _RESERVED = 0.0055
 
 
@@ -17,12 +17,11 @@ class Card(Struct, frozen=True):
     """A kind of GPU.
 
     Attributes:
-        name: As the driver calls it.
-        memory_mib: As the driver reports it (``nvidia-smi --query-gpu=memory.total``).
-        multiprocessors: Of the whole card.
+        name: The driver's name for it.
+        memory_mib: Memory as the driver reports it (``nvidia-smi --query-gpu=memory.total``).
+        multiprocessors: Number of multiprocessors of the whole card.
         capability: Compute capability.
-        instances: MIG profiles that the card is divided into, such as ``("3g.40gb", "3g.40gb")``; empty where MIG is
-            off.
+        instances: MIG profiles that the card is divided into, such as ``("3g.40gb", "3g.40gb")``; empty if MIG is off.
     """
 
     name: str
@@ -38,11 +37,11 @@ H200 = Card("NVIDIA H200", 143771, 132)
 
 
 class Device(Struct, frozen=True):
-    """A GPU, or a MIG instance of one, as CUDA sees it.
+    """A GPU or a MIG instance, as CUDA sees it.
 
     Attributes:
         card: Index of the card, in the order of the PCI bus.
-        uuid: Of the instance where it is one.
+        uuid: UUID of the card, or of the MIG instance if the device is one.
     """
 
     card: int
@@ -54,15 +53,15 @@ class Device(Struct, frozen=True):
 
     @property
     def usable(self) -> int:
-        """Bytes as CUDA reports them."""
+        """Bytes of memory as CUDA reports them."""
         return int(self.memory * (1 - _RESERVED))
 
 
 class Machine(Struct, frozen=True):
-    """Cards in the order of the PCI bus.
+    """A machine's cards, in the order of the PCI bus.
 
     Attributes:
-        used_mib: Of each card, what is in use already.
+        used_mib: Memory of each card that is already in use.
     """
 
     cards: tuple[Card, ...]
@@ -75,14 +74,14 @@ class Machine(Struct, frozen=True):
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """The cards as wholes."""
+        """The cards as whole devices."""
         return tuple(
             Device(index, card.name, _uuid("GPU", index), card.memory_mib * MIB, card.multiprocessors, card.capability)
             for index, card in enumerate(self.cards)
         )
 
     def instances(self, card: int) -> tuple[Device, ...]:
-        """MIG instances of a card; empty where MIG is off."""
+        """MIG instances of a card; empty if MIG is off."""
         whole = self.devices[card]
         return tuple(
             Device(
@@ -97,9 +96,9 @@ class Machine(Struct, frozen=True):
         )
 
     def visible(self, environment: Mapping[str, str]) -> tuple[Device, ...]:
-        """What CUDA lets a process use: the cards that ``CUDA_VISIBLE_DEVICES`` names up to the first unknown one.
+        """The devices that CUDA lets a process use: those in ``CUDA_VISIBLE_DEVICES``, up to the first unknown one.
 
-        Of MIG instances a process sees a single one, and while there is one it sees no whole card.
+        A process sees at most one MIG instance, and if it sees one, it sees no whole card.
         """
         listed = environment.get("CUDA_VISIBLE_DEVICES")
         entries = [str(index) for index in range(len(self.cards))] if listed is None else listed.split(",")
@@ -113,7 +112,7 @@ class Machine(Struct, frozen=True):
         return tuple(instances[:1] or found)
 
     def _named(self, entry: str) -> Device | None:
-        """The device that an entry of ``CUDA_VISIBLE_DEVICES`` names; of a divided card, its first instance."""
+        """The device that an entry of ``CUDA_VISIBLE_DEVICES`` names; for a divided card, its first instance."""
         for device in self.devices:
             instances = self.instances(device.card)
             if entry == str(device.card) or (entry.startswith("GPU-") and device.uuid.startswith(entry)):
@@ -134,5 +133,5 @@ def _joined(numbers: Sequence[int]) -> str:
 
 
 def _gigabytes(profile: str) -> int:
-    """Of a MIG profile such as ``3g.40gb``."""
+    """Size in the name of a MIG profile such as ``3g.40gb``."""
     return int(profile.partition(".")[2].partition("gb")[0])

@@ -1,4 +1,4 @@
-"""Makes `torch.cuda` describe the GPUs of a machine; what would compute on one still fails."""
+"""Makes `torch.cuda` describe the GPUs of a machine; computing on them still fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REGISTERS = 65536
 
 
 class Stream:
-    """Stands in for a stream and for an event: whatever it is asked to wait for has happened already."""
+    """Stands in for a stream and for an event; it never waits."""
 
     cuda_stream = 0
 
@@ -45,7 +45,7 @@ class Stream:
 
 
 def install(machine: Machine) -> None:
-    """Describe `machine`. ``CUDA_VISIBLE_DEVICES`` is read anew at each question."""
+    """Make torch describe `machine`. ``CUDA_VISIBLE_DEVICES`` is read again for each question."""
 
     def visible() -> tuple[Device, ...]:
         return machine.visible(os.environ)

@@ -1,7 +1,7 @@
-"""What a start of each layout in `configs/` comes to on GPUs that are not there (`fake_gpu`).
+"""Finds out how each layout in `configs/` would start on GPUs, with fake ones (`fake_gpu`).
 
 - `checkpoints`: the kinds of checkpoints, plain and quantised, without their weights.
-- `layouts`: who sits where on which machine, and what the engines are told.
-- `data`, `engines`: what SGLang makes of that; `engines` runs under fake GPUs.
-- `resolution`: asks it about all of them.
+- `layouts`: where the stages of each layout are placed on each machine, and the engines' settings.
+- `data`, `engines`: SGLang's resolved arguments and built models; `engines` runs under fake GPUs.
+- `resolution`: resolves the engines of all layouts.
 """

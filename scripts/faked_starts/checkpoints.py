@@ -1,4 +1,4 @@
-"""Checkpoints of Qwen3-Omni-30B-A3B as they are published, with a hole where the weights would be."""
+"""Makes checkpoints of Qwen3-Omni-30B-A3B like the published ones, but with sparse files in place of the weights."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from stages.checkpoint.tensor_shapes import stored_tensors
 ROOT = Path(__file__).parents[2]
 SIZES = ROOT / "tests" / "data" / "qwen3_omni_30b"
 
-# What publishers leave as it is: what routes, what embeds, and all but the layers of thinker and talker.
+# Modules that publishers do not quantise: routers, embeddings, and everything except the layers of thinker and talker.
 _KEPT = ["lm_head", "visual", "audio_tower", "code_predictor", "code2wav", "mlp.gate", "shared_expert_gate"]
 
 _SHARD_BYTES = 4 * 1024**3
 
-# What a number of so many bytes is; of others, several are packed into an integer.
+# Data type of a number by its bytes; smaller numbers are packed into integers.
 _DTYPES: dict[float, tuple[str, int]] = {1: ("F8_E4M3", 1), 2: ("BF16", 2), 4: ("F32", 4)}
 
 QUANTIZATION: dict[str, dict[str, Any] | None] = {
@@ -53,11 +53,11 @@ QUANTIZATION: dict[str, dict[str, Any] | None] = {
 
 
 def write(kind: str, directory: Path, *, layers: int | None = None) -> Path:
-    """Make a checkpoint's directory under `directory`, and give its path.
+    """Make a checkpoint's directory under `directory`. Returns its path.
 
     Args:
         kind: One of `QUANTIZATION`.
-        layers: Of thinker and talker each, instead of all.
+        layers: Number of layers of thinker and talker each; None keeps all.
     """
     config = json.loads((SIZES / "config.json").read_text())
     quantization = QUANTIZATION[kind]
@@ -70,16 +70,16 @@ def write(kind: str, directory: Path, *, layers: int | None = None) -> Path:
     target.mkdir()
     (target / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
-        (target / name).write_text("{}")  # nothing here reads them, but a checkpoint without them is not whole
+        (target / name).write_text("{}")  # nothing here reads these files, but a checkpoint without them is incomplete
     _write_weights(target, config)
     return target
 
 
 def _write_weights(directory: Path, config: dict[str, Any]) -> None:
-    """Make the files of weights: whole by their headers and lengths, but they take no room on the disk."""
+    """Make the weight files: headers and lengths are right, but the files take no room on the disk."""
     try:
         tensors = stored_tensors(config)
-    except StartupError:  # only real weights could tell
+    except StartupError:  # a form that cannot be served; only real weights would show its tensors
         return
     shards: dict[int, dict[str, int]] = {}
     begin = 0

@@ -1,4 +1,4 @@
-"""What goes into the process under fake GPUs, and what comes out of it."""
+"""The data that goes into the process under fake GPUs, and the results that come out of it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 from msgspec import Struct
 
 STAGES = ("thinker", "talker_ar")
-"""Those with an engine."""
+"""The stages that have an engine."""
 
 
 class Engine(Struct, frozen=True):
-    """A stage with an engine, as its worker is told to start it.
+    """A stage with an engine, with the values that its worker gets at its start.
 
     Attributes:
         options: The stage's options as plain values.
         stages: Names of all stages of the deployment.
-        ranks: Processes that share the model.
+        ranks: Number of processes that share the model.
         static: Bytes of each GPU for weights and KV cache.
     """
 
@@ -29,10 +29,10 @@ class Engine(Struct, frozen=True):
 
 
 class Arguments(Struct, frozen=True):
-    """Of SGLang's resolved arguments, those that decide what runs on the GPU.
+    """Those of SGLang's resolved arguments that decide what runs on the GPU.
 
     Attributes:
-        decode_graphs: Batch sizes of which a decode step is captured.
+        decode_graphs: Batch sizes for which a decode step is captured.
         dtype, quantization: As SGLang understands the checkpoint.
     """
 
@@ -59,12 +59,12 @@ class Built(Struct, frozen=True):
     """A model that was built on ``meta``.
 
     Attributes:
-        devices: Names of parameters and buffers by the device they are on.
-        shapes, dtypes: Of the parameters of the first layer, by name in the layer.
+        devices: For each device, the names of the parameters and buffers on it.
+        shapes, dtypes: Shapes and data types of the first layer's parameters, by name in the layer.
         linear, experts: Classes that compute the joined projection and the experts of the first layer.
-        moe_runner: Who runs the experts; None where the class above does it itself.
-        kv_cache_dtype: Of the KV cache that goes with it.
-        forms: Names of the functions that operations of several forms run, by the operation's class.
+        moe_runner: The runner of the experts; None if the class in `experts` runs them itself.
+        kv_cache_dtype: Data type of the model's KV cache.
+        forms: For each class of operation with several forms, the name of the function that it runs.
     """
 
     devices: dict[str, list[str]]

@@ -1,4 +1,4 @@
-"""What SGLang makes of an engine's start. All of it runs under fake GPUs, in a process of its own."""
+"""Starts engines as far as fake GPUs allow, in a separate process: resolves SGLang's arguments and builds the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stages.topology import QWEN3_OMNI
 
 
 class _Reached(BaseException):
-    """The engine has its arguments; no handler on the way may take it for an error."""
+    """Raised when the engine has its arguments; it is not an `Exception`, so that no handler on the way catches it."""
 
 
 def resolve(engines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -53,12 +53,12 @@ def _resolved(engine: Engine) -> Arguments:
 
 
 def _sizes(graphs: dict[str, Any]) -> list[int]:
-    """Of one phase, what is captured."""
+    """The batch sizes or token counts that one phase captures."""
     return [] if graphs["backend"] == "disabled" else list(graphs["bs"])
 
 
 def server_arguments(engine: Engine) -> Any:
-    """SGLang's arguments, resolved, of the stage that is started as its worker would start it."""
+    """SGLang's resolved arguments for the stage, started as its worker would start it."""
     caught: list[Any] = []
 
     def stop(arguments: Any, rank: int) -> Any:
@@ -86,7 +86,7 @@ def server_arguments(engine: Engine) -> Any:
 
 @contextmanager
 def built(engine: Engine) -> Iterator[Any]:
-    """The engine's model, built on ``meta`` by SGLang's own loader code, with its configuration in force."""
+    """The engine's model, built on ``meta`` by SGLang's own loader code under the engine's configuration."""
     from sglang.srt.configs.load_config import LoadConfig
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.distributed import bootstrap
@@ -100,7 +100,7 @@ def built(engine: Engine) -> Iterator[Any]:
     arguments = server_arguments(engine)
     with process.configure(arguments, 0)(), quiet_single_rank_groups():
         config = ModelConfig.from_server_args(arguments)
-        # The groups of a single rank communicate with nobody, so that Gloo's do for NCCL's.
+        # A group of a single rank never communicates, so Gloo's can replace NCCL's.
         with mock.patch.object(bootstrap, "_resolve_backend", return_value="gloo"), _OnCpu():
             bootstrap.init_parallel_runtime(server_args=arguments, device="cuda", dist_port=free_port())
             bootstrap.init_layer_runtime(model_config=config)
@@ -111,7 +111,7 @@ def built(engine: Engine) -> Iterator[Any]:
 
 
 class _OnCpu(TorchFunctionMode):
-    """What is made on a GPU is made on the CPU."""
+    """Make tensors on the CPU that would be made on a GPU."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = dict(kwargs or {})

@@ -1,4 +1,4 @@
-"""The layouts in `configs/` on machines with one kind of GPU: who sits where, and what the engines are told."""
+"""Plans the layouts in `configs/` on machines with one kind of GPU: the placement, and the engines' settings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from stages.topology import QWEN3_OMNI
 CONFIGS = ROOT / "configs"
 
 CARDS: dict[str, Card] = {"H100-80GB": H100, "H20-96GB": H20, "H200-141GB": H200}
-"""By the name that ``--gpus`` takes."""
+"""Cards by their names in ``--gpus``."""
 
 COUNTS = (1, 2, 4, 8)
 
@@ -33,9 +33,9 @@ class Start(Struct, frozen=True):
     """A layout with a kind of checkpoint on a number of equal GPUs.
 
     Attributes:
-        refused: Why there is no such deployment; None where there is one.
-        placement: What it takes of the GPUs, whether it fits or not.
-        engines: What starts, where it fits.
+        refused: Why this deployment is impossible; None if it is possible.
+        placement: The memory that it needs on each GPU, whether it fits or not.
+        engines: The engines that start if it fits.
     """
 
     layout: str
@@ -53,7 +53,7 @@ class Start(Struct, frozen=True):
 
 @functools.cache
 def layouts() -> tuple[str, ...]:
-    """Names of the files that put something on a GPU where there is one."""
+    """Names of the layout files that use a GPU if there is one."""
     names = (path.stem for path in sorted(CONFIGS.glob("*.yaml")))
     return tuple(name for name in names if _deployed(name, "x", f"8x{next(iter(CARDS))}").uses_cuda)
 
@@ -75,10 +75,11 @@ def starts(checkpoints: dict[str, Path]) -> Iterator[Start]:
 def _growing(
     start: Start, path: Path, checkpoint: Checkpoint | StartupError, checked: set[tuple[tuple[str, int], ...]]
 ) -> Iterator[Start]:
-    """One layout on a growing number of one kind of GPU; it is planned anew where more of them change something.
+    """One layout on a growing number of GPUs of one kind, planned again whenever another GPU makes a difference.
 
     Args:
-        checked: Ranks of the stages that are known to suit the checkpoint: all cards here are of one generation.
+        checked: Ranks of the stages that are known to suit the checkpoint; this holds for all cards, since they are of
+            one generation.
     """
     known: list[tuple[Deployment, Start]] = []
     for count in COUNTS:

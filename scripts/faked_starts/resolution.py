@@ -1,4 +1,4 @@
-"""Has the engines of all starts resolved and built under fake GPUs."""
+"""Resolves and builds the engines of all starts under fake GPUs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from faked_starts.layouts import CARDS, Start
 
 _MODULE = "faked_starts.engines"
 
-# Imported once by the process under fake GPUs, and not by each of its forks.
+# Imported once by the process under fake GPUs, instead of in each of its forks.
 _PRELOADED = ("stages.sglang_engine.preload",)
 
 
 class Started(Struct, frozen=True):
-    """An engine of a start, and what SGLang makes of it."""
+    """An engine of a start, and SGLang's resolved arguments for it."""
 
     start: Start
     engine: Engine
@@ -28,7 +28,7 @@ class Started(Struct, frozen=True):
 
 
 def resolve(accelerator: Accelerator, starts: Iterable[Start]) -> Iterator[Started]:
-    """Every engine of these starts; equal ones on the same card are resolved once."""
+    """Every engine of these starts; equal engines on the same card are resolved once."""
     accelerator.load(_PRELOADED)
     pairs = [(start, engine) for start in starts for engine in start.engines]
     for card in CARDS:
@@ -45,11 +45,11 @@ def resolve(accelerator: Accelerator, starts: Iterable[Start]) -> Iterator[Start
 
 
 def sample(stage: str, checkpoint: Path, **options: Any) -> Engine:
-    """An engine of a stage with a checkpoint, small enough for each of `CARDS`."""
+    """A stage's engine for a checkpoint, small enough for each of `CARDS`."""
     return Engine(stage, str(checkpoint), {"max_total_tokens": 100_000, **options}, STAGES, static=40 * 1024**3)
 
 
 def build(accelerator: Accelerator, engine: Engine) -> Built:
-    """The model of an engine, on ``meta``."""
+    """The model of an engine, built on ``meta``."""
     accelerator.load(_PRELOADED)
     return msgspec.convert(accelerator.run(f"{_MODULE}:build", engine=msgspec.to_builtins(engine)), Built)

@@ -1,4 +1,4 @@
-"""The faked starts as Markdown: which layout fits where, and what SGLang makes of its engines."""
+"""Writes the faked starts as Markdown tables: which layout fits where, and how SGLang runs its engines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from faked_starts.resolution import Started
 
 
 def fitting(starts: Iterable[Start]) -> str:
-    """A row for each layout, kind of checkpoint and numbers of GPUs that come to the same."""
+    """A table with a row for each layout, kind of checkpoint, and range of GPU counts with the same outcome."""
     names = " | ".join(CARDS)
     lines = [f"| layout | weights | GPUs | {names} |", "|---|---|---|" + "---|" * len(CARDS)]
     by_layout: dict[tuple[str, str], list[Start]] = {}
@@ -23,10 +23,10 @@ def fitting(starts: Iterable[Start]) -> str:
 
 
 def arguments(started: Sequence[Started], model: Callable[[str, str], Built]) -> str:
-    """A row for each engine and kind of checkpoint, or for each card where the cards differ.
+    """A table with a row for each engine and kind of checkpoint, or one for each card if the cards differ.
 
     Args:
-        model: The built model of a stage and a kind.
+        model: Returns the built model of a stage for a kind of checkpoint.
     """
     lines = [
         "| engine | weights | on | attention | page | prefill chunk | captured decode steps | experts by | KV cache |",
@@ -44,7 +44,7 @@ def arguments(started: Sequence[Started], model: Callable[[str, str], Built]) ->
 
 
 def _same(starts: list[Start]) -> Iterator[tuple[str, str]]:
-    """The numbers of GPUs of a layout that come to the same on every card, and what they come to."""
+    """The ranges of GPU counts with the same outcome on every card, each with its outcomes."""
     rows: dict[str, list[int]] = {}
     for count in dict.fromkeys(start.gpus for start in starts):
         by_card = {start.card: start for start in starts if start.gpus == count}

@@ -1,1 +1,1 @@
-"""The parts of `verify_on_gpu.py`: what is checked, and how it is written down."""
+"""The parts of `verify_on_gpu.py`: its checks, and its report."""

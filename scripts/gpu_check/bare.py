@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Checks this project on a bare machine with one GPU: torch, Triton and transformers are there, no SGLang, no network.
+"""Checks this project on a bare machine: one GPU, torch, Triton and transformers, but no SGLang and no network.
 
-    python scripts/gpu_check/bundle.py                              # before, on a machine with a package index
-    python scripts/gpu_check/bare.py --minutes 9 --out results      # there, with the checkout and the bundle
+    python scripts/gpu_check/bundle.py                              # first, on a machine with a package index
+    python scripts/gpu_check/bare.py --minutes 9 --out results      # then, on that machine, with checkout and bundle
 
-Unpacks the bundle into a temporary directory, runs the parts and then the engine within the minutes, prints a line of
-JSON for each thing that was checked, and keeps the lines in parts.jsonl and engine.jsonl under --out.
+Unpacks the bundle into a temporary directory, and runs parts.py and then engine.py within the given minutes. Prints a
+line of JSON for each check, and keeps the lines in parts.jsonl and engine.jsonl under --out.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pathlib import Path
 HERE = Path(__file__).parent
 BUNDLE = HERE.parents[1] / "out" / "bare-gpu"
 
-# Of the whole time, what the parts may take; the engine has what is left.
+# Share of the whole time that the parts may take; the engine has the rest.
 _PARTS_SHARE = 0.48
-# The end of a child that is out of time.
+# Seconds for a child to end once its time is up.
 _MARGIN = 15
 
-# SGLang finds our platform for machines without a GPU by this; an installation would have it.
+# SGLang finds our platform for machines without a GPU by this entry point, which an installation would have.
 _ENTRY_POINTS = "[sglang.srt.platforms]\nomni_cpu = stages.sglang_engine.cpu_platform:activate\n"
 _METADATA = "Metadata-Version: 2.1\nName: omni-pipeline\nVersion: 0\n"
 
@@ -52,11 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def unpack(bundle: Path, directory: Path) -> None:
-    """The bundle's wheels, as an installer would put them, less their scripts.
+    """Unpack the bundle's wheels as an installer would, without their scripts.
 
     Raises:
-        OSError: there is no bundle.
-        ValueError: a file is not the one that was collected.
+        OSError: There is no bundle.
+        ValueError: A file is not the one that was collected.
     """
     try:
         manifest = json.loads((bundle / "manifest.json").read_text())
@@ -75,7 +75,7 @@ def unpack(bundle: Path, directory: Path) -> None:
 
 
 def run(name: str, seconds: float, directory: str, options: argparse.Namespace) -> int:
-    """One of the two scripts, which bounds itself; this is for the case that it does not."""
+    """Run one of the two scripts. It limits its own time; this limit is for the case that it fails to."""
     flags = [
         "--device",
         options.device,
@@ -86,7 +86,7 @@ def run(name: str, seconds: float, directory: str, options: argparse.Namespace) 
     command = [sys.executable, HERE / f"{name}.py", *flags, "--out", options.out / f"{name}.jsonl"]
     paths = [directory, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-    # What it writes to stderr of its own is no line of JSON, and says why where it cannot even begin.
+    # A script that cannot even begin prints no line of JSON; then its stderr says why.
     child = subprocess.Popen(command, env=environment)
     try:
         return min(1, abs(child.wait(max(1.0, seconds) + _MARGIN)))
@@ -100,10 +100,12 @@ def run(name: str, seconds: float, directory: str, options: argparse.Namespace) 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Check this project on a bare machine with one GPU.")
     parser.add_argument("--minutes", type=float, default=9, help="for all of it (default: 9)")
-    parser.add_argument("--out", type=Path, default=Path("bare-gpu-results"), help="directory that gets the lines too")
+    parser.add_argument(
+        "--out", type=Path, default=Path("bare-gpu-results"), help="also write the lines to this directory"
+    )
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="default: out/bare-gpu")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--small", action="store_true", help="small sizes and few runs, to rehearse it")
+    parser.add_argument("--small", action="store_true", help="small sizes and few runs, for a trial")
     return parser.parse_args(arguments)
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Collects what `bare.py` needs on a machine without a network: wheels from the package index, and SGLang's sources.
+"""Collects the files that `bare.py` needs on a machine without a network: wheels, and SGLang's sources.
 
     python scripts/gpu_check/bundle.py          # into out/bare-gpu, which git ignores
 
-The wheels are those for the other machine's Python, of the versions in requirements/constraints.txt. SGLang's wheel is
-cut down to its Python and CUDA sources: its compiled parts fit one version of torch, and nobody asks for them here. So
-everything stays below 32 MiB.
+The wheels are for the other machine's Python, in the versions of requirements/constraints.txt. SGLang's wheel is cut
+down to its Python and CUDA sources: its compiled parts fit only one version of torch, and are not used here. So the
+bundle stays below 32 MiB.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ MANIFEST = "manifest.json"
 MOST_BYTES = 32 * 1024**2
 
 PARTS = ("msgspec", "pyzmq")
-"""What the parts need beside torch and transformers."""
+"""Packages that the parts need besides torch and transformers."""
 
 ENGINE = (
     "annotated-types", "apache-tvm-ffi", "compressed-tensors", "dill", "distro", "fastapi", "gguf", "ipython", "loguru",
     "openai", "opentelemetry-api", "orjson", "partial-json-parser", "pybase64", "pydantic", "pydantic-core",
     "setproctitle", "sniffio", "starlette", "traitlets", "typing-inspection", "uvicorn",
 )  # fmt: skip
-"""What SGLang's modules import when ours do, beside what comes with torch and transformers."""
+"""Packages that SGLang's modules import when our modules are imported, besides torch, transformers and theirs."""
 
 _SUFFIXES = (".py", ".cuh", ".cu", ".h", ".hpp", ".cpp", "METADATA")
 _UNUSED = ("sglang/multimodal_gen/", "sglang/test/", "sglang/benchmark/", "sglang/srt/rust_extensions/_")
-# Tuning of experts is kept for the GPUs that this is for.
+# Tuning files of experts are kept only for these GPUs.
 _TUNED_FOR = ("NVIDIA_H100", "NVIDIA_H200", "NVIDIA_H20")
 _PLATFORMS = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_26", "manylinux_2_24", "manylinux_2_17", "manylinux2014")
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def download(packages: Sequence[str], directory: Path, python: str) -> None:
-    """Wheels of the pinned versions, without what they depend on."""
+    """Download wheels of the pinned versions, without their dependencies."""
     pinned = pins(CONSTRAINTS.read_text())
     wanted = [f"{name}=={pinned[name]}" if name in pinned else name for name in packages]
     platforms = [word for platform in _PLATFORMS for word in ("--platform", f"{platform}_x86_64")]
@@ -76,13 +76,13 @@ def download(packages: Sequence[str], directory: Path, python: str) -> None:
 
 
 def pins(constraints: str) -> dict[str, str]:
-    """Versions by normalised names."""
+    """The pinned versions by normalised package name."""
     lines = (line.split("#")[0].strip().partition("==") for line in constraints.splitlines())
     return {name.lower().replace("_", "-"): version for name, sign, version in lines if sign}
 
 
 def cut(wheel: Path, target: Path) -> None:
-    """The wheel's sources alone."""
+    """Copy only the wheel's sources."""
     with zipfile.ZipFile(wheel) as whole, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as part:
         for name in filter(is_wanted, whole.namelist()):
             part.writestr(name, whole.read(name))
@@ -98,7 +98,7 @@ def is_wanted(name: str) -> bool:
 
 
 def write_manifest(directory: Path, python: str) -> int:
-    """Name, size and hash of each file; gives the size of all."""
+    """Write the name, size and hash of each file. Returns the total size."""
     files = sorted(path for path in directory.iterdir() if path.name != MANIFEST)
     listed = [
         {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -1,4 +1,4 @@
-"""Runs a command with a limit on its time, and ends it with everything it started, gently first."""
+"""Runs a command with a time limit, and ends it with all its children, gently at first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-GENTLE_SECONDS = 90  # a test run stops its servers meanwhile
+GENTLE_SECONDS = 90  # a test run stops its servers in this time
 
 
 class Cause(enum.Enum):
@@ -25,14 +25,14 @@ class Cause(enum.Enum):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its status, and what it wrote to both outputs."""
+    """How a command ended: its status, and its output on both streams."""
 
     status: int
     output: str
     cause: Cause
 
     def go_on(self) -> None:
-        """Raise KeyboardInterrupt if that is what ended it: to be called when what it brought has been read."""
+        """Raise KeyboardInterrupt if an interrupt ended the command; to be called after its results have been read."""
         if self.cause is Cause.INTERRUPT:
             raise KeyboardInterrupt
 
@@ -45,9 +45,9 @@ def run(
     environment: Mapping[str, str],
     gentle_seconds: float = GENTLE_SECONDS,
 ) -> Ended:
-    """Run it to its end, as long as it may, or until this process is interrupted."""
+    """Run the command until it ends, its time is up, or this process is interrupted."""
     with tempfile.TemporaryFile() as output:
-        # A session of its own: Ctrl-C in the terminal reaches it through `_end`, once, and not twice.
+        # A separate session: Ctrl-C in the terminal then reaches the command only once, through `_end`.
         process = subprocess.Popen(
             command, cwd=cwd, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )

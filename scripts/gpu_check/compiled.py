@@ -1,4 +1,4 @@
-"""What has been compiled on this machine, by the caches of the libraries that compile kernels at their first use."""
+"""Lists the compiled kernels in the caches of libraries that compile kernels at their first use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NAMED = 8
 
 @dataclass(frozen=True)
 class Cache:
-    """Where one compiler keeps what it made, and which files are one kernel each."""
+    """One compiler's cache directory, and the pattern of files of which each is one kernel."""
 
     compiler: str
     directory: Path
@@ -20,7 +20,7 @@ class Cache:
 
 
 def caches(environment: Mapping[str, str] = os.environ) -> list[Cache]:
-    """The caches, where their owners' variables put them."""
+    """The caches, at the places that their environment variables name."""
     home = Path(environment.get("HOME", "~")).expanduser()
     own = home / ".cache"
 
@@ -37,12 +37,12 @@ def caches(environment: Mapping[str, str] = os.environ) -> list[Cache]:
 
 
 def kernels(places: list[Cache]) -> dict[str, dict[Path, str]]:
-    """For each compiler, its compiled files with the kernels' names."""
+    """For each compiler, its compiled files and their kernels' names."""
     return {one.compiler: {path: path.stem for path in one.directory.glob(one.pattern)} for one in places}
 
 
 def news(before: Mapping[str, Mapping[Path, str]], after: Mapping[str, Mapping[Path, str]]) -> str:
-    """What has been added, in words; empty if nothing was."""
+    """The new kernels in words; empty if there are none."""
     parts = []
     for compiler, files in after.items():
         new = sorted(name for path, name in files.items() if path not in before.get(compiler, {}))

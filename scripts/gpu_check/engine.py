@@ -2,11 +2,12 @@
 """Checks our engine on SGLang's scheduler and models, with stand-ins for SGLang's compiled kernels, on one GPU.
 
     python scripts/gpu_check/engine.py                        # on the GPU, in bfloat16
-    python scripts/gpu_check/engine.py --device cpu --small   # to rehearse it, in float32
+    python scripts/gpu_check/engine.py --device cpu --small   # for a trial, in float32
 
-It needs SGLang's Python sources and what they import; `bare.py` brings them where they are not installed. Attention,
-routing and experts are SGLang's Triton kernels. The rest is torch (`stand_ins`), so that neither a build of SGLang's
-kernels for the torch that is there is needed, nor a CUDA compiler; what those kernels compute is not checked.
+It needs SGLang's Python sources and the packages that they import; `bare.py` provides them if they are not installed.
+Attention, routing and experts are SGLang's Triton kernels. The other kernels are replaced by torch (`stand_ins`), so
+that neither a build of SGLang's kernels for the installed torch nor a CUDA compiler is needed. So SGLang's compiled
+kernels are not checked.
 """
 
 from __future__ import annotations
@@ -54,18 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def environment(device: str) -> dict[str, str]:
-    """Of a child."""
+    """Environment of a child."""
     fixed = {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # The other one is compiled against one version of torch.
+        # The other package is compiled for one version of torch.
         "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": "python",
     }
     return {**os.environ, **fixed, **({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})}
 
 
 def check(options: argparse.Namespace) -> None:
-    """One check in this process."""
+    """Run one check in this process."""
     import torch
 
     from stages.sglang_engine import environment as sglang_environment
@@ -88,7 +89,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def _suit_older_torch() -> None:
-    """Torch 2.11 has no place where process groups of one rank can be replaced: there they are real ones."""
+    """Torch 2.11 has no way to replace process groups of one rank, so they are real groups there."""
     import contextlib
 
     from torch.distributed import Backend
@@ -102,10 +103,10 @@ def _suit_older_torch() -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Check our engine on SGLang with stand-ins for its kernels.")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--small", action="store_true", help="fewer requests and runs, to rehearse it")
+    parser.add_argument("--small", action="store_true", help="fewer requests and runs, for a trial")
     parser.add_argument("--seconds", type=float, default=DEADLINE, help=f"for all of it (default: {DEADLINE})")
-    parser.add_argument("--only", action="append", choices=list(SECONDS), help="this check alone; repeatable")
-    parser.add_argument("--out", type=Path, help="a file that gets the lines too")
+    parser.add_argument("--only", action="append", choices=list(SECONDS), help="run only this check; repeatable")
+    parser.add_argument("--out", type=Path, help="also write the lines to this file")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="default: the demo model")
     parser.add_argument("--child", choices=list(SECONDS), help=argparse.SUPPRESS)
     return parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Runs the tests against Hugging Face with the stages under test on the device, and reads what they found."""
+"""Runs the tests against Hugging Face with the stages under test on the device, and reads their results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Verdict(enum.Enum):
-    """What becomes of a failing test."""
+    """How a failing test is reported."""
 
     ONE = "one check for the part"
     EACH = "one check for each test, with its figure nearest to the limit"
@@ -34,8 +34,8 @@ class Part:
 
     Attributes:
         name: What is compared.
-        dtype: What the stages under test compute in.
-        minutes: What it may take on a GPU, kernels compiled for the first time included.
+        dtype: Data type of the stages under test.
+        minutes: Most minutes that it may take on a GPU, including the first compilation of kernels.
     """
 
     name: str
@@ -60,7 +60,7 @@ PARTS = Part(
         "tests/stages/code2wav/test_streamed_sound.py",
         "tests/stages/code_predictor/test_frames.py",
     ),
-    Verdict.TOLD,  # to find what is wrong; some of these ask for more than other arithmetic can give
+    Verdict.TOLD,  # these help to find a fault; some demand more than different arithmetic can give
     30,
 )
 ROUNDING = Part(
@@ -72,18 +72,18 @@ ROUNDING = Part(
 )
 QUALITY = Part("the demo model's quality", "bfloat16", ("tests/quality/test_demo_model.py",), Verdict.ONE, 30)
 SHARED = Part("a divided thinker", "float32", ("tests/equality/test_tensor_parallel.py",), Verdict.ONE, 45)
-"""What needs two GPUs."""
+"""Tests that need two GPUs."""
 
-# What the equality tests print of each comparison.
+# The lines that the equality tests print for each comparison.
 _COUNTS = re.compile(r"\d+ (?:answers|voices), \d+ near ties.*")
 _SHOWN = 1500
 _FIGURE = "figure: "
-# The longest that a test may take with the servers it starts.
+# Longest time of a test, including the servers that it starts.
 _TEST_SECONDS = {"cpu": 1800, "cuda": 3600}
 
 
 def run(report: Report, device: str, part: Part, directory: Path) -> None:
-    """One section."""
+    """Run one part, and report it as one section."""
     results = directory / f"{part.name}-{part.dtype}.xml".replace(" ", "-")
     environment = {**os.environ, "OMNI_TEST_DEVICE": device, "OMNI_TEST_DTYPE": part.dtype}
     settings = ("junit_logging=all", "junit_family=xunit1", f"timeout={_TEST_SECONDS[device]}")
@@ -98,7 +98,7 @@ def run(report: Report, device: str, part: Part, directory: Path) -> None:
         done.go_on()
         return
     cases = [Case.of(case) for case in Xml.parse(results).getroot().iter("testcase")]
-    if done.cause is not Cause.ITSELF and cases:  # pytest's file has it as passed, by its setup
+    if done.cause is not Cause.ITSELF and cases:  # pytest's file counts its setup as passed
         cases[-1] = dataclasses.replace(cases[-1], outcome="unfinished")
     failed = [case for case in cases if case.failed]
     judged = [case for case in cases if case.outcome != "skipped"]
@@ -119,7 +119,7 @@ def run(report: Report, device: str, part: Part, directory: Path) -> None:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that a test found, and what it may be at most."""
+    """A number that a test measured, and its upper limit."""
 
     name: str
     value: float
@@ -127,7 +127,7 @@ class Figure:
 
     @property
     def share(self) -> float:
-        """Of the limit; infinite beyond a limit of nothing, or where it is no number."""
+        """The number as a share of the limit; infinite if it exceeds a limit of 0 or is not a number."""
         if self.value <= 0:
             return 0.0
         return self.value / self.most if self.most and not math.isnan(self.value) else math.inf
@@ -143,7 +143,7 @@ class Case:
 
     Attributes:
         printed: Counts of near ties.
-        reason: Why it failed.
+        reason: Why the test failed.
     """
 
     name: str
@@ -154,7 +154,7 @@ class Case:
 
     @classmethod
     def of(cls, case: Xml.Element) -> Case:
-        """As pytest's JUnit file has it."""
+        """The case from its element in pytest's JUnit file."""
         kinds = ("failure", "error", "skipped")
         outcome = next((kind for kind in kinds if case.find(kind) is not None), "passed")
         found = case.find(outcome)
@@ -172,7 +172,7 @@ class Case:
         return self.outcome in ("failure", "error")
 
     def check(self, dtype: str) -> Check:
-        """With the figure that comes nearest to its limit, or is farthest beyond."""
+        """The check for one test, with the number that is nearest to its limit or furthest beyond it."""
         name = f"{dtype}: {self.name}"
         if self.outcome == "unfinished":
             return Check(name, None, "unfinished")

@@ -1,4 +1,4 @@
-"""What is there: GPUs, driver, versions; and whether CUDA computes what the CPU does."""
+"""Describes the machine (GPUs, driver, versions), and checks that CUDA's results equal the CPU's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from omni_pipeline.kernels.cuda_toolkit import driver_library
 
 GIB = 1024**3
 
-# Run in a process of its own, so that this one never holds a CUDA context.
+# Run in a separate process, so that this one never holds a CUDA context.
 _PROBE = """
 import json, torch
 from torch.nn import functional
@@ -45,7 +45,7 @@ for index in range(torch.cuda.device_count()):
 print(json.dumps(found))
 """
 
-# Half precision and CCCL are what most kernels include.
+# Most kernels include the headers of half precision and CCCL.
 _KERNEL = """
 #include <cuda/std/type_traits>
 #include <cuda_bf16.h>
@@ -53,13 +53,13 @@ __global__ void twice(__nv_bfloat16* x) { x[threadIdx.x] += x[threadIdx.x]; }
 extern "C" int run(void* x) { twice<<<1, 32>>>((__nv_bfloat16*)x); return cudaGetLastError(); }
 """
 
-# Sums of 256 products of normal numbers: float32 gives 1e-5, TF32 some 1e-2.
+# Limit for sums of 256 products of normal numbers: float32 is off by 1e-5, TF32 by about 1e-2.
 _SAME = 0.1
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU as its driver counts them."""
+    """Memory of one GPU in bytes, as its driver counts it."""
 
     name: str
     total: int
@@ -67,14 +67,14 @@ class Memory:
 
 
 def gpu_memory() -> list[Memory]:
-    """All GPUs that this process may use; none where there are none. Raises StartupError if the driver fails."""
+    """All GPUs that this process may use, possibly none. Raises StartupError if the driver fails."""
     gpus = detect()
     used = memory_used(gpus) if gpus else {}
     return [Memory(gpu.name, gpu.memory, used[gpu.index]) for gpu in gpus]
 
 
 def look(report: Report, device: str) -> bool:
-    """Describe the machine, and check that CUDA is usable if it is to be used; whether it is."""
+    """Describe the machine, and check CUDA if the run needs it. Returns whether the device is usable."""
     versions = [(name, importlib.metadata.version(name)) for name in ("sglang", "torch", "transformers")]
     rows = [("system", f"{platform.system()} {platform.release()}, Python {platform.python_version()}")]
     rows += [("commit", commit()), *versions, ("processors", str(os.cpu_count()))]
@@ -93,7 +93,7 @@ def look(report: Report, device: str) -> bool:
 
 
 def driver_version() -> str:
-    """The driver's version, and the newest CUDA that it takes."""
+    """The driver's version, and the newest CUDA version that it supports."""
     import pynvml
 
     try:
@@ -120,10 +120,10 @@ def _probe() -> dict[str, Any]:
 
 
 def judge(memory: list[Memory], probe: dict[str, Any]) -> list[Check]:
-    """Whether torch sees the GPUs, computes rightly on each, and has it for itself.
+    """Checks that torch sees the GPUs, that each computes correctly, and that nothing else uses it.
 
     Args:
-        probe: What `_PROBE` printed; or no devices, and an error.
+        probe: The output of `_PROBE`; or no devices and an error.
     """
     devices = probe["devices"]
     checks = [Check("torch sees every GPU", len(devices) == len(memory) > 0, str(probe.get("error", "")))]
@@ -137,9 +137,9 @@ def judge(memory: list[Memory], probe: dict[str, Any]) -> list[Check]:
 
 
 def compiles(capabilities: Iterable[str]) -> Check:
-    """Whether a worker on a GPU can compile a kernel for each of these capabilities (as in 90), and with which toolkit.
+    """Checks that a worker can compile a kernel for each of these capabilities (such as 90), and names the toolkit.
 
-    It links the driver's library, too, as some kernels do, if there is one.
+    The kernel also links the driver's library if there is one, as some kernels do.
     """
     name = "kernels can be compiled"
     missing = toolchain.find(os.environ).missing
@@ -167,7 +167,7 @@ def compiles(capabilities: Iterable[str]) -> Check:
 
 
 def commit() -> str:
-    """The commit that is checked out, with a mark if files differ from it."""
+    """The commit that is checked out, marked if files differ from it."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True, text=True, check=False, cwd=os.path.dirname(__file__),

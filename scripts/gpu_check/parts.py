@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Checks the parts of this project that need no SGLang on a machine with one GPU, each in a process of its own.
+"""Checks the parts of this project that need no SGLang on a machine with one GPU, each in a separate process.
 
     python scripts/gpu_check/parts.py                        # on the GPU, at the 30B model's sizes
-    python scripts/gpu_check/parts.py --device cpu --small   # to rehearse it
+    python scripts/gpu_check/parts.py --device cpu --small   # for a trial
 
-Prints one line of JSON for each thing that was checked. Weights are random. It needs torch, transformers, msgspec and
-pyzmq; `bare.py` brings the last two where they are not installed.
+Prints one line of JSON for each check. Weights are random. It needs torch, transformers, msgspec and pyzmq; `bare.py`
+provides the last two if they are not installed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PRELOADED = (
     *(f"stages.encoders.{name}" for name in ("image_encoder", "audio_encoder")),
     *(f"stages.{name}" for name in ("code_predictor", "code2wav", "checkpoint.memory_needs")),
 )
-# What a check leaves of its time for its end.
+# Seconds of its time that a check leaves for its end.
 _RESERVE = 5
 
 
@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def child(name: str, options: argparse.Namespace, seconds: float) -> Start:
-    """What starts a check: a new program where there is CUDA, of which a copy of this process could not make use.
+    """How checks are started: as new programs if there is CUDA, because a fork of this process could not use it.
 
-    Already the question whether there is CUDA, which libraries ask while they are imported, may begin it.
+    Even asking whether there is CUDA, as libraries do while they are imported, may initialise it.
     """
     if options.device == "cpu":
         return forked(functools.partial(check, name, options.device, seconds, small=options.small))
@@ -73,13 +73,13 @@ def child(name: str, options: argparse.Namespace, seconds: float) -> Start:
 
 
 def preload() -> None:
-    """Import what takes long, once for all checks."""
+    """Import slow modules once, for all checks."""
     for module in PRELOADED:
         importlib.import_module(module)
 
 
 def check(name: str, device: str, seconds: float, *, small: bool) -> None:
-    """One check in this process, which prints what it finds."""
+    """Run one check in this process, and print its findings."""
     import torch
 
     from gpu_check.running.setup import Setup
@@ -95,10 +95,10 @@ def check(name: str, device: str, seconds: float, *, small: bool) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Check the parts that need no SGLang on one GPU.")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--small", action="store_true", help="small sizes and few runs, to rehearse it")
+    parser.add_argument("--small", action="store_true", help="small sizes and few runs, for a trial")
     parser.add_argument("--seconds", type=float, default=DEADLINE, help=f"for all of it (default: {DEADLINE})")
-    parser.add_argument("--only", action="append", choices=list(SECONDS), help="this check alone; repeatable")
-    parser.add_argument("--out", type=Path, help="a file that gets the lines too")
+    parser.add_argument("--only", action="append", choices=list(SECONDS), help="run only this check; repeatable")
+    parser.add_argument("--out", type=Path, help="also write the lines to this file")
     parser.add_argument("--child", choices=list(SECONDS), help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 

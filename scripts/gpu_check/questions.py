@@ -1,4 +1,4 @@
-"""The questions of the usage guide, and whether an answer is sane."""
+"""Asks the questions of the usage guide, and checks that the answers are sane."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
 }
 
-# Softer than this is silence.
+# Sound softer than this counts as silence.
 _AUDIBLE = 1e-3
 
 
@@ -39,9 +39,9 @@ class Answer:
     """One answer.
 
     Attributes:
-        text: What it says.
-        seconds: Of sound; None where none was asked for.
-        problem: What is wrong with it; empty if nothing.
+        text: Its text.
+        seconds: Length of its sound; None if no sound was requested.
+        problem: What is wrong with the answer; empty if it is fine.
     """
 
     text: str
@@ -56,7 +56,7 @@ def body(name: str, *, speech: bool, max_tokens: int = 64) -> dict[str, Any]:
 
 
 def judge(status: int, result: dict[str, Any], *, speech: bool) -> Answer:
-    """What came back."""
+    """The answer in a response."""
     if status != 200:
         return Answer("", None, f"status {status}: {result.get('error', result)}")
     [choice] = result["choices"]

@@ -1,4 +1,4 @@
-"""The report: one Markdown file to paste into an issue, whole and true after each step."""
+"""Writes the report: one Markdown file to paste into an issue, complete and correct after each step."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pathlib import Path
 from gpu_check.scrub import scrub
 
 MOST_CHARACTERS = 65_536
-"""What GitHub takes as the body of an issue."""
+"""Most characters that GitHub accepts as the body of an issue."""
 
 _SIGNS = {True: "pass", False: "**FAIL**", None: "told"}
-_ROOM = 2_000  # of an issue, for what its writer adds
+_ROOM = 2_000  # characters of an issue that are left for its author
 _DETAIL = 400
 _NOTE = "*(shortened: {} characters are left out here)*"
-_LEAST = len(_NOTE) + 20  # what is left of a section that has to go
+_LEAST = len(_NOTE) + 20  # characters that remain of a section that must be cut
 _FENCE = re.compile(r"^(`{3,})", re.MULTILINE)
 
 
 class State(enum.Enum):
-    """Whether the run that a report tells of is over."""
+    """State of the run that a report describes."""
 
     RUNNING = "running"
     FINISHED = "finished"
@@ -33,11 +33,11 @@ class State(enum.Enum):
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that is right or not; `passed` is None where it is told only, or was not looked at.
+    """One result; `passed` is None if it is only reported, or was not checked.
 
     Attributes:
-        detail: What was found: a figure, or words.
-        limit: What the figure may be.
+        detail: The finding: a number, or words.
+        limit: The number's limit.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Section:
-    """What is folded under a heading, without secrets, and how long it took to find out."""
+    """The folded text under a heading, without secrets, and how long it took to get."""
 
     heading: str
     text: str
@@ -57,13 +57,13 @@ class Section:
 
 @dataclass
 class Report:
-    """What has been found so far.
+    """The findings so far.
 
     Attributes:
-        path: Where it is kept; written after each step, so that a crash leaves what was found before.
-        title: Its heading.
-        minutes: The most that the sections may take together.
-        clock: Seconds that only grow.
+        path: The report's file; written after each step, so that a crash leaves the earlier findings.
+        title: The report's heading.
+        minutes: Most minutes that the sections may take together.
+        clock: Returns monotonic seconds.
     """
 
     path: Path
@@ -84,17 +84,17 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed, something was looked at, and nothing was left out because the run broke off."""
+        """Whether something was checked, nothing failed, and the run was not interrupted."""
         outcomes = [check.passed for check in self.checks]
         return True in outcomes and False not in outcomes and self.state is not State.STOPPED
 
     @property
     def seconds(self) -> float:
-        """Since the run began."""
+        """Seconds since the run began."""
         return self.clock() - self._began
 
     def begin(self, name: str) -> None:
-        """Say what is under way now."""
+        """Announce the step that begins now."""
         self.current = name
         self._section_began = self.clock()
         expected = "" if self.minutes is None else f", of {self.minutes:.0f} at most"
@@ -102,16 +102,16 @@ class Report:
         self.write()
 
     def end(self) -> None:
-        """What was under way is done."""
+        """Note that the current step is done."""
         self.current = ""
 
     def describe(self, machine: str, *checks: Check) -> None:
-        """The machine, which stands above the checks, unfolded."""
+        """Add the description of the machine, which stands above the checks and is not folded."""
         self.machine = machine
         self._take(checks)
 
     def add(self, heading: str, text: str, *checks: Check) -> None:
-        """A section, and the checks that it tells of."""
+        """Add a section with its checks."""
         now = self.clock()
         if heading and text:
             self.sections.append(Section(scrub(heading), scrub(text), now - self._section_began))
@@ -119,11 +119,11 @@ class Report:
         self._take(checks)
 
     def finish(self) -> None:
-        """Everything has been run that was to be run."""
+        """Note that the run is complete."""
         self._end(State.FINISHED, "")
 
     def stop(self, reason: str) -> None:
-        """The run broke off."""
+        """Note that the run broke off."""
         self._end(State.STOPPED, reason + (f", during: {self.current}" if self.current else ""))
 
     def _end(self, state: State, reason: str) -> None:
@@ -138,7 +138,7 @@ class Report:
         self.write()
 
     def write(self) -> None:
-        """Put it in its file; whoever reads it meanwhile sees the old one or the new one, whole."""
+        """Write the file in one step: a reader sees either the whole old report or the whole new one."""
         partial = self.path.with_name(f"{self.path.name}.partial")
         partial.write_text(self.markdown(), encoding="utf-8")
         os.replace(partial, self.path)
@@ -185,7 +185,7 @@ def _fold(section: Section, text: str) -> str:
 
 
 def _fitted(texts: list[str], room: int) -> list[str]:
-    """The texts, the longest of them shortened so that together they fit."""
+    """The texts, with the longest shortened so that together they fit."""
     most = max(map(len, texts), default=0)
     while sum(min(len(text), most) for text in texts) > room and most > _LEAST:
         most = int(most * 0.9)
@@ -193,7 +193,7 @@ def _fitted(texts: list[str], room: int) -> list[str]:
 
 
 def shortened(text: str, most: int) -> str:
-    """The text up to about `most` characters, cut between lines; what was open in it is closed, and a note follows."""
+    """The text up to about `most` characters, cut between lines, with open blocks closed and a note at the end."""
     if len(text) <= most:
         return text
     kept = text[: max(0, most - _LEAST)]
@@ -210,14 +210,14 @@ def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def block(text: str) -> str:
-    """Text as it is."""
+    """Text as a literal block."""
     longest = max(map(len, re.findall(r"`{3,}", text)), default=2)
     fence = "`" * (longest + 1)
     return f"{fence}text\n{text.rstrip()}\n{fence}"
 
 
 def quoted(text: str) -> str:
-    """What a model said, so that nothing in it means anything where the report is read."""
+    """A model's text, escaped so that it has no effect as Markdown."""
     plain = text.replace("`", "'")
     return f"`{plain}`" if plain.strip() else ""
 

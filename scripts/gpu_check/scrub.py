@@ -1,4 +1,4 @@
-"""Takes out of a report what is nobody's business: homes, user and host names, keys."""
+"""Removes private data from a report: home directories, user and host names, keys."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _SECRETS = re.compile(
 )
 _LOGIN = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 _HOMES = re.compile(r"(?:/home|/Users)/[^/\s'\"`:]+|(?<![\w/.-])/root(?=[/\s'\"`:]|$)")
-_COMMON = {"localhost", "root", "user", "ubuntu", "runner"}  # names that say nothing, and stand in other words' places
+_COMMON = {"localhost", "root", "user", "ubuntu", "runner"}  # generic names that also occur in other words
 
 
 def scrub(text: str) -> str:
-    """The text as a stranger may publish it."""
+    """The text without private data, fit to be published."""
     return clean(text, _known())
 
 
 def clean(text: str, known: Mapping[str, str]) -> str:
-    """The text without what is `known`, longest first, and without what looks like a key, a login or a home."""
+    """The text without the `known` strings, and without anything that looks like a key, a login or a home directory."""
     for private, public in known.items():
         text = re.sub(rf"(?<![\w-]){re.escape(private)}(?![\w-])", public, text)
     text = _SECRETS.sub(_REMOVED, text)
@@ -45,7 +45,7 @@ def _known() -> dict[str, str]:
 
 
 def known(environment: Mapping[str, str], hosts: tuple[str, ...], user: str) -> dict[str, str]:
-    """What this machine and this process would give away, and what stands in its place; the longest first."""
+    """Private strings of this machine and process, each with its replacement; the longest first."""
     found = {str(ROOT): ".", str(Path.home()): "~", tempfile.gettempdir(): "TMP"}
     for name, value in environment.items():
         if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET:

@@ -1,4 +1,4 @@
-"""Starts a server in one layout, asks the guide's questions, measures it, and looks whether it leaves the GPU clean."""
+"""Starts a server in one layout, asks the guide's questions, measures it, and checks that it frees the GPU."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from gpu_check.report import Check, Report, block, quoted, table
 ROOT = Path(__file__).parents[2]
 
 MINUTES = 60
-"""That a layout may take: to start, to compile what its first requests need, and to be measured."""
+"""Most minutes of a layout: to start, to compile the kernels of its first requests, and to be measured."""
 
 START_SECONDS = 1800  # a 70 GB checkpoint from a slow disk
 _CLI = (sys.executable, "-m", "omni_pipeline.cli")
 _PLAIN = {"COLUMNS": "110", "NO_COLOR": "1"}
-# What a plan may be wrong by and still be called right, of each GPU.
+# Share of each GPU by which a plan may be wrong and still pass.
 _PLAN_OFF = 0.05
 _LEFT_BEHIND = GIB // 2
 _LOG = 4000
@@ -38,7 +38,7 @@ _FIRST_SECONDS = 900  # a request that compiles kernels
 
 @dataclass(frozen=True)
 class Layout:
-    """A way to run the model: a name, and the flags for it."""
+    """A way to run the model: its name and its flags."""
 
     name: str
     flags: tuple[str, ...]
@@ -46,7 +46,7 @@ class Layout:
 
 
 def layouts(gpus: int) -> list[Layout]:
-    """Those worth trying on so many GPUs (0: on the CPU)."""
+    """The layouts worth trying on this many GPUs (0: on the CPU)."""
     found = [Layout("text", ("--text-only",), speech=False), Layout("split", ()), Layout("colocated", ("--colocate",))]
     for ranks in (2, 4, 8):
         if ranks <= gpus:
@@ -60,7 +60,7 @@ class Run:
     """What to do in each layout.
 
     Attributes:
-        bench: Further flags of `sgl-omni bench`; None leaves it out.
+        bench: Further flags of `sgl-omni bench`; None skips the benchmark.
     """
 
     model: Path
@@ -70,7 +70,7 @@ class Run:
 
 
 def try_layout(report: Report, layout: Layout, run: Run) -> None:
-    """Plan, start, ask, measure and stop; one section."""
+    """Plan, start, question, measure and stop one layout, reported as one section."""
     plan, drawn = planned(layout, run)
     heading = f"Layout: {layout.name} ({' '.join(layout.flags) or 'no flags'})"
     if not plan["fits"]:
@@ -94,9 +94,9 @@ def try_layout(report: Report, layout: Layout, run: Run) -> None:
         for text, found in _use(server, layout, plan, run):
             parts.append(text)
             checks += found
-    except (OSError, ValueError, LookupError) as error:  # it does not answer, or not as agreed
+    except (OSError, ValueError, LookupError) as error:  # it does not answer, or its answers are malformed
         checks.append(Check(f"{layout.name}: answers", False, f"{type(error).__name__}: {error}"))
-    except BaseException:  # Ctrl-C: nothing is left running
+    except BaseException:  # also on Ctrl-C, so that nothing is left running
         server.stop()
         raise
     checks.append(_stop(server, layout, before))
@@ -107,7 +107,7 @@ def try_layout(report: Report, layout: Layout, run: Run) -> None:
 
 
 def planned(layout: Layout, run: Run) -> tuple[dict[str, Any], str]:
-    """`sgl-omni plan` for the layout on this machine: as data, and drawn."""
+    """`sgl-omni plan` for the layout on this machine, as data and as text."""
     command = [*_CLI, "plan", "--model-path", str(run.model), "--device", run.device, *layout.flags]
     said, drawn = (
         subprocess.run(
@@ -115,14 +115,14 @@ def planned(layout: Layout, run: Run) -> tuple[dict[str, Any], str]:
         )
         for more in (["--json"], [])
     )
-    if not said.stdout:  # the flags contradict themselves, or the machine
+    if not said.stdout:  # the flags contradict each other or do not suit the machine
         return {"fits": False, "devices": []}, said.stderr
     data: dict[str, Any] = json.loads(said.stdout)
     return data, drawn.stdout
 
 
 def _use(server: ServerProcess, layout: Layout, plan: dict[str, Any], run: Run) -> Iterator[tuple[str, list[Check]]]:
-    """Ask, measure, and then, when torch has reserved what it ever needs, look at the memory."""
+    """Ask and measure, and then, when torch has reserved all the memory that it needs, check the memory."""
     yield _ask(server, layout)
     if run.bench is not None:
         for output in ("text", "speech") if layout.speech else ("text",):
@@ -148,7 +148,7 @@ def _ask(server: ServerProcess, layout: Layout) -> tuple[str, list[Check]]:
 
 
 def bench(url: str, layout: str, output: str, flags: Sequence[str], directory: Path) -> tuple[str, list[Check]]:
-    """`sgl-omni bench` for one kind of answer; its figures also go to a file in `directory`."""
+    """`sgl-omni bench` for one kind of answer; its results also go to a file in `directory`."""
     results = directory / f"bench-{layout.replace(' ', '-')}-{output}.json"
     command = [*_CLI, "bench", "--url", url, "--output", output, "--json", str(results), *flags]
     done = child.run(command, _BENCH_SECONDS, cwd=ROOT, environment={**os.environ, **_PLAIN})
@@ -159,7 +159,7 @@ def bench(url: str, layout: str, output: str, flags: Sequence[str], directory: P
 
 
 def compare(layout: str, plan: dict[str, Any], there: Sequence[Memory]) -> tuple[str, list[Check]]:
-    """Memory of each GPU as planned and as it is; nothing where there are none."""
+    """Compare each GPU's planned and actual memory; empty without GPUs."""
     planned_gpus = [device["taken"] for device in plan["devices"] if device["index"] is not None]
     rows, checks = [], []
     for index, (taken, now) in enumerate(zip(planned_gpus, there, strict=False)):
@@ -170,7 +170,7 @@ def compare(layout: str, plan: dict[str, Any], there: Sequence[Memory]) -> tuple
 
 
 def _stop(server: ServerProcess, layout: Layout, before: Sequence[Memory]) -> Check:
-    """End the server, and see what it leaves."""
+    """End the server, and check what it leaves behind."""
     name = f"{layout.name}: stop"
     try:
         status = server.stop()

@@ -103,8 +103,8 @@ def test_float32_has_attention_that_takes_it(stage: str, engines: Accelerator, e
         ("FP8", {}, r"options\.dtype: float32 on a GPU does not work with .* quantised \(fp8\)"),
         ("INT4", {}, r"options\.dtype: float32 on a GPU does not work with .* quantised \(compressed-tensors\)"),
         ("BF16", {"attention_backend": "fa3"}, r"engine option 'attention_backend': fa3 does not support float32"),
-        ("BF16", {"decode_attention_backend": "flashinfer"}, "'decode_attention_backend': flashinfer does not take"),
-        ("BF16", {"moe_runner_backend": "cutlass"}, "engine option 'moe_runner_backend': cutlass does not take"),
+        ("BF16", {"decode_attention_backend": "flashinfer"}, "'decode_attention_backend': flashinfer does not support"),
+        ("BF16", {"moe_runner_backend": "cutlass"}, "engine option 'moe_runner_backend': cutlass does not support"),
     ],
 )
 def test_float32_is_refused_with_what_cannot_take_it(

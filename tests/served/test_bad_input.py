@@ -283,8 +283,8 @@ def gif(width: int, height: int) -> bytes:
 MEDIA = {
     "no picture at all": BadMedium("image", lambda: b"hello", "damaged, or not one of JPEG, PNG"),
     "zero bytes of picture": BadMedium("image", lambda: b"", "is empty"),
-    "SVG": BadMedium("image", lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>', "none of JPEG, PNG"),
-    "EPS": BadMedium("image", lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "none of JPEG, PNG"),
+    "SVG": BadMedium("image", lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not one of JPEG, PNG"),
+    "EPS": BadMedium("image", lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not one of JPEG, PNG"),
     **{f"half a {kind}": BadMedium("image", lambda kind=kind: half(picture(kind)), "image is damaged")  # type: ignore[misc]
        for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")},
     **{f"head of a {kind}": BadMedium("image", lambda kind=kind: picture(kind)[:10], "damaged")  # type: ignore[misc]
@@ -297,8 +297,8 @@ MEDIA = {
     "PNG of 2³¹×2³¹": BadMedium("image", lambda: png(2**31 - 1, 2**31 - 1), "far more", "image_too_large"),
     "very wide": BadMedium("image", lambda: picture("PNG", (2_010, 10)), "2010×10 pixels: one side"),
     "very tall": BadMedium("image", lambda: picture("PNG", (10, 2_010)), "10×2010 pixels: one side"),
-    "sound as picture": BadMedium("image", lambda: committed("query_to_cars.wav"), "none of JPEG, PNG"),
-    "clip as picture": BadMedium("image", lambda: committed("draw.mp4"), "none of JPEG, PNG"),
+    "sound as picture": BadMedium("image", lambda: committed("query_to_cars.wav"), "not one of JPEG, PNG"),
+    "clip as picture": BadMedium("image", lambda: committed("draw.mp4"), "not one of JPEG, PNG"),
 
     "no sound at all": BadMedium("audio", lambda: b"hello", "damaged or of an unknown format"),
     "zero bytes of sound": BadMedium("audio", lambda: b"", "is empty"),

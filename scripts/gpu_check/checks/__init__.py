@@ -1,4 +1,4 @@
-"""The checks of part 1, each a module with `run(setup)` that gives findings; `parts.py` runs them in this order."""
+"""The checks of part 1, each a module with a `run(setup)` that yields findings; `parts.py` runs them."""
 
 SECONDS = {
     "machine": 40,
@@ -10,4 +10,4 @@ SECONDS = {
     "ring": 60,
     "copies": 30,
 }
-"""Names of the modules, and the most seconds that each may take of the whole deadline."""
+"""Names of the modules, in the order in which they run, each with the most seconds that it may take."""

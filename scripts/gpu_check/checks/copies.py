@@ -1,4 +1,4 @@
-"""How fast rows reach the device and come back: pageable, pinned, bfloat16; by `prompt_rows.gather`, as a message."""
+"""Measures how fast rows are copied to and from the device: pageable, pinned, bfloat16, gathered, as a message."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(setup: Setup) -> Iterator[Finding]:
 
 
 def _copies(setup: Setup, rows: int) -> Finding:
-    """GB/s of the elements as they are where they come from."""
+    """Measure GB/s, counting the bytes of the source tensor."""
     device = setup.device
     figures = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -54,7 +54,7 @@ def _message(rows: torch.Tensor) -> object:
 
 
 def _gathered(setup: Setup, rows: int) -> Finding:
-    """A prompt of media rows with deepstack, cut to a prefill chunk; equal on the device and on the CPU."""
+    """Gather a prefill chunk of a prompt of media rows with deepstack, and compare device and CPU."""
     torch.manual_seed(0)
     index = torch.arange(rows)
     prompt = PromptRows(

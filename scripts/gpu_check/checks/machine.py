@@ -1,4 +1,4 @@
-"""What is there: versions, the GPU, the compiler; and whether transformers has all that the stages use of it."""
+"""Describes the machine (versions, GPU, compiler), and checks that transformers has all that the stages use of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HOOKS = {
     "Qwen3OmniMoeCode2WavDecoderResidualUnit": ("act1", "conv1", "act2", "conv2"),
     "Qwen3OmniMoeCode2WavDecoderBlock": ("block",),
 }
-"""Classes of transformers that the stages take over, and words that their module's source must have."""
+"""Classes of transformers that the stages take over, and words that must be in their module's source."""
 
 
 def run(setup: Setup) -> Iterator[Finding]:
@@ -42,7 +42,7 @@ def run(setup: Setup) -> Iterator[Finding]:
 
 
 def missing_hooks(module: Any) -> list[str]:
-    """What of `HOOKS` a modeling module lacks."""
+    """The entries of `HOOKS` that a modeling module lacks."""
     source = inspect.getsource(module)
     missing = []
     for name, words in HOOKS.items():

@@ -1,4 +1,4 @@
-"""The code predictor: recorded frames equal computed ones, how long both take, and that replays hold no memory."""
+"""Checks the code predictor: recorded frames equal computed ones, both are timed, and replays hold no memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TIMED = (1, 8, 32)
 REPLAYS = 1000
 
 _MAY_GROW = 8 * 1024**2
-# A CPU's heap is no pool: what it keeps after some replays says little.
+# On a CPU the heap is not a pool: its size after some replays says little.
 _MAY_GROW_ON_CPU = 64 * 1024**2
 
 
@@ -65,10 +65,10 @@ def run(setup: Setup) -> Iterator[Finding]:
 
 
 class Batch:
-    """Frames of voices that are sampled in these ways, with seeds and states of their own.
+    """Frames of utterances with these sampling parameters, each with its own seed and state.
 
     Args:
-        rows: Only the first so many of them; None for all.
+        rows: How many of them, from the first on; None means all.
     """
 
     def __init__(self, network: ResidualNetwork, ways: list[Sampling], rows: int | None = None) -> None:
@@ -82,7 +82,7 @@ class Batch:
 
     @torch.inference_mode()
     def codes(self, compute: Compute) -> torch.Tensor:
-        """The frames, by `ResidualNetwork.frames` or `FrameGraphs.frames`."""
+        """The frames, from `ResidualNetwork.frames` or `FrameGraphs.frames`."""
         return compute(self._hidden, self._codes, self._choice)[0]
 
 
@@ -91,7 +91,7 @@ def _seeded(way: Sampling, row: int) -> Sampling:
 
 
 def _equality(setup: Setup, network: ResidualNetwork, graphs: FrameGraphs, largest: int) -> Finding:
-    """Codes of graphs against those of the network at the padded size, where the same kernels run."""
+    """Compare the graphs' codes with the network's at the padded size, where the same kernels run."""
     different, compared, at_own_size = 0, 0, 0
     for rows in (batch for batch in BATCHES if batch <= largest):
         padded = min(largest, 1 << (rows - 1).bit_length())
@@ -101,7 +101,7 @@ def _equality(setup: Setup, network: ResidualNetwork, graphs: FrameGraphs, large
             different += int((recorded != whole.codes(network.frames)[:rows]).any(1).sum())
             at_own_size += int((recorded != part.codes(network.frames)).any(1).sum())
             compared += rows
-    # At its own size a batch may take other kernels, which round differently: not judged.
+    # At its own size a batch may use other kernels, which round differently, so this is not judged.
     figures = {"frames": compared, "different": different, "different_at_own_size": at_own_size}
     return Finding("predictor: graphs equal eager", not different and compared > 0, figures)
 

@@ -1,7 +1,7 @@
-"""The ring of a voice in two processes: a talker that only copies and computes, and the real code predictor.
+"""Times an utterance's ring in two processes: a simplified talker, and the real code predictor.
 
-The talker's part here is a graph of the real one's widths without its experts, with the copies that the engine makes
-for each voice. Messages go over ZeroMQ as they do between workers.
+The talker here is a graph with the real one's widths but without its experts, and makes the copies that the engine
+makes for each utterance. Messages go over ZeroMQ, as between workers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _START_SECONDS = 60
 
 def run(setup: Setup) -> Iterator[Finding]:
     voices = (1, 2) if setup.small else VOICES
-    # A copy of this process could not use CUDA; without it a copy is there sooner.
+    # A fork of this process could not use CUDA; without CUDA a fork starts sooner.
     context: Any = multiprocessing.get_context("fork" if setup.device == "cpu" else "spawn")
     partner = context.Process(target=predict, args=(setup, max(voices)), daemon=True)
     partner.start()
@@ -51,7 +51,7 @@ def run(setup: Setup) -> Iterator[Finding]:
         model = RandomModel(setup.directory, setup.device, small=setup.small)
         hidden = model.config.talker_config.text_config.hidden_size
         talker = Talker(hidden, max(voices), setup.device, model.dtype)
-        ends.await_one(_START_SECONDS)  # the predictor says that it is there
+        ends.await_one(_START_SECONDS)  # the predictor reports that it is ready
         for count in voices:
             if setup.in_time:
                 ok, figures = _go_round(setup, ends, talker, count)
@@ -61,7 +61,7 @@ def run(setup: Setup) -> Iterator[Finding]:
 
 
 class _Ends:
-    """Both ends of the connection between the two processes, in one of them."""
+    """One process's sending and receiving ends of the connection between the two processes."""
 
     def __init__(self, setup: Setup, own: str, other: str) -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
@@ -75,14 +75,14 @@ class _Ends:
             self._outbox.send(self._address, *map(self._codec.encode, parcel))
 
     def await_one(self, seconds: float) -> list[Any]:
-        """What has come, at least one message. Raises TimeoutError."""
+        """The messages that have arrived, at least one. Raises TimeoutError."""
         if not self._inbox.wait(seconds):
             raise TimeoutError("the other process does not answer")
         return [self._codec.decode(received.frames) for received in self._inbox.drain(1000)]
 
 
 class Talker:
-    """A step of the talker's size: rows in, states and codes out, by a CUDA graph where there is CUDA."""
+    """A step of the talker's size: rows in, states and codes out; a CUDA graph if there is CUDA."""
 
     def __init__(self, hidden: int, largest: int, device: str, dtype: torch.dtype) -> None:
         self._device = device
@@ -114,7 +114,7 @@ class Talker:
 
     @torch.inference_mode()
     def step(self, rows: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[int]]:
-        """States and codes of voices whose rows these are, on the CPU."""
+        """States and codes for these utterances' rows, on the CPU."""
         moved = torch.stack([row.to(self._device) for row in rows])  # one by one, as they are fed to the engine
         self._rows[: len(rows)].copy_(moved)
         if self._graph is None:
@@ -157,7 +157,7 @@ def _go_round(setup: Setup, ends: _Ends, talker: Talker, count: int) -> tuple[bo
 
 
 def predict(setup: Setup, largest: int) -> None:
-    """The other process: the stage, in the loop of a worker."""
+    """The other process: the stage in a worker's loop."""
     model = RandomModel(_own(setup.directory), setup.device, small=setup.small)
     stage = CodePredictor(model.context(PREDICTOR, CodePredictorOptions(max_batch=largest)))
     while not stage._graphs.complete if stage._graphs is not None else False:

@@ -1,4 +1,4 @@
-"""Rotary angles are where the model is, and are those of a CPU."""
+"""Checks that rotary angles are on the model's device, and equal a CPU's."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ HEAD_DIM, THETA, SECTIONS = 128, 1e6, [24, 20, 20]
 HEADS, TOKENS = 32, 4096
 FURTHEST = 65536
 
-# Cosines of the same float32 angle, by two libraries.
+# Limit for cosines of the same float32 angle from two libraries.
 _ANGLES = 1e-5
-# Of a bfloat16 product of numbers up to about 4.
+# Limit for a bfloat16 product of numbers up to about 4.
 _ROTATED = 0.05
 
 
 def run(setup: Setup) -> Iterator[Finding]:
-    # SGLang builds models inside a device context and never moves them. `meta` shows it on any machine.
+    # SGLang builds models inside a device context and never moves them; `meta` reveals wrong buffers on any machine.
     for device in dict.fromkeys((setup.device, "meta")):
         stray = stray_buffers(device)
         yield Finding(f"rotary: built on {device}", not stray, {"elsewhere": stray})
@@ -31,7 +31,7 @@ def run(setup: Setup) -> Iterator[Finding]:
 
 
 def stray_buffers(device: str) -> dict[str, str]:
-    """Buffers of the angles that are not on the device in whose context they were made."""
+    """Buffers of the angles that are not on the device whose context they were made in."""
     with torch.device(device):
         angles = InterleavedAngles(HEAD_DIM, THETA, SECTIONS)
     return {name: str(buffer.device) for name, buffer in angles.named_buffers() if buffer.device.type != device}

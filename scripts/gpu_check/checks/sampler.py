@@ -1,4 +1,4 @@
-"""The sampler of the language models: the picks of a CPU, its time, and how often it waits for the device."""
+"""Checks the language models' sampler: its picks against a CPU's, its time, and how often it waits for the device."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(setup: Setup) -> Iterator[Finding]:
 
 
 def _stand_in_for_sglang() -> None:
-    """Give `stages.sglang_engine.sampler` the one class of SGLang that it derives from, which need not be installed."""
+    """Provide the one SGLang class that `stages.sglang_engine.sampler` derives from, as SGLang may not be installed."""
     module: Any = types.ModuleType("sglang.srt.layers.sampler")
     module.Sampler = torch.nn.Module
     for name in ("sglang", "sglang.srt", "sglang.srt.layers"):
@@ -51,7 +51,7 @@ def _stand_in_for_sglang() -> None:
 
 
 class Step:
-    """Picks for a batch whose requests go on: each run adds the picked ids to their outputs, as the engine does."""
+    """Picks for a batch of continuing requests: each run adds the picked ids to their outputs, as the engine does."""
 
     def __init__(self, rows: int, vocabulary: int, way: str, device: str, dtype: torch.dtype = torch.bfloat16) -> None:
         from stages.sglang_engine.sampler import OmniSampler, SamplingState
@@ -77,7 +77,7 @@ class Step:
 
 
 def _equality(setup: Setup, rows: int, vocabularies: tuple[int, ...]) -> Finding:
-    """Ids of several steps, on the device and on the CPU, from the same float32 logits."""
+    """Compare the ids of several steps on the device and on the CPU, from the same float32 logits."""
     different = compared = 0
     for vocabulary in vocabularies:
         for way in WAYS:
@@ -90,7 +90,7 @@ def _equality(setup: Setup, rows: int, vocabularies: tuple[int, ...]) -> Finding
 
 
 def waits(work: Step, device: str) -> int | None:
-    """How often one run waits for the device, as torch counts it; a CPU never does."""
+    """How often one run waits for the device, as torch counts it; 0 on a CPU."""
     if device == "cpu":
         return None
     with warnings.catch_warnings(record=True) as caught:

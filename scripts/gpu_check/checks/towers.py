@@ -1,4 +1,4 @@
-"""Both encoder towers: time, memory against the plan, the place of `cu_seqlens`, and the patch convolution."""
+"""Checks both encoder towers: time, memory against the plan, the device of `cu_seqlens`, and the patch convolution."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PICTURE = (1, 64, 64)  # patches of 16 x 16 pixels: one megapixel
 CLIP = (30, 36, 48)  # 60 frames of 576 x 768 pixels, two of them a patch deep: 30 s at two a second
 SOUND_FRAMES = 3000  # 30 s
 
-# Beyond the plan, what an allocator rounds up.
+# Tolerance beyond the plan, for an allocator's rounding.
 _ROUNDING = 1.05
 _BFLOAT16 = 0.03
 
@@ -49,7 +49,7 @@ def run(setup: Setup) -> Iterator[Finding]:
 def _encoded(
     setup: Setup, name: str, stage: Any, item: Any, situation: Situation, needs: Callable[[Situation], Needs]
 ) -> Finding:
-    """One item as the stage encodes it, copies included."""
+    """Encode one item as the stage does, including the copies."""
     results: list[Any] = []
 
     def work() -> None:
@@ -67,10 +67,10 @@ def _encoded(
 
 
 def _planned(situation: Situation, needs: Callable[[Situation], Needs], rows: int) -> int:
-    """What the plan counts for so many rows at once; more are cut, as the options say."""
+    """The bytes that the plan counts for this many rows at once; longer items are cut, as the options say."""
     limit = situation.options.max_batch_tokens
     if needs is memory_needs.vision:
-        whole = needs(situation).activations  # of the largest picture, or of a whole batch if that has more rows
+        whole = needs(situation).activations  # for the largest picture, or for a whole batch if that has more rows
         return whole * min(rows, limit) // max(limit, memory_needs.LARGEST_PICTURE_ROWS)
     chosen = msgspec.structs.replace(situation.options, max_batch_tokens=min(rows, limit))
     return needs(msgspec.structs.replace(situation, options=chosen)).activations
@@ -78,7 +78,7 @@ def _planned(situation: Situation, needs: Callable[[Situation], Needs], rows: in
 
 @torch.inference_mode()
 def _patches(setup: Setup, stage: ImageEncoder) -> Finding:
-    """The patch embedding as the reference has it, a convolution in three dimensions, and as one matrix product."""
+    """Compare the reference's patch embedding, a three-dimensional convolution, with one matrix product."""
     embed = stage._tower.patch_embed
     weight, bias = embed.proj.weight.flatten(1), embed.proj.bias
     patches = torch.randn(100 if setup.small else 4096, weight.shape[1]).to(setup.device, weight.dtype)
@@ -96,7 +96,7 @@ def _patches(setup: Setup, stage: ImageEncoder) -> Finding:
 
 @torch.inference_mode()
 def _lengths(setup: Setup, stage: ImageEncoder) -> Finding:
-    """The vision tower with its borders on the device and on the CPU, where the attention reads them layer by layer."""
+    """Time the vision tower with its borders on the device and on the CPU; its attention reads them in every layer."""
     frames, side = (2, 12) if setup.small else (8, 40)
     grid = torch.tensor([[frames, side, side]], device=setup.device)
     tower = stage._tower

@@ -1,4 +1,4 @@
-"""The vocoder: chunks give what the whole utterance gives, and what each shape of batch takes the first time."""
+"""Checks the vocoder: chunks equal the whole utterance, and each batch shape is timed at its first use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stages.code2wav.network import StreamingVocoder
 from stages.options import Code2WavOptions
 
 BATCHES = (1, 2, 4, 8, 16, 32)
-# More wrong than the same data type is by itself, against float32: the rounding of other kernels.
+# Allowed error relative to the data type's own error against float32, because other kernels round differently.
 _WORSE = 1.5
 _FLOOR = 1e-4
 _AUDIBLE = 1e-3
@@ -43,13 +43,13 @@ def run(setup: Setup) -> Iterator[Finding]:
     work()
     taken, needs = peak_bytes(work, setup.device), memory_needs.vocoder(model.situation(options))
     planned = needs.activations * frames // max(options.chunk_frames)
-    planned = planned if setup.device == "cuda" else planned * slots  # which a CPU decodes one by one
+    planned = planned if setup.device == "cuda" else planned * slots  # a CPU decodes utterances one by one
     yield Finding("vocoder: peak as planned", taken <= planned * 1.05, {"taken": taken, "planned": planned})
     yield _pairs(setup, vocoder, slots, sorted(set(sizes)))
 
 
 def _let_it_sound(model: Any) -> None:
-    """Weights with which a signal keeps its size; with those that transformers draws it dies away."""
+    """Draw weights that preserve a signal's size; with the weights that transformers draws, the signal dies away."""
     for layer in model.modules():
         if isinstance(layer, (torch.nn.Conv1d, torch.nn.ConvTranspose1d)):
             inputs = layer.in_channels // layer.groups
@@ -58,7 +58,7 @@ def _let_it_sound(model: Any) -> None:
 
 
 class Chunk:
-    """So many new frames of each of the first `batch` voices."""
+    """The given number of new frames for each of the first `batch` utterances."""
 
     def __init__(self, vocoder: StreamingVocoder, batch: int, frames: int, *, fresh: bool) -> None:
         self._vocoder = vocoder
@@ -100,7 +100,7 @@ def _equality(setup: Setup, reference: Any, vocoder: StreamingVocoder, sizes: tu
 
 
 def _pairs(setup: Setup, vocoder: StreamingVocoder, slots: int, sizes: list[int]) -> Finding:
-    """First and steady milliseconds of each shape of later chunks, and of first chunks, which have one size."""
+    """First and steady milliseconds of each shape of later chunks, and of first chunks, which all have one size."""
     figures: dict[str, Any] = {}
     for batch in (batch for batch in BATCHES if batch <= slots):
         for frames in sizes:

@@ -1,4 +1,4 @@
-"""Drives an engine and keeps what it says of each request: ids, the logits they came from, and states."""
+"""Drives an engine and keeps its results for each request: ids, the logits they were picked from, and states."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ CACHE_TOKENS = 32768
 
 @dataclass
 class Answer:
-    """What an engine made of one request.
+    """An engine's results for one request.
 
     Attributes:
-        ids: What it picked.
-        logits: float32 [vocabulary] of each pick, on the CPU.
-        states: Of a fed engine, [hidden] of each pick.
-        tapped: States that were asked for of its prompt, or None.
+        ids: The picked ids.
+        logits: The logits of each pick, float32 [vocabulary], on the CPU.
+        states: From a `FedEngine`: the state [hidden] of each pick.
+        tapped: The tapped states of its prompt if they were requested, or None.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -36,10 +36,10 @@ class Answer:
 
 
 class Driven:
-    """An engine, with its picks' logits noted.
+    """An engine whose logits are recorded.
 
     Args:
-        eager: Whether decode steps are computed and not captured.
+        eager: Whether decode steps are computed without captured graphs.
         tokens: Size of the KV cache.
     """
 
@@ -64,8 +64,8 @@ class Driven:
         )
         if eager:
             self.engine.model.recorded = None
-        # Nothing ends a request before its limit. `ignore_eos` would do that too, but then SGLang admits no more
-        # requests than can end without a retraction.
+        # So nothing ends a request before its limit. `ignore_eos` would do the same, but then SGLang admits only as
+        # many requests as can finish without a retraction.
         self.engine._scheduler.model_config.hf_eos_token_id = set()
         self._logits: list[torch.Tensor] = []
         sampler: Any = self.engine._sampler
@@ -80,7 +80,7 @@ class Driven:
 
     @property
     def captured(self) -> list[int]:
-        """Batch sizes of captured decode steps; none where nothing is captured."""
+        """Batch sizes of captured decode steps; empty if nothing is captured."""
         runner: Any = self.engine._scheduler.tp_worker.model_runner
         return sorted(getattr(getattr(runner, "decode_cuda_graph_runner", None), "capture_bs", None) or [])
 
@@ -88,11 +88,11 @@ class Driven:
         self, prompts: Mapping[str, Generation], rows: Callable[[str, int], torch.Tensor] | None = None,
         late: Callable[[str, int], bool] = lambda name, step: False,
     ) -> dict[str, Answer]:  # fmt: skip
-        """All of them at once, to their ends.
+        """Run all requests at once, to their ends.
 
         Args:
-            rows: For a fed engine, the row that follows a request's n-th pick.
-            late: Whether a row is held back in a step, so that its request sits out.
+            rows: For a `FedEngine`: returns the row that follows a request's n-th pick.
+            late: Tells whether a request's row is held back in a step, so that the request sits out.
         """
         answers = {name: Answer() for name in prompts}
         limits = {name: generation.sampling.max_tokens or 0 for name, generation in prompts.items()}
@@ -129,7 +129,7 @@ class Driven:
 
 
 def text(name: str, ids: torch.Tensor, tokens: int, tapped: torch.Tensor | None = None) -> Generation:
-    """A greedy request for so many tokens after a prompt int64 [n]."""
+    """A greedy request for this many tokens after a prompt int64 [n]."""
     sampling = Sampling(max_tokens=tokens)
     return Generation(name, ids, PromptRows(ids=ids, positions=None, delta=0.0), sampling, tapped_rows=tapped)
 
@@ -139,9 +139,10 @@ class Difference:
     """How two runs of the same greedy requests differ.
 
     Attributes:
-        logits: The most by which a logit differs, up to where ids part.
-        parted: Requests whose ids part.
-        wrong: Those among them that part where the first run was sure, by more than twice `logits` allows.
+        logits: The largest difference of a logit, up to the first pick that differs.
+        parted: Number of requests with a pick that differs.
+        wrong: Number of those whose pick differs although the first run's best two logits were further apart than twice
+            the allowed difference, and of requests whose answers differ in length.
     """
 
     logits: float = 0.0
@@ -151,7 +152,7 @@ class Difference:
 
 
 def difference(first: Mapping[str, Answer], second: Mapping[str, Answer], allowed: float) -> Difference:
-    """Compare pick by pick; ids may part where the best two logits lie closer than the two runs may differ."""
+    """Compare pick by pick; picks may differ if the best two logits are closer than the runs' allowed difference."""
     found = Difference()
     for name, one in first.items():
         other = second[name]
@@ -168,7 +169,7 @@ def difference(first: Mapping[str, Answer], second: Mapping[str, Answer], allowe
 
 
 def prompts(path: Path | str, count: int) -> list[torch.Tensor]:
-    """Questions of several lengths in the model's own form, each int64 [n]."""
+    """Questions of several lengths in the model's chat format, each int64 [n]."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(path))
@@ -178,5 +179,5 @@ def prompts(path: Path | str, count: int) -> list[torch.Tensor]:
 
 
 def named(generations: Sequence[Generation]) -> dict[str, Generation]:
-    """By their ids."""
+    """The requests by their ids."""
     return {generation.request_id: generation for generation in generations}

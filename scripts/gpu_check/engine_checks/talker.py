@@ -1,4 +1,4 @@
-"""The talker's engine: voices that are fed alone, together, late, and after they lost their memory say the same."""
+"""Checks the talker's engine: an utterance's codes are the same alone, in a batch, fed late, or after a retraction."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from stages.talker_ar.stage import ARCHITECTURE
 
 VOICES = 8
 FRAMES = 60
-# As many as a prefill step takes where room is short: then a step has one voice, whose rows it need not copy, and which
-# must be the same when they are computed again.
+# As many rows as a prefill step takes when room is short. Then a step has one utterance, whose rows need not be copied,
+# and these rows must be unchanged when they are computed again.
 PROMPT = CROWDED["chunked_prefill_size"]
 
 
@@ -55,7 +55,7 @@ def run(setup: Setup, checkpoint: Path) -> Iterator[Finding]:
 
 
 class Said:
-    """Voices with random prompts, and random rows for their frames, the same in every run."""
+    """Utterances with random prompts, and random rows for their frames; the same in every run."""
 
     def __init__(self, engine: Driven, voices: int) -> None:
         self.names = [str(index) for index in range(voices)]
@@ -75,7 +75,7 @@ class Said:
         return self._random(f"{name}{frame:03}", 1)[0]
 
     def _random(self, seed: str, rows: int) -> torch.Tensor:
-        """As large as embeddings are; on the device, as the talker's stage makes them."""
+        """Random rows of the size of embeddings, on the device, where the talker's stage makes them."""
         generator = torch.Generator().manual_seed(int(seed) + 1)
         size = float(self._table.float().std())
         drawn = torch.randn(rows, self._table.shape[1], generator=generator) * size

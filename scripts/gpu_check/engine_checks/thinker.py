@@ -1,4 +1,4 @@
-"""The thinker's engine: what is captured, graphs against eager steps, padding, taps, retraction, and Hugging Face."""
+"""Checks the thinker's engine: captured steps, graphs against eager steps, padding, taps, retraction, Hugging Face."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ BATCHES = (1, 3, 5, 8, 13)
 TIMED = (1, 8, 32)
 TAP_LAYER = 2
 
-# SGLang keeps room for what it expects running requests to add, which would spare all of them; and small chunks.
+# SGLang reserves room for the expected growth of running requests, which would prevent retractions; so it is told to
+# expect little. Chunks are small.
 CROWDED: dict[str, Any] = {"schedule_conservativeness": 0.01, "chunked_prefill_size": 32}
 
-# Of a logit: what float32 on a CPU gives in batches of other shapes, and a few units of bfloat16 at logits up to 30.
+# Allowed difference of a logit: on a CPU that of float32 in other batch shapes, on a GPU a few units of bfloat16 at
+# logits up to 30.
 ALLOWED = {"cpu": 1e-3, "cuda": 0.5}
 
 
@@ -69,7 +71,7 @@ def judged(name: str, found: Difference, allowed: float, **more: Any) -> Finding
 def _padding(
     setup: Setup, engine: Driven, asked: list[torch.Tensor], alone: dict[str, Answer], allowed: float
 ) -> Finding:
-    """Batches of sizes that are no captured ones, against each request alone."""
+    """Compare batches of sizes that are not captured with each request alone."""
     worst = Difference()
     for size in (size for size in BATCHES if 1 < size <= len(asked)):
         together = engine.run(named([text(str(index), asked[index], TOKENS) for index in range(size)]))
@@ -83,7 +85,7 @@ def _padding(
 
 @torch.inference_mode()
 def _taps(setup: Setup, checkpoint: Path, engine: Driven, asked: list[torch.Tensor], allowed: float) -> Finding:
-    """The states that the talker hears, against Hugging Face; the same again out of the prefix cache."""
+    """Compare the tapped states with Hugging Face's, also after a prefix-cache hit."""
     ids = asked[3 % len(asked)]
     rows = torch.arange(len(ids))
     first, again = (engine.run(named([text("tap", ids, 2, rows)]))["tap"].tapped for _ in range(2))
@@ -101,7 +103,7 @@ def _taps(setup: Setup, checkpoint: Path, engine: Driven, asked: list[torch.Tens
 
 @torch.inference_mode()
 def _reference(setup: Setup, checkpoint: Path, asked: list[torch.Tensor], alone: dict[str, Answer]) -> Finding:
-    """Each pick, with all before it given, against Hugging Face's logits in the same data type."""
+    """Compare each pick, given all picks before it, with Hugging Face's logits in the same data type."""
     model = _hugging_face(setup, checkpoint)
     exact = _hugging_face(setup, checkpoint, torch.float32)
     off = rounding = furthest = 0.0
@@ -117,7 +119,7 @@ def _reference(setup: Setup, checkpoint: Path, asked: list[torch.Tensor], alone:
         furthest = max(furthest, float((best - chosen).max()))
         different += int((truth.argmax(-1) != torch.tensor(answer.ids)).sum())
         picks += len(answer.ids)
-    # As wrong as Hugging Face is by itself in this data type, and half as much again; a pick may be second by that.
+    # One and a half times Hugging Face's own error in this data type; the best logit and a pick's may both be off by it.
     limit = 1.5 * rounding + 1e-3
     figures = {
         "picks": picks, "different": different, "furthest_below_best": furthest, "off_float32": off,
@@ -134,7 +136,7 @@ def _hugging_face(setup: Setup, checkpoint: Path, dtype: torch.dtype | None = No
 
 
 def _steps(setup: Setup, engine: Driven, ids: torch.Tensor) -> Finding:
-    """Milliseconds of a decode step, everything around the model included."""
+    """Milliseconds of a decode step, including everything around the model."""
     figures: dict[str, float] = {}
     tokens = 8 if setup.small else 64
     for batch in TIMED[: 2 if setup.small else 3]:
@@ -152,7 +154,7 @@ def _steps(setup: Setup, engine: Driven, ids: torch.Tensor) -> Finding:
 def _retraction(
     setup: Setup, checkpoint: Path, asked: list[torch.Tensor], alone: dict[str, Answer], allowed: float
 ) -> Finding:
-    """More requests than the KV cache holds to their ends: some lose their memory and are computed again."""
+    """Run more requests than fit the KV cache to their ends: some lose their memory and are computed again."""
     longest = max(map(len, asked))
     engine = Driven(setup, checkpoint, ARCHITECTURE, tokens=2 * (longest + TOKENS), requests=8, **CROWDED)
     requests = [text(str(index), ids, TOKENS) for index, ids in enumerate(asked)]

@@ -1,1 +1,1 @@
-"""What the checks for a bare machine have in common: findings, bounded children, measuring, random weights."""
+"""Shared code of the checks for a bare machine: findings, time-limited children, measuring, random weights."""

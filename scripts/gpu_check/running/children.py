@@ -1,4 +1,4 @@
-"""Runs a check in a process of its own, which is ended when its time is over: a hang or a crash costs only itself."""
+"""Runs a check in a separate process with a time limit, so that a hang or a crash affects only that check."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing import TypeAlias
 
 from gpu_check.running.finding import Finding
 
-# Starts a process, the first of its own session, that writes to two descriptors; gives its id.
+# Starts a process, the leader of a new session, that writes to two descriptors. Returns its id.
 Start: TypeAlias = Callable[[int, int], int]
 
-_SHOWN = 1500  # characters of what it wrote to stderr
+_SHOWN = 1500  # characters of its stderr that are kept
 _REAP_SECONDS = 5.0  # a process that waits for a driver may not end at all
 _POLL_SECONDS = 0.02
 
 
 def forked(work: Callable[[], object]) -> Start:
-    """A copy of this process that does `work`: it has imported already what this one has, which takes long.
+    """Starts a fork of this process that does `work`; it has this process's imports, which take long.
 
-    This process must not have used CUDA, nor started threads.
+    This process must not have used CUDA or started threads.
     """
 
     def start(output: int, errors: int) -> int:
@@ -43,7 +43,7 @@ def forked(work: Callable[[], object]) -> Start:
             sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
             work()
             status = 0
-        except BaseException:  # it must not go on as its parent would
+        except BaseException:  # the fork must not continue the parent's code
             traceback.print_exc()
         finally:
             sys.stdout.flush()
@@ -54,10 +54,10 @@ def forked(work: Callable[[], object]) -> Start:
 
 
 def spawned(command: Sequence[str], environment: Mapping[str, str]) -> Start:
-    """A new program."""
+    """Starts a new program."""
 
     def start(output: int, errors: int) -> int:
-        # Popen would complain that the process goes on when it is forgotten here; its id is all that is wanted.
+        # Only the id is needed, and Popen would warn about a running process when it is garbage collected.
         return os.posix_spawn(
             command[0], list(command), environment, setsid=True,
             file_actions=[(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, errors, 2)],
@@ -67,10 +67,10 @@ def spawned(command: Sequence[str], environment: Mapping[str, str]) -> Start:
 
 
 def findings(name: str, start: Start, seconds: float) -> Iterator[Finding]:
-    """The findings of a child as it prints them; one more that fails where it did not end well.
+    """The findings of a child as it prints them, and a failing one if the child did not end well.
 
     Args:
-        name: Of the check, for that last finding.
+        name: Name of the check, for that failing finding.
         start: Starts the child, which prints findings and ends with 0.
         seconds: After these the child and all its children are killed.
     """
@@ -99,7 +99,7 @@ def findings(name: str, start: Start, seconds: float) -> Iterator[Finding]:
 
 
 def _lines(stream: int, until: float) -> Iterator[str]:
-    """Lines of a pipe, until it is closed or the time is over."""
+    """Lines of a pipe, until it is closed or the time is up."""
     pending = b""
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
@@ -112,7 +112,7 @@ def _lines(stream: int, until: float) -> Iterator[str]:
 
 
 def _wait(child: int, until: float) -> int | None:
-    """Its exit status, negative for a signal; None where it has not ended by then."""
+    """The process's exit status, negative for a signal; None if it has not ended in time."""
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -123,7 +123,7 @@ def _wait(child: int, until: float) -> int | None:
 
 
 def _ending(status: int | None) -> str | None:
-    """What is wrong with how it ended, or None."""
+    """Why its end counts as a failure, or None."""
     if status is None:
         return "its time was over"
     if status < 0:
@@ -132,7 +132,7 @@ def _ending(status: int | None) -> str | None:
 
 
 def _kill(child: int) -> None:
-    """End the child with all of its children, of which some may be left when it has ended."""
+    """End the child and all its children; some may be left even after the child has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):  # it has been waited for

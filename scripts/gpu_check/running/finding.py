@@ -1,4 +1,4 @@
-"""One line of JSON for each thing that was checked."""
+"""Writes and reads findings: one line of JSON for each check."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Finding:
 
     Attributes:
         check: Its name.
-        ok: Whether what was found is right.
-        figures: What was measured, by names that carry the unit; values that JSON has.
+        ok: Whether the outcome is right.
+        figures: The measured JSON values, by names that include the unit.
     """
 
     check: str
@@ -26,12 +26,12 @@ class Finding:
     figures: dict[str, Any] = field(default_factory=dict)
 
     def line(self) -> str:
-        """As it is printed, without the end of the line."""
+        """The finding as a line, without the line's end."""
         return json.dumps({"check": self.check, "result": OK if self.ok else FAIL, "figures": self.figures})
 
     @classmethod
     def read(cls, line: str) -> Finding | None:
-        """The finding that was printed as `line`, or None where the line is something else."""
+        """The finding that was printed as `line`, or None if the line is something else."""
         try:
             content = json.loads(line)
             return cls(content["check"], content["result"] == OK, content["figures"])
@@ -40,10 +40,10 @@ class Finding:
 
 
 class Log:
-    """Prints findings as they come, and keeps them in a file.
+    """Prints findings as they arrive, and keeps them in a file.
 
     Args:
-        path: The file, which is begun anew; None keeps none.
+        path: The file, which is overwritten; None for no file.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -63,11 +63,11 @@ class Log:
 
     @property
     def status(self) -> int:
-        """The exit status: 0 if something was found and all of it is right."""
+        """The exit status: 0 if there are findings and all of them are right."""
         return 0 if self.count and not self.failed else 1
 
 
 def report(finding: Finding) -> None:
-    """Print a finding from a child, whose standard output holds nothing else that counts."""
+    """Print a finding from a child, whose standard output has no other meaning."""
     sys.stdout.write(finding.line() + "\n")
     sys.stdout.flush()

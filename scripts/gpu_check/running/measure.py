@@ -1,4 +1,4 @@
-"""Time and memory of work on a device."""
+"""Measures time and memory of work on a device."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ MIB = 1024**2
 
 
 class Times(NamedTuple):
-    """Milliseconds of one run: the first, and the median of those after it."""
+    """Milliseconds of one run: the first run, and the median of the later ones."""
 
     first: float
     steady: float
 
 
 def wait(device: str) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has done its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def milliseconds(work: Callable[[], object], device: str) -> float:
-    """Of one run, from an idle device to an idle device."""
+    """Milliseconds of one run, from an idle device to an idle device."""
     wait(device)
     began = time.perf_counter()
     work()
@@ -36,14 +36,14 @@ def milliseconds(work: Callable[[], object], device: str) -> float:
 
 
 def times(work: Callable[[], object], device: str, runs: int) -> Times:
-    """Of a first run and of `runs` more."""
+    """Time a first run and `runs` more."""
     first = milliseconds(work, device)
     rest = sorted(milliseconds(work, device) for _ in range(runs))
     return Times(round(first, 3), round(rest[len(rest) // 2], 3))
 
 
 def peak_bytes(work: Callable[[], object], device: str) -> int:
-    """Most bytes that are allocated at a time while `work` runs, beyond those before; it should have run once."""
+    """Peak of allocated bytes while `work` runs, less those allocated before; `work` should have run once already."""
     wait(device)
     if device == "cuda":
         before = torch.cuda.memory_allocated()
@@ -63,7 +63,7 @@ def peak_bytes(work: Callable[[], object], device: str) -> int:
 
 
 def held_bytes(device: str) -> int:
-    """What is held at this moment: of the GPU by anyone, or of the RAM by this process."""
+    """Bytes in use at this moment: of the GPU by all processes, or of the RAM by this process."""
     gc.collect()
     if device == "cuda":
         wait(device)

@@ -1,7 +1,7 @@
-"""Random weights in place of a checkpoint's, at the 30B model's sizes or at small ones.
+"""Builds stages with random weights instead of a checkpoint's, at the 30B model's sizes or at small ones.
 
-The stages load their parts by `load_part`; here it builds them by `_from_config` on the device, which takes a fraction
-of the time that reading tens of gigabytes would, and needs no file beside config.json.
+The stages load their parts with `load_part`. Here that is replaced: parts are built with `_from_config` on the device,
+which takes a fraction of the time of reading tens of gigabytes, and needs no file besides config.json.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _USERS = (
 
 
 def smaller(config: dict[str, Any]) -> dict[str, Any]:
-    """The 30B model's config with one layer, few codes and thin convolutions; the towers keep their widths."""
+    """The 30B model's config with one layer, few codes and narrow convolutions; the towers keep their widths."""
     config["thinker_config"]["vision_config"] |= {"depth": 1, "deepstack_visual_indexes": [0]}
     config["thinker_config"]["audio_config"] |= {"encoder_layers": 1, "num_hidden_layers": 1}
     talker = config["talker_config"]
@@ -46,12 +46,12 @@ def smaller(config: dict[str, Any]) -> dict[str, Any]:
 
 
 class RandomModel:
-    """A checkpoint directory with a config.json alone; stages that are built on it get random weights.
+    """A checkpoint directory with only a config.json; stages that are built from it get random weights.
 
     Args:
         directory: Where the config goes.
         device: ``cpu`` or ``cuda``.
-        small: Whether small sizes do.
+        small: Whether to use small sizes.
     """
 
     def __init__(self, directory: Path, device: str, *, small: bool) -> None:
@@ -70,11 +70,11 @@ class RandomModel:
                 module.read_tensors = self._read_tensors
 
     def context(self, stage: str, options: Any) -> StageContext:
-        """As a worker would give it to a stage."""
+        """The context that a worker would give to a stage."""
         return StageContext(stage, self.path, self.device, options, frozenset({stage}), scratch=self.path)
 
     def situation(self, options: Any) -> Situation:
-        """As `sgl-omni plan` would give it to `memory_needs`, of a stage that has the GPU to itself."""
+        """The situation that `sgl-omni plan` would give to `memory_needs` for a stage with a GPU of its own."""
         return Situation(
             config=self.content,
             options=options,
@@ -93,7 +93,7 @@ class RandomModel:
         return model.to(device).eval().requires_grad_(False)
 
     def _read_tensors(self, model_path: str, prefix: str) -> dict[str, torch.Tensor]:
-        """The talker's codec embedding, the one tensor that a stage here reads by itself."""
+        """The talker's codec embedding, the only tensor that a stage here reads itself."""
         text = self.config.talker_config.text_config
         generator = torch.Generator().manual_seed(1)
         return {"weight": torch.randn(text.vocab_size, text.hidden_size, generator=generator) * 0.02}

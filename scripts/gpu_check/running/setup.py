@@ -1,4 +1,4 @@
-"""What a check is told: where to compute, how large, and for how long."""
+"""The parameters of a check: its device, sizes and time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Setup:
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        small: Whether small sizes and few runs do, to rehearse it.
-        directory: For its files.
-        until: When it should be done, by `time.monotonic`; what is left to measure then is left out.
+        small: Whether to use small sizes and few runs, for a trial.
+        directory: Directory for its files.
+        until: When it should be done, on the clock `time.monotonic`; later measurements are left out.
     """
 
     device: str

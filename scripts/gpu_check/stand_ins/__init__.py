@@ -1,1 +1,1 @@
-"""What stands in for SGLang's compiled kernels on a machine that has none of them: the same operations in torch."""
+"""Replaces SGLang's compiled kernels by the same operations in torch, on a machine that does not have the kernels."""

@@ -1,7 +1,7 @@
-"""Puts `torch_kernels` where SGLang looks for its compiled kernels; to be called before anything of SGLang is imported.
+"""Puts `torch_kernels` where SGLang looks for its compiled kernels; to be called before SGLang is imported.
 
-SGLang has two kinds: those of the package `sgl_kernel`, which is built for one version of torch, and those that it
-compiles at their first use, by `load_jit`.
+SGLang has two kinds of kernels: those of the package `sgl_kernel`, which is built for one version of torch, and those
+that `load_jit` compiles at their first use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _COMPILED = (
 
 
 class Absent:
-    """A kernel, or a constant, that nothing stands in for: it can be imported, and not be used."""
+    """A kernel or constant without a stand-in: it can be imported but not used."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -61,20 +61,20 @@ class _Finder(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """It has all that it ever has."""
+        """Do nothing: the module is complete."""
 
 
 def package() -> None:
-    """Let `sgl_kernel` be one of torch."""
+    """Replace `sgl_kernel` by a package of torch functions."""
     for name in [name for name in sys.modules if name.split(".")[0] == _PACKAGE]:
         del sys.modules[name]
     sys.meta_path.insert(0, _Finder())
 
 
 def compiled() -> None:
-    """Let `load_jit` give kernels of torch: no compiler is needed, and no time."""
+    """Make `load_jit` return torch functions, which need neither a compiler nor time."""
     module = types.SimpleNamespace(**{name: getattr(torch_kernels, name) for name in _COMPILED})
-    # `rmsnorm` has other arguments among the compiled ones.
+    # The `rmsnorm` that `load_jit` compiles has other arguments.
     module.rmsnorm = lambda x, weight, out, eps: torch_kernels.rmsnorm(x, weight, eps, out)
 
     def load_jit(*marker: object, **sources: Any) -> Any:

@@ -1,7 +1,7 @@
-"""SGLang's compiled kernels, as far as our models call them, in torch, with the arguments and habits of the real ones.
+"""Torch forms of the SGLang kernels that our models call, with the arguments and side effects of the real ones.
 
-They write where the real ones write: `fused_add_rmsnorm` into both of its inputs, `qknorm` into its own. None of them
-waits for the device or makes a tensor whose size depends on values, so that decode steps can be captured.
+They write where the real kernels write: `fused_add_rmsnorm` to both of its inputs, `qknorm` to its input. They never
+wait for the device or make a tensor whose size depends on values, so that decode steps can be captured.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def rmsnorm(x: Tensor, weight: Tensor, eps: float = 1e-6, out: Tensor | None = N
 
 
 def fused_add_rmsnorm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6, *_: object, **__: object) -> None:
-    """`sgl_kernel.fused_add_rmsnorm`: the sum goes into `residual`, what is made of it into `x`."""
+    """`sgl_kernel.fused_add_rmsnorm`: writes the sum to `residual` and the normalised sum to `x`."""
     total = x.float() + residual.float()
     residual.copy_(total)
     x.copy_(_normalised(total, weight, eps))
@@ -41,26 +41,26 @@ def silu_and_mul(x: Tensor, out: Tensor) -> Tensor:
 
 
 def run_activation(x: Tensor, out: Tensor, name: str) -> None:
-    """A gated activation by its name."""
+    """The gated activation with this name."""
     if name != "silu":
         raise NotImplementedError(f"no stand-in for the activation {name!r}")
     silu_and_mul(x, out)
 
 
 def run_activation_filtered(x: Tensor, out: Tensor, _experts: Tensor, _step: int, name: str) -> None:
-    """A gated activation of the rows that have an expert. Here it is of all rows: nobody reads the others."""
+    """A gated activation of the rows that have an expert; here of all rows, since nothing reads the others."""
     run_activation(x, out, name)
 
 
 def run_activation_sorted_filtered(
     x: Tensor, out: Tensor, _experts: Tensor, _step: int, _places: Tensor, _total: Tensor, _valid: int, name: str
 ) -> None:
-    """Likewise, of rows in blocks of one expert."""
+    """A gated activation of rows in blocks of one expert; here of all rows."""
     run_activation(x, out, name)
 
 
 def moe_sum_reduce(x: Tensor, out: Tensor, factor: float) -> None:
-    """What the experts of each token made, [tokens, experts, hidden], summed."""
+    """The sum over experts of [tokens, experts, hidden]."""
     out.copy_(x.float().sum(1) * factor)
 
 
@@ -75,13 +75,13 @@ def moe_align_block_size(
     _pad: bool = False,
     *_: object,
 ) -> None:
-    """Places in `topk_ids` sorted by expert, those of each expert padded to whole blocks.
+    """Sort the places in `topk_ids` by expert, and pad each expert's places to whole blocks.
 
     Args:
-        buckets: Experts and one more, the first, for ids of -1.
-        sorted_ids: Gets the places; where there is padding, their number.
-        expert_ids: Gets the expert of each block.
-        padded_total: Gets how much of `sorted_ids` counts.
+        buckets: Number of experts plus one; the first bucket is for ids of -1.
+        sorted_ids: Receives the places; padding has the number of places.
+        expert_ids: Receives the expert of each block.
+        padded_total: Receives the used length of `sorted_ids`.
     """
     bucket = topk_ids.flatten().long() + 1
     count = len(bucket)
@@ -102,7 +102,7 @@ def moe_align_block_size(
 def store_cache(
     k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, places: Tensor, _limit: int = 0, skipped: int = 0
 ) -> None:
-    """Keys and values into the KV cache; what would go to `skipped`, where padding goes, is left as it was."""
+    """Store keys and values in the KV cache, except at the place `skipped`, which padding uses."""
     kept = (places == skipped)[:, None]
     index = places.long()
     for new, cache in ((k, k_cache), (v, v_cache)):
@@ -110,5 +110,5 @@ def store_cache(
 
 
 def clamp_position(out: Tensor, lengths: Tensor) -> None:
-    """Positions of the last tokens of sequences."""
+    """Positions of the sequences' last tokens."""
     out.copy_((lengths - 1).clamp_(min=0))
