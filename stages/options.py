@@ -66,7 +66,7 @@ class EngineOptions(CacheOptions, frozen=True, forbid_unknown_fields=True, kw_on
 
     Attributes:
         max_running_requests: Maximum number of answers generated at the same time; further requests wait.
-        default_max_tokens: Maximum number of tokens generated for a request that names no limit.
+        default_max_tokens: Maximum number of tokens generated for a request without a limit.
         dtype: Data type of weights and activations; null means float32 on a CPU and the checkpoint's type on a GPU.
             float32 on a GPU is for comparisons: it is slow, and quantised weights are refused.
         engine: Further SGLang server arguments by their Python name, such as ``{"chunked_prefill_size": 2048}``.
@@ -82,7 +82,7 @@ class ThinkerOptions(EngineOptions, frozen=True, forbid_unknown_fields=True, kw_
     """The thinker's engine.
 
     Attributes:
-        default_max_tokens: Maximum number of tokens of an answer to a request that names no limit.
+        default_max_tokens: Maximum number of tokens of an answer to a request without a limit.
     """
 
     default_max_tokens: Positive = 2048
@@ -96,7 +96,7 @@ class TalkerOptions(EngineOptions, frozen=True, forbid_unknown_fields=True, kw_o
     """The talker's engine.
 
     Attributes:
-        default_max_tokens: Maximum number of talker tokens for a request that names no limit (a codec frame is 80 ms).
+        default_max_tokens: Maximum number of talker tokens for a request without a limit (a codec frame is 80 ms).
     """
 
     default_max_tokens: Positive = 4096

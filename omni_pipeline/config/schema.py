@@ -56,7 +56,7 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
         connections: Maximum number of open connections.
         body_bytes: Maximum size of one HTTP request body, and of all media of one request together.
         held_bytes: Maximum size of the bodies and media that all requests together hold until their answers begin.
-        output_tokens: Maximum number of text tokens of one answer; also the limit of a request that names none. null
+        output_tokens: Maximum number of text tokens of one answer; also the limit of a request without one. null
             leaves only the model's own limit, and gives a request without a limit the thinker's `default_max_tokens`.
         speech_tokens: The same for talker tokens, which are 80 ms each.
         idle_seconds: Maximum time until a connection has sent the head of its next request.
@@ -94,7 +94,7 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
         api_keys: If not empty, each request must carry one of these keys as bearer token.
         drain_seconds: Time that requests in progress have to finish after the server was told to stop.
         allowed_origins: Origins (``https://example.org``, or ``*`` for all) whose web pages may use the API from a
-            browser. By default there are none.
+            browser. Empty by default.
         media: Which media the server reads for its clients.
         limits: Limits on load.
     """

@@ -68,4 +68,7 @@ def test_rounded_fractions_of_the_h100_cost_the_requests_that_the_guide_says() -
         words = ["plan", "--json", "--model-path", str(placement_tables.SIZES), "--gpus", "1xH100-80GB", *flags]
         found.append(json.loads(CliRunner().invoke(app, words).stdout)["requests"])
     text = " ".join(placement_tables.DOCUMENT.read_text(encoding="utf-8").split())
-    assert f"room for {found[0]} requests where the computed division has for {found[1]}" in text
+    assert (
+        f"with the file for the H100 there is room for {found[0]} requests, with the computed division for {found[1]}"
+        in text
+    )
