@@ -119,7 +119,7 @@ def _reference(setup: Setup, checkpoint: Path, asked: list[torch.Tensor], alone:
         furthest = max(furthest, float((best - chosen).max()))
         different += int((truth.argmax(-1) != torch.tensor(answer.ids)).sum())
         picks += len(answer.ids)
-    # One and a half times Hugging Face's own error in this data type; the best logit and a pick's may both be off by it.
+    # 1.5 × Hugging Face's own error in this data type; the best logit and the logit of a pick may both be off by it.
     limit = 1.5 * rounding + 1e-3
     figures = {
         "picks": picks, "different": different, "furthest_below_best": furthest, "off_float32": off,
