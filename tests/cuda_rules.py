@@ -1,4 +1,4 @@
-"""Tensors that are on a GPU by name only: operations on them are checked as on CUDA, counted, and not computed.
+"""Simulates tensors on a GPU: operations on them are checked by CUDA's rules and counted, but not computed.
 
 `CudaRules` is a dispatch mode. A tensor on ``cuda`` is one of torch's FakeTensors: it has a shape, a type and a device,
 but no values. Tensors on the CPU are computed as usual. What CUDA refuses fails at once (an operation over two devices,
@@ -180,7 +180,7 @@ class CudaRules(TorchDispatchMode):
         devices = [leaf.type for leaf in leaves if isinstance(leaf, torch.device)]
         packet = func.overloadpacket
         if not on_device and "cuda" not in devices:
-            if packet in _PINNING:  # memory that only a driver can pin
+            if packet in _PINNING:  # only a driver can pin memory
                 return args[0]
             return func(*args, **kwargs)
         if func.namespace not in _TORCH:
@@ -272,7 +272,7 @@ def _is_composite(func: Any) -> bool:
 
 
 def _asker() -> str:
-    """The function that asked for the operation under way, as ``module:name``: the nearest outside torch."""
+    """The function that asked for the current operation, as ``module:name``: the nearest one outside torch."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_BETWEEN):
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""The media and the servers' view of them, shared by the equality tests."""
+"""Shared fixtures of the equality tests: the media, and the directory of them that servers may read."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def media_directory(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Pat
 
 @pytest.fixture(scope="session")
 def kit(media_directory: Path) -> Kit:
-    """Makes further media there."""
+    """Makes further media in that directory."""
     return Kit(media_directory, media_directory)

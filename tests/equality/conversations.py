@@ -1,4 +1,4 @@
-"""Seventy conversations over every input and mix, in Hugging Face's form and in the API's."""
+"""Seventy conversations with every kind and mix of input, in Hugging Face's form and in the API's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def text(words: str) -> Part:
 
 
 class Kit:
-    """Makes each medium once, in a directory; methods give message parts."""
+    """Makes each media item once, in a directory; its methods return message parts."""
 
     def __init__(self, directory: Path, data: Path) -> None:
         self._directory = directory
@@ -53,7 +53,7 @@ def system(words: str) -> dict[str, Any]:
 
 
 def all_conversations(kit: Kit) -> list[Conversation]:
-    """The table. Names are unique and say what is special about each."""
+    """The table of conversations. Names are unique and say what is special about each."""
     image, audio, video, file = kit.image, kit.audio, kit.video, kit.file
     what = text("What is this?")
     table: dict[str, list[dict[str, Any]]] = {
@@ -153,7 +153,7 @@ def all_conversations(kit: Kit) -> list[Conversation]:
     heard = {
         "heard-clip": [user(video(12, 4, 8, sound=True), what)],
         "heard-clip-system": [system("You see and hear."), user(video(12, 4, 8, sound=True), what)],
-        # Few rows of sound beside wide frames: the text after the clip has smaller positions than the clip.
+        # Few rows of sound next to wide frames: the text after the clip has smaller positions than the clip.
         "heard-wide-and-short": [user(video(2, 25, 10, width=640, height=32, sound=True), text("a"))],
         "heard-draw": [user(file("video", "draw.mp4"), text("What is being drawn?"))],
         "heard-clip-and-audio": [user(video(12, 4, 8, sound=True), audio(1.2, 18), what)],

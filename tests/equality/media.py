@@ -14,7 +14,7 @@ RATE = 16_000
 
 
 def make_picture(path: Path, width: int, height: int, seed: int) -> Path:
-    """A picture of waves and noise that no other seed gives."""
+    """A picture of waves and noise, different for each seed."""
     rng = numpy.random.default_rng(seed)
     y, x = numpy.mgrid[0:height, 0:width]
     waves = [numpy.sin(x / rng.uniform(2, 20) + y / rng.uniform(2, 20) + rng.uniform(0, 6)) for _ in range(3)]
@@ -24,7 +24,7 @@ def make_picture(path: Path, width: int, height: int, seed: int) -> Path:
 
 
 def make_sound(path: Path, seconds: float, seed: int, rate: int = RATE, channels: int = 1) -> Path:
-    """A sweep with noise that no other seed gives."""
+    """A sweep with noise, different for each seed."""
     samples = sweep(seconds, seed, rate)
     soundfile.write(path, numpy.stack([samples] * channels, axis=-1) if channels > 1 else samples, rate)
     return path
@@ -33,7 +33,7 @@ def make_sound(path: Path, seconds: float, seed: int, rate: int = RATE, channels
 def make_clip(
     path: Path, frames: int, fps: int, seed: int, *, width: int = 96, height: int = 64, sound: bool = False
 ) -> Path:
-    """A clip of moving bars, H.264, with a sweep in AAC as sound track if asked for."""
+    """A clip of moving bars in H.264, on request with a sweep in AAC as sound track."""
     rng = numpy.random.default_rng(seed)
     y, x = numpy.mgrid[0:height, 0:width]
     with av.open(str(path), "w") as container:

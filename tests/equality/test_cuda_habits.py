@@ -1,4 +1,4 @@
-"""A server that treats memory as on a GPU gives the reference's answers and voices, also when memory is taken back.
+"""A server that treats memory as on a GPU gives the reference's answers and speech, also when memory is taken back.
 
 Text and voices of a sample in one worker that starts in an interpreter of its own, as a worker with a GPU does. No
 server starts with so little memory that it runs out for voices; theirs is taken back in `test_talker_ar.py`.

@@ -1,4 +1,4 @@
-"""A checkpoint with quantised weights answers and speaks as the numbers say that its weights stand for."""
+"""A checkpoint with quantised weights answers and speaks as a plain checkpoint with the dequantised weights does."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from tests.quantised import RECIPES, quantise
 from tests.reference import Reference, SpokenReference
 from tests.server import Server, colocated
 
-# How thinker and talker are stored. Every form occurs, as they are published: both alike, or the thinker alone.
+# How thinker and talker are stored, in every form. As in published checkpoints, both have the same form, or only the
+# thinker is quantised.
 FORMS = {
     "fp8-block": {"thinker": "fp8-block", "talker": "fp8-block"},
     "int4-packed": {"thinker": "packed"},
     "awq-and-gptq": {"thinker": "awq", "talker": "gptq-reordered"},
 }
 
-# On a GPU, kernels need wider models: see docs/configuration.md.
+# Kernels on a GPU need wider models: see docs/configuration.md.
 ON_GPU = ("fp8-block",)
 
 
 class Case(NamedTuple):
-    """A server, and the checkpoint with the numbers that its weights stand for."""
+    """A server, and the plain checkpoint with its dequantised weights."""
 
     server: Server
     truth: Path
@@ -69,7 +70,7 @@ def test_text_and_voices(case: Case, kit: Kit) -> None:
 
 @pytest.mark.parametrize("form", ["fp8-block", "awq", "gptq", "packed"])
 def test_quantised_predictor_is_refused(tiny_checkpoint: Path, tmp_path: Path, form: str) -> None:
-    """It would speak, and badly."""
+    """Otherwise it would speak, but badly."""
     (file,) = tiny_checkpoint.glob("*.safetensors")
     tensors = load_file(file)
     name = next(name for name in tensors if name.startswith("talker.code_predictor.") and "q_proj" in name)

@@ -1,4 +1,4 @@
-"""Over HTTP, whatever the layout and whatever else goes on, answers are the reference's, token for token."""
+"""Over HTTP, answers equal the reference's token for token, in every layout and under any other load."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.server import Server, fused, split
 TOKENS = 24
 TINY_CHUNKS = {"engine": {"chunked_prefill_size": 24}}
 
-# Between them: both layouts, both checkpoints, whole and chunked prefill.
+# Together they cover both layouts, both checkpoints, and whole and chunked prefill.
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "split": ("tiny", split()),
     "fused-chunked": ("tiny", fused(TINY_CHUNKS)),
@@ -41,7 +41,7 @@ class Truths:
 
 @dataclass
 class Running:
-    """A server and what it must answer."""
+    """A server and the answers it must give."""
 
     server: Server
     truths: Truths
@@ -108,7 +108,7 @@ def test_alone(running: Running) -> None:
 
 
 def test_again_on_a_warm_prefix_cache(running: Running) -> None:
-    """The same pictures, sounds and prompts a second time, in another order."""
+    """The same pictures, sounds and prompts are sent a second time, in another order."""
     order = list(running.truths.conversations)
     random.Random(3).shuffle(order)
     running.check([running.ask(conversation) for conversation in order])
@@ -134,7 +134,7 @@ def test_while_neighbours_are_aborted(running: Running) -> None:
 
 
 def _hang_up(running: Running, seed: int) -> int:
-    """Stream an endless answer, close the connection after a random number of bytes; bytes read."""
+    """Stream an endless answer, and close the connection after a random number of bytes. Returns the bytes read."""
     rng = random.Random(seed)
     body = request(rng.choice(running.truths.conversations))
     body |= {"max_tokens": 2000, "ignore_eos": True, "stream": True, "temperature": 1.0}

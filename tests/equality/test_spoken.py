@@ -1,4 +1,4 @@
-"""Over HTTP, voices are the reference's, sample by sample, in every layout and company."""
+"""Over HTTP, speech equals the reference's sample by sample, in every layout and next to any other requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAMPLES_PER_FRAME = 1920
 VOICES = ("ethan", "chelsie", "aiden")
 GREEDY = {"talker_temperature": 0, "talker_max_new_tokens": FRAMES + 1}
 
-# Both layouts on both checkpoints; the crossed pairs with every so manieth conversation.
+# Both layouts on both checkpoints; two of the pairs with only one conversation in several.
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any], int]] = {
     "split": ("tiny", {}, 1),
     "colocated": ("nano", colocated(), 1),
@@ -41,9 +41,9 @@ LONG_TOKENS, LONG_FRAMES = 8, 310
 
 @dataclass
 class Truths:
-    """Conversations with their voice and the reference's answer, but those on which the reference fails.
+    """Conversations with their voice and the reference's answer, except those on which the reference fails.
 
-    `answers` also has an endless one to `LONG`.
+    `answers` also has an endless answer to `LONG`.
     """
 
     conversations: list[Conversation]
@@ -53,7 +53,7 @@ class Truths:
 
 @dataclass
 class Heard:
-    """What came back for one conversation: text, and 16-bit samples as float."""
+    """The answer to one conversation: text, and 16-bit samples as floats."""
 
     name: str
     text: str
@@ -62,7 +62,7 @@ class Heard:
 
 @dataclass
 class Running:
-    """A server and what it must say."""
+    """A server and the answers it must speak."""
 
     server: Server
     truths: Truths
@@ -80,7 +80,7 @@ class Running:
         )
 
     def ask(self, conversation: Conversation) -> Heard:
-        """Ask for a whole answer."""
+        """Request a whole answer."""
         status, answer = self.server.post(self.body(conversation))
         assert status == 200, (conversation.name, answer)
         message = answer["choices"][0]["message"]
@@ -88,7 +88,7 @@ class Running:
         return Heard(conversation.name, message["content"], samples(message["audio"]["data"]))
 
     def listen(self, conversation: Conversation) -> Heard:
-        """Ask for a stream, and join it."""
+        """Request a stream, and join its pieces."""
         text, sound = "", []
         for event in self.events(self.body(conversation)):
             for choice in event["choices"]:
@@ -170,7 +170,7 @@ def test_the_table_is_as_large_and_lively_as_it_should_be(truths: Callable[[str]
         assert len(known.conversations) >= 60
         names = [conversation.name for conversation in known.conversations]
         frames = [known.answers[name].codes.shape[1] for name in names]
-        assert sum(count < FRAMES for count in frames) > 10  # some voices end by themselves
+        assert sum(count < FRAMES for count in frames) > 10  # some utterances end by themselves
         assert {known.voices[name] for name in names} == set(VOICES)
 
 
@@ -206,7 +206,7 @@ def test_four_at_once_while_neighbours_are_aborted(running: Running) -> None:
 
 
 def test_sound_comes_while_the_text_is_still_written(running: Running) -> None:
-    """The first sound within 0.35 of the answer's time; once in three tries, so that a hiccup does not count."""
+    """The first sound comes within 0.35 of the answer's time; one try of three suffices, so a hiccup is harmless."""
     body = {
         "messages": [{"role": "user", "content": "Tell me a long story."}],
         "modalities": ["text", "audio"],
@@ -232,7 +232,7 @@ def test_sound_comes_while_the_text_is_still_written(running: Running) -> None:
 
 
 def test_a_voice_beyond_three_hundred_frames_equals_the_whole_decode(running: Running) -> None:
-    """Where the reference's own chunked decode loses samples at every seam."""
+    """Cases in which the reference's own chunked decode loses samples at every seam."""
     body = {
         "messages": request(LONG)["messages"],
         "modalities": ["text", "audio"],

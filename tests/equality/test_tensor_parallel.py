@@ -1,4 +1,4 @@
-"""With the thinker shared by two ranks, answers and voices are still the reference's."""
+"""With the thinker shared by two ranks, answers and speech still equal the reference's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RANKS = 2
 
 @pytest.fixture(scope="module")
 def conversations(kit: Kit) -> list[Conversation]:
-    """Every sixth of the table: each kind of medium is among them."""
+    """Every sixth conversation of the table; together they have every kind of media."""
     return all_conversations(kit)[::6]
 
 
@@ -54,7 +54,7 @@ def test_text_alone_and_from_the_prefix_cache(answering: text.Running) -> None:
 
 
 def test_text_in_company_that_leaves_early(answering: text.Running) -> None:
-    """What is aborted leaves every rank at the same step, or they would no longer meet."""
+    """An aborted request leaves every rank at the same step, or the ranks would no longer agree on their batches."""
     table = answering.truths.conversations * 2
     with ThreadPoolExecutor(8) as clients:
         rude = [clients.submit(text._hang_up, answering, seed) for seed in range(16)]
@@ -66,6 +66,6 @@ def test_text_in_company_that_leaves_early(answering: text.Running) -> None:
 
 
 def test_voices(speaking: speech.Running) -> None:
-    """What the talker hears of the prompt is whole, though each rank has a part of the model."""
+    """The talker gets whole tapped states of the prompt, though each rank has only a part of the model."""
     with ThreadPoolExecutor(4) as clients:
         speaking.check(list(clients.map(speaking.listen, speaking.truths.conversations)))

@@ -1,4 +1,5 @@
-"""Tests under GPUs that are not there (`scripts/fake_gpu`).
+"""Tests with fake GPUs (`scripts/fake_gpu`).
 
-`inside` holds what runs in the child process, one module for each subject; the tests ask it and judge the answers.
+`inside` has the code that runs in the child process, one module for each subject; the tests call it and check the
+results.
 """

@@ -1,4 +1,4 @@
-"""What the tests under fake GPUs share: one child process, and checkpoints with a hole for weights."""
+"""Shared fixtures of the tests with fake GPUs: one child process, and checkpoints without weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Models = Callable[[str, str], Built]
 
 @pytest.fixture(scope="session")
 def engines(accelerator: Accelerator) -> Accelerator:
-    """The process under fake GPUs, with all imported that a worker with a GPU imports."""
+    """The process under fake GPUs, which has imported everything that a worker with a GPU imports."""
     failures = accelerator.load(modules())
     assert not failures, "\n".join(failures.values())
     return accelerator
@@ -41,7 +41,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> DescribeEngine:
 
 @pytest.fixture(scope="session")
 def model(engines: Accelerator, engine: DescribeEngine) -> Models:
-    """The model of a stage for a kind of checkpoint, as it is built on ``meta``; each once."""
+    """The model of a stage for a kind of checkpoint, built on ``meta``; each is built once."""
     made: dict[tuple[str, str], Built] = {}
 
     def built(stage: str, kind: str) -> Built:
@@ -67,5 +67,5 @@ def all_starts(published: dict[str, Path]) -> list[Start]:
 
 @pytest.fixture(scope="session")
 def started(engines: Accelerator, all_starts: list[Start]) -> list[Started]:
-    """The engines of those that fit, with SGLang's resolved arguments."""
+    """The engines of the layouts that fit, with SGLang's resolved arguments."""
     return list(resolve(engines, all_starts))

@@ -1,4 +1,4 @@
-"""What a worker with a GPU imports, read from the sources: also what they import inside functions."""
+"""Lists what a worker with a GPU imports, read from the sources, including imports inside functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stages.topology import QWEN3_OMNI
 
 ROOT = Path(__file__).parents[2]
 
-# SGLang imports these by name when it starts an engine with what `test_arguments` and `test_models` expect of it.
+# SGLang imports these by name when it starts an engine with the choices that `test_arguments` and `test_models` expect.
 _CHOSEN = (
     "sglang.srt.layers.attention.flashattention_backend",
     "sglang.srt.layers.attention.triton_backend",
@@ -36,7 +36,7 @@ def modules() -> tuple[str, ...]:
 
 @functools.cache
 def names() -> tuple[tuple[str, str], ...]:
-    """All that `stages` imports of other packages: module and name, or module and nothing."""
+    """All imports of other packages in `stages`, as pairs of module and name; the name may be empty."""
     found: list[tuple[str, str]] = []
     for path in sorted((ROOT / "stages").rglob("*.py")):
         found += _imported(ast.parse(path.read_text()))

@@ -1,4 +1,4 @@
-"""The fake GPUs themselves: every source says the same of them, and failures under them can be read."""
+"""All sources describe the fake GPUs in the same way, and failures under them are readable."""
 
 from __future__ import annotations
 

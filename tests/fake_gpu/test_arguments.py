@@ -1,4 +1,4 @@
-"""SGLang's arguments as it resolves them on a GPU, for every layout and every kind of checkpoint."""
+"""SGLang resolves its arguments on a GPU as expected, for every layout and every kind of checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from faked_starts.resolution import Started
 
 from tests.fake_gpu.conftest import DescribeEngine
 
-# A captured step serves batches up to its size.
+# A captured step serves batches up to its own size.
 GRAPHS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64)
 
 KINDS = {"BF16": ("auto", None), "FP8": ("cutlass", "fp8"), "INT4": ("auto", "compressed-tensors")}
@@ -29,7 +29,7 @@ def resolved(engines: Accelerator, engine: Engine, card: Card = H100) -> Argumen
 
 
 def check(found: Arguments, stage: str, kind: str) -> None:
-    """What every engine of the 30B model has in common on these cards."""
+    """The arguments that every engine of the 30B model has on these cards."""
     assert found.attention_backend == "fa3"
     assert (found.page_size, found.chunked_prefill_size) == (1, 8192)
     assert found.decode_graphs == GRAPHS
@@ -66,7 +66,7 @@ def test_engines_of_every_layout_resolve_to_what_was_planned(started: list[Start
         cache = placement.cache(stage)
         assert cache is not None
         assert (found.max_total_tokens, found.tp_size) == (cache.tokens, each.engine.ranks)
-        # The number of tokens bounds the cache; a fraction must not do so too.
+        # The number of tokens bounds the cache, so the memory fraction must not bound it too.
         assert found.mem_fraction_static == 0.98
 
 
@@ -82,7 +82,7 @@ def test_starts_that_are_refused_say_why(all_starts: list[Start]) -> None:
 
 
 def test_checkpoint_keeps_its_own_type_where_none_is_asked_for(engines: Accelerator, tmp_path: Path) -> None:
-    """SGLang by itself makes float16 of float32."""
+    """SGLang by itself turns float32 into float16."""
     path = checkpoints.write("BF16", tmp_path, layers=2)
     config = msgspec.json.decode((path / "config.json").read_bytes())
     for dtype in ("float32", "float16"):

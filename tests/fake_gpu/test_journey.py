@@ -1,8 +1,9 @@
-"""Requests' journeys through the real engines in bfloat16 on a GPU that is not there.
+"""Requests pass through the real engines in bfloat16 on a fake GPU without hidden waits.
 
-SGLang's scheduler, its memory pools and its graph runner work as ever, and so do our models; only kernels compute
-nothing. A host read, an operation over two devices or a mix of types inside of a model ends the journey. Copies between
-host and device are held by name, so that a step with many requests waits no more often than one with a single request.
+SGLang's scheduler, its memory pools, its graph runner and our models work as usual; only the kernels compute nothing. A
+host read, an operation over two devices, or a mix of types inside a model ends the journey. Copies between host and
+device are checked by the function that makes them, so that a step with many requests waits no more often than a step
+with one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FIRST_PICKED = {RESULTS + "process_batch_result_prefill": 1}
 SAMPLER = "stages.sglang_engine.sampler:"
 ENGINE = "stages.sglang_engine.fed_engine:FedEngine."
 
-# Of a step that samples: which rows, the draws, and the filters' parameters.
+# Copies of a sampling step: which rows are drawn, the draws, and the filters' parameters.
 DRAWN = {SAMPLER + "OmniSampler.forward": 1, SAMPLER + "draw": 1}
 FILTERS = "stages.sampling:Filters.of.<locals>.column"
 
@@ -50,7 +51,7 @@ def steps(told: dict[str, Any], phase: str | None = None, *, prefill: bool | Non
 @pytest.mark.parametrize("which", ["thinker", "talker"])
 def test_decode_steps_of_any_size_are_graphs(which: str, request: pytest.FixtureRequest) -> None:
     told = request.getfixturevalue(which)
-    assert len(told["captures"]) == 4  # for 8, 4, 2 and 1 requests, to which others are padded
+    assert len(told["captures"]) == 4  # for 8, 4, 2 and 1 requests; other batches are padded to these sizes
     for step in steps(told):
         assert step.graphs == (0 if step.prefill else 1), step
     assert {1, 2, 3, 5} <= {len(step.batch) for step in steps(told, prefill=False)}
@@ -94,7 +95,7 @@ def test_a_sampled_step_copies_as_often_for_many_requests_as_for_one(thinker: di
     *_, step = steps(thinker, f"sampled {size}", prefill=False)
     assert len(step.batch) == size
     assert step.to_host == {**PICKED, SAMPLER + "_report": 1}
-    # Places of those that are drawn, and of those that are reported; the tokens since the step before.
+    # Places of the drawn and of the reported rows; the tokens since the previous step.
     assert step.to_device == {
         **DRAWN,
         SAMPLER + "OmniSampler.forward": 2,
@@ -132,7 +133,7 @@ def test_a_voice_whose_memory_was_taken_back_is_computed_again(talker: dict[str,
 
 
 def recomputed(taken: list[Step]) -> Iterator[Step]:
-    """Steps that compute prompts of requests that had been decoded before."""
+    """Steps that compute the prompts of requests that had already decoded."""
     decoded: set[str] = set()
     for step in taken:
         if step.prefill and decoded & set(step.batch):

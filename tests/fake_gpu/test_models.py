@@ -1,4 +1,4 @@
-"""Thinker and talker of the 30B model, built on ``meta`` as SGLang's loader builds them on a GPU."""
+"""Thinker and talker of the 30B model have the expected layers, built on ``meta`` by SGLang's loader as on a GPU."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from faked_starts.resolution import build
 
 from tests.fake_gpu.conftest import DescribeEngine, Models
 
-# What computes the joined projection, the experts, and who runs those.
+# Classes of the joined projection and of the experts, and the runner of the experts.
 METHODS = {
     "BF16": ("UnquantizedLinearMethod", "UnquantizedFusedMoEMethod", "triton"),
     "FP8": ("Fp8LinearMethod", "Fp8MoEMethod", "cutlass"),
     "INT4": ("CompressedTensorsLinearMethod", "CompressedTensorsFusedMoEMethod", "marlin"),
 }
 
-# Shapes and types of the experts: [experts, two intermediates, hidden], scales of blocks of 128, eight INT4 in one.
+# Shapes and types of the experts: [experts, two intermediates, hidden], scales of 128-blocks, eight INT4 per integer.
 EXPERTS = {
     ("thinker", "BF16"): {"w13_weight": ([128, 1536, 2048], "bfloat16"), "w2_weight": ([128, 2048, 768], "bfloat16")},
     ("talker_ar", "BF16"): {"w13_weight": ([128, 768, 1024], "bfloat16"), "w2_weight": ([128, 1024, 384], "bfloat16")},
@@ -73,7 +73,7 @@ def test_weights_have_the_shapes_and_types_of_the_30b_model(stage: str, kind: st
     packed = {"INT4": ".weight_packed"}.get(kind, ".weight")
     rows, columns = PROJECTION[stage]
     assert shapes[f"self_attn.qkv_proj{packed}"] == [rows, columns // 8 if kind == "INT4" else columns]
-    # What routes and what normalises is never quantised.
+    # Routers and norms are never quantised.
     plain = ["mlp.gate.weight", "input_layernorm.weight", "self_attn.q_norm.weight"]
     plain += ["mlp.shared_expert_gate.weight"] if stage == "talker_ar" else []
     assert {types[name] for name in plain} == {"bfloat16"}

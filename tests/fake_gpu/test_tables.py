@@ -1,4 +1,4 @@
-"""The placement guide says of faked starts what they come to."""
+"""The placement guide's tables equal the outcomes of the faked starts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_guide_has_the_tables_of_the_faked_starts(
 
 
 def test_every_layout_fits_on_a_machine_that_has_the_gpus_it_names(all_starts: list[Start]) -> None:
-    """Each row of the guide is worth having: some card takes each layout, in BF16 and in FP8."""
+    """Each row of the guide is useful: each layout fits some card, in BF16 and in FP8."""
     for kind in ("BF16", "FP8"):
         layouts = {start.layout for start in all_starts}
         assert layouts == {start.layout for start in all_starts if start.fits and start.kind == kind}

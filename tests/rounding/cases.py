@@ -1,4 +1,4 @@
-"""The conversations that bfloat16 is judged by, and the reference's record of them."""
+"""The conversations on which bfloat16 is judged, and the reference's record of them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def checkpoint(name: str) -> Path:
 
 
 def group(conversation: Conversation) -> str:
-    """What kind of conversation it is."""
+    """The kind of a conversation."""
     return conversation.name.split("-")[0]
 
 
 def conversations(kit: Kit) -> list[Conversation]:
-    """Those of the equality tests, and long ones: angles that are slightly wrong show at large positions alone."""
+    """The equality tests' conversations, and long ones: slightly wrong angles show only at large positions."""
     long = [
         Conversation(f"long-{number}", [{"role": "user", "content": [text(f"{sentence} " * _REPEATED)]}])
         for number, sentence in enumerate(LONG)
@@ -57,7 +57,7 @@ def record(reference: RoundedReference, kit: Kit, step: int = 4) -> dict[str, Sp
 
 
 def compare_texts(ours: RoundedReference, truth: RoundedReference, conversations: list[Conversation]) -> Figures:
-    """Answers of the reference in another data type, with the change of leads."""
+    """Answers of the reference in another data type, with the changes of the first tokens' leads."""
     texts = Texts()
     for conversation in conversations:
         ids, logits = ours.answer(conversation, TOKENS)

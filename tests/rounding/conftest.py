@@ -1,4 +1,4 @@
-"""The reference on each checkpoint, its record, and the stages under test; figures go to the report by `judge`."""
+"""The reference on each checkpoint, its record, and the stages under test; `judge` passes figures to the report."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.rounding.reference import RoundedReference, Speech
 from tests.rounding.stages import Media, ReferenceStages, StagesUnderTest, media
 
 FULL = DTYPE == "bfloat16"
-"""Whether everything is judged: `make test` takes a sample."""
+"""Whether everything is judged; `make test` judges a sample."""
 
 Judge = Callable[[str, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One checkpoint: the truth about it, and the stages under test on it.
+    """One checkpoint: the reference's results on it, and the stages under test.
 
     Attributes:
         end: The id that ends speech.
@@ -43,7 +43,7 @@ class Subject:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_quiet_thread() -> Iterator[None]:
-    """Transformers warns at each forced answer that nothing ends it."""
+    """Silence the warning of transformers, at each forced answer, that nothing ends it."""
     torch.set_num_threads(1)
     before = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -53,7 +53,7 @@ def one_quiet_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def media_directory(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """A directory that servers may read, with the committed media where the usage guide has them, and beside."""
+    """A directory that servers may read, with the committed media at the usage guide's paths and at its top."""
     directory = tmp_path_factory.mktemp("media")
     (directory / "tests" / "data").mkdir(parents=True)
     for file in data.glob("*.*"):
@@ -96,7 +96,7 @@ def subjects(
 
 @pytest.fixture
 def judge(record_property: Callable[[str, object], None]) -> Judge:
-    """Holds figures against the limits of a checkpoint, and notes both for the report."""
+    """Compares figures with the limits of a checkpoint, and notes both for the report."""
 
     def check(checkpoint: str, figures: Mapping[str, float]) -> None:
         most = limits.limits(checkpoint)

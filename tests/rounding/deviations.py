@@ -1,7 +1,7 @@
-"""How far what a stage made is from what the reference makes of the same, as a few numbers that rounding leaves steady.
+"""Measures how far a stage's results are from the reference's, with a few numbers that rounding hardly changes.
 
-A router with two experts nearly equal picks another one in bfloat16, and then a whole token is off. So medians are
-looked at first, which such tokens do not move, and tails separately. Every number is smaller where the stage is better.
+If a router scores two experts nearly equal, it may pick another one in bfloat16, and then a whole token is off. Such
+tokens do not move medians, so medians are checked first, and tails separately. A smaller number is always better.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Figures = dict[str, float]
 
 @dataclass
 class Distances:
-    """Distances of single results, each with the group it belongs to."""
+    """Distances of single results, each with its group."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
 
@@ -25,7 +25,7 @@ class Distances:
         self.values.setdefault(group, []).extend(distances)
 
     def figures(self, what: str) -> Figures:
-        """The median of all and, where there are several, of each group; the 90th percentile of all."""
+        """The median of all and, if there are several groups, of each group; the 90th percentile of all."""
         together = [value for group in self.values.values() for value in group]
         figures = {f"{what}: median": float(numpy.median(together))}
         if len(self.values) > 1:
@@ -34,17 +34,17 @@ class Distances:
 
 
 def relative(ours: torch.Tensor, truth: torch.Tensor) -> list[float]:
-    """Of each row, the length of the difference by the length of the true row."""
+    """For each row, the length of the difference divided by the length of the true row."""
     return ((ours - truth).norm(dim=-1) / truth.norm(dim=-1)).tolist()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A greedy answer with what its model thought of each token.
+    """A greedy answer with its model's log-probabilities for each token.
 
     Attributes:
         ids: The tokens.
-        best: For each, the log-probabilities of the likeliest tokens by id. May end before the ids do.
+        best: For each token, the log-probabilities of the likeliest ids, by id. It may be shorter than `ids`.
     """
 
     ids: list[int]
@@ -53,10 +53,10 @@ class Answer:
 
 @dataclass
 class Texts:
-    """Answers of a thinker, each held against the reference that was forced through it.
+    """Answers of a thinker, each compared with the reference that was forced through it.
 
     Attributes:
-        changes: By how much the lead of each first over the second token is off.
+        changes: For each token, the error of the first candidate's lead over the second.
     """
 
     distances: Distances = field(default_factory=Distances)
@@ -80,19 +80,19 @@ class Texts:
         return {**self.distances.figures("log-probabilities"), "tokens that differ": self.others / self.tokens}
 
     def change(self) -> float:
-        """What the lead of a first token is off by, but for one in a hundred."""
+        """The error of a first candidate's lead that only one in a hundred exceeds."""
         return float(numpy.quantile(self.changes, 0.99))
 
 
 @dataclass
 class Codes:
-    """Frames of a predictor: each as far as its codes are the reference's, and the first other one."""
+    """Frames of a predictor, each compared up to and including its first code that differs from the reference's."""
 
     codes: int = 0
     others: int = 0
 
     def add(self, ours: Sequence[int], truth: Sequence[int]) -> None:
-        """One frame, and the reference's: what follows another code is another frame."""
+        """Compare one frame with the reference's; after a code that differs, it is a different frame."""
         for own, true in zip(ours[1:], truth[1:], strict=True):
             self.codes += 1
             if own != true:

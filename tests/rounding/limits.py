@@ -1,4 +1,4 @@
-"""What bfloat16 may do to each stage: what it does to the reference itself, times a factor.
+"""Limits for each stage's errors in bfloat16: the reference's own errors in bfloat16, times a factor.
 
 `measured.json` has, for each checkpoint, what bfloat16 does to Hugging Face's own modules on a CPU, against the same in
 float32 on the same inputs. `python -m tests.rounding.measure --write` makes it anew. Kernels that are right round
@@ -18,16 +18,16 @@ FILE = Path(__file__).with_name("measured.json")
 CHANGE = "change of a lead: 99th percentile"
 
 FACTORS = {
-    "median": 1.4,  # of hundreds of results: other kernels move it by a tenth, a layer that is 2 % too large by a half
-    "group": 1.7,  # the median of a part of them
-    "90th percentile": 2.0,  # mostly tokens for which a router picked another expert
+    "median": 1.4,  # median of hundreds: other kernels change it by a tenth, a layer 2 % too large by a half
+    "group": 1.7,  # median of one group of results
+    "90th percentile": 2.0,  # decided mostly by tokens for which a router picked another expert
     "differ": 2.0,
-    CHANGE: 3.0,  # a first token that leads by less than this may change places
+    CHANGE: 3.0,  # a first candidate that leads by less than this may lose its place
 }
 """Limits by measured figures."""
 
 FLOOR = 0.01
-"""Added to the limit of a share: where none differed, one in a hundred may."""
+"""Added to the limit of a share, so that one in a hundred may differ even if none differed in the measurement."""
 
 
 def kind(figure: str) -> str:
@@ -38,7 +38,7 @@ def kind(figure: str) -> str:
 
 
 def limit(figure: str, measured: float) -> float:
-    """The most that a figure may be where this much was measured."""
+    """The limit of a figure for a measured value."""
     own = kind(figure)
     return measured * FACTORS[own] + (FLOOR if own == "differ" else 0.0)
 
@@ -50,7 +50,7 @@ def limits(checkpoint: str) -> Figures:
 
 
 def too_large(figures: Mapping[str, float], most: Mapping[str, float]) -> list[str]:
-    """The figures beyond their limits, in words; one that is no number is beyond any."""
+    """The figures beyond their limits, in words; NaN is beyond any limit."""
     return [
         f"{figure} is {value:.3g}, and may be {most[figure]:.3g}"
         for figure, value in figures.items()

@@ -1,4 +1,4 @@
-"""The demo model's test questions, the usage guide's and held-out ones, for the API and for the reference."""
+"""The demo model's test questions (the usage guide's and held-out ones), for the API and for the reference."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SUFFIXES = {"image/jpeg": ".jpg", "video/mp4": ".mp4"}
 
 @dataclass(frozen=True)
 class Question:
-    """One question: the body of its request, and the same conversation for the reference."""
+    """One question: its request's body, and the same conversation for the reference."""
 
     body: dict[str, Any]
     conversation: Conversation

@@ -1,4 +1,4 @@
-"""The reference in a data type of choice, forced through given answers, with its speech recorded stage by stage."""
+"""Runs the reference in a chosen data type, forced through given answers, and records its speech stage by stage."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from tests.reference import NO_TOKEN, Conversation, SpokenReference
 
 CONTROL_CODES = 1024
-"""The talker's last ids, of which only the end of speech may be picked."""
+"""Number of the talker's last ids, of which only the end of speech may be picked."""
 
 
 @dataclass(frozen=True)
 class Speech:
-    """What the talker, the predictor and the vocoder were given for one spoken answer of f frames, and what they made.
+    """Inputs and outputs of talker, predictor and vocoder for one spoken answer of f frames.
 
     Attributes:
-        rows: float32 [p + f, hidden], the talker's input: its prompt of p rows, then one row a frame.
+        rows: float32 [p + f, hidden], the talker's input: its prompt of p rows, then one row for each frame.
         positions: float32 [3, p + f], their rotary positions.
-        prompt: p.
+        prompt: The number p of prompt rows.
         states: float32 [f + 1, hidden], the talker's last states from the end of the prompt on.
-        logits: float32 [f + 1, ids], from which codebook 0 was picked.
+        logits: float32 [f + 1, ids], the logits from which codebook 0 was picked.
         codes: int64 [f, codebooks].
         waveform: float32 [samples].
     """
@@ -74,7 +74,7 @@ class RoundedReference(SpokenReference):
         return result.sequences[0, start:].tolist(), torch.stack(result.logits)[:, 0].float()
 
     def record(self, conversation: Conversation, max_tokens: int, max_frames: int, speaker: str) -> Speech | None:
-        """One spoken greedy answer; None where the reference fails, or says nothing."""
+        """One spoken greedy answer; None if the reference fails or its speech is empty."""
         talker = self.model.talker
         rows: list[torch.Tensor] = []
         positions: list[torch.Tensor] = []
@@ -139,7 +139,7 @@ class RoundedReference(SpokenReference):
 
 
 class _Forced(LogitsProcessor):
-    """Leaves, at each step, the one id that is to be picked."""
+    """Leaves only the forced id at each step."""
 
     def __init__(self, ids: Sequence[int], start: int) -> None:
         self._ids = ids

@@ -1,4 +1,4 @@
-"""Answers of a server with the log-probabilities of their tokens, as the API gives them."""
+"""Reads a server's answers with the log-probabilities of their tokens from the API."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Asker:
     """Asks a server greedily.
 
     Args:
-        tokenizer: Hugging Face's, to find the ids of the tokens that the API names by their bytes.
+        tokenizer: Hugging Face's tokenizer, to find the ids of tokens that the API gives as bytes.
     """
 
     def __init__(self, server: Server, tokenizer: Any, max_tokens: int) -> None:
@@ -26,7 +26,7 @@ class Asker:
         self._ids = token_ids(tokenizer)
 
     def ask(self, body: dict[str, Any]) -> Answer:
-        """The answer to a request of this content."""
+        """The answer to a request with this content."""
         own = {"max_tokens": self._max_tokens, "return_token_ids": True, "skip_special_tokens": False}
         status, answer = self._server.post(body | own | {"logprobs": True, "top_logprobs": BEST})
         assert status == 200, answer
@@ -35,7 +35,7 @@ class Asker:
 
 
 def token_ids(tokenizer: Any) -> dict[bytes, int]:
-    """The id of each token by its bytes; those that share their bytes with another are left out."""
+    """The id of each token by its bytes; tokens that share their bytes with another are left out."""
     table = TokenTable.of(tokenizer)
     found: dict[bytes, list[int]] = {}
     for index in tokenizer.get_vocab().values():
@@ -44,7 +44,7 @@ def token_ids(tokenizer: Any) -> dict[bytes, int]:
 
 
 def parse(choice: Mapping[str, Any], ids: Mapping[bytes, int]) -> Answer:
-    """One choice of an answer; raises AssertionError where its tokens and its log-probabilities disagree."""
+    """One choice of an answer. Raises AssertionError if its tokens and its log-probabilities disagree."""
     picked: list[int] = choice["token_ids"]
     best: list[dict[int, float]] = []
     for index, token in zip(picked, choice["logprobs"]["content"], strict=False):

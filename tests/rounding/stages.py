@@ -1,4 +1,4 @@
-"""Each stage on what the reference recorded: the reference's own modules in bfloat16, or the stages under test."""
+"""Runs each stage on the reference's recorded inputs: its own modules in bfloat16, or the stages under test."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from tests.rounding.deviations import Codes, Distances, Figures, relative
 from tests.rounding.reference import CONTROL_CODES, RoundedReference, Speech
 
 BEST = 20
-"""Log-probabilities that are looked at for each token: the likeliest ones."""
+"""How many of the likeliest ids are compared for each token."""
 CACHE_TOKENS = 16384
 _VOICES = 8
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Embedding rows [rows, hidden] of one medium, and what goes to deeper layers [layers, rows, hidden]."""
+    """Embedding rows [rows, hidden] of one media item, and its rows for deeper layers [layers, rows, hidden]."""
 
     embeds: torch.Tensor
     deepstack: torch.Tensor | None = None
@@ -62,7 +62,7 @@ class Talk:
 
 
 class Computer(Protocol):
-    """Whoever computes the stages."""
+    """An implementation of the stages."""
 
     def see(self, item: VisionItem) -> Rows: ...
 
@@ -144,7 +144,7 @@ class StagesUnderTest:
         return Rows(torch.cat([rows.torch() for rows in message.body.embeds]))
 
     def talk(self, speeches: Sequence[Speech]) -> list[Talk]:
-        """All at once, as many as fit a batch, so that voices come and go."""
+        """Run all utterances at once, with as many in a batch as fit, so that they come and go."""
         with self._talker() as engine:
             suppressed = banned(engine.vocabulary, self._end).to(self._device)
             talks = [Talk(torch.empty(0), [], []) for _ in speeches]
@@ -205,7 +205,7 @@ class StagesUnderTest:
 
 
 def banned(ids: int, end: int) -> torch.Tensor:
-    """bool [ids], what the talker never picks."""
+    """bool [ids], the ids that the talker never picks."""
     mask = torch.zeros(ids, dtype=torch.bool)
     mask[-CONTROL_CODES:] = True
     mask[end] = False
@@ -228,7 +228,7 @@ def _generation(name: str, speech: Speech, suppressed: torch.Tensor) -> Generati
 
 @dataclass(frozen=True)
 class Media:
-    """What the encoders are given, by kind."""
+    """Inputs of the encoders, by kind."""
 
     seen: list[tuple[str, VisionItem]]
     heard: list[AudioWork]
@@ -249,7 +249,7 @@ def media(kit: Kit, features: Features) -> Media:
 
 
 def compare_encoders(ours: Computer, truth: Computer, given: Media) -> Figures:
-    """Both encoders, row by row."""
+    """Compare both encoders row by row."""
     vision, deepstack, audio = Distances(), Distances(), Distances()
     for group, item in given.seen:
         own, true = ours.see(item), truth.see(item)
@@ -265,7 +265,7 @@ def compare_encoders(ours: Computer, truth: Computer, given: Media) -> Figures:
 
 
 def compare_talker(ours: Computer, speeches: dict[str, Speech], end: int) -> Figures:
-    """The talker's states and choices, step by step; `speeches` by the name of their conversation."""
+    """Compare the talker's states and picks step by step; `speeches` are keyed by the name of their conversation."""
     states, logprobs = Distances(), Distances()
     steps = others = 0
     for (name, speech), talk in zip(speeches.items(), ours.talk(list(speeches.values())), strict=True):
@@ -283,7 +283,7 @@ def compare_talker(ours: Computer, speeches: dict[str, Speech], end: int) -> Fig
 
 
 def compare_predictor(ours: Computer, speeches: dict[str, Speech]) -> Figures:
-    """Frame by frame, each from the state and the code that the reference's talker gave."""
+    """Compare frame by frame, each from the reference talker's state and code."""
     codes = Codes()
     for speech in speeches.values():
         for state, own in zip(speech.states, speech.codes, strict=False):
@@ -292,7 +292,7 @@ def compare_predictor(ours: Computer, speeches: dict[str, Speech]) -> Figures:
 
 
 def compare_vocoder(ours: Computer, speeches: dict[str, Speech]) -> Figures:
-    """Sound of the reference's codes, by the energy of what is off."""
+    """Compare the sound of the reference's codes by the energy of the error."""
     sound = Distances()
     for speech in speeches.values():
         sound.add("voices", relative(ours.decode(speech.codes)[None], speech.waveform[None]))

@@ -1,4 +1,4 @@
-"""The judge of bfloat16 passes what is right and sees planted faults, on the reference's own modules."""
+"""The limits for bfloat16 accept correct results and detect planted faults, on the reference's own modules."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_an_answer_is_held_against_the_reference_that_is_forced_through_it() -> 
     texts = Texts()
     best = [
         {0: float(logprobs[0, 0]) + 0.1, 1: float(logprobs[0, 1]) - 0.1},  # both off by 0.1, the lead by 0.2
-        {2: float(logprobs[1, 2]), 1: float(logprobs[1, 1])},  # both right, and the less likely one was picked
+        {2: float(logprobs[1, 2]), 1: float(logprobs[1, 1])},  # both are right, but the less likely one was picked
     ]
     texts.add("text", Answer([0, 2, 0], best), truth)
     assert texts.tokens == 3
@@ -91,7 +91,7 @@ def given(kit: Kit, truth: RoundedReference) -> stages.Media:
 
 @contextmanager
 def scaled(weight: torch.Tensor, factor: float) -> Iterator[None]:
-    """A weight that was loaded wrongly."""
+    """A fault: a weight that was loaded wrongly."""
     kept = weight.data.clone()
     weight.data.mul_(factor)
     yield
@@ -100,7 +100,7 @@ def scaled(weight: torch.Tensor, factor: float) -> Iterator[None]:
 
 @contextmanager
 def swapped(weight: torch.Tensor) -> Iterator[None]:
-    """Two experts in each other's place."""
+    """A fault: two experts are swapped."""
     kept = weight.data.clone()
     weight.data[[0, 1]] = weight.data[[1, 0]]
     yield
@@ -109,7 +109,7 @@ def swapped(weight: torch.Tensor) -> Iterator[None]:
 
 @contextmanager
 def rounded_angles(rotary: Any) -> Iterator[None]:
-    """Rotary angles in bfloat16, which at position 600 know steps of 4."""
+    """A fault: rotary angles in bfloat16, which at position 600 has steps of 4."""
     right = rotary.forward
 
     def forward(x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,7 +124,7 @@ def rounded_angles(rotary: Any) -> Iterator[None]:
 
 @contextmanager
 def without_deepstack(model: Any) -> Iterator[None]:
-    """The rows of deeper layers are not added."""
+    """A fault: the rows for deeper layers are not added."""
     right = model._deepstack_process
     model._deepstack_process = lambda hidden, *others: hidden
     yield

@@ -1,7 +1,7 @@
-"""In bfloat16, a server's answers are as likely to the reference as its own in bfloat16, in every layout and company.
+"""In bfloat16, a server's answers are as likely under the reference as the reference's own, in every layout.
 
-Each answer is held against the reference that is forced through it, token by token. The demo model leads so clearly
-that its answers must be those in float32, but where a lead is smaller than what bfloat16 does to leads.
+The reference is forced through each answer, and compared with it token by token. The demo model's first candidates lead
+so clearly that its answers must equal those in float32, except where a lead is smaller than bfloat16's effect on leads.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HELD_OUT_SEED = 77
 
 @dataclass(frozen=True)
 class Running:
-    """A server in bfloat16 and the truth about its checkpoint."""
+    """A server in bfloat16 and the reference's results on its checkpoint."""
 
     name: str
     server: Server
@@ -53,7 +53,7 @@ class Running:
         return self.asker.ask(request(conversation))
 
     def hang_up(self, seed: int) -> None:
-        """Ask for a long answer and leave before it can have ended."""
+        """Request a long answer, and disconnect before it can have ended."""
         body = request(random.Random(seed).choice(self.conversations))
         try:
             self.server.post(body | {"max_tokens": 2000, "ignore_eos": True, "temperature": 1.0}, timeout=0.3)
@@ -115,7 +115,7 @@ def test_the_demo_models_answers_are_those_in_float32(
 
 
 def difference(question: Question, running: Running, least: float) -> str | None:
-    """How the answer to a question is another one; "tie" where the reference leads by less than `least` there."""
+    """How the answer to a question differs; "tie" if the reference's lead at that token is less than `least`."""
     truth = running.truth.greedy(question.conversation, cases.TOKENS)
     answer = running.asker.ask(question.body)
     at = differs(answer.ids, truth)

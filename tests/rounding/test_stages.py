@@ -1,6 +1,6 @@
-"""In bfloat16, each stage is no farther from the reference than the reference's own modules in bfloat16 are.
+"""In bfloat16, each stage is as close to the reference as the reference's own modules in bfloat16 are.
 
-`make test` takes the smaller checkpoint; with ``OMNI_TEST_DTYPE=bfloat16`` it is all of them.
+`make test` uses the smaller checkpoint; with ``OMNI_TEST_DTYPE=bfloat16``, all checkpoints are used.
 """
 
 from __future__ import annotations

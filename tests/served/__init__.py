@@ -1,1 +1,1 @@
-"""The text server, end to end."""
+"""End-to-end tests of a server."""

@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: one server with a worker for each stage, and what it may read."""
+"""Shared fixtures of the end-to-end tests: one server with a worker for each stage, and the media that it may read."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 
 from tests.server import Server, split
 
-# Small enough that tests can go beyond them.
+# Limits small enough for tests to exceed them.
 MAX_MEDIA = 6
 MAX_MEDIUM_BYTES = 4 * 1024 * 1024
 
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """A directory with the media where this repository has them: what the server may read."""
+    """The directory that the server may read, with the media at the same paths as in this repository."""
     directory = tmp_path_factory.mktemp("repository")
     shutil.copytree(data, directory / "tests" / "data")
     return directory
@@ -30,7 +30,7 @@ def server(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
     server = Server(tiny_checkpoint, repository, config, ["--model-name", "qwen3-omni"]).start()
     yield server
     assert server.stop() == 0
-    assert "Traceback" not in server.log.read_text()  # whatever the tests did, nothing was unexpected
+    assert "Traceback" not in server.log.read_text()  # whatever the tests did, the server met no unexpected error
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +44,6 @@ def speaker(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def client(server: Server) -> Iterator[openai.OpenAI]:
-    """OpenAI's client as a user sets it up, but that it does not hide failures by trying again."""
+    """OpenAI's client as a user sets it up, but without retries, which would hide failures."""
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         yield client

@@ -1,4 +1,4 @@
-"""Reads streamed answers event by event, without a client library in between."""
+"""Reads streamed answers event by event, without a client library."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _events(response: http.client.HTTPResponse) -> Iterator[Any]:
 
 
 def text_of(events: Iterator[Any]) -> str:
-    """The text of the rest of a stream, which must end well."""
+    """The text of the rest of a stream, which must end without an error."""
     text = ""
     last = None
     for last in events:

@@ -1,4 +1,4 @@
-"""Nothing a client can send does more than end its own request, with a 4xx that says what to change."""
+"""Bad input ends only its own request, with a 4xx error that says what to change."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def raw(data: bytes, code: str, message: str, status: int = 400, **headers: str)
 
 
 def wrong(param: str, message: str, code: str = "invalid_value", **fields: Any) -> Bad:
-    """A field with a value that cannot be; `param` names it."""
+    """A field with an invalid value; `param` names the field."""
     return Bad(body(**fields), code, param, message)
 
 
@@ -203,7 +203,7 @@ Maker: TypeAlias = Callable[[], bytes]
 
 @dataclass(frozen=True)
 class BadMedium:
-    """A file, sent as this kind of medium, and the error it must get."""
+    """A file, sent as this kind of media, and the error it must get."""
 
     kind: str
     make: Maker
@@ -229,7 +229,7 @@ def picture(kind: str, size: tuple[int, int] = (64, 64)) -> bytes:
 
 
 def png(width: int, height: int, pixels: bytes = b"") -> bytes:
-    """A PNG that claims this size, whatever its pixels are."""
+    """A PNG that claims this size, whatever its real size is."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -348,7 +348,7 @@ NEIGHBOUR = body(max_tokens=24, ignore_eos=True, images=[CARS])
 
 @pytest.fixture(scope="module", autouse=True)
 def _traps(repository: Path) -> Iterator[None]:
-    """Things in the media directory that are no media, or lead out of it."""
+    """Entries of the media directory that are not media, or that lead out of it."""
     (repository / "large").write_bytes(bytes(MAX_MEDIUM_BYTES + 1))
     (repository / "outside.jpg").symlink_to("/etc/passwd")
     (repository / "root").symlink_to("/")
@@ -365,7 +365,7 @@ def _traps(repository: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def alone(server: Server) -> str:
-    """What the neighbour is answered when nobody else is there."""
+    """The neighbour's answer when it is alone."""
     with stream(server, NEIGHBOUR) as events:
         return text_of(events)
 
@@ -381,7 +381,7 @@ def send(server: Server, bad: Bad) -> tuple[int, Any]:
 
 
 def check(server: Server, bad: Bad, alone: str) -> None:
-    """Send `bad` while a neighbour streams: it gets its error, and the neighbour its answer."""
+    """Send `bad` while a neighbour streams: `bad` gets its error, and the neighbour gets its answer."""
     with stream(server, NEIGHBOUR) as events:
         next(events)
         status, answer = send(server, bad)
@@ -472,7 +472,7 @@ def test_what_is_no_http_is_refused(server: Server, request_bytes: bytes) -> Non
 
 
 def test_afterwards_no_stage_holds_a_request(server: Server) -> None:
-    """Told by heartbeats that came after a last request through every stage."""
+    """Read from heartbeats after a last request has passed through every stage."""
     before = {name: stage["received"] for name, stage in server.health()[1]["stages"].items()}
     status, _ = server.post(body(images=[CARS], audios=[SPEECH]))
     assert status == 200
@@ -490,7 +490,7 @@ def test_afterwards_no_stage_holds_a_request(server: Server) -> None:
 
 
 class _Site(http.server.BaseHTTPRequestHandler):
-    """A web site of pitfalls. ``/to/URL`` redirects there."""
+    """A web site of pitfalls. ``/to/URL`` redirects to that URL."""
 
     def do_GET(self) -> None:
         if self.path.startswith("/to/"):
@@ -511,7 +511,7 @@ class _Site(http.server.BaseHTTPRequestHandler):
                 while True:
                     self.wfile.write(bytes(1 << 16))
             except OSError:
-                pass  # the server has had enough
+                pass  # the server has stopped reading
         else:
             self._answer(404)
 
@@ -523,7 +523,7 @@ class _Site(http.server.BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
-        """Not among the tests' output."""
+        """Keep the log lines out of the tests' output."""
 
 
 @pytest.fixture(scope="module")
@@ -539,7 +539,7 @@ def site() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def fetching_server(tiny_checkpoint: Path, repository: Path, site: str) -> Iterator[Server]:
-    """A server whose operator vouches for the site, and for nothing else."""
+    """A server whose operator allows this site and no other."""
     media = {"allowed_domains": [site], "max_bytes": MAX_MEDIUM_BYTES, "max_redirects": 3}
     server = Server(tiny_checkpoint, repository, fused() | {"server": {"media": media}}).start()
     yield server

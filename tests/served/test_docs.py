@@ -1,4 +1,4 @@
-"""Every page for users works as it is: its requests are sent to a server, its commands go through `config check`."""
+"""Every page for users works as printed: its requests are sent to a server, its commands go through `config check`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.server import Server
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/quickstart.md", "docs/usage.md", "docs/migrating.md")
-# GPUs enough for a command of the pages; a colocated one has all on one.
+# Enough GPUs for the commands of the pages; a colocated layout has everything on one.
 SEVERAL, ONE = "4xH100-80GB", "1xH200-141GB"
 
 
@@ -43,7 +43,7 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 
 def commands(start: str) -> list[Block]:
-    """Each command that begins with `start`, with its continued lines joined and without comments."""
+    """Each command that begins with `start`, with continuation lines joined and comments removed."""
     return [
         Block(block.page, block.line, "sh", line)
         for block in BLOCKS
@@ -58,7 +58,7 @@ def ids(block: Block) -> str:
 
 
 def curls() -> list[Block]:
-    """Each request, from its `curl` to the next or the end of its block."""
+    """Each request, from its `curl` to the next one or to the end of its block."""
     return [
         Block(block.page, block.line, "sh", command.strip())
         for block in BLOCKS
@@ -86,7 +86,7 @@ def test_a_request_with_curl_is_answered(speaker: Server, tmp_path: Path, block:
 def test_the_python_of_a_page_runs_from_top_to_bottom(
     speaker: Server, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
 ) -> None:
-    """As a reader would run it, in one session and from the root of a checkout."""
+    """Run the blocks as a reader would: in one session, from the root of a checkout."""
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "data").symlink_to(data)
     monkeypatch.chdir(tmp_path)
@@ -114,7 +114,7 @@ def test_a_command_that_serves_is_valid(monkeypatch: pytest.MonkeyPatch, block: 
 
 @pytest.mark.parametrize("block", commands("sgl-omni plan"), ids=ids)
 def test_a_command_that_plans_has_known_flags(monkeypatch: pytest.MonkeyPatch, block: Block) -> None:
-    """The checkpoint it names is not here; but that is all that is wrong."""
+    """The checkpoint that it names is not here, and this must be the only error."""
     arguments = shlex.split(block.text, comments=True)
     done = CliRunner().invoke(app, ["plan", *arguments[2:]])
     assert "no such" not in done.output.lower()

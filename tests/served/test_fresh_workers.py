@@ -1,4 +1,4 @@
-"""A server whose workers all start in interpreters of their own, as those on GPUs do, against one that forks them."""
+"""A server whose workers each start in a new interpreter, as on GPUs, answers like a server that forks them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SEEN: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def fresh(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
-    """Whatever computes in one worker, as on one GPU; `Server.stop` finds what it leaves behind."""
+    """All computing stages are in one worker, as on one GPU; `Server.stop` detects what it leaves behind."""
     config = colocated()
     for name in STAGES:
         config["stages"].setdefault(name, {})["environment"] = {"FRESH": "yes"}
@@ -46,7 +46,7 @@ def fresh(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
 
 
 def message(server: Server, request: dict[str, Any]) -> tuple[str, str | None]:
-    """What a server says, written and aloud."""
+    """A server's answers, in text and speech."""
     status, answer = server.post(request)
     assert status == 200, answer
     said = answer["choices"][0]["message"]
@@ -55,7 +55,7 @@ def message(server: Server, request: dict[str, Any]) -> tuple[str, str | None]:
 
 @pytest.mark.parametrize("request_", [DRAWN, SEEN], ids=["a drawn spoken answer", "all media"])
 def test_fresh_workers_say_the_same_as_forked_ones(fresh: Server, speaker: Server, request_: dict[str, Any]) -> None:
-    """To the byte, after a restart, and with another division into workers, too."""
+    """Answers are equal to the byte, also after a restart and with another division into workers."""
     assert message(fresh, request_) == message(speaker, request_)
 
 

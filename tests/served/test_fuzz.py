@@ -1,4 +1,4 @@
-"""The short form of the fuzzing that operations.md describes: nothing that is sent gets an answer that must not be."""
+"""The short form of the fuzzing that operations.md describes: no request gets an answer that the API does not allow."""
 
 from __future__ import annotations
 

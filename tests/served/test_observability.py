@@ -1,4 +1,4 @@
-"""What a server shows of its work, on a real one that traces, sends to a collector and logs in JSON at every level."""
+"""A real server shows its work in traces, in spans for a collector, in metrics, and in JSON logs at every level."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SPEAKING = (*WRITING, "image_encoder", "talker_ar", "code_predictor", "code2wav"
 
 
 class Collector:
-    """An OpenTelemetry collector that keeps the spans it is sent."""
+    """An OpenTelemetry collector that keeps the spans it receives."""
 
     def __init__(self) -> None:
         self.spans: list[Any] = []
@@ -66,7 +66,7 @@ class Collector:
 
 
 class Observed:
-    """The server, what was asked of it, and what it left behind."""
+    """The server, its requests, and the records that it left behind."""
 
     def __init__(self, server: Server, traces: Path, collector: Collector) -> None:
         self.server = server
@@ -119,7 +119,7 @@ def observed(tiny_checkpoint: Path, repository: Path, tmp_path_factory: pytest.T
         observed.ask("speech", SPEECH)
         with urllib.request.urlopen(f"{server.url}/metrics") as page:
             observed.metrics = page.read().decode()
-        assert server.stop() == 0  # it writes what is left when it ends
+        assert server.stop() == 0  # it writes the rest when it ends
         yield observed
     finally:
         if server.process is not None and server.process.poll() is None:
@@ -132,7 +132,7 @@ def observed(tiny_checkpoint: Path, repository: Path, tmp_path_factory: pytest.T
 
 @pytest.mark.parametrize("request_id", ["text", "speech"])
 def test_trace_explains_the_whole_time_of_a_request(observed: Observed, request_id: str) -> None:
-    """Transfers, queues and steps, laid over one another, leave no more than 5 % open."""
+    """Transfers, queues and steps together cover all but 5 % of the time."""
     about = observed.trace(request_id)["otherData"]
     print(f"{request_id}: {about['covered_seconds'] / about['wall_seconds']:.2%} of {about['wall_seconds']:.3f} s")
     assert about["covered_seconds"] >= 0.95 * about["wall_seconds"]
@@ -163,7 +163,7 @@ def test_trace_has_each_token_and_each_frame(observed: Observed) -> None:
 
 @pytest.mark.parametrize("request_id", ["text", "speech"])
 def test_trace_opens_in_perfetto(observed: Observed, request_id: str) -> None:
-    """Slices of one thread lie beside or inside one another, and what begins asynchronously ends."""
+    """Slices of one thread do not overlap unless one contains the other, and every asynchronous slice ends."""
     events = observed.trace(request_id)["traceEvents"]
     threads: dict[tuple[int, int], list[tuple[float, float]]] = {}
     for event in events:
@@ -173,7 +173,7 @@ def test_trace_opens_in_perfetto(observed: Observed, request_id: str) -> None:
     for slices in threads.values():
         open_until: list[float] = []
         for begin, end in sorted(slices, key=lambda both: (both[0], -both[1])):
-            while open_until and open_until[-1] <= begin + 0.01:  # written to a thousandth of a microsecond
+            while open_until and open_until[-1] <= begin + 0.01:  # times are written to a thousandth of a microsecond
                 open_until.pop()
             assert not open_until or end <= open_until[-1] + 0.01
             open_until.append(end)

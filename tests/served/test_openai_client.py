@@ -1,4 +1,4 @@
-"""OpenAI's own client library gets from the server what it gets from OpenAI."""
+"""OpenAI's own client library works with the server as it does with OpenAI."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def finish_reasons(chunks: list[ChatCompletionChunk]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def greedy(client: openai.OpenAI) -> str:
-    """The greedy answer to `QUESTION`, `TOKENS` tokens of it."""
+    """The first `TOKENS` tokens of the greedy answer to `QUESTION`."""
     return text(ask(client, extra_body=ON_AND_ON))
 
 
@@ -70,7 +70,7 @@ def test_a_streamed_answer_is_the_whole_one_in_pieces(client: openai.OpenAI, gre
 
 
 def test_an_answer_ends_by_itself_with_stop(client: openai.OpenAI) -> None:
-    """The checkpoint is random: some of the first hundred questions have an answer that ends."""
+    """The checkpoint is random, so only some of the first hundred questions have an answer that ends."""
     for number in range(100):
         answer = ask(client, f"Question {number}", max_tokens=200)
         if answer.choices[0].finish_reason == "stop":
@@ -228,7 +228,7 @@ def test_of_several_stop_strings_the_first_in_the_text_counts(client: openai.Ope
 
 
 def test_a_stop_string_that_does_not_come_changes_nothing(client: openai.OpenAI, greedy: str) -> None:
-    stop = greedy[-3:] + "\x00"  # begins as the answer ends, so that its end is held back until the limit
+    stop = greedy[-3:] + "\x00"  # it begins with the answer's last characters, so these are held back until the limit
     answer = ask(client, stop=stop, extra_body=ON_AND_ON)
     assert (text(answer), answer.choices[0].finish_reason) == (greedy, "length")
     assert text_of_chunks(ask_streamed(client, stop=stop, extra_body=ON_AND_ON)) == greedy

@@ -1,4 +1,4 @@
-"""What a server takes from the machine, and what it leaves: memory, idle time, processes, files, its port."""
+"""A server uses little memory and idle time, and leaves nothing behind: no processes, no files, a free port."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ IDLE_SECONDS = 5
 
 
 def test_six_workers_together_fit_in_three_gigabytes(server: Server) -> None:
-    """Shared pages counted once (PSS), after requests of every modality; with main process, fork server and reader."""
+    """PSS (shared pages counted once) of all processes: workers, main process, fork server and media reader.
+
+    It is measured after requests of every modality.
+    """
     assert server.post(MEDIA | {"max_tokens": 16})[0] == 200
     family = server.processes()
     assert len(family) == 9
@@ -56,7 +59,7 @@ def test_idle_processes_use_no_cpu(server: Server) -> None:
     server.until(lambda: not any(server.live_requests().values()), 5)
     family = server.processes()
     before = {process: cpu_seconds(process) for process in family}
-    time.sleep(IDLE_SECONDS)  # the very thing that is measured
+    time.sleep(IDLE_SECONDS)  # this is what is measured
     used = {process.pid: cpu_seconds(process) - before[process] for process in family}
     assert max(used.values()) / IDLE_SECONDS <= MOST_IDLE_CPU, used
 
@@ -73,7 +76,7 @@ def cpu_seconds(process: psutil.Process) -> float:
 def another_server(
     tiny_checkpoint: Path, repository: Path, run_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Server]:
-    """A server of a test's own, whose temporary files go to `run_root`; but for compiled kernels, which are to stay."""
+    """A server for one test. Its temporary files go to `run_root`, except compiled kernels, which are kept."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     server = Server(tiny_checkpoint, repository, split()).start()
     yield server
@@ -106,7 +109,7 @@ def test_sigterm_lets_answers_end_and_leaves_nothing(another_server: Server, run
 
 
 def test_kill_of_a_worker_ends_its_requests_and_it_is_replaced(another_server: Server, run_root: Path) -> None:
-    """The thinker dies while it answers: its stream ends with an error, at once, and everything else still reacts."""
+    """The thinker dies while it answers: its stream ends at once with an error, and everything else still works."""
     server = another_server
     assert server.process is not None
     family, segments = server.processes(), shared_memory(server.processes())

@@ -1,4 +1,4 @@
-"""Every sampling field changes the answer as documented, and as the reference would where it has the same field."""
+"""Every sampling field changes the answer as documented, and as in the reference if that has the same field."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUESTION = "Tell me about the sea."
 
 
 def ask(server: Server, **fields: Any) -> dict[str, Any]:
-    """The only choice of the answer to `QUESTION`, or to the `messages` given, with its token ids."""
+    """The only choice of the answer to `QUESTION`, or to the given `messages`, with its token ids."""
     body = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": TOKENS, "return_token_ids": True}
     status, answer = server.post(body | fields)
     assert status == 200, answer
@@ -81,7 +81,7 @@ def conversation_of(name: str, data: Path) -> Conversation:
 def test_repetition_penalty_is_the_references(
     server: Server, reference: Reference, repository: Path, name: str, penalty: float
 ) -> None:
-    """It counts the prompt, too, with the placeholder ids of its media."""
+    """The penalty counts the prompt too, including the placeholder ids of its media."""
     conversation = conversation_of(name, repository / "tests" / "data")
     truth = reference.greedy(conversation, TOKENS, repetition_penalty=penalty)
     answer = ids(server, **request(conversation), repetition_penalty=penalty)
@@ -107,7 +107,7 @@ def test_a_favoured_token_is_generated(server: Server, greedy: list[int]) -> Non
 
 @pytest.mark.parametrize("field", ["presence_penalty", "frequency_penalty"])
 def test_penalties_on_the_answer_make_it_less_repetitive(server: Server, field: str) -> None:
-    """A bias makes the model fond of two tokens; the penalties make it less so, and never depend on the prompt."""
+    """A bias makes two tokens likely; the penalties make them less likely, and do not depend on the prompt."""
     fond: dict[str, Any] = {"logit_bias": {"300": 9, "301": 9}, "ignore_eos": True}
     plain, penalised = (ids(server, **fond, **{field: penalty}) for penalty in (0, 2))
     repeats = [max(Counter(answer).values()) for answer in (plain, penalised)]
@@ -202,7 +202,7 @@ def test_the_thinkers_own_value_wins_over_the_requests(
 
 @pytest.mark.parametrize("fields", [{"top_k": 2}, {"top_p": 0.3}, {"min_p": 0.4}], ids=str)
 def test_filters_leave_likely_tokens_only(server: Server, fields: dict[str, Any]) -> None:
-    """Sampled tokens stay among the best few, as the log-probabilities tell, where unfiltered ones do not."""
+    """Filtered samples stay among the few best tokens by log-probability; unfiltered samples do not."""
 
     def ranks(**more: Any) -> list[int]:
         choice = ask(server, temperature=1, seed=5, ignore_eos=True, logprobs=True, top_logprobs=20, **more)

@@ -1,4 +1,4 @@
-"""Speech over HTTP as its users know it: the usage guide's examples, OpenAI's client, and many voices at once."""
+"""Speech over HTTP works as users know it: the usage guide's examples, OpenAI's client, many spoken answers at once."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_guides_examples_speak(speaker: Server, example: str) -> None:
 
 
 def speak(client: openai.OpenAI, **fields: Any) -> Any:
-    """Ask for a short spoken answer that repeats."""
+    """Request a short spoken answer that is the same each time."""
     return client.chat.completions.create(
         **{
             "model": "qwen3-omni",
@@ -87,7 +87,7 @@ def test_sound_alone_has_its_text_in_the_transcript(client: openai.OpenAI) -> No
 
 @pytest.mark.parametrize("at", [1, 4, 7])
 def test_nothing_of_a_stop_string_is_spoken_nor_what_comes_after(client: openai.OpenAI, at: int) -> None:
-    """A text that a stop string ends sounds as one that its limit ends a token later: the last is never spoken."""
+    """Text ended by a stop string sounds like text ended by its limit a token later: the last is never spoken."""
     fields = {"ignore_eos": True, "return_token_ids": True, "talker_temperature": 0, "talker_max_new_tokens": 40}
     audio = {"voice": "ethan", "format": "pcm16"}
     whole = speak(client, temperature=0, modalities=["text"], audio=None, extra_body=fields).choices[0]
@@ -129,12 +129,12 @@ def test_a_client_that_leaves_in_the_middle_of_the_sound_frees_every_stage(
     stream.close()
     deadline = time.monotonic() + 5
     while any(speaker.live_requests().values()) and time.monotonic() < deadline:
-        time.sleep(0.1)  # figures come with heartbeats, once a second
+        time.sleep(0.1)  # metrics come with heartbeats, once a second
     assert not any(speaker.live_requests().values())
 
 
 def test_no_voice_ever_gets_into_another(client: openai.OpenAI) -> None:
-    """Fifty mixed requests at eight a time, a third of them left at a random point; the others are as alone."""
+    """Fifty mixed requests, eight at a time: a third are abandoned at random points, the others are as if alone."""
     rng = random.Random(11)
 
     def request(number: int) -> dict[str, Any]:
@@ -172,11 +172,11 @@ def test_no_voice_ever_gets_into_another(client: openai.OpenAI) -> None:
 
 
 def test_first_codes_are_drawn_as_the_reference_draws_them(client: openai.OpenAI, tiny_checkpoint: Path) -> None:
-    """A chi-square test of the first samples of many seeds, told apart by the whole frame they belong to.
+    """A chi-square test of the first codes of many seeds, which are identified by the sound of the first frame.
 
     A frame's sound is a function of its codes, so equal sounds mean equal codes. The expected shares are the
-    reference's probabilities of codebook 0 under its default sampling; frames are put together by the code that the
-    reference's own decoder gives the same sound for.
+    reference's probabilities of codebook 0 under its default sampling. A frame's code is the one for which the
+    reference's own decoder gives the same sound.
     """
     draws = 160
     fields = {"talker_max_new_tokens": 2, "stage_sampling": {"code_predictor": {"temperature": 0}}}
@@ -224,7 +224,7 @@ def _first_frames(checkpoint: Path) -> dict[int, tuple[float, numpy.ndarray]]:
     for hook in hooks:
         hook.remove()
     first = logits[0].float()
-    first[-1024:] = -torch.inf  # the end of the voice aside, which gives no frame to look at
+    first[-1024:] = -torch.inf  # except the code that ends the utterance, which gives no frame
     best = (first / 0.9).topk(50)
     shares = torch.softmax(best.values, dim=-1)
     frames: dict[int, tuple[float, numpy.ndarray]] = {}

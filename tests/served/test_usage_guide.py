@@ -27,7 +27,7 @@ def body(name: str) -> dict[str, Any]:
 
 
 def check(result: dict[str, Any], name: str) -> None:
-    """A sane answer: text, at most as long as asked, to a prompt with all the media in it."""
+    """A sane answer: text within the requested length, for a prompt that contains all the media."""
     [choice] = result["choices"]
     assert choice["message"]["content"]
     assert result["model"] == "qwen3-omni"
@@ -58,7 +58,7 @@ def test_python(server: Server, name: str) -> None:
 
 
 def test_every_parameter_of_the_guides_table_is_taken(server: Server) -> None:
-    """Each with the default or the example that the table gives."""
+    """Each field is sent with the default or the example in the table."""
     status, result = server.post(
         {
             "model": None,

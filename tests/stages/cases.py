@@ -1,4 +1,4 @@
-"""The table of conversations that the closer tests go through."""
+"""The table of conversations that the tests of single stages use."""
 
 from functools import cache
 
@@ -12,7 +12,7 @@ QUESTION = "What do you see and hear?"
 
 
 def film(frames: int, *, rate: int = 4, seconds: float | None = None, seed: int = 0, **options: int) -> Film:
-    """A clip whose sound, if it has `seconds` of it, is stored without loss at 16 bits."""
+    """A clip with `seconds` of sound, if any, stored without loss at 16 bits."""
     if seconds is None:
         return Film(clip_file(frames, rate=rate, seed=seed, **options))
     sound = (tone(seconds, seed=seed) * 32767).round() / 32768
@@ -21,7 +21,7 @@ def film(frames: int, *, rate: int = 4, seconds: float | None = None, seed: int 
 
 
 def silent(frames: int, rate: int) -> Film:
-    """A clip without a sound track; the reference has to be given the silence."""
+    """A clip without a sound track; the reference must be given silence instead."""
     return Film(clip_file(frames, rate=rate), numpy.zeros(round(frames / rate * 16_000), numpy.float32))
 
 

@@ -21,16 +21,16 @@ from stages.options import (
 from tests.cuda_rules import CudaRules
 from tests.device import DEVICE, DTYPE
 
-# Where floating-point types meet on purpose.
+# Functions that mix floating-point types on purpose.
 MIXES = (
     "stages.code_predictor.network:ResidualNetwork._attend",  # scores become float32 with their mask
-    # The reference weighs its table of places with float32 weights.
+    # The reference multiplies its table of places by float32 weights.
     "transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe:Qwen3OmniMoeVisionEncoder.forward",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The reference's own deprecations are not ours to show."""
+    """Hide the reference's own deprecation warnings."""
     for item in items:
         item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers"))
 
@@ -42,7 +42,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["", "cuda habits"])
 def habits(request: pytest.FixtureRequest) -> Iterator[bool]:
-    """Whether engines that are built meanwhile treat memory as on a GPU; a module's tests run both ways."""
+    """Whether engines that are built under it treat memory as on a GPU; a module's tests run both ways."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(cuda_habits.VARIABLE, str(int(request.param)))
         yield request.param
@@ -75,7 +75,7 @@ def stage_context(tiny_checkpoint: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def reference(checkpoints: Callable[[str], Path]) -> Callable[[str], Any]:
-    """The whole reference model of the checkpoint with a name."""
+    """The whole reference model of a checkpoint, by the checkpoint's name."""
     return cache(lambda name: Qwen3OmniMoeForConditionalGeneration.from_pretrained(checkpoints(name)).eval())
 
 
@@ -85,7 +85,7 @@ def voice_context(checkpoints: Callable[[str], Path]) -> Any:
     options_of = {"code_predictor": CodePredictorOptions, "code2wav": Code2WavOptions}
 
     def context(checkpoint: str, name: str, **options: Any) -> StageContext:
-        if name == "code2wav":  # batches are what can go wrong; a CPU makes none unless asked
+        if name == "code2wav":  # batches are what can go wrong, and a CPU makes none by default
             options = {"max_batch": 32, **options}
         chosen = options_of[name](**{"dtype": DTYPE, **options})
         return StageContext(name, str(checkpoints(checkpoint)), DEVICE, chosen, frozenset({name}), scratch="")
@@ -95,7 +95,7 @@ def voice_context(checkpoints: Callable[[str], Path]) -> Any:
 
 @pytest.fixture
 def cuda() -> Iterator[CudaRules]:
-    """A device ``cuda`` on which nothing is computed, and what was done on it."""
+    """A device ``cuda`` that computes nothing, and a record of the operations on it."""
     with CudaRules(MIXES) as rules:
         yield rules
 

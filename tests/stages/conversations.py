@@ -18,7 +18,7 @@ from stages.messages import ChatRequest, Media, MediaRef, Text, Turn, VideoOptio
 
 
 class Film(Struct):
-    """A clip's file, and the samples of its sound if it has any and they are known."""
+    """A clip's file, and the samples of its sound, if it has sound with known samples."""
 
     file: bytes
     sound: numpy.ndarray | None = None
@@ -37,7 +37,7 @@ class Case(Struct):
 
 
 def request_of(case: Case) -> ChatRequest:
-    """What the gateway would send."""
+    """The request that the gateway would send."""
     turns, media = [], []
     for role, parts in case.turns:
         content: list[Text | MediaRef] = []
@@ -65,7 +65,7 @@ def medium(part: Part, param: str) -> Media:
 
 
 def reference_inputs(case: Case, processor: Qwen3OmniMoeProcessor) -> BatchFeature:
-    """What `Qwen3OmniMoeProcessor` makes of the same conversation; it samples the clips' frames by itself."""
+    """The result of `Qwen3OmniMoeProcessor` for the same conversation; it samples the clips' frames itself."""
     messages: list[dict[str, Any]] = []
     images, sounds, films = [], [], []
     for role, parts in case.turns:
@@ -118,7 +118,7 @@ def reference_positions(case: Case, inputs: BatchFeature, thinker: Any) -> tuple
 
 
 def all_frames(file: bytes) -> tuple[torch.Tensor, VideoMetadata]:
-    """Every frame of a clip, uint8 [frames, 3, height, width], and what the reference wants to know of it."""
+    """Every frame of a clip, uint8 [frames, 3, height, width], and the metadata that the reference needs."""
     with av.open(io.BytesIO(file)) as container:
         stream = container.streams.video[0]
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]

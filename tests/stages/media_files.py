@@ -1,4 +1,4 @@
-"""Media made up for tests, as the bytes of files."""
+"""Makes media for tests, as the bytes of files."""
 
 import io
 from fractions import Fraction

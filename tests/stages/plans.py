@@ -1,4 +1,4 @@
-"""What the plan says of a stage on a checkpoint, to hold the stage against."""
+"""The plan's figures for a stage on a checkpoint, for comparison with the stage."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ ITEM_SIZE = 4  # float32, as on a CPU
 
 
 def weight_bytes(path: Path, stage: str) -> int:
-    """Bytes of the weights that `stage` holds."""
+    """Planned bytes of a stage's weights."""
     assert QWEN3_OMNI.checkpoint is not None
     return inspect(path, QWEN3_OMNI.checkpoint).held_bytes(QWEN3_OMNI.stage(stage).weights, ITEM_SIZE)
 
 
 def needs(path: Path, stage: str, options: Any) -> Needs:
-    """What else it needs, where everything runs on one CPU."""
+    """The stage's other needs if everything runs on one CPU."""
     assert QWEN3_OMNI.checkpoint is not None
     tell = QWEN3_OMNI.stage(stage).needs
     assert tell is not None
@@ -38,7 +38,7 @@ def needs(path: Path, stage: str, options: Any) -> Needs:
 
 
 def engine_bytes(engine: Any) -> tuple[int, float]:
-    """What SGLang holds: bytes of weights, and of keys and values for each token."""
+    """The bytes of SGLang's weights, and of its keys and values for each token."""
     pool = engine._scheduler.tp_worker.model_runner.token_to_kv_pool
-    slots = pool.size + pool.page_size  # one page more than there are tokens, for what padding writes
+    slots = pool.size + pool.page_size  # one page more than the tokens need, for padding's writes
     return sum(weight.nbytes for weight in engine.model.parameters()), sum(pool.get_kv_size_bytes()) / slots

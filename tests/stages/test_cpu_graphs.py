@@ -1,4 +1,4 @@
-"""A stand-in for a CUDA graph repeats operations on the memory that they were recorded with."""
+"""A stand-in for a CUDA graph repeats operations on the memory with which they were recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The switch is read when something is built, and says so when it is set to nonsense."""
+"""The switch is read when something is built, and an invalid value is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The encoders in bfloat16 on a GPU, by what they ask of it: copies and kernels."""
+"""The encoders in bfloat16 on a simulated GPU make the expected copies and kernels."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from stages.messages import AudioItem, AudioWork, VisionItem, VisionWork
 from stages.options import EncoderOptions
 from tests.cuda_rules import CudaRules
 
-# Copies of one batch, whatever is in it and however many layers look at it.
+# Copies of one batch, whatever is in it and however many layers use it.
 COPIES = {
     "image": ({"ImageEncoder.encode": 1, "ImageEncoder._bookkeeping": 3}, {"ImageEncoder.encode": 2}),
     "audio": ({"AudioEncoder.encode": 2}, {"AudioEncoder.encode": 1}),
 }
 
-# Kernels of one picture, and of a sound of one window, at the 30B's sizes.
+# Kernels of one picture, and of one sound with a single window, at the 30B's sizes.
 KERNELS = {"image": 739, "audio": 466}
 
 
@@ -39,7 +39,7 @@ def pictures(tower: Any, frames: Sequence[int]) -> VisionWork:
 
 
 def sounds(tower: Any, lengths: Sequence[int]) -> AudioWork:
-    """Sounds of so many mel frames."""
+    """Sounds with these numbers of mel frames."""
     mels = [torch.zeros(tower.num_mel_bins, length) for length in lengths]
     return AudioWork([AudioItem(b"%d" % key, Tensor.of(mel)) for key, mel in enumerate(mels)], pad_frames=100)
 
@@ -58,7 +58,7 @@ def test_a_batch_copies_as_often_for_many_media_as_for_one(
     stage = build(on_cuda(f"{kind}_encoder", EncoderOptions(dtype="bfloat16", cache_bytes=0)))
     to_device, to_host = COPIES[kind]
     module = build.__module__
-    # The second: a picture and two clips, or three sounds of which the longest has two windows.
+    # The second batch: a picture and two clips, or three sounds of which the longest has two windows.
     for sizes in ([1], [1, 3, 2]) if kind == "image" else ([150], [40, 100, 1000]):
         work = pictures(stage._tower, sizes) if kind == "image" else sounds(stage._tower, sizes)
         cuda.forget()

@@ -1,4 +1,4 @@
-"""From request to thinker request over the wire: the thinker gets what the reference's own thinker is fed."""
+"""The thinker's request, made from a client's request over the wire, equals the inputs of the reference's thinker."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ class MediaPath:
         return self.codec.decode([bytes(frame) for frame in self.codec.encode(message)])
 
     def run(self, *starts: Start[Any]) -> dict[str, ThinkerRequest]:
-        """The thinker requests that come of `starts`, by request id."""
+        """The thinker requests that result from `starts`, by request id."""
         for start in starts:
             self.stages["preprocessing"].receive(self.send(start))
         done = {}
@@ -85,7 +85,7 @@ def assert_equals_reference(request: ThinkerRequest, case: Case, processor: Any,
 
 
 def _joined(layers: Any) -> list[torch.Tensor]:
-    """One tensor for each layer; with a single kind of media the reference keeps one for each medium."""
+    """One tensor for each layer; with a single kind of media, the reference has one for each media item."""
     return [torch.cat(list(layer)) if isinstance(layer, (list, tuple)) else layer for layer in layers]
 
 

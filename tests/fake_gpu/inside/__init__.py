@@ -1,1 +1,1 @@
-"""What runs in a child process under fake GPUs; each function takes and returns what JSON can hold."""
+"""The functions that run in a child process under fake GPUs; they take and return JSON values."""

@@ -9,7 +9,7 @@ import torch
 
 
 def missing(names: list[list[str]]) -> list[str]:
-    """Of modules and names in them, those that are not there."""
+    """Those of the given modules, and names in modules, that do not exist."""
     absent = []
     for module, name in names:
         if name and not hasattr(importlib.import_module(module), name):
@@ -21,7 +21,7 @@ def missing(names: list[list[str]]) -> list[str]:
 
 
 def platform() -> dict[str, str | bool]:
-    """On what SGLang thinks that it runs, and which kernel library it has loaded."""
+    """The platform that SGLang detects, and the kernel library that it has loaded."""
     from sglang.srt.platforms import current_platform
 
     return {

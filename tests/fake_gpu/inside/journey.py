@@ -1,4 +1,4 @@
-"""Requests' journeys through the real engines on a GPU that is not there, and what each of their steps asked of it."""
+"""Runs requests through the real engines on a fake GPU, and records what each step does on it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from stages.talker_ar.stage import Talker
 from tests.cuda_rules import CudaRules
 from tests.fake_gpu.inside import kernels
 
-# Too few for all requests at the end of a journey, so that SGLang takes memory back from some.
+# Too few tokens for all requests at the end of a journey, so that SGLang takes memory back from some.
 KV_TOKENS = 192
 
-# SGLang asks for these numbers while it starts.
+# SGLang reads numbers from the device here while it starts.
 _READS = ["sglang.srt.model_executor.runner.decode_cuda_graph_runner:DecodeCudaGraphRunner.capture_prepare"]
 
 _SAMPLED: dict[str, Any] = {
@@ -42,16 +42,16 @@ _SAMPLED: dict[str, Any] = {
 
 
 class Step(Struct):
-    """What one step of an engine did.
+    """What one step of an engine did: its copies, kernels and graphs.
 
     Attributes:
-        phase: Of the journey.
+        phase: Phase of the journey.
         prefill: Whether it computed prompts.
         batch: Ids of the requests it computed something for.
-        to_host, to_device: Copies, by the function that made them.
-        kernels: Kernels launched, those inside of graphs left out.
-        graphs: Graphs replayed.
-        cached: Tokens of finished prompts that were in the cache, by request.
+        to_host, to_device: Number of copies, by the function that made them.
+        kernels: Number of kernels launched outside graphs.
+        graphs: Number of graphs replayed.
+        cached: For each finished prompt, the number of its tokens that were in the cache.
         tapped: Shape, type and device of tapped states, by request.
     """
 
@@ -67,10 +67,10 @@ class Step(Struct):
 
 
 class Journey:
-    """Steps an engine and writes down what each step did.
+    """Steps an engine and records each step.
 
     Args:
-        engine: That has captured its graphs, and has done nothing since.
+        engine: An engine that has captured its graphs and done nothing since.
     """
 
     def __init__(self, rules: CudaRules, engine: Engine) -> None:
@@ -82,7 +82,7 @@ class Journey:
         self.steps: list[Step] = []
 
     def note(self, run: Callable[[], Any]) -> Any:
-        """Run something that steps the engine once; what it was given for that since the last step counts, too."""
+        """Run a function that steps the engine once. Operations since the previous step count for this step too."""
         result = run()
         self.steps.append(
             Step(
@@ -111,12 +111,12 @@ class Journey:
                         self.steps[-1].tapped[event.request_id] = list(told)
 
     def finish(self) -> None:
-        """Step until all is done."""
+        """Step until all requests are done."""
         while self.engine.has_work:
             self.step()
 
     def told(self) -> dict[str, Any]:
-        """All of it, as plain values."""
+        """The whole record, as plain values."""
         return {
             "steps": to_builtins(self.steps),
             "captures": self.captures,
@@ -126,7 +126,7 @@ class Journey:
 
 
 def thinker(model_path: str, fault: str | None = None) -> dict[str, Any]:
-    """Text, a clip in chunks, the clip again, then batches of all sizes, greedy and sampled, and too many at once."""
+    """Run text, a clip in chunks, the clip again, greedy and sampled batches of all sizes, and too many at once."""
     with _on_gpu() as rules, _FAULTS[fault]():
         engine = Engine(
             model_path=model_path,
@@ -166,7 +166,7 @@ def thinker(model_path: str, fault: str | None = None) -> dict[str, Any]:
 
 
 def talker(model_path: str) -> dict[str, Any]:
-    """Voices that begin one after the other, one that waits for its text, one that goes, and too many at once."""
+    """Run utterances that begin one after the other, one that waits for its text, one that is aborted, and too many."""
     with _on_gpu() as rules:
         options = TalkerOptions(
             dtype="bfloat16",
@@ -199,7 +199,7 @@ def talker(model_path: str) -> dict[str, Any]:
 
 
 class _Ring:
-    """Drives the talker; the predictor's part is played by zeros."""
+    """Drives the talker; zeros replace the predictor's results."""
 
     def __init__(self, rules: CudaRules, stage: Talker) -> None:
         self.talker = stage
@@ -210,7 +210,7 @@ class _Ring:
         self.journey.phase = name
 
     def begin(self, name: str, *, frames: int, length: int = 12, ended: bool = True) -> None:
-        """Give a prompt with rows of media, and text of which the end may be missing."""
+        """Send a prompt with media rows, and text whose end may be missing."""
         ids = torch.arange(length)
         heard = torch.arange(2, length - 2)
         sampling = Sampling(temperature=0.9, top_k=50, repetition_penalty=1.05, max_tokens=frames + 1)
@@ -232,7 +232,7 @@ class _Ring:
         self.talker.receive(End(name, "thinker", "talker_ar", Finished("stop", None)))
 
     def run(self, turns: int | None = None) -> None:
-        """Go round until nothing moves any more, or so many times."""
+        """Go round until there is nothing to do, or at most `turns` times."""
         while (self.talker.has_work or self._due) and turns != 0:
             turns = None if turns is None else turns - 1
             due, self._due = self._due, []
@@ -247,7 +247,7 @@ class _Ring:
                     self._due.append(message.request_id)
 
     def _stepped(self) -> list[Any]:
-        """What a step sends, put into frames as if it left the process."""
+        """The messages of a step, encoded as if they left the process."""
         codec = Codec({})
 
         def step() -> list[Any]:
@@ -257,7 +257,7 @@ class _Ring:
             return messages
 
         messages = self.journey.note(step)
-        if not self.talker.batch:  # nothing was computed, only told
+        if not self.talker.batch:  # nothing was computed, only messages were sent
             self.journey.steps.pop()
         return messages
 
@@ -271,7 +271,7 @@ def _on_gpu() -> Iterator[CudaRules]:
 def _request(
     name: str, length: int, engine: Engine, *, clip: bool = False, max_tokens: int = 12, **params: Any
 ) -> Generation:
-    """A prompt of so many tokens, most of them rows of a clip with deepstack, or text."""
+    """A prompt of this many tokens: text, or mostly rows of a clip with deepstack."""
     ids = torch.arange(length) + 10
     sampling = Sampling(max_tokens=max_tokens, **params)
     if not clip:
@@ -291,7 +291,7 @@ def _request(
 
 @contextmanager
 def _read_planted() -> Iterator[None]:
-    """The angles look at the largest position."""
+    """A fault: the angles read the largest position."""
     from stages.sglang_engine.rotary import InterleavedAngles
 
     forward = InterleavedAngles.forward
@@ -303,7 +303,7 @@ def _read_planted() -> Iterator[None]:
 
 @contextmanager
 def _device_planted() -> Iterator[None]:
-    """The frequencies of the rotary embedding stay on the CPU."""
+    """A fault: the frequencies of the rotary embedding stay on the CPU."""
     from stages.sglang_engine.rotary import InterleavedAngles
 
     init = InterleavedAngles.__init__
@@ -318,7 +318,7 @@ def _device_planted() -> Iterator[None]:
 
 @contextmanager
 def _type_planted() -> Iterator[None]:
-    """Queries and keys are turned by angles in float32."""
+    """A fault: queries and keys are rotated by angles in float32."""
     from stages.sglang_engine.rotary import ApplyAngles
 
     rotate = ApplyAngles._rotate

@@ -1,4 +1,4 @@
-"""Kernels of SGLang's on a GPU that is not there: they are counted, and give empty tensors."""
+"""Replaces SGLang's kernels on a fake GPU: they are counted, and return empty tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.cuda_rules import CudaRules
 
 @contextmanager
 def installed(rules: CudaRules) -> Iterator[None]:
-    """While this is entered, kernels of all kinds are launched by `rules`, and nothing is compiled."""
+    """Inside this context, kernels of all kinds are launched by `rules`, and nothing is compiled."""
     from sglang.kernels.jit.utils.compile import cache, loader, ninja
     from sglang.srt.distributed import bootstrap
     from sglang.srt.layers import deep_gemm_wrapper, layernorm
@@ -39,17 +39,17 @@ def installed(rules: CudaRules) -> Iterator[None]:
         (JITFunction, "run", run_triton),
         (layernorm, "rmsnorm", rmsnorm),
         (layernorm, "fused_add_rmsnorm", fused_add_rmsnorm),
-        # What SGLang compiles when it first uses it gets its results as arguments, too.
+        # Kernels that SGLang compiles at their first use get their results as arguments too.
         (ninja, "generate", lambda spec: ""),
         (cache, "compute_build_key", lambda spec, build_file: ""),
         (loader, "_find_prebuilt", lambda spec, scope: Path(spec.module_name)),
         (loader, "_load", lambda library: _Compiled(rules, library.name)),
-        # The groups of a single rank communicate with nobody, so that Gloo's do for NCCL's.
+        # A group of a single rank never communicates, so Gloo's can replace NCCL's.
         (bootstrap, "_resolve_backend", lambda device: "gloo"),
         (deep_gemm_wrapper, "update_deep_gemm_config", lambda gpu: None),
-        # Tidies the memory of the process up twice, which takes longer than all the rest.
+        # It collects the process's garbage twice, which takes longer than everything else.
         (decode_cuda_graph_runner, "freeze_gc", lambda enabled: nullcontext()),
-        # Asks the device how often each expert is there: once.
+        # It asks the device for the number of rows of each expert.
         (ModelRunner, "maybe_init_expert_location_metadata", lambda runner: None),
     ]
     with ExitStack() as undo:
@@ -82,7 +82,7 @@ def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *more: Any, **
     return [_empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype), _empty(1), _empty(1), _empty(1)]
 
 
-# What operations of `sgl_kernel` give; the others write into what they are given.
+# Results of operations of `sgl_kernel`; the other operations write into their arguments.
 RESULTS: dict[str, Callable[..., Any]] = {
     "get_scheduler_metadata": lambda batch, *more, **options: _empty(4 * batch + 1),
     "fwd": _attention,

@@ -1,4 +1,4 @@
-"""Asks every source what GPUs there are."""
+"""Asks every source which GPUs there are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omni_pipeline import gpus
 
 
 def described() -> dict[str, Any]:
-    """The GPUs that this process sees, by torch, by NVML as this project asks it, and by nvidia-smi."""
+    """The GPUs that this process sees, according to torch, to NVML as this project uses it, and to nvidia-smi."""
     found = gpus.detect()
     used = gpus.memory_used(found)
     smi = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
@@ -27,7 +27,7 @@ def described() -> dict[str, Any]:
 
 
 def nvml_instances() -> list[list[Any]]:
-    """UUID and bytes of every MIG instance that NVML tells of."""
+    """UUID and bytes of every MIG instance that NVML reports."""
     import pynvml
 
     pynvml.nvmlInit()

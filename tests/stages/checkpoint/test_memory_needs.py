@@ -1,4 +1,4 @@
-"""What the stages say they need is what their modules take, as torch counts it."""
+"""The memory that the stages declare equals what their modules use, as torch counts it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stages.code_predictor.network import ResidualNetwork
 from stages.messages import Sampling
 from stages.sglang_engine import environment
 
-environment.prepare()  # before anything of SGLang is imported
+environment.prepare()  # before any part of SGLang is imported
 from stages.sglang_engine.sampler import SamplingState, draw  # noqa: E402
 
 GIB = 1024**3
@@ -32,7 +32,7 @@ TYPES = [torch.float32, torch.bfloat16]
 
 @pytest.fixture(scope="module")
 def config(data: Path) -> dict[str, Any]:
-    """The 30B model's widths, with fewer layers and codes: neither holds activations."""
+    """The 30B model's widths, with fewer layers and codes, since these hold no activations."""
     large: dict[str, Any] = json.loads((data / "qwen3_omni_30b/config.json").read_text())
     large["thinker_config"]["vision_config"] |= {"depth": 1, "deepstack_visual_indexes": [0]}
     large["thinker_config"]["audio_config"] |= {"encoder_layers": 1, "num_hidden_layers": 1}
@@ -53,9 +53,9 @@ def situation(config: Mapping[str, Any], chosen: Any, dtype: torch.dtype = torch
 
 
 def peak(work: Callable[[], object]) -> int:
-    """Most bytes that are allocated at a time while `work` runs, beyond those before."""
+    """Peak of allocated bytes while `work` runs, less those allocated before."""
     with torch.inference_mode():
-        work()  # what is allocated once
+        work()  # allocates what is allocated only once
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             work()
     assert profiler.profiler is not None
@@ -115,7 +115,7 @@ def test_peak_and_state_of_the_vocoder(config: dict[str, Any], dtype: torch.dtyp
 
 
 def kept(part: Any) -> int:
-    """Bytes of the state of a streaming layer and of those in it."""
+    """Bytes of the state of a streaming layer and of its sublayers."""
     if isinstance(part, torch.nn.Module):
         return 0
     if isinstance(part, list):
@@ -142,7 +142,7 @@ def thinker(config: dict[str, Any], **more: Any) -> Needs:
 
 
 def test_bytes_of_a_cached_token(config: dict[str, Any]) -> None:
-    """48 layers, 4 heads of 128 numbers for keys and as many for values; 20 layers and 2 heads in the talker."""
+    """48 layers with 4 heads of 128 numbers for keys and the same for values; in the talker 20 layers with 2 heads."""
     cache = thinker(config).cache
     assert cache is not None
     assert (cache.token_bytes, cache.beside_bytes) == (48 * 2 * 4 * 128 * 2, 2048 * 2)
@@ -176,7 +176,7 @@ def test_a_cpu_captures_no_graphs(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("given", [{"top_k": 50, "top_p": 0.8, "min_p": 0.1}, {"top_p": 0.8}])
 def test_peak_of_sampling(given: dict[str, Any]) -> None:
-    """Of what `draw` makes of logits, which come in float32 beside the engine's own."""
+    """The memory of `draw`, which gets float32 logits besides the engine's own."""
     rows, vocabulary = 4, 50_000
     states = [
         SamplingState(

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors are told from its configuration alone, exactly, and in the published sizes."""
+"""A checkpoint's tensors are derived exactly from its configuration alone, and match the published sizes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from stages.checkpoint.tensor_shapes import stored_tensors, tensor_shapes
 from stages.topology import QWEN3_OMNI
 from tests.quantised import RECIPES, quantise
 
-# What is published of the 30B model: parameters of its parts (Qwen3-Omni report and model card), of all of it, and its
-# size on the hub.
+# Published figures of the 30B model: parameters of its parts (Qwen3-Omni report and model card) and of the whole, and
+# its size on the hub.
 AUDIO, PREDICTOR, VOCODER, THINKER = 648e6, 142e6, 216e6, 30.5e9
 PARAMETERS = 35_259_818_545
 BYTES = 67_253 * 1024**2
@@ -84,7 +84,7 @@ def test_fp8_halves_the_linear_layers_of_thinker_and_talker_and_nothing_else(lar
     scales = [size for name, (_, size, _) in quantised.items() if name not in plain]
     assert len(scales) == len(halved)
     assert sum(scales) < 0.001 * sum(size for _, size, _ in plain.values())
-    # 30.5 B in the experts and projections of both: half their bytes are saved.
+    # 30.5 B parameters in the experts and projections of both: half of their bytes are saved.
     saved = sum(size for _, size, _ in plain.values()) - sum(size for _, size, _ in quantised.values())
     assert saved == pytest.approx(sum(plain[name][1] for name in halved) / 2, rel=0.001)
 
@@ -99,7 +99,7 @@ def test_a_quantised_checkpoint_is_told_from_its_configuration_too(
     on_disk = inspect(tmp_path / "quantised", QWEN3_OMNI.checkpoint)
     told = {name: Stored(*stored) for name, stored in stored_tensors(on_disk.config).items()}
     assert told.keys() == on_disk.tensors.keys()
-    # Scales have the type that they were written in: float16 here, where float32 is the checkpoint's own.
+    # Scales keep the type in which they were written: float16 here, although the checkpoint's own type is float32.
     scales = {name for name in told if form.startswith(("packed", "fp8-channel")) and name.endswith("weight_scale")}
     assert all(told[name] == on_disk.tensors[name] for name in told.keys() - scales)
     assert all(told[name].elements == on_disk.tensors[name].elements for name in scales)

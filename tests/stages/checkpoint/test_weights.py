@@ -1,4 +1,4 @@
-"""Only the wanted part of a checkpoint is read, and one that does not fit is named when the stage starts."""
+"""Only the wanted part of a checkpoint is read, and a part that does not fit is named when the stage starts."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The vocoder in bfloat16 on a GPU, by what it asks of it: copies and kernels."""
+"""The vocoder in bfloat16 on a simulated GPU makes the expected copies and kernels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stages.messages import AudioDelta, Frame
 from stages.options import Code2WavOptions
 from tests.cuda_rules import CudaRules
 
-# Kernels of one chunk at the 30B's sizes: a voice's first, a later one, and one of several voices.
+# Kernels of one chunk at the 30B's sizes: an utterance's first, a later one, and one of several utterances.
 KERNELS = {"first": 496, "later": 511, "together": 547}
 
 
@@ -36,7 +36,7 @@ def test_a_chunk_copies_as_often_for_many_voices_as_for_one(cuda: CudaRules, on_
             assert cuda.to_host == {"stages.code2wav.stage:Code2Wav._decode": 1}
             assert cuda.to_device == {
                 "stages.code2wav.stage:Code2Wav._decode": 1,
-                "stages.code2wav.history:Streams.of": 2,  # where their states are kept, and how far they are
+                "stages.code2wav.history:Streams.of": 2,  # slots and progress of the utterances
             }
         for voice in range(voices):
             stage.abort(f"v{voice}")

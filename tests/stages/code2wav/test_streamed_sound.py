@@ -1,4 +1,4 @@
-"""The streamed sound is the reference's decode of the whole utterance, whoever else is talking."""
+"""The streamed sound equals the reference's decode of the whole utterance, whatever else is decoded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHECKPOINTS = ("tiny", "nano")
 
 
 class Listener:
-    """Plays the code predictor and the collector around a stage."""
+    """Plays the parts of the code predictor and the collector around a stage."""
 
     def __init__(self, stage: Code2Wav) -> None:
         self.stage = stage
@@ -36,7 +36,7 @@ class Listener:
         self.stage.receive(End(voice, "code_predictor", "code2wav"))
 
     def run(self, steps: int | None = None) -> None:
-        """Step while there is work, or so often."""
+        """Step while there is work, or at most `steps` times."""
         while self.stage.has_work and steps != 0:
             for message in self.stage.step():
                 self._hear(message)
@@ -120,7 +120,7 @@ def test_beyond_the_references_chunks_of_300_frames_nothing_is_lost(
 def test_voices_that_begin_and_end_at_different_times_do_not_hear_each_other(
     checkpoint: str, listener: Callable[..., Listener], reference: Any
 ) -> None:
-    """Ten voices over four slots, frames arriving in random portions; every third voice is aborted on its way."""
+    """Ten utterances over four slots, with frames arriving in random portions; every third is aborted on its way."""
     model = reference(checkpoint)
     dice = random.Random(5)
     said = {f"voice {number}": frames(model, dice.randint(1, 45), seed=number) for number in range(10)}

@@ -1,4 +1,4 @@
-"""Codec frames are the reference's: greedy code for code, sampled by its probabilities, whoever is in the batch."""
+"""Codec frames equal the reference's code for code, or follow its probabilities if sampled, in any batch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from stages.messages import Finished, Frame, FrameFeedback, FrameSeed, Predictor
 from tests.device import EXACTNESS
 
 CHECKPOINTS = ("tiny", "nano")
-NEAR_TIE = EXACTNESS.near_tie  # logits closer than this may change places when a batch is shaped differently
+NEAR_TIE = EXACTNESS.near_tie  # logits closer than this may swap ranks in a batch of another shape
 GREEDY = Sampling()
-SAMPLED = Sampling(temperature=1.0, top_k=50, top_p=0.8)  # the reference's, when the talker samples
+SAMPLED = Sampling(temperature=1.0, top_k=50, top_p=0.8)  # the reference's parameters when the talker samples
 
 
 @dataclass
 class Seed:
-    """What a frame starts from: hidden float32 [hidden] and a code of codebook 0."""
+    """A frame's input: hidden float32 [hidden] and a code of codebook 0."""
 
     hidden: torch.Tensor
     code: int
@@ -33,7 +33,7 @@ class Seed:
 
 @dataclass
 class Heard:
-    """What came back for one voice."""
+    """The results for one utterance."""
 
     frames: list[list[int]] = field(default_factory=list)
     embeddings: list[torch.Tensor] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Heard:
 
 
 class Partners:
-    """Plays the talker and the vocoder around a stage."""
+    """Plays the parts of the talker and the vocoder around a stage."""
 
     def __init__(self, stage: CodePredictor) -> None:
         self.stage = stage
@@ -62,7 +62,7 @@ class Partners:
         for message in self.stage.step():
             heard = self.heard[message.request_id]
             assert not heard.ended
-            if isinstance(message, End):  # both streams of a voice are closed, the vocoder's last
+            if isinstance(message, End):  # both streams of an utterance are closed, the vocoder's last
                 heard.ended = message.target == "code2wav"
                 assert heard.ended or message.target == "talker_ar"
             elif isinstance(message.body, Frame):
@@ -74,7 +74,7 @@ class Partners:
                 heard.embeddings.append(message.body.embedding.torch())
 
     def say(self, voice: str, seeds: list[Seed], sampling: Sampling = GREEDY) -> Heard:
-        """One voice from its start to its end."""
+        """One utterance from its start to its end."""
         self.start(voice, sampling)
         for seed in seeds:
             self.send(voice, seed)
@@ -86,7 +86,7 @@ class Partners:
 
 @pytest.fixture
 def partners(voice_context: Any) -> Callable[..., Partners]:
-    """Builds a stage on a checkpoint with some options; without recording, which takes seconds, unless asked for."""
+    """Builds a stage on a checkpoint with some options; it records only on request, since recording takes seconds."""
 
     def build(checkpoint: str, **options: Any) -> Partners:
         return Partners(CodePredictor(voice_context(checkpoint, "code_predictor", **{"record": False, **options})))
@@ -116,7 +116,7 @@ def generate(model: Any, seed: Seed, **options: Any) -> Any:
 
 
 def assert_frame_equals_the_reference(codes: list[int], embedding: torch.Tensor, model: Any, seed: Seed) -> None:
-    """Code for code unless the reference itself was undecided; the embeddings are summed as it sums them."""
+    """Compare code for code, except where the reference has a near tie; embeddings are summed as the reference does."""
     truth = generate(model, seed, do_sample=False, output_logits=True)
     expected = [seed.code, *truth.sequences[0].tolist()]
     assert len(codes) == len(expected)
@@ -148,7 +148,7 @@ def test_a_voice_alone_gets_the_references_frames(
 def test_voices_that_come_and_go_get_the_references_frames(
     checkpoint: str, partners: Callable[..., Partners], reference: Any
 ) -> None:
-    """Nine voices whose seeds come at random times, so that every batch has other rows; three are aborted."""
+    """Nine utterances whose seeds arrive at random times, so that every batch has other rows; three are aborted."""
     model = reference(checkpoint)
     dice = random.Random(3)
     said = {f"voice {number}": seeds(model, dice.randint(3, 12), seed=number) for number in range(9)}
@@ -198,7 +198,7 @@ def test_beyond_max_batch_the_seeds_that_came_first_go_first(partners: Callable[
 def test_sampled_codes_follow_the_references_probabilities(
     temperature: float, checkpoint: str, partners: Callable[..., Partners], reference: Any
 ) -> None:
-    """Chi-square of the first residual over 3000 seeds, against the scores that the reference's sampling draws from."""
+    """Chi-square test of the first residual code over 3000 seeds, against the reference's distribution."""
     model = reference(checkpoint)
     [start] = seeds(model, 1, seed=9)
     truth = generate(model, start, do_sample=True, temperature=temperature, top_k=50, top_p=0.8, output_scores=True)
@@ -244,7 +244,7 @@ def test_a_seed_repeats_a_voice_alone_and_in_any_company(partners: Callable[...,
 
 
 def test_what_is_not_recorded_yet_is_recorded_in_spare_time(partners: Callable[..., Partners], reference: Any) -> None:
-    """A voice that comes meanwhile goes first; when all is recorded there is nothing to do."""
+    """An utterance that arrives meanwhile goes first; when everything is recorded, there is nothing to do."""
     room = partners("nano", record=True, max_batch=2)
     assert room.stage.has_work
     room.start("a")

@@ -1,4 +1,4 @@
-"""The code predictor in bfloat16 on a GPU, by what it asks of it: copies, kernels, and what can be captured."""
+"""The code predictor in bfloat16 on a simulated GPU makes the expected copies and kernels, and can be captured."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from tests.cuda_rules import CudaRules, HostRead
 
 SAMPLED = Sampling(temperature=0.9, top_k=50, top_p=0.8, min_p=0.1, seed=1)
 
-# Kernels of one frame at the 30B's sizes, of any number of voices.
+# Kernels of one frame at the 30B's sizes, for any number of utterances.
 KERNELS = {"greedy": 2551, "sampled": 3011}
 
 
 @pytest.fixture
 def predictor(cuda: CudaRules, on_cuda: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> CodePredictor:
-    """With its graphs captured by the code that captures them on a GPU."""
+    """The stage with its graphs captured by the code that captures them on a GPU."""
     monkeypatch.setattr(graphs, "WARM_UPS", 0)
     return CodePredictor(on_cuda("code_predictor", CodePredictorOptions(dtype="bfloat16", max_batch=2)))
 
 
 def seeded(predictor: CodePredictor, voices: int) -> None:
-    """Give each of some voices the seed of a frame, of which the first is greedy."""
+    """Give each of some utterances the seed of a frame; the first one is greedy."""
     hidden = torch.zeros(predictor._network.hidden_size, dtype=torch.bfloat16)
     for voice in range(voices):
         start = PredictorStart(SAMPLED if voice else Sampling())
@@ -44,7 +44,7 @@ def seeded(predictor: CodePredictor, voices: int) -> None:
 
 def test_a_step_copies_as_often_for_many_voices_as_for_two(cuda: CudaRules, predictor: CodePredictor) -> None:
     seen = []
-    for voices in (2, 6):  # of which two are computed, by a graph, and six without one
+    for voices in (2, 6):  # two are computed by a graph, and six without one
         predictor._network.max_batch = voices
         seeded(predictor, voices)
         cuda.forget()
@@ -59,7 +59,7 @@ def test_a_step_copies_as_often_for_many_voices_as_for_two(cuda: CudaRules, pred
     assert seen[0] == seen[1]
     assert seen[0] == {
         "stages.code_predictor.stage:CodePredictor._compute": 2,  # states and codes
-        "stages.code_predictor.choice:Choice.of": 2,  # who is greedy, and the draws
+        "stages.code_predictor.choice:Choice.of": 2,  # which rows are greedy, and the draws
         "stages.sampling:Filters.of.<locals>.column": 4,
     }
 

@@ -1,4 +1,4 @@
-"""Text grows as the tokenizer's own decode would have it, and stop strings never show."""
+"""Text grows as the tokenizer's own decode would write it, and stop strings are never shown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def table(tokenizer: Any) -> TokenTable:
 
 
 def run(transcript: Transcript, ids: list[int]) -> list[str]:
-    """Everything the transcript shows, step by step."""
+    """Everything that the transcript shows, step by step."""
     shown = []
     for token in ids:
         transcript.push(token)

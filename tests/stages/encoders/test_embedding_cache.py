@@ -1,4 +1,4 @@
-"""The cache forgets what was used longest ago, and never holds more than its bytes."""
+"""The cache drops the least recently used entries, and never holds more than its limit of bytes."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The encoders give the reference's embeddings: alone, batched over requests, and out of the cache."""
+"""The encoders' embeddings equal the reference's: alone, batched over requests, and from the cache."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,7 +40,7 @@ def vision_works(features: Features) -> list[VisionWork]:
 
 @pytest.fixture(scope="session")
 def audio_works(features: Features) -> list[AudioWork]:
-    """Requests with sounds from 25 ms to 20 s; some where all are shorter than a second."""
+    """Requests with sounds from 25 ms to 20 s; in some, all are shorter than a second."""
     lengths = [[2.3], [0.4], [0.025], [1.0, 0.31, 3.999], [0.62, 0.4], [20.0], [8.0, 16.01]]
     return [features.sounds([tone(seconds, seed=i) for i, seconds in enumerate(request)]) for request in lengths]
 

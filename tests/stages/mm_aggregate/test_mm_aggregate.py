@@ -1,4 +1,4 @@
-"""mm_aggregate builds the thinker's request, whatever order its parts arrive in."""
+"""mm_aggregate builds the thinker's request, in whatever order its parts arrive."""
 
 from itertools import permutations
 from typing import Any
@@ -12,7 +12,7 @@ from stages.mm_aggregate.cache_ids import FIRST_CACHE_ID
 from stages.mm_aggregate.stage import Aggregate
 
 HIDDEN, LAYERS, LENGTH = 4, 3, 12
-# A picture, then a clip whose rows alternate with those of its sound.
+# A picture, then a clip whose rows alternate with its sound's rows.
 IMAGE, CLIP, SOUND = [1, 2], [5, 7, 8], [6, 9]
 
 
@@ -38,7 +38,7 @@ def prompt(
 
 
 def rows_from(start: int, count: int) -> torch.Tensor:
-    """Embedding rows whose values say which they are."""
+    """Embedding rows whose values identify them."""
     return (torch.arange(start, start + count).float()[:, None]).expand(count, HIDDEN).contiguous()
 
 

@@ -1,4 +1,4 @@
-"""Sounds of every format come out as one waveform at 16 kHz; bad ones are refused by name."""
+"""Sounds of every format are decoded to one waveform at 16 kHz; bad ones are refused by name."""
 
 import contextlib
 import io
@@ -31,7 +31,7 @@ def refused(data: bytes) -> ErrorInfo:
 
 
 def similar(heard: numpy.ndarray, played: numpy.ndarray) -> float:
-    """Correlation at the best of the delays that codecs cause."""
+    """The highest correlation over the delays that codecs cause."""
     length = min(len(heard), len(played)) - 2400
     best = max(
         numpy.correlate(heard, played[start : start + length], "valid").max()
@@ -59,7 +59,7 @@ def in_container(sound: numpy.ndarray, layout: str, *, format: str, codec: str, 
 
 
 def wav_claiming(size: int) -> bytes:
-    """A second of 16-bit sound whose header says `size` bytes of it follow."""
+    """A second of 16-bit sound whose header claims `size` bytes."""
     data = bytearray(sound_file(tone(1), subtype="PCM_16"))
     struct.pack_into("<I", data, WAVE_HEADER - 4, size)
     return bytes(data)

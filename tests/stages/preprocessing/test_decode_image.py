@@ -1,4 +1,4 @@
-"""Pictures of every format come out as the reference's loader would give them; bad ones are refused by name."""
+"""Pictures of every format are decoded as by the reference's loader; bad ones are refused by name."""
 
 import io
 import struct
@@ -27,7 +27,7 @@ def refused(data: bytes) -> ErrorInfo:
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A PNG that says it is that large, with next to nothing in it."""
+    """A PNG that claims this size, with almost no data."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))

@@ -36,7 +36,7 @@ def refused(data: bytes) -> ErrorInfo:
 
 
 def rotated(mp4: bytes, quarter_turns: int) -> bytes:
-    """The same file, to be shown turned clockwise: phones record like this."""
+    """The same file, marked to be shown turned clockwise, as phones record."""
     cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarter_turns % 4]
     matrix = [cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30]
     at = mp4.index(b"tkhd") + 4 + 40  # after version, flags, times, id, duration, layer, volume
@@ -45,7 +45,7 @@ def rotated(mp4: bytes, quarter_turns: int) -> bytes:
 
 
 def header_first(mp4: bytes) -> bytes:
-    """The same file with its index before its frames, as it is put on the web."""
+    """The same file with its index before its frames, as usual on the web."""
     media, index = mp4.index(b"mdat") - 4, mp4.index(b"moov") - 4
     header = bytearray(mp4[index:])
     table = header.index(b"stco") + 8
@@ -120,7 +120,7 @@ def test_sound_is_noticed() -> None:
 
 
 def avi(*pictures: bytes) -> bytes:
-    """One that claims 64×48 pixels, of these JPEG files."""
+    """A clip that claims 64×48 pixels, made of these JPEG files."""
     file = io.BytesIO()
     with av.open(file, "w", format="avi") as container:
         stream = container.add_stream("mjpeg", rate=10)
@@ -142,7 +142,7 @@ def growing() -> bytes:
 
 
 def claiming(width: int, height: int) -> bytes:
-    """A clip whose frames say they are that large, with next to nothing in them."""
+    """A clip whose frames claim this size, with almost no data."""
     data = bytearray(jpeg(64, 48))
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")

@@ -22,7 +22,7 @@ def tokens(processor: Any) -> MediaTokens:
 
 
 class RandomPrompt:
-    """A tokenised conversation of random text and media: what our functions take, and what the reference takes."""
+    """A tokenised conversation of random text and media, as arguments of our functions and of the reference's."""
 
     def __init__(self, seed: int, tokens: MediaTokens, vision_borders: tuple[int, int]) -> None:
         draw = random.Random(seed)
@@ -54,7 +54,7 @@ class RandomPrompt:
         return [draw.randint(10, 200) for _ in range(draw.choice([0, 0, 1, 2, 7, 300]))]
 
     def reference(self, layout: PromptLayout, thinker: Any) -> tuple[torch.Tensor, float]:
-        """Positions of the prompt, and next position less next index as the reference's `generate` counts on."""
+        """Positions of the prompt, and the reference's offset of the next position from the next index."""
         ids = torch.from_numpy(layout.ids)[None]
         image, video = (torch.tensor(self.grids[kind]) if self.grids[kind] else None for kind in ("image", "video"))
         positions, _ = thinker.get_rope_index(
@@ -90,6 +90,6 @@ def test_rows_of_a_sound_follow_the_reference(frames: int, rows: int) -> None:
 
 @pytest.mark.parametrize("step", [float("inf"), 1e38, float("nan")])
 def test_positions_that_are_no_numbers_go_no_further(step: float) -> None:
-    """What attention made of them would stay in the prefix cache, for every prompt that begins alike."""
+    """Attention's results for such positions would stay in the prefix cache, for every prompt that begins alike."""
     with numpy.errstate(all="ignore"), pytest.raises(OmniError, match="too large for float32"):
         mrope_positions([5, 3], [MediumRows("video", (4, 2, 2), seconds_per_step=step)], 25.0)

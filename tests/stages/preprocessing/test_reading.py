@@ -1,4 +1,4 @@
-"""Media are read in a process of their own, which may break without harm to anything but their request."""
+"""Media are read in a separate process, whose crash harms only their own request."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read_media(*arrays: numpy.ndarray) -> ReadMedia:
 
 
 class Obedient:
-    """A reader that does what the content of each medium says."""
+    """A reader that does what each media item's content says."""
 
     def read(
         self, media: list[Media], video: VideoOptions, text_tokens: int, begin: Callable[[int], None]
@@ -43,7 +43,7 @@ class Obedient:
             begin(index)
             match bytes(medium.data.buffer()):
                 case b"crash":
-                    faulthandler.disable()  # it would tell the whole terminal
+                    faulthandler.disable()  # it would print to the whole terminal
                     os.kill(os.getpid(), signal.SIGSEGV)
                 case b"noise":
                     os.write(1, b"noise")
@@ -61,7 +61,7 @@ class Obedient:
 
 @pytest.fixture
 def readers() -> Callable[[], list[psutil.Process]]:
-    """Tells the processes that a test has started: servers that other tests share may be there before."""
+    """Lists the processes that a test has started; servers that other tests share may already run."""
     before = psutil.Process().children()
     return lambda: [child for child in psutil.Process().children() if child not in before]
 

@@ -1,4 +1,4 @@
-"""What the talker is given of a prompt equals what the reference cuts out of it, over random conversations."""
+"""The talker's part of a prompt equals the part that the reference cuts out, over random conversations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tokens(processor: Any) -> MediaTokens:
 
 
 def in_turns(config: Qwen3OmniMoeConfig, skeleton: list[int], seed: int) -> list[int]:
-    """A user turn with this content, perhaps behind a system turn or an exchange, and the opening of the answer."""
+    """A user turn with this content, perhaps after a system turn or an exchange, and the opening of the answer."""
     start, end = config.im_start_token_id, config.im_end_token_id
     newline = 198
     user, assistant, system = config.user_token_id, config.assistant_token_id, config.system_token_id
@@ -60,7 +60,7 @@ def test_rows_and_positions_equal_the_references(
 
     heard = torch.cat([ids[user], torch.full((ASSISTANT_ROWS,), config.tts_pad_token_id)])[None]
     image, video = (torch.tensor(prompt.grids[kind]) if prompt.grids[kind] else None for kind in ("image", "video"))
-    expected = thinker.get_rope_index(  # the talker's own is the same function, and is not told of sound in clips
+    expected = thinker.get_rope_index(  # the talker's own is the same function, but is not told about sound in clips
         heard, image, video, torch.ones_like(heard), False,
         torch.tensor(prompt.mel_frames), torch.tensor(prompt.seconds_per_step),
     )[0][:, 0].numpy()  # fmt: skip

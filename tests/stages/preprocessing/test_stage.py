@@ -1,4 +1,4 @@
-"""preprocessing gives what the reference's processor gives, for every kind of conversation."""
+"""The output of preprocessing equals that of the reference's processor, for every kind of conversation."""
 
 from typing import Any
 

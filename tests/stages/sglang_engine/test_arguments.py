@@ -1,4 +1,4 @@
-"""Our options as SGLang's server arguments: what may be said, and how much of a GPU an engine asks for."""
+"""Our options become SGLang's server arguments: which are allowed, and how much of a GPU an engine requests."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def arguments(**changed: Any) -> Any:
     ("static", "free", "fraction"),
     [
         (40, 80, 0.52),  # alone on its GPU
-        (40, 60, 0.6933),  # others have 20: more of what is left
+        (40, 60, 0.6933),  # others use 20 GiB: a larger fraction of the rest
         (10, 20, 0.58),
         (60, 62, 0.98),  # never all of it
     ],

@@ -1,4 +1,4 @@
-"""What a checkpoint lacks is named as the checkpoint would name it."""
+"""Missing tensors are reported by the names that the checkpoint would use."""
 
 from __future__ import annotations
 

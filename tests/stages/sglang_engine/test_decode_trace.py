@@ -1,4 +1,4 @@
-"""What is repeated without Python is what SGLang's modules compute, for batches of all sizes and lengths."""
+"""The recording's results equal those of SGLang's modules, for batches of all sizes and lengths."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def engine(tiny_checkpoint: Path) -> Iterator[Engine]:
 
 
 class Compared:
-    """Computes each batch as well as repeating it; notes its size, and the largest difference of a logit."""
+    """Both computes and repeats each batch, and notes its size and the largest difference of a logit."""
 
     def __init__(self, engine: Engine) -> None:
         self.seen: list[tuple[int, float]] = []
@@ -58,7 +58,7 @@ def compared(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Compared:
 
 
 def generate(engine: Engine, lengths: dict[int, int]) -> None:
-    """Answer prompts of some lengths, each with so many tokens, all at once."""
+    """Answer prompts of some lengths all at once, each with the given number of tokens."""
     for prompt, tokens in lengths.items():
         ids = torch.randint(2, 2000, (prompt,), generator=torch.Generator().manual_seed(prompt))
         rows = PromptRows(ids=ids, positions=None, delta=0.0)

@@ -1,4 +1,4 @@
-"""Quantised weights become the numbers that they stand for: by our arithmetic, by that of libraries, and in full."""
+"""Quantised weights are dequantised correctly, compared with our own packing, with libraries, and in a whole model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_awq_is_read_as_sglang_reads_it() -> None:
 
 @pytest.mark.parametrize("form", ["packed", "packed-zeros"])
 def test_compressed_tensors_packs_as_its_library_does(form: str) -> None:
-    """The library's own packing of some numbers, and what they are times their scales."""
+    """The library's own packing of some numbers, and these numbers times their scales."""
     generator = torch.Generator().manual_seed(1)
     numbers = torch.randint(-8, 8, (24, 4 * BLOCK), generator=generator, dtype=torch.int8)
     zeros = torch.randint(-8, 8, (24, 4), generator=generator, dtype=torch.int8)
@@ -68,7 +68,7 @@ def test_zero_points_of_gptq_version_2_are_stored_as_they_are() -> None:
 
 
 def sum_of_nibbles(words: torch.Tensor, more: int) -> torch.Tensor:
-    """Each four bits of integers, and `more`."""
+    """Each four bits of integers, plus `more`."""
     raised = [((words >> 4 * place) & 15) + more for place in range(8)]
     return torch.stack([one << 4 * place for place, one in enumerate(raised)]).sum(0).to(torch.int32)
 

@@ -1,4 +1,4 @@
-"""The engine gives the reference's tokens however requests are mixed, and leaves nothing behind."""
+"""The engine's tokens equal the reference's however requests are mixed, and it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def engine(tiny_checkpoint: Path, habits: bool) -> Iterator[Engine]:
         eos_ids=[end_of_turn_id(read_config(str(tiny_checkpoint)))],
         max_total_tokens=KV_TOKENS,
         max_running_requests=8,
-        # Whoever may end early is let in although all might not fit: SGLang takes memory back from some later.
+        # SGLang admits requests that may end early although not all might fit, and takes memory back from some later.
         options={"chunked_prefill_size": 32, "schedule_conservativeness": 0.1},
         tap_layer=1,
     )
@@ -117,7 +117,7 @@ def test_all_at_once_in_more_than_the_memory_holds(
 
 
 def test_answers_survive_the_loss_of_their_memory(engine: Engine) -> None:
-    """Also those with media, whose rows are needed again, and whose states the talker is given."""
+    """This includes prompts with media, whose rows are needed again, and whose states go to the talker."""
 
     def requests(pictures: int) -> list[Generation]:
         return [with_picture(f"p{index}", index, pictures, engine.hidden_size) for index in range(8)]
@@ -135,7 +135,7 @@ def test_answers_survive_the_loss_of_their_memory(engine: Engine) -> None:
 
 
 def with_picture(name: str, seed: int, picture: int, width: int) -> Generation:
-    """A prompt of 40 to 47 rows, ten of them a picture's, and a long answer; another `picture` only for the cache."""
+    """A prompt of 40 to 47 rows, ten of a picture, with a long answer; another `picture` differs only for the cache."""
     random = torch.Generator().manual_seed(seed)
     prompt = torch.randint(2, 2000, (40 + seed,), generator=random)
     media = torch.arange(5, 15)
@@ -170,7 +170,7 @@ def test_norms_and_experts_write_into_their_inputs_as_on_a_gpu(engine: Engine, h
 def test_batches_are_padded_as_on_a_gpu(
     engine: Engine, habits: bool, prompts: list[torch.Tensor], truths: list[Greedy]
 ) -> None:
-    """With the habits, where SGLang's own runner fills a graph's buffers up."""
+    """Only with the habits, under which SGLang's own runner fills a graph's buffers."""
     if not habits:
         pytest.skip("one recording serves all sizes")
     graphs = engine._scheduler.tp_worker.model_runner.decode_cuda_graph_runner
@@ -183,7 +183,7 @@ def test_batches_are_padded_as_on_a_gpu(
             for event in engine.step():
                 answers.setdefault(event.request_id, []).append(event)
             padded.add((graphs.raw_bs, graphs.bs))
-            # What padding computes is garbage, so that somebody who reads it would be seen.
+            # Padding's results are garbage, so that reading them would be noticed.
             assert graphs.buffers.next_token_logits_buffer[graphs.raw_bs : graphs.bs].isnan().all()
         for index in some:
             assert ids(answers.pop(f"{index}")) == truths[index].ids
@@ -244,7 +244,7 @@ def test_equal_ids_with_other_cache_ids_share_nothing(
     run(engine, generation("first", prompts[1]))
     other = generation("other", prompts[1])
     other.cache_ids = prompts[1].clone()
-    other.cache_ids[0] = 1 << 30  # as if the first row were of some picture; its embedding stays that of the text
+    other.cache_ids[0] = 1 << 30  # as if the first row belonged to a picture; its embedding stays the text's
     other.rows = PromptRows(
         ids=prompts[1],
         positions=None,
@@ -355,7 +355,7 @@ def test_weights_and_cache_take_what_the_plan_says(engine: Engine, tiny_checkpoi
 def test_tables_are_made_by_the_first_step_and_stay_where_they_are(
     engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]
 ) -> None:
-    """As on a GPU, where SGLang captures decode steps before there is an engine."""
+    """As on a GPU, where SGLang captures decode steps before the engine exists."""
     model = engine.model
     recorded, table = model.recorded, model.position_deltas
     model.recorded, model.position_deltas = None, torch.zeros(0)

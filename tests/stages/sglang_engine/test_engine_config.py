@@ -1,4 +1,4 @@
-"""SGLang finds in what it is told, by the names of our models, exactly the layers that a checkpoint leaves plain."""
+"""The config for SGLang lists, by our models' names, exactly the layers that a checkpoint leaves plain."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LAYERS = (
     "mlp.shared_expert.down_proj",
 )
 
-# Of twelve layers, what each of these keeps plain: for each fused layer the modules of the checkpoint.
+# The modules that are plain in a model of twelve layers, grouped by fused layer.
 PLAIN = {
     "model.layers.1.self_attn.qkv_proj": MODULES[:3],
     "model.layers.2.self_attn.o_proj": MODULES[3:4],

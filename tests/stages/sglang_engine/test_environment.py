@@ -1,4 +1,4 @@
-"""What SGLang finds in the environment: our defaults, and the operator's words where there are any."""
+"""SGLang's environment has our defaults, and the operator's values if there are any."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The torch form of experts that a float32 engine on a GPU runs: the same sums as the others, nothing read back."""
+"""The experts of a float32 engine on a GPU, in torch, compute the same sums as the others, and read nothing back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXPERTS, WIDTH, INNER, CHOSEN = 8, 16, 12, 3
 
 
 def batch(tokens: int, **options: Any) -> tuple[Any, Any, Any]:
-    """A method, a layer and a batch of tokens, each with experts of its own."""
+    """A method, a layer, and a batch of tokens, each routed to its own experts."""
     torch.manual_seed(0)
     config = SimpleNamespace(activation="silu", apply_router_weight_on_input=False, **options)
     method = SimpleNamespace(moe_runner_config=config)
@@ -48,7 +48,7 @@ def test_rows_that_fill_a_captured_step_up_disturb_no_other() -> None:
 
 
 def test_nothing_depends_on_values() -> None:
-    """On ``meta`` there are none, and whatever asks for one fails; so would a capture."""
+    """Tensors on ``meta`` have no values, so code that reads one fails, as it would in a capture."""
     method, layer, work = batch(5)
     layer = SimpleNamespace(w13_weight=layer.w13_weight.to("meta"), w2_weight=layer.w2_weight.to("meta"))
     weights, experts, _ = work.topk_output

@@ -1,4 +1,4 @@
-"""SGLang's kernels that come as source are compiled with what a worker on a GPU is given."""
+"""SGLang's kernels that come as source compile with the toolkit that a worker on a GPU gets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from omni_pipeline.kernels import cuda_toolkit, toolchain
 
-# Compiled at the first step of every engine on a GPU, and smaller than the others.
+# This kernel is compiled at the first step of every engine on a GPU, and is smaller than the others.
 SMALL_KERNEL = """
 import torch
 from sglang.kernels.jit.utils import arch
@@ -25,7 +25,7 @@ with arch.override_jit_cuda_arch(9, 0):
 def test_sglang_compiles_a_kernel_for_hopper_without_an_installed_toolkit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From its generated build file to the module that it loads, for which no GPU is needed."""
+    """This tests all from the generated build file to the loaded module, for which no GPU is needed."""
     monkeypatch.setattr(cuda_toolkit, "USUAL", tmp_path / "no-cuda")
     bare = {name: value for name, value in os.environ.items() if name not in ("CUDA_HOME", "CUDA_PATH")}
     bare |= {"PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path)}

@@ -1,4 +1,4 @@
-"""What workers share by fork is really imported before they are forked."""
+"""The modules that workers share by fork are really imported before the fork."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A group of one needs no threads, and its collectives still give what they should."""
+"""A group of one rank needs no threads, and its collectives still return correct results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stages.sglang_engine.process_groups import quiet_single_rank_groups
 
 
 def threads() -> int:
-    """How many this process has. Not by name: a thread takes its own name only when it first runs."""
+    """Number of threads of this process. They are not found by name: a thread gets its name only when it first runs."""
     return len(os.listdir("/proc/self/task"))
 
 

@@ -1,4 +1,4 @@
-"""The rotary angles: the reference's frequencies, on the device on which the model is built."""
+"""The rotary angles have the reference's frequencies, and are on the device on which the model is built."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEAD_DIM, THETA, SECTIONS = 128, 1_000_000, [24, 20, 20]
 
 @pytest.fixture
 def loading() -> None:
-    """As SGLang sets it while it builds a model, for the time of a test."""
+    """Set the default device during a test, as SGLang does while it builds a model."""
     torch.set_default_dtype(torch.bfloat16)
     yield
     torch.set_default_dtype(torch.float32)

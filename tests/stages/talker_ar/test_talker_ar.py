@@ -1,7 +1,7 @@
-"""A voice says the same whatever others do, waits alone when something of it is late, and leaves nothing behind.
+"""An utterance is the same whatever others do, waits alone if its input is late, and leaves nothing behind.
 
-The predictor is played by a fixed table from code to frame embedding; that the codes are the reference's is shown where
-the real one is in the ring (`tests/equality/test_spoken.py`).
+A fixed table from code to frame embedding plays the predictor's part. `tests/equality/test_spoken.py` has the real one
+in the ring, and shows that the codes equal the reference's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from stages.talker_ar.stage import Talker
 from tests.stages.plans import engine_bytes, needs
 
 FRAMES = 12
-# Room for about three voices. Whoever may end early is let in although all might not fit, and SGLang takes memory back.
+# Room for about three utterances. SGLang admits requests that may end early although not all might fit, and takes
+# memory back later.
 KV_TOKENS = 192
 ENGINE = {"chunked_prefill_size": 16, "schedule_conservativeness": 0.1}
 
@@ -36,7 +37,7 @@ def talker(tiny_checkpoint: Any, tmp_path_factory: pytest.TempPathFactory, habit
 
 
 class Ring:
-    """Drives the stage, with the predictor's part played by a table."""
+    """Drives the stage; a table plays the predictor's part."""
 
     def __init__(self, talker: Talker) -> None:
         self.talker = talker
@@ -47,7 +48,7 @@ class Ring:
         self._due: list[tuple[str, int]] = []
 
     def begin(self, name: str, which: int, *, length: int = 24, **sampling: Any) -> None:
-        """Give one of many prompts; a longer or shorter one for another `length`."""
+        """Send one of many prompts; `length` is its number of tokens."""
         ids = torch.randint(0, 2000, (length,), generator=torch.Generator().manual_seed(which))
         greedy = Sampling(**{"repetition_penalty": 1.05, "max_tokens": FRAMES + 1, "ignore_eos": True, **sampling})
         speech = SpeechOptions("ethan", greedy, greedy)
@@ -56,7 +57,7 @@ class Ring:
         self.talker.receive(Start(name, "thinker", "talker_ar", prompt))
 
     def say(self, name: str, *ids: int, last: bool = True) -> None:
-        """Give text, and perhaps its end."""
+        """Send text, and perhaps its end."""
         if ids:
             self.talker.receive(Chunk(name, "thinker", "talker_ar", Tokens(list(ids))))
         if last:
@@ -78,7 +79,7 @@ class Ring:
                 self._due.append((message.request_id, message.body.code))
 
     def run(self) -> dict[str, list[int]]:
-        """Go on until nothing moves any more."""
+        """Go on until there is nothing left to do."""
         while self.talker.has_work or self._due:
             self.turn()
         return self.codes
@@ -97,7 +98,7 @@ def ring(talker: Talker) -> Iterator[Ring]:
 
 @pytest.fixture(scope="module")
 def alone(talker: Talker) -> Callable[[int], list[int]]:
-    """What one of the voices says by itself."""
+    """The codes of one of the utterances when it is alone."""
 
     def codes(which: int, **options: Any) -> list[int]:
         ring = Ring(talker)
@@ -126,7 +127,7 @@ def test_many_voices_in_too_little_memory_say_what_they_say_alone(ring: Ring, al
 
 
 def test_voices_survive_the_loss_of_their_memory(ring: Ring, alone: Callable[..., list[int]]) -> None:
-    """SGLang takes memory back only from those that may end before their limit."""
+    """SGLang takes memory back only from requests that may end before their limit."""
     endless = {"max_tokens": 40, "min_tokens": 40, "ignore_eos": False}
     before = ring.talker.stats()["preemptions"]
     for seed in range(6):
@@ -146,7 +147,7 @@ def test_a_voice_without_text_waits_alone(ring: Ring, alone: Callable[..., list[
     ring.run()
     assert ring.ended == {"other"}
     assert ring.codes["other"] == alone(2)
-    assert ring.codes["late"] == alone(1)[:2]  # one frame needs no text beyond the first token, the second has its own
+    assert ring.codes["late"] == alone(1)[:2]  # the first token's text is enough for one frame
     ring.say("late", 3, 4, 5, 6)
     assert ring.run()["late"] == alone(1)
 
@@ -182,7 +183,7 @@ def test_abort_at_any_moment_disturbs_nobody(ring: Ring, alone: Callable[..., li
 
 
 def test_cache_takes_what_the_plan_says(talker: Talker, tiny_checkpoint: Any) -> None:
-    """Not the weights: on a CPU, SGLang pads experts of this small a width."""
+    """The weights are not compared, because on a CPU SGLang pads experts of such a small width."""
     _, token = engine_bytes(talker._engine)
     cache = needs(tiny_checkpoint, "talker_ar", TalkerOptions()).cache
     assert cache is not None

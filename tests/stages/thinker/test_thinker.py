@@ -1,4 +1,4 @@
-"""The talker is told the words of a text that stay, as they become certain, and then that the text is over."""
+"""The talker gets a text's tokens as they become certain, and then the end of the text."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Writers:
     """A thinker and the decode stage behind it.
 
     Attributes:
-        text: What readers got, by request.
-        told: The ids that the talker got, in its messages.
+        text: The text that readers got, by request.
+        told: The ids that the talker got, message by message.
         ends: How the talker's streams ended.
     """
 
@@ -56,11 +56,11 @@ class Writers:
         self._stages["thinker"].receive(Start(name, "mm_aggregate", "thinker", request))
 
     def words(self, name: str) -> list[int]:
-        """All that the talker was told of an answer."""
+        """All ids of an answer that the talker got."""
         return [token for ids in self.told[name] for token in ids]
 
     def run(self) -> Writers:
-        """Go on until nothing moves any more."""
+        """Go on until there is nothing left to do."""
         while any(stage.has_work for stage in self._stages.values()):
             for stage in self._stages.values():
                 for message in list(stage.step()) if stage.has_work else ():
