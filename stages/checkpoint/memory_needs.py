@@ -155,7 +155,7 @@ def vocoder(situation: Situation) -> Needs:
 def _engine(
     situation: Situation, decoder: DecoderConfig, *, extra_width: int, cache: Cache, vocabulary: int, requests: int
 ) -> Needs:
-    """What a language-model stage needs: thinker or talker.
+    """What a language-model stage (thinker or talker) needs.
 
     Args:
         extra_width: Values of each prefilled token that come in besides the residual stream.

@@ -28,7 +28,7 @@ class Streams(NamedTuple):
 
     @classmethod
     def of(cls, slots: Sequence[int], done: Sequence[int], device: torch.device) -> Streams:
-        """For utterances with so many frames `done`; either all of these are 0 or none is."""
+        """The streams of utterances with `done` frames decoded; either all of these are 0 or none is."""
         return cls(slots, torch.tensor(slots, device=device), torch.tensor(done, device=device), not done[0])
 
     def read(self, kept: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class _SpeechStream:
 
 
 class Code2Wav:
-    """Decodes one batch of equally long chunks in each step; see `stage.Stage` for the methods."""
+    """Decodes one batch of equally long chunks in each step; see `contract.stage.Stage` for the methods."""
 
     def __init__(self, context: StageContext) -> None:
         options: Code2WavOptions = context.options

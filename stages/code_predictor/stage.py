@@ -46,7 +46,7 @@ class _FrameStream:
 
 
 class CodePredictor:
-    """Computes one frame for every utterance that has a seed; see `stage.Stage` for the methods."""
+    """Computes one frame for every utterance that has a seed; see `contract.stage.Stage` for the methods."""
 
     def __init__(self, context: StageContext) -> None:
         options: CodePredictorOptions = context.options

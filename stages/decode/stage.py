@@ -47,7 +47,7 @@ class _DecodedText:
 
 
 class Decode:
-    """Decodes all requests that have new tokens; see `stage.Stage` for the methods."""
+    """Decodes all requests that have new tokens; see `contract.stage.Stage` for the methods."""
 
     def __init__(self, context: StageContext) -> None:
         self.name = context.name

@@ -19,7 +19,7 @@ from stages.messages import AudioItem, AudioRows, AudioWork
 
 
 class AudioEncoder(MediaEncoder[AudioItem]):
-    """Takes `AudioWork` and gives `AudioRows`.
+    """Turns `AudioWork` into `AudioRows`.
 
     The tower cuts sounds into chunks of 100 frames and pads them to the longest chunk of the call. Padding leaks into
     the last rows of a shorter chunk. So the chunks are padded here, to the length to which the reference would pad

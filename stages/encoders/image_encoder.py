@@ -23,7 +23,7 @@ from stages.messages import VisionItem, VisionRows, VisionWork
 
 
 class ImageEncoder(MediaEncoder[VisionItem]):
-    """Takes `VisionWork` and gives `VisionRows`.
+    """Turns `VisionWork` into `VisionRows`.
 
     Attention stays within a frame, so batching over requests does not change results.
     """

@@ -31,7 +31,7 @@ class Assembly(Struct):
 
 
 class Aggregate:
-    """Takes `Prompt`, `VisionRows` and `AudioRows` in any order and gives `ThinkerRequest`."""
+    """Takes `Prompt`, `VisionRows` and `AudioRows` in any order, and sends `ThinkerRequest`."""
 
     def __init__(self, context: StageContext) -> None:
         self.name = context.name

@@ -95,7 +95,7 @@ class Features:
             output = self._videos(
                 videos=[torch.from_numpy(chunk).permute(0, 3, 1, 2)],
                 size=bounds,
-                cap_pixels_per_frame=False,  # None would do the same, with a warning
+                cap_pixels_per_frame=False,  # the default does the same, with a warning
                 return_tensors="pt",
             )
             patches.append(output["pixel_values_videos"])

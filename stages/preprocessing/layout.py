@@ -72,7 +72,7 @@ def lay_out(
     """Give every placeholder of the tokenised conversation as many rows as its media item has.
 
     Args:
-        skeleton: Token ids with one placeholder for each medium, between an opening and a closing token.
+        skeleton: Token ids with one placeholder for each media item, between an opening and a closing token.
         media: The media in the order of their placeholders.
         tokens: The ids that mark media.
         ids_per_second: Time scale on which a clip's frames and sound are merged.

@@ -40,7 +40,7 @@ MERGE_IDS_PER_SECOND: float = DEFAULTS["videos_kwargs"]["position_id_per_seconds
 
 
 class Preprocessing:
-    """Takes `ChatRequest` and gives `VisionWork`, `AudioWork` (if there is something to see or hear) and `Prompt`."""
+    """Takes `ChatRequest`; sends `Prompt`, and `VisionWork` or `AudioWork` if there is something to see or hear."""
 
     def __init__(self, context: StageContext) -> None:
         self.name = context.name

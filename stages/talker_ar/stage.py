@@ -56,7 +56,7 @@ class _Utterance:
 
 
 class Talker:
-    """Speaks all requests in one continuous batch; see `stage.Stage` for the methods."""
+    """Speaks all requests in one continuous batch; see `contract.stage.Stage` for the methods."""
 
     def __init__(self, context: StageContext) -> None:
         options: TalkerOptions = context.options

@@ -61,7 +61,7 @@ class _WrittenText:
 
 
 class Thinker:
-    """Runs all requests in one continuous batch; see `stage.Stage` for the methods."""
+    """Runs all requests in one continuous batch; see `contract.stage.Stage` for the methods."""
 
     def __init__(self, context: StageContext) -> None:
         options: ThinkerOptions = context.options

@@ -83,7 +83,7 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         self.position_deltas = torch.zeros(0)
 
     def reserve(self, slots: int) -> None:
-        """Make the tables for so many KV-pool slots, unless they exist: captured steps hold their addresses."""
+        """Make the tables for this many KV-pool slots, unless they exist: captured steps hold their addresses."""
         if len(self.position_deltas) != slots:
             self.make_tables(slots)
 
