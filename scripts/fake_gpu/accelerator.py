@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -119,7 +120,10 @@ class Accelerator:
 
     def close(self) -> None:
         """End the child."""
-        if self._process.stdin is not None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended by itself
+            # The end of its input would not tell: processes that were forked here meanwhile hold the other end too.
+            self._process.stdin.write(json.dumps({"end": True}) + "\n")
             self._process.stdin.close()
         self._process.wait()
         self._answers.close()

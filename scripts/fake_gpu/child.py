@@ -40,6 +40,8 @@ def main() -> None:
         _answer(answers, {"value": loaded})
         for line in sys.stdin:
             order = json.loads(line)
+            if "end" in order:
+                break
             if "load" in order:
                 _answer(answers, {"value": {name: _import_error(name) for name in order["load"]}})
             else:

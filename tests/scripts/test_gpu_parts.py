@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -170,10 +171,13 @@ def test_graphs_that_mix_their_rows_are_found(monkeypatch: pytest.MonkeyPatch, s
 
 def test_replays_that_hold_memory_are_found(monkeypatch: pytest.MonkeyPatch, setup: Setup) -> None:
     held: list[torch.Tensor] = []
+    calls = itertools.count()
     plain = FrameGraphs.frames
 
     def hoarding(self: FrameGraphs, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        held.append(torch.ones(1024, 1024))
+        if next(calls) % 5 == 0:
+            # More than 32 MiB, which malloc takes from the system; less could come from what earlier tests freed.
+            held.append(torch.ones(9 * 1024, 1024))
         return plain(self, *given)
 
     monkeypatch.setattr(FrameGraphs, "frames", hoarding)
