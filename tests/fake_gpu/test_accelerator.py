@@ -36,10 +36,18 @@ def test_every_source_describes_the_same_gpus(words: str, accelerator: Accelerat
 def test_cuda_visible_devices_chooses_and_orders(accelerator: Accelerator) -> None:
     machine = Machine((H100, H200, H20))
     uuid = machine.devices[1].uuid
-    found = accelerator.run(inside.described, machine=machine, environment={"CUDA_VISIBLE_DEVICES": f"2,{uuid},7,0"})
+    found = accelerator.run(inside.described, machine=machine, environment={"CUDA_VISIBLE_DEVICES": f"2,{uuid}"})
     assert (
         [name for name, _, _ in found["torch"]] == [name for name, _, _ in found["detected"]] == [H20.name, H200.name]
     )
+
+
+def test_entry_that_names_no_gpu_is_refused_here_and_ends_cudas_list(accelerator: Accelerator) -> None:
+    machine = Machine((H100, H200, H20))
+    hidden = {"CUDA_VISIBLE_DEVICES": "2,7,0"}
+    assert [gpu.name for gpu in machine.visible(hidden)] == [H20.name]
+    with pytest.raises(RunFailed, match="CUDA_VISIBLE_DEVICES: '7' names no GPU"):
+        accelerator.run(inside.described, machine=machine, environment=hidden)
 
 
 def test_nothing_is_visible_where_the_environment_hides_it(accelerator: Accelerator) -> None:
