@@ -21,8 +21,9 @@ import zmq
 from msgspec import Struct
 
 from omni_pipeline.contract.graph import COLLECTOR
+from omni_pipeline.wire.codec import Codec
 from omni_pipeline.wire.counters import Distribution, Edges
-from omni_pipeline.wire.messages import Chunk, Codec, Failed, Shutdown, Work
+from omni_pipeline.wire.messages import Chunk, Failed, Shutdown, Work
 from omni_pipeline.wire.transport import Inbox, Outbox, endpoint, make_run_dir
 from omni_pipeline.worker.loop import WorkerLoop
 

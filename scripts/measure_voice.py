@@ -29,7 +29,8 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
 )
 
 from omni_pipeline.contract.stage import StageContext
-from omni_pipeline.wire.messages import Chunk, End, Start, Tensor
+from omni_pipeline.wire.messages import Chunk, End, Start
+from omni_pipeline.wire.tensor import Tensor
 from stages.checkpoint.weights import load_part, read_tensors
 from stages.code2wav.history import Streams
 from stages.code2wav.network import StreamingVocoder

@@ -35,7 +35,7 @@ OPEN_TO_STAGES = (
 )
 STAGES = (
     ("stages", "stages.messages", "stages.cuda_habits", "stages.cpu_graphs"),
-    ("stages.flags", "stages.options", "stages.sampling"),
+    ("stages.flags", "stages.options", "stages.filtered_draws"),
     ("stages.checkpoint",),
     ("stages.sglang_engine", "stages.encoders"),
     ("stages.preprocessing", "stages.mm_aggregate", "stages.decode"),

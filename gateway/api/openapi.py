@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 import msgspec
 
 from gateway.api import health_report, responses
-from gateway.api.foreign_fields import IGNORED, REFUSED
 from gateway.api.health_report import HealthReport
 from gateway.api.responses import Completion, CompletionChunk, ErrorBody, Index, Model, ModelList
 from gateway.api.schema import ChatCompletionRequest
+from gateway.api.unserved_fields import IGNORED, REFUSED
 from omni_pipeline import __version__
 
 Json: TypeAlias = dict[str, Any]
@@ -49,7 +49,7 @@ def openapi_document(*, with_keys: bool) -> Json:
     """
     kinds = (ChatCompletionRequest, Completion, CompletionChunk, ErrorBody, Model, ModelList, HealthReport, Index)
     _, schemas = msgspec.json.schema_components(kinds, ref_template=_PLACE)
-    schemas[ChatCompletionRequest.__name__]["properties"] |= _foreign_fields()
+    schemas[ChatCompletionRequest.__name__]["properties"] |= _unserved_fields()
     for kind in (*vars(responses).values(), *vars(health_report).values()):
         if isinstance(kind, type) and kind.__name__ in schemas:
             schemas[kind.__name__]["required"] = _always_there(kind)
@@ -73,7 +73,7 @@ def _always_there(kind: type[msgspec.Struct]) -> list[str]:
     return [field.name for field in msgspec.structs.fields(kind) if field.default is not msgspec.UNSET]
 
 
-def _foreign_fields() -> Json:
+def _unserved_fields() -> Json:
     """The schemas of the fields that the server knows but does not support."""
     ignored: Json = {name: {"description": "Accepted and ignored."} for name in sorted(IGNORED)}
     refused = {

@@ -1,7 +1,7 @@
 """The request body of `POST /v1/chat/completions` as strict structs: what may be sent, with types and ranges.
 
 `validation.parse` reads a body into `ChatCompletionRequest`. A null field counts as left out. Fields that the
-OpenAI API defines and this server does not support are listed in `foreign_fields`, not here.
+OpenAI API defines and this server does not support are listed in `unserved_fields`, not here.
 """
 
 from __future__ import annotations

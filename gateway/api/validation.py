@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from gateway.api import schema
-from gateway.api.foreign_fields import IGNORED, REFUSED
 from gateway.api.schema import ChatCompletionRequest
+from gateway.api.unserved_fields import IGNORED, REFUSED
 from omni_pipeline.errors import OmniError, bad_request
 
 _LONGEST_MESSAGE = 400  # a wrong value is quoted in the message, and may be megabytes

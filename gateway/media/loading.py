@@ -14,7 +14,7 @@ from gateway.media.local_files import LocalFiles
 from gateway.media.remote import Downloader, Resolve, resolve_host, too_large
 from omni_pipeline.config.schema import MediaPolicy
 from omni_pipeline.errors import OmniError, bad_request
-from omni_pipeline.wire.messages import Tensor
+from omni_pipeline.wire.tensor import Tensor
 from stages.messages import Media
 
 _AT_ONCE = 8  # media of one request that are loaded at the same time

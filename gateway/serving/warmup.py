@@ -15,7 +15,7 @@ import msgspec
 
 from gateway.answers.collector import Collector
 from omni_pipeline.errors import OmniError
-from omni_pipeline.wire.messages import Tensor
+from omni_pipeline.wire.tensor import Tensor
 from stages.messages import ChatRequest, Media, MediaRef, Modality, Sampling, SpeechOptions, Text, Turn
 from stages.routes import route
 

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from gateway.traces.chrome import summary
+from gateway.traces.perfetto_files import summary
 from gateway.traces.timeline import GATEWAY, TRANSFER, Span, Traced
 from omni_pipeline import __version__
 

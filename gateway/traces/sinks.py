@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gateway.traces.chrome import ChromeFiles
+from gateway.traces.perfetto_files import ChromeFiles
 from gateway.traces.traces import Sink
 from omni_pipeline.config.schema import Trace
 

@@ -131,7 +131,7 @@ class Graph(Struct, frozen=True):
         return tuple(stage.name for stage in self.stages)
 
     def body_types(self) -> dict[tuple[str, str], Any]:
-        """Body type of each edge, as `wire.messages.Codec` expects it."""
+        """Body type of each edge, as `wire.codec.Codec` expects it."""
         return {(edge.source, edge.target): edge.body for edge in self.edges}
 
     def narrowed(self, names: frozenset[str]) -> Graph:

@@ -15,7 +15,7 @@ from omni_pipeline.deployment.resolve import Deployment
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu
 from omni_pipeline.sizes import MIB
-from omni_pipeline.wire.messages import ITEM_SIZE
+from omni_pipeline.wire.tensor import ITEM_SIZE
 
 # On the CPU weights are held in this type unless a stage's `dtype` option says otherwise.
 CPU_DTYPE = "float32"

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import zmq
 
 from omni_pipeline.logs import fields
-from omni_pipeline.wire.messages import Codec, Message, WireError
+from omni_pipeline.wire.codec import Codec, WireError
+from omni_pipeline.wire.messages import Message
 from omni_pipeline.wire.transport import MAIN, Inbox, Outbox, Received, endpoint
 
 # Messages handled before the event loop's other tasks get their turn.

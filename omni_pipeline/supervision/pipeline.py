@@ -19,8 +19,9 @@ from omni_pipeline.supervision.fleet import Fleet, StartProgress
 from omni_pipeline.supervision.mailbox import Mailbox
 from omni_pipeline.supervision.plan import PipelinePlan
 from omni_pipeline.supervision.worker_state import WorkerReport, WorkerState
+from omni_pipeline.wire.codec import Codec
 from omni_pipeline.wire.counters import Edges, EdgeStats
-from omni_pipeline.wire.messages import Abort, Chunk, Codec, End, Failed, StageStats, Start, Work
+from omni_pipeline.wire.messages import Abort, Chunk, End, Failed, StageStats, Start, Work
 from omni_pipeline.wire.trace_notes import Notes, Took
 from omni_pipeline.wire.transport import MAIN, Received, make_run_dir
 

@@ -23,7 +23,7 @@ import zmq
 from msgspec import Struct
 
 from omni_pipeline.errors import StartupError
-from omni_pipeline.wire.messages import Buffer
+from omni_pipeline.wire.tensor import Buffer
 
 # The name of the main process's own inbox, beside those of the workers.
 MAIN = "main"

@@ -18,12 +18,11 @@ from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.contract.stage import Stage, StageBroken
 from omni_pipeline.errors import ErrorInfo, OmniError, internal, worker_lost
 from omni_pipeline.logs import fields
+from omni_pipeline.wire.codec import Codec, WireError
 from omni_pipeline.wire.counters import Edges
 from omni_pipeline.wire.messages import (
     Abort,
-    Buffer,
     Chunk,
-    Codec,
     End,
     Failed,
     Heartbeat,
@@ -32,10 +31,10 @@ from omni_pipeline.wire.messages import (
     Shutdown,
     StageStats,
     Start,
-    WireError,
     Work,
 )
 from omni_pipeline.wire.stream_numbers import ReceiveLedger, SendLedger
+from omni_pipeline.wire.tensor import Buffer
 from omni_pipeline.wire.trace_notes import Notes
 from omni_pipeline.wire.transport import Inbox, Outbox, Received
 from omni_pipeline.worker.recorder import Recorder

@@ -25,7 +25,8 @@ from omni_pipeline.contract.stage import Ranks, Stage, StageContext
 from omni_pipeline.errors import StartupError
 from omni_pipeline.logs import Format
 from omni_pipeline.os_process import die_with_parent, leave_stopping_to_parent, set_title
-from omni_pipeline.wire.messages import Codec, Pulse, Ready, StartFailed
+from omni_pipeline.wire.codec import Codec
+from omni_pipeline.wire.messages import Pulse, Ready, StartFailed
 from omni_pipeline.wire.transport import Inbox, Outbox, endpoint
 from omni_pipeline.worker import tensor_parallel
 from omni_pipeline.worker.loop import WorkerLoop

@@ -14,7 +14,8 @@ import signal
 import threading
 from types import FrameType
 
-from omni_pipeline.wire.messages import Codec, Pulse
+from omni_pipeline.wire.codec import Codec
+from omni_pipeline.wire.messages import Pulse
 from omni_pipeline.wire.transport import Outbox
 
 PULSE_SECONDS = 1.0

@@ -19,7 +19,8 @@ from collections.abc import Callable, Collection, Iterable
 
 from omni_pipeline.contract.stage import Ranks, Stage, StageBroken
 from omni_pipeline.os_process import free_port
-from omni_pipeline.wire.messages import Abort, Codec, Failed, Message, Shutdown, Step, Work
+from omni_pipeline.wire.codec import Codec
+from omni_pipeline.wire.messages import Abort, Failed, Message, Shutdown, Step, Work
 from omni_pipeline.wire.transport import Inbox, Outbox
 
 # If a follower cannot load, rank 0 has this long to fail too and to report why. Then it is ended.

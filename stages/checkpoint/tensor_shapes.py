@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from omni_pipeline.wire.messages import ITEM_SIZE
+from omni_pipeline.wire.tensor import ITEM_SIZE
 from stages.checkpoint import quantised_tensors, quantization
 from stages.checkpoint.model_config import (
     AudioConfig,

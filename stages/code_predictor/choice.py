@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from msgspec import Struct
 
+from stages.filtered_draws import Filters, is_greedy, pick, seed_key, uniform
 from stages.messages import Sampling
-from stages.sampling import Filters, is_greedy, pick, seed_key, uniform
 
 
 class Draws:

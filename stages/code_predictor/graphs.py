@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stages.code_predictor.choice import CodeChoice
 from stages.code_predictor.network import ResidualNetwork
-from stages.sampling import ALL, Filters
+from stages.filtered_draws import ALL, Filters
 
 Work: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 Replay: TypeAlias = Callable[[], tuple[Tensor, Tensor]]

@@ -12,7 +12,8 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
 
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.errors import internal
-from omni_pipeline.wire.messages import Chunk, End, Failed, Tensor, Work
+from omni_pipeline.wire.messages import Chunk, End, Failed, Work
+from omni_pipeline.wire.tensor import Tensor
 from stages import cuda_habits
 from stages.checkpoint.weights import encoder_dtype, load_part, read_tensors
 from stages.code_predictor.choice import CodeChoice, Draws

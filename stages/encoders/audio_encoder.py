@@ -10,7 +10,7 @@ from transformers import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
 from omni_pipeline.contract.stage import StageContext
-from omni_pipeline.wire.messages import Tensor
+from omni_pipeline.wire.tensor import Tensor
 from stages.checkpoint.audio_lengths import CONVOLVED_CHUNKS, FULL_CHUNK_ROWS, audio_rows
 from stages.checkpoint.weights import encoder_dtype, load_part
 from stages.encoders.batching import MediaEncoder, PendingItem

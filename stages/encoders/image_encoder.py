@@ -15,7 +15,7 @@ from transformers.vision_utils import (
 )
 
 from omni_pipeline.contract.stage import StageContext
-from omni_pipeline.wire.messages import Tensor
+from omni_pipeline.wire.tensor import Tensor
 from stages.checkpoint.weights import encoder_dtype, load_part
 from stages.encoders.batching import MediaEncoder, PendingItem
 from stages.encoders.embedding_cache import Embeddings

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy
 import torch
 
-from omni_pipeline.wire.messages import Tensor
+from omni_pipeline.wire.tensor import Tensor
 from stages.messages import MediaSpan
 
 FIRST_CACHE_ID = 2**62

@@ -9,7 +9,8 @@ import torch
 from msgspec import Struct
 
 from omni_pipeline.contract.stage import StageContext
-from omni_pipeline.wire.messages import Start, Tensor, Work
+from omni_pipeline.wire.messages import Start, Work
+from omni_pipeline.wire.tensor import Tensor
 from stages.messages import AudioRows, MediaSpan, Modality, Prompt, ThinkerRequest, VisionRows
 from stages.mm_aggregate.cache_ids import media_cache_ids
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import av
 
 from omni_pipeline.errors import bad_request
-from omni_pipeline.wire.messages import Buffer
+from omni_pipeline.wire.tensor import Buffer
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -14,7 +14,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from omni_pipeline.errors import bad_request
-from omni_pipeline.wire.messages import Buffer
+from omni_pipeline.wire.tensor import Buffer
 from stages.preprocessing.container import Extent, open_container, truncated
 from stages.preprocessing.waveform import Waveform
 

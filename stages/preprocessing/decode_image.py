@@ -9,7 +9,7 @@ import struct
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from omni_pipeline.errors import bad_request
-from omni_pipeline.wire.messages import Buffer
+from omni_pipeline.wire.tensor import Buffer
 
 # Pillow also knows formats that run other programs (EPS) or that nobody sends; those stay closed.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")

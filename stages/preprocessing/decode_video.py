@@ -12,7 +12,7 @@ from av.video.stream import VideoStream
 from msgspec import Struct
 
 from omni_pipeline.errors import bad_request
-from omni_pipeline.wire.messages import Buffer
+from omni_pipeline.wire.tensor import Buffer
 from stages.preprocessing.container import Extent, open_container, truncated
 from stages.preprocessing.decode_image import check_aspect_ratio
 

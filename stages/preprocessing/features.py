@@ -13,7 +13,7 @@ from transformers import Qwen3OmniMoeProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import Qwen3OmniMoeProcessorKwargs
 
-from omni_pipeline.wire.messages import Tensor
+from omni_pipeline.wire.tensor import Tensor
 from stages.checkpoint.audio_lengths import audio_rows
 from stages.messages import AudioItem, AudioWork, VideoOptions, VisionItem
 from stages.preprocessing.hashing import audio_key, vision_key

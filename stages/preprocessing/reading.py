@@ -22,7 +22,9 @@ from msgspec import Struct
 
 from omni_pipeline.errors import OmniError, bad_request, internal
 from omni_pipeline.os_process import die_with_parent, set_title
-from omni_pipeline.wire.messages import Buffer, Chunk, Codec, End, Failed, Start
+from omni_pipeline.wire.codec import Codec
+from omni_pipeline.wire.messages import Chunk, End, Failed, Start
+from omni_pipeline.wire.tensor import Buffer
 from stages.messages import Media, VideoOptions
 from stages.preprocessing.media import MediaReader, ReadMedia
 

@@ -8,7 +8,7 @@ import numpy
 from msgspec import Struct
 from transformers import Qwen3OmniMoeConfig
 
-from omni_pipeline.wire.messages import Tensor
+from omni_pipeline.wire.tensor import Tensor
 from stages.messages import ASSISTANT_ROWS, SpeechOptions, SpokenPrompt
 from stages.preprocessing.layout import MediumRows, PromptLayout
 from stages.preprocessing.positions import mrope_positions

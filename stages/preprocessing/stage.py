@@ -11,7 +11,8 @@ from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeProcessor
 
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.errors import OmniError, internal
-from omni_pipeline.wire.messages import Failed, Start, Tensor, Work
+from omni_pipeline.wire.messages import Failed, Start, Work
+from omni_pipeline.wire.tensor import Tensor
 from stages.messages import (
     AudioItem,
     ChatRequest,

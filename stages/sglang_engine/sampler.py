@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from sglang.srt.layers.sampler import Sampler
 
+from stages.filtered_draws import Filters, is_greedy, pick, seed_key, uniform
 from stages.messages import IdLogprob, Sampling
-from stages.sampling import Filters, is_greedy, pick, seed_key, uniform
 
 
 class SamplingState:

@@ -16,7 +16,8 @@ import torch
 
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.errors import unavailable
-from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor, Work
+from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Work
+from omni_pipeline.wire.tensor import Tensor
 from stages.checkpoint.weights import read_config, read_tensors
 from stages.messages import Finished, FrameFeedback, FrameSeed, PredictorStart, TalkerPrompt, Tokens
 from stages.options import TalkerOptions

@@ -27,7 +27,7 @@ ENGINE = "stages.sglang_engine.fed_engine:FedEngine."
 
 # Copies of a sampling step: which rows are drawn, the draws, and the filters' parameters.
 DRAWN = {SAMPLER + "OmniSampler.forward": 1, SAMPLER + "draw": 1}
-FILTERS = "stages.sampling:Filters.of.<locals>.column"
+FILTERS = "stages.filtered_draws:Filters.of.<locals>.column"
 
 # Kernels of a decode step of 8, 4, 2 and 1 requests, in the graph that repeats it.
 KERNELS = {"thinker": [160, 160, 160, 148], "talker": [107, 107, 107, 101]}

@@ -22,7 +22,8 @@ from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.errors import ErrorInfo, OmniError
 from omni_pipeline.supervision.worker_state import WorkerReport
 from omni_pipeline.wire.counters import EdgeStats
-from omni_pipeline.wire.messages import Chunk, End, Failed, StageStats, Tensor, Work
+from omni_pipeline.wire.messages import Chunk, End, Failed, StageStats, Work
+from omni_pipeline.wire.tensor import Tensor
 from omni_pipeline.wire.trace_notes import Notes
 from stages.messages import (
     AudioDelta,

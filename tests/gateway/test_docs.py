@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from gateway.api import schema
-from gateway.api.foreign_fields import IGNORED, REFUSED
 from gateway.api.openapi import openapi_document
 from gateway.api.schema import AudioFormat, ChatCompletionRequest, SamplingByStage, StageSampling
+from gateway.api.unserved_fields import IGNORED, REFUSED
 from omni_pipeline.config.schema import Limits, MediaPolicy
 from stages.options import PreprocessingOptions, TalkerOptions, ThinkerOptions
 

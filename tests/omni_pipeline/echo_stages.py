@@ -21,7 +21,8 @@ from omni_pipeline.contract.graph import COLLECTOR, GATEWAY, Edge, Graph, StageS
 from omni_pipeline.contract.stage import StageBroken, StageContext
 from omni_pipeline.contract.stage_options import StageOptions
 from omni_pipeline.errors import StartupError, bad_request
-from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor, Work
+from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Work
+from omni_pipeline.wire.tensor import Tensor
 
 # How long a slow operation takes.
 LONG_SECONDS = 8.0

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 
 from omni_pipeline.contract.stage import StageContext
-from omni_pipeline.wire.messages import Chunk, End, Start, Tensor
+from omni_pipeline.wire.messages import Chunk, End, Start
+from omni_pipeline.wire.tensor import Tensor
 from stages.code2wav import Code2Wav
 from stages.code_predictor import CodePredictor
 from stages.encoders.audio_encoder import AudioEncoder

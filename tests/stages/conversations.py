@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import BatchFeature, Qwen3OmniMoeProcessor
 from transformers.video_utils import VideoMetadata
 
-from omni_pipeline.wire.messages import Start, Tensor
+from omni_pipeline.wire.messages import Start
+from omni_pipeline.wire.tensor import Tensor
 from stages.messages import ChatRequest, Media, MediaRef, Text, Turn, VideoOptions
 
 

@@ -13,7 +13,8 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
     Qwen3OmniMoeVisionEncoder,
 )
 
-from omni_pipeline.wire.messages import Start, Tensor
+from omni_pipeline.wire.messages import Start
+from omni_pipeline.wire.tensor import Tensor
 from stages.encoders.audio_encoder import AudioEncoder
 from stages.encoders.image_encoder import ImageEncoder
 from stages.messages import AudioItem, AudioWork, VisionItem, VisionWork

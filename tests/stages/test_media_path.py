@@ -7,7 +7,8 @@ import torch
 from cases import conversations
 from conversations import Case, names, reference_inputs, start_of
 
-from omni_pipeline.wire.messages import Codec, Start
+from omni_pipeline.wire.codec import Codec
+from omni_pipeline.wire.messages import Start
 from stages.encoders.audio_encoder import AudioEncoder
 from stages.encoders.image_encoder import ImageEncoder
 from stages.messages import ThinkerRequest

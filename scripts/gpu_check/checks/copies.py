@@ -10,7 +10,7 @@ import torch
 from gpu_check.running.finding import Finding
 from gpu_check.running.measure import times
 from gpu_check.running.setup import Setup
-from omni_pipeline.wire.messages import Tensor
+from omni_pipeline.wire.tensor import Tensor
 from stages.sglang_engine.prompt_rows import PromptRows, Stretch, gather
 
 ROWS, WIDTH = 8192, 2048

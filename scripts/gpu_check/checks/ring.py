@@ -19,7 +19,9 @@ import zmq
 from gpu_check.running.finding import Finding
 from gpu_check.running.random_parts import RandomModel
 from gpu_check.running.setup import Setup
-from omni_pipeline.wire.messages import Chunk, Codec, End, Start, Tensor
+from omni_pipeline.wire.codec import Codec
+from omni_pipeline.wire.messages import Chunk, End, Start
+from omni_pipeline.wire.tensor import Tensor
 from omni_pipeline.wire.transport import Inbox, Outbox, endpoint
 from stages import messages
 from stages.code_predictor import CodePredictor

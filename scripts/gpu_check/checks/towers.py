@@ -14,7 +14,7 @@ from gpu_check.running.measure import mib, peak_bytes, times
 from gpu_check.running.random_parts import RandomModel
 from gpu_check.running.setup import Setup
 from omni_pipeline.contract.stage_memory import Needs, Situation
-from omni_pipeline.wire.messages import Tensor
+from omni_pipeline.wire.tensor import Tensor
 from stages.checkpoint import memory_needs
 from stages.encoders.audio_encoder import AudioEncoder
 from stages.encoders.image_encoder import ImageEncoder

@@ -12,7 +12,9 @@ import torch
 from msgspec import Struct, to_builtins
 
 from omni_pipeline.contract.stage import StageContext
-from omni_pipeline.wire.messages import Chunk, Codec, End, Failed, Start, Tensor
+from omni_pipeline.wire.codec import Codec
+from omni_pipeline.wire.messages import Chunk, End, Failed, Start
+from omni_pipeline.wire.tensor import Tensor
 from stages.messages import (
     Finished,
     FrameFeedback,

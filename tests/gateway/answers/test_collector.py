@@ -11,7 +11,8 @@ from gateway.answers.collector import Answer, Collector
 from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.contract.route import AnswerStream
 from omni_pipeline.errors import ErrorInfo, OmniError
-from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor
+from omni_pipeline.wire.messages import Chunk, End, Failed, Start
+from omni_pipeline.wire.tensor import Tensor
 from stages.messages import (
     AudioDelta,
     AudioDone,

@@ -12,8 +12,8 @@ from openai.types import ErrorObject, Model
 from openai.types.chat import ChatCompletion, ChatCompletionAudio, ChatCompletionChunk
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
-from gateway.api.foreign_fields import IGNORED, REFUSED
 from gateway.api.schema import ChatCompletionRequest
+from gateway.api.unserved_fields import IGNORED, REFUSED
 from omni_pipeline.errors import ErrorInfo
 from tests.gateway.answers.test_chat import events_of
 from tests.gateway.scripted import HELLO, ScriptedPipeline, serving, token, tone

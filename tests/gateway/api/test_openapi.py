@@ -9,9 +9,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from gateway.api.foreign_fields import IGNORED, REFUSED
 from gateway.api.openapi import CHAT_ERRORS, openapi_document
 from gateway.api.schema import ChatCompletionRequest
+from gateway.api.unserved_fields import IGNORED, REFUSED
 from omni_pipeline import __version__
 from omni_pipeline.errors import ErrorInfo
 from omni_pipeline.wire.messages import StageStats

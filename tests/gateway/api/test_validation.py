@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gateway.api.foreign_fields import IGNORED, REFUSED
+from gateway.api.unserved_fields import IGNORED, REFUSED
 from gateway.api.validation import parse
 from omni_pipeline.errors import OmniError
 

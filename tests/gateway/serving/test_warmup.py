@@ -14,7 +14,7 @@ from PIL import Image
 from gateway.answers.collector import Collector
 from gateway.serving import warmup
 from omni_pipeline.errors import ErrorInfo
-from omni_pipeline.wire.messages import Codec
+from omni_pipeline.wire.codec import Codec
 from stages.messages import MediaRef
 from stages.routes import route
 from stages.topology import QWEN3_OMNI

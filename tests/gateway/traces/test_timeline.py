@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.traces import timeline as module
-from gateway.traces.chrome import covered
+from gateway.traces.perfetto_files import covered
 from gateway.traces.timeline import GATEWAY, GATHER, Span, Timeline
 from tests.gateway.traces.requests import traced
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from omni_pipeline.supervision.mailbox import Mailbox
-from omni_pipeline.wire.messages import Codec, Message, Pulse, Shutdown
+from omni_pipeline.wire.codec import Codec
+from omni_pipeline.wire.messages import Message, Pulse, Shutdown
 from omni_pipeline.wire.transport import make_run_dir
 
 

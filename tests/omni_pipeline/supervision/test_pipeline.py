@@ -18,7 +18,7 @@ from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.errors import OmniError, StartupError
 from omni_pipeline.supervision.fork_server import Preloaded
 from omni_pipeline.supervision.pipeline import Supervisor
-from omni_pipeline.wire.messages import Tensor
+from omni_pipeline.wire.tensor import Tensor
 from tests.omni_pipeline.conftest import ROOT
 from tests.omni_pipeline.echo_stages import Text
 from tests.omni_pipeline.sessions import echo_config, gone, running

@@ -10,11 +10,10 @@ import torch
 from msgspec import Struct, msgpack
 
 from omni_pipeline.errors import ErrorInfo
+from omni_pipeline.wire.codec import Codec, WireError
 from omni_pipeline.wire.messages import (
-    ITEM_SIZE,
     Abort,
     Chunk,
-    Codec,
     End,
     Failed,
     Heartbeat,
@@ -26,9 +25,8 @@ from omni_pipeline.wire.messages import (
     StageStats,
     Start,
     StartFailed,
-    Tensor,
-    WireError,
 )
+from omni_pipeline.wire.tensor import ITEM_SIZE, Tensor
 
 
 class Leaf(Struct, tag="leaf"):

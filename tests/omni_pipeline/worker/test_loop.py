@@ -15,19 +15,9 @@ import zmq
 
 from omni_pipeline.contract.graph import COLLECTOR, GATEWAY
 from omni_pipeline.contract.stage import StageBroken, StageContext
-from omni_pipeline.wire.messages import (
-    Abort,
-    Chunk,
-    Codec,
-    End,
-    Failed,
-    Heartbeat,
-    Message,
-    Shutdown,
-    Start,
-    Tensor,
-    Work,
-)
+from omni_pipeline.wire.codec import Codec
+from omni_pipeline.wire.messages import Abort, Chunk, End, Failed, Heartbeat, Message, Shutdown, Start, Work
+from omni_pipeline.wire.tensor import Tensor
 from omni_pipeline.wire.transport import MAIN, Inbox, Outbox, endpoint
 from omni_pipeline.worker.loop import TOMBSTONES, WorkerLoop
 from tests.omni_pipeline.echo_stages import ECHO, EchoStage, Join, Options, Shout, Split, Text, Word

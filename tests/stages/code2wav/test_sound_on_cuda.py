@@ -9,7 +9,8 @@ import torch
 from transformers import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeCode2Wav
 
-from omni_pipeline.wire.messages import Chunk, Tensor
+from omni_pipeline.wire.messages import Chunk
+from omni_pipeline.wire.tensor import Tensor
 from stages.code2wav import Code2Wav
 from stages.code2wav.history import Streams
 from stages.code2wav.network import StreamingVocoder

@@ -11,7 +11,8 @@ import torch
 
 from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.errors import OmniError
-from omni_pipeline.wire.messages import Chunk, End, Tensor, Work
+from omni_pipeline.wire.messages import Chunk, End, Work
+from omni_pipeline.wire.tensor import Tensor
 from stages.code2wav import Code2Wav
 from stages.messages import AudioDone, Frame
 from tests.device import EXACTNESS

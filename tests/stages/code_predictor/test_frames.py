@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from omni_pipeline.errors import OmniError
-from omni_pipeline.wire.messages import Chunk, End, Start, Tensor
+from omni_pipeline.wire.messages import Chunk, End, Start
+from omni_pipeline.wire.tensor import Tensor
 from stages.code_predictor import CodePredictor
 from stages.messages import Finished, Frame, FrameFeedback, FrameSeed, PredictorStart, Sampling
 from tests.device import EXACTNESS

@@ -12,7 +12,8 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
     Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration,
 )
 
-from omni_pipeline.wire.messages import Chunk, Start, Tensor
+from omni_pipeline.wire.messages import Chunk, Start
+from omni_pipeline.wire.tensor import Tensor
 from stages.code_predictor import CodePredictor, graphs
 from stages.code_predictor.choice import CodeChoice, Draws
 from stages.code_predictor.network import ResidualNetwork
@@ -60,7 +61,7 @@ def test_a_step_copies_as_often_for_many_voices_as_for_two(cuda: CudaRules, pred
     assert seen[0] == {
         "stages.code_predictor.stage:CodePredictor._compute": 2,  # states and codes
         "stages.code_predictor.choice:Choice.of": 2,  # which rows are greedy, and the draws
-        "stages.sampling:Filters.of.<locals>.column": 4,
+        "stages.filtered_draws:Filters.of.<locals>.column": 4,
     }
 
 

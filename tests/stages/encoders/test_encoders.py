@@ -9,7 +9,8 @@ import pytest
 import torch
 from media_files import moving_pictures, picture, tone
 
-from omni_pipeline.wire.messages import Start, Tensor
+from omni_pipeline.wire.messages import Start
+from omni_pipeline.wire.tensor import Tensor
 from stages.encoders.audio_encoder import AudioEncoder
 from stages.encoders.image_encoder import ImageEncoder
 from stages.messages import AudioRows, AudioWork, VideoOptions, VisionItem, VisionRows, VisionWork

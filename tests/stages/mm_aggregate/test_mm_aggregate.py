@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from omni_pipeline.wire.messages import Start, Tensor
+from omni_pipeline.wire.messages import Start
+from omni_pipeline.wire.tensor import Tensor
 from stages.messages import AudioRows, MediaSpan, Prompt, Sampling, TextOutput, ThinkerRequest, VisionRows
 from stages.mm_aggregate.cache_ids import FIRST_CACHE_ID
 from stages.mm_aggregate.stage import Aggregate

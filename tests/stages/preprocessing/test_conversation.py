@@ -7,7 +7,7 @@ from conversations import Case, reference_inputs, request_of
 from media_files import picture
 
 from omni_pipeline.errors import OmniError
-from omni_pipeline.wire.messages import Tensor
+from omni_pipeline.wire.tensor import Tensor
 from stages.messages import Media, MediaRef, Text, Turn
 from stages.preprocessing.conversation import ChatTokenizer
 

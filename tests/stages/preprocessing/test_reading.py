@@ -17,7 +17,7 @@ from media_files import clip_file, image_file, picture, sound_file, tone
 from transformers import Qwen3OmniMoeProcessor
 
 from omni_pipeline.errors import OmniError, bad_request
-from omni_pipeline.wire.messages import Tensor
+from omni_pipeline.wire.tensor import Tensor
 from stages.messages import AudioWork, Media, VideoOptions, VisionItem
 from stages.options import PreprocessingOptions
 from stages.preprocessing.features import Features

@@ -10,7 +10,8 @@ from conversations import Case, names, reference_inputs, reference_positions, re
 from media_files import picture, tone
 
 from omni_pipeline.errors import ErrorInfo
-from omni_pipeline.wire.messages import Failed, Start, Tensor
+from omni_pipeline.wire.messages import Failed, Start
+from omni_pipeline.wire.tensor import Tensor
 from stages.messages import (
     AudioWork,
     ChatRequest,

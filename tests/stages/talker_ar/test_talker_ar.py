@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor
+from omni_pipeline.wire.messages import Chunk, End, Failed, Start
+from omni_pipeline.wire.tensor import Tensor
 from stages.messages import Finished, FrameFeedback, FrameSeed, Sampling, SpeechOptions, TalkerPrompt, Tokens
 from stages.options import TalkerOptions
 from stages.talker_ar.stage import Talker

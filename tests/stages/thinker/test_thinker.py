@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from omni_pipeline.contract.stage import StageContext
-from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Tensor
+from omni_pipeline.wire.messages import Chunk, End, Failed, Start
+from omni_pipeline.wire.tensor import Tensor
 from stages.decode.stage import Decode
 from stages.messages import Finished, Sampling, SpeechOptions, SpokenPrompt, TextDelta, TextOutput, ThinkerRequest
 from stages.options import DecodeOptions, ThinkerOptions

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.traces.chrome import ChromeFiles, document
+from gateway.traces.perfetto_files import ChromeFiles, document
 from tests.gateway.traces.requests import TRACE_ID, spoken, traced
 
 PLACES = {"thinker": "gpu", "decode": "cpu"}

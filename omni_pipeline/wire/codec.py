@@ -1,0 +1,107 @@
+"""Turns messages into ZeroMQ frames and back.
+
+Tensors anywhere inside a body are lifted out as raw frames, so that nothing is pickled, base64-coded or copied:
+
+    frame 0   msgpack of the message; a tensor in it is [frame number, dtype, shape]
+    frame 1…  the bytes of each tensor, in order
+
+Between stages of one worker, messages are handed over as they are, without this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from omni_pipeline.wire.messages import Abort, Chunk, Control, End, Failed, Message, Start, Work
+from omni_pipeline.wire.tensor import Buffer, Tensor
+
+_NIL = msgspec.msgpack.encode(None)
+_Undecoded: TypeAlias = Start[msgspec.Raw] | Chunk[msgspec.Raw] | End[msgspec.Raw] | Abort | Failed | Control
+
+
+class WireError(Exception):
+    """Frames that are not a message, or a body that does not fit its edge.
+
+    `request_id` names the request that cannot go on, if the frames still show it.
+    """
+
+    def __init__(self, reason: str, request_id: str | None = None) -> None:
+        super().__init__(reason)
+        self.request_id = request_id
+
+
+class Codec:
+    """Turns messages into frames and back. It keeps state while it works, so use one for each thread.
+
+    Args:
+        body_types: For each edge ``(source, target)``, the struct type (or union of tagged structs) of its bodies.
+    """
+
+    def __init__(self, body_types: dict[tuple[str, str], Any]) -> None:
+        self._frames: list[memoryview] = []
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=self._lift)
+        self._decoder = msgspec.msgpack.Decoder(_Undecoded)
+        self._received: Sequence[Buffer] = ()
+        self._bodies = {edge: msgspec.msgpack.Decoder(body, dec_hook=self._lower) for edge, body in body_types.items()}
+
+    def encode(self, message: Message) -> list[Buffer]:
+        """Frames of `message`. They share memory with its tensors: do not change these until the frames are sent."""
+        self._frames = []
+        try:
+            return [self._encoder.encode(message), *self._frames]
+        finally:
+            self._frames = []
+
+    def decode(self, frames: Sequence[Buffer]) -> Message:
+        """The message in `frames`; its tensors are views of them.
+
+        Raises:
+            WireError: not a message, or the body does not fit the edge it claims.
+        """
+        if not frames:
+            raise WireError("no frames")
+        try:
+            message = self._decoder.decode(frames[0])
+        except msgspec.MsgspecError as error:
+            raise WireError(str(error)) from error
+        if isinstance(message, (Start, Chunk, End)):
+            message.body = self._decode_body(message, frames)
+        return message
+
+    def _decode_body(self, message: Work, frames: Sequence[Buffer]) -> Any:
+        if memoryview(message.body) == _NIL:
+            return None
+        edge = f"{message.source} → {message.target}"
+        decoder = self._bodies.get((message.source, message.target))
+        if decoder is None:
+            raise WireError(f"no edge {edge}", message.request_id)
+        self._received = frames
+        try:
+            return decoder.decode(message.body)
+        except msgspec.MsgspecError as error:
+            raise WireError(f"{edge}: {error}", message.request_id) from error
+        finally:
+            self._received = ()
+
+    def _lift(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            self._frames.append(value.buffer())
+            return [len(self._frames), value.dtype, value.shape]
+        raise NotImplementedError(f"a {type(value).__name__} cannot travel")
+
+    def _lower(self, kind: type, value: Any) -> Any:
+        if kind is not Tensor:
+            raise NotImplementedError(f"a {kind.__name__} cannot arrive")
+        try:
+            number, dtype, shape = value
+            source = memoryview(self._received[number]).cast("B")
+            tensor = Tensor(source, dtype, tuple(shape))
+            fits = number > 0 and source.nbytes == tensor.nbytes
+        except (TypeError, ValueError, LookupError) as error:
+            raise msgspec.ValidationError(f"not a tensor: {value!r}") from error
+        if not fits:
+            raise msgspec.ValidationError(f"{tensor!r} does not fit a frame of {source.nbytes} bytes")
+        return tensor

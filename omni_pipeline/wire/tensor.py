@@ -1,0 +1,90 @@
+"""An array inside a message: a torch tensor, a numpy array or plain bytes, which travels as a raw frame."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy
+    import torch
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+# Bytes per element, by the name both torch and the wire use.
+ITEM_SIZE = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+}  # fmt: skip
+
+
+class Tensor:
+    """An n-dimensional array inside a message: a torch tensor, a numpy array or plain bytes, without importing either.
+
+    The array is not copied. In the process that made it, `torch()` returns the very same tensor. In another process it
+    returns a view of the received frame, which must be treated as read-only.
+    """
+
+    __slots__ = ("_source", "dtype", "shape")
+
+    def __init__(self, source: Any, dtype: str, shape: tuple[int, ...]) -> None:
+        self._source = source
+        self.dtype = dtype
+        self.shape = shape
+
+    @classmethod
+    def of(cls, array: torch.Tensor | numpy.ndarray | Buffer) -> Tensor:
+        """Wrap a torch tensor (any device), a numpy array, or bytes (as uint8 [n])."""
+        if isinstance(array, (bytes, bytearray, memoryview)):
+            return cls(array, "uint8", (memoryview(array).nbytes,))
+        name = str(array.dtype).removeprefix("torch.")
+        if name not in ITEM_SIZE:
+            raise TypeError(f"a {name} tensor cannot travel; known: {', '.join(ITEM_SIZE)}")
+        return cls(array, name, tuple(array.shape))
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEM_SIZE[self.dtype]
+
+    def buffer(self) -> memoryview:
+        """The elements as contiguous bytes (moved to the CPU if they are elsewhere)."""
+        source = self._source
+        if hasattr(source, "untyped_storage"):  # torch.Tensor
+            import torch
+
+            flat = source.detach().to("cpu").contiguous().reshape(-1)
+            return flat.view(torch.uint8).numpy().data
+        if hasattr(source, "__array_interface__"):
+            import numpy
+
+            return numpy.ascontiguousarray(source).reshape(-1).view(numpy.uint8).data
+        return memoryview(source).cast("B")
+
+    def torch(self) -> torch.Tensor:
+        """The elements as a torch tensor; shares memory with the frame they came in."""
+        import torch
+
+        if isinstance(self._source, torch.Tensor):
+            return self._source
+        dtype = getattr(torch, self.dtype)
+        data = self.buffer()
+        if not data.nbytes:
+            return torch.empty(self.shape, dtype=dtype)
+        import warnings
+
+        with warnings.catch_warnings():  # torch warns that received bytes are read-only: they are, by contract
+            warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+            return torch.frombuffer(data, dtype=dtype).reshape(self.shape)
+
+    def numpy(self) -> numpy.ndarray:
+        """The elements as a numpy array. Raises TypeError for bfloat16, which numpy lacks."""
+        import numpy
+
+        if self.dtype == "bfloat16":  # even if some library has added this type to numpy
+            raise TypeError("numpy has no bfloat16")
+        if isinstance(self._source, numpy.ndarray):
+            return self._source
+        return numpy.frombuffer(self.buffer(), dtype=numpy.dtype(self.dtype)).reshape(self.shape)
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.dtype}, {list(self.shape)})"
