@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
-from typing import Any
 
 import pytest
+from faked_starts.checkpoints import QUANTIZATION, write
 
-from stages.checkpoint.tensor_shapes import fp8_tensors, stored_tensors
 from tests.conftest import ROOT
 from tests.installed.conftest import Installation
-from tests.omni_pipeline.config.test_layouts import BF16, FP8, LAYOUTS
+from tests.omni_pipeline.config.test_layouts import LAYOUTS
 
 # Runs many commands in one process of the environment, since each process takes a second to import.
 RUN_ALL = """
@@ -32,35 +30,14 @@ def test_everything_is_imported_from_the_wheel(installation: Installation) -> No
 
 
 @pytest.fixture(scope="module")
-def models(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Directories that pass for the 30B model's checkpoints, by hub name, down to the headers of their weights."""
-    config = json.loads((data / "qwen3_omni_30b" / "config.json").read_text())
-    quantised = config | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
-    made = {
-        BF16: checkpoint(tmp_path_factory.mktemp("bf16"), config, stored_tensors(config)),
-        FP8: checkpoint(tmp_path_factory.mktemp("fp8"), quantised, fp8_tensors(quantised)),
-    }
-    return {name: str(path) for name, path in made.items()}
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Directories that pass for the 30B model's checkpoints, by kind, down to the headers of their weights."""
+    return {kind: str(write(kind, tmp_path_factory.mktemp(kind))) for kind in QUANTIZATION}
 
 
-def checkpoint(directory: Path, config: dict[str, Any], tensors: dict[str, tuple[int, int]]) -> Path:
-    """A checkpoint whose weights are a hole in a file: as long as they would be, on no disk.
-
-    Args:
-        tensors: Elements and bytes by name.
-    """
-    (directory / "config.json").write_text(json.dumps(config))
-    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
-        (directory / name).write_text("{}")
-    header, end = {}, 0
-    for name, (elements, nbytes) in tensors.items():
-        header[name] = {"dtype": "U8", "shape": [elements], "data_offsets": [end, end + nbytes]}
-        end += nbytes
-    encoded = json.dumps(header).encode()
-    with (directory / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        file.truncate(8 + len(encoded) + end)
-    return directory
+def kind_for(flags: str) -> str:
+    """The kind of checkpoint that a command is for."""
+    return next((kind for kind in ("FP8", "INT4") if kind.lower() in flags.lower()), "BF16")
 
 
 def test_every_command_of_the_usage_guide_can_work(installation: Installation, models: dict[str, str]) -> None:
@@ -72,7 +49,7 @@ def test_every_command_of_the_usage_guide_can_work(installation: Installation, m
             gpus,
             *flags.split(),
             "--model-path",
-            models[FP8 if "fp8" in flags.lower() else BF16],
+            models[kind_for(flags)],
         ]
         for flags, gpus, *_ in LAYOUTS
     ]

@@ -60,7 +60,7 @@ def test_a_step_copies_as_often_for_many_voices_as_for_two(cuda: CudaRules, pred
     assert seen[0] == seen[1]
     assert seen[0] == {
         "stages.code_predictor.stage:CodePredictor._compute": 2,  # states and codes
-        "stages.code_predictor.choice:Choice.of": 2,  # which rows are greedy, and the draws
+        "stages.code_predictor.choice:CodeChoice.of": 2,  # which rows are greedy, and the draws
         "stages.filtered_draws:Filters.of.<locals>.column": 4,
     }
 
