@@ -1,5 +1,5 @@
-"""Decides, before anything starts, what runs where: devices, GPUs of each stage, worker grouping, memory budgets.
+"""Decides, before anything starts, where each stage runs: its device, GPUs, worker and memory budget.
 
-Finding and checking the checkpoint belongs here too, and so do the changes to suggest if a plan does not fit. Running
-the plan belongs in `supervision`, and showing it in `commands`.
+Finding and checking the checkpoint belongs here too, and so does the search for changes that make a plan fit.
+Running the plan belongs in `supervision`, and showing it in `commands`.
 """

@@ -1,4 +1,4 @@
-"""What would make a deployment fit that does not: other layouts and checkpoints, each tried before it is named."""
+"""Finds changes that make a deployment fit: other layouts and checkpoints, each tried before it is suggested."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu
 
 MOST = 4
-"""Remedies named at a time."""
+"""Maximum number of remedies to suggest."""
 
 _GIB = 1024**3
 _STEP = 8
@@ -30,14 +30,14 @@ _FP8, _SILENT, _TOGETHER = "an FP8 checkpoint", "--text-only", "--colocate"
 
 
 class Remedy(Struct, frozen=True):
-    """Something to change, and the counted requests that then find room at the same time."""
+    """A change, and the number of example requests for which there is room at the same time after it."""
 
     change: str
     requests: int
 
 
 class _Room(Struct, frozen=True):
-    """GPUs, and what is free on them."""
+    """GPUs, and the memory that is free on them."""
 
     gpus: tuple[Gpu, ...]
     free: FreeMemory
@@ -57,7 +57,7 @@ class _Attempt(Struct, frozen=True):
 def remedies(
     config: Config, checkpoint: Checkpoint, gpus: Sequence[Gpu], free: FreeMemory, request: Request
 ) -> tuple[Remedy, ...]:
-    """Changes of which each alone makes `config` fit on `gpus`, the mildest first."""
+    """Changes that make `config` fit on `gpus`, the mildest first. Each change is enough by itself."""
     found: list[Remedy] = []
     for group in _groups(config, checkpoint, _Room(tuple(gpus), free)):
         tried = ((attempt, _tried(attempt, request)) for attempt in group)
@@ -71,7 +71,7 @@ def remedies(
 
 
 def _groups(config: Config, checkpoint: Checkpoint, room: _Room) -> Iterator[Iterator[_Attempt]]:
-    """Kinds of changes; of each the first attempt that fits is enough."""
+    """The attempts by kind of change. For each kind, the first attempt that fits is suggested."""
     graph = load_graph(config.graph)
     quantised = _quantised(graph, checkpoint)
     silent = structs.replace(config, text_only=True)
@@ -92,10 +92,10 @@ def _layouts(
     checkpoint: Checkpoint,
     room: _Room,
 ) -> Iterator[_Attempt]:
-    """This configuration, all on one GPU, and spread over all.
+    """Attempts with this configuration: unchanged, with all stages on one GPU, and with the stages on several GPUs.
 
     Args:
-        takes, flags: What else is different in it.
+        takes, flags: Differences from the operator's configuration. If there are none, the unchanged one is left out.
     """
     if takes or flags:
         yield _Attempt(_change(takes, flags), config, checkpoint, room)
@@ -112,14 +112,14 @@ def _change(takes: tuple[str, ...], flags: tuple[str, ...]) -> str:
 
 
 def _anywhere(stages: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
-    """Stages without what says where they are."""
+    """The settings of stages without those that decide their place: GPUs, worker, memory and ranks."""
     return {
         name: structs.replace(stage, gpus=[], worker=None, memory=None, tp_size=None) for name, stage in stages.items()
     }
 
 
 def _spreads(config: Config, checkpoint: Checkpoint, room: _Room) -> Iterator[tuple[str, Config]]:
-    """Layouts over several GPUs: the stage that can be shared on some of them, the others where most is left."""
+    """Layouts over several GPUs: the parallel stage on some of them, each other stage on the GPU with most room."""
     graph = load_graph(config.graph)
     stages = [
         spec
@@ -161,7 +161,7 @@ def _flags(places: Mapping[str, list[int]], flags: Sequence[Flag]) -> str:
 
 
 def _sizes(config: Config, checkpoint: Checkpoint, room: _Room) -> dict[str, int] | None:
-    """What each stage takes of a GPU without its cache."""
+    """Bytes of a GPU that each stage needs, without its cache. None if the configuration is refused."""
     placement = _tried(_Attempt("", config, checkpoint, room), Request())
     if placement is None:
         return None
@@ -169,7 +169,7 @@ def _sizes(config: Config, checkpoint: Checkpoint, room: _Room) -> dict[str, int
 
 
 def _quantised(graph: Graph, checkpoint: Checkpoint) -> Checkpoint | None:
-    """The checkpoint with its weights in FP8; None where they are, or where none is known."""
+    """The checkpoint with its weights in FP8; None if it is quantised already, or if its model has no FP8 form."""
     spec = graph.checkpoint
     if spec is None or spec.quantised is None or any(stored.fixed for stored in checkpoint.tensors.values()):
         return None
@@ -177,7 +177,7 @@ def _quantised(graph: Graph, checkpoint: Checkpoint) -> Checkpoint | None:
 
 
 def _one_gpu(config: Config, checkpoint: Checkpoint, ram: int | None) -> Iterator[_Attempt]:
-    """The smallest GPU that would do for all, empty, in steps of 8 GiB."""
+    """An attempt with all stages on one empty GPU, the smallest that is large enough, in steps of 8 GiB."""
     together = structs.replace(config, stages=_anywhere(config.stages), colocate=True)
 
     def attempt(step: int) -> _Attempt:
@@ -193,7 +193,7 @@ def _one_gpu(config: Config, checkpoint: Checkpoint, ram: int | None) -> Iterato
 
 
 def _tried(attempt: _Attempt, request: Request) -> Placement | None:
-    """What an attempt takes; None where the configuration itself refuses it."""
+    """The memory placement of an attempt; None if its configuration is refused."""
     try:
         deployment = resolve(attempt.config, attempt.room.gpus)
         check_stages(deployment, structs.replace(attempt.checkpoint, tensors={}))  # the names were checked once before
@@ -203,7 +203,7 @@ def _tried(attempt: _Attempt, request: Request) -> Placement | None:
 
 
 def told(found: Sequence[Remedy]) -> list[str]:
-    """The remedies as sentences."""
+    """A line of text for each remedy."""
     return [f"{remedy.change}: room for {_requests(remedy.requests)}" for remedy in found]
 
 

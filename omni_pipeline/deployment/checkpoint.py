@@ -1,4 +1,4 @@
-"""Finds the checkpoint that ``--model-path`` names, and says what is wrong with it before anything is loaded."""
+"""Finds the checkpoint that ``--model-path`` names, and checks it before anything is loaded."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class _Weight(Struct):
 
 
 class Checkpoint(Struct, frozen=True):
-    """A checkpoint, or the contents that one would have.
+    """A real checkpoint, or one that is only described by its ``config.json``.
 
     Attributes:
-        path: Its directory, absolute.
+        path: Absolute path of its directory.
         config: Its ``config.json``.
-        tensors: By name.
+        tensors: Its tensors, by name.
     """
 
     path: str
@@ -69,7 +69,7 @@ class Checkpoint(Struct, frozen=True):
 
     @property
     def dtype(self) -> str:
-        """Torch name of the type that most weights are stored in."""
+        """The data type that most weights are stored in, by torch's name."""
         name = self.config.get("dtype") or self.config.get("torch_dtype") or "bfloat16"
         return str(name).removeprefix("torch.")
 
@@ -92,7 +92,7 @@ def find_checkpoint(model_path: str, spec: CheckpointSpec, announce: Callable[[s
         announce: Called with a message before something that takes time.
 
     Raises:
-        StartupError: it is not there, not of the right model, or not complete.
+        StartupError: the checkpoint does not exist, is not of the graph's model, or is not complete.
     """
     if os.path.isdir(model_path):
         return inspect(Path(model_path), spec)
@@ -127,7 +127,7 @@ def describe_checkpoint(model_path: str, spec: CheckpointSpec) -> Checkpoint:
         model_path: A directory, with or without weights, or a ``config.json``, or a name that the hub's cache knows.
 
     Raises:
-        StartupError: there is no such directory, file or name, or what is there is wrong or incomplete.
+        StartupError: `model_path` does not exist, or the checkpoint there is wrong or incomplete.
     """
     path = Path(model_path)
     if not path.exists() and _is_hub_name(model_path):
@@ -181,7 +181,7 @@ def _weight_files(path: Path) -> dict[str, set[str]]:
 
 
 def _weights(path: Path, name: str) -> dict[str, _Weight]:
-    """The header of a safetensors file, which is checked to be as long as the header says."""
+    """The header of a safetensors file. Checks that the file is as long as its header says."""
     with open(path / name, "rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
@@ -215,7 +215,7 @@ def _incomplete(path: Path, what: str) -> StartupError:
 
 
 def _is_hub_name(model_path: str) -> bool:
-    """Whether it has the form ``owner/name``."""
+    """Whether the path has the form ``owner/name``."""
     owner, slash, name = model_path.partition("/")
     return bool(slash and owner and name) and "/" not in name and owner[0] not in ".~"
 

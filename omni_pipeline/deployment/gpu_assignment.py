@@ -1,4 +1,4 @@
-"""Decides which GPUs each stage gets: those in the configuration, or the server's choice if it names none."""
+"""Decides which GPUs each stage gets: the GPUs in the configuration or, if it names no GPU, the server's choice."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _NONE = StageConfig()
 
 
 def gpu_sets(specs: Sequence[StageSpec], config: Config, gpus: Sequence[Gpu]) -> dict[str, tuple[int, ...]]:
-    """Indices of the GPUs of each stage in `specs`, all of which compute on GPUs.
+    """Indices of each stage's GPUs. All stages in `specs` compute on GPUs.
 
-    Stages that name no GPU avoid those that others name, if any are left. Each then takes its usual GPU, counted after
-    the GPUs of stages that take several, or the last GPU if there are fewer.
+    A stage for which the configuration names no GPU gets a GPU that is not named for another stage, if any is left. It
+    gets its usual GPU, counted after the GPUs of a stage with several ranks, or the last GPU if there are fewer.
 
     Raises:
-        StartupError: a GPU is named that is not there, or the set does not fit the stage's ranks or ``colocate``, or
-            ranks cannot reach each other.
+        StartupError: the configuration names a GPU that does not exist, or a stage's GPUs do not fit its ranks or
+            ``colocate``, or the ranks of a stage cannot reach each other.
     """
     settings = {spec.name: config.stages.get(spec.name, _NONE) for spec in specs}
     named = {spec.name: _named(spec, settings[spec.name], gpus) for spec in specs if settings[spec.name].gpus}
@@ -71,7 +71,7 @@ def _connected(spec: StageSpec, indices: tuple[int, ...], gpus: Sequence[Gpu]) -
         raise StartupError(
             f"stages.{spec.name}: it cannot have {len(indices)} ranks, since GPU {divided.index} ({divided.name}) is a "
             "MIG instance: a process sees one instance at most, and NCCL connects whole GPUs only. Give it one GPU, "
-            "or whole ones."
+            "or only GPUs that are not MIG instances."
         )
     return indices
 

@@ -1,4 +1,4 @@
-"""How much of the machine's memory is left."""
+"""Finds out how much of the machine's memory is available."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
-    """RAM that can still be taken: the system's, or the control group's if that is less; None where it is unknown.
+    """Bytes of RAM that are available in the system, or in the control group if it has less; None if unknown.
 
     Args:
-        root: Where ``proc`` and ``sys`` are.
+        root: The directory that contains ``proc`` and ``sys``.
     """
     known = [free for free in (_system_free(root), _group_free(root)) if free is not None]
     return min(known, default=None)

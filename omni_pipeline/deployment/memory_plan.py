@@ -1,4 +1,4 @@
-"""Reckons what a deployment takes of each device's memory, and divides what is left among the stages' caches."""
+"""Computes the memory that a deployment needs on each device, and divides the rest among the stages' caches."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from omni_pipeline.wire.tensor import ITEM_SIZE
 CPU_DTYPE = "float32"
 
 PROCESS_BYTES = 600 * MIB
-"""Of each GPU for each process on it: CUDA's context, loaded kernels, cuBLAS. Not measured here."""
+"""Memory of a GPU for each process on it: CUDA's context, loaded kernels, cuBLAS. An estimate, not a measurement."""
 
 RANK_BYTES = 400 * MIB
-"""Of each GPU for each process that shares a stage's work with others: NCCL's buffers. Not measured here."""
+"""Memory of a GPU for each rank of a stage with several ranks: NCCL's buffers. An estimate, not a measurement."""
 
 KEPT_FREE = 0.03
-"""Of each GPU: what the driver keeps for itself, and what torch's allocator loses between blocks."""
+"""Fraction of each GPU for memory that the driver reserves and that torch's allocator loses between blocks."""
 
 
 class Holding(Struct, frozen=True):
-    """Bytes that one stage takes of one device.
+    """Bytes of one device for one stage.
 
     Attributes:
-        activations: Beyond those of the larger stages in the same worker, which take turns with it.
-        process: Its share of what the worker takes by being there.
+        activations: Bytes at the peak of a step. Stages of a worker take turns, so only the largest need counts, and
+            the other stages have 0.
+        process: The stage's share of the fixed cost of its worker process.
     """
 
     stage: str
@@ -49,7 +50,7 @@ class Holding(Struct, frozen=True):
 
     @property
     def fixed(self) -> int:
-        """All but the cache."""
+        """Bytes of everything except the cache."""
         return self.weights + self.state + self.activations + self.graphs + self.process
 
     @property
@@ -58,13 +59,14 @@ class Holding(Struct, frozen=True):
 
 
 class DevicePlan(Struct, frozen=True):
-    """One device and who sits on it.
+    """One device and the stages on it.
 
     Attributes:
-        index: Of the GPU; None for the machine's own memory.
-        memory: Bytes it has; of the machine's own memory, those that are available.
-        usable: Of these, what the server gives away.
-        limit: Of these, what stages may take at most: more than `usable` where an operator says how much they take.
+        index: Index of the GPU; None for the machine's RAM.
+        memory: Total bytes of the GPU, or available bytes of RAM.
+        usable: The part of `memory` that the server divides among stages.
+        limit: The part of `memory` that stages may use at most. It is larger than `usable` if the operator has set the
+            memory of a stage.
     """
 
     index: int | None
@@ -80,7 +82,7 @@ class DevicePlan(Struct, frozen=True):
 
     @property
     def left(self) -> int:
-        """Usable bytes that remain; negative where more is taken."""
+        """Usable bytes that remain; negative if the stages take more."""
         return self.usable - self.taken
 
     @property
@@ -96,11 +98,11 @@ class CachePlan(Struct, frozen=True):
     """The cache of one stage.
 
     Attributes:
-        tokens: That it holds.
-        token_bytes: On each of the stage's devices, of keys and values.
-        beside_bytes: On each of them, of what else is kept for a token.
-        request_tokens: That the counted request takes.
-        limit: Most requests that the stage works on at the same time.
+        tokens: Number of tokens that the cache holds.
+        token_bytes: Bytes on each of the stage's devices for a token's keys and values.
+        beside_bytes: Bytes on each of the stage's devices for everything else that is kept for a token.
+        request_tokens: Number of tokens that the example request needs.
+        limit: Maximum number of requests that the stage works on at the same time.
     """
 
     stage: str
@@ -112,7 +114,7 @@ class CachePlan(Struct, frozen=True):
 
     @property
     def requests(self) -> int:
-        """Counted requests that find room at the same time."""
+        """Number of example requests for which there is room at the same time."""
         held = self.tokens // self.request_tokens
         return held if self.limit is None else min(held, self.limit)
 
@@ -121,12 +123,12 @@ class Placement(Struct, frozen=True):
     """A deployment's memory, device by device.
 
     Attributes:
-        devices: GPUs in order, and the machine's memory if it holds weights.
-        caches: In graph order.
-        request: What is counted in.
-        limits: Most requests at a time of the stages without a cache that limit them.
-        problems: Why it does not fit, each a sentence; none if it does.
-        notes: What is worth knowing although it does, likewise.
+        devices: The GPUs in order, and the machine's RAM if it holds weights.
+        caches: The caches in graph order.
+        request: The example request.
+        limits: Maximum number of simultaneous requests, by stage, for stages without a cache that have a limit.
+        problems: Reasons why the deployment does not fit, as sentences; empty if it fits.
+        notes: Warnings about a deployment that fits, as sentences.
     """
 
     devices: tuple[DevicePlan, ...]
@@ -142,7 +144,7 @@ class Placement(Struct, frozen=True):
 
     @property
     def requests(self) -> int | None:
-        """Counted requests that find room in every stage at the same time; None where nothing limits them."""
+        """Number of example requests for which every stage has room at the same time; None if no stage limits them."""
         return min(self._rooms.values(), default=None)
 
     @property
@@ -152,7 +154,7 @@ class Placement(Struct, frozen=True):
 
     @property
     def _rooms(self) -> dict[str, int]:
-        """Counted requests by stage, of those that limit them."""
+        """Number of example requests for which each stage has room, for the stages that have a limit."""
         return {cache.stage: cache.requests for cache in self.caches} | self.limits
 
     def cache(self, stage: str) -> CachePlan | None:
@@ -160,7 +162,7 @@ class Placement(Struct, frozen=True):
 
 
 class _Demand(Struct):
-    """One stage on the devices that it is on, before and while its cache is decided."""
+    """One stage on its devices. The size of its cache, `tokens`, is decided later."""
 
     plan: StagePlan
     worker: str
@@ -178,12 +180,12 @@ def place(
     used: Mapping[int, int] | None = None,
     request: Request | None = None,
 ) -> Placement:
-    """What a deployment takes.
+    """The memory placement of a deployment.
 
     Args:
-        ram: Bytes of the machine's memory that are available; None leaves them unlimited.
-        used: Bytes of GPUs that others have taken, by index.
-        request: What to count in, and by what to divide memory between caches.
+        ram: Available bytes of the machine's RAM; None for no limit.
+        used: Bytes of each GPU that other programs use, by the GPU's index.
+        request: The example request, for counting requests and for dividing memory between caches.
     """
     request = request or Request()
     unpacked = _unpacked(deployment, checkpoint)
@@ -249,19 +251,19 @@ def _empty(gpu: Gpu, used: int, pinned: bool) -> DevicePlan:
 
 
 def _pinned(plan: StagePlan) -> bool:
-    """Whether the operator says what the stage takes."""
+    """Whether the operator has set the memory of the stage or its cache."""
     options: StageOptions = plan.options
     given = (plan.memory, options.mem_fraction_static, options.max_total_tokens)
     return any(value is not None for value in given)
 
 
 def sized(deployment: Deployment, placement: Placement) -> Deployment:
-    """The deployment with what was decided: bytes of every stage on a GPU, and the tokens of caches left open."""
+    """The deployment with the bytes of every stage on a GPU, and with cache sizes where the operator set none."""
     return structs.replace(deployment, workers=tuple(_sized_worker(worker, placement) for worker in deployment.workers))
 
 
 def refuse(placement: Placement) -> None:
-    """Raise StartupError when the deployment does not fit, with the reasons."""
+    """Raise StartupError with the reasons if the deployment does not fit."""
     if not placement.fits:
         on_gpus = any(device.index is not None for device in placement.devices)
         hint = " `sgl-omni plan` with the same flags says what would fit." if on_gpus else ""
@@ -314,9 +316,9 @@ def _demand(
 
 
 def _holdings(place: int | None, demands: Sequence[_Demand]) -> tuple[Holding, ...]:
-    """What the stages on a device take of it, without their caches."""
+    """The memory of each stage on a device, without its cache."""
     here = [demand for demand in demands if place in demand.places]
-    if place is None:  # whatever is not weights is taken as it is needed
+    if place is None:  # on the CPU, only weights are planned; other memory is allocated when it is needed
         return tuple(
             Holding(demand.plan.name, demand.worker, weights=demand.weights) for demand in here if demand.weights
         )
@@ -340,7 +342,7 @@ def _holdings(place: int | None, demands: Sequence[_Demand]) -> tuple[Holding, .
 
 
 def _decide(demands: Sequence[_Demand], devices: Sequence[DevicePlan]) -> list[str]:
-    """Set the tokens of every cache; what budgets make impossible is given back."""
+    """Set the tokens of every cache. Returns a sentence for each memory budget that is too small for its stage."""
     problems: list[str] = []
     own = {(holding.stage, device.index): holding for device in devices for holding in device.holdings}
     memory = {device.index: device.memory for device in devices}
@@ -371,7 +373,7 @@ def _decide(demands: Sequence[_Demand], devices: Sequence[DevicePlan]) -> list[s
 def _given_tokens(
     demand: _Demand, cache: Cache, memory: Mapping[int | None, int], own: Mapping[tuple[str, int | None], Holding]
 ) -> int | None:
-    """Tokens of a cache as the configuration decides them; None if it does not."""
+    """Tokens of a cache, if the configuration decides them; otherwise None."""
     plan = demand.plan
     options: StageOptions = plan.options
     if options.max_total_tokens is not None:
@@ -388,7 +390,7 @@ def _given_tokens(
 
 
 def _share(open_: list[_Demand], left: dict[int | None, int]) -> None:
-    """Divide what is left: room for as many requests in one cache as in the other, then all that remains."""
+    """Divide the memory that is left: first room for equally many requests in each cache, then the rest."""
     unfilled = list(open_)
     while unfilled:
         weight: dict[int | None, int] = {}

@@ -1,7 +1,7 @@
-"""Measures a deployment against its checkpoint and the memory that is free.
+"""Checks a deployment against its checkpoint, and computes whether it fits into the free memory.
 
-`serve`, `config show`, `config check`, `plan` and the search for alternatives all measure here. So none of them can say
-that a deployment fits which another refuses.
+`serve`, `config show`, `config check`, `plan` and the search for alternatives all use this module. So they always agree
+on whether a deployment fits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from omni_pipeline.gpus import Gpu
 
 
 class FreeMemory(Struct, frozen=True):
-    """The memory that a deployment may use, where it is less than all of it.
+    """The memory that a deployment may use.
 
     Attributes:
         ram: Bytes of the machine's memory that are available; None for no limit.
@@ -40,7 +40,7 @@ class Prepared(Struct, frozen=True):
     placement: Placement
 
     def refuse(self) -> None:
-        """Raise StartupError when the deployment does not fit, with the reasons."""
+        """Raise StartupError with the reasons if the deployment does not fit."""
         refuse(self.placement)
 
     def sized(self) -> Deployment:
@@ -49,10 +49,10 @@ class Prepared(Struct, frozen=True):
 
 
 def free_memory(own: Sequence[Gpu]) -> FreeMemory:
-    """What is free on this machine now.
+    """The memory that is free on this machine now.
 
     Args:
-        own: GPUs of this machine. Leave out GPUs that are only described: these count as empty.
+        own: GPUs of this machine. Leave out GPUs that are only described: such GPUs count as empty.
 
     Raises:
         StartupError: the driver of the GPUs does not answer.
@@ -71,11 +71,12 @@ def prepare(
     """Measure `deployment`. Whether it fits is in the result: see `Prepared.refuse`.
 
     Args:
-        request: The request to count in; None for the default one.
-        checked: Whether to refuse a stage that cannot compute with its weights. `config show` shows it all the same.
+        request: The example request to count with; None for the default request.
+        checked: Whether to refuse a stage that cannot compute with its weights. `config show` passes False, to show
+            such a deployment too.
 
     Raises:
-        StartupError: such a stage.
+        StartupError: a stage cannot compute with its weights.
     """
     if checked:
         check_stages(deployment, checkpoint)

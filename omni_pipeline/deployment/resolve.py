@@ -1,4 +1,4 @@
-"""What a configuration comes down to: which worker processes run which stages, where, with which options."""
+"""Turns a configuration into a deployment: which worker runs which stages, on which device, with which options."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Deployment(PipelinePlan, frozen=True):
     """A configuration after every decision is made; nothing in it is optional or ``auto``.
 
     Attributes:
-        model_path: As configured; `checkpoint.find_checkpoint` turns a hub name into a directory.
-        gpus: Those that the server may use.
-        server: The HTTP side.
+        model_path: The model path of the configuration; `checkpoint.find_checkpoint` turns a hub name into a directory.
+        gpus: The GPUs that the server may use.
+        server: Settings of the HTTP server.
     """
 
     model_path: str
@@ -36,14 +36,14 @@ class Deployment(PipelinePlan, frozen=True):
 
     @property
     def layout(self) -> tuple[str, ...]:
-        """Who is on which GPU, in a line for each that has somebody."""
+        """A line for each GPU that has stages, with their names."""
         plans = [plan for worker in self.workers for plan in worker.stages]
         stages = {gpu: ", ".join(plan.name for plan in plans if gpu.index in plan.gpus) for gpu in self.gpus}
         return tuple(f"GPU {gpu.index} ({gpu.name}): {names}" for gpu, names in stages.items() if names)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was said and changes nothing."""
+        """Remarks on settings that have no effect."""
         return tuple(
             f"stages.{plan.name}: mem_fraction_static means nothing on the CPU, where the KV cache has a fixed size"
             for worker in self.workers
@@ -56,10 +56,10 @@ def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
     """Decide everything that `config` leaves open.
 
     Args:
-        gpus: Those to reckon with; None finds out what there is.
+        gpus: The GPUs to use; None means the GPUs of this machine.
 
     Raises:
-        StartupError: something in it contradicts itself, the graph or the machine.
+        StartupError: the configuration contradicts itself, or does not fit the graph or the machine.
     """
     if config.model_path is None:
         raise StartupError("No model is named: pass --model-path with a checkpoint directory or a hub name.")
@@ -128,7 +128,7 @@ def _device(spec: StageSpec, stage: StageConfig, config: Config, has_cuda: bool)
 
 
 def _check_placement(spec: StageSpec, stage: StageConfig, device: Device, config: Config) -> None:
-    """Refuse what says where on a GPU a stage is that is on none, and ranks that it cannot have."""
+    """Refuse GPU settings of a stage on the CPU, and several ranks for a stage that cannot be divided."""
     if device == "cpu":
         undecided = spec.accelerated and _wanted(stage, config) == "auto"
         why = "it computes on the CPU" + (", as no GPU is visible" if undecided else "")

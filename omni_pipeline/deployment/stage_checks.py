@@ -1,4 +1,4 @@
-"""Whether each stage can compute with a checkpoint's weights: on its device, and divided among its ranks."""
+"""Checks that each stage can compute with a checkpoint's weights on its device and with its number of ranks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _check(plan: StagePlan, misfit: TellMisfit, share: Share) -> None:
     reason = misfit(share)
     if reason is None:
         return
-    bare = structs.replace(share, tensors=())  # no number of ranks mends what is wrong with the tensors
+    bare = structs.replace(share, tensors=())  # no number of ranks helps if the tensors are wrong
     counts = range(1, _MOST_RANKS + 1) if misfit(bare) is not None else ()
     others = [ranks for ranks in counts if misfit(structs.replace(bare, ranks=ranks)) is None]
     if not others:

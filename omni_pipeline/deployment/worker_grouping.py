@@ -1,4 +1,4 @@
-"""Makes worker processes of stages: who shares one, what it sees, and whom it waits for."""
+"""Groups stages into worker processes, and decides which GPUs each worker sees and which workers it waits for."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def grouped(
     """The workers of a deployment.
 
     Args:
-        groups: Stages in graph order by the name of their worker.
-        settings: What the configuration says of each stage.
-        gpus: Those that the server may use.
+        groups: The stages of each worker in graph order, by the worker's name.
+        settings: The settings of each stage in the configuration.
+        gpus: The GPUs that the server may use.
 
     Raises:
-        StartupError: stages cannot share a worker, or a GPU is given away more than once.
+        StartupError: stages cannot share a worker, or the memory budgets on a GPU add up to more than the GPU has.
     """
     workers = [_worker(name, plans, graph, settings, gpus) for name, plans in groups.items()]
     _check_sums(workers, gpus)
@@ -71,15 +71,16 @@ def _worker(
 
 
 def _in_order(workers: Sequence[WorkerPlan], graph: Graph) -> tuple[WorkerPlan, ...]:
-    """`workers` with those named that each has to wait for, so that memory is measured when it means something.
+    """`workers`, each with the names of the workers that it has to wait for.
 
-    A stage that fills its memory measures what is free before it loads and again afterwards, and takes the difference
-    for its own. Whoever loads on its GPU in between would be counted with it, and its cache be too small by that much.
-    So it loads when all others on its GPU have, and two of its kind load one after the other. What the others will
-    still take, for the largest batch they have not seen yet, is kept for them in its budget.
+    A stage that fills its memory measures the free memory of its GPU before it loads and again afterwards, and counts
+    the difference as its own. If another worker loaded on that GPU in between, its memory would be counted too, and the
+    stage's cache would be too small. So a worker with such a stage starts after all other workers on its GPU have
+    loaded, and two workers with such stages load one after the other. The memory that the other workers need later, for
+    larger batches, is already left out of the stage's budget.
     """
     filling = {worker.name for worker in workers if any(graph.stage(name).fills_memory for name in worker.stage_names)}
-    ordered = sorted(workers, key=lambda worker: worker.name in filling)  # else as they are
+    ordered = sorted(workers, key=lambda worker: worker.name in filling)  # these last, otherwise unchanged
     after = {
         worker.name: tuple(
             other.name for other in ordered[:position] if worker.name in filling and set(other.gpus) & set(worker.gpus)
@@ -106,7 +107,7 @@ def _environment(worker: str, stages: Mapping[str, StageConfig]) -> dict[str, st
 
 
 def _check_sums(workers: Sequence[WorkerPlan], gpus: Sequence[Gpu]) -> None:
-    """Refuse budgets that come to more than the GPU they are on, or contradict each other."""
+    """Refuse memory budgets that add up to more than their GPU, or that contradict each other."""
     plans = [plan for worker in workers for plan in worker.stages]
     for gpu in gpus:
         here = [plan for plan in plans if gpu.index in plan.gpus]

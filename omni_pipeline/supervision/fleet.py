@@ -1,7 +1,7 @@
-"""Keeps the workers of a deployment running: starts them, watches them, replaces the dead, ends them all.
+"""Keeps the workers of a deployment running: starts and watches them, replaces dead ones, and ends them all.
 
-Everything happens on the main process's event loop: the fork server's reports arrive by file descriptor, workers' own
-messages by the mailbox, and once a second the workers that have not sent a heartbeat are examined.
+Everything happens on the main process's event loop: the fork server's reports arrive over a socket, and the workers'
+messages through the mailbox. Once a second, workers that have not sent a heartbeat are examined.
 """
 
 from __future__ import annotations
@@ -28,45 +28,45 @@ from omni_pipeline.wire.messages import Heartbeat, Pulse, Ready, Shutdown, Start
 from omni_pipeline.wire.transport import Received
 from omni_pipeline.worker.process import Assignment
 
-# Messages of a dead worker that are handled before its requests are given up.
+# Maximum number of waiting messages to handle before the requests of a dead worker are given up.
 LAST_MESSAGES = 10_000
 
-# How long after a worker's end its reason for not loading may arrive.
+# Maximum time from a worker's end until its message arrives that says why it could not load.
 REASON_SECONDS = 0.5
 
-# How long the fork server may take to exit, once no worker runs any more.
+# Maximum time that the fork server may take to exit after the last worker has ended.
 HANG_UP_SECONDS = 2.0
 
 logger = logging.getLogger(__name__)
 
-# What `Fleet.start` reports while it runs.
+# The events that `Fleet.start` reports while it runs.
 StartProgress: TypeAlias = Preloaded | Ready
 
 
 class FleetState(Enum):
-    """How far the life of a fleet is. It only goes forward.
+    """The phases in the life of a fleet, in order; a fleet never returns to an earlier phase.
 
-    The fork server imports its modules from the beginning on; how far that is, `Launcher.state` says.
+    The fork server starts to import its modules as soon as the fleet is made. `Launcher.state` shows its progress.
     """
 
-    STARTING = "starting"  # not every worker has been ready yet: one that ends is not replaced, and `start` fails
-    SERVING = "serving"  # all have been ready: one that ends is replaced
-    STOPPING = "stopping"  # all are to end, and nothing is started any more
+    STARTING = "starting"  # not all workers have been ready yet; if a worker ends, `start` fails
+    SERVING = "serving"  # all workers have been ready; a worker that ends is replaced
+    STOPPING = "stopping"  # the workers are being ended, and no process is started any more
     CLOSED = "closed"  # the fork server has ended
 
 
 class Fleet:
-    """The worker processes and the fork server they come from, which making one starts.
+    """The worker processes and their fork server. The constructor starts the fork server.
 
     Args:
-        plan: What to run.
-        run_dir: For sockets and files.
-        mailbox: Sends to workers; the fleet takes what they say about themselves from it.
+        plan: The workers to run.
+        run_dir: Directory for sockets and files.
+        mailbox: The main process's sockets. The fleet registers for the messages in which workers report their state.
         lost: Called with each worker whose process has ended or hangs, when requests may have been lost with it.
 
     Attributes:
-        roster: How each worker is.
-        state: How far its life is.
+        roster: The state of each worker.
+        state: The phase in the fleet's life.
     """
 
     def __init__(self, plan: PipelinePlan, run_dir: str, mailbox: Mailbox, lost: Callable[[WorkerState], None]) -> None:
@@ -81,9 +81,9 @@ class Fleet:
         self._changed = asyncio.Event()
         supervision = plan.supervision
         self._bounds = Bounds(supervision.silent_seconds, supervision.step_seconds, supervision.gpu_wait_seconds)
-        self._examined = 0.0  # when workers were last examined
+        self._examined = 0.0  # time at which workers were last examined
         self._launcher_restarts = Restarts()
-        self._launcher_stopped = 0.0  # seconds
+        self._launcher_stopped = 0.0  # seconds for which the fork server has been stopped by a signal
         self._launcher = self._new_launcher()
         mailbox.register(Heartbeat, self._take_heartbeat)
         mailbox.register(Pulse, self._take_pulse)
@@ -93,10 +93,10 @@ class Fleet:
     # --- life ---
 
     async def start(self, model_path: str, progress: Callable[[StartProgress], None]) -> None:
-        """Start every worker and wait until all are ready; from then on the dead are replaced.
+        """Start every worker and wait until all are ready. From then on, workers that end are replaced.
 
         Raises:
-            StartupError: a worker could not load; says which and why.
+            StartupError: a worker could not load. The message names it and gives the reason.
         """
         self._model_path = model_path
         self._progress = progress
@@ -111,7 +111,8 @@ class Fleet:
             if self.state is FleetState.STARTING:
                 self.state = FleetState.SERVING
             return
-        # Its own words travel by another socket than the news of its end, and may be a moment behind.
+        # The worker's own message with the reason travels over another socket than the report of its end. It may come
+        # later.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REASON_SECONDS):
                 await self.until(lambda: any(worker.refusal for worker in self.roster))
@@ -143,7 +144,7 @@ class Fleet:
 
     @property
     def stopping(self) -> bool:
-        """Whether the end has begun."""
+        """Whether the fleet is being ended, or has ended."""
         return self.state in (FleetState.STOPPING, FleetState.CLOSED)
 
     @property
@@ -163,10 +164,10 @@ class Fleet:
             await self._changed.wait()
 
     def changed(self) -> None:
-        """Have those who wait try their condition again."""
+        """Make every waiting `until` check its condition again."""
         self._changed.set()
 
-    # --- what workers say ---
+    # --- messages from workers ---
 
     def _take_heartbeat(self, message: Heartbeat, _: Received) -> None:
         """A worker is alive, and reports its counters."""
@@ -203,20 +204,20 @@ class Fleet:
     def _take_refusal(self, message: StartFailed, _: Received) -> None:
         """A worker could not load."""
         worker = self.roster.process(message.worker, message.incarnation)
-        if worker is None and self.state is FleetState.STARTING:  # the report of its end was faster
+        if worker is None and self.state is FleetState.STARTING:  # the report of its end came first
             worker = next(each for each in self.roster if each.name == message.worker)
         if worker is not None:
             worker.refusal = message.message
             self.changed()
 
-    # --- what the fork server reports ---
+    # --- reports from the fork server ---
 
     def _handle_reports(self) -> None:
         for report in self._launcher.reports():
             match report:
                 case Preloaded():
                     self._launcher_restarts.ready(asyncio.get_running_loop().time())
-                    for module, reason in report.failed.items():  # the worker that needs it will fail, and say so
+                    for module, reason in report.failed.items():  # the worker that needs it will report it
                         logger.warning("could not import %s beforehand: %s", module, reason)
                     if self.state is FleetState.STARTING:
                         self._progress(report)
@@ -238,7 +239,7 @@ class Fleet:
     # --- ends and restarts ---
 
     def _end_process(self, worker: WorkerState, how: str, words: list[str]) -> None:
-        """The worker's process has ended: give up its requests, and plan its next process."""
+        """Handle the end of a worker's process: give up its requests, and plan its next process."""
         self._mailbox.take(LAST_MESSAGES)
         pid, killed_for = worker.pid, worker.killed_for
         how = f"{killed_for} and was killed" if killed_for is not None else how
@@ -251,7 +252,7 @@ class Fleet:
             self._restart(worker)
 
     def _restart(self, worker: WorkerState) -> None:
-        """Plan the next process of a worker, and announce it to the others."""
+        """Plan the next process of a worker, and announce it to the other workers."""
         others = [other.address for other in self.roster if other.running]
         self._mailbox.send(self.roster.move(worker), *others)
         loop = asyncio.get_running_loop()
@@ -266,7 +267,7 @@ class Fleet:
         loop.call_later(pause, self._launch, worker)
 
     def _launch_next(self) -> None:
-        """Launch the workers that wait for no other any more."""
+        """Launch the workers for which all workers that they wait for are ready."""
         ready = {worker.name for worker in self.roster if worker.ready}
         for worker in self.roster:
             if not worker.running and not worker.restarts.total and ready.issuperset(worker.plan.after):
@@ -293,7 +294,7 @@ class Fleet:
         self._launcher.launch(assignment)
 
     def _end_launcher(self) -> None:
-        """The fork server has ended, and all workers with it: plan a new one."""
+        """Handle the end of the fork server, with which all workers have ended: plan a new fork server."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._launcher.fileno())
         if not self.stopping:
@@ -311,7 +312,7 @@ class Fleet:
         self._launcher = self._new_launcher()
         asyncio.get_running_loop().add_reader(self._launcher.fileno(), self._handle_reports)
         for worker in self.roster:
-            if worker.running:  # it was ordered from a fork server that was gone already
+            if worker.running:  # its order went to a fork server that had already ended
                 self._launch(worker)
 
     def _new_launcher(self) -> Launcher:
@@ -328,9 +329,9 @@ class Fleet:
         if self.state is FleetState.CLOSED:
             return
         loop = asyncio.get_running_loop()
-        self._mailbox.take(LAST_MESSAGES)  # if this process was late, their heartbeats wait here
+        self._mailbox.take(LAST_MESSAGES)  # if this process was late, heartbeats of workers may still wait here
         elapsed, self._examined = loop.time() - self._examined, loop.time()
-        # A worker that needs a kernel which another one compiles waits for it, idle.
+        # A worker that needs a kernel which another worker compiles is idle until the kernel is ready.
         compiling = any(worker.vitals is not None and worker.vitals.compiles for worker in self.roster)
         for worker in self.roster:
             if worker.vitals is None or worker.killed_for is not None or worker.pid is None:
@@ -342,9 +343,9 @@ class Fleet:
                 self._launcher.kill(worker.pid)
                 worker.hangs(worker.killed_for)
                 if self.state is FleetState.SERVING:
-                    self._lost(worker)  # now, because its death may take long
+                    self._lost(worker)  # do not wait for its end, which may take long
                 self.changed()
-        # The fork server sleeps most of the time, but while it is stopped nothing of this would be done.
+        # The fork server normally sleeps, which is no sign of a hang. But once stopped, it cannot carry out orders.
         stopped = not self._launcher_gone() and is_stopped(self._launcher.pid)
         self._launcher_stopped = self._launcher_stopped + min(elapsed, 2 * LOOK_SECONDS) if stopped else 0.0
         if self._launcher_stopped > self._bounds.silent_seconds:
@@ -362,7 +363,7 @@ class Fleet:
     async def _stop_workers(self, patience: float) -> None:
         self._mailbox.send(Shutdown(), *(worker.address for worker in self.roster if worker.ready))
         for worker in self.roster:
-            if worker.pid and not worker.ready:  # still loading: it reads no messages
+            if worker.pid and not worker.ready:  # a worker that still loads reads no messages
                 self._launcher.kill(worker.pid)
         try:
             async with asyncio.timeout(patience):
@@ -387,5 +388,5 @@ def _describe_exit(code: int) -> str:
 
 
 def _quoted(words: list[str]) -> str:
-    """The last words of a process as an appendix to a message."""
+    """The last words of a process, to be added to a message."""
     return "".join(f"\n    {line}" for line in (["Its last words:", *words] if words else []))

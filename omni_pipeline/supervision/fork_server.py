@@ -6,9 +6,9 @@ in a fresh interpreter instead, since a CUDA context cannot be forked. So does a
 its own, since libraries read them when they are imported. Every worker sees only the GPUs of its plan; a forked worker
 sees none.
 
-The fork server ends when the main process does, in whatever way. It then ends the workers and removes the run
-directory. If the fork server itself is killed, the kernel kills the workers. The fork server also ends processes that a
-worker has started and left behind.
+The fork server ends when the main process ends for any reason. It then ends the workers and removes the run directory.
+If the fork server itself is killed, the kernel kills the workers. The fork server also ends processes that a worker has
+started and left behind.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from omni_pipeline.worker.process import Assignment
 # Orders and reports are one packet each.
 PACKET_BYTES = 128 * 1024
 
-# The signal that the kernel sends if the main process ends while this one imports. Unlike SIGKILL, it leaves time to
-# clean up.
+# The signal that the kernel sends if the main process ends while the fork server imports. Unlike SIGKILL, it leaves
+# time to clean up.
 ORPHANED = signal.SIGUSR1
 
-# Libraries size their thread pools when they load, so these must be in the environment before that.
+# Libraries size their thread pools when they load, so these variables must be in the environment before the imports.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -67,7 +67,7 @@ class Preloaded(Struct, tag="preloaded"):
 
 
 class Launched(Struct, tag="launched"):
-    """Report: a worker process runs."""
+    """Report: a worker process has started."""
 
     worker: str
     incarnation: int
@@ -107,7 +107,7 @@ class Options(Struct):
 
 
 class _Child(Struct):
-    """A worker process that runs."""
+    """A running worker process."""
 
     pid: int
     pidfd: int
@@ -130,7 +130,7 @@ class ForkServer:
     def serve(self) -> None:
         """Import, then carry out orders until the main process hangs up."""
         preloaded = _preload(self._options.preload)
-        # From here on, the closed socket shows that the main process is gone; the signal would only interrupt clean-up.
+        # From now on, the closed socket shows the end of the main process; the signal would only interrupt clean-up.
         signal.signal(ORPHANED, signal.SIG_IGN)
         self._own = set(children())
         self._report(preloaded)
@@ -239,7 +239,7 @@ def _preload(modules: list[str]) -> Preloaded:
             importlib.import_module(module)
         except Exception as error:
             failed[module] = f"{type(error).__name__}: {error}"
-    # Keep the present objects out of the workers' garbage collections, whose marks would unshare the memory pages.
+    # Exclude the present objects from the workers' garbage collections, which would write to the shared memory pages.
     gc.collect()
     gc.freeze()
     return Preloaded(time.monotonic() - begin, failed)
@@ -274,9 +274,9 @@ def main() -> None:
         traceback.print_exc()
     finally:
         server.end()
-        if code == 0:  # otherwise the main process may still run and need it
+        if code == 0:  # after an unexpected error, the main process may still run and need the run directory
             shutil.rmtree(options.run_dir, ignore_errors=True)
-        # A normal exit would first destroy all those modules, which takes seconds.
+        # A normal exit would first destroy all imported modules, which takes seconds.
         sys.stderr.flush()
         os._exit(code)
 

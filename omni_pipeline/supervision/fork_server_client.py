@@ -24,7 +24,7 @@ from omni_pipeline.supervision.fork_server import (
 )
 from omni_pipeline.worker.process import Assignment
 
-# No GPU is visible until the fork server sets those of a worker, and CUDA numbers GPUs as the driver does. Thread pools
+# No GPU is visible until the fork server sets the GPUs of a worker. CUDA numbers GPUs as the driver does. Thread pools
 # have one thread until a worker sets its own number. Libraries do not use the network.
 _ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
@@ -46,7 +46,7 @@ _COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 
 class LauncherState(Enum):
-    """How far a fork server has got, according to its reports."""
+    """The phases of a fork server's life, according to its reports."""
 
     IMPORTING = "importing"
     READY = "ready"
@@ -66,7 +66,7 @@ class Launcher:
         preload: Modules to import once for all workers.
 
     Attributes:
-        state: As of the latest `reports`.
+        state: The state of the fork server as of the latest call of `reports`.
     """
 
     def __init__(self, run_dir: str, preload: tuple[str, ...]) -> None:

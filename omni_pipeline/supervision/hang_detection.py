@@ -1,18 +1,18 @@
 """Tells a worker that hangs from a worker that is busy with a long step.
 
-A worker sends heartbeats between steps. When they fail to come, this module examines the process from outside. The
-worker is at work as long as its process, or a process under it, uses the CPU or waits for a disk. If it does neither,
-it has been stopped, or it waits for something that will never come. No single step may last for ever, however busy the
-worker is.
+A worker sends heartbeats between steps. When heartbeats do not arrive, this module examines the process from outside. A
+worker counts as busy as long as its process, or a process under it, uses the CPU or waits for a disk. If the worker
+does neither, it has been stopped by a signal, or it waits for an event that will never happen. Even a busy worker hangs
+if a single step takes too long.
 
 A worker that waits for its GPU spins. So it looks busy even when the GPU hangs, or when the ranks of a stage wait for
 each other. For a worker on a GPU, CPU time of its own process and of its ranks therefore counts as a sign of life only
-for a shorter time. Proof of progress is its pulse (see `worker.pulse`), processes that compile kernels for it, and
-memory that it allocates, as compilers inside it do. While one worker compiles, other workers on GPUs may need the same
-kernels, and wait for them without any sign of life.
+for a shorter time. The proofs of progress are the worker's pulse (see `worker.pulse`), processes that compile kernels
+for it, and memory that it allocates, as compilers inside the worker do. While one worker compiles, other workers on
+GPUs may wait for the same kernels without any sign of life.
 
-Time is counted in looks, not by the clock. When the whole service was stopped (Ctrl-Z, a suspended machine), the time
-that has passed is no sign of a hang.
+Time is counted in looks, not by the clock, because time in which the whole service was stopped (by Ctrl-Z, or on a
+suspended machine) is no sign of a hang.
 """
 
 from __future__ import annotations
@@ -26,32 +26,33 @@ from msgspec import Struct
 
 from omni_pipeline.os_process import stat
 
-# Seconds between two looks, and the most seconds that one look may add to a worker's silence.
+# Seconds between two looks at a worker (`LOOK_SECONDS`), and the maximum time that one look may count as passed.
 LOOK_SECONDS = 1.0
 _MOST_SECONDS = 2 * LOOK_SECONDS
 
-# Heartbeats come every second. As long as none is later than this, the process is not examined.
+# Heartbeats come every second. A process is examined only if its latest heartbeat is older than this.
 _LATE_SECONDS = 2.0
 
-# A process that uses less than this share of a core is idle: its I/O thread alone uses a little when messages come.
+# A process that uses less than this share of a core is idle. Its I/O thread uses a little when messages arrive.
 _BUSY_SHARE = 0.02
 
-# A process with this many page faults a second allocates memory. Compilers cause thousands, spinning none.
+# A process with this many page faults a second allocates memory. Compilers cause thousands of them; a
+# thread that spins causes none.
 _FAULTS = 100
 
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class Bounds(Struct, frozen=True):
-    """When a process counts as hung.
+    """Time limits after which a process counts as hung.
 
     Attributes:
-        silent_seconds: Time without a heartbeat and without computing, once it has loaded. Holds at any time for a
-            process that a signal has stopped.
-        step_seconds: Time that it is busy without a heartbeat, once it has loaded. While it loads, time without
-            computing.
-        gpu_wait_seconds: On a GPU, time that it is busy without progress, once it has loaded. While it loads,
-            `step_seconds` holds instead.
+        silent_seconds: Maximum time that a loaded process sends no heartbeat and does not compute. For a process that a
+            signal has stopped, this limit also holds while it loads.
+        step_seconds: Maximum time that a loaded process is busy without a heartbeat; also the maximum time that a
+            loading process does not compute.
+        gpu_wait_seconds: Maximum time that a loaded process on a GPU is busy without progress. While the process loads,
+            `step_seconds` is the limit instead.
     """
 
     silent_seconds: float
@@ -63,10 +64,10 @@ class Sample(Struct, frozen=True):
     """A process at one moment.
 
     Attributes:
-        state: A letter, as in ``/proc``.
-        cpu_seconds: CPU time of it and of all processes under it.
-        helper_seconds: The part of `cpu_seconds` that processes under it used which are not ranks.
-        faults: Page faults of it and its ranks.
+        state: The process's state as a letter, as in ``/proc``.
+        cpu_seconds: CPU time of the process and of all processes under it.
+        helper_seconds: The part of `cpu_seconds` that belongs to processes under it other than ranks.
+        faults: Page faults of the process and its ranks.
     """
 
     state: str
@@ -79,13 +80,13 @@ class Vitals:
     """The signs of life of one process.
 
     Args:
-        pid: Its id.
-        bounds: When it counts as hung.
-        sample: Takes a sample of it and its ranks.
-        on_gpu: Whether it may spin while it waits.
+        pid: Id of the process.
+        bounds: Time limits after which the process counts as hung.
+        sample: Function that takes a sample of the process and its ranks.
+        on_gpu: Whether the process uses a GPU, and so may spin while it waits.
 
     Attributes:
-        compiles: Whether, at the last look, kernels were being compiled for it.
+        compiles: Whether, at the last look, kernels were being compiled for the process.
     """
 
     def __init__(
@@ -108,22 +109,22 @@ class Vitals:
         self._last: Sample | None = None
 
     def beat(self) -> None:
-        """Note a message from it that it is ready or alive."""
+        """Note that the process has reported that it is ready or alive."""
         self._loaded = True
         self._unheard = self._silent = self._stuck = 0.0
         self._last = None
         self.compiles = False
 
     def pulse(self) -> None:
-        """Note a message from it that it makes progress."""
+        """Note that the process has reported progress."""
         self._silent = self._stuck = 0.0
 
     def look(self, elapsed: float, ranks: Collection[int] = (), *, others_compile: bool = False) -> str | None:
-        """Examine it again. Returns what is wrong, once a bound is about to be passed; otherwise None.
+        """Examine the process again. Returns what is wrong if the process counts as hung, otherwise None.
 
         Args:
             elapsed: Seconds since the last look.
-            ranks: Processes under it that share its work.
+            ranks: Ids of the processes that share its work.
             others_compile: Whether kernels are being compiled for any worker.
         """
         elapsed = min(elapsed, _MOST_SECONDS)
@@ -150,7 +151,7 @@ class Vitals:
         self.compiles = sample.helper_seconds - last.helper_seconds >= _BUSY_SHARE * elapsed
         if self.compiles or (others_compile and sample.state != "T"):
             self._silent = self._stuck = 0.0
-            self._unheard -= elapsed  # compilers end by themselves
+            self._unheard -= elapsed  # time for compiling does not count, since compilers end by themselves
         elif sample.state == "D" or sample.faults - last.faults >= _FAULTS * elapsed:
             self._stuck = 0.0
 

@@ -1,4 +1,4 @@
-"""The main process's sockets on its event loop: each message that comes goes to the handler of its type."""
+"""Runs the main process's sockets on its event loop, and passes each received message to the handler of its type."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omni_pipeline.wire.codec import Codec, WireError
 from omni_pipeline.wire.messages import Message
 from omni_pipeline.wire.transport import MAIN, Inbox, Outbox, Received, endpoint
 
-# Messages handled before the event loop's other tasks get their turn.
+# Maximum number of messages to handle before the event loop's other tasks get their turn.
 DRAIN_MESSAGES = 128
 
 logger = logging.getLogger(__name__)
@@ -25,16 +25,16 @@ MessageType = TypeVar("MessageType", bound=Message)
 class Mailbox:
     """Sends to workers at once, and receives from them once it is `open`.
 
-    What a message means is known by those who `register` for its type: the fleet for what workers say about themselves,
-    the pipeline for what they say about requests.
+    Each type of message has one handler. The fleet registers handlers for messages about workers, and the pipeline
+    registers handlers for messages about requests.
 
     Args:
-        run_dir: Where the sockets are.
-        codec: For the edges of the graph.
+        run_dir: Directory of the sockets.
+        codec: Encodes and decodes messages for the edges of the graph.
         unreadable: Called with the id of a request whose message could not be read.
 
     Raises:
-        StartupError: there is no place for the socket.
+        StartupError: the path of the socket would be too long.
     """
 
     def __init__(self, run_dir: str, codec: Codec, unreadable: Callable[[str], None]) -> None:
@@ -50,15 +50,15 @@ class Mailbox:
 
     @property
     def address(self) -> str:
-        """Where workers send to."""
+        """The endpoint to which workers send messages."""
         return self._inbox.address
 
     def register(self, kind: type[MessageType], handler: Callable[[MessageType, Received], None]) -> None:
-        """Have `handler` called with each message of one type, and how it came."""
+        """Call `handler` for each message of one type, with the message and its `Received` record."""
         self._handlers[kind] = handler
 
     def open(self) -> None:
-        """Receive, on the running event loop."""
+        """Start to receive messages on the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._inbox.fileno(), self._take_turn)
 
@@ -69,11 +69,11 @@ class Mailbox:
             self._outbox.send(address, frames)
 
     def forget(self, address: str) -> None:
-        """Drop the messages that have not reached a process that is gone."""
+        """Drop the messages that still wait to be sent to a process that has ended."""
         self._outbox.forget(address)
 
     def take(self, most: int) -> int:
-        """Handle up to `most` messages that wait. Returns how many there were."""
+        """Handle up to `most` of the waiting messages. Returns the number of messages handled."""
         count = 0
         for received in self._inbox.drain(most):
             count += 1
@@ -111,6 +111,6 @@ class Mailbox:
         try:
             emptied = self.take(DRAIN_MESSAGES) < DRAIN_MESSAGES
         finally:
-            # The descriptor becomes readable only by new messages, so those that are left need a call.
+            # The descriptor becomes readable only when a new message arrives, so the messages left over need a call.
             if not emptied and self._loop is not None:
                 self._loop.call_soon(self._take_turn)

@@ -1,4 +1,4 @@
-"""Passes on what a child process writes to its standard outputs, and remembers the end of it."""
+"""Passes on what a child process writes to its standard output and error, and remembers the last lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import os
 _READ_BYTES = 64 * 1024
 _STDOUT, _STDERR = 1, 2
 
-# How much of the output's end is remembered, and how much of it is shown.
+# The number of bytes to remember from the end of the output, and the maximum number and length of
+# the lines to show.
 _TAIL_BYTES = 8192
 _LINES = 30
 _LINE_CHARACTERS = 240

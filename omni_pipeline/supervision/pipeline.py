@@ -1,6 +1,6 @@
-"""The pipeline as the main process sees it: passes requests in and answers out, and says what it can serve now.
+"""The pipeline in the main process: it sends requests to workers, passes on answers, and knows what can be served now.
 
-`Supervisor` is the `Pipeline` that the gateway is written against; all of it happens on one event loop.
+`Supervisor` implements `gateway.pipeline.Pipeline`, the interface that the gateway uses, on one event loop.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from omni_pipeline.wire.transport import MAIN, Received, make_run_dir
 class Supervisor:
     """The workers of one deployment.
 
-    Making one lets the fork server start importing at once, so that the caller can prepare other things meanwhile.
-    Then `start` it, use it from that event loop as `gateway.pipeline.Pipeline`, and `stop` it whatever happened.
+    The constructor starts the fork server, which imports modules while the caller prepares other things. Then call
+    `start`, use the object on that event loop as a `gateway.pipeline.Pipeline`, and call `stop` even after an error.
 
     Raises:
-        StartupError: there is no place for the sockets.
+        StartupError: the paths of the sockets would be too long.
     """
 
     def __init__(self, plan: PipelinePlan) -> None:
@@ -64,10 +64,10 @@ class Supervisor:
 
         Args:
             model_path: Directory of the checkpoint.
-            progress: Called with each step.
+            progress: Called when the libraries are imported, and when a worker is ready.
 
         Raises:
-            StartupError: a worker could not load; says which and why. `stop` clears up.
+            StartupError: a worker could not load. The message names it and gives the reason. Call `stop` to clean up.
         """
         self._mailbox.open()
         await self._fleet.start(model_path, progress or _to_nobody)
@@ -112,7 +112,7 @@ class Supervisor:
         self._check(stages)
 
     def _check_patience(self, stages: Collection[str] | None, seconds: float) -> None:
-        """Refuse at once what would be refused after `seconds`."""
+        """Refuse at once a request that would be refused after `seconds` anyway."""
         now = asyncio.get_running_loop().time()
         missing = self._roster.missing(stages)
         expected = [worker.seconds_to_ready(now) for worker in missing]
@@ -139,12 +139,12 @@ class Supervisor:
 
     @property
     def problem(self) -> str | None:
-        """Why the pipeline cannot serve everything now, or None."""
+        """The reason why the pipeline cannot serve all requests now, or None."""
         return "it is shutting down" if self._fleet.stopping else self._roster.problem()
 
     @property
     def workers(self) -> Mapping[str, WorkerReport]:
-        """How each worker is, by name."""
+        """A report on each worker, by name."""
         return self._roster.reports()
 
     @property
@@ -155,12 +155,12 @@ class Supervisor:
 
     @property
     def edges(self) -> Iterable[EdgeStats]:
-        """The latest counters of each edge of the graph that ends in a worker that runs, or here."""
+        """The latest counters of each edge that ends in a running worker or in the main process."""
         return chain(*(worker.edges for worker in self._roster), self._own_edges.all())
 
     @property
     def restarts(self) -> Mapping[str, int]:
-        """How often each worker has been started again, by name."""
+        """Number of restarts of each worker, by name."""
         return {worker.name: worker.restarts.total for worker in self._roster}
 
     @property
@@ -177,7 +177,7 @@ class Supervisor:
         """Wait until `condition` holds; it is tried whenever a worker has changed or sent its counters."""
         await self._fleet.until(condition)
 
-    # --- what workers say about requests ---
+    # --- messages from workers about requests ---
 
     def _take_work(self, message: Work, received: Received) -> None:
         taken = time.monotonic()
@@ -202,4 +202,4 @@ class Supervisor:
 
 
 def _to_nobody(*_: object) -> None:
-    """Drops what nobody has asked for."""
+    """Ignores a message that nothing has been connected to receive."""

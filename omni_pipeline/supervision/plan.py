@@ -1,4 +1,4 @@
-"""The supervisor's input: which workers to keep alive, and how."""
+"""The supervisor's input: the workers to keep running, and the settings for all of them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class PipelinePlan(Struct, frozen=True):
     """The workers of one pipeline, after every decision is made.
 
     Attributes:
-        graph_path: Where `graph` was loaded from, so that workers can do the same.
+        graph_path: The ``package.module:NAME`` of `graph`, from which workers load it too.
         graph: The stages that run, and the edges between them.
-        workers: In graph order of their first stages.
-        supervision: When a worker counts as hung.
+        workers: The workers, in graph order of their first stages.
+        supervision: Time limits after which a worker counts as hung.
         log_level, log_format: Arguments of `logs.configure`.
         trace: Whether requests are traced, and where traces go.
     """

@@ -1,4 +1,4 @@
-"""What the main process knows about its workers: the state of each one's process, and which stages can work."""
+"""Holds what the main process knows about its workers: the state of each process, and which stages can work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from omni_pipeline.wire.counters import EdgeStats
 from omni_pipeline.wire.messages import Moved, StageStats
 from omni_pipeline.wire.transport import endpoint
 
-# When a client is to try again: where a worker's time to load is not known, and where it ends again and again.
+# Seconds after which a client should try again, if nobody knows how long a worker takes to load (`UNKNOWN_SECONDS`), or
+# if the worker keeps ending (`LOOP_SECONDS`).
 UNKNOWN_SECONDS = 5
 LOOP_SECONDS = 30
 
@@ -28,11 +29,11 @@ class WorkerReport(Struct):
 
     Attributes:
         state: ``restarting`` after an end, until its next process is ready; ``unhealthy`` when the ends are a loop.
-        stages: What it runs.
-        pid: Its process, if it has one.
-        restarts: Ends since the service began.
-        last_end: How its last process ended, while no other has become ready.
-        last_words: The last lines that process wrote.
+        stages: Names of the stages that the worker runs.
+        pid: Id of the worker's process; null if it has no process.
+        restarts: Number of its processes that have ended since the service began.
+        last_end: How the worker's latest process ended; null once the next process is ready.
+        last_words: The last lines that the ended process wrote.
     """
 
     state: State
@@ -47,24 +48,24 @@ class WorkerState(Struct):
     """One worker and its process.
 
     Attributes:
-        plan: What it runs.
-        address: Endpoint of its process, or of its next one.
-        incarnation: How many processes it had before that one.
+        plan: The plan of the worker.
+        address: Endpoint of the worker's process or, between two processes, of the next process.
+        incarnation: Number of earlier processes of this worker.
         running: Whether the process has been ordered and has not ended.
-        pid: Of the process, once it is known.
-        ranks: Processes under it that share its work, once it has loaded.
+        pid: Id of the process, once it is known.
+        ranks: Ids of the processes that share the worker's work, once it has loaded.
         ready: Whether the process has loaded.
-        refusal: Why the process could not load, in its own words.
+        refusal: Reason why the process could not load, from its own message.
         vitals: Signs of life of the process, once its pid is known.
         stats: Counters of the process by stage, as of its latest heartbeat.
-        edges: Counters of the edges that end in the process, likewise.
-        killed_for: Why the process is being killed, if it is.
+        edges: Counters of the edges that end in the process, as of its latest heartbeat.
+        killed_for: Reason why the process is being killed; None if it is not.
         moved: Epoch in which `address` was announced to the other workers; 0 if they knew it from their start.
-        heard: Latest epoch of which the process has taken in the announcement.
+        heard: Epoch of the latest announcement that the process has received.
         last_end, last_words: As in `WorkerReport`.
-        restarts: Its ends.
-        ordered: When the process was ordered, or will be.
-        load_seconds: How long it took to load the last time.
+        restarts: Counts the ends of the worker's processes.
+        ordered: Time at which the process was ordered, or will be.
+        load_seconds: Time that the worker's latest loading took.
     """
 
     plan: WorkerPlan
@@ -100,7 +101,7 @@ class WorkerState(Struct):
         return "loading" if self.last_end is None else "restarting"
 
     def became_ready(self, now: float, load_seconds: float) -> None:
-        """Its process has loaded, which took `load_seconds`."""
+        """Note that the process has loaded, which took `load_seconds`."""
         self.ready = True
         self.last_end = None
         self.last_words = []
@@ -108,13 +109,13 @@ class WorkerState(Struct):
         self.restarts.ready(now)
 
     def hangs(self, how: str) -> None:
-        """Its process is of no use any more, and will end."""
+        """Note that the process hangs and is being killed."""
         self.ready = False
         self.stats, self.edges = {}, []
         self.last_end = how
 
     def process_ended(self, how: str, words: list[str]) -> None:
-        """It has no process any more; what was known about the process is gone with it."""
+        """Note that the process has ended, and forget what was known about it."""
         self.running = self.ready = False
         self.pid = self.vitals = self.killed_for = None
         self.stats, self.edges = {}, []
@@ -123,7 +124,7 @@ class WorkerState(Struct):
         self.last_words = words
 
     def seconds_to_ready(self, now: float) -> float | None:
-        """How long it will probably take until it serves; None if that is not known."""
+        """Seconds until the worker is probably ready; None if they cannot be estimated."""
         if self.load_seconds is None or self.restarts.looping:
             return None
         return max(self.ordered + self.load_seconds - now, 1.0)
@@ -133,7 +134,7 @@ class Roster:
     """The workers of one deployment.
 
     Raises:
-        StartupError: there is no place for the sockets.
+        StartupError: the paths of the sockets would be too long.
     """
 
     def __init__(self, run_dir: str, plans: Iterable[WorkerPlan]) -> None:
@@ -145,7 +146,7 @@ class Roster:
         return iter(self._workers.values())
 
     def process(self, name: str, incarnation: int) -> WorkerState | None:
-        """The worker, if its process of that number has not ended."""
+        """The worker called `name`, if its process with this `incarnation` has not ended; otherwise None."""
         worker = self._workers[name]
         return worker if worker.running and worker.incarnation == incarnation else None
 
@@ -154,7 +155,7 @@ class Roster:
         return {stage: worker.address for worker in self for stage in worker.plan.stage_names}
 
     def move(self, worker: WorkerState) -> Moved:
-        """Prepare for the worker's next process. Returns the announcement for the others."""
+        """Prepare for the worker's next process. Returns the message that announces it to the other workers."""
         worker.incarnation += 1
         worker.address = endpoint(self._run_dir, worker.name, worker.incarnation)
         worker.refusal = None
@@ -165,7 +166,7 @@ class Roster:
     # --- who can work ---
 
     def missing(self, stages: Collection[str] | None = None) -> list[WorkerState]:
-        """The workers, of those that run one of `stages` or of all, that cannot take work now."""
+        """The workers that cannot take work now, among those that run one of `stages` (None: among all workers)."""
         return [
             worker
             for worker in self
@@ -174,13 +175,13 @@ class Roster:
         ]
 
     def _reachable(self, worker: WorkerState) -> bool:
-        """Whether it has loaded, and everybody else knows where its process is."""
+        """Whether the worker has loaded, and all other ready workers know the address of its process."""
         return worker.ready and all(
             other.heard >= worker.moved for other in self if other.ready and other is not worker
         )
 
     def problem(self) -> str | None:
-        """Why not everything can work now, or None."""
+        """The reason why not all workers can take work now, or None."""
         missing = self.missing()
         for worker in missing:
             if worker.restarts.looping:
@@ -191,7 +192,7 @@ class Roster:
         return f"still loading {', '.join(worker.name for worker in missing)}" if missing else None
 
     def refusal(self, missing: Collection[WorkerState], now: float) -> OmniError:
-        """The error of a request that needs workers which are `missing`."""
+        """The error for a request that needs the `missing` workers."""
         looping = any(worker.restarts.looping for worker in missing)
         unknown = LOOP_SECONDS if looping else UNKNOWN_SECONDS
         seconds = max(worker.seconds_to_ready(now) or unknown for worker in missing)
@@ -203,7 +204,7 @@ class Roster:
         )
 
     def reports(self) -> dict[str, WorkerReport]:
-        """All workers, by name."""
+        """A report on each worker, by name."""
         return {
             worker.name: WorkerReport(
                 state=worker.state,
