@@ -1,4 +1,4 @@
-"""Errors as data: what went wrong, whose fault it is, and which field of the request to look at.
+"""Errors as data: each has a message, an HTTP status, a code, and the request field that caused it.
 
 An error is raised where the fact is known (a field, a corrupt picture, a full cache, a dead worker), crosses process
 borders as an `ErrorInfo`, and becomes HTTP in one place, the gateway.
@@ -16,12 +16,12 @@ class ErrorInfo(Struct, frozen=True, omit_defaults=True):
     """The wire form of an error.
 
     Attributes:
-        status: HTTP status the client should see.
+        status: HTTP status of the response to the client.
         message: One sentence for the person who sent the request.
         type: OpenAI error type, such as ``invalid_request_error``.
         code: Machine-readable reason, such as ``invalid_image``.
         param: Path of the offending request field, such as ``messages[0].content[1].image_url.url``.
-        stage: Stage that found it, empty when it was the gateway.
+        stage: Name of the stage that found the error; empty if the gateway found it.
         retry_after: Seconds after which a retry makes sense, for 429 and 503.
     """
 
@@ -35,7 +35,7 @@ class ErrorInfo(Struct, frozen=True, omit_defaults=True):
 
 
 class OmniError(Exception):
-    """Base of every error that ends one request and nothing else."""
+    """Base class of every error that ends one request and does not affect others."""
 
     def __init__(self, info: ErrorInfo) -> None:
         super().__init__(info.message)
@@ -43,24 +43,24 @@ class OmniError(Exception):
 
 
 def bad_request(message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> OmniError:
-    """The client sent something that cannot work; `param` says which field."""
+    """An error for a bad request. `param` names the bad field."""
     return OmniError(ErrorInfo(status=status, message=message, code=code, param=param))
 
 
 def unavailable(message: str, *, code: str = "service_unavailable", retry_after: int | None = 1) -> OmniError:
-    """The service cannot answer now, through no fault of the request."""
+    """An error for a request that is good, but that the service cannot answer now."""
     return OmniError(
         ErrorInfo(status=503, message=message, type="service_unavailable_error", code=code, retry_after=retry_after)
     )
 
 
 def internal(message: str, *, code: str = "internal_error") -> OmniError:
-    """A bug or a broken worker; the message must not carry request content."""
+    """An error for a bug or a broken worker. The message must not contain request content."""
     return OmniError(ErrorInfo(status=500, message=message, type="server_error", code=code))
 
 
 def worker_lost(worker: str) -> OmniError:
-    """A worker process has ended while the request needed it; the same request may well succeed now."""
+    """An error for a request whose worker process has ended. The same request may succeed if it is sent again."""
     return unavailable(f"The {worker} worker ended unexpectedly while it worked on this request.", code="worker_lost")
 
 

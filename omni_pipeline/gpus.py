@@ -19,7 +19,7 @@ from omni_pipeline.sizes import MIB, parse_size
 Answer = TypeVar("Answer")
 
 
-# The memory that the driver reports for well-known cards, more exactly than their nominal size: MiB by name and GB.
+# The memory in MiB that the driver reports for well-known cards, by the card's name and its nominal size in GB.
 _REPORTED = {
     ("H100", "80"): 81559,
     ("H200", "141"): 143771,
@@ -32,7 +32,7 @@ _REPORTED = {
     ("RTX3090", "24"): 24576,
 }
 
-# Compute capabilities, each with words that the names or descriptions of such cards contain.
+# Compute capabilities, each with words that occur in the names or descriptions of cards with this capability.
 _CAPABILITIES = {
     (7, 0): ("V100",),
     (7, 5): ("T4", "RTX 2080", "RTX 8000"),
@@ -53,11 +53,11 @@ class Gpu(Struct, frozen=True):
     """One GPU.
 
     Attributes:
-        index: Its number in this server, counted from 0 among the GPUs that the server may see.
-        name: From the driver, or from the description.
+        index: Number of the GPU in this server, counted from 0 among the GPUs that the server may see.
+        name: Name of the GPU from the driver, or from the description.
         memory: Total bytes.
-        device: Its entry in ``CUDA_VISIBLE_DEVICES``. For a whole card this is the driver's index, since some libraries
-            accept nothing else there; for a MIG instance, which has no index, it is the unique id.
+        device: The GPU's entry in ``CUDA_VISIBLE_DEVICES``. For a whole card this is the driver's index, since some
+            libraries accept nothing else; for a MIG instance, which has no index, it is the unique id.
     """
 
     index: int
@@ -67,7 +67,7 @@ class Gpu(Struct, frozen=True):
 
     @property
     def is_mig(self) -> bool:
-        """Whether it is a MIG instance, a part of a card."""
+        """Whether the GPU is a MIG instance, which is a part of a card."""
         return self.device.startswith("MIG-")
 
 
@@ -77,9 +77,9 @@ class _Listed(Struct, Generic[Answer], frozen=True):
     Attributes:
         names: Entries that can name it in ``CUDA_VISIBLE_DEVICES``, `Gpu.device` first. All except an index may be
             shortened to a prefix.
-        instances: Ids of the MIG instances, if it is a card that MIG divides (nothing can run on such a card as a
-            whole); otherwise None.
-        answer: NVML's answer to the question that was asked; None from a divided card.
+        instances: Ids of the MIG instances, for a card that MIG divides (nothing can run on the whole of such a card);
+            otherwise None.
+        answer: NVML's answer to the question of `_each_gpu`; None for a divided card.
     """
 
     names: tuple[str, ...]
@@ -119,7 +119,7 @@ def detect(environment: Mapping[str, str] = os.environ) -> tuple[Gpu, ...]:
     """The NVIDIA GPUs that this process may use, in the order of ``CUDA_VISIBLE_DEVICES`` or of the PCI bus.
 
     Raises:
-        StartupError: there are GPUs, but the driver does not answer; or the variable names a GPU that is not there.
+        StartupError: there are GPUs, but the driver does not answer; or the variable names a GPU that does not exist.
     """
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1", "none", "NoDevFiles"):
@@ -135,7 +135,7 @@ def least_free() -> tuple[int, int]:
 
 
 def memory_used(gpus: Sequence[Gpu]) -> dict[int, int]:
-    """Bytes that any processes now use on each of these GPUs, by the index of the GPU.
+    """Bytes that all processes together now use on each of these GPUs, by the index of the GPU.
 
     Raises:
         StartupError: the driver does not answer.
@@ -144,7 +144,7 @@ def memory_used(gpus: Sequence[Gpu]) -> dict[int, int]:
 
 
 def known_capability(gpu: Gpu) -> tuple[int, int] | None:
-    """Compute capability that a GPU's name implies, so that the GPU need not be here; None for an unknown name."""
+    """Compute capability that a GPU's name implies, even if the GPU is in another machine; None for an unknown name."""
     for found, names in _CAPABILITIES.items():
         if any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", gpu.name) for name in names):
             return found
@@ -165,8 +165,9 @@ def _has_device_files() -> bool:
 def _visible(there: Sequence[_Listed[Any]], visible: str | None) -> tuple[Gpu, ...]:
     """The GPUs that `visible` lists, numbered in the order of that list; every GPU if it is None.
 
-    CUDA silently ends the list at the first entry that names no GPU. We refuse such an entry, because the server would
-    run on fewer GPUs than its operator gave it, or on the CPU. Only -1 ends the list, as CUDA documents.
+    CUDA silently ends the list at the first entry that names no GPU. We refuse an entry that names no GPU, because the
+    server would otherwise run on fewer GPUs than its operator meant, or on the CPU. Only -1 ends the list, as CUDA
+    documents.
     """
     if visible is None:
         chosen = [listed for listed in there if listed.instances is None]
@@ -239,7 +240,7 @@ def _each_gpu(question: Callable[[Any, Any, Any], Answer]) -> list[_Listed[Any]]
                 listed.append(_described(pynvml, names, card, question(pynvml, card, card)))
                 continue
             parts = [(_mig_names(pynvml, names[1], instance), instance) for instance in instances]
-            # Ask only for the name of the card itself: not every user may ask for its memory, for example.
+            # Ask a divided card only for its name: not every user may ask for its memory, for example.
             name = str(pynvml.nvmlDeviceGetName(card))
             listed.append(_Listed(names, name, 0, None, tuple(part[0] for part, _ in parts)))
             for part, instance in parts:

@@ -1,7 +1,7 @@
 """The log format of every process: lines for people, or one JSON object in each line.
 
 A record may have fields besides its message: ``log.info("answered", extra=fields(request_id=…))``. Each record is one
-line, whatever characters a client puts into a path or an id. Only tracebacks in the lines for people span more.
+line, whatever characters a client puts into a path or an id. Only a traceback in the text format spans several lines.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def configure(process: str, level: str, form: Format) -> None:
-    """Make this process log to stderr, instead of any logging that was set up before.
+    """Make this process log to stderr. Replaces any earlier logging configuration.
 
     Args:
-        process: Name of the process in each record, such as ``main`` or a worker's.
+        process: Name of the process for each record: ``main`` or the worker's name.
         level: A level name of Python's logging.
         form: Format of the records.
     """
@@ -36,12 +36,12 @@ def configure(process: str, level: str, form: Format) -> None:
 
 
 def fields(**values: Any) -> dict[str, Any]:
-    """The argument `extra` of a logging call, to give its record these fields. Fields that are None are left out."""
+    """The argument `extra` of a logging call, which adds these fields to the record. Leaves out None fields."""
     return {_FIELDS: {name: value for name, value in values.items() if value is not None}}
 
 
 class TextFormatter(logging.Formatter):
-    """``2026-11-26 08:13:22,123 INFO main gateway.access: POST /v1/chat/completions status=200 request_id=…``"""
+    """Lines like ``2026-11-26 08:13:22,123 INFO main gateway.access: POST /v1/models status=200 request_id=…``."""
 
     def __init__(self, process: str) -> None:
         super().__init__(f"%(asctime)s %(levelname)s {process} %(name)s: %(message)s")
@@ -64,7 +64,7 @@ class JsonFormatter(logging.Formatter):
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """The line for a record."""
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         body: dict[str, Any] = {
             "time": time.isoformat(timespec="microseconds").replace("+00:00", "Z"),

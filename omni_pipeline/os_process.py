@@ -16,14 +16,14 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def die_with_parent(parent: int, number: signal.Signals) -> None:
-    """Have the kernel send this process signal `number` when its parent ends, however it ends.
+    """Have the kernel send signal `number` to this process when its parent ends for any reason.
 
     The kernel watches the *thread* that started this process, so that thread must live as long as the service.
     The setting survives ``exec`` but not ``fork``: in a chain of forks, every process has to call this.
 
     Args:
-        parent: Process id that the parent had when it started this process. If the parent is gone already, the signal
-            is sent now.
+        parent: Process id that the parent had when it started this process. If this parent has already ended,
+            the signal is sent now.
     """
     if sys.platform == "linux":
         _prctl(_PR_SET_PDEATHSIG, int(number))
@@ -51,15 +51,15 @@ def _prctl(option: int, value: int) -> None:
 def leave_stopping_to_parent() -> None:
     """Ignore SIGINT and SIGTERM.
 
-    A terminal or a service manager sends them to the whole process group at once. The main process then drains, for
-    which it needs its workers, and asks them to leave afterwards.
+    A terminal or a service manager sends them to the whole process group at once. The main process then
+    finishes its requests, for which it needs the workers, and asks them to exit afterwards.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def set_title(title: str) -> None:
-    """Show `title` in process listings, if the package for that is installed."""
+    """Show `title` in process listings, if the package for setting titles is installed."""
     try:
         from setproctitle import setproctitle
     except ImportError:
@@ -77,7 +77,7 @@ class ProcessUsage(Struct):
 def stat(pid: int) -> list[str] | None:
     """The fields of ``/proc/PID/stat`` from the state on; None when the process is gone, or there is no ``/proc``."""
     try:
-        # The name, in parentheses, may contain anything.
+        # The process's name, in parentheses, may contain spaces and parentheses.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None

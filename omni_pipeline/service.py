@@ -1,4 +1,4 @@
-"""The whole life of a service in the main process: check everything, load the workers, serve, stop."""
+"""Runs a service in the main process, from the checks at the start to the end of the last process."""
 
 from __future__ import annotations
 
@@ -21,39 +21,40 @@ from omni_pipeline.kernels import toolchain
 from omni_pipeline.supervision.fleet import StartProgress
 from omni_pipeline.supervision.pipeline import Supervisor
 
-# What serves a running pipeline over HTTP until `stopping` is set; named, so that the framework imports no gateway.
+# The function that serves a running pipeline over HTTP until `stopping` is set. It is loaded by its name, so that the
+# framework does not import the gateway.
 GATEWAY = "gateway.serving.server:run"
 
 GatewayRun: TypeAlias = Callable[..., Awaitable[None]]
 
-# Connections that wait to be accepted.
+# Maximum number of connections that wait to be accepted.
 BACKLOG = 128
 
 
 class Display(Protocol):
-    """Shows the person at the terminal how far the start is."""
+    """Shows the progress of a start to the operator."""
 
     def begin(self, deployment: Deployment) -> None:
-        """The configuration is valid; loading begins."""
+        """Show that the configuration is valid and that loading begins."""
 
     def note(self, text: str) -> None:
-        """Something worth a line."""
+        """Show a remark."""
 
     def progress(self, event: StartProgress) -> None:
-        """The libraries, or one more worker, are there."""
+        """Show that the libraries are imported, or that one more worker is ready."""
 
     def loaded(self, url: str, seconds: float) -> None:
-        """All workers are; the server listens at `url`."""
+        """Show that all workers have loaded, and that the server listens at `url`."""
 
     def ready(self, url: str, seconds: float) -> None:
-        """It has answered a first request."""
+        """Show that the server has answered a first request."""
 
     def stopping(self) -> None:
-        """Told to stop."""
+        """Show that the service begins to stop."""
 
 
 async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> None:
-    """Serve `config` until SIGINT or SIGTERM; a second one ends everything at once.
+    """Serve `config` until SIGINT or SIGTERM arrives. A second signal ends everything at once.
 
     Args:
         gateway: ``package.module:function`` that is called as ``await run(pipeline, server, model_path=…,
@@ -62,7 +63,7 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
             workers cannot load.
 
     Raises:
-        StartupError: something keeps the service from starting. Nothing is left behind.
+        StartupError: the service cannot start. All processes and files of the attempt have been removed.
     """
     begin = time.monotonic()
     supervisor: Supervisor | None = None
@@ -102,7 +103,7 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
 
 
 def listen(server: Server) -> socket.socket:
-    """A listening socket for `server`, taken before anything is loaded. Raises StartupError."""
+    """A listening socket for `server`, opened before anything is loaded. Raises StartupError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
             server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -121,17 +122,17 @@ def listen(server: Server) -> socket.socket:
 
 
 def url(host: str, listen_socket: socket.socket) -> str:
-    """Where a client on this machine finds the server."""
+    """The URL at which a client on this machine reaches the server."""
     port = listen_socket.getsockname()[1]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{shown}:{port}"
 
 
 def check_model(deployment: Deployment, display: Display) -> tuple[str, Deployment]:
-    """Directory of the deployment's checkpoint, when it is complete and fits, and the deployment with memory divided.
+    """Check the checkpoint. Returns its directory, and the deployment with memory divided between the stages.
 
     Raises:
-        StartupError: the checkpoint is not there, not complete or too large.
+        StartupError: the checkpoint is missing, incomplete or too large.
     """
     spec = deployment.graph.checkpoint
     if spec is None:
@@ -145,7 +146,7 @@ def check_model(deployment: Deployment, display: Display) -> tuple[str, Deployme
 
 
 def _stop_on_signals(hurry: Callable[[], None], display: Display) -> asyncio.Event:
-    """An event that the first signal sets. The second is told to `hurry` and cancels the calling task."""
+    """An event that the first signal sets. The second signal calls `hurry` and cancels the calling task."""
     stopping = asyncio.Event()
     task = asyncio.current_task()
     assert task is not None
@@ -167,7 +168,7 @@ def _stop_on_signals(hurry: Callable[[], None], display: Display) -> asyncio.Eve
 async def _both(
     serving: Awaitable[None], starting: Awaitable[None], stopping: asyncio.Event, loaded: Callable[[], None]
 ) -> None:
-    """Serve to the end, and start meanwhile unless `stopping` is set first; `loaded` is called in between."""
+    """Await `serving` and `starting`. Calls `loaded` after `starting`, or cancels it if `stopping` is set first."""
     server, starter = asyncio.ensure_future(serving), asyncio.ensure_future(starting)
     told = asyncio.ensure_future(stopping.wait())
     try:

@@ -14,7 +14,7 @@ _BYTES = {"GiB": 1024**3, "GB": 10**9, "MiB": MIB, "MB": 10**6}
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size as `config.schema.Size` allows it, such as ``12GiB`` or ``800 MB``. Raises ValueError."""
+    """Bytes of a size such as ``12GiB`` or ``800 MB``, in the form of `config.schema.Size`. Raises ValueError."""
     found = _SIZE.fullmatch(text)
     if found is None:
         raise ValueError(f"{text!r} is not a size")

@@ -1,4 +1,4 @@
-"""`sgl-omni config`: what a configuration comes to, whether it can work, and what may be in it."""
+"""`sgl-omni config`: shows and checks a configuration, and lists layouts and possible settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from omni_pipeline.deployment.resolve import Deployment, resolve
 from omni_pipeline.kernels import toolchain
 
 app = typer.Typer(
-    no_args_is_help=True, help="Show, check and describe configurations, and list those that ship.",
+    no_args_is_help=True, help="Show, check and describe configurations, and list layouts.",
     rich_markup_mode="rich",
 )  # fmt: skip
 
@@ -34,7 +34,7 @@ Gpus = Annotated[
     str | None,
     typer.Option(
         "--gpus",
-        help="Reckon with these GPUs instead of this machine's: 1xH100-80GB, 4x24GB, H20-96GB,L4-24GB.",
+        help="Plan for these GPUs instead of this machine's: 1xH100-80GB, 4x24GB, H20-96GB,L4-24GB.",
         metavar="GPUS",
         show_default=False,
     ),
@@ -50,10 +50,10 @@ def show(
         bool, typer.Option("--json", help="A JSON list of path, value and origin instead of YAML.")
     ] = False,
 ) -> None:
-    """Print the resolved configuration as YAML, and beside each value that is no default where it came from.
+    """Print the resolved configuration as YAML, with the source of each value that is not a default.
 
-    Takes the flags of serve. What it prints can be used as a file. Where the checkpoint's config.json is here, GPU
-    memory is divided as it would be at the start.
+    Accepts the flags of serve. The output can be used as a configuration file. If the model path is a directory with
+    config.json, the output shows how GPU memory would be divided.
     """
     lines = explain(settings, _divided(resolved(settings, gpus), gpus))
     if as_json:
@@ -65,9 +65,10 @@ def show(
 @app.command()
 @takes_settings
 def check(settings: Settings, gpus: Gpus = None) -> None:
-    """Say whether the configuration can work, and who runs where; ends with 1 and the reason if it cannot.
+    """Check that the configuration can work, and show where each stage runs.
 
-    Takes the flags of serve. A checkpoint that is a directory here is checked too.
+    Accepts the flags of serve. A checkpoint is checked too if the model path is a directory. If the configuration
+    cannot work, prints the reason and exits with code 1.
     """
     deployment = resolved(settings, gpus)
     if gpus is None:
@@ -91,7 +92,7 @@ def check(settings: Settings, gpus: Gpus = None) -> None:
 def list_layouts(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list of name, purpose and path.")] = False,
 ) -> None:
-    """Print the layouts that ship with this package: the name for --config, what it is for, and the file."""
+    """Print the layouts that ship with this package: the name for --config, the purpose, and the file of each."""
     shipped = layout_files.layouts()
     if as_json:
         print(json.dumps(msgspec.to_builtins(shipped, enc_hook=str), indent=1))
@@ -108,19 +109,19 @@ def schema() -> None:
 
 
 def resolved(settings: Settings, description: str | None) -> Deployment:
-    """The deployment of `settings` on the GPUs described, or those of this machine. Notes go to standard error."""
+    """The deployment of `settings` on the described GPUs, or on this machine's. Prints notes to standard error."""
     for note in settings.notes:
         print(note, file=sys.stderr)
     return resolve(settings.config, gpus.parse(description) if description is not None else None)
 
 
 def free_for(deployment: Deployment, description: str | None) -> FreeMemory:
-    """What is free for a deployment: on this machine's GPUs what other programs leave, on GPUs described all."""
+    """The memory that a deployment may use: free memory of this machine's GPUs, or all memory of described GPUs."""
     return free_memory(deployment.gpus if description is None else ())
 
 
 def _divided(deployment: Deployment, description: str | None) -> Deployment:
-    """The deployment with its memory divided, if it is on GPUs and anything is known of the checkpoint."""
+    """The deployment with its memory divided, if it uses GPUs and the checkpoint's ``config.json`` is there."""
     spec = deployment.graph.checkpoint
     if spec is None or not deployment.gpus or not os.path.isfile(os.path.join(deployment.model_path, "config.json")):
         return deployment
@@ -129,7 +130,7 @@ def _divided(deployment: Deployment, description: str | None) -> Deployment:
 
 
 def describe_workers(deployment: Deployment) -> list[str]:
-    """A line for each worker: where it is, and what it runs."""
+    """A line for each worker, with its device and its stages."""
     names = {gpu.device: f"GPU {gpu.index} ({gpu.name})" for gpu in deployment.gpus}
     width = max(len(worker.name) for worker in deployment.workers)
     return [

@@ -21,7 +21,7 @@ _SECRETS = ("server.api_keys",)
 
 
 class ConfigLine(Struct, frozen=True):
-    """One value: its dotted path, and its source (`DEFAULT`, a file, a flag, a variable, or what it follows from)."""
+    """One value: its dotted path, and its source (`DEFAULT`, a file, a flag, a variable, or a reason)."""
 
     path: str
     value: Any
@@ -79,7 +79,7 @@ def _stage(settings: Settings, worker: WorkerPlan, plan: StagePlan) -> Any:
 
 
 def _reasons(settings: Settings, plan: StagePlan, *, accelerated: bool) -> dict[str, str]:
-    """Why the server decided those settings of a stage that nothing else sets, by path."""
+    """The server's reasons for the settings of a stage that it decided itself, by path."""
     place = f"stages.{plan.name}"
     colocated = settings.origin("colocate") if settings.config.colocate and accelerated else None
     if not accelerated:

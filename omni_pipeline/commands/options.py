@@ -51,10 +51,10 @@ def all_flags() -> list[Flag]:
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` with all flags, ``--config`` and ``--set``, besides its own parameters.
+    """A command with all flags, ``--config`` and ``--set``, in addition to its own parameters.
 
     Args:
-        command: Its first parameter, `settings`, gets the `config.layers.Settings`.
+        command: The function to extend. Its first parameter, `settings`, receives the `config.layers.Settings`.
     """
     flags = all_flags()
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
@@ -119,7 +119,7 @@ def _parser(flag: Flag) -> Callable[[str], Any] | None:
 def _layers(
     flags: list[Flag], given: dict[str, Any], context: typer.Context, *, environment: bool
 ) -> list[SettingsLayer]:
-    """The layers of those flags that came from the environment, or of those that did not."""
+    """The layers of the flags whose values came from the environment, or of the flags on the command line."""
     layers = []
     for flag in flags:
         value = given[flag.parameter]

@@ -1,4 +1,4 @@
-"""`sgl-omni plan`: what a deployment takes of each GPU, told before anything is loaded."""
+"""`sgl-omni plan`: shows, before anything is loaded, how much memory of each GPU a deployment needs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from omni_pipeline.deployment.prepare import prepare
 from omni_pipeline.errors import StartupError
 
 _REQUEST = Request()
-_Tokens = Annotated[int, typer.Option(min=1, metavar="N", help="Of the request that the plan counts in.")]
+_Tokens = Annotated[int, typer.Option(min=1, metavar="N", help="Number of these tokens in the plan's example request.")]
 
 
 class PlanReport(Struct, frozen=True):
-    """A placement, and what to do where it does not fit."""
+    """A placement, and changes that make it fit if it does not."""
 
     model_path: str
     placement: Placement
@@ -41,9 +41,10 @@ def plan(
     answer_tokens: _Tokens = _REQUEST.answer_tokens,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON, in bytes and tokens.")] = False,
 ) -> None:
-    """Say what a deployment takes of each GPU, whether it fits, and what to change if it does not.
+    """Show how much memory of each GPU a deployment needs, whether it fits, and what to change if it does not.
 
-    Takes the flags of serve. Loads nothing: a directory with config.json is enough. Ends with 1 if it does not fit.
+    Accepts the flags of serve. Loads no weights: a directory with config.json is enough. Exits with code 1 if the
+    deployment does not fit.
     """
     made = planned(settings, gpus, Request(prompt_tokens, answer_tokens))
     if as_json:
@@ -59,7 +60,7 @@ def planned(settings: Settings, gpus: str | None, request: Request) -> PlanRepor
     """The plan for these settings.
 
     Raises:
-        StartupError: the settings contradict themselves, or nothing is known of the checkpoint.
+        StartupError: the settings contradict each other, or the checkpoint is unknown.
     """
     deployment = resolved(settings, gpus)
     spec = deployment.graph.checkpoint
@@ -73,7 +74,7 @@ def planned(settings: Settings, gpus: str | None, request: Request) -> PlanRepor
 
 
 def as_data(made: PlanReport) -> dict[str, Any]:
-    """The plan as JSON can hold it: bytes, tokens, and the sums that `Placement` gives."""
+    """The plan as plain data for JSON, with the sums that `Placement` computes."""
     placement = made.placement
     return {
         "model_path": made.model_path,

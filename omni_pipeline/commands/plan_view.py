@@ -1,4 +1,4 @@
-"""Draws a placement: which stage is on which device, the memory that each takes, and whether everything fits."""
+"""Draws a placement: the stages on each device, the memory that each stage needs, and whether everything fits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omni_pipeline.deployment.alternatives import Remedy, told
 from omni_pipeline.deployment.memory_plan import CachePlan, DevicePlan, Holding, Placement
 
 WIDTH = 64
-"""Characters that stand for a whole device."""
+"""Number of characters that represent the memory of a whole device."""
 
 _GIB = 1024**3
 _KIB = 1024
@@ -54,7 +54,7 @@ def _device(device: DevicePlan, colors: dict[str, str]) -> Iterator[RenderableTy
 
 
 def _bar(device: DevicePlan, colors: dict[str, str]) -> Text:
-    """One line: a block for each stage as long as its share, then what is free, then what is kept free."""
+    """A bar with a block for each stage, as long as its share of memory, then free memory, then reserved memory."""
     bar = Text()
     scale = WIDTH / max(device.memory, device.taken, 1)
     drawn = end = 0.0
@@ -119,7 +119,7 @@ def _verdict(placement: Placement, found: Sequence[Remedy]) -> Iterator[Renderab
 
 
 def _gib(size: int) -> str:
-    """The size in GiB, with enough digits to tell it from 0."""
+    """The size in GiB, with enough digits to distinguish it from 0."""
     if size >= _GIB // 10 or not size:
         return f"{size / _GIB:.1f}"
     return f"{size / _GIB:.2f}" if size >= _GIB // 100 else "<0.01"

@@ -15,7 +15,7 @@ from omni_pipeline.supervision.fork_server import Preloaded
 
 
 class Terminal:
-    """A `service.Display` on a console; a context manager, which ends the spinner."""
+    """A `service.Display` on a console. It is a context manager, whose exit ends the spinner."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -1,4 +1,4 @@
-"""The configuration as a JSON schema, with each stage's own options, and with docstrings as descriptions."""
+"""Writes the configuration as a JSON schema, with each stage's own options, and with docstrings as descriptions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def json_schema(graph: Graph) -> dict[str, Any]:
         component.pop("description", None)
         texts = descriptions(kinds.get(name, Config))
         for field, content in component["properties"].items():
-            if "$ref" in content:  # the default of a struct is its fields' defaults
+            if "$ref" in content:  # the defaults of a struct are given at its fields
                 content.pop("default", None)
             if field in texts:
                 content["description"] = texts[field]
@@ -39,7 +39,7 @@ def json_schema(graph: Graph) -> dict[str, Any]:
 
 
 def structs(kind: type[Struct]) -> list[type[Struct]]:
-    """`kind`, and the struct types in its fields, each once and outermost first."""
+    """`kind` and all struct types in its fields, the outermost first and each only once."""
     found = [kind]
     for field in msgspec.structs.fields(kind):
         if isinstance(field.type, type) and issubclass(field.type, Struct):
@@ -53,7 +53,7 @@ def summary(kind: type[Struct]) -> str:
 
 
 def descriptions(kind: type[Struct]) -> dict[str, str]:
-    """Descriptions of the fields of a struct, from ``Attributes:`` in its docstring and in those of its bases."""
+    """Descriptions of the fields of a struct, from ``Attributes:`` in its docstring and its bases' docstrings."""
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if issubclass(base, Struct):

@@ -1,6 +1,6 @@
 """Merges the layers of the configuration, and remembers which layer each value comes from.
 
-The layers, each overriding those before it: the defaults, the file, the environment, flags, ``--set``.
+The layers are the defaults, the file, the environment, flags, and ``--set``. Each layer overrides the layers before it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def gather(path: Path | None, layers: Iterable[SettingsLayer] = (), assignments:
 
     Args:
         path: The configuration file, or None.
-        layers: From the environment and from flags; each overrides those before it.
+        layers: Layers from the environment and from flags; each overrides the layers before it.
         assignments: Values of ``--set``, such as ``thinker.threads=2``.
 
     Raises:
@@ -80,7 +80,7 @@ def gather(path: Path | None, layers: Iterable[SettingsLayer] = (), assignments:
 
 
 def nest(path: str, value: Any) -> Any:
-    """``{"a": {"b": value}}`` of ``a.b``."""
+    """The tree with `value` at `path`, such as ``{"a": {"b": value}}`` for ``a.b``."""
     for name in reversed(path.split(".")):
         value = {name: value}
     return value
@@ -102,7 +102,7 @@ def _graph(layers: Iterable[SettingsLayer]) -> Graph:
 
 
 def _check(layer: SettingsLayer, graph: Graph) -> None:
-    """Check one layer by itself, so that an error names the layer that it is in."""
+    """Check one layer by itself, so that an error names the layer with the bad setting."""
     stages = layer.tree.get("stages")
     for name, stage in stages.items() if isinstance(stages, dict) else ():
         convert(stage, StageConfig, f"stages.{name}", source=f"{layer.source}: ")
@@ -115,7 +115,7 @@ def _check(layer: SettingsLayer, graph: Graph) -> None:
 
 
 def _assignment(text: str, graph: Graph) -> dict[str, Any]:
-    """The tree that ``path=value`` stands for; `value` is YAML."""
+    """The settings tree for an assignment ``path=value``, whose value is YAML."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
         raise StartupError(f"{SET} {text}: write a setting, an equals sign and a value, as in thinker.threads=2.")

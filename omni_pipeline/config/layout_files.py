@@ -16,7 +16,7 @@ from omni_pipeline.errors import StartupError, suggestion
 
 DIRECTORY = Path(omni_pipeline.__file__).parent / "layouts"
 
-# Where guides keep the files, relative to the directory in which their commands run.
+# Folders of configuration files in the guides, relative to the directory in which a guide's commands run.
 _IN_GUIDES = (Path("configs"), Path("examples/configs"))
 
 _PREFIX = "qwen3_omni_"
@@ -26,7 +26,7 @@ class Layout(Struct, frozen=True):
     """A configuration file that ships with the package.
 
     Attributes:
-        purpose: What it is for, in one sentence.
+        purpose: The purpose of the layout, in one sentence.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Layout(Struct, frozen=True):
 
 
 class Found(Struct, frozen=True):
-    """The file that ``--config`` means. If that is not the given path, `note` says why."""
+    """The file that ``--config`` means. If the file is not at the given path, `note` says why."""
 
     path: Path
     note: str | None = None
@@ -51,10 +51,10 @@ def find(given: str) -> Found:
 
     Args:
         given: A path, the name of a layout or its file name. A path from the guides (``configs/…``) also
-            names the layout of that file name, so that it works outside a checkout.
+            finds the layout with that file name, so that the guides' commands work outside a checkout.
 
     Raises:
-        StartupError: there is neither a file nor a layout of that name.
+        StartupError: no file and no layout has that name.
     """
     path = Path(given)
     if path.exists() and not path.is_dir():
@@ -79,7 +79,7 @@ def complete(incomplete: str) -> Iterator[str]:
 
 
 def _nor_layout(path: Path, shipped: list[Layout]) -> str:
-    """Says which layout a path that does not exist may have meant, as the end of a message."""
+    """The end of an error message, which suggests a layout for a path that does not exist."""
     same = next((layout.name for layout in shipped if layout.path.name == path.name), None)
     if same is not None:
         return f"but there is a layout of that name: pass --config {same}."
@@ -91,7 +91,7 @@ def _layout(path: Path) -> Layout:
 
 
 def _name(path: Path) -> str:
-    """``colocated-h100`` for ``qwen3_omni_colocated_h100.yaml``."""
+    """The layout's name: ``colocated-h100`` for ``qwen3_omni_colocated_h100.yaml``."""
     return path.stem.removeprefix(_PREFIX).replace("_", "-")
 
 

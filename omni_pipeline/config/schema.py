@@ -1,4 +1,4 @@
-"""The configuration as one strict tree of settings; `layers` joins the places that it is read from."""
+"""The configuration as one strict tree of settings; `layers` merges the sources that settings come from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Size = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)? *(GiB|MiB|GB|MB)$")]
 
 
 class MediaPolicy(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Which media the server reads for a client, and how much.
+    """The media that the server reads for a client, and limits on their number and size.
 
     Attributes:
         local_path: Directory that local media files must be in; relative paths start there. null means the directory in
@@ -45,12 +45,12 @@ class MediaPolicy(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Limits on load. A request beyond them is refused with a reason and, where it helps, a time to try again.
+    """Limits on load. A request beyond a limit is refused with a reason and, where it helps, a time to try again.
 
     Attributes:
         requests: Maximum number of requests in the pipeline, including those that wait for a stage.
-        stage_requests: Maximum number of requests that need a stage at the same time, by the stage's name. With it you
-            can limit, for example, spoken answers.
+        stage_requests: Maximum number of requests that need a stage at the same time, by the stage's name. For example,
+            this can limit spoken answers.
         queued: Maximum number of requests that wait for admission; clients take turns. The body of a waiting request is
             not read.
         connections: Maximum number of open connections.
@@ -58,9 +58,10 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
         held_bytes: Maximum size of the bodies and media that all requests together hold until their answers begin.
         output_tokens: Maximum number of text tokens of one answer; also the limit of a request without one. null
             leaves only the model's own limit, and gives a request without a limit the thinker's `default_max_tokens`.
-        speech_tokens: The same for talker tokens, which are 80 ms each.
-        idle_seconds: Maximum time until a connection has sent the head of its next request.
-        receive_seconds: Maximum time until one request body has arrived.
+        speech_tokens: Maximum number of talker tokens of one answer, each 80 ms of speech; also the limit of a request
+            without one. null leaves only the model's own limit.
+        idle_seconds: Maximum time that an open connection may take to send the head of its next request.
+        receive_seconds: Maximum time for the arrival of one request body.
         request_seconds: Maximum time for one request, from its arrival to the end of its answer.
         keep_alive_seconds: After this time without data, a stream gets a comment, so that proxies and clients do not
             close it.
@@ -92,10 +93,10 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
         model_name: The model's name in `/v1/models`; null means the last part of the model path. Requests may name any
             model.
         api_keys: If not empty, each request must carry one of these keys as bearer token.
-        drain_seconds: Time that requests in progress have to finish after the server was told to stop.
+        drain_seconds: Maximum time that requests in progress may take to finish when the server stops.
         allowed_origins: Origins (``https://example.org``, or ``*`` for all) whose web pages may use the API from a
             browser. Empty by default.
-        media: Which media the server reads for its clients.
+        media: The media that the server reads for its clients.
         limits: Limits on load.
     """
 
@@ -110,11 +111,11 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Trace(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Traces of single requests, and where they go. Without `dir` and `otlp_endpoint` nothing is recorded.
+    """Traces of single requests, and their destination. Without `dir` and `otlp_endpoint`, no traces are recorded.
 
     Attributes:
         dir: Directory for one trace file per request, to open in Perfetto or Chrome; created if it does not exist.
-        files: Maximum number of files in it; the oldest are removed.
+        files: Maximum number of files in `dir`; the oldest files are removed.
         otlp_endpoint: Base URL of an OpenTelemetry collector (OTLP over HTTP, such as ``http://localhost:4318``).
             null uses OpenTelemetry's environment variables.
     """
@@ -129,16 +130,16 @@ class Trace(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class StageConfig(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Where one stage runs, and how.
+    """The place of one stage (its worker and its device), and its options.
 
     Attributes:
         worker: Name of the stage's worker process. Stages that name the same worker share a process and pass messages
             by reference. null gives the stage a process of its own, with the stage's name; with `colocate`, stages on
             the GPU share one.
-        device: ``cpu`` or ``cuda``; ``auto`` uses a GPU if the stage can use one and there is one.
+        device: ``cpu`` or ``cuda``; ``auto`` uses a GPU if the stage can use a GPU and a GPU is visible.
         gpus: Indices of the stage's GPUs, among the GPUs that the server may see (``CUDA_VISIBLE_DEVICES``). If empty,
             the server chooses. The worker sees only these GPUs.
-        memory: Total memory that the stage may take of each of its GPUs: a fraction of the whole GPU (``0.75``), or a
+        memory: Total memory that the stage may use on each of its GPUs: a fraction of the whole GPU (``0.75``), or a
             size (``12GiB``). null lets the server decide from the checkpoint and from what else is on the GPU.
         tp_size: Number of tensor-parallel ranks. Each needs one GPU, or one process on the CPU. null means one rank for
             each of the stage's GPUs.
@@ -159,11 +160,11 @@ class StageConfig(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Supervision(Struct, forbid_unknown_fields=True, kw_only=True):
-    """When a running worker counts as hung, and is killed and restarted.
+    """Time limits after which a running worker counts as hung. It is then killed and restarted.
 
     Attributes:
-        silent_seconds: Maximum time without a sign of life from a loaded worker: no heartbeat arrives, and the worker
-            does not compute.
+        silent_seconds: Maximum time in which a loaded worker gives no sign of life: it sends no heartbeat and does not
+            compute.
         step_seconds: Maximum time of one step in which the worker computes, not counting time in which other processes
             compile kernels for its GPU; also the maximum time that a loading worker may do nothing.
         gpu_wait_seconds: For a worker on a GPU, maximum time that it is busy while its main thread stays in one call,
@@ -182,13 +183,13 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
         model_path: Checkpoint directory or hub name.
         graph: The stage graph, as ``package.module:NAME``.
         text_only: Leave out the speech stages.
-        colocate: Put all stages that compute on a GPU on the same GPU. Those that name no worker share the worker
-            ``gpu``.
+        colocate: Put all stages that compute on a GPU on the same GPU. Stages among them that name no worker share the
+            worker ``gpu``.
         device: Device of every stage whose own `device` is ``auto``.
         log_level: Log level of the main process and the workers.
         log_format: ``text``, or ``json`` for one JSON object per line.
         trace: Traces of single requests.
-        supervision: When a worker counts as hung.
+        supervision: Time limits after which a worker counts as hung.
         server: The HTTP server.
         stages: Settings of each stage, by the stage's name. A stage that is not listed has the defaults.
     """
@@ -207,7 +208,7 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises StartupError."""
+    """The mapping in a YAML file. Raises StartupError if the file cannot be read or is not a mapping."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -224,7 +225,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over` on top; mappings are merged, other values replaced."""
+    """`base` overridden by the values of `over`. Mappings are merged, other values are replaced."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)

@@ -1,4 +1,4 @@
-"""Decides where traces go: to a directory or an OpenTelemetry collector, which OpenTelemetry's variables may name."""
+"""Decides where traces go: to a directory, or to a collector that the settings or OpenTelemetry's variables name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PATH = "/v1/traces"
 
 
 def resolve_trace(trace: Trace, environment: Mapping[str, str]) -> Trace:
-    """`trace` with the full URL that spans are sent to, if there is one. An empty directory name becomes None.
+    """`trace` with the full URL to which spans are sent, or without a URL. An empty directory name becomes None.
 
     Raises:
         StartupError: the configuration names a collector, but the packages for sending to it are not installed.
@@ -39,7 +39,7 @@ def resolve_trace(trace: Trace, environment: Mapping[str, str]) -> Trace:
 
 
 def prepare(trace: Trace) -> None:
-    """Make the directory for traces, if there is to be one. Raises StartupError when nothing can be written there."""
+    """Make the directory for traces, if one is configured. Raises StartupError if files cannot be written there."""
     if trace.dir is None:
         return
     directory = Path(trace.dir)
@@ -52,7 +52,7 @@ def prepare(trace: Trace) -> None:
 
 
 def installed() -> bool:
-    """Whether the packages for sending are installed; found out without importing them."""
+    """Whether the packages for sending traces are installed. Does not import them."""
     try:
         return (
             importlib.util.find_spec(_EXPORTER) is not None
@@ -63,7 +63,7 @@ def installed() -> bool:
 
 
 def _from(environment: Mapping[str, str]) -> str | None:
-    """The URL that OpenTelemetry's environment variables name, unless they say that nothing is to be sent."""
+    """The URL in OpenTelemetry's environment variables; None if they name no URL or turn off sending."""
 
     def of(name: str) -> str:
         return environment.get(f"OTEL_{name}", "").strip()

@@ -1,4 +1,4 @@
-"""A command-line flag as data: the framework has some, and a model can bring its own."""
+"""The type of a command-line flag, both for the framework's flags and for additional flags of a model."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ INSIGHT = "Logs and traces"
 
 
 class Flag(Struct, frozen=True):
-    """One flag. It can also be given as an environment variable, see `variable`.
+    """One flag. Its value can also come from an environment variable, see `variable`.
 
     Attributes:
-        name: With its dashes.
-        settings: Dotted paths of what it sets.
-        help, panel, metavar: For ``--help``.
+        name: Name of the flag, with its dashes.
+        settings: Dotted paths of the settings that the flag sets.
+        help, panel, metavar: Help text, group and placeholder of the value, for ``--help``.
         default: The default that ``--help`` shows; False shows none.
-        kind: Type of its value; `bool` for a flag without one, ``list[…]`` for one that can be repeated.
-        environment: Name of its environment variable, if that is not ``SGL_OMNI_`` and the flag's name.
+        kind: Type of the value; `bool` for a flag without a value, ``list[…]`` for a flag that can be repeated.
+        environment: Name of the flag's environment variable, if it is not ``SGL_OMNI_`` and the flag's name.
         parse: Converts the text to the value, if `kind` alone cannot. Raises ValueError with the reason.
     """
 
@@ -54,10 +54,10 @@ class Flag(Struct, frozen=True):
 
     @property
     def variable(self) -> str:
-        """``SGL_OMNI_MODEL_PATH`` for ``--model-path``."""
+        """Name of the environment variable, such as ``SGL_OMNI_MODEL_PATH`` for ``--model-path``."""
         return self.environment or "SGL_OMNI_" + self.parameter.upper()
 
     @property
     def parameter(self) -> str:
-        """Name of the Python parameter that gets its value."""
+        """Name of the Python parameter that receives the flag's value."""
         return self.name.lstrip("-").replace("-", "_")

@@ -1,4 +1,4 @@
-"""The stage graph as data: which stages there are, and what passes between them.
+"""The stage graph as data: the stages, and the messages that pass between them.
 
 A graph says *what* is computed. *Where* (which worker process, which device) is configuration, see `config.schema`.
 """
@@ -35,15 +35,15 @@ class StageSpec(Struct, frozen=True):
         options: Type of the stage's own options; must import without torch.
         preload: Modules that take long to import and are safe to share by fork.
         accelerated: Whether the stage computes on a GPU when there is one.
-        weights: Prefixes of the checkpoint's tensors that it loads; empty for a stage without weights.
-        parallel: Whether several GPUs can share its work (tensor parallelism).
-        misfit: Function that says why the stage cannot compute with a checkpoint's weights on its devices; None for a
-            stage that always can.
-        fills_memory: Whether it uses all the memory that it is given, as a KV cache does. It then loads after the
-            others on its GPU, when their memory is taken.
-        usual_gpu: Index of the GPU that it gets if there are several and the configuration names none for it.
-        needs: Function that computes its memory besides its weights, without torch; None for a stage whose other
-            memory is too small to count.
+        weights: Name prefixes of the checkpoint's tensors that the stage loads; empty for a stage without weights.
+        parallel: Whether several GPUs can share the stage's work (tensor parallelism).
+        misfit: Function that gives the reason why the stage cannot compute with a checkpoint's weights on its devices;
+            None for a stage that always can.
+        fills_memory: Whether the stage uses all the memory that it is given, as a KV cache does. Such a stage loads
+            after the other stages on its GPU, which have then allocated their memory.
+        usual_gpu: Index of the stage's GPU if there are several GPUs and the configuration names no GPU for the stage.
+        needs: Function that computes, without torch, the memory that the stage needs besides its weights; None for a
+            stage whose other memory is too small to count.
     """
 
     name: str
@@ -60,15 +60,16 @@ class StageSpec(Struct, frozen=True):
 
 
 class CheckpointSpec(Struct, frozen=True):
-    """What makes a directory a checkpoint of the graph's model, besides its weights.
+    """Files and settings that a checkpoint of the graph's model must have, besides its weights.
 
     Attributes:
-        title: What to call the model in messages.
+        title: Name of the model in messages.
         model_types: Accepted values of `model_type` in ``config.json``.
         files: Files that have to be there; each entry is a set of alternatives, as in
             ``(("vocab.json", "merges.txt"), ("tokenizer.json",))``: all of the first, or all of the second.
-        tensors: Function that derives the tensors of a checkpoint from its parsed ``config.json``: by name, the number
-            of elements, the bytes, and whether it keeps its type when it is loaded. None if they cannot be derived.
+        tensors: Function that derives the tensors of a checkpoint from its parsed ``config.json``: for each name,
+            the number of elements, the bytes, and whether the tensor keeps its type when it is loaded. None if tensors
+            cannot be derived.
         plain: Function that gives the ``config.json`` of the same model with plain weights, the form in which a CPU
             holds quantised weights.
         quantised: Function that gives the ``config.json`` of the same model with its weights in FP8.
@@ -83,7 +84,7 @@ class CheckpointSpec(Struct, frozen=True):
 
 
 class Edge(Struct, frozen=True):
-    """What `source` may send to `target`: bodies of this struct type, or union of tagged struct types."""
+    """An edge from `source` to `target`. Bodies on it have the type `body`: a struct, or a union of tagged structs."""
 
     source: str
     target: str
@@ -95,9 +96,9 @@ class Graph(Struct, frozen=True):
 
     Attributes:
         entry: The stage at which requests enter.
-        checkpoint: What the stages load, if anything.
+        checkpoint: The checkpoint that the stages load; None if they load nothing.
         text_stages: Names of the stages that a text-only deployment keeps; empty if there is no such deployment.
-        flags: Command-line flags of its own.
+        flags: Additional command-line flags for this graph.
     """
 
     name: str
@@ -135,7 +136,7 @@ class Graph(Struct, frozen=True):
         return {(edge.source, edge.target): edge.body for edge in self.edges}
 
     def narrowed(self, names: frozenset[str]) -> Graph:
-        """The same graph with only these stages, and the edges between them."""
+        """A graph with only the stages in `names` and the edges between them."""
         kept = names | {GATEWAY, COLLECTOR}
         return Graph(
             name=self.name,
@@ -164,5 +165,5 @@ def load_object(path: str) -> Any:
 
 
 def load_factory(spec: StageSpec) -> Callable[..., Any]:
-    """The callable that builds `spec`."""
+    """The callable that builds the stage of `spec`."""
     return load_object(spec.factory)

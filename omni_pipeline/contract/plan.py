@@ -13,12 +13,13 @@ class StagePlan(Struct, frozen=True):
     """One stage of a worker.
 
     Attributes:
-        options: The stage's own options, a `StageOptions`. Still a mapping when a worker has just received it.
-        gpus: Indices of its GPUs; empty on the CPU.
-        tp_size: Processes that share its work, by tensor parallelism.
-        memory: Total bytes that it may take on each of its GPUs; None until that is decided.
-        static: The part of `memory` for weights and KV cache, in a stage that fills its memory; None until that is
-            decided.
+        options: The stage's own options, a `StageOptions`. Still a mapping in an assignment that a worker
+            has just received.
+        gpus: Indices of the stage's GPUs; empty on the CPU.
+        tp_size: Number of processes that share the stage's work by tensor parallelism.
+        memory: Total bytes that the stage may use on each of its GPUs; None before this is decided.
+        static: The part of `memory` for weights and KV cache, in a stage that fills its memory; None before
+            this is decided.
     """
 
     name: str
@@ -34,11 +35,11 @@ class WorkerPlan(Struct, frozen=True):
     """One worker process.
 
     Attributes:
-        stages: In graph order.
-        threads: Torch threads that they share.
-        gpus: The GPUs that it sees, as entries of ``CUDA_VISIBLE_DEVICES``; empty for none.
-        environment: Variables to set before it imports anything.
-        after: Names of the workers that have to be ready before it is started.
+        stages: The worker's stages in graph order.
+        threads: Number of Torch threads that the stages share.
+        gpus: The GPUs that the worker sees, as entries of ``CUDA_VISIBLE_DEVICES``; empty if it sees no GPU.
+        environment: Environment variables to set before the worker imports anything.
+        after: Names of the workers that have to be ready before this worker is started.
     """
 
     name: str
@@ -54,5 +55,5 @@ class WorkerPlan(Struct, frozen=True):
 
     @property
     def fresh(self) -> bool:
-        """Whether it has to start in a fresh interpreter, because imports depend on its GPUs or its environment."""
+        """Whether the worker has to start in a fresh interpreter, since imports depend on its GPUs or environment."""
         return bool(self.gpus or self.environment)

@@ -1,4 +1,4 @@
-"""Which stages of a graph one request passes through, and until when it needs each."""
+"""Describes which stages of a graph one request passes through, and until when it needs each stage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Route(Struct, frozen=True):
 
     Attributes:
         before: Stages needed until the first message of the answer has come.
-        outputs: The streams, by the stage that sends them to the collector. The answer is complete when all have ended.
+        outputs: The streams, by the stage that sends them to the collector. The answer is complete when all
+            streams have ended.
     """
 
     before: frozenset[str]
@@ -32,5 +33,5 @@ class Route(Struct, frozen=True):
 
     @property
     def all(self) -> frozenset[str]:
-        """Every stage it goes through."""
+        """All stages that the request passes through."""
         return self.before.union(*(output.stages | output.first for output in self.outputs.values()))

@@ -16,12 +16,12 @@ from omni_pipeline.wire.messages import Failed, Work
 
 
 class Ranks(Struct, frozen=True):
-    """A process's place among those that share a stage's work.
+    """A process's place among the processes that share a stage's work.
 
     Attributes:
-        rank: Its number; 0 is the stage's worker.
+        rank: Number of the process; 0 is the stage's worker.
         size: Number of these processes.
-        port: TCP port of this host where they find each other; 0 if there is only one.
+        port: TCP port of this host where the processes find each other; 0 if there is only one process.
     """
 
     rank: int = 0
@@ -30,7 +30,7 @@ class Ranks(Struct, frozen=True):
 
 
 class StageContext(Struct, frozen=True):
-    """What a stage is given when it is built in its worker process.
+    """The information that a stage receives when it is built in its worker process.
 
     Attributes:
         name: The stage's name in the graph.
@@ -39,9 +39,9 @@ class StageContext(Struct, frozen=True):
         options: An instance of the stage's options struct.
         stages: Names of all stages that this deployment runs.
         scratch: Private directory (mode 0700) of this process for short-lived files; it is removed with the process.
-        ranks: This process's place among those that share the stage's work. A stage of several ranks must depend on
-            nothing but its messages, aborts and steps, see `worker.tensor_parallel`.
-        static: Bytes of each GPU for weights and KV cache; None lets the stage decide.
+        ranks: This process's place among the processes that share the stage's work. A stage of several ranks must
+            depend only on its messages, aborts and steps, see `worker.tensor_parallel`.
+        static: Bytes of each GPU for weights and KV cache; None if the stage decides.
     """
 
     name: str
@@ -67,30 +67,30 @@ class Stage(Protocol):
 
     @property
     def batch(self) -> Collection[str]:
-        """Ids of the requests that the latest `step` computed for, without those that it only sent messages for."""
+        """Ids of the requests in the latest `step`'s batch, without requests for which the step only sent messages."""
 
     def receive(self, message: Work) -> None:
-        """Take over a message. May raise `errors.OmniError` to end that request with an error."""
+        """Accept a message. May raise `errors.OmniError` to end the message's request with an error."""
 
     def step(self) -> Iterable[Work | Failed]:
         """Do one batch of work and return the messages to send.
 
         An error of one request is returned as `wire.messages.Failed`, not raised. An exception means a bug: the worker
         then fails every request that the stage holds, and goes on unless the exception is a `StageBroken`. `abort` is
-        never called while this runs.
+        never called during a step.
         """
 
     def abort(self, request_id: str) -> None:
-        """Forget a request and free everything that it holds. Ignore unknown ids."""
+        """Forget a request and free everything that the stage holds for it. Ignore unknown ids."""
 
     def live(self) -> Collection[str]:
-        """Ids of the requests that it holds anything for."""
+        """Ids of the requests for which the stage holds anything."""
 
     def stats(self) -> dict[str, float]:
-        """Its own metrics for `wire.messages.StageStats.extra`; `gateway.metrics` says what each name means.
+        """The stage's own metrics for `wire.messages.StageStats.extra`; `gateway.metrics` explains each name.
 
-        ``queued_requests`` is the number of requests that are ready but that it does not work on yet.
+        ``queued_requests`` is the number of requests that are ready but on which the stage does not work yet.
         """
 
     def close(self) -> None:
-        """Free what outlives the process's memory (files, sockets)."""
+        """Free resources that the end of the process would not free, such as files and sockets."""

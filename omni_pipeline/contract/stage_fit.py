@@ -1,4 +1,4 @@
-"""Types to ask, before a stage is loaded, whether it can compute with a checkpoint on its devices."""
+"""Types for checking, before a stage is loaded, whether it can compute with a checkpoint on its devices."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from msgspec import Struct
 
 
 class Share(Struct, frozen=True):
-    """A stage with its weights, on its devices.
+    """The weights and devices with which a stage is to compute.
 
     Attributes:
         config: The checkpoint's ``config.json``.
         tensors: Names of the checkpoint's tensors.
         device: ``cpu`` or ``cuda``.
-        ranks: Processes that share its work.
-        capability: The lowest CUDA compute capability of its GPUs; None if it is unknown.
+        ranks: Number of processes that share the stage's work.
+        capability: The lowest CUDA compute capability among the stage's GPUs; None if unknown.
     """
 
     config: Mapping[str, Any]
@@ -27,4 +27,4 @@ class Share(Struct, frozen=True):
 
 
 TellMisfit: TypeAlias = Callable[[Share], str | None]
-"""Why a stage cannot compute with its weights, as the end of a sentence; None where it can."""
+"""Returns the reason why a stage cannot compute with its weights, as the end of a sentence; None if it can."""

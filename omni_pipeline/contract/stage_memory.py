@@ -12,8 +12,8 @@ class Request(Struct, frozen=True):
     """An example request: a plan counts how many such requests fit into memory at the same time.
 
     Attributes:
-        prompt_tokens: Tokens of all its text and media.
-        answer_tokens: Tokens of the generated text.
+        prompt_tokens: Number of tokens of all text and media in the request.
+        answer_tokens: Number of tokens of the generated text.
     """
 
     prompt_tokens: int = 2048
@@ -21,15 +21,15 @@ class Request(Struct, frozen=True):
 
 
 class Situation(Struct, frozen=True):
-    """What a stage's needs depend on.
+    """The facts on which a stage's memory needs depend.
 
     Attributes:
         config: The checkpoint's ``config.json``.
         options: The stage's own options, a `stage_options.StageOptions`.
         device: ``cpu`` or ``cuda``.
-        item_size: Bytes of one number in the data type that it computes in.
-        ranks: Processes that share its work.
-        device_memory: Bytes of the smallest of its devices.
+        item_size: Bytes of one number in the data type in which the stage computes.
+        ranks: Number of processes that share the stage's work.
+        device_memory: Total bytes of the smallest of the stage's GPUs; 0 on the CPU.
         stages: Names of all stages that the deployment runs.
         request: The example request to count with.
     """
@@ -50,9 +50,11 @@ class Cache(Struct, frozen=True):
     Attributes:
         token_bytes: Bytes on each device for a token's keys and values.
         beside_bytes: Bytes on each device for everything else that is kept for a token.
-        request_tokens: Tokens that the example request takes in this cache.
-        most_tokens: The most tokens that it can use; None if it keeps tokens of earlier requests for later ones.
-        default_tokens: Its tokens if no plan decides, as on a CPU; None if it then takes all free memory.
+        request_tokens: Number of this cache's tokens that the example request needs.
+        most_tokens: Maximum number of tokens that the cache can use; None if it keeps tokens of earlier requests for
+            later requests.
+        default_tokens: Size of the cache if no plan decides it, as on a CPU; None if the cache then uses all free
+            memory.
     """
 
     token_bytes: int
@@ -67,14 +69,15 @@ class Cache(Struct, frozen=True):
 
 
 class Needs(Struct, frozen=True):
-    """Bytes that a stage takes on each of its devices, besides its weights.
+    """Bytes that a stage needs on each of its devices, besides its weights.
 
     Attributes:
-        activations: At the peak of a step. Stages of one worker take turns, so these count once for all of them.
-        state: Memory held all the time: tables, slots for streams, workspaces.
-        graphs: For CUDA graphs.
-        requests: The most requests that it works on at the same time; None for no limit.
-        cache: Its cache, if it has one.
+        activations: Bytes at the peak of a step. Stages of one worker take turns, so only the largest of these needs
+            counts.
+        state: Bytes that are in use all the time: tables, slots for streams, workspaces.
+        graphs: Bytes for CUDA graphs.
+        requests: Maximum number of requests on which the stage works at the same time; None for no limit.
+        cache: The stage's cache; None if it has no cache.
     """
 
     activations: int = 0

@@ -1,6 +1,6 @@
-"""What a stage's own options have in common: the options that the framework reads too.
+"""Base types of the stages' own options, with the options that the framework reads too.
 
-A model's option structs extend the ones here, so that no framework code looks up an option by its name.
+A model's option structs extend these types, so that no framework code looks up an option by its name.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 
 class StageOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Options of a stage; a stage that has one of the options named here declares it as a field."""
+    """Options of a stage. An option struct that has one of the options below declares it as a field."""
 
     @property
     def dtype(self) -> str | None:
@@ -20,12 +20,12 @@ class StageOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     @property
     def max_total_tokens(self) -> int | None:
-        """Tokens that fit the stage's cache; None if it has none, or leaves them to the server."""
+        """Size of the stage's cache in tokens; None if it has no cache, or if the server decides its size."""
         return None
 
     @property
     def mem_fraction_static(self) -> float | None:
-        """Weights and cache together, as a fraction of each whole GPU; None leaves it to the server."""
+        """Memory for weights and cache, as a fraction of each whole GPU; None if the server decides it."""
         return None
 
 
@@ -33,10 +33,10 @@ class CacheOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_onl
     """Options of a stage that fills the memory it is given with a cache.
 
     Attributes:
-        max_total_tokens: Size of the KV cache in tokens; null gives it its share of the GPU memory that everything else
-            leaves, as `sgl-omni plan` shows (on a CPU: 65536 tokens).
-        mem_fraction_static: Memory for weights and KV cache together, as a fraction of each whole GPU; null leaves it
-            to the stage's memory budget, or to the server.
+        max_total_tokens: Size of the KV cache in tokens; null gives the cache its share of the GPU memory that is left
+            after everything else, as `sgl-omni plan` shows (on a CPU: 65536 tokens).
+        mem_fraction_static: Memory for weights and KV cache together, as a fraction of each whole GPU; null uses
+            the stage's memory budget or, without a budget, lets the server decide.
     """
 
     max_total_tokens: Annotated[int, Meta(ge=1)] | None = None

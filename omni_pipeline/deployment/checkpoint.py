@@ -31,7 +31,7 @@ class _WeightIndex(Struct):
 
 
 class Stored(Struct, frozen=True):
-    """A tensor of a checkpoint: how many elements it has, how many bytes they take, and whether it keeps its type.
+    """A tensor of a checkpoint: number of elements, bytes, and whether it keeps its data type when it is loaded.
 
     Quantised weights keep their type: one-byte floats, and integers into which several numbers are packed.
     """
@@ -89,7 +89,7 @@ def find_checkpoint(model_path: str, spec: CheckpointSpec, announce: Callable[[s
     """The checkpoint at a directory, or on the Hugging Face hub by name.
 
     Args:
-        announce: Called with a message before something that takes time.
+        announce: Called with a message before a search on the hub, which may take long.
 
     Raises:
         StartupError: the checkpoint does not exist, is not of the graph's model, or is not complete.

@@ -82,7 +82,7 @@ class DevicePlan(Struct, frozen=True):
 
     @property
     def left(self) -> int:
-        """Usable bytes that remain; negative if the stages take more."""
+        """Usable bytes that remain; negative if the stages need more than all of them."""
         return self.usable - self.taken
 
     @property

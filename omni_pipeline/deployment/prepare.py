@@ -33,7 +33,7 @@ class FreeMemory(Struct, frozen=True):
 
 
 class Prepared(Struct, frozen=True):
-    """A deployment that has been measured."""
+    """A deployment with its checkpoint and its memory placement."""
 
     deployment: Deployment
     checkpoint: Checkpoint
@@ -68,7 +68,7 @@ def prepare(
     request: Request | None = None,
     checked: bool = True,
 ) -> Prepared:
-    """Measure `deployment`. Whether it fits is in the result: see `Prepared.refuse`.
+    """Compute the memory placement of `deployment`. `Prepared.refuse` on the result refuses one that does not fit.
 
     Args:
         request: The example request to count with; None for the default request.

@@ -80,7 +80,7 @@ def _in_order(workers: Sequence[WorkerPlan], graph: Graph) -> tuple[WorkerPlan, 
     larger batches, is already left out of the stage's budget.
     """
     filling = {worker.name for worker in workers if any(graph.stage(name).fills_memory for name in worker.stage_names)}
-    ordered = sorted(workers, key=lambda worker: worker.name in filling)  # these last, otherwise unchanged
+    ordered = sorted(workers, key=lambda worker: worker.name in filling)  # workers in `filling` last
     after = {
         worker.name: tuple(
             other.name for other in ordered[:position] if worker.name in filling and set(other.gpus) & set(worker.gpus)

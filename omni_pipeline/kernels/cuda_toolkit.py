@@ -20,13 +20,13 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-# What has to be in a toolkit: the compiler, the headers, and the library under the name that linkers look for.
+# Parts that every toolkit must have: the compiler, the headers, and the library under the name that linkers look for.
 PARTS = ("bin/nvcc", "include/cuda_runtime.h", "lib64/libcudart.so")
 
-# Where installers put it.
+# The directory in which installers put the toolkit.
 USUAL = Path("/usr/local/cuda")
 
-# Increase this when toolkits are made differently, so that toolkits made before are not used any more.
+# Increase this number when the way of making toolkits changes, so that older toolkits are not used any more.
 _FORM = "1"
 
 # The headers of CCCL refuse a compiler whose release differs from that of the runtime's headers. Installed packages
@@ -55,7 +55,8 @@ def installed(environment: Mapping[str, str]) -> Path | None:
 def packages() -> list[Path]:
     """Directories of the environment's ``nvidia`` packages that together make a toolkit; empty when parts are missing.
 
-    Packages for CUDA 13 share a directory, ``nvidia/cu13``. Older ones have one each: ``nvidia/cuda_nvcc`` and others.
+    Packages for CUDA 13 share a directory, ``nvidia/cu13``. Each package for
+    an older CUDA has its own directory, such as ``nvidia/cuda_nvcc``.
     """
     spec = importlib.util.find_spec("nvidia")
     places = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
@@ -64,7 +65,7 @@ def packages() -> list[Path]:
 
 
 def toolkit_of(directories: Sequence[Path]) -> list[Path]:
-    """Those of the packages' directories that together make a toolkit, with the compiler's first; empty if none do."""
+    """The directories that together make a toolkit, with the compiler's first; empty if parts are missing."""
     compilers = [directory for directory in directories if (directory / "bin/nvcc").is_file()]
     for compiler in sorted(compilers, reverse=True):  # the newest
         own = [compiler]
@@ -95,7 +96,7 @@ def assemble(sources: Sequence[Path], environment: Mapping[str, str]) -> Path:
 
     Args:
         sources: The directories from `packages`.
-        environment: Says where the user's cache is, and where the driver's library may be.
+        environment: Environment variables with the places of the user's cache and the driver's library.
     """
     driver = driver_library(environment)
     cache = _private(
@@ -122,7 +123,7 @@ def _home(environment: Mapping[str, str]) -> Path:
 
 
 def _private(directory: Path) -> Path:
-    """`directory`, created if it is missing, if only this user can write to it; otherwise a temporary directory."""
+    """`directory`, created if missing, or a temporary directory if other users can write to `directory`."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = directory.lstat()
@@ -131,7 +132,7 @@ def _private(directory: Path) -> Path:
             return directory
     except OSError:
         pass
-    return Path(tempfile.mkdtemp(prefix="cuda-"))  # in a worker, it is removed after the run
+    return Path(tempfile.mkdtemp(prefix="cuda-"))  # if a worker makes it, it is removed after the run
 
 
 @contextlib.contextmanager
@@ -143,7 +144,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _key(sources: Sequence[Path], driver: Path | None) -> str:
-    """A name that changes with the files that a toolkit is made of."""
+    """A name that changes when the files of the toolkit change."""
     digest = hashlib.sha256(f"{_FORM} {driver}".encode())
     for source in sources:
         for directory in (source / part for part in ("bin", "lib", "include")):

@@ -2,8 +2,8 @@
 
 Libraries ship many of their kernels as source code, and compile each kernel on the machine that first needs it. They
 look for ``ninja`` and a C++ compiler on ``PATH``, and for a CUDA toolkit in ``CUDA_HOME``. Without these, the first
-request fails, or the start fails after minutes of loading. So a worker on a GPU gets both, and missing tools are
-reported before.
+request fails, or the start fails after minutes of loading. So this module sets ``PATH`` and ``CUDA_HOME`` for
+workers on GPUs, and reports missing tools before the start.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Toolchain(Struct, frozen=True):
     """The tools to compile kernels with.
 
     Attributes:
-        path: Directories to search before those of ``PATH``.
+        path: Directories to search before the directories of ``PATH``.
         toolkit: The CUDA toolkit that is installed, if any.
         packages: If no toolkit is installed, the directories of Python packages from which one can be made.
         missing: The missing tools, each with the reason why it is needed and what to do.
@@ -74,7 +74,7 @@ def find(environment: Mapping[str, str]) -> Toolchain:
 
 
 def prepared(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a worker on a GPU: with the toolchain on ``PATH``, and ``CUDA_HOME`` set where it was not."""
+    """The environment of a worker on a GPU: with the toolchain on ``PATH``. Sets ``CUDA_HOME`` if it was unset."""
     found = find(environment)
     toolkit = found.toolkit
     if toolkit is None and found.packages:
@@ -85,7 +85,7 @@ def prepared(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def missing(workers: Iterable[WorkerPlan]) -> tuple[str, ...]:
-    """The tools that the workers on GPUs would not find, each once."""
+    """Messages about the tools that workers on GPUs would not find, without repetitions."""
     environments = [worker.environment for worker in workers if worker.gpus]
     return tuple(dict.fromkeys(line for own in environments for line in find({**os.environ, **own}).missing))
 
@@ -112,7 +112,7 @@ def describe(lines: tuple[str, ...]) -> str:
 def _own_directories() -> list[str]:
     """The directories of this environment's programs, as if it were activated, and the directory of ``ninja``."""
     directories = [sysconfig.get_path("scripts"), os.path.dirname(sys.executable)]
-    # If this environment extends another one (by a .pth file), ninja may be among the programs of that other one.
+    # If this environment extends another environment (by a .pth file), ninja may be in the other environment.
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         package = importlib.metadata.distribution("ninja")
         programs = [file for file in package.files or () if file.name == "ninja" and "bin" in file.parts]

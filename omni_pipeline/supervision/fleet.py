@@ -343,7 +343,7 @@ class Fleet:
                 self._launcher.kill(worker.pid)
                 worker.hangs(worker.killed_for)
                 if self.state is FleetState.SERVING:
-                    self._lost(worker)  # do not wait for its end, which may take long
+                    self._lost(worker)  # report the loss now, since the process may take long to end
                 self.changed()
         # The fork server normally sleeps, which is no sign of a hang. But once stopped, it cannot carry out orders.
         stopped = not self._launcher_gone() and is_stopped(self._launcher.pid)

@@ -16,8 +16,8 @@ from omni_pipeline.wire.counters import EdgeStats
 from omni_pipeline.wire.messages import Moved, StageStats
 from omni_pipeline.wire.transport import endpoint
 
-# Seconds after which a client should try again, if nobody knows how long a worker takes to load (`UNKNOWN_SECONDS`), or
-# if the worker keeps ending (`LOOP_SECONDS`).
+# Seconds after which a client should try again: if the loading time of a worker is unknown (`UNKNOWN_SECONDS`), or if
+# the worker keeps ending (`LOOP_SECONDS`).
 UNKNOWN_SECONDS = 5
 LOOP_SECONDS = 30
 
@@ -60,7 +60,8 @@ class WorkerState(Struct):
         stats: Counters of the process by stage, as of its latest heartbeat.
         edges: Counters of the edges that end in the process, as of its latest heartbeat.
         killed_for: Reason why the process is being killed; None if it is not.
-        moved: Epoch in which `address` was announced to the other workers; 0 if they knew it from their start.
+        moved: Epoch in which `address` was announced to the other workers; 0 if it was never announced, because
+            the other workers received it when they started.
         heard: Epoch of the latest announcement that the process has received.
         last_end, last_words: As in `WorkerReport`.
         restarts: Counts the ends of the worker's processes.
@@ -166,7 +167,7 @@ class Roster:
     # --- who can work ---
 
     def missing(self, stages: Collection[str] | None = None) -> list[WorkerState]:
-        """The workers that cannot take work now, among those that run one of `stages` (None: among all workers)."""
+        """The workers that cannot take work now, among the workers of `stages` (None: among all workers)."""
         return [
             worker
             for worker in self

@@ -1,4 +1,4 @@
-"""What processes send to each other: message types, their encoding, the sockets, stream numbers, counters.
+"""Carries messages between processes: message types, their encoding, sockets, stream numbers, counters.
 
-Nothing here acts on a message: workers do that in `worker`, and the main process in `supervision` and the gateway.
+Nothing here acts on a message. Workers handle messages in `worker`, the main process in `supervision` and the gateway.
 """

@@ -23,9 +23,9 @@ _Undecoded: TypeAlias = Start[msgspec.Raw] | Chunk[msgspec.Raw] | End[msgspec.Ra
 
 
 class WireError(Exception):
-    """Frames that are not a message, or a body that does not fit its edge.
+    """Raised for frames that are not a message, or for a body that does not fit its edge.
 
-    `request_id` names the request that cannot go on, if the frames still show it.
+    `request_id` names the request that cannot go on, if it could be read from the frames.
     """
 
     def __init__(self, reason: str, request_id: str | None = None) -> None:
@@ -48,7 +48,7 @@ class Codec:
         self._bodies = {edge: msgspec.msgpack.Decoder(body, dec_hook=self._lower) for edge, body in body_types.items()}
 
     def encode(self, message: Message) -> list[Buffer]:
-        """Frames of `message`. They share memory with its tensors: do not change these until the frames are sent."""
+        """The frames of a message. They share memory with its tensors: do not change tensors before frames are sent."""
         self._frames = []
         try:
             return [self._encoder.encode(message), *self._frames]
@@ -56,10 +56,10 @@ class Codec:
             self._frames = []
 
     def decode(self, frames: Sequence[Buffer]) -> Message:
-        """The message in `frames`; its tensors are views of them.
+        """The message in `frames`. Its tensors are views of the frames.
 
         Raises:
-            WireError: not a message, or the body does not fit the edge it claims.
+            WireError: the frames are not a message, or the body does not fit the edge that the message names.
         """
         if not frames:
             raise WireError("no frames")

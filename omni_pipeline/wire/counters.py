@@ -1,4 +1,4 @@
-"""Metrics that only grow: what a process measures of its stages, and of the edges that end in it."""
+"""Metrics that only grow, which a process keeps about its stages and about the edges that end in it."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Distribution(Struct):
 
 
 class EdgeStats(Struct):
-    """What has arrived over one edge of the graph since the receiving process started.
+    """Counters of the messages that have arrived over one edge since the receiving process started.
 
     Attributes:
         messages: Number of messages.
         bytes: Bytes of their frames; 0 for messages handed over inside a process.
-        seconds: Time from the moment a message left its sender's step until its receiver took it up.
+        seconds: Time from the moment a message left its sender's step until its receiver began to handle it.
     """
 
     source: str

@@ -1,7 +1,7 @@
 """The messages that pass between processes.
 
-Every message is one of the structs below. Those that carry work (`Start`, `Chunk`, `End`) name the edge of the stage
-graph they travel on and hold a *body*: a struct whose type belongs to that edge (see `contract.graph.Edge`).
+Every message is one of the structs below. Messages that carry work (`Start`, `Chunk`, `End`) name their edge of
+the stage graph and hold a *body*: a struct whose type belongs to that edge (see `contract.graph.Edge`).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Abort(Struct, tag="abort"):
 
 
 class Failed(Struct, tag="failed"):
-    """A stage cannot go on with this request. Sent to the collector, which tells the client and aborts the rest."""
+    """A stage cannot go on with this request. Sent to the collector, which tells the client and aborts it elsewhere."""
 
     request_id: str
     source: str
@@ -75,16 +75,16 @@ class Ready(Struct, tag="ready"):
 
 
 class StageStats(Struct):
-    """What one stage has done since it started. Counters only grow; `live_requests` is the present number.
+    """Counters of one stage since it started. All grow, except `live_requests`, which is the current number.
 
     Attributes:
-        live_requests: Requests that it holds anything for.
-        received, sent: Messages.
-        steps: Batches it has computed.
-        busy_seconds: Time it has spent on messages and batches.
-        dropped_late: Messages that came after their request had ended.
-        step_seconds: Time of each step.
-        batch_sizes: Requests in each batch.
+        live_requests: Number of requests for which the stage holds anything.
+        received, sent: Number of messages.
+        steps: Number of batches that the stage has computed.
+        busy_seconds: Time that the stage has spent on messages and batches.
+        dropped_late: Number of messages that came after their request had ended.
+        step_seconds: Histogram of the time of each step.
+        batch_sizes: Histogram of the number of requests in each batch.
         extra: The stage's own metrics by name, such as cache hits or tokens in the KV cache.
     """
 
@@ -128,15 +128,15 @@ class StartFailed(Struct, tag="start_failed"):
 
 
 class Step(Struct, tag="step"):
-    """Sent by rank 0 of a stage to the other ranks: take a step. See `worker.tensor_parallel`."""
+    """Orders the other ranks of a stage to take a step. Rank 0 sends it; see `worker.tensor_parallel`."""
 
 
 class Moved(Struct, tag="moved"):
-    """The process that ran these stages is gone; its successor will read their messages at `address`.
+    """The process that ran `stages` has ended. Its successor will receive their messages at `address`.
 
-    A worker that receives this fails the requests that have a broken stream in it, and reports `epoch` in its next
-    heartbeat. Once all workers have done so, nothing is sent to the old address any more. `epoch` numbers these
-    messages.
+    A worker that receives this message fails its requests that have a broken stream, and reports `epoch` in its next
+    heartbeat. Once all workers have reported it, nothing is sent to the old address any more. `epoch` numbers the
+    `Moved` messages.
     """
 
     worker: str
@@ -146,7 +146,7 @@ class Moved(Struct, tag="moved"):
 
 
 class Shutdown(Struct, tag="shutdown"):
-    """Leave the loop and exit."""
+    """Orders a worker to leave its loop and exit."""
 
 
 Work: TypeAlias = Start[Any] | Chunk[Any] | End[Any]

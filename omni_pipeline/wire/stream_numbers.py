@@ -1,7 +1,7 @@
-"""The numbering of stream chunks: stamped on sending and checked on receiving, so that a lost chunk is seen at once.
+"""Numbers stream chunks when they are sent, and checks the numbers on arrival, so that a lost chunk is noticed at once.
 
 Only open streams are remembered. A stream that is never ended (its stage sent single chunks) stays until its request
-is forgotten, or until `KEPT_REQUESTS` newer ones have come.
+is forgotten, or until `KEPT_REQUESTS` newer requests have come.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Container
 from omni_pipeline.errors import internal
 from omni_pipeline.wire.messages import Chunk, End, Start, Work
 
-# Far more than are ever admitted at a time, so only the counters of long finished requests are dropped.
+# Far more requests than are ever admitted at a time, so only counters of requests that ended long ago are dropped.
 KEPT_REQUESTS = 16_384
 
 
@@ -38,7 +38,7 @@ class _Counters:
         ]
 
     def _advance(self, message: Chunk | End) -> int:
-        """Returns the count before `message`. Counts a chunk; forgets the stream at an end."""
+        """Count `message`, or forget its stream if it is an `End`. Returns the number of chunks before it."""
         request_id, edge = message.request_id, (message.source, message.target)
         streams = self._requests.get(request_id)
         before = streams.get(edge, 0) if streams else 0

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
-# Bytes per element, by the name both torch and the wire use.
+# Bytes per element, by data type. Torch and our messages use the same names.
 ITEM_SIZE = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
     "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
@@ -21,8 +21,8 @@ ITEM_SIZE = {
 class Tensor:
     """An n-dimensional array inside a message: a torch tensor, a numpy array or plain bytes, without importing either.
 
-    The array is not copied. In the process that made it, `torch()` returns the very same tensor. In another process it
-    returns a view of the received frame, which must be treated as read-only.
+    The array is not copied. In the process that made the array, `torch()` returns the same tensor. In another process
+    it returns a view of the received frame, which must be treated as read-only.
     """
 
     __slots__ = ("_source", "dtype", "shape")
@@ -47,7 +47,7 @@ class Tensor:
         return math.prod(self.shape) * ITEM_SIZE[self.dtype]
 
     def buffer(self) -> memoryview:
-        """The elements as contiguous bytes (moved to the CPU if they are elsewhere)."""
+        """The elements as contiguous bytes (copied to the CPU if they are on a GPU)."""
         source = self._source
         if hasattr(source, "untyped_storage"):  # torch.Tensor
             import torch
@@ -61,7 +61,7 @@ class Tensor:
         return memoryview(source).cast("B")
 
     def torch(self) -> torch.Tensor:
-        """The elements as a torch tensor; shares memory with the frame they came in."""
+        """The elements as a torch tensor, which shares memory with the received frame."""
         import torch
 
         if isinstance(self._source, torch.Tensor):
@@ -72,7 +72,7 @@ class Tensor:
             return torch.empty(self.shape, dtype=dtype)
         import warnings
 
-        with warnings.catch_warnings():  # torch warns that received bytes are read-only: they are, by contract
+        with warnings.catch_warnings():  # torch warns that received bytes are read-only, which is intended
             warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
             return torch.frombuffer(data, dtype=dtype).reshape(self.shape)
 

@@ -6,12 +6,12 @@ from msgspec import Struct
 
 
 class Took(Struct, array_like=True):
-    """A stage, or the main process, has taken up a message.
+    """A stage, or the main process, has handled a message.
 
     Attributes:
-        sent: When it left its sender's step.
-        taken: When it was taken up.
-        done: When the receiver had finished handling it; work that it queues comes later.
+        sent: Time at which the message left its sender's step.
+        taken: Time at which the receiver began to handle it.
+        done: Time at which the receiver had handled it. Work that the message queues is done later.
     """
 
     request_id: str
@@ -27,8 +27,8 @@ class Stepped(Struct, array_like=True):
 
     Attributes:
         requests: Ids of the requests in the batch.
-        first, latest: For each request, when the first and the latest message came that no earlier step had seen. If
-            the stage went on without a new message, both are the end of the request's previous step.
+        first, latest: For each request, the times of the first and the latest message since its previous step. If the
+            stage went on without a new message, both are the end of the request's previous step.
     """
 
     stage: str
@@ -40,7 +40,7 @@ class Stepped(Struct, array_like=True):
 
 
 class Notes(Struct, tag="notes"):
-    """What one process has noted up to the time `until`."""
+    """The notes of one process up to the time `until`."""
 
     worker: str
     until: float

@@ -1,11 +1,11 @@
-"""ZeroMQ sockets between processes: one inbox for each process, one outgoing connection for each inbox it writes to.
+"""ZeroMQ sockets between processes: each process has one inbox, and a connection to each inbox to which it sends.
 
 Sends never wait: the sockets have no high-water mark, because the admission of requests bounds what is in flight.
 
-All messages of a step for one process travel as one parcel and arrive together, so that the receiver's next step has
-all of them. If they were sent one by one, the first would wake the receiver for a step of its own, and batches would
-fall apart on every turn around a ring of stages. A parcel begins with a frame that holds the time it was sent and each
-message's number of frames; the frames of the messages follow.
+All messages of a step for one process travel as one parcel and arrive together, so that the receiver's next step can
+use all of them. If they were sent one by one, the first would wake the receiver for a step of its own, and batches
+would become smaller on every turn around a ring of stages. A parcel begins with a frame that holds the time it was sent
+and each message's number of frames; the frames of the messages follow.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from msgspec import Struct
 from omni_pipeline.errors import StartupError
 from omni_pipeline.wire.tensor import Buffer
 
-# The name of the main process's own inbox, beside those of the workers.
+# The name of the main process's inbox. Workers' inboxes have the names of the workers.
 MAIN = "main"
 
-# Smaller frames are cheaper to copy than to track until they are sent.
+# Smaller frames are copied, because a copy costs less than tracking a frame until it is sent.
 COPY_BELOW_BYTES = 16 * 1024
 
-# How long a closing process waits for its last messages to leave.
+# Maximum time that a closing process waits until its last messages are sent.
 LINGER_MS = 500
 
 
 class _Label(Struct, array_like=True):
-    """The first frame of a parcel: when it was sent, and how many frames each message in it has."""
+    """The first frame of a parcel: the time it was sent, and the number of frames of each message in it."""
 
     sent: float
     counts: list[int]
@@ -47,11 +47,11 @@ _LABELS = msgspec.msgpack.Decoder(_Label)
 
 
 class Received(NamedTuple):
-    """One message as it came.
+    """One received message.
 
     Attributes:
-        frames: Read-only; they own the memory they show.
-        sent: When it was sent, by `time.monotonic`, which the processes of a host share.
+        frames: The message's read-only frames, which own their memory.
+        sent: Time at which it was sent, by `time.monotonic`, a clock that all processes of a host share.
     """
 
     frames: list[memoryview]
@@ -69,9 +69,9 @@ def make_run_dir() -> str:
 
 
 def endpoint(run_dir: str, worker: str, incarnation: int) -> str:
-    """Where the inbox of a worker's `incarnation`-th process is.
+    """The address of the inbox of a worker's process number `incarnation`.
 
-    A restarted worker gets a new address, so nothing meant for its predecessor reaches it.
+    A restarted worker gets a new address, so messages for its previous process do not reach it.
 
     Raises:
         StartupError: the path is longer than the operating system allows for a socket.
@@ -86,14 +86,14 @@ def endpoint(run_dir: str, worker: str, incarnation: int) -> str:
 
 
 class Inbox:
-    """The one socket a process reads.
+    """The one socket from which a process receives messages.
 
     Args:
         context: The process's ZeroMQ context.
         address: Endpoint to bind, such as ``ipc:///run/x`` or ``tcp://127.0.0.1:*``.
 
     Attributes:
-        address: The endpoint that was bound, with the port that a wildcard became.
+        address: The bound endpoint, with the real port in place of a wildcard.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
@@ -104,15 +104,15 @@ class Inbox:
         self._unpacked: deque[Received] = deque()
 
     def fileno(self) -> int:
-        """A descriptor that becomes readable when messages *begin* to wait: read until `receive` gives None."""
+        """A descriptor that becomes readable when a message arrives. Then call `receive` until it returns None."""
         return int(self._socket.getsockopt(zmq.FD))
 
     def wait(self, seconds: float | None) -> bool:
-        """Block until a message waits, or for at most `seconds` (None: no limit). Returns whether one waits."""
+        """Block until a message waits, or for at most `seconds` (None: no limit). Returns whether a message waits."""
         return bool(self._unpacked or self._socket.poll(None if seconds is None else max(0, round(seconds * 1000))))
 
     def receive(self) -> Received | None:
-        """The next message, or None when none waits."""
+        """The next message, or None if no message waits."""
         if not self._unpacked:
             try:
                 parcel = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
@@ -134,7 +134,7 @@ class Inbox:
             yield received
 
     def close(self) -> None:
-        """Close it, and remove its file: ZeroMQ leaves that to us."""
+        """Close the socket, and remove its file, which ZeroMQ does not remove."""
         path = self.address.removeprefix("ipc://")
         self._socket.close(linger=0)
         if path.startswith("/"):
@@ -143,7 +143,7 @@ class Inbox:
 
 
 class Outbox:
-    """Connections to the inboxes of other processes, made when first used."""
+    """Connections to the inboxes of other processes. Each connection is made at its first use."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self._context = context
@@ -161,13 +161,13 @@ class Outbox:
         socket.send_multipart([label, *(frame for frames in messages for frame in frames)], zmq.NOBLOCK, copy=False)
 
     def forget(self, address: str) -> None:
-        """Drop a connection to a process that is gone, with everything that still waits to be sent to it."""
+        """Drop the connection to a process that has ended, and all messages that still wait to be sent to it."""
         socket = self._sockets.pop(address, None)
         if socket is not None:
             socket.close(linger=0)
 
     def close(self, linger_ms: int = LINGER_MS) -> None:
-        """Close every connection, giving what still waits `linger_ms` to leave once the context ends."""
+        """Close every connection. Messages that still wait get `linger_ms` to be sent once the context ends."""
         for socket in self._sockets.values():
             socket.close(linger=linger_ms)
         self._sockets.clear()

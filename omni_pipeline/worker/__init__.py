@@ -1,4 +1,4 @@
-"""What runs inside one worker process: its start, its loop, its ranks, its pulse, its notes for traces.
+"""Runs one worker process from the inside: its start, its loop, its ranks, its pulse, its notes for traces.
 
 Starting, watching and restarting workers belongs in `supervision`. What a stage computes belongs in `stages`.
 """

@@ -1,7 +1,7 @@
-"""The loop that every worker runs: take in messages, let the stages work, send the results.
+"""The loop of every worker: it receives messages, lets the stages work, and sends the results.
 
-One thread does it all. While no stage has work, it sleeps in the inbox's poll. While one has work, it only empties the
-inbox and never waits. Messages between stages of the same worker are handed over by reference.
+One thread does everything. While no stage has work, the thread sleeps until a message arrives. While a stage has work,
+the thread never waits for messages. Messages between stages of the same worker are handed over by reference.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from omni_pipeline.worker.recorder import Recorder
 
 HEARTBEAT_SECONDS = 1.0
 
-# The most seconds from an abort to the next heartbeat, which shows what the abort has freed.
+# Maximum seconds from an abort to the next heartbeat, in which the counters show the freed resources.
 SHOW_SECONDS = 0.1
 
-# The most messages taken in between two steps, so that a flood cannot keep the stages from working.
+# Maximum number of messages to handle between two steps, so that a flood of messages cannot stop the stages.
 DRAIN_MESSAGES = 256
 
-# The number of ended requests to remember, to recognise messages that still arrive for them. Far more than are ever in
-# flight.
+# The number of ended requests to remember, to recognise messages that still arrive for them. Far more
+# requests than are ever in flight.
 TOMBSTONES = 16_384
 
 logger = logging.getLogger(__name__)
@@ -58,14 +58,14 @@ class WorkerLoop:
     """Drives the stages of one process.
 
     Args:
-        name, incarnation: The worker's name, and how many processes it had before this one; for heartbeats.
-        stages: By name, in graph order.
-        addresses: Endpoint of the process that runs each other stage, and of the main process under `COLLECTOR`.
+        name, incarnation: The worker's name and its number of earlier processes, for heartbeats.
+        stages: The stages by name, in graph order.
+        addresses: Endpoint of each other stage's process, by stage, and of the main process under `COLLECTOR`.
         inbox, outbox: The process's sockets; the caller closes them.
-        codec: For the edges of the graph.
+        codec: Encodes and decodes messages for the edges of the graph.
         epoch: The last `wire.messages.Moved.epoch` that `addresses` already reflects.
         parent: Process id of the parent; the worker ends when the parent does.
-        traced: Whether to note what is done for each request.
+        traced: Whether to record notes for traces of requests.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class WorkerLoop:
         self._outbox = outbox
         self._codec = codec
         self._parent = parent
-        self._local: deque[tuple[Work, float]] = deque()  # each with the time at which its stage sent it
+        self._local: deque[tuple[Work, float]] = deque()  # each message with the time at which its stage sent it
         self._parcels: dict[str, list[list[Buffer]]] = {}  # encoded messages of the current step, by address
         self._sent = SendLedger()
         self._received = ReceiveLedger()
@@ -103,10 +103,10 @@ class WorkerLoop:
         self._stopping = False
 
     def run(self) -> None:
-        """Serve until a `Shutdown` arrives or the parent is gone.
+        """Serve until a `Shutdown` arrives or the parent has ended.
 
         Raises:
-            StageBroken: a stage cannot go on. Its requests have been failed by then.
+            StageBroken: a stage cannot go on. Its requests have already been ended with an error.
         """
         while not self._stopping:
             self._take_in()
@@ -150,7 +150,7 @@ class WorkerLoop:
                 logger.error("misdirected message: a %s", type(message).__name__)  # no content in logs
 
     def _redirect(self, moved: Moved) -> None:
-        """Disconnect from a process that is gone, and fail the requests whose streams it leaves incomplete."""
+        """Disconnect from a process that has ended, and fail the requests whose streams are left incomplete."""
         error = worker_lost(moved.worker).info
         for ledger in (self._received, self._sent):
             for request_id in ledger.open_with(moved.stages):
@@ -241,7 +241,7 @@ class WorkerLoop:
             else:
                 parcel = self._parcels.setdefault(self._addresses[message.target], [])
                 parcel.append(self._codec.encode(message))
-        except Exception:  # a body that cannot travel, or a target that does not exist: a bug in the stage
+        except Exception:  # a bug in the stage: a body that cannot be encoded, or an unknown target
             logger.exception("%s gave a message that cannot be sent", name, extra=fields(answer_id=message.request_id))
             return _bug(name)
         self._stats[name].sent += 1
@@ -254,7 +254,7 @@ class WorkerLoop:
         self._parcels.clear()
 
     def _fail(self, request_id: str, error: ErrorInfo, stage: str) -> None:
-        """Tell the main process, which ends the request everywhere else, and forget it here."""
+        """Report an error to the main process, which ends the request everywhere else, and forget the request here."""
         if request_id in self._ended:
             return
         error = structs.replace(error, stage=error.stage or stage)

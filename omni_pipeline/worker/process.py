@@ -1,4 +1,4 @@
-"""The life of a worker process: set up, build the stages, run the loop, leave."""
+"""Runs a worker process: sets it up, builds its stages, runs the loop, and cleans up."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ logger = logging.getLogger(__name__)
 
 
 class Assignment(Struct, frozen=True):
-    """Everything that a worker process is given when it starts, as msgpack with options as plain values.
+    """The input of a worker process at its start. It is sent as msgpack, with stage options as plain values.
 
     Attributes:
-        plan: Its stages.
-        incarnation: How many processes this worker had before.
+        plan: The worker's plan.
+        incarnation: Number of earlier processes of this worker.
         graph_path: ``package.module:NAME`` of the graph.
         model_path: Directory of the checkpoint.
         run_dir: Private directory for sockets and short-lived files.
         ranks: Set only in a follower, a process that shares the work of the worker's tensor-parallel stage.
-        addresses: Endpoint of the process that runs each stage, and of the main process under `COLLECTOR`.
+        addresses: Endpoint of each stage's process, by stage, and of the main process under `COLLECTOR`.
         epoch: The last `wire.messages.Moved.epoch` that `addresses` reflects.
         log_level, log_format: Arguments of `logs.configure`.
-        traced: Whether to note what is done for each request.
+        traced: Whether to record notes for traces of requests.
     """
 
     plan: WorkerPlan
@@ -92,13 +92,13 @@ class Assignment(Struct, frozen=True):
 
 
 def run(assignment: Assignment, parent: int) -> int:
-    """Run the worker of `assignment` until it is asked to leave.
+    """Run the worker of `assignment` until a message orders it to exit.
 
     Args:
         parent: Process id of the fork server.
 
     Returns:
-        The exit code: 0 if the worker was asked to leave, 1 if it could not load or broke.
+        The exit code: 0 after an order to exit, 1 if the worker could not load or a stage broke.
     """
     leave_stopping_to_parent()
     faulthandler.enable()
@@ -126,7 +126,7 @@ def run(assignment: Assignment, parent: int) -> int:
 
 @contextlib.contextmanager
 def _pulses(assignment: Assignment, context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[None]:
-    """Send pulses while the worker makes progress, if it has a GPU, which it may wait for in vain."""
+    """Send pulses while the worker makes progress, if it has a GPU: a call may wait for a GPU for ever."""
     if not assignment.plan.gpus:
         yield
         return

@@ -4,7 +4,7 @@ A thread that waits for its GPU spins, so from outside it looks like a thread th
 call into a library, and executes no Python code. So once a second, another thread asks the main thread to set a mark.
 The interpreter does this between two instructions, in the way in which it handles signals. No signal is sent, since a
 signal would interrupt system calls of libraries. If the main thread has set the mark, a `wire.messages.Pulse` is sent.
-If a call keeps the interpreter's lock, neither thread runs, so no pulse is sent either.
+If a call holds the interpreter's lock, neither thread can run, so no pulse is sent either.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _NUMBER = signal.SIGURG
 
 
 class PulseThread:
-    """Sends pulses until it is closed. Make it, and close it, on the main thread.
+    """Sends pulses until it is closed. Create and close it on the main thread.
 
     Args:
-        outbox: Used by this thread alone, which also closes it.
+        outbox: Socket for the pulses. Only this thread uses it and closes it.
         home: Endpoint of the main process.
-        pulse: What to send.
+        pulse: The message to send.
     """
 
     def __init__(self, outbox: Outbox, home: str, pulse: Pulse) -> None:

@@ -1,4 +1,4 @@
-"""Notes what a worker does for each traced request, until the notes are sent to the main process.
+"""Records notes on a worker's work for each traced request, until they are sent to the main process.
 
 Times are those of `time.monotonic`, which is one clock for all processes of a host. Notes are kept in the worker and
 sent with its heartbeats, or when there are many, so that no request waits for them.
@@ -19,14 +19,14 @@ MANY = 512
 
 
 class Recorder:
-    """Notes what one worker does."""
+    """Records the notes of one worker."""
 
     def __init__(self, worker: str, stages: Iterable[str]) -> None:
         self._worker = worker
         self._took: list[Took] = []
         self._stepped: list[Stepped] = []
-        # By stage and request id: when the first and the latest message came that no step has seen yet; and when the
-        # latest step ended.
+        # Times by stage and request id. `_arrived`: the first and the latest message since the request's latest step;
+        # `_worked`: the end of that step.
         self._arrived: dict[str, dict[str, tuple[float, float]]] = {stage: {} for stage in stages}
         self._worked: dict[str, dict[str, float]] = {stage: {} for stage in stages}
 
@@ -36,7 +36,7 @@ class Recorder:
         return len(self._took) + len(self._stepped) >= MANY
 
     def took(self, message: Work, sent: float, taken: float, done: float) -> None:
-        """Note that a stage has taken up `message`."""
+        """Note that a stage has handled `message`."""
         request_id, target = message.request_id, message.target
         self._took.append(Took(request_id, message.source, target, sent, taken, done))
         arrived = self._arrived[target]

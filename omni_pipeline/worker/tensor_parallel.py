@@ -1,11 +1,11 @@
-"""A stage whose work several processes share, each with a part of the model (tensor parallelism).
+"""Runs one stage in several processes, each with a part of the model (tensor parallelism).
 
 The stage's worker is rank 0. It starts the other ranks, which are called followers. It sends every message, abort and
-step to the followers before it handles it itself, in the same order for each and over one socket each. A stage whose
-behaviour depends on nothing else then does the same in every rank, and the ranks meet in the collective operations of
-each step. Followers block while nothing comes. The output of their stage is dropped, since rank 0 sends the same.
+step to the followers before it handles it itself, over one socket for each follower and in the same order. A stage
+whose behaviour depends only on these then does the same in every rank, and the ranks meet in the collective operations
+of each step. Followers block until something arrives. Their output is dropped, since rank 0 sends the same output.
 
-Ranks live and die together: a follower ends when its worker does, and a worker ends when any of its followers does.
+Ranks end together: a follower ends when its worker ends, and a worker ends when any of its followers ends.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from omni_pipeline.wire.codec import Codec
 from omni_pipeline.wire.messages import Abort, Failed, Message, Shutdown, Step, Work
 from omni_pipeline.wire.transport import Inbox, Outbox
 
-# If a follower cannot load, rank 0 has this long to fail too and to report why. Then it is ended.
+# If a follower cannot load, rank 0 has this long to fail too and to report the reason. Then rank 0 is ended.
 GRACE_SECONDS = 10.0
 
-# How long followers may take to leave before they are killed.
+# Maximum time that followers may take to exit before they are killed.
 LEAVE_SECONDS = 5.0
 
-# The most messages taken in at a time.
+# Maximum number of messages to read at a time.
 DRAIN_MESSAGES = 256
 
 logger = logging.getLogger(__name__)
@@ -39,11 +39,11 @@ class Leader:
     """Rank 0's side: a stage that also drives its followers. See `contract.stage.Stage` for the methods.
 
     Args:
-        build: Builds the stage of a rank; here, of rank 0. It returns when all ranks have built theirs.
+        build: Builds the stage of rank 0. It returns when all ranks have built their stages.
         size: Number of ranks.
         launch: Starts the process of another rank. Returns it and the endpoint of its inbox.
         outbox: The process's sockets.
-        codec: For the edges of the graph.
+        codec: Encodes messages for the edges of the graph.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Leader:
         launched = [launch(Ranks(rank, size, port)) for rank in range(1, size)]
         self._processes = [process for process, _ in launched]
         self._addresses = [address for _, address in launched]
-        # Only waits for a rank to end. The main thread may then be in a collective operation that never ends.
+        # A thread waits for the end of a rank, since the main thread may be in a collective operation that never ends.
         threading.Thread(target=self._watch, name="watch followers", daemon=True).start()
         try:
             self._stage = build(Ranks(0, size, port))
@@ -94,7 +94,7 @@ class Leader:
         try:
             return list(self._stage.step())
         except Exception as error:
-            # It is unknown how far the other ranks have come.
+            # The other ranks may be at any point of the step.
             raise StageBroken(f"a step of {len(self._processes) + 1} ranks failed") from error
 
     def abort(self, request_id: str) -> None:
@@ -140,7 +140,7 @@ class Leader:
 
 
 def follow(stage: Stage, inbox: Inbox, codec: Codec) -> None:
-    """A follower's side: do what the leader does, until the leader sends a `Shutdown`.
+    """A follower's side: repeat what the leader does, until the leader sends a `Shutdown`.
 
     Raises:
         Exception: a step failed.
