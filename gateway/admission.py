@@ -1,4 +1,4 @@
-"""Bounds how many requests are in the server at a time, lets others wait their turn, and refuses the rest."""
+"""Limits the number of requests in progress, queues further requests, and refuses those that exceed the queue."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NEWEST = 0.2
 
 
 class Place:
-    """What one admitted request occupies: a place in the server, places in stages, and bytes.
+    """The resources that one admitted request occupies: a place in the server, places in stages, and bytes.
 
     Args:
         admission: Counts what the request occupies.
@@ -33,7 +33,7 @@ class Place:
         self._bytes = 0
 
     def need(self, stages: Collection[str]) -> None:
-        """Count towards the bounds of these stages. Raises OmniError (429) if one of them is full."""
+        """Count the request in each of `stages`. Raises OmniError (429) if one of these stages is full."""
         self._admission.enter(stages)
         self._stages = stages
 
@@ -81,7 +81,7 @@ class Admission:
         """Wait for a place among the requests inside, and hold it until the block ends.
 
         Args:
-            client: Client that sent the request. Clients take turns, however many requests each of them has waiting.
+            client: Client that sent the request. Clients take turns, even if one client has many more requests waiting.
             deadline: Time on the event loop's clock until which the request may wait.
 
         Raises:
@@ -137,7 +137,7 @@ class Admission:
             self._empty.clear()
             return
         if len(self._line) >= self._limits.queued:
-            # The client with the most waiting requests gives way to one with fewer.
+            # The client with the most waiting requests gives way to a client with fewer.
             last = self._line.last_of_longest(than=client)
             if last is None:
                 raise self._busy()
@@ -147,7 +147,7 @@ class Admission:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._go_out()  # its turn came at the moment when it gave up
+                self._go_out()  # the turn came just before the cancellation
             else:
                 self._line.give_up(client, turn)
             raise
@@ -173,7 +173,7 @@ class Admission:
         return self._too_many(f"The server is busy with {self._inside} requests, and {len(self._line)} are waiting")
 
     def _too_many(self, reason: str) -> OmniError:
-        """The error for a request beyond a limit. It says when a place may become free."""
+        """The error for a request beyond a limit, with an estimate of when a place becomes free."""
         expected = math.ceil(self._mean_gap * (len(self._line) + 1))
         return OmniError(
             ErrorInfo(
@@ -211,12 +211,15 @@ class _Queue:
             if turns:
                 self._clients[client] = turns
             self._length -= 1
-            if not turn.done():  # it may have been cancelled a moment ago
+            if not turn.done():  # the request may have been cancelled a moment ago
                 return turn
         return None
 
     def last_of_longest(self, *, than: str) -> Turn | None:
-        """Take out the last turn of the client with the most, if it has more than `than` would have with one more."""
+        """Remove and return the last turn of the client with the most turns.
+
+        Returns None unless that client has at least two turns more than `than`.
+        """
         client = max(self._clients, key=lambda name: len(self._clients[name]), default=than)
         turns = self._clients.get(client, deque())
         if len(turns) <= len(self._clients.get(than, ())) + 1 or turns[-1].done():
@@ -225,7 +228,7 @@ class _Queue:
         return self._clients[client].pop()
 
     def give_up(self, client: str, turn: Turn) -> None:
-        """Take `turn` out, unless it is out already."""
+        """Remove `turn` from the queue, if it is still there."""
         turns = self._clients.get(client, deque())
         with suppress(ValueError):
             turns.remove(turn)

@@ -1,4 +1,4 @@
-"""The names and meaning of everything on `/metrics`."""
+"""Defines the names and the meaning of all metrics on `/metrics`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from omni_pipeline.os_process import usage
 from omni_pipeline.wire.counters import Distribution
 from stages.messages import TokenUsage
 
-disable_created_metrics()  # they would be a second series for each counter, which nobody needs
+disable_created_metrics()  # nobody needs a second series for each counter
 
 _LONG = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -71,7 +71,7 @@ class Metrics:
         model: Name of the model.
         waiting: Returns the number of requests that wait to be let in.
         dropped_late: Returns the number of messages that came for requests that were over.
-        healthy: Returns whether `/health` reports that all is well.
+        healthy: Returns whether `/health` reports ``ok``.
         traces: Source of the metrics of traces.
     """
 
@@ -178,7 +178,7 @@ class _PipelineFigures(MetricSource):
         self._dropped_late = dropped_late
 
     def describe(self) -> Iterable[Metric]:
-        return ()  # registering calls this, when there may be no pipeline to read from yet
+        return ()  # called on registration, when there may be no pipeline yet
 
     def collect(self) -> Iterator[Metric]:
         late = CounterMetricFamily("omni_late_messages", "Messages that came for requests that were over")
@@ -265,7 +265,7 @@ class _PipelineFigures(MetricSource):
 
 
 class _TraceFigures(MetricSource):
-    """Metrics of traces: how many were written, dropped or cut short."""
+    """Numbers of traces that were written, dropped or cut short."""
 
     def __init__(self, traces: Traces) -> None:
         self._traces = traces

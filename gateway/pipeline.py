@@ -1,4 +1,4 @@
-"""What the gateway needs of a running pipeline; `omni_pipeline.supervision.pipeline.Supervisor` provides it."""
+"""Declares the gateway's interface to a pipeline; `omni_pipeline.supervision.pipeline.Supervisor` implements it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Pipeline(Protocol):
     def connect(
         self, deliver: Callable[[Work | Failed], None], lost: Callable[[frozenset[str], ErrorInfo], None]
     ) -> None:
-        """Register the functions that take what comes back.
+        """Register the functions that receive the pipeline's messages and the loss of a worker.
 
         Args:
             deliver: Called with every message for the collector, in order for each request.
@@ -26,16 +26,17 @@ class Pipeline(Protocol):
         """
 
     def trace(self, noted: Callable[[Notes], None]) -> None:
-        """Register the function that takes the trace notes of the workers and of the main process, if tracing is on."""
+        """Register the function that receives the trace notes of workers and main process, if tracing is on."""
 
     async def wait_for(self, stages: Collection[str] | None, seconds: float | None) -> None:
         """Wait until `stages` can work; None means all stages.
 
         Args:
-            seconds: Longest time to wait; None waits for ever. If it is known to take longer, this raises at once.
+            seconds: Longest time to wait; None waits for ever. If the stages are known to
+                need longer, the error is raised at once.
 
         Raises:
-            OmniError: 503 if they cannot, with the time to wait; 503 if the service is stopping.
+            OmniError: 503 with the time to wait, if the stages cannot work in time; 503 if the service is stopping.
         """
 
     def submit(self, request_id: str, body: Any, stages: Collection[str] | None = None) -> None:
@@ -45,7 +46,7 @@ class Pipeline(Protocol):
             stages: Stages that the request needs; None means all.
 
         Raises:
-            OmniError: 503, with the time to wait, if one of them cannot work now.
+            OmniError: 503, with the time to wait, if one of the stages cannot work now.
         """
 
     def abort(self, request_id: str) -> None:
@@ -53,7 +54,7 @@ class Pipeline(Protocol):
 
     @property
     def problem(self) -> str | None:
-        """Why the pipeline cannot serve everything now, or None."""
+        """The reason why the pipeline cannot serve every request now, or None."""
 
     @property
     def workers(self) -> Mapping[str, WorkerReport]:
@@ -69,7 +70,7 @@ class Pipeline(Protocol):
 
     @property
     def restarts(self) -> Mapping[str, int]:
-        """How often each worker has been started again, by name."""
+        """The number of restarts of each worker, by name."""
 
     @property
     def pids(self) -> Mapping[str, int]:

@@ -1,6 +1,7 @@
 """Simulates a player, to find the silences that a listener would have heard in the speech.
 
-The player starts with the first piece. The server feeds it while it answers, `sgl-omni bench` with what it received.
+The player starts with the first piece of sound. The server feeds it each piece that the pipeline generates,
+`sgl-omni bench` each piece that it receives.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ AUDIBLE_SECONDS = 0.1
 
 
 class Player:
-    """Starts to play with the first piece of sound and plays each as soon as the one before has ended.
+    """Plays each piece of sound on arrival or when the previous piece has ended, whichever is later.
 
     Attributes:
         seconds: Length of all sound so far.

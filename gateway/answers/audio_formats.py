@@ -27,10 +27,10 @@ _FULL_SCALE = 32_768
 
 
 class SpeechEncoder(Protocol):
-    """Turns samples into the bytes of one format: those of each `feed`, in order, and then those of `finish`."""
+    """Encodes samples in one format. The output is the results of all `feed` calls, in order, and that of `finish`."""
 
     def feed(self, samples: numpy.ndarray) -> bytes:
-        """Take more `samples` (float32 [n], in [-1, 1]). Returns the bytes that can be sent now, possibly none."""
+        """Encode more `samples` (float32 [n], in [-1, 1]). Returns the bytes that can be sent now, if any."""
 
     def finish(self) -> bytes:
         """The remaining bytes, after the last samples. The encoder cannot be used afterwards."""
@@ -63,7 +63,7 @@ class ThreadedEncoder:
 
     Args:
         make: Creates the encoder.
-        threads: Threads in which it is created and used.
+        threads: Thread pool in which the encoder is created and used.
     """
 
     def __init__(self, make: Callable[[], SpeechEncoder], threads: Executor) -> None:
@@ -86,7 +86,7 @@ class ThreadedEncoder:
 
 
 def prepare() -> None:
-    """Import what encoding needs, so that the first spoken answer does not wait for it."""
+    """Import PyAV and numpy, so that the first spoken answer does not wait for their import."""
     import av  # noqa: F401
     import numpy  # noqa: F401
 
@@ -124,7 +124,7 @@ class _RawPieces:
 
 
 class _WavPieces:
-    """Ends with an empty WAV file, because clients read every piece as a file."""
+    """Encodes each piece as a WAV file; the last file is empty, because clients read every piece as a file."""
 
     def feed(self, samples: numpy.ndarray) -> bytes:
         return wav(to_pcm16(samples).tobytes()) if len(samples) else b""
@@ -146,7 +146,7 @@ class _WavFile:
 
 
 class _Coding(Struct, frozen=True):
-    """How FFmpeg writes a format.
+    """The settings with which FFmpeg writes a format.
 
     Attributes:
         container, codec: FFmpeg's names of the muxer and the encoder.
@@ -163,7 +163,7 @@ class _Coding(Struct, frozen=True):
 
 
 _CODINGS: dict[str, _Coding] = {
-    # Frames of 48 ms, so that the first piece of speech can be played at once. No space in the header for tags.
+    # Frames of 48 ms, so that the first piece of speech can be played at once. The header has no space for tags.
     "flac": _Coding("flac", "flac", muxing={"metadata_header_padding": "0"}, coding={"frame_size": "1152"}),
     "mp3": _Coding("mp3", "libmp3lame", 64_000, muxing={"id3v2_version": "0"}),
     # Opus accepts 24 kHz without resampling; players decode it to 48 kHz, as always. One page for each packet of 20 ms.
@@ -173,7 +173,7 @@ _CODINGS: dict[str, _Coding] = {
 
 
 class _Pipe:
-    """The output of a muxer that cannot seek back. `take` returns what is new."""
+    """The output of a muxer that cannot seek back. `take` returns the bytes written since the last call."""
 
     def __init__(self) -> None:
         self._written = bytearray()
@@ -201,7 +201,7 @@ class _WaveFile(io.BytesIO):
 
 
 class _Compressed:
-    """One continuous compressed stream. If no samples come, it has no bytes at all, except for FLAC."""
+    """One continuous compressed stream. Without any samples, the stream is empty in all formats except FLAC."""
 
     def __init__(self, coding: _Coding, sink: _Pipe | _WaveFile) -> None:
         import av

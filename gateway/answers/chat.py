@@ -40,12 +40,12 @@ ERROR_SECONDS = 5.0
 
 
 class Manner(Struct, frozen=True):
-    """How the client wants its answer sent. It is kept in place of the parsed body, which may be large.
+    """The way in which the client wants its answer. It is kept instead of the parsed body, which may be large.
 
     Attributes:
-        stream: As server-sent events.
-        with_usage: With a last event that counts tokens.
-        with_content: With the text as `content`, not only as the transcript of the speech.
+        stream: Whether to send the answer as server-sent events.
+        with_usage: Whether to send a last event that counts tokens.
+        with_content: Whether to send the text as `content`, not only as the transcript of the speech.
         audio_format: Format of the speech; None for an answer without speech.
     """
 
@@ -74,13 +74,13 @@ class ChatCompletions:
 
     Args:
         admission: Lets requests in.
-        model: Name that answers carry.
+        model: Name of the model in the answers.
         voices: Voices of the pipeline; None if it does not speak.
         limits: Bounds on load.
-        traces: Records what is done for each request.
+        traces: Records the timeline of each request.
 
     Attributes:
-        audio_threads: Encode the speech of all answers. `Gateway` shuts them down.
+        audio_threads: Thread pool that encodes the speech of all answers. `Gateway` shuts it down.
     """
 
     def __init__(
@@ -114,25 +114,26 @@ class ChatCompletions:
            API key. `serving.app` routes the request to this method.
         2. `traces.traces` begins a timeline, and `answers.progress` begins to measure.
         3. `admission` lets the request in, or makes it wait for its turn. The deadline of the request is
-           `limits.request_seconds` after it came.
+           `limits.request_seconds` after the request came.
         4. `_body` reads the body, within `limits.receive_seconds`. `admission` counts the bytes of body and media.
         5. `api.validation` checks the body. `api.conversion` turns it into a `ChatRequest`, with the help of
            `api.sampling`, `api.lengths` and `api.voices`.
-        6. `media.loading` takes the media from the body, or has `media.remote` or `media.local_files` fetch them.
+        6. `media.loading` reads the media from the body, or calls `media.remote` or `media.local_files` for them.
         7. `stages.routes` names the stages that the request needs. `admission` counts the request in each of them.
         8. `answers.collector` waits while any of these stages is being restarted. Then it hands the request to
            `omni_pipeline.supervision.pipeline`, which sends it to the entry stage.
-        9. The stages compute the answer. `answers.collector` receives their messages, checks that none is missing, and
-           keeps them until this method takes them. With the first of them, `admission` stops counting the bytes.
-        10. The messages become the response. A whole answer: `_whole` joins them, and `api.responses` makes one JSON
-            body. A streamed answer: `answers.events` turns them into chunks of `api.responses`, and `http.sse` frames
-            these. `answers.audio_formats` encodes the speech of both, in threads.
-        11. However the request ends, the steps are undone in reverse. `answers.collector` closes the answer; if it was
-            not complete, every worker is told to forget it. `admission` lets the next request in. `answers.progress`
-            counts the outcome. `traces.traces` ends the timeline. `http.middleware` turns an error into a response and
-            writes the log line.
+        9. The stages compute the answer. `answers.collector` receives their messages, checks that no message is
+           missing, and keeps them until this method reads them. When the first message comes, `admission` stops
+           counting the bytes.
+        10. The messages become the response. For a whole answer, `_whole` joins the messages, and `api.responses` makes
+            one JSON body. For a streamed answer, `answers.events` turns the messages into chunks of `api.responses`,
+            and `http.sse` frames the chunks. In both cases, `answers.audio_formats` encodes the speech in threads.
+        11. When the request ends, with or without an error, the steps are undone in reverse order. `answers.collector`
+            closes the answer; if the answer was not complete, the request is aborted in every worker. `admission` lets
+            the next request in. `answers.progress` counts the outcome. `traces.traces` ends the timeline.
+            `http.middleware` turns an error into a response and writes the log line.
 
-        The ways in which it can end, with the outcome in metrics and log:
+        A request can end in these ways; the outcome in metrics and log is in parentheses:
 
         - Answered whole (``ok``): 200 with one JSON body.
         - Streamed (``ok``): 200 with events, of which the last is ``[DONE]``.
@@ -183,7 +184,7 @@ class ChatCompletions:
                 with progress.timeline.span("submit"):
                     await self._collector.ready(stages)
                     answer = self._collector.submit(answer_id, chat, stages, deadline=deadline)
-                del chat  # the media are the pipeline's now
+                del chat  # the pipeline holds the media now
                 async with answer:
                     if manner.stream:
                         writer = EventWriter(answer_format, encoder)
@@ -237,7 +238,7 @@ class ChatCompletions:
         return chat, manner_of(wanted)
 
     async def _body(self, request: web.Request, place: Place, deadline: float) -> bytearray:
-        """The body, read here and not by `request.read()`, which would keep it as long as the request."""
+        """The body. `request.read()` is not used, because it would keep the body as long as the request."""
         if request.content_type != "application/json":
             raise bad_request(
                 "The body must be sent as 'Content-Type: application/json'.", code="invalid_content_type", status=415
@@ -346,7 +347,7 @@ class ChatCompletions:
         writer: EventWriter,
         progress: RequestProgress,
     ) -> None:
-        """Write all events of an answer that begins with `bodies`."""
+        """Write all events of an answer whose first messages are `bodies`."""
         events = writer.opening()
         while bodies:
             progress.saw(bodies)

@@ -1,4 +1,4 @@
-"""Gives each open request the pipeline's answer to it: all of its messages in order, or one error."""
+"""Delivers the pipeline's answer to each open request: all messages in order, or one error."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 Body: TypeAlias = TextDelta | TextDone | AudioDelta | AudioDone
 
-# Rough sizes in memory, beside text and sound: of the structs of a waiting message, and of each log-probability in it
-# (of a token or of one of its alternatives).
+# Estimated sizes in memory: of a waiting message without its text and sound, and of one log-probability in a message
+# (of a token or of an alternative to a token).
 _MESSAGE_BYTES = 256
 _LOGPROB_BYTES = 256
 
@@ -32,10 +32,10 @@ _LOGPROB_BYTES = 256
 class Answer:
     """The answer to one open request: an asynchronous source of its messages, for use in `async with`.
 
-    Leaving the block closes the answer; if it is not complete by then, every stage is told to forget the request.
+    Leaving the block closes the answer. If the answer is not complete by then, the request is aborted in every worker.
 
     Attributes:
-        error: Why the request has failed, if it has.
+        error: The error with which the request failed; None if it has not failed.
     """
 
     def __init__(self, request_id: str, route: Route, collector: Collector, deadline: float) -> None:
@@ -55,9 +55,9 @@ class Answer:
     # --- the reader's side ---
 
     async def take(self) -> list[Body]:
-        """All messages that have come since the last call; waits until there is one. An empty list ends the answer.
+        """Wait for messages. Returns all that have come since the last call; an empty list after the last message.
 
-        Cancelling the call loses nothing.
+        Cancelling the call loses no messages.
 
         Raises:
             OmniError: if the request has failed. Messages from before the failure are returned first, unless the reader
@@ -167,7 +167,7 @@ class Answer:
         self.fail(ErrorInfo(status=504, message=message, type="timeout_error", code="request_timeout"))
 
     def fail(self, error: ErrorInfo) -> None:
-        """End the request with `error`, unless it has failed already, and free what it holds in the pipeline."""
+        """End the request with `error`, unless it has failed already, and abort it in the pipeline."""
         if self.error is not None:
             return
         abandoned = not self._over
@@ -183,12 +183,12 @@ class Answer:
 
 
 class Collector:
-    """Hands the pipeline's messages to the open requests they belong to.
+    """Delivers each message of the pipeline to the open request that the message belongs to.
 
     Args:
-        pipeline: Where requests go and answers come from.
-        reader_bytes: About how many bytes of an answer may wait for a slow reader before the request is ended.
-        restart_seconds: How long a request may wait for stages that are being restarted.
+        pipeline: The pipeline that computes the answers.
+        reader_bytes: Approximate number of bytes that may wait for a slow reader before the request is ended.
+        restart_seconds: Longest time that a request may wait for stages that are being restarted.
 
     Attributes:
         dropped_late: Messages that came for a request that was no longer open.
@@ -221,8 +221,8 @@ class Collector:
 
         Args:
             request_id: Unique among all requests, ever.
-            body: The request, in the form that the entry stage takes.
-            route: The stages it needs.
+            body: The request, in the form that the entry stage reads.
+            route: The stages that the request needs.
             deadline: Time on the event loop's clock by which the answer must have been read.
 
         Raises:
@@ -238,7 +238,7 @@ class Collector:
         return answer
 
     def close(self, answer: Answer, *, abandoned: bool) -> None:
-        """Forget a request; if it is `abandoned`, every worker is told to forget it too."""
+        """Forget the request of `answer`. If the request is `abandoned`, abort it in every worker too."""
         if self._open.pop(answer.request_id, None) is not None and abandoned:
             self._pipeline.abort(answer.request_id)
 
@@ -263,7 +263,7 @@ class Collector:
 
 
 def _weight(body: Body) -> int:
-    """About how many bytes `body` holds in memory."""
+    """The approximate size of `body` in memory, in bytes."""
     if isinstance(body, TextDelta):
         tokens = sum(1 + len(token.top) for token in body.logprobs)
         return _MESSAGE_BYTES + len(body.text.encode()) + _LOGPROB_BYTES * tokens

@@ -13,7 +13,7 @@ class EventWriter:
     """Writes one streamed answer.
 
     Args:
-        answer_format: Gives the chunks their form.
+        answer_format: Builds the chunks.
         encoder: Encodes the speech; None for an answer without speech.
     """
 
@@ -23,19 +23,19 @@ class EventWriter:
         self._text: list[str] = []
         self._text_done: TextDone | None = None
         self._audio_done: AudioDone | None = None
-        self._unsent_frames = 0  # PCM frames that the encoder has taken and no event has counted yet
+        self._unsent_frames = 0  # PCM frames that the encoder has received but no event has counted yet
 
     def opening(self) -> bytes:
         """The first event, which gives the role."""
         return sse.event(self._format.opening())
 
     async def events(self, bodies: list[Body]) -> bytes:
-        """The events for `bodies`. A message that has nothing to show yet gets no event."""
+        """The events for `bodies`. A message that produces no output yet gets no event."""
         return b"".join([await self._event(body) for body in bodies])
 
     @property
     def complete(self) -> bool:
-        """Whether all parts of the answer have come to their end."""
+        """Whether all parts of the answer are complete."""
         return self._text_done is not None and (self._encoder is None or self._audio_done is not None)
 
     async def closing(self) -> bytes:

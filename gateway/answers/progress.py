@@ -17,10 +17,10 @@ class RequestProgress:
     """The progress of one request.
 
     Args:
-        timeline: Records what is done for the request, and when.
+        timeline: Records the work on the request, with its times.
 
     Attributes:
-        outcome: How the request ended; ``cancelled`` until something else is known.
+        outcome: How the request ended; ``cancelled`` until another outcome is known.
         streamed: Whether the client gets pieces as they are generated. If not, the time between texts is not measured.
         figures: Values for the log line and the trace, by name; seconds with six decimals.
     """

@@ -19,10 +19,10 @@ class MediaSource(Struct, frozen=True):
     """One media item of a request before it is loaded.
 
     Attributes:
-        kind: What the client says it is.
-        value: Its address (URL or path); if `form` is ``base64``, the encoded file itself.
-        param: The request field it came from.
-        form: How to read `value`.
+        kind: Modality that the client declared.
+        value: Address of the item (URL or path); if `form` is ``base64``, the encoded file itself.
+        param: Request field that contained the item.
+        form: Whether `value` is an address or an encoded file.
     """
 
     kind: Modality
@@ -45,7 +45,7 @@ def convert(
 
     Raises:
         OmniError: 400 if there is a top-level list but no user message, if the request asks for speech or a voice that
-            the server does not have, or for more than the limits allow.
+            the server does not have, or if it asks for more than the limits allow.
     """
     sources: list[MediaSource] = []
     turns: list[Turn] = []
@@ -94,7 +94,7 @@ def _add_content(turn: Turn, message: schema.ChatMessage, param: str, sources: l
     if content is None and isinstance(message, schema.AssistantMessage):
         spoken = message.audio.transcript if message.audio else None
         content = message.refusal if spoken is None else spoken
-    assert content is not None  # validation has checked this
+    assert content is not None  # validation ensures this
     if isinstance(content, str):
         turn.content.append(Text(content))
         return

@@ -1,4 +1,4 @@
-"""How long an answer may get: the request's limit, within the operator's limit."""
+"""Determines the maximum length of an answer from the request's limit and the operator's limit."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from omni_pipeline.errors import OmniError, bad_request
 
 
 def text_limit(request: ChatCompletionRequest, most: int | None) -> int | None:
-    """Largest number of tokens of the text; None leaves it to the thinker.
+    """Maximum number of tokens of the text; None leaves the number to the thinker.
 
     Args:
-        most: The operator's bound, if there is one; a request that names no limit gets it.
+        most: The operator's limit, if there is one. It also applies to a request that names no limit.
 
     Raises:
         OmniError: 400 if the request asks for more than `most`.
@@ -30,7 +30,7 @@ def text_limit(request: ChatCompletionRequest, most: int | None) -> int | None:
 
 
 def speech_limit(request: ChatCompletionRequest, most: int | None) -> int | None:
-    """Largest number of tokens of the talker; None leaves it to the talker. Otherwise like `text_limit`."""
+    """Maximum number of tokens of the talker, by the rules of `text_limit`; None leaves the number to the talker."""
     own = _own(request).talker_ar or StageSampling()
     return _within(
         most,
@@ -46,7 +46,7 @@ def _own(request: ChatCompletionRequest) -> SamplingByStage:
 
 
 def _within(most: int | None, asked: dict[str, int | None]) -> int | None:
-    """The first limit in `asked` (by field) that was given, or else `most`. Raises OmniError (400) above `most`."""
+    """The first limit in `asked` (by field) that was given, or else `most`. Raises OmniError (400) if above `most`."""
     field, limit = next(((field, limit) for field, limit in asked.items() if limit is not None), ("", most))
     if most is not None and limit is not None and limit > most:
         raise _too_many(field, most)

@@ -1,4 +1,4 @@
-"""The response bodies of the OpenAI API, and how the pipeline's messages become them."""
+"""Defines the response bodies of the OpenAI API, and makes them from the pipeline's messages."""
 
 from __future__ import annotations
 
@@ -235,8 +235,8 @@ class AnswerFormat:
         answer_id: ``chatcmpl-…``.
         model: The name under which the model is served.
         audio_format: Format of the speech; None for an answer without speech.
-        with_content: Whether text was asked for; otherwise it is only the transcript of the speech.
-        with_logprobs: Whether log-probabilities were asked for. If so, a choice that has none still gets an empty list.
+        with_content: Whether text was asked for. If not, text is sent only as the transcript of the speech.
+        with_logprobs: Whether log-probabilities were asked for. If so, a choice without them has an empty list.
         with_ids: Whether the ids of the generated tokens were asked for.
         with_usage: Whether chunks carry the `usage` field.
     """
@@ -290,7 +290,7 @@ class AnswerFormat:
         return self._chunk([ChunkChoice(Delta(role="assistant", content="" if self._with_content else UNSET))])
 
     def delta(self, delta: TextDelta) -> CompletionChunk:
-        """More text; if only speech was asked for, more of its transcript."""
+        """A chunk with more text or, if only speech was asked for, with more of the transcript."""
         piece = (
             Delta(content=delta.text)
             if self._with_content
@@ -307,11 +307,11 @@ class AnswerFormat:
         )
 
     def audio(self, data: bytes, frame_count: int) -> CompletionChunk:
-        """More of the encoded speech, made from `frame_count` PCM frames."""
+        """A chunk with more of the encoded speech, made from `frame_count` PCM frames."""
         return self._audio_chunk(AudioPiece(self._audio_id, data=_base64(data)), frame_count)
 
     def last_audio(self, data: bytes, frame_count: int, transcript: str) -> CompletionChunk:
-        """The last piece of the speech, with the whole transcript unless that was sent in pieces."""
+        """The last chunk of the speech, with the whole transcript unless the transcript was sent in pieces."""
         return self._audio_chunk(
             AudioPiece(
                 self._audio_id,
@@ -323,7 +323,7 @@ class AnswerFormat:
         )
 
     def closing(self, done: messages.TextDone, audio_frames: int) -> list[CompletionChunk]:
-        """The finish reason and, if asked for, the token usage."""
+        """The last chunks: the finish reason and, if asked for, the token usage."""
         chunks = [self._chunk([ChunkChoice(Delta(), finish_reason=done.finish_reason)])]
         if self._with_usage:
             last = self._chunk([])

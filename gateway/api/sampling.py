@@ -1,6 +1,6 @@
-"""How each language-model stage picks its tokens: defaults, request fields, and which of them win.
+"""Determines the sampling parameters of each language-model stage from the defaults and the request's fields.
 
-A field of `stage_sampling` wins over the field for the same thing elsewhere in the request, and that over the default.
+A field of `stage_sampling` overrides the corresponding field elsewhere in the request; both override the default.
 The top-level sampling fields of a request apply to the thinker alone, except `seed` and `ignore_eos`.
 """
 
@@ -24,7 +24,7 @@ _PREDICTOR = Sampling(temperature=1.0, top_k=50, top_p=0.8)
 
 
 def thinker_sampling(request: ChatCompletionRequest, limits: Limits) -> Sampling:
-    """How text is generated. Raises OmniError (400) if the request asks for more of it than the limits allow."""
+    """The sampling of text. Raises OmniError (400) if the request asks for more tokens than the limits allow."""
     own = _own(request).thinker or StageSampling()
     return msgspec.structs.replace(
         _layered(_THINKER, own, request),
@@ -40,7 +40,7 @@ def thinker_sampling(request: ChatCompletionRequest, limits: Limits) -> Sampling
 
 
 def talker_sampling(request: ChatCompletionRequest, limits: Limits) -> Sampling:
-    """How the codes of codebook 0 are generated. Raises OmniError (400) as for the text."""
+    """The sampling of the codes of codebook 0. Raises OmniError (400) for more tokens than the limits allow."""
     own = _own(request).talker_ar or StageSampling()
     flat = StageSampling(
         temperature=request.talker_temperature,
@@ -57,7 +57,7 @@ def talker_sampling(request: ChatCompletionRequest, limits: Limits) -> Sampling:
 
 
 def predictor_sampling(request: ChatCompletionRequest, talker: Sampling) -> Sampling:
-    """How residual codes are generated. The default is greedy if the talker is greedy, as in the reference."""
+    """The sampling of residual codes. The default is greedy if the talker is greedy, as in the reference."""
     own = _own(request).code_predictor or FrameSampling()
     default = _PREDICTOR if talker.temperature else msgspec.structs.replace(_PREDICTOR, temperature=0.0)
     return msgspec.structs.replace(_layered(default, own), seed=_seed("code_predictor", own, request))

@@ -1,4 +1,4 @@
-"""The request body of `POST /v1/chat/completions` as strict structs: what may be sent, with types and ranges.
+"""The request body of `POST /v1/chat/completions` as strict structs, with types and ranges of all fields.
 
 `validation.parse` reads a body into `ChatCompletionRequest`. A null field counts as left out. Fields that the
 OpenAI API defines and this server does not support are listed in `unserved_fields`, not here.
@@ -92,7 +92,7 @@ class UserMessage(_Strict, tag_field="role", tag="user"):
 
 
 class EarlierSpeech(_Strict):
-    """The `audio` of an earlier answer. The server keeps no speech, so an id alone is not enough."""
+    """The `audio` of an earlier answer. The `id` alone is not enough, because the server does not keep speech."""
 
     id: str | None = None
     transcript: str | None = None
@@ -103,7 +103,7 @@ class EarlierSpeech(_Strict):
 class AssistantMessage(_Strict, tag_field="role", tag="assistant"):
     """An earlier answer, as clients send it back.
 
-    The model reads its `content`, or else the transcript of its `audio`, or else its `refusal`. `tool_calls` and
+    The model reads `content`, or else the transcript of `audio`, or else `refusal`. `tool_calls` and
     `function_call` must be empty.
     """
 
@@ -139,9 +139,9 @@ RepetitionPenalty: TypeAlias = Annotated[float, Meta(ge=0.01, le=2)]
 
 
 class FrameSampling(_Strict):
-    """How the code predictor picks the residual codes of a frame; the module `sampling` has the defaults.
+    """The sampling of the residual codes of a frame by the code predictor; the module `sampling` has the defaults.
 
-    `top_k` -1 means the same as 0: off.
+    A `top_k` of -1 or 0 means no limit.
     """
 
     temperature: Temperature | None = None
@@ -152,7 +152,7 @@ class FrameSampling(_Strict):
 
 
 class StageSampling(FrameSampling):
-    """How a stage that generates one token after the other picks them."""
+    """The sampling of a stage that generates one token after the other."""
 
     repetition_penalty: RepetitionPenalty | None = None
     max_tokens: Count | None = None
@@ -177,14 +177,14 @@ class AudioOutput(_Strict):
 
 
 class StreamOptions(_Strict):
-    """`include_obfuscation` is accepted for OpenAI's clients; there is nothing to obfuscate here."""
+    """`include_obfuscation` is accepted for OpenAI's clients; this server does not obfuscate streams."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 class ChatCompletionRequest(StageSampling, kw_only=True):
-    """The whole body. The sampling fields of `StageSampling` are also fields of its top level."""
+    """The whole body. The sampling fields of `StageSampling` are also top-level fields."""
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     model: str | None = None

@@ -23,8 +23,8 @@ IGNORED = frozenset(
 
 _NO_TOOLS = "this server does not call tools"
 
-# Fields that would change the answer: refused by name, unless the value asks for nothing.
-# field → (values that ask for nothing, why all others are refused)
+# Fields that would change the answer: refused by name, unless the value has no effect.
+# Each field has the values without effect, and the reason why all other values are refused.
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "tools": (([],), _NO_TOOLS),
     "tool_choice": (("none", "auto"), _NO_TOOLS),

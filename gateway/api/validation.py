@@ -1,4 +1,4 @@
-"""Reads a chat completions body into `schema.ChatCompletionRequest`, or says which field is wrong and why."""
+"""Reads a chat completions body into `schema.ChatCompletionRequest`, or raises an error about the wrong field."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def parse(body: bytes | bytearray) -> ChatCompletionRequest:
     """The request in `body`.
 
     Raises:
-        OmniError: 400: ``invalid_json`` if it is not JSON; ``unknown_parameter``, ``unsupported_parameter``,
+        OmniError: 400: ``invalid_json`` if `body` is not JSON; ``unknown_parameter``, ``unsupported_parameter``,
             ``unsupported_value``, ``missing_required_parameter`` or ``invalid_value`` with the path of the field.
     """
     try:
@@ -116,7 +116,7 @@ def _without_foreign(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explained(text: str) -> OmniError:
-    """The error of msgspec in OpenAI's terms."""
+    """The error in OpenAI's form for `text`, the message of a msgspec error."""
     what, parent = text, ""
     if match := _PATH.fullmatch(text):
         what, parent = match["what"], match["path"].removeprefix("$").removeprefix(".").replace("[...]", "")
@@ -150,7 +150,7 @@ def _join(parent: str, name: str) -> str:
 
 
 def _known(param: str, what: str) -> str:
-    """The known values as the end of a message, if `what` says that a value is not among them; else empty."""
+    """The known values as the end of a message, if `what` reports an unknown value; else empty."""
     if not what.startswith(("Invalid value", "Invalid enum value")):
         return ""
     path = re.sub(r"\[\d+\]", "", param).split(".")
@@ -166,7 +166,7 @@ def _suggestion(name: str, names: Collection[str]) -> str:
 
 
 def _check(request: ChatCompletionRequest) -> None:
-    """Check what types alone cannot: fields that depend on each other, and values that this server does not support."""
+    """Check rules that types cannot express: fields that depend on each other, and values that are not supported."""
     _check_output(request)
     _check_tokens(request)
     for index, message in enumerate(request.messages):

@@ -1,4 +1,4 @@
-"""The voices of a checkpoint, and which of them a request asks for."""
+"""Reads the voices of a checkpoint, and chooses the voice that a request asks for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _TalkerListing(Struct):
 
 
 class _VoiceListing(Struct):
-    """The part of ``config.json`` that says whether the model speaks, and how."""
+    """The part of ``config.json`` that states whether the model speaks, and with which voices."""
 
     enable_audio_output: bool = True
     talker_config: _TalkerListing | None = None
@@ -63,7 +63,7 @@ def read_voices(checkpoint: Path) -> Voices | None:
     """The voices that ``config.json`` in a checkpoint's directory lists; None for a model that does not speak.
 
     Raises:
-        StartupError: if it cannot be read, or does not list the voices in the expected form.
+        StartupError: if the file cannot be read, or does not list the voices in the expected form.
     """
     path = checkpoint / "config.json"
     try:

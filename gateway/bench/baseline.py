@@ -20,14 +20,14 @@ _TAIL = 2000  # characters of the process's last output that an error shows
 
 
 class BaselineQuestion(Struct, frozen=True):
-    """What to answer, and at what length."""
+    """A prompt to answer, and the scenario with the length of the answer."""
 
     scenario: Scenario
     prompt: BenchPrompt
 
 
 class BaselineAnswer(Struct):
-    """How long an answer took, from the encoded media to the last sample, and how long the answer is."""
+    """The time of an answer, from the encoded media to the last sample, and the length of the answer."""
 
     seconds: float
     tokens: int
@@ -35,7 +35,7 @@ class BaselineAnswer(Struct):
 
 
 class Baseline:
-    """Hugging Face on a checkpoint; a context manager, which starts and ends its process.
+    """Runs Hugging Face on a checkpoint; a context manager that starts and ends the baseline's process.
 
     The baseline's process sleeps while the server answers, and the bench sleeps while the baseline answers, so that
     neither slows the other.

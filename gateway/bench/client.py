@@ -34,7 +34,7 @@ class Client:
     async def __aenter__(self) -> Client:
         self._session = aiohttp.ClientSession(
             headers=self._headers,
-            connector=aiohttp.TCPConnector(limit=0),  # the load generator alone decides what is in flight
+            connector=aiohttp.TCPConnector(limit=0),  # only the load generator limits the requests in flight
             timeout=aiohttp.ClientTimeout(total=self._timeout),
         )
         return self
@@ -62,7 +62,7 @@ class Client:
             raise StartupError(f"{self._base}/v1/models lists no model: name it with --model.") from error
 
     async def ask(self, body: bytes) -> RequestTimes:
-        """Send `body`, a JSON request with ``stream`` set, and follow its answer. Failures are in the result."""
+        """Send `body`, a JSON request with ``stream`` set, and read the answer. Failures are recorded in the result."""
         timeline = RequestTimes()
         began = time.perf_counter()
         try:

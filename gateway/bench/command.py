@@ -20,7 +20,7 @@ _FRAMES = 60
 
 
 class AudioFormat(StrEnum):
-    """Choices of ``--audio-format``: those whose chunks have a known length on arrival."""
+    """Choices of ``--audio-format``: the formats whose chunks have a known length on arrival."""
 
     WAV = "wav"
     PCM16 = "pcm16"
@@ -48,7 +48,9 @@ def bench(
                             rich_help_panel=_ASKED),
     ] = Input.TEXT,
     output: Annotated[Output, typer.Option(help="What to ask for.", rich_help_panel=_ASKED)] = Output.TEXT,
-    prompt_words: Annotated[int, typer.Option(help="Words of each prompt.", min=1, rich_help_panel=_ASKED)] = 64,
+    prompt_words: Annotated[
+        int, typer.Option(help="Number of words in each prompt.", min=1, rich_help_panel=_ASKED)
+    ] = 64,
     tokens: Annotated[
         int, typer.Option(help="Text tokens of each answer: the exact number (by ignore_eos).", min=1,
                           rich_help_panel=_ASKED),

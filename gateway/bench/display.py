@@ -12,7 +12,7 @@ from gateway.bench.percentiles import Percentiles
 from gateway.bench.report import BenchReport, LevelReport
 
 _MILLI = 1000.0
-# Everything that has percentiles: title, field of `LevelReport`, factor and format.
+# The measurements that have percentiles: title, field of `LevelReport`, factor and format.
 _ROWS = (
     ("first text (TTFT), ms", "ttft", _MILLI, ".1f"),
     ("first audio (TTFA), ms", "ttfa", _MILLI, ".1f"),

@@ -39,14 +39,14 @@ class EventSplitter:
 
 
 class Event(Struct, frozen=True):
-    """What one event of a stream says.
+    """The content of one event of a stream.
 
     Attributes:
         text: New text, or empty.
         audio_seconds: Length of new sound, or 0.
         tokens: Text tokens of the whole answer, if the event has `usage`.
         finish_reason: The finish reason, if the event has one.
-        failure: An error in place of the rest of the answer.
+        failure: An error that replaces the rest of the answer.
     """
 
     text: str = ""
@@ -139,13 +139,13 @@ def failure_of(body: Any, status: int) -> Failure:
         return Failure(f"http_{status}", str(error), status)
     message = error.get("message") or error.get("detail") or str(error)
     code = error.get("code")
-    if not isinstance(code, str) or not code:  # vLLM repeats the status there
+    if not isinstance(code, str) or not code:  # vLLM repeats the HTTP status in this field
         code = f"http_{status}"
     return Failure(code, str(message), status, error.get("param"))
 
 
 def _text_tokens(usage: _ReceivedUsage) -> int:
-    """The completion tokens without those of speech, which OpenAI counts in and lists in the details."""
+    """The completion tokens without speech tokens, which OpenAI includes in the total and lists in the details."""
     details = usage.completion_tokens_details
     return usage.completion_tokens - ((details and details.audio_tokens) or 0)
 

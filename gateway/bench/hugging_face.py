@@ -30,12 +30,12 @@ from transformers.video_utils import VideoMetadata
 from gateway.bench.baseline import READY, BaselineAnswer, BaselineQuestion
 from gateway.bench.scenarios import Scenario
 
-_SAMPLE_RATE = 16_000  # of the audio tower's input
+_SAMPLE_RATE = 16_000  # Hz, of the audio tower's input
 _NO_TOKEN = -1
 
 
 class Reference:
-    """A checkpoint in Hugging Face's classes: as stored, on a GPU if there is one; else in float32 on the CPU."""
+    """A checkpoint in Hugging Face's classes: in its stored type on a GPU; without a GPU, in float32 on the CPU."""
 
     def __init__(self, checkpoint: str) -> None:
         cuda = torch.cuda.is_available()
@@ -46,7 +46,7 @@ class Reference:
             checkpoint, dtype="auto" if cuda else torch.float32, device_map=self._device if cuda else None
         ).eval()
         if self._model.has_talker:
-            # The talker reads this for a prompt with both sound and pictures, but its own configuration lacks it.
+            # The talker needs `audio_config` for a prompt with both sound and pictures, but its configuration lacks it.
             self._model.talker.config.audio_config = self._model.config.thinker_config.audio_config
 
     @torch.no_grad()
@@ -130,7 +130,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     os.dup2(
         sys.stderr.fileno(), sys.stdout.fileno()
-    )  # libraries may print to stdout; answers must stay apart from that
+    )  # libraries may print to stdout, which must not mix with the answers
     reference = Reference(sys.argv[1])
     answers.write(READY + b"\n")
     for line in sys.stdin.buffer:

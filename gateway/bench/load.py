@@ -1,4 +1,4 @@
-"""When requests are sent: as soon as a stream is free (closed loop), or at random times regardless (open loop)."""
+"""Sends requests as soon as a stream is free (closed loop), or at random times (open loop)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def closed_loop(items: Iterable[Item], concurrency: int, ask: Ask[Item]) -
 
 
 async def open_loop(items: Sequence[Item], rate: float, seed: int, ask: Ask[Item]) -> None:
-    """Send each of `items` at its time in a Poisson process, however many are still being answered."""
+    """Send each of `items` at its time in a Poisson process, even if earlier items are still being answered."""
     clock = asyncio.get_running_loop().time
     began = clock()
     async with asyncio.TaskGroup() as requests:

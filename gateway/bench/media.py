@@ -1,4 +1,4 @@
-"""The media files that requests carry."""
+"""Loads the media files that requests carry."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUFFIXES: dict[str, tuple[Kind, str]] = {
     ".flac": ("audio", "audio/flac"),
     ".mp4": ("video", "video/mp4"),
 }
-# In a checkout, if that is the current directory. An installed package has no test media.
+# The test media, if the current directory is a checkout. An installed package has no test media.
 COMMITTED = Path("tests/data")
 
 
@@ -36,7 +36,7 @@ def load_media(directory: Path, kind: Kind) -> list[Medium]:
     """All files of one kind in `directory`, by name.
 
     Raises:
-        StartupError: if there are no such files.
+        StartupError: if `directory` has no file of this kind.
     """
     found = [
         Medium(kind, SUFFIXES[path.suffix][1], path.read_bytes())

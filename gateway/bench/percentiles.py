@@ -9,7 +9,7 @@ from msgspec import Struct
 
 
 class Percentiles(Struct, frozen=True):
-    """`count` measurements in a few numbers, all in the unit of the measurements."""
+    """Mean, percentiles and maximum of `count` measurements, in the unit of the measurements."""
 
     count: int
     mean: float

@@ -1,4 +1,4 @@
-"""Draws a run as one SVG file: a panel for each latency, in it a bar for each load that shows p50, p90 and p99."""
+"""Draws a run as one SVG file. Each latency has a panel, in which a bar for each load shows p50, p90 and p99."""
 
 from __future__ import annotations
 

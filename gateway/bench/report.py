@@ -1,4 +1,4 @@
-"""The results of a run: what they are, and how they follow from the timelines of its requests."""
+"""Defines the results of a run, and computes them from the timelines of its requests."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Round(Struct, frozen=True):
     """The same requests answered by the server, all at once, and by the reference, one after the other.
 
     Attributes:
-        seconds: From sending the requests until the server had answered all.
+        seconds: Time from sending the requests until the server had answered all of them.
         timelines: The server's answers.
-        answers: The reference's.
+        answers: The reference's answers.
     """
 
     seconds: float
@@ -51,10 +51,12 @@ class Round(Struct, frozen=True):
 
 
 class Comparison(Struct):
-    """Server against reference: medians over rounds that both answered in turns. A ratio above 1 favours the server.
+    """The server compared to the reference, by medians over rounds that both answered in turns.
+
+    A ratio above 1 favours the server.
 
     Attributes:
-        rounds: Rounds that count: those in which every answer was complete.
+        rounds: Number of rounds that count, which are those in which every answer was complete.
         reference_seconds: Time of the reference for one request.
         total_ratio: Ratio of the times until all requests of a round were answered.
         first_text_ratio, first_audio_ratio: Ratio of the median waits for the first text or sound of an answer. The
@@ -74,10 +76,10 @@ class LevelReport(Struct, kw_only=True):
     """One scenario at one load. Times are in seconds; percentiles are over complete answers.
 
     Attributes:
-        requests, completed: Number of requests sent, and of those answered to the end.
+        requests, completed: Number of requests sent, and number of requests answered to the end.
         errors: The failed requests, by error code.
         wrong_length: Number of complete answers that differ from the requested length.
-        seconds: How long requests were in progress.
+        seconds: Time during which requests were in progress.
         ttft, ttfa: Time from sending a request to its first text, and to its first sound.
         e2e: Time from sending a request to the end of its answer.
         inter_token: Time between successive events with text.

@@ -1,4 +1,4 @@
-"""One run of the bench: at each load, warm-up and measured requests; the reference answers in turns with the server."""
+"""Runs the bench: at each load, sends warm-up and measured requests, to the server and the baseline in turns."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from omni_pipeline.errors import StartupError
 
 
 class BenchPlan(Struct, frozen=True, kw_only=True):
-    """What to measure, and on which server.
+    """The measurements to make, and the server to measure.
 
     Attributes:
         url, model, api_key: The server. If `model` is None, the first that it lists is used.
         loads: Loads, measured one after the other. With `baseline` all of them must be closed loops.
-        requests: Requests to measure at each load. With `baseline`, rounded up to whole rounds of one per stream.
-        warmup: Requests sent before those and not counted.
+        requests: Requests to measure at each load. With `baseline`, the number is rounded up to whole rounds of one
+            request per stream.
+        warmup: Requests sent before the measured ones and not counted.
         seed: Seed of prompts and arrival times.
         timeout: Longest time for one request, in seconds.
         baseline: Checkpoint with which Hugging Face answers the same requests.
@@ -60,8 +61,8 @@ async def run(plan: BenchPlan, progress: BenchProgress) -> BenchReport:
     """Measure everything in `plan`.
 
     Raises:
-        StartupError: if no server answers, if it refuses every request of a warm-up, if media are missing, or if the
-            baseline cannot run.
+        StartupError: if no server answers, if the server refuses every request of a warm-up, if media are missing, or
+            if the baseline cannot run.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     async with AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The requests of the bench, and their bodies."""
+"""Defines the requests of the bench, and makes their bodies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from gateway.bench.media import Kind, Medium
 
-FRAME_SECONDS = 0.08  # of sound in one codec frame
+FRAME_SECONDS = 0.08  # seconds of sound in one codec frame
 
 
 class Input(StrEnum):
@@ -27,14 +27,14 @@ class Input(StrEnum):
 
 
 class Output(StrEnum):
-    """What a request asks for."""
+    """The kind of answer that a request asks for."""
 
     TEXT = "text"
     SPEECH = "speech"
 
 
 class MediaAs(StrEnum):
-    """Where media are in the body."""
+    """The place of media in the body."""
 
     PARTS = "parts"
     LISTS = "lists"
@@ -54,13 +54,13 @@ class Scenario(Struct, frozen=True, kw_only=True):
     """One kind of request.
 
     Attributes:
-        input, output: What goes in and comes out; ``mixed`` is a picture, a clip and a sound in each request.
-        prompt_words: Words of the prompt.
-        tokens: Text tokens of the answer: exactly, or with `natural` at most.
-        audio_frames: Codec frames of 80 ms of speech: exactly, or with `natural` at most; None leaves it to the server
-            and is only possible with `natural`.
-        natural: Let the model decide when an answer ends.
-        same_media: Send the files as they are each time, to measure the server's caches.
+        input, output: Media in each request, and kind of its answer; ``mixed`` is a picture, a clip and a sound.
+        prompt_words: Number of words in the prompt.
+        tokens: Number of text tokens in the answer; with `natural`, the maximum number.
+        audio_frames: Number of codec frames of speech, 80 ms each; with `natural`, the maximum number. None leaves the
+            number to the server and is only possible with `natural`.
+        natural: Whether the model decides when an answer ends.
+        same_media: Whether to send the same files each time, to measure the server's caches.
         voice, audio_format: As in the `audio` field. None is the server's default voice.
         media_as: Content parts of the message, or the top-level lists `images`, `audios`, `videos`.
     """
@@ -108,7 +108,7 @@ def body(scenario: Scenario, prompt: BenchPrompt, model: str) -> bytes:
         if scenario.voice is not None:
             fields["audio"]["voice"] = scenario.voice
         if scenario.audio_frames is not None:
-            fields["talker_max_new_tokens"] = scenario.audio_frames + 1  # the token at the limit is not a frame
+            fields["talker_max_new_tokens"] = scenario.audio_frames + 1  # the last token does not become a frame
     return json.dumps(fields).encode()
 
 
@@ -125,7 +125,7 @@ def _data_url(medium: Medium) -> str:
     return f"data:{medium.type};base64,{base64.b64encode(medium.data).decode()}"
 
 
-# Which flag makes the bench send a field that some server may refuse, and what to do about it.
+# For each field that a server may refuse: the flag that makes the bench send it, and how to leave it out.
 _FLAGS = {
     "ignore_eos": "comes from the fixed length; --natural leaves it out",
     "talker_max_new_tokens": "comes from --audio-frames; --natural without --audio-frames leaves it out",
@@ -143,6 +143,6 @@ _FLAGS = {
 
 
 def explanation(param: str | None, message: str) -> str | None:
-    """The flag that sends the field that a refusal names: in `param`, or else in quotes in its message."""
+    """The flag behind the field that a server refused. The field is in `param`, or else in quotes in `message`."""
     named = re.findall(r"\w+", param or "") or re.findall(r"""['"`](\w+)['"`]""", message)
     return next((f"`{field}` {_FLAGS[field]}" for field in named if field in _FLAGS), None)

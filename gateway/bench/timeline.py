@@ -6,7 +6,7 @@ from msgspec import Struct
 
 
 class Failure(Struct, frozen=True):
-    """Why a request has no complete answer.
+    """The reason why a request has no complete answer.
 
     Attributes:
         code: The server's error code, ``http_STATUS`` if it gave no code, or one of the client's own codes:
@@ -30,14 +30,14 @@ class AudioChunk(Struct, frozen=True):
 
 
 class RequestTimes(Struct, kw_only=True):
-    """One request. All times are in seconds after it was sent.
+    """The times of one request, in seconds after it was sent.
 
     Attributes:
         texts: Arrival of each event that carried text.
         sounds: Each event that carried sound.
-        ended: When the answer was complete, or failed.
-        tokens: Text tokens by the server's own `usage`; None if it sent none.
-        finish_reason: As the server sent it.
+        ended: Time when the answer was complete, or failed.
+        tokens: Number of text tokens in the server's `usage`; None if the server sent no `usage`.
+        finish_reason: The finish reason that the server sent.
         failure: None for a complete answer.
     """
 

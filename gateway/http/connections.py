@@ -1,4 +1,4 @@
-"""Client connections: limits their number, and answers malformed HTTP with an API error too."""
+"""Limits the number of client connections, and answers malformed HTTP with an API error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Connection(web.RequestHandler):
     """One client's connection.
 
     Args:
-        manager: The server it belongs to.
+        manager: The server that the connection belongs to.
         most: Largest number of connections that the server has at a time.
         options: Passed on to `web.RequestHandler`.
     """
@@ -44,12 +44,12 @@ class Connection(web.RequestHandler):
         self._most = most
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Serve the connection, unless there are too many: then answer 503 and close it."""
+        """Serve the connection. If there are too many connections, answer 503 and close it."""
         if len(self._server.connections) < self._most:
             super().connection_made(transport)
             return
         assert isinstance(transport, asyncio.Transport)
-        self.close()  # whatever it sends is not read
+        self.close()  # nothing that the client sends is read
         transport.write(_REFUSAL)
         transport.close()
 
@@ -67,7 +67,7 @@ class Connection(web.RequestHandler):
         """
         if isinstance(exc, HttpProcessingError):
             info = _explained(exc)
-            # Its message is not logged: it quotes what the client sent, which may be a key.
+            # The message of the error is not logged, because it quotes the client's data, which may be a key.
             log.info("malformed HTTP: error=%s code=%s remote=%s", type(exc).__name__, info.code, request.remote)
         elif isinstance(exc, ConnectionError):  # the client left while a response was being written
             raise exc

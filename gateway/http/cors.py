@@ -10,7 +10,7 @@ from aiohttp.typedefs import Handler
 _ANY = "*"
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST",
-    "Access-Control-Allow-Headers": "Authorization, *",  # the star does not cover Authorization
+    "Access-Control-Allow-Headers": "Authorization, *",  # `*` does not include Authorization
     "Access-Control-Max-Age": "600",
 }
 _EXPOSED = "Retry-After, X-Request-Id"
@@ -20,14 +20,14 @@ class CrossOrigin:
     """Tells browsers which pages from other origins may use the API.
 
     Args:
-        origins: Such as ``https://example.org``, in lower case as browsers send them; ``*`` for all.
+        origins: Allowed origins, such as ``https://example.org``, in lower case as browsers send them; ``*`` for all.
     """
 
     def __init__(self, origins: Sequence[str]) -> None:
         self._origins = frozenset(origin.lower().removesuffix("/") for origin in origins)
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Signal handler that lets pages of allowed origins read any response, errors too."""
+        """Signal handler that lets pages of allowed origins read any response, including errors."""
         if _ANY in self._origins:
             response.headers["Access-Control-Allow-Origin"] = _ANY
         else:

@@ -1,4 +1,4 @@
-"""What every HTTP request goes through: it gets an id and a log line, its key is checked, its errors are OpenAI's."""
+"""Processes every HTTP request: gives it an id, checks its key, logs it, and turns errors into OpenAI's form."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _WORDING = {
 
 @web.middleware
 async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request an id (the client's own, if it is well-formed), and log how the request went."""
+    """Give the request an id (the client's own, if it is well-formed), and log its outcome."""
     given = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
     request[NOTES] = {}
@@ -71,12 +71,12 @@ async def expect(request: web.Request) -> None:
     """Send `100 Continue` to a client that waits for it before it sends its body. Ignore all other expectations."""
     if request.headers["Expect"].lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the response itself has not begun
+        request.writer.output_size = 0  # the 100 response does not count as output
 
 
 @web.middleware
 async def explain_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn whatever goes wrong into an OpenAI error body with its status."""
+    """Turn every exception into an OpenAI error body with the right HTTP status."""
     headers: dict[str, str] = {}
     try:
         return await handler(request)
@@ -114,7 +114,7 @@ def error_response(info: ErrorInfo, headers: dict[str, str]) -> web.Response:
     if info.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if info.code == "request_timeout":
-        headers["X-Should-Retry"] = "false"  # else OpenAI's clients repeat a request that took minutes for nothing
+        headers["X-Should-Retry"] = "false"  # otherwise OpenAI's clients repeat a long request
     return json_response(error_body(info), status=info.status, headers=headers)
 
 
@@ -126,7 +126,7 @@ def json_response(body: object, *, status: int = 200, headers: dict[str, str] | 
 def require_key(keys: Sequence[str]) -> Middleware:
     """A middleware that lets requests below ``/v1/`` pass only with one of `keys` as bearer token.
 
-    Every key is compared in constant time, so that the time taken says nothing about any of them.
+    Every key is compared in constant time, so that the response time reveals nothing about the keys.
     """
     encoded = [key.encode() for key in keys]
 

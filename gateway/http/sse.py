@@ -1,4 +1,4 @@
-"""Server-sent events: how a stream of JSON bodies is framed on the wire."""
+"""Frames a stream of JSON bodies as server-sent events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides which remote hosts the server may fetch media from, by how they are written and what they resolve to."""
+"""Decides which remote hosts the server may fetch media from, by spelling and resolved addresses."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ class Target(Struct, frozen=True):
     """A checked URL. It may be fetched if its host resolves to allowed addresses.
 
     Attributes:
-        url: What to request.
-        host: In lower case and ASCII, as the resolver takes it.
+        url: URL to request.
+        host: Host in lower case and ASCII, as the resolver expects it.
         port: 1 … 65535.
-        literal: The address, when the host is written as one.
+        literal: Address of the host, if the URL contains an address in place of a name.
         vouched: Whether the operator listed the host, so that its addresses may be private.
     """
 
@@ -86,8 +86,8 @@ def target(text: str, allowed_domains: Sequence[str], *, param: str) -> Target:
         param: Request field of the URL, for errors.
 
     Raises:
-        OmniError: 400 ``invalid_url`` if it is not a plain http(s) URL with an ordinary host; 400 ``media_not_allowed``
-            if policy forbids its host, address or port.
+        OmniError: 400 ``invalid_url`` if `text` is not a plain http(s) URL with an ordinary host; 400
+            ``media_not_allowed`` if policy forbids the host, address or port.
     """
     if _UNPRINTABLE.search(text):
         raise _invalid("it contains a space, control character or backslash", param)

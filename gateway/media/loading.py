@@ -1,4 +1,4 @@
-"""Loads the media of a request, wherever they are: in the body, on the web or in a local file."""
+"""Loads the media of a request from its body, the web or local files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MediaLoader:
     """Loads media under one policy.
 
     Args:
-        policy: Where media may come from, and how large an item may be.
+        policy: Allowed sources of media, and maximum size of an item.
         total_bytes: Largest total size of the media of one request.
         resolver: Resolves the names of hosts to addresses.
     """
@@ -41,10 +41,10 @@ class MediaLoader:
         """The media of one request, in order. The first error stops the loading of the others.
 
         Args:
-            hold: Called with the size of each item when it has arrived; may raise to refuse it.
+            hold: Called with the size of each item that has arrived; may raise an error to refuse the item.
 
         Raises:
-            OmniError: what `hold` raises; 400 or 413 for the first item that cannot be loaded, see `docs/api.md`.
+            OmniError: the error of `hold`; 400 or 413 for the first item that cannot be loaded, see `docs/api.md`.
         """
         if len(sources) > self._policy.max_items:
             raise bad_request(
@@ -95,7 +95,7 @@ class MediaLoader:
         return await asyncio.to_thread(self._files.read, path, param=source.param, most=most)
 
     async def _embedded(self, source: MediaSource, most: int) -> bytearray:
-        """The content of a data URL. Its media type is ignored, since the content says the same."""
+        """The content of a data URL. The media type is ignored, because the content shows the type."""
         comma = source.value.find(",", 0, 1024)
         if comma < 0 or not source.value[:comma].lower().endswith(";base64"):
             raise bad_request(
@@ -121,7 +121,8 @@ class _Budget:
 def decode_base64(text: str, start: int, *, param: str, most: int) -> bytearray:
     """The bytes that `text[start:]` encodes in standard base64, padded and without white space. Call it in a thread.
 
-    It decodes in slices: a single call would hold the interpreter, and so stop every stream, until it returns.
+    The text is decoded in slices: a single call of `binascii` would hold the interpreter lock, and so stop every
+    stream, until it returns.
 
     Raises:
         OmniError: 413 ``media_too_large`` before anything is decoded; 400 ``invalid_base64``.
@@ -134,7 +135,7 @@ def decode_base64(text: str, start: int, *, param: str, most: int) -> bytearray:
     try:
         for begin in range(start, len(text), _SLICE):
             data += binascii.a2b_base64(text[begin : begin + _SLICE], strict_mode=True)
-    except ValueError as error:  # this includes binascii.Error, and the error for a character beyond ASCII
+    except ValueError as error:  # a binascii.Error, or the error for a character beyond ASCII
         raise _not_base64(param) from error
     if length % 4 or len(data) != size:  # padding in the middle makes the data shorter
         raise _not_base64(param)
@@ -151,5 +152,5 @@ def _file_path(source: MediaSource) -> str:
     except ValueError as error:
         raise bad_request(f"'{source.param}' is not a usable URL.", param=source.param, code="invalid_url") from error
     if url.netloc not in ("", "localhost"):
-        raise not_allowed("a file URL must name no other host", source.param)
+        raise not_allowed("the host of a file URL must be empty or localhost", source.param)
     return unquote(url.path)

@@ -15,7 +15,7 @@ class LocalFiles:
     """The files under `root`.
 
     Args:
-        root: A directory; None means the current one; an empty string forbids local files.
+        root: Allowed directory. None means the current directory; an empty string forbids local files.
 
     An error about a path outside the root does not reveal whether a file exists there.
     """

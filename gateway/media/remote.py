@@ -40,7 +40,7 @@ async def resolve_host(host: str, port: int) -> list[IPAddress]:
 
 
 class _Pinned(AbstractResolver):
-    """Gives the connector the addresses that were checked, so that a second look-up cannot give it other ones."""
+    """Gives the connector the addresses that were checked, so that a second look-up cannot change them."""
 
     def __init__(self, addresses: list[IPAddress]) -> None:
         self._addresses = addresses
@@ -68,7 +68,7 @@ class Downloader:
     """Fetches remote media.
 
     Args:
-        policy: What may be fetched, and how much of it.
+        policy: Allowed sources of media, and limits of a download.
         resolver: Resolves the names of hosts to addresses.
     """
 
@@ -81,7 +81,7 @@ class Downloader:
 
         Args:
             url: An http or https URL.
-            param: Its request field, for errors.
+            param: Request field of the URL, for errors.
             most: Largest allowed size in bytes.
 
         Raises:

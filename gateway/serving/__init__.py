@@ -1,4 +1,4 @@
-"""The server as a whole: its endpoints put together, health, warm-up, start and stop.
+"""Builds the server from its endpoints, starts and stops it, warms it up and reports its health.
 
 Nothing here handles a chat request itself; that is in `gateway.answers`.
 """

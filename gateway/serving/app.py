@@ -1,4 +1,4 @@
-"""The HTTP endpoints, put together."""
+"""Joins all HTTP endpoints in one application."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Gateway:
 
     Args:
         pipeline: The running stages.
-        server: Its configuration.
-        model_path: Where the checkpoint is; names the model when the configuration does not.
-        traces: Records what is done for each request.
-        voices: Voices of the pipeline; None when it does not speak.
+        server: Configuration of the server.
+        model_path: Path of the checkpoint; it is the model's name if `server` gives none.
+        traces: Records the timeline of each request.
+        voices: Voices of the pipeline; None if the pipeline does not speak.
         resolver: Resolves the names of media hosts to addresses.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Tells whether the server can answer now, and if not, why."""
+"""Reports whether the server can answer now, and if not, the reason."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from omni_pipeline.supervision.worker_state import WorkerReport
 
 
 class Health:
-    """What the server knows about itself.
+    """The state of the server.
 
     Attributes:
         warm: Whether a warm-up request has been answered since the workers last changed.
-        stopping: Whether it only finishes the requests in progress and refuses new ones.
+        stopping: Whether the server only finishes the requests in progress and refuses new requests.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:

@@ -1,4 +1,4 @@
-"""Serves the gateway on a socket until it is told to stop."""
+"""Serves the gateway on a socket until a stop is requested."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from stages.routes import SPEECH
 
 log = logging.getLogger(__name__)
 
-# At shutdown, time for clients to read the end of their answers, and again for connections to close. One idle
-# connection may make aiohttp wait for the whole of it.
+# Time at shutdown for clients to read the end of their answers, and the same time again for connections to close. One
+# idle connection may make aiohttp wait for all of that time.
 _CLOSE_SECONDS = 1.0
 
 
@@ -44,18 +44,18 @@ async def run(
     ready: Callable[[], None],
     stopping: asyncio.Event,
 ) -> None:
-    """Serve `pipeline` over HTTP until `stopping` is set; then finish what is in progress and return.
+    """Serve `pipeline` over HTTP until `stopping` is set; then finish the requests in progress and return.
 
-    `/health` answers 503 until a warm-up request of all modalities, sent from here, has been answered. When a worker is
-    lost, it answers 503 again, until a warm-up request has gone through the new worker.
+    `/health` answers 503 until a warm-up request of all modalities, sent by this function, has been answered. When a
+    worker is lost, `/health` answers 503 again, until a warm-up request has gone through the new worker.
 
     Args:
         pipeline: The stages, which may still be loading; nothing else may have called its `connect`.
-        server: What to serve, and within which limits.
-        model_path: As configured; names the model when `server` does not.
+        server: Configuration of the server.
+        model_path: Configured path of the checkpoint; it is the model's name if `server` gives none.
         checkpoint: Directory of the checkpoint, whose ``config.json`` lists the voices.
         stages: Names of the stages that run. If `routes.SPEECH` is among them, the server speaks.
-        trace: Where traces of requests go.
+        trace: Configuration of the traces of requests.
         listen_socket: Bound socket to listen on; it is closed at the end.
         ready: Called once the first warm-up request has been answered.
         stopping: Set from outside to end the service. After that, new requests get 503, and those in progress have
@@ -78,7 +78,7 @@ async def run(
         keepalive_timeout=server.limits.idle_seconds,
     )
     listening = await asyncio.get_running_loop().create_server(connect, sock=listen_socket)
-    hurry = True  # stays so if this is cancelled, not told to stop
+    hurry = True  # stays True if `run` is cancelled before `_drain` ends
     try:
         async with asyncio.TaskGroup() as tasks:  # a bug in the warm-up ends the server instead of hiding
             warming = tasks.create_task(_keep_warm(gateway, voices, ready))
@@ -94,7 +94,7 @@ async def run(
 
 
 async def _drain(gateway: Gateway, seconds: float) -> None:
-    """Let the requests in progress end. New ones get 503 meanwhile, and `/health` says why."""
+    """Let the requests in progress end. Meanwhile, new requests get 503, and `/health` reports the reason."""
     gateway.health.stopping = True
     gateway.admission.close()
     try:
@@ -105,7 +105,7 @@ async def _drain(gateway: Gateway, seconds: float) -> None:
 
 
 async def _end_requests(gateway: Gateway) -> None:
-    """End the requests in progress with an error, and give it time to reach the clients."""
+    """End the requests in progress with an error, and give the error time to reach the clients."""
     gateway.health.stopping = True
     gateway.admission.close()
     gateway.collector.fail_all(unavailable("The server is shutting down.", code="shutting_down").info)

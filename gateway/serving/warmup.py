@@ -1,4 +1,4 @@
-"""The warm-up request, a server's first: it sends a picture, a sound and a clip through every stage."""
+"""Sends the warm-up request, a server's first, which takes a picture, a sound and a clip through every stage."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def warm_up(collector: Collector, voice: str | None, numbers: Iterator[int
 
     Args:
         voice: Voice of the answer; None asks for text only.
-        numbers: Numbers for the ids of the requests; each may come only once.
+        numbers: Source of the numbers in the request ids; it must not repeat a number.
     """
     pause = _FIRST_PAUSE
     while True:

@@ -1,4 +1,5 @@
-"""Timelines of traced requests: collected from all processes, then written to files or sent to OpenTelemetry.
+"""Collects the timelines of traced requests from all processes, and writes or sends them.
 
-What a worker notes is recorded in `omni_pipeline.worker`. Metrics, which cover all requests, are in `gateway.metrics`.
+The timelines go to files or to OpenTelemetry. Workers record their notes in `omni_pipeline.worker`. Metrics, which
+cover all requests, are in `gateway.metrics`.
 """

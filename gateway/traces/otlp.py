@@ -23,15 +23,15 @@ from gateway.traces.perfetto_files import summary
 from gateway.traces.timeline import GATEWAY, TRANSFER, Span, Traced
 from omni_pipeline import __version__
 
-# Single waits, steps and transfers of one request that are sent; beyond that limit, only totals per stage.
+# Maximum number of waits, steps and transfers of one request that are sent as spans. The totals per stage count all.
 MOST_DETAILS = 1000
 
-# Spans in one message to the collector.
+# Maximum number of spans in one message to the collector.
 _BATCH = 512
 
 _SERVICE = "omni-pipeline"
 
-# Our names of values that have a name in OpenTelemetry's conventions, and that name.
+# Our names of values, each with the name of the same value in OpenTelemetry's conventions.
 _NAMES = {
     "model": "gen_ai.request.model",
     "answer_id": "gen_ai.response.id",
@@ -46,7 +46,7 @@ class OtlpExport:
 
     Args:
         endpoint: Full URL that spans are posted to.
-        exporter: Used instead of one for `endpoint`.
+        exporter: Exporter to use; None creates an exporter for `endpoint`.
     """
 
     def __init__(self, endpoint: str, exporter: SpanExporter | None = None) -> None:
@@ -54,7 +54,7 @@ class OtlpExport:
         self._ended = _Ended()
         self._ids = _Ids()
         resource = Resource.create({"service.version": __version__})
-        if str(resource.attributes["service.name"]).startswith("unknown_service"):  # the environment gives no name
+        if str(resource.attributes["service.name"]).startswith("unknown_service"):  # the environment sets no name
             resource = resource.merge(Resource({"service.name": _SERVICE}))
         provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
         provider.add_span_processor(self._ended)

@@ -28,13 +28,13 @@ class ChromeFiles:
     """A directory with one file for each request; see `traces.Sink`.
 
     Args:
-        most: Largest number of files kept there, those of earlier runs included; the oldest are removed.
+        most: Maximum number of files in the directory, including files of earlier runs; the oldest are removed.
     """
 
     def __init__(self, directory: Path, most: int) -> None:
         self._directory = directory
         self._most = most
-        self._files = deque(sorted(directory.glob(f"*{SUFFIX}")))  # their names begin with their time
+        self._files = deque(sorted(directory.glob(f"*{SUFFIX}")))  # file names begin with the time
 
     def write(self, timeline: Traced, places: Mapping[str, str]) -> None:
         """Write one file, unless the request was refused before it reached the pipeline."""
@@ -127,7 +127,7 @@ class _About(Struct, tag_field="ph", tag="M", gc=False):
 
 
 class _Slice(Struct, tag_field="ph", tag="X", omit_defaults=True, gc=False):
-    """A stretch of a thread's time."""
+    """An event on one thread, with its start and its duration."""
 
     name: str
     pid: int
@@ -138,7 +138,7 @@ class _Slice(Struct, tag_field="ph", tag="X", omit_defaults=True, gc=False):
 
 
 class _Begin(Struct, tag_field="ph", tag="b", gc=False):
-    """The begin of an event that may overlap with others of its kind; its `_FlowEnd` has the same id."""
+    """The start of an asynchronous event, which may overlap with others. The `_FlowEnd` of the same id ends it."""
 
     name: str
     pid: int
@@ -149,14 +149,14 @@ class _Begin(Struct, tag_field="ph", tag="b", gc=False):
 
 
 class _FlowEnd(_Begin, tag="e", gc=False):
-    """The end of the event that the `_Begin` of the same id began."""
+    """The end of the asynchronous event that the `_Begin` of the same id started."""
 
 
 _Event: TypeAlias = _About | _Slice | _Begin
 
 
 def summary(total: Sum) -> dict[str, Any]:
-    """How many spans of each name one track had, and how many seconds they took."""
+    """The number of spans on one track and their total seconds, by name of the span."""
     counts = {f"{name}s": count for name, count in total.counts.items()}
     return counts | {f"{name}_seconds": seconds for name, seconds in total.seconds.items()}
 

@@ -12,23 +12,27 @@ from msgspec import Struct, field
 # The track of the main process's own work; every other track is a stage.
 GATEWAY = "gateway"
 
-# A message is under way.
+# The name of a span in which a message is under way to a stage or to the gateway.
 TRANSFER = "transfer"
-# A stage has a part of what it needs for its next step, and waits for more.
+# The name of a span in which a stage has some of the messages for its next step, and waits for the rest.
 GATHER = "gather"
 
-# Spans kept of one request; beyond that limit, only sums.
+# Maximum number of spans kept of one request. The sums count all spans.
 MOST_SPANS = 20_000
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 class Span(Struct, gc=False):
-    """A stretch of time, by `time.monotonic`.
+    """A period of time, by `time.monotonic`.
 
-    On the track of a stage, its name is ``transfer`` (a message is under way to it), ``receive`` (it takes in a
-    message), ``gather`` (from the first to the latest of the messages that the next step uses), ``queue`` (from then to
-    the step) or ``step`` (it works on a batch with the request in it).
+    On the track of a stage, the name of a span is one of these:
+
+    - ``transfer``: a message is under way to the stage.
+    - ``receive``: the stage reads a message.
+    - ``gather``: the time from the first to the latest of the messages that the next step uses.
+    - ``queue``: the time from the latest of these messages to the step.
+    - ``step``: the stage works on a batch that contains the request.
 
     Attributes:
         source: The sender, for a transfer.
@@ -47,7 +51,7 @@ class Sum(Struct):
     """All spans of one track: their number and their seconds, by name.
 
     Attributes:
-        begin, end: First and last time at which the track held the request; time in a transfer to it does not count.
+        begin, end: First and last time at which the track held the request; transfers to it do not count.
     """
 
     begin: float
@@ -76,28 +80,28 @@ class Timeline:
         """Note the id of the request in the pipeline, before it is submitted."""
 
     def read(self) -> None:
-        """Record that the reader has taken all that came from the pipeline."""
+        """Record that the reader has taken all messages that came from the pipeline."""
 
     def end(self, figures: dict[str, Any]) -> None:
-        """End the timeline; `figures` say how the request went."""
+        """End the timeline; `figures` describe the outcome of the request."""
 
 
 class Traced(Timeline):
     """The timeline of a request that is traced.
 
     Args:
-        headers: ``traceparent`` and ``tracestate``, as far as the client sent them.
+        headers: ``traceparent`` and ``tracestate``, if the client sent them.
         following: Called with this timeline when `answer_id` is known.
         ending: Called with this timeline when the request is over.
 
     Attributes:
         answer_id: The request's id in the pipeline, once it has one.
-        began, ended: By `time.monotonic`; `ended` is infinite until the request is over.
-        epoch: Add it to such a time to get seconds since 1970.
-        spans: In the order in which they became known.
-        sums: By track.
+        began, ended: Times by `time.monotonic`; `ended` is infinite until the request is over.
+        epoch: Seconds to add to a time by `time.monotonic` to get the time since 1970.
+        spans: Spans in the order in which they were added.
+        sums: Sums of the spans, by track.
         left_out: Number of spans that were not kept.
-        figures: Values that say how the request went.
+        figures: Values that describe the outcome of the request.
     """
 
     def __init__(
@@ -120,7 +124,7 @@ class Traced(Timeline):
         self.figures: dict[str, Any] = {}
         self._following = following
         self._ending = ending
-        self._unread: float | None = None  # since when something waits for the reader
+        self._unread: float | None = None  # time since which a message waits for the reader
         self._busy_until = 0.0  # end of the gateway's latest span
 
     @contextmanager
@@ -140,7 +144,7 @@ class Traced(Timeline):
         self._following(self)
 
     def came(self, when: float) -> None:
-        """Record that something came from the pipeline and waits for the reader."""
+        """Record that a message came from the pipeline at `when` and waits for the reader."""
         if self._unread is None:
             self._unread = when
 

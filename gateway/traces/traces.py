@@ -1,4 +1,4 @@
-"""Joins what all processes note about each request into one timeline, and passes it on when it is complete."""
+"""Joins the notes of all processes about each request into one timeline, and passes complete timelines to sinks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from omni_pipeline.wire.trace_notes import Notes, Stepped, Took
 
 log = logging.getLogger(__name__)
 
-# Workers send their notes at least every second. A timeline waits this long for late ones.
+# Workers send their notes at least every second. A timeline waits this long for late notes.
 PATIENCE_SECONDS = 3.0
 
 # Largest number of complete timelines that wait to be written; further ones are dropped.
@@ -35,17 +35,17 @@ _UNTRACED = Timeline()
 
 
 class Sink(Protocol):
-    """Where complete timelines go."""
+    """A destination of complete timelines."""
 
     def write(self, timeline: Traced, places: Mapping[str, str]) -> None:
-        """Write one timeline. Called in a thread of its own, one at a time. If it raises, the timeline is dropped.
+        """Write one timeline. Called in a separate thread, one call at a time. If it raises, the timeline is dropped.
 
         Args:
             places: The process of each stage.
         """
 
     def close(self) -> None:
-        """Close the sink after the last timeline. Called on the event loop; must end a `write` that takes long."""
+        """Close the sink after the last timeline. Called on the event loop; must end a `write` that still runs."""
 
 
 class _Lane:
@@ -92,7 +92,7 @@ class Traces:
     """The requests that are being traced; used on the event loop.
 
     Args:
-        sinks: Where timelines go; if empty, nothing is traced.
+        sinks: Destinations of timelines; without sinks, nothing is traced.
         workers: Returns the names of the workers that run.
 
     Attributes:
@@ -103,9 +103,9 @@ class Traces:
         self.dropped_spans = 0
         self._lanes = [_Lane(sink) for sink in sinks]
         self._workers = workers
-        self._followed: dict[str, Traced] = {}  # by answer id, until their last notes are here
-        self._ended: dict[str, asyncio.TimerHandle] = {}  # timers of those whose requests are over
-        self._kept = 0  # number of spans of all in `_followed`
+        self._followed: dict[str, Traced] = {}  # by answer id, until the last notes have arrived
+        self._ended: dict[str, asyncio.TimerHandle] = {}  # timers of timelines whose requests are over
+        self._kept = 0  # number of spans in all timelines of `_followed`
         self._told: dict[str, float] = {}  # time up to which each worker has sent all its notes
         self._places: dict[str, str] = {}  # worker of each stage
         self._emptied = asyncio.Event()
@@ -156,7 +156,7 @@ class Traces:
         self._followed[timeline.answer_id] = timeline
 
     def _end(self, timeline: Traced) -> None:
-        if timeline.answer_id not in self._followed:  # it has not reached the pipeline
+        if timeline.answer_id not in self._followed:  # the request has not reached the pipeline
             self._write(timeline)
             return
         loop = asyncio.get_running_loop()

@@ -59,8 +59,8 @@ class ScriptedPipeline:
     Attributes:
         submitted: Ids of requests in order of arrival, without those of the warm-up.
         aborted: Ids of requests, in the order in which they were aborted.
-        refusal: Raised by `submit` when set.
-        working: Clear it to make requests wait for stages.
+        refusal: Error that `submit` raises, if set.
+        working: Event that a test clears to make requests wait for stages.
         waiting: The stages that each request has waited for.
         warmups: Ids of warm-up requests in order of arrival.
         workers: The workers, as `/health` shows them.

@@ -1,4 +1,4 @@
-"""Which requests are let in, in which order, and which are refused: by number, by stage and by bytes held."""
+"""Tests the order in which requests are let in, and the limits by number, by stage and by bytes held."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ async def test_a_place_given_to_one_that_leaves_at_that_moment_goes_to_the_next(
     await inside.__aenter__()
     await crowd.come("a1")
     await crowd.come("b1")
-    await inside.__aexit__(None, None, None)  # no await in between: it is the turn of a1, whose task has not run yet
+    await inside.__aexit__(None, None, None)  # no await in between: a1 has the turn, but its task has not run yet
     crowd.cancel("a1")
     with pytest.raises(asyncio.CancelledError):
         await crowd._tasks["a1"]

@@ -1,4 +1,4 @@
-"""The silences that a listener would have heard, for pieces of sound that come at given times."""
+"""Tests the silences that a listener would have heard, for pieces of sound that come at given times."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def played(pieces: Pieces) -> tuple[Player, list[float]]:
         ([(1.0, 0.5), (1.25, 0.5), (1.75, 0.5)], []),
         ([(1.0, 0.5), (1.5, 0.5)], []),
         ([(1.0, 0.5), (1.75, 0.5)], [0.25]),
-        # What came early is still there when the next is late: 1.0 + 3 × 0.5 is 2.5.
+        # Sound that came early still plays when the next piece is late: 1.0 + 3 × 0.5 is 2.5.
         ([(1.0, 0.5), (1.0, 0.5), (1.0, 0.5), (2.75, 0.5)], [0.25]),
-        # After a silence the player goes on from where it was: the second piece ends at 2.25.
+        # After a silence, the next piece plays on arrival: the second piece ends at 2.25.
         ([(1.0, 0.5), (1.75, 0.5), (2.25, 0.5), (3.25, 0.5)], [0.25, 0.5]),
         ([(60.0, 1.0), (60.5, 1.0)], []),
     ],

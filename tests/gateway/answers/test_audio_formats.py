@@ -1,4 +1,4 @@
-"""Every format yields pieces that join to one playable file with the samples that went in."""
+"""Every format yields pieces that join to one playable file with the encoded samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat completions as clients see them, through OpenAI's own client."""
+"""Tests chat completions as clients see them, through OpenAI's own client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ CORRUPT = ErrorInfo(status=400, message="The picture is corrupt.", code="invalid
 async def events_of(served: Served, body: dict) -> list:
     """The data of each event of a stream, read as JSON except the last.
 
-    Not by the parser of the bench, which accepts other forms too: here, each event is one line and an empty one.
+    The parser of the bench is not used, because it accepts other forms too. Here, each event is one
+    line and an empty line.
     """
     async with served.session.post(f"{served.url}/v1/chat/completions", json=body | {"stream": True}) as response:
         assert response.status == 200
@@ -159,7 +160,7 @@ class TestStream:
     async def test_begins_a_stream_that_has_nothing_to_say_for_long(self):
         pipeline = ScriptedPipeline()
         async with serving(pipeline, limits={"keep_alive_seconds": 0.01}) as served, served.openai() as client:
-            stream = await client.chat.completions.create(**ASK, stream=True)  # returns with the headers
+            stream = await client.chat.completions.create(**ASK, stream=True)  # returns when the headers have arrived
             pipeline.say_all(await pipeline.submitted.get(), ["Hel", "lo"])
             assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == "Hello"
 

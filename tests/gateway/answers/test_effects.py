@@ -68,7 +68,7 @@ WITHOUT = {"model", "n"}
 
 
 def outcome(**fields: Any) -> tuple[Any, ...]:
-    """Everything that the server takes from a request."""
+    """All effects of a request on the server."""
     request = parse(json.dumps({"messages": [USER], "modalities": ["text", "audio"], **fields}).encode())
     return *convert(request, VOICES, Limits()), manner_of(request)
 

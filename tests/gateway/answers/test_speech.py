@@ -1,4 +1,4 @@
-"""Spoken answers as clients hear them, through OpenAI's own client where it shows enough."""
+"""Tests spoken answers as clients receive them, through OpenAI's own client where it gives enough detail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an API request becomes a request to the pipeline: roles, places of media, defaults and precedence."""
+"""Tests the conversion of a request for the pipeline: roles, places of media, defaults and precedence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long answers may get: the request's limits, within the operator's."""
+"""Tests the maximum length of answers, from the request's limits and the operator's limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which value wins for which stage: defaults, flat fields, `stage_sampling` and seeds."""
+"""Tests the precedence of defaults, top-level fields, `stage_sampling` and seeds for each stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which bodies are accepted, and the status, field and code of the errors for all others."""
+"""Tests which bodies are accepted, and the status, field and code of the errors for all other bodies."""
 
 from __future__ import annotations
 

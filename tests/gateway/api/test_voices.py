@@ -1,4 +1,4 @@
-"""Which voices a checkpoint has, and which one a request gets."""
+"""Tests the voices that a checkpoint has, and the voice that a request gets."""
 
 from __future__ import annotations
 

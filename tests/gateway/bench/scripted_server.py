@@ -15,7 +15,7 @@ import soundfile
 from aiohttp import web
 from msgspec import Struct
 
-# Steps of an answer: a pause in seconds, an event's JSON, or raw bytes. The connection ends after the last.
+# Steps of an answer: a pause in seconds, an event's JSON, or raw bytes. The connection ends after the last step.
 Step: TypeAlias = float | dict[str, Any] | bytes
 
 
@@ -110,12 +110,12 @@ class ScriptedServer:
 
 @asynccontextmanager
 async def scripted(script: Script | Sequence[Step] | Refusal) -> AsyncIterator[ScriptedServer]:
-    """A server that answers with `script`, or with the script that it returns for a request's body."""
+    """A server that answers with `script` or, if `script` is a function, with its result for a request's body."""
     server = ScriptedServer(script if callable(script) else lambda _: script)
     app = web.Application(client_max_size=2**26)
     app.router.add_get("/v1/models", server.models)
     app.router.add_post("/v1/chat/completions", server.chat)
-    runner = web.AppRunner(app, handler_cancellation=True)  # ends an answer whose client has left
+    runner = web.AppRunner(app, handler_cancellation=True)  # cancels an answer whose client has left
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -1,4 +1,4 @@
-"""The bench's client: one request and its timeline."""
+"""Tests the bench's client on one request and its timeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sgl-omni bench` as its user sees it."""
+"""Tests `sgl-omni bench` as a user sees it."""
 
 from __future__ import annotations
 

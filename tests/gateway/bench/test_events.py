@@ -1,4 +1,4 @@
-"""Reading the streams of this server, of OpenAI and of two similar servers."""
+"""Tests reading the streams of this server, of OpenAI and of two similar servers."""
 
 from __future__ import annotations
 

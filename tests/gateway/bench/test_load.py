@@ -1,4 +1,4 @@
-"""The closed and the open loop of the bench."""
+"""Tests the closed and the open loop of the bench."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.bench.load import closed_loop, open_loop, poisson_times
 
 
 class Requests:
-    """Answers when a test lets it, and counts requests.
+    """Answers requests when a test permits, and counts them.
 
     Attributes:
         sent: Items in the order in which they were sent.

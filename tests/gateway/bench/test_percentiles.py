@@ -1,4 +1,4 @@
-"""Percentiles of measurements."""
+"""Tests the percentiles of measurements."""
 
 from __future__ import annotations
 

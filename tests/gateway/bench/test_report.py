@@ -1,4 +1,4 @@
-"""The results that follow from the timelines of requests."""
+"""Tests the results that are computed from the timelines of requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole runs against a scripted server."""
+"""Tests whole runs against a scripted server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REFUSED = Refusal(400, {"error": {"message": "Unknown.", "param": "ignore_eos", 
 
 
 class Watcher:
-    """A `run.BenchProgress` that remembers."""
+    """A `run.BenchProgress` that records its calls."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, int]] = []

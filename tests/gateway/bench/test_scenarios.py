@@ -1,4 +1,4 @@
-"""The bodies that the bench sends."""
+"""Tests the bodies that the bench sends."""
 
 from __future__ import annotations
 

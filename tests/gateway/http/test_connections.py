@@ -1,4 +1,4 @@
-"""Connections on the wire: malformed HTTP, slow clients, and too many connections."""
+"""Tests connections on the wire: malformed HTTP, slow clients, and too many connections."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def test_a_head_that_trickles_in_does_not_keep_the_connection_open():
                 await asyncio.sleep(0.01)
 
         trickling = asyncio.create_task(trickle())
-        with suppress(ConnectionResetError):  # a socket closed with unread data ends so too
+        with suppress(ConnectionResetError):  # a socket that is closed with unread data resets the connection
             assert await reader.read() == b""
         trickling.cancel()
         writer.close()

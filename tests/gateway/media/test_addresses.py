@@ -1,4 +1,4 @@
-"""Which remote addresses media may be fetched from: a table of hosts, and how allowed domains change it."""
+"""Tests which remote hosts media may be fetched from, without and with allowed domains."""
 
 from __future__ import annotations
 

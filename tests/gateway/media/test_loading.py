@@ -1,4 +1,4 @@
-"""Loading the media of a request from every kind of place."""
+"""Tests loading the media of a request from every kind of source."""
 
 from __future__ import annotations
 

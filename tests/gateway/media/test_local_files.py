@@ -1,4 +1,4 @@
-"""Local media: files under the allowed directory are read, and nothing else is."""
+"""Only files under the allowed directory are read as local media."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_an_empty_root_forbids_local_files(tree):
 
 @pytest.mark.parametrize("path", ["outer-directory/key", "outer-directory/sub/../key"])
 def test_a_directory_exchanged_after_the_check_leads_nowhere(tree, monkeypatch, path):
-    monkeypatch.setattr(LocalFiles, "_inside", lambda self, path, param: tree / "root" / path)  # as it was a moment ago
+    monkeypatch.setattr(LocalFiles, "_inside", lambda self, path, param: tree / "root" / path)  # as before the exchange
     (tree / "secret" / "sub").mkdir()
     assert outcome(str(tree / "root"), path) == "media_not_allowed"
 

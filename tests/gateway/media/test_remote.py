@@ -1,4 +1,4 @@
-"""Remote media, from real servers: which redirects are followed, what is refused, and where a download stops."""
+"""Tests remote media from real servers: redirects, refusals and the limits of a download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No request, however it spells a private address, makes the server connect to it."""
+"""The server never connects to a private address, in whatever spelling a request contains it."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_the_tables_are_long_enough():
 
 
 async def test_the_server_would_answer(servers: Servers):
-    """Without this, the tests that nothing connects would prove nothing."""
+    """If the secret server could not be reached, the tests that expect no connection would prove nothing."""
     for host in ("127.0.0.2", "127.0.0.1", "[::1]"):
         assert await outcome(loader(allowed_domains=[host]), f"http://{host}:{servers.port}/") == "secret"
     assert servers.connections == len(SECRETS)
@@ -175,7 +175,7 @@ ANSWERS = [
 
 @pytest.fixture
 def public_front(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The front server counts as a server of the public internet."""
+    """Make the address checks treat the front server as public."""
     really = addresses.is_public
     monkeypatch.setattr(addresses, "is_public", lambda address: str(address) == FRONT or really(address))
 

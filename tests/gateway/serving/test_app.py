@@ -1,4 +1,4 @@
-"""The endpoints other than chat, and what applies to every request: errors, limits, keys and ids."""
+"""Tests the endpoints other than chat, and the errors, limits, keys and ids of all requests."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ class TestAdmission:
             writer.close()
             while "omni_requests_in_flight 1.0" not in await TestMetrics.page(served):
                 pass
-            waiting = asyncio.create_task(served.post(HELLO))  # there is room for it in the queue
+            waiting = asyncio.create_task(served.post(HELLO))  # the queue has room for the request
             pipeline.say_all(request_id, ["fine"])
             pipeline.say_all(await pipeline.submitted.get(), ["fine"])
             assert [(await asked)[0] for asked in (running, waiting)] == [200, 200]

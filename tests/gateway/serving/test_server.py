@@ -1,4 +1,4 @@
-"""The life of a served gateway: it drains, it stops, and it imports little."""
+"""Tests that a served gateway drains, stops, and imports few modules."""
 
 from __future__ import annotations
 

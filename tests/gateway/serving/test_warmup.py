@@ -1,4 +1,4 @@
-"""The warm-up request: real media, sent until answered."""
+"""The warm-up request has real media, and is sent until it is answered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Timelines made by hand."""
+"""Makes timelines for tests by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def traced(began: float = 100.0, ended: float = 101.0, headers: dict[str, str] |
 
 
 def spoken(**figures: Any) -> Traced:
-    """One that has been through two stages."""
+    """The timeline of a request that has been through two stages."""
     timeline = traced(**figures)
     for span in (
         Span("gateway", "read", 100.0, 100.1),

@@ -1,4 +1,4 @@
-"""Timelines as OpenTelemetry's spans."""
+"""Tests the conversion of timelines into OpenTelemetry's spans."""
 
 from __future__ import annotations
 

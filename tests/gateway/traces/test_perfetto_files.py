@@ -1,4 +1,4 @@
-"""Files in Chrome's trace event format: their content, and how many are kept."""
+"""Tests files in Chrome's trace event format: their content, and the number that is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests over HTTP, and the traces they leave."""
+"""Tests the traces of requests over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a timeline keeps of one request, and its sums."""
+"""Tests the spans that a timeline keeps of one request, and its sums."""
 
 from __future__ import annotations
 

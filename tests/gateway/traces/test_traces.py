@@ -1,4 +1,4 @@
-"""How the notes of all processes are joined, and when a timeline is complete."""
+"""Tests that the notes of all processes are joined, and when a timeline is complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOREVER = float("inf")
 
 
 class Kept:
-    """A sink that keeps timelines, and fails or stalls if a test wants it."""
+    """A sink that keeps timelines, and fails or stalls if a test asks for that."""
 
     def __init__(self) -> None:
         self.timelines: list[Traced] = []
