@@ -7,7 +7,7 @@ The player starts with the first piece of sound. The server feeds it each piece 
 from __future__ import annotations
 
 AUDIBLE_SECONDS = 0.1
-"""A shorter silence sounds like a pause of the speaker; a longer one is an underrun."""
+"""A shorter silence sounds like a pause of the speaker; a longer silence is an underrun."""
 
 
 class Player:

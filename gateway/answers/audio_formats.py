@@ -1,6 +1,6 @@
 """Encodes speech in the format a client asked for, piece by piece while it is generated or as one file.
 
-Samples are rounded to 16 bits once, in `to_pcm16`, whatever the format. numpy and PyAV are imported on first use: a
+Samples are rounded to 16 bits once, in `to_pcm16`, for every format. numpy and PyAV are imported on first use: a
 server without speech does not need them in its main process. Encoding takes time, so it runs in threads.
 """
 
@@ -37,10 +37,10 @@ class SpeechEncoder(Protocol):
 
 
 def stream_encoder(audio_format: AudioFormat) -> SpeechEncoder:
-    """An encoder that returns bytes as early as its format allows.
+    """An encoder that returns bytes as early as the format allows.
 
     For ``wav``, every piece is a whole file. For ``pcm16``, the pieces are samples without a header. For the compressed
-    formats, all pieces together are one file. Its header is sent first, so it does not contain the length.
+    formats, all pieces together are one file. The header is sent first, so it does not contain the length.
     """
     if audio_format == "wav":
         return _WavPieces()

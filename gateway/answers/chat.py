@@ -137,28 +137,29 @@ class ChatCompletions:
 
         - Answered whole (``ok``): 200 with one JSON body.
         - Streamed (``ok``): 200 with events, of which the last is ``[DONE]``.
-        - Refused (``refused``): 4xx. Steps 3 to 7 refuse what is wrong, too large, forbidden or too much for now (429).
-          A stage refuses, for example, a damaged picture or a prompt that is too long. A request that step 1 refuses
-          (its connection, key or path) has no outcome, because it does not come here.
+        - Refused (``refused``): 4xx. Steps 3 to 7 refuse a request that is wrong, too large or forbidden, or for which
+          the server has no room now (429). A stage refuses, for example, a damaged picture or a prompt that is too
+          long. A request that step 1 refuses for its connection, key or path has no outcome: it never comes here.
         - Timed out while it waits for its turn (``refused``): 429 at the deadline.
         - Timed out while body or media arrive (``refused``): 408 if the body takes longer than
           `limits.receive_seconds`, or at the deadline; 400 if a download takes longer than `media.fetch_seconds`.
-        - Timed out while a stage is restarted (``failed``): 503 after `limits.restart_seconds`, or at once if it is
-          known to take longer.
+        - Timed out while a stage is restarted (``failed``): 503 after `limits.restart_seconds`, or at once if
+          the restart is known to take longer.
         - Timed out before the answer was complete and read (``failed``): 504 at the deadline, by `answers.collector`.
         - Client left (``cancelled``): aiohttp cancels this method, or a write raises ConnectionError. There is no
-          response. Step 11 tells every worker to forget the request.
+          response. Step 11 aborts the request in every worker.
         - Client reads too slowly (``failed``): 503 when more than `limits.reader_bytes` of the answer wait.
         - Worker lost (``failed``): 503 from `answers.collector`, at once, if the request still needs a stage of that
           worker. All other requests go on.
-        - Server stopping (``failed``): 503 for a request that comes or waits for its turn, and for one in the pipeline
-          that does not end within `server.drain_seconds`.
+        - Server stopping (``failed``): 503 for a request that comes or waits for its turn, and for a request in the
+          pipeline that does not end within `server.drain_seconds`.
         - Bug (``failed``): 500, also for an unexpected error in a stage and for a missing message. If the engine of a
           language model fails a request: 503.
 
-        An error is a response with its own status until the headers of a stream are sent: with the first message, or
-        after `limits.keep_alive_seconds` without one. From then on the status is 200, and the error is the last event,
-        without ``[DONE]``. A client that does not read that event within `ERROR_SECONDS` is cut off.
+        Until the headers of a stream are sent, an error is a response with its own status. The headers are sent with
+        the first message, or after `limits.keep_alive_seconds` without a message. From then on the status is 200, and
+        the error is the last event, without ``[DONE]``. A client that does not read that event within `ERROR_SECONDS`
+        is cut off.
         """
         deadline = asyncio.get_running_loop().time() + self._limits.request_seconds
         with self._watched(request) as progress:

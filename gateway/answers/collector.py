@@ -191,7 +191,7 @@ class Collector:
         restart_seconds: Longest time that a request may wait for stages that are being restarted.
 
     Attributes:
-        dropped_late: Messages that came for a request that was no longer open.
+        dropped_late: Number of messages that came for a request that was no longer open.
     """
 
     def __init__(self, pipeline: Pipeline, *, reader_bytes: int, restart_seconds: float) -> None:
@@ -208,7 +208,7 @@ class Collector:
         await self._pipeline.wait_for(route.all, self._restart_seconds)
 
     async def whole(self) -> None:
-        """Wait until every stage can work, however long it takes. Raises OmniError (503) if the service is stopping."""
+        """Wait until every stage can work, without a time limit. Raises OmniError (503) if the service is stopping."""
         await self._pipeline.wait_for(None, None)
 
     async def loss(self) -> None:

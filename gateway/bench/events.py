@@ -57,7 +57,7 @@ class Event(Struct, frozen=True):
 
 
 class StreamError(Exception):
-    """An event that cannot be read; `code` as in `timeline.Failure`."""
+    """The error for an event that cannot be read; `code` is one of the codes in `timeline.Failure`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

@@ -2,8 +2,8 @@
 
     python -m gateway.bench.hugging_face CHECKPOINT
 
-It reads one `BaselineQuestion` in JSON from each line and writes one `BaselineAnswer` to a line. In the bench, torch is
-imported here and nowhere else.
+It reads one `BaselineQuestion` in JSON from each line and writes one `BaselineAnswer` to a line. No other module of the
+bench imports torch.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Medium(Struct, frozen=True):
 
 
 def load_media(directory: Path, kind: Kind) -> list[Medium]:
-    """All files of one kind in `directory`, by name.
+    """All files of one kind in `directory`, sorted by name.
 
     Raises:
         StartupError: if `directory` has no file of this kind.

@@ -150,7 +150,7 @@ def summarise(scenario: Scenario, load: Load, timelines: Sequence[RequestTimes],
 
 
 def right_length(scenario: Scenario, tokens: int | None, audio_seconds: float) -> bool:
-    """Whether an answer has the fixed length that was requested. Its sound may differ by one frame."""
+    """Whether an answer has the fixed length that was requested. The sound may differ by one frame."""
     if scenario.natural:
         return True
     right_text = tokens is None or tokens == scenario.tokens

@@ -61,8 +61,8 @@ class Scenario(Struct, frozen=True, kw_only=True):
             number to the server and is only possible with `natural`.
         natural: Whether the model decides when an answer ends.
         same_media: Whether to send the same files each time, to measure the server's caches.
-        voice, audio_format: As in the `audio` field. None is the server's default voice.
-        media_as: Content parts of the message, or the top-level lists `images`, `audios`, `videos`.
+        voice, audio_format: Values in the `audio` field. If `voice` is None, the server uses its default voice.
+        media_as: Place of media: content parts of the message, or the top-level lists `images`, `audios`, `videos`.
     """
 
     input: Input = Input.TEXT
@@ -125,7 +125,7 @@ def _data_url(medium: Medium) -> str:
     return f"data:{medium.type};base64,{base64.b64encode(medium.data).decode()}"
 
 
-# For each field that a server may refuse: the flag that makes the bench send it, and how to leave it out.
+# For each field that a server may refuse: the flag that makes the bench send it, and how to avoid it.
 _FLAGS = {
     "ignore_eos": "comes from the fixed length; --natural leaves it out",
     "talker_max_new_tokens": "comes from --audio-frames; --natural without --audio-frames leaves it out",

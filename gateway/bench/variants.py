@@ -14,7 +14,7 @@ from PIL import Image
 from gateway.bench.media import Medium
 
 _PATCH = 32  # pixels; the side of the square that marks a variant
-_NOISE = 1e-3  # amplitude of the noise, full scale is 1
+_NOISE = 1e-3  # relative to full scale
 
 
 def variant(medium: Medium, rng: random.Random) -> Medium:

@@ -90,7 +90,7 @@ async def explain_errors(request: web.Request, handler: Handler) -> web.StreamRe
         info = ErrorInfo(status=error.status, message=message, code=code)
         if "Allow" in error.headers:
             headers["Allow"] = error.headers["Allow"]
-    except web.RequestPayloadError:  # such as broken chunked encoding
+    except web.RequestPayloadError:  # for example, broken chunked encoding
         info = ErrorInfo(
             status=400, message="The body could not be read: it is not encoded as its headers say.", code="invalid_body"
         )

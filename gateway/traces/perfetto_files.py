@@ -118,7 +118,7 @@ def _events(timeline: Traced, places: Mapping[str, str]) -> Iterator[_Event]:
 
 
 class _About(Struct, tag_field="ph", tag="M", gc=False):
-    """Names a process or a thread, or gives its position in the view."""
+    """Names a process or a thread, or sets the position of a process in the view."""
 
     name: str
     pid: int

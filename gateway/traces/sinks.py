@@ -10,7 +10,7 @@ from omni_pipeline.config.schema import Trace
 
 
 def sinks(trace: Trace) -> list[Sink]:
-    """The sinks for traces; empty unless one is configured."""
+    """The configured sinks for traces; empty if no sink is configured."""
     made: list[Sink] = []
     if trace.dir is not None:
         made.append(ChromeFiles(Path(trace.dir), trace.files))

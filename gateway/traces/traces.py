@@ -60,7 +60,7 @@ class _Lane:
         self._writing: set[asyncio.Future[None]] = set()
 
     def put(self, timeline: Traced, places: Mapping[str, str]) -> None:
-        """Write a timeline in the sink's thread, unless too many wait already."""
+        """Write a timeline in the sink's thread, unless too many timelines wait already."""
         if self._closed or len(self._writing) >= MOST_WAITING:
             self.dropped += 1
             return
@@ -117,7 +117,7 @@ class Traces:
 
     @property
     def dropped(self) -> int:
-        """Number of timelines that were not written: too many waited, or writing failed."""
+        """Number of timelines that were not written because too many waited or writing failed."""
         return sum(lane.dropped for lane in self._lanes)
 
     def begin(self, headers: Mapping[str, str]) -> Timeline:

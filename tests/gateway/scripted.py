@@ -118,23 +118,23 @@ class ScriptedPipeline:
         self.aborted.put_nowait(request_id)
 
     def say(self, request_id: str, text: str, logprobs: list[TokenLogprob] | None = None) -> None:
-        """One piece of text from decode."""
+        """Send one piece of text from the stage `decode`."""
         self._send(request_id, "decode", TextDelta(text, logprobs or []))
 
     def speak(self, request_id: str, samples: numpy.ndarray) -> None:
-        """One piece of sound from code2wav."""
+        """Send one piece of sound from the stage `code2wav`."""
         self._send(request_id, "code2wav", AudioDelta(Tensor.of(samples)))
 
     def lose(self, request_id: str, source: str = "decode") -> None:
-        """Send one chunk that is lost on the way."""
+        """Count one chunk as sent, but do not deliver it."""
         self._count(request_id, source)
 
     def finish(self, request_id: str, reason: Any = "stop") -> None:
-        """The end of the text."""
+        """Send the end of the text."""
         self._end(request_id, "decode", TextDone(reason, USAGE))
 
     def hush(self, request_id: str, frames: int = 0) -> None:
-        """The end of the speech."""
+        """Send the end of the speech."""
         self._end(request_id, "code2wav", AudioDone(frames))
 
     def say_all(self, request_id: str, pieces: list[str]) -> None:
@@ -159,7 +159,7 @@ class ScriptedPipeline:
         return before
 
     def fail(self, request_id: str, error: ErrorInfo, source: str = "preprocessing") -> None:
-        """A stage fails the request."""
+        """Send the failure of the request in stage `source`."""
         self.deliver(Failed(request_id, source, error))
 
 
@@ -171,7 +171,7 @@ def token(text: str, logprob: float = -0.5, top: tuple[tuple[str, float], ...] =
 
 
 class Served:
-    """A running gateway and ways to talk to it."""
+    """A running gateway, with methods that send requests to it."""
 
     def __init__(
         self,
@@ -224,7 +224,7 @@ class Served:
 async def serving(
     pipeline: ScriptedPipeline | None = None, *, speaks: bool = False, trace: Trace | None = None, **server: Any
 ) -> AsyncIterator[Served]:
-    """A gateway configured by `server` (as in the YAML) on a free port, stopped at the end."""
+    """A gateway on a free port, configured by `server` (as in the YAML). It is stopped at the end."""
     pipeline = pipeline or ScriptedPipeline(["Hel", "lo"])
     listen_socket = socket.create_server(("127.0.0.1", 0))
     port = listen_socket.getsockname()[1]

@@ -127,7 +127,7 @@ async def test_a_client_that_leaves_the_line_is_passed_over():
     for name in ("a1", "a2", "b1"):
         await crowd.come(name)
     crowd.cancel("a2")
-    await crowd.leave("a1")  # before the cancelled one has run
+    await crowd.leave("a1")  # before the cancelled task has run
     assert await crowd.empty_out() == ["a1", "b1"]
 
 
@@ -177,7 +177,7 @@ async def test_the_time_to_retry_follows_the_pace_of_departures(monkeypatch):
         clock += 3
     for name in ("b1", "c1", "d1", "e1", "f1"):
         await crowd.come(name)
-    assert (await crowd.refusal("f1")).retry_after == 15  # one request leaves every 3 s, and four are ahead of it
+    assert (await crowd.refusal("f1")).retry_after == 15  # one request leaves every 3 s, and four wait before f1
     monkeypatch.undo()
     await crowd.empty_out()
 

@@ -66,7 +66,7 @@ def test_what_is_taken_unread_and_what_is_refused_is_listed_as_such():
 
 
 def bounds(kind: Any) -> Iterator[float]:
-    """The bounds of a field's numbers, without those that only come from the type."""
+    """The bounds of a numeric field, without the bounds of 32 bits that only come from the type."""
     match kind:
         case msgspec.inspect.IntType() | msgspec.inspect.FloatType():
             for bound in (kind.ge, kind.gt, kind.le, kind.lt):
@@ -128,7 +128,7 @@ SETTINGS = {"server.limits": Limits, "server.media": MediaPolicy, "stages.prepro
 
 
 def limits() -> Iterator[tuple[str, str, str]]:
-    """Path of the settings, name and default, as documented."""
+    """The path, the name and the default of each documented setting."""
     for table in section("## Limits").split("\n\n"):
         if table.startswith("| `"):
             path = names(table.partition("\n")[0])[0]

@@ -334,7 +334,7 @@ class TestSlowReader:
         request_id = await pipeline.submitted.get()
         pipeline.say(request_id, "x")
         await reader.readuntil(b"\r\n\r\n")
-        while pipeline.aborted.empty():  # the sockets buffer some megabytes before anything waits
+        while pipeline.aborted.empty():  # the sockets buffer some megabytes before any text waits
             pipeline.say(request_id, "x" * 20_000)
             await asyncio.sleep(0)
         assert await pipeline.aborted.get() == request_id

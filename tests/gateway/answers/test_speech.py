@@ -294,7 +294,7 @@ class TestEnd:
             pipeline.speak(request_id, tone(1365))
             await reader.readuntil(b"\r\n\r\n")
             piece = tone(15_360)
-            while pipeline.aborted.empty():  # the sockets buffer some megabytes before anything waits
+            while pipeline.aborted.empty():  # the sockets buffer some megabytes before any speech waits
                 pipeline.speak(request_id, piece)
                 await asyncio.sleep(0)
             assert await pipeline.aborted.get() == request_id

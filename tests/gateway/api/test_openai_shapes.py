@@ -32,7 +32,7 @@ OURS = {
 OURS_STREAMED = OURS | {
     "modality",
     "audio_metadata",
-    # OpenAI streams these too; its package does not declare them.
+    # OpenAI streams these fields too, but OpenAI's package does not declare them.
     "choices.delta.audio",
 }
 

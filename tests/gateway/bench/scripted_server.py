@@ -55,7 +55,7 @@ def in_content(seconds: float) -> dict[str, Any]:
 
 
 def ending(tokens: int, reason: str = "length") -> list[Step]:
-    """The end of a good answer."""
+    """The end of a complete answer."""
     return [chunk({}, finish_reason=reason), {"choices": [], "usage": {"completion_tokens": tokens}}, DONE]
 
 

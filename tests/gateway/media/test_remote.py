@@ -80,7 +80,7 @@ def downloader(site: Site, *allowed: str, resolver=None, **policy) -> Downloader
 
 
 async def here(host: str, port: int):
-    """Resolves every name to this machine."""
+    """Resolves every host name to an address of this machine."""
     return [ip_address("127.0.0.1")]
 
 

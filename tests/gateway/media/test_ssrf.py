@@ -1,4 +1,4 @@
-"""The server never connects to a private address, in whatever spelling a request contains it."""
+"""The server never connects to a private address, even if a request spells the address in an unusual way."""
 
 from __future__ import annotations
 
