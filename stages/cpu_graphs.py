@@ -2,7 +2,7 @@
 
 TorchScript is no substitute: a trace allocates its results, and merges two equal tensors into one constant. A recording
 here holds what a CUDA graph holds: operations with the addresses that they read and write. A number that Python
-computed stays as it was, and a graph's result is garbage once another graph of its pool has run.
+computed keeps its recorded value, and a graph's result is garbage once another graph of its pool has run.
 """
 
 from __future__ import annotations

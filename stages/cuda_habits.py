@@ -1,4 +1,4 @@
-"""The switch that makes a CPU treat memory as CUDA does, for tests and developers.
+"""Reads the switch that makes a CPU treat memory as CUDA does, for tests and developers.
 
 Our CPU kernels allocate their results, and so does a recorded step. CUDA kernels write into their inputs, and CUDA
 graphs run at padded batch sizes and overwrite their previous results. With the switch on, the CPU does the same, so
@@ -15,7 +15,7 @@ VARIABLE = "OMNI_CUDA_HABITS"
 
 
 def enabled() -> bool:
-    """Whether the environment turns the switch on; engines and stages read it when they are built.
+    """Whether the environment turns the switch on; engines and stages call this when they are built.
 
     Raises:
         StartupError: The variable is neither ``1`` nor ``0`` nor empty.

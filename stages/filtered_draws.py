@@ -12,11 +12,11 @@ from msgspec import Struct
 
 from stages.messages import Sampling
 
-# A temperature below this is greedy: the probabilities it leaves to other tokens are too small for float32, and the
-# divided logits too large.
+# A temperature below this is greedy: the other tokens' probabilities are too small for float32, and the divided logits
+# are too large.
 LEAST_TEMPERATURE = 1e-6
 
-# A nucleus mass that keeps everything, since probabilities sum up to less.
+# A nucleus mass that keeps all tokens, since their probabilities sum up to less.
 ALL = 2.0
 
 
@@ -26,7 +26,7 @@ def is_greedy(params: Sampling) -> bool:
 
 
 def seed_key(seed: int | None) -> bytes:
-    """The key of one request's draws: its seed (any 128-bit signed integer), or a fresh one."""
+    """The key of one request's draws: its seed (any 128-bit signed integer), or a random key."""
     chosen = seed if seed is not None else int.from_bytes(os.urandom(8), "little")
     return chosen.to_bytes(16, "little", signed=True)
 
@@ -101,8 +101,8 @@ class Filters(Struct, frozen=True):
 def pick(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """One id for each row of float64 probabilities [rows, vocab] and uniforms [rows, 1]; int64 [rows].
 
-    It inverts the CDF over the vocabulary, in id order and in float64. So rounding noise of size ε, from another batch
-    shape, changes a pick only with a probability of about ε.
+    The function inverts the CDF over the vocabulary, in id order and in float64. So rounding noise of size ε, from
+    another batch shape, changes a pick only with a probability of about ε.
     """
     cumulative = probabilities.cumsum(dim=-1)
     # The first id whose cumulative probability exceeds the target; its own probability is never zero.

@@ -14,8 +14,8 @@ from omni_pipeline.wire.tensor import Tensor
 Modality: TypeAlias = Literal["image", "audio", "video"]
 
 ASSISTANT_ROWS = 9
-"""Rows of the talker's prompt that open the assistant's turn, after the r rows of the user's turns: three for
-`<|im_start|>assistant\\n`, four control rows, one begin row, and one with the first text token."""
+"""Number of rows of the talker's prompt that open the assistant's turn, after the r rows of the user's turns: three
+for `<|im_start|>assistant\\n`, four control rows, one begin row, and one with the first text token."""
 
 
 # --- gateway → preprocessing ------------------------------------------------------------------------------------------
@@ -44,9 +44,9 @@ class Media(Struct):
     """One undecoded picture, sound or clip.
 
     Attributes:
-        kind: The kind that the client names; the container format is found from the content.
+        kind: The kind that the client names; the container format is detected from the content.
         data: The file's bytes, uint8 [size].
-        param: The request field it came from, for error messages.
+        param: The request field that holds the item, for error messages.
     """
 
     kind: Modality
@@ -55,14 +55,14 @@ class Media(Struct):
 
 
 class VideoOptions(Struct):
-    """How clips are sampled, with the defaults of the reference processor.
+    """Options for sampling frames from clips, with the defaults of the reference processor.
 
     Attributes:
-        fps: Frames taken per second of video.
-        max_frames: Most frames taken from one clip.
+        fps: Number of frames taken per second of video.
+        max_frames: Maximum number of frames taken from one clip.
         min_pixels, max_pixels: Bounds on the pixels of one resized frame; None leaves the processor's own.
         total_pixels: Bound on the pixels of all frames of a clip together.
-        use_audio: Whether the model also hears the sound track, interleaved with the frames.
+        use_audio: Whether the model also receives the sound track, interleaved with the frames.
     """
 
     fps: float = 2.0
@@ -74,7 +74,7 @@ class VideoOptions(Struct):
 
 
 class Sampling(Struct):
-    """How a language-model stage picks its next token. The defaults are the reference's thinker: greedy.
+    """Parameters with which a language-model stage picks tokens. The defaults are the reference thinker's: greedy.
 
     Attributes:
         temperature: 0 is greedy.
@@ -85,8 +85,8 @@ class Sampling(Struct):
         presence_penalty, frequency_penalty: As in the OpenAI API, over the output only; 0 is off.
         logit_bias: Added to the logits of single token ids, as in the OpenAI API.
         seed: Makes sampling repeatable, alone or in a batch; None draws a random seed.
-        max_tokens: Most tokens to generate; None is the server's default.
-        min_tokens: Least number of tokens before an end-of-turn.
+        max_tokens: Maximum number of tokens to generate; None is the server's default.
+        min_tokens: Minimum number of tokens before an end-of-turn.
         ignore_eos: Whether to go on to `max_tokens` whatever is generated.
         stop_token_ids: Ids that end the text besides the end-of-turn.
     """
@@ -107,7 +107,7 @@ class Sampling(Struct):
 
 
 class TextOutput(Struct):
-    """How generated ids become text.
+    """Options for turning generated ids into text.
 
     Attributes:
         stop: Strings that end the text; they are not part of the answer.
@@ -128,13 +128,13 @@ class TextOutput(Struct):
 
 
 class SpeechOptions(Struct):
-    """How an answer is spoken.
+    """Options for speaking an answer.
 
     Attributes:
         speaker: Name of a voice of the checkpoint, lower case.
-        talker: How codebook-0 codes are picked. Its `max_tokens` is the reference's `talker_max_new_tokens`: there is
-            one frame less than that.
-        predictor: How residual codes are picked; its `max_tokens` and penalties have no effect.
+        talker: Parameters for codebook-0 codes. Their `max_tokens` is the reference's `talker_max_new_tokens`: an
+            utterance has at most `max_tokens` - 1 frames.
+        predictor: Parameters for residual codes; their `max_tokens` and penalties have no effect.
     """
 
     speaker: str
@@ -200,10 +200,10 @@ class AudioWork(Struct):
 
 
 class MediaSpan(Struct):
-    """Where the embedding rows of one media item stand in the prompt.
+    """The places of one media item's embedding rows in the prompt.
 
     Attributes:
-        kind: Tells which encoder makes its rows; images and videos both go to the vision tower.
+        kind: The kind of media, which decides on the encoder; images and videos both go to the vision tower.
         key: Content hash, as in the encoder's work item.
         rows: int64 [rows], ascending prompt indices (a clip's rows may be interleaved with its sound's).
     """
@@ -214,7 +214,7 @@ class MediaSpan(Struct):
 
 
 class SpokenPrompt(Struct):
-    """The rows of a prompt of n tokens that the talker sees, and how the answer is spoken.
+    """The rows of a prompt of n tokens that the talker receives, and the options for speaking the answer.
 
     Attributes:
         user_rows: int64 [r], ascending prompt indices of the user turns' rows.
@@ -286,9 +286,9 @@ class ThinkerRequest(Struct):
             prefix cache shares exactly the equal prefixes; equal to `ids` in a prompt without media.
         positions, position_delta: As in `Prompt`.
         media_rows: int64 [m], ascending indices of the rows that come from an encoder.
-        media_embeds: [m, h] for those rows.
+        media_embeds: [m, h], the embeddings for `media_rows`.
         visual_rows: int64 [v], ascending indices of the rows that take deepstack embeddings.
-        deepstack: [injection layers, v, h] for those rows.
+        deepstack: [injection layers, v, h], the deepstack embeddings for `visual_rows`.
         media_tokens: Number of rows by modality, for usage.
         spoken: The talker's part; None when only text is wanted.
     """
@@ -311,10 +311,10 @@ class ThinkerRequest(Struct):
 
 
 class DecodeStart(Struct, tag="decode_start"):
-    """Tells decode that the prompt has been computed, and what it must know before the first token.
+    """Informs decode that the prompt has been computed, and carries what decode needs before the first token.
 
     `cached_tokens` of the `prompt_tokens` were found in the prefix cache. If the text is `awaited`, decode reports to
-    the thinker how many tokens no stop string can remove any more, because those can be spoken.
+    the thinker how many tokens no stop string can remove any more, because these tokens can be spoken.
     """
 
     prompt_tokens: int
@@ -332,7 +332,7 @@ class IdLogprob(Struct, array_like=True):
 
 
 class Tokens(Struct, tag="tokens"):
-    """Newly generated ids. On request, each comes with its log-probability and the best alternatives."""
+    """Newly generated ids. On request, each id comes with its log-probability and the best alternatives."""
 
     ids: list[int]
     logprobs: list[float] = []
@@ -347,7 +347,7 @@ class Finished(Struct, tag="finished"):
 
     Attributes:
         reason: ``stop`` for an end-of-turn or stop token, ``length`` for a limit.
-        matched: The id that ended it, if an id did. It is not sent as a token, because it is not part of the text.
+        matched: The id that ended the text, or None. The id is not sent as a token, because it is not part of the text.
     """
 
     reason: FinishReason
@@ -364,7 +364,7 @@ class StopGenerating(Struct, tag="stop_generating"):
 
 
 class Certain(Struct, tag="certain"):
-    """So many tokens of an awaited text precede any stop string; the last such message follows the end of the text."""
+    """Decode's report of an awaited text: `tokens` tokens precede any stop string. The last report follows the end."""
 
     tokens: int
 
@@ -428,7 +428,7 @@ class TalkerPrompt(Struct, tag="talker_prompt"):
         positions: float32 [3, r + 9], M-RoPE positions of the user rows and the nine assistant rows, or None where
             they are 0 … r+8.
         position_delta: Position minus index after those rows.
-        speech: How to speak.
+        speech: The client's options.
     """
 
     ids: Tensor
@@ -440,14 +440,14 @@ class TalkerPrompt(Struct, tag="talker_prompt"):
     speech: SpeechOptions
 
 
-# It is followed by `Tokens` as they are generated, then by `Finished`.
+# A `TalkerPrompt` is followed by `Tokens` as they are generated, then by `Finished`.
 
 
 # --- talker_ar ⇄ code_predictor → code2wav ----------------------------------------------------------------------------
 
 
 class PredictorStart(Struct, tag="predictor_start"):
-    """The first message of an utterance to the code predictor: how its residual codes are picked."""
+    """The first message of an utterance to the code predictor: the sampling parameters for its residual codes."""
 
     sampling: Sampling
 
@@ -481,6 +481,6 @@ class AudioDelta(Struct, tag="audio"):
 
 
 class AudioDone(Struct, tag="audio_done"):
-    """The utterance has ended after so many codec frames."""
+    """The utterance has ended; `frames` is its number of codec frames."""
 
     frames: int

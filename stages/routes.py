@@ -37,15 +37,15 @@ _PREPARING = QWEN3_OMNI.text_stages - _WRITING - frozenset(_ENCODERS.values())
 
 
 def route(request: ChatRequest) -> Route:
-    """The stages that `request` takes through the graph."""
+    """The stages of the graph that `request` passes through."""
     encoders = {_ENCODERS[media.kind] for media in request.media}
     if request.video.use_audio and any(media.kind == "video" for media in request.media):
         encoders.add(_ENCODERS["audio"])
     outputs = {TEXT: AnswerStream(_WRITING)}
     if request.speech is not None:
-        # The thinker sends the last token to the talker and to decode at the same time, and the talker's worker itself
-        # notices when a stream that has begun breaks off; sound shows that it has begun. Stop strings are different:
-        # decode ends the text before the thinker knows it, and the talker learns it only from the thinker.
+        # The thinker sends the last token to the talker and to decode at the same time. If the stream to the talker
+        # breaks off, the talker's worker itself notices, once the stream has begun; sound shows that it has begun. Stop
+        # strings are different: decode ends the text first, and the talker learns of the end only through the thinker.
         speech = AnswerStream(_SPEAKING | _WRITING) if request.text.stop else AnswerStream(_SPEAKING, first=_WRITING)
         outputs[SPEECH] = speech
     return Route(before=_PREPARING | encoders, outputs=outputs)

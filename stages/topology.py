@@ -1,4 +1,4 @@
-"""The stage graph of Qwen3-Omni: text in six stages, speech in three more."""
+"""Defines the stage graph of Qwen3-Omni: six stages for text, and three more for speech."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How much GPU memory each stage needs besides its weights, computed from the model's sizes alone.
+"""Computes the GPU memory that each stage needs besides its weights, from the model's sizes alone.
 
-Peaks of the reference's modules are sums over the tensors that are alive at the same time, checked against what torch's
-profiler counts (tests/stages/checkpoint/test_memory_needs.py). What SGLang and CUDA need is computed from their
-sources, and has not been measured on a GPU.
+The peak of a reference module is the sum over the tensors that are alive at the same time; a test compares it with the
+count of torch's profiler (tests/stages/checkpoint/test_memory_needs.py). The needs of SGLang and CUDA are computed from
+their sources, and have not been measured on a GPU.
 """
 
 from __future__ import annotations
@@ -17,28 +17,30 @@ from stages.messages import ASSISTANT_ROWS
 from stages.options import Code2WavOptions, CodePredictorOptions, EncoderOptions, TalkerOptions, ThinkerOptions
 
 LARGEST_PICTURE_ROWS = 12845056 // 32**2
-"""Embedding rows of the largest picture that the processor makes (`max_pixels`); attention needs it in one piece."""
+"""Embedding rows of the largest picture that the processor makes (`max_pixels`); attention cannot divide a picture."""
 
 FRAMES_PER_TOKEN = 4
-"""About how many codec frames (80 ms) it takes to speak a text token: three tokens a second."""
+"""Approximate number of codec frames (80 ms each) for a spoken text token: speech has three tokens a second."""
 
 SAMPLING_BYTES = 60
-"""Bytes per vocabulary id of one sampled row: the logits, in all the forms that exist at the same time."""
+"""Bytes per vocabulary id of one sampled row, for all the forms of its logits that exist at the same time."""
 
 CPU_KV_TOKENS = 65536
-"""Size of the KV cache on a CPU, where SGLang by itself would take 40 % of the machine's memory."""
+"""Tokens in the KV cache on a CPU, where SGLang's default would allocate 40 % of the machine's memory."""
 
-# SGLang's choice of tokens in a prefill step by the GPU's memory (sglang 0.5.23, arg_groups/memory_hook.py).
+# Numbers of tokens that SGLang chooses for a prefill step, each for GPUs below a number of GiB (sglang 0.5.23,
+# arg_groups/memory_hook.py).
 _CHUNKS = ((20, 2048), (60, 4096), (160, 8192))
 _LARGEST_CHUNK = 16384
 
-# Workspace of SGLang's attention backends, at most (its SGLANG_FLASHINFER_WORKSPACE_SIZE is 384 MiB), and of cuBLAS.
+# Upper bound for the workspaces of SGLang's attention backends (its SGLANG_FLASHINFER_WORKSPACE_SIZE is 384 MiB) and of
+# cuBLAS.
 _ENGINE_WORKSPACE = 512 * MIB
-# SGLang's own estimate for captured decode steps, for each sequence in the largest batch.
+# SGLang's own estimate of the memory for captured decode steps, per sequence in the largest batch.
 _GRAPH_BYTES_PER_SEQUENCE = 2 * MIB
 # The predictor's graphs: about twenty of them with about a thousand kernels each, and the memory that they share.
 _PREDICTOR_GRAPHS = 256 * MIB
-# Bytes per vocabulary id of a sequence with penalties: how often it was generated, and whether the prompt has it.
+# Bytes per vocabulary id of a sequence with penalties: how often the id was generated, and whether it is in the prompt.
 _PENALTY_BYTES = 5
 
 
@@ -61,7 +63,7 @@ def audio(situation: Situation) -> Needs:
     first = config.downsample_hidden_size * (config.num_mel_bins // 2) * (frames // 2) * item
     chunks = -(-options.max_batch_tokens // FULL_CHUNK_ROWS)
     convolved = min(chunks, CONVOLVED_CHUNKS) * first * 3
-    # Outputs of the convolutions so far, [channels, mel / 8, rows] for each chunk, wait for the last.
+    # The outputs of all chunks, [channels, mel / 8, rows] each, are kept until the last chunk is convolved.
     waiting = chunks * config.downsample_hidden_size * (config.num_mel_bins // 8) * FULL_CHUNK_ROWS * item
     layer = options.max_batch_tokens * (6 * config.d_model + 2 * config.encoder_ffn_dim) * item
     return Needs(activations=max(convolved + 2 * waiting, layer) + chunks * config.num_mel_bins * frames * 4)
@@ -91,7 +93,7 @@ def thinker(situation: Situation) -> Needs:
 
 
 def talker(situation: Situation) -> Needs:
-    """talker_ar: SGLang's decoder, its KV cache, and rows for prompts and frames; nothing is kept for later."""
+    """talker_ar: SGLang's decoder, its KV cache, and rows for prompts and frames; the cache serves no later request."""
     options: TalkerOptions = situation.options
     config = _speaking(read(situation.config))[0].text_config
     request = situation.request
@@ -136,8 +138,8 @@ def vocoder(situation: Situation) -> Needs:
     item = situation.item_size
     batch = options.max_batch or (1 if situation.device == "cpu" else options.max_streams)
     frames = max(options.chunk_frames)
-    # The last blocks have the most values per frame: half the channels, but three to five times the steps. Alive at the
-    # same time are a residual unit's input, the outputs of its two layers, and the histories joined to their inputs.
+    # The last blocks have the most values per frame: half the channels, but three to five times the steps. A residual
+    # unit's input, the outputs of its two layers, and the histories joined to their inputs are alive at the same time.
     steps, width, largest = 1, config.decoder_dim, config.decoder_dim
     for ratio in config.upsampling_ratios:
         steps *= ratio
@@ -155,17 +157,17 @@ def vocoder(situation: Situation) -> Needs:
 def _engine(
     situation: Situation, decoder: DecoderConfig, *, extra_width: int, cache: Cache, vocabulary: int, requests: int
 ) -> Needs:
-    """What a language-model stage (thinker or talker) needs.
+    """Memory needs of a language-model stage (thinker or talker).
 
     Args:
-        extra_width: Values of each prefilled token that come in besides the residual stream.
+        extra_width: Number of input values of each prefilled token besides the residual stream.
     """
     engine = situation.options.engine
     item = situation.item_size
     chunk = int(engine.get("chunked_prefill_size") or _chunk(situation.device_memory))
     hidden, heads = decoder.hidden_size, decoder.query_width + 2 * decoder.key_width
-    # Joined projections, their normalised copies, and the results of the rotation; or, in the experts, the two
-    # intermediates of each token's experts (SGLang's fused kernel shares the first with the output).
+    # Attention holds the joined projections, their normalised copies, and the results of the rotation. The experts hold
+    # two intermediates for each expert of a token (SGLang's fused kernel uses the first one's memory for the output).
     attention = (4 * heads + hidden) * item // situation.ranks + 2 * decoder.head_width * (4 + item)
     expert = decoder.moe_intermediate_size // situation.ranks
     experts = decoder.num_experts_per_tok * (max(2 * expert, hidden) + expert) * item + decoder.experts * 4
@@ -184,7 +186,7 @@ def _engine(
 
 
 def _kv_bytes(decoder: DecoderConfig, situation: Situation) -> int:
-    """Bytes of one token's keys and values on each rank; with fewer heads than ranks, heads are repeated."""
+    """Bytes of one token's keys and values on each rank; if there are fewer heads than ranks, heads are repeated."""
     heads = -(-decoder.num_key_value_heads // situation.ranks)
     item = 1 if str(situation.options.engine.get("kv_cache_dtype", "auto")).startswith("fp8") else situation.item_size
     return 2 * decoder.num_hidden_layers * heads * decoder.head_width * item
@@ -196,7 +198,7 @@ def _chunk(device_memory: int) -> int:
 
 
 def _stream_state(vocoder: VocoderConfig) -> int:
-    """Values that code2wav keeps per utterance: a window of keys and values, and the ends of convolution inputs."""
+    """Number of values that code2wav keeps per utterance: a window of keys and values, and convolution histories."""
     window = 2 * vocoder.num_hidden_layers * vocoder.key_width * (vocoder.sliding_window - 1)
     reach = KERNEL - 1
     convolutions = (len(vocoder.upsampling_ratios) + 1) * vocoder.hidden_size * reach

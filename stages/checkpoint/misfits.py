@@ -1,7 +1,7 @@
 """Tells why a stage cannot compute with a checkpoint's weights: because of their quantisation, its GPU or its ranks.
 
-The statements about SGLang come from its sources (0.5.23, ``srt/layers/quantization``). Those that can be checked on a
-CPU are checked by `tests/stages/checkpoint/test_misfits.py`.
+The statements about SGLang come from its sources (0.5.23, ``srt/layers/quantization``).
+`tests/stages/checkpoint/test_misfits.py` checks the statements that need no GPU.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from stages.checkpoint.model_config import DecoderConfig, read
 from stages.checkpoint.quantised_parts import misplaced
 from stages.checkpoint.quantization import FLOATS, Form, Quantization, Sharing
 
-# Rows of a tile in Marlin's expert kernels. With smaller groups this does not bind AWQ, which has Triton kernels too.
+# Number of rows of a tile in Marlin's expert kernels. AWQ is not bound to it, because SGLang also has Triton kernels
+# for AWQ with smaller groups.
 _MARLIN_ROWS = 64
 
-# The least compute capability: for integers that of Marlin's kernels, for FP8 experts that of Triton's or CUTLASS's.
+# Lowest compute capabilities: Marlin's kernels for integers need the first, and the Triton or CUTLASS kernels for FP8
+# experts need the second.
 _MARLIN_CAPABILITY = (8, 0)
 _FP8_CAPABILITY = (8, 9)
 
@@ -29,7 +31,7 @@ class _Width(Struct, frozen=True):
     """A width of the model that ranks divide.
 
     Attributes:
-        unit: Each rank's share must be a multiple of this.
+        unit: Each rank's share must be a multiple of this number.
     """
 
     name: str
@@ -49,7 +51,7 @@ def talker(share: Share) -> str | None:
 
 
 def plain(prefix: str) -> TellMisfit:
-    """Misfits of a stage whose weights (those under `prefix`) must not be quantised."""
+    """Misfits of a stage whose weights (the tensors under `prefix`) must not be quantised."""
 
     def misfit(share: Share) -> str | None:
         held = (name for name in share.tensors if name.startswith(prefix))
@@ -70,7 +72,7 @@ def _decoder(share: Share, part: str, decoder: DecoderConfig) -> str | None:
 
 
 def _unable(found: Quantization, share: Share) -> str | None:
-    """Reasons why SGLang has no kernels for this form of weights on this GPU."""
+    """The reason why SGLang cannot compute with this form of weights on this GPU; None if it can."""
     floats = found.form in FLOATS
     least = _FP8_CAPABILITY if floats else _MARLIN_CAPABILITY
     if share.capability is not None and share.capability < least:
@@ -117,7 +119,7 @@ def _widths(ranks: int, decoder: DecoderConfig, found: Quantization | None) -> I
         experts = inputs if found.form in (*FLOATS, Form.AWQ) else math.lcm(inputs, _MARLIN_ROWS)
     yield _Width("moe_intermediate_size", decoder.moe_intermediate_size, experts)
     yield _Width("num_attention_heads · head_dim", decoder.query_width, math.lcm(outputs, inputs))
-    # With fewer key heads than ranks, SGLang repeats heads.
+    # If there are fewer key heads than ranks, SGLang repeats heads.
     yield _Width(
         "num_key_value_heads · head_dim", max(decoder.num_key_value_heads, ranks) * decoder.head_width, outputs
     )

@@ -12,7 +12,7 @@ from omni_pipeline.errors import StartupError
 
 
 class DecoderConfig(Struct, frozen=True, kw_only=True):
-    """A causal transformer; with experts, `moe_intermediate_size` is each one's width.
+    """A causal transformer. If it has experts, `moe_intermediate_size` is the width of each expert.
 
     The number of experts has two names: one in the hub's files, another in talker configs written by transformers 5.
     """

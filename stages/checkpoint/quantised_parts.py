@@ -1,4 +1,4 @@
-"""Tells from the names of a checkpoint's tensors which layers are quantised, and whether they can be served so."""
+"""Tells from the names of a checkpoint's tensors which layers are quantised, and whether SGLang can serve them."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def _fused(name: str) -> str:
 
 
 def quantised_modules(modules: dict[str, set[str]]) -> list[str]:
-    """Those of `modules` (by name, with the last parts of their tensors' names) that are quantised."""
+    """Names of the quantised modules. `modules` maps each name to the last parts of the names of its tensors."""
     return [module for module, suffixes in modules.items() if any(is_quantised(f".{suffix}") for suffix in suffixes)]
 
 
 def misplaced(quantization: Quantization | None, part: str, tensors: Collection[str]) -> str | None:
-    """What is wrong with a part's quantised layers, as the end of a sentence; None if nothing is.
+    """A fault of a part's quantised layers, worded as the end of a sentence; None if there is no fault.
 
     Args:
-        quantization: What the configuration says about the part.
+        quantization: The part's quantisation according to the configuration.
     """
     return next(_misplaced(quantization, part, tensors), None)
 

@@ -1,4 +1,4 @@
-"""The tensors that a checkpoint stores for a quantised weight, by its form: their names, shapes and types."""
+"""Gives the names, shapes and types of the tensors that a checkpoint stores for a quantised weight of each form."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _float(quantization: Quantization, outputs: int, inputs: int, item_size: int
 def sizes(
     quantization: Quantization, module: str, shape: tuple[int, ...], item_size: int
 ) -> Iterator[tuple[str, tuple[int, int, bool]]]:
-    """Elements and bytes of a weight's tensors by name, and whether they keep their type when they are loaded."""
+    """By tensor name: the elements and bytes of a weight's tensors, and whether each keeps its type when loaded."""
     outputs, inputs = shape
     for name, own, size in entries(quantization, outputs, inputs, item_size):
         elements = math.prod(own)
@@ -90,7 +90,7 @@ def sizes(
 
 
 def _words(numbers: int, bits: int) -> int:
-    """How many 32-bit integers hold `numbers` numbers of `bits` bits."""
+    """Number of 32-bit integers that hold `numbers` numbers of `bits` bits each."""
     return -(-numbers * bits // 32)
 
 

@@ -1,4 +1,4 @@
-"""Reads a checkpoint's ``quantization_config``: the form of the stored weights, and which of them are quantised."""
+"""Reads a checkpoint's ``quantization_config``: the form of the stored weights, and the names of the quantised ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ENDINGS = tuple(
 )
 
 PLACES = ("quantization_config", "compression_config")
-"""Keys under which a configuration may hold it; the first that is present counts."""
+"""Keys under which a configuration may hold the quantisation; the first key that is present counts."""
 
 # Methods that are refused by name, each with the reason.
 _REFUSED = {
@@ -42,7 +42,7 @@ _REFUSED = {
 
 
 class Form(Enum):
-    """How quantised weights are stored."""
+    """A format in which quantised weights are stored."""
 
     FP8 = "fp8"
     AWQ = "awq"
@@ -52,7 +52,7 @@ class Form(Enum):
 
 
 class Sharing(Enum):
-    """Which numbers of a weight share one scale."""
+    """The group of a weight's numbers that share one scale."""
 
     TENSOR = "all"
     CHANNEL = "those of one output"
@@ -64,7 +64,7 @@ FLOATS = (Form.FP8, Form.FLOAT)
 
 
 class Names(Struct, frozen=True):
-    """A set of modules, named as the quantisation forms name them. A checkpoint may list thousands.
+    """A set of modules, described in the ways of the quantisation formats. A checkpoint may list thousands of modules.
 
     Attributes:
         ends: Whole names of modules, or their endings after a dot.
@@ -90,18 +90,18 @@ class Names(Struct, frozen=True):
 
 
 class Quantization(Struct, frozen=True, kw_only=True):
-    """How some weights of one part are stored.
+    """The quantisation of some weights of one part.
 
     Attributes:
         part: ``thinker`` or ``talker``.
-        form: How they are stored.
+        form: The format in which the weights are stored.
         bits: Bits of one number.
-        sharing: Which numbers share a scale.
+        sharing: The group of numbers that share a scale.
         group: If groups share a scale: the inputs in a group.
         block: If blocks share a scale: the outputs and inputs of a block.
-        symmetric: Whether zero is in the middle; otherwise every group has a zero point of its own.
+        symmetric: Whether zero is in the middle of the stored range; otherwise every group has a zero point of its own.
         reordered: Whether an index tells the group of each input; otherwise neighbouring inputs form a group.
-        lowered_zeros: Whether one was subtracted from the stored zero points, as AutoGPTQ does.
+        lowered_zeros: Whether the stored zero points are too low by 1, as AutoGPTQ writes them.
         static_inputs: Whether scales of activations are stored too.
         left: The modules that are not quantised.
         only: The modules that are quantised; None means all except `left`.
@@ -122,7 +122,7 @@ class Quantization(Struct, frozen=True, kw_only=True):
 
     @property
     def title(self) -> str:
-        """For messages."""
+        """The quantisation in words, for messages."""
         size = {Sharing.GROUP: f", groups of {self.group}", Sharing.BLOCK: f", blocks of {self.block}"}
         return f"{self.form.value} with {self.bits} bits{size.get(self.sharing, '')}"
 
@@ -130,7 +130,7 @@ class Quantization(Struct, frozen=True, kw_only=True):
         """Whether a linear layer of the checkpoint is quantised, according to the configuration.
 
         Args:
-            module: Its name, such as ``thinker.model.layers.0.self_attn.q_proj``.
+            module: The layer's name, such as ``thinker.model.layers.0.self_attn.q_proj``.
         """
         if not _LINEAR.fullmatch(module) or not module.startswith(f"{self.part}."):
             return False
@@ -142,7 +142,7 @@ class Quantization(Struct, frozen=True, kw_only=True):
 def said(config: Mapping[str, Any], part: str) -> Mapping[str, Any] | None:
     """The ``quantization_config`` that applies to a part, as written; None if the part has none.
 
-    It is at the top of ``config.json``, or in the part's own section.
+    The entry is at the top of ``config.json``, or in the part's own section.
     """
     own = config.get(f"{part}_config") or {}
     sections = (config, own, own.get("text_config") or {})
@@ -169,7 +169,7 @@ def _without(section: Mapping[str, Any], **changed: Any) -> dict[str, Any]:
 
 
 def read(config: Mapping[str, Any], part: str) -> Quantization | None:
-    """How a part's weights are stored; None if they are plain.
+    """The quantisation of a part's weights; None if they are plain.
 
     Args:
         config: A parsed ``config.json``.
@@ -247,7 +247,7 @@ def _gptq(source: Mapping[str, Any], part: str) -> Quantization:
 
 
 def _dynamic(rules: Mapping[str, Any]) -> Iterator[str]:
-    """GPTQModel's rules by module: only rules that exclude modules are read, since others would mix forms."""
+    """The modules that GPTQModel's rules exclude; a rule that changes a module is refused, since it would mix forms."""
     for rule, changed in rules.items():
         if rule.startswith("-:"):
             yield rule.removeprefix("-:")
@@ -256,7 +256,7 @@ def _dynamic(rules: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _auto_round(source: Mapping[str, Any], part: str) -> Quantization:
-    """AutoRound's exports are packed like AutoGPTQ's or AutoAWQ's, and list the layers that they leave unquantised."""
+    """The quantisation of an AutoRound export, which is packed like AutoGPTQ's or AutoAWQ's and lists plain layers."""
     packing = source.get("packing_format", "auto_round:auto_gptq")
     if packing not in ("auto_round:auto_gptq", "auto_round:auto_awq") or source.get("data_type", "int") != "int":
         raise _refusal(f"AutoRound packing_format {packing!r}", "take 'auto_round:auto_gptq' or 'auto_round:auto_awq'")

@@ -1,4 +1,4 @@
-"""The tensors in a checkpoint (names as on disk, shapes, sizes), derived from its configuration alone."""
+"""Derives the tensors in a checkpoint (names as on disk, shapes, sizes) from its configuration alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DILATIONS = (1, 3, 9)
 """Dilations of the residual units in each block of the vocoder's decoder."""
 
 KERNEL = 7
-"""Kernel size of the decoder's other convolutions."""
+"""Kernel size of the dilated convolutions, and of the first and last convolution of the vocoder's decoder."""
 
 _EXPANSION = 4
 
@@ -35,7 +35,7 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def stored_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int, bool]]:
-    """Elements and bytes of all tensors by name, and whether they keep their type when they are loaded.
+    """By tensor name: the elements and bytes of all tensors, and whether each keeps its type when loaded.
 
     Raises:
         StartupError: A size is missing, or the weights are quantised in an unknown way.
@@ -55,7 +55,7 @@ def stored_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int, bool]
 
 
 def fp8_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int, bool]]:
-    """As `tensor_sizes`, for the checkpoint that `fp8_config` describes."""
+    """As `stored_tensors`, for the checkpoint that `fp8_config` describes."""
     return stored_tensors(fp8_config(config))
 
 

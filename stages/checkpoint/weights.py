@@ -115,7 +115,7 @@ def encoder_dtype(option: str | None, config: Qwen3OmniMoeConfig, device: str) -
 
 
 def _files_with(root: Path, prefix: str) -> dict[str, list[str] | None]:
-    """The weight files to open, each with the wanted tensor names; None means that the file itself lists them."""
+    """The weight files to open, each with the wanted tensor names; None means that the names are in the file."""
     index = root / INDEX_FILE
     if not index.is_file():
         return {SINGLE_FILE: None}

@@ -11,14 +11,14 @@ from torch.nn import functional
 
 
 class Streams(NamedTuple):
-    """The utterances of one batch: either all are in their first chunk, or none is.
+    """The utterances of one batch, all of them in their first chunk or all of them in a later one.
 
     Attributes:
         slots: The slot that keeps each utterance's state.
         places: `slots` as int64 [batch].
         done: int64 [batch], frames decoded before this chunk.
-        fresh: Whether this is their first chunk. Their slots then hold the state of earlier utterances, which is
-            overwritten and not read.
+        fresh: Whether this is the utterances' first chunk. Their slots then hold the state of earlier utterances, which
+            is overwritten and not read.
     """
 
     slots: Sequence[int]
@@ -28,11 +28,11 @@ class Streams(NamedTuple):
 
     @classmethod
     def of(cls, slots: Sequence[int], done: Sequence[int], device: torch.device) -> Streams:
-        """The streams of utterances with `done` frames decoded; either all of these are 0 or none is."""
+        """The streams of utterances with `done` frames decoded; the numbers are all 0 or all positive."""
         return cls(slots, torch.tensor(slots, device=device), torch.tensor(done, device=device), not done[0])
 
     def read(self, kept: Tensor) -> Tensor:
-        """The batch's rows [batch, …] of kept [slots, …]. One utterance gets a view: indexing takes much longer."""
+        """The batch's rows [batch, …] of kept [slots, …]. For one utterance, a view: indexing takes much longer."""
         return kept[self.slots[0] :][:1] if len(self.slots) == 1 else kept.index_select(0, self.places)
 
     def write(self, kept: Tensor, rows: Tensor) -> None:
@@ -48,7 +48,7 @@ class History:
 
     Args:
         kept: [slots, channels, length], the memory to use.
-        silence: Whether zeros precede an utterance, as for a causal convolution, or nothing does.
+        silence: Whether zeros precede an utterance, as for a causal convolution; otherwise nothing precedes it.
     """
 
     def __init__(self, kept: Tensor, *, silence: bool) -> None:
@@ -57,7 +57,7 @@ class History:
         self._silence = silence
 
     def extend(self, x: Tensor, streams: Streams) -> Tensor:
-        """Put the kept steps in front of x [batch, channels, steps], and keep its end for the next chunk."""
+        """Put the kept steps in front of x [batch, channels, steps], and keep the end of x for the next chunk."""
         if not streams.fresh:
             x = torch.cat((streams.read(self._kept), x), -1)
         elif self._silence:

@@ -1,4 +1,4 @@
-"""The streaming vocoder: decodes each frame once, and its sound equals the reference's decode of the whole utterance.
+"""Decodes frames to sound, each frame once; the sound equals the reference's decode of the whole utterance.
 
 Every layer is causal except the transposed convolutions of the decoder blocks: their output for a step depends on the
 next step too. So a chunk's sound ends a little before the chunk does, and the reference trims that end: T frames give
@@ -33,10 +33,10 @@ class StreamingVocoder:
         slots: Number of utterances whose state is kept.
 
     Attributes:
-        codebooks: Codes in a frame.
-        codes: Codes of one codebook.
-        upsample: Samples for each frame.
-        trimmed: Samples that are missing at the end of an utterance.
+        codebooks: Number of codes in a frame.
+        codes: Number of different codes in one codebook.
+        upsample: Number of samples for each frame.
+        trimmed: Number of samples that are trimmed at the end of an utterance.
     """
 
     def __init__(self, model: Any, slots: int) -> None:
@@ -158,7 +158,7 @@ class ResidualUnit:
 
 
 class Block:
-    """Layers one after the other."""
+    """A sequence of layers."""
 
     def __init__(self, layers: Any, slots: int) -> None:
         self._layers = [_streaming(layer, slots) for layer in layers]

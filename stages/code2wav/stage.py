@@ -22,12 +22,12 @@ from stages.options import Code2WavOptions
 
 
 class _SpeechStream:
-    """An utterance and how far it has been decoded.
+    """An utterance and its progress.
 
     Attributes:
         waiting: Frames not decoded yet, each int64 [codebooks].
-        slot: The vocoder's slot with its state; None before its first chunk.
-        chunks, frames: How many have been decoded so far.
+        slot: The vocoder's slot that holds the utterance's state; None before its first chunk.
+        chunks, frames: Numbers of chunks and frames decoded so far.
         ended: Whether no further frame will come.
     """
 
@@ -105,7 +105,7 @@ class Code2Wav:
         }
 
     def close(self) -> None:
-        """Nothing outlives the process."""
+        """Do nothing: the stage holds nothing that outlives its process."""
 
     def _queue(self, request_id: str, codes: torch.Tensor) -> None:
         vocoder = self._vocoder
@@ -125,7 +125,7 @@ class Code2Wav:
             self._outbox.append(self._closed(request_id))
 
     def _size(self, voice: _SpeechStream) -> int:
-        """Frames in the utterance's next chunk; after its end, the chunk is what is left."""
+        """Number of frames in the utterance's next chunk; the last chunk of a complete utterance may be shorter."""
         size = self._chunk_frames[min(voice.chunks, len(self._chunk_frames) - 1)]
         return min(size, len(voice.waiting)) if voice.ended else size
 
@@ -135,8 +135,8 @@ class Code2Wav:
     def _next_batch(self) -> list[str]:
         """The utterance that has waited longest, with all others that can be decoded in the same batch.
 
-        All have the same number of new frames, and either all are in their first chunk or none is. An utterance that
-        gets a slot here keeps it until it ends.
+        All have the same number of new frames, and they are all in their first chunk or all in a later one. An
+        utterance that gets a slot here keeps it until it ends.
         """
         batch: list[str] = []
         shape: tuple[int, bool] | None = None

@@ -1,4 +1,4 @@
-"""The vocoder's transformer, which keeps a sliding window of keys and values for each utterance."""
+"""Runs the vocoder's transformer with a sliding window of keys and values for each utterance."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class WindowedLayer(NamedTuple):
 
 
 class SlidingTransformer:
-    """Computes each new frame's output, equal to the reference's with the whole utterance so far as input.
+    """Computes each new frame's output, which equals the reference's output for the whole utterance so far.
 
     Args:
         model: The reference's `pre_transformer`; its weights are taken over.
@@ -41,7 +41,7 @@ class SlidingTransformer:
         self._rotary = model.rotary_emb
         self._layers = [_take_over(layer) for layer in model.layers]
         head_dim = self._layers[0].qkv.shape[0] // (self._heads + 2 * self._kv_heads)
-        self._past: int = config.sliding_window - 1  # a frame attends to itself and to this many before it
+        self._past: int = config.sliding_window - 1  # a frame attends to itself and this many earlier frames
         # Keys (already rotated) and values of the last frames, newest last.
         self._kept = self._layers[0].qkv.new_zeros(len(model.layers), 2, slots, self._kv_heads, self._past, head_dim)
 
@@ -70,7 +70,7 @@ class SlidingTransformer:
         return self._norm(x)
 
     def _mask(self, streams: Streams, frames: int) -> Tensor:
-        """Which kept and new frames each new frame attends to: bool [batch, 1, frames, kept + frames]."""
+        """Mask of the kept and new frames that each new frame attends to: bool [batch, 1, frames, kept + frames]."""
         past = 0 if streams.fresh else self._past
         own = torch.arange(past, past + frames, device=self._kept.device)[:, None]
         other = torch.arange(past + frames, device=self._kept.device)
@@ -81,7 +81,7 @@ class SlidingTransformer:
         return (window & known[:, None])[:, None]
 
     def _extend(self, kept: Tensor, new: Tensor, streams: Streams) -> Tensor:
-        """`new` [batch, kv heads, frames, head_dim] with the kept window in front of it; keeps the last frames."""
+        """`new` [batch, kv heads, frames, head_dim] after the kept window. Keeps the last frames as the next window."""
         if not streams.fresh:
             new = torch.cat((streams.read(kept), new), 2)
         last = new[:, :, -self._past :]

@@ -12,7 +12,7 @@ from stages.messages import Sampling
 
 
 class Draws:
-    """How one utterance's codes are picked: its parameters, and a draw for every codebook of every frame.
+    """An utterance's sampling parameters, and its random draw for every codebook of every frame.
 
     A draw depends on the seed, the frame and the codebook, and on nothing else.
     """
@@ -31,11 +31,11 @@ class Draws:
 
 
 class CodeChoice(Struct, frozen=True):
-    """Picks the codes of one batch; called with the logits of one residual codebook after the other.
+    """Picks the codes of one batch; it is called once for each residual codebook, with the codebook's logits.
 
     Attributes:
         filters: The filters of all rows; None if all rows are greedy.
-        greedy: bool [rows], which rows take the largest logit; None if no row does.
+        greedy: bool [rows], the rows that pick the largest logit; None if there is no greedy row.
         uniforms: float64 [rows, residual codebooks].
     """
 
@@ -45,7 +45,7 @@ class CodeChoice(Struct, frozen=True):
 
     @classmethod
     def of(cls, rows: Sequence[tuple[Draws, int]], codebooks: int, vocab: int, device: torch.device) -> CodeChoice:
-        """For pairs of draws and frame number, and `codebooks` residual codebooks with logits [len(rows), vocab]."""
+        """The choice for rows of (draws, frame number), each with `codebooks` residual codes out of `vocab`."""
         params = [draws.params for draws, _ in rows]
         greedy = [is_greedy(each) for each in params]
         if all(greedy):
@@ -59,11 +59,11 @@ class CodeChoice(Struct, frozen=True):
 
     @property
     def widest(self) -> int:
-        """The most candidates that any row has, as far as this is known before there are logits."""
+        """The largest number of candidates of a row that the sampling parameters allow."""
         return 1 if self.filters is None else self.filters.widest
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All tensors of the choice if every filter is set and some rows are greedy; none if all rows are greedy."""
+        """The tensors of the choice that are not None, in the order of `holding`; empty if all rows are greedy."""
         filters = self.filters
         if filters is None:
             return ()
@@ -71,7 +71,7 @@ class CodeChoice(Struct, frozen=True):
         return tuple(each for each in every if each is not None)
 
     def holding(self, *tensors: torch.Tensor) -> CodeChoice:
-        """This choice with other `tensors`."""
+        """A copy of this choice that holds other `tensors`: all six, or none if all rows are greedy."""
         if self.filters is None:
             return self
         temperature, top_k, top_p, min_p, greedy, uniforms = tensors

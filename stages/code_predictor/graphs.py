@@ -1,4 +1,4 @@
-"""Whole frames recorded once and repeated, for batches padded to a power of two.
+"""Records the computation of whole frames once and repeats it, for batches padded to a power of two.
 
 A frame is about a thousand small operations. On a GPU they become one launch, a CUDA graph. On a CPU they become a
 TorchScript trace, which runs the same operations without Python between them, in half the time.
@@ -19,31 +19,31 @@ from stages.filtered_draws import ALL, Filters
 
 Work: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 Replay: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
-# Records a function and its input tensors; the result runs the function again on what the tensors hold at that time.
+# Records a function and its input tensors; the result runs the function again on the tensors' current content.
 Record: TypeAlias = Callable[[Work, tuple[Tensor, ...]], Replay]
 
 # Runs before a capture, so that libraries can choose their algorithms and allocate their workspaces.
 WARM_UPS = 3
 
-# A trace takes a fifth of a second, and much more on a busy machine, so a worker that is being replaced has no time to
-# make all of them beforehand. With more utterances than this, arithmetic outweighs Python.
+# A trace takes a fifth of a second, and much more on a busy machine, so a replacement for a lost worker has no time to
+# make all traces before it serves. With more utterances than this, arithmetic outweighs Python.
 MOST_TRACED = 8
 TRACED_BEFOREHAND = 1
 
-# A recorded frame picks among this many likeliest codes. Sorting them takes longer than the rest of sampling, and few
-# requests ask for more.
+# Number of likeliest codes among which a recorded frame picks. Sorting them takes longer than the rest of sampling, and
+# few requests ask for more.
 NARROW = 64
 GREEDY = 1
 
 
 class Capture:
-    """Makes CUDA graphs that share their memory: the result of one is lost when another runs."""
+    """Makes CUDA graphs that share their memory: a graph's result is lost when another graph runs."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Work, inputs: tuple[Tensor, ...]) -> Replay:
-        """`work` as a graph: calling it runs the same kernels on the same memory, and returns the same tensors."""
+        """`work` as a graph: each call runs the same kernels on the same memory, and returns the same tensors."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -119,19 +119,19 @@ class _Recorded:
             _fill(self._choice.greedy, choice.greedy, False)
             _fill(self._choice.uniforms, choice.uniforms, 0.0)
         codes, embeddings = self._run()
-        # The next run, of this graph or another, writes the same memory.
+        # Copies, because the next run of this graph or another overwrites the memory of the results.
         return codes[:batch].clone(), embeddings[:batch].clone()
 
 
 class FrameGraphs:
-    """Computes frames by replaying recordings, made when this is built, when first needed, or by `record_next`.
+    """Computes frames by replaying recordings, which are made at the start, when first needed, or by `record_next`.
 
     Args:
         network: Computes the frames.
         record: A `Capture`, or `trace`.
         largest: Batches larger than this are computed by the network itself.
         widest: Choices among more codes than this are computed by the network itself too.
-        beforehand: The largest batch that is recorded now; None records all, which graphs on a GPU need.
+        beforehand: The largest batch that is recorded at the start; None records all, as graphs on a GPU require.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class FrameGraphs:
 
     @property
     def complete(self) -> bool:
-        """Whether everything is recorded."""
+        """Whether all recordings have been made."""
         return not self._missing
 
     def record_next(self) -> None:
@@ -175,7 +175,7 @@ class FrameGraphs:
 
 
 def _fill(target: Tensor | None, given: Tensor | None, neutral: float) -> None:
-    """Copy `given` into the first rows of `target`, or fill them with a value that has no effect if it is None."""
+    """Copy `given` to the first rows of `target`; without `given`, fill it with `neutral`, which has no effect."""
     if target is None:
         return
     if given is None:

@@ -1,4 +1,4 @@
-"""The residual-code transformer over a static KV cache, written for few and small operations.
+"""Runs the residual-code transformer over a static KV cache, with few and small operations.
 
 Fifteen single-row passes through a small model are bound by the number of operations, not by arithmetic. So weights
 with the same input are joined, and everything that depends only on the position (rotary factors with the head norms
@@ -21,7 +21,7 @@ Choose = Callable[[Tensor, int], Tensor]
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in a data type. If x has it already, nothing is recorded; `Tensor.to` would be."""
+    """x in a data type. If x already has the type, no operation is recorded; `Tensor.to` would record one."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
@@ -90,12 +90,12 @@ class ResidualNetwork:
     Args:
         model: The reference's code predictor; its weights are taken over, so it may be dropped.
         first_codebook: [vocab, hidden], the talker's codec embedding.
-        max_batch: Most frames computed at once.
+        max_batch: Maximum number of frames computed at once.
 
     Attributes:
-        codebooks: Codes in a frame, codebook 0 included.
-        vocab: Codes of each residual codebook.
-        first_vocab: Codes of codebook 0, and talker ids that are not codec codes.
+        codebooks: Number of codes in a frame, codebook 0 included.
+        vocab: Number of different codes in each residual codebook.
+        first_vocab: Number of the talker's ids: the codes of codebook 0, and ids that are not codec codes.
     """
 
     def __init__(self, model: Any, first_codebook: Tensor, max_batch: int) -> None:
@@ -185,7 +185,7 @@ class ResidualNetwork:
         return normed
 
     def _attend(self, queries: Tensor, rows: int, place: Places) -> Tensor:
-        """Attention over the cache of scaled queries [batch · kv heads, query heads of each · rows, head_dim]."""
+        """Attention of scaled queries [batch · kv heads, query heads per kv head · rows, head_dim] over the cache."""
         scores = torch.bmm(_cast(queries, self.dtype), place.keys)
         if rows > 1:
             scores = (scores.unflatten(1, (-1, rows)) + self._later).flatten(1, 2)
@@ -214,14 +214,14 @@ class ResidualNetwork:
         )
 
     def _paired(self, heads: Tensor) -> Tensor:
-        """Heads [heads, head_dim, …] with their halves interleaved: the reference turns i together with i + half."""
+        """Heads [heads, head_dim, …] with their halves interleaved: the reference rotates i together with i + half."""
         return heads.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
     def _places(self, batch: int) -> list[list[Places]]:
-        """A cache, as the places of all layers for each pass: the two-row pass, then one pass for each later position.
+        """The places of all layers in a new cache, for each pass: the two-row pass, then one pass per later position.
 
-        It is made anew for each frame, so that it is part of the frame's recording. If it were a constant of a trace,
-        the trace might merge it with another constant, and writes to it would get lost.
+        The cache is made anew for each frame, so that it is part of the frame's recording. If it were a constant of a
+        trace, the trace might merge it with another constant, and writes to it would get lost.
         """
         slots, width = batch * self._kv_heads, self._head_dim
         spans = [(0, 2), *((position, position + 1) for position in range(2, self._positions))]

@@ -28,12 +28,12 @@ VOCODER = "code2wav"
 
 
 class _FrameStream:
-    """An utterance and how far it is.
+    """An utterance and its progress.
 
     Attributes:
-        draws: How its codes are picked.
-        frames: Frames computed so far.
-        seed: What its next frame starts from, if it has arrived.
+        draws: The sampling parameters and random draws for its codes.
+        frames: Number of frames computed so far.
+        seed: The input of its next frame; None until it has arrived.
         ended: Whether no further seed will come.
     """
 
@@ -70,7 +70,7 @@ class CodePredictor:
         request_id, body = message.request_id, message.body
         if isinstance(body, PredictorStart):
             self._voices[request_id] = _FrameStream(body)
-        elif isinstance(message, End):  # whatever the reason: the code that ends an utterance is never sent
+        elif isinstance(message, End):  # for any reason: the code that ends an utterance is never sent
             self._end(request_id)
         elif isinstance(body, FrameSeed):
             self._queue(request_id, body)
@@ -86,7 +86,7 @@ class CodePredictor:
                 self._graphs.record_next()  # in spare time
             return outbox
         codes, embeddings = self._compute([self._voices[request_id] for request_id in batch])
-        # The talker first, since it waits for its feedback; the vocoder has a queue.
+        # The talker gets its message first, since it waits for the feedback; the vocoder has a queue.
         for request_id, embedding in zip(batch, embeddings, strict=True):
             outbox.append(Chunk(request_id, self.name, TALKER, FrameFeedback(Tensor.of(embedding))))
         for request_id, frame in zip(batch, codes, strict=True):
@@ -113,7 +113,7 @@ class CodePredictor:
         return {"queued_requests": len(self._ready), "frames": self._frames}
 
     def close(self) -> None:
-        """Nothing outlives the process."""
+        """Do nothing: the stage holds nothing that outlives its process."""
 
     def _queue(self, request_id: str, seed: FrameSeed) -> None:
         voice = self._voices.get(request_id)

@@ -12,7 +12,7 @@ from stages.messages import IdLogprob, TokenLogprob, TokenText
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The byte of each character of byte-level BPE: itself if it is printable, otherwise a character from U+0100 on."""
+    """The byte of each character of byte-level BPE; bytes that are not printable have characters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {chr(byte): byte for byte in printable}
     rest = (byte for byte in range(256) if byte not in set(printable))
@@ -142,7 +142,7 @@ class Transcript:
                 self._pending.pop()
 
     def _uncertain(self) -> int:
-        """Length of the longest suffix of the held text that a stop string begins with; 0 once one has been found."""
+        """Length of the held text's longest suffix that is the beginning of a stop string; 0 once one was found."""
         if self.stopped:
             return 0
         longest = 0

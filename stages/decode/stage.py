@@ -66,12 +66,12 @@ class Decode:
             self._answers[request_id] = _DecodedText(body, self._table)
             return
         answer = self._answers.get(request_id)
-        if answer is None:  # it ended at a stop string, and the thinker did not know yet
+        if answer is None:  # the text ended at a stop string before the thinker knew
             return
         if isinstance(body, Tokens):
             self._extend(request_id, answer, body)
         elif isinstance(body, Finished):
-            # The id that ended the text is not part of it, but it was generated and is counted.
+            # The id that ended the text is not part of the text, but the id was generated and is counted.
             if body.matched is not None:
                 answer.count(body.matched)
             answer.transcript.finish()

@@ -57,7 +57,7 @@ class AudioEncoder(MediaEncoder[AudioItem]):
         lengths = [chunk.shape[1] for chunk in chunks]
         padded = torch.stack([functional.pad(chunk, (0, pad_frames - chunk.shape[1])) for chunk in chunks])
         counts = [self.row_count(item) for item in items]
-        # These arguments are what the tower would compute itself, but it would pad to the longest chunk of this batch.
+        # The tower could compute these arguments itself, but would then pad to the longest chunk of this batch.
         # The borders of the windows stay on the CPU: every layer reads them as numbers, and would wait for a device.
         output = self._tower(
             padded_feature=padded.to(self._device, self._tower.dtype),

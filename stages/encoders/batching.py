@@ -1,4 +1,4 @@
-"""The base of the two media encoders: one batch over all waiting requests, and each media item is computed once."""
+"""Contains the base of both media encoders: it batches over all waiting requests and computes each media item once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PendingItem(Struct, Generic[Item]):
     """A request that waits for embeddings.
 
     Attributes:
-        items: The media items that it asked for, in order.
+        items: The media items of the request, in order.
         pad_frames: See `AudioWork.pad_frames`; 0 for pictures and clips.
         found: The embeddings that are known already, by key.
     """
@@ -63,11 +63,11 @@ class MediaEncoder(ABC, Generic[Item]):
 
     @abstractmethod
     def pieces(self, item: Item) -> Iterable[Item]:
-        """`item` cut where the model does not attend across, into pieces that fit a batch if possible."""
+        """`item` in pieces that fit a batch if possible, cut at borders that the model's attention does not cross."""
 
     @abstractmethod
     def encode(self, items: Sequence[Item], pad_frames: int) -> Iterable[Embeddings]:
-        """Run the model over `items` at once. Returns one result each, in order; each owns its memory."""
+        """Run the model over `items` at once. Returns one result per item, in order; each result owns its memory."""
 
     @abstractmethod
     def answer(self, results: Sequence[Embeddings]) -> Any:
@@ -117,7 +117,7 @@ class MediaEncoder(ABC, Generic[Item]):
         }
 
     def close(self) -> None:
-        """Nothing outlives the process."""
+        """Do nothing: the stage holds nothing that outlives its process."""
 
     def _next_batch(self) -> tuple[list[Item], int]:
         """Distinct items to encode together (at least one, up to the row limit), and the padded length of their chunks.

@@ -1,4 +1,4 @@
-"""Caches the embeddings of media items within a limit of bytes; the least recently used leave first."""
+"""Caches the embeddings of media items within a limit of bytes; the least recently used items are dropped first."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class EmbeddingCache:
     batch would keep the batch.
 
     Args:
-        limit: Most bytes of embeddings to keep; 0 turns the cache off.
+        limit: Maximum bytes of embeddings to keep; 0 turns the cache off.
     """
 
     def __init__(self, limit: int) -> None:
@@ -52,7 +52,7 @@ class EmbeddingCache:
         return entry
 
     def put(self, key: bytes, entry: Embeddings) -> None:
-        """Keep `entry` in place of the least recently used ones. An entry that exceeds the limit alone is not kept."""
+        """Keep `entry`, and drop the least recently used entries for it. An entry larger than the limit is not kept."""
         if key in self._entries or entry.nbytes > self.limit:
             return
         self._entries[key] = entry

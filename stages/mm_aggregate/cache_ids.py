@@ -1,4 +1,4 @@
-"""Makes the numbers that stand for media rows in the prefix cache: equal exactly if the model would compute the same.
+"""Makes the ids of media rows for the prefix cache: ids are equal exactly if the model would compute the same rows.
 
 SGLang's radix cache compares prompts id by id, and all media of a kind have the same placeholder id. Each media row
 gets a 63-bit number instead, drawn from a hash of the media item's content key and of its positions (the same frames at

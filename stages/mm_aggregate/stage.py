@@ -16,7 +16,7 @@ from stages.mm_aggregate.cache_ids import media_cache_ids
 
 
 class Assembly(Struct):
-    """What has arrived for one request so far."""
+    """The messages that have arrived for one request so far."""
 
     prompt: Prompt | None = None
     vision: VisionRows | None = None
@@ -77,7 +77,7 @@ class Aggregate:
         return {"queued_requests": len(self._ready)}
 
     def close(self) -> None:
-        """Nothing outlives the process."""
+        """Do nothing: the stage holds nothing that outlives its process."""
 
 
 def assemble(assembly: Assembly) -> ThinkerRequest:

@@ -22,14 +22,14 @@ DEMUXERS = (
     "w64", "mp3", "aac", "flac", "aiff", "caf", "au", "amr", "ac3", "eac3", "gif", "ivf",
 )  # fmt: skip
 
-# Most pixels of a picture that is decoded only to find out what a file is.
+# Maximum number of pixels of a picture that is decoded only to detect a file's format.
 MAX_PROBED_PIXELS = 64 * 1024 * 1024
 
-# Formats whose duration FFmpeg takes from the header, if the header has one, instead of guessing it.
+# Formats whose duration FFmpeg reads from the header, if the header has one, instead of guessing it.
 _TELLS_ITS_LENGTH = "matroska,webm"
 
-# At least this share of what a header promises must be present. Muxers miscount by a frame or two; truncation loses
-# more.
+# At least this share of the length that a header promises must be present. Muxers miscount by a frame or two;
+# truncation loses more.
 PROMISE_KEPT = 0.9
 
 
@@ -40,8 +40,8 @@ def open_container(
     """Open `data`, and turn FFmpeg's errors, now or while the data is read, into errors of the request.
 
     Args:
-        max_pixels: No larger picture is decoded, not even to find out what is in the file. The size in a header may
-            be false.
+        max_pixels: Maximum number of pixels of a picture. FFmpeg decodes no larger picture, not even to examine the
+            file, because the size in a header may be false.
 
     Raises:
         OmniError: 400 with `code`.
@@ -65,12 +65,12 @@ def open_container(
 
 
 def truncated(promised: int, found: int) -> bool:
-    """Whether `found` is so far below what the header `promised` (0: nothing) that the file must be truncated."""
+    """Whether `found` is so far below what the header `promised` (0: no promise) that the file must be truncated."""
     return found < PROMISE_KEPT * promised
 
 
 class Extent:
-    """Compares how far a file reaches with what its header promises."""
+    """Compares the time that a file's packets reach with the duration that its header promises."""
 
     def __init__(self, container: InputContainer) -> None:
         known = container.duration if container.format.name == _TELLS_ITS_LENGTH else None
@@ -78,7 +78,7 @@ class Extent:
         self._reached = 0.0
 
     def saw(self, packet: Packet) -> bool:
-        """Note the next packet. Returns whether it has data."""
+        """Note the time of the next packet. Returns whether the packet has data."""
         if packet.pts is not None and packet.time_base is not None:
             self._reached = max(self._reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         return packet.size > 0

@@ -20,8 +20,8 @@ from stages.preprocessing.waveform import Waveform
 
 BLOCK_FRAMES = 65536
 
-# First bytes of the files that libsndfile reads: WAV and its 64-bit variants, AIFF, AU, FLAC, Ogg, CAF, MP3. It knows
-# two dozen more formats, which nobody sends in good faith.
+# First bytes of the files that libsndfile reads: WAV and its 64-bit variants, AIFF, AU, FLAC, Ogg, CAF, MP3. The
+# library knows two dozen more formats, which nobody sends in good faith.
 _FOR_LIBSNDFILE = re.compile(rb"RIFF|RIFX|RF64|riff|FORM|\.snd|fLaC|OggS|caff|ID3|\xff[\xe0-\xff]")
 
 # Writers that do not know the end of a data chunk yet, for instance because they stream, write one of these sizes.
@@ -58,7 +58,7 @@ def decode_sound_track(data: Buffer, *, rate: int, max_seconds: float, param: st
     """
     with open_container(data, param=param, code=code) as container:
         stream = _sound(container, param, code)
-        source_rate = stream.rate or 0  # which follows the frames that are decoded
+        source_rate = stream.rate or 0  # PyAV changes `stream.rate` as it decodes frames
         wave = Waveform(source_rate, rate, max_seconds=max_seconds, param=param)
         samples = _Samples()
         packets = 0
@@ -104,7 +104,7 @@ class _Samples:
             self._form = form
             self._interleaved = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
         for part in self._interleaved.resample(frame):
-            # One plane for all channels: with one plane for each, PyAV 18 reads a ninth plane of eight.
+            # One plane holds all channels: with one plane per channel, PyAV 18 reads a ninth plane out of eight.
             yield part.to_ndarray().reshape(-1, part.layout.nb_channels)
 
 

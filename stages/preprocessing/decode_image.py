@@ -11,10 +11,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from omni_pipeline.errors import bad_request
 from omni_pipeline.wire.tensor import Buffer
 
-# Pillow also knows formats that run other programs (EPS) or that nobody sends; those stay closed.
+# The formats that may be opened. Pillow also knows formats that run other programs (EPS) or that nobody sends.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
 
-# Pillow's exceptions for damaged files differ by format; these were found by decoding thousands of such files.
+# Pillow's exceptions for damaged files, which differ by format; decoding thousands of damaged files showed these.
 DAMAGE = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, struct.error)
 
 # A progressive JPEG is decoded scan by scan over all its pixels. Writers make about ten scans; a file with thousands is
@@ -30,7 +30,7 @@ def decode_image(data: Buffer, *, max_pixels: int, param: str) -> Image.Image:
     """The first frame of a picture as RGB, turned as its EXIF data says. Transparency is dropped, as in the reference.
 
     Args:
-        max_pixels: Most pixels; the size is read from the header, before anything is decoded.
+        max_pixels: Maximum number of pixels. The picture's size is read from the header, before anything is decoded.
         param: The request field, for error messages.
 
     Raises:
@@ -71,7 +71,7 @@ def _check_size(image: Image.Image, max_pixels: int, param: str) -> None:
 
 
 def _check_scans(data: Buffer, param: str) -> None:
-    """Refuse a JPEG with too many scan markers. A scan's data has none; metadata (a thumbnail) may have a few."""
+    """Refuse a JPEG with too many scan markers. Pixel data contains none; metadata (a thumbnail) may contain a few."""
     scans = sum(1 for _ in _SCAN.finditer(data))
     if scans > MAX_SCANS:
         raise _too_large(f"it is coded in {scans} scans, and {MAX_SCANS} are allowed", param)

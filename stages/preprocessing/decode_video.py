@@ -24,11 +24,11 @@ DEFAULT_RATE = 25.0
 
 
 class DecodedClip(Struct, frozen=True):
-    """What is known about a clip before any frame is decoded.
+    """The properties of a clip that are known before any frame is decoded.
 
     Attributes:
-        frames: Frames in the file, counted.
-        rate: Frames per second, on average.
+        frames: Number of frames in the file, found by counting.
+        rate: Average number of frames per second.
         width, height: Pixels of a frame, before the rotation that the file asks for.
         has_sound: Whether there is a sound track.
     """
@@ -50,8 +50,8 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_p
     Frames are counted by reading the packets, because a header's count may be missing or false.
 
     Args:
-        max_pixels: Most pixels of one frame.
-        max_total_pixels: Most pixels of all frames together, which bounds the time to decode the clip.
+        max_pixels: Maximum number of pixels of one frame.
+        max_total_pixels: Maximum number of pixels of all frames together, which bounds the time to decode the clip.
 
     Raises:
         OmniError: 400 ``invalid_video``, ``video_too_long`` or ``video_too_large``.
@@ -87,8 +87,8 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_p
 def sampled_frames(clip: DecodedClip, *, fps: float, min_frames: int, max_frames: int, multiple: int) -> list[int]:
     """Indices of the frames that the reference takes: evenly spread, `fps` per second, within the bounds.
 
-    Their number is a multiple of `multiple`. If the clip has fewer frames than that, all are taken; the reference fails
-    then.
+    The number of indices is a multiple of `multiple`. If the clip has fewer frames than `multiple`, all of its frames
+    are taken; the reference fails on such a clip.
     """
     total = clip.frames
     if total < multiple:

@@ -18,10 +18,10 @@ from stages.checkpoint.audio_lengths import audio_rows
 from stages.messages import AudioItem, AudioWork, VideoOptions, VisionItem
 from stages.preprocessing.hashing import audio_key, vision_key
 
-# What the reference's processor passes to its parts by default.
+# The arguments that the reference's processor passes to its parts by default.
 DEFAULTS = Qwen3OmniMoeProcessorKwargs._defaults
 
-# Longest chunk of mel frames that the audio tower processes at once.
+# Maximum number of mel frames in a chunk, which the audio tower processes at once.
 CHUNK_FRAMES = 2 * DEFAULTS["audio_kwargs"]["n_window"]
 
 
@@ -55,7 +55,7 @@ class Features:
         """Bounds on the size of a frame, in a clip of `frames` sampled frames.
 
         `total_pixels` is divided among the frames as other tools for Qwen models do: two frames make one grid step and
-        count once, and no frame falls below the lower bound because of it.
+        count once, and the division takes no frame below the lower bound.
         """
         default = DEFAULTS["videos_kwargs"]["size"]
         least = default["shortest_edge"] if options.min_pixels is None else options.min_pixels
@@ -85,8 +85,9 @@ class Features:
         """The item of a clip.
 
         Args:
-            chunks: The frames in pieces of uint8 [frames, height, width, 3]; all but the last hold an even number.
-                A grid step depends only on its own two frames, so the pieces can be processed one by one.
+            chunks: The frames in pieces of uint8 [frames, height, width, 3]; every piece but the last holds an even
+                number of frames. A grid step depends only on its own two frames, so the pieces can be processed one by
+                one.
         """
         bounds = {"shortest_edge": size.least, "longest_edge": size.most}
         patches = []
@@ -104,7 +105,7 @@ class Features:
         return _vision_item(torch.cat(patches), (steps, height, width))
 
     def sound_rows(self, wave: numpy.ndarray) -> int:
-        """Number of embedding rows that a sound will make; next to longer sounds it may be one more."""
+        """Number of embedding rows that a sound will make; together with longer sounds it may make one row more."""
         return audio_rows(len(wave) // self._sounds.hop_length, CHUNK_FRAMES)
 
     def sounds(self, waves: Sequence[numpy.ndarray]) -> AudioWork:
@@ -129,7 +130,7 @@ class Features:
         return numpy.zeros(max(1, round(seconds * self.rate)), numpy.float32)
 
     def _long_enough(self, wave: numpy.ndarray) -> numpy.ndarray:
-        """The sound; one of at most half an analysis window (25 ms) is filled up with silence to a whole window.
+        """The sound. A sound of at most half an analysis window (25 ms) is filled up with silence to a whole window.
 
         The reference fails on such short sounds, as it cannot mirror their edges.
         """

@@ -1,4 +1,4 @@
-"""Lays media rows out in the prompt: which row of which media item stands where."""
+"""Lays media rows out in the prompt: assigns a place to each row of each media item."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ IntArray = numpy.ndarray
 
 
 class MediumRows(Struct, frozen=True):
-    """The rows that one media item takes in the prompt.
+    """The rows that one media item occupies in the prompt.
 
     Attributes:
         kind: The kind of media.
         grid: Visual rows by (time, height, width), after merging; None for a sound.
-        audio: Rows of its sound; 0 for a picture, or for a clip whose sound is not used.
+        audio: Number of rows of the item's sound; 0 for a picture, or for a clip whose sound is not used.
         seconds_per_step: Time between two steps of a clip's grid.
     """
 

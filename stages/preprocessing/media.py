@@ -19,7 +19,7 @@ from stages.preprocessing.features import CHUNK_FRAMES, Features
 from stages.preprocessing.layout import MediumRows
 from stages.preprocessing.token_limit import TokenLimit
 
-# Most decoded frames of full size in memory at a time; an even number, see `Features.clip`.
+# Maximum number of decoded full-size frames in memory at a time; an even number, see `Features.clip`.
 FRAMES_AT_ONCE = 8
 
 
@@ -27,8 +27,8 @@ class ReadMedia(Struct, tag="read"):
     """The media of a request.
 
     Attributes:
-        pictures, clips: Each in prompt order.
-        sounds: In prompt order, including the sounds of clips whose sound is used.
+        pictures, clips: The items for the vision tower, both lists in prompt order.
+        sounds: The items for the audio tower in prompt order, including the sounds of clips whose sound is used.
         rows: The prompt rows of each media item, all in prompt order.
     """
 
@@ -119,7 +119,7 @@ class MediaReader:
         return decode_audio(medium.data.buffer(), rate=self._features.rate, max_seconds=seconds, param=medium.param)
 
     def _clip(self, medium: Media, options: VideoOptions, tokens: int) -> tuple[VisionItem, numpy.ndarray | None]:
-        """A clip's frames, and its sound if it is used: silence of the clip's length if there is no sound track."""
+        """A clip's frames, and its sound if the sound is used; without a sound track, silence of the clip's length."""
         data, param, limit = medium.data.buffer(), medium.param, self._options.max_video_seconds
         max_pixels = self._options.max_video_pixels
         clip = probe_clip(

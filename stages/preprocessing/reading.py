@@ -1,8 +1,8 @@
 """Reads media in a separate process, so that a file that crashes a decoder ends only its own request.
 
-The process is forked when the stage is built, before anything computes, and again after it has ended. It answers one
-question at a time over a socket pair. A message is sent as the frames that `omni_pipeline.wire.messages` makes, each
-after its length.
+The process is forked when the stage is built, before anything computes, and again each time it has ended. It answers
+one question at a time over a socket pair. A message is sent as the frames that `omni_pipeline.wire.messages` makes,
+each preceded by its length.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MOST_BUFFERS = 512  # frames given to the kernel at a time; its limit is 1024
 
 
 class ReadingJob(Struct):
-    """What to read; the fields are the arguments of `MediaReader.read`."""
+    """The media to read; the fields are the arguments of `MediaReader.read`."""
 
     media: list[Media]
     video: VideoOptions
@@ -63,7 +63,7 @@ class ReadingProcess:
     """A `MediaReader` in another process.
 
     Args:
-        reader: Does the reading in that process.
+        reader: The reader that runs in the other process.
         seconds: Time limit for the media of one request.
     """
 
@@ -103,7 +103,7 @@ class ReadingProcess:
                     medium = media[progress.index]
                     message = f"The {medium.kind} cannot be decoded: its decoder crashed."
                     raise bad_request(message, param=medium.param, code=f"invalid_{medium.kind}") from error
-                # It ended before it began with any media item.
+                # The process ended before it began with any media item.
 
     def _ask(self, question: ReadingJob, deadline: float, progress: _ReadingProgress) -> ReadMedia:
         if self._socket is None:
@@ -122,7 +122,7 @@ class ReadingProcess:
             progress.begun, progress.index = True, message.body.index
 
     def close(self) -> str:
-        """End the process. Returns how it ended."""
+        """End the process. Returns its signal or exit code in words."""
         if self._socket is None:
             return "it had ended"
         self._socket.close()

@@ -1,4 +1,4 @@
-"""Selects what the talker sees of a prompt: the rows of the user's turns, and their positions."""
+"""Selects the part of a prompt that the talker receives: the rows of the user's turns, and their positions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stages.preprocessing.positions import mrope_positions
 
 
 class Roles(Struct, frozen=True):
-    """Ids that tell whose turn it is, and the talker's own time scale."""
+    """Ids that mark whose turn it is, and the talker's own time scale."""
 
     turn_start: int
     user: int
@@ -32,8 +32,9 @@ def spoken_prompt(
     """The talker's share of a prompt whose answer is to be spoken.
 
     The talker's positions equal the thinker's for a prompt of those rows alone, except for clips whose sound is used.
-    The reference does not tell the talker that a clip's sound stands between its frames. So the talker treats such a
-    clip as text, unless an image follows somewhere: then it still looks for frames, and finds the clip's.
+    In the reference the talker has no information that a clip's sound stands between its frames. So the talker treats
+    such a clip as text, unless an image follows later in the prompt: then the talker still looks for frames, and finds
+    those of the clip.
     """
     ids = layout.ids
     starts = numpy.flatnonzero(ids == roles.turn_start)

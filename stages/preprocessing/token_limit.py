@@ -8,7 +8,7 @@ from omni_pipeline.errors import bad_request
 
 
 class TokenLimit(Struct, frozen=True):
-    """Most tokens of a prompt, media included."""
+    """The maximum number of tokens of a prompt, media included."""
 
     tokens: int
 

@@ -10,8 +10,8 @@ from omni_pipeline.errors import bad_request
 # Rates outside these bounds mean a damaged or malicious file: no supported format is used with them.
 MIN_RATE, MAX_RATE = 1_000, 768_000
 
-# Most samples per second on average: 96 kHz in eight channels. Without this bound, a small file of silence at the
-# highest rate, in as many channels as a format allows, would keep the decoder busy for an hour.
+# Maximum number of samples per second, on average: 96 kHz in eight channels. Without this bound, a small file of
+# silence at the highest rate, in as many channels as a format allows, would keep the decoder busy for an hour.
 SAMPLES_PER_SECOND = 768_000
 
 # Largest sample value: far above any scale that files use, far below values whose mel energies overflow.
@@ -24,7 +24,7 @@ class Waveform:
     Args:
         source_rate: Samples per second of the blocks.
         rate: Samples per second of the result.
-        max_seconds: Length at which `add` refuses.
+        max_seconds: Maximum length; `add` refuses more sound.
         param: The request field, for error messages.
 
     Raises:
@@ -66,7 +66,7 @@ class Waveform:
         """Everything that was added: float32 [samples] at the model's rate.
 
         Raises:
-            OmniError: 400 ``invalid_audio`` if there was nothing.
+            OmniError: 400 ``invalid_audio`` if no sample was added.
         """
         if self._resampler is not None:
             self._append(self._resampler.resample_chunk(numpy.empty(0, numpy.float32), last=True))

@@ -91,11 +91,11 @@ class Talker:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step is worth it now.
+        """Whether a step is worthwhile now.
 
-        While most frames are at the predictor, the frames that have returned wait for more: these are sure to return,
-        and a step costs about the same for one utterance as for many. As a result, two groups go round the ring, one on
-        each side.
+        While most frames are at the predictor, the frames that have returned wait for the others, which are sure to
+        return: a step costs about the same for one utterance as for many. As a result, two groups of frames go round
+        the ring, one on each side.
         """
         if self._outbox:
             return True
@@ -108,7 +108,7 @@ class Talker:
             self._voices[request_id] = _Utterance(body)
             return
         voice = self._voices.get(request_id)
-        if voice is None:  # it has ended, and the sender did not know yet
+        if voice is None:  # the utterance ended before the sender knew
             return
         if isinstance(body, Tokens):
             rows = list(self._rows.text(torch.tensor(body.ids)))
@@ -154,7 +154,7 @@ class Talker:
         self._engine.close()
 
     def _advance(self, request_id: str, voice: _Utterance) -> None:
-        """Begin, feed or finish an utterance if what has arrived allows it."""
+        """Begin, feed or finish an utterance, as far as the data that has arrived allows."""
         if not voice.begun:
             if voice.first is not None:
                 self._begin(request_id, voice, voice.first)

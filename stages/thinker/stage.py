@@ -45,7 +45,7 @@ class _WrittenText:
         request: The stage's input for this answer.
         heard: Media rows that the talker gets, as indices among the rows of the user's turns: int64 [k], or None.
         held: Ids that the talker does not get yet, because a stop string may remove them.
-        told: Number of ids that the talker has got.
+        told: Number of ids that have been sent to the talker.
         finished: How the text ended, if it ended while ids are held.
     """
 
