@@ -14,11 +14,11 @@ from stages.checkpoint.memory_needs import CPU_KV_TOKENS
 _OURS = {
     "skip_tokenizer_init": True,  # the decode stage makes the text
     "disable_overlap_schedule": True,  # a step's result is known when the step ends
-    "watchdog_timeout": 1e9,  # the supervisor watches; SGLang's own thread sleeps half of this
+    "watchdog_timeout": 1e9,  # the supervisor detects hangs; SGLang's watchdog sleeps half of this time
     "disable_prefill_cuda_graph": True,  # it would bypass the models' `fill`: media, deepstack, positions
 }
 
-# Arguments that have their own setting elsewhere, and where that is.
+# Arguments that have their own setting elsewhere, each with the place of the setting.
 _ELSEWHERE = {
     "model_path": "--model-path",
     "device": "the stage's device",
@@ -139,7 +139,7 @@ def _for_float32(overrides: dict[str, Any], engine: dict[str, Any]) -> dict[str,
 
 
 def _for_fp8(overrides: dict[str, Any]) -> dict[str, Any]:
-    # Torch is not asked, because it would create a CUDA context on the first GPU in every rank.
+    # `gpus` finds the capability, because torch would create a CUDA context on the first GPU in every rank.
     backend = moe_backend(overrides.get("quantization_config") or {}, gpus.capability(gpus.detect()[0]))
     return {} if backend is None else {"moe_runner_backend": backend}
 
@@ -148,14 +148,14 @@ def static_fraction(static: int, free: int, total: int, *, bounded: bool) -> flo
     """SGLang's ``mem_fraction_static`` for `static` bytes of weights and KV cache on a GPU.
 
     SGLang's KV cache gets the memory that is free after the weights are loaded, less (1 - fraction) of the memory that
-    was free before. So the fraction is of the memory that is *free when the engine starts*, not of the whole GPU. If
-    other processes already use the GPU, the same number of bytes needs a larger fraction.
+    was free before. So the fraction refers to the memory that is *free when the engine starts*, not to the whole GPU.
+    If other processes already use the GPU, the same number of bytes needs a larger fraction.
 
     If the number of tokens bounds the cache, SGLang's calculation can only do harm: it subtracts from the cache all
-    memory that is taken meanwhile, by other processes or for CUDA graphs. So it is then offered nearly all free memory.
+    memory that is allocated meanwhile, by other processes or for CUDA graphs. So the fraction is then nearly 1.
 
     Args:
-        free, total: Bytes of the GPU, now.
+        free, total: Free bytes and all bytes of the GPU at this moment.
         bounded: Whether the cache has a planned number of tokens.
 
     Raises:

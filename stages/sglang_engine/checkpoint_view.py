@@ -15,7 +15,7 @@ def talker_view(model_path: str, directory: str) -> str:
     """Make the view under `directory`: the talker's config, and links to the files that hold its weights.
 
     Returns:
-        Its path. Nothing is copied, so it costs nothing; the owner of `directory` removes it.
+        The view's path. No file is copied, so a view costs nothing; the owner of `directory` removes the view.
     """
     source = Path(model_path).resolve()
     view = Path(directory) / "talker"

@@ -16,8 +16,8 @@ _STACKED_EXPERTS = {
     "w2_": ("down_proj",),
 }
 
-# Parameters whose names end like this must be in the checkpoint. SGLang computes the others, or makes them when it
-# quantises plain weights; `quantised_parts.misplaced` checks those that a quantised form needs.
+# Parameters whose names end like this must be in the checkpoint. SGLang computes all other parameters, or makes them
+# when it quantises plain weights; `quantised_parts.misplaced` checks the tensors that a quantised form needs.
 _NEEDED = ("weight", "qweight", "qzeros", "scales", "weight_packed", "weight_zero_point")
 
 # Tensors of quantised weights for which a model may lack a parameter.
@@ -37,7 +37,7 @@ def missing_tensors(parameters: Iterable[str], loaded: Collection[str], experts:
 
 
 def stray_tensors(parameters: Iterable[str], loaded: Iterable[str], experts: int) -> list[str]:
-    """The tensors of quantised weights that have no parameter: they would be ignored, or loaded as plain weights.
+    """The tensors of quantised weights that have no parameter: SGLang would ignore them or load them as plain.
 
     Group indices and shapes do not count, because SGLang does not always need them.
 

@@ -1,6 +1,6 @@
-"""Runs SGLang's decode graphs on a CPU: its own buffers, padding, capture and replay, with stand-ins for CUDA graphs.
+"""Runs SGLang's decode graphs on a CPU: SGLang's buffers, padding, capture and replay, but stand-ins for CUDA graphs.
 
-Only the parts that call CUDA are replaced. Used while `cuda_habits` are on.
+Only the parts that call CUDA are replaced. The engine uses this module while `cuda_habits` are on.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class CpuGraphRunner(DecodeCudaGraphRunner):
 
 
 def install() -> None:
-    """Let engines with the habits on capture decode steps on a CPU, at the same point as on a GPU."""
+    """Let engines on a CPU capture decode steps at the same point as on a GPU, if `cuda_habits` are on."""
     original = cuda_graph_setup.capture_decode_graph
 
     def capture_decode_graph(*, model_runner: Any) -> Any:

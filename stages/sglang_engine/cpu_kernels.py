@@ -1,4 +1,4 @@
-"""Faster torch forms of three operations that dominate a decode step on a CPU, installed in place of SGLang's.
+"""Provides faster torch forms of three operations that dominate a decode step on a CPU, in place of SGLang's.
 
 SGLang's torch-native paths are written to be right everywhere: attention loops over requests, the expert layer over
 experts, and a norm is eight operations. On a small model most of that is Python's time. The forms here compute the same
@@ -44,7 +44,7 @@ class PaddedDecodeAttention(TorchNativeAttnBackend):
         super().init_forward_metadata(forward_batch)
         self.places = self.mask = None
         cache = self.token_to_kv_pool
-        if not forward_batch.forward_mode.is_decode() or cache.store_dtype != cache.dtype:  # else it is quantised
+        if not forward_batch.forward_mode.is_decode() or cache.store_dtype != cache.dtype:  # not for a quantised cache
             return
         lengths = forward_batch.seq_lens
         longest = int(lengths.max())
@@ -87,7 +87,7 @@ def rms_norm(
     post_residual_addition: torch.Tensor | None = None,
     quant_linear: Any = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """RMSNorm of x, or of x + residual and that sum too; as `RMSNorm.forward_native`, fused if nothing is cast."""
+    """RMSNorm of x; with a residual, of x + residual, and the sum. As `RMSNorm.forward_native`, fused without casts."""
     if x.dtype != torch.float32 or norm.weight.dtype != torch.float32 or norm.variance_size_override is not None:
         return norm.forward_native(x, residual, post_residual_addition, quant_linear)
     if residual is None:

@@ -1,4 +1,4 @@
-"""The SGLang platform plugin (entry-point group ``sglang.srt.platforms``) for machines without a GPU.
+"""Provides the SGLang platform plugin (entry-point group ``sglang.srt.platforms``) for machines without a GPU.
 
 SGLang's in-tree CPU engine needs a build of its kernel package that no registry has. An out-of-tree platform takes the
 torch-native code paths instead: attention by SDPA, experts by grouped matrix products, norms and sampling in torch.

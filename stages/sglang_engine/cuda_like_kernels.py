@@ -1,6 +1,6 @@
-"""Our CPU kernels with the habits of CUDA kernels: they write into their inputs, and leave garbage in padding rows.
+"""Gives our CPU kernels the habits of CUDA kernels: they write to their inputs and leave garbage in padding rows.
 
-They are installed in a model that is loaded while `cuda_habits` are on.
+These kernels are installed in a model that is loaded while `cuda_habits` are on.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ def experts_as_one(
 class StaticDecodeAttention(TorchNativeAttnBackend):
     """Decode attention that reads lengths and places from SGLang's static buffers, as a GPU's kernel does.
 
-    So it can be part of a graph, and its results for padding rows are garbage.
+    So the operation can be part of a graph, and its results for padding rows are garbage.
     """
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
-        """Do nothing: it keeps nothing between steps."""
+        """Do nothing: this backend keeps no state between steps."""
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         return 1
@@ -138,7 +138,7 @@ def decode_attention(
     batch, heads, width = q.shape
     places = table[slots, : int(lengths.max())].long()
     padding = torch.arange(places.shape[1]) >= lengths[:, None]
-    places[padding] = targets[:1]  # any place that the batch itself uses, since the padding slot holds garbage
+    places[padding] = targets[:1]  # any place that the batch uses, since the padding slot holds garbage
     grouped = q.view(batch, keys.shape[1], heads // keys.shape[1], width)
     mask = torch.zeros(padding.shape, dtype=q.dtype).masked_fill_(padding, -torch.inf)[:, None, None]
     result = functional.scaled_dot_product_attention(

@@ -1,8 +1,8 @@
 """Decodes on a CPU without Python: TorchScript's tracer records one run of SGLang's modules, which is then repeated.
 
 A pass over a few rows consists of hundreds of small operations. The Python code around them, in SGLang and in torch,
-takes longer than they do. On a GPU SGLang captures CUDA graphs; this is their counterpart on a CPU. One recording
-serves batches of all sizes and lengths, since no operation depends on either.
+takes longer than the operations. On a GPU SGLang captures CUDA graphs; the recording is their counterpart on a CPU. One
+recording serves batches of all sizes and lengths, since no operation depends on size or length.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-# The attributes that decoding reads of SGLang's batch, of our attention backend, and of the KV cache.
+# Decoding reads these attributes of SGLang's batch, of our attention backend, and of the KV cache.
 _OF_BATCH = ("positions", "req_pool_indices", "out_cache_loc")
 _OF_ATTENTION = ("places", "mask")
 _OF_CACHE = ("k_buffer", "v_buffer")
@@ -26,13 +26,13 @@ _OF_CACHE = ("k_buffer", "v_buffer")
 class DecodeTrace:
     """Repeats a model's `decode`, which it records with the first batch.
 
-    Everything that changes from batch to batch is an input of the recording. So are the tables and the KV cache that
-    decoding writes to, because TorchScript merges equal constants.
+    Everything that changes from batch to batch is an input of the recording. The tables and the KV cache that decoding
+    writes to are inputs too, because TorchScript merges equal constants.
 
     Args:
         model: An `OmniDecoder` on the CPU, the only rank.
-        attention: Its attention backend; batches that it does not pad are computed without the recording.
-        cache: Its KV cache.
+        attention: The model's attention backend; batches that it does not pad are computed without the recording.
+        cache: The model's KV cache.
     """
 
     def __init__(self, model: Any, attention: Any, cache: Any) -> None:

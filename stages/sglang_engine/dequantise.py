@@ -1,7 +1,7 @@
 """Turns quantised weights into plain float32 weights while a checkpoint is being read.
 
 SGLang can multiply quantised weights on GPUs, and on CPUs only with kernels that no registry has. So on a CPU the model
-is built for plain weights, and gets these. A GPU computes with the same weights, but may round the activations.
+is built for plain weights, and gets this module's. A GPU computes with the same weights, but may round the activations.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def expand(tensors: Tensors, quantization: Quantization) -> torch.Tensor:
 
 
 def _spread(scales: torch.Tensor, quantization: Quantization, shape: torch.Size) -> torch.Tensor:
-    """Scales expanded from blocks to single numbers (the last block may reach beyond the edge); others as they are."""
+    """Scales of blocks, expanded to single numbers (the last block may reach beyond the edge); others unchanged."""
     outputs, inputs = quantization.block
     if not outputs:
         return scales
@@ -84,7 +84,7 @@ def _by_inputs(tensors: Tensors, scales: torch.Tensor, quantization: Quantizatio
     order = _AWQ_ORDER if awq else None
     numbers = _unpack(tensors["qweight"], bits, order) if awq else _unpack(tensors["qweight"].t(), bits).t()
     index = _group_index(tensors.get("g_idx") if quantization.reordered else None, len(numbers), len(scales))
-    if quantization.symmetric:  # SGLang does not look at the zero points then
+    if quantization.symmetric:  # SGLang ignores zero points of symmetric weights
         return (numbers - 2 ** (bits - 1)) * scales[index]
     zeros = _unpack(tensors["qzeros"], bits, order) + (1 if quantization.lowered_zeros and not awq else 0)
     return (numbers - zeros[index]) * scales[index]
@@ -99,7 +99,7 @@ def _unpack(packed: torch.Tensor, bits: int, order: tuple[int, ...] | None = Non
     """The unsigned numbers packed in int32 [rows, words], as [rows, words · 32 / bits].
 
     Args:
-        order: For the numbers of a word, from the lowest bits up, their places among neighbours; None for ascending.
+        order: The places of a word's numbers among their neighbours, from the lowest bits up; None if ascending.
     """
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     numbers = (packed[..., None] >> shifts) & (2**bits - 1)

@@ -27,13 +27,13 @@ if TYPE_CHECKING:  # it imports SGLang, which takes long
 class Generation(Struct):
     """One request to the engine.
 
-    In a `FedEngine`, `rows.media_embeds` must cover the whole prompt, and `cache_ids` are only counted.
+    In a `FedEngine`, `rows.media_embeds` must cover the whole prompt, and only the number of `cache_ids` counts.
 
     Attributes:
         request_id: Unique among the live requests.
         cache_ids: int64 [n], the keys of the prefix cache: token ids, and numbers beyond the vocabulary at media rows.
         rows: Everything else about the prompt.
-        sampling: How to pick tokens; `max_tokens` must be set.
+        sampling: The parameters for picking tokens; `max_tokens` must be set.
         logprobs: Number of alternatives to report with each token, or None for no log-probabilities.
         penalize_prompt: Whether the repetition penalty counts the prompt's ids too.
         suppressed: bool [vocabulary], ids never to be picked, or None.
@@ -51,7 +51,7 @@ class Generation(Struct):
 
 
 class Prefilled(Struct):
-    """A request's prompt has been computed, `cached_tokens` of it for an earlier request; its first token follows.
+    """A request's prompt has been computed, `cached_tokens` of it for earlier requests; the first token follows.
 
     `tapped` are the states [k, hidden] that the request asked for.
     """
@@ -89,7 +89,7 @@ class Done(Struct):
 
 
 class Broken(Struct):
-    """SGLang gave a request up."""
+    """SGLang has dropped or aborted a request."""
 
     request_id: str
     message: str
@@ -100,7 +100,7 @@ Event = Prefilled | Token | Done | Broken
 
 @dataclass(slots=True)
 class _Live:
-    """What the engine keeps of a request while SGLang works on it."""
+    """The engine's record of a request while SGLang works on the request."""
 
     generation: Generation
     sampling: SamplingState | None = None  # made in the request's first step: it reads SGLang's list of output ids
@@ -120,11 +120,11 @@ class Engine:
         dtype: Data type by name; None is float32 on a CPU and the checkpoint's own on a GPU.
         eos_ids: Tokens that end a sequence.
         max_total_tokens: Size of the KV cache in tokens; None lets SGLang decide on a GPU.
-        max_running_requests: Most sequences in one batch.
+        max_running_requests: Maximum number of sequences in one batch.
         options: Further SGLang server arguments.
-        tap_layer: Decoder layer whose input states can be asked for (`Generation.tapped_rows`), or None.
-        ranks: The processes that run the model's parts. All must make their engines at the same time, and make the same
-            calls in the same order.
+        tap_layer: Decoder layer whose input states can be requested (`Generation.tapped_rows`), or None.
+        ranks: The processes that run the model's parts. All processes must make their engines at the same time, and
+            make the same calls in the same order.
         static_bytes: Bytes of each GPU for weights and KV cache; None lets SGLang decide.
 
     Attributes:
@@ -216,12 +216,12 @@ class Engine:
 
     @property
     def capacity(self) -> int:
-        """Most tokens of one sequence, prompt and output together."""
+        """Maximum number of tokens of one sequence, prompt and output together."""
         return int(self._scheduler.max_req_len)
 
     @property
     def model(self) -> Any:
-        """The model definition, for those of its layers that the engine itself does not run."""
+        """The model, for stages that call layers which the engine itself does not run."""
         return self._model
 
     @torch.inference_mode()
@@ -246,12 +246,12 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Number of sequences in work; in a `FedEngine` including those that wait to be fed."""
+        """Number of running sequences; in a `FedEngine` this includes sequences that wait to be fed."""
         return len(self._live) - self.waiting
 
     @property
     def waiting(self) -> int:
-        """Number of sequences that wait for room."""
+        """Number of sequences that wait for room in the batch or in the KV cache."""
         return len(self._scheduler.waiting_queue)
 
     def stats(self) -> dict[str, float]:
@@ -363,7 +363,7 @@ class Engine:
         )
 
     def _collect_states(self, batch: Any) -> None:
-        """Fetch the states that are needed of a batch while its requests still have their memory."""
+        """Fetch the states of a batch that stages need, while the batch's requests still have their memory."""
         if not batch.forward_mode.is_extend():
             return
         for req, slot in zip(batch.reqs, _slots(batch), strict=True):

@@ -2,7 +2,7 @@
 
 A checkpoint lists the modules of all its parts that are not quantised, in its own way (whole names, parts of names,
 regular expressions), and SGLang compares that list with the names of the model that it builds. So the engine does not
-pass the list on. It looks at the tensors, and lists the plain layers by the names of each model definition.
+pass the list on. Instead it looks at the tensors, and lists the plain layers by the names of each model definition.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stages.checkpoint.weights import read_config, tensor_names
 _PARTS = {"Qwen3OmniThinker": "thinker", "Qwen3OmniTalker": "talker"}
 
 STORED = "stored_quantization"
-"""Attribute of a model's config: the checkpoint's ``quantization_config``, if the model is built for plain weights."""
+"""Attribute of a model's config: the checkpoint's ``quantization_config``, if the model gets dequantised weights."""
 
 
 def overrides(model_path: str, architecture: str, device: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 
 
 def bind_cpus(ranks: int) -> None:
-    """Assign cores to each of several ranks on the CPU, unless the operator has done so: SGLang requires it.
+    """Assign cores to each of several ranks on the CPU, as SGLang requires, unless the operator has assigned them.
 
     Each rank gets an equal share of the cores that this process may use; if there are too few, ranks share cores.
     """
@@ -20,7 +20,7 @@ def bind_cpus(ranks: int) -> None:
 
 def prepare() -> None:
     """Set the variables that the engine needs, and defaults that an operator may override by setting them first."""
-    # Only our models: importing SGLang's whole model zoo takes seconds and memory in every worker.
+    # Register only our models: importing SGLang's whole model zoo takes seconds and memory in every worker.
     os.environ["SGLANG_EXTERNAL_MODEL_PACKAGE"] = "stages.sglang_engine.models"
     # DeepGEMM stays available for FP8; only its compilation of everything at start is off.
     os.environ.setdefault("SGLANG_JIT_DEEPGEMM_PRECOMPILE", "0")

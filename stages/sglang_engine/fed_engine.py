@@ -1,4 +1,4 @@
-"""An engine in which another stage gives the input row of every decode step."""
+"""Provides an engine that gets the input row of every decode step from another stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stages.sglang_engine.engine import Engine, Generation
 
 
 class FedEngine(Engine):
-    """An engine whose requests decode only when they have been fed; one that has not been fed sits out meanwhile.
+    """An engine whose requests decode only when they have been fed; the other requests wait, and the batch goes on.
 
     Args:
         arguments: Those of `Engine`.
@@ -30,7 +30,7 @@ class FedEngine(Engine):
 
     @property
     def must_step(self) -> bool:
-        """Whether there is something to do other than decoding what has been fed."""
+        """Whether there is work other than decoding the requests that have been fed."""
         scheduler = self._scheduler
         return bool(self._leaving or scheduler.waiting_queue or scheduler.chunked_req is not None)
 
@@ -70,7 +70,7 @@ class FedEngine(Engine):
 
     def _prepare(self, batch: Any) -> None:
         if batch.forward_mode.is_extend():
-            # A request that lost its memory when it was about to decode is computed again, with the row it was fed.
+            # A request that lost its memory when it was about to decode is computed again, with the row that it got.
             given = {req.rid: self._live[req.rid].generation.rows.generated for req in batch.reqs}
             late = [req for req in batch.reqs if len(given[req.rid]) < len(req.output_ids)]
             if late:
@@ -85,7 +85,7 @@ class FedEngine(Engine):
         parts = []
         for req in reqs:
             self._leaving.discard(req.rid)
-            # A request that was not fed is being aborted, and its result is dropped.
+            # A request in this batch that was not fed is being aborted, and its result is dropped.
             parts.append(self._rows.pop(req.rid, (nothing, self._model.next_rows[0])))
         rows = torch.stack([sent for sent, _ in parts]).to(self._device, self._dtype)
         rows = rows + torch.stack([own for _, own in parts])

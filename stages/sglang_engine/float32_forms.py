@@ -1,4 +1,4 @@
-"""Torch forms of operations that SGLang computes on a GPU with kernels that have no float32.
+"""Provides torch forms of operations that SGLang computes on a GPU with kernels that do not support float32.
 
 Its RMSNorm libraries are compiled for float16 and bfloat16 only. Its Triton kernel for experts rounds float32 to
 float16, in which large values become infinite. A captured step runs these forms too: they read nothing back to the
@@ -18,7 +18,7 @@ from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 from torch import nn
 from torch.nn import functional
 
-# Most bytes of intermediate results at a time, since every expert computes every token.
+# Maximum bytes of intermediate results at a time, which are large because every expert computes every token.
 _CHUNK_BYTES = 256 * 1024**2
 
 

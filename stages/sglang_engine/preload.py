@@ -8,8 +8,8 @@ from stages.sglang_engine import environment
 
 environment.prepare()
 
-# By name, since nothing here uses them. The model registry imports our model definitions. The other modules would be
-# imported only when a scheduler is built.
+# The modules are imported by name, since no code here uses them. The model registry imports our model definitions. The
+# other modules would be imported only when a scheduler is built.
 for _module in (
     "sglang.srt.managers.scheduler",
     "sglang.srt.models.registry",

@@ -1,7 +1,7 @@
-"""A prompt's data besides token ids (embedding rows from encoders, M-RoPE positions), cut to prefill chunks.
+"""Cuts a prompt's data besides token ids (embedding rows from encoders, M-RoPE positions) to prefill chunks.
 
 SGLang prefills any stretch of a sequence: the rest after a prefix-cache hit, one chunk of a long prompt, or, after it
-had to take KV memory back, the prompt together with the generated tokens. `gather` serves all of these.
+had to take KV memory back, the prompt together with the generated tokens. `gather` serves all these cases.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rotary position embedding with interleaved M-RoPE sections, for positions that may be fractional.
+"""Computes rotary position embeddings with interleaved M-RoPE sections, for positions that may be fractional.
 
 SGLang looks angles up in a table by integer position. The reference computes them from float32 positions, which are
 fractional for clips at some frame rates, so angles are computed here too: once for each forward pass, for all layers.
@@ -18,7 +18,7 @@ class InterleavedAngles(nn.Module):
     Args:
         head_dim: Width of an attention head.
         theta: Base of the frequencies.
-        sections: How many frequencies belong to time, height and width. Frequency i is height's if i % 3 == 1 and
+        sections: Numbers of frequencies for time, height and width. Frequency i is height's if i % 3 == 1 and
             i < 3·sections[1], width's if i % 3 == 2 and i < 3·sections[2], else time's.
     """
 
@@ -32,8 +32,8 @@ class InterleavedAngles(nn.Module):
         axis = torch.zeros(half, dtype=torch.int64, device="cpu")
         axis[1 : 3 * sections[1] : 3] = 1
         axis[2 : 3 * sections[2] : 3] = 2
-        # Computed on the CPU, so that they are the same numbers everywhere, then moved to the device on which the model
-        # is built, because SGLang never moves it later.
+        # Compute on the CPU, so that the numbers are the same everywhere, then move them to the device on which the
+        # model is built, because SGLang never moves them later.
         device = torch.get_default_device()
         self.register_buffer("inverse", (1.0 / (theta**exponent)).to(device), persistent=False)
         self.register_buffer("axis", axis.to(device), persistent=False)

@@ -1,4 +1,4 @@
-"""The sampler of both language-model stages: the reference's logit processors, repeatable by seed in any batch.
+"""Samples for both language-model stages: the reference's logit processors, repeatable by seed in any batch.
 
 SGLang's own sampler differs from the reference in ways that users notice: its repetition penalty leaves the prompt out,
 a seed excludes min_p and has no CPU kernel, and unseeded rows share one generator with their neighbours. This sampler
@@ -22,7 +22,7 @@ class SamplingState:
     """One request's sampling parameters, and the picks the engine has not collected yet.
 
     Args:
-        params: What the client asked for.
+        params: The client's sampling parameters.
         prompt_ids: Ids that the repetition penalty counts besides the output, int64 [n]; empty for the talker.
         output_ids: The engine's growing list of generated ids.
         eos_ids: Ids that `min_tokens` forbids.

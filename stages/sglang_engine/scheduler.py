@@ -1,4 +1,4 @@
-"""SGLang's scheduler, with calls in this process in place of its sockets to other SGLang processes."""
+"""Runs SGLang's scheduler, with calls in this process in place of its sockets to other SGLang processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of conversations that the tests of single stages use."""
+"""Lists the conversations that the tests of single stages use."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""The reference model, and the stages under test on its checkpoint."""
+"""Provides the reference model, and the stages under test on its checkpoint."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -42,7 +42,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["", "cuda habits"])
 def habits(request: pytest.FixtureRequest) -> Iterator[bool]:
-    """Whether engines that are built under it treat memory as on a GPU; a module's tests run both ways."""
+    """Whether the tests' engines treat memory as on a GPU; a module with this fixture runs both ways."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(cuda_habits.VARIABLE, str(int(request.param)))
         yield request.param
@@ -85,7 +85,7 @@ def voice_context(checkpoints: Callable[[str], Path]) -> Any:
     options_of = {"code_predictor": CodePredictorOptions, "code2wav": Code2WavOptions}
 
     def context(checkpoint: str, name: str, **options: Any) -> StageContext:
-        if name == "code2wav":  # batches are what can go wrong, and a CPU makes none by default
+        if name == "code2wav":  # batches can go wrong, and a CPU makes no batches by default
             options = {"max_batch": 32, **options}
         chosen = options_of[name](**{"dtype": DTYPE, **options})
         return StageContext(name, str(checkpoints(checkpoint)), DEVICE, chosen, frozenset({name}), scratch="")

@@ -1,4 +1,4 @@
-"""Conversations of every kind, as a request to our stages and as the reference's inputs."""
+"""Makes conversations of every kind, as a request to our stages and as the reference's inputs."""
 
 import io
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The plan's figures for a stage on a checkpoint, for comparison with the stage."""
+"""Computes the plan's figures for a stage on a checkpoint, for comparison with the stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def weight_bytes(path: Path, stage: str) -> int:
 
 
 def needs(path: Path, stage: str, options: Any) -> Needs:
-    """The stage's other needs if everything runs on one CPU."""
+    """Planned needs of a stage besides its weights, if everything runs on one CPU."""
     assert QWEN3_OMNI.checkpoint is not None
     tell = QWEN3_OMNI.stage(stage).needs
     assert tell is not None

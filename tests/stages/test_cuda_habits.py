@@ -1,4 +1,4 @@
-"""The switch is read when something is built, and an invalid value is an error."""
+"""The switch of the CUDA habits follows its environment variable, and an invalid value is an error."""
 
 from __future__ import annotations
 

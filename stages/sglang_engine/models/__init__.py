@@ -1,4 +1,4 @@
-"""Model definitions for SGLang's external model registry; each names its class in ``EntryClass``.
+"""Contains model definitions for SGLang's external model registry; each module names its class in ``EntryClass``.
 
-`omni_decoder` has what the thinker and the talker share. How SGLang runs them belongs in the folder above.
+`omni_decoder` has the code that the thinker and the talker share. Running the models belongs in the folder above.
 """

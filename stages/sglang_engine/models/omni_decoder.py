@@ -1,7 +1,7 @@
-"""The base of thinker and talker as SGLang models: a Qwen3-MoE decoder whose inputs include rows and positions.
+"""Defines the base of thinker and talker as SGLang models: a Qwen3-MoE decoder with rows and positions as inputs.
 
-The engine sets `prefill` before each prefill batch. The data of a request that decoding needs is in tables at fixed
-addresses, indexed by the request's KV-pool slot, so that a captured decode graph can read them.
+The engine sets `prefill` before each prefill batch. The request data that decoding needs is in tables at fixed
+addresses, indexed by the request's KV-pool slot, so that a captured decode graph can read the tables.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class OmniDecoder(Qwen3MoeForCausalLM):
 
     Args:
         text: The decoder's config.
-        deepstack_layers: Deepstack rows are added after each of this many first layers.
+        deepstack_layers: Number of first layers after each of which deepstack rows are added.
         layer_type: Class of a decoder layer.
 
     Attributes:
         tables: Names of the tensors that decoding reads or writes besides weights and KV cache.
-        stored: How the checkpoint's weights are quantised, if the model is built for plain weights.
+        stored: The quantisation of the checkpoint's weights, if the model is built for plain weights.
         recorded: The recording that decodes without Python, if there is one.
         prefill: The extras of the batch about to run; None while decoding.
         position_deltas: float32 [KV-pool slots]; position minus index of generated tokens.
@@ -153,6 +153,6 @@ class OmniDecoder(Qwen3MoeForCausalLM):
 
 
 def stored_quantization(config: Any, part: str) -> Quantization | None:
-    """How the checkpoint's weights are quantised, if the engine has the model built for plain weights."""
+    """The quantisation of the checkpoint's weights, if the engine has the model built for plain weights."""
     said = getattr(config, STORED, None)
     return quantization.read({"quantization_config": said}, part) if said else None

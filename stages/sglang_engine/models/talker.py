@@ -1,4 +1,4 @@
-"""Qwen3-Omni's talker as an SGLang model: a decoder whose input and output are codec frames, one row at a time.
+"""Defines Qwen3-Omni's talker as an SGLang model: a decoder that reads and writes codec frames, one row at a time.
 
 Its input rows are more than embeddings of its own tokens: a prompt row is projected from the thinker, and a frame's row
 is the sum of sixteen codec embeddings and a row of text. The engine puts each decode step's rows into `next_rows`.
@@ -30,7 +30,7 @@ _RENAMED = {
 class TalkerExperts(Qwen3MoeSparseMoeBlock):
     """Routed experts, and one shared gated expert that every token passes through.
 
-    SGLang's own block of this kind (Qwen2-MoE) adds the two in a Triton kernel, which a CPU cannot run.
+    SGLang's own block of this kind (Qwen2-MoE) adds both results in a Triton kernel, which a CPU cannot run.
     """
 
     def __init__(self, layer_id: int, config: Any, quant_config: Any = None, prefix: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Qwen3-Omni's thinker as an SGLang model: its text decoder, which gets encoder rows and deepstack from other stages.
+"""Defines Qwen3-Omni's thinker as an SGLang model: a text decoder that gets media rows from other stages.
 
 SGLang's own definition of this model includes both encoders and gets media through its tokenizer manager. Here the
 encoders are separate stages. What remains is SGLang's Qwen3-MoE decoder with four changes: the angles of the rotary

@@ -32,7 +32,7 @@ TYPES = [torch.float32, torch.bfloat16]
 
 @pytest.fixture(scope="module")
 def config(data: Path) -> dict[str, Any]:
-    """The 30B model's widths, with fewer layers and codes, since these hold no activations."""
+    """The 30B model's widths, with fewer layers and codes, which do not change the activations."""
     large: dict[str, Any] = json.loads((data / "qwen3_omni_30b/config.json").read_text())
     large["thinker_config"]["vision_config"] |= {"depth": 1, "deepstack_visual_indexes": [0]}
     large["thinker_config"]["audio_config"] |= {"encoder_layers": 1, "num_hidden_layers": 1}
@@ -55,7 +55,7 @@ def situation(config: Mapping[str, Any], chosen: Any, dtype: torch.dtype = torch
 def peak(work: Callable[[], object]) -> int:
     """Peak of allocated bytes while `work` runs, less those allocated before."""
     with torch.inference_mode():
-        work()  # allocates what is allocated only once
+        work()  # makes the allocations that happen only once
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             work()
     assert profiler.profiler is not None

@@ -58,7 +58,7 @@ def test_weights_are_the_published_78_9_gb_less_what_hugging_face_computes_with(
 ) -> None:
     """The model card's minimum for a 15 s clip holds the weights and 8 to 9 GB of that clip's activations.
 
-    From 15 to 30 and to 60 s it grows by 0.64 GB a second, so a clip of length zero would need 69.3 GB.
+    From 15 to 30 and to 60 s the minimum grows by 0.64 GB a second, so a clip of length zero would need 69.3 GB.
     """
     weights = sum(holding.weights for holding in holdings(planned(model, checkpoint, "1xH200-141GB")).values())
     no_clip = 78.9e9 - 15 * (107.7e9 - 78.9e9) / 45
@@ -98,7 +98,7 @@ def test_the_peers_single_gpu_placements_fit_ours_too(gpu: str, model: str, chec
 
 
 def test_a_checkpoint_of_half_the_weights_leaves_the_rest_to_the_caches(model: str, checkpoint: Checkpoint) -> None:
-    """FP8 as the peers serve it: thinker and talker, not the predictor."""
+    """The checkpoint is in FP8 as the peers serve it: thinker and talker, not the predictor."""
     quantised = Checkpoint(
         checkpoint.path,
         checkpoint.config,

@@ -84,7 +84,7 @@ def test_fp8_halves_the_linear_layers_of_thinker_and_talker_and_nothing_else(lar
     scales = [size for name, (_, size, _) in quantised.items() if name not in plain]
     assert len(scales) == len(halved)
     assert sum(scales) < 0.001 * sum(size for _, size, _ in plain.values())
-    # 30.5 B parameters in the experts and projections of both: half of their bytes are saved.
+    # The experts and projections of thinker and talker have 30.5 B parameters: half of their bytes are saved.
     saved = sum(size for _, size, _ in plain.values()) - sum(size for _, size, _ in quantised.values())
     assert saved == pytest.approx(sum(plain[name][1] for name in halved) / 2, rel=0.001)
 

@@ -1,4 +1,4 @@
-"""Fixtures of the decoders' tests."""
+"""Provides the fixtures of the decoders' tests."""
 
 from collections.abc import Callable
 

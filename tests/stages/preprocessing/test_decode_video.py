@@ -91,7 +91,7 @@ def test_the_same_frames_are_taken_as_by_the_reference(
             multiple=2,
         )
         expected = reference.sample_frames(metadata, fps=fps, max_frames=most).tolist()
-        assert taken == [index for index in expected if index < total]  # rounding may give it one index past the end
+        assert taken == [index for index in expected if index < total]  # the reference may round past the end
 
 
 def test_of_a_single_frame_that_frame_is_taken() -> None:

@@ -90,6 +90,6 @@ def test_rows_of_a_sound_follow_the_reference(frames: int, rows: int) -> None:
 
 @pytest.mark.parametrize("step", [float("inf"), 1e38, float("nan")])
 def test_positions_that_are_no_numbers_go_no_further(step: float) -> None:
-    """Attention's results for such positions would stay in the prefix cache, for every prompt that begins alike."""
+    """Results for such positions would stay in the prefix cache, and harm every prompt with the same beginning."""
     with numpy.errstate(all="ignore"), pytest.raises(OmniError, match="too large for float32"):
         mrope_positions([5, 3], [MediumRows("video", (4, 2, 2), seconds_per_step=step)], 25.0)

@@ -43,7 +43,7 @@ class Obedient:
             begin(index)
             match bytes(medium.data.buffer()):
                 case b"crash":
-                    faulthandler.disable()  # it would print to the whole terminal
+                    faulthandler.disable()  # the handler would print to the terminal
                     os.kill(os.getpid(), signal.SIGSEGV)
                 case b"noise":
                     os.write(1, b"noise")

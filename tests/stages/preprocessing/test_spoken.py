@@ -60,7 +60,7 @@ def test_rows_and_positions_equal_the_references(
 
     heard = torch.cat([ids[user], torch.full((ASSISTANT_ROWS,), config.tts_pad_token_id)])[None]
     image, video = (torch.tensor(prompt.grids[kind]) if prompt.grids[kind] else None for kind in ("image", "video"))
-    expected = thinker.get_rope_index(  # the talker's own is the same function, but is not told about sound in clips
+    expected = thinker.get_rope_index(  # the talker has the same function, but without data on sound in clips
         heard, image, video, torch.ones_like(heard), False,
         torch.tensor(prompt.mel_frames), torch.tensor(prompt.seconds_per_step),
     )[0][:, 0].numpy()  # fmt: skip

@@ -1,4 +1,4 @@
-"""Our options become SGLang's server arguments: which are allowed, and how much of a GPU an engine requests."""
+"""Our options become SGLang's server arguments; forbidden ones are refused, and a GPU's share is as planned."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def arguments(**changed: Any) -> Any:
     ("static", "free", "fraction"),
     [
         (40, 80, 0.52),  # alone on its GPU
-        (40, 60, 0.6933),  # others use 20 GiB: a larger fraction of the rest
+        (40, 60, 0.6933),  # others use 20 GiB: a larger fraction of the free memory
         (10, 20, 0.58),
-        (60, 62, 0.98),  # never all of it
+        (60, 62, 0.98),  # never all of the free memory
     ],
 )
 def test_fraction_is_of_what_is_free_when_the_engine_starts(static: int, free: int, fraction: float) -> None:
@@ -71,7 +71,7 @@ def test_fraction_is_of_what_is_free_when_the_engine_starts(static: int, free: i
 
 @pytest.mark.parametrize(("static", "free"), [(40, 80), (40, 60), (10, 20)])
 def test_cache_that_sglang_makes_of_it_is_the_planned_one_or_a_little_larger(static: int, free: int) -> None:
-    """SGLang: cache = free after loading - free before loading · (1 - fraction)."""
+    """SGLang computes: cache = free after loading - free before loading · (1 - fraction)."""
     weights = static // 2
     fraction = static_fraction(static * GIB, free * GIB, 80 * GIB, bounded=False)
     cache = (free - weights) - free * (1 - fraction)

@@ -34,7 +34,7 @@ def engine(tiny_checkpoint: Path) -> Iterator[Engine]:
 
 
 class Compared:
-    """Both computes and repeats each batch, and notes its size and the largest difference of a logit."""
+    """Decodes each batch with and without the recording, and notes its size and the largest difference of a logit."""
 
     def __init__(self, engine: Engine) -> None:
         self.seen: list[tuple[int, float]] = []
@@ -58,7 +58,7 @@ def compared(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Compared:
 
 
 def generate(engine: Engine, lengths: dict[int, int]) -> None:
-    """Answer prompts of some lengths all at once, each with the given number of tokens."""
+    """Answer prompts all at once; `lengths` maps each prompt's length to the number of tokens of its answer."""
     for prompt, tokens in lengths.items():
         ids = torch.randint(2, 2000, (prompt,), generator=torch.Generator().manual_seed(prompt))
         rows = PromptRows(ids=ids, positions=None, delta=0.0)

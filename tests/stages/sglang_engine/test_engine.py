@@ -76,7 +76,7 @@ def generation(name: str, ids: torch.Tensor, logprobs: int | None = None, **samp
 
 
 def drain(engine: Engine) -> dict[str, list[Event]]:
-    """Step until nothing is left; the events of each request."""
+    """Step until no work is left. Returns the events of each request."""
     events: dict[str, list[Event]] = {}
     while engine.has_work:
         for event in engine.step():
@@ -117,7 +117,7 @@ def test_all_at_once_in_more_than_the_memory_holds(
 
 
 def test_answers_survive_the_loss_of_their_memory(engine: Engine) -> None:
-    """This includes prompts with media, whose rows are needed again, and whose states go to the talker."""
+    """The prompts contain pictures: their rows are needed again for a second prefill, their states for the talker."""
 
     def requests(pictures: int) -> list[Generation]:
         return [with_picture(f"p{index}", index, pictures, engine.hidden_size) for index in range(8)]
@@ -135,7 +135,7 @@ def test_answers_survive_the_loss_of_their_memory(engine: Engine) -> None:
 
 
 def with_picture(name: str, seed: int, picture: int, width: int) -> Generation:
-    """A prompt of 40 to 47 rows, ten of a picture, with a long answer; another `picture` differs only for the cache."""
+    """A prompt of 40 to 47 rows, ten of a picture, with a long answer; `picture` changes only the cache ids."""
     random = torch.Generator().manual_seed(seed)
     prompt = torch.randint(2, 2000, (40 + seed,), generator=random)
     media = torch.arange(5, 15)
@@ -170,7 +170,7 @@ def test_norms_and_experts_write_into_their_inputs_as_on_a_gpu(engine: Engine, h
 def test_batches_are_padded_as_on_a_gpu(
     engine: Engine, habits: bool, prompts: list[torch.Tensor], truths: list[Greedy]
 ) -> None:
-    """Only with the habits, under which SGLang's own runner fills a graph's buffers."""
+    """Batches are padded only with the habits on: then SGLang's own runner fills a graph's buffers."""
     if not habits:
         pytest.skip("one recording serves all sizes")
     graphs = engine._scheduler.tp_worker.model_runner.decode_cuda_graph_runner
@@ -183,7 +183,7 @@ def test_batches_are_padded_as_on_a_gpu(
             for event in engine.step():
                 answers.setdefault(event.request_id, []).append(event)
             padded.add((graphs.raw_bs, graphs.bs))
-            # Padding's results are garbage, so that reading them would be noticed.
+            # The results of padding rows are garbage, so a test would notice if they were read.
             assert graphs.buffers.next_token_logits_buffer[graphs.raw_bs : graphs.bs].isnan().all()
         for index in some:
             assert ids(answers.pop(f"{index}")) == truths[index].ids
@@ -355,7 +355,7 @@ def test_weights_and_cache_take_what_the_plan_says(engine: Engine, tiny_checkpoi
 def test_tables_are_made_by_the_first_step_and_stay_where_they_are(
     engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]
 ) -> None:
-    """As on a GPU, where SGLang captures decode steps before the engine exists."""
+    """This order is that of a GPU, where SGLang captures decode steps before the engine exists."""
     model = engine.model
     recorded, table = model.recorded, model.position_deltas
     model.recorded, model.position_deltas = None, torch.zeros(0)

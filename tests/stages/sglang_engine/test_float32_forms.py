@@ -1,4 +1,4 @@
-"""The experts of a float32 engine on a GPU, in torch, compute the same sums as the others, and read nothing back."""
+"""The torch experts for float32 on a GPU compute the same sums as the CPU's experts, and read nothing back."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_rows_that_fill_a_captured_step_up_disturb_no_other() -> None:
 
 
 def test_nothing_depends_on_values() -> None:
-    """Tensors on ``meta`` have no values, so code that reads one fails, as it would in a capture."""
+    """Tensors on ``meta`` have no values, so code that reads a value fails, as it would in a capture."""
     method, layer, work = batch(5)
     layer = SimpleNamespace(w13_weight=layer.w13_weight.to("meta"), w2_weight=layer.w2_weight.to("meta"))
     weights, experts, _ = work.topk_output

@@ -25,7 +25,7 @@ with arch.override_jit_cuda_arch(9, 0):
 def test_sglang_compiles_a_kernel_for_hopper_without_an_installed_toolkit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This tests all from the generated build file to the loaded module, for which no GPU is needed."""
+    """The test covers all steps from the generated build file to the loaded module; they need no GPU."""
     monkeypatch.setattr(cuda_toolkit, "USUAL", tmp_path / "no-cuda")
     bare = {name: value for name, value in os.environ.items() if name not in ("CUDA_HOME", "CUDA_PATH")}
     bare |= {"PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path)}
