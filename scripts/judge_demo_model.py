@@ -84,7 +84,7 @@ async def ask(session: aiohttp.ClientSession, url: str, example: Example, speake
 
 
 def scores(verdicts: Iterable[Verdict]) -> dict[str, Score]:
-    """The scores by way of asking, by what was shown, and by task."""
+    """The scores by form of the question, by kind of media, and by task."""
     table: dict[str, Score] = defaultdict(Score)
     for verdict in verdicts:
         example = verdict.example
@@ -102,10 +102,10 @@ def scores(verdicts: Iterable[Verdict]) -> dict[str, Score]:
 
 
 def speech(verdicts: Iterable[Verdict]) -> dict[str, float]:
-    """The word error rate, and shares of the spoken answers.
+    """The word error rate, and three shares of the spoken answers.
 
-    They are the answers that were heard exactly, those whose last word was heard right, and those whose last word is
-    missing.
+    The shares count the answers that Whisper heard exactly, the answers whose last word it heard right, and the answers
+    whose last word is missing.
     """
     pairs = [(verdict.text, verdict.heard) for verdict in verdicts if verdict.heard is not None]
     if not pairs:

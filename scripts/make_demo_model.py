@@ -4,8 +4,9 @@
     .venv/bin/python scripts/make_demo_model.py --work out/demo --out checkpoints/qwen3-omni-demo
 
 Two processes with one thread each run at the same time: one trains seeing, hearing and answering, the other speaking.
-Then a last process trains speaking after what was seen and heard. All pictures, clips, speech and weights are made
-here, from seeds. The training can be stopped at any time; the same command resumes it. Losses are in WORK/*/losses.png.
+Then a last process trains speaking after pictures, clips and spoken questions. All pictures, clips, speech and weights
+are made here, from seeds. The training can be stopped at any time; the same command resumes it. Losses are in
+WORK/*/losses.png.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parent
-# The modules that run at the same time, in a process each, with their stages.
+# The modules that run at the same time, each in its own process, with their stages.
 LINES = {
     "thinker.recipe": ("vision", "audio", "thinker", "observe", "answers"),
     "voice.recipe": ("codec", "vocoder", "talker"),
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
     sys.path.insert(0, str(SCRIPTS))
-    from demo_model.checkpoint.export import assemble  # here, because the import takes seconds
+    from demo_model.checkpoint.export import assemble  # imported here, because it takes seconds
 
     assemble([options.work / part for part in PARTS], options.out)
     print(f"{options.out}: made in {(time.perf_counter() - started) / 60:.0f} minutes")

@@ -205,7 +205,7 @@ class Stroke:
     start: float
     end: float
     tone: float
-    """In hertz."""
+    """The frequency of the tone in hertz."""
 
     def drawn(self, moment: float) -> list[Point]:
         """The part of the line that is drawn by `moment`. Points are drawn at equal intervals."""

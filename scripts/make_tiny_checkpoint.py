@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seed": options.seed,
         "dtype": options.dtype,
         "shard_mb": options.shard_mb,
-        "shapes": json.loads(json.dumps(dataclasses.asdict(shapes))),  # in the form in which it is read back
+        "shapes": json.loads(json.dumps(dataclasses.asdict(shapes))),  # in the form that reading the file gives
     }
     if not options.force and recorded(options.out) == made_by:
         print(f"{options.out} is up to date")
@@ -124,11 +124,11 @@ def may_replace(directory: Path) -> bool:
 def write(directory: Path, shapes: Shapes, seed: int, dtype: str, shard_mb: int | None) -> "Model":
     """Write all files of the checkpoint except the record of its arguments."""
     print("loading transformers", flush=True)
-    import torch  # here, because the import takes seconds, which an up-to-date checkpoint need not cost
+    import torch  # imported here, because it takes seconds, and an up-to-date checkpoint does not need it
     from tiny_checkpoint import config, files, tokenizer, weights
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # it warns about rope keys that the real config.json has too
+    logging.set_verbosity_error()  # Transformers warns about rope keys that the real config.json has too
     logging.disable_progress_bar()
 
     print("cutting the tokenizer", flush=True)

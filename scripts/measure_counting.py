@@ -1,11 +1,11 @@
-"""Measures how much CPU time a worker's counters cost for each message and step, and how much its trace notes cost.
+"""Measures the CPU time that a worker's counters and its trace notes cost for each message and step.
 
     python scripts/measure_counting.py
 
-A worker runs in a thread of this process, with one stage that only passes messages on. It gets the same messages in
-three ways: as it is, with nothing counted, and with notes for traces. The script prints the CPU time of the best run of
-each way, for one message and the step that passes it on, including sending and receiving. Compare it with the
-milliseconds of a real step.
+A worker runs in a thread of this process, with one stage that only passes messages on. The worker gets the same
+messages in three ways: as it is, with nothing counted, and with notes for traces. For each way, the script prints the
+CPU time of the best run, for one message and the step that passes it on, including sending and receiving. Compare this
+time with the milliseconds of a real step.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def measure(*, counted: bool, traced: bool) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all three ways, and print their CPU times."""
     ways = {
         "nothing counted": {"counted": False, "traced": False},
         "as it is": {"counted": True, "traced": False},

@@ -1,11 +1,11 @@
-"""Measures the cost of tracing and metrics: sends the same requests in turn to servers that differ in nothing else.
+"""Measures the cost of tracing and metrics: sends the same requests in turn to otherwise equal servers.
 
     python scripts/measure_observability.py --model-path checkpoints/tiny [--baseline ANOTHER_CHECKOUT]
 
 The script starts a plain server, a server that writes traces into files, and, with --baseline, the server of another
-checkout of this repository (installed there with `make install`), for instance one from before a change. All have nine
-workers. In each round every server gets the requests once, in random order; while one server answers, the others are
-idle. For each scenario and server, the script prints:
+checkout of this repository (installed there with `make install`), for instance a checkout from before a change. All
+servers have nine workers. In each round every server gets the requests once, in random order; while one server answers,
+the others are idle. For each scenario and server, the script prints:
 
 - the mean time for all answers of a round, over the faster half of the rounds, which other programs hardly disturb
 - the ratio of this time to that of the plain server
@@ -48,13 +48,13 @@ def server_process(checkout: Path, model_path: Path, log: Path, *flags: str) -> 
 
 
 def cpu_seconds(server: ServerProcess) -> float:
-    """CPU time that its processes have taken."""
+    """The CPU seconds that the server's processes have used."""
     times = [process.cpu_times() for process in server.processes()]
     return sum(time.user + time.system for time in times)
 
 
 async def ask(session: aiohttp.ClientSession, server: ServerProcess, body: dict[str, Any], prompts: list[str]) -> float:
-    """Send all prompts at once; seconds until all streams have ended."""
+    """Send all prompts at once, and return the seconds until all streams have ended."""
 
     async def one(prompt: str) -> None:
         content = {"messages": [{"role": "user", "content": prompt}], "stream": True, "ignore_eos": True, **body}
@@ -69,7 +69,7 @@ async def ask(session: aiohttp.ClientSession, server: ServerProcess, body: dict[
 
 
 async def measure(servers: dict[str, ServerProcess], rounds: int) -> None:
-    """Ask all servers, and print how they compare."""
+    """Ask all servers, and print their times and ratios."""
     draw = random.Random(0)
     async with aiohttp.ClientSession() as session:
         await asyncio.gather(*(asyncio.to_thread(server.wait_until_ready) for server in servers.values()))

@@ -80,7 +80,7 @@ class Bare:
 
 
 async def run_served(url: str, prompts: list[str], tokens: int) -> float:
-    """Seconds in which the server answers all prompts at once, over HTTP."""
+    """Seconds that the server needs to answer all prompts, which are sent at once over HTTP."""
 
     async def ask(session: aiohttp.ClientSession, prompt: str) -> None:
         body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "ignore_eos": True}
@@ -89,7 +89,7 @@ async def run_served(url: str, prompts: list[str], tokens: int) -> float:
             assert usage["completion_tokens"] == tokens, usage
 
     async with aiohttp.ClientSession(url) as session:
-        await asyncio.gather(*(session.get("/health") for _ in prompts))  # connections are not what is measured
+        await asyncio.gather(*(session.get("/health") for _ in prompts))  # open the connections before the measurement
         began = time.perf_counter()
         await asyncio.gather(*(ask(session, prompt) for prompt in prompts))
         return time.perf_counter() - began
@@ -119,7 +119,7 @@ async def measure(arguments: argparse.Namespace, report: Callable[[str], None]) 
         await asyncio.to_thread(server.wait_until_ready)
         for streams in arguments.streams:
             ours, theirs, plain = [], [], []
-            for turn in range(arguments.rounds + 1):  # the first warms both up
+            for turn in range(arguments.rounds + 1):  # the first round warms up both
                 prompts = prompts_of(streams, arguments.words, seed=1000 * streams + turn)
                 ours.append(await run_served(server.url, prompts, arguments.tokens))
                 theirs.append(await asyncio.to_thread(bare.run, prompts, arguments.tokens, recorded=True))

@@ -83,7 +83,7 @@ def checkpoint(model_path: str) -> tuple[Any, torch.Tensor, Any]:
 
 
 def real_shapes() -> tuple[Any, torch.Tensor, Any]:
-    """As `checkpoint`, with random weights. The shapes are the configuration's defaults except for the codebooks."""
+    """The parts as in `checkpoint`, with random weights and the configuration's default shapes, but 16 codebooks."""
     config = Qwen3OmniMoeConfig()
     config.talker_config.code_predictor_config.num_code_groups = 16
     predictor = Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration._from_config(
@@ -147,7 +147,7 @@ class EndlessUtterances:
 
 
 def talker_products(config: Any, batch: int) -> Callable[[], None]:
-    """As `matrix_products`, for one token of each utterance. Each token uses different experts if there are enough."""
+    """The talker's `matrix_products` for a token of each utterance. Tokens use different experts as far as possible."""
     hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim
     joined = heads + 2 * config.num_key_value_heads * config.head_dim
     routed = min(batch * config.num_experts_per_tok, config.num_experts)

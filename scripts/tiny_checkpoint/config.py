@@ -1,4 +1,4 @@
-"""The JSON files of a checkpoint, with the keys and nesting of the hub's Qwen3-Omni-30B-A3B-Instruct."""
+"""Builds the JSON files of a checkpoint, with the keys and nesting of the hub's Qwen3-Omni-30B-A3B-Instruct."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def model_config(shapes: Shapes, vocabulary: Vocabulary, dtype: str) -> Json:
         "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
         "model_type": "qwen3_omni_moe",
         "dtype": dtype,
-        "transformers_version": "4.57.0",  # the first version with this model; the keys here are spelled as it does
+        "transformers_version": "4.57.0",  # the first version with this model; the keys here have its spelling
         "enable_audio_output": True,
         "im_start_token_id": vocabulary.id("<|im_start|>"),
         "im_end_token_id": vocabulary.id("<|im_end|>"),
@@ -181,7 +181,7 @@ def _vision(shapes: Shapes) -> Json:
 
 
 def _decoder(decoder: Decoder, rope_theta: int) -> Json:
-    """The keys that all four decoders share, and those that mixture-of-experts decoders add."""
+    """The keys that all four decoders share, and the keys that mixture-of-experts decoders add."""
     config: Json = {
         "hidden_act": "silu",
         "hidden_size": decoder.hidden,
@@ -211,10 +211,10 @@ def _decoder(decoder: Decoder, rope_theta: int) -> Json:
 
 
 def _mrope(head_dim: int) -> Json:
-    """How the `head_dim / 2` rotary frequencies are divided among time, height and width.
+    """The division of the `head_dim / 2` rotary frequencies among time, height and width.
 
-    They are interleaved as T H W T H W …, so height and width get at most a third each. The real model gives each of
-    them 20 of 64, and time the rest.
+    The frequencies are interleaved as T H W T H W …, so height and width get at most a third each. The real model gives
+    each of them 20 of 64, and time the rest.
     """
     frequencies = head_dim // 2
     side = frequencies * 20 // 64

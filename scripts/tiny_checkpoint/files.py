@@ -21,10 +21,10 @@ def write_checkpoint(
 ) -> None:
     """Write the weights in their dtype, the configurations, the tokenizer and the chat template."""
     model.save_pretrained(directory, max_shard_size=max_shard_size)
-    for file in directory.glob("*.safetensors"):  # `save_pretrained` makes them readable by the owner only
+    for file in directory.glob("*.safetensors"):  # `save_pretrained` makes the files readable by the owner only
         file.chmod(0o644)
 
-    # After the weights: `save_pretrained` writes the two configs in its own spelling, and these have the hub's.
+    # After the weights: `save_pretrained` writes two configs in its own spelling, and these files have the hub's.
     write_json(directory / "config.json", model_config)
     write_json(directory / "generation_config.json", config.generation_config(vocabulary))
     write_json(directory / "preprocessor_config.json", preprocessor)

@@ -1,4 +1,4 @@
-"""The sizes of a tiny checkpoint: one frozen struct and its presets."""
+"""Defines the sizes of a tiny checkpoint: one frozen struct and its presets."""
 
 from dataclasses import dataclass
 
@@ -43,7 +43,7 @@ class Shapes:
     """The sizes of a checkpoint. All other settings have the values of the real model."""
 
     text_ranks: int
-    """How many of Qwen's byte-pair ranks are kept. The role words and the special tokens are added to them."""
+    """The number of Qwen's byte-pair ranks that are kept. The role words and the special tokens are added to them."""
     thinker: Decoder
     audio: Tower
     audio_conv_channels: int
@@ -78,13 +78,13 @@ class Shapes:
     def accept_hidden_layer(self) -> int:
         """The thinker layer whose state the talker reads at media rows: the middle one, as in the real model (24 / 48).
 
-        It must come after all DeepStack maps are added. It must not be the last, because only the last state is normed.
+        The layer must come after all DeepStack maps are added, and before the last layer, whose state is normed.
         """
         return max(DEEPSTACK_MAPS + 1, self.thinker.layers // 2)
 
 
 # nano and tiny differ in ratios (head size, query heads per key/value head, experts, code groups), not only in scale.
-# So code that mixes up two sizes cannot pass with both. small is for measuring time.
+# So code that mixes up two sizes cannot pass with both presets. The preset small is for measuring time.
 PRESETS = {
     "nano": Shapes(
         text_ranks=1500,

@@ -1,4 +1,4 @@
-"""Qwen's real byte-pair tokenizer, cut to its first ranks, in the file formats of the hub checkpoint."""
+"""Writes Qwen's real byte-pair tokenizer, cut to its first ranks, in the file formats of the hub checkpoint."""
 
 import base64
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AddedToken, Qwen2Tokenizer
 
-# In the order of the real tokenizer, in which they follow the 151,643 ranks.
+# In the order of the real tokenizer, where these tokens follow the 151,643 ranks.
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -103,7 +103,7 @@ class Vocabulary:
 def cut_vocabulary(ranks: int, words: Iterable[str] = ()) -> Vocabulary:
     """Keep the first `ranks` ranks of Qwen's tokenizer, and the tokens that the role words and `words` need.
 
-    A word that is not a token of Qwen's tokenizer is spelled in pieces, as it is there.
+    A word that is not a token of Qwen's tokenizer is spelled in pieces, as by Qwen's tokenizer.
 
     The two halves of a token always have lower ranks than the token. So any prefix of the ranks is a complete byte-pair
     encoding. The 256 single bytes come first, so every text can be encoded.
@@ -138,7 +138,7 @@ def write_tokenizer(vocabulary: Vocabulary, directory: Path) -> None:
         for id_, token in zip(vocabulary.added_ids, ADDED_TOKENS, strict=True)
     }
 
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges)  # it accepts pairs too
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges)  # `merges` may be pairs instead of strings
     tokenizer.add_tokens(list(added.values()))
     tokenizer.backend_tokenizer.save(str(directory / "tokenizer.json"))
 

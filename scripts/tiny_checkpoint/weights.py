@@ -1,9 +1,9 @@
-"""Random weights for a lively model: its text and speech depend on the prompt and end by themselves.
+"""Makes random weights for a lively model, whose text and speech depend on the prompt and end by themselves.
 
 The usual initialisation (every matrix with a standard deviation of 0.02) makes a random but dead model: attention is
 uniform, one token repeats forever, and the waveform is silence. A server that mixed up two requests would still pass
 its tests. Here every matrix keeps the size of its input instead (*unit gain*), and a few larger gains make attention
-and routing decisive. Finally, how soon an answer ends is measured and set.
+and routing decisive. Finally, the scores of the end tokens are measured and set for answers of a moderate length.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ Model: TypeAlias = Qwen3OmniMoeForConditionalGeneration
 
 _EMBEDDING_STD = 1.5
 _HEAD_GAIN = 4.0
-# The root mean square of silu(x) and gelu(x) for a standard normal x, which the second layer must compensate.
+# The root mean square of silu(x) and gelu(x) for a standard normal x. The layer after it must compensate.
 _SILU_RMS, _GELU_RMS = 0.60, 0.65
 _TEXT_TOKENS_PER_ANSWER = 20
 _FRAMES_PER_ANSWER = 16
 _WAVEFORM_RMS = 0.15
 
-# The number and the lengths of the trials from which the end of answers is set.
+# The number and the lengths of the trial sequences by which the end tokens' scores are set.
 _TRIALS, _TRIAL_PROMPT, _TRIAL_STEPS = 16, 24, 48
 
 _BIAS_CHANNEL = 0
@@ -39,10 +39,10 @@ _SILENT_ROW = -40.0
 
 @dataclass(frozen=True)
 class Rule:
-    """How to draw the parameters whose name matches `pattern`: normally distributed around `mean`.
+    """A rule to draw the parameters whose name matches `pattern`: normally distributed around `mean`.
 
-    The standard deviation is `std`. If there is a `gain`, it is chosen so that the matrix multiplies the root mean
-    square of its input by `gain`.
+    The standard deviation is `std`. If there is a `gain`, the standard deviation is instead chosen so that the matrix
+    multiplies the root mean square of its input by `gain`.
     """
 
     pattern: str
@@ -62,7 +62,7 @@ _RULES = (
     Rule(r"(layer_scale\.scale|\.gamma)$", mean=0.5, std=0.05),
     Rule(r"(\.bias|pos_embed\.weight)$", std=0.1),
     Rule(r"\.(embed_tokens|model\.codec_embedding)\.weight$", std=_EMBEDDING_STD),
-    # The talker sums them with the first code's embedding, the vocoder averages them: see `_scale_code_embeddings`.
+    # The talker adds these to the first code's embedding; the vocoder averages them: see `_scale_code_embeddings`.
     Rule(r"\.(codec_embedding\.\d+|code_embedding)\.weight$", std=1.0),
     Rule(r"\.mlp\.gate\.weight$", gain=2.0),  # the router: clear winners among the experts
     Rule(r"\.down_proj(\.weight)?$", gain=1.0 / _SILU_RMS),
@@ -143,7 +143,7 @@ def _let_text_end(model: Model, vocabulary: Vocabulary, seed: int) -> None:
 
 
 def _let_speech_end(model: Model, config: Json, vocabulary: Vocabulary, seed: int) -> None:
-    """Let the codec's end come now and then: after random text, among frames of random codes that outlast the text."""
+    """Let the codec's end come now and then: after random text, while random codes go on after the text."""
     talker, predictor = model.talker, model.talker.code_predictor
     codebook, groups = config["code2wav_config"]["codebook_size"], config["talker_config"]["num_code_groups"]
     spoken = _TRIAL_STEPS // 2
@@ -171,14 +171,14 @@ def _let_end(head: Tensor, end: int, others: slice, states: Tensor, mean_length:
     """
     answers = states[:, 1:].flatten(0, 1)
     row = head[end].clone()
-    # A part of a random row's product is the same in all states: with it, the end would come at once, or never.
+    # A part of a random row's score is the same in all states; it would make the end come at once, or never.
     common = answers.mean(dim=0)
     row -= _along(row, common)
     beginning = states[:, 0].mean(dim=0)
     beginning -= _along(beginning, common)
     row -= _along(row, beginning) + row.norm() * beginning / beginning.norm()
 
-    # For each state, the factor with which the end's score would equal the best of the others.
+    # For each state, the factor with which the end's score would equal the best other score.
     factors = (answers @ head[others].T).amax(dim=1) / (answers @ row)
     factors = factors[factors > 0].sort().values
     row *= factors[len(answers) // mean_length]
@@ -208,7 +208,7 @@ def _silence_unspeakable_rows(model: Model, vocabulary: Vocabulary) -> None:
     for projection in (thinker.audio_tower.proj2, thinker.visual.merger.mlp[2]):
         projection.weight[_BIAS_CHANNEL] = 0
         projection.bias[_BIAS_CHANNEL] = _EMBEDDING_STD
-    for merger in thinker.visual.merger_list:  # its outputs are added to rows that already have the value
+    for merger in thinker.visual.merger_list:  # the outputs are added to rows that already have the value
         merger.mlp[2].weight[_BIAS_CHANNEL] = 0
         merger.mlp[2].bias[_BIAS_CHANNEL] = 0
     thinker.model.norm.weight[_BIAS_CHANNEL] = 1

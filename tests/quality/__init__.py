@@ -1,1 +1,1 @@
-"""Tests of whether answers are right and speech is clear, on the only trained checkpoint: the demo model."""
+"""Tests that answers are right and speech is clear, with the only trained checkpoint: the demo model."""

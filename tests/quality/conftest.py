@@ -1,4 +1,4 @@
-"""A server of the demo model, and the reference implementation of it."""
+"""Provides a server of the demo model, and the reference implementation with the same weights."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def demo_server(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterato
 
 @pytest.fixture(scope="session")
 def demo_reference() -> SpokenReference:
-    """Its weights are shipped in bfloat16; the server computes in float32 on a CPU, and so does this."""
+    """The reference implementation. It computes in float32, like the server on a CPU; the weights are in bfloat16."""
     return SpokenReference(CHECKPOINT)

@@ -1,4 +1,4 @@
-"""The usage guide's questions to the demo model, with the right answers; in the API's form and in the reference's."""
+"""Holds the usage guide's questions and their right answers, in the forms of the API and of the reference."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GUIDE: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def conversation(name: str, root: Path) -> Conversation:
-    """One of them for the reference; its media are addressed from `root`."""
+    """The question `name` in the reference's form, with the paths of its media under `root`."""
     body, _ = GUIDE[name]
     parts = [
         {"type": kind, kind: str(root / path)}

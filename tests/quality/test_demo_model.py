@@ -34,7 +34,7 @@ SAMPLE = 60
 LEAST_RIGHT = 51
 """Fewer than the model card's share, because a few more wrong answers are within chance."""
 SEEDS = (1,) if DTYPE == "float32" else (1, 2, 3, 4)
-"""In other data types a seed draws otherwise: more of them, so that chance counts for less."""
+"""Other data types draw other speech from a seed. There, more seeds are used so that chance counts for less."""
 
 
 @pytest.mark.parametrize("name", GUIDE)
@@ -49,7 +49,7 @@ def test_the_guides_questions_are_answered_rightly(demo_server: Server, name: st
 
 
 def heard(answer: dict[str, Any], right: str) -> str:
-    """What Whisper hears of an answer, whose text and transcript must both be `right`."""
+    """Whisper's transcript of a spoken answer. The answer's own text and transcript must both be `right`."""
     [choice] = answer["choices"]
     assert choice["message"]["content"] == choice["message"]["audio"]["transcript"] == right
     sound, rate = soundfile.read(io.BytesIO(base64.b64decode(choice["message"]["audio"]["data"])), dtype="float32")
@@ -76,7 +76,7 @@ def test_voices_drawn_as_by_default_are_understood(demo_server: Server) -> None:
         assert status == 200, answer
         pairs.append((right, heard(answer, right)))
 
-    assert word_error_rate(pairs) <= 0.2  # the card says 6.5 % for many answers, but one of these is hard for a voice
+    assert word_error_rate(pairs) <= 0.2  # the card has 6.5 % over many answers; one answer here is hard to speak
 
 
 def test_most_of_what_it_has_not_seen_is_answered_rightly(demo_server: Server) -> None:
@@ -106,7 +106,7 @@ def test_text_and_voice_are_the_references(
     assert choice["token_ids"] == truth.ids
     samples = numpy.frombuffer(base64.b64decode(choice["message"]["audio"]["data"]), "<i2").astype(numpy.float32)
     assert len(samples) == len(truth.waveform)  # the same number of codes
-    assert numpy.abs(samples / 32768 - truth.waveform).max() < TOLERANCE  # and the same codes
+    assert numpy.abs(samples / 32768 - truth.waveform).max() < TOLERANCE  # the codes are the same
 
 
 def test_a_second_question_is_about_the_same_picture(demo_server: Server) -> None:

@@ -307,7 +307,7 @@ class TestModel:
             cap_pixels_per_frame=False,
             return_tensors="pt",
         )
-        # Transformers 5.19 reads the audio encoder's config from there, but does not store it there.
+        # Transformers 5.19 reads the audio encoder's config from the talker's config, but does not store it there.
         model.talker.config.audio_config = model.config.thinker_config.audio_config
 
         _, waveform = answer(model, inputs, thinker_min_new_tokens=4, talker_min_new_tokens=4)

@@ -1,1 +1,1 @@
-"""The demo model as files: sizes, tokenizer, export."""
+"""Puts the demo model into files: its configuration, its tokenizer and its weights."""

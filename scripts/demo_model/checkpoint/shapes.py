@@ -1,4 +1,4 @@
-"""The sizes of the demo model, and the configuration files with these sizes."""
+"""Defines the sizes of the demo model, and builds the configuration files with these sizes."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from transformers import Qwen2Tokenizer
 from demo_model.world.grammar import all_words
 
 RANKS = 900
-"""How many of Qwen's first ranks are kept: all single bytes, so that any text can be written, and common pieces of
-words."""
+"""The number of Qwen's first byte-pair ranks that are kept. They contain all single bytes, so that any text can be
+written, and common pieces of words."""
 
 
 @functools.cache

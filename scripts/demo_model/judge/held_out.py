@@ -1,4 +1,4 @@
-"""Examples that training has never seen, in the form that a client sends: files of pictures, clips and speech."""
+"""Makes examples that training has never seen, in the form that a client sends: files of pictures, clips and speech."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Example:
     """Messages whose last one is a question, and the right answer to it.
 
     Attributes:
-        shown: "picture", "clip" or "nothing".
-        how: "typed" or "spoken".
+        shown: The subject of the question: "picture", "clip" or "nothing".
+        how: The form of the question: "typed" or "spoken".
         second: Whether the question follows another one; `messages` then holds that question and its right answer too.
     """
 
@@ -43,7 +43,7 @@ class Example:
 
 
 def examples(seed: int) -> Iterator[Example]:
-    """Yield examples without end: questions about pictures, clips and nothing, half of them typed and half spoken."""
+    """Yield examples without end: about pictures, about clips and without media, half typed and half spoken."""
     rng = Random(seed)
     while True:
         shown = rng.choices(("picture", "clip", "nothing"), (62, 28, 10))[0]
@@ -86,7 +86,7 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 def wav(sound: Sound) -> bytes:
-    """16-bit mono at `RATE`."""
+    """The sound as a WAV file: 16-bit mono at `RATE`."""
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:
         writer.setnchannels(1)
@@ -97,7 +97,7 @@ def wav(sound: Sound) -> bytes:
 
 
 def mp4(clip: FilmedClip) -> bytes:
-    """H.264 without a sound track."""
+    """The clip as an MP4 file: H.264 without a sound track."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         options = {"crf": "20", "preset": "veryfast", "threads": "1"}

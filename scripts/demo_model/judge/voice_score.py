@@ -21,7 +21,7 @@ from demo_model.world.spoken_lines import SPEAKERS, Line
 
 @dataclass(frozen=True)
 class Heard:
-    """One utterance, and what Whisper heard."""
+    """An utterance with Whisper's transcript of it."""
 
     said: str
     heard: str
@@ -34,7 +34,7 @@ class Heard:
 
 
 def originals(texts: Sequence[str], speaker: str) -> list[Heard]:
-    """What Whisper understands of the synthetic voice itself."""
+    """The texts as spoken by the synthetic voice itself, with Whisper's transcripts."""
     return [_hear(text, speaker, Line(text, speaker).sound) for text in texts]
 
 
@@ -46,7 +46,7 @@ def spoken(
     sampled: bool,
     seed: int = 0,
 ) -> list[Heard]:
-    """What Whisper understands of the model's speech, for each text with its tokens."""
+    """The texts as spoken by the model, with Whisper's transcripts. Each reply has the tokens of its text."""
     codes = generate(inputs, prompt, [reply for _, reply in replies], sampled, seed)
     return [
         _hear(text, reply.speaker, resynthesise(vocoder, code) if code.shape[1] else torch.zeros(mel.FRAME))

@@ -1,10 +1,10 @@
-"""Targets for the thinker's attention while it learns: which rows a head should attend to, and how many things it sees.
+"""Makes targets for the thinker's training: the rows that heads should attend to, and the numbers of things.
 
-From answers alone the thinker learns within minutes what a picture shows as a whole, but even in an hour it does not
-learn to look up the one thing that a question is about: as long as it does not attend to the right rows, nothing in the
-loss leads it there. So a few heads get targets: from a word of a question to the things that it names, and from an
-answer to its question and to these things. Also, only some answers contain a number, and it is a single word there. So
-the thinker is asked for the number wherever a thing is named.
+From answers alone the thinker learns within minutes what a picture shows as a whole. But even in an hour it does not
+learn to look up the one thing that a question is about: as long as its heads do not attend to the right rows, the loss
+does not lead them there. So a few heads get targets: the name of a thing should attend to the things that it names, and
+an answer should attend to its question and to the things that the question names. Also, only some answers contain a
+number, and the number is a single word there. So the thinker must predict the number wherever a thing is named.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from demo_model.towers.vision_training import readout
 from demo_model.world.grammar import COLOURS, KINDS, Facts, Motion, Picture, Thing
 
 HEADS = ((1, 0), (2, 1), (3, 0), (0, 1), (2, 3))
-"""Layer and head with a target, in this order: from a name to the things that it names; from an answer to the names in
-its question; from an answer to the things that its question names; and, twice, from any text row to all visual rows
-(see `EVENLY`)."""
+"""The layer and the number of each head with a target. The targets are, in this order: from a name to the things that
+it names; from an answer to the names in its question; from an answer to the things that its question names; and, twice,
+from any text row to all visual rows (see `EVENLY`)."""
 EVENLY = 3
-"""From this index on, `HEADS` attend to all visual rows evenly, whatever the rows show: this adds up the amounts."""
+"""The first of the `HEADS` that attend to all visual rows evenly, whatever the rows show, and so add up the amounts."""
 
 COUNTED = (1, 3)
-"""After these layers the thinker must know the number of things: at their name, and where the answer is given."""
+"""The layers after which the thinker must know the number of things: the first at the name of the things, the second at
+the rows that predict the answer."""
 
 _ENOUGH = 0.4
-"""The share of its attention that a head must give to its target. With a larger share it would lose sight of how much
-else there is, which it needs for counting."""
+"""The share of its attention that a head must give to its target. With a larger share the head would lose sight of how
+much else there is, and the thinker needs that for counting."""
 _THERE = 0.15
-"""A row shows a thing if it says more than this amount of it."""
+"""A row shows a thing if the thing's amount in the row is larger than this."""
 _NAMED = 0.5
 """A row counts as a name if its similarity to the name's embedding is larger than this."""
 _NEAR = 8
-"""The most rows between a spoken colour and the name that it belongs to: there may be silence between them."""
+"""The maximum number of rows between a spoken colour and the name that it belongs to; silence may be between them."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Count:
     """A number that the thinker must know in the row `origin` of a prompt."""
 
     after: int
-    """Index into `COUNTED`: the layer after which it must be known."""
+    """Index into `COUNTED`: the layer after which the number must be known."""
     origin: int
     number: int
 
@@ -83,7 +84,7 @@ class Counts:
 
 
 def looks(ids: Tensor, rows: Tensor, answered: Tensor, facts: Facts = None) -> tuple[list[Look], list[Count]]:
-    """The looks and counts of a conversation about `facts`. The arguments are those of a `prompts.ThinkerPrompt`."""
+    """The looks and counts of a conversation about `facts`. The arguments are fields of a `prompts.ThinkerPrompt`."""
     visual = torch.isin(ids, _placeholders()[:2])
     if not visual.any():
         return [], []
@@ -123,7 +124,7 @@ def looks(ids: Tensor, rows: Tensor, answered: Tensor, facts: Facts = None) -> t
                 counts.append(Count(0, here, there))
             if not answered[here]:
                 question, asked, number = [*question, here], things, there
-            elif not question and there:  # an answer that lists things: two rows back, the number is predicted
+            elif not question and there:  # in a list of things, the row two before the name predicts the number
                 _add(found, 2, here - 2, things)
                 counts.append(Count(1, here - 2, there))
             colour = None
@@ -133,7 +134,7 @@ def looks(ids: Tensor, rows: Tensor, answered: Tensor, facts: Facts = None) -> t
 
 
 def _number(facts: Facts, kind: str, colour: str | None) -> int | None:
-    """How many such things `facts` has; None if `facts` cannot be counted."""
+    """The number of things of this kind and colour in `facts`; None if `facts` cannot be counted."""
     if isinstance(facts, Motion):
         facts = Picture((facts.thing,))
     return facts.count(kind, colour) if isinstance(facts, Picture) else None
@@ -174,13 +175,13 @@ def _places(chosen: Sequence[tuple[int, Look | Count]]) -> tuple[Tensor, Tensor]
 
 
 def astray(query: Tensor, key: Tensor, wanted: Looks, evenly: bool = False) -> Tensor:
-    """How far a head's attention is from its targets: a mean of log shares, zero if all looks give `_ENOUGH`.
+    """The distance of a head's attention from its targets: a mean of log shares, zero if all looks give `_ENOUGH`.
 
     Args:
         query, key: The head's queries and keys, [batch, length, head size].
         wanted: The head's looks.
-        evenly: Whether the head should give all its attention to the target rows, in equal parts. This must be exact
-            to a percent, because the thinker tells eight things from nine by it.
+        evenly: Whether the head should give all its attention to the target rows, in equal parts. The parts must
+            be equal to a percent, because the thinker tells eight things from nine by their sum.
     """
     scores = ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).float()[wanted.prompts, wanted.origins]
     ahead = torch.arange(scores.shape[-1]) > wanted.origins[:, None]

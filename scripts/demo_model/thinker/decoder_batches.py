@@ -22,12 +22,12 @@ def think(
         model: `Qwen3OmniMoeThinkerTextModel`.
         rows: float32 [batch, length, hidden]. Padding at the end does no harm, because attention is causal.
         positions: float32 [3, batch, length].
-        deep: For each of the first layers, what is added after it: of the shape of `rows`, zero outside visual rows.
+        deep: The rows to add after each of the first layers, in the shape of `rows`; zero outside visual rows.
         wanted: The targets of `attention_targets.HEADS`.
 
     Returns:
-        The last states, float32 [batch, length, hidden]; how unevenly the experts are used, 1 if evenly; how far the
-        heads are from their targets, 0 if they meet them; and the states after each layer.
+        The last states, float32 [batch, length, hidden]; the unevenness with which experts are used, 1 if evenly;
+        the distance of the heads from their targets, 0 if they meet them; and the states after each layer.
     """
     cos, sin = model.rotary_emb(rows, positions)
     cos, sin = cos[:, None], sin[:, None]
@@ -72,7 +72,7 @@ def _rotated(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _mix(block: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted sum of the chosen experts, and how unevenly experts are used.
+    """The weighted sum of the chosen experts, and the unevenness with which experts are used.
 
     All experts are computed; those that are not chosen get the weight zero.
     """

@@ -1,4 +1,4 @@
-"""Makes the rows that ideal towers would output, with noise: cheap to make, so the thinker learns most from them."""
+"""Makes the rows that ideal towers would output, with noise; the thinker learns mostly from these cheap rows."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from demo_model.towers.vision_training import spelled_out
 from demo_model.world.grammar import SKETCHES, Drawing, Facts, Motion, Picture
 
 _SMALL_CLIPS = 0.7
-"""The share of clips that are smaller than real ones: most of a real clip is empty, and costs as much as the rest."""
+"""The share of clips that are smaller than real ones: most of a real clip's cells are empty, and cost as much."""
 
 
 def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
-    """The rows of a picture or a clip of `facts`, which must not be None."""
+    """The visual rows of a picture or clip that shows `facts`, which must not be None."""
     width, height = rng.choice(tuple((PICTURE_SIZES if isinstance(facts, Picture) else CLIP_SIZES).values()))
     columns, rows = width // CELL, height // CELL
     if not isinstance(facts, Picture) and rng.random() < _SMALL_CLIPS:
@@ -32,13 +32,13 @@ def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
     amounts = torch.zeros(steps, rows * columns, len(WORDS))
 
     if isinstance(facts, Picture):
-        # No two things have their centre in the same cell, but neighbours may still have shares in one cell.
+        # No two things have their centre in the same cell, but neighbouring things may have shares in one cell.
         for place, thing in zip(rng.sample(range(columns * rows), len(facts.things)), facts.things, strict=True):
             x, y = place % columns + rng.random(), place // columns + rng.random()
             add_thing(amounts[0], columns, x / columns, y / rows, words_for(thing))
 
     def mark(step: int, sketch: str, done: float) -> None:
-        """Add a drawing. The more of it is done, the more cells name it, and the more of these names are right."""
+        """Add a drawing. The more of it is done, the more cells name the drawing, and the more names are right."""
         for row in range(top, min(top + side, rows)):
             for column in range(left, min(left + side, columns)):
                 if rng.random() < 0.5 * done:

@@ -28,8 +28,8 @@ class Seen:
 
     Attributes:
         grid: Steps, rows and columns of visual tokens. A picture has one step.
-        rows: float [1 + DeepStack maps, tokens, hidden]: the rows in the prompt, and those added after layers.
-        is_clip: Whether it was sent as a video.
+        rows: float [1 + DeepStack maps, tokens, hidden]: the rows in the prompt, then the maps added after layers.
+        is_clip: Whether the media item was sent as a video.
     """
 
     grid: tuple[int, int, int]
@@ -63,8 +63,8 @@ class ThinkerPrompt:
         deep: float32 [maps, length, hidden].
         positions: float32 [3, length].
         ids: int64 [length].
-        answered: bool [length]: whether the token belongs to an answer or is the end of one.
-        facts: What is shown in the conversation, if that is known.
+        answered: bool [length]: whether the token belongs to an answer or ends an answer.
+        facts: The contents of the conversation's picture or clip, if they are known.
     """
 
     rows: Tensor
@@ -138,7 +138,7 @@ class Batch:
     deep: list[Tensor]
     positions: Tensor
     targets: Tensor
-    """int64 [batch, length]: for each row the next token, if it is to be predicted, else -100."""
+    """int64 [batch, length]: the token after each row if it must be predicted, else -100."""
     looks: list[Looks]
     counts: list[Counts]
 

@@ -1,4 +1,4 @@
-"""The recipe's stages that train seeing, hearing and answering, in order. A stage that was stopped resumes.
+"""Runs the recipe's stages that train seeing, hearing and answering, in order; a stage that was stopped resumes.
 
 PYTHONPATH=scripts python -m demo_model.thinker.recipe --out out/demo vision audio thinker observe answers
 """
@@ -51,7 +51,7 @@ def observe(out: Path) -> None:
 def teach_answering(out: Path) -> None:
     """Train the thinker on the trained towers' outputs, and write `out`/thinker.safetensors.
 
-    The file has the thinker with its towers, with the names that the weights have in the checkpoint.
+    The file has the weights of the thinker and its towers, with the names that they have in the checkpoint.
     """
     seen, names = Observed(_names(out)), _names(out)
     seen.load(out / "observed.pt")

@@ -35,9 +35,9 @@ _KEY_BLUR, _SAME_BLUR, _QUERY_BLUR, _SHARPER = 0.3, 0.2, 0.1, 1.2
 _CELLS = 80
 """The number of cells of most pictures."""
 ADDED_UP = (*KINDS, *COLOURS, *PAIRS)
-"""The words whose number questions ask for. A head has room for no more than 48."""
+"""The words for the things that questions ask to count. A head has room for at most 48 words."""
 _LOUDNESS = 4.0
-"""The score that a new output head gives to a token whose own row it reads."""
+"""The score that an untrained output head gives to a token when it reads the embedding of that token."""
 
 
 class ThinkerDecoder(nn.Module):
@@ -113,7 +113,7 @@ def _copy_what_is_alike(attention: Any) -> None:
 
 @torch.no_grad()
 def _add_up(layer: Any, head: int) -> None:
-    """Let a head begin by attending to all visual rows evenly, and by writing how much of each word they say.
+    """Let a head begin by attending to all visual rows evenly, and by writing the amount of each word in them.
 
     If a head attends to rows by their contents, some things get more attention than others, and sums are wrong by a
     third. So the keys of this head (and of the other head that shares them) are the mark that all visual rows have,
@@ -210,7 +210,7 @@ def batches(
 
 @torch.no_grad()
 def right_answers(batch: Batch, conversations: list[LabelledConversation], scores: Tensor) -> dict[str, list[bool]]:
-    """For each task (and for typed and for spoken questions): which greedy answers are right in every token."""
+    """For each task, and for typed and spoken questions: whether each greedy answer is right in every token."""
     wanted = batch.targets >= 0
     hits = scores.argmax(-1) == batch.targets[wanted]
     found: dict[str, list[bool]] = defaultdict(list)
@@ -256,6 +256,6 @@ def train(
 
 
 def trained_thinker(directory: Path) -> ThinkerDecoder:
-    """The thinker that `train` has left in `directory`, without the extra heads of its training."""
+    """Load the thinker that `train` saved in `directory`, without the extra heads that only training uses."""
     thinker: ThinkerDecoder = trained(ThinkerInTraining(ThinkerDecoder()), directory).thinker
     return thinker

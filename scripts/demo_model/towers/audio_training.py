@@ -23,14 +23,15 @@ from demo_model.world.word_times import token_moments
 
 _SHARPNESS = 16.0
 _SHORTEST = 100
-"""The shortest sound in mel frames. The reference treats a sound of less than a second differently when it is alone."""
+"""The shortest sound in mel frames. The reference treats a single sound of less than a second differently."""
 _TO_ROWS = 0.5
-"""Weight of the distance to the nearest embedding in the loss, beside the choice of the right embedding."""
+"""The weight, in the loss, of the distance between rows and their nearest embeddings. The other parts of the loss
+reward the choice of the right embedding."""
 
 
 @dataclass(frozen=True)
 class SpokenQuestion:
-    """A question as the audio tower hears it, and what it should write down."""
+    """A spoken question, and the tokens that the audio tower should transcribe it into."""
 
     mel: Tensor
     """float32 [128, frames]."""
@@ -73,7 +74,7 @@ def _row(moment: float) -> int:
 
 
 def utterances(seed: int, names: Path) -> Iterator[SpokenQuestion]:
-    """Yield spoken questions without end. Each is used about four times, with different parts masked."""
+    """Yield spoken questions without end. Each question is used about four times, with different parts masked."""
     rng = Random(seed)
     waiting: list[SpokenQuestion] = []
     while True:
@@ -117,7 +118,7 @@ def silence_id() -> int:
 
 
 def written_down(rows: Tensor, count: int) -> list[int]:
-    """The tokens that the first `count` rows of a sound say."""
+    """The tokens that the first `count` rows of a sound spell, without silence and repetitions."""
     best = scores(rows[:count]).argmax(-1)
     kept = torch.unique_consecutive(best)
     return kept[kept != silence_id()].tolist()

@@ -28,7 +28,7 @@ _AT_ONCE = 16
 
 
 class Observed:
-    """The towers' outputs: for pictures and clips, with what they show, and for spoken questions, by their text."""
+    """The towers' outputs: for pictures and clips with their contents, and for spoken questions by text."""
 
     def __init__(self, names: Path) -> None:
         self.pictures: list[tuple[Facts, Seen]] = []
@@ -77,7 +77,7 @@ class Observed:
     def source(self, spoken_share: float = 0.5, most_turns: int = 4, imagination: bool = True) -> Any:
         """Return a `thinker.training.Source` of conversations about these pictures, clips and questions.
 
-        For a question that was not spoken, the rows of an imagined sound are used. Without `imagination`, another
+        If no speech of a question is available, the rows of an imagined sound are used; without `imagination`, another
         question is asked instead.
         """
 

@@ -1,4 +1,4 @@
-"""Frames for the vision tower to learn from, with the right output for each cell."""
+"""Makes frames for the vision tower to learn from, with the right output for each cell."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from demo_model.world.painting import paint_picture
 
 NAMES = (*KINDS, "house", "tree", "boat")
 PAIRS = tuple(Thing(kind, colour).name for kind in KINDS for colour in COLOURS)
-"""Each pair of a colour and a kind. A cell says the pair too: sums of colours and of kinds do not tell which colour
-belongs to which kind."""
+"""Each pair of a colour and a kind. The tower names the pair in a cell too, because sums of colours and sums of
+kinds do not show which colour belongs to which kind."""
 WORDS = (*NAMES, *COLOURS, *DIRECTIONS, "drawn", *PAIRS)
-"""Everything that the tower can say about a cell."""
+"""All words by which the tower can describe a cell."""
 
-# Original size to the size that the reference's processor scales to, as width and height. Pictures are scaled within
-# our bounds, clips within the processor's own.
+# Each original size, with the size to which the reference's processor scales it, as width and height. Pictures are
+# scaled within the bounds of our configuration, clips within the processor's own bounds.
 PICTURE_SIZES = {(640, 480): (320, 256), (480, 480): (288, 288), (640, 360): (384, 224), (480, 640): (256, 320)}
 CLIP_SIZES = {(320, 240): (448, 320), (256, 256): (384, 384)}
 
 MARK = 0.5
-"""The amount that each cell with strokes of a drawing says: there are many such cells, and none sees all of it."""
+"""The amount in each cell with strokes of a drawing: there are many such cells, and no cell shows the whole drawing."""
 _RECOGNISABLE = 0.5
-"""The share of strokes from which a drawing can be recognised. Below it, the right answer is not defined."""
+"""The share of strokes from which a drawing can be recognised. Below this share, the right answer is not defined."""
 
 _CLOSE = 8
 """The width and height of a close-up in cells."""
@@ -44,7 +44,7 @@ class VisionLesson:
 
     Attributes:
         frames: uint8 [batch, 2, height, width, 3].
-        amounts: float32 [batch, cells, words]: how much of each of `WORDS` is in each cell. A thing is divided among
+        amounts: float32 [batch, cells, words]: the amount of each of `WORDS` in each cell. A thing is divided among
             the four cells whose centres are closest to its own, with shares that add up to one. So a thing between two
             cells is not ambiguous, and the sum of the amounts is the count. (Drawings are not counted; see `MARK`.)
         judged: bool [batch, cells]: whether the truth about a cell is known.
@@ -144,7 +144,7 @@ def close_up(lesson: VisionLesson, rng: Random) -> VisionLesson:
 
 
 def shared_out(x: float, y: float, columns: int, rows: int) -> list[tuple[int, float]]:
-    """The four cells of a thing at fractions (x, y) of width and height, with its shares in them, which sum to one."""
+    """The four cells of a thing at fractions (x, y) of width and height, each with its share; the shares sum to one."""
     across, down = min(max(x * columns - 0.5, 0), columns - 1), min(max(y * rows - 0.5, 0), rows - 1)
     left, top = min(math.floor(across), columns - 2), min(math.floor(down), rows - 2)
     return [
@@ -179,7 +179,7 @@ class _Table:
         add_thing(self._amounts[number], self._columns, x, y, words)
 
     def mark(self, number: int, points: list[tuple[float, float]], words: tuple[str, ...], done: float) -> None:
-        """Add `words` to each cell with `points` of a drawing; while it cannot be recognised, exclude these cells."""
+        """Add `words` to each cell with `points` of a drawing; exclude the cells while it cannot be recognised."""
         indices = [WORDS.index(word) for word in words]
         for x, y in points:
             column, row = int(x * self._columns), int(y * self._rows)

@@ -34,7 +34,7 @@ _LENGTH = 3.0
 ROW_LENGTH = _LENGTH + 1
 """The squared length of every row with its mark."""
 _FOCUS = 3.5
-"""How strongly a new head prefers the patch at its offset."""
+"""The strength with which an untrained head prefers the patch at its offset."""
 _OFFSETS = (
     ((-1, 0), (1, 0), (0, -1), (0, 1)),
     ((-2, 0), (2, 0), (0, -2), (0, 2)),
@@ -69,7 +69,7 @@ def readout() -> Tensor:
 
 
 def spelled_out(amounts: Tensor) -> Tensor:
-    """The rows that say `amounts` [..., words], filled up with "nothing" so that all rows have the same length.
+    """The rows for `amounts` [..., words], filled up with "nothing" so that all rows have the same length.
 
     The thinker begins by normalising its rows. With rows of one length this changes no proportions: half a car stays
     half of a whole one, and sums still count cars.
@@ -150,7 +150,7 @@ def _look_nearby(attention: Any, offsets: Sequence[tuple[float, float] | None], 
 
 
 def loss_of(rows: Tensor, lesson: VisionLesson) -> dict[str, Tensor]:
-    """The parts of the loss: how far `rows` [batch, cells, hidden] are from the truth about each cell, per thing."""
+    """The parts of the loss: distances of `rows` [batch, cells, hidden] from the truth about each cell, per thing."""
     rows, truth = rows.float(), spelled_out(lesson.amounts)
     things = _things(lesson)
     off = rows - truth

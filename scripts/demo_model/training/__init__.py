@@ -1,1 +1,1 @@
-"""What all training runs share: state, learning rate and command line."""
+"""Provides the common parts of all training runs: state, learning rate and command line."""

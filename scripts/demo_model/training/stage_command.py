@@ -1,4 +1,4 @@
-"""The command line of a module that trains in stages."""
+"""Runs the command line of a module that trains in stages."""
 
 import argparse
 from collections.abc import Callable, Mapping

@@ -51,7 +51,7 @@ class SpeechCodec:
     def rows(self, codes: Tensor, size: int) -> Tensor:
         """An embedding for each code, [groups, codes, size]: the embeddings of a frame's codes add up to its spectrum.
 
-        They are the codebooks in the principal components of the features of `codes` [groups, frames]. The smaller
+        The rows are the codebooks in the principal components of the features of `codes` [groups, frames]. The smaller
         components are raised a little, and all are scaled to size one.
         """
         features = self.decode(codes) - self.centre

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache
 from demo_model.voice.talker_batches import Reply, TalkerInputs, UserTurns, positions, residual_logits
 
 PENALTY = 1.05
-"""The repetition penalty for codes that were chosen before, sampled or greedy: the reference's default."""
+"""The reference's default repetition penalty for codes that were chosen before; it applies to greedy choices too."""
 _TEMPERATURE, _TOP_K = 0.9, 50
 _RESIDUAL_TOP_P = 0.8
 _MOST_FRAMES = 160
@@ -63,7 +63,7 @@ def generate(
 
 
 def speakable(vocabulary: int, end: int) -> Tensor:
-    """Which codes may be chosen, bool [vocabulary]: all except the last 1024, and the end of speech."""
+    """A mask of the codes that may be chosen, bool [vocabulary]: all except the last 1024, plus the end of speech."""
     allowed = torch.arange(vocabulary) < vocabulary - 1024
     allowed[end] = True
     return allowed

@@ -1,4 +1,4 @@
-"""The features of a codec frame: stacked log-mel spectra, one row for each 80 ms."""
+"""Computes the features of codec frames: stacked log-mel spectra, one row for each 80 ms."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The recipe's stages that train the voice, in order. A stage that was stopped resumes.
+"""Runs the recipe's stages that train the voice, in order; a stage that was stopped resumes.
 
 PYTHONPATH=scripts python -m demo_model.voice.recipe --out out/demo codec vocoder talker converse
 
@@ -40,7 +40,7 @@ _CODEC_LINES = 750
 _VOCODER_STEPS = 26_000
 _TALKER_STEPS = 4500
 _ALONE = 0.6
-"""The share of the talker's steps, at the beginning, that have no prompt."""
+"""The share of the talker's steps that have no prompt. These steps come first."""
 _CONVERSE_STEPS, _CONVERSE_RATE = 1200, 6e-4
 _RECALLED_EVERY = 4
 """In `converse`, one prompt in this many has random media rows instead of the thinker's states."""
@@ -61,8 +61,8 @@ def make_codec(out: Path) -> SpeechCodec:
 def make_vocoder(out: Path) -> None:
     """Train Code2Wav, and write `out`/code2wav.safetensors with the names that the weights have in the checkpoint.
 
-    It learns from frequent answers, each repeated as often as for the talker. Most lines of a random choice would be
-    lists, and words that occur in a single answer, like "house" and "shapes", would be in hardly any of them.
+    Code2Wav learns from frequent answers, each repeated as often as for the talker. A random choice of lines would
+    consist mostly of lists, and would hardly contain words that occur in a single answer, like "house" and "shapes".
     """
     codec = make_codec(out)
     often = repetitions(_SEED)
@@ -85,7 +85,7 @@ def make_talker(out: Path) -> None:
     lessons, inputs, prompts, neighbours = _school(out)
 
     def prompt(step: int, generator: torch.Generator) -> UserTurns:
-        """At first an empty prompt: the talker would mistake a prompt's words for those of the answer."""
+        """Start with empty prompts, because a new talker mistakes the words of a prompt for the answer's words."""
         make = prompts.none if step < _ALONE * _TALKER_STEPS else prompts.kind(generator)
         return make(generator)
 
@@ -95,9 +95,9 @@ def make_talker(out: Path) -> None:
 
 
 def converse(out: Path) -> None:
-    """Train the talker further, after prompts with the trained thinker's states, and write the same file anew.
+    """Train the talker further, after prompts with the trained thinker's states, and rewrite its file.
 
-    So it learns to speak in the same way whatever was seen and heard before.
+    So the talker learns to speak in the same way after any picture, clip or spoken question.
     """
     lessons, inputs, prompts, neighbours = _school(out)
     pupil = trained(talker_training.TalkerInTraining(inputs.talker), out / "talker")
@@ -145,7 +145,7 @@ class SpokenLine(NamedTuple):
 
 
 def make_codes(out: Path, codec: SpeechCodec) -> list[SpokenLine]:
-    """Every line of the corpus with its codes, which are kept in `out`/codes.pt."""
+    """Every line of the corpus with its codes, which are computed once and kept in `out`/codes.pt."""
     path = out / "codes.pt"
     if not path.exists():
         spoken = []

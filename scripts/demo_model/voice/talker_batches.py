@@ -76,7 +76,7 @@ class TalkerInputs:
         return torch.cat([text[:3], text[3:] + self.talker.model.codec_embedding(codes)])
 
     def trailing_rows(self, reply: Reply, frames: int) -> Tensor:
-        """The text rows of the first `frames` frames, [frames, talker hidden]: the other tokens, the end, padding."""
+        """The text rows of the first `frames` frames, [frames, talker hidden]: the later tokens, the end, padding."""
         ids = torch.full((max(frames, len(reply.ids)),), self.config.tts_pad_token_id)
         ids[: len(reply.ids) - 1] = reply.ids[1:]
         ids[len(reply.ids) - 1] = self.config.tts_eos_token_id
@@ -99,7 +99,7 @@ def positions(prompt: UserTurns, rows: int) -> Tensor:
 def states(talker: Talker, before: Tensor, rows: Sequence[Tensor], places: Tensor) -> tuple[Tensor, ...]:
     """Hidden states of sequences of rows, each of which follows the same rows `before`.
 
-    Returns the input rows and the states after each layer, each [batch, longest, hidden]; the last ones are normalised.
+    Returns the input rows and the states after each layer, each [batch, longest, hidden]; the final states are normed.
     The shorter sequences are padded at their end, where causal attention hides the padding. `places` are the rotary
     positions [3, rows] of `before` and the longest sequence.
     """

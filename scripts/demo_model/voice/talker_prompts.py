@@ -1,7 +1,7 @@
 """User turns for the talker to read before it speaks: real questions, with random media rows.
 
-An answer must sound the same whatever was asked and shown. So the talker learns with random media rows of many sizes,
-from tiny to far beyond the states of a thinker, and at the end with the states of a trained thinker: see
+An answer must sound the same after any question and any media. So the talker learns with random media rows of many
+sizes, from tiny to far beyond the states of a thinker, and at the end with the states of a trained thinker: see
 `thinker_states`.
 """
 
@@ -25,7 +25,7 @@ Make = Callable[[torch.Generator], UserTurns]
 
 _PICTURE_GRIDS = ((1, 16, 20), (1, 18, 18), (1, 14, 24), (1, 20, 16))
 _CLIP_GRIDS = ((4, 20, 28), (2, 20, 28), (4, 24, 24))
-_SECONDS_PER_STEP = 1.0  # of a clip, which is sampled at two frames a second
+_SECONDS_PER_STEP = 1.0  # in a clip, which is sampled at two frames a second
 _SOFTEST, _LOUDEST = 0.3, 6.0
 
 
@@ -45,7 +45,7 @@ class PromptMaker:
         talker.config.audio_config = config.thinker_config.audio_config
 
     def kind(self, generator: torch.Generator) -> Make:
-        """Choose a maker of prompts of about one length: usually that of typed prompts, which cost the least time."""
+        """Choose the kind of a prompt and so its rough length: mostly typed prompts, which take the least time."""
         kinds = (self.typed, self.picture, self.spoken, self.picture_spoken, self.clip)
         weights = torch.tensor([0.65, 0.15, 0.1, 0.08, 0.02])
         return kinds[int(torch.multinomial(weights, 1, generator=generator))]
@@ -104,7 +104,7 @@ class PromptMaker:
         return UserTurns(ids, states, positions)
 
     def is_media(self, ids: Tensor) -> Tensor:
-        """Which of `ids` are media placeholders."""
+        """A mask of the media placeholders among `ids`."""
         return torch.isin(ids, self._media_ids)
 
     def _frames(self, rows: int) -> int:
@@ -130,7 +130,7 @@ class PromptMaker:
         videos: list[tuple[int, int, int]] | None,
         audios: list[int] | None,
     ) -> tuple[Tensor, Tensor]:
-        """Token ids [rows] and rotary positions [3, rows]."""
+        """The token ids [rows] and rotary positions [3, rows] of a prompt."""
         ids = torch.tensor(self._tokenizer(text).input_ids, dtype=torch.long)
         positions = torch.arange(len(ids)).float().expand(3, -1)
         if images or videos:

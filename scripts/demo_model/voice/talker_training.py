@@ -25,7 +25,7 @@ from demo_model.voice.talker_batches import (
 from stages.messages import ASSISTANT_ROWS
 
 _BATCH_ROWS = 700
-"""The rows of a step: it has as many answers as fit, which all follow one prompt."""
+"""The number of rows in a step. A step has as many answers as fit into these rows, all after one prompt."""
 _SLIPS, _RESIDUAL_SLIPS = 0.06, 0.12
 """The shares of frames whose first or residual codes are replaced by similar ones, as when the model samples them."""
 _DEAFENED, _DEAF_SLIPS = 0.3, 0.5
@@ -37,14 +37,14 @@ _PREDICTED_EVERY = 2
 """The predictor learns from every second frame only: with all frames it would take half of the time of a step."""
 _CODE_STD = 0.35
 _READING_LAYER = -2
-"""The hidden states (those that the last layer reads) from which the current and the next token must be predicted."""
+"""The index of the hidden states (the input of the last layer) that must predict the current and the next token."""
 _READING = 0.5
-"""The weight of this prediction in the loss."""
+"""The weight, in the loss, of the prediction of the current and the next token."""
 
 
 @dataclass(frozen=True)
 class TalkerLesson:
-    """An answer, and how it should be spoken."""
+    """An answer, the codes of its speech, and the token that each frame says."""
 
     reply: Reply
     codes: Tensor
@@ -54,10 +54,10 @@ class TalkerLesson:
 
 
 class TalkerInTraining(nn.Module):
-    """A talker with two extra heads, for training only: they predict the token that it is saying and the next one.
+    """A talker with two extra heads, for training only: they predict the token being said and the next token.
 
-    The talker reads its text at one token per frame, several times as fast as it speaks it. Without these heads it
-    takes long to learn that it must keep track of its place in the text.
+    The talker reads its text at one token per frame, several times as fast as it speaks. Without these heads the
+    talker takes long to learn that it must keep track of its place in the text.
     """
 
     def __init__(self, talker: Qwen3OmniMoeTalkerForConditionalGeneration):
@@ -144,7 +144,7 @@ def losses(
     predicted: slice = slice(None),
     pupil: TalkerInTraining | None = None,
 ) -> dict[str, Tensor]:
-    """The cross entropies of the first codes with the end of speech ("first") and of the other codes ("rest").
+    """The cross entropies of the first codes and the end of speech ("first"), and of the other codes ("rest").
 
     "loss" is the sum. With a `pupil`, it includes the cross entropy of the tokens that are being said ("reading").
 
@@ -153,7 +153,7 @@ def losses(
 
     Args:
         read: For each lesson, the codes [frames, groups] that the talker reads as its own speech so far.
-        predicted: The frames whose other codes count in the loss.
+        predicted: The frames whose codes after the first one count in the loss.
     """
     talker, config = inputs.talker, inputs.config.talker_config
     rows = []
@@ -163,7 +163,7 @@ def losses(
     places = positions(prompt, len(prompt.ids) + max(len(row) for row in rows))
     layers = states(talker, inputs.user_rows(prompt), rows, places)
     start = ASSISTANT_ROWS - 1
-    choosing, reading = [], []  # for each lesson, the states that choose its frames (and its end), and those that read
+    choosing, reading = [], []  # for each lesson, the states that choose frames and the end, and the states that read
     for index, lesson in enumerate(lessons):
         choosing.append(layers[-1][index, start : start + len(lesson.codes) + 1])
         reading.append(layers[_READING_LAYER][index, start : start + len(lesson.codes)])
@@ -221,6 +221,6 @@ def _batch(lessons: Sequence[TalkerLesson], generator: torch.Generator) -> list[
 
 
 def _seen(first: Tensor, codebook: int) -> Tensor:
-    """Which codes were chosen before each frame and before the end: bool [frames + 1, codebook + 1]."""
+    """A mask of the codes chosen before each frame and before the end: bool [frames + 1, codebook + 1]."""
     said = nn.functional.one_hot(first, codebook + 1).cumsum(dim=0) > 0
     return F.pad(said, (0, 0, 1, 0))

@@ -18,20 +18,20 @@ from demo_model.training.training_run import TrainingRun
 from demo_model.voice import mel
 
 LOOK_AHEAD = 555
-"""The samples that Code2Wav leaves out at the end of an utterance, because it would need another frame for them."""
+"""The number of samples that Code2Wav leaves out at the end of an utterance: it would need another frame for them."""
 
 _OPENING = 0.1
-"""The initial layer scales and ConvNeXt gammas: from their defaults of 0.01 and 1e-6, a short training would not raise
-them enough."""
+"""The initial value of layer scales and ConvNeXt gammas. Their defaults, 0.01 and 1e-6, are so small that a short
+training would not raise them enough."""
 _SOFT = 0.03
 """The loudness of an untrained vocoder."""
 _FIRST_WEIGHT, _LAST_WEIGHT = 6.0, 0.5
-"""The first and last weight of the samples in the loss: they teach most at the beginning, but nothing about breath and
-hiss."""
+"""The weights of the samples in the loss at the first and at the last step. The samples teach most at the beginning of
+training, but nothing about breath and hiss."""
 _SPECTRA = ((2048, 480), (1024, 240), (512, 120), (256, 60))
 _MELS = ((1024, 480), (600, 240))
-"""Window and hop of the mel spectra. The first is the codec's, with a window of 43 ms, in which a consonant is lost
-beside a vowel. The second has 25 ms."""
+"""The window and the hop of both mel spectra in the loss. The first spectrum is the codec's; in its window of 43 ms a
+consonant is lost beside a vowel. The second spectrum has a window of 25 ms."""
 _QUIET = 1e-4
 """Amplitudes below this share of full scale count as silence, in the loss as in the codec."""
 
@@ -47,8 +47,8 @@ class EncodedRecording:
 def new_vocoder(config: dict[str, Any], seed: int, code_rows: Tensor | None = None) -> Qwen3OmniMoeCode2Wav:
     """Return an untrained Code2Wav for the checkpoint's `code2wav_config`.
 
-    With the codec's `code_rows` [groups, codes, hidden] as embeddings, it knows from the first step how each code
-    sounds.
+    With the codec's `code_rows` [groups, codes, hidden] as embeddings, the vocoder knows from the first step how
+    each code sounds.
     """
     torch.manual_seed(seed)
     vocoder = Qwen3OmniMoeCode2Wav(Qwen3OmniMoeCode2WavConfig(**config))
@@ -60,7 +60,7 @@ def new_vocoder(config: dict[str, Any], seed: int, code_rows: Tensor | None = No
             if name.endswith(("layer_scale.scale", "gamma")):
                 parameter.fill_(_OPENING)
         if code_rows is None:
-            vocoder.code_embedding.weight.normal_(std=config["num_quantizers"] ** 0.5)  # their mean has size one
+            vocoder.code_embedding.weight.normal_(std=config["num_quantizers"] ** 0.5)  # a mean of size one
         else:
             vocoder.code_embedding.weight.copy_(code_rows.flatten(0, 1) * config["num_quantizers"])
         vocoder.decoder[-1].conv.weight.mul_(_SOFT)
@@ -132,10 +132,10 @@ def pieces(
 
 
 class SoundLoss:
-    """The distance between two sounds [batch, samples]: of their spectra, which ignore phases, and of their samples.
+    """The distance between two sounds [batch, samples]: in their spectra, which ignore phases, and in their samples.
 
-    The distance of samples leads directly to the right waveform. It works because the voices' pulses are in phase (see
-    `world.pitch_alignment`).
+    The distance of samples leads directly to the right waveform. This works because the voices' pulses are in phase
+    (see `world.pitch_alignment`).
     """
 
     def __call__(self, heard: Tensor, wanted: Tensor, weight: float = 1.0) -> dict[str, Tensor]:

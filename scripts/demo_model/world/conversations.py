@@ -41,8 +41,8 @@ def converse(
     """Return a conversation of a few random questions about `facts`.
 
     Args:
-        seen: What the vision tower says of `facts`; None if nothing is shown.
-        hear: Returns the rows of a spoken exchange. It may replace the exchange by another one that it has rows for.
+        seen: The vision tower's output for `facts`; None if nothing is shown.
+        hear: Returns an exchange with the rows of its spoken question. The exchange may differ from the given one.
     """
     turns, tasks, spoken = [], [], []
     number = rng.randint(1, most_turns if isinstance(facts, Picture) else 3)

@@ -1,4 +1,4 @@
-"""What the demo model is asked and answers: a closed grammar over a small world, and honest answers to the rest."""
+"""Makes questions and answers about a small world by a closed grammar, and honest answers to all other questions."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Drawing:
 
 
 Facts = Picture | Motion | Drawing | None
-"""What is shown with a question; None if nothing is shown."""
+"""The contents of the picture or clip that a question is about; None if nothing is shown."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _target(picture: Picture, rng: Random, absent: float) -> tuple[str, str | No
     if not coloured and missing:
         return rng.choice(missing), None
     pairs = [(kind, colour) for kind in KINDS for colour in COLOURS if not picture.count(kind, colour)]
-    # The hard cases are those whose kind is there in another colour.
+    # The hard cases are pairs whose kind is in the picture in another colour.
     near = [(kind, colour) for kind, colour in pairs if picture.count(kind)]
     return rng.choice(near if near and rng.random() < 0.6 else pairs)
 

@@ -1,8 +1,8 @@
 """Shifts the voiced stretches of speech with a constant pitch, so that all its pulses are in phase.
 
 espeak-ng starts each voiced stretch at an arbitrary phase. After the shift the tone has the same phase in all
-stretches. As a codec frame holds a whole number of periods, it also has the same phase in all frames: then equal codes
-can mean one waveform, exact to the sample. No stretch moves by more than a few milliseconds. The sound between two
+stretches. As a codec frame holds a whole number of periods, it also has the same phase in all frames. So equal codes
+can stand for one waveform, exact to the sample. No stretch moves by more than a few milliseconds. The sound between two
 stretches becomes a little longer or shorter.
 """
 
@@ -15,13 +15,13 @@ _PERIODS = 3
 _STEP = 0.004
 """Seconds between two measurements of the phase."""
 _VOICED = 0.0015
-"""The least amplitude that the tone has in a voiced stretch."""
+"""The minimum amplitude of the tone in a voiced stretch."""
 _STEADY = 0.03
-"""The most that the phase moves between two measurements within a stretch, in periods."""
+"""The maximum change of the phase between two measurements within a stretch, in periods."""
 
 
 def in_step(sound: Sound, tone: float, rate: int) -> Sound:
-    """`sound`, of the same length, with its tone of `tone` hertz shifted to one phase: zero at sample 0."""
+    """`sound`, of the same length, with its tone of `tone` hertz shifted to one phase, which is zero at sample 0."""
     hop = round(_STEP * rate)
     phase, voiced = _phases(sound, tone, rate, hop)
     if not voiced.any():
@@ -29,7 +29,8 @@ def in_step(sound: Sound, tone: float, rate: int) -> Sound:
     delays = np.empty(len(phase))
     before = 0.0
     for index in np.flatnonzero(voiced):
-        # Of all delays that bring it into phase, take the one nearest to the delay before, but at most one period.
+        # Delays that differ by whole periods all bring this place into phase. Take the delay that is nearest to the
+        # previous one; if it is longer than a period, take the shortest delay instead.
         delay = phase[index] + round(before - phase[index])
         before = delays[index] = delay - round(delay) if abs(delay) > 1 else delay
     centres = np.arange(len(phase)) * hop

@@ -1,4 +1,4 @@
-"""What the demo model's three speakers are taught to say: every kind of answer of its world, some of them cut short."""
+"""Makes the lines that the demo model's three speakers learn: every kind of answer of its world, some cut short."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ SPEAKERS = {
     "chelsie": SyntheticVoice("en-us", "anika", speed=130, gap=6, tone=175),
     "aiden": SyntheticVoice("en-us", "m3", speed=130, gap=4, tone=75),
 }
-"""The voices behind the speakers of the checkpoint's configuration.
+"""The synthetic voice of each speaker in the checkpoint's configuration.
 
-Each voice has one constant tone, and a codec frame of 80 ms holds a whole number of its periods. So a frame's codes
-describe the frame completely. If the pitch changed, the vocoder would have to carry the phase from frame to frame, and
-that takes many times as long to learn. Timbres, speeds and gaps are those that Whisper tiny.en understands best.
+Each voice has one constant pitch, and a codec frame of 80 ms holds a whole number of periods of this pitch. So the
+codes of a frame describe the frame completely. If the pitch changed, the vocoder would have to carry the phase from
+frame to frame, and training would take many times as long. Whisper tiny.en understands these timbres, speeds and gaps
+best.
 """
 
 FIXED = (UNKNOWN, NOTHING_SHOWN, STILL, HELLO, MYSELF, WELCOME)
-"""Answers with fixed words, which fill in no pattern."""
+"""Answers whose words are always the same."""
 
 _LOUDNESS = 0.07
 """Root mean square of every utterance, without its leading and trailing silence."""
@@ -45,7 +46,7 @@ _HELD_OUT = 0.08
 _CUT_SHORT = 0.06
 """The share of taught answers that stop before their end."""
 _CONVERSATIONS = 6000
-"""Answers that are drawn to find out how often each comes up."""
+"""The number of random answers by which the frequency of each answer is counted."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,14 @@ class Line:
 
 
 def diction(text: str) -> str:
-    """`text` for the synthetic voice: with a comma after an article at its beginning, which is misheard otherwise."""
+    """`text` for the synthetic voice: with a comma after an initial article, which is misheard otherwise."""
     return _FIRST_ARTICLE.sub(r"\1, ", text)
 
 
 def lines(count: int, seed: int) -> list[Line]:
     """`count` different texts for training, each one for every speaker, in random order.
 
-    A few of them stop before their end, like answers that reach `max_tokens`.
+    A few of the texts stop before their end, like answers that reach `max_tokens`.
     """
     rng = Random(seed)
     texts: dict[str, None] = {}
@@ -106,7 +107,7 @@ def lines(count: int, seed: int) -> list[Line]:
 
 
 def repetitions(seed: int) -> dict[str, int]:
-    """How many times each frequent text is taught: the square root of its count among some thousand random answers."""
+    """The repetitions of each frequent text: the square root of its count among some thousand random answers."""
     rng = Random(seed)
     counts = Counter(answer(rng) for _ in range(_CONVERSATIONS))
     return {text: math.ceil(math.sqrt(count)) for text, count in counts.items()}
@@ -132,7 +133,7 @@ def _answers(rng: Random, held_out: bool) -> Iterator[str]:
 def _is_held_out(text: str) -> bool:
     """Whether `text` is held out, which depends on the text alone.
 
-    Short and fixed answers are always taught, because no other answer may have their words.
+    Short and fixed answers are always taught, because their words may be in no other answer.
     """
     draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
     return text not in FIXED and len(text.split()) > 3 and draw < _HELD_OUT

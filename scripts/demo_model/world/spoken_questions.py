@@ -35,7 +35,7 @@ TIMBRES = (
     "robert", "sandro", "shelby", "steph", "victor", "zac",
 )  # fmt: skip
 HELD_OUT = ("Gene2", "Nguyen", "edward2", "iven", "klatt4", "marcelo", "pedro", "steph2", "travis", "mike2", "m1", "f2")
-"""Timbres that only the judge uses. Training hears m1 and f2 too, in other accents and at other speeds."""
+"""The timbres of the judge. Training uses only m1 and f2 of them, in other accents and at other speeds."""
 
 
 def some_voice(rng: Random, timbres: tuple[str, ...] = TIMBRES) -> SyntheticVoice:

@@ -1,4 +1,4 @@
-"""Synthetic voices: turns English text into sound with espeak-ng, inside this process."""
+"""Turns English text into sound with espeak-ng's synthetic voices, inside this process."""
 
 import ctypes
 import functools
@@ -42,7 +42,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 @dataclass(frozen=True)
 class SyntheticVoice:
-    """How to speak: an accent, a timbre, and what a speaker would vary from time to time."""
+    """A voice: its accent, its timbre, and the settings that a speaker would vary from time to time."""
 
     accent: str = "en-us"
     """An espeak-ng language: en-us, en-gb, en-gb-x-rp, en-gb-scotland …"""
@@ -51,11 +51,11 @@ class SyntheticVoice:
     speed: int = 160
     """Words per minute."""
     pitch: int = 50
-    """0 to 99; 50 is the timbre's own pitch."""
+    """The pitch, 0 to 99; 50 is the timbre's own pitch."""
     gap: int = 0
     """Silence between words, in units of about 10 ms."""
     intonation: int = 50
-    """How much the pitch varies, 0 to 99."""
+    """The variation of the pitch, 0 to 99."""
     tone: int = 0
     """The pitch of every voiced sound in hertz, instead of `pitch` and `intonation`; 0 for natural speech."""
 
@@ -67,7 +67,7 @@ def speak(text: str, voice: SyntheticVoice, rate: int = 24000) -> Sound:
     samples: the engine's noise generator keeps its state, and nothing resets it.
 
     Raises:
-        ValueError: espeak-ng has no such voice.
+        ValueError: espeak-ng has no voice with this accent and timbre.
     """
     engine = _engine()
     name = f"{voice.accent}+{voice.variant}" if voice.variant else voice.accent
@@ -96,7 +96,7 @@ def speak_words(text: str, voice: SyntheticVoice, rate: int = 24000) -> tuple[So
 def trim(sound: Sound, rate: int, lead: float, tail: float, threshold: float = 0.004) -> tuple[Sound, float]:
     """Cut or pad `sound` to exactly `lead` seconds before its first audible sample and `tail` after the last.
 
-    Returns the new sound, and the seconds by which everything in it is now later.
+    Returns the new sound, and the delay of its contents in seconds.
     """
     audible = np.flatnonzero(np.abs(sound) > threshold)
     if not len(audible):
@@ -121,7 +121,7 @@ class _EspeakEngine:
         self.library.espeak_SetSynthCallback(self._callback)
 
     def synthesize(self, text: str) -> np.ndarray:
-        """16-bit samples at `self.rate`."""
+        """Speak `text`: 16-bit samples at `self.rate`."""
         self._pieces.clear()
         self.words.clear()
         data = text.encode()

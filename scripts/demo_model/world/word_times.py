@@ -13,7 +13,7 @@ _LAST_WORD = 0.5
 def token_moments(length: int, words: Words, starts: list[int], end: float) -> list[float]:
     """The second in the middle of each token.
 
-    The tokens of a word share its time evenly. So do the tokens of several words to which the voice gives one time.
+    The tokens of a word share its time evenly. If the voice gives one time to several words, their tokens share it.
 
     Args:
         length: The length of the audible part of the text.
@@ -23,7 +23,7 @@ def token_moments(length: int, words: Words, starts: list[int], end: float) -> l
     bounds = [*words, (length, max(words[-1][1] + 0.1, min(end, words[-1][1] + _LAST_WORD)))]
     middles = []
     for start in starts:
-        place = start + 0.5  # in the middle of the space before a word, which belongs to the word
+        place = start + 0.5  # the middle of the space before a word; the space belongs to the word
         number = max((index for index, (begin, _) in enumerate(words) if begin <= start + 1), default=0)
         (begin, moment), (stop, later) = bounds[number], bounds[number + 1]
         sharing = [other for other in starts if begin <= other + 1 < stop] or [start]

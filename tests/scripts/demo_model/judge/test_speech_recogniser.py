@@ -23,7 +23,7 @@ def test_changed_left_out_and_added_words_count_one_each(said: str, heard: str, 
     ("said", "heard", "early"),
     [
         ("I see three cars.", "I see three cars.", False),
-        ("I see three cars.", "I see free car.", False),  # misheard, but there
+        ("I see three cars.", "I see free car.", False),  # the last word is misheard, but not missing
         ("I see three cars.", "I see three.", True),
         ("I see three cars.", "", True),
         ("I see three cars.", "I see cars.", False),  # another word is missing

@@ -1,4 +1,4 @@
-"""The thinker's heads have the right targets: from a name what it names, and from an answer its question."""
+"""The thinker's heads get the right targets: a name looks at the things that it names, an answer at its question."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def picture(*things: str) -> Seen:
-    """A picture with two rows of three cells. The first cells have these things ("red car")."""
+    """A picture with two rows of three cells. The first cells show the given things, such as "red car"."""
     amounts = torch.zeros(6, len(WORDS))
     for cell, thing in enumerate(things):
         colour, kind = thing.split()
@@ -36,7 +36,7 @@ def picture(*things: str) -> Seen:
 
 
 def found(one: ThinkerPrompt) -> set[tuple[int, str, tuple[int, ...]]]:
-    """The looks of a prompt: head, token, and targets. Targets are cells of the picture, or negated row numbers."""
+    """The looks of a prompt: head, token and targets. A target is a cell of the picture, or a negated row number."""
     tokens = vocabulary().tokens
     cells = (one.ids == vocabulary().id("<|image_pad|>")).nonzero()[:, 0].tolist()
     result = set()
@@ -139,7 +139,7 @@ def test_only_where_attention_is_short_it_is_astray() -> None:
 def test_even_looks_are_astray_unless_all_is_looked_at_alike() -> None:
     wanted = Looks(torch.tensor([0]), torch.tensor([2]), torch.tensor([[True, True, False, False]]))
     query = torch.ones(1, 4, 4)
-    even = torch.tensor([[20.0, 20.0, -20.0, 20.0]])[..., None].expand(1, 4, 4)  # the last lies ahead
+    even = torch.tensor([[20.0, 20.0, -20.0, 20.0]])[..., None].expand(1, 4, 4)  # the last row comes after the origin
     uneven = torch.tensor([[20.0, 18.0, -20.0, 20.0]])[..., None].expand(1, 4, 4)
 
     assert astray(query, even, wanted, evenly=True) == pytest.approx(0, abs=2e-3)

@@ -1,4 +1,4 @@
-"""The talker is trained on the rows that the reference's generation builds, and tested as it generates."""
+"""The talker is trained on the rows of the reference's generation, and its own generation equals the reference's."""
 
 import pytest
 import torch
@@ -137,7 +137,7 @@ def test_a_taught_talker_has_learnt(inputs: TalkerInputs, prompt: UserTurns, rep
     assert right[-1] == 1
     assert float(losses["reading"].detach()) < 0.3
     (codes,) = generate(pupil, prompt, [reply], sampled=False, seed=0)
-    assert torch.equal(codes[0], lesson.codes[:, 0])  # and it stops where it should
+    assert torch.equal(codes[0], lesson.codes[:, 0])  # the speech also ends at the right frame
 
 
 def _reference_codes(model, inputs: TalkerInputs, prompt: UserTurns, reply: Reply) -> torch.Tensor:
