@@ -24,7 +24,7 @@ Model: TypeAlias = Qwen3OmniMoeForConditionalGeneration
 
 _EMBEDDING_STD = 1.5
 _HEAD_GAIN = 4.0
-# The root mean square of silu(x) and gelu(x) for a standard normal x. The layer after it must compensate.
+# The root mean square of silu(x) and gelu(x) for a standard normal x. The next layer's gain compensates for it.
 _SILU_RMS, _GELU_RMS = 0.60, 0.65
 _TEXT_TOKENS_PER_ANSWER = 20
 _FRAMES_PER_ANSWER = 16

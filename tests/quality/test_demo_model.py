@@ -32,7 +32,7 @@ TOLERANCE = EXACTNESS.samples + 0.5 / 32768  # of full scale; the second part is
 SAMPLE = 60
 """The number of held-out questions."""
 LEAST_RIGHT = 51
-"""Fewer than the model card's share, because a few more wrong answers are within chance."""
+"""The required number of right answers. It is below the model card's share, to allow for chance."""
 SEEDS = (1,) if DTYPE == "float32" else (1, 2, 3, 4)
 """Other data types draw other speech from a seed. There, more seeds are used so that chance counts for less."""
 

@@ -26,7 +26,7 @@ _FRAME_RATE = 25
 
 @dataclass(frozen=True)
 class Example:
-    """Messages whose last one is a question, and the right answer to it.
+    """Messages that end with a question, and the right answer to the question.
 
     Attributes:
         shown: The subject of the question: "picture", "clip" or "nothing".

@@ -67,7 +67,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Looks:
-    """All looks of one head in a batch: their prompts [looks], rows [looks] and targets, bool [looks, length]."""
+    """All looks of one head in a batch: their prompts [looks], origins [looks] and targets, bool [looks, length]."""
 
     prompts: Tensor
     origins: Tensor
@@ -76,7 +76,7 @@ class Looks:
 
 @dataclass(frozen=True)
 class Counts:
-    """All counts after one layer in a batch: their prompts, rows and numbers, each int64 [counts]."""
+    """All counts after one layer in a batch: their prompts, origins and numbers, each int64 [counts]."""
 
     prompts: Tensor
     origins: Tensor

@@ -26,7 +26,7 @@ def think(
         wanted: The targets of `attention_targets.HEADS`.
 
     Returns:
-        The last states, float32 [batch, length, hidden]; the unevenness with which experts are used, 1 if evenly;
+        The last states, float32 [batch, length, hidden]; the unevenness in the use of experts, 1 if all are used alike;
         the distance of the heads from their targets, 0 if they meet them; and the states after each layer.
     """
     cos, sin = model.rotary_emb(rows, positions)
@@ -72,7 +72,7 @@ def _rotated(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _mix(block: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted sum of the chosen experts, and the unevenness with which experts are used.
+    """The weighted sum of the chosen experts, and the unevenness in the use of experts.
 
     All experts are computed; those that are not chosen get the weight zero.
     """

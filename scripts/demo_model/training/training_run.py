@@ -21,7 +21,7 @@ _INNER = re.compile(r"(blocks|layers)\.\d+\.")
 class TrainingRun:
     """Trains a module with AdamW, and keeps its state in `directory`.
 
-    With `muon`, Muon trains the matrices inside a list of layers instead; it learns as much in half the steps.
+    With `muon`, Muon trains the matrices inside a list of layers instead; Muon learns as much in half the steps.
 
     The learning rate rises for `warmup` steps and then falls as a cosine, almost to zero at the last step. All random
     numbers of a step must come from `generator(step)`: then a resumed run draws the same numbers as one without a stop.

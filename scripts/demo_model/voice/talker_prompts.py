@@ -45,7 +45,7 @@ class PromptMaker:
         talker.config.audio_config = config.thinker_config.audio_config
 
     def kind(self, generator: torch.Generator) -> Make:
-        """Choose the kind of a prompt and so its rough length: mostly typed prompts, which take the least time."""
+        """Choose a method for prompts of about one length: mostly for typed prompts, which take the least time."""
         kinds = (self.typed, self.picture, self.spoken, self.picture_spoken, self.clip)
         weights = torch.tensor([0.65, 0.15, 0.1, 0.08, 0.02])
         return kinds[int(torch.multinomial(weights, 1, generator=generator))]

@@ -38,7 +38,7 @@ _QUIET = 1e-4
 
 @dataclass(frozen=True)
 class EncodedRecording:
-    """A recording [1920 × frames] and its codes [groups, frames]."""
+    """The samples of a recording [1920 × frames] and its codes [groups, frames]."""
 
     sound: Tensor
     codes: Tensor
@@ -91,7 +91,7 @@ def train(
     frames: int = 20,
     seed: int = 0,
 ) -> None:
-    """Train on pieces of `frames` frames. Two in five of them start at the beginning of an utterance, as in serving."""
+    """Train on pieces of `frames` frames. Two in five pieces start at the beginning of an utterance, as in serving."""
     loss = SoundLoss()
     fuse_snakes(vocoder)
     run = TrainingRun(directory, vocoder, steps, rate, seed=seed, warmup=40, save_every=100)

@@ -42,7 +42,8 @@ def converse(
 
     Args:
         seen: The vision tower's output for `facts`; None if nothing is shown.
-        hear: Returns an exchange with the rows of its spoken question. The exchange may differ from the given one.
+        hear: Returns an exchange with the rows of its spoken question: the given exchange, or another one if there are
+            no rows for the given one.
     """
     turns, tasks, spoken = [], [], []
     number = rng.randint(1, most_turns if isinstance(facts, Picture) else 3)

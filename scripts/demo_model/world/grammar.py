@@ -13,7 +13,7 @@ DIRECTIONS = ("left", "right", "up", "down")
 SKETCHES = ("house", "circle", "star")
 """The drawings that the pencil makes in clips."""
 DRAWABLE = (*SKETCHES, "car", "square", "triangle", "tree", "boat")
-"""The drawings that the clips could show. The tokenizer has the words for all of them."""
+"""All drawings that clips could show. Clips show only `SKETCHES`, but the tokenizer has the words for all drawings."""
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 UNKNOWN = "I only know cars and simple shapes."
@@ -143,7 +143,7 @@ def answer(rng: Random) -> str:
 
 
 def all_words() -> list[str]:
-    """Every word and punctuation mark of the world's texts, with the space before it if it has one there."""
+    """Every word and punctuation mark of the world's texts, including a preceding space if the texts have one."""
     found: Counter[str] = Counter()
     for text in _all_texts():
         for spelling in (text, text[0].lower() + text[1:]):

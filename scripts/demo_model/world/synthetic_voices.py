@@ -23,7 +23,7 @@ _NO_MORE_EVENTS, _WORD = 0, 1
 
 
 class _EspeakEvent(ctypes.Structure):
-    """espeak_EVENT. Text positions count characters from 1; audio positions are in milliseconds."""
+    """The struct espeak_EVENT. Text positions count characters from 1; audio positions are in milliseconds."""
 
     _fields_ = (
         ("kind", ctypes.c_int),

@@ -160,7 +160,7 @@ def test_a_new_thinker_adds_up_what_it_sees(names: Path) -> None:
     directions = attention.o_proj.weight[:, head * attention.head_dim : (head + 1) * attention.head_dim].clone()
     attention.o_proj.weight.zero_()
     attention.o_proj.weight[:, head * attention.head_dim : (head + 1) * attention.head_dim] = directions
-    for mixer in model.layers:  # so that nothing else is added
+    for mixer in model.layers:  # so that only the head under test adds to the rows
         mixer.mlp.experts.down_proj.zero_()
     for other in model.layers[1:]:
         other.self_attn.o_proj.weight.zero_()
