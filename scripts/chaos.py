@@ -1,4 +1,4 @@
-"""Kills or stops workers of a busy server at random, and reports what was sent, what came back and what was left.
+"""Kills or stops workers of a busy server at random, and reports ended requests, recovery times and leftovers.
 
     python scripts/chaos.py --model-path checkpoints/tiny --times 10
 
@@ -6,10 +6,10 @@ The script starts a server with nine workers (six with --text-only) on the loopb
 requests, it kills or stops one worker after the other at a random moment: each worker gets each signal --times times,
 in random order. The script checks these promises:
 
-- Every request ends, and every answer is the one given alone.
-- Errors come within --errors seconds after a kill, and within --silent-seconds more after a stop.
+- Every request ends, and every answer equals the one that the same request gets when it is alone.
+- Errors arrive within --errors seconds after a kill, and within --errors + --silent-seconds after a stop.
 - The service is healthy again within --recover seconds.
-- Nothing is left at the end.
+- At the end, the server leaves nothing behind.
 
 The exit code is 0 if all promises were kept, else 1.
 """
@@ -46,10 +46,10 @@ class Fault(Struct):
 
     Attributes:
         victim, signal: The process and the signal.
-        at: When the signal was sent, by `time.monotonic`.
+        at: The time at which the signal was sent, on the clock `time.monotonic`.
         died: The time from the signal to the end of the process.
         recovered: The time from that end until `/health` said ``ok``.
-        lost: The number of requests that ended with ``worker_lost`` because of it.
+        lost: The number of requests that ended with ``worker_lost`` because of the fault.
         last_error: The time from the signal to the last of these errors.
     """
 
@@ -67,9 +67,9 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", type=Path, required=True, help="a checkpoint")
     parser.add_argument("--text-only", action="store_true", help="serve and request text only")
-    parser.add_argument("--times", type=int, default=1, help="how often each worker gets each signal")
+    parser.add_argument("--times", type=int, default=1, help="number of times that each worker gets each signal")
     parser.add_argument("--minutes", type=float, default=math.inf, help="send no signals after this time")
-    parser.add_argument("--workers", nargs="+", help=f"what to hit; may include '{FORK_SERVER}' (default: all workers)")
+    parser.add_argument("--workers", nargs="+", help=f"targets; may include '{FORK_SERVER}' (default: all workers)")
     parser.add_argument("--signals", nargs="+", choices=["KILL", "STOP"], default=["KILL", "STOP"])
     parser.add_argument("--clients", type=int, default=8, help="number of requests at a time")
     parser.add_argument("--of-each", type=int, default=3, help="number of different requests of each kind")
@@ -116,7 +116,7 @@ async def break_workers(service: Service, session: aiohttp.ClientSession, argume
 
 
 def plan(arguments: argparse.Namespace, draw: random.Random) -> list[tuple[str, signal.Signals]]:
-    """Which process gets which signal, in random order. In each round, every process gets one signal."""
+    """The pairs of process and signal, in random order. In each round, every process gets one signal."""
     names = QWEN3_OMNI.text_stages if arguments.text_only else QWEN3_OMNI.stage_names
     victims = arguments.workers or sorted(names)
     strikes = []
@@ -162,7 +162,7 @@ def charge(faults: list[Fault], outcomes: list[Outcome]) -> None:
 
 
 def judge(findings: Findings, arguments: argparse.Namespace, faults: list[Fault], book: Book) -> None:
-    """Check each promise against what was observed."""
+    """Check each promise against the observations."""
     check = findings.check
     kills = [fault for fault in faults if fault.signal == KILL.name]
     stops = [fault for fault in faults if fault.signal == STOP.name]

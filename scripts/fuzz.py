@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8008", help="address of the server (%(default)s)")
     parser.add_argument(
-        "--part", choices=("api", "media"), required=True, help="what to send: generated requests or damaged media"
+        "--part", choices=("api", "media"), required=True, help="kind of cases: generated requests or damaged media"
     )
     parser.add_argument("--cases", type=int, default=10_000, help="number of cases (%(default)s)")
     parser.add_argument(
@@ -70,7 +70,7 @@ def within(seconds: float, numbers: Iterable[int]) -> Iterator[int]:
 
 
 def restarts(url: str) -> dict[str, float]:
-    """How often each worker has been restarted so far."""
+    """The number of restarts of each worker so far."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
         page = answer.read().decode()
     return {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The tables of docs/placement.md, made by the plan itself, and by SGLang's own code on simulated GPUs.
+"""Makes the tables of docs/placement.md from the plan itself, and from SGLang's own code on simulated GPUs.
 
     python scripts/placement_tables.py           # print them
     python scripts/placement_tables.py --write   # put them into the document

@@ -29,16 +29,16 @@ class ServerProcess:
 
     Args:
         arguments: Command-line arguments of ``serve``, without the port.
-        log: File that its output goes to.
-        port: Where it listens; by default a free port.
+        log: File for its output.
+        port: Port on which the server listens; by default a free one.
         program: The command before ``serve``.
         directory: Its working directory; by default this process's.
         environment: Variables that differ from this process's.
-        with_parent: Whether it also ends when this process dies.
+        with_parent: Whether the server also ends when this process dies.
 
     Attributes:
-        port: Where it listens.
-        url: Its address.
+        port: Port on which the server listens.
+        url: Address of the server.
         process: The main process, once it has been started.
     """
 
@@ -70,7 +70,7 @@ class ServerProcess:
         self.stop()
 
     def start(self) -> Self:
-        """Start it; it does not serve yet."""
+        """Start the server, without waiting until it serves."""
         bound = functools.partial(die_with_parent, os.getpid(), signal.SIGTERM)
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -84,11 +84,11 @@ class ServerProcess:
         return self
 
     def wait_until_ready(self, seconds: float = START_SECONDS) -> None:
-        """Wait until `/health` says that it serves. When that fails, the server is ended.
+        """Wait until `/health` reports that the server serves. If this fails, the server is ended.
 
         Raises:
-            RuntimeError: It has ended by itself. The message has its log.
-            TimeoutError: It does not serve within this time. The message has its log.
+            RuntimeError: The server has ended by itself. The message has its log.
+            TimeoutError: The server does not serve within this time. The message has its log.
         """
         try:
             self.until(lambda: self.status is not None or self.healthy(), seconds)
@@ -101,7 +101,7 @@ class ServerProcess:
     # --- over HTTP ---
 
     def until(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Wait until what can be seen over HTTP fulfils `condition`; raises TimeoutError when it does not in time."""
+        """Wait until `condition`, which may ask the server over HTTP, is true. Raises TimeoutError after `seconds`."""
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
@@ -120,7 +120,7 @@ class ServerProcess:
             return False
 
     def post(self, body: dict[str, Any], timeout: float) -> tuple[int, Any]:
-        """POST a chat completion; status and parsed body."""
+        """POST a chat completion. Returns the status and the parsed body."""
         request = urllib.request.Request(
             f"{self.url}/v1/chat/completions",
             data=json.dumps(body).encode(),
@@ -143,7 +143,7 @@ class ServerProcess:
         return None if self.process is None else self.process.poll()
 
     def processes(self) -> list[psutil.Process]:
-        """The main process and everything under it, as they are now."""
+        """The main process and all its descendants that exist now."""
         if self.process is None:
             return []
         try:
@@ -153,23 +153,23 @@ class ServerProcess:
             return []
 
     def end(self, number: signal.Signals = signal.SIGTERM, seconds: float = STOP_SECONDS) -> int:
-        """Send the main process a signal, unless it has ended; its exit status.
+        """Send the main process a signal, unless it has ended. Returns its exit status.
 
         Raises:
-            subprocess.TimeoutExpired: It does not end within this time.
+            subprocess.TimeoutExpired: The process does not end within this time.
         """
         assert self.process is not None, "it has not been started"
         self.process.send_signal(number)
         return self.process.wait(seconds)
 
     def kill(self) -> int:
-        """Kill the main process, unless it has ended; its exit status."""
+        """Kill the main process, unless it has ended. Returns its exit status."""
         assert self.process is not None, "it has not been started"
         self.process.kill()
         return self.process.wait()
 
     def stop(self) -> int:
-        """End it by SIGTERM, and leave nothing of it running; its exit status.
+        """End the server by SIGTERM, and leave none of its processes running. Returns its exit status.
 
         Raises:
             RuntimeError: A worker outlived the main process; it has been killed.

@@ -7,11 +7,11 @@ one mixed request after the other. Then it sends requests at --load of that rate
 the answers keep up, and then at twice the bearable rate. With --disconnects, that many clients first leave in the
 middle of their requests, at every possible moment, ten at a time. The script checks these promises:
 
-- There are no errors at the bearable rate, and none except 429s at twice that rate.
+- There are no errors at the bearable rate, and no errors except 429s at twice that rate.
 - Memory does not grow after the warm-up by more than --growth.
-- The answers at the end are those of the beginning.
+- The answers at the end equal those at the beginning.
 - After clients leave, every stage frees their requests within --free seconds.
-- Nothing is left at the end.
+- At the end, the server leaves nothing behind.
 
 The exit code is 0 if all promises were kept, else 1.
 """
@@ -53,7 +53,7 @@ class Phase(Struct):
         name: The name of the rate.
         rate: Requests per second.
         counts: The number of requests by the way in which they ended.
-        wrong: The number of answers that differ from those given alone.
+        wrong: The number of answers that differ from the one that the same request gets alone.
         p50, p95: Latency of answers in seconds.
         peak: The highest memory use observed, in bytes.
     """
@@ -75,7 +75,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="time at the bearable rate; a third of it at twice that rate"
     )
-    parser.add_argument("--load", type=float, default=0.8, help="bearable rate, as a share of the measured rate")
+    parser.add_argument(
+        "--load", type=float, default=0.8, help="the bearable rate, as a share of the rate measured first"
+    )
     parser.add_argument("--clients", type=int, default=8, help="number of clients that measure the rate")
     parser.add_argument("--of-each", type=int, default=3, help="number of different requests of each kind")
     parser.add_argument("--disconnects", type=int, default=0, help="number of clients that leave first")

@@ -5,12 +5,12 @@
     .venv/bin/python scripts/verify_on_gpu.py               # with small checkpoints only
     .venv/bin/python scripts/verify_on_gpu.py --model-path /models/Qwen3-Omni-30B-A3B-Instruct
 
-Checks the driver and the memory. Runs the tests against Hugging Face with the servers on the GPU: in float32 token by
-token, in bfloat16 within the limits of tests/rounding. Then starts every layout that fits, asks the usage guide's
-questions, measures it with `sgl-omni bench`, and compares its memory with the plan. The exit status is 0 if everything
-that was run passed. Without --model-path, the demo model replaces the real one. `--device cpu` does the same on the
-CPU, to try out this script. A first run compiles kernels and takes hours; after Ctrl-C, the report has the findings so
-far.
+The script checks the driver and the memory, and runs the tests against Hugging Face with the servers on the GPU: in
+float32 token by token, in bfloat16 within the limits of tests/rounding. Then it starts every layout that fits, asks the
+usage guide's questions, measures the layout with `sgl-omni bench`, and compares the memory in use with the plan. The
+exit status is 0 if everything that was run passed. Without --model-path, the demo model replaces the real one.
+`--device cpu` does the same on the CPU, to try out this script. A first run compiles kernels and takes hours; after
+Ctrl-C, the report has the findings so far.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model-path", type=Path, help="directory of the real checkpoint")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--report", type=Path, default=Path("gpu-report.md"), help="default: gpu-report.md")
-    parser.add_argument("--layout", action="append", help="run only this one; repeatable (text, split, colocated, …)")
+    parser.add_argument("--layout", action="append", help="only this layout; repeatable (text, split, colocated, …)")
     parser.add_argument("--equality", nargs="*", metavar="TEST",
                         help="tests to run against Hugging Face; name no test to skip them all")  # fmt: skip
     parser.add_argument("--no-bench", action="store_true", help="ask the questions, but do not run the benchmark")

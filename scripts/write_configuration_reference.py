@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Write the second part of docs/configuration.md from the code: every flag and every setting.
+"""Writes the second part of docs/configuration.md from the code: every flag and every setting.
 
     python scripts/write_configuration_reference.py
 
-A test fails if the page differs from what this script would write.
+A test fails if the page differs from the output of this script.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _default(field: dict[str, Any]) -> str:
 
 
 def _value(field: dict[str, Any]) -> str:
-    """The values that a field of a JSON schema takes, in words."""
+    """The values that a field of a JSON schema allows, in words."""
     if "$ref" in field:
         return "mapping"
     if "anyOf" in field:

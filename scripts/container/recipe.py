@@ -1,4 +1,4 @@
-"""Reads a Containerfile: its instructions in order, with continued lines joined."""
+"""Reads the instructions of a Containerfile in order, with continued lines joined."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Stage(Struct):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that its ``ENV`` instructions set, with their values as written."""
+        """The variables that the stage's ``ENV`` instructions set, with their values as written."""
         return {name: value for env in self.all("ENV") for name, value in env.variables.items()}
 
 

@@ -9,7 +9,7 @@ are followed as written, with two exceptions: apt packages are looked up instead
 process 1, with the image's user and variables, until the image's health check passes. The server must answer a
 question, and end when it gets SIGTERM.
 
-This cannot test the base image itself (which has another Python), a GPU, and what a container engine adds.
+The script cannot test the base image itself (which has another Python), a GPU, or the work of a container engine.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Image:
         return [*change, "/usr/bin/env", "--ignore-environment", f"--chdir={self.directory}", *variables, *command]
 
     def _variables(self, env: Instruction) -> dict[str, str]:
-        """What an ``ENV`` sets, with references to earlier variables filled in."""
+        """The variables that an ``ENV`` sets, with references to earlier variables replaced by their values."""
         set_here = env.variables
         for known, earlier in self.environment.items():
             set_here = {name: value.replace(f"${{{known}}}", earlier) for name, value in set_here.items()}
@@ -108,7 +108,7 @@ class Image:
         subprocess.run(self.enter("/bin/sh", "-c", command), check=True, stdout=subprocess.DEVNULL)
 
     def _borrow(self) -> None:
-        """Make this Python's packages importable in the image, even if its user may not read their directory."""
+        """Make this Python's packages importable in the image, even if the user there may not read their directory."""
         spec = importlib.util.find_spec("sglang")
         assert spec is not None
         assert spec.origin is not None

@@ -1,10 +1,11 @@
 """Simulates GPUs: torch, NVML and nvidia-smi describe them, but nothing can be computed on them.
 
 On a machine without a GPU, SGLang then resolves its arguments, imports its CUDA modules and builds models on `meta` as
-it would with one. A process with a patched torch is useless for anything else, so all of this happens in children:
+on a machine with a GPU. A process with a patched torch is useless for anything else, so the patches are applied in
+child processes only:
 
-- `machine`: the data, that is cards, MIG instances, and which of them a process sees.
-- `accelerator`: starts the child process, and asks it to run a function under a machine.
+- `machine`: the data: cards, MIG instances, and the devices that a process sees.
+- `accelerator`: starts the child process, and has it run functions as on a given machine.
 - `child`: the child itself, which forks for each function.
 - `torch_cuda`, `nvml`, `driver`, `kernels`: the replacements in a child.
 """

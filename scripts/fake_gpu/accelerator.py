@@ -38,7 +38,8 @@ class Accelerator:
         stub_kernels: Whether to replace the real `sgl_kernel` even if it loads.
 
     Attributes:
-        kernels: ``real`` if SGLang's own kernel library was loaded, else ``stub`` or why it could not be loaded.
+        kernels: ``real`` if SGLang's own kernel library was loaded; ``stub`` with `stub_kernels`; otherwise the reason
+            why the library could not be loaded.
     """
 
     def __init__(self, machine: Machine | None = None, *, stub_kernels: bool = False) -> None:
@@ -96,7 +97,7 @@ class Accelerator:
             function: A module's top-level function, or its name as in ``package.module:name``.
             machine: The machine to show instead of the child's.
             environment: Environment variables to set, such as ``CUDA_VISIBLE_DEVICES``.
-            seconds: After this time the function counts as hung.
+            seconds: Time after which the function counts as hung.
             arguments: The function's arguments.
 
         Raises:
@@ -121,8 +122,8 @@ class Accelerator:
     def close(self) -> None:
         """End the child."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended by itself
-            # The end of its input would not tell: processes that were forked here meanwhile hold the other end too.
+        with contextlib.suppress(BrokenPipeError):  # the child has ended by itself
+            # Closing the pipe would not end the child: processes that were forked here meanwhile keep the pipe open.
             self._process.stdin.write(json.dumps({"end": True}) + "\n")
             self._process.stdin.close()
         self._process.wait()

@@ -1,6 +1,7 @@
 """The process that sees fake GPUs: it imports costly modules once, and forks for each function.
 
-Orders arrive as JSON lines on standard input. Answers leave as JSON lines on the descriptor named at its start.
+Orders arrive as JSON lines on standard input. Answers leave as JSON lines on the descriptor whose number is the first
+argument.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def _forked(order: dict[str, Any]) -> dict[str, Any]:
 
 def _end(writing: int, log: int, function: Callable[[], Any]) -> None:
     """Run a function, write its answer, and exit without the parent's exit handlers."""
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # later orders are not for this process
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # later orders are for the parent only
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:

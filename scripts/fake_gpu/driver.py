@@ -52,11 +52,11 @@ def install(machine: Machine, directory: Path) -> None:
 def load_libcuda(packages: Path, directory: Path) -> None:
     """Compile a `libcuda.so.1` with the functions that the installed kernel libraries import, and load it.
 
-    The dynamic linker then uses it for every library that needs libcuda, because it matches the name in the file.
+    The dynamic linker then uses this library for every other library that needs libcuda, because its soname matches.
 
     Args:
         packages: The site-packages directory.
-        directory: Where to put the library.
+        directory: Directory for the library.
 
     Raises:
         OSError: There is no C compiler.
@@ -71,7 +71,7 @@ def load_libcuda(packages: Path, directory: Path) -> None:
 
 
 def wanted(packages: Path) -> list[str]:
-    """Functions of the CUDA driver that the libraries of `_LINKED` expect to find."""
+    """Names of the functions of the CUDA driver that the libraries of `_LINKED` import."""
     libraries = [str(path) for name in _LINKED for path in sorted((packages / name).rglob("*.so"))]
     listing = subprocess.run(
         ["nm", "--dynamic", "--undefined-only", "--format=posix", *libraries],
@@ -80,5 +80,5 @@ def wanted(packages: Path) -> list[str]:
         text=True,
     ).stdout
     symbols = {line.partition(" ")[0] for line in listing.splitlines()}
-    # In names of driver functions a capital letter follows "cu"; libraries above it have a word, as in cudaMalloc.
+    # Names of driver functions have a capital letter after "cu"; names of higher libraries do not, as in cudaMalloc.
     return sorted(name for name in symbols if name.startswith("cu") and name[2:3].isupper() and name.isidentifier())

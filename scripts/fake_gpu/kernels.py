@@ -21,7 +21,7 @@ def load(packages: Path, directory: Path) -> str:
         packages, directory: As for `driver.load_libcuda`.
 
     Returns:
-        ``real``, or the reason why it did not load; then a stub replaces it.
+        ``real``, or the reason why the library did not load. In that case a stub replaces it.
     """
     try:
         driver.load_libcuda(packages, directory)

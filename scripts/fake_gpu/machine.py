@@ -9,7 +9,7 @@ from msgspec import Struct
 
 MIB = 1024**2
 
-# CUDA reports about this much less memory than the driver, which keeps it for itself.
+# Memory that the driver keeps for itself: the driver's report includes it, CUDA's report does not.
 _RESERVED = 0.0055
 
 
@@ -17,7 +17,7 @@ class Card(Struct, frozen=True):
     """A kind of GPU.
 
     Attributes:
-        name: The driver's name for it.
+        name: The driver's name for the card.
         memory_mib: Memory as the driver reports it (``nvidia-smi --query-gpu=memory.total``).
         multiprocessors: Number of multiprocessors of the whole card.
         capability: Compute capability.
@@ -96,7 +96,8 @@ class Machine(Struct, frozen=True):
         )
 
     def visible(self, environment: Mapping[str, str]) -> tuple[Device, ...]:
-        """The devices that CUDA lets a process use: those in ``CUDA_VISIBLE_DEVICES``, up to the first unknown one.
+        """The devices that CUDA lets a process use: the entries of ``CUDA_VISIBLE_DEVICES`` before the first unknown
+        one.
 
         A process sees at most one MIG instance, and if it sees one, it sees no whole card.
         """

@@ -11,7 +11,7 @@ from fake_gpu.machine import Device, Machine
 
 
 def install(machine: Machine) -> None:
-    """Make NVML describe `machine`. Any other question is one that this driver does not support."""
+    """Make NVML describe `machine`. All other functions of NVML report that they are not supported."""
     for name in dir(pynvml):
         if name.startswith("nvml") and callable(getattr(pynvml, name)) and not isinstance(getattr(pynvml, name), type):
             setattr(pynvml, name, _unsupported(name))
@@ -29,7 +29,7 @@ def _unsupported(name: str) -> Any:
 
 
 def _answers(machine: Machine) -> dict[str, Any]:
-    """The replacements, by function name. A handle is the `Device` itself."""
+    """The replacements, by function name. Handles are `Device` objects."""
     cards = machine.devices
     everything = [device for card in cards for device in (card, *machine.instances(card.card))]
 

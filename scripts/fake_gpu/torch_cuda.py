@@ -45,7 +45,7 @@ class Stream:
 
 
 def install(machine: Machine) -> None:
-    """Make torch describe `machine`. ``CUDA_VISIBLE_DEVICES`` is read again for each question."""
+    """Make torch describe `machine`. ``CUDA_VISIBLE_DEVICES`` is read again at each call."""
 
     def visible() -> tuple[Device, ...]:
         return machine.visible(os.environ)

@@ -17,7 +17,7 @@ _KEPT = ["lm_head", "visual", "audio_tower", "code_predictor", "code2wav", "mlp.
 
 _SHARD_BYTES = 4 * 1024**3
 
-# Data type of a number by its bytes; smaller numbers are packed into integers.
+# Data type of a number by its size in bytes; smaller numbers are packed into integers.
 _DTYPES: dict[float, tuple[str, int]] = {1: ("F8_E4M3", 1), 2: ("BF16", 2), 4: ("F32", 4)}
 
 QUANTIZATION: dict[str, dict[str, Any] | None] = {
@@ -57,7 +57,7 @@ def write(kind: str, directory: Path, *, layers: int | None = None) -> Path:
 
     Args:
         kind: One of `QUANTIZATION`.
-        layers: Number of layers of thinker and talker each; None keeps all.
+        layers: Number of layers of thinker and talker each; None keeps all layers.
     """
     config = json.loads((SIZES / "config.json").read_text())
     quantization = QUANTIZATION[kind]
@@ -79,7 +79,7 @@ def _write_weights(directory: Path, config: dict[str, Any]) -> None:
     """Make the weight files: headers and lengths are right, but the files take no room on the disk."""
     try:
         tensors = stored_tensors(config)
-    except StartupError:  # a form that cannot be served; only real weights would show its tensors
+    except StartupError:  # such a checkpoint cannot be served, and only real weights would show its tensors
         return
     shards: dict[int, dict[str, int]] = {}
     begin = 0

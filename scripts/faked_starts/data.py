@@ -11,7 +11,7 @@ STAGES = ("thinker", "talker_ar")
 
 
 class Engine(Struct, frozen=True):
-    """A stage with an engine, with the values that its worker gets at its start.
+    """A stage with an engine, and the values that its worker gets at its start.
 
     Attributes:
         options: The stage's options as plain values.
@@ -29,11 +29,11 @@ class Engine(Struct, frozen=True):
 
 
 class Arguments(Struct, frozen=True):
-    """Those of SGLang's resolved arguments that decide what runs on the GPU.
+    """The part of SGLang's resolved arguments that decides what runs on the GPU.
 
     Attributes:
         decode_graphs: Batch sizes for which a decode step is captured.
-        dtype, quantization: As SGLang understands the checkpoint.
+        dtype, quantization: Data type and quantisation that SGLang finds in the checkpoint.
     """
 
     attention_backend: str
@@ -64,7 +64,7 @@ class Built(Struct, frozen=True):
         linear, experts: Classes that compute the joined projection and the experts of the first layer.
         moe_runner: The runner of the experts; None if the class in `experts` runs them itself.
         kv_cache_dtype: Data type of the model's KV cache.
-        forms: For each class of operation with several forms, the name of the function that it runs.
+        forms: For each class of operation with several implementations, the name of the chosen function.
     """
 
     devices: dict[str, list[str]]

@@ -21,16 +21,16 @@ from stages.topology import QWEN3_OMNI
 
 
 class _Reached(BaseException):
-    """Raised when the engine has its arguments; it is not an `Exception`, so that no handler on the way catches it."""
+    """Ends an engine's start once its arguments are known. Handlers of `Exception` do not catch a `BaseException`."""
 
 
 def resolve(engines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`Arguments` of each `Engine`."""
+    """Resolve the arguments of each `Engine`. Engines and results (`Arguments`) are plain values."""
     return [msgspec.to_builtins(_resolved(msgspec.convert(engine, Engine))) for engine in engines]
 
 
 def build(engine: dict[str, Any]) -> dict[str, Any]:
-    """The model of an `Engine`, as `Built`."""
+    """Build the model of an `Engine`. Engine and result (`Built`) are plain values."""
     with built(msgspec.convert(engine, Engine)) as model:
         return msgspec.to_builtins(_described(model))
 
@@ -53,12 +53,12 @@ def _resolved(engine: Engine) -> Arguments:
 
 
 def _sizes(graphs: dict[str, Any]) -> list[int]:
-    """The batch sizes or token counts that one phase captures."""
+    """The batch sizes or token counts for which one phase has CUDA graphs."""
     return [] if graphs["backend"] == "disabled" else list(graphs["bs"])
 
 
 def server_arguments(engine: Engine) -> Any:
-    """SGLang's resolved arguments for the stage, started as its worker would start it."""
+    """SGLang's resolved arguments for the stage when it is started as its worker would start it."""
     caught: list[Any] = []
 
     def stop(arguments: Any, rank: int) -> Any:

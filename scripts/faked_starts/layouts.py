@@ -33,9 +33,9 @@ class Start(Struct, frozen=True):
     """A layout with a kind of checkpoint on a number of equal GPUs.
 
     Attributes:
-        refused: Why this deployment is impossible; None if it is possible.
-        placement: The memory that it needs on each GPU, whether it fits or not.
-        engines: The engines that start if it fits.
+        refused: The reason why this deployment is impossible; None if it is possible.
+        placement: The memory that the deployment needs on each GPU, even if it does not fit.
+        engines: The engines that start if the deployment fits.
     """
 
     layout: str
@@ -78,8 +78,8 @@ def _growing(
     """One layout on a growing number of GPUs of one kind, planned again whenever another GPU makes a difference.
 
     Args:
-        checked: Ranks of the stages that are known to suit the checkpoint; this holds for all cards, since they are of
-            one generation.
+        checked: Numbers of ranks that are known to suit the checkpoint, by stage. They suit it on all cards, since the
+            cards are of one generation.
     """
     known: list[tuple[Deployment, Start]] = []
     for count in COUNTS:

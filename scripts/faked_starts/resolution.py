@@ -28,7 +28,7 @@ class Started(Struct, frozen=True):
 
 
 def resolve(accelerator: Accelerator, starts: Iterable[Start]) -> Iterator[Started]:
-    """Every engine of these starts; equal engines on the same card are resolved once."""
+    """Every engine of these starts with its arguments; equal engines on the same card are resolved once."""
     accelerator.load(_PRELOADED)
     pairs = [(start, engine) for start in starts for engine in start.engines]
     for card in CARDS:

@@ -1,4 +1,4 @@
-"""Writes the faked starts as Markdown tables: which layout fits where, and how SGLang runs its engines."""
+"""Writes the faked starts as Markdown tables of the layouts that fit and of SGLang's arguments for their engines."""
 
 from __future__ import annotations
 

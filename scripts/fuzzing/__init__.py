@@ -1,1 +1,1 @@
-"""The fuzzer's requests: generated from the description of the API, and with damaged media."""
+"""Makes the fuzzer's requests: some are generated from the API's description, others carry damaged media."""

@@ -1,4 +1,4 @@
-"""Ways to damage a file: flipped bits, missing ends, wrong numbers, misplaced pieces."""
+"""Damages files in several ways: flipped bits, missing ends, wrong numbers, misplaced pieces."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The results of a fuzzing run: counts, and every case with a wrong answer, so that it can be sent again."""
+"""Keeps the results of a fuzzing run: counts, and each case with a wrong answer, so that it can be sent again."""
 
 from __future__ import annotations
 
 from msgspec import Struct
 
-# Error codes with which a healthy server refuses a request for now.
+# Error codes with which a healthy server refuses a request that may succeed later.
 DELIBERATE = {"too_many_requests", "slow_reader", "shutting_down", "not_ready", "too_many_connections"}
 # The error code of the one request that a crash may hurt.
 CRASHED = {"worker_lost"}
@@ -15,9 +15,9 @@ class Finding(Struct):
     """A case with a wrong answer.
 
     Attributes:
-        case: Its number. With the seed, it reproduces the request.
+        case: Number of the case. The number and the seed reproduce the request.
         what: A description of the case.
-        problem: What is wrong about the answer.
+        problem: The fault in the answer.
     """
 
     case: int

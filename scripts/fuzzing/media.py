@@ -32,7 +32,7 @@ def make(number: int, seed: int, files: list[Seed]) -> Case:
     rng = random.Random(f"{seed}:{number}")
     file = files[number % len(files)]
     how, data = damaged(file.data, rng, [other.data for other in files])
-    # Usually send the file as the kind that it is, sometimes as another kind.
+    # Usually send the file as its own kind of media, sometimes as another kind.
     kind = file.kind if rng.random() < 0.9 else rng.choice(list(_FIELDS))
     body: dict[str, Any] = {
         "messages": [{"role": "user", "content": ""}],

@@ -30,7 +30,7 @@ _PARTS_SHARE = 0.48
 # Seconds for a child to end once its time is up.
 _MARGIN = 15
 
-# SGLang finds our platform for machines without a GPU by this entry point, which an installation would have.
+# An installation of this project has this entry point. By it, SGLang finds our platform for machines without a GPU.
 _ENTRY_POINTS = "[sglang.srt.platforms]\nomni_cpu = stages.sglang_engine.cpu_platform:activate\n"
 _METADATA = "Metadata-Version: 2.1\nName: omni-pipeline\nVersion: 0\n"
 
@@ -56,7 +56,7 @@ def unpack(bundle: Path, directory: Path) -> None:
 
     Raises:
         OSError: There is no bundle.
-        ValueError: A file is not the one that was collected.
+        ValueError: A file differs from the collected one.
     """
     try:
         manifest = json.loads((bundle / "manifest.json").read_text())
@@ -75,7 +75,7 @@ def unpack(bundle: Path, directory: Path) -> None:
 
 
 def run(name: str, seconds: float, directory: str, options: argparse.Namespace) -> int:
-    """Run one of the two scripts. It limits its own time; this limit is for the case that it fails to."""
+    """Run one of the two scripts. The script limits its own time; the limit here is for a script that does not end."""
     flags = [
         "--device",
         options.device,
@@ -86,7 +86,7 @@ def run(name: str, seconds: float, directory: str, options: argparse.Namespace) 
     command = [sys.executable, HERE / f"{name}.py", *flags, "--out", options.out / f"{name}.jsonl"]
     paths = [directory, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-    # A script that cannot even begin prints no line of JSON; then its stderr says why.
+    # A script that cannot even begin prints no line of JSON; then its stderr has the reason.
     child = subprocess.Popen(command, env=environment)
     try:
         return min(1, abs(child.wait(max(1.0, seconds) + _MARGIN)))
@@ -99,7 +99,7 @@ def run(name: str, seconds: float, directory: str, options: argparse.Namespace) 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Check this project on a bare machine with one GPU.")
-    parser.add_argument("--minutes", type=float, default=9, help="for all of it (default: 9)")
+    parser.add_argument("--minutes", type=float, default=9, help="time for the whole run (default: 9)")
     parser.add_argument(
         "--out", type=Path, default=Path("bare-gpu-results"), help="also write the lines to this directory"
     )

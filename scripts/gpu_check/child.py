@@ -16,7 +16,7 @@ GENTLE_SECONDS = 90  # a test run stops its servers in this time
 
 
 class Cause(enum.Enum):
-    """Why a command ended."""
+    """The reason why a command ended."""
 
     ITSELF = "by itself"
     TIME = "its time was up"
@@ -25,7 +25,7 @@ class Cause(enum.Enum):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its status, and its output on both streams."""
+    """The result of a command: its exit status, its output on both streams, and the cause of its end."""
 
     status: int
     output: str

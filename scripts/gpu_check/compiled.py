@@ -12,7 +12,7 @@ _NAMED = 8
 
 @dataclass(frozen=True)
 class Cache:
-    """One compiler's cache directory, and the pattern of files of which each is one kernel."""
+    """The cache directory of one compiler, and the name pattern of its files, each of which holds one kernel."""
 
     compiler: str
     directory: Path
@@ -20,7 +20,7 @@ class Cache:
 
 
 def caches(environment: Mapping[str, str] = os.environ) -> list[Cache]:
-    """The caches, at the places that their environment variables name."""
+    """The caches, in the directories that their environment variables name."""
     home = Path(environment.get("HOME", "~")).expanduser()
     own = home / ".cache"
 

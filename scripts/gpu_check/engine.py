@@ -4,10 +4,10 @@
     python scripts/gpu_check/engine.py                        # on the GPU, in bfloat16
     python scripts/gpu_check/engine.py --device cpu --small   # for a trial, in float32
 
-It needs SGLang's Python sources and the packages that they import; `bare.py` provides them if they are not installed.
-Attention, routing and experts are SGLang's Triton kernels. The other kernels are replaced by torch (`stand_ins`), so
-that neither a build of SGLang's kernels for the installed torch nor a CUDA compiler is needed. So SGLang's compiled
-kernels are not checked.
+The script needs SGLang's Python sources and the packages that they import; `bare.py` provides them if they are not
+installed. Attention, routing and experts are SGLang's Triton kernels. The other kernels are replaced by torch
+(`stand_ins`), so that neither a build of SGLang's kernels for the installed torch nor a CUDA compiler is needed. So
+SGLang's compiled kernels are not checked.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def environment(device: str) -> dict[str, str]:
     fixed = {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # The other package is compiled for one version of torch.
+        # The default backend is compiled for one version of torch.
         "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": "python",
     }
     return {**os.environ, **fixed, **({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})}
@@ -89,7 +89,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def _suit_older_torch() -> None:
-    """Torch 2.11 has no way to replace process groups of one rank, so they are real groups there."""
+    """Keep process groups of one rank as real groups with torch 2.11, which has no way to replace them."""
     import contextlib
 
     from torch.distributed import Backend
@@ -104,7 +104,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Check our engine on SGLang with stand-ins for its kernels.")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="fewer requests and runs, for a trial")
-    parser.add_argument("--seconds", type=float, default=DEADLINE, help=f"for all of it (default: {DEADLINE})")
+    parser.add_argument("--seconds", type=float, default=DEADLINE, help=f"time for all checks (default: {DEADLINE})")
     parser.add_argument("--only", action="append", choices=list(SECONDS), help="run only this check; repeatable")
     parser.add_argument("--out", type=Path, help="also write the lines to this file")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="default: the demo model")

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Verdict(enum.Enum):
-    """How a failing test is reported."""
+    """The way in which a failing test is reported."""
 
     ONE = "one check for the part"
     EACH = "one check for each test, with its figure nearest to the limit"
@@ -33,9 +33,9 @@ class Part:
     """Tests that are run together.
 
     Attributes:
-        name: What is compared.
+        name: The results that are compared.
         dtype: Data type of the stages under test.
-        minutes: Most minutes that it may take on a GPU, including the first compilation of kernels.
+        minutes: Maximum number of minutes on a GPU, including the first compilation of kernels.
     """
 
     name: str
@@ -60,7 +60,7 @@ PARTS = Part(
         "tests/stages/code2wav/test_streamed_sound.py",
         "tests/stages/code_predictor/test_frames.py",
     ),
-    Verdict.TOLD,  # these help to find a fault; some demand more than different arithmetic can give
+    Verdict.TOLD,  # these help to find a fault; some allow less difference than other arithmetic makes
     30,
 )
 ROUNDING = Part(
@@ -78,7 +78,7 @@ SHARED = Part("a divided thinker", "float32", ("tests/equality/test_tensor_paral
 _COUNTS = re.compile(r"\d+ (?:answers|voices), \d+ near ties.*")
 _SHOWN = 1500
 _FIGURE = "figure: "
-# Longest time of a test, including the servers that it starts.
+# Maximum time of a test, including the servers that it starts.
 _TEST_SECONDS = {"cpu": 1800, "cuda": 3600}
 
 
@@ -127,7 +127,7 @@ class Figure:
 
     @property
     def share(self) -> float:
-        """The number as a share of the limit; infinite if it exceeds a limit of 0 or is not a number."""
+        """The value as a share of the limit; infinite if the value is NaN, or is above a limit of 0."""
         if self.value <= 0:
             return 0.0
         return self.value / self.most if self.most and not math.isnan(self.value) else math.inf
@@ -143,7 +143,7 @@ class Case:
 
     Attributes:
         printed: Counts of near ties.
-        reason: Why the test failed.
+        reason: The reason why the test failed.
     """
 
     name: str

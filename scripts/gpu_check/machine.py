@@ -120,10 +120,10 @@ def _probe() -> dict[str, Any]:
 
 
 def judge(memory: list[Memory], probe: dict[str, Any]) -> list[Check]:
-    """Checks that torch sees the GPUs, that each computes correctly, and that nothing else uses it.
+    """Checks that torch sees all GPUs, and that each GPU computes correctly and is used by no other process.
 
     Args:
-        probe: The output of `_PROBE`; or no devices and an error.
+        probe: The output of `_PROBE`; if that failed, an empty list of devices and an error message.
     """
     devices = probe["devices"]
     checks = [Check("torch sees every GPU", len(devices) == len(memory) > 0, str(probe.get("error", "")))]

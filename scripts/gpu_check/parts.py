@@ -34,7 +34,7 @@ PRELOADED = (
     *(f"stages.encoders.{name}" for name in ("image_encoder", "audio_encoder")),
     *(f"stages.{name}" for name in ("code_predictor", "code2wav", "checkpoint.memory_needs")),
 )
-# Seconds of its time that a check leaves for its end.
+# Seconds that a check keeps in reserve for its end.
 _RESERVE = 5
 
 
@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def child(name: str, options: argparse.Namespace, seconds: float) -> Start:
-    """How checks are started: as new programs if there is CUDA, because a fork of this process could not use it.
+    """The start of a check: as a new program if there is CUDA, because a fork of this process could not use CUDA.
 
-    Even asking whether there is CUDA, as libraries do while they are imported, may initialise it.
+    Libraries ask for CUDA while they are imported, and even this may initialise it in this process.
     """
     if options.device == "cpu":
         return forked(functools.partial(check, name, options.device, seconds, small=options.small))
@@ -96,7 +96,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Check the parts that need no SGLang on one GPU.")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="small sizes and few runs, for a trial")
-    parser.add_argument("--seconds", type=float, default=DEADLINE, help=f"for all of it (default: {DEADLINE})")
+    parser.add_argument("--seconds", type=float, default=DEADLINE, help=f"time for all checks (default: {DEADLINE})")
     parser.add_argument("--only", action="append", choices=list(SECONDS), help="run only this check; repeatable")
     parser.add_argument("--out", type=Path, help="also write the lines to this file")
     parser.add_argument("--child", choices=list(SECONDS), help=argparse.SUPPRESS)

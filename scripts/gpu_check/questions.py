@@ -41,7 +41,7 @@ class Answer:
     Attributes:
         text: Its text.
         seconds: Length of its sound; None if no sound was requested.
-        problem: What is wrong with the answer; empty if it is fine.
+        problem: The fault in the answer; empty if there is none.
     """
 
     text: str
@@ -56,7 +56,7 @@ def body(name: str, *, speech: bool, max_tokens: int = 64) -> dict[str, Any]:
 
 
 def judge(status: int, result: dict[str, Any], *, speech: bool) -> Answer:
-    """The answer in a response."""
+    """Read the answer from a response, and judge it."""
     if status != 200:
         return Answer("", None, f"status {status}: {result.get('error', result)}")
     [choice] = result["choices"]

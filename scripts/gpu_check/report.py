@@ -48,7 +48,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Section:
-    """The folded text under a heading, without secrets, and how long it took to get."""
+    """The folded text under a heading, without secrets, and the duration of its step."""
 
     heading: str
     text: str
@@ -60,9 +60,9 @@ class Report:
     """The findings so far.
 
     Attributes:
-        path: The report's file; written after each step, so that a crash leaves the earlier findings.
+        path: The report's file. It is written after each step, so that a crash leaves the earlier findings.
         title: The report's heading.
-        minutes: Most minutes that the sections may take together.
+        minutes: Maximum number of minutes for all sections together.
         clock: Returns monotonic seconds.
     """
 
@@ -157,7 +157,7 @@ class Report:
         return "\n\n".join([fixed, *folds]) + "\n"
 
     def verdict(self) -> str:
-        """One line: whether everything passed, and how long it took."""
+        """One line with the result and the duration of the run."""
         failed = sum(check.passed is False for check in self.checks)
         told = sum(check.passed is None for check in self.checks)
         right = sum(check.passed is True for check in self.checks)

@@ -57,7 +57,7 @@ def layouts(gpus: int) -> list[Layout]:
 
 @dataclass(frozen=True)
 class Run:
-    """What to do in each layout.
+    """The steps to run in each layout.
 
     Attributes:
         bench: Further flags of `sgl-omni bench`; None skips the benchmark.
@@ -94,7 +94,7 @@ def try_layout(report: Report, layout: Layout, run: Run) -> None:
         for text, found in _use(server, layout, plan, run):
             parts.append(text)
             checks += found
-    except (OSError, ValueError, LookupError) as error:  # it does not answer, or its answers are malformed
+    except (OSError, ValueError, LookupError) as error:  # the server does not answer, or its answers are malformed
         checks.append(Check(f"{layout.name}: answers", False, f"{type(error).__name__}: {error}"))
     except BaseException:  # also on Ctrl-C, so that nothing is left running
         server.stop()
@@ -122,7 +122,7 @@ def planned(layout: Layout, run: Run) -> tuple[dict[str, Any], str]:
 
 
 def _use(server: ServerProcess, layout: Layout, plan: dict[str, Any], run: Run) -> Iterator[tuple[str, list[Check]]]:
-    """Ask and measure, and then, when torch has reserved all the memory that it needs, check the memory."""
+    """Ask the questions and measure; then check the memory, since torch has by now reserved all that it needs."""
     yield _ask(server, layout)
     if run.bench is not None:
         for output in ("text", "speech") if layout.speech else ("text",):

@@ -27,13 +27,13 @@ class Outcome(Struct):
 
     Attributes:
         conversation: The name of the conversation.
-        sent, ended: When the request was sent, and when it ended.
-        end: How it ended: ``cut`` if the connection broke without an answer or an error, ``endless`` if it took longer
-            than `PATIENCE_SECONDS`.
+        sent, ended: The times at which the request was sent and ended.
+        end: The way in which it ended: ``cut`` if the connection broke without an answer or an error, ``endless`` if it
+            took longer than `PATIENCE_SECONDS`.
         status: The HTTP status.
         code: The code of the error, if there was one.
         retry_after: The seconds in the Retry-After header, if there was one.
-        first: When the first text or sound arrived.
+        first: The time at which the first text or sound arrived.
         digest: A digest of the whole answer, if there was one.
     """
 

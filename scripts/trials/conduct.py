@@ -1,4 +1,4 @@
-"""Runs trials on a server, from its start to a report on what it did and what it left behind."""
+"""Runs trials on a server, from its start to a report on its answers and its leftovers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REST_SECONDS = 60.0
 
 
 class Findings(Struct):
-    """What a trial has found so far. The fields are those of `TrialReport`."""
+    """The findings of a trial so far. The fields are those of `TrialReport`."""
 
     checks: list[PromiseCheck] = field(default_factory=list)
     tables: dict[str, list[list[str]]] = field(default_factory=dict)

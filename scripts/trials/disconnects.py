@@ -1,4 +1,4 @@
-"""Clients that leave: each opens a connection of its own, and closes it at a chosen moment of a request."""
+"""Simulates clients that leave: each opens a connection of its own, and closes it at a chosen moment of a request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Leaver:
         self._writer = writer
         self._body = json.dumps(conversation.body).encode()
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        # With `close`, an answer that ends before the expected mark also ends the connection, and `read` returns.
+        # With ``Connection: close``, an answer that ends before the expected mark also ends the connection, and `read`
+        # returns.
         self._head = f"{head}Connection: close\r\nContent-Length: {len(self._body)}\r\n\r\n".encode()
 
     async def send(self, head: float, body: float = 0.0) -> None:
@@ -65,7 +66,7 @@ def _when(mark: bytes, times: int = 1) -> Moment:
     return moment
 
 
-# The moments at which clients leave, by name. Those with "sound" need a request with streamed speech.
+# The moments at which clients leave, by name. Moments with "sound" need a request with streamed speech.
 MOMENTS: dict[str, Moment] = {
     "before the head": lambda leaver, draw: leaver.send(0),
     "in the head": lambda leaver, draw: leaver.send(draw.uniform(0.1, 0.9)),

@@ -1,4 +1,4 @@
-"""The report on a trial, as Markdown for people and as JSON for programs."""
+"""Writes the report on a trial, as Markdown for people and as JSON for programs."""
 
 from __future__ import annotations
 

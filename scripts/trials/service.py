@@ -1,4 +1,4 @@
-"""Starts a server to try, and observes it from outside: its health, processes and memory, and what it leaves behind."""
+"""Starts a server to try, and observes it from outside: its health, processes, memory and leftovers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trials.shared_memory import shared_memory
 
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0
-# Workers report every second which requests they hold; this is a little longer.
+# Workers report the requests that they hold once a second; this time is a little longer.
 SETTLED_SECONDS = 1.2
 FORK_SERVER = "fork server"
 
@@ -41,7 +41,7 @@ class Service:
         self._home = Path(tempfile.mkdtemp(prefix="omni-home-"))
         path = self._home / "config.yaml"
         path.write_text(yaml.safe_dump(config))
-        # Kept on purpose from one run to the next, so not to be looked for among what is left.
+        # The compiled code is kept on purpose from one run to the next, so it must not count as left behind.
         compiled = {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"}
         self.server = ServerProcess(
             ["--model-path", str(model_path.resolve()), "--config", str(path), *arguments],
@@ -51,7 +51,7 @@ class Service:
         ).start()
         self.port, self.url = self.server.port, self.server.url
         self._seen: dict[int, psutil.Process] = {}
-        self._segments: set[Path] = set()  # files in /dev/shm of these processes
+        self._segments: set[Path] = set()  # files in /dev/shm of the server's processes
 
     # --- health ---
 
@@ -65,10 +65,11 @@ class Service:
             return {"status": "unreachable", "workers": {}, "stages": {}}
 
     async def until(self, session: aiohttp.ClientSession, *, healthy: bool, seconds: float = START_SECONDS) -> float:
-        """Wait until `/health` says ``ok`` (if not `healthy`: anything else). Returns the seconds that this took.
+        """Wait until the status in `/health` is ``ok`` (or is not, if not `healthy`). Returns the seconds that this
+        took.
 
         Raises:
-            TimeoutError: This did not happen within `seconds`.
+            TimeoutError: The status was still wrong after `seconds`.
             RuntimeError: The server has ended.
         """
         begin = time.monotonic()
@@ -101,7 +102,7 @@ class Service:
     # --- processes and memory ---
 
     def processes(self) -> list[psutil.Process]:
-        """The main process and all below it, as they are now."""
+        """The main process and all its descendants that exist now."""
         found = self.server.processes()
         self._seen.update({process.pid: process for process in found})
         self._segments |= shared_memory(found)
@@ -140,7 +141,7 @@ class Service:
         return self.server.end(number, STOP_SECONDS)
 
     def leftovers(self) -> dict[str, list[str]]:
-        """What an ended server has left behind, by kind. Kills left processes, and removes our own directories."""
+        """The leftovers of an ended server, by kind. Kills left processes, and removes our own directories."""
         _, alive = psutil.wait_procs(list(self._seen.values()), timeout=5)
         with socket.socket() as probe:
             listening = probe.connect_ex(("127.0.0.1", self.port)) == 0

@@ -12,7 +12,7 @@ ROOT = Path("/dev/shm")
 
 
 def shared_memory(processes: Iterable[psutil.Process]) -> set[Path]:
-    """The files in /dev/shm that any of these processes has open or mapped. A process that has ended has none."""
+    """The files in /dev/shm that these processes have open or mapped. Processes that have ended are skipped."""
     found: set[Path] = set()
     for process in processes:
         proc = Path("/proc") / str(process.pid)
@@ -25,6 +25,6 @@ def shared_memory(processes: Iterable[psutil.Process]) -> set[Path]:
         for handle in handles:
             try:
                 found.add(Path(os.readlink(handle)))
-            except OSError:  # it was closed meanwhile
+            except OSError:  # the file was closed meanwhile
                 continue
     return {path for path in found if path.is_relative_to(ROOT)}

@@ -1,4 +1,4 @@
-"""Clients that keep a server busy with requests whose answers are known, and a record of how each request ended."""
+"""Keeps a server busy with clients whose requests have known answers, and records how each request ended."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Book(Struct):
 
     @property
     def wrong(self) -> list[Outcome]:
-        """Answers that differ from the one given alone."""
+        """Outcomes with an answer that differs from the one that the same conversation got alone."""
         return [each for each in self.outcomes if each.digest not in (None, self.right[each.conversation])]
 
     @property

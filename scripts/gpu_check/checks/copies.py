@@ -1,4 +1,4 @@
-"""Measures how fast rows are copied to and from the device: pageable, pinned, bfloat16, gathered, as a message."""
+"""Measures the speed of copies to and from the device: pageable, pinned, in bfloat16, gathered, and in a message."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _message(rows: torch.Tensor) -> object:
 
 
 def _gathered(setup: Setup, rows: int) -> Finding:
-    """Gather a prefill chunk of a prompt of media rows with deepstack, and compare device and CPU."""
+    """Gather a prefill chunk of a prompt of media rows with deepstack, and compare the results of device and CPU."""
     torch.manual_seed(0)
     index = torch.arange(rows)
     prompt = PromptRows(

@@ -1,4 +1,4 @@
-"""Describes the machine (versions, GPU, compiler), and checks that transformers has all that the stages use of it."""
+"""Describes the machine (versions, GPU, compiler), and checks that transformers has the parts that the stages use."""
 
 from __future__ import annotations
 

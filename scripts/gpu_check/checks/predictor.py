@@ -68,7 +68,7 @@ class Batch:
     """Frames of utterances with these sampling parameters, each with its own seed and state.
 
     Args:
-        rows: How many of them, from the first on; None means all.
+        rows: Number of utterances, from the first on; None means all.
     """
 
     def __init__(self, network: ResidualNetwork, ways: list[Sampling], rows: int | None = None) -> None:
@@ -101,7 +101,7 @@ def _equality(setup: Setup, network: ResidualNetwork, graphs: FrameGraphs, large
             different += int((recorded != whole.codes(network.frames)[:rows]).any(1).sum())
             at_own_size += int((recorded != part.codes(network.frames)).any(1).sum())
             compared += rows
-    # At its own size a batch may use other kernels, which round differently, so this is not judged.
+    # Without padding, a batch may use other kernels, which round differently, so that comparison is not judged.
     figures = {"frames": compared, "different": different, "different_at_own_size": at_own_size}
     return Finding("predictor: graphs equal eager", not different and compared > 0, figures)
 

@@ -159,7 +159,7 @@ def _go_round(setup: Setup, ends: _Ends, talker: Talker, count: int) -> tuple[bo
 
 
 def predict(setup: Setup, largest: int) -> None:
-    """The other process: the stage in a worker's loop."""
+    """Run the code predictor's stage in a worker's loop; the main function of the second process."""
     model = RandomModel(_own(setup.directory), setup.device, small=setup.small)
     stage = CodePredictor(model.context(PREDICTOR, CodePredictorOptions(max_batch=largest)))
     while not stage._graphs.complete if stage._graphs is not None else False:

@@ -1,4 +1,4 @@
-"""Checks that rotary angles are on the model's device, and equal a CPU's."""
+"""Checks that rotary angles are on the model's device, and equal the angles that a CPU computes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(setup: Setup) -> Iterator[Finding]:
 
 
 def stray_buffers(device: str) -> dict[str, str]:
-    """Buffers of the angles that are not on the device whose context they were made in."""
+    """Buffers of the angles that are not on the device of the context in which they were made."""
     with torch.device(device):
         angles = InterleavedAngles(HEAD_DIM, THETA, SECTIONS)
     return {name: str(buffer.device) for name, buffer in angles.named_buffers() if buffer.device.type != device}

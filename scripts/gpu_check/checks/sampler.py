@@ -1,4 +1,4 @@
-"""Checks the language models' sampler: its picks against a CPU's, its time, and how often it waits for the device."""
+"""Checks the language models' sampler: its picks against a CPU's, its time, and its number of waits for the device."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ def _equality(setup: Setup, rows: int, vocabularies: tuple[int, ...]) -> Finding
             for _ in range(3):
                 different += sum(a != b for a, b in zip(here(), there(), strict=True))
                 compared += rows
-    # A draw may fall between two roundings, which happens about once in 1e12.
+    # A random number may fall between two roundings of the same border, which happens about once in 1e12 draws.
     return Finding("sampler: equal to the CPU", not different, {"picks": compared, "different": different})
 
 
 def waits(work: Step, device: str) -> int | None:
-    """How often one run waits for the device, as torch counts it; 0 on a CPU."""
+    """The number of times that one run waits for the device, as torch counts them; 0 on a CPU."""
     if device == "cpu":
         return None
     with warnings.catch_warnings(record=True) as caught:

@@ -67,7 +67,7 @@ def _encoded(
 
 
 def _planned(situation: Situation, needs: Callable[[Situation], Needs], rows: int) -> int:
-    """The bytes that the plan counts for this many rows at once; longer items are cut, as the options say."""
+    """The bytes that the plan counts for this many rows at once; longer items are cut according to the options."""
     limit = situation.options.max_batch_tokens
     if needs is memory_needs.vision:
         whole = needs(situation).activations  # for the largest picture, or for a whole batch if that has more rows
@@ -96,7 +96,7 @@ def _patches(setup: Setup, stage: ImageEncoder) -> Finding:
 
 @torch.inference_mode()
 def _lengths(setup: Setup, stage: ImageEncoder) -> Finding:
-    """Time the vision tower with its borders on the device and on the CPU; its attention reads them in every layer."""
+    """Time the vision tower with `cu_seqlens` on the device and on the CPU; its attention reads them in every layer."""
     frames, side = (2, 12) if setup.small else (8, 40)
     grid = torch.tensor([[frames, side, side]], device=setup.device)
     tower = stage._tower

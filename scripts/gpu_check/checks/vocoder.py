@@ -100,7 +100,7 @@ def _equality(setup: Setup, reference: Any, vocoder: StreamingVocoder, sizes: tu
 
 
 def _pairs(setup: Setup, vocoder: StreamingVocoder, slots: int, sizes: list[int]) -> Finding:
-    """First and steady milliseconds of each shape of later chunks, and of first chunks, which all have one size."""
+    """Milliseconds of first and repeated runs of each shape of later chunks, and of first chunks (all of one size)."""
     figures: dict[str, Any] = {}
     for batch in (batch for batch in BATCHES if batch <= slots):
         for frames in sizes:

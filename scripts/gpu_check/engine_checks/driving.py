@@ -64,8 +64,8 @@ class Driven:
         )
         if eager:
             self.engine.model.recorded = None
-        # So nothing ends a request before its limit. `ignore_eos` would do the same, but then SGLang admits only as
-        # many requests as can finish without a retraction.
+        # Without ids that end an answer, no request ends before its limit. `ignore_eos` would do the same, but then
+        # SGLang admits only as many requests as can finish without a retraction.
         self.engine._scheduler.model_config.hf_eos_token_id = set()
         self._logits: list[torch.Tensor] = []
         sampler: Any = self.engine._sampler
@@ -92,7 +92,7 @@ class Driven:
 
         Args:
             rows: For a `FedEngine`: returns the row that follows a request's n-th pick.
-            late: Tells whether a request's row is held back in a step, so that the request sits out.
+            late: Returns whether a request's row is held back, so that the request is left out of a step.
         """
         answers = {name: Answer() for name in prompts}
         limits = {name: generation.sampling.max_tokens or 0 for name, generation in prompts.items()}
@@ -136,13 +136,13 @@ def text(name: str, ids: torch.Tensor, tokens: int, tapped: torch.Tensor | None 
 
 @dataclass
 class Difference:
-    """How two runs of the same greedy requests differ.
+    """The differences between two runs of the same greedy requests.
 
     Attributes:
         logits: The largest difference of a logit, up to the first pick that differs.
         parted: Number of requests with a pick that differs.
-        wrong: Number of those whose pick differs although the first run's best two logits were further apart than twice
-            the allowed difference, and of requests whose answers differ in length.
+        wrong: Number of requests whose answers differ in length, or whose pick differs although the first run's best
+            two logits were further apart than twice the allowed difference.
     """
 
     logits: float = 0.0

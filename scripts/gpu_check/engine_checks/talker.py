@@ -20,8 +20,8 @@ from stages.talker_ar.stage import ARCHITECTURE
 
 VOICES = 8
 FRAMES = 60
-# As many rows as a prefill step takes when room is short. Then a step has one utterance, whose rows need not be copied,
-# and these rows must be unchanged when they are computed again.
+# The number of rows that a prefill step computes when memory is short, so that each step has only one utterance. The
+# engine does not copy the rows of a single utterance, so they must be unchanged when they are computed again.
 PROMPT = CROWDED["chunked_prefill_size"]
 
 

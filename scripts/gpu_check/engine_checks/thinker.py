@@ -22,12 +22,12 @@ BATCHES = (1, 3, 5, 8, 13)
 TIMED = (1, 8, 32)
 TAP_LAYER = 2
 
-# SGLang reserves room for the expected growth of running requests, which would prevent retractions; so it is told to
-# expect little. Chunks are small.
+# SGLang reserves memory for the expected growth of running requests, which would prevent retractions. These settings
+# make it expect little growth, and make chunks small.
 CROWDED: dict[str, Any] = {"schedule_conservativeness": 0.01, "chunked_prefill_size": 32}
 
-# Allowed difference of a logit: on a CPU that of float32 in other batch shapes, on a GPU a few units of bfloat16 at
-# logits up to 30.
+# Allowed difference of a logit: on a CPU, the difference between batch shapes in float32; on a GPU, a few units of
+# bfloat16 at logits up to 30.
 ALLOWED = {"cpu": 1e-3, "cuda": 0.5}
 
 
@@ -60,7 +60,7 @@ def run(setup: Setup, checkpoint: Path) -> Iterator[Finding]:
 
 
 def judged(name: str, found: Difference, allowed: float, **more: Any) -> Finding:
-    """Two runs of the same requests."""
+    """The finding about two runs of the same requests."""
     figures = {
         "logits_off_by": round(found.logits, 6), "picks": found.compared, "parted": found.parted,
         "parted_though_sure": found.wrong, **more,
@@ -71,7 +71,7 @@ def judged(name: str, found: Difference, allowed: float, **more: Any) -> Finding
 def _padding(
     setup: Setup, engine: Driven, asked: list[torch.Tensor], alone: dict[str, Answer], allowed: float
 ) -> Finding:
-    """Compare batches of sizes that are not captured with each request alone."""
+    """Compare batches that are padded, since their sizes are not captured, with each request alone."""
     worst = Difference()
     for size in (size for size in BATCHES if 1 < size <= len(asked)):
         together = engine.run(named([text(str(index), asked[index], TOKENS) for index in range(size)]))

@@ -1,1 +1,1 @@
-"""Shared code of the checks for a bare machine: findings, time-limited children, measuring, random weights."""
+"""Holds code that the checks for a bare machine share: findings, time-limited children, measuring, random weights."""

@@ -15,16 +15,17 @@ from typing import TypeAlias
 
 from gpu_check.running.finding import Finding
 
-# Starts a process, the leader of a new session, that writes to two descriptors. Returns its id.
+# A function that starts a process as the leader of a new session, and returns its id. Its arguments are the descriptors
+# for the standard output and the standard error of the process.
 Start: TypeAlias = Callable[[int, int], int]
 
-_SHOWN = 1500  # characters of its stderr that are kept
+_SHOWN = 1500  # characters of a child's stderr that are kept
 _REAP_SECONDS = 5.0  # a process that waits for a driver may not end at all
 _POLL_SECONDS = 0.02
 
 
 def forked(work: Callable[[], object]) -> Start:
-    """Starts a fork of this process that does `work`; it has this process's imports, which take long.
+    """Starts a fork of this process that does `work`. The fork need not repeat this process's imports, which take long.
 
     This process must not have used CUDA or started threads.
     """
@@ -70,9 +71,9 @@ def findings(name: str, start: Start, seconds: float) -> Iterator[Finding]:
     """The findings of a child as it prints them, and a failing one if the child did not end well.
 
     Args:
-        name: Name of the check, for that failing finding.
+        name: Name of the check, for the failing finding.
         start: Starts the child, which prints findings and ends with 0.
-        seconds: After these the child and all its children are killed.
+        seconds: Time after which the child and all its children are killed.
     """
     began = time.monotonic()
     until, count = began + seconds, 0
@@ -123,7 +124,7 @@ def _wait(child: int, until: float) -> int | None:
 
 
 def _ending(status: int | None) -> str | None:
-    """Why its end counts as a failure, or None."""
+    """The reason why this exit status counts as a failure, or None."""
     if status is None:
         return "its time was over"
     if status < 0:
@@ -135,5 +136,5 @@ def _kill(child: int) -> None:
     """End the child and all its children; some may be left even after the child has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):  # it has been waited for
+    with contextlib.suppress(ChildProcessError):  # the child's exit status has been read
         _wait(child, time.monotonic() + _REAP_SECONDS)

@@ -16,7 +16,7 @@ class Finding:
     """The outcome of one check.
 
     Attributes:
-        check: Its name.
+        check: Name of the check.
         ok: Whether the outcome is right.
         figures: The measured JSON values, by names that include the unit.
     """
@@ -68,6 +68,6 @@ class Log:
 
 
 def report(finding: Finding) -> None:
-    """Print a finding from a child, whose standard output has no other meaning."""
+    """Print a finding of this child process, whose standard output carries nothing but findings."""
     sys.stdout.write(finding.line() + "\n")
     sys.stdout.flush()

@@ -1,7 +1,7 @@
 """Builds stages with random weights instead of a checkpoint's, at the 30B model's sizes or at small ones.
 
-The stages load their parts with `load_part`. Here that is replaced: parts are built with `_from_config` on the device,
-which takes a fraction of the time of reading tens of gigabytes, and needs no file besides config.json.
+The stages load their parts with `load_part`. Here `load_part` is replaced: parts are built with `_from_config` on the
+device. This is much faster than reading tens of gigabytes, and needs no file except config.json.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class RandomModel:
     """A checkpoint directory with only a config.json; stages that are built from it get random weights.
 
     Args:
-        directory: Where the config goes.
+        directory: Directory for the config.
         device: ``cpu`` or ``cuda``.
         small: Whether to use small sizes.
     """

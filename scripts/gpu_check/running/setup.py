@@ -1,4 +1,4 @@
-"""The parameters of a check: its device, sizes and time."""
+"""Holds the parameters of a check: its device, sizes and time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Setup:
     Attributes:
         device: ``cpu`` or ``cuda``.
         small: Whether to use small sizes and few runs, for a trial.
-        directory: Directory for its files.
-        until: When it should be done, on the clock `time.monotonic`; later measurements are left out.
+        directory: Directory for the check's files.
+        until: Time by which the check should end, on the clock `time.monotonic`; later measurements are left out.
     """
 
     device: str
@@ -28,5 +28,5 @@ class Setup:
         return time.monotonic() < self.until
 
     def runs(self, many: int) -> int:
-        """How often to repeat something."""
+        """The number of repetitions of a measurement."""
         return min(many, 3) if self.small else many

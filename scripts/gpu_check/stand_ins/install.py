@@ -74,7 +74,7 @@ def package() -> None:
 def compiled() -> None:
     """Make `load_jit` return torch functions, which need neither a compiler nor time."""
     module = types.SimpleNamespace(**{name: getattr(torch_kernels, name) for name in _COMPILED})
-    # The `rmsnorm` that `load_jit` compiles has other arguments.
+    # The `rmsnorm` that `load_jit` compiles has other arguments than `sgl_kernel`'s.
     module.rmsnorm = lambda x, weight, out, eps: torch_kernels.rmsnorm(x, weight, eps, out)
 
     def load_jit(*marker: object, **sources: Any) -> Any:

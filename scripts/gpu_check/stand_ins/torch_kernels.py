@@ -1,7 +1,7 @@
 """Torch forms of the SGLang kernels that our models call, with the arguments and side effects of the real ones.
 
-They write where the real kernels write: `fused_add_rmsnorm` to both of its inputs, `qknorm` to its input. They never
-wait for the device or make a tensor whose size depends on values, so that decode steps can be captured.
+The functions write where the real kernels write: `fused_add_rmsnorm` to both of its inputs, `qknorm` to its input. They
+never wait for the device or make a tensor whose size depends on values, so that decode steps can be captured.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def fused_add_rmsnorm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 
 
 
 def qknorm(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float) -> None:
-    """Each head of q and k normalised in place."""
+    """Normalise each head of q and k in place."""
     q.copy_(_normalised(q.float(), q_weight, eps))
     k.copy_(_normalised(k.float(), k_weight, eps))
 
@@ -48,14 +48,14 @@ def run_activation(x: Tensor, out: Tensor, name: str) -> None:
 
 
 def run_activation_filtered(x: Tensor, out: Tensor, _experts: Tensor, _step: int, name: str) -> None:
-    """A gated activation of the rows that have an expert; here of all rows, since nothing reads the others."""
+    """A gated activation of the rows that have an expert. All rows are computed here; nothing reads the other rows."""
     run_activation(x, out, name)
 
 
 def run_activation_sorted_filtered(
     x: Tensor, out: Tensor, _experts: Tensor, _step: int, _places: Tensor, _total: Tensor, _valid: int, name: str
 ) -> None:
-    """A gated activation of rows in blocks of one expert; here of all rows."""
+    """A gated activation of rows in blocks of one expert. All rows are computed here."""
     run_activation(x, out, name)
 
 
