@@ -1,4 +1,4 @@
-"""Fixtures for all tests: checkpoints, which are made once and kept between runs, and the reference on each."""
+"""Provides the fixtures of all tests: checkpoints, which are kept between runs, media, directories, simulated GPUs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import tests.device  # noqa: F401 (sets what CUDA has to know before it is there)
+import tests.device  # noqa: F401 (sets variables that CUDA reads when it starts)
 
 if TYPE_CHECKING:
     from fake_gpu import Accelerator

@@ -1,8 +1,8 @@
 """Simulates tensors on a GPU: operations on them are checked by CUDA's rules and counted, but not computed.
 
 `CudaRules` is a dispatch mode. A tensor on ``cuda`` is one of torch's FakeTensors: it has a shape, a type and a device,
-but no values. Tensors on the CPU are computed as usual. What CUDA refuses fails at once (an operation over two devices,
-a shape that does not fit), and so does a type promotion that no argument allows. A copy between host and device may
+but no values. Tensors on the CPU are computed as usual. An operation that CUDA refuses fails at once, such as one over
+two devices or with a wrong shape. So does a type promotion that no argument allows. A copy between host and device may
 make one wait for the other, so each copy is counted under the function that caused it.
 """
 
@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 
-# Operations besides views that launch no kernel: they allocate, or give a new name to what is there.
+# Operations besides views that launch no kernel: they allocate memory, or make another tensor of existing memory.
 _NO_KERNELS = frozenset(
     {
         aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten.detach,
@@ -42,7 +42,7 @@ _READS = frozenset(
     }
 )  # fmt: skip
 
-# Operations that torch composes of others, and that CUDA runs as one kernel.
+# Operations that torch composes from other operations, and that CUDA runs as one kernel.
 _FUSED = frozenset({aten.scaled_dot_product_attention})
 
 # Operations whose purpose is to change a type or a device.
@@ -152,7 +152,8 @@ class CudaRules(TorchDispatchMode):
 
     def __enter__(self) -> CudaRules:
         with contextlib.ExitStack() as undo:
-            # Torch makes tensors from lists on the CPU, invisible to modes. Then it moves them, which a mode can see.
+            # With this setting, torch makes tensors from lists on the CPU, which modes do not see, and then moves them
+            # to the device, which modes do see.
             undo.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
             torch._C._set_only_lift_cpu_tensors(True)
             undo.enter_context(mock.patch.object(torch.cuda, "_lazy_init", _nothing))
@@ -250,7 +251,7 @@ class CudaRules(TorchDispatchMode):
             "CUDAGraph": lambda: mock.Mock(spec=["replay"], **{"replay.side_effect": lambda: self.launch("graph")}),
             "graph": lambda cuda_graph, **options: self.captured(),
         }
-        if torch.cuda.is_available():  # or simulated
+        if torch.cuda.is_available():  # true also if GPUs are simulated
             return graphs
         stream = mock.Mock(spec=["wait_stream"])
         streams: dict[str, Callable[..., Any]] = {

@@ -1,8 +1,8 @@
-"""The device on which the stages under test compute, how exact its results can be, and how long it may take.
+"""Sets the device of the stages under test, the exactness of its results, and the time that it may take.
 
 The default is the CPU. ``OMNI_TEST_DEVICE=cuda`` moves servers, encoders, predictor and vocoder under test to GPUs.
-``OMNI_TEST_DTYPE=bfloat16`` changes their data type; only `tests/rounding` and `tests/quality` judge its results. The
-reference stays on the CPU in float32. `scripts/verify_on_gpu.py` sets these variables.
+``OMNI_TEST_DTYPE=bfloat16`` changes their data type; only `tests/rounding` and `tests/quality` judge results in
+bfloat16. The reference stays on the CPU in float32. `scripts/verify_on_gpu.py` sets these variables.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _CACHE_TOKENS = 65536  # as on a CPU: small checkpoints would get millions on a 
 
 
 class Exactness(NamedTuple):
-    """How much two correct computations in float32 may differ.
+    """The largest differences between two correct computations in float32.
 
     Attributes:
-        near_tie: Logits closer than this may change places.
+        near_tie: Logits that differ by less than this may change places.
         samples: Difference between samples of the same codes, as a fraction of full scale.
         embeddings: Difference between an encoder's and the reference's embeddings of a media item.
     """

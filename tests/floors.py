@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 Rooms = dict[str, dict[str, list[str]]]
-"""For each room, the rooms it imports, each with the files that do."""
+"""For each room, the rooms that it imports, each with the files that contain the imports."""
 
 
 def imports_of(source: str) -> Iterator[str]:
@@ -25,7 +25,7 @@ def imports_of(source: str) -> Iterator[str]:
 
 
 def read_rooms(root: Path, packages: Sequence[str]) -> Rooms:
-    """The rooms of these packages under `root`, and which of them import which."""
+    """The rooms of these packages under `root`, each with the rooms that it imports."""
     rooms: Rooms = {}
     for package in packages:
         for path in sorted((root / package).rglob("*.py")):
@@ -49,7 +49,7 @@ def importers(folder: Path, package: str) -> list[str]:
 
 
 def room_of(parts: Sequence[str]) -> str:
-    """``omni_pipeline.wire`` for everything in that folder, ``omni_pipeline.errors`` for that module."""
+    """The room of a module: ``omni_pipeline.wire`` for modules in that folder, ``omni_pipeline.errors`` for itself."""
     return ".".join(parts[:2])
 
 

@@ -1,4 +1,4 @@
-"""Makes two checkpoints from one: a quantised one, as others publish them, and one with the numbers that it stands for.
+"""Makes two checkpoints from one: a quantised one, as others publish them, and one with its dequantised weights.
 
 The packing is implemented here a second time, in numpy, so that tests can compare the product's unpacking with it.
 """
@@ -31,11 +31,11 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Recipe(NamedTuple):
-    """A form to store weights in.
+    """A quantised form of weights.
 
     Attributes:
-        said: Its ``quantization_config``.
-        left: The key of ``quantization_config`` that lists what keeps its precision.
+        said: The ``quantization_config`` of the form.
+        left: The key of ``quantization_config`` that lists the modules that keep their precision.
         store: Converts a weight to its stored tensors, by the last parts of their names, and to the numbers that these
             stand for.
     """
@@ -50,7 +50,7 @@ def quantise(source: Path, target: Path, truth: Path, forms: Mapping[str, str]) 
 
     Args:
         forms: Names from `RECIPES` for ``thinker`` and ``talker``. A model that is not listed keeps its precision. If
-            the two differ, each has a section of its own in ``config.json``.
+            the two forms differ, each model has its own section in ``config.json``.
     """
     for directory in (target, truth):
         shutil.copytree(source, directory)
@@ -155,7 +155,7 @@ def _scattered(weight: torch.Tensor) -> numpy.ndarray:
 def _grouped(
     weight: torch.Tensor, groups: numpy.ndarray, *, symmetric: bool
 ) -> tuple[numpy.ndarray, numpy.ndarray, torch.Tensor, torch.Tensor]:
-    """Four-bit numbers [inputs, outputs], zero points and float16 scales [groups, outputs]; what they stand for."""
+    """Four-bit numbers [inputs, outputs], zero points and float16 scales [groups, outputs]; dequantised weights."""
     inputs, count = weight.t().numpy(), int(groups.max()) + 1
     numbers = numpy.zeros(inputs.shape, numpy.int64)
     zeros, scales = numpy.full((count, inputs.shape[1]), 8), numpy.zeros((count, inputs.shape[1]), numpy.float16)

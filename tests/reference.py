@@ -1,4 +1,4 @@
-"""The reference: what Hugging Face's Qwen3-Omni answers to a conversation with greedy decoding.
+"""Computes the reference: the answers of Hugging Face's Qwen3-Omni to conversations, with greedy decoding.
 
 Media are files, and are decoded here with the simplest means, so that a mistake in our own decoding shows.
 """
@@ -25,7 +25,7 @@ SAMPLE_RATE = 16_000
 # Two logits closer than this may change places when a batch is shaped differently (see docs/architecture.md).
 NEAR_TIE = EXACTNESS.near_tie
 
-# As the id that ends a text: no id ends it.
+# Given as the id that ends a text, so that no id ends the text.
 NO_TOKEN = -1
 
 
@@ -44,7 +44,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Greedy:
-    """A greedy answer and how sure each token was.
+    """A greedy answer, and the margin of each token.
 
     Attributes:
         ids: Generated ids, the end of turn included if it came.
@@ -59,7 +59,7 @@ class Reference:
     """A checkpoint in Hugging Face's classes on the CPU, one conversation at a time.
 
     Args:
-        dtype: What its weights are, and what it computes in; rotary frequencies are float32 in any case.
+        dtype: Data type of the weights and of the computation; rotary frequencies are float32 in any case.
     """
 
     def __init__(self, checkpoint: Path, dtype: torch.dtype = torch.float32) -> None:

@@ -56,7 +56,7 @@ class Server(ServerProcess):
         assert error is not None or code == 0
 
     def start(self) -> Self:
-        """Start and wait until `/health` says that it serves."""
+        """Start the server, and wait until `/health` reports that it serves."""
         if not isinstance(self.config, str):
             self._written_config.write_text(yaml.safe_dump(on_device(self.config)))
         super().start()
@@ -68,7 +68,7 @@ class Server(ServerProcess):
         return {name: stage["live_requests"] for name, stage in self.health()[1]["stages"].items()}
 
     def post(self, body: dict[str, Any], timeout: float = PATIENCE.request) -> tuple[int, Any]:
-        """POST a chat completion; status and parsed body."""
+        """POST a chat completion. Returns the status and the parsed body."""
         return super().post(body, timeout)
 
 

@@ -23,7 +23,7 @@ FRAMEWORK = (
     ("omni_pipeline.cli",),
 )
 
-# What a stage may import of the framework: the contract, and modules that do not depend on a pipeline.
+# Modules of the framework that a stage may import: the contract, and modules that do not depend on a pipeline.
 OPEN_TO_STAGES = (
     "omni_pipeline.contract",
     "omni_pipeline.wire",

@@ -36,7 +36,7 @@ ENGINE = (
     "openai", "opentelemetry-api", "orjson", "partial-json-parser", "pybase64", "pydantic", "pydantic-core",
     "setproctitle", "sniffio", "starlette", "traitlets", "typing-inspection", "uvicorn",
 )  # fmt: skip
-"""Packages that SGLang's modules import when our modules are imported, besides torch, transformers and theirs."""
+"""Packages, besides torch, transformers and their dependencies, that SGLang's modules import with our modules."""
 
 _SUFFIXES = (".py", ".cuh", ".cu", ".h", ".hpp", ".cpp", "METADATA")
 _UNUSED = ("sglang/multimodal_gen/", "sglang/test/", "sglang/benchmark/", "sglang/srt/rust_extensions/_")

@@ -13,7 +13,7 @@ from pathlib import Path
 from gpu_check.scrub import scrub
 
 MOST_CHARACTERS = 65_536
-"""Most characters that GitHub accepts as the body of an issue."""
+"""Maximum number of characters that GitHub accepts as the body of an issue."""
 
 _SIGNS = {True: "pass", False: "**FAIL**", None: "told"}
 _ROOM = 2_000  # characters of an issue that are left for its author

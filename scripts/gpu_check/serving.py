@@ -23,7 +23,7 @@ from gpu_check.report import Check, Report, block, quoted, table
 ROOT = Path(__file__).parents[2]
 
 MINUTES = 60
-"""Most minutes of a layout: to start, to compile the kernels of its first requests, and to be measured."""
+"""Maximum minutes of a layout: to start, to compile the kernels of its first requests, and to be measured."""
 
 START_SECONDS = 1800  # a 70 GB checkpoint from a slow disk
 _CLI = (sys.executable, "-m", "omni_pipeline.cli")

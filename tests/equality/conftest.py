@@ -1,4 +1,4 @@
-"""Shared fixtures of the equality tests: the media, and the directory of them that servers may read."""
+"""Provides fixtures of the equality tests: the media, and a directory with them that servers may read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seventy conversations with every kind and mix of input, in Hugging Face's form and in the API's."""
+"""Lists seventy conversations with every kind and mix of input, in Hugging Face's form and in the API's."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def system(words: str) -> dict[str, Any]:
 
 
 def all_conversations(kit: Kit) -> list[Conversation]:
-    """The table of conversations. Names are unique and say what is special about each."""
+    """The table of conversations. Names are unique, and name the special feature of each conversation."""
     image, audio, video, file = kit.image, kit.audio, kit.video, kit.file
     what = text("What is this?")
     table: dict[str, list[dict[str, Any]]] = {

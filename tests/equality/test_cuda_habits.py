@@ -1,8 +1,9 @@
 """A server that treats memory as on a GPU gives the reference's answers and speech, also when memory is taken back.
 
-Text and voices of a sample in one worker that starts in an interpreter of its own, as a worker with a GPU does. No
-server starts with so little memory that it runs out for voices; theirs is taken back in `test_talker_ar.py`.
-``OMNI_CUDA_HABITS=1`` in pytest's environment does the same to all servers of the other modules.
+The tests compare the text and the voices of a sample of conversations. Both engines and the predictor are in one
+worker, which starts in a new interpreter, like a worker with a GPU. A server refuses to start with so little memory
+that voices could run out of it; `test_talker_ar.py` takes memory back from voices. ``OMNI_CUDA_HABITS=1`` in pytest's
+environment makes the servers of all other modules treat memory in this way.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from tests.equality.conversations import Kit, all_conversations, request
 from tests.reference import Conversation, Reference, SpokenReference
 from tests.server import Server, colocated
 
-# As little memory as a server starts with. SGLang is not to reserve what answers may come to need, but to take it back.
+# The least memory with which a server starts. SGLang must not reserve the memory that answers may need later, but take
+# memory back from running requests.
 ENGINE = {"chunked_prefill_size": 24, "schedule_conservativeness": 0.01}
 THINKER = {"max_total_tokens": 2560, "engine": ENGINE}
 TALKER = {"max_total_tokens": 4105, "engine": ENGINE}
-# Long answers that grow beyond it while the sample is asked for.
+# Long answers that outgrow the memory of the thinker while the sample is requested.
 FILLERS, FILLER_TOKENS = 12, 250
 CLIENTS = 6
 
@@ -68,7 +70,7 @@ def server(tiny_checkpoint: Path, media_directory: Path) -> Iterator[Server]:
 
 
 def preemptions(server: Server, stage: str) -> float:
-    """How often a stage has taken memory back."""
+    """The number of times that a stage has taken memory back."""
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as page:
         [count] = re.findall(
             rf'^\S*preemptions_total{{[^}}]*stage="{stage}"[^}}]*}} (\S+)$', page.read().decode(), re.M

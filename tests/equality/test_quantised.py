@@ -20,8 +20,8 @@ from tests.quantised import RECIPES, quantise
 from tests.reference import Reference, SpokenReference
 from tests.server import Server, colocated
 
-# How thinker and talker are stored, in every form. As in published checkpoints, both have the same form, or only the
-# thinker is quantised.
+# The forms of thinker and talker. In the first two cases, as in published checkpoints, both models have the same form,
+# or only the thinker is quantised. In the last case, each model has a form of its own.
 FORMS = {
     "fp8-block": {"thinker": "fp8-block", "talker": "fp8-block"},
     "int4-packed": {"thinker": "packed"},
@@ -70,7 +70,7 @@ def test_text_and_voices(case: Case, kit: Kit) -> None:
 
 @pytest.mark.parametrize("form", ["fp8-block", "awq", "gptq", "packed"])
 def test_quantised_predictor_is_refused(tiny_checkpoint: Path, tmp_path: Path, form: str) -> None:
-    """Otherwise it would speak, but badly."""
+    """If a quantised predictor were not refused, it would speak, but badly."""
     (file,) = tiny_checkpoint.glob("*.safetensors")
     tensors = load_file(file)
     name = next(name for name in tensors if name.startswith("talker.code_predictor.") and "q_proj" in name)

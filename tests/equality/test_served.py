@@ -22,7 +22,7 @@ from tests.server import Server, fused, split
 TOKENS = 24
 TINY_CHUNKS = {"engine": {"chunked_prefill_size": 24}}
 
-# Together they cover both layouts, both checkpoints, and whole and chunked prefill.
+# Together these configurations cover both layouts, both checkpoints, and whole and chunked prefill.
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "split": ("tiny", split()),
     "fused-chunked": ("tiny", fused(TINY_CHUNKS)),
@@ -99,7 +99,7 @@ def test_the_table_is_as_large_and_lively_as_it_should_be(truths: Callable[[str]
     for name in ("tiny", "nano"):
         answers = truths(name).answers
         assert len(answers) >= 60
-        assert len({tuple(answer.ids) for answer in answers.values()}) > 50  # they depend on the input
+        assert len({tuple(answer.ids) for answer in answers.values()}) > 50  # the answers depend on the input
         assert sum(len(answer.ids) < TOKENS for answer in answers.values()) > 10  # some end by themselves
 
 

@@ -28,7 +28,7 @@ SAMPLES_PER_FRAME = 1920
 VOICES = ("ethan", "chelsie", "aiden")
 GREEDY = {"talker_temperature": 0, "talker_max_new_tokens": FRAMES + 1}
 
-# Both layouts on both checkpoints; two of the pairs with only one conversation in several.
+# Both layouts on both checkpoints. Two of the four pairs use only every fourth conversation.
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any], int]] = {
     "split": ("tiny", {}, 1),
     "colocated": ("nano", colocated(), 1),
@@ -98,7 +98,7 @@ class Running:
         return Heard(conversation.name, text, numpy.concatenate(sound) if sound else numpy.zeros(0))
 
     def events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The events of a streamed answer; closes the connection when no longer wanted."""
+        """Yield the events of a streamed answer; close the connection if the caller stops early."""
         with stream(self.server, body) as events:
             yield from (event for event in events if event != DONE)
 
@@ -232,7 +232,7 @@ def test_sound_comes_while_the_text_is_still_written(running: Running) -> None:
 
 
 def test_a_voice_beyond_three_hundred_frames_equals_the_whole_decode(running: Running) -> None:
-    """Cases in which the reference's own chunked decode loses samples at every seam."""
+    """The reference's own chunked decode is not used, since it loses samples at every seam of such a voice."""
     body = {
         "messages": request(LONG)["messages"],
         "modalities": ["text", "audio"],

@@ -1,4 +1,4 @@
-"""Shared fixtures of the tests with fake GPUs: one child process, and checkpoints without weights."""
+"""Provides fixtures of the tests with fake GPUs: one child process, and checkpoints without weights."""
 
 from __future__ import annotations
 

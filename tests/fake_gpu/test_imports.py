@@ -26,7 +26,7 @@ def test_sglang_takes_its_cuda_platform_and_kernels(engines: Accelerator) -> Non
 
 
 def test_modules_can_be_imported_with_a_stub_of_the_kernels() -> None:
-    """So the other imports are tested even if SGLang's kernel library cannot be loaded."""
+    """With the stub, the other imports are tested even if SGLang's kernel library cannot be loaded."""
     with Accelerator(stub_kernels=True) as accelerator:
         assert accelerator.kernels == "stub"
         assert accelerator.load(modules()) == {}

@@ -2,8 +2,8 @@
 
 SGLang's scheduler, its memory pools, its graph runner and our models work as usual; only the kernels compute nothing. A
 host read, an operation over two devices, or a mix of types inside a model ends the journey. Copies between host and
-device are checked by the function that makes them, so that a step with many requests waits no more often than a step
-with one.
+device are counted for each function that makes them, to show that a step with many requests waits no more often than a
+step with one.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ FIRST_PICKED = {RESULTS + "process_batch_result_prefill": 1}
 SAMPLER = "stages.sglang_engine.sampler:"
 ENGINE = "stages.sglang_engine.fed_engine:FedEngine."
 
-# Copies of a sampling step: which rows are drawn, the draws, and the filters' parameters.
+# Copies of a sampling step: the places of the drawn rows, the random numbers, and the filters' parameters.
 DRAWN = {SAMPLER + "OmniSampler.forward": 1, SAMPLER + "draw": 1}
 FILTERS = "stages.filtered_draws:Filters.of.<locals>.column"
 
-# Kernels of a decode step of 8, 4, 2 and 1 requests, in the graph that repeats it.
+# Numbers of kernels in the graphs of decode steps with 8, 4, 2 and 1 requests.
 KERNELS = {"thinker": [160, 160, 160, 148], "talker": [107, 107, 107, 101]}
 
 
@@ -95,7 +95,7 @@ def test_a_sampled_step_copies_as_often_for_many_requests_as_for_one(thinker: di
     *_, step = steps(thinker, f"sampled {size}", prefill=False)
     assert len(step.batch) == size
     assert step.to_host == {**PICKED, SAMPLER + "_report": 1}
-    # Places of the drawn and of the reported rows; the tokens since the previous step.
+    # Two copies for the places of the drawn and of the reported rows; one for the tokens since the previous step.
     assert step.to_device == {
         **DRAWN,
         SAMPLER + "OmniSampler.forward": 2,

@@ -1,1 +1,1 @@
-"""The package as users get it: a wheel in an environment of its own, away from any checkout."""
+"""Tests the package as users get it: as a wheel in an environment of its own, away from any checkout."""

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-# All that a wheel is made of.
+# The files and folders from which a wheel is made.
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "omni_pipeline", "stages", "gateway", "configs")
 
 
@@ -25,7 +25,7 @@ class Installation:
     """An environment with the wheel in it.
 
     Attributes:
-        root: Of the environment.
+        root: Directory of the environment.
         home: An empty directory to run its commands in.
     """
 
@@ -52,14 +52,14 @@ class Installation:
         return self.run(self.program, *arguments)
 
     def python(self, code: str, **options: Any) -> str:
-        """What the environment's Python prints."""
+        """The output of the environment's Python."""
         done = self.run(str(self.root / "bin" / "python"), "-c", code, **options)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
 
 def plain_environment() -> dict[str, str]:
-    """This process's environment without what leads Python to this checkout, and without GPUs."""
+    """This process's environment without GPUs, and without variables that lead Python to this checkout."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     return kept | {"CUDA_VISIBLE_DEVICES": "", "PATH": os.defpath}
 

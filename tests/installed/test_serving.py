@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tests.installed.conftest import Installation, plain_environment
 from tests.server import Server
 
-# A path of the guide's, which is no path here.
+# A path from the guide, which does not exist outside of a checkout.
 LAYOUT = "configs/qwen3_omni_colocated.yaml"
 
 

@@ -1,4 +1,4 @@
-"""The wheel holds the whole package and nothing else, whatever it was made from."""
+"""The wheel holds the whole package and nothing else, from whichever sources it was made."""
 
 from __future__ import annotations
 

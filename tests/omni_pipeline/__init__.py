@@ -1,1 +1,1 @@
-"""Tests of the framework. Their small stages are in `echo_stages`."""
+"""Tests the framework, with the small stages in `echo_stages`."""

@@ -1,4 +1,4 @@
-"""Fixtures for the framework's tests: their own stages, which worker processes must be able to import."""
+"""Lets worker processes import the stages of the framework's tests."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _importable_by_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let workers import the stages of these tests by name, whatever directory they start in."""
+    """Let workers import the stages of these tests by name, in any working directory."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))

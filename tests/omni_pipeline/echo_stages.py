@@ -24,7 +24,7 @@ from omni_pipeline.errors import StartupError, bad_request
 from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Work
 from omni_pipeline.wire.tensor import Tensor
 
-# How long a slow operation takes.
+# The duration of a slow operation.
 LONG_SECONDS = 8.0
 
 
@@ -52,7 +52,7 @@ class Answer(Struct):
 
 
 class Options(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a stage behaves.
+    """The behaviour of a stage.
 
     Attributes:
         refuse: Raise a StartupError with this message instead of loading.
@@ -68,7 +68,7 @@ class Options(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class EchoStage:
-    """What the three stages share: messages wait in a queue, and each step works on one of them."""
+    """The base of the three stages: messages wait in a queue, and each step works on one of them."""
 
     def __init__(self, context: StageContext) -> None:
         options: Options = context.options

@@ -72,7 +72,7 @@ async def running(
     patience: float = 10.0,
     gpus: Sequence[Gpu] | None = None,
 ) -> AsyncIterator[Session]:
-    """A session of `config`, started; at the end its processes and files must be gone.
+    """Run a session of `config`. At its end, its processes and files must be gone.
 
     Args:
         gpus: The GPUs to plan with, instead of this machine's.

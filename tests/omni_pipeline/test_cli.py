@@ -1,4 +1,4 @@
-"""The command line, as a user sees it."""
+"""The command line works as a user expects it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPUs that a description names, or that the driver lists."""
+"""GPUs are read from a description, or from the driver's list."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class Failure(RuntimeError):
 
 
 class Part(Struct, frozen=True):
-    """A card, or a MIG instance of one, which has no capability of its own."""
+    """A card or a MIG instance. An instance has no capability of its own."""
 
     name: str
     uuid: str
     memory: int
     capability: tuple[int, int] | None = None
-    places: tuple[Part | None, ...] | None = None  # places for MIG instances, if it is divided
+    places: tuple[Part | None, ...] | None = None  # places for MIG instances, if the card is divided
     numbers: tuple[int, int] = (0, 0)
 
 
@@ -137,7 +137,7 @@ def listed(value: str | None) -> dict[str, str]:
     return {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
 
 
-# CUDA_VISIBLE_DEVICES; and for each GPU its name and the entry that its worker gets.
+# Values of CUDA_VISIBLE_DEVICES, each with the visible GPUs: the name, and the entry that the worker gets.
 WHOLE = [
     (None, [("T4", "0"), ("H100", "1"), ("H200", "2")]),
     ("0", [("T4", "0")]),

@@ -1,4 +1,4 @@
-"""The format of log lines, whatever they contain."""
+"""Log lines have the right format, whatever text they contain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A service from its start to its end, in a process of its own."""
+"""A service works from its start to its end, in a process of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conversations on which bfloat16 is judged, and the reference's record of them."""
+"""Lists the conversations on which bfloat16 is judged, and records the reference's results on them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def conversations(kit: Kit) -> list[Conversation]:
 
 
 def record(reference: RoundedReference, kit: Kit, step: int = 4) -> dict[str, Speech]:
-    """Spoken answers to one conversation in `step`, by its name."""
+    """Spoken answers to every `step`-th conversation, by the name of the conversation."""
     speeches: dict[str, Speech] = {}
     for index, conversation in enumerate(all_conversations(kit)[::step]):
         speech = reference.record(conversation, SPOKEN_TOKENS, FRAMES, VOICES[index % len(VOICES)])
@@ -57,7 +57,7 @@ def record(reference: RoundedReference, kit: Kit, step: int = 4) -> dict[str, Sp
 
 
 def compare_texts(ours: RoundedReference, truth: RoundedReference, conversations: list[Conversation]) -> Figures:
-    """Answers of the reference in another data type, with the changes of the first tokens' leads."""
+    """Compare the answers of the reference in two data types, including the changes of the first candidates' leads."""
     texts = Texts()
     for conversation in conversations:
         ids, logits = ours.answer(conversation, TOKENS)

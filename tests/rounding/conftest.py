@@ -1,4 +1,4 @@
-"""The reference on each checkpoint, its record, and the stages under test; `judge` passes figures to the report."""
+"""Provides the reference's recorded results on each checkpoint, the stages under test, and a judge of their errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.rounding.reference import RoundedReference, Speech
 from tests.rounding.stages import Media, ReferenceStages, StagesUnderTest, media
 
 FULL = DTYPE == "bfloat16"
-"""Whether everything is judged; `make test` judges a sample."""
+"""Whether all tests run, on all checkpoints; `make test` runs a sample."""
 
 Judge = Callable[[str, Mapping[str, float]], None]
 
@@ -43,7 +43,7 @@ class Subject:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_quiet_thread() -> Iterator[None]:
-    """Silence the warning of transformers, at each forced answer, that nothing ends it."""
+    """Use one thread, and silence the warning of transformers that nothing ends a forced answer."""
     torch.set_num_threads(1)
     before = logging.get_verbosity()
     logging.set_verbosity_error()

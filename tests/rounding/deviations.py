@@ -65,7 +65,7 @@ class Texts:
     changes: list[float] = field(default_factory=list)
 
     def add(self, group: str, answer: Answer, truth: torch.Tensor) -> None:
-        """One answer, and the reference's own logits [ids, vocabulary] for its tokens."""
+        """Add one answer, with the reference's own logits [ids, vocabulary] for its tokens."""
         logprobs = truth.log_softmax(-1)
         for index, best in enumerate(answer.best):
             ids = torch.tensor(list(best))
@@ -80,7 +80,7 @@ class Texts:
         return {**self.distances.figures("log-probabilities"), "tokens that differ": self.others / self.tokens}
 
     def change(self) -> float:
-        """The error of a first candidate's lead that only one in a hundred exceeds."""
+        """The 99th percentile of the errors of first candidates' leads."""
         return float(numpy.quantile(self.changes, 0.99))
 
 
@@ -92,7 +92,7 @@ class Codes:
     others: int = 0
 
     def add(self, ours: Sequence[int], truth: Sequence[int]) -> None:
-        """Compare one frame with the reference's; after a code that differs, it is a different frame."""
+        """Compare one frame with the reference's, up to the first different code, since later codes depend on it."""
         for own, true in zip(ours[1:], truth[1:], strict=True):
             self.codes += 1
             if own != true:

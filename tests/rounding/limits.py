@@ -1,8 +1,9 @@
 """Limits for each stage's errors in bfloat16: the reference's own errors in bfloat16, times a factor.
 
-`measured.json` has, for each checkpoint, what bfloat16 does to Hugging Face's own modules on a CPU, against the same in
-float32 on the same inputs. `python -m tests.rounding.measure --write` makes it anew. Kernels that are right round
-elsewhere than those modules do, so each figure has some room; how much depends on how steady it is.
+`measured.json` has, for each checkpoint, the errors of Hugging Face's own modules in bfloat16 on a CPU, compared with
+the same modules in float32 on the same inputs. `python -m tests.rounding.measure --write` makes the file anew. Correct
+kernels may round at other places than those modules, so each figure gets some room; the steadier a figure is, the less
+room it gets.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ FILE = Path(__file__).with_name("measured.json")
 CHANGE = "change of a lead: 99th percentile"
 
 FACTORS = {
-    "median": 1.4,  # median of hundreds: other kernels change it by a tenth, a layer 2 % too large by a half
+    "median": 1.4,  # median of hundreds of results: other kernels change it by 10 %, a layer 2 % too large by 50 %
     "group": 1.7,  # median of one group of results
     "90th percentile": 2.0,  # decided mostly by tokens for which a router picked another expert
     "differ": 2.0,
     CHANGE: 3.0,  # a first candidate that leads by less than this may lose its place
 }
-"""Limits by measured figures."""
+"""Limits divided by measured figures."""
 
 FLOOR = 0.01
 """Added to the limit of a share, so that one in a hundred may differ even if none differed in the measurement."""

@@ -1,11 +1,11 @@
-"""Measures what bfloat16 does to the reference, stage by stage, and prints the table of limits that follow from it.
+"""Measures the reference's errors in bfloat16, stage by stage, and prints the table of limits that follow from them.
 
     make install
     .venv/bin/python -m tests.rounding.measure            # the table, as docs/gpu-check.md has it
     .venv/bin/python -m tests.rounding.measure --write    # and tests/rounding/measured.json anew
 
-Hugging Face's modules in bfloat16 on the CPU are held against the same in float32 on the same inputs: on the two random
-checkpoints that the tests use, and on the demo model. It takes some minutes of one core, and no GPU.
+Hugging Face's modules in bfloat16 on the CPU are compared with the same modules in float32 on the same inputs: on the
+two random checkpoints that the tests use, and on the demo model. It takes some minutes of one core, and no GPU.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def measure(name: str, kit: Kit) -> Figures:
 
 
 def table(measured: Mapping[str, Figures]) -> str:
-    """Markdown: each figure as it was measured on each checkpoint, and its limit there."""
+    """A Markdown table of the measured value and the limit of each figure on each checkpoint."""
     lines = [f"| figure | {' | '.join(measured)} |", f"|---|{'---|' * len(measured)}"]
     figures = dict.fromkeys(figure for own in measured.values() for figure in own)
     for figure in figures:

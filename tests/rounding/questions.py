@@ -1,4 +1,4 @@
-"""The demo model's test questions (the usage guide's and held-out ones), for the API and for the reference."""
+"""Makes the demo model's test questions (the usage guide's and held-out ones), for the API and for the reference."""
 
 from __future__ import annotations
 

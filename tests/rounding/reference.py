@@ -139,7 +139,7 @@ class RoundedReference(SpokenReference):
 
 
 class _Forced(LogitsProcessor):
-    """Leaves only the forced id at each step."""
+    """Allows only the forced id at each step."""
 
     def __init__(self, ids: Sequence[int], start: int) -> None:
         self._ids = ids

@@ -10,11 +10,11 @@ from tests.rounding.deviations import Answer
 from tests.server import Server
 
 BEST = 20
-"""The most alternatives that the API reports."""
+"""Maximum number of alternatives that the API reports."""
 
 
 class Asker:
-    """Asks a server greedily.
+    """Asks a server for greedy answers.
 
     Args:
         tokenizer: Hugging Face's tokenizer, to find the ids of tokens that the API gives as bytes.

@@ -40,7 +40,7 @@ from tests.rounding.deviations import Codes, Distances, Figures, relative
 from tests.rounding.reference import CONTROL_CODES, RoundedReference, Speech
 
 BEST = 20
-"""How many of the likeliest ids are compared for each token."""
+"""Number of the likeliest ids that are compared for each token."""
 CACHE_TOKENS = 16384
 _VOICES = 8
 
@@ -145,7 +145,7 @@ class StagesUnderTest:
         return Rows(torch.cat([rows.torch() for rows in message.body.embeds]))
 
     def talk(self, speeches: Sequence[Speech]) -> list[Talk]:
-        """Run all utterances at once, with as many in a batch as fit, so that they come and go."""
+        """Run all utterances at once, with as many in a batch as fit, so that utterances join and leave the batch."""
         with self._talker() as engine:
             suppressed = banned(engine.vocabulary, self._end).to(self._device)
             talks = [Talk(torch.empty(0), [], []) for _ in speeches]

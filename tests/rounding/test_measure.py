@@ -1,4 +1,4 @@
-"""What the docs say of bfloat16 is what the limits are made of."""
+"""The measured figures in the docs are those from which the limits for bfloat16 are made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bundle for a bare machine holds what is wanted of SGLang, and is unpacked only if it is what was collected."""
+"""The bundle for a bare machine holds the wanted files of SGLang, and is unpacked only if its files are unchanged."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ FIRST = ([0.0, 5.0, 1.0], [3.0, 2.9, 0.0])
     [
         (FIRST, True),
         (([0.0, 5.0, 1.1], [3.0, 2.9, 0.0]), True),
-        (([0.0, 5.0, 1.0], [2.9, 3.0, 0.0]), True),  # parts at a near tie
+        (([0.0, 5.0, 1.0], [2.9, 3.0, 0.0]), True),  # the answers part at a near tie
         (([5.0, 0.0, 1.0], [3.0, 2.9, 0.0]), False),
         (([0.0, 5.0, 3.0], [3.0, 2.9, 0.0]), False),
         (([0.0, 5.0, 1.0],), False),
@@ -65,7 +65,7 @@ def test_nothing_compared_is_not_right() -> None:
 def test_a_prompt_that_is_overwritten_while_it_is_computed_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As kernels that work in place would: then a voice that lost its memory is computed again from other rows."""
+    """Kernels that work in place would do so: a voice that lost its memory would be computed again from wrong rows."""
     from stages.sglang_engine import environment
 
     environment.prepare()

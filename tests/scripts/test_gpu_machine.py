@@ -1,4 +1,4 @@
-"""The check of a GPU machine compiles a kernel, and says why where it cannot."""
+"""The check of a GPU machine compiles a kernel, or reports why it cannot."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def setup(tmp_path: Path) -> Setup:
 
 @pytest.fixture(autouse=True)
 def stages_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random weights take the place of `load_part` for one test alone."""
+    """Restore `load_part` after each test, since the checks replace it to load random weights."""
     for name in USERS:
         module = importlib.import_module(name)
         for function in ("load_part", "read_tensors"):
@@ -81,7 +81,7 @@ def test_what_the_deadline_leaves_no_time_for_fails(tmp_path: Path) -> None:
 
 
 def test_on_a_gpu_a_check_is_a_program_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
-    """Shown by one that tells at once that there is no GPU here."""
+    """The check here is one that reports at once that there is no GPU."""
     assert parts.main(["--device", "cuda", "--only", "machine"]) == 1
     first, second = (json.loads(line) for line in capfd.readouterr().out.splitlines())
     assert (first["check"], first["result"], first["figures"]["gpus"]) == ("machine", "FAIL", 0)
@@ -116,7 +116,7 @@ def test_what_a_child_wrote_to_stderr_is_told() -> None:
 
 
 def test_the_children_of_a_child_end_with_it(tmp_path: Path) -> None:
-    """One that keeps the pipe open neither delays the next check nor outlives this one."""
+    """A grandchild that keeps the pipe open neither delays the next check nor outlives its own check."""
     note = tmp_path / "pid"
     script = f"import os, pathlib, time\npid = os.fork()\nif pid: pathlib.Path({str(note)!r}).write_text(str(pid))\n"
     script += f"print({GOOD!r}, flush=True)\nif not pid: time.sleep(600)"

@@ -1,4 +1,4 @@
-"""The report of a GPU check can be pasted by a stranger: whole at any moment, short enough, and without secrets."""
+"""The report of a GPU check can be published: it is whole at any moment, short enough, and without secrets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 
 
 class Clock:
-    """Says how late it is."""
+    """A clock that shows the time that a test sets."""
 
     now = 0.0
 
@@ -184,7 +184,7 @@ def test_an_error_of_the_check_itself_leaves_a_report_with_what_was_found(
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_ends_its_tests_and_leaves_a_report(sent: signal.Signals, tmp_path: Path) -> None:
-    """As Ctrl-C would, in the middle of a test that would take ten minutes."""
+    """The signal arrives in the middle of a test that would take ten minutes."""
     test, begun, path = tmp_path / "test_it.py", tmp_path / "begun", tmp_path / "report.md"
     test.write_text(
         "import time\n"

@@ -1,4 +1,4 @@
-"""What stands in for SGLang's compiled kernels does what they do, in place where they do it in place."""
+"""The stand-ins for SGLang's compiled kernels compute the same as the kernels, and in place where the kernels do."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_gate_and_the_sum_of_experts() -> None:
 @pytest.mark.parametrize("block", [4, 16])
 @pytest.mark.parametrize("tokens", [1, 7, 40])
 def test_places_are_sorted_by_expert_in_whole_blocks(tokens: int, block: int) -> None:
-    """Read as the experts' kernel reads it: each block has one expert, each place of a token stands in one block."""
+    """In the result, as the experts' kernel reads it, each block has one expert, and each place is in one block."""
     experts, each = 6, 3
     generator = torch.Generator().manual_seed(tokens)
     chosen = torch.stack([torch.randperm(experts, generator=generator)[:each] for _ in range(tokens)]).to(torch.int32)
@@ -106,7 +106,7 @@ def test_positions_are_one_less_and_not_below_zero() -> None:
 
 @pytest.fixture
 def package(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The stand-in for `sgl_kernel`, and afterwards what there was before."""
+    """Install the stand-in for `sgl_kernel`, and restore the previous modules afterwards."""
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "sgl_kernel"}
     install.package()
@@ -153,7 +153,7 @@ assert (total.item(), owners[:3].tolist()) == (12, [0, 1, 2])
 
 
 def test_sglangs_own_wrappers_find_the_stand_ins() -> None:
-    """With the arguments that SGLang gives; in a process of its own, since it keeps what it found."""
+    """The wrappers get SGLang's arguments. They run in a separate process, since SGLang keeps the kernels it found."""
     scripts = Path(__file__).parents[2] / "scripts"
     done = subprocess.run(
         [sys.executable, "-c", WRAPPERS], capture_output=True, text=True, check=False,

@@ -1,4 +1,4 @@
-"""The committed media can be decoded, and are what tests/data/README.md says."""
+"""The committed media can be decoded, and match their description in tests/data/README.md."""
 
 import wave
 from pathlib import Path

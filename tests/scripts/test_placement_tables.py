@@ -1,4 +1,4 @@
-"""The placement guide says what the plan says."""
+"""The placement guide agrees with the plan."""
 
 from __future__ import annotations
 

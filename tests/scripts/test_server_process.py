@@ -1,4 +1,4 @@
-"""A server of the scripts and the tests waits until it serves, says why it does not, and leaves nothing running."""
+"""`ServerProcess` waits until the server serves, reports why it does not, and leaves nothing running."""
 
 from __future__ import annotations
 

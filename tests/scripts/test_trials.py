@@ -91,7 +91,7 @@ def test_leftovers_are_found(tmp_path: Path) -> None:
 
 
 def test_shared_memory_of_others_is_not_the_servers(tmp_path: Path) -> None:
-    """Other programs create shared memory while the server runs; only that of the server's own processes counts."""
+    """Other programs create shared memory while the server runs; only the files of the server count."""
     with tempfile.NamedTemporaryFile(dir=ROOT) as foreign, tempfile.NamedTemporaryFile(dir=ROOT) as own:
         with subprocess.Popen(["sleep", "60"], stdin=own) as holder:
             service = Service(tmp_path, {}, [], tmp_path / "log")

@@ -1,4 +1,4 @@
-"""The check of a GPU machine works, shown where there is none: on the CPU, and on what a GPU would have said."""
+"""The check of a GPU machine works; without a GPU, it is tested on the CPU and on outputs that a GPU would give."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_tests_whose_time_is_up_are_ended_and_fail(tmp_path: Path) -> None:
 
 
 def test_a_command_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
-    """It does not listen to Ctrl-C, and neither does its child."""
+    """The command ignores Ctrl-C, and so does its child."""
     command = ["sh", "-c", "trap '' INT; sleep 600 & echo $!; wait"]
     done = child.run(command, 2, cwd=tmp_path, environment=os.environ, gentle_seconds=1)
     assert done.cause is Cause.TIME
@@ -185,7 +185,7 @@ def test_answers_are_judged(status: int, result: dict[str, Any], problem: str) -
 def test_measuring_uses_flags_that_bench_has_and_tells_of_its_failure(output: str, tmp_path: Path) -> None:
     flags = [*verify_on_gpu.loads([1, 8]), "--requests", "1"]
     text, [check] = bench("http://127.0.0.1:9", "split", output, flags, tmp_path)
-    assert (check.passed, check.detail) == (False, "ended with 1"), text  # nobody listens; a usage error is 2
+    assert (check.passed, check.detail) == (False, "ended with 1"), text  # no server there; a usage error gives 2
     assert f"`sgl-omni bench --output {output} --concurrency 1 --concurrency 8 --requests 1`" in text
 
 

@@ -1,1 +1,1 @@
-"""End-to-end tests of a server."""
+"""Tests a server from end to end."""

@@ -1,4 +1,4 @@
-"""Shared fixtures of the end-to-end tests: one server with a worker for each stage, and the media that it may read."""
+"""Provides fixtures of these tests: one server with a worker for each stage, and the media that it may read."""
 
 from __future__ import annotations
 

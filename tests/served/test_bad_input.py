@@ -472,7 +472,7 @@ def test_what_is_no_http_is_refused(server: Server, request_bytes: bytes) -> Non
 
 
 def test_afterwards_no_stage_holds_a_request(server: Server) -> None:
-    """Read from heartbeats after a last request has passed through every stage."""
+    """The numbers are read from heartbeats after a last request has passed through every stage."""
     before = {name: stage["received"] for name, stage in server.health()[1]["stages"].items()}
     status, _ = server.post(body(images=[CARS], audios=[SPEECH]))
     assert status == 200

@@ -55,7 +55,7 @@ def message(server: Server, request: dict[str, Any]) -> tuple[str, str | None]:
 
 @pytest.mark.parametrize("request_", [DRAWN, SEEN], ids=["a drawn spoken answer", "all media"])
 def test_fresh_workers_say_the_same_as_forked_ones(fresh: Server, speaker: Server, request_: dict[str, Any]) -> None:
-    """Answers are equal to the byte, also after a restart and with another division into workers."""
+    """Answers are equal to the byte, although the two servers divide the stages into workers differently."""
     assert message(fresh, request_) == message(speaker, request_)
 
 

@@ -87,7 +87,7 @@ def test_sound_alone_has_its_text_in_the_transcript(client: openai.OpenAI) -> No
 
 @pytest.mark.parametrize("at", [1, 4, 7])
 def test_nothing_of_a_stop_string_is_spoken_nor_what_comes_after(client: openai.OpenAI, at: int) -> None:
-    """Text ended by a stop string sounds like text ended by its limit a token later: the last is never spoken."""
+    """A text that a stop string ends sounds like one that its limit ends a token later: a last token is not spoken."""
     fields = {"ignore_eos": True, "return_token_ids": True, "talker_temperature": 0, "talker_max_new_tokens": 40}
     audio = {"voice": "ethan", "format": "pcm16"}
     whole = speak(client, temperature=0, modalities=["text"], audio=None, extra_body=fields).choices[0]

@@ -10,4 +10,4 @@ SECONDS = {
     "ring": 60,
     "copies": 30,
 }
-"""Names of the modules, in the order in which they run, each with the most seconds that it may take."""
+"""Names of the modules, in the order in which they run, each with the maximum seconds that it may take."""

@@ -32,7 +32,7 @@ HOOKS = {
     "Qwen3OmniMoeCode2WavDecoderResidualUnit": ("act1", "conv1", "act2", "conv2"),
     "Qwen3OmniMoeCode2WavDecoderBlock": ("block",),
 }
-"""Classes of transformers that the stages take over, and words that must be in their module's source."""
+"""Classes of transformers whose parts the stages use, and words that must be in the source of their module."""
 
 
 def run(setup: Setup) -> Iterator[Finding]:

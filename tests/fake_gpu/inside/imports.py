@@ -1,4 +1,4 @@
-"""Looks up what is imported by name."""
+"""Finds the imports that fail under fake GPUs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def missing(names: list[list[str]]) -> list[str]:
-    """Those of the given modules, and names in modules, that do not exist."""
+    """The given modules, and names in modules, that do not exist."""
     absent = []
     for module, name in names:
         if name and not hasattr(importlib.import_module(module), name):

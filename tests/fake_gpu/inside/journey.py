@@ -44,12 +44,12 @@ _SAMPLED: dict[str, Any] = {
 
 
 class Step(Struct):
-    """What one step of an engine did: its copies, kernels and graphs.
+    """The record of one step of an engine: its copies, kernels and graphs.
 
     Attributes:
         phase: Phase of the journey.
         prefill: Whether it computed prompts.
-        batch: Ids of the requests it computed something for.
+        batch: Ids of the requests that the step computed.
         to_host, to_device: Number of copies, by the function that made them.
         kernels: Number of kernels launched outside graphs.
         graphs: Number of graphs replayed.
@@ -293,7 +293,7 @@ def _request(
 
 @contextmanager
 def _read_planted() -> Iterator[None]:
-    """A fault: the angles read the largest position."""
+    """A fault: the code of the angles reads the largest position from the device."""
     from stages.sglang_engine.rotary import InterleavedAngles
 
     forward = InterleavedAngles.forward

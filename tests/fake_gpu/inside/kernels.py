@@ -15,7 +15,7 @@ from tests.cuda_rules import CudaRules
 
 @contextmanager
 def installed(rules: CudaRules) -> Iterator[None]:
-    """Inside this context, kernels of all kinds are launched by `rules`, and nothing is compiled."""
+    """Inside this context, `rules` checks and counts kernels of all kinds, and nothing is compiled."""
     from sglang.kernels.jit.utils.compile import cache, loader, ninja
     from sglang.srt.distributed import bootstrap
     from sglang.srt.layers import deep_gemm_wrapper, layernorm
@@ -47,9 +47,9 @@ def installed(rules: CudaRules) -> Iterator[None]:
         # A group of a single rank never communicates, so Gloo's can replace NCCL's.
         (bootstrap, "_resolve_backend", lambda device: "gloo"),
         (deep_gemm_wrapper, "update_deep_gemm_config", lambda gpu: None),
-        # It collects the process's garbage twice, which takes longer than everything else.
+        # The original collects the process's garbage twice, which takes longer than everything else.
         (decode_cuda_graph_runner, "freeze_gc", lambda enabled: nullcontext()),
-        # It asks the device for the number of rows of each expert.
+        # The original asks the device for the number of rows of each expert.
         (ModelRunner, "maybe_init_expert_location_metadata", lambda runner: None),
     ]
     with ExitStack() as undo:

@@ -1,4 +1,4 @@
-"""Flags, files and variables, and their results: each value and its source, or the error message."""
+"""Flags, files and variables have the right results: each value and its source, or the error message."""
 
 # ruff: noqa: E501 - a table is read by row
 

@@ -1,4 +1,4 @@
-"""Settings in several layers: which layer wins, and which one an error names."""
+"""The right layer of settings wins, and an error names the layer with the wrong setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``--config`` means: an existing file, or a layout that ships with the package, by any of its names."""
+"""``--config`` selects an existing file, or a layout that ships with the package, by any of its names."""
 
 from __future__ import annotations
 

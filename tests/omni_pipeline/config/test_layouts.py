@@ -1,4 +1,4 @@
-"""The committed layouts and the usage guide's commands: where each stage runs, and that the 30B model fits."""
+"""With the committed layouts and the guide's commands, stages run in the right places, and the 30B model fits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BF16 = "Qwen/Qwen3-Omni-30B-A3B-Instruct"
 FP8 = "marksverdhei/Qwen3-Omni-30B-A3B-FP8"
 INT4, AWQ = "cyankiwi/Qwen3-Omni-30B-A3B-Instruct-AWQ-4bit", "an/AWQ-checkpoint"
 
-# As the guide prints them, except for the directory of the files.
+# The commands as the guide prints them, except for the directory of the files.
 TEXT = f"--model-path {BF16} --text-only --port 8008"
 FUSED = f"--model-path {BF16} --config configs/qwen3_omni_mmsu.yaml --text-only --port 8008"
 SPEECH = f"--model-path {BF16} --port 8008"
@@ -108,7 +108,7 @@ def test_pinned_fractions_are_those_of_both_engines(flags: str) -> None:
 
 
 def values_of(*arguments: str) -> dict[str, Any]:
-    """What `config show --json` prints, by path."""
+    """The values that `config show --json` prints, by path."""
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.exception
     return {line["path"]: line["value"] for line in json.loads(result.stdout)}

@@ -1,4 +1,4 @@
-"""What a configuration file may contain, which value wins, and how errors in it are explained."""
+"""A configuration file is checked, the right value wins, and errors in the file are explained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where traces go, by configuration and by OpenTelemetry's environment variables."""
+"""The configuration and OpenTelemetry's environment variables select the target of traces."""
 
 from __future__ import annotations
 

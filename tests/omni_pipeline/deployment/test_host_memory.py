@@ -1,4 +1,4 @@
-"""The memory that is left, according to the system and to the control group."""
+"""The memory that is left is counted according to the system and to the control group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GIB = 1024**3
 
 @pytest.fixture
 def system(tmp_path: Path) -> Path:
-    """A system with 8 GiB available and a control group of 4 GiB, of which 1 is used and half of that is cache."""
+    """A system with 8 GiB available and a control group of 4 GiB, which uses 1 GiB, half of it for cache."""
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {8 * GIB // 1024} kB\n")
     group = tmp_path / "sys/fs/cgroup"

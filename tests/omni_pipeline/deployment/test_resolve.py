@@ -1,4 +1,4 @@
-"""What a configuration means for each stage."""
+"""A configuration is resolved to the right settings of each stage."""
 
 from __future__ import annotations
 

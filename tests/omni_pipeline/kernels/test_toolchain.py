@@ -1,4 +1,4 @@
-"""The tools with which workers on GPUs compile kernels: found, made from Python packages, or reported as missing."""
+"""The tools that compile kernels for workers on GPUs are found, made from Python packages, or reported as missing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def toolkit(home: Path, parts: Iterable[str] = PARTS) -> Path:
 
 
 def test_worker_finds_the_programs_of_its_environment_although_that_is_not_activated(tmp_path: Path) -> None:
-    """Also if the environment extends another one, whose programs are in another directory."""
+    """This holds even if the environment extends another one, whose programs are in another directory."""
     environment = toolchain.prepared({"PATH": SYSTEM, "XDG_CACHE_HOME": str(tmp_path)})
     first, *others = environment["PATH"].split(":")
     assert first == os.path.dirname(sys.executable)
@@ -79,7 +79,7 @@ def test_installed_toolkit_is_taken_from_path_or_the_usual_place(
 
 
 def test_directory_above_a_wrapper_of_nvcc_is_no_toolkit(tmp_path: Path) -> None:
-    """Debian has one in ``/usr/bin``; a library with ``/usr`` as ``CUDA_HOME`` finds no ``lib64/libcudart.so``."""
+    """Debian has such a wrapper in ``/usr/bin``, but libraries do not find a ``/usr/lib64/libcudart.so``."""
     wrapper = toolkit(tmp_path / "local", PARTS[:2])
     assert installed({"PATH": f"{wrapper}/bin"}) is None
     linked = tmp_path / "linked"

@@ -1,4 +1,4 @@
-"""Workers that start in a fresh interpreter, as workers on GPUs do. They behave like forked workers otherwise."""
+"""Workers that start in a fresh interpreter, as on GPUs, behave like forked workers otherwise."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_fresh_worker_that_dies_or_hangs_is_replaced_by_a_fresh_one(
 
 
 async def test_what_fresh_workers_start_and_leave_ends_with_them(run_root: Path) -> None:
-    """Holds for processes and files. `run_root` checks again at the end that no files are left."""
+    """This holds for processes and files. `run_root` checks again at the end that no files are left."""
     async with running(fresh()) as session:
         await session.ask("r", "spawn@shout litter@shout")
         (left,) = psutil.Process(session.supervisor.pids["shout"]).children()

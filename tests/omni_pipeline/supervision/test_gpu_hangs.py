@@ -1,4 +1,4 @@
-"""Workers on GPUs that are busy for long, in real processes: which of them hang, and which do not.
+"""Of workers on GPUs that are busy for long, only those that hang are replaced; here with real processes.
 
 There are no GPUs here. A worker makes a library call that never ends, instead of waiting for a kernel that never ends.
 Both look the same, from inside the process and from outside.
@@ -20,7 +20,7 @@ from tests.omni_pipeline.supervision.test_restarting import whole
 
 GPUS = parse("3x24GB")
 
-# Shorter than a configuration allows.
+# Bounds that are shorter than a configuration allows.
 BOUNDS = Supervision(silent_seconds=4, step_seconds=60, gpu_wait_seconds=4)
 SHORT_STEPS = Supervision(silent_seconds=6, step_seconds=6, gpu_wait_seconds=6)
 
@@ -42,7 +42,7 @@ def spinning(tmp_path: Path, run_root: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(("trouble", "ranks"), [("spin", 1), ("spin_locked", 1), ("spin", 2)])
 async def test_worker_that_waits_for_a_hung_gpu_is_replaced(trouble: str, ranks: int, spinning: None) -> None:
-    """Also if the call keeps the interpreter's lock, and if all ranks wait for each other."""
+    """This holds even if the call keeps the interpreter's lock, and if all ranks wait for each other."""
     async with running(on_gpus(ranks=ranks), gpus=GPUS) as session:
         pid = session.supervisor.pids["shout"]
         session.supervisor.submit("r", Text(f"{trouble}@shout"))
@@ -62,7 +62,7 @@ async def test_worker_on_a_gpu_that_computes_for_long_is_let_be(run_root: Path) 
 
 
 async def test_worker_that_compiles_is_let_be_and_so_is_one_that_waits_for_its_kernel(run_root: Path) -> None:
-    """It may take longer than anything else may."""
+    """A compilation may take longer than any other step."""
     assert max(SHORT_STEPS.step_seconds, SHORT_STEPS.silent_seconds) + 1 < LONG_SECONDS
     async with running(on_gpus(SHORT_STEPS), gpus=GPUS) as session:
         session.supervisor.submit("r", Text("doze@join"))

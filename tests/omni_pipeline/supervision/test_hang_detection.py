@@ -1,4 +1,4 @@
-"""Which silent workers are at work, and which ones hang."""
+"""Silent workers that are at work are told apart from those that hang."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def looks(
     pulses: bool = False,
     others_compile: bool = False,
 ) -> tuple[int, str | None]:
-    """The number of looks until a verdict, and the verdict; after 200 looks it gives up."""
+    """The number of looks until a verdict, and the verdict; None if there is no verdict after 200 looks."""
     given = iter(samples)
     vitals = Vitals(1, BOUNDS, lambda pid, ranks: next(given), on_gpu=on_gpu)
     if loaded:
@@ -199,7 +199,7 @@ def test_compiling_is_told_while_it_goes_on() -> None:
 
 
 def test_sample_tells_ranks_from_what_compiles_for_them() -> None:
-    """Three processes under a parent, and one more under the rank among them. All except the parent compute."""
+    """A parent has two children, the rank and a helper; the rank has another helper. All but the parent compute."""
     busy = "while :; do :; done"
     script = f"sh -c '({busy}) & echo $!; {busy}' & echo $!; ({busy}) & echo $!; wait"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as process:
@@ -224,12 +224,12 @@ TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def seconds(pid: int) -> float:
-    """CPU time of a process alone."""
+    """CPU time of a process without its children."""
     return usage(pid).cpu_seconds  # type: ignore[union-attr]
 
 
 def test_sample_counts_what_runs_below() -> None:
-    """A parent that sleeps while its child computes."""
+    """The sampled process sleeps while its child computes."""
     with subprocess.Popen(["sh", "-c", "(echo; while :; do :; done); true"], stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None

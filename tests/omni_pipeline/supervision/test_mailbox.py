@@ -1,4 +1,4 @@
-"""Each message that reaches the main process goes to whoever registered for its type."""
+"""Each message that reaches the main process goes to the handler that is registered for its type."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def mailbox(run_root: object) -> Iterator[Mailbox]:
 
 
 def receive(mailbox: Mailbox, message: Message) -> None:
-    """Have `mailbox` handle `message`, sent to it by itself."""
+    """Let `mailbox` handle `message`, which it sends to itself."""
     mailbox.send(message, mailbox.address)
     deadline = time.monotonic() + 10
     while not mailbox.take(1):

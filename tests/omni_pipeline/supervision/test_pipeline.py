@@ -1,4 +1,4 @@
-"""The whole framework in real processes: start, exchange, failure, death, stop."""
+"""The whole framework works in real processes: start, exchange, failure, death, stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long to wait before a worker is started again."""
+"""The waiting time before a worker is started again depends on its earlier ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers that die or hang, in real processes: who is informed, what is cleaned up, and how they are restarted."""
+"""Workers that die or hang, in real processes, are reported, cleaned up, and restarted."""
 
 from __future__ import annotations
 

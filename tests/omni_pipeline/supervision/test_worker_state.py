@@ -1,4 +1,4 @@
-"""What is known about a process goes when the process does."""
+"""The data about a process is dropped when the process ends or hangs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics that a process keeps about itself."""
+"""A process keeps metrics about itself."""
 
 from __future__ import annotations
 

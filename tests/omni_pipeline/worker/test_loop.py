@@ -1,4 +1,4 @@
-"""The worker loop, in a thread with real sockets: messages it delivers and sends, requests it fails and forgets."""
+"""The worker loop, here in a thread with real sockets, delivers and sends messages, and fails and forgets requests."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_crash_in_a_step_fails_all_that_the_stage_holds_and_nothing_else(run_roo
     bench = Bench(echo("shout"), run_root)
     held = Chunk("held", "split", "shout", Word("x", []), seq=0)
     bench.send(held, Chunk("r", "split", "shout", Word("crash@shout", []), seq=0))
-    bench.start()  # only now, so that it holds both when it crashes
+    bench.start()  # only now, so that the stage holds both messages when it crashes
     failed = [bench.next(), bench.next()]
     assert all(isinstance(message, Failed) for message in failed)
     assert {message.request_id for message in failed} == {"held", "r"}  # type: ignore[union-attr]

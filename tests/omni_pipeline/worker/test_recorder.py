@@ -1,4 +1,4 @@
-"""A worker's notes about requests: when a stage could have begun, and when it did begin."""
+"""A worker notes when a stage could have begun with a request, and when the stage did begin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stage of several ranks: all ranks do the same, and no rank outlives another."""
+"""All ranks of a stage do the same, and no rank outlives another."""
 
 from __future__ import annotations
 
