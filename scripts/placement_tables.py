@@ -39,7 +39,7 @@ SIZES = checkpoints.SIZES
 GIB = 1024**3
 
 
-class Layout(Struct, frozen=True):
+class TableRow(Struct, frozen=True):
     """One row of a table: one way to use some GPUs.
 
     Attributes:
@@ -59,26 +59,26 @@ def config(*, colocate: bool = False, text_only: bool = False, **gpus: list[int]
 
 
 ONE_GPU = (
-    Layout("--colocate", config(colocate=True), shown=True),
-    Layout("(nine processes)", config()),
-    Layout("--colocate", config(colocate=True), fp8=True),
-    Layout("(nine processes)", config(), fp8=True),
-    Layout("--text-only", config(text_only=True)),
+    TableRow("--colocate", config(colocate=True), shown=True),
+    TableRow("(nine processes)", config()),
+    TableRow("--colocate", config(colocate=True), fp8=True),
+    TableRow("(nine processes)", config(), fp8=True),
+    TableRow("--text-only", config(text_only=True)),
 )
 
-SECTIONS: dict[str, tuple[Layout, ...]] = {
+SECTIONS: dict[str, tuple[TableRow, ...]] = {
     "1xH100-80GB": ONE_GPU,
     "1xH20-96GB": ONE_GPU,
     "1xH200-141GB": ONE_GPU,
     "2xH100-80GB": (
-        Layout("(thinker and encoders on 0, speech on 1)", config(), shown=True),
-        Layout("--gpu-thinker 0,1", config(thinker=[0, 1])),
-        Layout("(thinker and encoders on 0, speech on 1)", config(), fp8=True),
-        Layout("--text-only --gpu-thinker 0,1", config(text_only=True, thinker=[0, 1])),
+        TableRow("(thinker and encoders on 0, speech on 1)", config(), shown=True),
+        TableRow("--gpu-thinker 0,1", config(thinker=[0, 1])),
+        TableRow("(thinker and encoders on 0, speech on 1)", config(), fp8=True),
+        TableRow("--text-only --gpu-thinker 0,1", config(text_only=True, thinker=[0, 1])),
     ),
     "4x24GB": (
-        Layout("--gpu-thinker 0,1,2,3", config(thinker=[0, 1, 2, 3])),
-        Layout(
+        TableRow("--gpu-thinker 0,1,2,3", config(thinker=[0, 1, 2, 3])),
+        TableRow(
             "--gpu-thinker 0,1,2,3 --gpu-image-encoder 0 --gpu-audio-encoder 1 --gpu-talker 2 --gpu-code-predictor 3 "
             "--gpu-code2wav 3",
             config(
@@ -90,11 +90,11 @@ SECTIONS: dict[str, tuple[Layout, ...]] = {
                 code2wav=[3],
             ),
         ),
-        Layout(
+        TableRow(
             "--text-only --gpu-thinker 0,1,2,3 --gpu-image-encoder 0 --gpu-audio-encoder 1",
             config(text_only=True, thinker=[0, 1, 2, 3], image_encoder=[0], audio_encoder=[1]),
         ),
-        Layout(
+        TableRow(
             "--gpu-thinker 0,1 --gpu-talker 2 --gpu-code-predictor 2 --gpu-code2wav 2 --gpu-image-encoder 3 "
             "--gpu-audio-encoder 3",
             config(
@@ -121,7 +121,7 @@ def sections() -> dict[str, str]:
     return {gpus: "\n".join(_section(parse(gpus), rows, checkpoints)) for gpus, rows in SECTIONS.items()}
 
 
-def _section(gpus: tuple[Gpu, ...], layouts: Sequence[Layout], checkpoints: dict[bool, Checkpoint]) -> Iterator[str]:
+def _section(gpus: tuple[Gpu, ...], layouts: Sequence[TableRow], checkpoints: dict[bool, Checkpoint]) -> Iterator[str]:
     placements = [place(resolve(layout.config, gpus), checkpoints[layout.fp8]) for layout in layouts]
     yield "| weights | flags | fits | requests at a time | KV tokens: thinker | talker | GiB taken of each GPU |"
     yield "|---|---|---|---|---|---|---|"
@@ -135,11 +135,11 @@ def _section(gpus: tuple[Gpu, ...], layouts: Sequence[Layout], checkpoints: dict
             yield from _stages(placement)
 
 
-def _weights(layout: Layout) -> str:
+def _weights(layout: TableRow) -> str:
     return "FP8" if layout.fp8 else "BF16"
 
 
-def _row(layout: Layout, placement: Placement) -> str:
+def _row(layout: TableRow, placement: Placement) -> str:
     flags = f"`{layout.flags}`" if layout.flags.startswith("--") else layout.flags
     tokens = [placement.cache(stage) for stage in ("thinker", "talker_ar")]
     cells = [

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from gpu_check import compiled, equality, machine, serving  # noqa: E402
-from gpu_check.equality import Part  # noqa: E402
+from gpu_check.equality import EqualityPart  # noqa: E402
 from gpu_check.report import Check, Report, block  # noqa: E402
 
 DEMO = ROOT / "demo" / "qwen3-omni-demo"
@@ -65,7 +65,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 def verify(report: Report, options: argparse.Namespace) -> bool:
     """Run every section. Returns False if the machine cannot be used at all."""
-    with Step(report, "the machine"):
+    with VerifyStep(report, "the machine"):
         usable = machine.look(report, options.device)
     if not usable:
         return False
@@ -75,7 +75,7 @@ def verify(report: Report, options: argparse.Namespace) -> bool:
     report.minutes = sum(part.minutes for part in parts) + len(layouts) * serving.MINUTES
     with tempfile.TemporaryDirectory(prefix="omni-verify-") as directory:
         for part in parts:
-            with Step(report, f"{part.name}, {part.dtype}"):
+            with VerifyStep(report, f"{part.name}, {part.dtype}"):
                 equality.run(report, options.device, part, Path(directory))
         if not parts:
             report.add("", "", Check("equality", None, "left out"))
@@ -83,7 +83,7 @@ def verify(report: Report, options: argparse.Namespace) -> bool:
     return True
 
 
-class Step:
+class VerifyStep:
     """Add one section to the report, with the kernels that were compiled meanwhile."""
 
     def __init__(self, report: Report, name: str) -> None:
@@ -101,7 +101,7 @@ class Step:
             self._report.add("", "", Check(f"compiled during: {self._name}", None, new))
 
 
-def comparisons(tests: Sequence[str] | None, device: str, gpus: int) -> list[Part]:
+def comparisons(tests: Sequence[str] | None, device: str, gpus: int) -> list[EqualityPart]:
     """The comparisons with Hugging Face: all parts, or only these tests."""
     if tests is not None:
         return [dataclasses.replace(equality.ANSWERS, tests=tuple(tests))] if tests else []
@@ -110,7 +110,7 @@ def comparisons(tests: Sequence[str] | None, device: str, gpus: int) -> list[Par
     return [equality.ROUNDING, equality.QUALITY, equality.ANSWERS, *alone, *shared]
 
 
-def serve(report: Report, options: argparse.Namespace, layouts: Sequence[serving.Layout], directory: Path) -> None:
+def serve(report: Report, options: argparse.Namespace, layouts: Sequence[serving.TriedLayout], directory: Path) -> None:
     """Run every layout with the real checkpoint or the demo model."""
     if options.model_path is None:
         report.add("", "", Check("the real checkpoint", None, "no --model-path; the demo model takes its place"))
@@ -120,7 +120,7 @@ def serve(report: Report, options: argparse.Namespace, layouts: Sequence[serving
     bench = None if options.no_bench else measured
     run = serving.Run(options.model_path or DEMO, options.device, directory, bench)
     for layout in layouts:
-        with Step(report, f"layout {layout.name}"):
+        with VerifyStep(report, f"layout {layout.name}"):
             serving.try_layout(report, layout, run)
 
 

@@ -19,7 +19,7 @@ class GraphPool:
     """Records graphs that share their memory, as the graphs of one engine or of the predictor do on a GPU."""
 
     def __init__(self) -> None:
-        self._latest: _Graph | None = None
+        self._latest: _RecordedGraph | None = None
 
     def record(self, work: Callable[..., Any], inputs: tuple[torch.Tensor, ...] = ()) -> Callable[[], Any]:
         """Run `work`, and return a function that repeats its operations on the same memory.
@@ -32,7 +32,7 @@ class GraphPool:
         Raises:
             RuntimeError: `work` reads a tensor's content on the host, which a CUDA graph cannot do.
         """
-        graph = _Graph(work, inputs)
+        graph = _RecordedGraph(work, inputs)
 
         def replay() -> Any:
             if self._latest is not None and self._latest is not graph:
@@ -43,11 +43,11 @@ class GraphPool:
         return replay
 
 
-class _Graph:
+class _RecordedGraph:
     """One recording."""
 
     def __init__(self, work: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) -> None:
-        with _Recorder() as recorder:
+        with _OperationRecorder() as recorder:
             self._result = work(*inputs)
         self._operations = recorder.operations
 
@@ -77,7 +77,7 @@ class _Operation:
             tensor.copy_(results[index])
 
 
-class _Recorder(TorchDispatchMode):
+class _OperationRecorder(TorchDispatchMode):
     """Records the operations that run under it, except views."""
 
     def __init__(self) -> None:

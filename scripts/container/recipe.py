@@ -40,7 +40,7 @@ class Instruction(Struct, frozen=True):
         return [command.strip() for command in self.text.split(" && ")]
 
 
-class Stage(Struct):
+class BuildStage(Struct):
     """A ``FROM`` and the instructions up to the next ``FROM``."""
 
     name: str
@@ -58,17 +58,17 @@ class Stage(Struct):
         return {name: value for env in self.all("ENV") for name, value in env.variables.items()}
 
 
-def read(path: Path = RECIPE) -> list[Stage]:
+def read(path: Path = RECIPE) -> list[BuildStage]:
     """The stages of a recipe. Instructions before the first ``FROM`` belong to no stage and are left out."""
     lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
-    stages: list[Stage] = []
+    stages: list[BuildStage] = []
     for line in "\n".join(lines).replace("\\\n", " ").splitlines():
         if not line.strip():
             continue
         verb, _, text = line.partition(" ")
         instruction = Instruction(verb, re.sub(r" {2,}", " ", text).strip())
         if verb == "FROM":
-            stages.append(Stage(text.partition(" AS ")[2].strip(), []))
+            stages.append(BuildStage(text.partition(" AS ")[2].strip(), []))
         elif stages:
             stages[-1].instructions.append(instruction)
     return stages

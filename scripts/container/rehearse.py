@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from container.recipe import Instruction, Stage, read  # noqa: E402
+from container.recipe import BuildStage, Instruction, read  # noqa: E402
 
 from omni_pipeline.os_process import free_port  # noqa: E402
 
@@ -42,7 +42,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # as in i
 class Image:
     """A stage that is being built: a directory that is the root of the stage's file system."""
 
-    def __init__(self, stage: Stage, directory: Path) -> None:
+    def __init__(self, stage: BuildStage, directory: Path) -> None:
         self.stage = stage
         self.root, self.changes = directory / "root", directory / "changes"
         work = directory / "work"

@@ -36,7 +36,7 @@ H100 = Card("NVIDIA H100 80GB HBM3", 81559, 132)
 H200 = Card("NVIDIA H200", 143771, 132)
 
 
-class Device(Struct, frozen=True):
+class FakeDevice(Struct, frozen=True):
     """A GPU or a MIG instance, as CUDA sees it.
 
     Attributes:
@@ -73,18 +73,20 @@ class Machine(Struct, frozen=True):
         return cls((card,) * count)
 
     @property
-    def devices(self) -> tuple[Device, ...]:
+    def devices(self) -> tuple[FakeDevice, ...]:
         """The cards as whole devices."""
         return tuple(
-            Device(index, card.name, _uuid("GPU", index), card.memory_mib * MIB, card.multiprocessors, card.capability)
+            FakeDevice(
+                index, card.name, _uuid("GPU", index), card.memory_mib * MIB, card.multiprocessors, card.capability
+            )
             for index, card in enumerate(self.cards)
         )
 
-    def instances(self, card: int) -> tuple[Device, ...]:
+    def instances(self, card: int) -> tuple[FakeDevice, ...]:
         """MIG instances of a card; empty if MIG is off."""
         whole = self.devices[card]
         return tuple(
-            Device(
+            FakeDevice(
                 card=card,
                 name=f"{whole.name} MIG {profile}",
                 uuid=_uuid("MIG", card, number),
@@ -95,7 +97,7 @@ class Machine(Struct, frozen=True):
             for number, profile in enumerate(self.cards[card].instances)
         )
 
-    def visible(self, environment: Mapping[str, str]) -> tuple[Device, ...]:
+    def visible(self, environment: Mapping[str, str]) -> tuple[FakeDevice, ...]:
         """The devices that CUDA lets a process use: the entries of ``CUDA_VISIBLE_DEVICES`` before the first unknown
         one.
 
@@ -103,7 +105,7 @@ class Machine(Struct, frozen=True):
         """
         listed = environment.get("CUDA_VISIBLE_DEVICES")
         entries = [str(index) for index in range(len(self.cards))] if listed is None else listed.split(",")
-        found: list[Device] = []
+        found: list[FakeDevice] = []
         for entry in map(str.strip, entries):
             device = self._named(entry)
             if device is None:
@@ -112,7 +114,7 @@ class Machine(Struct, frozen=True):
         instances = [device for device in found if device.uuid.startswith("MIG-")]
         return tuple(instances[:1] or found)
 
-    def _named(self, entry: str) -> Device | None:
+    def _named(self, entry: str) -> FakeDevice | None:
         """The device that an entry of ``CUDA_VISIBLE_DEVICES`` names; for a divided card, its first instance."""
         for device in self.devices:
             instances = self.instances(device.card)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pynvml
 
-from fake_gpu.machine import Device, Machine
+from fake_gpu.machine import FakeDevice, Machine
 
 
 def install(machine: Machine) -> None:
@@ -29,33 +29,33 @@ def _unsupported(name: str) -> Any:
 
 
 def _answers(machine: Machine) -> dict[str, Any]:
-    """The replacements, by function name. Handles are `Device` objects."""
+    """The replacements, by function name. Handles are `FakeDevice` objects."""
     cards = machine.devices
     everything = [device for card in cards for device in (card, *machine.instances(card.card))]
 
-    def by_index(index: int) -> Device:
+    def by_index(index: int) -> FakeDevice:
         if not 0 <= index < len(cards):
             raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
         return cards[index]
 
-    def by_uuid(uuid: Any) -> Device:
+    def by_uuid(uuid: Any) -> FakeDevice:
         text = uuid.decode() if isinstance(uuid, bytes) else uuid
         found = next((device for device in everything if device.uuid == text), None)
         if found is None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
         return found
 
-    def instance(handle: Device, number: int) -> Device:
+    def instance(handle: FakeDevice, number: int) -> FakeDevice:
         there = machine.instances(handle.card)
         if number >= len(there):
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
         return there[number]
 
-    def memory(handle: Device, version: Any = None) -> Any:
+    def memory(handle: FakeDevice, version: Any = None) -> Any:
         used = machine.used_mib * 1024**2
         return types.SimpleNamespace(total=handle.memory, used=used, free=handle.memory - used)
 
-    def mig_mode(handle: Device) -> list[int]:
+    def mig_mode(handle: FakeDevice) -> list[int]:
         if handle.uuid.startswith("MIG-"):
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         on = int(bool(machine.instances(handle.card)))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fake_gpu.machine import Device, Machine
+from fake_gpu.machine import FakeDevice, Machine
 
 _WARP = 32
 _SHARED_BYTES = 232448
@@ -47,12 +47,12 @@ class Stream:
 def install(machine: Machine) -> None:
     """Make torch describe `machine`. ``CUDA_VISIBLE_DEVICES`` is read again at each call."""
 
-    def visible() -> tuple[Device, ...]:
+    def visible() -> tuple[FakeDevice, ...]:
         return machine.visible(os.environ)
 
     current = [0]
 
-    def device(which: Any = None) -> Device:
+    def device(which: Any = None) -> FakeDevice:
         index = current[0] if which is None else _index(which, current[0])
         there = visible()
         if index >= len(there):
@@ -114,7 +114,7 @@ def _index(which: Any, current: int) -> int:
     return current if index is None else index
 
 
-def _properties(device: Device) -> Any:
+def _properties(device: FakeDevice) -> Any:
     major, minor = device.capability
     return types.SimpleNamespace(
         name=device.name,

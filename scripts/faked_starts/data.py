@@ -10,7 +10,7 @@ STAGES = ("thinker", "talker_ar")
 """The stages that have an engine."""
 
 
-class Engine(Struct, frozen=True):
+class PlannedEngine(Struct, frozen=True):
     """A stage with an engine, and the values that its worker gets at its start.
 
     Attributes:

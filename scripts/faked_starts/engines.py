@@ -12,7 +12,7 @@ import msgspec
 import torch
 from torch.overrides import TorchFunctionMode
 
-from faked_starts.data import Arguments, Built, Engine
+from faked_starts.data import Arguments, Built, PlannedEngine
 from omni_pipeline.contract.graph import load_factory
 from omni_pipeline.contract.stage import Ranks, StageContext
 from omni_pipeline.worker.tensor_parallel import free_port
@@ -25,17 +25,17 @@ class _Reached(BaseException):
 
 
 def resolve(engines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Resolve the arguments of each `Engine`. Engines and results (`Arguments`) are plain values."""
-    return [msgspec.to_builtins(_resolved(msgspec.convert(engine, Engine))) for engine in engines]
+    """Resolve the arguments of each `PlannedEngine`. Engines and results (`Arguments`) are plain values."""
+    return [msgspec.to_builtins(_resolved(msgspec.convert(engine, PlannedEngine))) for engine in engines]
 
 
 def build(engine: dict[str, Any]) -> dict[str, Any]:
-    """Build the model of an `Engine`. Engine and result (`Built`) are plain values."""
-    with built(msgspec.convert(engine, Engine)) as model:
+    """Build the model of an `PlannedEngine`. Engine and result (`Built`) are plain values."""
+    with built(msgspec.convert(engine, PlannedEngine)) as model:
         return msgspec.to_builtins(_described(model))
 
 
-def _resolved(engine: Engine) -> Arguments:
+def _resolved(engine: PlannedEngine) -> Arguments:
     from sglang.srt.configs.model_config import ModelConfig
 
     arguments = server_arguments(engine)
@@ -57,7 +57,7 @@ def _sizes(graphs: dict[str, Any]) -> list[int]:
     return [] if graphs["backend"] == "disabled" else list(graphs["bs"])
 
 
-def server_arguments(engine: Engine) -> Any:
+def server_arguments(engine: PlannedEngine) -> Any:
     """SGLang's resolved arguments for the stage when it is started as its worker would start it."""
     caught: list[Any] = []
 
@@ -85,7 +85,7 @@ def server_arguments(engine: Engine) -> Any:
 
 
 @contextmanager
-def built(engine: Engine) -> Iterator[Any]:
+def built(engine: PlannedEngine) -> Iterator[Any]:
     """The engine's model, built on ``meta`` by SGLang's own loader code under the engine's configuration."""
     from sglang.srt.configs.load_config import LoadConfig
     from sglang.srt.configs.model_config import ModelConfig

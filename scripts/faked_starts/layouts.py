@@ -11,7 +11,7 @@ from fake_gpu import H20, H100, H200, Card
 from msgspec import Struct
 
 from faked_starts.checkpoints import ROOT
-from faked_starts.data import Engine
+from faked_starts.data import PlannedEngine
 from omni_pipeline.config.layers import gather
 from omni_pipeline.deployment.checkpoint import Checkpoint, describe_checkpoint
 from omni_pipeline.deployment.memory_plan import Placement, place, sized
@@ -29,7 +29,7 @@ CARDS: dict[str, Card] = {"H100-80GB": H100, "H20-96GB": H20, "H200-141GB": H200
 COUNTS = (1, 2, 4, 8)
 
 
-class Start(Struct, frozen=True):
+class FakedStart(Struct, frozen=True):
     """A layout with a kind of checkpoint on a number of equal GPUs.
 
     Attributes:
@@ -44,7 +44,7 @@ class Start(Struct, frozen=True):
     gpus: int
     refused: str | None = None
     placement: Placement | None = None
-    engines: tuple[Engine, ...] = ()
+    engines: tuple[PlannedEngine, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -58,7 +58,7 @@ def layouts() -> tuple[str, ...]:
     return tuple(name for name in names if _deployed(name, "x", f"8x{next(iter(CARDS))}").uses_cuda)
 
 
-def starts(checkpoints: dict[str, Path]) -> Iterator[Start]:
+def starts(checkpoints: dict[str, Path]) -> Iterator[FakedStart]:
     """All layouts on all machines.
 
     Args:
@@ -69,19 +69,19 @@ def starts(checkpoints: dict[str, Path]) -> Iterator[Start]:
         checked: set[tuple[tuple[str, int], ...]] = set()
         for layout in layouts():
             for card in CARDS:
-                yield from _growing(Start(layout, kind, card, 0), path, described, checked)
+                yield from _growing(FakedStart(layout, kind, card, 0), path, described, checked)
 
 
 def _growing(
-    start: Start, path: Path, checkpoint: Checkpoint | StartupError, checked: set[tuple[tuple[str, int], ...]]
-) -> Iterator[Start]:
+    start: FakedStart, path: Path, checkpoint: Checkpoint | StartupError, checked: set[tuple[tuple[str, int], ...]]
+) -> Iterator[FakedStart]:
     """One layout on a growing number of GPUs of one kind, planned again whenever another GPU makes a difference.
 
     Args:
         checked: Numbers of ranks that are known to suit the checkpoint, by stage. They suit it on all cards, since the
             cards are of one generation.
     """
-    known: list[tuple[Deployment, Start]] = []
+    known: list[tuple[Deployment, FakedStart]] = []
     for count in COUNTS:
         try:
             if isinstance(checkpoint, StartupError):
@@ -100,7 +100,7 @@ def _growing(
         yield msgspec.structs.replace(found, gpus=count)
 
 
-def _planned(start: Start, deployment: Deployment, checkpoint: Checkpoint) -> Start:
+def _planned(start: FakedStart, deployment: Deployment, checkpoint: Checkpoint) -> FakedStart:
     placement = place(deployment, checkpoint)
     engines = tuple(_engines(sized(deployment, placement))) if placement.fits else ()
     return msgspec.structs.replace(start, placement=placement, engines=engines)
@@ -119,11 +119,11 @@ def _deployed(layout: str, model_path: str, gpus: str) -> Deployment:
     return resolve(config, parse(gpus))
 
 
-def _engines(deployment: Deployment) -> Iterator[Engine]:
+def _engines(deployment: Deployment) -> Iterator[PlannedEngine]:
     for worker in deployment.workers:
         for plan in worker.stages:
             if deployment.graph.stage(plan.name).fills_memory:
-                yield Engine(
+                yield PlannedEngine(
                     stage=plan.name,
                     model_path=deployment.model_path,
                     options=msgspec.to_builtins(plan.options),

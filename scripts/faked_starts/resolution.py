@@ -10,8 +10,8 @@ import msgspec
 from fake_gpu import Accelerator, Machine
 from msgspec import Struct
 
-from faked_starts.data import STAGES, Arguments, Built, Engine
-from faked_starts.layouts import CARDS, Start
+from faked_starts.data import STAGES, Arguments, Built, PlannedEngine
+from faked_starts.layouts import CARDS, FakedStart
 
 _MODULE = "faked_starts.engines"
 
@@ -22,18 +22,18 @@ _PRELOADED = ("stages.sglang_engine.preload",)
 class Started(Struct, frozen=True):
     """An engine of a start, and SGLang's resolved arguments for it."""
 
-    start: Start
-    engine: Engine
+    start: FakedStart
+    engine: PlannedEngine
     arguments: Arguments
 
 
-def resolve(accelerator: Accelerator, starts: Iterable[Start]) -> Iterator[Started]:
+def resolve(accelerator: Accelerator, starts: Iterable[FakedStart]) -> Iterator[Started]:
     """Every engine of these starts with its arguments; equal engines on the same card are resolved once."""
     accelerator.load(_PRELOADED)
     pairs = [(start, engine) for start in starts for engine in start.engines]
     for card in CARDS:
         here = [(start, engine) for start, engine in pairs if start.card == card]
-        engines: list[Engine] = []
+        engines: list[PlannedEngine] = []
         for _, engine in here:
             if engine not in engines:
                 engines.append(engine)
@@ -44,12 +44,12 @@ def resolve(accelerator: Accelerator, starts: Iterable[Start]) -> Iterator[Start
             yield Started(start, engine, found[engines.index(engine)])
 
 
-def sample(stage: str, checkpoint: Path, **options: Any) -> Engine:
+def sample(stage: str, checkpoint: Path, **options: Any) -> PlannedEngine:
     """A stage's engine for a checkpoint, small enough for each of `CARDS`."""
-    return Engine(stage, str(checkpoint), {"max_total_tokens": 100_000, **options}, STAGES, static=40 * 1024**3)
+    return PlannedEngine(stage, str(checkpoint), {"max_total_tokens": 100_000, **options}, STAGES, static=40 * 1024**3)
 
 
-def build(accelerator: Accelerator, engine: Engine) -> Built:
+def build(accelerator: Accelerator, engine: PlannedEngine) -> Built:
     """The model of an engine, built on ``meta``."""
     accelerator.load(_PRELOADED)
     return msgspec.convert(accelerator.run(f"{_MODULE}:build", engine=msgspec.to_builtins(engine)), Built)

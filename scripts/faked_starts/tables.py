@@ -6,15 +6,15 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from faked_starts.data import STAGES, Arguments, Built
-from faked_starts.layouts import CARDS, Start
+from faked_starts.layouts import CARDS, FakedStart
 from faked_starts.resolution import Started
 
 
-def fitting(starts: Iterable[Start]) -> str:
+def fitting(starts: Iterable[FakedStart]) -> str:
     """A table with a row for each layout, kind of checkpoint, and range of GPU counts with the same outcome."""
     names = " | ".join(CARDS)
     lines = [f"| layout | weights | GPUs | {names} |", "|---|---|---|" + "---|" * len(CARDS)]
-    by_layout: dict[tuple[str, str], list[Start]] = {}
+    by_layout: dict[tuple[str, str], list[FakedStart]] = {}
     for start in starts:
         by_layout.setdefault((start.layout, start.kind), []).append(start)
     for (layout, kind), found in sorted(by_layout.items(), key=lambda item: item[0][0]):
@@ -43,7 +43,7 @@ def arguments(started: Sequence[Started], model: Callable[[str, str], Built]) ->
     return "\n".join(lines)
 
 
-def _same(starts: list[Start]) -> Iterator[tuple[str, str]]:
+def _same(starts: list[FakedStart]) -> Iterator[tuple[str, str]]:
     """The ranges of GPU counts with the same outcome on every card, each with its outcomes."""
     rows: dict[str, list[int]] = {}
     for count in dict.fromkeys(start.gpus for start in starts):
@@ -55,7 +55,7 @@ def _same(starts: list[Start]) -> Iterator[tuple[str, str]]:
         yield ", ".join(map(str, counts)), cells
 
 
-def _cell(start: Start) -> str:
+def _cell(start: FakedStart) -> str:
     if start.placement is None:
         return "–"
     if not start.fits:

@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from fuzzing.findings import DELIBERATE, Finding, FuzzReport
+from fuzzing.findings import DELIBERATE, FuzzFinding, FuzzReport
 from fuzzing.seeds import seeds
 from gateway.bench.events import DONE, EventSplitter
 
@@ -95,13 +95,13 @@ class ApiFuzzer:
         try:
             response = case.call(base_url=self._url, session=self._session, timeout=_SECONDS)
         except Exception as error:  # anything that keeps a client from getting an answer is a finding
-            self._report.findings.append(Finding(number, what, f"{type(error).__name__}: {error}"))
+            self._report.findings.append(FuzzFinding(number, what, f"{type(error).__name__}: {error}"))
             return
         code = _code(response)
         self._report.count(number, what, f"{mode.value} {response.status_code} {code}", time.monotonic() - began)
         self._report.judge(number, what, response.status_code, code)
         problems = list(self._problems(case, response, mode, code))
-        self._report.findings += [Finding(number, what, problem) for problem in problems]
+        self._report.findings += [FuzzFinding(number, what, problem) for problem in problems]
 
     def _problems(self, case: Case, response: Any, mode: GenerationMode, code: str) -> Iterator[str]:
         streamed = response.headers.get("content-type", [""])[0].startswith("text/event-stream")

@@ -11,7 +11,7 @@ CRASHED = {"worker_lost"}
 _SLOWEST = 10
 
 
-class Finding(Struct):
+class FuzzFinding(Struct):
     """A case with a wrong answer.
 
     Attributes:
@@ -42,8 +42,8 @@ class FuzzReport(Struct):
     cases: int = 0
     seconds: float = 0.0
     outcomes: dict[str, int] = {}
-    findings: list[Finding] = []
-    crashes: list[Finding] = []
+    findings: list[FuzzFinding] = []
+    crashes: list[FuzzFinding] = []
     slowest: list[tuple[float, int, str]] = []
     restarts: dict[str, float] = {}
 
@@ -57,7 +57,7 @@ class FuzzReport(Struct):
         """Keep the case if a server must not answer with this status and code."""
         if status < 500 or (status == 503 and code in DELIBERATE):
             return
-        finding = Finding(case, what, f"status {status}, code {code}")
+        finding = FuzzFinding(case, what, f"status {status}, code {code}")
         (self.crashes if code in CRASHED else self.findings).append(finding)
 
     @property

@@ -13,21 +13,21 @@ import aiohttp
 from msgspec import Struct
 
 from fuzzing.damage import damaged
-from fuzzing.findings import Finding, FuzzReport
+from fuzzing.findings import FuzzFinding, FuzzReport
 from fuzzing.seeds import Seed, seeds
 
 _FIELDS = {"image": "images", "audio": "audios", "video": "videos"}
 _SECONDS = 60.0  # for one case
 
 
-class Case(Struct):
+class MediaCase(Struct):
     """One request: a description, and its body."""
 
     what: str
     body: dict[str, Any]
 
 
-def make(number: int, seed: int, files: list[Seed]) -> Case:
+def make(number: int, seed: int, files: list[Seed]) -> MediaCase:
     """Make case `number`. The same seed and the same libraries make the same case."""
     rng = random.Random(f"{seed}:{number}")
     file = files[number % len(files)]
@@ -44,7 +44,7 @@ def make(number: int, seed: int, files: list[Seed]) -> Case:
         body["video_max_frames"] = 8
     if rng.random() < 0.05:
         body |= {"modalities": ["text", "audio"], "talker_max_new_tokens": 3}
-    return Case(f"{file.name} as {kind}, {how}, {len(data)} bytes", body)
+    return MediaCase(f"{file.name} as {kind}, {how}, {len(data)} bytes", body)
 
 
 async def run(url: str, report: FuzzReport, numbers: Iterator[int], *, concurrency: int) -> None:
@@ -68,9 +68,9 @@ async def _send_all(
                 body = await response.json()
                 status, code = response.status, body["error"]["code"] if "error" in body else "ok"
         except TimeoutError:
-            report.findings.append(Finding(number, case.what, f"no answer within {_SECONDS:g} s"))
+            report.findings.append(FuzzFinding(number, case.what, f"no answer within {_SECONDS:g} s"))
         except (aiohttp.ClientError, ValueError) as error:
-            report.findings.append(Finding(number, case.what, f"{type(error).__name__}: {error}"))
+            report.findings.append(FuzzFinding(number, case.what, f"{type(error).__name__}: {error}"))
         report.count(
             number, case.what, f"{case.what.split(',')[0].split()[-1]} {status} {code}", time.monotonic() - began
         )

@@ -24,7 +24,7 @@ class Cause(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Ended:
+class ChildEnd:
     """The result of a command: its exit status, its output on both streams, and the cause of its end."""
 
     status: int
@@ -44,7 +44,7 @@ def run(
     cwd: Path,
     environment: Mapping[str, str],
     gentle_seconds: float = GENTLE_SECONDS,
-) -> Ended:
+) -> ChildEnd:
     """Run the command until it ends, its time is up, or this process is interrupted."""
     with tempfile.TemporaryFile() as output:
         # A separate session: Ctrl-C in the terminal then reaches the command only once, through `_end`.
@@ -61,7 +61,7 @@ def run(
         finally:
             _end(process, gentle_seconds)
         output.seek(0)
-        return Ended(process.returncode, output.read().decode(errors="replace"), cause)
+        return ChildEnd(process.returncode, output.read().decode(errors="replace"), cause)
 
 
 def _end(process: subprocess.Popen[bytes], gentle_seconds: float) -> None:

@@ -11,7 +11,7 @@ _NAMED = 8
 
 
 @dataclass(frozen=True)
-class Cache:
+class KernelCache:
     """The cache directory of one compiler, and the name pattern of its files, each of which holds one kernel."""
 
     compiler: str
@@ -19,7 +19,7 @@ class Cache:
     pattern: str
 
 
-def caches(environment: Mapping[str, str] = os.environ) -> list[Cache]:
+def caches(environment: Mapping[str, str] = os.environ) -> list[KernelCache]:
     """The caches, in the directories that their environment variables name."""
     home = Path(environment.get("HOME", "~")).expanduser()
     own = home / ".cache"
@@ -29,14 +29,14 @@ def caches(environment: Mapping[str, str] = os.environ) -> list[Cache]:
 
     triton = place("TRITON_HOME", home) / ".triton" / "cache"
     return [
-        Cache("SGLang", place("SGLANG_JIT_CACHE_DIR", own / "sglang" / "jit"), "**/*.so"),
-        Cache("TVM FFI", place("TVM_FFI_CACHE_DIR", own / "tvm-ffi"), "**/*.so"),
-        Cache("FlashInfer", place("FLASHINFER_WORKSPACE_BASE", home) / ".cache" / "flashinfer", "**/*.so"),
-        Cache("Triton", place("TRITON_CACHE_DIR", triton), "*/*.cubin"),
+        KernelCache("SGLang", place("SGLANG_JIT_CACHE_DIR", own / "sglang" / "jit"), "**/*.so"),
+        KernelCache("TVM FFI", place("TVM_FFI_CACHE_DIR", own / "tvm-ffi"), "**/*.so"),
+        KernelCache("FlashInfer", place("FLASHINFER_WORKSPACE_BASE", home) / ".cache" / "flashinfer", "**/*.so"),
+        KernelCache("Triton", place("TRITON_CACHE_DIR", triton), "*/*.cubin"),
     ]
 
 
-def kernels(places: list[Cache]) -> dict[str, dict[Path, str]]:
+def kernels(places: list[KernelCache]) -> dict[str, dict[Path, str]]:
     """For each compiler, its compiled files and their kernels' names."""
     return {one.compiler: {path: path.stem for path in one.directory.glob(one.pattern)} for one in places}
 

@@ -20,7 +20,7 @@ from gpu_check.report import Check, Report, block, table
 ROOT = Path(__file__).parents[2]
 
 
-class Verdict(enum.Enum):
+class SectionVerdict(enum.Enum):
     """The way in which a failing test is reported."""
 
     ONE = "one check for the part"
@@ -29,7 +29,7 @@ class Verdict(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Part:
+class EqualityPart:
     """Tests that are run together.
 
     Attributes:
@@ -41,18 +41,18 @@ class Part:
     name: str
     dtype: str
     tests: tuple[str, ...]
-    verdict: Verdict
+    verdict: SectionVerdict
     minutes: float
 
 
-ANSWERS = Part(
+ANSWERS = EqualityPart(
     "answers",
     "float32",
     ("tests/equality/test_served.py", "tests/equality/test_spoken.py", "tests/quality/test_demo_model.py"),
-    Verdict.ONE,
+    SectionVerdict.ONE,
     90,
 )
-PARTS = Part(
+PARTS = EqualityPart(
     "stages",
     "float32",
     (
@@ -60,18 +60,22 @@ PARTS = Part(
         "tests/stages/code2wav/test_streamed_sound.py",
         "tests/stages/code_predictor/test_frames.py",
     ),
-    Verdict.TOLD,  # these help to find a fault; some allow less difference than other arithmetic makes
+    SectionVerdict.TOLD,  # these help to find a fault; some allow less difference than other arithmetic makes
     30,
 )
-ROUNDING = Part(
+ROUNDING = EqualityPart(
     "stages and answers",
     "bfloat16",
     ("tests/rounding/test_stages.py", "tests/rounding/test_served.py"),
-    Verdict.EACH,
+    SectionVerdict.EACH,
     60,
 )
-QUALITY = Part("the demo model's quality", "bfloat16", ("tests/quality/test_demo_model.py",), Verdict.ONE, 30)
-SHARED = Part("a divided thinker", "float32", ("tests/equality/test_tensor_parallel.py",), Verdict.ONE, 45)
+QUALITY = EqualityPart(
+    "the demo model's quality", "bfloat16", ("tests/quality/test_demo_model.py",), SectionVerdict.ONE, 30
+)
+SHARED = EqualityPart(
+    "a divided thinker", "float32", ("tests/equality/test_tensor_parallel.py",), SectionVerdict.ONE, 45
+)
 """Tests that need two GPUs."""
 
 # The lines that the equality tests print for each comparison.
@@ -82,7 +86,7 @@ _FIGURE = "figure: "
 _TEST_SECONDS = {"cpu": 1800, "cuda": 3600}
 
 
-def run(report: Report, device: str, part: Part, directory: Path) -> None:
+def run(report: Report, device: str, part: EqualityPart, directory: Path) -> None:
     """Run one part, and report it as one section."""
     results = directory / f"{part.name}-{part.dtype}.xml".replace(" ", "-")
     environment = {**os.environ, "OMNI_TEST_DEVICE": device, "OMNI_TEST_DTYPE": part.dtype}
@@ -97,7 +101,7 @@ def run(report: Report, device: str, part: Part, directory: Path) -> None:
         report.add(heading, block(done.output[-_SHOWN:]), *late, Check(name, False, "the tests did not run"))
         done.go_on()
         return
-    cases = [Case.of(case) for case in Xml.parse(results).getroot().iter("testcase")]
+    cases = [ReportedCase.of(case) for case in Xml.parse(results).getroot().iter("testcase")]
     if done.cause is not Cause.ITSELF and cases:  # pytest's file counts its setup as passed
         cases[-1] = dataclasses.replace(cases[-1], outcome="unfinished")
     failed = [case for case in cases if case.failed]
@@ -108,10 +112,10 @@ def run(report: Report, device: str, part: Part, directory: Path) -> None:
     sections += [table(("test", "figure", "is", "at most"), rows)] if rows else []
     sections += [f"{case.name}:\n\n{block(case.reason)}" for case in failed]
     passed: bool | None = bool(judged) and not failed and done.status == 0
-    if part.verdict is Verdict.TOLD or (done.cause is Cause.INTERRUPT and not failed):
+    if part.verdict is SectionVerdict.TOLD or (done.cause is Cause.INTERRUPT and not failed):
         passed = None
     checks = [Check(name, passed, detail)]
-    if part.verdict is Verdict.EACH:
+    if part.verdict is SectionVerdict.EACH:
         checks += [case.check(part.dtype) for case in judged]
     report.add(heading, "\n\n".join(sections), *late, *checks)
     done.go_on()
@@ -138,7 +142,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Case:
+class ReportedCase:
     """One test of a run.
 
     Attributes:
@@ -153,7 +157,7 @@ class Case:
     reason: str
 
     @classmethod
-    def of(cls, case: Xml.Element) -> Case:
+    def of(cls, case: Xml.Element) -> ReportedCase:
         """The case from its element in pytest's JUnit file."""
         kinds = ("failure", "error", "skipped")
         outcome = next((kind for kind in kinds if case.find(kind) is not None), "passed")

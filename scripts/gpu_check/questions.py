@@ -35,7 +35,7 @@ _AUDIBLE = 1e-3
 
 
 @dataclass(frozen=True)
-class Answer:
+class JudgedAnswer:
     """One answer.
 
     Attributes:
@@ -55,24 +55,24 @@ def body(name: str, *, speech: bool, max_tokens: int = 64) -> dict[str, Any]:
     return EXAMPLES[name] | {"model": "qwen3-omni", "modalities": modalities, "max_tokens": max_tokens}
 
 
-def judge(status: int, result: dict[str, Any], *, speech: bool) -> Answer:
+def judge(status: int, result: dict[str, Any], *, speech: bool) -> JudgedAnswer:
     """Read the answer from a response, and judge it."""
     if status != 200:
-        return Answer("", None, f"status {status}: {result.get('error', result)}")
+        return JudgedAnswer("", None, f"status {status}: {result.get('error', result)}")
     [choice] = result["choices"]
     text = choice["message"]["content"] or ""
     if not text.strip():
-        return Answer(text, None, "it says nothing")
+        return JudgedAnswer(text, None, "it says nothing")
     if choice["finish_reason"] not in ("stop", "length"):
-        return Answer(text, None, f"it ended with {choice['finish_reason']}")
+        return JudgedAnswer(text, None, f"it ended with {choice['finish_reason']}")
     if not speech:
-        return Answer(text, None, "")
+        return JudgedAnswer(text, None, "")
     audio = choice["message"].get("audio")
     if not audio:
-        return Answer(text, None, "it has no sound")
+        return JudgedAnswer(text, None, "it has no sound")
     samples, rate = soundfile.read(io.BytesIO(base64.b64decode(audio["data"])), dtype="float32")
     seconds = len(samples) / rate
     if rate != 24000:
-        return Answer(text, seconds, f"its sound has {rate} Hz")
+        return JudgedAnswer(text, seconds, f"its sound has {rate} Hz")
     loudness = float(numpy.sqrt(numpy.mean(numpy.square(samples)))) if len(samples) else 0.0
-    return Answer(text, seconds, "" if loudness > _AUDIBLE else "its sound is silence")
+    return JudgedAnswer(text, seconds, "" if loudness > _AUDIBLE else "its sound is silence")

@@ -37,7 +37,7 @@ _FIRST_SECONDS = 900  # a request that compiles kernels
 
 
 @dataclass(frozen=True)
-class Layout:
+class TriedLayout:
     """A way to run the model: its name and its flags."""
 
     name: str
@@ -45,13 +45,17 @@ class Layout:
     speech: bool = True
 
 
-def layouts(gpus: int) -> list[Layout]:
+def layouts(gpus: int) -> list[TriedLayout]:
     """The layouts worth trying on this many GPUs (0: on the CPU)."""
-    found = [Layout("text", ("--text-only",), speech=False), Layout("split", ()), Layout("colocated", ("--colocate",))]
+    found = [
+        TriedLayout("text", ("--text-only",), speech=False),
+        TriedLayout("split", ()),
+        TriedLayout("colocated", ("--colocate",)),
+    ]
     for ranks in (2, 4, 8):
         if ranks <= gpus:
             shared = ",".join(map(str, range(ranks)))
-            found.append(Layout(f"thinker on {ranks}", ("--gpu-thinker", shared)))
+            found.append(TriedLayout(f"thinker on {ranks}", ("--gpu-thinker", shared)))
     return found
 
 
@@ -69,7 +73,7 @@ class Run:
     bench: Sequence[str] | None
 
 
-def try_layout(report: Report, layout: Layout, run: Run) -> None:
+def try_layout(report: Report, layout: TriedLayout, run: Run) -> None:
     """Plan, start, question, measure and stop one layout, reported as one section."""
     plan, drawn = planned(layout, run)
     heading = f"Layout: {layout.name} ({' '.join(layout.flags) or 'no flags'})"
@@ -106,7 +110,7 @@ def try_layout(report: Report, layout: Layout, run: Run) -> None:
     report.add(heading, "\n\n".join([block(drawn), *filter(None, parts)]), *checks)
 
 
-def planned(layout: Layout, run: Run) -> tuple[dict[str, Any], str]:
+def planned(layout: TriedLayout, run: Run) -> tuple[dict[str, Any], str]:
     """`sgl-omni plan` for the layout on this machine, as data and as text."""
     command = [*_CLI, "plan", "--model-path", str(run.model), "--device", run.device, *layout.flags]
     said, drawn = (
@@ -121,7 +125,9 @@ def planned(layout: Layout, run: Run) -> tuple[dict[str, Any], str]:
     return data, drawn.stdout
 
 
-def _use(server: ServerProcess, layout: Layout, plan: dict[str, Any], run: Run) -> Iterator[tuple[str, list[Check]]]:
+def _use(
+    server: ServerProcess, layout: TriedLayout, plan: dict[str, Any], run: Run
+) -> Iterator[tuple[str, list[Check]]]:
     """Ask the questions and measure; then check the memory, since torch has by now reserved all that it needs."""
     yield _ask(server, layout)
     if run.bench is not None:
@@ -130,7 +136,7 @@ def _use(server: ServerProcess, layout: Layout, plan: dict[str, Any], run: Run) 
     yield compare(layout.name, plan, gpu_memory())
 
 
-def _ask(server: ServerProcess, layout: Layout) -> tuple[str, list[Check]]:
+def _ask(server: ServerProcess, layout: TriedLayout) -> tuple[str, list[Check]]:
     rows, problems = [], []
     for name in EXAMPLES:
         for speech in (False, True) if layout.speech else (False,):
@@ -169,7 +175,7 @@ def compare(layout: str, plan: dict[str, Any], there: Sequence[Memory]) -> tuple
     return table(("GiB", "planned", "used after the load", "there", "off by"), rows) if rows else "", checks
 
 
-def _stop(server: ServerProcess, layout: Layout, before: Sequence[Memory]) -> Check:
+def _stop(server: ServerProcess, layout: TriedLayout, before: Sequence[Memory]) -> Check:
     """End the server, and check what it leaves behind."""
     name = f"{layout.name}: stop"
     try:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from fake_gpu import Accelerator
 from faked_starts import checkpoints
-from faked_starts.data import Built, Engine
-from faked_starts.layouts import Start, starts
+from faked_starts.data import Built, PlannedEngine
+from faked_starts.layouts import FakedStart, starts
 from faked_starts.resolution import Started, build, resolve, sample
 
 from tests.fake_gpu.imports import modules
 
-DescribeEngine = Callable[..., Engine]
+DescribeEngine = Callable[..., PlannedEngine]
 Models = Callable[[str, str], Built]
 
 
@@ -33,7 +33,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> DescribeEngine:
     root = tmp_path_factory.mktemp("small")
     paths = {kind: checkpoints.write(kind, root, layers=2) for kind in checkpoints.QUANTIZATION}
 
-    def describe(stage: str, kind: str, **options: Any) -> Engine:
+    def describe(stage: str, kind: str, **options: Any) -> PlannedEngine:
         return sample(stage, paths[kind], **options)
 
     return describe
@@ -60,12 +60,12 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def all_starts(published: dict[str, Path]) -> list[Start]:
+def all_starts(published: dict[str, Path]) -> list[FakedStart]:
     """Every layout with every kind of checkpoint on every machine."""
     return list(starts(published))
 
 
 @pytest.fixture(scope="session")
-def started(engines: Accelerator, all_starts: list[Start]) -> list[Started]:
+def started(engines: Accelerator, all_starts: list[FakedStart]) -> list[Started]:
     """The engines of the layouts that fit, with SGLang's resolved arguments."""
     return list(resolve(engines, all_starts))

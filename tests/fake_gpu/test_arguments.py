@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from fake_gpu import H20, H100, H200, Accelerator, Card, Machine, RunFailed
 from faked_starts import checkpoints
-from faked_starts.data import STAGES, Arguments, Engine
-from faked_starts.layouts import CARDS, COUNTS, Start, layouts
+from faked_starts.data import STAGES, Arguments, PlannedEngine
+from faked_starts.layouts import CARDS, COUNTS, FakedStart, layouts
 from faked_starts.resolution import Started
 
 from tests.fake_gpu.conftest import DescribeEngine
@@ -22,7 +22,7 @@ GRAPHS = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64)
 KINDS = {"BF16": ("auto", None), "FP8": ("cutlass", "fp8"), "INT4": ("auto", "compressed-tensors")}
 
 
-def resolved(engines: Accelerator, engine: Engine, card: Card = H100) -> Arguments:
+def resolved(engines: Accelerator, engine: PlannedEngine, card: Card = H100) -> Arguments:
     order = [msgspec.to_builtins(engine)]
     [found] = engines.run("faked_starts.engines:resolve", machine=Machine.of(card, engine.ranks), engines=order)
     return msgspec.convert(found, Arguments)
@@ -75,7 +75,7 @@ def test_thinker_is_shared_where_the_layout_says_so(started: list[Started]) -> N
     assert shared == {"qwen3_omni_4gpu"}
 
 
-def test_starts_that_are_refused_say_why(all_starts: list[Start]) -> None:
+def test_starts_that_are_refused_say_why(all_starts: list[FakedStart]) -> None:
     for start in all_starts:
         if start.refused is not None:
             assert re.search(r"there is no GPU \d|quant_method", start.refused)
@@ -88,7 +88,7 @@ def test_checkpoint_keeps_its_own_type_where_none_is_asked_for(engines: Accelera
     for dtype in ("float32", "float16"):
         (path / "config.json").write_bytes(msgspec.json.encode({**config, "dtype": dtype}))
         for stage in STAGES:
-            assert resolved(engines, Engine(stage, str(path), {"max_total_tokens": 1000}, STAGES)).dtype == dtype
+            assert resolved(engines, PlannedEngine(stage, str(path), {"max_total_tokens": 1000}, STAGES)).dtype == dtype
 
 
 @pytest.mark.parametrize("stage", STAGES)

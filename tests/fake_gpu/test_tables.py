@@ -8,12 +8,12 @@ from collections.abc import Callable
 import placement_tables
 from faked_starts import tables
 from faked_starts.data import Built
-from faked_starts.layouts import Start
+from faked_starts.layouts import FakedStart
 from faked_starts.resolution import Started
 
 
 def test_the_guide_has_the_tables_of_the_faked_starts(
-    all_starts: list[Start], started: list[Started], model: Callable[[str, str], Built]
+    all_starts: list[FakedStart], started: list[Started], model: Callable[[str, str], Built]
 ) -> None:
     made = {"layouts": tables.fitting(all_starts), "arguments": tables.arguments(started, model)}
     document = placement_tables.DOCUMENT.read_text(encoding="utf-8")
@@ -22,7 +22,7 @@ def test_the_guide_has_the_tables_of_the_faked_starts(
     assert document == wanted, "run python scripts/placement_tables.py --write"
 
 
-def test_every_layout_fits_on_a_machine_that_has_the_gpus_it_names(all_starts: list[Start]) -> None:
+def test_every_layout_fits_on_a_machine_that_has_the_gpus_it_names(all_starts: list[FakedStart]) -> None:
     """Each row of the guide is useful: each layout fits some card, in BF16 and in FP8."""
     for kind in ("BF16", "FP8"):
         layouts = {start.layout for start in all_starts}

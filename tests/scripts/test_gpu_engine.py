@@ -13,7 +13,7 @@ import pytest
 import torch
 from gpu_check.engine import CHECKPOINT
 from gpu_check.engine_checks import SECONDS
-from gpu_check.engine_checks.driving import Answer, difference
+from gpu_check.engine_checks.driving import EngineAnswer, difference
 from gpu_check.engine_checks.thinker import judged
 from gpu_check.running.setup import Setup
 
@@ -34,10 +34,10 @@ def test_every_check_of_the_engine_passes_on_the_cpu() -> None:
         assert finding["figures"]["preemptions"] > 0
 
 
-def answers(*logits: list[float]) -> dict[str, Answer]:
+def answers(*logits: list[float]) -> dict[str, EngineAnswer]:
     """One request whose picks come from these logits."""
     rows = [torch.tensor(row) for row in logits]
-    return {"a": Answer([int(row.argmax()) for row in rows], rows)}
+    return {"a": EngineAnswer([int(row.argmax()) for row in rows], rows)}
 
 
 FIRST = ([0.0, 5.0, 1.0], [3.0, 2.9, 0.0])

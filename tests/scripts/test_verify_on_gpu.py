@@ -18,7 +18,7 @@ import soundfile
 import verify_on_gpu
 from gpu_check import child, equality
 from gpu_check.child import Cause
-from gpu_check.equality import Part, Verdict
+from gpu_check.equality import EqualityPart, SectionVerdict
 from gpu_check.machine import Memory, judge
 from gpu_check.questions import judge as judge_answer
 from gpu_check.report import Check, Report
@@ -85,9 +85,9 @@ def test_what_is_wrong_with_a_gpu_fails(memory: list[Memory], devices: list[Any]
     assert [check.name for check in judge(memory, {"devices": devices}) if not check.passed] == [failed]
 
 
-@pytest.mark.parametrize("verdict", [Verdict.ONE, Verdict.TOLD])
+@pytest.mark.parametrize("verdict", [SectionVerdict.ONE, SectionVerdict.TOLD])
 def test_a_failing_comparison_is_told_with_reason_and_counts_and_fails_where_it_is_judged(
-    verdict: Verdict, tmp_path: Path
+    verdict: SectionVerdict, tmp_path: Path
 ) -> None:
     test = tmp_path / "test_it.py"
     test.write_text(
@@ -95,9 +95,9 @@ def test_a_failing_comparison_is_told_with_reason_and_counts_and_fails_where_it_
         "def test_far():\n    print('9 voices, 0 near ties')\n    assert [1, 2] == [1, 3], 'other words'\n"
     )
     report = Report(tmp_path / "report.md", "x")
-    equality.run(report, "cpu", Part("answers", "float32", (str(test),), verdict, 5), tmp_path)
+    equality.run(report, "cpu", EqualityPart("answers", "float32", (str(test),), verdict, 5), tmp_path)
     [check] = report.checks
-    assert (check.passed, check.detail) == (None if verdict is Verdict.TOLD else False, "1 of 2 tests passed")
+    assert (check.passed, check.detail) == (None if verdict is SectionVerdict.TOLD else False, "1 of 2 tests passed")
     text = report.markdown()
     assert "| test_near | passed | 9 answers, 2 near ties: a; b |" in text
     assert "other words" in text
@@ -107,7 +107,7 @@ def test_a_failing_comparison_is_told_with_reason_and_counts_and_fails_where_it_
 def test_tests_that_cannot_run_fail(tmp_path: Path) -> None:
     report = Report(tmp_path / "report.md", "x")
     missing = str(tmp_path / "test_not_there.py")
-    equality.run(report, "cpu", Part("answers", "float32", (missing,), Verdict.TOLD, 5), tmp_path)
+    equality.run(report, "cpu", EqualityPart("answers", "float32", (missing,), SectionVerdict.TOLD, 5), tmp_path)
     assert not report.passed
 
 
@@ -124,7 +124,7 @@ def test_each_judged_test_is_a_check_with_its_figure_nearest_to_the_limit(tmp_pa
         "    assert False, 'it is no number'\n"
     )
     report = Report(tmp_path / "report.md", "x")
-    equality.run(report, "cpu", Part("stages", "bfloat16", (str(test),), Verdict.EACH, 5), tmp_path)
+    equality.run(report, "cpu", EqualityPart("stages", "bfloat16", (str(test),), SectionVerdict.EACH, 5), tmp_path)
     assert report.checks == [
         Check("stages, bfloat16", False, "2 of 3 tests passed"),
         Check("bfloat16: test_it", True, "near 0.9", "1"),
@@ -138,7 +138,7 @@ def test_tests_whose_time_is_up_are_ended_and_fail(tmp_path: Path) -> None:
     test = tmp_path / "test_it.py"
     test.write_text("import time\ndef test_slow():\n    time.sleep(600)\n")
     report = Report(tmp_path / "report.md", "x")
-    equality.run(report, "cpu", Part("answers", "float32", (str(test),), Verdict.ONE, 0.02), tmp_path)
+    equality.run(report, "cpu", EqualityPart("answers", "float32", (str(test),), SectionVerdict.ONE, 0.02), tmp_path)
     assert [(check.name, check.passed) for check in report.checks] == [
         ("answers, float32: in time", False),
         ("answers, float32", False),

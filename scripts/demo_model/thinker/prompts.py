@@ -38,7 +38,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Part:
+class PromptPart:
     """A part of a user's message: text, or a picture or clip, or the rows of a sound (float [rows, hidden])."""
 
     text: str | None = None
@@ -50,7 +50,7 @@ class Part:
 class AnsweredTurn:
     """A user's message and the answer to it."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[PromptPart, ...]
     answer: str
 
 
@@ -131,7 +131,7 @@ def prompt(turns: Sequence[AnsweredTurn], names: Path, system: str | None = None
 
 
 @dataclass(frozen=True)
-class Batch:
+class PromptBatch:
     """Prompts padded to one length; see `ThinkerPrompt` for the fields."""
 
     rows: Tensor
@@ -143,7 +143,7 @@ class Batch:
     counts: list[Counts]
 
 
-def together(prompts: Sequence[ThinkerPrompt]) -> Batch:
+def together(prompts: Sequence[ThinkerPrompt]) -> PromptBatch:
     length = max(len(prompt.ids) for prompt in prompts)
     width = prompts[0].rows.shape[1]
     maps = max(prompt.deep.shape[0] for prompt in prompts)
@@ -159,7 +159,7 @@ def together(prompts: Sequence[ThinkerPrompt]) -> Batch:
         targets[number, : size - 1] = torch.where(one.answered[1:], one.ids[1:], -100)
     wanted = [looks(one.ids, one.rows, one.answered, one.facts) for one in prompts]
     found, counts = [one for one, _ in wanted], [one for _, one in wanted]
-    return Batch(rows, list(deep), positions, targets, gathered(found, length), counted(counts))
+    return PromptBatch(rows, list(deep), positions, targets, gathered(found, length), counted(counts))
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from demo_model.checkpoint.tokenizer import vocabulary
 from demo_model.thinker.attention_targets import COUNTED, EVENLY, HEADS
 from demo_model.thinker.decoder_batches import think
 from demo_model.thinker.ideal_towers import imagined_sight, imagined_sound
-from demo_model.thinker.prompts import Batch, prompt, together
+from demo_model.thinker.prompts import PromptBatch, prompt, together
 from demo_model.towers.vision_lessons import PAIRS, WORDS
 from demo_model.towers.vision_training import ROW_LENGTH, codebook
 from demo_model.training.training_run import TrainingRun, trained
@@ -78,7 +78,7 @@ class ThinkerInTraining(nn.Module):
             nn.Sequential(nn.RMSNorm(hidden), nn.Linear(hidden, len(NUMBERS))) for _ in COUNTED
         )
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: PromptBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The token scores at all rows with a target, [targets, vocabulary], and the parts of the loss."""
         with torch.autocast("cpu", torch.bfloat16):
             hidden, unevenness, elsewhere, between = think(
@@ -193,7 +193,7 @@ def imagined(names: Path, spoken_share: float = 0.15, most_turns: int = 6) -> So
 
 def batches(
     sources: list[tuple[Source, float]], seed: int, size: int, names: Path
-) -> Iterator[tuple[Batch, list[LabelledConversation]]]:
+) -> Iterator[tuple[PromptBatch, list[LabelledConversation]]]:
     """Yield batches without end, each of one kind of conversation, because the kinds differ in length."""
     rng = Random(seed)
     while True:
@@ -209,7 +209,9 @@ def batches(
 
 
 @torch.no_grad()
-def right_answers(batch: Batch, conversations: list[LabelledConversation], scores: Tensor) -> dict[str, list[bool]]:
+def right_answers(
+    batch: PromptBatch, conversations: list[LabelledConversation], scores: Tensor
+) -> dict[str, list[bool]]:
     """For each task, and for typed and spoken questions: whether each greedy answer is right in every token."""
     wanted = batch.targets >= 0
     hits = scores.argmax(-1) == batch.targets[wanted]

@@ -9,7 +9,7 @@ from random import Random
 from torch import Tensor
 
 from demo_model.checkpoint.tokenizer import vocabulary
-from demo_model.thinker.prompts import AnsweredTurn, Part, Seen
+from demo_model.thinker.prompts import AnsweredTurn, PromptPart, Seen
 from demo_model.world.grammar import UNKNOWN, Exchange, Facts, Picture, ask
 
 SYSTEM_PROMPTS = (
@@ -52,13 +52,13 @@ def converse(
         aloud = rng.random() < spoken_share
         if aloud:
             exchange, rows = hear(exchange, rng)
-            question = Part(heard=rows)
+            question = PromptPart(heard=rows)
         else:
             exchange = _garbled(rng) if exchange.answer == UNKNOWN and rng.random() < 0.4 else exchange
-            question = Part(text=typed(exchange.question, rng))
+            question = PromptPart(text=typed(exchange.question, rng))
         parts = [question]
         if index == 0 and seen is not None:
-            parts.insert(0 if rng.random() < 0.7 else 1, Part(seen=seen))
+            parts.insert(0 if rng.random() < 0.7 else 1, PromptPart(seen=seen))
         turns.append(AnsweredTurn(tuple(parts), exchange.answer))
         tasks.append(exchange.task)
         spoken.append(aloud)

@@ -57,14 +57,14 @@ def run(setup: Setup) -> Iterator[Finding]:
         figures = {}
         for batch in TIMED:
             if batch <= largest and setup.in_time:
-                work = Batch(network, [sampling] * batch)
+                work = FrameBatch(network, [sampling] * batch)
                 for name, compute in (("graph", graphs.frames), ("eager", network.frames)):
                     took = times(functools.partial(work.codes, compute), setup.device, setup.runs(30))
                     figures[f"{name}_{batch}_ms"] = took.steady
         yield Finding(f"predictor: ms per frame, {way}", bool(figures), figures)
 
 
-class Batch:
+class FrameBatch:
     """Frames of utterances with these sampling parameters, each with its own seed and state.
 
     Args:
@@ -96,7 +96,7 @@ def _equality(setup: Setup, network: ResidualNetwork, graphs: FrameGraphs, large
     for rows in (batch for batch in BATCHES if batch <= largest):
         padded = min(largest, 1 << (rows - 1).bit_length())
         for way in (GREEDY, SAMPLED, WIDE):
-            whole, part = Batch(network, [way] * padded), Batch(network, [way] * padded, rows)
+            whole, part = FrameBatch(network, [way] * padded), FrameBatch(network, [way] * padded, rows)
             recorded = part.codes(graphs.frames)
             different += int((recorded != whole.codes(network.frames)[:rows]).any(1).sum())
             at_own_size += int((recorded != part.codes(network.frames)).any(1).sum())
@@ -107,7 +107,7 @@ def _equality(setup: Setup, network: ResidualNetwork, graphs: FrameGraphs, large
 
 
 def _growth(setup: Setup, network: ResidualNetwork, graphs: FrameGraphs, largest: int) -> Finding:
-    work = [Batch(network, [way] * rows) for way in (GREEDY, SAMPLED, WIDE) for rows in (1, largest)]
+    work = [FrameBatch(network, [way] * rows) for way in (GREEDY, SAMPLED, WIDE) for rows in (1, largest)]
     replays = 60 if setup.small else REPLAYS
 
     def replay(number: int) -> None:

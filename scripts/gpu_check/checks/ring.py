@@ -52,7 +52,7 @@ def run(setup: Setup) -> Iterator[Finding]:
         ends = _Ends(setup, TALKER, PREDICTOR)
         model = RandomModel(setup.directory, setup.device, small=setup.small)
         hidden = model.config.talker_config.text_config.hidden_size
-        talker = Talker(hidden, max(voices), setup.device, model.dtype)
+        talker = DummyTalker(hidden, max(voices), setup.device, model.dtype)
         ends.await_one(_START_SECONDS)  # the predictor reports that it is ready
         for count in voices:
             if setup.in_time:
@@ -83,7 +83,7 @@ class _Ends:
         return [self._codec.decode(received.frames) for received in self._inbox.drain(1000)]
 
 
-class Talker:
+class DummyTalker:
     """A step of the talker's size: rows in, states and codes out; a CUDA graph if there is CUDA."""
 
     def __init__(self, hidden: int, largest: int, device: str, dtype: torch.dtype) -> None:
@@ -127,7 +127,7 @@ class Talker:
         return list(states[: len(rows)].clone()), codes[: len(rows)].tolist()
 
 
-def _go_round(setup: Setup, ends: _Ends, talker: Talker, count: int) -> tuple[bool, dict[str, Any]]:
+def _go_round(setup: Setup, ends: _Ends, talker: DummyTalker, count: int) -> tuple[bool, dict[str, Any]]:
     names = [f"{count}-{index}" for index in range(count)]
     ends.send(*(Start(name, TALKER, PREDICTOR, PredictorStart(SAMPLED)) for name in names))
     rows = {name: torch.zeros(talker._rows.shape[1], dtype=talker._rows.dtype) for name in names}

@@ -35,7 +35,7 @@ def run(setup: Setup) -> Iterator[Finding]:
         for way in WAYS:
             for count in rows:
                 if setup.in_time:
-                    work = Step(count, vocabulary, way, setup.device)
+                    work = SamplingStep(count, vocabulary, way, setup.device)
                     figures[f"{way}_{count}_ms"] = times(work, setup.device, setup.runs(10)).steady
                     figures[f"{way}_{count}_waits"] = waits(work, setup.device)
         yield Finding(f"sampler: {vocabulary} ids", bool(figures), figures)
@@ -50,7 +50,7 @@ def _stand_in_for_sglang() -> None:
     sys.modules[module.__name__] = module
 
 
-class Step:
+class SamplingStep:
     """Picks for a batch of continuing requests: each run adds the picked ids to their outputs, as the engine does."""
 
     def __init__(self, rows: int, vocabulary: int, way: str, device: str, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -81,7 +81,9 @@ def _equality(setup: Setup, rows: int, vocabularies: tuple[int, ...]) -> Finding
     different = compared = 0
     for vocabulary in vocabularies:
         for way in WAYS:
-            here, there = (Step(rows, vocabulary, way, device, torch.float32) for device in ("cpu", setup.device))
+            here, there = (
+                SamplingStep(rows, vocabulary, way, device, torch.float32) for device in ("cpu", setup.device)
+            )
             for _ in range(3):
                 different += sum(a != b for a, b in zip(here(), there(), strict=True))
                 compared += rows
@@ -89,7 +91,7 @@ def _equality(setup: Setup, rows: int, vocabularies: tuple[int, ...]) -> Finding
     return Finding("sampler: equal to the CPU", not different, {"picks": compared, "different": different})
 
 
-def waits(work: Step, device: str) -> int | None:
+def waits(work: SamplingStep, device: str) -> int | None:
     """The number of times that one run waits for the device, as torch counts them; 0 on a CPU."""
     if device == "cpu":
         return None

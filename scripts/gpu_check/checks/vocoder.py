@@ -39,7 +39,7 @@ def run(setup: Setup) -> Iterator[Finding]:
     sizes = options.chunk_frames[:3] if setup.small else options.chunk_frames
     yield _equality(setup, reference, vocoder, sizes)
     frames = max(sizes)
-    work = Chunk(vocoder, slots, frames, fresh=False)
+    work = SoundChunk(vocoder, slots, frames, fresh=False)
     work()
     taken, needs = peak_bytes(work, setup.device), memory_needs.vocoder(model.situation(options))
     planned = needs.activations * frames // max(options.chunk_frames)
@@ -57,7 +57,7 @@ def _let_it_sound(model: Any) -> None:
             layer.weight.normal_(0.0, 0.6 * (inputs * reach) ** -0.5)
 
 
-class Chunk:
+class SoundChunk:
     """The given number of new frames for each of the first `batch` utterances."""
 
     def __init__(self, vocoder: StreamingVocoder, batch: int, frames: int, *, fresh: bool) -> None:
@@ -105,9 +105,9 @@ def _pairs(setup: Setup, vocoder: StreamingVocoder, slots: int, sizes: list[int]
     for batch in (batch for batch in BATCHES if batch <= slots):
         for frames in sizes:
             if setup.in_time:
-                taken = times(Chunk(vocoder, batch, frames, fresh=False), setup.device, setup.runs(7))
+                taken = times(SoundChunk(vocoder, batch, frames, fresh=False), setup.device, setup.runs(7))
                 figures[f"{batch}x{frames}_first_steady_ms"] = list(taken)
         if setup.in_time:
-            taken = times(Chunk(vocoder, batch, sizes[0], fresh=True), setup.device, setup.runs(7))
+            taken = times(SoundChunk(vocoder, batch, sizes[0], fresh=True), setup.device, setup.runs(7))
             figures[f"{batch}x{sizes[0]}_fresh_first_steady_ms"] = list(taken)
     return Finding("vocoder: ms of each shape", bool(figures), figures)

@@ -19,7 +19,7 @@ CACHE_TOKENS = 32768
 
 
 @dataclass
-class Answer:
+class EngineAnswer:
     """An engine's results for one request.
 
     Attributes:
@@ -87,14 +87,14 @@ class Driven:
     def run(
         self, prompts: Mapping[str, Generation], rows: Callable[[str, int], torch.Tensor] | None = None,
         late: Callable[[str, int], bool] = lambda name, step: False,
-    ) -> dict[str, Answer]:  # fmt: skip
+    ) -> dict[str, EngineAnswer]:  # fmt: skip
         """Run all requests at once, to their ends.
 
         Args:
             rows: For a `FedEngine`: returns the row that follows a request's n-th pick.
             late: Returns whether a request's row is held back, so that the request is left out of a step.
         """
-        answers = {name: Answer() for name in prompts}
+        answers = {name: EngineAnswer() for name in prompts}
         limits = {name: generation.sampling.max_tokens or 0 for name, generation in prompts.items()}
         for generation in prompts.values():
             self.engine.add(generation)
@@ -118,7 +118,7 @@ class Driven:
                         due[event.request_id] = rows(event.request_id, len(answer.ids))
         return answers
 
-    def _note(self, answer: Answer, event: Token) -> None:
+    def _note(self, answer: EngineAnswer, event: Token) -> None:
         answer.ids.append(event.id)
         answer.logits.append(self._logits[list(self.engine.batch).index(event.request_id)])
         if event.state is not None:
@@ -151,7 +151,7 @@ class Difference:
     compared: int = 0
 
 
-def difference(first: Mapping[str, Answer], second: Mapping[str, Answer], allowed: float) -> Difference:
+def difference(first: Mapping[str, EngineAnswer], second: Mapping[str, EngineAnswer], allowed: float) -> Difference:
     """Compare pick by pick; picks may differ if the best two logits are closer than the runs' allowed difference."""
     found = Difference()
     for name, one in first.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from gpu_check.engine_checks.driving import Answer, Driven, difference, named
+from gpu_check.engine_checks.driving import Driven, EngineAnswer, difference, named
 from gpu_check.engine_checks.thinker import ALLOWED, CROWDED, judged
 from gpu_check.running.finding import Finding
 from gpu_check.running.setup import Setup
@@ -33,7 +33,7 @@ def run(setup: Setup, checkpoint: Path) -> Iterator[Finding]:
     figures = {"seconds": round(time.perf_counter() - began, 1), "captured": engine.captured}
     yield Finding("talker: start", bool(engine.captured) or setup.device == "cpu", figures)
     said = Said(engine, voices)
-    alone: dict[str, Answer] = {}
+    alone: dict[str, EngineAnswer] = {}
     for name in said.names:
         alone |= engine.run(named([said.voice(name)]), said.row)
     together = engine.run(named([said.voice(name) for name in said.names]), said.row)

@@ -11,7 +11,7 @@ import torch
 from transformers import Qwen3OmniMoeThinkerForConditionalGeneration
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeConfig
 
-from gpu_check.engine_checks.driving import Answer, Difference, Driven, difference, named, prompts, text
+from gpu_check.engine_checks.driving import Difference, Driven, EngineAnswer, difference, named, prompts, text
 from gpu_check.running.finding import Finding
 from gpu_check.running.setup import Setup
 from stages.checkpoint.weights import load_part
@@ -39,7 +39,7 @@ def run(setup: Setup, checkpoint: Path) -> Iterator[Finding]:
     sizes = engine.captured
     figures = {"seconds": round(time.perf_counter() - began, 1), "captured": sizes}
     yield Finding("thinker: start", bool(sizes) or setup.device == "cpu", figures)
-    alone: dict[str, Answer] = {}
+    alone: dict[str, EngineAnswer] = {}
     for index, ids in enumerate(asked):
         alone |= engine.run(named([text(str(index), ids, TOKENS)]))
     yield _padding(setup, engine, asked, alone, allowed)
@@ -50,7 +50,7 @@ def run(setup: Setup, checkpoint: Path) -> Iterator[Finding]:
     engine.close()
     if setup.in_time:
         eager = Driven(setup, checkpoint, ARCHITECTURE, eager=True)
-        computed: dict[str, Answer] = {}
+        computed: dict[str, EngineAnswer] = {}
         for index, ids in enumerate(asked):
             computed |= eager.run(named([text(str(index), ids, TOKENS)]))
         eager.close()
@@ -69,7 +69,7 @@ def judged(name: str, found: Difference, allowed: float, **more: Any) -> Finding
 
 
 def _padding(
-    setup: Setup, engine: Driven, asked: list[torch.Tensor], alone: dict[str, Answer], allowed: float
+    setup: Setup, engine: Driven, asked: list[torch.Tensor], alone: dict[str, EngineAnswer], allowed: float
 ) -> Finding:
     """Compare batches that are padded, since their sizes are not captured, with each request alone."""
     worst = Difference()
@@ -102,7 +102,7 @@ def _taps(setup: Setup, checkpoint: Path, engine: Driven, asked: list[torch.Tens
 
 
 @torch.inference_mode()
-def _reference(setup: Setup, checkpoint: Path, asked: list[torch.Tensor], alone: dict[str, Answer]) -> Finding:
+def _reference(setup: Setup, checkpoint: Path, asked: list[torch.Tensor], alone: dict[str, EngineAnswer]) -> Finding:
     """Compare each pick, given all picks before it, with Hugging Face's logits in the same data type."""
     model = _hugging_face(setup, checkpoint)
     exact = _hugging_face(setup, checkpoint, torch.float32)
@@ -152,7 +152,7 @@ def _steps(setup: Setup, engine: Driven, ids: torch.Tensor) -> Finding:
 
 
 def _retraction(
-    setup: Setup, checkpoint: Path, asked: list[torch.Tensor], alone: dict[str, Answer], allowed: float
+    setup: Setup, checkpoint: Path, asked: list[torch.Tensor], alone: dict[str, EngineAnswer], allowed: float
 ) -> Finding:
     """Run more requests than fit the KV cache to their ends: some lose their memory and are computed again."""
     longest = max(map(len, asked))

@@ -39,7 +39,7 @@ class Absent:
         raise NotImplementedError(f"no stand-in for {self._name}")
 
 
-class _Finder(MetaPathFinder, Loader):
+class _StandInFinder(MetaPathFinder, Loader):
     """Finds `sgl_kernel` and every module in it."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: object = None) -> ModuleSpec | None:
@@ -68,7 +68,7 @@ def package() -> None:
     """Replace `sgl_kernel` by a package of torch functions."""
     for name in [name for name in sys.modules if name.split(".")[0] == _PACKAGE]:
         del sys.modules[name]
-    sys.meta_path.insert(0, _Finder())
+    sys.meta_path.insert(0, _StandInFinder())
 
 
 def compiled() -> None:

@@ -10,7 +10,7 @@ from demo_model.checkpoint.shapes import token_embeddings  # noqa: E402
 from demo_model.checkpoint.tokenizer import tokenizer, vocabulary  # noqa: E402
 from demo_model.thinker.attention_targets import EVENLY, HEADS, Count, Looks, astray, counted, gathered, looks  # noqa: E402
 from demo_model.thinker.decoder_batches import think  # noqa: E402
-from demo_model.thinker.prompts import AnsweredTurn, Part, Seen, ThinkerPrompt, prompt, together  # noqa: E402
+from demo_model.thinker.prompts import AnsweredTurn, PromptPart, Seen, ThinkerPrompt, prompt, together  # noqa: E402
 from demo_model.thinker.training import ADDED_UP, ThinkerDecoder, sum_directions  # noqa: E402
 from demo_model.towers.vision_lessons import WORDS, words_for  # noqa: E402
 from demo_model.towers.vision_training import spelled_out  # noqa: E402
@@ -51,7 +51,10 @@ def found(one: ThinkerPrompt) -> set[tuple[int, str, tuple[int, ...]]]:
 
 def test_a_name_looks_at_the_things_that_it_names(names: Path) -> None:
     seen = picture("red car", "blue car", "red star")
-    one = prompt([AnsweredTurn((Part(seen=seen), Part(text="How many cars are there?")), "There are two cars.")], names)
+    one = prompt(
+        [AnsweredTurn((PromptPart(seen=seen), PromptPart(text="How many cars are there?")), "There are two cars.")],
+        names,
+    )
 
     assert (FROM_NAME, " cars", (0, 1)) in found(one)
     assert not any(head == FROM_NAME and name not in (" cars",) for head, name, _ in found(one))
@@ -59,7 +62,10 @@ def test_a_name_looks_at_the_things_that_it_names(names: Path) -> None:
 
 def test_a_coloured_name_looks_at_those_of_the_colour(names: Path) -> None:
     seen = picture("red car", "blue car", "red star")
-    one = prompt([AnsweredTurn((Part(seen=seen), Part(text="Is there a red car?")), "Yes, there is a red car.")], names)
+    one = prompt(
+        [AnsweredTurn((PromptPart(seen=seen), PromptPart(text="Is there a red car?")), "Yes, there is a red car.")],
+        names,
+    )
 
     assert (FROM_NAME, " car", (0,)) in found(one)
 
@@ -67,8 +73,8 @@ def test_a_coloured_name_looks_at_those_of_the_colour(names: Path) -> None:
 def test_an_answer_looks_at_its_question_and_at_what_that_names(names: Path) -> None:
     seen = picture("red car", "blue car", "red star")
     turns = [
-        AnsweredTurn((Part(seen=seen), Part(text="Is there a star?")), "Yes, there is a star."),
-        AnsweredTurn((Part(text="How many cars are there?"),), "There are two cars."),
+        AnsweredTurn((PromptPart(seen=seen), PromptPart(text="Is there a star?")), "Yes, there is a star."),
+        AnsweredTurn((PromptPart(text="How many cars are there?"),), "There are two cars."),
     ]
     one = prompt(turns, names)
     asked = one.ids.tolist().index(vocabulary().id(" cars"))
@@ -80,8 +86,12 @@ def test_an_answer_looks_at_its_question_and_at_what_that_names(names: Path) -> 
 
 def test_nobody_looks_ahead_or_at_what_is_not_there(names: Path) -> None:
     seen = picture("red car")
-    first = prompt([AnsweredTurn((Part(text="How many cars are there?"), Part(seen=seen)), "There is one car.")], names)
-    absent = prompt([AnsweredTurn((Part(seen=seen), Part(text="Is there a star?")), "No, there is no star.")], names)
+    first = prompt(
+        [AnsweredTurn((PromptPart(text="How many cars are there?"), PromptPart(seen=seen)), "There is one car.")], names
+    )
+    absent = prompt(
+        [AnsweredTurn((PromptPart(seen=seen), PromptPart(text="Is there a star?")), "No, there is no star.")], names
+    )
 
     asked = first.ids.tolist().index(vocabulary().id(" cars"))
     assert all(look.origin > asked for look in looks(first.ids, first.rows, first.answered)[0])
@@ -93,7 +103,7 @@ def test_a_colour_that_is_heard_belongs_to_the_name_after_a_silence(names: Path)
     table, id_ = torch.from_numpy(token_embeddings()), vocabulary().id
     said = [id_("<|audio_pad|>"), id_(" red"), id_("<|audio_pad|>"), id_("<|audio_pad|>"), id_(" cars")]
     seen = picture("red car", "blue car")
-    one = prompt([AnsweredTurn((Part(seen=seen), Part(heard=table[said])), "There is one red car.")], names)
+    one = prompt([AnsweredTurn((PromptPart(seen=seen), PromptPart(heard=table[said])), "There is one red car.")], names)
 
     assert (FROM_NAME, "heard", (0,)) in found(one)
 
@@ -102,8 +112,8 @@ def test_things_are_to_be_counted_where_they_are_named_and_where_it_is_answered(
     facts = Picture((Thing("car", "red"), Thing("car", "blue"), Thing("star", "red")))
     seen = picture("red car", "blue car", "red star")
     turns = [
-        AnsweredTurn((Part(seen=seen), Part(text="Are there any red cars?")), "Yes, there is a red car."),
-        AnsweredTurn((Part(text="What do you see?"),), "I see two cars and one star."),
+        AnsweredTurn((PromptPart(seen=seen), PromptPart(text="Are there any red cars?")), "Yes, there is a red car."),
+        AnsweredTurn((PromptPart(text="What do you see?"),), "I see two cars and one star."),
     ]
     one = prompt(turns, names, facts=facts)
     _, counts = looks(one.ids, one.rows, one.answered, one.facts)
@@ -153,7 +163,9 @@ def test_a_new_thinker_adds_up_what_it_sees(names: Path) -> None:
         thing = Thing("car", "red" if cell < 4 else "blue")
         amounts[11 * cell, [WORDS.index(word) for word in words_for(thing)]] = 1
     seen = Seen((1, 8, 10), spelled_out(amounts).expand(4, -1, -1), is_clip=False)
-    one = together([prompt([AnsweredTurn((Part(seen=seen), Part(text="How many cars are there?")), "One.")], names)])
+    one = together(
+        [prompt([AnsweredTurn((PromptPart(seen=seen), PromptPart(text="How many cars are there?")), "One.")], names)]
+    )
     layer, head = HEADS[EVENLY]
     model = ThinkerDecoder().model
     attention = model.layers[layer].self_attn

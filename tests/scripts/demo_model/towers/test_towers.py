@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from demo_model.checkpoint.shapes import SHAPES, model_configuration, preprocessor_json, token_embeddings  # noqa: E402
 from demo_model.checkpoint.tokenizer import tokenizer, vocabulary  # noqa: E402
 from demo_model.thinker.decoder_batches import think  # noqa: E402
-from demo_model.thinker.prompts import AnsweredTurn, Part, Seen, prompt, together  # noqa: E402
+from demo_model.thinker.prompts import AnsweredTurn, PromptPart, Seen, prompt, together  # noqa: E402
 from demo_model.thinker.training import ThinkerDecoder  # noqa: E402
 from demo_model.towers.audio_batches import listen  # noqa: E402
 from demo_model.towers.audio_training import new_tower as new_ear  # noqa: E402
@@ -70,9 +70,11 @@ def test_thinking_and_positions(names: Path) -> None:
     picture = Seen((1, 8, 10), torch.randn(4, 80, HIDDEN, generator=numbers), is_clip=False)
     clip = Seen((2, 10, 14), torch.randn(4, 280, HIDDEN, generator=numbers), is_clip=True)
     sound = torch.randn(31, HIDDEN, generator=numbers)
-    first = AnsweredTurn((Part(seen=picture), Part(seen=clip), Part(heard=sound)), "There are three cars.")
-    laid_out = prompt([first, AnsweredTurn((Part(text="How many?"),), "Two.")], names)
-    shorter = prompt([AnsweredTurn((Part(text="Who are you?"),), "Me.")], names)
+    first = AnsweredTurn(
+        (PromptPart(seen=picture), PromptPart(seen=clip), PromptPart(heard=sound)), "There are three cars."
+    )
+    laid_out = prompt([first, AnsweredTurn((PromptPart(text="How many?"),), "Two.")], names)
+    shorter = prompt([AnsweredTurn((PromptPart(text="Who are you?"),), "Me.")], names)
     batch = together([laid_out, shorter])
     states, *_ = think(thinker.model, batch.rows, batch.positions, batch.deep)
 
@@ -101,8 +103,8 @@ def test_thinking_and_positions(names: Path) -> None:
 
 def test_a_prompt_reads_as_the_tokenizer_writes_it(names: Path) -> None:
     turns = [
-        AnsweredTurn((Part(text="How many cars are there?"),), "There are three cars."),
-        AnsweredTurn((Part(text="Hi."),), "Hello!"),
+        AnsweredTurn((PromptPart(text="How many cars are there?"),), "There are three cars."),
+        AnsweredTurn((PromptPart(text="Hi."),), "Hello!"),
     ]
     laid_out = prompt(turns, names)
     written = tokenizer(names).decode(laid_out.ids)
