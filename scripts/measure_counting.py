@@ -2,10 +2,10 @@
 
     python scripts/measure_counting.py
 
-A worker runs in a thread of this process, with one stage that only passes messages on. The worker gets the same
-messages in three ways: as it is, with nothing counted, and with notes for traces. For each way, the script prints the
-CPU time of the best run, for one message and the step that passes it on, including sending and receiving. Compare this
-time with the milliseconds of a real step.
+A worker runs in a thread of this process, with one stage that only passes messages on. The script sends the same
+messages to three variants of the worker: the unchanged worker, one that counts nothing, and one that writes notes for
+traces. For each variant, the script prints the CPU time of the best run, for one message and the step that passes it
+on, including sending and receiving. Compare this time with the milliseconds of a real step.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def measure(*, counted: bool, traced: bool) -> float:
 
 
 def main() -> None:
-    """Measure all three ways, and print their CPU times."""
+    """Measure all three variants, and print their CPU times."""
     ways = {
         "nothing counted": {"counted": False, "traced": False},
         "as it is": {"counted": True, "traced": False},

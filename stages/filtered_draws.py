@@ -76,8 +76,9 @@ class Filters(Struct, frozen=True):
         """Probabilities from float32 logits [rows, vocab] after temperature, top-k, top-p and min-p, in this order.
 
         The result is float64 [rows, vocab], zero where filtered out. The filters are the reference's logits warpers.
-        Each filter becomes the least logit that passes it, for which only the `widest` largest logits must be sorted:
-        sorting a whole vocabulary takes longer than everything else. The host never waits for the device.
+        Each filter is turned into a threshold: the smallest logit that passes it. Only the `widest` largest logits are
+        sorted to find it, because sorting a whole vocabulary takes longer than everything else. The host never waits
+        for the device.
         """
         logits = logits / self.temperature
         if self.top_k is not None or self.top_p is not None or self.min_p is not None:

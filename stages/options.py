@@ -109,8 +109,9 @@ class CodePredictorOptions(StageOptions, frozen=True, forbid_unknown_fields=True
         max_batch: Maximum number of frames computed in one step, each for another request.
         dtype: Data type of weights and activations; null means float32 on a CPU and the checkpoint's type on a GPU.
             Norms, rotary angles and attention scores are always float32.
-        record: Whether to record the computation of whole frames and replay it, for each power of two of utterances: as
-            CUDA graphs on a GPU, as TorchScript on a CPU.
+        record: Whether to record the computation of whole frames and replay it: as CUDA graphs on a GPU, as TorchScript
+            on a CPU. There are recordings for each batch size that is a power of two, and for the largest batch. On a
+            CPU, only batches of up to 8 are recorded.
     """
 
     max_batch: Positive = 32

@@ -214,7 +214,7 @@ class CudaRules(TorchDispatchMode):
             return func(*args, **kwargs)
 
     def _decomposed(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Runs the parts of an operation that only inference mode has as a single operation."""
+        """Runs an operation as its parts, if it is a single operation only in inference mode."""
         super().__enter__()
         try:
             return func.decompose(*args, **kwargs)

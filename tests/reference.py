@@ -239,7 +239,10 @@ class _Decisions:
         self._residual.append(float(best[0] - best[1]))
 
     def margins(self, codes: torch.Tensor, *, endless: bool) -> list[float]:
-        """The smallest lead in each frame. For the talker, after its repetition penalty and its banned codes."""
+        """For each frame, the smallest margin between the best and the second-best logit of its codes.
+
+        The talker's logits count after its repetition penalty and its banned codes.
+        """
         banned = torch.zeros(self._talker.text_config.vocab_size, dtype=torch.bool)
         banned[-1024:] = True
         banned[self._talker.codec_eos_token_id] = endless

@@ -64,7 +64,8 @@ def _choices(struct: type[msgspec.Struct], field: str) -> tuple[str, ...]:
     return choices
 
 
-# The values that a field may have, by the end of its path; for the list after "known:".
+# The allowed values of a field, keyed by the last one or two names of its path. Error messages list them after
+# "known:".
 _VALUES = {
     "role": _tags(schema.ChatMessage),
     "type": _tags(schema.Part),

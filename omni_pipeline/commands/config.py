@@ -34,7 +34,7 @@ Gpus = Annotated[
     str | None,
     typer.Option(
         "--gpus",
-        help="Plan for these GPUs instead of this machine's: 1xH100-80GB, 4x24GB, H20-96GB,L4-24GB.",
+        help="Plan for these GPUs instead of this machine's. Examples: 1xH100-80GB or 4x24GB or H20-96GB,L4-24GB.",
         metavar="GPUS",
         show_default=False,
     ),

@@ -56,10 +56,12 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
         connections: Maximum number of open connections.
         body_bytes: Maximum size of one HTTP request body, and of all media of one request together.
         held_bytes: Maximum size of the bodies and media that all requests together hold until their answers begin.
-        output_tokens: Maximum number of text tokens of one answer; also the limit of a request without one. null
-            leaves only the model's own limit, and gives a request without a limit the thinker's `default_max_tokens`.
-        speech_tokens: Maximum number of talker tokens of one answer, each 80 ms of speech; also the limit of a request
-            without one. null leaves only the model's own limit.
+        output_tokens: Maximum number of text tokens of one answer, and the limit of a request that sets no limit. With
+            null, only the model's own limit applies, and a request that sets no limit gets the thinker's
+            `default_max_tokens`.
+        speech_tokens: Maximum number of talker tokens of one answer, each 80 ms of speech, and the limit of a request
+            that sets no limit. With null, only the model's own limit applies, and a request that sets no limit gets the
+            talker's `default_max_tokens`.
         idle_seconds: Maximum time that an open connection may take to send the head of its next request.
         receive_seconds: Maximum time for the arrival of one request body.
         request_seconds: Maximum time for one request, from its arrival to the end of its answer.

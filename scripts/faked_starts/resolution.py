@@ -28,7 +28,10 @@ class Started(Struct, frozen=True):
 
 
 def resolve(accelerator: Accelerator, starts: Iterable[FakedStart]) -> Iterator[Started]:
-    """Every engine of these starts with its arguments; equal engines on the same card are resolved once."""
+    """The engines of all `starts`, each with its resolved arguments.
+
+    Equal engines on the same card are resolved once.
+    """
     accelerator.load(_PRELOADED)
     pairs = [(start, engine) for start in starts for engine in start.engines]
     for card in CARDS:

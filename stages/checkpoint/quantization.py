@@ -293,7 +293,8 @@ def _compressed(source: Mapping[str, Any], part: str) -> Quantization:
     if form not in kinds or weights.get("type", "int") != kinds[form][1] or source.get("sparsity_config"):
         raise _refusal(
             f"compressed-tensors format {form!r} of {weights.get('type')!r}",
-            "SGLang's experts take 'pack-quantized' of 'int' and 'float-quantized' of 'float' with 8 bits",
+            "SGLang's experts accept 'pack-quantized' weights of type 'int', or 'float-quantized' or 'naive-quantized' "
+            "weights of type 'float' with 8 bits",
         )
     inputs = groups[0].get("input_activations")
     if kinds[form][0] is Form.PACKED and inputs:

@@ -71,7 +71,10 @@ class CodeChoice(Struct, frozen=True):
         return tuple(each for each in every if each is not None)
 
     def holding(self, *tensors: torch.Tensor) -> CodeChoice:
-        """A copy of this choice that holds other `tensors`: all six, or none if all rows are greedy."""
+        """A copy of this choice with `tensors` in place of its own.
+
+        Pass all six tensors; if all rows are greedy, pass no tensors, and the choice itself is returned.
+        """
         if self.filters is None:
             return self
         temperature, top_k, top_p, min_p, greedy, uniforms = tensors

@@ -1,6 +1,6 @@
 """The stage preprocessing: turns media bytes and text into token ids, positions, pixels and mel features.
 
-Decoding media and laying out the prompt belongs here. Fetching media belongs in the gateway, embedding it in
+Decoding media and laying out the prompt belong here. Fetching media belongs in the gateway. Embedding media belongs in
 `stages.encoders`.
 """
 

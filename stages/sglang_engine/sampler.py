@@ -95,7 +95,12 @@ class SamplingState:
         return list(self.output_ids[self._counted :]) if penalized else []
 
     def count(self, ids: torch.Tensor, vocab: int) -> None:
-        """Let the penalties count the ids from `uncounted`, int64 [n] on the device of the logits [vocab]."""
+        """Add `ids` to the counts that the penalties use.
+
+        Args:
+            ids: int64 [n], from `uncounted`, on the device of the logits.
+            vocab: The length of the logits.
+        """
         if self._counts is None:
             self._counts = torch.zeros(vocab, dtype=torch.float32, device=ids.device)
         self._counts.index_add_(0, ids, torch.ones(len(ids), device=ids.device))

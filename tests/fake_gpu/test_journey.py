@@ -1,9 +1,9 @@
 """Requests pass through the real engines in bfloat16 on a fake GPU without hidden waits.
 
-SGLang's scheduler, its memory pools, its graph runner and our models work as usual; only the kernels compute nothing. A
-host read, an operation over two devices, or a mix of types inside a model ends the journey. Copies between host and
-device are counted for each function that makes them, to show that a step with many requests waits no more often than a
-step with one.
+SGLang's scheduler, its memory pools, its graph runner and our models work as usual; only the kernels compute nothing.
+The run fails if the host reads from the device, if an operation mixes two devices, or if a model mixes types. Copies
+between host and device are counted for each function that makes them, to show that a step with many requests waits no
+more often than a step with one.
 """
 
 from __future__ import annotations

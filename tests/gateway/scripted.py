@@ -1,4 +1,4 @@
-"""A pipeline that answers as a test scripts it, and a gateway in front of it, served over real sockets."""
+"""A pipeline whose answers the test defines, and a gateway in front of it that is served over real sockets."""
 
 from __future__ import annotations
 

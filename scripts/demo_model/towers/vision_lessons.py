@@ -179,7 +179,10 @@ class _Table:
         add_thing(self._amounts[number], self._columns, x, y, words)
 
     def mark(self, number: int, points: list[tuple[float, float]], words: tuple[str, ...], done: float) -> None:
-        """Add `words` to each cell with `points` of a drawing; exclude the cells while it cannot be recognised."""
+        """Add `words` to each cell that contains some of a drawing's `points`.
+
+        While too little is drawn for the drawing to be recognised, these cells get no words and are not judged.
+        """
         indices = [WORDS.index(word) for word in words]
         for x, y in points:
             column, row = int(x * self._columns), int(y * self._rows)

@@ -71,8 +71,9 @@ def readout() -> Tensor:
 def spelled_out(amounts: Tensor) -> Tensor:
     """The rows for `amounts` [..., words], filled up with "nothing" so that all rows have the same length.
 
-    The thinker begins by normalising its rows. With rows of one length this changes no proportions: half a car stays
-    half of a whole one, and sums still count cars.
+    The thinker begins by normalising its rows. Because all rows have the same length, normalising does not change the
+    proportions between them: the row for half a car keeps half the amount of a whole car, and a sum of rows still
+    counts the cars.
     """
     nothing = (_LENGTH - amounts.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
     return torch.cat([amounts, nothing, torch.ones_like(nothing)], -1) @ codebook()

@@ -28,7 +28,7 @@ def paint(colour: str, rng: Random) -> Color:
 
 
 def extent(kind: str, size: float) -> tuple[float, float]:
-    """Width and height of a thing. The size of a car is its length, that of a shape its diameter."""
+    """Width and height of a thing. The size of a car is its length. The size of a shape is its diameter."""
     return (size, size * CAR_HEIGHT / CAR_WIDTH) if kind == "car" else (size, size)
 
 

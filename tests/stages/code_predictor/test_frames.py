@@ -63,7 +63,8 @@ class Partners:
         for message in self.stage.step():
             heard = self.heard[message.request_id]
             assert not heard.ended
-            if isinstance(message, End):  # both streams of an utterance are closed, the vocoder's last
+            if isinstance(message, End):
+                # Both streams of an utterance are closed: first the talker's, then the vocoder's.
                 heard.ended = message.target == "code2wav"
                 assert heard.ended or message.target == "talker_ar"
             elif isinstance(message.body, Frame):

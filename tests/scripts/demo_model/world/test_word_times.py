@@ -1,4 +1,4 @@
-"""Each token has a time of its own within its word, and each frame a token."""
+"""Each token has its own time within its word, and each frame has a token."""
 
 import pytest
 
