@@ -168,7 +168,7 @@ ADDRESSES = {
     "out by escapes": Bad(body(videos=["file:///%65tc/passwd"]), "media_not_allowed", "videos[0]", "outside"),
     "out by symlink": Bad(image_url("outside.jpg"), "media_not_allowed", IMAGE_URL, "outside"),
     "out by symlinked directory": Bad(image_url("root/etc/passwd"), "media_not_allowed", IMAGE_URL, "outside"),
-    "file on another host": Bad(image_url("file://host/x.jpg"), "media_not_allowed", IMAGE_URL, "no other host"),
+    "file on another host": Bad(image_url("file://host/x.jpg"), "media_not_allowed", IMAGE_URL, "empty or localhost"),
     "no such scheme": Bad(image_url("ftp://example.org/x.jpg"), "invalid_url", IMAGE_URL, "http:, https:, data:"),
     "URL without a host": Bad(image_url("http:///x.jpg"), "invalid_url", IMAGE_URL, "not a usable URL"),
     "URL with a password": Bad(image_url("http://a:b@example.org/"), "invalid_url", IMAGE_URL, "password"),
