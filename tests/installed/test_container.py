@@ -6,16 +6,16 @@ import json
 import shlex
 
 import pytest
+from container.recipe import BuildStage, read
 from typer.testing import CliRunner
 
 from omni_pipeline.cli import app
-from scripts.container.recipe import Stage, read
 from tests.conftest import ROOT
 from tests.installed.conftest import SOURCES
 
 
 @pytest.fixture
-def image() -> Stage:
+def image() -> BuildStage:
     return read()[-1]
 
 
@@ -25,13 +25,13 @@ def test_it_makes_the_wheel_of_all_its_sources() -> None:
     assert sorted(copied) == sorted(SOURCES)
 
 
-def test_what_it_copies_is_there(image: Stage) -> None:
+def test_what_it_copies_is_there(image: BuildStage) -> None:
     sources = [source for copy in image.all("COPY") for source in copy.words[:-1] if "--from=wheel" not in copy.words]
     assert sources
     assert all((ROOT / source).exists() for source in sources)
 
 
-def test_what_is_made_at_run_time_is_in_its_volume_and_no_client_may_read_it(image: Stage) -> None:
+def test_what_is_made_at_run_time_is_in_its_volume_and_no_client_may_read_it(image: BuildStage) -> None:
     volume = image.last("VOLUME").text
     for name in ("HOME", "TORCHINDUCTOR_CACHE_DIR"):
         assert f"{image.environment[name]}/".startswith(f"{volume}/")
@@ -40,7 +40,7 @@ def test_what_is_made_at_run_time_is_in_its_volume_and_no_client_may_read_it(ima
     assert not f"{media}/".startswith(f"{volume}/")
 
 
-def test_it_runs_as_a_user_without_rights(image: Stage) -> None:
+def test_it_runs_as_a_user_without_rights(image: BuildStage) -> None:
     user = image.last("USER").text
     [made] = [run for run in image.all("RUN") if run.text.startswith("useradd ")]
     assert user == made.words[-1] != "root"
@@ -48,7 +48,7 @@ def test_it_runs_as_a_user_without_rights(image: Stage) -> None:
     assert "RUN" not in verbs[verbs.index("USER") :]
 
 
-def test_it_listens_to_itself_alone_until_it_is_told_otherwise(image: Stage) -> None:
+def test_it_listens_to_itself_alone_until_it_is_told_otherwise(image: BuildStage) -> None:
     assert image.last("ENTRYPOINT").command == ["sgl-omni"]
     assert image.last("CMD").command == ["serve"]
     variables = {name: value for name, value in image.environment.items() if name.startswith("SGL_OMNI_")}
@@ -58,7 +58,7 @@ def test_it_listens_to_itself_alone_until_it_is_told_otherwise(image: Stage) -> 
     assert str(values["server.port"]) == image.last("EXPOSE").text
 
 
-def test_command_of_the_readme_fits_it(image: Stage) -> None:
+def test_command_of_the_readme_fits_it(image: BuildStage) -> None:
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
     [build] = [shlex.split(line) for line in text.splitlines() if line.startswith("docker build")]
     [run] = [shlex.split(line) for line in text.splitlines() if line.startswith("docker run")]

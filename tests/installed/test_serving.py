@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from container.recipe import read
 
 from omni_pipeline.os_process import free_port
-from scripts.container.recipe import read
 from tests.conftest import ROOT
 from tests.installed.conftest import Installation, plain_environment
 from tests.server import Server
