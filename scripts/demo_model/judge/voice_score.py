@@ -16,7 +16,7 @@ from demo_model.voice import mel
 from demo_model.voice.free_running import generate
 from demo_model.voice.talker_batches import Reply, TalkerInputs, UserTurns
 from demo_model.voice.vocoder import resynthesise
-from demo_model.world.spoken_lines import SPEAKERS, Line
+from demo_model.world.spoken_lines import SPEAKERS
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,6 @@ class Heard:
     @property
     def errors(self) -> int:
         return word_errors(self.said, self.heard)[0]
-
-
-def originals(texts: Sequence[str], speaker: str) -> list[Heard]:
-    """The texts as spoken by the synthetic voice itself, with Whisper's transcripts."""
-    return [_hear(text, speaker, Line(text, speaker).sound) for text in texts]
 
 
 def spoken(

@@ -32,11 +32,6 @@ def extent(kind: str, size: float) -> tuple[float, float]:
     return (size, size * CAR_HEIGHT / CAR_WIDTH) if kind == "car" else (size, size)
 
 
-def draw_thing(canvas: Canvas, kind: str, colour: str, centre: Point, size: float, rng: Random) -> None:
-    """Draw one thing. `rng` decides its shade, its rotation and its edge."""
-    look(kind, colour, size, rng)(canvas, centre)
-
-
 def look(kind: str, colour: str, size: float, rng: Random):  # type: ignore[no-untyped-def]  # a function to draw it
     """Decide how a thing looks, and return a function that draws it: ``look(…)(canvas, centre)``.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from gpu_check.running.measure import peak_bytes
 from transformers import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as reference
 
@@ -56,15 +56,7 @@ def peak(work: Callable[[], object]) -> int:
     """Peak of allocated bytes while `work` runs, less those allocated before."""
     with torch.inference_mode():
         work()  # makes the allocations that happen only once
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            work()
-    assert profiler.profiler is not None
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
+        return peak_bytes(work, "cpu")
 
 
 def built(kind: Any, config: Any, dtype: torch.dtype) -> Any:
