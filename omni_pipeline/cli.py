@@ -55,7 +55,7 @@ def serve(settings: Settings) -> None:
         else:
             with Terminal(Console()) as terminal:
                 _serve(settings, terminal)
-    except asyncio.CancelledError:  # the second request to stop
+    except asyncio.CancelledError:  # this is the second request to stop
         raise typer.Exit(1) from None
     except StartupError as error:
         if config.log_format != "json":

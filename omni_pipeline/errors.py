@@ -69,7 +69,9 @@ class StartupError(Exception):
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown name: the known name that it resembles, as a question, or else all known names."""
+    """A hint about an unknown name: a question with the known name that it resembles or, if there is none, all known
+    names.
+    """
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"known here: {', '.join(known) or 'none'}."

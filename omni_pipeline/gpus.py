@@ -75,8 +75,8 @@ class _Listed(Struct, Generic[Answer], frozen=True):
     """One entry of the driver's list: a card, or a MIG instance.
 
     Attributes:
-        names: Entries that can name it in ``CUDA_VISIBLE_DEVICES``, `Gpu.device` first. All except an index may be
-            shortened to a prefix.
+        names: Entries of ``CUDA_VISIBLE_DEVICES`` that can name the card or instance, `Gpu.device` first. An entry may
+            be shortened to a prefix unless it is an index.
         instances: Ids of the MIG instances, for a card that MIG divides (nothing can run on the whole of such a card);
             otherwise None.
         answer: NVML's answer to the question of `_each_gpu`; None for a divided card.
@@ -254,7 +254,7 @@ def _mig_instances(nvml: Any, card: Any) -> list[Any] | None:
     """Handles of a card's MIG instances; None when it is not divided."""
     try:
         current, _ = nvml.nvmlDeviceGetMigMode(card)
-    except nvml.NVMLError:  # a card or a driver without MIG
+    except nvml.NVMLError:  # the card or the driver does not know MIG
         return None
     if current != nvml.NVML_DEVICE_MIG_ENABLE:
         return None
@@ -262,7 +262,7 @@ def _mig_instances(nvml: Any, card: Any) -> list[Any] | None:
     for place in range(nvml.nvmlDeviceGetMaxMigDeviceCount(card)):
         try:
             handles.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, place))
-        except nvml.NVMLError:  # no instance in this place
+        except nvml.NVMLError:  # there is no instance with this number
             continue
     return handles
 

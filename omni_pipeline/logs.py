@@ -1,4 +1,4 @@
-"""The log format of every process: lines for people, or one JSON object in each line.
+"""Formats the log of every process: as lines for people, or as one JSON object in each line.
 
 A record may have fields besides its message: ``log.info("answered", extra=fields(request_id=…))``. Each record is one
 line, whatever characters a client puts into a path or an id. Only a traceback in the text format spans several lines.
@@ -41,7 +41,9 @@ def fields(**values: Any) -> dict[str, Any]:
 
 
 class TextFormatter(logging.Formatter):
-    """Lines like ``2026-11-26 08:13:22,123 INFO main gateway.access: POST /v1/models status=200 request_id=…``."""
+    """Formats a record as a line such as
+    ``2026-11-26 08:13:22,123 INFO main gateway.access: POST /v1/models status=200 request_id=…``.
+    """
 
     def __init__(self, process: str) -> None:
         super().__init__(f"%(asctime)s %(levelname)s {process} %(name)s: %(message)s")
@@ -54,7 +56,8 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """An object with ``time`` (UTC), ``level``, ``process``, ``pid``, ``logger``, ``message``, and the record's fields.
+    """Formats a record as an object with ``time`` (UTC), ``level``, ``process``, ``pid``, ``logger``, ``message``, and
+    the record's fields.
 
     A traceback is in ``exception``.
     """
@@ -76,7 +79,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             body["exception"] = self.formatException(record.exc_info)
-        body = body | _fields_of(record) | body  # a field never replaces a key from above
+        body = body | _fields_of(record) | body  # a field never replaces one of the keys above
         return msgspec.json.encode(body, enc_hook=str).decode()
 
 
@@ -86,7 +89,7 @@ def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """A value as one word, in quotes if it contains anything that a plain word cannot."""
+    """A value as one word. It is in quotes if it contains a character that a plain word cannot contain."""
     text = format(value, ".6g") if isinstance(value, float) else str(value)
     if _PLAIN.fullmatch(text):
         return text

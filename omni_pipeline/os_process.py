@@ -38,7 +38,7 @@ def adopt_orphans() -> None:
 
 
 def children() -> list[int]:
-    """Process ids of this process's children. Only for a process with a single thread."""
+    """Process ids of this process's children. Call it only in a process with a single thread."""
     return [int(pid) for pid in Path("/proc/thread-self/children").read_text().split()]
 
 
@@ -68,14 +68,18 @@ def set_title(title: str) -> None:
 
 
 class ProcessUsage(Struct):
-    """Resources that a process uses: its current memory, including shared pages, and its total CPU time."""
+    """The resources that a process uses: its current memory, including shared pages, and the CPU time that it has used
+    in total.
+    """
 
     resident_bytes: int
     cpu_seconds: float
 
 
 def stat(pid: int) -> list[str] | None:
-    """The fields of ``/proc/PID/stat`` from the state on; None when the process is gone, or there is no ``/proc``."""
+    """The fields of ``/proc/PID/stat``, beginning with the state; None if the process is gone or there is no
+    ``/proc``.
+    """
     try:
         # The process's name, in parentheses, may contain spaces and parentheses.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -88,7 +92,7 @@ def usage(pid: int) -> ProcessUsage | None:
     fields = stat(pid)
     if fields is None:
         return None
-    ticks = int(fields[11]) + int(fields[12])  # utime, stime
+    ticks = int(fields[11]) + int(fields[12])  # the fields utime and stime
     return ProcessUsage(int(fields[21]) * os.sysconf("SC_PAGE_SIZE"), ticks / os.sysconf("SC_CLK_TCK"))
 
 

@@ -146,7 +146,7 @@ def check_model(deployment: Deployment, display: Display) -> tuple[str, Deployme
 
 
 def _stop_on_signals(hurry: Callable[[], None], display: Display) -> asyncio.Event:
-    """An event that the first signal sets. The second signal calls `hurry` and cancels the calling task."""
+    """An event that is set by the first signal. The second signal calls `hurry` and cancels the calling task."""
     stopping = asyncio.Event()
     task = asyncio.current_task()
     assert task is not None
@@ -168,7 +168,9 @@ def _stop_on_signals(hurry: Callable[[], None], display: Display) -> asyncio.Eve
 async def _both(
     serving: Awaitable[None], starting: Awaitable[None], stopping: asyncio.Event, loaded: Callable[[], None]
 ) -> None:
-    """Await `serving` and `starting`. Calls `loaded` after `starting`, or cancels it if `stopping` is set first."""
+    """Await `serving` and `starting`. Calls `loaded` when `starting` has ended, or cancels `starting` if `stopping` is
+    set first.
+    """
     server, starter = asyncio.ensure_future(serving), asyncio.ensure_future(starting)
     told = asyncio.ensure_future(stopping.wait())
     try:

@@ -92,7 +92,7 @@ def check(settings: Settings, gpus: Gpus = None) -> None:
 def list_layouts(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list of name, purpose and path.")] = False,
 ) -> None:
-    """Print the layouts that ship with this package: the name for --config, the purpose, and the file of each."""
+    """Print the layouts that ship with this package, each with its name for --config, its purpose and its file."""
     shipped = layout_files.layouts()
     if as_json:
         print(json.dumps(msgspec.to_builtins(shipped, enc_hook=str), indent=1))
@@ -109,14 +109,18 @@ def schema() -> None:
 
 
 def resolved(settings: Settings, description: str | None) -> Deployment:
-    """The deployment of `settings` on the described GPUs, or on this machine's. Prints notes to standard error."""
+    """The deployment of `settings` on the described GPUs, or else on this machine's GPUs. Prints notes to standard
+    error.
+    """
     for note in settings.notes:
         print(note, file=sys.stderr)
     return resolve(settings.config, gpus.parse(description) if description is not None else None)
 
 
 def free_for(deployment: Deployment, description: str | None) -> FreeMemory:
-    """The memory that a deployment may use: free memory of this machine's GPUs, or all memory of described GPUs."""
+    """The memory that a deployment may use: the free memory of this machine's GPUs, or all memory of the described
+    GPUs.
+    """
     return free_memory(deployment.gpus if description is None else ())
 
 
@@ -130,7 +134,7 @@ def _divided(deployment: Deployment, description: str | None) -> Deployment:
 
 
 def describe_workers(deployment: Deployment) -> list[str]:
-    """A line for each worker, with its device and its stages."""
+    """One line of text for each worker, with its device and its stages."""
     names = {gpu.device: f"GPU {gpu.index} ({gpu.name})" for gpu in deployment.gpus}
     width = max(len(worker.name) for worker in deployment.workers)
     return [

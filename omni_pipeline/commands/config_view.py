@@ -29,7 +29,9 @@ class ConfigLine(Struct, frozen=True):
 
 
 def explain(settings: Settings, deployment: Deployment) -> list[ConfigLine]:
-    """Every value of the configuration, in the order of the schema, with the server's own decisions filled in."""
+    """Every value of the configuration, in the order of the schema. Values that the server decides itself are filled
+    in.
+    """
     tree: dict[str, Any] = msgspec.to_builtins(settings.config)
     derived: dict[str, str] = {}
     tree["stages"] = {}
@@ -79,7 +81,7 @@ def _stage(settings: Settings, worker: WorkerPlan, plan: StagePlan) -> Any:
 
 
 def _reasons(settings: Settings, plan: StagePlan, *, accelerated: bool) -> dict[str, str]:
-    """The server's reasons for the settings of a stage that it decided itself, by path."""
+    """The reasons for the settings of a stage that the server decided itself, by path."""
     place = f"stages.{plan.name}"
     colocated = settings.origin("colocate") if settings.config.colocate and accelerated else None
     if not accelerated:

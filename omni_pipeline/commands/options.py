@@ -51,7 +51,7 @@ def all_flags() -> list[Flag]:
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with all flags, ``--config`` and ``--set``, in addition to its own parameters.
+    """Returns `command` with all flags, ``--config`` and ``--set``, in addition to its own parameters.
 
     Args:
         command: The function to extend. Its first parameter, `settings`, receives the `config.layers.Settings`.
@@ -119,7 +119,7 @@ def _parser(flag: Flag) -> Callable[[str], Any] | None:
 def _layers(
     flags: list[Flag], given: dict[str, Any], context: typer.Context, *, environment: bool
 ) -> list[SettingsLayer]:
-    """The layers of the flags whose values came from the environment, or of the flags on the command line."""
+    """The settings layers of flags: of those set by environment variables, or of those on the command line."""
     layers = []
     for flag in flags:
         value = given[flag.parameter]

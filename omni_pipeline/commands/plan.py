@@ -26,7 +26,7 @@ _Tokens = Annotated[int, typer.Option(min=1, metavar="N", help="Number of these 
 
 
 class PlanReport(Struct, frozen=True):
-    """A placement, and changes that make it fit if it does not."""
+    """A placement and, if it does not fit, the changes that would make it fit."""
 
     model_path: str
     placement: Placement
@@ -74,7 +74,7 @@ def planned(settings: Settings, gpus: str | None, request: Request) -> PlanRepor
 
 
 def as_data(made: PlanReport) -> dict[str, Any]:
-    """The plan as plain data for JSON, with the sums that `Placement` computes."""
+    """The plan as plain data for JSON. It includes the sums that `Placement` computes."""
     placement = made.placement
     return {
         "model_path": made.model_path,

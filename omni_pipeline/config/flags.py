@@ -82,7 +82,8 @@ COMMON = (
         metavar="PORT",
         parse=port,
         default="8000",
-        environment="SGL_OMNI_LISTEN_PORT",  # Kubernetes sets SGL_OMNI_PORT to a URL beside a service called sgl-omni
+        # Kubernetes sets SGL_OMNI_PORT to a URL if a service in the same namespace is called sgl-omni
+        environment="SGL_OMNI_LISTEN_PORT",
     ),
     Flag(
         "--api-key",

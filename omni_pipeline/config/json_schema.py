@@ -1,4 +1,4 @@
-"""Writes the configuration as a JSON schema, with each stage's own options, and with docstrings as descriptions."""
+"""Writes a JSON schema of the configuration, with each stage's own options and with docstrings as descriptions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def json_schema(graph: Graph) -> dict[str, Any]:
         component.pop("description", None)
         texts = descriptions(kinds.get(name, Config))
         for field, content in component["properties"].items():
-            if "$ref" in content:  # the defaults of a struct are given at its fields
+            if "$ref" in content:  # the defaults of a struct's fields are given at these fields
                 content.pop("default", None)
             if field in texts:
                 content["description"] = texts[field]

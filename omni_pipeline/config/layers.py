@@ -49,7 +49,7 @@ class Settings(Struct, frozen=True):
 
 
 def gather(path: Path | None, layers: Iterable[SettingsLayer] = (), assignments: Iterable[str] = ()) -> Settings:
-    """All settings, merged and checked against the schema and the graph's options.
+    """Merge all settings, and check them against the schema and the graph's options.
 
     Args:
         path: The configuration file, or None.
@@ -80,7 +80,7 @@ def gather(path: Path | None, layers: Iterable[SettingsLayer] = (), assignments:
 
 
 def nest(path: str, value: Any) -> Any:
-    """The tree with `value` at `path`, such as ``{"a": {"b": value}}`` for ``a.b``."""
+    """A settings tree that holds only `value`, at `path`: ``{"a": {"b": value}}`` for ``a.b``."""
     for name in reversed(path.split(".")):
         value = {name: value}
     return value

@@ -16,7 +16,7 @@ from omni_pipeline.errors import StartupError, suggestion
 
 DIRECTORY = Path(omni_pipeline.__file__).parent / "layouts"
 
-# Folders of configuration files in the guides, relative to the directory in which a guide's commands run.
+# Folders of configuration files in the guides, relative to the directory in which the commands of a guide are run.
 _IN_GUIDES = (Path("configs"), Path("examples/configs"))
 
 _PREFIX = "qwen3_omni_"
@@ -79,7 +79,7 @@ def complete(incomplete: str) -> Iterator[str]:
 
 
 def _nor_layout(path: Path, shipped: list[Layout]) -> str:
-    """The end of an error message, which suggests a layout for a path that does not exist."""
+    """The end of an error message about a path that does not exist. It suggests a layout."""
     same = next((layout.name for layout in shipped if layout.path.name == path.name), None)
     if same is not None:
         return f"but there is a layout of that name: pass --config {same}."

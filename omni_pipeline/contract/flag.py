@@ -36,7 +36,7 @@ class Flag(Struct, frozen=True):
         name: Name of the flag, with its dashes.
         settings: Dotted paths of the settings that the flag sets.
         help, panel, metavar: Help text, group and placeholder of the value, for ``--help``.
-        default: The default that ``--help`` shows; False shows none.
+        default: The default that ``--help`` shows; with False, ``--help`` shows no default.
         kind: Type of the value; `bool` for a flag without a value, ``list[…]`` for a flag that can be repeated.
         environment: Name of the flag's environment variable, if it is not ``SGL_OMNI_`` and the flag's name.
         parse: Converts the text to the value, if `kind` alone cannot. Raises ValueError with the reason.

@@ -36,7 +36,7 @@ class StageSpec(Struct, frozen=True):
         preload: Modules that take long to import and are safe to share by fork.
         accelerated: Whether the stage computes on a GPU when there is one.
         weights: Name prefixes of the checkpoint's tensors that the stage loads; empty for a stage without weights.
-        parallel: Whether several GPUs can share the stage's work (tensor parallelism).
+        parallel: Whether several GPUs can divide the stage's work among them (tensor parallelism).
         misfit: Function that gives the reason why the stage cannot compute with a checkpoint's weights on its devices;
             None for a stage that always can.
         fills_memory: Whether the stage uses all the memory that it is given, as a KV cache does. Such a stage loads

@@ -1,4 +1,6 @@
-"""The plan of one worker process and its stages, after all decisions. `deployment` makes it, `supervision` runs it."""
+"""The plan of one worker process and its stages, after all decisions. `deployment` makes the plan, `supervision` runs
+it.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ class StagePlan(Struct, frozen=True):
     """One stage of a worker.
 
     Attributes:
-        options: The stage's own options, a `StageOptions`. Still a mapping in an assignment that a worker
-            has just received.
+        options: The stage's own options, a `StageOptions`. In an assignment that a worker has just received, they are
+            still a mapping.
         gpus: Indices of the stage's GPUs; empty on the CPU.
         tp_size: Number of processes that share the stage's work by tensor parallelism.
         memory: Total bytes that the stage may use on each of its GPUs; None before this is decided.

@@ -1,4 +1,4 @@
-"""Describes which stages of a graph one request passes through, and until when it needs each stage."""
+"""Describes which stages of a graph one request passes through, and how long the request needs each stage."""
 
 from __future__ import annotations
 

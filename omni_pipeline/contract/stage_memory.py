@@ -1,4 +1,6 @@
-"""The memory that a stage needs besides its weights. A `contract.graph.StageSpec` has the function that computes it."""
+"""Types for the memory that a stage needs besides its weights. `contract.graph.StageSpec.needs` computes that
+memory.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ class Situation(Struct, frozen=True):
         ranks: Number of processes that share the stage's work.
         device_memory: Total bytes of the smallest of the stage's GPUs; 0 on the CPU.
         stages: Names of all stages that the deployment runs.
-        request: The example request to count with.
+        request: The example request whose size the computation uses.
     """
 
     config: Mapping[str, Any]

@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 
 class StageOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Options of a stage. An option struct that has one of the options below declares it as a field."""
+    """Options of a stage. A subclass that offers one of the options below declares that option as a field."""
 
     @property
     def dtype(self) -> str | None:

@@ -30,7 +30,7 @@ _FP8, _SILENT, _TOGETHER = "an FP8 checkpoint", "--text-only", "--colocate"
 
 
 class Remedy(Struct, frozen=True):
-    """A change, and the number of example requests for which there is room at the same time after it."""
+    """A change to the deployment, and the number of example requests that fit at the same time once it is made."""
 
     change: str
     requests: int
@@ -92,10 +92,12 @@ def _layouts(
     checkpoint: Checkpoint,
     room: _Room,
 ) -> Iterator[_Attempt]:
-    """Attempts with this configuration: unchanged, with all stages on one GPU, and with the stages on several GPUs.
+    """Attempts with this configuration: with its own layout, with all stages on one GPU, and with stages on several
+    GPUs.
 
     Args:
-        takes, flags: Differences from the operator's configuration. If there are none, the unchanged one is left out.
+        takes, flags: Differences from the operator's configuration. Without a difference, the attempt with its own
+            layout is left out.
     """
     if takes or flags:
         yield _Attempt(_change(takes, flags), config, checkpoint, room)
@@ -112,7 +114,9 @@ def _change(takes: tuple[str, ...], flags: tuple[str, ...]) -> str:
 
 
 def _anywhere(stages: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
-    """The settings of stages without those that decide their place: GPUs, worker, memory and ranks."""
+    """The settings of the stages, except the settings that decide the place of a stage: GPUs, worker, memory and
+    ranks.
+    """
     return {
         name: structs.replace(stage, gpus=[], worker=None, memory=None, tp_size=None) for name, stage in stages.items()
     }
@@ -161,7 +165,7 @@ def _flags(places: Mapping[str, list[int]], flags: Sequence[Flag]) -> str:
 
 
 def _sizes(config: Config, checkpoint: Checkpoint, room: _Room) -> dict[str, int] | None:
-    """Bytes of a GPU that each stage needs, without its cache. None if the configuration is refused."""
+    """The bytes that each stage needs on a GPU, without its cache. None if the configuration is refused."""
     placement = _tried(_Attempt("", config, checkpoint, room), Request())
     if placement is None:
         return None
@@ -177,7 +181,7 @@ def _quantised(graph: Graph, checkpoint: Checkpoint) -> Checkpoint | None:
 
 
 def _one_gpu(config: Config, checkpoint: Checkpoint, ram: int | None) -> Iterator[_Attempt]:
-    """An attempt with all stages on one empty GPU, the smallest that is large enough, in steps of 8 GiB."""
+    """An attempt with all stages on one empty GPU. The GPU is the smallest that is large enough, in steps of 8 GiB."""
     together = structs.replace(config, stages=_anywhere(config.stages), colocate=True)
 
     def attempt(step: int) -> _Attempt:
@@ -196,7 +200,7 @@ def _tried(attempt: _Attempt, request: Request) -> Placement | None:
     """The memory placement of an attempt; None if its configuration is refused."""
     try:
         deployment = resolve(attempt.config, attempt.room.gpus)
-        check_stages(deployment, structs.replace(attempt.checkpoint, tensors={}))  # the names were checked once before
+        check_stages(deployment, structs.replace(attempt.checkpoint, tensors={}))  # the names were checked before
     except StartupError:
         return None
     return prepare(deployment, attempt.checkpoint, attempt.room.free, request=request, checked=False).placement

@@ -17,10 +17,10 @@ from omni_pipeline.errors import StartupError
 
 _INDEX = "model.safetensors.index.json"
 
-# Tensors stored in one of these types are loaded in the type that their stage computes in.
+# A tensor that is stored in one of these types is converted, at loading, to the type in which its stage computes.
 _CAST = ("F64", "F32", "F16", "BF16")
 
-# Anything longer than this is not a safetensors header.
+# A longer header cannot be a safetensors header.
 _MAX_HEADER_BYTES = 100 * 1024 * 1024
 
 
@@ -77,7 +77,7 @@ class Checkpoint(Struct, frozen=True):
         """Bytes of the tensors whose names begin with one of `prefixes`, once they are loaded.
 
         Args:
-            item_size: Bytes of one number in the data type they are loaded in; None for the type they are stored in.
+            item_size: Bytes of one number after loading; None if tensors keep the type in which they are stored.
         """
         held = (tensor for name, tensor in self.tensors.items() if name.startswith(tuple(prefixes)))
         return sum(
@@ -153,7 +153,7 @@ def described(path: str, config: dict[str, Any], spec: CheckpointSpec) -> Checkp
 
 
 def _config(path: Path, spec: CheckpointSpec) -> dict[str, Any]:
-    """The ``config.json`` of one of the graph's models."""
+    """Reads a ``config.json``, and checks that it belongs to one of the graph's models."""
     config: dict[str, Any] = _read_json(path, "config.json", dict[str, Any])
     model_type = config.get("model_type", "")
     if model_type not in spec.model_types:

@@ -15,8 +15,9 @@ _NONE = StageConfig()
 def gpu_sets(specs: Sequence[StageSpec], config: Config, gpus: Sequence[Gpu]) -> dict[str, tuple[int, ...]]:
     """Indices of each stage's GPUs. All stages in `specs` compute on GPUs.
 
-    A stage for which the configuration names no GPU gets a GPU that is not named for another stage, if any is left. It
-    gets its usual GPU, counted after the GPUs of a stage with several ranks, or the last GPU if there are fewer.
+    If the configuration names no GPU for a stage, the stage gets a GPU that is not named for another stage, if such a
+    GPU is left. Which one depends on the stage's usual index: the GPUs are counted after the GPUs of a stage with
+    several ranks, and if there are too few, the stage gets the last one.
 
     Raises:
         StartupError: the configuration names a GPU that does not exist, or a stage's GPUs do not fit its ranks or

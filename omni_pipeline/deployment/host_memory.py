@@ -6,7 +6,8 @@ from pathlib import Path
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
-    """Bytes of RAM that are available in the system, or in the control group if it has less; None if unknown.
+    """Bytes of RAM that this process may still use, in the system or in its control group, whichever is less; None if
+    unknown.
 
     Args:
         root: The directory that contains ``proc`` and ``sys``.
@@ -35,6 +36,6 @@ def _group_free(root: Path) -> int | None:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """The number in the second word of each line, by the first word."""
+    """The numbers in a file whose lines each hold a name and a number, by name."""
     lines = (line.split() for line in path.read_text().splitlines())
     return {words[0]: int(words[1]) for words in lines if len(words) > 1}

@@ -17,7 +17,7 @@ from omni_pipeline.gpus import Gpu
 from omni_pipeline.sizes import MIB
 from omni_pipeline.wire.tensor import ITEM_SIZE
 
-# On the CPU weights are held in this type unless a stage's `dtype` option says otherwise.
+# On the CPU, a stage holds its weights in this type, unless its `dtype` option names another type.
 CPU_DTYPE = "float32"
 
 PROCESS_BYTES = 600 * MIB
@@ -36,7 +36,7 @@ class Holding(Struct, frozen=True):
     Attributes:
         activations: Bytes at the peak of a step. Stages of a worker take turns, so only the largest need counts, and
             the other stages have 0.
-        process: The stage's share of the fixed cost of its worker process.
+        process: The stage's share of the memory that its worker process needs in any case.
     """
 
     stage: str
@@ -65,7 +65,7 @@ class DevicePlan(Struct, frozen=True):
         index: Index of the GPU; None for the machine's RAM.
         memory: Total bytes of the GPU, or available bytes of RAM.
         usable: The part of `memory` that the server divides among stages.
-        limit: The part of `memory` that stages may use at most. It is larger than `usable` if the operator has set the
+        limit: The largest part of `memory` that stages may use. It is larger than `usable` if the operator has set the
             memory of a stage.
     """
 
@@ -82,7 +82,7 @@ class DevicePlan(Struct, frozen=True):
 
     @property
     def left(self) -> int:
-        """Usable bytes that remain; negative if the stages need more than all of them."""
+        """Usable bytes that remain; negative if the stages need more than the usable bytes."""
         return self.usable - self.taken
 
     @property
@@ -149,7 +149,7 @@ class Placement(Struct, frozen=True):
 
     @property
     def bounded_by(self) -> tuple[str, ...]:
-        """Names of the stages that have room for no more than `requests`."""
+        """Names of the stages that have the least room: for `requests` requests and no more."""
         return tuple(stage for stage, room in self._rooms.items() if room == self.requests)
 
     @property
@@ -162,7 +162,7 @@ class Placement(Struct, frozen=True):
 
 
 class _Demand(Struct):
-    """One stage on its devices. The size of its cache, `tokens`, is decided later."""
+    """One stage on its devices. `tokens`, the size of the stage's cache, is decided later."""
 
     plan: StagePlan
     worker: str
@@ -233,7 +233,7 @@ def place(
 
 
 def _unpacked(deployment: Deployment, checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint as a CPU holds it, where quantised weights become plain ones."""
+    """The checkpoint as a CPU holds it: with plain weights in place of quantised weights."""
     spec = deployment.graph.checkpoint
     weighty = {stage.name for stage in deployment.graph.stages if stage.weights}
     plans = (plan for worker in deployment.workers for plan in worker.stages)
@@ -362,7 +362,7 @@ def _decide(demands: Sequence[_Demand], devices: Sequence[DevicePlan]) -> list[s
         demand.tokens = _given_tokens(demand, cache, memory, own)
         if demand.tokens is None:
             open_.append(demand)
-    left = {device.index: device.left for device in devices}  # no holding has a cache yet
+    left = {device.index: device.left for device in devices}  # the caches have no size yet
     for demand in demands:
         if demand.tokens is not None:
             _take(left, demand, demand.tokens)
@@ -390,7 +390,9 @@ def _given_tokens(
 
 
 def _share(open_: list[_Demand], left: dict[int | None, int]) -> None:
-    """Divide the memory that is left: first room for equally many requests in each cache, then the rest."""
+    """Divide the memory that is left: first give each cache room for the same number of requests, then divide the
+    rest.
+    """
     unfilled = list(open_)
     while unfilled:
         weight: dict[int | None, int] = {}

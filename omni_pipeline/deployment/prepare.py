@@ -71,7 +71,7 @@ def prepare(
     """Compute the memory placement of `deployment`. `Prepared.refuse` on the result refuses one that does not fit.
 
     Args:
-        request: The example request to count with; None for the default request.
+        request: The example request whose size the placement uses; None for the default request.
         checked: Whether to refuse a stage that cannot compute with its weights. `config show` passes False, to show
             such a deployment too.
 

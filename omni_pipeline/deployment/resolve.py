@@ -36,7 +36,7 @@ class Deployment(PipelinePlan, frozen=True):
 
     @property
     def layout(self) -> tuple[str, ...]:
-        """A line for each GPU that has stages, with their names."""
+        """One line of text for each GPU that has stages, with the names of these stages."""
         plans = [plan for worker in self.workers for plan in worker.stages]
         stages = {gpu: ", ".join(plan.name for plan in plans if gpu.index in plan.gpus) for gpu in self.gpus}
         return tuple(f"GPU {gpu.index} ({gpu.name}): {names}" for gpu, names in stages.items() if names)

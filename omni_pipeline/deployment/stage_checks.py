@@ -26,7 +26,7 @@ def _check(plan: StagePlan, misfit: TellMisfit, share: Share) -> None:
     reason = misfit(share)
     if reason is None:
         return
-    bare = structs.replace(share, tensors=())  # no number of ranks helps if the tensors are wrong
+    bare = structs.replace(share, tensors=())  # if the tensors are wrong, no other number of ranks helps
     counts = range(1, _MOST_RANKS + 1) if misfit(bare) is not None else ()
     others = [ranks for ranks in counts if misfit(structs.replace(bare, ranks=ranks)) is None]
     if not others:

@@ -71,7 +71,7 @@ def _worker(
 
 
 def _in_order(workers: Sequence[WorkerPlan], graph: Graph) -> tuple[WorkerPlan, ...]:
-    """`workers`, each with the names of the workers that it has to wait for.
+    """Returns `workers`, each with the names of the workers that have to be ready before it starts.
 
     A stage that fills its memory measures the free memory of its GPU before it loads and again afterwards, and counts
     the difference as its own. If another worker loaded on that GPU in between, its memory would be counted too, and the

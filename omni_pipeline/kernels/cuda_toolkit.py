@@ -1,8 +1,9 @@
 """Finds a CUDA toolkit directory, or makes one from the environment's Python packages.
 
-NVIDIA's packages contain everything that compiling needs, but in places and under names that no library looks for:
-older ones are spread over several directories, they have ``lib`` instead of ``lib64``, and ``libcudart.so.13`` without
-``libcudart.so``. So this module makes a directory of links to them that looks like an installed toolkit.
+NVIDIA's packages contain everything that compiling needs, but in places and under names that no library looks for.
+Older packages are spread over several directories. The directory of libraries is called ``lib`` instead of ``lib64``,
+and it has ``libcudart.so.13`` but no ``libcudart.so``. So this module makes a directory of links to them that looks
+like an installed toolkit.
 """
 
 from __future__ import annotations
@@ -38,14 +39,15 @@ _DRIVER = "libcuda.so.1"
 
 
 def lacking(home: Path) -> list[str]:
-    """The parts of a toolkit that are not in a directory."""
+    """The parts of a toolkit that a directory lacks."""
     return [part for part in PARTS if not (home / part).exists()]
 
 
 def installed(environment: Mapping[str, str]) -> Path | None:
     """The complete toolkit that belongs to the ``nvcc`` on ``PATH``, or is in the usual place.
 
-    Incomplete directories do not count: the one above a wrapper in ``/usr/local/bin``, for example, is no toolkit.
+    Incomplete directories do not count. For example, if ``nvcc`` is a wrapper in ``/usr/local/bin``, the directory
+    above it is no toolkit.
     """
     nvcc = shutil.which("nvcc", path=environment.get("PATH", ""))
     places = [] if nvcc is None else [Path(nvcc).parent.parent, Path(nvcc).resolve().parent.parent]
@@ -111,7 +113,7 @@ def assemble(sources: Sequence[Path], environment: Mapping[str, str]) -> Path:
                 _fill(made, sources, driver)
                 made.rename(home)
             except OSError:
-                if lacking(home):  # otherwise another process was faster
+                if lacking(home):  # if this fails, another process has made the toolkit first
                     raise
             finally:
                 shutil.rmtree(made, ignore_errors=True)
@@ -132,7 +134,7 @@ def _private(directory: Path) -> Path:
             return directory
     except OSError:
         pass
-    return Path(tempfile.mkdtemp(prefix="cuda-"))  # if a worker makes it, it is removed after the run
+    return Path(tempfile.mkdtemp(prefix="cuda-"))  # a temporary directory that a worker makes is removed after the run
 
 
 @contextlib.contextmanager
@@ -163,7 +165,7 @@ def _fill(home: Path, sources: Sequence[Path], driver: Path | None) -> None:
         plain = libraries / (versioned.name.partition(".so.")[0] + ".so")
         if not plain.is_symlink():
             plain.symlink_to(versioned.name)
-    (home / "lib").symlink_to("lib64")  # where nvcc itself looks
+    (home / "lib").symlink_to("lib64")  # nvcc itself looks here
     if driver is not None:
         (libraries / "stubs").mkdir()
         (libraries / "stubs" / "libcuda.so").symlink_to(driver)

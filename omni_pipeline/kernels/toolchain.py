@@ -74,7 +74,7 @@ def find(environment: Mapping[str, str]) -> Toolchain:
 
 
 def prepared(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a worker on a GPU: with the toolchain on ``PATH``. Sets ``CUDA_HOME`` if it was unset."""
+    """The environment of a worker on a GPU, with the toolchain on ``PATH``, and with ``CUDA_HOME`` if it was unset."""
     found = find(environment)
     toolkit = found.toolkit
     if toolkit is None and found.packages:
@@ -85,7 +85,7 @@ def prepared(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def missing(workers: Iterable[WorkerPlan]) -> tuple[str, ...]:
-    """Messages about the tools that workers on GPUs would not find, without repetitions."""
+    """One message for each tool that workers on GPUs would not find."""
     environments = [worker.environment for worker in workers if worker.gpus]
     return tuple(dict.fromkeys(line for own in environments for line in find({**os.environ, **own}).missing))
 

@@ -28,10 +28,10 @@ from omni_pipeline.wire.messages import Heartbeat, Pulse, Ready, Shutdown, Start
 from omni_pipeline.wire.transport import Received
 from omni_pipeline.worker.process import Assignment
 
-# Maximum number of waiting messages to handle before the requests of a dead worker are given up.
+# Maximum number of waiting messages that are handled before the requests of a dead worker are given up.
 LAST_MESSAGES = 10_000
 
-# Maximum time from a worker's end until its message arrives that says why it could not load.
+# Maximum time from the end of a worker that could not load to the arrival of its message with the reason.
 REASON_SECONDS = 0.5
 
 # Maximum time that the fork server may take to exit after the last worker has ended.
@@ -170,7 +170,7 @@ class Fleet:
     # --- messages from workers ---
 
     def _take_heartbeat(self, message: Heartbeat, _: Received) -> None:
-        """A worker is alive, and reports its counters."""
+        """Handle a heartbeat: the worker is alive, and reports its counters."""
         worker = self.roster.process(message.worker, message.incarnation)
         if worker is None:
             return
@@ -180,13 +180,13 @@ class Fleet:
         self.changed()
 
     def _take_pulse(self, message: Pulse, _: Received) -> None:
-        """The main thread of a worker on a GPU makes progress."""
+        """Handle a pulse: the main thread of a worker on a GPU makes progress."""
         worker = self.roster.process(message.worker, message.incarnation)
         if worker is not None and worker.vitals is not None:
             worker.vitals.pulse()
 
     def _take_ready(self, message: Ready, _: Received) -> None:
-        """A worker has loaded."""
+        """Handle a worker's message that it has loaded."""
         worker = self.roster.process(message.worker, message.incarnation)
         if worker is None:
             return
@@ -202,7 +202,7 @@ class Fleet:
         self.changed()
 
     def _take_refusal(self, message: StartFailed, _: Received) -> None:
-        """A worker could not load."""
+        """Handle a worker's message that it could not load."""
         worker = self.roster.process(message.worker, message.incarnation)
         if worker is None and self.state is FleetState.STARTING:  # the report of its end came first
             worker = next(each for each in self.roster if each.name == message.worker)
@@ -312,7 +312,7 @@ class Fleet:
         self._launcher = self._new_launcher()
         asyncio.get_running_loop().add_reader(self._launcher.fileno(), self._handle_reports)
         for worker in self.roster:
-            if worker.running:  # its order went to a fork server that had already ended
+            if worker.running:  # the order to start it was sent to a fork server that had already ended
                 self._launch(worker)
 
     def _new_launcher(self) -> Launcher:
@@ -329,7 +329,8 @@ class Fleet:
         if self.state is FleetState.CLOSED:
             return
         loop = asyncio.get_running_loop()
-        self._mailbox.take(LAST_MESSAGES)  # if this process was late, heartbeats of workers may still wait here
+        # if this process was delayed, heartbeats of workers may still wait in its inbox
+        self._mailbox.take(LAST_MESSAGES)
         elapsed, self._examined = loop.time() - self._examined, loop.time()
         # A worker that needs a kernel which another worker compiles is idle until the kernel is ready.
         compiling = any(worker.vitals is not None and worker.vitals.compiles for worker in self.roster)
@@ -388,5 +389,5 @@ def _describe_exit(code: int) -> str:
 
 
 def _quoted(words: list[str]) -> str:
-    """The last words of a process, to be added to a message."""
+    """The last lines of a process's output, in a form that can be added to a message."""
     return "".join(f"\n    {line}" for line in (["Its last words:", *words] if words else []))

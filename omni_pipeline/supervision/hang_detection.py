@@ -7,9 +7,9 @@ if a single step takes too long.
 
 A worker that waits for its GPU spins. So it looks busy even when the GPU hangs, or when the ranks of a stage wait for
 each other. For a worker on a GPU, CPU time of its own process and of its ranks therefore counts as a sign of life only
-for a shorter time. The proofs of progress are the worker's pulse (see `worker.pulse`), processes that compile kernels
-for it, and memory that it allocates, as compilers inside the worker do. While one worker compiles, other workers on
-GPUs may wait for the same kernels without any sign of life.
+for a shorter time. Three things prove progress: the worker's pulse (see `worker.pulse`), processes that compile kernels
+for it, and memory that it allocates, because compilers inside the worker allocate memory. While one worker compiles,
+other workers on GPUs may wait for the same kernels without any sign of life.
 
 Time is counted in looks, not by the clock, because time in which the whole service was stopped (by Ctrl-Z, or on a
 suspended machine) is no sign of a hang.
@@ -26,7 +26,7 @@ from msgspec import Struct
 
 from omni_pipeline.os_process import stat
 
-# Seconds between two looks at a worker (`LOOK_SECONDS`), and the maximum time that one look may count as passed.
+# Seconds between two looks at a worker, and the maximum number of seconds that may be counted between two looks.
 LOOK_SECONDS = 1.0
 _MOST_SECONDS = 2 * LOOK_SECONDS
 
@@ -64,7 +64,7 @@ class Sample(Struct, frozen=True):
     """A process at one moment.
 
     Attributes:
-        state: The process's state as a letter, as in ``/proc``.
+        state: The letter that ``/proc`` gives for the state of the process.
         cpu_seconds: CPU time of the process and of all processes under it.
         helper_seconds: The part of `cpu_seconds` that belongs to processes under it other than ranks.
         faults: Page faults of the process and its ranks.
@@ -109,7 +109,7 @@ class Vitals:
         self._last: Sample | None = None
 
     def beat(self) -> None:
-        """Note that the process has reported that it is ready or alive."""
+        """Note that the process has sent a message that shows that it is ready or alive."""
         self._loaded = True
         self._unheard = self._silent = self._stuck = 0.0
         self._last = None
@@ -135,14 +135,14 @@ class Vitals:
             return None
         sample = self._sample(self._pid, ranks)
         if sample is None:
-            return None  # it has ended, and the report of its end is on the way
+            return None  # the process has ended, and the report of its end is on the way
         last, self._last = self._last, sample
         if last is None:
             return None
         if sample.state == "D" or sample.cpu_seconds - last.cpu_seconds >= _BUSY_SHARE * elapsed:
             self._silent = 0.0
         else:
-            self._stuck -= elapsed  # this time counts as silence instead
+            self._stuck -= elapsed  # this time counts as silence, not as a busy step
         if self._on_gpu:
             self._look_for_progress(last, sample, elapsed, others_compile)
         return self._verdict(sample)

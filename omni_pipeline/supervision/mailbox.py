@@ -90,7 +90,8 @@ class Mailbox:
     def _dispatch(self, message: Message, received: Received) -> None:
         handler = self._handlers.get(type(message))
         if handler is None:
-            logger.error("misdirected message: a %s", type(message).__name__)  # its content does not belong in the log
+            # the content of a request does not belong in the log
+            logger.error("misdirected message: a %s", type(message).__name__)
         else:
             handler(message, received)
 

@@ -1,4 +1,6 @@
-"""Decides when to restart a worker that has ended, and when its restarts are a loop that an operator must look into."""
+"""Decides when to restart a worker that has ended, and from when on its restarts count as a loop that an operator must
+look into.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,10 @@ from msgspec import Struct
 # Seconds to wait before the next start, by the number of ends in a row. The last value holds for all further ends.
 PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
-# This many ends in a row are a loop. The worker is still restarted, since the cause may pass.
+# This number of ends in a row is a loop. The worker is still restarted, since the cause may pass.
 LOOP = 5
 
-# A worker that has served this long is stable: if it ends now, the count of ends in a row starts again.
+# A worker that has served for this number of seconds is stable: its next end is counted as the first in a row.
 STABLE_SECONDS = 10.0
 
 

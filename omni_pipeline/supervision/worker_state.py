@@ -16,8 +16,8 @@ from omni_pipeline.wire.counters import EdgeStats
 from omni_pipeline.wire.messages import Moved, StageStats
 from omni_pipeline.wire.transport import endpoint
 
-# Seconds after which a client should try again: if the loading time of a worker is unknown (`UNKNOWN_SECONDS`), or if
-# the worker keeps ending (`LOOP_SECONDS`).
+# Seconds after which a client should try again. `UNKNOWN_SECONDS` is for a worker whose loading time is unknown,
+# `LOOP_SECONDS` for a worker that keeps ending.
 UNKNOWN_SECONDS = 5
 LOOP_SECONDS = 30
 
@@ -32,7 +32,7 @@ class WorkerReport(Struct):
         stages: Names of the stages that the worker runs.
         pid: Id of the worker's process; null if it has no process.
         restarts: Number of its processes that have ended since the service began.
-        last_end: How the worker's latest process ended; null once the next process is ready.
+        last_end: The way in which the worker's latest process ended; null once the next process is ready.
         last_words: The last lines that the ended process wrote.
     """
 
@@ -59,7 +59,7 @@ class WorkerState(Struct):
         vitals: Signs of life of the process, once its pid is known.
         stats: Counters of the process by stage, as of its latest heartbeat.
         edges: Counters of the edges that end in the process, as of its latest heartbeat.
-        killed_for: Reason why the process is being killed; None if it is not.
+        killed_for: Reason why the process is being killed; None if it is not being killed.
         moved: Epoch in which `address` was announced to the other workers; 0 if it was never announced, because
             the other workers received it when they started.
         heard: Epoch of the latest announcement that the process has received.
@@ -110,7 +110,7 @@ class WorkerState(Struct):
         self.restarts.ready(now)
 
     def hangs(self, how: str) -> None:
-        """Note that the process hangs and is being killed."""
+        """Note that the process hangs, and that it is being killed."""
         self.ready = False
         self.stats, self.edges = {}, []
         self.last_end = how

@@ -1,6 +1,6 @@
 """Turns messages into ZeroMQ frames and back.
 
-Tensors anywhere inside a body are lifted out as raw frames, so that nothing is pickled, base64-coded or copied:
+Each tensor inside a body becomes a raw frame of its own, so that nothing is pickled, base64-coded or copied:
 
     frame 0   msgpack of the message; a tensor in it is [frame number, dtype, shape]
     frame 1…  the bytes of each tensor, in order

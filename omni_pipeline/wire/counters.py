@@ -1,4 +1,4 @@
-"""Metrics that only grow, which a process keeps about its stages and about the edges that end in it."""
+"""Counters that a process keeps about its stages and about the edges that end in the process. A counter only grows."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ class Edges:
         edge.seconds.add(seconds)
 
     def all(self) -> list[EdgeStats]:
-        """The metrics of each edge that has been used."""
+        """The counters of each edge that has been used."""
         return list(self._edges.values())

@@ -11,7 +11,8 @@ from collections.abc import Container
 from omni_pipeline.errors import internal
 from omni_pipeline.wire.messages import Chunk, End, Start, Work
 
-# Far more requests than are ever admitted at a time, so only counters of requests that ended long ago are dropped.
+# This number is far larger than the number of requests that are admitted at a time. So only counters of requests that
+# ended long ago are dropped.
 KEPT_REQUESTS = 16_384
 
 
@@ -30,7 +31,7 @@ class _Counters:
         self._requests.pop(request_id, None)
 
     def open_with(self, stages: Container[str]) -> list[str]:
-        """Ids of the requests with an open stream that one of `stages` sends or receives."""
+        """Ids of the requests that have an open stream from or to one of `stages`."""
         return [
             request_id
             for request_id, streams in self._requests.items()

@@ -72,7 +72,7 @@ class Tensor:
             return torch.empty(self.shape, dtype=dtype)
         import warnings
 
-        with warnings.catch_warnings():  # torch warns that received bytes are read-only, which is intended
+        with warnings.catch_warnings():  # torch warns that received bytes are read-only, but this is intended
             warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
             return torch.frombuffer(data, dtype=dtype).reshape(self.shape)
 
@@ -80,7 +80,7 @@ class Tensor:
         """The elements as a numpy array. Raises TypeError for bfloat16, which numpy lacks."""
         import numpy
 
-        if self.dtype == "bfloat16":  # even if some library has added this type to numpy
+        if self.dtype == "bfloat16":  # refuse this type even if some library has added it to numpy
             raise TypeError("numpy has no bfloat16")
         if isinstance(self._source, numpy.ndarray):
             return self._source

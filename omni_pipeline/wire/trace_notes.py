@@ -27,8 +27,8 @@ class Stepped(Struct, array_like=True):
 
     Attributes:
         requests: Ids of the requests in the batch.
-        first, latest: For each request, the times of the first and the latest message since its previous step. If the
-            stage went on without a new message, both are the end of the request's previous step.
+        first, latest: For each request, the times of the first and the latest message since its previous step. If no
+            new message has come since, both times are the end of the previous step.
     """
 
     stage: str
@@ -40,7 +40,7 @@ class Stepped(Struct, array_like=True):
 
 
 class Notes(Struct, tag="notes"):
-    """The notes of one process up to the time `until`."""
+    """The notes of one process. They are complete up to the time `until`."""
 
     worker: str
     until: float

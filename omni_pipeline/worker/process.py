@@ -32,7 +32,8 @@ from omni_pipeline.worker import tensor_parallel
 from omni_pipeline.worker.loop import WorkerLoop
 from omni_pipeline.worker.pulse import PulseThread
 
-# The import path of this module, because `__name__` is ``__main__`` when it runs.
+# The import path of this module. `__name__` cannot serve, because it is ``__main__`` when this module is run as a
+# program.
 MODULE = "omni_pipeline.worker.process"
 
 logger = logging.getLogger(__name__)
@@ -217,7 +218,7 @@ def _launch_follower(assignment: Assignment, place: Ranks) -> tuple[subprocess.P
 
 
 def _bound_threads(assignment: Assignment) -> None:
-    if "torch" in sys.modules:  # a worker without torch needs no limit
+    if "torch" in sys.modules:  # a worker without torch needs no limit on threads
         sys.modules["torch"].set_num_threads(assignment.plan.threads)
 
 

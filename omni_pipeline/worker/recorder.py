@@ -1,6 +1,6 @@
 """Records notes on a worker's work for each traced request, until they are sent to the main process.
 
-Times are those of `time.monotonic`, which is one clock for all processes of a host. Notes are kept in the worker and
+All times come from `time.monotonic`, which is one clock for all processes of a host. Notes are kept in the worker and
 sent with its heartbeats, or when there are many, so that no request waits for them.
 """
 

@@ -2,8 +2,9 @@
 
 The stage's worker is rank 0. It starts the other ranks, which are called followers. It sends every message, abort and
 step to the followers before it handles it itself, over one socket for each follower and in the same order. A stage
-whose behaviour depends only on these then does the same in every rank, and the ranks meet in the collective operations
-of each step. Followers block until something arrives. Their output is dropped, since rank 0 sends the same output.
+whose behaviour depends only on messages, aborts and steps then does the same in every rank, and the ranks meet in the
+collective operations of each step. Followers block until something arrives. Their output is dropped, since rank 0 sends
+the same output.
 
 Ranks end together: a follower ends when its worker ends, and a worker ends when any of its followers ends.
 """
@@ -23,7 +24,8 @@ from omni_pipeline.wire.codec import Codec
 from omni_pipeline.wire.messages import Abort, Failed, Message, Shutdown, Step, Work
 from omni_pipeline.wire.transport import Inbox, Outbox
 
-# If a follower cannot load, rank 0 has this long to fail too and to report the reason. Then rank 0 is ended.
+# If a follower cannot load, rank 0 has this number of seconds to fail too and to report the reason. Then rank 0 is
+# ended.
 GRACE_SECONDS = 10.0
 
 # Maximum time that followers may take to exit before they are killed.
