@@ -1,4 +1,5 @@
-"""Stand-ins for CUDA graphs on a CPU: records the operations of one run, and repeats them on the same memory.
+"""Provides stand-ins for CUDA graphs on a CPU: it records the operations of one run, and repeats them on the same
+memory.
 
 TorchScript is no substitute: a trace allocates its results, and merges two equal tensors into one constant. A recording
 here holds what a CUDA graph holds: operations with the addresses that they read and write. A number that Python

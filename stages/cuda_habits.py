@@ -15,7 +15,7 @@ VARIABLE = "OMNI_CUDA_HABITS"
 
 
 def enabled() -> bool:
-    """Whether the environment turns the switch on; engines and stages call this when they are built.
+    """Whether the environment turns the switch on. Engines and stages read the switch when they are built.
 
     Raises:
         StartupError: The variable is neither ``1`` nor ``0`` nor empty.

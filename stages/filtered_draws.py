@@ -1,4 +1,4 @@
-"""Draws ids from logits with the reference's filters; a seed repeats its draws whatever else is in the batch."""
+"""Draws ids from logits with the reference's filters. A seed gives the same draws whatever else is in the batch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from msgspec import Struct
 
 from stages.messages import Sampling
 
-# A temperature below this is greedy: the other tokens' probabilities are too small for float32, and the divided logits
-# are too large.
+# A temperature below this number counts as greedy. At such a temperature, the probabilities of the other tokens are too
+# small for float32, and the divided logits are too large.
 LEAST_TEMPERATURE = 1e-6
 
-# A nucleus mass that keeps all tokens, since their probabilities sum up to less.
+# A nucleus mass that keeps all tokens, since the sum of their probabilities is smaller.
 ALL = 2.0
 
 
@@ -56,7 +56,7 @@ class Filters(Struct, frozen=True):
 
     @classmethod
     def of(cls, params: Sequence[Sampling], vocab: int, device: torch.device | str) -> Filters:
-        """The filters for logits [len(params), vocab] on `device`; for greedy rows their results are meaningless."""
+        """The filters for logits [len(params), vocab] on `device`. The results for greedy rows have no meaning."""
 
         def column(values: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
             return torch.tensor(values, dtype=dtype, device=device)[:, None]

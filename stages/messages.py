@@ -58,7 +58,7 @@ class VideoOptions(Struct):
     """Options for sampling frames from clips, with the defaults of the reference processor.
 
     Attributes:
-        fps: Number of frames taken per second of video.
+        fps: Number of frames that are taken from each second of video.
         max_frames: Maximum number of frames taken from one clip.
         min_pixels, max_pixels: Bounds on the pixels of one resized frame; None leaves the processor's own.
         total_pixels: Bound on the pixels of all frames of a clip together.
@@ -82,11 +82,11 @@ class Sampling(Struct):
         top_k: Number of candidates; 0 is off.
         min_p: Least probability relative to the best candidate; 0 is off.
         repetition_penalty: As in the reference, over prompt and output; 1 is off.
-        presence_penalty, frequency_penalty: As in the OpenAI API, over the output only; 0 is off.
+        presence_penalty, frequency_penalty: As in the OpenAI API, over the output alone; 0 is off.
         logit_bias: Added to the logits of single token ids, as in the OpenAI API.
         seed: Makes sampling repeatable, alone or in a batch; None draws a random seed.
         max_tokens: Maximum number of tokens to generate; None is the server's default.
-        min_tokens: Minimum number of tokens before an end-of-turn.
+        min_tokens: Minimum number of tokens before an end-of-turn token.
         ignore_eos: Whether to go on to `max_tokens` whatever is generated.
         stop_token_ids: Ids that end the text besides the end-of-turn.
     """

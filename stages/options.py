@@ -58,7 +58,7 @@ class EncoderOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class AggregateOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """mm_aggregate has nothing to configure."""
+    """The stage mm_aggregate has no options."""
 
 
 class EngineOptions(CacheOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -89,7 +89,7 @@ class ThinkerOptions(EngineOptions, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class DecodeOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """decode has nothing to configure."""
+    """The stage decode has no options."""
 
 
 class TalkerOptions(EngineOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -123,15 +123,15 @@ class Code2WavOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_
     """The vocoder.
 
     Attributes:
-        max_streams: Maximum number of utterances decoded at the same time. Each holds a slot of decoder state; further
-            ones wait.
+        max_streams: Maximum number of utterances decoded at the same time. Each utterance holds a slot of decoder
+            state; further utterances wait.
         chunk_frames: Number of frames in the first chunk, the second, and so on; the last entry counts for all later
             chunks. A codec frame is 80 ms. A player starts with the first chunk, so each chunk must arrive before the
-            chunks before it have been played. With these sizes that works as long as generating a frame takes at most
-            0.57 of its length (with sizes that double, 0.35).
-        max_batch: Maximum number of utterances decoded together in one step. null means all that are ready on a GPU,
-            and one on a CPU. On a CPU a batch is hardly faster, and decoding one at a time gives bit-identical speech,
-            whatever other requests there are.
+            chunks before it have been played. With the default sizes, each chunk arrives in time as long as generating
+            a frame takes at most 0.57 of the frame's length. With sizes that double, the limit would be 0.35.
+        max_batch: Maximum number of utterances decoded together in one step. null means all utterances that are ready
+            on a GPU, and one utterance on a CPU. On a CPU a batch is hardly faster, and decoding one at a time gives
+            bit-identical speech, whatever other requests there are.
         dtype: Data type of weights and activations; null means float32 on a CPU and the checkpoint's type on a GPU.
     """
 

@@ -18,7 +18,7 @@ def _end(body: type[Any]) -> str:
 
 
 def _taker(body: type[Any]) -> str:
-    """The stage that receives a `body` of this type."""
+    """The stage that receives messages with a `body` of this type."""
     [stage] = [edge.target for edge in QWEN3_OMNI.edges if edge.body is body]
     return stage
 
@@ -44,8 +44,8 @@ def route(request: ChatRequest) -> Route:
     outputs = {TEXT: AnswerStream(_WRITING)}
     if request.speech is not None:
         # The thinker sends the last token to the talker and to decode at the same time. If the stream to the talker
-        # breaks off, the talker's worker itself notices, once the stream has begun; sound shows that it has begun. Stop
-        # strings are different: decode ends the text first, and the talker learns of the end only through the thinker.
+        # breaks off, the talker's worker itself notices, once the stream has begun; sound shows that it has begun. At a
+        # stop string, decode ends the text first, and the talker is sent the end only by the thinker.
         speech = AnswerStream(_SPEAKING | _WRITING) if request.text.stop else AnswerStream(_SPEAKING, first=_WRITING)
         outputs[SPEECH] = speech
     return Route(before=_PREPARING | encoders, outputs=outputs)

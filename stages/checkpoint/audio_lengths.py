@@ -1,4 +1,4 @@
-"""Computes how many embedding rows the audio tower makes from mel frames; it is cheap to import for any stage."""
+"""Computes the number of embedding rows that the audio tower makes from mel frames. The module is cheap to import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ CONVOLVED_CHUNKS = 64
 def audio_rows(frames: int, chunk_frames: int = 100) -> int:
     """Number of rows for `frames` mel frames: 13 for every whole chunk, and an eighth (rounded up) of the other frames.
 
-    Each of three convolutions halves the number of frames; the convolutions start afresh in every chunk.
+    Each of three convolutions halves the number of frames of a chunk. No convolution reaches across the border of a
+    chunk.
     """
     chunks, rest = divmod(frames, chunk_frames)
     return FULL_CHUNK_ROWS * chunks + -(-rest // 8)

@@ -1,8 +1,8 @@
 """Computes the GPU memory that each stage needs besides its weights, from the model's sizes alone.
 
-The peak of a reference module is the sum over the tensors that are alive at the same time; a test compares it with the
-count of torch's profiler (tests/stages/checkpoint/test_memory_needs.py). The needs of SGLang and CUDA are computed from
-their sources, and have not been measured on a GPU.
+The peak of a reference module is the sum of the sizes of the tensors that are alive at the same time. A test compares
+the peak with the count of torch's profiler (tests/stages/checkpoint/test_memory_needs.py). The memory that SGLang and
+CUDA need is derived from their source code, and has not been measured on a GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SAMPLING_BYTES = 60
 CPU_KV_TOKENS = 65536
 """Tokens in the KV cache on a CPU, where SGLang's default would allocate 40 % of the machine's memory."""
 
-# Numbers of tokens that SGLang chooses for a prefill step, each for GPUs below a number of GiB (sglang 0.5.23,
+# The number of tokens of a prefill step that SGLang chooses for a GPU with less than a number of GiB (sglang 0.5.23,
 # arg_groups/memory_hook.py).
 _CHUNKS = ((20, 2048), (60, 4096), (160, 8192))
 _LARGEST_CHUNK = 16384
@@ -38,14 +38,16 @@ _LARGEST_CHUNK = 16384
 _ENGINE_WORKSPACE = 512 * MIB
 # SGLang's own estimate of the memory for captured decode steps, per sequence in the largest batch.
 _GRAPH_BYTES_PER_SEQUENCE = 2 * MIB
-# The predictor's graphs: about twenty of them with about a thousand kernels each, and the memory that they share.
+# Bytes of the predictor's graphs: about twenty graphs with about a thousand kernels each, and the memory that all of
+# them share.
 _PREDICTOR_GRAPHS = 256 * MIB
-# Bytes per vocabulary id of a sequence with penalties: how often the id was generated, and whether it is in the prompt.
+# Bytes that a sequence with penalties needs for each id of the vocabulary: a count of how often the id was generated,
+# and a mark if the id is in the prompt.
 _PENALTY_BYTES = 5
 
 
 def vision(situation: Situation) -> Needs:
-    """image_encoder: the peak is in the attention, where queries and keys are rotated in float32."""
+    """The needs of image_encoder. Its peak is in the attention, where queries and keys are rotated in float32."""
     options: EncoderOptions = situation.options
     config = read(situation.config).thinker_config.vision_config
     item, width = situation.item_size, config.hidden_size
@@ -56,7 +58,9 @@ def vision(situation: Situation) -> Needs:
 
 
 def audio(situation: Situation) -> Needs:
-    """audio_encoder: the peak is in the first convolutions, or in a layer's feed-forward if there are many rows."""
+    """The needs of audio_encoder. Its peak is in the first convolutions or, if there are many rows, in the feed-forward
+    of a layer.
+    """
     options: EncoderOptions = situation.options
     config = read(situation.config).thinker_config.audio_config
     item, frames = situation.item_size, 2 * config.n_window
@@ -70,7 +74,9 @@ def audio(situation: Situation) -> Needs:
 
 
 def thinker(situation: Situation) -> Needs:
-    """thinker: SGLang's decoder, its KV cache, and, if answers are spoken, a tapped row for each cached token."""
+    """The needs of the thinker: SGLang's decoder, its KV cache and, if answers are spoken, a tapped row for each cached
+    token.
+    """
     options: ThinkerOptions = situation.options
     model = read(situation.config)
     text = model.thinker_config.text_config
@@ -93,7 +99,9 @@ def thinker(situation: Situation) -> Needs:
 
 
 def talker(situation: Situation) -> Needs:
-    """talker_ar: SGLang's decoder, its KV cache, and rows for prompts and frames; the cache serves no later request."""
+    """The needs of talker_ar: SGLang's decoder, its KV cache, and rows for prompts and frames. The cache serves no
+    later request.
+    """
     options: TalkerOptions = situation.options
     config = _speaking(read(situation.config))[0].text_config
     request = situation.request
@@ -115,7 +123,7 @@ def talker(situation: Situation) -> Needs:
 
 
 def predictor(situation: Situation) -> Needs:
-    """code_predictor: a small static cache, and graphs of whole frames."""
+    """The needs of code_predictor: a small static cache, and graphs of whole frames."""
     options: CodePredictorOptions = situation.options
     talker_config, _ = _speaking(read(situation.config))
     config = talker_config.code_predictor_config
@@ -132,7 +140,9 @@ def predictor(situation: Situation) -> Needs:
 
 
 def vocoder(situation: Situation) -> Needs:
-    """code2wav: the state of all its slots, and the last layers' activations, which have a step for each sample."""
+    """The needs of code2wav: the state of all its slots, and the activations of its last layers, which have one step
+    for each sample.
+    """
     options: Code2WavOptions = situation.options
     _, config = _speaking(read(situation.config))
     item = situation.item_size
@@ -198,7 +208,9 @@ def _chunk(device_memory: int) -> int:
 
 
 def _stream_state(vocoder: VocoderConfig) -> int:
-    """Number of values that code2wav keeps per utterance: a window of keys and values, and convolution histories."""
+    """Number of values that code2wav keeps for each utterance: a window of keys and values, and the histories of
+    convolutions.
+    """
     window = 2 * vocoder.num_hidden_layers * vocoder.key_width * (vocoder.sliding_window - 1)
     reach = KERNEL - 1
     convolutions = (len(vocoder.upsampling_ratios) + 1) * vocoder.hidden_size * reach

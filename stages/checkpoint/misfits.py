@@ -17,11 +17,11 @@ from stages.checkpoint.model_config import DecoderConfig, read
 from stages.checkpoint.quantised_parts import misplaced
 from stages.checkpoint.quantization import FLOATS, Form, Quantization, Sharing
 
-# Number of rows of a tile in Marlin's expert kernels. AWQ is not bound to it, because SGLang also has Triton kernels
-# for AWQ with smaller groups.
+# Number of rows of a tile in Marlin's expert kernels. The number does not bind AWQ, because SGLang also has Triton
+# kernels for AWQ with smaller groups.
 _MARLIN_ROWS = 64
 
-# Lowest compute capabilities: Marlin's kernels for integers need the first, and the Triton or CUTLASS kernels for FP8
+# Lowest compute capabilities. Marlin's kernels for integers need the first, and the Triton or CUTLASS kernels for FP8
 # experts need the second.
 _MARLIN_CAPABILITY = (8, 0)
 _FP8_CAPABILITY = (8, 9)

@@ -14,7 +14,8 @@ from omni_pipeline.errors import StartupError
 class DecoderConfig(Struct, frozen=True, kw_only=True):
     """A causal transformer. If it has experts, `moe_intermediate_size` is the width of each expert.
 
-    The number of experts has two names: one in the hub's files, another in talker configs written by transformers 5.
+    The number of experts has two names: one in the files on the hub, and another in talker configs that transformers 5
+    has written.
     """
 
     hidden_size: int
@@ -116,7 +117,7 @@ class VocoderConfig(DecoderConfig, frozen=True, kw_only=True):
 
 
 class ModelConfig(Struct, frozen=True, kw_only=True):
-    """A whole Qwen3-Omni; `talker_config` and `code2wav_config` are None if it only writes text.
+    """A whole Qwen3-Omni. `talker_config` and `code2wav_config` are None if the model only writes text.
 
     `dtype` is torch's name for the type that most weights are stored in.
     """

@@ -38,7 +38,7 @@ def layers(part: str, tensors: Collection[str]) -> dict[str, dict[str, set[str]]
     return dict(found)
 
 
-@functools.lru_cache(maxsize=1024)  # the same names recur in each layer
+@functools.lru_cache(maxsize=1024)  # each layer of the decoder has the same names
 def _fused(name: str) -> str:
     for pattern, fused in _FUSED:
         if match := pattern.fullmatch(name):
@@ -47,7 +47,9 @@ def _fused(name: str) -> str:
 
 
 def quantised_modules(modules: dict[str, set[str]]) -> list[str]:
-    """Names of the quantised modules. `modules` maps each name to the last parts of the names of its tensors."""
+    """Names of the quantised modules. `modules` maps each module's name to the last parts of the names of its
+    tensors.
+    """
     return [module for module, suffixes in modules.items() if any(is_quantised(f".{suffix}") for suffix in suffixes)]
 
 

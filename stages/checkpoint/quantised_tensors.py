@@ -28,7 +28,7 @@ def scale_name(quantization: Quantization) -> str:
 
 
 def needed(quantization: Quantization) -> frozenset[str]:
-    """Last parts of the names of the tensors that are needed to compute a weight."""
+    """The last parts of the names of the tensors from which a weight is computed."""
     names = {BODIES[quantization.form], scale_name(quantization)}
     packed = quantization.form is Form.PACKED
     if not quantization.symmetric:
@@ -81,7 +81,9 @@ def _float(quantization: Quantization, outputs: int, inputs: int, item_size: int
 def sizes(
     quantization: Quantization, module: str, shape: tuple[int, ...], item_size: int
 ) -> Iterator[tuple[str, tuple[int, int, bool]]]:
-    """By tensor name: the elements and bytes of a weight's tensors, and whether each keeps its type when loaded."""
+    """For each tensor of a weight, by name: the number of elements, the bytes, and whether the tensor keeps its type
+    when it is loaded.
+    """
     outputs, inputs = shape
     for name, own, size in entries(quantization, outputs, inputs, item_size):
         elements = math.prod(own)

@@ -64,7 +64,8 @@ FLOATS = (Form.FP8, Form.FLOAT)
 
 
 class Names(Struct, frozen=True):
-    """A set of modules, described in the ways of the quantisation formats. A checkpoint may list thousands of modules.
+    """A set of modules, described by names and patterns as the quantisation formats do. A checkpoint may list thousands
+    of modules.
 
     Attributes:
         ends: Whole names of modules, or their endings after a dot.
@@ -140,7 +141,7 @@ class Quantization(Struct, frozen=True, kw_only=True):
 
 
 def said(config: Mapping[str, Any], part: str) -> Mapping[str, Any] | None:
-    """The ``quantization_config`` that applies to a part, as written; None if the part has none.
+    """The ``quantization_config`` of a part, unchanged from the file; None if the part has none.
 
     The entry is at the top of ``config.json``, or in the part's own section.
     """
@@ -247,7 +248,9 @@ def _gptq(source: Mapping[str, Any], part: str) -> Quantization:
 
 
 def _dynamic(rules: Mapping[str, Any]) -> Iterator[str]:
-    """The modules that GPTQModel's rules exclude; a rule that changes a module is refused, since it would mix forms."""
+    """The modules that GPTQModel's rules exclude. A rule that changes the format of a module is refused, because only
+    one format is supported.
+    """
     for rule, changed in rules.items():
         if rule.startswith("-:"):
             yield rule.removeprefix("-:")
@@ -256,7 +259,9 @@ def _dynamic(rules: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _auto_round(source: Mapping[str, Any], part: str) -> Quantization:
-    """The quantisation of an AutoRound export, which is packed like AutoGPTQ's or AutoAWQ's and lists plain layers."""
+    """The quantisation of a checkpoint that AutoRound has written. It is packed as AutoGPTQ or AutoAWQ would pack it,
+    and it lists the plain layers.
+    """
     packing = source.get("packing_format", "auto_round:auto_gptq")
     if packing not in ("auto_round:auto_gptq", "auto_round:auto_awq") or source.get("data_type", "int") != "int":
         raise _refusal(f"AutoRound packing_format {packing!r}", "take 'auto_round:auto_gptq' or 'auto_round:auto_awq'")

@@ -35,7 +35,8 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def stored_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int, bool]]:
-    """By tensor name: the elements and bytes of all tensors, and whether each keeps its type when loaded.
+    """For each tensor, by name: the number of elements, the bytes, and whether the tensor keeps its type when it is
+    loaded.
 
     Raises:
         StartupError: A size is missing, or the weights are quantised in an unknown way.
@@ -101,7 +102,7 @@ def _audio(audio: AudioConfig) -> Shapes:
     width, channels = audio.d_model, audio.downsample_hidden_size
     for number, inputs in ((1, 1), (2, channels), (3, channels)):
         yield from _convolution(f"conv2d{number}", inputs, channels, 3, 3)
-    # Three convolutions of stride 2 leave an eighth of the mel bins.
+    # Three convolutions of stride 2 reduce the mel bins to an eighth.
     yield "conv_out.weight", (width, channels * -(-audio.num_mel_bins // 8))
     for layer in range(audio.encoder_layers):
         for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):

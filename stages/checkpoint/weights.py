@@ -37,7 +37,7 @@ def load_part(
         state_dict=state,
         dtype=dtype,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are reported below, in more detail than in the exception
+        ignore_mismatched_sizes=True,  # missing tensors are reported below, in more detail than in the exception
     )
     wrong = {kind: sorted(keys) for kind, keys in report.items() if keys}
     if wrong:

@@ -1,4 +1,6 @@
-"""The state that streaming layers keep of each utterance between two chunks: preallocated tensors, one row per slot."""
+"""Holds the state that streaming layers keep of each utterance between two chunks: preallocated tensors with one row
+for each slot.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,15 @@ class Streams(NamedTuple):
 
     @classmethod
     def of(cls, slots: Sequence[int], done: Sequence[int], device: torch.device) -> Streams:
-        """The streams of utterances with `done` frames decoded; the numbers are all 0 or all positive."""
+        """The streams of utterances of which `done` frames have been decoded. The numbers of frames are all 0 or all
+        positive.
+        """
         return cls(slots, torch.tensor(slots, device=device), torch.tensor(done, device=device), not done[0])
 
     def read(self, kept: Tensor) -> Tensor:
-        """The batch's rows [batch, …] of kept [slots, …]. For one utterance, a view: indexing takes much longer."""
+        """The rows [batch, …] of the batch's utterances in `kept` [slots, …]. The row of a single utterance is a view,
+        because indexing takes much longer.
+        """
         return kept[self.slots[0] :][:1] if len(self.slots) == 1 else kept.index_select(0, self.places)
 
     def write(self, kept: Tensor, rows: Tensor) -> None:

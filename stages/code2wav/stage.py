@@ -52,7 +52,8 @@ class Code2Wav:
         self._vocoder = load_vocoder(context.model_path, context.device, options)
         self._free = list(reversed(range(options.max_streams)))
         self._voices: dict[str, _SpeechStream] = {}
-        self._ready: dict[str, None] = {}  # utterances with a whole chunk, in the order in which they got it
+        # utterances with a whole chunk of frames, in the order in which their chunks became whole
+        self._ready: dict[str, None] = {}
         self._outbox: list[Work] = []
         self._chunks = self._frames = 0
         self.batch: list[str] = []
@@ -83,7 +84,7 @@ class Code2Wav:
             if voice.ended and not voice.waiting:
                 outbox.append(self._closed(request_id))
             elif len(voice.waiting) >= self._size(voice):
-                self._ready[request_id] = None  # behind the utterances that have waited longer
+                self._ready[request_id] = None  # the utterance goes behind the utterances that have waited longer
         return outbox
 
     def abort(self, request_id: str) -> None:

@@ -46,7 +46,7 @@ class SlidingTransformer:
         self._kept = self._layers[0].qkv.new_zeros(len(model.layers), 2, slots, self._kv_heads, self._past, head_dim)
 
     def __call__(self, x: Tensor, streams: Streams) -> Tensor:
-        """The transformer's output for x [batch, frames, hidden], of the same shape, after the final norm."""
+        """The transformer's output for x [batch, frames, hidden] after the final norm. It has the shape of x."""
         batch, frames, _ = x.shape
         heads, kv_heads = self._heads, self._kv_heads
         cos, sin = self._rotary(x, streams.done[:, None] + torch.arange(frames, device=x.device))
@@ -77,7 +77,7 @@ class SlidingTransformer:
         window = (other <= own) & (other >= own - self._past)
         if streams.fresh:
             return window[None, None]
-        known = other >= past - streams.done[:, None]  # places for frames before the first one were never filled
+        known = other >= past - streams.done[:, None]  # the places for frames before the first frame were never filled
         return (window & known[:, None])[:, None]
 
     def _extend(self, kept: Tensor, new: Tensor, streams: Streams) -> Tensor:

@@ -45,7 +45,9 @@ class CodeChoice(Struct, frozen=True):
 
     @classmethod
     def of(cls, rows: Sequence[tuple[Draws, int]], codebooks: int, vocab: int, device: torch.device) -> CodeChoice:
-        """The choice for rows of (draws, frame number), each with `codebooks` residual codes out of `vocab`."""
+        """The choice for rows, each given as draws and a frame number. A row has `codebooks` residual codes, each out
+        of `vocab`.
+        """
         params = [draws.params for draws, _ in rows]
         greedy = [is_greedy(each) for each in params]
         if all(greedy):
@@ -71,7 +73,7 @@ class CodeChoice(Struct, frozen=True):
         return tuple(each for each in every if each is not None)
 
     def holding(self, *tensors: torch.Tensor) -> CodeChoice:
-        """A copy of this choice with `tensors` in place of its own.
+        """A copy of this choice with `tensors` in place of this choice's tensors.
 
         Pass all six tensors; if all rows are greedy, pass no tensors, and the choice itself is returned.
         """

@@ -22,11 +22,12 @@ Replay: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
 # Records a function and its input tensors; the result runs the function again on the tensors' current content.
 Record: TypeAlias = Callable[[Work, tuple[Tensor, ...]], Replay]
 
-# Runs before a capture, so that libraries can choose their algorithms and allocate their workspaces.
+# Number of runs before a capture. In these runs, libraries choose their algorithms and allocate their workspaces.
 WARM_UPS = 3
 
-# A trace takes a fifth of a second, and much more on a busy machine, so a replacement for a lost worker has no time to
-# make all traces before it serves. With more utterances than this, arithmetic outweighs Python.
+# The largest batch for which a trace is made. For larger batches, arithmetic takes longer than Python. Making a trace
+# takes a fifth of a second, and much longer on a busy machine. So a worker that replaces a lost worker has no time to
+# make all traces before it serves.
 MOST_TRACED = 8
 TRACED_BEFOREHAND = 1
 
@@ -68,7 +69,7 @@ def trace(work: Work, inputs: tuple[Tensor, ...]) -> Replay:
     with warnings.catch_warnings(), unoptimized(False):
         warnings.simplefilter("ignore")  # warnings about the deprecation, and about sizes that are constants on purpose
         traced: Any = torch.jit.trace(work, inputs, check_trace=False)
-        traced(*inputs)  # the first run prepares the trace
+        traced(*inputs)  # the first run prepares the trace for later runs
 
     def replay() -> tuple[Tensor, Tensor]:
         with unoptimized(False):

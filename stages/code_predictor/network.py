@@ -21,7 +21,9 @@ Choose = Callable[[Tensor, int], Tensor]
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in a data type. If x already has the type, no operation is recorded; `Tensor.to` would record one."""
+    """Converts x to a data type. If x already has this type, no operation is recorded, whereas `Tensor.to` would record
+    one.
+    """
     return x if x.dtype == dtype else x.to(dtype)
 
 
@@ -42,7 +44,7 @@ class Norm(NamedTuple):
         return cls(weight.float() * math.sqrt(width), torch.tensor(math.sqrt(width * epsilon), device=weight.device))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x [..., width], normalised and in its own data type."""
+        """x [..., width] after normalisation, in the data type of x."""
         wide = _cast(x, torch.float32)
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).hypot_(self.floor)
         return _cast(wide.div(length).mul_(self.weight), x.dtype)
@@ -181,7 +183,7 @@ class ResidualNetwork:
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).hypot_(self._head_floor)
         normed = (wide * layer.head_weights).div_(length)
         pairs = torch.view_as_complex(normed.unflatten(-1, (-1, 2)))
-        pairs.mul_(rotations)  # in place, through the view
+        pairs.mul_(rotations)  # this rotates in place, because the tensor is a view
         return normed
 
     def _attend(self, queries: Tensor, rows: int, place: Places) -> Tensor:

@@ -12,7 +12,9 @@ from stages.messages import IdLogprob, TokenLogprob, TokenText
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The byte of each character of byte-level BPE; bytes that are not printable have characters from U+0100 on."""
+    """The byte for which each character of byte-level BPE stands. Characters from U+0100 on stand for bytes that are
+    not printable.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {chr(byte): byte for byte in printable}
     rest = (byte for byte in range(256) if byte not in set(printable))
@@ -47,7 +49,7 @@ class TokenTable:
         return cls(pieces, frozenset(index for index, token in added.items() if token.special))
 
     def bytes_of(self, token: int) -> bytes:
-        """UTF-8 bytes of a token, which may be part of a character; empty for an id without one."""
+        """The UTF-8 bytes of a token. They may be a part of a character, and are empty for an id without a token."""
         piece = self._pieces[token] if 0 <= token < len(self._pieces) else None
         return piece or b""
 
@@ -85,7 +87,8 @@ class Transcript:
         self._held = ""  # decoded, not yet shown
         self._shown = 0  # number of characters shown
         self._pending: deque[_HeldText] = deque()
-        self._ends: deque[int] = deque()  # characters up to the end of each token that is not certain yet
+        # for each token that is not certain yet, the number of characters up to its end
+        self._ends: deque[int] = deque()
         self._certain = 0
         self.stopped = False
 
@@ -142,7 +145,9 @@ class Transcript:
                 self._pending.pop()
 
     def _uncertain(self) -> int:
-        """Length of the held text's longest suffix that is the beginning of a stop string; 0 once one was found."""
+        """Length of the longest end of the held text that is the beginning of a stop string; 0 once a stop string has
+        been found.
+        """
         if self.stopped:
             return 0
         longest = 0

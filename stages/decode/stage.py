@@ -1,4 +1,6 @@
-"""The decode stage: turns token ids into text as they arrive, with stop strings, log-probabilities and usage."""
+"""The stage decode: turns token ids into text as they arrive, finds stop strings, and reports log-probabilities and
+usage.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ class _DecodedText:
         self.ids: list[int] = []  # not yet shown
 
     def count(self, token: int) -> None:
-        """Take note of a generated id, whether or not it becomes text."""
+        """Count a generated id, whether or not the id becomes text."""
         self.completion_tokens += 1
         if self.start.text.return_token_ids:
             self.ids.append(token)

@@ -72,7 +72,7 @@ class AudioEncoder(MediaEncoder[AudioItem]):
         return AudioRows(embeds=[Tensor.of(result.rows) for result in results])
 
     def _valid_rows(self, lengths: Sequence[int], pad_frames: int) -> torch.Tensor:
-        """Indices of the rows that come from sound, not from padding, in the flattened [chunk, row] grid."""
+        """The indices of the rows that come from sound and not from padding, in the flattened [chunk, row] grid."""
         rows = torch.tensor([audio_rows(length, self._chunk_frames) for length in lengths])
         grid = torch.arange(audio_rows(pad_frames, self._chunk_frames))
         return (grid < rows[:, None]).flatten().nonzero().squeeze(1)

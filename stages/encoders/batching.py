@@ -1,4 +1,6 @@
-"""Contains the base of both media encoders: it batches over all waiting requests and computes each media item once."""
+"""Contains the base class of both media encoders. It batches over all waiting requests, and computes each media item
+once.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,7 @@ class MediaEncoder(ABC, Generic[Item]):
 
     @abstractmethod
     def pending(self, body: Any) -> PendingItem[Item]:
-        """The items that a message's body asks for."""
+        """The request for which a message's body asks for embeddings."""
 
     @abstractmethod
     def row_count(self, item: Item) -> int:
@@ -63,7 +65,9 @@ class MediaEncoder(ABC, Generic[Item]):
 
     @abstractmethod
     def pieces(self, item: Item) -> Iterable[Item]:
-        """`item` in pieces that fit a batch if possible, cut at borders that the model's attention does not cross."""
+        """Cuts `item` into pieces, which fit a batch if possible. The model's attention does not cross the borders
+        between pieces.
+        """
 
     @abstractmethod
     def encode(self, items: Sequence[Item], pad_frames: int) -> Iterable[Embeddings]:

@@ -1,11 +1,12 @@
-"""Makes the ids of media rows for the prefix cache: ids are equal exactly if the model would compute the same rows.
+"""Makes the ids of media rows for the prefix cache. Two ids are equal exactly if the model would compute the same rows
+for them.
 
 SGLang's radix cache compares prompts id by id, and all media of a kind have the same placeholder id. Each media row
-gets a 63-bit number instead, drawn from a hash of the media item's content key and of its positions (the same frames at
-another speed are another prompt). So 62·k bits identify a media item of k rows.
+gets a 63-bit number instead. The number is drawn from a hash of the media item's content key and of its positions,
+because the same frames at another speed are another prompt. So 62·k bits identify a media item of k rows.
 
-SGLang 0.5.23 holds ids as int64 everywhere, and makes similar numbers for its own multimodal path. Ours have the
-highest value bit set, so that they cannot be token ids.
+SGLang 0.5.23 holds ids as int64 everywhere, and makes similar numbers for its own multimodal path. The numbers made
+here have the highest value bit set, so that no number can be a token id.
 """
 
 from __future__ import annotations

@@ -61,7 +61,8 @@ class Aggregate:
         ready, self._ready = self._ready, []
         self.batch = ready
         for request_id in ready:
-            assembly = self._waiting.pop(request_id, None)  # None if an earlier message of this step led to its abort
+            # None if an earlier message of this step has led to the request's abort
+            assembly = self._waiting.pop(request_id, None)
             if assembly is not None:
                 yield Start(request_id, self.name, "thinker", assemble(assembly))
 
@@ -115,7 +116,9 @@ def assemble(assembly: Assembly) -> ThinkerRequest:
 
 
 def _in_prompt_order(spans: Sequence[MediaSpan]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows of all spans, ascending, and the order that sorts values concatenated span by span; both int64 [m]."""
+    """The rows of all spans in ascending order, and the indices that bring values, concatenated span by span, into this
+    order; both int64 [m].
+    """
     return torch.cat([span.rows.torch() for span in spans]).sort()
 
 

@@ -15,7 +15,7 @@ _OURS = {
     "skip_tokenizer_init": True,  # the decode stage makes the text
     "disable_overlap_schedule": True,  # a step's result is known when the step ends
     "watchdog_timeout": 1e9,  # the supervisor detects hangs; SGLang's watchdog sleeps half of this time
-    "disable_prefill_cuda_graph": True,  # it would bypass the models' `fill`: media, deepstack, positions
+    "disable_prefill_cuda_graph": True,  # it would bypass the models' `fill`, which adds media, deepstack and positions
 }
 
 # Arguments that have their own setting elsewhere, each with the place of the setting.
@@ -112,7 +112,7 @@ def moe_backend(quantization: dict[str, Any], capability: tuple[int, int]) -> st
 
 
 def _stored_dtype(config: dict[str, Any]) -> str:
-    """The checkpoint's own type. SGLang's ``auto`` would turn float32 into float16."""
+    """The data type of the checkpoint. SGLang's ``auto`` would turn float32 into float16."""
     return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
 
 
@@ -139,7 +139,7 @@ def _for_float32(overrides: dict[str, Any], engine: dict[str, Any]) -> dict[str,
 
 
 def _for_fp8(overrides: dict[str, Any]) -> dict[str, Any]:
-    # `gpus` finds the capability, because torch would create a CUDA context on the first GPU in every rank.
+    # The module `gpus` finds the capability, because torch would create a CUDA context on the first GPU in every rank.
     backend = moe_backend(overrides.get("quantization_config") or {}, gpus.capability(gpus.detect()[0]))
     return {} if backend is None else {"moe_runner_backend": backend}
 
@@ -151,8 +151,9 @@ def static_fraction(static: int, free: int, total: int, *, bounded: bool) -> flo
     was free before. So the fraction refers to the memory that is *free when the engine starts*, not to the whole GPU.
     If other processes already use the GPU, the same number of bytes needs a larger fraction.
 
-    If the number of tokens bounds the cache, SGLang's calculation can only do harm: it subtracts from the cache all
-    memory that is allocated meanwhile, by other processes or for CUDA graphs. So the fraction is then nearly 1.
+    If a planned number of tokens bounds the cache, the fraction is nearly 1. A smaller fraction could only do harm,
+    because SGLang would subtract from the cache all memory that other processes or CUDA graphs allocate in the
+    meantime.
 
     Args:
         free, total: Free bytes and all bytes of the GPU at this moment.

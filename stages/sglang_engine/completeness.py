@@ -37,7 +37,8 @@ def missing_tensors(parameters: Iterable[str], loaded: Collection[str], experts:
 
 
 def stray_tensors(parameters: Iterable[str], loaded: Iterable[str], experts: int) -> list[str]:
-    """The tensors of quantised weights that have no parameter: SGLang would ignore them or load them as plain.
+    """The tensors of quantised weights that have no parameter in the model. SGLang would ignore these tensors, or load
+    them as plain weights.
 
     Group indices and shapes do not count, because SGLang does not always need them.
 

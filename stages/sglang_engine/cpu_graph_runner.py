@@ -1,4 +1,5 @@
-"""Runs SGLang's decode graphs on a CPU: SGLang's buffers, padding, capture and replay, but stand-ins for CUDA graphs.
+"""Runs SGLang's decode graphs on a CPU: with SGLang's buffers, padding, capture and replay, but with stand-ins for CUDA
+graphs.
 
 Only the parts that call CUDA are replaced. The engine uses this module while `cuda_habits` are on.
 """
@@ -77,7 +78,7 @@ class CpuGraphRunner(DecodeCudaGraphRunner):
 
 
 def install() -> None:
-    """Let engines on a CPU capture decode steps at the same point as on a GPU, if `cuda_habits` are on."""
+    """Make engines on a CPU capture decode steps at the point at which engines on a GPU do, if `cuda_habits` are on."""
     original = cuda_graph_setup.capture_decode_graph
 
     def capture_decode_graph(*, model_runner: Any) -> Any:

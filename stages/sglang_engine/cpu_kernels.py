@@ -1,8 +1,8 @@
 """Provides faster torch forms of three operations that dominate a decode step on a CPU, in place of SGLang's.
 
-SGLang's torch-native paths are written to be right everywhere: attention loops over requests, the expert layer over
-experts, and a norm is eight operations. On a small model most of that is Python's time. The forms here compute the same
-in a few calls each.
+SGLang's torch-native code is written to be right everywhere: attention loops over requests, the expert layer loops over
+experts, and a norm consists of eight operations. On a small model most of the time is spent in Python. Each form here
+computes the same result in a few calls.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class PaddedDecodeAttention(TorchNativeAttnBackend):
         super().init_forward_metadata(forward_batch)
         self.places = self.mask = None
         cache = self.token_to_kv_pool
-        if not forward_batch.forward_mode.is_decode() or cache.store_dtype != cache.dtype:  # not for a quantised cache
+        # this form does not support a quantised cache
+        if not forward_batch.forward_mode.is_decode() or cache.store_dtype != cache.dtype:
             return
         lengths = forward_batch.seq_lens
         longest = int(lengths.max())
@@ -87,7 +88,9 @@ def rms_norm(
     post_residual_addition: torch.Tensor | None = None,
     quant_linear: Any = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """RMSNorm of x; with a residual, of x + residual, and the sum. As `RMSNorm.forward_native`, fused without casts."""
+    """The RMSNorm of x or, with a residual, the RMSNorm of x + residual and that sum. As `RMSNorm.forward_native`, but
+    fused and without casts.
+    """
     if x.dtype != torch.float32 or norm.weight.dtype != torch.float32 or norm.variance_size_override is not None:
         return norm.forward_native(x, residual, post_residual_addition, quant_linear)
     if residual is None:
@@ -101,7 +104,8 @@ def rms_norm(
 def grouped_experts(
     x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
 ) -> torch.Tensor:
-    """Gated SiLU experts by grouped matrix products: rows sorted by expert, two products for all experts together.
+    """Computes gated SiLU experts by grouped matrix products: rows are sorted by expert, and two products compute all
+    experts together.
 
     Args:
         x: [rows, hidden].

@@ -71,7 +71,7 @@ def experts_as_one(
 class StaticDecodeAttention(TorchNativeAttnBackend):
     """Decode attention that reads lengths and places from SGLang's static buffers, as a GPU's kernel does.
 
-    So the operation can be part of a graph, and its results for padding rows are garbage.
+    For this reason the operation can be part of a graph, and its results for padding rows are garbage.
     """
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
@@ -138,7 +138,7 @@ def decode_attention(
     batch, heads, width = q.shape
     places = table[slots, : int(lengths.max())].long()
     padding = torch.arange(places.shape[1]) >= lengths[:, None]
-    places[padding] = targets[:1]  # any place that the batch uses, since the padding slot holds garbage
+    places[padding] = targets[:1]  # this may be any place that the batch uses, since the padding slot holds garbage
     grouped = q.view(batch, keys.shape[1], heads // keys.shape[1], width)
     mask = torch.zeros(padding.shape, dtype=q.dtype).masked_fill_(padding, -torch.inf)[:, None, None]
     result = functional.scaled_dot_product_attention(

@@ -1,8 +1,9 @@
-"""Decodes on a CPU without Python: TorchScript's tracer records one run of SGLang's modules, which is then repeated.
+"""Decodes on a CPU without running Python code: TorchScript's tracer records one run of SGLang's modules, and the
+recording is then repeated.
 
 A pass over a few rows consists of hundreds of small operations. The Python code around them, in SGLang and in torch,
-takes longer than the operations. On a GPU SGLang captures CUDA graphs; the recording is their counterpart on a CPU. One
-recording serves batches of all sizes and lengths, since no operation depends on size or length.
+takes longer than the operations. The recording is the counterpart on a CPU of the CUDA graphs that SGLang captures on a
+GPU. One recording serves batches of all sizes and lengths, since no operation depends on size or length.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class DecodeTrace:
 
         self._model.requires_grad_(False)  # only weights without gradients can be constants
         with warnings.catch_warnings():
-            # Warnings about TorchScript's deprecation, and about checks whether a batch is empty, which it never is.
+            # Hide warnings about TorchScript's deprecation, and about checks whether a batch is empty, because a batch
+            # is never empty.
             warnings.simplefilter("ignore")
             return torch.jit.trace(run, tuple(inputs), check_trace=False)
 

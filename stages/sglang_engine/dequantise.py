@@ -1,7 +1,8 @@
 """Turns quantised weights into plain float32 weights while a checkpoint is being read.
 
-SGLang can multiply quantised weights on GPUs, and on CPUs only with kernels that no registry has. So on a CPU the model
-is built for plain weights, and gets this module's. A GPU computes with the same weights, but may round the activations.
+On GPUs, SGLang multiplies with quantised weights. On CPUs it could do so only with kernels that no registry has. So on
+a CPU the model is built for plain weights, and loads the plain weights that this module computes. A GPU computes with
+the same values, but may round the activations.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ def expand(tensors: Tensors, quantization: Quantization) -> torch.Tensor:
 
 
 def _spread(scales: torch.Tensor, quantization: Quantization, shape: torch.Size) -> torch.Tensor:
-    """Scales of blocks, expanded to single numbers (the last block may reach beyond the edge); others unchanged."""
+    """Expands the scales of blocks to one scale for each number (the last block may reach beyond the edge). Returns
+    other scales unchanged.
+    """
     outputs, inputs = quantization.block
     if not outputs:
         return scales
@@ -96,10 +99,10 @@ def _group_index(stored: torch.Tensor | None, inputs: int, groups: int) -> torch
 
 
 def _unpack(packed: torch.Tensor, bits: int, order: tuple[int, ...] | None = None) -> torch.Tensor:
-    """The unsigned numbers packed in int32 [rows, words], as [rows, words · 32 / bits].
+    """The unsigned numbers that are packed into int32 [rows, words], as [rows, words · 32 / bits].
 
     Args:
-        order: The places of a word's numbers among their neighbours, from the lowest bits up; None if ascending.
+        order: The index of each number of a word, from the lowest bits up; None if the indices ascend.
     """
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     numbers = (packed[..., None] >> shifts) & (2**bits - 1)

@@ -20,7 +20,7 @@ from stages.messages import FinishReason, IdLogprob, Sampling
 from stages.sglang_engine import arguments, engine_config, environment
 from stages.sglang_engine.prompt_rows import PromptRows, Stretch, gather
 
-if TYPE_CHECKING:  # it imports SGLang, which takes long
+if TYPE_CHECKING:  # this import is slow, because it imports SGLang
     from stages.sglang_engine.sampler import SamplingState
 
 
@@ -51,7 +51,8 @@ class Generation(Struct):
 
 
 class Prefilled(Struct):
-    """A request's prompt has been computed, `cached_tokens` of it for earlier requests; the first token follows.
+    """A request's prompt has been computed; the first token follows. `cached_tokens` tokens of the prompt were computed
+    for earlier requests.
 
     `tapped` are the states [k, hidden] that the request asked for.
     """
@@ -255,7 +256,7 @@ class Engine:
         return len(self._scheduler.waiting_queue)
 
     def stats(self) -> dict[str, float]:
-        """Metrics for `StageStats.extra`."""
+        """The engine's metrics for `StageStats.extra`."""
         scheduler = self._scheduler
         total = int(scheduler.max_total_num_tokens)
         cached = int(scheduler.tree_cache.evictable_size())
@@ -285,7 +286,7 @@ class Engine:
         # SGLang requires room for the prompt and two more tokens.
         if prompt + 2 > self.capacity:
             raise _too_long(prompt, self.capacity - 2)
-        # One invalid index would make the step fail, and with it every request in the batch.
+        # One invalid index would make the step fail, and every request in the batch would fail with it.
         _check_ids("logit_bias", sampling.logit_bias, self.vocabulary)
         _check_ids("stop_token_ids", sampling.stop_token_ids, self.vocabulary)
         # SGLang gets greedy parameters without penalties, because `sampler` does the rest from its own state.

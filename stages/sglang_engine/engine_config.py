@@ -1,8 +1,9 @@
 """Describes a checkpoint's quantised weights to SGLang with the names of our models, for one model at a time.
 
-A checkpoint lists the modules of all its parts that are not quantised, in its own way (whole names, parts of names,
-regular expressions), and SGLang compares that list with the names of the model that it builds. So the engine does not
-pass the list on. Instead it looks at the tensors, and lists the plain layers by the names of each model definition.
+A checkpoint lists the modules that are not quantised, for all its parts and in its own way: by whole names, parts of
+names, or regular expressions. SGLang would compare that list with the names of the model that it builds, which differ.
+So the engine does not pass the list on. The engine finds the plain layers from the tensors, and lists them by the names
+in each model definition.
 """
 
 from __future__ import annotations

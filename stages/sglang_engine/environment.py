@@ -22,8 +22,8 @@ def prepare() -> None:
     """Set the variables that the engine needs, and defaults that an operator may override by setting them first."""
     # Register only our models: importing SGLang's whole model zoo takes seconds and memory in every worker.
     os.environ["SGLANG_EXTERNAL_MODEL_PACKAGE"] = "stages.sglang_engine.models"
-    # DeepGEMM stays available for FP8; only its compilation of everything at start is off.
+    # DeepGEMM stays available for FP8. Only the compilation of all its kernels at the start is turned off.
     os.environ.setdefault("SGLANG_JIT_DEEPGEMM_PRECOMPILE", "0")
-    # SGLang's log lines are about its own server: flags and choices that ours does not have.
+    # SGLang's log lines are about SGLang's own server, with flags and choices that this server does not have.
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         logging.getLogger("sglang").setLevel(logging.ERROR)

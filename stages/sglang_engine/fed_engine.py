@@ -14,12 +14,12 @@ class FedEngine(Engine):
     """An engine whose requests decode only when they have been fed; the other requests wait, and the batch goes on.
 
     Args:
-        arguments: Those of `Engine`.
+        arguments: The arguments of `Engine`.
     """
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        # The two parts of the next input row, for each request that may decode.
+        # For each request that may decode, the two parts of its next input row.
         self._rows: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._leaving: set[str] = set()  # aborted requests that SGLang drops in their next decode step
         self._stalled = False  # the latest step found nothing that could run, and nothing has changed since
@@ -90,12 +90,13 @@ class FedEngine(Engine):
         rows = torch.stack([sent for sent, _ in parts]).to(self._device, self._dtype)
         rows = rows + torch.stack([own for _, own in parts])
         for req, row in zip(reqs, rows, strict=True):
-            # A copy: a view would keep the rows of the whole batch for as long as one of its requests runs.
+            # Copy the row, because a view would keep the rows of the whole batch for as long as one of its requests
+            # runs.
             self._live[req.rid].generation.rows.generated.append(row.clone())
         return rows
 
     def _collect_states(self, batch: Any) -> None:
-        # The states leave for another stage: one copy for the whole batch.
+        # The states are sent to another stage, so they are copied to the CPU once for the whole batch.
         states = self._model.last_states[batch.req_pool_indices].cpu()
         for req, state in zip(batch.reqs, states, strict=True):
             self._live[req.rid].token_state = state

@@ -48,13 +48,14 @@ def all_experts(method: UnquantizedFusedMoEMethod, layer: Any, dispatch_output: 
     rows = max(1, _CHUNK_BYTES // (layer.w13_weight[..., 0].numel() * x.element_size()))
     parts = [
         _weighted(layer, part, weight)
-        for part, weight in zip(x.split(rows), routed.split(rows), strict=True)  # equal numbers of rows
+        # every expert gets the same number of rows
+        for part, weight in zip(x.split(rows), routed.split(rows), strict=True)
     ]
     return StandardCombineInput(hidden_states=torch.cat(parts))
 
 
 def _weighted(layer: Any, x: torch.Tensor, routed: torch.Tensor) -> torch.Tensor:
-    """Sum over all experts: x and the result [tokens, hidden], routed [tokens, experts]."""
+    """The weighted sum over all experts. `x` and the result are [tokens, hidden], `routed` is [tokens, experts]."""
     experts = len(layer.w13_weight)
     joined = functional.linear(x, layer.w13_weight.flatten(0, 1)).view(len(x), experts, -1)
     gate, up = joined.chunk(2, dim=-1)

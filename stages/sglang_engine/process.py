@@ -1,7 +1,7 @@
 """Manages the state that engines of one process share: SGLang's process groups, and the active configuration.
 
-SGLang keeps both in process-wide state. If a worker has two engines (the colocated layout), each has its own
-configuration context, which is active while the engine works.
+SGLang keeps both in process-wide state. If a worker has two engines, as in the colocated layout, each engine has its
+own configuration context. The context is active while the engine works.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ def configure(server_args: Any, rank: int) -> Configured:
 
 
 def leave() -> None:
-    """Leave the process groups of earlier engines, which hold a port. A single rank can continue without them."""
+    """Leave the process groups of earlier engines, because the groups hold a port. An engine of a single rank works
+    without them.
+    """
     parallel_state.destroy_model_parallel()
     parallel_state.destroy_distributed_environment()

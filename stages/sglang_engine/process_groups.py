@@ -18,8 +18,8 @@ def quiet_single_rank_groups() -> Iterator[None]:
     """Inside this context, a new Gloo group of one rank becomes a group that never communicates.
 
     Each real group has a thread that wakes up a hundred times a second. SGLang makes nine groups, and they took 3 % of
-    a core in an idle worker. Groups of several ranks still use Gloo, also for the monitored barrier that only
-    Gloo has; a single rank passes this barrier at once.
+    a core in an idle worker. Groups of several ranks still use Gloo. Only Gloo has the monitored barrier, which a
+    single rank passes at once.
     """
     Backend._ensure_backend_registered(Backend.GLOO)  # otherwise torch imports it at its first use
     gloo, monitored_barrier = Backend._plugins[_GLOO], distributed.monitored_barrier

@@ -1,4 +1,5 @@
-"""Cuts a prompt's data besides token ids (embedding rows from encoders, M-RoPE positions) to prefill chunks.
+"""Cuts the data that a prompt has besides token ids (embedding rows from encoders, M-RoPE positions) into the pieces of
+prefill batches.
 
 SGLang prefills any stretch of a sequence: the rest after a prefix-cache hit, one chunk of a long prompt, or, after it
 had to take KV memory back, the prompt together with the generated tokens. `gather` serves all these cases.
@@ -14,7 +15,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class PromptRows:
-    """The extras of one request.
+    """The data of one request besides its token ids.
 
     Attributes:
         ids: int64 [n] token ids as the embedding table knows them (media rows hold their placeholder).
@@ -39,7 +40,7 @@ class PromptRows:
 
 @dataclass(slots=True)
 class PrefillInput:
-    """The extras of one prefill batch of t tokens.
+    """The data of one prefill batch of t tokens besides the token ids.
 
     Attributes:
         positions: float32 [3, t].
@@ -70,7 +71,7 @@ class Stretch:
 
 
 def gather(stretches: Sequence[Stretch], device: torch.device, dtype: torch.dtype) -> PrefillInput:
-    """The extras of a batch that prefills these stretches in this order."""
+    """The data of a batch that prefills these stretches in this order."""
     positions: list[torch.Tensor] = []
     media = _Rows()
     visual = _Rows()

@@ -32,8 +32,8 @@ class InterleavedAngles(nn.Module):
         axis = torch.zeros(half, dtype=torch.int64, device="cpu")
         axis[1 : 3 * sections[1] : 3] = 1
         axis[2 : 3 * sections[2] : 3] = 2
-        # Compute on the CPU, so that the numbers are the same everywhere, then move them to the device on which the
-        # model is built, because SGLang never moves them later.
+        # Compute the numbers on the CPU, so that they are the same on every device. Then move them to the device on
+        # which the model is built, because SGLang does not move them later.
         device = torch.get_default_device()
         self.register_buffer("inverse", (1.0 / (theta**exponent)).to(device), persistent=False)
         self.register_buffer("axis", axis.to(device), persistent=False)

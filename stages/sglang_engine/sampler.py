@@ -109,7 +109,7 @@ class SamplingState:
     def adjust(self, logits: torch.Tensor) -> None:
         """Apply penalties, bias and bans to one row of float32 logits [vocab], in the reference's order."""
         params = self.params
-        count_output([self], logits)  # does nothing if all rows have been counted together
+        count_output([self], logits)  # this call has no effect if all rows have been counted together
         if params.repetition_penalty != 1.0:
             seen = self._seen(logits) if self._counts is None else self._seen(logits) | (self._counts > 0)
             penalty = params.repetition_penalty
@@ -187,7 +187,9 @@ class OmniSampler(Sampler):
         return self._agreed(ids)
 
     def _agreed(self, ids: torch.Tensor) -> torch.Tensor:
-        """The picks of rank 0, on every rank: logits may differ in their last bits, but all ranks must pick alike."""
+        """The picks of rank 0, copied to every rank. The logits of the ranks may differ in their last bits, but all
+        ranks must pick the same ids.
+        """
         return ids if self.group is None else self.group.broadcast(ids)
 
 
@@ -219,7 +221,7 @@ def _report(raw: torch.Tensor, ids: torch.Tensor, rows: Sequence[SamplingState])
     chosen = logprobs.gather(1, ids[:, None])
     most = max(row.logprobs or 0 for row in rows)
     values, indices = torch.topk(logprobs, min(most, logprobs.shape[-1]), dim=-1)
-    # One copy for all, in a type that holds both log-probabilities and ids exactly.
+    # Copy everything at once, in a type that holds both log-probabilities and ids exactly.
     table = torch.cat((chosen.double(), values.double(), indices.double()), dim=1).tolist()
     for row, (logprob, *tops) in zip(rows, table, strict=True):
         wanted, given = row.logprobs or 0, len(tops) // 2

@@ -1,4 +1,4 @@
-"""The thinker stage: runs Qwen3-Omni's text model on SGLang, which turns prompt rows into streams of token ids.
+"""The stage thinker: runs Qwen3-Omni's text model on SGLang, and turns prompt rows into streams of token ids.
 
 One stream goes to decode. If the answer is spoken, another goes to the talker: the tapped states of the prompt's media,
 then the same ids without the last, which is never spoken.
@@ -43,10 +43,10 @@ class _WrittenText:
 
     Attributes:
         request: The stage's input for this answer.
-        heard: Media rows that the talker gets, as indices among the rows of the user's turns: int64 [k], or None.
+        heard: The media rows that the talker gets, as indices into the rows of the user's turns: int64 [k], or None.
         held: Ids that the talker does not get yet, because a stop string may remove them.
         told: Number of ids that have been sent to the talker.
-        finished: How the text ended, if it ended while ids are held.
+        finished: The way in which the text ended, if it has ended while ids are held.
     """
 
     request: ThinkerRequest
@@ -154,7 +154,7 @@ class Thinker:
         self._answers[request_id] = _WrittenText(request, heard)
 
     def _stop(self, request_id: str, tokens: int) -> None:
-        """End a text before a stop string that decode found after so many tokens, unless the text has already ended."""
+        """End a text before the stop string that decode has found, unless the text has already ended."""
         answer = self._answers.get(request_id)
         if answer is None:
             return
@@ -166,7 +166,7 @@ class Thinker:
         self._release(request_id, tokens, last=True)
 
     def _release(self, request_id: str, tokens: int, *, last: bool) -> None:
-        """Send the talker the ids of a text that are certain, and perhaps its end."""
+        """Send the talker the ids of a text that are certain and, if all are certain, the end of the text."""
         answer = self._answers.get(request_id)
         if answer is None:
             return
@@ -237,7 +237,9 @@ def end_of_turn_id(config: dict[str, Any]) -> int:
 
 
 def _heard_rows(request: ThinkerRequest) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The media rows of the user's turns, as two int64 [k]: their indices in the prompt, and among the user rows."""
+    """The media rows of the user's turns, as two int64 [k]: their indices in the prompt, and their indices in the user
+    rows.
+    """
     if request.spoken is None or request.media_rows is None:
         return None, None
     user = request.spoken.user_rows.torch()

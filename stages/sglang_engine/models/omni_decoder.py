@@ -1,7 +1,7 @@
 """Defines the base of thinker and talker as SGLang models: a Qwen3-MoE decoder with rows and positions as inputs.
 
-The engine sets `prefill` before each prefill batch. The request data that decoding needs is in tables at fixed
-addresses, indexed by the request's KV-pool slot, so that a captured decode graph can read the tables.
+The engine sets `prefill` before each prefill batch. The data of requests that decoding needs is in tables at fixed
+addresses, so that a captured decode graph can read the tables. A table has one row for each KV-pool slot.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class OmniDecoder(Qwen3MoeForCausalLM):
 
     Args:
         text: The decoder's config.
-        deepstack_layers: Number of first layers after each of which deepstack rows are added.
+        deepstack_layers: Deepstack rows are added after each of this number of layers, counted from the first.
         layer_type: Class of a decoder layer.
 
     Attributes:
@@ -141,7 +141,7 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
 
     def fill(self, extras: PrefillInput, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
-        """Hidden states [tokens, hidden] of the prompts' stretches in a prefill batch."""
+        """The hidden states [tokens, hidden] of the prompt pieces in a prefill batch."""
         raise NotImplementedError
 
     def current_angles(self, forward_batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -107,8 +107,8 @@ class Qwen3OmniTalker(OmniDecoder):
     def fill(self, extras: PrefillInput, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         angles = self.current_angles(forward_batch)
         assert extras.media_embeds is not None
-        # A copy: CUDA's norms add each layer's output to these rows in place, and a request that loses its KV memory is
-        # computed again from the original rows.
+        # Copy the rows: CUDA's norms add each layer's output to the rows in place, but a request that loses its KV
+        # memory is computed again from the original rows.
         hidden = self.model(input_ids, angles, forward_batch, extras.media_embeds.clone())
         self.last_states[forward_batch.req_pool_indices] = hidden[forward_batch.extend_seq_lens.cumsum(0) - 1]
         return hidden

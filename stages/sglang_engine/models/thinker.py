@@ -52,7 +52,7 @@ class Qwen3OmniThinker(OmniDecoder):
         self.tapped = torch.zeros(kv_tokens, self.config.hidden_size, dtype=table.dtype, device=table.device)
 
     def fill(self, extras: PrefillInput, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
-        """Hidden states [tokens, hidden] of the prompts' stretches in a prefill batch.
+        """The hidden states [tokens, hidden] of the prompt pieces in a prefill batch.
 
         Args:
             input_ids: int64 [tokens]; at media rows, the prefix cache's numbers, which are beyond the vocabulary.
@@ -93,7 +93,9 @@ class Qwen3OmniThinker(OmniDecoder):
 
 
 def _spread(deepstack: torch.Tensor, index: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Deepstack rows [layers, rows, hidden] in the decoder's form: [tokens, layers·hidden], zero at other tokens."""
+    """Converts deepstack rows [layers, rows, hidden] to the form that the decoder reads: [tokens, layers·hidden], with
+    zeros at all other tokens.
+    """
     layers, rows, width = deepstack.shape
     spread = deepstack.new_zeros(tokens, layers * width)
     spread[index] = deepstack.permute(1, 0, 2).reshape(rows, layers * width)
