@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Make the picture, the video and the spoken questions of tests/data. All are drawn and synthesised here; they are CC0.
+"""Make the picture, the video and the spoken questions of tests/data. All of them are drawn and synthesised here, and
+they are CC0.
 
     apt-get install espeak-ng
     pip install pillow numpy av
@@ -286,7 +287,7 @@ def sound() -> Samples:
     """The sound of a pencil on paper, with a soft tone for each stroke: [samples] at `SOUND_RATE`."""
     time = np.arange(SOUND_RATE * SECONDS) / SOUND_RATE
     noise = np.random.default_rng(0).standard_normal(len(time))
-    scratch = noise - np.convolve(noise, np.ones(12) / 12, mode="same")  # without its low frequencies
+    scratch = noise - np.convolve(noise, np.ones(12) / 12, mode="same")  # the noise without its low frequencies
     track = np.zeros(len(time))
     for stroke in strokes():
         start, end = stroke.start * SECONDS, stroke.end * SECONDS

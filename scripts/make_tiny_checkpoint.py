@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seed": options.seed,
         "dtype": options.dtype,
         "shard_mb": options.shard_mb,
-        "shapes": json.loads(json.dumps(dataclasses.asdict(shapes))),  # in the form that reading the file gives
+        "shapes": json.loads(json.dumps(dataclasses.asdict(shapes))),  # in the form in which the file is read back
     }
     if not options.force and recorded(options.out) == made_by:
         print(f"{options.out} is up to date")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in the workers, which share the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers, which share the cores, have the same number of threads
 
 import argparse
 import asyncio

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in the workers, which share the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers, which share the cores, have the same number of threads
 
 import argparse
 import tempfile
@@ -44,7 +44,7 @@ from stages.talker_ar.stage import Talker
 SAMPLED = Sampling(temperature=1.0, top_k=50, top_p=0.8, seed=1)
 GREEDY_TALKER = Sampling(repetition_penalty=1.05, max_tokens=4096, ignore_eos=True)
 SAMPLED_TALKER = structs.replace(GREEDY_TALKER, temperature=0.9, top_k=50, seed=1)
-PROMPT = 80  # tokens of the user's turns
+PROMPT = 80  # number of tokens of the user's turns
 WHOLE_FRAMES = 40
 
 
@@ -83,7 +83,9 @@ def checkpoint(model_path: str) -> tuple[Any, torch.Tensor, Any]:
 
 
 def real_shapes() -> tuple[Any, torch.Tensor, Any]:
-    """The parts as in `checkpoint`, with random weights and the configuration's default shapes, but 16 codebooks."""
+    """The same parts as `checkpoint` returns, with random weights and 16 codebooks. All other sizes are the defaults of
+    the configuration.
+    """
     config = Qwen3OmniMoeConfig()
     config.talker_config.code_predictor_config.num_code_groups = 16
     predictor = Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration._from_config(

@@ -170,7 +170,7 @@ def _parts(holding: Holding) -> Iterator[str]:
 
 
 def faked() -> dict[str, str]:
-    """The Markdown of the tables about starts on simulated GPUs, by name of the table. Takes half a minute."""
+    """The Markdown of the tables about starts on simulated GPUs, by name of the table. The call takes half a minute."""
     with tempfile.TemporaryDirectory() as directory, Accelerator() as accelerator:
         whole, small = Path(directory, "whole"), Path(directory, "small")
         whole.mkdir()
@@ -188,7 +188,7 @@ def faked() -> dict[str, str]:
 
 
 def filled(document: str, made: Mapping[str, str], kind: str = "plan") -> str:
-    """The document with every section of one kind, between its two marks, replaced."""
+    """The document, in which every section of one kind, between its two marks, is replaced."""
     marks = re.compile(rf"(<!-- {kind}: (\S+) -->\n).*?(<!-- end of {kind} -->)", re.DOTALL)
     return marks.sub(lambda found: f"{found[1]}{made[found[2]]}\n{found[3]}", document)
 

@@ -106,7 +106,7 @@ class ServerProcess:
         while not condition():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not so within {seconds:g} s; the server's log:\n{self.log.read_text()}")
-            time.sleep(0.1)  # the one place that has nothing better to wait on than HTTP
+            time.sleep(0.1)  # polling is needed here, because HTTP offers nothing to wait on
 
     def health(self) -> tuple[int, dict[str, Any]]:
         """Status and body of `/health`."""

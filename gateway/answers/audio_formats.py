@@ -1,4 +1,4 @@
-"""Encodes speech in the format a client asked for, piece by piece while it is generated or as one file.
+"""Encodes speech in the format that a client asked for: piece by piece while the speech is generated, or as one file.
 
 Samples are rounded to 16 bits once, in `to_pcm16`, for every format. numpy and PyAV are imported on first use: a
 server without speech does not need them in its main process. Encoding takes time, so it runs in threads.
@@ -33,7 +33,7 @@ class SpeechEncoder(Protocol):
         """Encode more `samples` (float32 [n], in [-1, 1]). Returns the bytes that can be sent now, if any."""
 
     def finish(self) -> bytes:
-        """The remaining bytes, after the last samples. The encoder cannot be used afterwards."""
+        """Returns the bytes that remain after the last samples. The encoder cannot be used afterwards."""
 
 
 def stream_encoder(audio_format: AudioFormat) -> SpeechEncoder:
@@ -50,7 +50,9 @@ def stream_encoder(audio_format: AudioFormat) -> SpeechEncoder:
 
 
 def file_encoder(audio_format: AudioFormat) -> SpeechEncoder:
-    """An encoder whose bytes are one file. Its header contains the length if the format has a field for it."""
+    """An encoder whose output is one file. The file's header contains the length, if the format has a field for the
+    length.
+    """
     if audio_format == "wav":
         return _WavFile()
     if audio_format in _CODINGS:
@@ -92,7 +94,8 @@ def prepare() -> None:
 
 
 def to_pcm16(samples: numpy.ndarray) -> numpy.ndarray:
-    """`samples` (float32 [n], full scale ±1) as int16 [n]: times 32768, rounded to nearest even, clipped.
+    """Converts `samples` (float32 [n], full scale ±1) to int16 [n]: multiplies them by 32768, rounds to the nearest
+    even number, and clips.
 
     Players do the inverse: they divide 16-bit samples by 32768. So a sample is off by at most half a step. Only +1 is
     off by a whole step, because 16 bits cannot represent it.
@@ -166,7 +169,8 @@ _CODINGS: dict[str, _Coding] = {
     # Frames of 48 ms, so that the first piece of speech can be played at once. The header has no space for tags.
     "flac": _Coding("flac", "flac", muxing={"metadata_header_padding": "0"}, coding={"frame_size": "1152"}),
     "mp3": _Coding("mp3", "libmp3lame", 64_000, muxing={"id3v2_version": "0"}),
-    # Opus accepts 24 kHz without resampling; players decode it to 48 kHz, as always. One page for each packet of 20 ms.
+    # Opus accepts 24 kHz without resampling, and players decode it to 48 kHz, as they always do. Each packet of 20 ms
+    # gets a page of its own.
     "opus": _Coding("ogg", "libopus", 48_000, muxing={"page_duration": "20000"}),
     "aac": _Coding("adts", "aac", 64_000),
 }
@@ -207,7 +211,7 @@ class _Compressed:
         import av
 
         self._sink = sink
-        # An MP3 file has its index at the start: only a muxer that can seek back can write it.
+        # An MP3 file has its index at the start, so only a muxer that can seek back can write the index.
         index = {} if isinstance(sink, _WaveFile) or coding.container != "mp3" else {"write_xing": "0"}
         self._container: Any = av.open(
             sink, "w", format=coding.container, options={"flush_packets": "1", **coding.muxing, **index}

@@ -22,7 +22,7 @@ class RequestProgress:
     Attributes:
         outcome: Outcome of the request; ``cancelled`` until another outcome is known.
         streamed: Whether the client gets pieces as they are generated. If not, the time between texts is not measured.
-        figures: Values for the log line and the trace, by name; seconds with six decimals.
+        figures: Values for the log line and the trace, by name. Values in seconds have six decimals.
     """
 
     def __init__(self, metrics: Metrics, timeline: Timeline) -> None:
@@ -60,7 +60,7 @@ class RequestProgress:
                 self._saw_audio(now, body.samples.shape[0] / SAMPLE_RATE)
 
     def ended(self) -> None:
-        """Record that the request is over, with or without an error."""
+        """Record that the request has ended, with or without an error."""
         self.figures["outcome"] = self.outcome
         self._metrics.requests.labels(self.outcome).inc()
         self._metrics.request_seconds.observe(time.monotonic() - self.began)

@@ -1,4 +1,4 @@
-"""The body of GET /health."""
+"""Defines the body of `GET /health`."""
 
 from __future__ import annotations
 

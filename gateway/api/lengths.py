@@ -46,7 +46,9 @@ def _own(request: ChatCompletionRequest) -> SamplingByStage:
 
 
 def _within(most: int | None, asked: dict[str, int | None]) -> int | None:
-    """The first limit in `asked` (by field) that was given, or else `most`. Raises OmniError (400) if above `most`."""
+    """The first limit in `asked` (by field) that was given, or else `most`. Raises OmniError (400) if the limit is
+    above `most`.
+    """
     field, limit = next(((field, limit) for field, limit in asked.items() if limit is not None), ("", most))
     if most is not None and limit is not None and limit > most:
         raise _too_many(field, most)

@@ -20,7 +20,8 @@ _JSON = "application/json"
 _PLACE = "#/components/schemas/{name}"
 _KEY = "api_key"
 
-# Statuses other than 200 that a chat request may get, and when; `docs/api.md` lists the codes that go with each.
+# Statuses other than 200 that a chat request may get, each with its cause. `docs/api.md` lists the error codes of each
+# status.
 CHAT_ERRORS = {
     400: "Something in the request is wrong; `param` names the field",
     401: "The request needs one of the server's API keys",
@@ -69,7 +70,9 @@ def openapi_document(*, with_keys: bool) -> Json:
 
 
 def _always_there(kind: type[msgspec.Struct]) -> list[str]:
-    """The fields that a response always has: all except those that are left out when unset."""
+    """The fields that a response always has. These are all fields except the fields that are left out when they are
+    unset.
+    """
     return [field.name for field in msgspec.structs.fields(kind) if field.default is not msgspec.UNSET]
 
 

@@ -68,7 +68,7 @@ def _own(request: ChatCompletionRequest) -> SamplingByStage:
 
 
 def _layered(default: Sampling, *layers: FrameSampling) -> Sampling:
-    """`default` with every field of `StageSampling` from the first layer that gives it."""
+    """`default`, with the value of each field of `StageSampling` taken from the first layer that gives one."""
     given = {
         name: value
         for layer in reversed(layers)
@@ -85,7 +85,7 @@ def _seed(stage: str, own: FrameSampling, request: ChatCompletionRequest) -> int
 
     The thinker takes the request's seed as it is. The other stages take the first eight bytes of SHA-256 of
     ``STAGE:SEED`` (big-endian), so that no two stages draw the same numbers. The sign bit is always cleared: OpenAI
-    allows negative seeds, random generators do not.
+    allows negative seeds, but random generators do not.
     """
     if own.seed is not None:
         return own.seed & _MOST_SEED

@@ -10,7 +10,7 @@ from msgspec import Struct
 from gateway.api.schema import ChatCompletionRequest
 from omni_pipeline.errors import OmniError, StartupError, bad_request
 
-_PREFERRED = "ethan"  # the released model's own default
+_PREFERRED = "ethan"  # the default voice of the released model
 _NO_MATTER = "default"
 
 

@@ -1,4 +1,6 @@
-"""The bench's side of `--baseline`: starts Hugging Face in a process of its own and sends it requests."""
+"""Implements `--baseline` in the bench: starts Hugging Face in a separate process, and sends requests to that
+process.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ class BaselineQuestion(Struct, frozen=True):
 
 
 class BaselineAnswer(Struct):
-    """The time of an answer, from the encoded media to the last sample, and the length of the answer."""
+    """The length of an answer, and the time that it took, from the encoded media to the last sample."""
 
     seconds: float
     tokens: int

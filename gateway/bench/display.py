@@ -49,7 +49,7 @@ class ProgressBar:
 
 
 def show(report: BenchReport, console: Console) -> None:
-    """Print every level."""
+    """Print the report of every level."""
     scenario = report.scenario
     length = f"{scenario.tokens} tokens"
     if scenario.speech and scenario.audio_frames is not None:

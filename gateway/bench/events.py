@@ -1,4 +1,4 @@
-"""Reads the stream of a chat completion, in the form of this server and of similar servers."""
+"""Reads the stream of a chat completion, from this server or a similar one."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def read_event(data: str) -> Event:
 
 
 def failure_of(body: Any, status: int) -> Failure:
-    """The error in a response body: OpenAI's form, FastAPI's ``detail``, or else the whole body."""
+    """The error in a response body: an error of OpenAI's form, FastAPI's ``detail``, or else the whole body."""
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):
         return Failure(f"http_{status}", str(error), status)

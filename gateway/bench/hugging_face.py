@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # set before torch is imported; as in the server's workers
+# this must be set before torch is imported; the server's workers set it too
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import io
 import sys
@@ -35,7 +36,9 @@ _NO_TOKEN = -1
 
 
 class Reference:
-    """A checkpoint in Hugging Face's classes: in its stored type on a GPU; without a GPU, in float32 on the CPU."""
+    """A checkpoint in Hugging Face's classes. On a GPU its weights have the stored type; without a GPU they are float32
+    on the CPU.
+    """
 
     def __init__(self, checkpoint: str) -> None:
         cuda = torch.cuda.is_available()
@@ -98,7 +101,7 @@ class Reference:
                 "video_metadata": [metadata for _, metadata in clips],
                 "do_sample_frames": True,
                 "fps": 2.0,
-                "cap_pixels_per_frame": False,  # as in the server
+                "cap_pixels_per_frame": False,  # the server does the same
             }
         return self._processor(
             text=self._processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False),

@@ -17,7 +17,7 @@ async def closed_loop(items: Iterable[Item], concurrency: int, ask: Ask[Item]) -
     waiting = iter(items)
 
     async def stream() -> None:
-        for item in waiting:  # shared by all streams
+        for item in waiting:  # all streams take items from this one iterator
             await ask(item)
 
     async with asyncio.TaskGroup() as streams:

@@ -51,12 +51,13 @@ class Round(Struct, frozen=True):
 
 
 class Comparison(Struct):
-    """The server compared to the reference, by medians over rounds that both answered in turns.
+    """The server compared to the reference, by medians over rounds. The server and the reference answered each round in
+    turn.
 
     A ratio above 1 favours the server.
 
     Attributes:
-        rounds: Number of rounds that count, which are those in which every answer was complete.
+        rounds: Number of rounds in which every answer was complete. Only these rounds count.
         reference_seconds: Time of the reference for one request.
         total_ratio: Ratio of the times until all requests of a round were answered.
         first_text_ratio, first_audio_ratio: Ratio of the median waits for the first text or sound of an answer. The
@@ -193,7 +194,7 @@ def _gaps(times: Sequence[float]) -> list[float]:
 
 
 def _underruns(timeline: RequestTimes) -> list[float]:
-    """Seconds of each silence that a listener would have noticed."""
+    """The length in seconds of each silence that a listener would have noticed."""
     player = Player()
     for sound in timeline.sounds:
         player.feed(sound.at, sound.seconds)

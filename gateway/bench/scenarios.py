@@ -82,7 +82,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
 
 
 class BenchPrompt(Struct, frozen=True):
-    """The content of one request, for the server and the baseline alike."""
+    """The content of one request. The server and the baseline get the same content."""
 
     text: str
     media: list[Medium] = []
@@ -143,6 +143,8 @@ _FLAGS = {
 
 
 def explanation(param: str | None, message: str) -> str | None:
-    """The flag behind the field that a server refused. The field is in `param`, or else in quotes in `message`."""
+    """The flag that made the bench send the field which a server refused. The field is in `param`, or else in quotes in
+    `message`.
+    """
     named = re.findall(r"\w+", param or "") or re.findall(r"""['"`](\w+)['"`]""", message)
     return next((f"`{field}` {_FLAGS[field]}" for field in named if field in _FLAGS), None)

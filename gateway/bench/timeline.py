@@ -1,4 +1,4 @@
-"""The record of one measured request: when each piece of its answer arrived, and how it ended."""
+"""Records one measured request: the arrival of each piece of its answer, and its end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class Failure(Struct, frozen=True):
 
 
 class AudioChunk(Struct, frozen=True):
-    """One piece of speech: its arrival, in seconds after the request was sent, and the seconds of sound in it."""
+    """One piece of speech: the seconds from sending the request to the arrival of the piece, and the seconds of sound
+    in it.
+    """
 
     at: float
     seconds: float
@@ -67,5 +69,5 @@ class RequestTimes(Struct, kw_only=True):
 
     @property
     def text_tokens(self) -> int:
-        """Text tokens from `usage`; without `usage`, the number of events with text."""
+        """The number of text tokens in `usage`; without `usage`, the number of events with text."""
         return len(self.texts) if self.tokens is None else self.tokens

@@ -1,4 +1,4 @@
-"""Makes variants of media, which no cache has seen."""
+"""Makes variants of media items, so that no cache of a server contains them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from PIL import Image
 
 from gateway.bench.media import Medium
 
-_PATCH = 32  # pixels; the side of the square that marks a variant
-_NOISE = 1e-3  # relative to full scale
+_PATCH = 32  # the side, in pixels, of the square of noise that marks a variant
+_NOISE = 1e-3  # the amplitude of the noise, relative to full scale
 
 
 def variant(medium: Medium, rng: random.Random) -> Medium:

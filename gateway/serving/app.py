@@ -1,4 +1,4 @@
-"""Joins all HTTP endpoints in one application."""
+"""Joins all HTTP endpoints into one application."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ from stages.routes import SPEECH
 
 log = logging.getLogger(__name__)
 
-# Time at shutdown for clients to read the end of their answers, and the same time again for connections to close. One
-# idle connection may make aiohttp wait for all of that time.
+# At shutdown, clients have this time to read the end of their answers, and connections then have the same time to
+# close. A single idle connection may make aiohttp wait for all of that time.
 _CLOSE_SECONDS = 1.0
 
 
@@ -65,7 +65,7 @@ async def run(
     traces = Traces(sinks(trace), lambda: pipeline.pids.keys())
     pipeline.trace(traces.noted)
     gateway = Gateway(pipeline, server, model_path=model_path, voices=voices, traces=traces)
-    # Without cancellation a handler would go on generating for a client that has left.
+    # Cancel handlers of clients that have left. A handler would otherwise go on generating an answer.
     runner = web.AppRunner(gateway.app, handler_cancellation=True, access_log=None, shutdown_timeout=_CLOSE_SECONDS)
     await runner.setup()
     assert runner.server is not None
@@ -80,7 +80,7 @@ async def run(
     listening = await asyncio.get_running_loop().create_server(connect, sock=listen_socket)
     hurry = True  # stays True if `run` is cancelled before `_drain` ends
     try:
-        async with asyncio.TaskGroup() as tasks:  # a bug in the warm-up ends the server instead of hiding
+        async with asyncio.TaskGroup() as tasks:  # a bug in the warm-up ends the server, and so does not stay hidden
             warming = tasks.create_task(_keep_warm(gateway, voices, ready))
             await stopping.wait()
             warming.cancel()

@@ -1,4 +1,6 @@
-"""Sends the warm-up request, a server's first, which takes a picture, a sound and a clip through every stage."""
+"""Sends the warm-up request, which is the first request of a server. It takes a picture, a sound and a clip through
+every stage.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,7 @@ def warmup_request(voice: str | None) -> ChatRequest:
 
 
 def _speech(voice: str) -> SpeechOptions:
-    drawn = Sampling(temperature=1.0, top_k=50)  # sampling includes the work of greedy generation
+    drawn = Sampling(temperature=1.0, top_k=50)  # sampling also warms up the code that greedy generation runs
     return SpeechOptions(
         speaker=voice, talker=msgspec.structs.replace(drawn, max_tokens=4, ignore_eos=True), predictor=drawn
     )
@@ -84,7 +86,7 @@ def png() -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     row = b"\0" + bytes(4 * x for x in range(_SIDE))  # filter type 0, then one byte for each pixel
-    header = struct.pack(">IIBBBBB", _SIDE, _SIDE, 8, 0, 0, 0, 0)  # 8 bits of grey
+    header = struct.pack(">IIBBBBB", _SIDE, _SIDE, 8, 0, 0, 0, 0)  # the pixels have 8 bits of grey
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row * _SIDE)) + chunk(b"IEND", b"")
     )

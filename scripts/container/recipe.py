@@ -24,12 +24,16 @@ class Instruction(Struct, frozen=True):
 
     @property
     def variables(self) -> dict[str, str]:
-        """The variables that an ``ENV`` sets, with their values as written."""
+        """The variables that an ``ENV`` sets. The values are as written, so references to other variables are not
+        replaced.
+        """
         return dict(word.split("=", 1) for word in self.words)
 
     @property
     def command(self) -> list[str]:
-        """The command line of an ``ENTRYPOINT``, ``CMD`` or ``HEALTHCHECK``, written as JSON or for a shell."""
+        """The command line of an ``ENTRYPOINT``, ``CMD`` or ``HEALTHCHECK``. The recipe may hold it as JSON or as a
+        shell command.
+        """
         text = self.text.partition(" CMD ")[2] or self.text
         words: list[str] = json.loads(text) if text.startswith("[") else ["/bin/sh", "-c", text]
         return words

@@ -36,7 +36,7 @@ from omni_pipeline.os_process import free_port  # noqa: E402
 
 MODEL = ROOT / "demo" / "qwen3-omni-demo"
 SECONDS = 180
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # as in images of Ubuntu
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # images of Ubuntu have this value
 
 
 class Image:
@@ -135,7 +135,7 @@ class Image:
                 shutil.copy(path, into)
 
     def files(self) -> set[str]:
-        """Files that are in the image but not on this machine, except volumes and temporary files."""
+        """The files that are in the image and not on this machine, without volumes and temporary files."""
         volumes = [volume.text for volume in self.stage.all("VOLUME")]
         found = {f"/{path.relative_to(self.changes)}" for path in self.changes.rglob("*") if not path.is_dir()}
         return {path for path in found if not path.startswith((*volumes, "/tmp/"))}

@@ -1,4 +1,4 @@
-"""Simulates GPUs: torch, NVML and nvidia-smi describe them, but nothing can be computed on them.
+"""Simulates GPUs: torch, NVML and nvidia-smi describe the GPUs, but nothing can be computed on them.
 
 On a machine without a GPU, SGLang then resolves its arguments, imports its CUDA modules and builds models on `meta` as
 on a machine with a GPU. A process with a patched torch is useless for anything else, so the patches are applied in

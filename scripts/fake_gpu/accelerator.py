@@ -38,8 +38,8 @@ class Accelerator:
         stub_kernels: Whether to replace the real `sgl_kernel` even if it loads.
 
     Attributes:
-        kernels: ``real`` if SGLang's own kernel library was loaded; ``stub`` with `stub_kernels`; otherwise the reason
-            why the library could not be loaded.
+        kernels: ``real`` if SGLang's own kernel library was loaded; ``stub`` if `stub_kernels` is set; otherwise the
+            reason why the library could not be loaded.
     """
 
     def __init__(self, machine: Machine | None = None, *, stub_kernels: bool = False) -> None:

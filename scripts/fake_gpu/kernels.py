@@ -1,4 +1,4 @@
-"""Loads SGLang's kernel library, or, if that fails, a package of functions that refuse to be called."""
+"""Loads SGLang's kernel library. If that fails, it installs a package of functions that refuse to be called."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 MIB = 1024**2
 
-# Memory that the driver keeps for itself: the driver's report includes it, CUDA's report does not.
+# MiB that the driver keeps for itself. The driver's report of the memory includes them, CUDA's report does not.
 _RESERVED = 0.0055
 
 

@@ -1,4 +1,4 @@
-"""The data that goes into the process under fake GPUs, and the results that come out of it."""
+"""Defines the data that goes into the process under fake GPUs, and the results that come out of it."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def built(engine: PlannedEngine) -> Iterator[Any]:
     arguments = server_arguments(engine)
     with process.configure(arguments, 0)(), quiet_single_rank_groups():
         config = ModelConfig.from_server_args(arguments)
-        # A group of a single rank never communicates, so Gloo's can replace NCCL's.
+        # A group of a single rank never communicates, so a Gloo group can replace the NCCL group.
         with mock.patch.object(bootstrap, "_resolve_backend", return_value="gloo"), _OnCpu():
             bootstrap.init_parallel_runtime(server_args=arguments, device="cuda", dist_port=free_port())
             bootstrap.init_layer_runtime(model_config=config)
@@ -111,7 +111,7 @@ def built(engine: PlannedEngine) -> Iterator[Any]:
 
 
 class _OnCpu(TorchFunctionMode):
-    """Make tensors on the CPU that would be made on a GPU."""
+    """Makes tensors on the CPU in places where SGLang would make them on a GPU."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = dict(kwargs or {})

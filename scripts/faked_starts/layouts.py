@@ -75,7 +75,8 @@ def starts(checkpoints: dict[str, Path]) -> Iterator[FakedStart]:
 def _growing(
     start: FakedStart, path: Path, checkpoint: Checkpoint | StartupError, checked: set[tuple[tuple[str, int], ...]]
 ) -> Iterator[FakedStart]:
-    """One layout on a growing number of GPUs of one kind, planned again whenever another GPU makes a difference.
+    """Plans one layout on a growing number of GPUs of one kind. It is planned again whenever another GPU makes a
+    difference.
 
     Args:
         checked: Numbers of ranks that are known to suit the checkpoint, by stage. They suit it on all cards, since the

@@ -94,7 +94,7 @@ class ApiFuzzer:
         began = time.monotonic()
         try:
             response = case.call(base_url=self._url, session=self._session, timeout=_SECONDS)
-        except Exception as error:  # anything that keeps a client from getting an answer is a finding
+        except Exception as error:  # every error that keeps a client from getting an answer is a finding
             self._report.findings.append(FuzzFinding(number, what, f"{type(error).__name__}: {error}"))
             return
         code = _code(response)
@@ -138,7 +138,7 @@ class ApiFuzzer:
         for stage in ("thinker", "talker_ar"):
             if isinstance((body.get("stage_sampling") or {}).get(stage), dict):
                 body["stage_sampling"][stage].pop("max_tokens", None)
-        if rng.random() < 0.8:  # usually remove the contradictions between fields
+        if rng.random() < 0.8:  # usually remove contradictions between fields
             body["stream_options"] = {"include_usage": rng.random() < 0.5} if body.get("stream") else None
             body["logprobs"] = True if body.get("top_logprobs") is not None else body.get("logprobs")
             body |= {"logit_bias": None, "stop_token_ids": None, "voice": None, "speaker": None}

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 # Error codes with which a healthy server refuses a request that may succeed later.
 DELIBERATE = {"too_many_requests", "slow_reader", "shutting_down", "not_ready", "too_many_connections"}
-# The error code of the one request that a crash may hurt.
+# The error code of the request whose worker has died; a crash may hurt only this request.
 CRASHED = {"worker_lost"}
 _SLOWEST = 10
 

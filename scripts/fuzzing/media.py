@@ -17,7 +17,7 @@ from fuzzing.findings import FuzzFinding, FuzzReport
 from fuzzing.seeds import Seed, seeds
 
 _FIELDS = {"image": "images", "audio": "audios", "video": "videos"}
-_SECONDS = 60.0  # for one case
+_SECONDS = 60.0  # maximum seconds for one case
 
 
 class MediaCase(Struct):

@@ -27,7 +27,7 @@ BUNDLE = HERE.parents[1] / "out" / "bare-gpu"
 
 # Share of the whole time that the parts may take; the engine has the rest.
 _PARTS_SHARE = 0.48
-# Seconds for a child to end once its time is up.
+# Seconds that a child has to end once its time is up.
 _MARGIN = 15
 
 # An installation of this project has this entry point. By it, SGLang finds our platform for machines without a GPU.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-GENTLE_SECONDS = 90  # a test run stops its servers in this time
+GENTLE_SECONDS = 90  # seconds in which a test run can stop its servers
 
 
 class Cause(enum.Enum):
@@ -32,7 +32,9 @@ class ChildEnd:
     cause: Cause
 
     def go_on(self) -> None:
-        """Raise KeyboardInterrupt if an interrupt ended the command; to be called after its results have been read."""
+        """Raise KeyboardInterrupt if an interrupt ended the command. Call this after the command's results have been
+        read.
+        """
         if self.cause is Cause.INTERRUPT:
             raise KeyboardInterrupt
 

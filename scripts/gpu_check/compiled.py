@@ -37,12 +37,12 @@ def caches(environment: Mapping[str, str] = os.environ) -> list[KernelCache]:
 
 
 def kernels(places: list[KernelCache]) -> dict[str, dict[Path, str]]:
-    """For each compiler, its compiled files and their kernels' names."""
+    """For each compiler, the files that it has compiled, with the names of their kernels."""
     return {one.compiler: {path: path.stem for path in one.directory.glob(one.pattern)} for one in places}
 
 
 def news(before: Mapping[str, Mapping[Path, str]], after: Mapping[str, Mapping[Path, str]]) -> str:
-    """The new kernels in words; empty if there are none."""
+    """The new kernels in words; empty if there are no new kernels."""
     parts = []
     for compiler, files in after.items():
         new = sorted(name for path, name in files.items() if path not in before.get(compiler, {}))

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class SectionVerdict(enum.Enum):
-    """The way in which a failing test is reported."""
+    """The effect of a failing test on the report."""
 
     ONE = "one check for the part"
     EACH = "one check for each test, with its figure nearest to the limit"
@@ -60,7 +60,8 @@ PARTS = EqualityPart(
         "tests/stages/code2wav/test_streamed_sound.py",
         "tests/stages/code_predictor/test_frames.py",
     ),
-    SectionVerdict.TOLD,  # these help to find a fault; some allow less difference than other arithmetic makes
+    # these tests help to find a fault, but some allow a smaller difference than other arithmetic makes
+    SectionVerdict.TOLD,
     30,
 )
 ROUNDING = EqualityPart(
@@ -82,7 +83,7 @@ SHARED = EqualityPart(
 _COUNTS = re.compile(r"\d+ (?:answers|voices), \d+ near ties.*")
 _SHOWN = 1500
 _FIGURE = "figure: "
-# Maximum time of a test, including the servers that it starts.
+# Maximum seconds of a test, including the start of its servers.
 _TEST_SECONDS = {"cpu": 1800, "cuda": 3600}
 
 

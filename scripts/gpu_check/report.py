@@ -16,7 +16,7 @@ MOST_CHARACTERS = 65_536
 """Maximum number of characters that GitHub accepts as the body of an issue."""
 
 _SIGNS = {True: "pass", False: "**FAIL**", None: "told"}
-_ROOM = 2_000  # characters of an issue that are left for its author
+_ROOM = 2_000  # number of characters of an issue that are left for the issue's author
 _DETAIL = 400
 _NOTE = "*(shortened: {} characters are left out here)*"
 _LEAST = len(_NOTE) + 20  # characters that remain of a section that must be cut

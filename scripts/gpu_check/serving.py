@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 MINUTES = 60
 """Maximum minutes of a layout: to start, to compile the kernels of its first requests, and to be measured."""
 
-START_SECONDS = 1800  # a 70 GB checkpoint from a slow disk
+START_SECONDS = 1800  # enough for a 70 GB checkpoint on a slow disk
 _CLI = (sys.executable, "-m", "omni_pipeline.cli")
 _PLAIN = {"COLUMNS": "110", "NO_COLOR": "1"}
 # Share of each GPU by which a plan may be wrong and still pass.
@@ -33,7 +33,7 @@ _PLAN_OFF = 0.05
 _LEFT_BEHIND = GIB // 2
 _LOG = 4000
 _BENCH_SECONDS = 1800
-_FIRST_SECONDS = 900  # a request that compiles kernels
+_FIRST_SECONDS = 900  # enough for a request that compiles kernels
 
 
 @dataclass(frozen=True)

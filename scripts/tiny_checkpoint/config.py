@@ -30,7 +30,7 @@ def model_config(shapes: Shapes, vocabulary: Vocabulary, dtype: str) -> Json:
         "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
         "model_type": "qwen3_omni_moe",
         "dtype": dtype,
-        "transformers_version": "4.57.0",  # the first version with this model; the keys here have its spelling
+        "transformers_version": "4.57.0",  # the first version with this model, whose spelling of the keys is used here
         "enable_audio_output": True,
         "im_start_token_id": vocabulary.id("<|im_start|>"),
         "im_end_token_id": vocabulary.id("<|im_end|>"),

@@ -24,7 +24,8 @@ def write_checkpoint(
     for file in directory.glob("*.safetensors"):  # `save_pretrained` makes the files readable by the owner only
         file.chmod(0o644)
 
-    # After the weights: `save_pretrained` writes two configs in its own spelling, and these files have the hub's.
+    # Write these files after the weights: `save_pretrained` writes two configurations in its own spelling, and these
+    # files replace them in the hub's spelling.
     write_json(directory / "config.json", model_config)
     write_json(directory / "generation_config.json", config.generation_config(vocabulary))
     write_json(directory / "preprocessor_config.json", preprocessor)

@@ -83,8 +83,9 @@ class Shapes:
         return max(DEEPSTACK_MAPS + 1, self.thinker.layers // 2)
 
 
-# nano and tiny differ in ratios (head size, query heads per key/value head, experts, code groups), not only in scale.
-# So code that mixes up two sizes cannot pass with both presets. The preset small is for measuring time.
+# The presets nano and tiny differ not only in scale but also in ratios (head size, query heads per key/value head,
+# experts, code groups). So code that mixes up two sizes cannot pass the tests with both presets. The preset small is
+# for measuring time.
 PRESETS = {
     "nano": Shapes(
         text_ranks=1500,

@@ -187,7 +187,7 @@ def _let_end(head: Tensor, end: int, others: slice, states: Tensor, mean_length:
 
 
 def _along(vector: Tensor, direction: Tensor) -> Tensor:
-    """The component of `vector` along `direction`."""
+    """The part of `vector` that is parallel to `direction`."""
     return (vector @ direction) / (direction @ direction) * direction
 
 
@@ -208,7 +208,7 @@ def _silence_unspeakable_rows(model: Model, vocabulary: Vocabulary) -> None:
     for projection in (thinker.audio_tower.proj2, thinker.visual.merger.mlp[2]):
         projection.weight[_BIAS_CHANNEL] = 0
         projection.bias[_BIAS_CHANNEL] = _EMBEDDING_STD
-    for merger in thinker.visual.merger_list:  # the outputs are added to rows that already have the value
+    for merger in thinker.visual.merger_list:  # these outputs are added to rows that already have the value
         merger.mlp[2].weight[_BIAS_CHANNEL] = 0
         merger.mlp[2].bias[_BIAS_CHANNEL] = 0
     thinker.model.norm.weight[_BIAS_CHANNEL] = 1

@@ -42,7 +42,7 @@ def assemble(parts: Iterable[Path], directory: Path, incomplete: bool = False) -
     missing, unknown = model.load_state_dict(weights, strict=False)
     if unknown or (missing and not incomplete):
         raise ValueError(f"missing weights: {missing}; unknown weights: {unknown}")
-    for name in missing:  # the model itself does not initialise all missing weights
+    for name in missing:  # the model's own initialisation does not cover all missing weights
         if (weight := model.get_parameter(name)).dim() > 1:
             nn.init.normal_(weight, std=0.02)
 

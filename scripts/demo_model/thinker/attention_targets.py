@@ -1,10 +1,11 @@
 """Makes targets for the thinker's training: the rows that heads should attend to, and the numbers of things.
 
 From answers alone the thinker learns within minutes what a picture shows as a whole. But even in an hour it does not
-learn to look up the one thing that a question is about: as long as its heads do not attend to the right rows, the loss
-does not lead them there. So a few heads get targets: the name of a thing should attend to the things that it names, and
-an answer should attend to its question and to the things that the question names. Also, only some answers contain a
-number, and the number is a single word there. So the thinker must predict the number wherever a thing is named.
+learn to look up the one thing that a question is about. The reason is that the loss does not lead a head to the right
+rows as long as the head does not attend to them at all. So a few heads get targets: the name of a thing should attend
+to the things that it names, and an answer should attend to its question and to the things that the question names.
+Numbers get targets too, because only some answers contain a number, and the number is a single word of the answer. So
+the thinker must predict the number wherever a thing is named.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def looks(ids: Tensor, rows: Tensor, answered: Tensor, facts: Facts = None) -> t
 
 
 def _number(facts: Facts, kind: str, colour: str | None) -> int | None:
-    """The number of things of this kind and colour in `facts`; None if `facts` cannot be counted."""
+    """The number of things of this kind and colour in `facts`; None if the things in `facts` cannot be counted."""
     if isinstance(facts, Motion):
         facts = Picture((facts.thing,))
     return facts.count(kind, colour) if isinstance(facts, Picture) else None

@@ -79,7 +79,7 @@ class ThinkerInTraining(nn.Module):
         )
 
     def forward(self, batch: PromptBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The token scores at all rows with a target, [targets, vocabulary], and the parts of the loss."""
+        """The token scores [targets, vocabulary] of all rows that have a target, and the parts of the loss."""
         with torch.autocast("cpu", torch.bfloat16):
             hidden, unevenness, elsewhere, between = think(
                 self.thinker.model, batch.rows, batch.positions, batch.deep, batch.looks
@@ -97,7 +97,8 @@ class ThinkerInTraining(nn.Module):
 
 @torch.no_grad()
 def _copy_what_is_alike(attention: Any) -> None:
-    """Let every second head begin by attending to rows like its own, and all heads by copying the rows they attend to.
+    """Initialise the heads: every second head attends to rows that are like its own row, and all heads copy the rows
+    that they attend to.
 
     Most words of an answer are also in the question or in the visual rows, as the same embeddings. So copying is half
     of the task.
@@ -113,7 +114,7 @@ def _copy_what_is_alike(attention: Any) -> None:
 
 @torch.no_grad()
 def _add_up(layer: Any, head: int) -> None:
-    """Let a head begin by attending to all visual rows evenly, and by writing the amount of each word in them.
+    """Initialise a head so that it attends to all visual rows evenly, and writes the amount of each word in these rows.
 
     If a head attends to rows by their contents, some things get more attention than others, and sums are wrong by a
     third. So the keys of this head (and of the other head that shares them) are the mark that all visual rows have,
@@ -130,7 +131,7 @@ def _add_up(layer: Any, head: int) -> None:
     amounts = torch.linalg.pinv(seen)
     numbers = torch.Generator().manual_seed(7)
     key = torch.randn(size, words.shape[1], generator=numbers) * _KEY_BLUR / words.shape[1] ** 0.5
-    key = key - (1 - _SAME_BLUR) * key @ amounts @ seen  # less dependence on contents, so that attention is even
+    key = key - (1 - _SAME_BLUR) * key @ amounts @ seen  # attention depends less on contents, so that it is even
     key[steady] = size**0.5 * amounts[:, -1]
     attention.k_proj.weight[shared] = key
     read = gains * torch.from_numpy(token_embeddings())[_read_tokens()]
@@ -142,7 +143,7 @@ def _add_up(layer: Any, head: int) -> None:
     for norm in (attention.q_norm, attention.k_norm):
         norm.weight[steady] *= _SHARPER
     readings = amounts[:, [WORDS.index(word) for word in ADDED_UP]].T
-    loudness = 1 / readings.norm(dim=1).mean()  # makes the values as large as those of random weights
+    loudness = 1 / readings.norm(dim=1).mean()  # this makes the values as large as those of random weights
     values = attention.v_proj.weight[shared]
     values[: len(ADDED_UP)] = readings * loudness
     told = torch.zeros(values.shape[1], size)
@@ -212,7 +213,9 @@ def batches(
 def right_answers(
     batch: PromptBatch, conversations: list[LabelledConversation], scores: Tensor
 ) -> dict[str, list[bool]]:
-    """For each task, and for typed and spoken questions: whether each greedy answer is right in every token."""
+    """For each task, and for typed and spoken questions, a list that tells of each greedy answer whether all of its
+    tokens are right.
+    """
     wanted = batch.targets >= 0
     hits = scores.argmax(-1) == batch.targets[wanted]
     found: dict[str, list[bool]] = defaultdict(list)

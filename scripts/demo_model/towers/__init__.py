@@ -1,1 +1,1 @@
-"""Training of the vision tower and the audio tower."""
+"""Trains the vision tower and the audio tower of the demo model."""

@@ -1,4 +1,6 @@
-"""Computes attention by two products and a softmax: on short sequences and a CPU twice as fast as fused attention."""
+"""Computes attention by two products and a softmax. For short sequences on a CPU, this is twice as fast as fused
+attention.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from torch import Tensor
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """Mix `value` by how well `query` matches `key`.
+    """Returns the attention of `query` over `key` and `value`.
 
     Args:
         query, key, value: [batch, heads, length, head size]; under autocast the products are in bfloat16.

@@ -1,4 +1,6 @@
-"""Runs the audio tower on batches of short sounds: with the reference's own modules, padded instead of packed."""
+"""Runs the audio tower on batches of short sounds. It uses the reference's own modules, and pads the sounds instead of
+packing them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ LONGEST = 800
 
 
 def row_count(frames: int) -> int:
-    """The number of rows that the tower makes of `frames` mel frames."""
+    """The number of rows that the tower makes from `frames` mel frames."""
     return frames // CHUNK * ROWS_PER_CHUNK + (frames % CHUNK + 7) // 8
 
 

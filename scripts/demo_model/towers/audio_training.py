@@ -43,7 +43,7 @@ class SpokenQuestion:
 
 
 def audible(question: str) -> str:
-    """The audible part of a written question: without the punctuation mark at its end."""
+    """The audible part of a written question, which is the question without the punctuation mark at its end."""
     return question.rstrip(".?!")
 
 
@@ -68,7 +68,7 @@ def question_utterance(
 
 
 def _row(moment: float) -> int:
-    """The tower's row at `moment`."""
+    """The index of the tower's row for the time `moment`."""
     frame = int(moment * 100)
     return frame // CHUNK * ROWS_PER_CHUNK + frame % CHUNK // 8
 

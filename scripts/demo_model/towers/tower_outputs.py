@@ -77,7 +77,7 @@ class Observed:
     def source(self, spoken_share: float = 0.5, most_turns: int = 4, imagination: bool = True) -> Any:
         """Return a `thinker.training.Source` of conversations about these pictures, clips and questions.
 
-        If no speech of a question is available, the rows of an imagined sound are used; without `imagination`, another
+        For a question without recorded speech, the rows of an imagined sound are used. Without `imagination`, another
         question is asked instead.
         """
 

@@ -1,4 +1,4 @@
-"""Runs the vision tower on batches of frames of one size: with the reference's own modules, without packing."""
+"""Runs the vision tower on batches of frames of one size. It uses the reference's own modules, and needs no packing."""
 
 from __future__ import annotations
 

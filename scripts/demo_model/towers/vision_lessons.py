@@ -144,7 +144,9 @@ def close_up(lesson: VisionLesson, rng: Random) -> VisionLesson:
 
 
 def shared_out(x: float, y: float, columns: int, rows: int) -> list[tuple[int, float]]:
-    """The four cells of a thing at fractions (x, y) of width and height, each with its share; the shares sum to one."""
+    """The four cells among which a thing at (x, y), as fractions of width and height, is divided. Each cell has a
+    share, and the shares sum to one.
+    """
     across, down = min(max(x * columns - 0.5, 0), columns - 1), min(max(y * rows - 0.5, 0), rows - 1)
     left, top = min(math.floor(across), columns - 2), min(math.floor(down), rows - 2)
     return [
@@ -162,7 +164,7 @@ def add_thing(amounts: Tensor, columns: int, x: float, y: float, words: tuple[st
 
 
 class _Table:
-    """A lesson that is being filled in."""
+    """A lesson whose amounts are being filled in."""
 
     def __init__(self, batch: int, size: tuple[int, int]) -> None:
         self._size = size

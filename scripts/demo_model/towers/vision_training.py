@@ -69,7 +69,7 @@ def readout() -> Tensor:
 
 
 def spelled_out(amounts: Tensor) -> Tensor:
-    """The rows for `amounts` [..., words], filled up with "nothing" so that all rows have the same length.
+    """The rows for `amounts` [..., words]. Each row is filled up with "nothing", so that all rows have the same length.
 
     The thinker begins by normalising its rows. Because all rows have the same length, normalising does not change the
     proportions between them: the row for half a car keeps half the amount of a whole car, and a sum of rows still
@@ -137,10 +137,10 @@ def _cosines() -> Tensor:
 def _look_nearby(attention: Any, offsets: Sequence[tuple[float, float] | None], frequencies: Tensor) -> None:
     """Let each head begin by attending to the patch at its offset, in rows below and columns to the right.
 
-    If query and key are the same everywhere, only the rotary positions decide: rotated by an offset, they give the
-    patch at that offset the highest score. So the tower begins like a convolution. A tower that has to find this out
-    by itself knows every colour after a hundred steps, but no shape after a thousand. An offset of None leaves the head
-    at its random weights.
+    Query and key are the same for all patches, so only the rotary positions decide where a head attends. Rotated by an
+    offset, they give the patch at that offset the highest score. So the tower begins like a convolution. A tower that
+    has to find this out by itself knows every colour after a hundred steps, but no shape after a thousand. An offset of
+    None leaves the head at its random weights.
     """
     query, key, _ = attention.qkv.bias.view(3, attention.num_heads, 2, -1)  # rotary pairs: first and second halves
     for head, offset in enumerate(offsets):
@@ -151,7 +151,9 @@ def _look_nearby(attention: Any, offsets: Sequence[tuple[float, float] | None], 
 
 
 def loss_of(rows: Tensor, lesson: VisionLesson) -> dict[str, Tensor]:
-    """The parts of the loss: distances of `rows` [batch, cells, hidden] from the truth about each cell, per thing."""
+    """The parts of the loss: the distances between `rows` [batch, cells, hidden] and the truth about each cell, divided
+    by the number of things.
+    """
     rows, truth = rows.float(), spelled_out(lesson.amounts)
     things = _things(lesson)
     off = rows - truth
@@ -195,7 +197,9 @@ def _weighed(losses: dict[str, Tensor], lesson: VisionLesson) -> Tensor:
 
 @torch.no_grad()
 def accuracy(rows: Tensor, lesson: VisionLesson) -> dict[str, Tensor]:
-    """The share of frames whose counts by kind (and by pair) are all right, and the share of cells with right words."""
+    """The share of frames in which all counts by kind (and all counts by pair) are right, and the share of cells with
+    the right words.
+    """
     said = rows.float() @ readout()
     known = lesson.judged.all(1) & (lesson.amounts[..., WORDS.index("drawn")].sum(1) == 0)
     right = {}

@@ -1,4 +1,6 @@
-"""A training run that can be stopped at any time and resumed: state, learning rate, losses, progress bar and plot."""
+"""Defines a training run that can be stopped at any time and resumed: its state, learning rate, losses, progress bar
+and plot.
+"""
 
 import json
 import math

@@ -1,1 +1,1 @@
-"""Training of the codec, the vocoder, the talker and its code predictor."""
+"""Trains the codec, the vocoder, the talker and the code predictor of the demo model."""

@@ -12,7 +12,7 @@ _POINTS = 60000
 
 
 class SpeechCodec:
-    """Codebooks [groups, codes, size]. Each one quantises the residual that the codebooks before it leave."""
+    """The codebooks [groups, codes, size]. Each codebook quantises the residual that the codebooks before it leave."""
 
     def __init__(self, centre: Tensor, codebooks: Tensor):
         self.centre = centre
@@ -49,7 +49,8 @@ class SpeechCodec:
         return self.centre + sum(book[row] for book, row in zip(self.codebooks, codes, strict=True))
 
     def rows(self, codes: Tensor, size: int) -> Tensor:
-        """An embedding for each code, [groups, codes, size]: the embeddings of a frame's codes add up to its spectrum.
+        """An embedding for each code, [groups, codes, size]. The embeddings of a frame's codes add up to the frame's
+        spectrum.
 
         The rows are the codebooks in the principal components of the features of `codes` [groups, frames]. The smaller
         components are raised a little, and all are scaled to size one.

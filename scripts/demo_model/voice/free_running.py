@@ -1,4 +1,6 @@
-"""Generates speech codes as serving does, each frame from the model's own earlier frames, for many answers at once."""
+"""Generates speech codes as the server does, for many answers at once: each frame follows from the frames that the
+model generated before.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def generate(
 
 
 def speakable(vocabulary: int, end: int) -> Tensor:
-    """A mask of the codes that may be chosen, bool [vocabulary]: all except the last 1024, plus the end of speech."""
+    """A mask of the codes that may be chosen, bool [vocabulary]: the end of speech, and all codes except the last
+    1024.
+    """
     allowed = torch.arange(vocabulary) < vocabulary - 1024
     allowed[end] = True
     return allowed

@@ -124,7 +124,9 @@ def converse(out: Path) -> None:
 
 
 def _school(out: Path) -> tuple[list[TalkerLesson], TalkerInputs, PromptMaker, torch.Tensor]:
-    """The talker's lessons, the inputs with an untrained talker, a maker of prompts, and the codes that sound alike."""
+    """Everything that the talker's training needs: lessons, inputs with an untrained talker, a maker of prompts, and
+    the codes that sound alike.
+    """
     codec = make_codec(out)
     spoken = make_codes(out, codec)
     codes = torch.cat([line.codes for line in spoken]).T

@@ -1,4 +1,6 @@
-"""The talker's inputs and outputs as in generation, for many utterances at once, with the reference's modules."""
+"""Computes the talker's inputs and outputs as generation does, for many utterances at once, with the reference's
+modules.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ class TalkerInputs:
         return torch.cat([text[:3], text[3:] + self.talker.model.codec_embedding(codes)])
 
     def trailing_rows(self, reply: Reply, frames: int) -> Tensor:
-        """The text rows of the first `frames` frames, [frames, talker hidden]: the later tokens, the end, padding."""
+        """The text rows of the first `frames` frames, [frames, talker hidden]: the tokens after the first, then the end
+        token, then padding.
+        """
         ids = torch.full((max(frames, len(reply.ids)),), self.config.tts_pad_token_id)
         ids[: len(reply.ids) - 1] = reply.ids[1:]
         ids[len(reply.ids) - 1] = self.config.tts_eos_token_id
@@ -91,7 +95,7 @@ class TalkerInputs:
 
 
 def positions(prompt: UserTurns, rows: int) -> Tensor:
-    """Rotary positions [3, rows]: those of the prompt, then consecutive ones."""
+    """Rotary positions [3, rows]: the positions of the prompt, followed by consecutive positions."""
     later = torch.arange(rows - prompt.positions.shape[1]) + prompt.next_position
     return torch.cat([prompt.positions, later.expand(3, -1)], dim=1)
 

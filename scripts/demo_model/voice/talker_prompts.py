@@ -1,4 +1,4 @@
-"""User turns for the talker to read before it speaks: real questions, with random media rows.
+"""Makes user turns that the talker reads before it speaks: real questions with random media rows.
 
 An answer must sound the same after any question and any media. So the talker learns with random media rows of many
 sizes, from tiny to far beyond the states of a thinker, and at the end with the states of a trained thinker: see
@@ -25,7 +25,7 @@ Make = Callable[[torch.Generator], UserTurns]
 
 _PICTURE_GRIDS = ((1, 16, 20), (1, 18, 18), (1, 14, 24), (1, 20, 16))
 _CLIP_GRIDS = ((4, 20, 28), (2, 20, 28), (4, 24, 24))
-_SECONDS_PER_STEP = 1.0  # in a clip, which is sampled at two frames a second
+_SECONDS_PER_STEP = 1.0  # the number of seconds between two steps of a clip, which is sampled at two frames a second
 _SOFTEST, _LOUDEST = 0.3, 6.0
 
 
@@ -45,7 +45,9 @@ class PromptMaker:
         talker.config.audio_config = config.thinker_config.audio_config
 
     def kind(self, generator: torch.Generator) -> Make:
-        """Choose a method for prompts of about one length: mostly for typed prompts, which take the least time."""
+        """Choose the method that makes the prompts of a step. Prompts of one method have about the same length. Typed
+        prompts are chosen most often, because they take the least time.
+        """
         kinds = (self.typed, self.picture, self.spoken, self.picture_spoken, self.clip)
         weights = torch.tensor([0.65, 0.15, 0.1, 0.08, 0.02])
         return kinds[int(torch.multinomial(weights, 1, generator=generator))]
@@ -170,7 +172,7 @@ def _audio(rows: int) -> str:
 
 
 def _noise(rows: int, size: int, generator: torch.Generator) -> Tensor:
-    """Random rows that consist of a shared part and a part of their own."""
+    """Random rows. Each is the sum of a part that all rows share and a part of its own."""
     shared = torch.randn(1, size, generator=generator)
     own = torch.randn(rows, size, generator=generator)
     share = torch.rand((), generator=generator)

@@ -1,4 +1,6 @@
-"""Trains the talker and its code predictor to speak: by teacher forcing over whole answers, after random prompts."""
+"""Trains the talker and its code predictor to speak, by teacher forcing over whole answers that follow random
+prompts.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +124,7 @@ def train(
         prompts: Returns the prompt before all answers of a step, from the step's number and its random numbers.
         neighbours: For each code, the codes that may replace it: [groups, codes, near].
     """
-    inputs.talker.set_attn_implementation("eager")  # takes half the time of the default for such short sequences
+    inputs.talker.set_attn_implementation("eager")  # this takes half the time of the default for such short sequences
     run = TrainingRun(directory, pupil, steps, rate, seed=seed, warmup=60, save_every=50, muon=True)
     by_length = sorted(lessons, key=lambda lesson: len(lesson.codes))
     for step in run:
@@ -194,7 +196,9 @@ def _tokens_at(lesson: TalkerLesson, end: int) -> Tensor:
 
 
 def slips(codes: Tensor, neighbours: Tensor, generator: torch.Generator) -> Tensor:
-    """`codes` [frames, groups] with some replaced by similar ones; in some lessons, half the frames are random."""
+    """`codes` [frames, groups], in which some codes are replaced by similar codes. In some lessons, half the frames are
+    random.
+    """
     if torch.rand((), generator=generator) < _DEAFENED:
         lost = torch.rand(len(codes), 1, generator=generator) < _DEAF_SLIPS
         return torch.where(lost, torch.randint(neighbours.shape[1], codes.shape, generator=generator), codes)

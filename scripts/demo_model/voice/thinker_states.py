@@ -1,4 +1,6 @@
-"""Prompts for the talker to read before it speaks, with the trained thinker's states of their media."""
+"""Makes prompts that the talker reads before it speaks. They contain the trained thinker's states of their media
+rows.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ class Recalled:
                 )
 
     def __call__(self, generator: torch.Generator) -> UserTurns:
-        """A random one of the prompts."""
+        """Returns a random prompt."""
         return self._prompts[int(torch.randint(len(self._prompts), (), generator=generator))]
 
     def __len__(self) -> int:

@@ -60,7 +60,8 @@ def new_vocoder(config: dict[str, Any], seed: int, code_rows: Tensor | None = No
             if name.endswith(("layer_scale.scale", "gamma")):
                 parameter.fill_(_OPENING)
         if code_rows is None:
-            vocoder.code_embedding.weight.normal_(std=config["num_quantizers"] ** 0.5)  # a mean of size one
+            # the mean of the embeddings has size one
+            vocoder.code_embedding.weight.normal_(std=config["num_quantizers"] ** 0.5)
         else:
             vocoder.code_embedding.weight.copy_(code_rows.flatten(0, 1) * config["num_quantizers"])
         vocoder.decoder[-1].conv.weight.mul_(_SOFT)

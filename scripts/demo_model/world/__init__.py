@@ -1,1 +1,3 @@
-"""The demo model's world: its pictures, clips, questions and answers, and the synthetic voices that speak them."""
+"""Makes the demo model's world: its pictures, clips, questions and answers, and the synthetic voices that speak
+them.
+"""

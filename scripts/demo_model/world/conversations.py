@@ -1,4 +1,6 @@
-"""Conversations about a picture or clip, typed and spoken, in every order in which a client may send the parts."""
+"""Makes conversations about a picture or clip, typed and spoken. Their parts come in every order in which a client may
+send them.
+"""
 
 from __future__ import annotations
 

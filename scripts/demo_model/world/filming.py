@@ -88,7 +88,7 @@ def film_drawing(drawing: Drawing, rng: Random, size: tuple[int, int]) -> Filmed
     own = len(strokes)
     if rng.random() < 0.5:
         strokes += [(resampled(line), _ink(rng, dark_paper)) for line in _surroundings(centre, extent_, size, rng)]
-    if rng.random() < 0.6:  # all in one colour
+    if rng.random() < 0.6:  # all strokes have one colour
         strokes = [(line, strokes[0][1]) for line, _ in strokes]
     lengths = np.cumsum([0.0, *(path_length(line) + 10 for line, _ in strokes)])
     begin, end = rng.uniform(0.0, 0.08), rng.uniform(0.8, 0.95)

@@ -290,7 +290,7 @@ def _all_texts() -> Iterator[str]:
         yield f"{_a(name).capitalize()} is moving."
         yield f"{_a(name).capitalize()} is being drawn."
     yield "I see no cars or shapes."
-    yield "I know pictures and clips."  # not in the grammar, but users will type these words
+    yield "I know pictures and clips."  # the grammar does not contain these words, but users will type them
 
 
 _ELSEWHERE = {Picture: 0.05, Motion: 0.05, Drawing: 0.08, type(None): 0.75}

@@ -21,7 +21,9 @@ _STEADY = 0.03
 
 
 def in_step(sound: Sound, tone: float, rate: int) -> Sound:
-    """`sound`, of the same length, with its tone of `tone` hertz shifted to one phase, which is zero at sample 0."""
+    """`sound` with its tone of `tone` hertz shifted to one phase, which is zero at sample 0. The length of the sound
+    does not change.
+    """
     hop = round(_STEP * rate)
     phase, voiced = _phases(sound, tone, rate, hop)
     if not voiced.any():

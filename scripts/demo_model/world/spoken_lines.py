@@ -1,4 +1,6 @@
-"""Makes the lines that the demo model's three speakers learn: every kind of answer of its world, some cut short."""
+"""Makes the lines that the demo model's three speakers learn. They are answers of every kind, and some of them are cut
+short.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,7 @@ class Line:
 
     @property
     def sound(self) -> Tensor:
-        """The samples of the speech; see `spoken`."""
+        """The samples from `spoken`."""
         return self.spoken()[0]
 
     def spoken(self) -> tuple[Tensor, Words]:
@@ -83,7 +85,9 @@ class Line:
 
 
 def diction(text: str) -> str:
-    """`text` for the synthetic voice: with a comma after an initial article, which is misheard otherwise."""
+    """`text` for the synthetic voice, with a comma after an initial article. Without the comma, listeners mishear the
+    article.
+    """
     return _FIRST_ARTICLE.sub(r"\1, ", text)
 
 

@@ -1,4 +1,4 @@
-"""Questions read aloud by many synthetic speakers, with the effects of microphones and rooms."""
+"""Makes spoken questions by many synthetic speakers, with the effects of microphones and rooms."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def some_voice(rng: Random, timbres: tuple[str, ...] = TIMBRES) -> SyntheticVoic
 def utterance(text: str, voice: SyntheticVoice, rng: Random) -> tuple[Sound, Words]:
     """`text` as a microphone records it, with random loudness, noise and silence: float32 at `RATE`, and word times."""
     sound, words = speak_words(text, voice, RATE)
-    if rng.random() < 0.4:  # a little faster and higher, or slower and deeper
+    if rng.random() < 0.4:  # this makes the voice a little faster and higher, or slower and deeper
         stretch = rng.uniform(0.93, 1.08)
         sound = soxr.resample(sound, RATE, RATE * stretch)
         words = [(place, moment * stretch) for place, moment in words]
-    if rng.random() < 0.15:  # as over a telephone
+    if rng.random() < 0.15:  # the sound of a telephone line
         sound = soxr.resample(soxr.resample(sound, RATE, 8000), 8000, RATE)
     lead = rng.uniform(0, 0.5)
     sound = np.pad(sound, (int(lead * RATE), int(rng.uniform(0, 0.5) * RATE)))
@@ -67,7 +67,7 @@ def utterance(text: str, voice: SyntheticVoice, rng: Random) -> tuple[Sound, Wor
     if rng.random() < 0.6:
         numbers = np.random.default_rng(rng.getrandbits(32))
         noise = numbers.standard_normal(len(sound), np.float32)
-        if rng.random() < 0.5:  # weaken the high frequencies
+        if rng.random() < 0.5:  # this weakens the high frequencies
             noise = np.convolve(noise, np.ones(8, np.float32) / 8, mode="same")
         level = float(np.sqrt(np.mean(sound**2))) * 10 ** (-rng.uniform(12, 45) / 20)
         sound = sound + noise * (level / (float(noise.std()) or 1.0))

@@ -20,8 +20,9 @@ from stages.talker_ar.stage import ARCHITECTURE
 
 VOICES = 8
 FRAMES = 60
-# The number of rows that a prefill step computes when memory is short, so that each step has only one utterance. The
-# engine does not copy the rows of a single utterance, so they must be unchanged when they are computed again.
+# The number of rows that a prefill step computes when memory is short. It is so small that each step has only one
+# utterance. The engine does not copy the rows of a single utterance, so the rows must be unchanged when they are
+# computed again.
 PROMPT = CROWDED["chunked_prefill_size"]
 
 
@@ -55,7 +56,7 @@ def run(setup: Setup, checkpoint: Path) -> Iterator[Finding]:
 
 
 class Said:
-    """Utterances with random prompts, and random rows for their frames; the same in every run."""
+    """Utterances with random prompts and with random rows for their frames. Every run uses the same ones."""
 
     def __init__(self, engine: Driven, voices: int) -> None:
         self.names = [str(index) for index in range(voices)]

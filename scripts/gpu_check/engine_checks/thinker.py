@@ -119,7 +119,7 @@ def _reference(setup: Setup, checkpoint: Path, asked: list[torch.Tensor], alone:
         furthest = max(furthest, float((best - chosen).max()))
         different += int((truth.argmax(-1) != torch.tensor(answer.ids)).sum())
         picks += len(answer.ids)
-    # 1.5 × Hugging Face's own error in this data type; the best logit and the logit of a pick may both be off by it.
+    # 1.5 × Hugging Face's own error in this data type. Both the best logit and the logit of a pick may have this error.
     limit = 1.5 * rounding + 1e-3
     figures = {
         "picks": picks, "different": different, "furthest_below_best": furthest, "off_float32": off,
@@ -154,7 +154,9 @@ def _steps(setup: Setup, engine: Driven, ids: torch.Tensor) -> Finding:
 def _retraction(
     setup: Setup, checkpoint: Path, asked: list[torch.Tensor], alone: dict[str, EngineAnswer], allowed: float
 ) -> Finding:
-    """Run more requests than fit the KV cache to their ends: some lose their memory and are computed again."""
+    """Run more requests than fit into the KV cache, until all have ended. Some requests lose their memory and are
+    computed again.
+    """
     longest = max(map(len, asked))
     engine = Driven(setup, checkpoint, ARCHITECTURE, tokens=2 * (longest + TOKENS), requests=8, **CROWDED)
     requests = [text(str(index), ids, TOKENS) for index, ids in enumerate(asked)]

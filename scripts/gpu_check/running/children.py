@@ -1,4 +1,4 @@
-"""Runs a check in a separate process with a time limit, so that a hang or a crash affects only that check."""
+"""Runs each check in a separate process with a time limit, so that a hang or a crash affects only that check."""
 
 from __future__ import annotations
 

@@ -48,7 +48,9 @@ def run_activation(x: Tensor, out: Tensor, name: str) -> None:
 
 
 def run_activation_filtered(x: Tensor, out: Tensor, _experts: Tensor, _step: int, name: str) -> None:
-    """A gated activation of the rows that have an expert. All rows are computed here; nothing reads the other rows."""
+    """A gated activation of the rows that have an expert. All rows are computed here, but rows without an expert are
+    never read.
+    """
     run_activation(x, out, name)
 
 
