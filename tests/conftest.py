@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the cores are shared with the servers under test
+# set before torch is imported, because the servers under test share the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import shutil
@@ -29,7 +30,7 @@ CHECKPOINTS = {"tiny": ["--preset", "tiny", "--seed", "0"], "nano": ["--preset",
 
 
 def make_checkpoint(name: str) -> Path:
-    """Make a random checkpoint under checkpoints/test, unless one from the same recipe is there already."""
+    """Make a random checkpoint under checkpoints/test, unless a checkpoint from the same recipe is already there."""
     target = ROOT / "checkpoints" / "test" / name
     script = ROOT / "scripts" / "make_tiny_checkpoint.py"
     subprocess.run([sys.executable, script, *CHECKPOINTS[name], "--out", target], check=True, stdout=subprocess.DEVNULL)
@@ -63,7 +64,9 @@ def data() -> Path:
 
 @pytest.fixture
 def run_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Directory for this test's run directories; none may be left in it at the end. Pytest's own path is too long."""
+    """Directory for this test's run directories. At the end, no run directory may be left in it. Pytest's own directory
+    cannot be used, because its path is too long.
+    """
     root = Path(tempfile.mkdtemp(prefix="omni-t-"))
     monkeypatch.setenv("TMPDIR", str(root))
     monkeypatch.setattr(tempfile, "tempdir", None)

@@ -1,4 +1,4 @@
-"""Simulates tensors on a GPU: operations on them are checked by CUDA's rules and counted, but not computed.
+"""Simulates tensors on a GPU. Operations on such tensors are checked by CUDA's rules and counted, but not computed.
 
 `CudaRules` is a dispatch mode. A tensor on ``cuda`` is one of torch's FakeTensors: it has a shape, a type and a device,
 but no values. Tensors on the CPU are computed as usual. An operation that CUDA refuses fails at once, such as one over
@@ -34,7 +34,7 @@ _NO_KERNELS = frozenset(
     }
 )  # fmt: skip
 
-# Operations whose result is a number, or has a size, that only the device knows.
+# Operations whose result is a number that only the device knows, or has a size that only the device knows.
 _READS = frozenset(
     {
         aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten._unique2, aten.unique_dim,
@@ -67,7 +67,7 @@ class TypeMix(Exception):
 
 
 class _WithoutDriver(FakeTensorMode):
-    """Never asks a driver, even where GPUs are simulated."""
+    """Replaces a function that would ask a driver, even where GPUs are simulated."""
 
     avoid_device_init = True
 
@@ -95,7 +95,7 @@ class CudaRules(TorchDispatchMode):
         captures: Kernels of each captured piece of work.
         to_device: Copies from the host to the device, by the function that made them; non-blocking copies are
             left out.
-        to_host: Copies from the device to the host, likewise. The copied values are zeros.
+        to_host: Copies from the device to the host, by the function that made them. The copied values are zeros.
     """
 
     def __init__(
@@ -122,10 +122,10 @@ class CudaRules(TorchDispatchMode):
             counts.clear()
 
     def launch(self, name: str, *arguments: Any, alike: bool = False) -> None:
-        """Stand in for a kernel that is not torch's: check that its tensors are on the device, and count it.
+        """Take the place of a kernel of another library: check that its tensors are on the device, and count it.
 
         Args:
-            alike: Whether its floating-point tensors must be of one type.
+            alike: Whether the kernel's floating-point tensors must have one type.
 
         Raises:
             RuntimeError: A tensor is not on the device.
@@ -214,7 +214,9 @@ class CudaRules(TorchDispatchMode):
             return func(*args, **kwargs)
 
     def _decomposed(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Runs an operation as its parts, if it is a single operation only in inference mode."""
+        """Runs an operation as the operations that it consists of, if it is a single operation only in inference
+        mode.
+        """
         super().__enter__()
         try:
             return func.decompose(*args, **kwargs)

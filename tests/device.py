@@ -1,4 +1,5 @@
-"""Sets the device of the stages under test, the exactness of its results, and the time that it may take.
+"""Sets the device of the stages under test, the exactness that their results must have, and the time that they may
+take.
 
 The default is the CPU. ``OMNI_TEST_DEVICE=cuda`` moves servers, encoders, predictor and vocoder under test to GPUs.
 ``OMNI_TEST_DTYPE=bfloat16`` changes their data type; only `tests/rounding` and `tests/quality` judge results in
@@ -17,7 +18,7 @@ DTYPE = os.environ.get("OMNI_TEST_DTYPE", "float32")
 
 _STAGES = ("image_encoder", "audio_encoder", "thinker", "talker_ar", "code_predictor", "code2wav")
 _ENGINES = ("thinker", "talker_ar")
-_CACHE_TOKENS = 65536  # as on a CPU: small checkpoints would get millions on a GPU
+_CACHE_TOKENS = 65536  # the default on a CPU; on a GPU, small checkpoints would get millions of tokens
 
 
 class Exactness(NamedTuple):
@@ -56,7 +57,9 @@ if (DEVICE, DTYPE) == ("cuda", "float32"):
 
 
 def on_device(config: dict[str, Any], device: str = DEVICE, dtype: str = DTYPE) -> dict[str, Any]:
-    """A server's configuration, moved to the device. Settings that it already has stay as they are."""
+    """A server's configuration with the stages on the device. Settings that the configuration already has stay as they
+    are.
+    """
     exact = dtype == "float32"
     if device == "cpu" and exact:
         return config

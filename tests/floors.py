@@ -54,7 +54,7 @@ def room_of(parts: Sequence[str]) -> str:
 
 
 def upward(rooms: Rooms, floors: Sequence[Sequence[str]]) -> list[str]:
-    """The imports that do not lead to a lower floor, each described in words.
+    """A sentence for each import that does not lead to a lower floor.
 
     Args:
         floors: Rooms from the ground up; rooms of one floor must not import each other.

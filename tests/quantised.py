@@ -1,4 +1,5 @@
-"""Makes two checkpoints from one: a quantised one, as others publish them, and one with its dequantised weights.
+"""Makes two checkpoints from one checkpoint: a quantised checkpoint like published ones, and a plain checkpoint with
+the dequantised weights.
 
 The packing is implemented here a second time, in numpy, so that tests can compare the product's unpacking with it.
 """
@@ -172,7 +173,9 @@ def _grouped(
 
 
 def _words(numbers: numpy.ndarray, places: tuple[int, ...] = tuple(range(8))) -> torch.Tensor:
-    """Four-bit numbers [rows, columns] as integers of eight columns each; `places` orders them from the lowest bits."""
+    """Packs four-bit numbers [rows, columns] into integers that hold eight columns each. `places` gives the order of
+    the columns from the lowest bits.
+    """
     eights = numbers.astype(numpy.uint32).reshape(len(numbers), -1, 8)
     words = sum(eights[:, :, place] << numpy.uint32(4 * order) for order, place in enumerate(places))
     return torch.from_numpy(numpy.ascontiguousarray(words).view(numpy.int32))

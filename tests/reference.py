@@ -1,6 +1,6 @@
 """Computes the reference: the answers of Hugging Face's Qwen3-Omni to conversations, with greedy decoding.
 
-Media are files, and are decoded here with the simplest means, so that a mistake in our own decoding shows.
+Media are files. They are decoded here in the simplest way, so that a mistake in the server's decoding is noticed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SAMPLE_RATE = 16_000
 # Two logits closer than this may change places when a batch is shaped differently (see docs/architecture.md).
 NEAR_TIE = EXACTNESS.near_tie
 
-# Given as the id that ends a text, so that no id ends the text.
+# No token has this id. If it is given as the id that ends a text, no id ends the text.
 NO_TOKEN = -1
 
 
@@ -48,7 +48,7 @@ class Greedy:
 
     Attributes:
         ids: Generated ids, the end of turn included if it came.
-        margins: For each id, the lead of its logit over the next best.
+        margins: For each id, the difference between its logit and the next best logit.
     """
 
     ids: list[int]
@@ -164,7 +164,7 @@ class Spoken:
     Attributes:
         ids: Text ids as in `Greedy`.
         codes: int64 [codebooks, frames].
-        margins: For each frame, the smallest lead of any of its codes over the next best.
+        margins: For each frame, the smallest difference between the logit of one of its codes and the next best logit.
         waveform: float32 [samples], decoded from all codes at once.
     """
 

@@ -1,4 +1,4 @@
-"""The code is built in floors: a room imports only rooms on lower floors, and never in a circle."""
+"""The code has floors: a room imports only rooms on lower floors, and imports never form a circle."""
 
 from __future__ import annotations
 

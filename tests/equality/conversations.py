@@ -16,7 +16,7 @@ def text(words: str) -> Part:
 
 
 class Kit:
-    """Makes each media item once, in a directory; its methods return message parts."""
+    """Makes each media item once, in a directory. The methods return message parts."""
 
     def __init__(self, directory: Path, data: Path) -> None:
         self._directory = directory

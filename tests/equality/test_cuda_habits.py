@@ -1,4 +1,5 @@
-"""A server that treats memory as on a GPU gives the reference's answers and speech, also when memory is taken back.
+"""A server that treats memory as a GPU does gives the reference's answers and speech, even when SGLang takes memory
+back.
 
 The tests compare the text and the voices of a sample of conversations. Both engines and the predictor are in one
 worker, which starts in a new interpreter, like a worker with a GPU. A server refuses to start with so little memory
@@ -55,7 +56,7 @@ def conversations(kit: Kit) -> list[Conversation]:
 
 
 def habitual() -> dict[str, Any]:
-    """Both engines and the predictor in one worker, with little memory for either engine."""
+    """A server with both engines and the predictor in one worker, and with little memory for each engine."""
     config = colocated()
     stages = config["stages"]
     stages["thinker"] |= {"environment": {cuda_habits.VARIABLE: "1"}, "options": THINKER}

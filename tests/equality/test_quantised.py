@@ -1,4 +1,6 @@
-"""A checkpoint with quantised weights answers and speaks as a plain checkpoint with the dequantised weights does."""
+"""A checkpoint with quantised weights gives the answers and the speech of a plain checkpoint with the dequantised
+weights.
+"""
 
 from __future__ import annotations
 

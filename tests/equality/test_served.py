@@ -1,4 +1,4 @@
-"""Over HTTP, answers equal the reference's token for token, in every layout and under any other load."""
+"""Over HTTP, answers equal the reference's answers token for token, in every layout and beside any other requests."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_table_is_as_large_and_lively_as_it_should_be(truths: Callable[[str]
         answers = truths(name).answers
         assert len(answers) >= 60
         assert len({tuple(answer.ids) for answer in answers.values()}) > 50  # the answers depend on the input
-        assert sum(len(answer.ids) < TOKENS for answer in answers.values()) > 10  # some end by themselves
+        assert sum(len(answer.ids) < TOKENS for answer in answers.values()) > 10  # some answers end by themselves
 
 
 def test_alone(running: Running) -> None:
@@ -123,7 +123,7 @@ def test_eight_at_once_with_staggered_arrival(running: Running) -> None:
 
 
 def test_while_neighbours_are_aborted(running: Running) -> None:
-    """Four clients ask; four more ask at random, read a little and hang up."""
+    """Four clients ask. Four others ask at random, read a little and disconnect."""
     order = list(running.truths.conversations)
     random.Random(7).shuffle(order)
     with ThreadPoolExecutor(8) as clients:

@@ -23,7 +23,7 @@ from tests.server import Server, colocated
 
 TOKENS = 16
 FRAMES = 20
-TOLERANCE = EXACTNESS.samples + 0.5 / 32768  # of full scale; the second part is the rounding to 16 bits
+TOLERANCE = EXACTNESS.samples + 0.5 / 32768  # relative to full scale; the second part is the rounding to 16 bits
 SAMPLES_PER_FRAME = 1920
 VOICES = ("ethan", "chelsie", "aiden")
 GREEDY = {"talker_temperature": 0, "talker_max_new_tokens": FRAMES + 1}
@@ -186,7 +186,7 @@ def test_streams_of_eight_with_staggered_arrival_on_a_warm_cache(running: Runnin
 
 
 def test_four_at_once_while_neighbours_are_aborted(running: Running) -> None:
-    """Four clients ask; four more ask at random, listen a little and hang up."""
+    """Four clients ask. Four others ask at random, listen a little and disconnect."""
     order = list(running.truths.conversations)
     random.Random(7).shuffle(order)
 
@@ -206,7 +206,9 @@ def test_four_at_once_while_neighbours_are_aborted(running: Running) -> None:
 
 
 def test_sound_comes_while_the_text_is_still_written(running: Running) -> None:
-    """The first sound comes within 0.35 of the answer's time; one try of three suffices, so a hiccup is harmless."""
+    """The first sound comes within the first 0.35 of the time of the whole answer. One try of three has to succeed, so
+    a short delay of the machine does no harm.
+    """
     body = {
         "messages": [{"role": "user", "content": "Tell me a long story."}],
         "modalities": ["text", "audio"],

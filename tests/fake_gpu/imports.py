@@ -27,7 +27,9 @@ _CHOSEN = (
 
 @functools.cache
 def modules() -> tuple[str, ...]:
-    """Names of modules: those of the graph's accelerated stages first, as a worker imports them."""
+    """Names of modules. The modules of the graph's accelerated stages come first, in the order in which a worker
+    imports them.
+    """
     accelerated = [spec for spec in QWEN3_OMNI.stages if spec.accelerated]
     first = [*(name for spec in accelerated for name in spec.preload), "omni_pipeline.worker.process"]
     stages = [spec.factory.partition(":")[0] for spec in accelerated]

@@ -1,4 +1,6 @@
-"""A pipeline whose answers the test defines, and a gateway in front of it that is served over real sockets."""
+"""Provides a pipeline whose answers a test defines, and a gateway in front of the pipeline that is served over real
+sockets.
+"""
 
 from __future__ import annotations
 

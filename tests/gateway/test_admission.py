@@ -14,7 +14,7 @@ from omni_pipeline.errors import OmniError
 
 
 class Crowd:
-    """Requests that come, wait, stay inside until a test lets them leave, and record the order in which they got in."""
+    """Makes requests that stay inside until a test lets them leave, and records the order in which they were let in."""
 
     def __init__(self, **limits) -> None:
         self.admission = Admission(Limits(**limits))
@@ -48,7 +48,7 @@ class Crowd:
         return caught.value.info
 
     async def empty_out(self) -> list[str]:
-        """Let all requests leave in the order in which they got in. Returns that order."""
+        """Let all requests leave in the order in which they were let in. Returns this order."""
         left = 0
         while left < len(self.entered):
             await self.leave(self.entered[left])
@@ -127,7 +127,7 @@ async def test_a_client_that_leaves_the_line_is_passed_over():
     for name in ("a1", "a2", "b1"):
         await crowd.come(name)
     crowd.cancel("a2")
-    await crowd.leave("a1")  # before the cancelled task has run
+    await crowd.leave("a1")  # this happens before the cancelled task has run
     assert await crowd.empty_out() == ["a1", "b1"]
 
 

@@ -1,4 +1,6 @@
-"""Tests the page of metrics: values, form for Prometheus' tools, and match with the docs and the dashboard."""
+"""Tests the page of metrics: its values, its form for Prometheus' tools, and its agreement with the docs and the
+dashboard.
+"""
 
 from __future__ import annotations
 

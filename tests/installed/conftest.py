@@ -66,7 +66,7 @@ def plain_environment() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
-    """Makes a wheel of a directory or a source archive, without the network."""
+    """Makes a wheel from a directory or a source archive, without the network."""
 
     def build(source: Path) -> Path:
         out = tmp_path_factory.mktemp("wheel")

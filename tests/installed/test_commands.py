@@ -1,4 +1,4 @@
-"""The commands of the usage guide, and those that come with the package, work where there is no checkout."""
+"""The commands of the usage guide and the commands of the package work where there is no checkout."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def kind_for(flags: str) -> str:
-    """The kind of checkpoint that a command is for."""
+    """The kind of checkpoint that a command needs."""
     return next((kind for kind in ("FP8", "INT4") if kind.lower() in flags.lower()), "BF16")
 
 

@@ -1,4 +1,4 @@
-"""The wheel holds the whole package and nothing else, from whichever sources it was made."""
+"""A wheel holds the whole package and nothing else, whether it is made from a checkout or from a source archive."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def files(wheel: Path) -> dict[str, bytes]:
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
-    """The files of a wheel, without the list of them."""
+    """The files of a wheel, except the file that lists them."""
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist() if not name.endswith("/RECORD")}
 

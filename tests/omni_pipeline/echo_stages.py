@@ -1,4 +1,5 @@
-"""A three-stage graph without torch: it splits a text into words, shouts each, and joins them again.
+"""Defines a graph of three stages without torch: they split a text into words, turn each word into capitals, and join
+the words again.
 
 Some words make a stage misbehave on purpose: ``TROUBLE@STAGE``, with TROUBLE a method of `_Trouble`.
 """
@@ -57,8 +58,8 @@ class Options(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     Attributes:
         refuse: Raise a StartupError with this message instead of loading.
         crash: Raise a RuntimeError with this message instead of loading.
-        crash_if: Crash, too, while a file with this name exists.
-        gate: Load only after a test has opened this FIFO for writing.
+        crash_if: Raise a RuntimeError, too, as long as a file with this name exists.
+        gate: A FIFO; the stage loads only after a test has opened it for writing.
     """
 
     refuse: str = ""
@@ -162,7 +163,7 @@ class Join(EchoStage):
 
 
 class _Trouble:
-    """The ways in which a word can make a stage misbehave."""
+    """Each method is a way in which a word can make a stage misbehave."""
 
     @staticmethod
     def fail(message: Work) -> Iterable[Failed]:

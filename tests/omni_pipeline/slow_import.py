@@ -1,4 +1,4 @@
-"""A module whose import reports its process id, and then lasts until a signal comes."""
+"""Reports its process id when it is imported. The import then lasts until a signal comes."""
 
 import os
 import signal

@@ -84,7 +84,7 @@ class Driver:
 
     def nvmlDeviceGetMemoryInfo(self, handle: Part) -> SimpleNamespace:
         if handle.places is not None:
-            raise Failure("insufficient permissions")  # as in a container that has one instance only
+            raise Failure("insufficient permissions")  # the situation in a container that has only one instance
         return SimpleNamespace(total=handle.memory, used=handle.memory - 1)
 
     def nvmlDeviceGetCudaComputeCapability(self, handle: Part) -> list[int]:

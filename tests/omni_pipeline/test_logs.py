@@ -20,7 +20,7 @@ def record(message: str, *args: object, error: BaseException | None = None, **va
 
 
 def text(*args: Any, **values: Any) -> str:
-    """The line for people, without its time."""
+    """The line of the text format, without its time."""
     return TextFormatter("main").format(record(*args, **values)).split(" ", 2)[2]
 
 

@@ -38,7 +38,9 @@ def group(conversation: Conversation) -> str:
 
 
 def conversations(kit: Kit) -> list[Conversation]:
-    """The equality tests' conversations, and long ones: slightly wrong angles show only at large positions."""
+    """The equality tests' conversations, and long conversations, because slightly wrong angles have an effect only at
+    large positions.
+    """
     long = [
         Conversation(f"long-{number}", [{"role": "user", "content": [text(f"{sentence} " * _REPEATED)]}])
         for number, sentence in enumerate(LONG)
@@ -57,7 +59,9 @@ def record(reference: RoundedReference, kit: Kit, step: int = 4) -> dict[str, Sp
 
 
 def compare_texts(ours: RoundedReference, truth: RoundedReference, conversations: list[Conversation]) -> Figures:
-    """Compare the answers of the reference in two data types, including the changes of the first candidates' leads."""
+    """Compare the answers of the reference in two data types, including the change of the first candidate's lead at
+    each token.
+    """
     texts = Texts()
     for conversation in conversations:
         ids, logits = ours.answer(conversation, TOKENS)

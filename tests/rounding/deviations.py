@@ -1,7 +1,8 @@
 """Measures how far a stage's results are from the reference's, with a few numbers that rounding hardly changes.
 
 If a router scores two experts nearly equal, it may pick another one in bfloat16, and then a whole token is off. Such
-tokens do not move medians, so medians are checked first, and tails separately. A smaller number is always better.
+tokens do not change a median. So medians are checked first, and tails are checked separately. A smaller number is
+always better.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ class Distances:
         self.values.setdefault(group, []).extend(distances)
 
     def figures(self, what: str) -> Figures:
-        """The median of all and, if there are several groups, of each group; the 90th percentile of all."""
+        """The median and the 90th percentile of all distances and, if there are several groups, the median of each
+        group.
+        """
         together = [value for group in self.values.values() for value in group]
         figures = {f"{what}: median": float(numpy.median(together))}
         if len(self.values) > 1:
@@ -86,7 +89,9 @@ class Texts:
 
 @dataclass
 class Codes:
-    """Frames of a predictor, each compared up to and including its first code that differs from the reference's."""
+    """Frames of a predictor. Each frame is compared up to and including its first code that differs from the
+    reference's code.
+    """
 
     codes: int = 0
     others: int = 0

@@ -122,7 +122,7 @@ class RoundedReference(SpokenReference):
 
     @torch.no_grad()
     def predict(self, state: torch.Tensor, code: int) -> list[int]:
-        """All codes of the greedy frame that starts from a talker state."""
+        """All codes of the frame that greedy choice gives for a talker state and a first code."""
         talker = self.model.talker
         first = talker.get_input_embeddings()(torch.tensor([[code]]))
         result = talker.code_predictor.generate(

@@ -35,7 +35,7 @@ class Asker:
 
 
 def token_ids(tokenizer: Any) -> dict[bytes, int]:
-    """The id of each token by its bytes; tokens that share their bytes with another are left out."""
+    """The id of each token, by the token's bytes. Tokens that share their bytes with another token are left out."""
     table = TokenTable.of(tokenizer)
     found: dict[bytes, list[int]] = {}
     for index in tokenizer.get_vocab().values():
@@ -44,7 +44,7 @@ def token_ids(tokenizer: Any) -> dict[bytes, int]:
 
 
 def parse(choice: Mapping[str, Any], ids: Mapping[bytes, int]) -> Answer:
-    """One choice of an answer. Raises AssertionError if its tokens and its log-probabilities disagree."""
+    """Reads one choice of an answer. Raises AssertionError if the choice's tokens and log-probabilities disagree."""
     picked: list[int] = choice["token_ids"]
     best: list[dict[int, float]] = []
     for index, token in zip(picked, choice["logprobs"]["content"], strict=False):

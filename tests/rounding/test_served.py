@@ -115,7 +115,9 @@ def test_the_demo_models_answers_are_those_in_float32(
 
 
 def difference(question: Question, running: Running, least: float) -> str | None:
-    """How the answer to a question differs; "tie" if the reference's lead at that token is less than `least`."""
+    """The difference between the answer to a question and the reference's answer; "tie" if the reference's lead at the
+    first different token is less than `least`.
+    """
     truth = running.truth.greedy(question.conversation, cases.TOKENS)
     answer = running.asker.ask(question.body)
     at = differs(answer.ids, truth)

@@ -1,4 +1,4 @@
-"""The bundle for a bare machine holds the wanted files of SGLang, and is unpacked only if its files are unchanged."""
+"""The bundle for a bare machine holds the needed files of SGLang. It is unpacked only if its files are unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checks of the engine on one GPU: all pass on a CPU, and tell right answers from wrong ones."""
+"""The checks of the engine on one GPU all pass on a CPU, and they find wrong answers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ FIRST = ([0.0, 5.0, 1.0], [3.0, 2.9, 0.0])
     [
         (FIRST, True),
         (([0.0, 5.0, 1.1], [3.0, 2.9, 0.0]), True),
-        (([0.0, 5.0, 1.0], [2.9, 3.0, 0.0]), True),  # the answers part at a near tie
+        (([0.0, 5.0, 1.0], [2.9, 3.0, 0.0]), True),  # the two answers differ from here on, because of a near tie
         (([5.0, 0.0, 1.0], [3.0, 2.9, 0.0]), False),
         (([0.0, 5.0, 3.0], [3.0, 2.9, 0.0]), False),
         (([0.0, 5.0, 1.0],), False),

@@ -1,4 +1,4 @@
-"""The checks of parts on one GPU: all pass on a CPU at small sizes, and each finds a planted fault."""
+"""The checks of parts on one GPU all pass on a CPU at small sizes, and each check finds a planted fault."""
 
 from __future__ import annotations
 
@@ -176,7 +176,8 @@ def test_replays_that_hold_memory_are_found(monkeypatch: pytest.MonkeyPatch, set
 
     def hoarding(self: FrameGraphs, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if next(calls) % 5 == 0:
-            # More than 32 MiB, which malloc takes from the system; less could come from what earlier tests freed.
+            # More than 32 MiB, because malloc allocates such a size from the system. Memory that earlier tests have
+            # freed could serve a smaller size.
             held.append(torch.ones(9 * 1024, 1024))
         return plain(self, *given)
 

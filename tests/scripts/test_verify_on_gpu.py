@@ -185,7 +185,8 @@ def test_answers_are_judged(status: int, result: dict[str, Any], problem: str) -
 def test_measuring_uses_flags_that_bench_has_and_tells_of_its_failure(output: str, tmp_path: Path) -> None:
     flags = [*verify_on_gpu.loads([1, 8]), "--requests", "1"]
     text, [check] = bench("http://127.0.0.1:9", "split", output, flags, tmp_path)
-    assert (check.passed, check.detail) == (False, "ended with 1"), text  # no server there; a usage error gives 2
+    # no server answers there; a usage error would give 2
+    assert (check.passed, check.detail) == (False, "ended with 1"), text
     assert f"`sgl-omni bench --output {output} --concurrency 1 --concurrency 8 --requests 1`" in text
 
 

@@ -30,7 +30,8 @@ def server(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
     server = Server(tiny_checkpoint, repository, config, ["--model-name", "qwen3-omni"]).start()
     yield server
     assert server.stop() == 0
-    assert "Traceback" not in server.log.read_text()  # whatever the tests did, the server met no unexpected error
+    # the tests must not have caused any unexpected error in the server
+    assert "Traceback" not in server.log.read_text()
 
 
 @pytest.fixture(scope="session")

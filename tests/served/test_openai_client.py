@@ -17,7 +17,7 @@ from tests.server import Server
 
 QUESTION = "How many cars are there in the picture?"
 TOKENS = 24
-ON_AND_ON = {"ignore_eos": True}  # past the end of the turn, up to the limit
+ON_AND_ON = {"ignore_eos": True}  # the answer goes on past the end of the turn, up to the limit
 
 
 def ask(client: openai.OpenAI, content: Any = QUESTION, **options: Any) -> ChatCompletion:
@@ -228,7 +228,8 @@ def test_of_several_stop_strings_the_first_in_the_text_counts(client: openai.Ope
 
 
 def test_a_stop_string_that_does_not_come_changes_nothing(client: openai.OpenAI, greedy: str) -> None:
-    stop = greedy[-3:] + "\x00"  # it begins with the answer's last characters, so these are held back until the limit
+    # the stop string begins with the answer's last characters, so these characters are held back until the limit
+    stop = greedy[-3:] + "\x00"
     answer = ask(client, stop=stop, extra_body=ON_AND_ON)
     assert (text(answer), answer.choices[0].finish_reason) == (greedy, "length")
     assert text_of_chunks(ask_streamed(client, stop=stop, extra_body=ON_AND_ON)) == greedy

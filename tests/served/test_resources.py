@@ -59,7 +59,7 @@ def test_idle_processes_use_no_cpu(server: Server) -> None:
     server.until(lambda: not any(server.live_requests().values()), 5)
     family = server.processes()
     before = {process: cpu_seconds(process) for process in family}
-    time.sleep(IDLE_SECONDS)  # this is what is measured
+    time.sleep(IDLE_SECONDS)  # the test measures this time
     used = {process.pid: cpu_seconds(process) - before[process] for process in family}
     assert max(used.values()) / IDLE_SECONDS <= MOST_IDLE_CPU, used
 

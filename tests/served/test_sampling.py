@@ -107,7 +107,9 @@ def test_a_favoured_token_is_generated(server: Server, greedy: list[int]) -> Non
 
 @pytest.mark.parametrize("field", ["presence_penalty", "frequency_penalty"])
 def test_penalties_on_the_answer_make_it_less_repetitive(server: Server, field: str) -> None:
-    """A bias makes two tokens likely; the penalties make them less likely, and do not depend on the prompt."""
+    """A bias makes two tokens likely. The penalties make these tokens less likely, and the penalties do not depend on
+    the prompt.
+    """
     fond: dict[str, Any] = {"logit_bias": {"300": 9, "301": 9}, "ignore_eos": True}
     plain, penalised = (ids(server, **fond, **{field: penalty}) for penalty in (0, 2))
     repeats = [max(Counter(answer).values()) for answer in (plain, penalised)]

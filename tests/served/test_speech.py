@@ -87,7 +87,9 @@ def test_sound_alone_has_its_text_in_the_transcript(client: openai.OpenAI) -> No
 
 @pytest.mark.parametrize("at", [1, 4, 7])
 def test_nothing_of_a_stop_string_is_spoken_nor_what_comes_after(client: openai.OpenAI, at: int) -> None:
-    """A text that a stop string ends sounds like one that its limit ends a token later: a last token is not spoken."""
+    """A text that a stop string ends sounds like a text that the token limit ends one token later, because the last
+    token is never spoken.
+    """
     fields = {"ignore_eos": True, "return_token_ids": True, "talker_temperature": 0, "talker_max_new_tokens": 40}
     audio = {"voice": "ethan", "format": "pcm16"}
     whole = speak(client, temperature=0, modalities=["text"], audio=None, extra_body=fields).choices[0]
@@ -224,7 +226,7 @@ def _first_frames(checkpoint: Path) -> dict[int, tuple[float, numpy.ndarray]]:
     for hook in hooks:
         hook.remove()
     first = logits[0].float()
-    first[-1024:] = -torch.inf  # except the code that ends the utterance, which gives no frame
+    first[-1024:] = -torch.inf  # the code that ends the utterance gives no frame
     best = (first / 0.9).topk(50)
     shares = torch.softmax(best.values, dim=-1)
     frames: dict[int, tuple[float, numpy.ndarray]] = {}

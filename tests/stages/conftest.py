@@ -23,7 +23,7 @@ from tests.device import DEVICE, DTYPE
 
 # Functions that mix floating-point types on purpose.
 MIXES = (
-    "stages.code_predictor.network:ResidualNetwork._attend",  # scores become float32 with their mask
+    "stages.code_predictor.network:ResidualNetwork._attend",  # adding the float32 mask turns the scores into float32
     # The reference multiplies its table of places by float32 weights.
     "transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe:Qwen3OmniMoeVisionEncoder.forward",
 )
@@ -85,7 +85,7 @@ def voice_context(checkpoints: Callable[[str], Path]) -> Any:
     options_of = {"code_predictor": CodePredictorOptions, "code2wav": Code2WavOptions}
 
     def context(checkpoint: str, name: str, **options: Any) -> StageContext:
-        if name == "code2wav":  # batches can go wrong, and a CPU makes no batches by default
+        if name == "code2wav":  # batches can go wrong, but a CPU makes no batches by default
             options = {"max_batch": 32, **options}
         chosen = options_of[name](**{"dtype": DTYPE, **options})
         return StageContext(name, str(checkpoints(checkpoint)), DEVICE, chosen, frozenset({name}), scratch="")

@@ -9,7 +9,7 @@ from omni_pipeline.contract.stage_memory import Needs, Request, Situation
 from omni_pipeline.deployment.checkpoint import inspect
 from stages.topology import QWEN3_OMNI
 
-ITEM_SIZE = 4  # float32, as on a CPU
+ITEM_SIZE = 4  # bytes of a float32 number, the type on a CPU
 
 
 def weight_bytes(path: Path, stage: str) -> int:

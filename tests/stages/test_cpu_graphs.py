@@ -1,4 +1,4 @@
-"""A stand-in for a CUDA graph repeats operations on the memory with which they were recorded."""
+"""A stand-in for a CUDA graph repeats its operations on the memory with which the operations were recorded."""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ from stages.talker_ar.stage import Talker
 from tests.cuda_rules import CudaRules
 from tests.fake_gpu.inside import kernels
 
-# Too few tokens for all requests at the end of a journey, so that SGLang takes memory back from some.
+# Size of the KV cache in tokens. It is too small for all requests at the end of a journey, so that SGLang takes memory
+# back from some requests.
 KV_TOKENS = 192
 
 # SGLang reads numbers from the device here while it starts.
@@ -118,7 +119,7 @@ class Journey:
             self.step()
 
     def told(self) -> dict[str, Any]:
-        """The whole record, as plain values."""
+        """The whole record of the journey, as plain values."""
         return {
             "steps": to_builtins(self.steps),
             "captures": self.captures,
@@ -234,7 +235,7 @@ class _Ring:
         self.talker.receive(End(name, "thinker", "talker_ar", Finished("stop", None)))
 
     def run(self, turns: int | None = None) -> None:
-        """Go round until there is nothing to do, or at most `turns` times."""
+        """Step all parts of the ring until there is nothing left to do, or at most `turns` times."""
         while (self.talker.has_work or self._due) and turns != 0:
             turns = None if turns is None else turns - 1
             due, self._due = self._due, []
@@ -259,7 +260,7 @@ class _Ring:
             return messages
 
         messages = self.journey.note(step)
-        if not self.talker.batch:  # nothing was computed, only messages were sent
+        if not self.talker.batch:  # the step computed nothing and only sent messages
             self.journey.steps.pop()
         return messages
 
@@ -273,7 +274,7 @@ def _on_gpu() -> Iterator[CudaRules]:
 def _request(
     name: str, length: int, engine: Engine, *, clip: bool = False, max_tokens: int = 12, **params: Any
 ) -> Generation:
-    """A prompt of this many tokens: text, or mostly rows of a clip with deepstack."""
+    """A prompt of the given number of tokens: text, or mostly rows of a clip with deepstack."""
     ids = torch.arange(length) + 10
     sampling = Sampling(max_tokens=max_tokens, **params)
     if not clip:

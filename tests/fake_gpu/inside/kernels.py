@@ -1,4 +1,4 @@
-"""Replaces SGLang's kernels on a fake GPU: they are counted, and return empty tensors."""
+"""Replaces SGLang's kernels on a fake GPU. The replacements are counted, and return empty tensors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def installed(rules: CudaRules) -> Iterator[None]:
         (cache, "compute_build_key", lambda spec, build_file: ""),
         (loader, "_find_prebuilt", lambda spec, scope: Path(spec.module_name)),
         (loader, "_load", lambda library: _Compiled(rules, library.name)),
-        # A group of a single rank never communicates, so Gloo's can replace NCCL's.
+        # A group of a single rank never communicates, so a Gloo group can replace the NCCL group.
         (bootstrap, "_resolve_backend", lambda device: "gloo"),
         (deep_gemm_wrapper, "update_deep_gemm_config", lambda gpu: None),
         # The original collects the process's garbage twice, which takes longer than everything else.

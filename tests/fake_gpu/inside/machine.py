@@ -1,4 +1,4 @@
-"""Asks every source which GPUs there are."""
+"""Asks torch, NVML and nvidia-smi which GPUs there are."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def failing(what: str) -> None:
 
 
 def poison() -> bool:
-    """Whether this process is untouched by an earlier call of this function."""
+    """Whether no earlier call of this function has changed this process."""
     untouched = not hasattr(torch, "poisoned")
     torch.poisoned = True
     return untouched

@@ -17,14 +17,14 @@ from gateway.answers.audio_formats import SpeechEncoder, ThreadedEncoder, file_e
 from gateway.api.speech_format import SAMPLE_RATE
 from tests.gateway.scripted import tone
 
-# Sizes as the vocoder produces them: the first frame lacks its look-ahead, later pieces grow.
+# Sizes of pieces as the vocoder makes them. The first frame lacks its look-ahead, and later pieces are larger.
 PIECES = [1365, 3840, 7680, *[15_360] * 5]
 COMPRESSED = ["flac", "mp3", "opus", "aac"]
 LOSSY = ["mp3", "opus", "aac"]
 
 
 def cut(sizes=PIECES) -> list[numpy.ndarray]:
-    """A tone, cut into pieces of `sizes` samples."""
+    """A tone in pieces that have `sizes` samples."""
     starts = itertools.accumulate(sizes, initial=0)
     return [tone(size, start) for size, start in zip(sizes, starts, strict=False)]
 

@@ -63,7 +63,7 @@ VALUES: dict[str, Any] = {
     "stream_options": {"include_usage": True},
 }
 NEEDS = {"top_logprobs": {"logprobs": True}, "stream_options": {"stream": True}}
-# `model`: the server has one model, and accepts any name. `n`: refused unless it is 1.
+# The server has one model and accepts any name in `model`. It refuses any `n` except 1.
 WITHOUT = {"model", "n"}
 
 

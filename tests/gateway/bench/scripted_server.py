@@ -1,4 +1,4 @@
-"""A server that answers chat completions from a script, in the form of this server or of a similar one."""
+"""Provides a server that answers chat completions from a script, in the form of this server or of a similar server."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from omni_pipeline.config.schema import MediaPolicy
 from omni_pipeline.errors import OmniError
 from tests.gateway.scripted import HELLO, ScriptedPipeline, serving
 
-FRONT = "127.0.0.3"  # these tests treat it as public
+FRONT = "127.0.0.3"  # these tests treat this address as public
 SECRETS = ("127.0.0.2", "127.0.0.1", "::1")
 REFUSALS = {"media_not_allowed", "invalid_url"}
 
@@ -102,7 +102,7 @@ SPELLINGS = [
     "HTTP://127.0.0.2:PORT/", "http://user@127.0.0.2:PORT/", "http://user:key@127.0.0.2:PORT/",
     "http://example.org@127.0.0.2:PORT/", "http://127.0.0.2:PORT@example.org:22/", "http://127.0.0.2:PORT\\@example.org/",
     "http://example.org\\@127.0.0.2:PORT/", "http://127.0.0.2:PORT#@example.org/",
-    # numbers that some resolvers read as an address
+    # numbers that some resolvers read as addresses
     "http://2130706434:PORT/", "http://2130706433:PORT/", "http://0x7f000002:PORT/", "http://0X7F000002:PORT/",
     "http://0x7f.0.0.2:PORT/", "http://0x7f.0x0.0x0.0x2:PORT/", "http://0177.0.0.2:PORT/", "http://0177.0.0.02:PORT/",
     "http://017700000002:PORT/", "http://00000177.0.0.2:PORT/", "http://127.2:PORT/", "http://127.0.2:PORT/",

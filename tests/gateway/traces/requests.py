@@ -11,7 +11,7 @@ FIGURES = {"request_id": "req-1", "model": "tiny", "answer_id": "chatcmpl-1", "o
 
 
 def traced(began: float = 100.0, ended: float = 101.0, headers: dict[str, str] | None = None, **figures: Any) -> Traced:
-    """The timeline of a request that is over, without spans."""
+    """The timeline, without spans, of a request that has ended."""
     timeline = Traced(TRACE_ID, headers or {}, following=lambda _: None, ending=lambda _: None)
     timeline.answer_id = "chatcmpl-1"
     timeline.began, timeline.ended, timeline.epoch = began, ended, 1_700_000_000.0 - began

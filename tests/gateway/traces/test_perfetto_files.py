@@ -1,4 +1,4 @@
-"""Tests files in Chrome's trace event format: their content, and the number that is kept."""
+"""Tests files in Chrome's trace event format: their content, and the number of files that are kept."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_check_tells_what_means_nothing() -> None:
 
 @pytest.fixture
 def nearly_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One GPU on this machine, with 80 GB, of which other programs leave 1 GiB."""
+    """A machine with one GPU of 80 GB, of which other programs use all but 1 GiB."""
     monkeypatch.setattr("omni_pipeline.deployment.resolve.detect", lambda: parse("1xH100-80GB"))
     monkeypatch.setattr("omni_pipeline.gpus.memory_used", lambda own: {gpu.index: gpu.memory - 2**30 for gpu in own})
     monkeypatch.setattr("omni_pipeline.kernels.toolchain.check", lambda workers: None)

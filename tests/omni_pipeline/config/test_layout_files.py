@@ -21,7 +21,7 @@ FUSED = ROOT / "configs" / "qwen3_omni_mmsu.yaml"
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Run outside of any checkout."""
+    """Run the test in a directory outside of any checkout."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -58,7 +58,7 @@ def test_directory_with_the_name_of_a_layout_hides_nothing(elsewhere: Path) -> N
 
 
 def test_path_of_a_pipe_is_read() -> None:
-    """A shell passes such a path for ``--config <(…)``."""
+    """A shell passes the path of a pipe for ``--config <(…)``."""
     reading, writing = os.pipe()
     assert find(f"/dev/fd/{reading}").path == Path(f"/dev/fd/{reading}")
     os.close(reading)

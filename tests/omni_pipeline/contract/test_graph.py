@@ -1,4 +1,4 @@
-"""A graph must be consistent, and describes itself."""
+"""An inconsistent graph is refused, and a consistent graph gives its edges and stages."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ PARTS = (*GPUS, Gpu(2, "part", 2**33, "MIG-abc"), Gpu(3, "part", 2**33, "MIG-def
 
 @pytest.fixture(autouse=True)
 def _environments_stay_readable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPT_NOENV", "1")  # setproctitle then leaves the environment readable
+    # with this variable, setproctitle leaves the environment of the process readable
+    monkeypatch.setenv("SPT_NOENV", "1")
 
 
 def config(**stages: StageConfig) -> Config:
@@ -85,5 +86,5 @@ async def test_worker_that_fills_its_gpu_is_started_when_the_others_are_ready(ru
 
 
 def started(pid: int) -> int:
-    """The start time of a process, in ticks of the system."""
+    """The time at which a process was started, in ticks of the system's clock."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])

@@ -24,7 +24,7 @@ GIB = 1024**3
 
 
 class Settings(CacheOptions, frozen=True, kw_only=True):
-    """Options such as a language model's stage has."""
+    """Options like the options of a language model's stage."""
 
     dtype: str | None = None
 

@@ -33,7 +33,7 @@ SYSTEM = "/usr/bin:/bin"
 
 @pytest.fixture(autouse=True)
 def _machine_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever these tests run, no toolkit is installed, and the user's cache is empty."""
+    """Make these tests independent of their machine: hide any installed toolkit, and use an empty cache."""
     monkeypatch.setattr(cuda_toolkit, "USUAL", tmp_path / "no-cuda")
     for name in ("CUDA_HOME", "CUDA_PATH", "CXX", "NVCC_CCBIN"):
         monkeypatch.delenv(name, raising=False)
@@ -53,7 +53,9 @@ def toolkit(home: Path, parts: Iterable[str] = PARTS) -> Path:
 
 
 def test_worker_finds_the_programs_of_its_environment_although_that_is_not_activated(tmp_path: Path) -> None:
-    """This holds even if the environment extends another one, whose programs are in another directory."""
+    """The programs are found even if the environment extends another environment, whose programs are in another
+    directory.
+    """
     environment = toolchain.prepared({"PATH": SYSTEM, "XDG_CACHE_HOME": str(tmp_path)})
     first, *others = environment["PATH"].split(":")
     assert first == os.path.dirname(sys.executable)
@@ -278,7 +280,8 @@ def test_driver_is_found_by_linkers_although_only_its_versioned_name_is_there(tm
 async def test_worker_on_a_gpu_has_the_toolchain_and_others_do_not(
     run_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SPT_NOENV", "1")  # setproctitle then leaves the environment readable
+    # with this variable, setproctitle leaves the environment of the process readable
+    monkeypatch.setenv("SPT_NOENV", "1")
     monkeypatch.setenv("CUDA_HOME", str(toolkit(tmp_path / "named")))
     monkeypatch.setenv("PATH", SYSTEM)
     async with running(GPU_STAGES, gpus=parse("1x24GB")) as session:

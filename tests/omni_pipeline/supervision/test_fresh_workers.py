@@ -45,7 +45,8 @@ async def test_nothing_is_imported_for_them_beforehand(run_root: Path) -> None:
 async def test_fresh_worker_that_dies_or_hangs_is_replaced_by_a_fresh_one(
     run_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SPT_NOENV", "1")  # setproctitle then leaves the environment readable
+    # with this variable, setproctitle leaves the environment of the process readable
+    monkeypatch.setenv("SPT_NOENV", "1")
     config = fresh()
     config.supervision.silent_seconds = 5
     async with running(config) as session:
@@ -59,7 +60,7 @@ async def test_fresh_worker_that_dies_or_hangs_is_replaced_by_a_fresh_one(
 
 
 async def test_what_fresh_workers_start_and_leave_ends_with_them(run_root: Path) -> None:
-    """This holds for processes and files. `run_root` checks again at the end that no files are left."""
+    """The test covers processes and files. `run_root` checks again at the end that no files are left."""
     async with running(fresh()) as session:
         await session.ask("r", "spawn@shout litter@shout")
         (left,) = psutil.Process(session.supervisor.pids["shout"]).children()

@@ -1,7 +1,8 @@
-"""Of workers on GPUs that are busy for long, only those that hang are replaced; here with real processes.
+"""Of the workers on GPUs that are busy for a long time, only workers that hang are replaced. The tests use real
+processes.
 
-There are no GPUs here. A worker makes a library call that never ends, instead of waiting for a kernel that never ends.
-Both look the same, from inside the process and from outside.
+The tests need no GPU. A worker makes a library call that never ends, instead of waiting for a kernel that never ends.
+Both look the same from inside the process and from outside.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def spinning(tmp_path: Path, run_root: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(("trouble", "ranks"), [("spin", 1), ("spin_locked", 1), ("spin", 2)])
 async def test_worker_that_waits_for_a_hung_gpu_is_replaced(trouble: str, ranks: int, spinning: None) -> None:
-    """This holds even if the call keeps the interpreter's lock, and if all ranks wait for each other."""
+    """The worker is replaced even if the call keeps the interpreter's lock, or if all ranks wait for each other."""
     async with running(on_gpus(ranks=ranks), gpus=GPUS) as session:
         pid = session.supervisor.pids["shout"]
         session.supervisor.submit("r", Text(f"{trouble}@shout"))

@@ -1,4 +1,4 @@
-"""Silent workers that are at work are told apart from those that hang."""
+"""A silent worker that computes does not count as hung, and a silent worker that hangs does."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_process_that_has_ended_is_no_matter_of_silence() -> None:
 def test_time_in_which_nobody_looked_counts_little() -> None:
     vitals = Vitals(1, BOUNDS, lambda pid, ranks: Sample("S", 5.0))
     vitals.beat()
-    assert vitals.look(3600.0) is None  # a suspended machine
+    assert vitals.look(3600.0) is None  # the machine was suspended
     assert vitals.look(1.0) is None
 
 
@@ -127,7 +127,7 @@ def compiling() -> Iterator[Sample]:
 
 
 def allocating(faults: int) -> Iterator[Sample]:
-    """A process that computes and takes memory."""
+    """A process that computes and allocates memory."""
     return (Sample("R", float(second), faults=faults * second) for second in range(1000))
 
 
@@ -199,7 +199,9 @@ def test_compiling_is_told_while_it_goes_on() -> None:
 
 
 def test_sample_tells_ranks_from_what_compiles_for_them() -> None:
-    """A parent has two children, the rank and a helper; the rank has another helper. All but the parent compute."""
+    """A parent has two children, the rank and a helper, and the rank has a helper of its own. All processes except the
+    parent compute.
+    """
     busy = "while :; do :; done"
     script = f"sh -c '({busy}) & echo $!; {busy}' & echo $!; ({busy}) & echo $!; wait"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as process:

@@ -89,7 +89,7 @@ async def test_failures_come_back_as_data() -> None:
 async def test_aborted_request_is_never_answered_and_its_late_messages_are_counted() -> None:
     async with running(echo_config()) as session:
         supervisor = session.supervisor
-        supervisor.abort("r")  # before the request arrives, so that all its messages are late
+        supervisor.abort("r")  # abort before the request arrives, so that all messages of the request are late
         supervisor.submit("r", Text("too late"))
         assert (await session.ask("s", "other")).text == "OTHER"
         async with asyncio.timeout(5):
@@ -102,7 +102,7 @@ async def test_aborted_request_is_never_answered_and_its_late_messages_are_count
 async def test_temporary_files_of_workers_go_with_the_run_directory(run_root: Path, end: str) -> None:
     async with running(echo_config()) as session:
         await session.ask("r", "litter@shout")
-        assert len(os.listdir(run_root)) == 1  # nothing besides the run directory
+        assert len(os.listdir(run_root)) == 1  # the directory contains nothing except the run directory
         if end == "kill":
             os.kill(session.supervisor.pids["shout"], signal.SIGKILL)
             await session.lost()
@@ -189,7 +189,7 @@ def test_kill_of_the_main_process_leaves_nobody_and_nothing(ready: bool) -> None
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT) as main:
         assert main.stdout is not None
         pids = [int(pid) for pid in main.stdout.readline().split()]
-        assert len(pids) == (4 if ready else 1)  # including a process that a worker has started
+        assert len(pids) == (4 if ready else 1)  # all processes are gone, including a process that a worker has started
         parents = {parent(pid) for pid in pids[:3]} if ready else set()
         main.kill()
     assert [pid for pid in [*pids, *parents] if not gone(pid)] == []

@@ -1,4 +1,4 @@
-"""A process keeps metrics about itself."""
+"""A process counts its messages, steps and batch sizes correctly."""
 
 from __future__ import annotations
 

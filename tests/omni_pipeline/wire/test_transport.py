@@ -71,7 +71,7 @@ def test_message_arrives_whole(inbox: Inbox, outbox: Outbox, sizes: list[int]) -
 
 
 def test_messages_of_one_sender_arrive_in_order_and_none_is_lost(inbox: Inbox, outbox: Outbox) -> None:
-    count = 20_000  # far above any default high-water mark, while no process reads
+    count = 20_000  # this number is far above any default high-water mark, and no process reads
     for number in range(count):
         outbox.send(inbox.address, [b"%d" % number])
     assert [take(inbox) for _ in range(count)] == [[b"%d" % number] for number in range(count)]
@@ -120,4 +120,4 @@ def test_forgetting_a_dead_receiver_drops_what_waits_for_it(context: zmq.Context
     outbox = Outbox(context)
     outbox.send("ipc:///nowhere/at/all", [b"x"])
     outbox.forget("ipc:///nowhere/at/all")
-    context.term()  # would block on anything that still lingered
+    context.term()  # this call would block if a message still waited to be sent

@@ -1,4 +1,6 @@
-"""The worker loop, here in a thread with real sockets, delivers and sends messages, and fails and forgets requests."""
+"""The worker loop delivers and sends messages, and fails and forgets requests. The tests run it in a thread with real
+sockets.
+"""
 
 from __future__ import annotations
 
@@ -218,12 +220,13 @@ def test_crash_in_a_step_fails_all_that_the_stage_holds_and_nothing_else(run_roo
     bench = Bench(echo("shout"), run_root)
     held = Chunk("held", "split", "shout", Word("x", []), seq=0)
     bench.send(held, Chunk("r", "split", "shout", Word("crash@shout", []), seq=0))
-    bench.start()  # only now, so that the stage holds both messages when it crashes
+    bench.start()  # sent only now, so that the stage holds both messages when it crashes
     failed = [bench.next(), bench.next()]
     assert all(isinstance(message, Failed) for message in failed)
     assert {message.request_id for message in failed} == {"held", "r"}  # type: ignore[union-attr]
     bench.send(Chunk("s", "split", "shout", Word("x", []), seq=0))
-    assert isinstance(bench.next(bench.elsewhere), Chunk)  # from the request that the stage held, before the crash
+    # this message belongs to the request that the stage held before the crash
+    assert isinstance(bench.next(bench.elsewhere), Chunk)
     later = bench.next(bench.elsewhere)
     assert isinstance(later, Chunk)
     assert later.request_id == "s"

@@ -1,4 +1,4 @@
-"""All ranks of a stage do the same, and no rank outlives another."""
+"""All ranks of a stage do the same work, and no rank outlives another rank."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def situation(config: Mapping[str, Any], chosen: Any, dtype: torch.dtype = torch
 def peak(work: Callable[[], object]) -> int:
     """Peak of allocated bytes while `work` runs, less those allocated before."""
     with torch.inference_mode():
-        work()  # makes the allocations that happen only once
+        work()  # the first run makes the allocations that happen only once
         return peak_bytes(work, "cpu")
 
 
@@ -168,7 +168,7 @@ def test_a_cpu_captures_no_graphs(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("given", [{"top_k": 50, "top_p": 0.8, "min_p": 0.1}, {"top_p": 0.8}])
 def test_peak_of_sampling(given: dict[str, Any]) -> None:
-    """The memory of `draw`, which gets float32 logits besides the engine's own."""
+    """The peak of `draw`, which makes float32 logits in addition to the engine's logits."""
     rows, vocabulary = 4, 50_000
     states = [
         SamplingState(

@@ -83,7 +83,7 @@ def test_published_forms_are_served_on_a_hopper_and_on_a_cpu(refusal: Refusal, n
         ("int4-awq", "1xT4-16GB", "need compute capability 8.0, and this GPU has 7.5."),
         ("int4-awq", "1xRTX3090-24GB", ""),
         ("int4-packed", "1xA100-80GB", ""),
-        ("fp8-block", "1x80GB", ""),  # unknown
+        ("fp8-block", "1x80GB", ""),  # the capability is unknown
     ],
 )
 def test_gpu_has_to_be_able_to(refusal: Refusal, name: str, gpus: str, message: str) -> None:

@@ -22,7 +22,7 @@ CHECKPOINTS = ("tiny", "nano")
 
 
 class Listener:
-    """Plays the parts of the code predictor and the collector around a stage."""
+    """Takes the places of the code predictor and the collector around a stage."""
 
     def __init__(self, stage: Code2Wav) -> None:
         self.stage = stage

@@ -1,4 +1,6 @@
-"""Codec frames equal the reference's code for code, or follow its probabilities if sampled, in any batch."""
+"""In any batch, codec frames equal the reference's frames code for code or, if they are sampled, follow the reference's
+probabilities.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ class Heard:
 
 
 class Partners:
-    """Plays the parts of the talker and the vocoder around a stage."""
+    """Takes the places of the talker and the vocoder around a stage."""
 
     def __init__(self, stage: CodePredictor) -> None:
         self.stage = stage
@@ -246,7 +248,9 @@ def test_a_seed_repeats_a_voice_alone_and_in_any_company(partners: Callable[...,
 
 
 def test_what_is_not_recorded_yet_is_recorded_in_spare_time(partners: Callable[..., Partners], reference: Any) -> None:
-    """An utterance that arrives meanwhile goes first; when everything is recorded, there is nothing to do."""
+    """An utterance that arrives in the meantime is computed first. When everything is recorded, the stage has no more
+    work.
+    """
     room = partners("nano", record=True, max_batch=2)
     assert room.stage.has_work
     room.start("a")

@@ -88,7 +88,7 @@ def test_wider_choices_than_were_recorded_are_computed(network: ResidualNetwork)
 def test_larger_batches_are_recorded_when_they_are_first_wanted(network: ResidualNetwork) -> None:
     recording = Recording()
     graphs = FrameGraphs(network, recording, 6, 4, beforehand=1)
-    assert recording.made == 2  # greedy, and sampled among few
+    assert recording.made == 2  # greedy choice, and sampling among few codes
     greedy = CodeChoice(None, None, None)
     for batch in (1, 2, 2, 1):
         graphs.frames(torch.zeros(batch, network.hidden_size), torch.zeros(batch, dtype=torch.int64), greedy)

@@ -68,7 +68,7 @@ def test_zero_points_of_gptq_version_2_are_stored_as_they_are() -> None:
 
 
 def sum_of_nibbles(words: torch.Tensor, more: int) -> torch.Tensor:
-    """Each four bits of integers, plus `more`."""
+    """The sum of the four-bit numbers in each integer, plus `more`."""
     raised = [((words >> 4 * place) & 15) + more for place in range(8)]
     return torch.stack([one << 4 * place for place, one in enumerate(raised)]).sum(0).to(torch.int32)
 

@@ -1,4 +1,4 @@
-"""The engine's tokens equal the reference's however requests are mixed, and it leaves nothing behind."""
+"""The engine's tokens equal the reference's tokens however requests are mixed, and the engine leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def test_equal_ids_with_other_cache_ids_share_nothing(
     run(engine, generation("first", prompts[1]))
     other = generation("other", prompts[1])
     other.cache_ids = prompts[1].clone()
-    other.cache_ids[0] = 1 << 30  # as if the first row belonged to a picture; its embedding stays the text's
+    other.cache_ids[0] = 1 << 30  # the first row is treated as a row of a picture, but keeps the embedding of its text
     other.rows = PromptRows(
         ids=prompts[1],
         positions=None,

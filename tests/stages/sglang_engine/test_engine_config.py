@@ -1,4 +1,6 @@
-"""The config for SGLang lists, by our models' names, exactly the layers that a checkpoint leaves plain."""
+"""The config for SGLang lists exactly the layers that are plain in a checkpoint, by the names in our model
+definitions.
+"""
 
 from __future__ import annotations
 

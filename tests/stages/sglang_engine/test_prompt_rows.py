@@ -1,4 +1,4 @@
-"""Any stretch of a sequence gets its own rows and positions."""
+"""Every piece of a sequence gets the rows and positions that belong to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""An utterance is the same whatever others do, waits alone if its input is late, and leaves nothing behind.
+"""An utterance is the same whatever other utterances do. If its input is late, only this utterance waits. It leaves
+nothing behind.
 
 A fixed table from code to frame embedding plays the predictor's part. `tests/equality/test_spoken.py` has the real one
 in the ring, and shows that the codes equal the reference's.
@@ -38,7 +39,7 @@ def talker(tiny_checkpoint: Any, tmp_path_factory: pytest.TempPathFactory, habit
 
 
 class Ring:
-    """Drives the stage; a table plays the predictor's part."""
+    """Drives the stage; a table replaces the code predictor."""
 
     def __init__(self, talker: Talker) -> None:
         self.talker = talker
