@@ -8,7 +8,7 @@ sgl_omni = $(python) -m omni_pipeline.cli
 serve = $(sgl_omni) serve --model-path $(checkpoint) --port $(port) $(args)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve serve-random serve-split serve-colocated serve-text serve-fused plan bench demo-model judge test lint checkpoint clean
+.PHONY: help install serve serve-random serve-split serve-colocated serve-text serve-fused plan bench demo-model judge test test-clients lint checkpoint clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
@@ -53,6 +53,9 @@ judge: install  ## Count right answers of the demo model at port 8008 (change wi
 
 test: install  ## Run the tests (args=… for pytest's arguments)
 	$(python) -m pytest $(args)
+
+test-clients: install  ## Run the tests with client libraries in an environment of their own (needs Node for some of them)
+	libraries=$$(scripts/install_clients.sh) && OMNI_CLIENT_LIBRARIES=$$libraries $(python) -m pytest tests/clients $(args)
 
 lint: install  ## Check style, formatting and types
 	$(python) -m ruff check .

@@ -23,7 +23,12 @@ import tests.device  # noqa: F401 (sets variables that CUDA reads when it starts
 if TYPE_CHECKING:
     from fake_gpu import Accelerator
 
+    from tests.server import Server
+
 ROOT = Path(__file__).parent.parent
+
+# The shipped checkpoint, or another demo checkpoint to test.
+DEMO = Path(os.environ.get("DEMO_CHECKPOINT", ROOT / "demo" / "qwen3-omni-demo"))
 
 # Two checkpoints that differ in every size: heads, experts, layers and vocabulary differ.
 CHECKPOINTS = {"tiny": ["--preset", "tiny", "--seed", "0"], "nano": ["--preset", "nano", "--seed", "1"]}
@@ -84,3 +89,15 @@ def accelerator() -> Iterator[Accelerator]:
 
     with Accelerator() as child:
         yield child
+
+
+@pytest.fixture(scope="session")
+def demo_server(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Server]:
+    """A server of the demo model that may read the committed media at the paths of the usage guide."""
+    from tests.server import Server, colocated
+
+    directory = tmp_path_factory.mktemp("demo")
+    shutil.copytree(data, directory / "tests" / "data")
+    server = Server(DEMO, directory, colocated(), speech=True).start()
+    yield server
+    assert server.stop() == 0

@@ -13,9 +13,8 @@ import numpy
 import pytest
 import soundfile
 
-from tests.conftest import ROOT
+from tests.conftest import DEMO, ROOT
 from tests.device import DTYPE, EXACTNESS
-from tests.quality.conftest import CHECKPOINT
 from tests.quality.questions import GUIDE, conversation
 from tests.reference import SpokenReference
 from tests.server import Server
@@ -26,7 +25,7 @@ from demo_model.judge.held_out import Example, examples
 from demo_model.judge.speech_recogniser import transcribe, word_error_rate, word_errors
 from demo_model.world.spoken_lines import SPEAKERS
 
-pytestmark = pytest.mark.skipif(not CHECKPOINT.exists(), reason="there is no demo checkpoint")
+pytestmark = pytest.mark.skipif(not DEMO.exists(), reason="there is no demo checkpoint")
 
 TOLERANCE = EXACTNESS.samples + 0.5 / 32768  # relative to full scale; the second part is the rounding to 16 bits
 SAMPLE = 60

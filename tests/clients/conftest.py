@@ -1,0 +1,48 @@
+"""Runs the client programs, each in the environment of its library."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.server import Server
+
+PROGRAMS = Path(__file__).parent / "programs"
+# `make test-clients` sets this variable to the directory that `scripts/install_clients.sh` prints.
+LIBRARIES = os.environ.get("OMNI_CLIENT_LIBRARIES", "")
+
+
+@pytest.fixture(scope="session")
+def answers(
+    demo_server: Server, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, Any]]:
+    """Returns the answers that a program has printed, by the name of the case. Each program runs once."""
+    directory = tmp_path_factory.mktemp("programs")
+    shutil.copytree(PROGRAMS, directory, dirs_exist_ok=True)
+    # Node looks for packages in the directory of a program, and nowhere else.
+    (directory / "node_modules").symlink_to(Path(LIBRARIES) / "node_modules")
+
+    @cache
+    def run(program: str) -> dict[str, Any]:
+        interpreter = "node" if program.endswith(".mjs") else f"{LIBRARIES}/bin/python"
+        done = subprocess.run(
+            [interpreter, str(directory / program), demo_server.url, str(data)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
