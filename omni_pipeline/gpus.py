@@ -105,7 +105,7 @@ def parse(description: str) -> tuple[Gpu, ...]:
         found = _KIND.fullmatch(part.strip())
         if found is None or found["count"] == "0":
             raise StartupError(
-                f"Cannot understand the GPUs {part.strip()!r}: write 1xH100-80GB, 4x24GB or H20-96GB,L4-24GB."
+                f"Cannot read the GPU description {part.strip()!r}: write 1xH100-80GB, 4x24GB or H20-96GB,L4-24GB."
             )
         name, size, unit = found["name"] or "GPU", found["size"], found["unit"]
         reported = _REPORTED.get((name.upper(), size)) if unit == "GB" else None
@@ -227,7 +227,7 @@ def _each_gpu(question: Callable[[Any, Any, Any], Answer]) -> list[_Listed[Any]]
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         raise StartupError(
-            f"There is a GPU, but the NVIDIA driver does not answer ({error}): does nvidia-smi work? "
+            f"There is a GPU, but the NVIDIA driver does not answer ({error}): check whether nvidia-smi works. "
             "To compute on the CPU, pass --device cpu."
         ) from error
     try:

@@ -65,7 +65,7 @@ def planned(settings: Settings, gpus: str | None, request: Request) -> PlanRepor
     deployment = resolved(settings, gpus)
     spec = deployment.graph.checkpoint
     if spec is None:
-        raise StartupError(f"The graph {deployment.graph.name} loads no checkpoint, so there is nothing to plan.")
+        raise StartupError(f"The graph {deployment.graph.name} loads no checkpoint, so its memory cannot be planned.")
     found, free = describe_checkpoint(deployment.model_path, spec), free_for(deployment, gpus)
     placement = prepare(deployment, found, free, request=request).placement
     seek = deployment.uses_cuda and not placement.fits

@@ -135,7 +135,9 @@ def describe_checkpoint(model_path: str, spec: CheckpointSpec) -> Checkpoint:
     if path.is_file() and path.name == "config.json":
         path = path.parent
     if not path.is_dir():
-        where = " nor is it in the hub's cache, and a plan downloads nothing" if _is_hub_name(model_path) else ""
+        where = (
+            " nor is it in the hub's cache, and a plan does not download anything" if _is_hub_name(model_path) else ""
+        )
         raise StartupError(
             f"There is no directory {model_path}{where}: pass --model-path with a checkpoint's directory, "
             "or one with nothing but its config.json."

@@ -71,7 +71,7 @@ def _connected(spec: StageSpec, indices: tuple[int, ...], gpus: Sequence[Gpu]) -
     if len(indices) > 1 and divided is not None:
         raise StartupError(
             f"stages.{spec.name}: it cannot have {len(indices)} ranks, since GPU {divided.index} ({divided.name}) is a "
-            "MIG instance: a process sees one instance at most, and NCCL connects whole GPUs only. Give it one GPU, "
+            "MIG instance: a process sees at most one instance, and NCCL connects only whole GPUs. Give it one GPU, "
             "or only GPUs that are not MIG instances."
         )
     return indices
@@ -81,7 +81,9 @@ def _shared(settings: Mapping[str, StageConfig], named: Mapping[str, tuple[int, 
     """The one GPU of a colocated deployment."""
     for name, stage in settings.items():
         if (stage.tp_size or 1) > 1 or len(stage.gpus) > 1:
-            raise StartupError(f"stages.{name}: colocate puts everything on one GPU, so {name} cannot have several.")
+            raise StartupError(
+                f"stages.{name}: colocate puts everything on one GPU, so {name} cannot have several GPUs."
+            )
     indices = sorted({index for (index,) in named.values()})
     if len(indices) > 1:
         raise StartupError(

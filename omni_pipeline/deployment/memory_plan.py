@@ -456,16 +456,18 @@ def _overfull(device: DevicePlan) -> str:
     )
     if device.index is None:
         return (
-            f"the weights need {_gib(device.taken)} on the CPU ({parts}), and {_gib(device.usable)} is available. "
+            f"the weights need {_gib(device.taken)} on the CPU ({parts}), but only {_gib(device.usable)} is available. "
             "Free some, use a GPU (--device cuda), or give the stages a smaller dtype option."
         )
-    return f"{device.label} would have to hold {_gib(device.taken)} ({parts}), and {_gib(device.limit)} can be used."
+    return (
+        f"{device.label} would have to hold {_gib(device.taken)} ({parts}), but only {_gib(device.limit)} can be used."
+    )
 
 
 def _tight(device: DevicePlan) -> str:
     return (
-        f"{device.label} is tight: what was asked for leaves {_gib(device.memory - device.taken)} of "
-        f"{_gib(device.memory)} to the driver and for fragments of memory."
+        f"{device.label} is tight: the requested memory leaves {_gib(device.memory - device.taken)} of "
+        f"{_gib(device.memory)} for the driver and for fragments of memory."
     )
 
 

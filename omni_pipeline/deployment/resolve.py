@@ -45,7 +45,7 @@ class Deployment(PipelinePlan, frozen=True):
     def notes(self) -> tuple[str, ...]:
         """Remarks on settings that have no effect."""
         return tuple(
-            f"stages.{plan.name}: mem_fraction_static means nothing on the CPU, where the KV cache has a fixed size"
+            f"stages.{plan.name}: mem_fraction_static has no effect on the CPU, where the KV cache has a fixed size"
             for worker in self.workers
             for plan in worker.stages
             if plan.device == "cpu" and plan.options.mem_fraction_static is not None
@@ -137,7 +137,7 @@ def _check_placement(spec: StageSpec, stage: StageConfig, device: Device, config
         if stage.memory is not None:
             raise StartupError(f"stages.{spec.name}.memory: a budget is for a stage on a GPU; {why}.")
     if (stage.tp_size or 1) > 1 and not spec.parallel:
-        raise StartupError(f"stages.{spec.name}.tp_size: {spec.name} knows no tensor parallelism.")
+        raise StartupError(f"stages.{spec.name}.tp_size: {spec.name} does not support tensor parallelism.")
 
 
 def _bytes(memory: float | str | None, gpus: Sequence[Gpu]) -> int | None:

@@ -39,7 +39,7 @@ def _worker(
     name: str, plans: Sequence[StagePlan], graph: Graph, settings: Mapping[str, StageConfig], gpus: Sequence[Gpu]
 ) -> WorkerPlan:
     if name in graph.stage_names and name not in [plan.name for plan in plans]:
-        raise StartupError(f"Worker {name} bears the name of a stage that it does not run: choose another name.")
+        raise StartupError(f"Worker {name} has the name of a stage that it does not run: choose another name.")
     accelerated = [plan for plan in plans if graph.stage(plan.name).accelerated]
     devices = {plan.device: plan.name for plan in accelerated}
     if len(devices) > 1:
@@ -95,7 +95,7 @@ def _environment(worker: str, stages: Mapping[str, StageConfig]) -> dict[str, st
     for name, stage in stages.items():
         if "CUDA_VISIBLE_DEVICES" in stage.environment:
             raise StartupError(
-                f"stages.{name}.environment: CUDA_VISIBLE_DEVICES follows from gpus; name those instead."
+                f"stages.{name}.environment: the server sets CUDA_VISIBLE_DEVICES from gpus; set gpus instead."
             )
         for variable, value in stage.environment.items():
             other, said = joined.setdefault(variable, (name, value))
@@ -123,8 +123,8 @@ def _check_sums(workers: Sequence[WorkerPlan], gpus: Sequence[Gpu]) -> None:
         if sum(known.values()) > 1:
             parts = " + ".join(f"{name} {part:.3g}" for name, part in known.items())
             raise StartupError(
-                f"GPU {gpu.index} ({gpu.name}) is given away {sum(known.values()):.3g} times: {parts}. "
-                "Give smaller budgets, or other GPUs."
+                f"The memory budgets on GPU {gpu.index} ({gpu.name}) add up to {sum(known.values()):.3g} of it: "
+                f"{parts}. Give smaller budgets, or other GPUs."
             )
 
 

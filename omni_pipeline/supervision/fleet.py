@@ -195,7 +195,7 @@ class Fleet:
         worker.became_ready(asyncio.get_running_loop().time(), message.seconds)
         if worker.restarts.total:
             extra = fields(worker=worker.name, worker_pid=worker.pid)
-            logger.info("worker %s is there again", worker.name, extra=extra)
+            logger.info("worker %s is ready again", worker.name, extra=extra)
         else:
             self._progress(message)
         self._launch_next()

@@ -223,5 +223,5 @@ def _stream_state(vocoder: VocoderConfig) -> int:
 
 def _speaking(model: ModelConfig) -> tuple[TalkerConfig, VocoderConfig]:
     if model.talker_config is None or model.code2wav_config is None:
-        raise StartupError("This checkpoint has no talker: it answers in text only, pass --text-only.")
+        raise StartupError("This checkpoint has no talker: it answers in text only. Pass --text-only.")
     return model.talker_config, model.code2wav_config

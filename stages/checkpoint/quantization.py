@@ -184,7 +184,7 @@ def read(config: Mapping[str, Any], part: str) -> Quantization | None:
     try:
         return _READERS[_method(source)](source, part)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise StartupError(f"config.json: quantization_config cannot be understood: {error!r}") from error
+        raise StartupError(f"config.json: quantization_config cannot be read: {error!r}") from error
 
 
 def _method(source: Mapping[str, Any]) -> str:

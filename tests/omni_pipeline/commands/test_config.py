@@ -73,7 +73,7 @@ def test_show_tells_how_memory_will_be_divided(data: Path) -> None:
 def test_check_tells_what_means_nothing() -> None:
     result = config("check", "--model-path", "x", "--device", "cpu", "--mem-fraction-static", "0.88")
     for stage in ("thinker", "talker_ar"):
-        assert f"stages.{stage}: mem_fraction_static means nothing on the CPU" in result.stdout
+        assert f"stages.{stage}: mem_fraction_static has no effect on the CPU" in result.stdout
 
 
 @pytest.fixture

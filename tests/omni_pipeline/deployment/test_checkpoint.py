@@ -106,7 +106,9 @@ def test_plan_finds_a_hub_name_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp
     assert describe_checkpoint("owner/model", structs.replace(SPEC, tensors=numbered)).tensors == {
         "ear.a": Stored(5, 10)
     }
-    with pytest.raises(StartupError, match=r"no directory owner/other nor is it in the hub's cache, and a plan downlo"):
+    with pytest.raises(
+        StartupError, match=r"no directory owner/other nor is it in the hub's cache, and a plan does not"
+    ):
         describe_checkpoint("owner/other", SPEC)
 
 

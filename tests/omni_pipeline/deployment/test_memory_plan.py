@@ -170,7 +170,9 @@ def test_what_an_operator_asks_for_may_take_what_is_else_kept_free() -> None:
     [device] = (placement := reckoned(deployment([80], {"think": on("think", 0, mem_fraction_static=0.97)}))).devices
     assert placement.fits
     assert device.usable < device.taken <= device.limit == 80 * GIB
-    assert placement.notes[0].startswith("GPU 0 (Card80) is tight: what was asked for leaves 0.8 GiB of 80.0 GiB to ")
+    assert placement.notes[0].startswith(
+        "GPU 0 (Card80) is tight: the requested memory leaves 0.8 GiB of 80.0 GiB for "
+    )
     assert not reckoned(deployment([80], {"think": on("think", 0, mem_fraction_static=0.99)})).fits
 
 
@@ -193,7 +195,7 @@ def test_what_does_not_fit_is_refused_with_the_largest_first() -> None:
         refuse(placement)
     assert str(caught.value) == (
         "Not enough memory: GPU 0 (Card12) would have to hold 14.7 GiB (think 11.6, talk 3.1), "
-        "and 11.6 GiB can be used. `sgl-omni plan` with the same flags says what would fit."
+        "but only 11.6 GiB can be used. `sgl-omni plan` with the same flags says what would fit."
     )
 
 
@@ -232,7 +234,9 @@ def test_weights_beyond_the_machine_s_memory_are_refused_with_advice() -> None:
     placement = reckoned(deployment([], {"think": on("think"), "sing": on("sing")}), ram=8 * GIB)
     with pytest.raises(StartupError) as caught:
         refuse(placement)
-    assert "the weights need 20.5 GiB on the CPU (think 20.0, sing 0.5), and 8.0 GiB is available" in str(caught.value)
+    assert "the weights need 20.5 GiB on the CPU (think 20.0, sing 0.5), but only 8.0 GiB is available" in str(
+        caught.value
+    )
     assert "--device cuda" in str(caught.value)
 
 

@@ -177,8 +177,8 @@ def test_environments_of_a_worker_are_joined() -> None:
             "3 ranks need one GPU each, but stages.shout.gpus names 2 GPUs",
         ),
         (2, {"stages": {"shout": {"tp_size": 3}}}, "3 ranks need 3 GPUs, with only 2 GPUs left."),
-        (2, {"stages": {"join": {"tp_size": 2}}}, "stages.join.tp_size: join knows no tensor parallelism."),
-        (0, {"stages": {"join": {"tp_size": 2}}}, "stages.join.tp_size: join knows no tensor parallelism."),
+        (2, {"stages": {"join": {"tp_size": 2}}}, "stages.join.tp_size: join does not support tensor parallelism."),
+        (0, {"stages": {"join": {"tp_size": 2}}}, "stages.join.tp_size: join does not support tensor parallelism."),
         (2, {"colocate": True, "stages": {"shout": {"tp_size": 2}}}, "so shout cannot have several"),
         (
             2,
@@ -206,14 +206,14 @@ def test_environments_of_a_worker_are_joined() -> None:
         (
             1,
             {"stages": {"shout": {"memory": 0.7}, "join": {"memory": 0.4}}},
-            "GPU 0 (H100-80GB) is given away 1.1 times: shout 0.7 + join 0.4.",
+            "GPU 0 (H100-80GB) add up to 1.1 of it: shout 0.7 + join 0.4.",
         ),
         (
             1,
             {"stages": {"join": {"environment": {"CUDA_VISIBLE_DEVICES": "0"}}}},
-            "follows from gpus; name those instead",
+            "the server sets CUDA_VISIBLE_DEVICES from gpus; set gpus instead",
         ),
-        (1, {"stages": {"shout": {"memory": "100GiB"}}}, "is given away 1.26 times: shout 1.26."),
+        (1, {"stages": {"shout": {"memory": "100GiB"}}}, "add up to 1.26 of it: shout 1.26."),
         (
             0,
             {"stages": {n: {"worker": "w", "environment": {"A": n}} for n in ("shout", "join")}},
