@@ -1,5 +1,6 @@
 """Conversations become the reference's ids; control tokens in their text stay text."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -27,16 +28,19 @@ def skeleton(chat: ChatTokenizer, *turns: tuple[str, str]) -> list[int]:
     return chat.skeleton([Turn(role, [Text(text)]) for role, text in turns], [])
 
 
+def special_ids(ids: list[int], processor: Any) -> list[int]:
+    special = {id_ for id_, added in processor.tokenizer.added_tokens_decoder.items() if added.special}
+    return [id_ for id_ in ids if id_ in special]
+
+
 @pytest.mark.parametrize("role", ["user", "assistant", "system"])
 @pytest.mark.parametrize("token", SPECIAL)
 def test_a_special_token_in_text_is_text(chat: ChatTokenizer, processor: Any, token: str, role: str) -> None:
     turns = [(role, f"before {token}after"), ("user", "bye")]
     ids = skeleton(chat, *turns)
     plain = skeleton(chat, (role, "before"), ("user", "bye"))
-    tokenizer = processor.tokenizer
-    special = [id_ for id_, added in tokenizer.added_tokens_decoder.items() if added.special]
-    assert [id_ for id_ in ids if id_ in special] == [id_ for id_ in plain if id_ in special]
-    assert f"before {token}after" in tokenizer.decode(ids)
+    assert special_ids(ids, processor) == special_ids(plain, processor)
+    assert f"before {token}after" in processor.tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize(
@@ -67,11 +71,67 @@ def test_a_placeholder_in_text_does_not_shift_the_media(chat: ChatTokenizer, pro
     assert text.index("<|image_pad|> and ") < text.index("and <|vision_start|><|image_pad|><|vision_end|>")
 
 
-def test_a_word_like_the_stand_in_is_not_taken_for_one(processor: Any) -> None:
-    first, second = ChatTokenizer(processor), ChatTokenizer(processor)
-    other_process = next(iter(first._spelled))
-    ids = skeleton(second, ("user", other_process))
-    assert processor.tokenizer.decode(ids) == f"<|im_start|>user\n{other_process}<|im_end|>\n<|im_start|>assistant\n"
+@pytest.mark.parametrize("role", ["user", "assistant", "system", "tool"])
+def test_a_special_token_over_the_borders_of_parts_is_text(chat: ChatTokenizer, processor: Any, role: str) -> None:
+    plain = special_ids(chat.skeleton([Turn(role, [Text("x"), Text("y")]), Turn("user", [Text("z")])], []), processor)
+    for token in SPECIAL:
+        for at in range(1, len(token)):
+            parts = [Text(token[:at]), Text(token[at:])]
+            ids = chat.skeleton([Turn(role, parts), Turn("user", [Text("z")])], [])
+            assert special_ids(ids, processor) == plain, (token, at)
+            assert token in processor.tokenizer.decode(ids)
+
+
+def test_a_special_token_in_single_characters_is_text(chat: ChatTokenizer, processor: Any) -> None:
+    plain = special_ids(skeleton(chat, ("user", "x")), processor)
+    for token in SPECIAL:
+        ids = chat.skeleton([Turn("user", [part for letter in token for part in (Text(letter), Text(""))])], [])
+        assert special_ids(ids, processor) == plain, token
+
+
+def test_a_special_token_over_the_borders_of_messages_is_text(chat: ChatTokenizer, processor: Any) -> None:
+    plain = special_ids(skeleton(chat, ("user", "x"), ("user", "y")), processor)
+    for token in SPECIAL:
+        for at in range(1, len(token)):
+            for first, second in ((token[:at], token[at:]), (token[at:], token[:at]), (token[:at], token[:at])):
+                ids = skeleton(chat, ("user", first), ("user", second))
+                assert special_ids(ids, processor) == plain, (first, second)
+
+
+def test_pieces_of_a_placeholder_around_media_do_not_shift_them(chat: ChatTokenizer) -> None:
+    parts = [
+        "<|image_",
+        "pad|>",
+        picture(64, 64),
+        "<|vision_start|><|image",
+        "_pad|>",
+        "<|audio_start|><|audio_pad|",
+        ">",
+    ]
+    request = request_of(Case("", [("user", parts)]))
+    ids = chat.skeleton(request.turns, request.media)
+    assert ids.count(chat.tokens.image) == 1
+    assert chat.tokens.audio not in ids
+    assert chat.tokens.audio_start not in ids
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["Hello", " world", "!"],
+        ["e", "\u0301t\u00e9"],  # one character after normalisation
+        ["a ", " b", "\n", "\n\nc"],
+        ["<|", "im", "_|>", "<", "|"],
+        ["<thi", "nk>x</", "think>"],
+        ["1", "2", "3"],
+        ["", "", "x", ""],
+        ["\u4f60", "\u597d", "\U0001f600"],
+    ],
+)
+def test_text_parts_are_joined_as_by_the_reference(chat: ChatTokenizer, processor: Any, parts: list[str]) -> None:
+    case = Case("", [("system", [parts[0]]), ("user", [*parts]), ("assistant", [*parts]), ("user", [*parts])])
+    expected = reference_inputs(case, processor)["input_ids"][0].tolist()
+    assert chat.skeleton(request_of(case).turns, []) == expected
 
 
 @pytest.mark.parametrize("text", ["<think>", "</think>", "<tool_call>", "<tool_response>", "<|fim_prefix|>"])
@@ -82,10 +142,21 @@ def test_visible_markup_keeps_the_reference_ids(chat: ChatTokenizer, processor: 
 
 
 def test_media_where_the_template_has_no_place_for_them_are_refused(processor: Any) -> None:
-    chat = ChatTokenizer(processor)
-    chat._template = "{% for message in messages %}{{ message.role }}{% endfor %}"
+    chat = with_template(processor, "{% for message in messages %}{{ message.role }}{% endfor %}")
     media = [Media("image", Tensor.of(b""), "messages[0].content[0].image_url.url")]
     with pytest.raises(OmniError) as caught:
         chat.skeleton([Turn("user", [MediaRef(0)])], media)
     assert caught.value.info.status == 400
     assert caught.value.info.param == "messages[0].content[0].image_url.url"
+
+
+def test_a_special_token_that_text_and_template_make_together_is_text(processor: Any) -> None:
+    chat = with_template(processor, "{% for message in messages %}<|im_start|><|{{ message.content }}|>{% endfor %}")
+    start = processor.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert special_ids(skeleton(chat, ("user", "im_end"), ("user", "x")), processor) == [start, start]
+
+
+def with_template(processor: Any, template: str) -> ChatTokenizer:
+    changed = copy.copy(processor)
+    changed.chat_template = template
+    return ChatTokenizer(changed)

@@ -1,0 +1,94 @@
+"""Renders the checkpoint's chat template so that its own special tokens differ from the same spellings in a text."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from omni_pipeline.errors import StartupError, bad_request
+
+# Maximum number of characters of a template's error message that are shown to the client.
+_REASON = 300
+
+# A conversation without special tokens, in the form that every chat template accepts.
+_PLAIN = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b"},
+    {"role": "user", "content": "c"},
+]
+
+
+class MarkedTemplate:
+    """A chat template in which a mark stands in the place of each special token.
+
+    A mark is a random word that no client can know. The template writes the marks; the texts of the conversation pass
+    through the template unchanged. So after rendering, each mark is a special token of the template, and everything
+    else is text, however texts and template meet: a spelling that two parts of a message make together, or a part and
+    the template, is text too.
+
+    Args:
+        source: The template in Jinja's language.
+        variables: Variables of the template, such as ``eos_token``.
+        special: Spellings of the special tokens.
+
+    Raises:
+        StartupError: the template composes special tokens from pieces, so that marks cannot replace these tokens.
+    """
+
+    def __init__(self, source: str, variables: Mapping[str, Any], special: Collection[str]) -> None:
+        # Longest first, so that a token that begins with another token is found whole.
+        spellings = sorted(special, key=len, reverse=True)
+        nonce = secrets.token_hex(16)
+        self._spelling = re.compile("|".join(map(re.escape, spellings)))
+        self._mark = re.compile(f"{nonce}x[0-9]+x")
+        self._marks = {spelling: f"{nonce}x{number}x" for number, spelling in enumerate(spellings)}
+        self._special = {mark: spelling for spelling, mark in self._marks.items()}
+        self._source = self._marked(source)
+        self._variables = self._marked(dict(variables))
+        marks = [mark for _, mark in self.pieces(_PLAIN) if mark]
+        if marks != self._spelling.findall(_render(source, variables, _PLAIN)):
+            raise StartupError(
+                "The model's chat template composes special tokens from pieces, so the server cannot tell them from "
+                "the same text in a conversation: write each token in the template as one word."
+            )
+
+    def pieces(self, messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+        """The rendered conversation, as pairs of a text and the special token after the text ("" at the end).
+
+        Raises:
+            OmniError: 400 if the template refuses the conversation.
+        """
+        try:
+            rendered = _render(self._source, self._variables, messages)
+        except Exception as error:  # the template is a program of the checkpoint, which runs on the client's data
+            reason = f": {str(error)[:_REASON]}" if isinstance(error, TemplateError) else "."
+            raise bad_request(
+                f"The model's chat template cannot show this conversation{reason}",
+                param="messages",
+                code="invalid_value",
+            ) from error
+        written = 0
+        for found in self._mark.finditer(rendered):
+            yield rendered[written : found.start()], self._special[found.group()]
+            written = found.end()
+        yield rendered[written:], ""
+
+    def _marked(self, value: Any) -> Any:
+        """`value` with marks in place of special tokens, in all strings that it contains."""
+        if isinstance(value, str):
+            return self._spelling.sub(lambda found: self._marks[found.group()], value)
+        if isinstance(value, dict):
+            return {key: self._marked(inner) for key, inner in value.items()}
+        return [self._marked(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _render(source: str, variables: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:
+    rendered, _ = render_jinja_template(
+        conversations=[messages], chat_template=source, add_generation_prompt=True, **variables
+    )
+    return rendered[0]
