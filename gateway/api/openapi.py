@@ -25,6 +25,7 @@ _KEY = "api_key"
 CHAT_ERRORS = {
     400: "Something in the request is wrong; `param` names the field",
     401: "The request needs one of the server's API keys",
+    403: "The request names a host that is not this server",
     408: "The request did not arrive in time",
     413: "The body or a media item is too large",
     415: "The body is not plain JSON",
@@ -34,8 +35,9 @@ CHAT_ERRORS = {
     503: "The server cannot answer now; `Retry-After`, if there, says when to try again",
     504: "The answer took too long",
 }
-# Statuses that all other requests may get.
-_PLAIN_ERRORS = {401: CHAT_ERRORS[401], 500: CHAT_ERRORS[500]}
+# Statuses that all other requests may get: those that need no key, and those that need a key.
+_OPEN_ERRORS = {403: CHAT_ERRORS[403]}
+_PLAIN_ERRORS = {401: CHAT_ERRORS[401], **_OPEN_ERRORS, 500: CHAT_ERRORS[500]}
 
 _EVENTS = """\
 With `stream`, server-sent events. The data of each event is a `CompletionChunk`; that of the last is `[DONE]`. If an
@@ -95,9 +97,9 @@ def _paths(security: list[Json]) -> Json:
             | {"security": security, "parameters": [_MODEL_NAME]}
         },
         "/health": {"get": _health()},
-        "/metrics": {"get": _get("Metrics for Prometheus", None, {})},
-        "/openapi.json": {"get": _get("This document", dict, {})},
-        "/": {"get": _get("Name and version of the server, its model and its endpoints", Index, {})},
+        "/metrics": {"get": _get("Metrics for Prometheus", None, _OPEN_ERRORS)},
+        "/openapi.json": {"get": _get("This document", dict, _OPEN_ERRORS)},
+        "/": {"get": _get("Name and version of the server, its model and its endpoints", Index, _OPEN_ERRORS)},
     }
 
 
@@ -120,7 +122,7 @@ def _chat() -> Json:
 
 
 def _health() -> Json:
-    described = _get("Whether requests can be answered", HealthReport, {})
+    described = _get("Whether requests can be answered", HealthReport, _OPEN_ERRORS)
     described["responses"]["503"] = _response("Requests cannot be answered; `problem` says why", _content(HealthReport))
     return described
 

@@ -15,6 +15,7 @@ from gateway.api.openapi import openapi_document
 from gateway.api.responses import Index, Model, ModelList
 from gateway.api.voices import Voices
 from gateway.http.cors import CrossOrigin
+from gateway.http.hosts import AcceptedHosts
 from gateway.http.middleware import add_request_id, expect, explain_errors, identify, json_response, require_key
 from gateway.media.loading import MediaLoader
 from gateway.media.remote import Resolve, resolve_host
@@ -82,6 +83,8 @@ class Gateway:
             traces=traces,
         )
         middlewares: list[Middleware] = [identify, explain_errors]
+        if server.allowed_hosts or not server.api_keys:
+            middlewares.append(AcceptedHosts(server).check)
         cross_origin = CrossOrigin(server.allowed_origins) if server.allowed_origins else None
         if cross_origin is not None:
             middlewares.append(cross_origin.preflight)

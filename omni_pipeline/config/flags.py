@@ -96,6 +96,16 @@ COMMON = (
         default="open to everyone",
     ),
     Flag(
+        "--allowed-host",
+        ("server.allowed_hosts",),
+        "Name of this server in its clients' URLs, as in a proxy or a cluster (gpu1.example.org, *.example.org; * for "
+        "all). Repeatable. Without an API key, other names are refused.",
+        NETWORK,
+        metavar="NAME",
+        kind=list[str],
+        default="localhost, IP addresses, the machine's name",
+    ),
+    Flag(
         "--allowed-local-media-path",
         ("server.media.local_path",),
         "Directory that local media files must be in; an empty string forbids local files.",

@@ -95,6 +95,10 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
         model_name: The model's name in `/v1/models`; null means the last part of the model path. Requests may name any
             model.
         api_keys: If not empty, each request must carry one of these keys as bearer token.
+        allowed_hosts: Names of this server in the URLs of its clients (``gpu1.example.org``, ``*.example.org`` for all
+            names below it, or ``*`` for all). Requests to other names are refused, so that no web page can reach the
+            server by a name of its own. IP addresses, ``localhost``, `host` and the machine's own name are always
+            accepted. If the list is empty and there are API keys, every name is accepted.
         drain_seconds: Maximum time that requests in progress may take to finish when the server stops.
         allowed_origins: Origins (``https://example.org``, or ``*`` for all) whose web pages may use the API from a
             browser. Empty by default.
@@ -106,6 +110,7 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
     port: Port = 8000
     model_name: str | None = None
     api_keys: list[str] = []
+    allowed_hosts: list[str] = []
     drain_seconds: Seconds = 30.0
     allowed_origins: list[str] = []
     media: MediaPolicy = field(default_factory=MediaPolicy)

@@ -24,7 +24,7 @@ class Leaver:
         self._reader = reader
         self._writer = writer
         self._body = json.dumps(conversation.body).encode()
-        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         # With ``Connection: close``, an answer that ends before the expected mark also ends the connection, and `read`
         # returns.
         self._head = f"{head}Connection: close\r\nContent-Length: {len(self._body)}\r\n\r\n".encode()

@@ -228,6 +228,7 @@ async def serving(
 ) -> AsyncIterator[Served]:
     """A gateway on a free port, configured by `server` (as in the YAML). It is stopped at the end."""
     pipeline = pipeline or ScriptedPipeline(["Hel", "lo"])
+    server.setdefault("allowed_hosts", ["x"])  # the host that raw requests of the tests name
     listen_socket = socket.create_server(("127.0.0.1", 0))
     port = listen_socket.getsockname()[1]
     stopping = asyncio.Event()

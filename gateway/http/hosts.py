@@ -1,0 +1,82 @@
+"""Refuses requests whose Host header names another host, so that no web page can reach the server by a name of its own.
+
+A browser takes two addresses with the same name and port for the same site. The owner of a web page can point the name
+of the page to this server (DNS rebinding), and the browser then lets the page read what the server answers. Only a name
+can be pointed elsewhere, so an IP address as host is always accepted.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from omni_pipeline.config.schema import Server
+from omni_pipeline.errors import ErrorInfo, OmniError
+
+_ANY = "*"
+_HOST = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<name>[a-z0-9_.-]*))(?::[0-9]*)?")
+_LONGEST_NAME = 253  # of a host name
+# The name that every machine has for itself. Its subdomains are reserved for the same purpose.
+_LOOPBACK = "localhost"
+
+
+class AcceptedHosts:
+    """The names under which the server answers.
+
+    Args:
+        server: Configuration of the server, with its additional names.
+    """
+
+    def __init__(self, server: Server) -> None:
+        named = [name.lower().removesuffix(".") for name in server.allowed_hosts]
+        self._any = _ANY in named
+        self._names = {_LOOPBACK, socket.gethostname().lower(), server.host.lower()}
+        self._names |= {name for name in named if not name.startswith(f"{_ANY}.")}
+        self._endings = (f".{_LOOPBACK}", *(name[1:] for name in named if name.startswith(f"{_ANY}.")))
+
+    @web.middleware
+    async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer 403 if the request names a host that is not accepted.
+
+        The host is in the Host header and, if the request line holds a whole URL, in this URL. A client that names no
+        host is not a browser.
+        """
+        for host in {request.host or "", request.headers.get("Host", "")}:
+            if not self.accept(host):
+                raise _refused(host)
+        return await handler(request)
+
+    def accept(self, host: str) -> bool:
+        """Whether `host`, with or without a port, is accepted. An empty host is accepted."""
+        found = _HOST.fullmatch(host.lower())
+        if found is None:
+            return _is_ip(host)  # an IPv6 address in a whole URL comes without brackets
+        if found["v6"] is not None:
+            return _is_ip(found["v6"])
+        name = found["name"].removesuffix(".")
+        return not name or self._any or name in self._names or name.endswith(self._endings) or _is_ip(name)
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _refused(host: str) -> OmniError:
+    name = repr(host[:_LONGEST_NAME])
+    return OmniError(
+        ErrorInfo(
+            status=403,
+            message=f"This server does not answer to the host {name}. If this is a name of the server, its operator "
+            "can list it with --allowed-host (server.allowed_hosts). An IP address is always accepted.",
+            type="permission_error",
+            code="host_not_allowed",
+        )
+    )
