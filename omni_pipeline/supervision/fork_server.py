@@ -32,7 +32,7 @@ from msgspec import Struct
 
 from omni_pipeline.kernels import toolchain
 from omni_pipeline.os_process import adopt_orphans, children, die_with_parent, leave_stopping_to_parent, set_title
-from omni_pipeline.supervision.output_relay import Relay
+from omni_pipeline.supervision.output_relay import Relay, StandardError
 from omni_pipeline.worker import process
 from omni_pipeline.worker.process import Assignment
 
@@ -42,6 +42,13 @@ PACKET_BYTES = 128 * 1024
 # The signal that the kernel sends if the main process ends while the fork server imports. Unlike SIGKILL, it leaves
 # time to clean up.
 ORPHANED = signal.SIGUSR1
+
+# Maximum time to wait for the end of killed processes that a dead worker has left behind. The kernel may keep such a
+# process, for example while a driver works for it or a debugger holds it.
+BURIAL_SECONDS = 1.0
+
+# Maximum length of the reason why a module could not be imported, so that the report fits into a packet.
+REASON_CHARACTERS = 1000
 
 # Libraries size their thread pools when they load, so these variables must be in the environment before the imports.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -122,9 +129,11 @@ class ForkServer:
         self._options = options
         self._control = socket.socket(fileno=options.control)
         self._orders = msgspec.msgpack.Decoder(Order)
+        self._output = StandardError()
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._control, selectors.EVENT_READ)
+        self._selector.register(self._control, selectors.EVENT_READ, self._take_order)
         self._workers: list[_Child] = []
+        self._hung_up = False  # whether the main process has ended, or has asked us to end
         self._own: set[int] = set()  # processes that imports have started, if any
 
     def serve(self) -> None:
@@ -134,19 +143,11 @@ class ForkServer:
         signal.signal(ORPHANED, signal.SIG_IGN)
         self._own = set(children())
         self._report(preloaded)
-        while True:
+        while not self._hung_up:
             for key, _ in self._selector.select():
-                if key.fileobj is not self._control:
-                    key.data(key)
-                    continue
-                packet = self._control.recv(PACKET_BYTES)
-                if not packet:
-                    return
-                match self._orders.decode(packet):
-                    case Launch(assignment=assignment):
-                        self._launch(assignment)
-                    case Kill(pid=pid):
-                        self._kill(pid)
+                # The handler of an earlier event may have closed this descriptor, and a new one may have its number.
+                if self._selector.get_map().get(key.fd) is key:
+                    key.data()
 
     def end(self) -> None:
         """Kill the workers that still run."""
@@ -154,24 +155,55 @@ class ForkServer:
             os.kill(child.pid, signal.SIGKILL)
         for child in self._workers:
             os.waitpid(child.pid, 0)
-            child.relay.pass_on()
+            child.relay.finish()
         self._workers.clear()
         self._bury_orphans()
 
+    def _take_order(self) -> None:
+        packet = self._control.recv(PACKET_BYTES)
+        if not packet:
+            self._hung_up = True
+            return
+        match self._orders.decode(packet):
+            case Launch(assignment=assignment):
+                self._launch(assignment)
+            case Kill(pid=pid):
+                self._kill(pid)
+
     def _launch(self, assignment: Assignment) -> None:
-        parent = os.getpid()
+        plan, incarnation = assignment.plan, assignment.incarnation
+        try:
+            child = self._fork(assignment)
+        except OSError as error:  # too many processes or descriptors: the other workers go on
+            self._report(Exited(plan.name, incarnation, 1, [f"cannot start a process: {error}"]))
+            return
+        self._workers.append(child)
+        self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._reap(child))
+        self._selector.register(child.relay, selectors.EVENT_READ, lambda: self._pass_on(child.relay))
+        self._report(Launched(plan.name, incarnation, child.pid))
+
+    def _fork(self, assignment: Assignment) -> _Child:
+        """Fork a worker.
+
+        Raises:
+            OSError: The system lacks resources. Nothing is left of the attempt.
+        """
+        parent, pid = os.getpid(), 0
         sys.stdout.flush()
         sys.stderr.flush()
-        relay = Relay()
-        pid = os.fork()
-        if pid == 0:
-            self._become(assignment, parent, relay)
-        relay.parent_side()
-        child = _Child(pid, os.pidfd_open(pid), assignment, relay)
-        self._workers.append(child)
-        self._selector.register(child.pidfd, selectors.EVENT_READ, lambda _: self._reap(child))
-        self._selector.register(relay, selectors.EVENT_READ, lambda _: self._pass_on(relay))
-        self._report(Launched(assignment.plan.name, assignment.incarnation, pid))
+        relay = Relay(self._output)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become(assignment, parent, relay)
+            relay.parent_side()
+            return _Child(pid, os.pidfd_open(pid), assignment, relay)
+        except OSError:
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            relay.close()
+            raise
 
     def _become(self, assignment: Assignment, parent: int, relay: Relay) -> NoReturn:
         """In the child: become the worker. Exits without the fork server's clean-up, which is not the worker's task."""
@@ -209,23 +241,28 @@ class ForkServer:
         os.close(child.pidfd)
         _, status = os.waitpid(child.pid, 0)
         self._bury_orphans()
-        child.relay.pass_on()
         with contextlib.suppress(KeyError):  # the pipe was closed before the process ended
             self._selector.unregister(child.relay)
-        child.relay.close()
+        child.relay.finish()
         assignment, code = child.assignment, os.waitstatus_to_exitcode(status)
         shutil.rmtree(assignment.scratch, ignore_errors=True)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it may never have been made
             os.unlink(assignment.address.removeprefix("ipc://"))
         self._report(Exited(assignment.plan.name, assignment.incarnation, code, child.relay.last_words()))
 
     def _bury_orphans(self) -> None:
         """End the processes that dead workers have started. They have become our children."""
         known = self._own.union(child.pid for child in self._workers)
+        deadline = time.monotonic() + BURIAL_SECONDS
         while orphans := [pid for pid in children() if pid not in known]:
+            if time.monotonic() > deadline:  # the end of the next worker is the next occasion
+                self._output.write(f"processes {orphans} have been killed but do not end\n".encode())
+                return
             for pid in orphans:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+                with contextlib.suppress(PermissionError):  # it has taken on the rights of another user
+                    os.kill(pid, signal.SIGKILL)
+            if not any(os.waitpid(pid, os.WNOHANG)[0] for pid in orphans):
+                time.sleep(0.001)
 
     def _report(self, report: Report) -> None:
         self._control.send(msgspec.msgpack.encode(report))
@@ -238,7 +275,7 @@ def _preload(modules: list[str]) -> Preloaded:
         try:
             importlib.import_module(module)
         except Exception as error:
-            failed[module] = f"{type(error).__name__}: {error}"
+            failed[module] = f"{type(error).__name__}: {error}"[:REASON_CHARACTERS]
     # Exclude the present objects from the workers' garbage collections, which would write to the shared memory pages.
     gc.collect()
     gc.freeze()

@@ -136,5 +136,7 @@ class Launcher:
     def _order(self, order: Order) -> None:
         try:
             self._control.send(msgspec.msgpack.encode(order))
+        except BlockingIOError:  # dozens of orders wait, so the fork server hangs: it can only be replaced
+            self.kill_all()
         except (BrokenPipeError, ConnectionResetError):
             return

@@ -1,12 +1,31 @@
-"""Passes on what a child process writes to its standard output and error, and remembers the last lines."""
+"""Passes on what child processes write to their standard output and error, and remembers each child's last lines.
+
+A child cannot keep the process that passes on its output from other work, and neither can the reader of that output:
+each call does a bounded amount of work, and output that nobody takes is dropped.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
+import select
 
 _READ_BYTES = 64 * 1024
 _STDOUT, _STDERR = 1, 2
+
+# Maximum number of reads in one call, so that a child that never stops writing cannot occupy us for ever.
+_READS = 4
+
+# Maximum number of reads after a child's end. A pipe normally holds 64 KiB, and at most 1 MiB.
+_LAST_READS = 16
+
+# Number of bytes that a writable pipe, socket or terminal takes without blocking.
+_WRITE_BYTES = select.PIPE_BUF
+
+# Maximum time to wait for the reader of our standard error before output is dropped.
+_READER_MS = 500
+
+# Maximum length of an unfinished line that is held back, so that lines of different children are not mixed.
+_LINE_BYTES = 16 * 1024
 
 # The number of bytes to remember from the end of the output, and the maximum number and length of
 # the lines to show.
@@ -14,13 +33,43 @@ _TAIL_BYTES = 8192
 _LINES = 30
 _LINE_CHARACTERS = 240
 
+_CLOSED = -1
+
+
+class StandardError:
+    """Our standard error, for output that may be dropped if its reader has stopped reading."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._poll.register(_STDERR, select.POLLOUT)
+        self._dropped = 0  # bytes since the reader stopped
+
+    def write(self, data: bytes) -> None:
+        """Write `data`. Bytes that the reader does not take in time are dropped; their number is written later."""
+        rest = memoryview(data)
+        while rest:
+            if not self._poll.poll(0 if self._dropped else _READER_MS):
+                self._dropped += len(rest)
+                return
+            try:
+                if self._dropped:
+                    note = f"[{self._dropped} bytes of the workers' output were dropped, because nobody read them]\n"
+                    self._dropped = 0
+                    os.write(_STDERR, note.encode())
+                else:
+                    rest = rest[os.write(_STDERR, rest[:_WRITE_BYTES]) :]
+            except OSError:  # nobody reads our own standard error any more
+                return
+
 
 class Relay:
     """A pipe from one child to our standard error. Make it before the fork."""
 
-    def __init__(self) -> None:
+    def __init__(self, output: StandardError) -> None:
+        self._output = output
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
+        self._line = b""  # the beginning of a line, which has been read but not been written yet
         self._tail = b""
 
     def fileno(self) -> int:
@@ -32,15 +81,15 @@ class Relay:
         os.dup2(self._writer, _STDOUT)
         os.dup2(self._writer, _STDERR)
         self.close()
-        os.close(self._writer)
 
     def parent_side(self) -> None:
         """In the parent, after the fork: close the writing end, which only the child uses."""
         os.close(self._writer)
+        self._writer = _CLOSED
 
-    def pass_on(self) -> bool:
-        """Pass on what the child has written. Returns whether more can come."""
-        while True:
+    def pass_on(self, reads: int = _READS) -> bool:
+        """Pass on a part of what the child has written. Returns whether more can come."""
+        for _ in range(reads):
             try:
                 data = os.read(self._reader, _READ_BYTES)
             except BlockingIOError:
@@ -48,10 +97,21 @@ class Relay:
             if not data:
                 return False
             self._tail = (self._tail + data)[-_TAIL_BYTES:]
-            rest = memoryview(data)
-            with contextlib.suppress(OSError):  # nobody reads our own standard error any more
-                while rest:
-                    rest = rest[os.write(_STDERR, rest) :]
+            data = self._line + data
+            end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+            if len(data) - end > _LINE_BYTES:
+                end = len(data)
+            self._line = data[end:]
+            self._output.write(data[:end])
+        return True
+
+    def finish(self) -> None:
+        """After the child's end: pass on the rest, and close the pipe, which other processes may still hold open."""
+        self.pass_on(_LAST_READS)
+        if self._line:
+            self._output.write(self._line + b"\n")
+            self._line = b""
+        self.close()
 
     def last_words(self) -> list[str]:
         """The last lines that the child wrote."""
@@ -59,5 +119,8 @@ class Relay:
         return [line[:_LINE_CHARACTERS] for line in lines if line.strip()][-_LINES:]
 
     def close(self) -> None:
-        """Close the reading end."""
-        os.close(self._reader)
+        """Close the ends of the pipe that are open here."""
+        for end in (self._reader, self._writer):
+            if end != _CLOSED:
+                os.close(end)
+        self._reader = self._writer = _CLOSED

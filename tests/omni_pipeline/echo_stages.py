@@ -60,12 +60,14 @@ class Options(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         crash: Raise a RuntimeError with this message instead of loading.
         crash_if: Raise a RuntimeError, too, as long as a file with this name exists.
         gate: A FIFO; the stage loads only after a test has opened it for writing.
+        spawn: Start this shell command, which writes to the worker's own output.
     """
 
     refuse: str = ""
     crash: str = ""
     crash_if: str = ""
     gate: str = ""
+    spawn: str = ""
 
 
 class EchoStage:
@@ -80,6 +82,8 @@ class EchoStage:
         if options.gate:
             with open(options.gate):
                 pass
+        if options.spawn:
+            subprocess.Popen(["sh", "-c", options.spawn])
         self.name = context.name
         self.queue: deque[Work] = deque()
         self.requests: dict[str, list[Word]] = {}
