@@ -231,9 +231,9 @@ class Collector:
         answer = self._open[request_id] = Answer(request_id, route, self, deadline)
         try:
             self._pipeline.submit(request_id, body, route.all)
-        except OmniError:
-            del self._open[request_id]
+        except BaseException:  # whatever it is, a request that was not sent must not stay open
             answer.release()
+            self._open.pop(request_id, None)
             raise
         return answer
 

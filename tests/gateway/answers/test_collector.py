@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import numpy
 import pytest
@@ -80,6 +81,23 @@ async def code_of(answer: Answer) -> str | None:
     with pytest.raises(OmniError) as caught:
         await all_of(answer)
     return caught.value.info.code
+
+
+@pytest.mark.parametrize("error", [ValueError, OverflowError, MemoryError, asyncio.CancelledError, KeyboardInterrupt])
+async def test_a_request_that_is_not_sent_leaves_nothing_open(error):
+    opened = Opened()
+
+    def fail(*_: object) -> None:
+        raise error
+
+    opened.pipeline.submit = fail
+    deadline = asyncio.get_running_loop().time() + 100
+    with pytest.raises(error):
+        opened.collector.submit("other", REQUEST, route(REQUEST), deadline=deadline)
+    gc.collect()  # the timer of the deadline would keep the answer
+    assert [answer.request_id for answer in gc.get_objects() if isinstance(answer, Answer)] == ["r"]
+    opened.pipeline.deliver(Failed("other", "decode", ERROR))
+    assert opened.collector.dropped_late == 1
 
 
 async def test_messages_are_taken_in_order_until_the_end():
