@@ -45,7 +45,7 @@ STAGES = (
 )
 
 GATEWAY = (
-    ("gateway", "gateway.pipeline", "gateway.admission", "gateway.playback", "gateway.traces"),
+    ("gateway", "gateway.pipeline", "gateway.admission", "gateway.bodies", "gateway.playback", "gateway.traces"),
     ("gateway.api", "gateway.metrics", "gateway.bench"),
     ("gateway.http", "gateway.media"),
     ("gateway.answers",),

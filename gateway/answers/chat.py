@@ -17,11 +17,13 @@ from gateway.answers.audio_formats import ThreadedEncoder, file_encoder, stream_
 from gateway.answers.collector import Answer, Body, Collector
 from gateway.answers.events import EventWriter
 from gateway.answers.progress import RequestProgress
-from gateway.api.conversion import convert
+from gateway.api.conversion import MediaSource, convert
 from gateway.api.responses import AnswerFormat, error_body
 from gateway.api.schema import AudioFormat, ChatCompletionRequest
 from gateway.api.validation import parse
 from gateway.api.voices import Voices
+from gateway.bodies.json_body import JsonBody
+from gateway.bodies.reader import JsonBodyReader
 from gateway.http import sse
 from gateway.http.middleware import CLIENT, NOTES, REQUEST_ID, json_response
 from gateway.media.loading import MediaLoader
@@ -115,9 +117,10 @@ class ChatCompletions:
         2. `traces.traces` begins a timeline, and `answers.progress` begins to measure.
         3. `admission` lets the request in, or makes it wait for its turn. The deadline of the request is
            `limits.request_seconds` after the request came.
-        4. `_body` reads the body, within `limits.receive_seconds`. `admission` counts the bytes of body and media.
-        5. `api.validation` checks the body. `api.conversion` turns it into a `ChatRequest`, with the help of
-           `api.sampling`, `api.lengths` and `api.voices`.
+        4. `_body` reads the body, within `limits.receive_seconds`. `bodies.reader` bounds its structure and its text,
+           and keeps long strings apart. `admission` counts the bytes of body and media.
+        5. `api.validation` decodes and checks the body. `api.conversion` turns it into a `ChatRequest`, with the help
+           of `api.sampling`, `api.lengths` and `api.voices`.
         6. `media.loading` reads the media from the body, or calls `media.remote` or `media.local_files` for them.
         7. `stages.routes` names the stages that the request needs. `admission` counts the request in each of them.
         8. `answers.collector` waits while any of these stages is being restarted. Then it hands the request to
@@ -223,12 +226,13 @@ class ChatCompletions:
         """Read and check the body, and load its media."""
         with timeline.span("read"):
             body = await self._body(request, place, deadline)
+        interpret = functools.partial(_interpret, body, self._voices, self._limits)
         try:
             async with asyncio.timeout_at(deadline):
                 with timeline.span("check"):
-                    wanted = parse(body)
-                    del body
-                    chat, sources = convert(wanted, self._voices, self._limits)
+                    # The thread keeps other answers going while Python checks a large body.
+                    chat, sources, manner = await asyncio.to_thread(interpret) if body.large else interpret()
+                    del body, interpret  # the media take their bytes with them
                 if sources:
                     with self._metrics.media_seconds.time(), timeline.span("load media"):
                         chat.media = await self._loader.load(sources, place.hold)
@@ -236,9 +240,9 @@ class ChatCompletions:
                         self._metrics.media_bytes.labels(medium.kind).inc(medium.data.nbytes)
         except TimeoutError as error:
             raise _too_late("The media of the request did not arrive in time.") from error
-        return chat, manner_of(wanted)
+        return chat, manner
 
-    async def _body(self, request: web.Request, place: Place, deadline: float) -> bytearray:
+    async def _body(self, request: web.Request, place: Place, deadline: float) -> JsonBody:
         """The body. `request.read()` is not used, because it would keep the body as long as the request."""
         if request.content_type != "application/json":
             raise bad_request(
@@ -251,20 +255,20 @@ class ChatCompletions:
                 status=415,
             )
         most = self._limits.body_bytes
-        body = bytearray()
+        reader = JsonBodyReader(self._limits)
         too_large = (request.content_length or 0) > most
         try:
             latest = asyncio.get_running_loop().time() + self._limits.receive_seconds
             async with asyncio.timeout_at(min(latest, deadline)):
                 while not too_large and (piece := await request.content.readany()):
                     place.hold(len(piece))
-                    body += piece
-                    too_large = len(body) > most
+                    await reader.receive(piece)
+                    too_large = reader.size > most
         except TimeoutError as error:
             raise _too_late("The request did not arrive in time.") from error
         if too_large:
             raise bad_request(f"The request body is larger than {most} bytes.", code="body_too_large", status=413)
-        return body
+        return reader.finish()
 
     # --- the answer ---
 
@@ -377,6 +381,13 @@ class ChatCompletions:
                 return await answer.take()
         except TimeoutError:
             return None
+
+
+def _interpret(body: JsonBody, voices: Voices | None, limits: Limits) -> tuple[ChatRequest, list[MediaSource], Manner]:
+    """What a body asks for: the request without its media, the sources of its media, and the manner of the answer."""
+    wanted = parse(body, limits)
+    chat, sources = convert(wanted, voices, limits, body.strings)
+    return chat, sources, manner_of(wanted)
 
 
 def _unfinished() -> OmniError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -10,6 +12,7 @@ from gateway.api import schema
 from gateway.api.sampling import predictor_sampling, talker_sampling, thinker_sampling
 from gateway.api.schema import ChatCompletionRequest
 from gateway.api.voices import Voices
+from gateway.bodies.json_body import LongString
 from omni_pipeline.config.schema import Limits
 from omni_pipeline.errors import bad_request
 from stages.messages import ChatRequest, MediaRef, Modality, SpeechOptions, Text, TextOutput, Turn, VideoOptions
@@ -20,19 +23,23 @@ class MediaSource(Struct, frozen=True):
 
     Attributes:
         kind: Modality that the client declared.
-        value: Address of the item (URL or path); if `form` is ``base64``, the encoded file itself.
+        value: Address of the item (URL or path); if `form` is ``base64``, the encoded file itself. A long string is
+            base64 or a data URL.
         param: Request field that contained the item.
         form: Whether `value` is an address or an encoded file.
     """
 
     kind: Modality
-    value: str
+    value: str | LongString
     param: str
     form: Literal["address", "base64"] = "address"
 
 
 def convert(
-    request: ChatCompletionRequest, voices: Voices | None, limits: Limits
+    request: ChatCompletionRequest,
+    voices: Voices | None,
+    limits: Limits,
+    long_strings: Mapping[str, LongString] = MappingProxyType({}),
 ) -> tuple[ChatRequest, list[MediaSource]]:
     """The request for the entry stage, with `media` still empty, and the sources to load its media from, in order.
 
@@ -42,6 +49,7 @@ def convert(
     Args:
         voices: Voices that the server can speak with; None if it does not speak.
         limits: Bounds on the length of answers.
+        long_strings: The strings that have only a marker in `request`, by marker.
 
     Raises:
         OmniError: 400 if there is a top-level list but no user message, if the request asks for speech or a voice that
@@ -50,7 +58,7 @@ def convert(
     sources: list[MediaSource] = []
     turns: list[Turn] = []
     last_user = max((i for i, message in enumerate(request.messages) if message.role == "user"), default=None)
-    listed = _listed(request)
+    listed = _listed(request, long_strings)
     if listed and last_user is None:
         raise bad_request(
             "Top-level media need a user message; add one to 'messages'.",
@@ -63,7 +71,7 @@ def convert(
             for source in listed:
                 turn.content.append(MediaRef(len(sources)))
                 sources.append(source)
-        _add_content(turn, message, f"messages[{index}].content", sources)
+        _add_content(turn, message, f"messages[{index}].content", sources, long_strings)
         turns.append(turn)
     chat = ChatRequest(
         turns=turns,
@@ -76,20 +84,26 @@ def convert(
     return chat, sources
 
 
-def _listed(request: ChatCompletionRequest) -> list[MediaSource]:
+def _listed(request: ChatCompletionRequest, long_strings: Mapping[str, LongString]) -> list[MediaSource]:
     lists: tuple[tuple[str, Modality, list[str] | None], ...] = (
         ("images", "image", request.images),
         ("videos", "video", request.videos),
         ("audios", "audio", request.audios),
     )
     return [
-        MediaSource(kind, address, f"{name}[{index}]")
+        MediaSource(kind, long_strings.get(address, address), f"{name}[{index}]")
         for name, kind, addresses in lists
         for index, address in enumerate(addresses or ())
     ]
 
 
-def _add_content(turn: Turn, message: schema.ChatMessage, param: str, sources: list[MediaSource]) -> None:
+def _add_content(
+    turn: Turn,
+    message: schema.ChatMessage,
+    param: str,
+    sources: list[MediaSource],
+    long_strings: Mapping[str, LongString],
+) -> None:
     content = message.content
     if content is None and isinstance(message, schema.AssistantMessage):
         spoken = message.audio.transcript if message.audio else None
@@ -103,21 +117,26 @@ def _add_content(turn: Turn, message: schema.ChatMessage, param: str, sources: l
             turn.content.append(Text(part.text))
         else:
             turn.content.append(MediaRef(len(sources)))
-            sources.append(_source(part, f"{param}[{index}]"))
+            sources.append(_source(part, f"{param}[{index}]", long_strings))
 
 
 def _source(
-    part: schema.ImagePart | schema.AudioPart | schema.InputAudioPart | schema.VideoPart, param: str
+    part: schema.ImagePart | schema.AudioPart | schema.InputAudioPart | schema.VideoPart,
+    param: str,
+    long_strings: Mapping[str, LongString],
 ) -> MediaSource:
+    def source(kind: Modality, value: str, field: str, form: Literal["address", "base64"] = "address") -> MediaSource:
+        return MediaSource(kind, long_strings.get(value, value), f"{param}.{field}", form)
+
     match part:
         case schema.ImagePart(image_url=address):
-            return MediaSource("image", address.url, f"{param}.image_url.url")
+            return source("image", address.url, "image_url.url")
         case schema.VideoPart(video_url=address):
-            return MediaSource("video", address.url, f"{param}.video_url.url")
+            return source("video", address.url, "video_url.url")
         case schema.AudioPart(audio_url=address):
-            return MediaSource("audio", address.url, f"{param}.audio_url.url")
+            return source("audio", address.url, "audio_url.url")
         case schema.InputAudioPart(input_audio=sound):
-            return MediaSource("audio", sound.data, f"{param}.input_audio.data", form="base64")
+            return source("audio", sound.data, "input_audio.data", "base64")
 
 
 def _speech(request: ChatCompletionRequest, voices: Voices | None, limits: Limits) -> SpeechOptions | None:

@@ -6,9 +6,9 @@ OpenAI API defines and this server does not support are listed in `unserved_fiel
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
 NonEmpty = Annotated[str, Meta(min_length=1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -111,10 +111,10 @@ class AssistantMessage(_Strict, tag_field="role", tag="assistant"):
     content: Content | None = None
     name: str | None = None
     refusal: str | None = None
-    annotations: list[Any] | None = None
+    annotations: list[Raw] | None = None
     audio: EarlierSpeech | None = None
-    tool_calls: Annotated[list[Any], Meta(extra_json_schema={"maxItems": 0})] | None = None
-    function_call: Annotated[dict[str, Any], Meta(extra_json_schema={"maxProperties": 0})] | None = None
+    tool_calls: Annotated[list[Raw], Meta(extra_json_schema={"maxItems": 0})] | None = None
+    function_call: Annotated[dict[str, Raw], Meta(extra_json_schema={"maxProperties": 0})] | None = None
 
 
 class ToolMessage(_Strict, tag_field="role", tag="tool"):

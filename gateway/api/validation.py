@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -12,9 +12,16 @@ import msgspec
 from gateway.api import schema
 from gateway.api.schema import ChatCompletionRequest
 from gateway.api.unserved_fields import IGNORED, REFUSED
+from gateway.bodies.json_body import JsonBody, LongString
+from gateway.bodies.reader import text_too_large
+from omni_pipeline.config.schema import Limits
 from omni_pipeline.errors import OmniError, bad_request
 
 _LONGEST_MESSAGE = 400  # a wrong value is quoted in the message, and may be megabytes
+
+_LONGEST_HARMLESS = 256  # bytes of a refused field's value that may still be without effect
+_REQUIRED = ("messages",)
+_TOKEN_ID = re.compile(r"[0-9]{1,10}")
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
@@ -77,43 +84,159 @@ _VALUES = {
 _FEW = 8  # largest number of names that a message lists
 
 
-def parse(body: bytes | bytearray) -> ChatCompletionRequest:
-    """The request in `body`.
+def parse(body: JsonBody, limits: Limits) -> ChatCompletionRequest:
+    """The request in `body`. Afterwards, the long strings in `body` are those that have only a marker in the request.
+
+    These are base64 and data URLs of media, and strings that are never read. All other long strings are put back into
+    the outline of `body`.
+
+    Args:
+        limits: Bounds on the text of a request.
 
     Raises:
         OmniError: 400: ``invalid_json`` if `body` is not JSON; ``unknown_parameter``, ``unsupported_parameter``,
-            ``unsupported_value``, ``missing_required_parameter`` or ``invalid_value`` with the path of the field.
+            ``unsupported_value``, ``missing_required_parameter`` or ``invalid_value`` with the path of the field. 413:
+            ``text_too_large``.
     """
-    try:
-        value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise bad_request(f"The body is not valid JSON: {error}.", code="invalid_json") from error
-    except RecursionError as error:
-        raise bad_request("The body is nested too deeply.", code="invalid_json") from error
-    if not isinstance(value, dict):
-        raise bad_request("The body must be a JSON object.", code="invalid_json")
-    served = _without_foreign(value)
-    try:
-        request = msgspec.convert(served, ChatCompletionRequest)
-    except msgspec.ValidationError as error:
-        raise _explained(str(error)) from error
+    request = _decoded(body)
+    if text := _long_text(request, body, limits):
+        body.restore(text)
+        request = _decoded(body)
     _check(request)
     return request
 
 
-def _without_foreign(body: dict[str, Any]) -> dict[str, Any]:
-    """`body` without nulls and harmless foreign fields. Raises OmniError (400) for a foreign field that is refused."""
+# --- from bytes to structs ---
+
+
+_Fields = dict[str, msgspec.Raw]
+_OBJECT = msgspec.json.Decoder(_Fields)
+_FIELDS = {
+    name: msgspec.json.Decoder(hint)
+    for name, hint in get_type_hints(ChatCompletionRequest, include_extras=True).items()
+    if name in ChatCompletionRequest.__struct_fields__
+}
+
+
+def _decoded(body: JsonBody) -> ChatCompletionRequest:
+    """The request in the outline of `body`. Fields that are not read are skipped and not decoded."""
+    try:
+        return _request(_OBJECT.decode(body.outline))
+    except OmniError:
+        _check_json(body)
+        raise
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        _check_json(body)
+        raise _explained(body.in_words_of_sender(str(error), _LONGEST_MESSAGE)) from error
+
+
+def _request(fields: _Fields) -> ChatCompletionRequest:
+    """The request with these fields. Raises msgspec.DecodeError for the first wrong field."""
+    served = _without_foreign(fields)
+    values = {name: _value(name, value) for name, value in served.items()}
+    for name in _REQUIRED:
+        if name not in values:
+            raise msgspec.ValidationError(f"Object missing required field `{name}`")
+    return ChatCompletionRequest(**values)
+
+
+def _value(name: str, value: msgspec.Raw) -> Any:
+    """The value of a field of the request."""
+    if name not in _FIELDS:
+        raise msgspec.ValidationError(f"Object contains unknown field `{name}`")
+    try:
+        return _FIELDS[name].decode(value)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        path = _PATH.fullmatch(text)
+        if path is None:
+            raise msgspec.ValidationError(f"{text} - at `$.{name}`") from error
+        raise msgspec.ValidationError(f"{path['what']} - at `$.{name}{path['path'][1:]}`") from error
+
+
+def _without_foreign(fields: _Fields) -> _Fields:
+    """`fields` without nulls and harmless foreign fields. Raises OmniError (400) for a field that is refused."""
     served = {}
-    for name, value in body.items():
-        if value is None or name in IGNORED:
+    for name, value in fields.items():
+        if name in IGNORED or memoryview(value) == b"null":
             continue
         if name not in REFUSED:
             served[name] = value
             continue
         harmless, reason = REFUSED[name]
-        if value not in harmless:
+        if memoryview(value).nbytes > _LONGEST_HARMLESS or msgspec.json.decode(value) not in harmless:
             raise bad_request(f"'{name}' is not supported: {reason}.", param=name, code="unsupported_parameter")
     return served
+
+
+def _check_json(body: JsonBody) -> None:
+    """Raise OmniError (400) if the outline of `body` is not a JSON object: this error comes before a wrong field's."""
+    try:
+        value = msgspec.json.decode(body.outline)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        message = body.in_words_of_sender(str(error), _LONGEST_MESSAGE)
+        raise bad_request(f"The body is not valid JSON: {message}.", code="invalid_json") from error
+    if not isinstance(value, dict):
+        raise bad_request("The body must be a JSON object.", code="invalid_json")
+
+
+# --- long strings ---
+
+
+def _long_text(request: ChatCompletionRequest, body: JsonBody, limits: Limits) -> set[str]:
+    """The markers in `request` of long strings that are text.
+
+    Raises:
+        OmniError: 413 if the body has too much text.
+    """
+    if not body.strings:
+        return set()
+    media = set(_media_markers(request, body.strings))
+    text: set[str] = set()
+    size = len(body.outline)
+    for param, value in _strings_in(request, ""):
+        if value in body.strings and value not in media and value not in text:
+            text.add(value)
+            size += len(body.strings[value].content)
+            if size > limits.text_bytes:
+                raise text_too_large(limits.text_bytes, param)
+    return text
+
+
+def _media_markers(request: ChatCompletionRequest, strings: Mapping[str, LongString]) -> Iterator[str]:
+    """The markers in `request` of long strings that are media or are not read."""
+    addresses = [*(request.images or ()), *(request.audios or ()), *(request.videos or ())]
+    for message in request.messages:
+        if isinstance(message, schema.AssistantMessage) and message.audio and message.audio.data:
+            yield message.audio.data
+        if message.content is None or isinstance(message.content, str):
+            continue
+        for part in message.content:
+            match part:
+                case schema.InputAudioPart(input_audio=sound):
+                    yield sound.data
+                case schema.ImagePart(image_url=address):
+                    addresses.append(address.url)
+                case schema.AudioPart(audio_url=address) | schema.VideoPart(video_url=address):
+                    addresses.append(address.url)
+    for marker in addresses:
+        if marker in strings and strings[marker].content[:5].lower() == b"data:":
+            yield marker
+
+
+def _strings_in(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Each string in `value`, with its path."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _strings_in(item, f"{path}[{index}]")
+    elif isinstance(value, msgspec.Struct):
+        for name in value.__struct_fields__:
+            yield from _strings_in(getattr(value, name), _join(path, name))
+
+
+# --- errors about fields ---
 
 
 def _explained(text: str) -> OmniError:
@@ -202,7 +325,7 @@ def _check_tokens(request: ChatCompletionRequest) -> None:
     if request.min_tokens is not None and limit is not None and request.min_tokens > limit:
         raise _invalid("min_tokens", "it is larger than the limit on tokens")
     for key in request.logit_bias or ():
-        if not (key.isascii() and key.isdigit() and int(key[:11]) < 2**31):
+        if not _TOKEN_ID.fullmatch(key) or int(key) >= 2**31:
             raise _invalid("logit_bias", "its keys must be token ids written as strings")
 
 

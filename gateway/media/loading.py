@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from urllib.parse import unquote, urlsplit
 
 from gateway.api.conversion import MediaSource
+from gateway.bodies.json_body import LongString
 from gateway.media.addresses import not_allowed
 from gateway.media.local_files import LocalFiles
 from gateway.media.remote import Downloader, Resolve, resolve_host, too_large
@@ -19,6 +20,7 @@ from stages.messages import Media
 
 _AT_ONCE = 8  # media of one request that are loaded at the same time
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):")
+_LONGEST_HEAD = 1024  # characters of a data URL before the comma
 _SLICE = 1 << 20  # base64 characters decoded before the event loop may run; a multiple of 4
 
 
@@ -72,19 +74,23 @@ class MediaLoader:
                 task.cancel()
 
     async def _bytes(self, source: MediaSource, most: int) -> bytes | bytearray:
+        value = source.value
+        if isinstance(value, LongString):
+            return await asyncio.to_thread(_decode_long, value, source, most)
         if source.form == "base64":
-            return await asyncio.to_thread(decode_base64, source.value, 0, param=source.param, most=most)
-        match = _SCHEME.match(source.value)
+            return await asyncio.to_thread(decode_base64, value, 0, param=source.param, most=most)
+        match = _SCHEME.match(value)
         scheme = match[1].lower() if match else "path"
         match scheme:
             case "data":
-                return await self._embedded(source, most)
+                start = _start_of_data(value, source)
+                return await asyncio.to_thread(decode_base64, value, start, param=source.param, most=most)
             case "http" | "https":
-                return await self._downloader.fetch(source.value, param=source.param, most=most)
+                return await self._downloader.fetch(value, param=source.param, most=most)
             case "file":
-                path = _file_path(source)
+                path = _file_path(value, source.param)
             case "path":
-                path = source.value
+                path = value
             case _:
                 raise bad_request(
                     f"'{source.param}' is not a usable URL: it must begin with http:, https:, data: or file:, "
@@ -93,17 +99,6 @@ class MediaLoader:
                     code="invalid_url",
                 )
         return await asyncio.to_thread(self._files.read, path, param=source.param, most=most)
-
-    async def _embedded(self, source: MediaSource, most: int) -> bytearray:
-        """The content of a data URL. The media type is ignored, because the content shows the type."""
-        comma = source.value.find(",", 0, 1024)
-        if comma < 0 or not source.value[:comma].lower().endswith(";base64"):
-            raise bad_request(
-                f"'{source.param}' is not a usable URL: a data URL must have the form data:TYPE;base64,DATA.",
-                param=source.param,
-                code="invalid_url",
-            )
-        return await asyncio.to_thread(decode_base64, source.value, comma + 1, param=source.param, most=most)
 
 
 class _Budget:
@@ -118,7 +113,31 @@ class _Budget:
         self.left -= size
 
 
-def decode_base64(text: str, start: int, *, param: str, most: int) -> bytearray:
+def _start_of_data(head: str, source: MediaSource) -> int:
+    """Where the base64 of a data URL starts. The media type is ignored, because the content shows the type."""
+    comma = head.find(",", 0, _LONGEST_HEAD)
+    if comma < 0 or not head[:comma].lower().endswith(";base64"):
+        raise bad_request(
+            f"'{source.param}' is not a usable URL: a data URL must have the form data:TYPE;base64,DATA.",
+            param=source.param,
+            code="invalid_url",
+        )
+    return comma + 1
+
+
+def _decode_long(string: LongString, source: MediaSource, most: int) -> bytearray:
+    """The file in a long string, which is base64 or a data URL. Call it in a thread."""
+    try:
+        text = string.base64()
+    except ValueError as error:
+        raise _not_base64(source.param) from error
+    start = 0
+    if source.form == "address":
+        start = _start_of_data(text[:_LONGEST_HEAD].decode("utf-8", "replace"), source)
+    return decode_base64(text, start, param=source.param, most=most)
+
+
+def decode_base64(text: str | bytearray, start: int, *, param: str, most: int) -> bytearray:
     """The bytes that `text[start:]` encodes in standard base64, padded and without white space. Call it in a thread.
 
     The text is decoded in slices: a single call of `binascii` would hold the interpreter lock, and so stop every
@@ -128,7 +147,8 @@ def decode_base64(text: str, start: int, *, param: str, most: int) -> bytearray:
         OmniError: 413 ``media_too_large`` before anything is decoded; 400 ``invalid_base64``.
     """
     length = len(text) - start
-    size = length // 4 * 3 - text.count("=", max(start, len(text) - 2))
+    padding = text[max(start, len(text) - 2) :].count("=" if isinstance(text, str) else b"=")  # type: ignore[arg-type]
+    size = length // 4 * 3 - padding
     if size > most:
         raise too_large(param, most)
     data = bytearray()
@@ -146,11 +166,11 @@ def _not_base64(param: str) -> OmniError:
     return bad_request(f"'{param}' is not valid base64.", param=param, code="invalid_base64")
 
 
-def _file_path(source: MediaSource) -> str:
+def _file_path(value: str, param: str) -> str:
     try:
-        url = urlsplit(source.value)
+        url = urlsplit(value)
     except ValueError as error:
-        raise bad_request(f"'{source.param}' is not a usable URL.", param=source.param, code="invalid_url") from error
+        raise bad_request(f"'{param}' is not a usable URL.", param=param, code="invalid_url") from error
     if url.netloc not in ("", "localhost"):
-        raise not_allowed("the host of a file URL must be empty or localhost", source.param)
+        raise not_allowed("the host of a file URL must be empty or localhost", param)
     return unquote(url.path)

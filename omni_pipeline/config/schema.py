@@ -55,6 +55,9 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
             not read.
         connections: Maximum number of open connections.
         body_bytes: Maximum size of one HTTP request body, and of all media of one request together.
+        body_values: Maximum number of list entries and object fields in one request body.
+        text_bytes: Maximum size of one request body without the base64 of its media and without long strings that are
+            not read.
         held_bytes: Maximum size of the bodies and media that all requests together hold until their answers begin.
         output_tokens: Maximum number of text tokens of one answer, and the limit of a request that sets no limit. With
             null, only the model's own limit applies, and a request that sets no limit gets the thinker's
@@ -76,6 +79,8 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
     queued: Annotated[int, Meta(ge=0)] = 256
     connections: Positive = 768
     body_bytes: Positive = 512 * 1024 * 1024
+    body_values: Positive = 50_000
+    text_bytes: Positive = 16 * 1024 * 1024
     held_bytes: Positive = 4 * 1024 * 1024 * 1024
     output_tokens: Positive | None = None
     speech_tokens: Positive | None = None

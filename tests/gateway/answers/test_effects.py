@@ -11,9 +11,9 @@ import pytest
 from gateway.answers.chat import manner_of
 from gateway.api.conversion import convert
 from gateway.api.schema import ChatCompletionRequest, FrameSampling, StageSampling
-from gateway.api.validation import parse
 from gateway.api.voices import Voices
 from omni_pipeline.config.schema import Limits
+from tests.gateway.json_bodies import parse
 
 VOICES = Voices(("chelsie", "ethan"), "ethan")
 USER = {"role": "user", "content": "Hello?"}

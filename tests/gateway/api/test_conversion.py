@@ -7,11 +7,11 @@ import json
 import pytest
 
 from gateway.api.conversion import MediaSource, convert
-from gateway.api.validation import parse
 from gateway.api.voices import Voices
 from omni_pipeline.config.schema import Limits
 from omni_pipeline.errors import OmniError
 from stages.messages import MediaRef, Sampling, SpeechOptions, Text, TextOutput, VideoOptions
+from tests.gateway.json_bodies import parse
 
 USER = {"role": "user", "content": "What is it?"}
 

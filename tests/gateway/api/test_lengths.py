@@ -7,8 +7,8 @@ import json
 import pytest
 
 from gateway.api.lengths import speech_limit, text_limit
-from gateway.api.validation import parse
 from omni_pipeline.errors import OmniError
+from tests.gateway.json_bodies import parse
 
 
 def request(**fields):

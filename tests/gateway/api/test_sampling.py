@@ -7,9 +7,9 @@ import json
 import pytest
 
 from gateway.api.sampling import predictor_sampling, talker_sampling, thinker_sampling
-from gateway.api.validation import parse
 from omni_pipeline.config.schema import Limits
 from stages.messages import Sampling
+from tests.gateway.json_bodies import parse
 
 
 def sampled(**fields) -> dict[str, Sampling]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import tracemalloc
+from contextlib import suppress
 
+import msgspec
 import pytest
 
+from gateway.api import validation
 from gateway.api.unserved_fields import IGNORED, REFUSED
-from gateway.api.validation import parse
+from omni_pipeline.config.schema import Limits
 from omni_pipeline.errors import OmniError
+from tests.gateway.json_bodies import parse, read
 
 USER = {"role": "user", "content": "Hello?"}
 
@@ -324,3 +330,145 @@ def test_an_earlier_spoken_answer_needs_its_text(answer, ok):
         parse(data)
     else:
         assert "keeps no speech" in refusal(data).message
+
+
+LONG = 'ab é "\\ \n' * 4000
+DATA_URL = "data:image/png;base64," + "AAAA" * 10_000
+
+
+def test_long_text_is_text_wherever_it_may_be():
+    request = parse(
+        messages(
+            {"role": "system", "content": LONG + "1", "name": LONG},
+            {"role": "user", "content": [{"type": "text", "text": LONG + "2"}]},
+            {
+                "role": "assistant",
+                "content": None,
+                "audio": {"id": "x", "transcript": LONG + "3", "data": "A" * 50_000},
+            },
+        )
+    )
+    system, user, assistant = request.messages
+    assert (system.content, user.content[0].text) == (LONG + "1", LONG + "2")
+    assert assistant.audio.transcript == LONG + "3"
+
+
+def test_long_media_are_kept_apart_and_other_long_addresses_are_not():
+    address = "https://example.org/" + "x" * 50_000
+    body = read(
+        json.dumps(
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "image_url", "image_url": {"url": DATA_URL}},
+                            {"type": "input_audio", "input_audio": {"data": "AAAA" * 9000, "format": "wav"}},
+                            {"type": "video_url", "video_url": {"url": address}},
+                        ],
+                    }
+                ],
+                "images": [DATA_URL, address],
+                "prediction": LONG,
+            }
+        ).encode()
+    )
+    request = validation.parse(body, Limits())
+    image, sound, video = request.messages[0].content
+    assert bytes(body.strings[image.image_url.url].content) == DATA_URL.encode()
+    assert bytes(body.strings[sound.input_audio.data].content) == b"AAAA" * 9000
+    assert bytes(body.strings[request.images[0]].content) == DATA_URL.encode()
+    assert video.video_url.url == request.images[1] == address
+
+
+@pytest.mark.parametrize(
+    ("data", "param"),
+    [
+        (body(stop="x" * 20_000), "stop"),
+        (body(stop=["x" * 20_000]), "stop[0]"),
+        (body(logit_bias={"9" * 20_000: 1}), "logit_bias"),
+        (body(modalities=["x" * 20_000]), "modalities[0]"),
+        (body(temperature="x" * 20_000), "temperature"),
+        (messages({"role": "user", "content": {LONG: 1}}), "messages[0].content"),
+    ],
+)
+def test_a_long_string_in_a_wrong_place_names_the_field(data, param):
+    info = refusal(data)
+    assert (info.status, info.code, info.param) == (400, "invalid_value", param)
+    assert len(info.message) < 500
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        messages({"role": "user", "content": "x" * 20_000 + "\\"}).replace(b"\\\\", b"\\q"),
+        body(prediction=LONG) + b"}",
+        body(prediction=LONG, images=[DATA_URL, 12345, DATA_URL]).replace(b"12345", b","),
+    ],
+)
+def test_the_position_of_an_error_is_that_in_the_body(data):
+    with pytest.raises(msgspec.DecodeError) as caught:
+        msgspec.json.decode(data)
+    assert str(caught.value) in refusal(data).message
+
+
+def test_too_much_long_text_names_the_field():
+    data = messages({"role": "user", "content": [{"type": "text", "text": "x" * 100_000}]})
+    with pytest.raises(OmniError) as caught:
+        parse(data, Limits(text_bytes=90_000))
+    info = caught.value.info
+    assert (info.status, info.code, info.param) == (413, "text_too_large", "messages[0].content[0].text")
+    parse(data, Limits(text_bytes=110_000))
+    parse(body(images=[DATA_URL], prediction="x" * 100_000), Limits(text_bytes=1000))
+
+
+def nested(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
+SIZE = 2 << 20
+# Bodies of 2 MiB, of every kind that is small as bytes and large as objects, or that is not read.
+HEAVY = {
+    "lists": b'{"messages": [' + b"[]," * (SIZE // 3) + b"[]]}",
+    "objects": b'{"messages": [' + b"{}," * (SIZE // 3) + b"{}]}",
+    "nest": b'{"metadata": ' + nested(SIZE // 2) + b"}",
+    "nests": b'{"metadata": [' + b",".join([nested(60)] * (SIZE // 121)) + b"]}",
+    "ignored list": body()[:-1] + b', "metadata": [' + b"0," * (SIZE // 2) + b"0]}",
+    "ignored strings": body()[:-1] + b', "metadata": [' + b'"a",' * (SIZE // 4) + b"0]}",
+    "ignored string": body(prediction="x" * SIZE),
+    "earlier speech": messages(USER, {"role": "assistant", "content": "", "audio": {"data": "A" * SIZE}}, USER),
+    "annotations": messages(USER, {"role": "assistant", "content": "", "annotations": [{}] * 2000}, USER),
+    "media": body(images=["data:;base64," + "A" * SIZE]),
+    "parts": parts(*[{"type": "text", "text": ""}] * (SIZE // 30)),
+    "stop": body(stop=["x"] * (SIZE // 5)),
+    "stop ids": body(stop_token_ids=[1] * (SIZE // 3)),
+    "biases": body(logit_bias={str(index): 1 for index in range(SIZE // 12)}),
+    "unknown": body(**{str(index): 1 for index in range(SIZE // 12)}),
+    "number": body(seed=0).replace(b"0}", b"1" * SIZE + b"}"),
+    "fraction": body(temperature=0.5).replace(b"0.5}", b"0." + b"1" * SIZE + b"}"),
+    "spaces": body() + b" " * SIZE,
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_a_body_takes_a_small_multiple_of_its_own_bytes(name):
+    data = HEAVY[name]
+    limits = Limits(body_values=5000)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        request = None
+        with suppress(OmniError):
+            request = parse(data, limits)
+        peak = tracemalloc.get_traced_memory()[1]
+        del request
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * len(data) + 400 * limits.body_values
+
+
+@pytest.mark.parametrize("name", ["ignored string", "earlier speech", "media"])
+def test_a_string_that_is_not_read_here_does_not_reach_the_decoder(name):
+    body = read(HEAVY[name])
+    validation.parse(body, Limits())
+    assert len(body.outline) < 1000

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from gateway.api.validation import parse
 from gateway.api.voices import Voices, read_voices
 from omni_pipeline.errors import OmniError, StartupError
+from tests.gateway.json_bodies import parse
 
 VOICES = Voices(("chelsie", "ethan", "aiden"), default="ethan")
 

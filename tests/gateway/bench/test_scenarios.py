@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from gateway.api.schema import ChatCompletionRequest
-from gateway.api.validation import parse
 from gateway.bench.prompts import make_prompts
 from gateway.bench.scenarios import Input, MediaAs, Output, Scenario, body, explanation
 from omni_pipeline.errors import StartupError
+from tests.gateway.json_bodies import parse
 
 
 def sent(data: Path, **scenario: Any) -> dict[str, Any]:

@@ -1,0 +1,118 @@
+"""Holds a received JSON body as a short outline and the long strings that were taken out of it.
+
+Decoding is one call that stops every stream until it returns, so the decoder should see only a bounded number of
+bytes. Media are most of a large body, and their base64 needs no JSON decoder. So each long string has its own buffer,
+and the outline has a short marker in its place. A string that is never read is never decoded or copied.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+
+import msgspec
+from msgspec import Struct
+
+# A shorter body is decoded at once, in less than a millisecond.
+_LARGE = 1 << 16
+# Bytes that are decoded before another thread may run.
+_SLICE = 1 << 20
+# No escape in a JSON string is longer, such as `\u00e9`.
+_LONGEST_ESCAPE = 6
+_POSITION = re.compile(r"\(byte (\d+)\)")
+
+
+class LongString(Struct):
+    """A string of the body as it was sent: without its quotes, and with its escapes.
+
+    Attributes:
+        offset: Position of the marker in the outline.
+        content: The bytes of the string.
+        escaped: Whether `content` has a backslash.
+    """
+
+    offset: int
+    content: bytearray
+    escaped: bool
+
+    def base64(self) -> bytearray:
+        """The characters of a string that is base64 or a data URL, as bytes. Call it in a thread.
+
+        Most clients send base64 without escapes, and it is not copied then. Some write ``\\/`` or ``\\u002b``.
+
+        Raises:
+            ValueError: if an escape is wrong.
+        """
+        if not self.escaped:
+            return self.content
+        plain = bytearray()
+        begin = 0
+        while begin < len(self.content):
+            end = begin + _SLICE
+            if end < len(self.content):
+                # A slice does not end within an escape. Neither base64 nor the head of a data URL has a backslash, so
+                # every backslash begins an escape.
+                backslash = self.content.rfind(b"\\", end - _LONGEST_ESCAPE + 1, end)
+                end = end if backslash < 0 else backslash
+            plain += msgspec.json.decode(b'"' + self.content[begin:end] + b'"', type=str).encode()
+            begin = end
+        return plain
+
+
+class JsonBody:
+    """A JSON body.
+
+    Attributes:
+        outline: The body with a marker in place of each long string.
+        strings: The long strings by marker, in the order of the body. The sender cannot guess a marker.
+    """
+
+    def __init__(self, outline: bytes, strings: dict[str, LongString]) -> None:
+        self.outline = outline
+        self.strings = strings
+
+    @property
+    def large(self) -> bool:
+        """Whether decoding and checking the body takes long enough that other work should go on meanwhile."""
+        return bool(self.strings) or len(self.outline) > _LARGE
+
+    def restore(self, markers: Collection[str]) -> None:
+        """Put these long strings back into the outline."""
+        outline = bytearray()
+        kept: dict[str, LongString] = {}
+        done = 0
+        for marker, string in self.strings.items():
+            outline += self.outline[done : string.offset]
+            done = string.offset + len(marker)
+            if marker in markers:
+                outline += string.content
+            else:
+                kept[marker] = LongString(len(outline), string.content, string.escaped)
+                outline += marker.encode()
+        outline += self.outline[done:]
+        self.outline = bytes(outline)
+        self.strings = kept
+
+    def in_words_of_sender(self, message: str, longest: int) -> str:
+        """A message of the decoder about the outline, with positions of the body and with text in place of markers.
+
+        Args:
+            longest: Number of bytes of a long string that the message may quote.
+        """
+        message = _POSITION.sub(lambda found: f"(byte {self._position(int(found[1]))})", message)
+        for marker in self._named_in(message):
+            start = bytes(self.strings[marker].content[:longest])
+            message = message.replace(marker, start.decode("utf-8", "replace"))
+        return message
+
+    def _named_in(self, message: str) -> Iterator[str]:
+        return (marker for marker in self.strings if marker in message)
+
+    def _position(self, outline_position: int) -> int:
+        """The position in the body of a byte of the outline."""
+        position = outline_position
+        for marker, string in self.strings.items():
+            if string.offset >= outline_position:
+                break
+            position += len(string.content) - len(marker)
+        return position

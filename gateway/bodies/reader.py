@@ -1,0 +1,181 @@
+"""Reads a JSON body piece by piece, and refuses a body whose structure or text is too large before it is decoded.
+
+Strings are found, brackets and commas are counted, and nothing else of JSON is checked. So the counts are right as far
+as the body is valid JSON. They may be wrong after the first error, but a decoder stops there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import secrets
+
+from gateway.bodies.json_body import JsonBody, LongString
+from omni_pipeline.config.schema import Limits
+from omni_pipeline.errors import OmniError, bad_request
+
+DEPTH = 64
+"""Maximum number of objects and lists within each other. A chat request needs 7."""
+LONG_STRING = 16 * 1024
+"""Length in bytes from which a string is kept apart."""
+# Bytes that are read before the event loop may run.
+_SLICE = 32 * 1024
+
+_INSIDE = rb'[^"\\]*(?:\\.[^"\\]*)*(?:(")|(\\)?\Z)'
+# A string, or its first part at the end of the slice. Group 1 is the closing quote; group 2 is the first half of an
+# escape that the slice divides.
+_STRING = re.compile(rb'"' + _INSIDE, re.DOTALL)
+_REST_OF_STRING = re.compile(_INSIDE, re.DOTALL)
+_CLOSED, _DIVIDED = 1, 2
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEP = [0] * 256
+for _bracket in b"[{":
+    _STEP[_bracket] = 1
+for _bracket in b"]}":
+    _STEP[_bracket] = -1
+
+
+class JsonBodyReader:
+    """Takes the pieces of one body.
+
+    Args:
+        limits: Bounds on the values and the text of the body.
+
+    Attributes:
+        size: Number of bytes so far.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._most_values = limits.body_values
+        self._most_text = limits.text_bytes
+        self.size = 0
+        self._outline = bytearray()
+        self._strings: dict[str, LongString] = {}
+        self._nonce = secrets.token_hex(8)
+        self._values = 0
+        self._depth = 0
+        self._string_from: int | None = None  # where the string that is not closed yet begins in the outline
+        self._long: LongString | None = None  # the same string, once it is long
+        self._divided = False  # whether the next byte belongs to an escape
+
+    async def receive(self, piece: bytes) -> None:
+        """Take the next piece. The event loop may run in between. Raises OmniError as `feed`."""
+        for begin in range(0, len(piece), _SLICE):
+            if begin:
+                await asyncio.sleep(0)
+            self.feed(piece[begin : begin + _SLICE])
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes.
+
+        Raises:
+            OmniError: 400 ``invalid_json`` if the body is nested too deeply; 400 ``too_many_values``; 413
+                ``text_too_large``.
+        """
+        self.size += len(data)
+        done = self._continue_string(data) if self._string_from is not None else 0
+        between = []
+        written = done  # up to here, `data` is in the outline or in a long string
+        for match in _STRING.finditer(data, done):
+            begin, end = match.span()
+            between.append(data[done:begin])
+            done = end
+            if match.lastindex != _CLOSED:
+                self._outline += data[written:begin]
+                written = end
+                self._begin_string(data[begin:end], divided=match.lastindex == _DIVIDED)
+            elif end - begin - 2 >= LONG_STRING:
+                self._outline += data[written : begin + 1]
+                written = end - 1
+                self._long = _long_string(data[begin + 1 : end - 1])
+                self._keep_apart()
+        between.append(data[done:])
+        self._outline += data[written:]
+        self._count(b"".join(between))
+        if len(self._outline) > self._most_text:
+            raise text_too_large(self._most_text, None)
+
+    def finish(self) -> JsonBody:
+        """The whole body, after the last bytes."""
+        if self._long is not None:
+            self._keep_apart()
+        return JsonBody(bytes(self._outline), self._strings)
+
+    # --- strings ---
+
+    def _begin_string(self, data: bytes, *, divided: bool) -> None:
+        """Take the first part of a string, with its opening quote."""
+        self._string_from = len(self._outline)
+        self._divided = divided
+        self._outline += data
+        self._notice_length()
+
+    def _continue_string(self, data: bytes) -> int:
+        """Take more of the string that is not closed yet. Returns the position after the string."""
+        start = 1 if self._divided else 0
+        if b'"' not in data and b"\\" not in data:  # faster than the expression, for the base64 of media
+            end, ending = len(data), None
+        else:
+            match = _REST_OF_STRING.match(data, start)
+            assert match is not None
+            end, ending = match.end(), match.lastindex
+        self._divided = ending == _DIVIDED
+        content = data[: end - 1] if ending == _CLOSED else data[:end]
+        if self._long is None:
+            self._outline += content
+            self._notice_length()
+        else:
+            self._long.content += content
+            self._long.escaped |= b"\\" in content
+        if ending == _CLOSED:
+            if self._long is not None:
+                self._keep_apart()
+            self._outline += b'"'
+            self._string_from = None
+        return end
+
+    def _notice_length(self) -> None:
+        """Move the string that is not closed yet out of the outline, if it has become long."""
+        assert self._string_from is not None
+        begin = self._string_from + 1
+        if len(self._outline) - begin >= LONG_STRING:
+            self._long = _long_string(self._outline[begin:])
+            del self._outline[begin:]
+
+    def _keep_apart(self) -> None:
+        """Put a marker in place of the long string."""
+        assert self._long is not None
+        marker = f"{self._nonce}:{len(self._strings)}"
+        self._long.offset = len(self._outline)
+        self._strings[marker] = self._long
+        self._outline += marker.encode()
+        self._long = None
+
+    # --- structure ---
+
+    def _count(self, structure: bytes) -> None:
+        """Count what is between the strings."""
+        opened = structure.count(b"[") + structure.count(b"{")
+        self._values += opened + structure.count(b",")
+        if self._values > self._most_values:
+            raise bad_request(
+                f"The body has more than {self._most_values} list entries and object fields.", code="too_many_values"
+            )
+        if self._depth + opened > DEPTH:
+            brackets = structure.translate(None, _NO_BRACKETS)
+            if self._depth + max(itertools.accumulate(map(_STEP.__getitem__, brackets))) > DEPTH:
+                raise bad_request(f"The body is nested too deeply: more than {DEPTH} levels.", code="invalid_json")
+        closed = structure.count(b"]") + structure.count(b"}")
+        self._depth = max(self._depth + opened - closed, 0)
+
+
+def _long_string(content: bytes | bytearray) -> LongString:
+    return LongString(0, bytearray(content), b"\\" in content)
+
+
+def text_too_large(most: int, param: str | None) -> OmniError:
+    """The error for a body with more than `most` bytes of text."""
+    return bad_request(
+        f"The body has more than {most} bytes besides its media.", param=param, code="text_too_large", status=413
+    )
