@@ -2,13 +2,14 @@
 
 A stage is a plain object in a single-threaded loop (see `worker.loop`). `receive` queues work and returns at once.
 `step` does one batch of work for all requests that are ready, and returns the messages to send. Nothing here blocks,
-locks or starts threads.
+locks or starts threads. A stage that has processes of its own is also a `WaitsOutside`: the loop then sleeps until a
+message arrives or such a process answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -94,3 +95,16 @@ class Stage(Protocol):
 
     def close(self) -> None:
         """Free resources that the end of the process would not free, such as files and sockets."""
+
+
+@runtime_checkable
+class WaitsOutside(Protocol):
+    """A stage that leaves work to other processes and must be woken when they answer."""
+
+    @property
+    def waits_on(self) -> int:
+        """A descriptor that is readable as soon as something outside has made `has_work` true.
+
+        It must not stay readable after a `step` that had nothing to do, because the loop would then never sleep. The
+        loop reads `has_work` at least with each heartbeat, so a stage may also let `has_work` become true by the clock.
+        """

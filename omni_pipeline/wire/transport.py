@@ -107,9 +107,19 @@ class Inbox:
         """A descriptor that becomes readable when a message arrives. Then call `receive` until it returns None."""
         return int(self._socket.getsockopt(zmq.FD))
 
-    def wait(self, seconds: float | None) -> bool:
-        """Block until a message waits, or for at most `seconds` (None: no limit). Returns whether a message waits."""
-        return bool(self._unpacked or self._socket.poll(None if seconds is None else max(0, round(seconds * 1000))))
+    def wait(self, seconds: float | None, others: Sequence[int] = ()) -> bool:
+        """Block until a message waits, or for at most `seconds` (None: no limit).
+
+        Args:
+            others: Descriptors that also end the wait when one of them becomes readable.
+
+        Returns:
+            Whether a message waits or a descriptor is readable.
+        """
+        if self._unpacked:
+            return True
+        sources = [(source, zmq.POLLIN) for source in (self._socket, *others)]
+        return bool(zmq.zmq_poll(sources, -1 if seconds is None else max(0, round(seconds * 1000))))
 
     def receive(self) -> Received | None:
         """The next message, or None if no message waits."""

@@ -1,7 +1,8 @@
 """The loop of every worker: it receives messages, lets the stages work, and sends the results.
 
-One thread does everything. While no stage has work, the thread sleeps until a message arrives. While a stage has work,
-the thread never waits for messages. Messages between stages of the same worker are handed over by reference.
+One thread does everything. While no stage has work, the thread sleeps until a message arrives, or until a process that
+works for a stage answers. While a stage has work, the thread never waits for messages. Messages between stages of the
+same worker are handed over by reference.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Container, Mapping
 from msgspec import structs
 
 from omni_pipeline.contract.graph import COLLECTOR
-from omni_pipeline.contract.stage import Stage, StageBroken
+from omni_pipeline.contract.stage import Stage, StageBroken, WaitsOutside
 from omni_pipeline.errors import ErrorInfo, OmniError, internal, worker_lost
 from omni_pipeline.logs import fields
 from omni_pipeline.wire.codec import Codec, WireError
@@ -86,6 +87,7 @@ class WorkerLoop:
         self._incarnation = incarnation
         self._epoch = epoch
         self._stages = stages
+        self._wakers = [stage.waits_on for stage in stages.values() if isinstance(stage, WaitsOutside)]
         self._addresses = dict(addresses)
         self._inbox = inbox
         self._outbox = outbox
@@ -123,7 +125,7 @@ class WorkerLoop:
 
     def _take_in(self) -> None:
         if not any(stage.has_work for stage in self._stages.values()):
-            self._inbox.wait(self._next_beat - time.monotonic())
+            self._inbox.wait(self._next_beat - time.monotonic(), self._wakers)
         for received in self._inbox.drain(DRAIN_MESSAGES):
             try:
                 message = self._codec.decode(received.frames)
@@ -218,7 +220,7 @@ class WorkerLoop:
         stats.step_seconds.add(end - begin)
         if stage.batch:
             stats.batch_sizes.add(len(stage.batch))
-        if self._recorder is not None:
+        if self._recorder is not None and (told or stage.batch):  # some steps only exchange bytes with other processes
             self._recorder.stepped(name, told.union(stage.batch), begin, end)
         # Only now, because a stage must not be asked to abort a request while its step is running.
         for request_id, info in failed.items():

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import logging
 import os
+import select
+import socket
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -130,6 +133,51 @@ def test_message_goes_through_every_stage_of_the_worker(bench: Bench) -> None:
 def test_requests_in_flight_together_keep_apart(bench: Bench) -> None:
     bench.send(*(ask(f"word{number} again", f"r{number}") for number in range(50)))
     assert {answer(bench) for _ in range(50)} == {f"WORD{number} AGAIN" for number in range(50)}
+
+
+class Outside(EchoStage):
+    """A last stage whose work is done by somebody at the other end of a socket."""
+
+    def __init__(self, context: StageContext) -> None:
+        super().__init__(context)
+        self.ours, self.theirs = socket.socketpair()
+        self.looks = 0
+
+    @property
+    def waits_on(self) -> int:
+        return self.ours.fileno()
+
+    @property
+    def has_work(self) -> bool:
+        self.looks += 1
+        return bool(select.select([self.ours], [], [], 0)[0])
+
+    def step(self) -> Iterable[Work]:
+        self.ours.recv(1)
+        self.batch = (self.queue.popleft().request_id,)
+        yield Start(*self.batch, self.name, COLLECTOR, None)
+
+
+def test_loop_sleeps_until_the_process_that_works_for_a_stage_answers(
+    run_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omni_pipeline.worker.loop.HEARTBEAT_SECONDS", 3600.0)
+    stage = Outside(context_of("join"))
+    bench = Bench({"join": stage}, run_root)
+    bench.start()
+    try:
+        for number in range(3):
+            bench.send(Start(f"r{number}", "shout", "join", Word("x", [])))
+            while not stage.queue:
+                time.sleep(0.01)
+            looks = stage.looks
+            stage.theirs.send(b"x")
+            assert bench.next().request_id == f"r{number}"
+            assert looks < 10 * (number + 1)
+    finally:
+        bench.close()
+        stage.ours.close()
+        stage.theirs.close()
 
 
 class Keeps(EchoStage):
