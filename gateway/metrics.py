@@ -46,12 +46,17 @@ _OWN_COUNTERS = {
     "encoded_items": "Media items that an encoder has computed",
     "encoded_rows": "Embedding rows that an encoder has computed",
     "refused": "Requests whose media or prompt were refused",
+    "cancelled_readings": "Texts and media that were given up because their request ended",
+    "demoted_readings": "Texts and media that took longer than expected and were begun again behind short ones",
+    "readers_replaced": "Processes that read texts and media and were replaced",
     "frames": "Codec frames that a stage has computed",
     "chunks": "Chunks of sound that the vocoder has computed",
 }
 # Gauges that stages report under names of their own, with their help texts.
 _OWN_GAUGES = {
     "queued_requests": "Requests that are ready for a stage and wait for it",
+    "readers": "Processes that read long texts and media",
+    "readers_busy": "Processes that are reading a long text or media",
     "running_requests": "Requests that a language model is working on",
     "kv_tokens_used": "KV cache tokens that running requests hold",
     "kv_tokens_cached": "KV cache tokens kept for later prompts that begin with them",

@@ -26,7 +26,11 @@ class PreprocessingOptions(StageOptions, frozen=True, forbid_unknown_fields=True
             cost of decoding it.
         max_video_frames: Maximum number of frames sampled from one clip, whatever the request's `video_fps` and
             `video_max_frames` say.
-        reading_seconds: Maximum time to decode the media of one request and to prepare them for the encoders.
+        reading_seconds: Maximum time to decode the media of one request and to prepare them for the encoders; also the
+            maximum time to tokenise a long text. Time in which the request waits for a reader does not count.
+        readers: Number of processes that decode media, at least two; one of them takes only work that is expected to be
+            short. null means as many as the cores that the worker may use, at least 2 and at most 8. One more process
+            is for long texts.
         max_prompt_tokens: Maximum number of tokens of the whole prompt; null leaves the limit to the model and the
             thinker's KV cache.
     """
@@ -38,6 +42,7 @@ class PreprocessingOptions(StageOptions, frozen=True, forbid_unknown_fields=True
     max_video_total_pixels: Positive = 64 * 1024 * 1024 * 1024
     max_video_frames: Positive = 2048
     reading_seconds: Seconds = 300.0
+    readers: Annotated[int, Meta(ge=2, le=64)] | None = None
     max_prompt_tokens: Positive | None = None
 
 

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import zmq
@@ -118,7 +118,7 @@ class Inbox:
         """
         if self._unpacked:
             return True
-        sources = [(source, zmq.POLLIN) for source in (self._socket, *others)]
+        sources: list[Any] = [(source, zmq.POLLIN) for source in (self._socket, *others)]
         return bool(zmq.zmq_poll(sources, -1 if seconds is None else max(0, round(seconds * 1000))))
 
     def receive(self) -> Received | None:

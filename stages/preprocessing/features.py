@@ -81,6 +81,15 @@ class Features:
         resized = smart_resize(height, width, factor=factor, min_pixels=size.least, max_pixels=size.most)
         return -(-frames // self.frames_per_row) * (resized[0] // factor) * (resized[1] // factor)
 
+    def picture_rows(self, width: int, height: int) -> int:
+        """Number of embedding rows that a picture of this size will make."""
+        size = self._images.size
+        factor = self._images.patch_size * self.merge
+        resized = smart_resize(
+            height, width, factor=factor, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"]
+        )
+        return (resized[0] // factor) * (resized[1] // factor)
+
     def clip(self, chunks: Iterable[numpy.ndarray], size: FrameSize) -> VisionItem:
         """The item of a clip.
 
@@ -104,9 +113,9 @@ class Features:
             steps += own_steps
         return _vision_item(torch.cat(patches), (steps, height, width))
 
-    def sound_rows(self, wave: numpy.ndarray) -> int:
-        """Number of embedding rows that a sound will make; together with longer sounds it may make one row more."""
-        return audio_rows(len(wave) // self._sounds.hop_length, CHUNK_FRAMES)
+    def sound_rows(self, samples: int) -> int:
+        """Number of embedding rows of a sound (`samples` at `rate`); with longer sounds it may make one row more."""
+        return audio_rows(samples // self._sounds.hop_length, CHUNK_FRAMES)
 
     def sounds(self, waves: Sequence[numpy.ndarray]) -> AudioWork:
         """The sounds of a request (float32 [samples] at `rate`), in order.

@@ -1,4 +1,7 @@
-"""Reads the media of one request: turns bytes into encoder inputs, and counts the prompt rows of each item."""
+"""Reads the media of one request: turns bytes into encoder inputs, and counts the prompt rows of each item.
+
+`MediaReader.survey` finds the sizes from headers, and `MediaReader.read` decodes. Both parse untrusted bytes.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,11 @@ from stages.messages import AudioWork, Media, VideoOptions, VisionItem
 from stages.options import PreprocessingOptions
 from stages.preprocessing.decode_audio import decode_audio, decode_sound_track
 from stages.preprocessing.decode_image import decode_image
-from stages.preprocessing.decode_video import decode_frames, probe_clip, sampled_frames
-from stages.preprocessing.features import CHUNK_FRAMES, Features
+from stages.preprocessing.decode_video import DecodedClip, decode_frames, probe_clip, sampled_frames
+from stages.preprocessing.features import CHUNK_FRAMES, Features, FrameSize
+from stages.preprocessing.headers import picture_size, sound_length
 from stages.preprocessing.layout import MediumRows
+from stages.preprocessing.survey import MediumSurvey
 from stages.preprocessing.token_limit import TokenLimit
 
 # Maximum number of decoded full-size frames in memory at a time; an even number, see `Features.clip`.
@@ -38,6 +43,14 @@ class ReadMedia(Struct, tag="read"):
     rows: list[MediumRows]
 
 
+class _ClipPlan(Struct, frozen=True):
+    """The frames that are taken of a clip, and the bounds on their size."""
+
+    clip: DecodedClip
+    indices: list[int]
+    size: FrameSize
+
+
 class MediaReader:
     """Decodes and processes media within the configured limits."""
 
@@ -46,12 +59,40 @@ class MediaReader:
         self._options = options
         self._limit = limit
 
+    def survey(
+        self,
+        media: Sequence[Media],
+        video: VideoOptions,
+        text_tokens: int,
+        begin: Callable[[int], None] = lambda index: None,
+    ) -> list[MediumSurvey]:
+        """Find the sizes of a prompt's media from their headers. Nothing is decoded. The arguments are as for `read`.
+
+        Raises:
+            OmniError: 400 for a clip that cannot be used, or if the items have too many rows in any case.
+        """
+        surveys: list[MediumSurvey] = []
+        tokens = text_tokens
+        for index, medium in enumerate(media):
+            begin(index)
+            match medium.kind:
+                case "image":
+                    surveys.append(self._survey_picture(medium))
+                case "audio":
+                    surveys.append(self._survey_sound(medium))
+                case "video":
+                    surveys.append(self._survey_clip(medium, video, tokens))
+            tokens += surveys[-1].least_rows
+            self._limit.check(tokens)
+        return surveys
+
     def read(
         self,
         media: Sequence[Media],
         video: VideoOptions,
         text_tokens: int,
         begin: Callable[[int], None] = lambda index: None,
+        surveys: Sequence[MediumSurvey] = (),
     ) -> ReadMedia:
         """Read the media of a prompt, given in prompt order.
 
@@ -59,6 +100,7 @@ class MediaReader:
             begin: Called with the index of each media item before it is read.
             text_tokens: Number of prompt tokens besides the media. Once the token limit is exceeded, nothing more is
                 read, and a clip that would exceed it is not even decoded.
+            surveys: The result of `survey` for these media, so that clips need not be examined again.
 
         Raises:
             OmniError: 400 with the `param` of the media item at fault.
@@ -77,12 +119,13 @@ class MediaReader:
                 case "audio":
                     sound = self._wave(medium)
                 case "video":
-                    clip, sound = self._clip(medium, video, tokens)
+                    known = surveys[index].clip if surveys else None
+                    clip, sound = self._clip(medium, video, tokens, known)
                     clips.append(clip)
                     tokens += self._features.visual_rows(clip)
             if sound is not None:
                 waves.append(sound)
-                tokens += self._features.sound_rows(sound)
+                tokens += self._features.sound_rows(len(sound))
             self._limit.check(tokens)
         sounds = self._features.sounds(waves)
         return ReadMedia(pictures, clips, sounds, self._rows(media, video, pictures, clips, sounds))
@@ -118,16 +161,46 @@ class MediaReader:
         seconds = self._options.max_audio_seconds
         return decode_audio(medium.data.buffer(), rate=self._features.rate, max_seconds=seconds, param=medium.param)
 
-    def _clip(self, medium: Media, options: VideoOptions, tokens: int) -> tuple[VisionItem, numpy.ndarray | None]:
-        """A clip's frames, and its sound if the sound is used; without a sound track, silence of the clip's length."""
-        data, param, limit = medium.data.buffer(), medium.param, self._options.max_video_seconds
-        max_pixels = self._options.max_video_pixels
-        clip = probe_clip(
-            data,
-            max_seconds=limit,
-            max_pixels=max_pixels,
+    def _survey_picture(self, medium: Media) -> MediumSurvey:
+        size = picture_size(medium.data.buffer(), self._options.max_image_pixels)
+        if size is None:
+            return MediumSurvey("image")
+        rows = self._features.picture_rows(*size)
+        return MediumSurvey("image", *size, frames=1, taken=1, rows=rows, least_rows=rows)
+
+    def _survey_sound(self, medium: Media) -> MediumSurvey:
+        length = sound_length(medium.data.buffer(), self._options.max_audio_seconds)
+        rows, least = (self._rows_of_sound(seconds) for seconds in (length.seconds, length.least_seconds))
+        return MediumSurvey("audio", sound_seconds=length.seconds, rows=rows, least_rows=least)
+
+    def _survey_clip(self, medium: Media, options: VideoOptions, tokens: int) -> MediumSurvey:
+        plan = self._plan(medium, options, tokens, None)
+        clip, taken = plan.clip, len(plan.indices)
+        rows = self._features.clip_rows(taken, clip.width, clip.height, plan.size)
+        seconds = clip.seconds if options.use_audio else 0.0
+        return MediumSurvey(
+            "video",
+            clip.width,
+            clip.height,
+            frames=clip.frames,
+            taken=taken,
+            sound_seconds=seconds,
+            rows=rows + self._rows_of_sound(seconds),
+            least_rows=rows,
+            clip=clip,
+        )
+
+    def _rows_of_sound(self, seconds: float) -> int:
+        return self._features.sound_rows(int(seconds * self._features.rate))
+
+    def _plan(self, medium: Media, options: VideoOptions, tokens: int, known: DecodedClip | None) -> _ClipPlan:
+        """The frames to take of a clip, within the limits."""
+        clip = known or probe_clip(
+            medium.data.buffer(),
+            max_seconds=self._options.max_video_seconds,
+            max_pixels=self._options.max_video_pixels,
             max_total_pixels=self._options.max_video_total_pixels,
-            param=param,
+            param=medium.param,
         )
         indices = sampled_frames(
             clip,
@@ -140,18 +213,31 @@ class MediaReader:
             raise bad_request(
                 f"{len(indices)} frames would be taken of the video, and {self._options.max_video_frames} are allowed; "
                 "ask for fewer with 'video_max_frames' or 'video_fps'.",
-                param=param,
+                param=medium.param,
                 code="video_too_many_frames",
             )
         size = self._features.frame_size(options, len(indices))
         self._limit.check(tokens + self._features.clip_rows(len(indices), clip.width, clip.height, size))
+        return _ClipPlan(clip, indices, size)
+
+    def _clip(
+        self, medium: Media, options: VideoOptions, tokens: int, known: DecodedClip | None
+    ) -> tuple[VisionItem, numpy.ndarray | None]:
+        """A clip's frames, and its sound if the sound is used; without a sound track, silence of the clip's length."""
+        data, param, limit = medium.data.buffer(), medium.param, self._options.max_video_seconds
+        plan = self._plan(medium, options, tokens, known)
         frames = decode_frames(
-            data, indices, at_once=FRAMES_AT_ONCE, total=clip.frames, max_pixels=max_pixels, param=param
+            data,
+            plan.indices,
+            at_once=FRAMES_AT_ONCE,
+            total=plan.clip.frames,
+            max_pixels=self._options.max_video_pixels,
+            param=param,
         )
-        item = self._features.clip(frames, size)
+        item = self._features.clip(frames, plan.size)
         if not options.use_audio:
             return item, None
-        if not clip.has_sound:
-            return item, self._features.silence(clip.seconds)
+        if not plan.clip.has_sound:
+            return item, self._features.silence(plan.clip.seconds)
         rate = self._features.rate
         return item, decode_sound_track(data, rate=rate, max_seconds=limit, param=param, code="invalid_video")

@@ -1,21 +1,37 @@
-"""The stage preprocessing: turns text and undecoded media into the inputs of the model's parts, a request at a time."""
+"""The stage preprocessing: turns text and undecoded media into the inputs of the model's parts.
+
+A request passes through these phases, each of which may refuse it. Reader processes do everything that takes long or
+touches untrusted bytes, so a step never waits, and requests overtake each other.
+
+1. `TEXT`: The text's size is compared with the token limit. A short text is tokenised here, a long one by a reader.
+   A request without media is complete.
+2. `SURVEY`: A reader finds the sizes of the media from their headers (`survey.MediumSurvey`). Text and media together
+   are compared with the token limit.
+3. `GRANT`: The sizes are known and nothing is decoded. `_ask_for_grant` is the place to wait for memory.
+4. `READ`: A reader decodes the media.
+"""
 
 from __future__ import annotations
 
+import enum
+import logging
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy
-from msgspec import structs
+from msgspec import Struct, structs
 from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeProcessor
 
 from omni_pipeline.contract.stage import StageContext
-from omni_pipeline.errors import OmniError, internal
+from omni_pipeline.errors import ErrorInfo, OmniError, internal
+from omni_pipeline.logs import fields
 from omni_pipeline.wire.messages import Failed, Start, Work
 from omni_pipeline.wire.tensor import Tensor
 from stages.messages import (
     AudioItem,
+    AudioWork,
     ChatRequest,
+    Media,
     MediaRef,
     MediaSpan,
     Modality,
@@ -27,17 +43,63 @@ from stages.messages import (
 )
 from stages.options import PreprocessingOptions
 from stages.preprocessing.conversation import ChatTokenizer
-from stages.preprocessing.features import DEFAULTS, Features
+from stages.preprocessing.features import CHUNK_FRAMES, DEFAULTS, Features
 from stages.preprocessing.layout import PromptLayout, lay_out
 from stages.preprocessing.media import MediaReader, ReadMedia
 from stages.preprocessing.positions import mrope_positions
-from stages.preprocessing.reading import ReadingProcess
+from stages.preprocessing.readers.pool import ReaderPool, reader_count
+from stages.preprocessing.readers.process import Answer, Read, ReaderWork, Survey, Surveys, Tokenise, Tokens
 from stages.preprocessing.spoken import Roles, spoken_prompt
-from stages.preprocessing.token_limit import TokenLimit
+from stages.preprocessing.survey import MediumSurvey, reading_seconds, survey_seconds
+from stages.preprocessing.token_limit import TextLimit, TokenLimit
 
 # Time scale with which the reference's processor merges a clip's frames with its sound. For positions the model has its
 # own time scale (see `_position_ids_per_second`), and the two may differ in a checkpoint.
 MERGE_IDS_PER_SECOND: float = DEFAULTS["videos_kwargs"]["position_id_per_seconds"]
+
+
+# A longer conversation is tokenised by a reader. Tokenising so much text takes about 20 ms.
+SHORT_TEXT_BYTES = 16 * 1024
+
+# The size of a turn or a part without text, for the time to render it.
+_PART_BYTES = 64
+
+# Estimated time to tokenise a byte.
+_SECONDS_PER_BYTE = 1.2e-6
+
+logger = logging.getLogger(__name__)
+
+
+class Phase(enum.Enum):
+    """What happens to a request next; see the module's docstring."""
+
+    TEXT = enum.auto()
+    SURVEY = enum.auto()
+    GRANT = enum.auto()
+    READ = enum.auto()
+
+
+class Preparation(Struct):
+    """A request that is being prepared.
+
+    Attributes:
+        request: The request.
+        placed: Its media in prompt order.
+        phase: The phase that it is in.
+        skeleton: The ids of its text, with a placeholder for each media item; from `SURVEY` on.
+        surveys: The sizes of `placed`; from `GRANT` on.
+    """
+
+    request: ChatRequest
+    placed: list[Media]
+    phase: Phase = Phase.TEXT
+    skeleton: list[int] = []
+    surveys: list[MediumSurvey] = []
+
+    @property
+    def text_tokens(self) -> int:
+        """Number of prompt tokens besides the media."""
+        return len(self.skeleton) - len(self.placed)
 
 
 class Preprocessing:
@@ -49,58 +111,147 @@ class Preprocessing:
         processor = Qwen3OmniMoeProcessor.from_pretrained(context.model_path)
         whole = Qwen3OmniMoeConfig.from_pretrained(context.model_path)
         config = whole.thinker_config
-        features = Features(processor)
         self._chat = ChatTokenizer(processor)
         self._limit = TokenLimit(options.max_prompt_tokens or config.text_config.max_position_embeddings)
-        self._reader = ReadingProcess(MediaReader(features, options, self._limit), options.reading_seconds)
+        self._text_limit = TextLimit.of(self._limit, processor.tokenizer.backend_tokenizer)
+        work = ReaderWork(self._chat, MediaReader(Features(processor), options, self._limit))
+        self._readers = ReaderPool(work, reader_count(options.readers), options.reading_seconds)
         self._position_ids_per_second: float = config.position_id_per_seconds
         self._roles = Roles.of(whole) if "talker_ar" in context.stages else None
-        self._queue: deque[tuple[str, ChatRequest]] = deque()
+        self._preparing: dict[str, Preparation] = {}
+        self._fresh: deque[str] = deque()
         self._refused = 0
-        self.batch: tuple[str, ...] = ()
+        self.batch: list[str] = []
 
     @property
     def has_work(self) -> bool:
-        return bool(self._queue)
+        return bool(self._fresh) or self._readers.has_news
+
+    @property
+    def waits_on(self) -> int:
+        return self._readers.waits_on
 
     def receive(self, message: Work) -> None:
-        self._queue.append((message.request_id, message.body))
-
-    def step(self) -> Iterable[Work | Failed]:
-        """Prepare the oldest request."""
-        request_id, request = self._queue.popleft()
-        self.batch = (request_id,)
-        try:
-            return list(self._prepare(request_id, request))
-        except OmniError as error:
-            self._refused += 1
-            return [Failed(request_id, self.name, structs.replace(error.info, stage=self.name))]
-
-    def abort(self, request_id: str) -> None:
-        self._queue = deque(entry for entry in self._queue if entry[0] != request_id)
-
-    def live(self) -> Collection[str]:
-        return [request_id for request_id, _ in self._queue]
-
-    def stats(self) -> dict[str, float]:
-        return {"queued_requests": len(self._queue), "refused": self._refused}
-
-    def close(self) -> None:
-        self._reader.close()
-
-    def _prepare(self, request_id: str, request: ChatRequest) -> Iterator[Work]:
-        skeleton = self._chat.skeleton(request.turns, request.media)
-        self._limit.check(len(skeleton))
+        request: ChatRequest = message.body
         parts = [part for turn in request.turns for part in turn.content]
         placed = [request.media[part.index] for part in parts if isinstance(part, MediaRef)]
-        media = self._reader.read(placed, request.video, len(skeleton) - len(placed))
-        layout = lay_out(skeleton, media.rows, self._chat.tokens, MERGE_IDS_PER_SECOND)
+        self._preparing[message.request_id] = Preparation(request, placed)
+        self._fresh.append(message.request_id)
+
+    def step(self) -> Iterable[Work | Failed]:
+        """Take in what readers have done, begin with the oldest new request, and give readers their next jobs."""
+        self.batch = []
+        messages: list[Work | Failed] = []
+        for done in self._readers.collect():
+            messages += self._advance(done.request_id, done.result)
+        if self._fresh:
+            messages += self._advance(self._fresh.popleft(), None)
+        self._readers.dispatch()
+        return messages
+
+    def abort(self, request_id: str) -> None:
+        if self._preparing.pop(request_id, None) is not None:
+            self._fresh = deque(fresh for fresh in self._fresh if fresh != request_id)
+            self._readers.cancel(request_id)
+
+    def live(self) -> Collection[str]:
+        return self._preparing.keys()
+
+    def stats(self) -> dict[str, float]:
+        return {
+            "queued_requests": len(self._fresh) + self._readers.queued,
+            "refused": self._refused,
+            "readers": self._readers.count,
+            "readers_busy": self._readers.busy,
+            "readers_replaced": self._readers.restarted,
+            "cancelled_readings": self._readers.cancelled,
+            "demoted_readings": self._readers.demoted,
+        }
+
+    def close(self) -> None:
+        self._readers.close()
+
+    # --- phases ---
+
+    def _advance(self, request_id: str, result: Answer | ErrorInfo | None) -> list[Work | Failed]:
+        """Move a request on. Returns its messages if it is complete or refused.
+
+        Args:
+            result: What a reader has found out; None for a new request.
+        """
+        preparation = self._preparing[request_id]
+        self.batch.append(request_id)
+        try:
+            if isinstance(result, ErrorInfo):
+                raise OmniError(result)
+            messages = list(self._next_phase(request_id, preparation, result))
+        except OmniError as error:
+            self._refused += 1
+            messages = [Failed(request_id, self.name, structs.replace(error.info, stage=self.name))]
+        except Exception:
+            logger.exception("a request could not be prepared", extra=fields(answer_id=request_id))
+            messages = [Failed(request_id, self.name, internal(f"The {self.name} stage failed unexpectedly.").info)]
+        if messages:
+            del self._preparing[request_id]
+        return messages
+
+    def _next_phase(self, request_id: str, preparation: Preparation, result: Answer | None) -> Iterable[Work | Failed]:
+        match result:
+            case None:
+                return self._take_text(request_id, preparation)
+            case Tokens():
+                return self._take_ids(request_id, preparation, result.ids.numpy().tolist())
+            case Surveys():
+                return self._take_surveys(request_id, preparation, result.items)
+            case ReadMedia():
+                return self._complete(request_id, preparation, result)
+
+    def _take_text(self, request_id: str, preparation: Preparation) -> Iterable[Work]:
+        request = preparation.request
+        parts = sum(1 + len(turn.content) for turn in request.turns)
+        size = self._text_limit.check(request.turns) + parts * _PART_BYTES
+        if size <= SHORT_TEXT_BYTES:
+            return self._take_ids(request_id, preparation, self._chat.skeleton(request.turns, request.media))
+        media = [Media(medium.kind, Tensor.of(b""), medium.param) for medium in request.media]
+        self._readers.submit(request_id, Tokenise(request.turns, media), size * _SECONDS_PER_BYTE)
+        return ()
+
+    def _take_ids(self, request_id: str, preparation: Preparation, skeleton: list[int]) -> Iterable[Work]:
+        self._limit.check(len(skeleton))
+        preparation.skeleton = skeleton
+        if not preparation.placed:
+            return self._complete(request_id, preparation, ReadMedia([], [], AudioWork([], CHUNK_FRAMES), []))
+        preparation.phase = Phase.SURVEY
+        question = Survey(preparation.placed, preparation.request.video, preparation.text_tokens)
+        self._readers.submit(request_id, question, survey_seconds(preparation.placed))
+        return ()
+
+    def _take_surveys(self, request_id: str, preparation: Preparation, surveys: list[MediumSurvey]) -> Iterable[Work]:
+        self._limit.check(preparation.text_tokens + sum(survey.least_rows for survey in surveys))
+        preparation.phase = Phase.GRANT
+        preparation.surveys = surveys
+        self._ask_for_grant(request_id)
+        return ()
+
+    def _ask_for_grant(self, request_id: str) -> None:
+        """Ask for room for the decoded media, whose sizes are known. There is room for every request."""
+        self._grant(request_id)
+
+    def _grant(self, request_id: str) -> None:
+        """Have a request's media decoded. If this happens in the step of the survey, the media are not sent again."""
+        preparation = self._preparing[request_id]
+        preparation.phase = Phase.READ
+        question = Read(preparation.placed, preparation.request.video, preparation.text_tokens, preparation.surveys)
+        self._readers.submit(request_id, question, reading_seconds(preparation.surveys))
+
+    def _complete(self, request_id: str, preparation: Preparation, media: ReadMedia) -> Iterator[Work]:
+        layout = lay_out(preparation.skeleton, media.rows, self._chat.tokens, MERGE_IDS_PER_SECOND)
         self._limit.check(len(layout.ids))
         if media.pictures or media.clips:
             yield Start(request_id, self.name, "image_encoder", VisionWork(media.pictures + media.clips))
         if media.sounds.items:
             yield Start(request_id, self.name, "audio_encoder", media.sounds)
-        yield Start(request_id, self.name, "mm_aggregate", self._prompt(layout, media, request))
+        yield Start(request_id, self.name, "mm_aggregate", self._prompt(layout, media, preparation.request))
 
     def _prompt(self, layout: PromptLayout, media: ReadMedia, request: ChatRequest) -> Prompt:
         positions, delta = mrope_positions(layout.gaps, media.rows, self._position_ids_per_second)

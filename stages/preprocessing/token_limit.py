@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+import json
+from collections.abc import Sequence
 
-from omni_pipeline.errors import bad_request
+from msgspec import Struct
+from tokenizers import Tokenizer
+
+from omni_pipeline.errors import OmniError, bad_request
+from stages.messages import Text, Turn
+
+# The normalisation NFC makes a text at most this many times shorter in UTF-8: three letters of a Korean syllable become
+# one character of three bytes, and the kelvin sign becomes a letter of one.
+NFC_SHRINKS = 3
 
 
 class TokenLimit(Struct, frozen=True):
@@ -15,9 +24,69 @@ class TokenLimit(Struct, frozen=True):
     def check(self, tokens: int) -> None:
         """Raises OmniError 400 ``context_length_exceeded`` if `tokens` are too many."""
         if tokens > self.tokens:
-            raise bad_request(
-                f"This model's maximum context length is {self.tokens} tokens. However, your messages resulted in "
-                f"{tokens} tokens. Please reduce the length of the messages.",
-                param="messages",
-                code="context_length_exceeded",
-            )
+            raise _too_long(self.tokens, f"{tokens} tokens")
+
+
+class TextLimit(Struct, frozen=True):
+    """The maximum size of a text whose tokens are within a `TokenLimit`, which is known without tokenising it.
+
+    Attributes:
+        limit: The limit on tokens.
+        token_bytes: Bytes of text that one token stands for at most; None if this tokenizer has no such bound.
+        shrinks: Factor by which normalisation may shorten a text that is not ASCII.
+    """
+
+    limit: TokenLimit
+    token_bytes: int | None
+    shrinks: int = 1
+
+    @classmethod
+    def of(cls, limit: TokenLimit, tokenizer: Tokenizer) -> TextLimit:
+        """The limit for a tokenizer. A bound is known for byte-level tokenizers, whose tokens are runs of bytes."""
+        parts = json.loads(tokenizer.to_str())
+        split = parts["pre_tokenizer"] or {}
+        steps = [step["type"] for step in split.get("pretokenizers", [split]) if step]
+        normalizer = (parts["normalizer"] or {}).get("type")
+        added = parts["added_tokens"]
+        strips = any(token["lstrip"] or token["rstrip"] for token in added)
+        if "ByteLevel" not in steps or normalizer not in (None, "NFC") or strips:
+            return cls(limit, None)
+        # In the vocabulary, each byte is one character. Added tokens are in it as plain text.
+        plain = {token["content"]: len(token["content"].encode()) for token in added}
+        longest = max(plain.get(token, len(token)) for token in tokenizer.get_vocab())
+        return cls(limit, longest, NFC_SHRINKS if normalizer else 1)
+
+    def check(self, turns: Sequence[Turn]) -> int:
+        """The UTF-8 bytes of the text of a conversation.
+
+        Raises:
+            OmniError: 400 ``context_length_exceeded`` if they must become too many tokens.
+        """
+        texts = [turn.role for turn in turns]
+        texts += [part.text for turn in turns for part in turn.content if isinstance(part, Text)]
+        if self.token_bytes is None:
+            return _size(texts)
+        # Cheap first: characters are at most as many as bytes.
+        self._check(sum(map(len, texts)), self.shrinks)
+        size = _size(texts)
+        self._check(size, 1 if all(map(str.isascii, texts)) else self.shrinks)
+        return size
+
+    def _check(self, size: int, shrinks: int) -> None:
+        assert self.token_bytes is not None
+        least = -(-size // (self.token_bytes * shrinks))
+        if least > self.limit.tokens:
+            raise _too_long(self.limit.tokens, f"at least {least} tokens, as they have {size} bytes or more")
+
+
+def _size(texts: Sequence[str]) -> int:
+    return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+
+
+def _too_long(limit: int, found: str) -> OmniError:
+    return bad_request(
+        f"This model's maximum context length is {limit} tokens. However, your messages resulted in {found}. Please "
+        "reduce the length of the messages.",
+        param="messages",
+        code="context_length_exceeded",
+    )

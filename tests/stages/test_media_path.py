@@ -1,5 +1,6 @@
 """The thinker's request, made from a client's request over the wire, equals the inputs of the reference's thinker."""
 
+import select
 from typing import Any
 
 import pytest
@@ -36,7 +37,9 @@ class MediaPath:
         for start in starts:
             self.stages["preprocessing"].receive(self.send(start))
         done = {}
-        while any(stage.has_work for stage in self.stages.values()):
+        while any(stage.live() for stage in self.stages.values()):
+            if not any(stage.has_work for stage in self.stages.values()):
+                select.select([self.stages["preprocessing"].waits_on], [], [], 60)
             for stage in self.stages.values():
                 for message in list(stage.step()) if stage.has_work else ():
                     assert isinstance(message, Start), message

@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import conversations, film
 from conversations import Case, names, reference_inputs, reference_positions, request_of, start_of
+from driving import finish
 from media_files import picture, tone
 
 from omni_pipeline.errors import ErrorInfo
@@ -37,7 +38,7 @@ def stage(stage_context: Any) -> Preprocessing:
 
 def prepared(stage: Preprocessing, case: Case) -> tuple[Prompt, VisionWork | None, AudioWork | None]:
     stage.receive(start_of(case))
-    sent = list(stage.step())
+    sent = finish(stage)
     assert all(isinstance(message, Start) for message in sent), sent
     by_target = {message.target: message.body for message in sent}
     return by_target["mm_aggregate"], by_target.get("image_encoder"), by_target.get("audio_encoder")
@@ -92,7 +93,7 @@ def test_spans_are_the_placeholder_rows(stage: Preprocessing, processor: Any, ca
 
 def failure(stage: Preprocessing, request: ChatRequest) -> ErrorInfo:
     stage.receive(Start("r", "gateway", "preprocessing", request))
-    (message,) = stage.step()
+    (message,) = finish(stage)
     assert isinstance(message, Failed)
     assert not stage.has_work
     return message.error
@@ -181,13 +182,13 @@ def test_an_aborted_request_is_forgotten(stage: Preprocessing) -> None:
     stage.abort("gone")
     stage.abort("unknown")
     assert list(stage.live()) == ["kept"]
-    assert [message.request_id for message in stage.step()] == ["kept"]
+    assert [message.request_id for message in finish(stage)] == ["kept"]
     assert not stage.has_work
 
 
 def test_the_encoders_get_their_work_before_the_prompt_is_sent(stage: Preprocessing) -> None:
     stage.receive(start_of(next(case for case in CASES if case.name == "everything")))
-    assert [message.target for message in stage.step()] == ["image_encoder", "audio_encoder", "mm_aggregate"]
+    assert [message.target for message in finish(stage)] == ["image_encoder", "audio_encoder", "mm_aggregate"]
 
 
 def test_sampling_and_text_options_are_passed_on(stage: Preprocessing) -> None:

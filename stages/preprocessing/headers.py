@@ -1,0 +1,65 @@
+"""Reads the sizes of pictures and sounds from their headers, and reports nothing where a header cannot be read.
+
+Errors are left to the decoders, which meet the same header again and describe what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import av
+import soundfile
+from msgspec import Struct
+from PIL import Image
+
+from omni_pipeline.errors import OmniError
+from omni_pipeline.wire.tensor import Buffer
+from stages.preprocessing.container import PROMISE_KEPT, open_container
+from stages.preprocessing.decode_image import DAMAGE, FORMATS, MAX_ASPECT_RATIO
+
+# The formats whose header promises a length; the decoder refuses a file that is clearly shorter.
+_PROMISES = ("WAV", "WAVEX", "W64", "RF64", "AIFF", "AU", "FLAC", "CAF")
+
+
+class SoundLength(Struct, frozen=True):
+    """Seconds of a sound: as its header says, and that are there at least if the sound can be decoded."""
+
+    seconds: float = 0.0
+    least_seconds: float = 0.0
+
+
+def picture_size(data: Buffer, max_pixels: int) -> tuple[int, int] | None:
+    """Width and height before the rotation that the file asks for; None if the decoder will refuse the picture."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                width, height = image.size
+    except (*DAMAGE, Image.DecompressionBombError):
+        return None
+    usable = 0 < width * height <= max_pixels and max(width, height) <= MAX_ASPECT_RATIO * min(width, height)
+    return (width, height) if usable else None
+
+
+def sound_length(data: Buffer, max_seconds: float) -> SoundLength:
+    """The length of a sound, at most `max_seconds`."""
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as source:
+            seconds = min(max(source.frames, 0) / source.samplerate, max_seconds)
+            return SoundLength(seconds, seconds * PROMISE_KEPT if source.format in _PROMISES else 0.0)
+    except (soundfile.LibsndfileError, ValueError, OverflowError):
+        return SoundLength(min(_container_seconds(data), max_seconds))
+
+
+def _container_seconds(data: Buffer) -> float:
+    """The time that the packets of a container's sound reach; recordings that were streamed promise no length."""
+    reached = 0.0
+    try:
+        with open_container(data, param="", code="invalid_audio") as container:
+            for packet in container.demux(*container.streams.audio[:1]):
+                if packet.pts is not None and packet.time_base is not None:
+                    reached = max(reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    except (OmniError, av.error.FFmpegError):
+        pass
+    return reached

@@ -1,0 +1,445 @@
+"""Runs jobs in several reader processes at a time, without ever waiting for one of them.
+
+The pool is driven by the stage's steps: `collect` takes in what readers have sent, and `dispatch` gives them what they
+may do next. In between, `waits_on` becomes readable as soon as there is something to collect or to send.
+
+A reader is killed, and replaced, when its job's request ends, when the job takes too long, and when a job that was
+expected to be short has run for `OVERRUN_SECONDS` while other short jobs wait. Such a job runs once more as a long one.
+A reader that ends by itself costs its job only: see `ReaderPool._lose`.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from msgspec import Struct, structs
+
+from omni_pipeline.contract.stage import StageBroken
+from omni_pipeline.errors import ErrorInfo, OmniError, bad_request, unavailable
+from omni_pipeline.wire.codec import Codec, WireError
+from omni_pipeline.wire.messages import Chunk, End, Failed, Start
+from omni_pipeline.wire.tensor import Buffer
+from stages.preprocessing.readers.channel import Channel
+from stages.preprocessing.readers.jobs import Job, JobQueue, Lane
+from stages.preprocessing.readers.nursery import Born, Nursery, NurseryLost
+from stages.preprocessing.readers.process import (
+    EDGES,
+    READER,
+    STAGE,
+    Answer,
+    Drop,
+    Greeting,
+    Question,
+    Read,
+    ReaderWork,
+    Reading,
+    Survey,
+    Tokenise,
+    be_reader,
+)
+
+# A job that was expected to be short may run for this long while other short jobs wait.
+OVERRUN_SECONDS = 10.0
+
+# After this number of readers that ended before they were up, one after the other, no further one is started.
+MOST_FAILED_STARTS = 3
+
+# Bounds on the number of readers that decode media. With fewer than two, long jobs would leave none to the others.
+LEAST_READERS, MOST_READERS = 2, 8
+
+logger = logging.getLogger(__name__)
+
+
+class State(enum.Enum):
+    """The state of a reader."""
+
+    STARTING = enum.auto()
+    IDLE = enum.auto()
+    BUSY = enum.auto()
+
+
+class Reader:
+    """One reader's place in the pool; the process behind it may be replaced.
+
+    Attributes:
+        lane: The jobs that it takes.
+        state: Its state.
+        channel: Messages to and from the process.
+        pid: The process's id; 0 until the nursery has reported it.
+        greeted: Whether the process is up.
+        how: How the process has ended, in words; None while it runs.
+        job: The job that it works on.
+        reserved: The job that it gets first when it is up, because its predecessor has lost it.
+        begun: Time at which it got the job.
+        item: Index of the media item that it has begun with; None if it has not begun.
+        held: The request whose media it still has from a survey.
+    """
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.channel: Channel | None = None
+        self.reserved: Job | None = None
+        self.restart(None)
+
+    def restart(self, channel: Channel | None) -> None:
+        """Forget the previous process."""
+        self.channel = channel
+        self.state = State.STARTING
+        self.pid = 0
+        self.greeted = False
+        self.how: str | None = None
+        self.job: Job | None = None
+        self.begun = 0.0
+        self.item: int | None = None
+        self.held: str | None = None
+        self.watched = 0
+
+
+class Done(Struct, frozen=True):
+    """A job has ended, with an answer or with an error of its request."""
+
+    request_id: str
+    result: Answer | ErrorInfo
+
+
+def available_cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def reader_count(wanted: int | None) -> int:
+    """The number of readers that decode media; None means as many as cores, within bounds."""
+    return wanted or min(max(available_cores(), LEAST_READERS), MOST_READERS)
+
+
+class ReaderPool:
+    """Several readers, and the jobs that wait for them. Create it before anything computes.
+
+    Args:
+        work: What readers compute.
+        count: Number of readers that decode media, at least two; one of them takes short jobs only. One more reader is
+            for short texts.
+        seconds: Time limit of one job.
+
+    Attributes:
+        cancelled: Jobs that ended because their request did.
+        restarted: Readers that were replaced.
+        demoted: Jobs that were expected to be short and were not.
+    """
+
+    def __init__(self, work: ReaderWork, count: int, seconds: float) -> None:
+        self._seconds = seconds
+        self._codec = Codec(EDGES)
+        self._queue = JobQueue()
+        self._done: list[Done] = []
+        self._failed_starts = 0
+        self.cancelled = self.restarted = self.demoted = 0
+        self._due = float("inf")  # the next time at which something must be done although no reader sends anything
+        self._nursery = Nursery(lambda its: be_reader(work, its))
+        self._epoll = select.epoll()
+        self._epoll.register(self._nursery.fileno(), select.EPOLLIN)
+        lanes = [Lane.TEXT, Lane.SHORT, *[Lane.ANY] * (count - 1)]
+        self._readers = [Reader(lane) for lane in lanes]
+        self._starting: deque[tuple[Reader, Channel]] = deque()  # in the order in which the nursery reports them
+        for reader in self._readers:
+            self._start(reader)
+
+    @property
+    def waits_on(self) -> int:
+        """A descriptor that is readable when there is something to collect."""
+        return self._epoll.fileno()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to collect now."""
+        return bool(self._done) or time.monotonic() >= self._due or bool(self._epoll.poll(0))
+
+    @property
+    def count(self) -> int:
+        """Number of readers."""
+        return len(self._readers)
+
+    @property
+    def queued(self) -> int:
+        """Number of jobs that wait for a reader."""
+        return len(self._queue) + sum(reader.reserved is not None for reader in self._readers)
+
+    @property
+    def busy(self) -> int:
+        """Number of readers at work."""
+        return sum(reader.state is State.BUSY for reader in self._readers)
+
+    def submit(self, request_id: str, question: Question, seconds: float) -> None:
+        """Queue a job.
+
+        Args:
+            request_id: A request without a job.
+            question: The question; of a `Read`, the media are not sent if a reader still has them.
+            seconds: Estimated time.
+        """
+        self._queue.put(Job(request_id, question, seconds, time.monotonic()))
+
+    def cancel(self, request_id: str) -> None:
+        """End a request's job, if it has one, and free its reader at once."""
+        self._done = [done for done in self._done if done.request_id != request_id]
+        touched = self._queue.remove(request_id)
+        for reader in self._readers:
+            if reader.reserved is not None and reader.reserved.request_id == request_id:
+                touched, reader.reserved = True, None
+            if reader.job is not None and reader.job.request_id == request_id:
+                touched = True
+                self._replace(reader)
+        self.cancelled += touched
+        if touched or any(reader.held == request_id for reader in self._readers):
+            self.dispatch()
+
+    def collect(self) -> list[Done]:
+        """Take in what readers have sent.
+
+        Raises:
+            StageBroken: No readers can be started.
+        """
+        try:
+            self._hear_nursery()
+            for reader in self._readers:
+                self._hear(reader)
+        except NurseryLost as error:
+            raise StageBroken("the process that forks readers has ended") from error
+        now = time.monotonic()
+        for reader in self._readers:
+            if reader.job is not None and now >= reader.begun + self._seconds:
+                self._give_up(reader)
+        done, self._done = self._done, []
+        return done
+
+    def dispatch(self) -> None:
+        """Give idle readers their next jobs."""
+        self._demote_overrunning()
+        for reader in self._readers:
+            if reader.state is State.IDLE and reader.reserved is not None:
+                reserved, reader.reserved = reader.reserved, None
+                self._give(reader, reserved)
+        while lanes := {reader.lane for reader in self._readers if reader.state is State.IDLE}:
+            job = self._queue.take(lanes)
+            if job is None:
+                break
+            self._assign(job)
+        self._drop_held()
+        for reader in self._readers:
+            if reader.channel is not None:
+                reader.channel.flush()
+        self._watch()
+
+    def close(self) -> None:
+        """End all readers."""
+        if self._epoll.closed:
+            return
+        self._epoll.close()
+        for reader in self._readers:
+            if reader.channel is not None:
+                reader.channel.close()
+        self._nursery.close()
+
+    # --- jobs ---
+
+    def _assign(self, job: Job) -> None:
+        """Give a job to the reader that has its media, or else to the one that can do the least besides."""
+        idle = [each for each in self._readers if each.state is State.IDLE and job.fits(each.lane)]
+        self._give(min(idle, key=lambda each: (each.held != job.request_id, each.lane)), job)
+
+    def _give(self, reader: Reader, job: Job) -> None:
+        question = job.question
+        if isinstance(question, Read) and reader.held == job.request_id:
+            question = structs.replace(question, media=[], held=True)
+        reader.held = job.request_id if isinstance(question, Survey) else None
+        reader.state, reader.job, reader.begun, reader.item = State.BUSY, job, time.monotonic(), None
+        self._send(reader, question)
+
+    def _send(self, reader: Reader, question: Question | Drop) -> None:
+        assert reader.channel is not None
+        reader.channel.send(self._codec.encode(Start("", STAGE, READER, question)))
+
+    def _drop_held(self) -> None:
+        """Have idle readers forget the media of a survey whose `Read` was not submitted before this `dispatch`."""
+        for reader in self._readers:
+            if reader.state is State.IDLE and reader.held is not None:
+                reader.held = None
+                self._send(reader, Drop())
+
+    def _finish(self, reader: Reader, result: Answer | ErrorInfo) -> None:
+        assert reader.job is not None
+        if isinstance(result, ErrorInfo):
+            reader.held = None
+        self._done.append(Done(reader.job.request_id, result))
+        reader.job, reader.state = None, State.IDLE
+
+    def _give_up(self, reader: Reader) -> None:
+        """End a job that takes too long."""
+        assert reader.job is not None
+        self._finish(reader, _too_slow(reader.job.question, reader.item or 0, self._seconds).info)
+        self._replace(reader)
+
+    def _demote_overrunning(self) -> None:
+        """Free the readers of short jobs from jobs that turn out to be long, if short jobs wait."""
+        now = time.monotonic()
+        for reader in self._readers:
+            job = reader.job
+            if job is None or job.long or reader.lane is Lane.ANY or now < reader.begun + OVERRUN_SECONDS:
+                continue
+            if self._queue.waits(reader.lane) and not self._idle(reader.lane):
+                self.demoted += 1
+                self._replace(reader)
+                self._queue.put(structs.replace(job, long=True))
+
+    def _idle(self, lane: Lane) -> bool:
+        return any(each.state is State.IDLE and each.lane >= lane for each in self._readers)
+
+    # --- processes ---
+
+    def _start(self, reader: Reader) -> None:
+        try:
+            channel = Channel(self._nursery.fork())
+        except NurseryLost as error:
+            raise StageBroken("the process that forks readers has ended") from error
+        reader.restart(channel)
+        self._starting.append((reader, channel))
+
+    def _replace(self, reader: Reader) -> None:
+        """Kill a reader, and start another in its place."""
+        assert reader.channel is not None
+        self.restarted += 1
+        self._unwatch(reader)
+        if reader.how is None:
+            self._nursery.kill(reader.pid)
+        reader.channel.close()
+        self._start(reader)
+
+    def _hear_nursery(self) -> None:
+        for report in self._nursery.reports():
+            if isinstance(report, Born):
+                reader, channel = self._starting.popleft()
+                if reader.channel is channel:
+                    reader.pid = report.pid
+                    reader.how = None if report.pid else "it could not be forked"
+                    self._be_idle_if_up(reader)
+                continue
+            for reader in self._readers:
+                if reader.pid == report.pid:
+                    reader.how = report.how
+
+    def _hear(self, reader: Reader) -> None:
+        """Take in a reader's messages, and its end."""
+        assert reader.channel is not None
+        for frames in self._messages(reader, reader.channel):
+            try:
+                message = self._codec.decode(frames)
+            except WireError:
+                logger.exception("a reader has sent something unreadable and is being ended")
+                self._nursery.kill(reader.pid)
+                break
+            if isinstance(message, Failed):
+                self._finish(reader, message.error)
+            elif isinstance(message, End):
+                self._finish(reader, message.body)
+            elif isinstance(message, Chunk) and isinstance(message.body, Reading):
+                reader.item = message.body.index
+            elif isinstance(message, Chunk) and isinstance(message.body, Greeting):
+                self._failed_starts = 0
+                reader.greeted = True
+                self._be_idle_if_up(reader)
+        if reader.how is not None:
+            self._lose(reader, reader.how)
+
+    def _messages(self, reader: Reader, channel: Channel) -> Iterator[list[Buffer]]:
+        """The messages of a reader; of one that has ended, all that are left."""
+        yield from channel.receive()
+        while reader.how is not None and not channel.ended:
+            yield from channel.receive()
+
+    def _be_idle_if_up(self, reader: Reader) -> None:
+        if reader.pid and reader.greeted and reader.state is State.STARTING:
+            reader.state = State.IDLE
+
+    def _lose(self, reader: Reader, how: str) -> None:
+        """Replace a reader that has ended by itself.
+
+        If it had begun with a media item, the item has crashed its decoder and its request is refused. If it had not,
+        the job is given to a fresh reader once, and fails if that ends too.
+
+        Raises:
+            StageBroken: Several readers, one after the other, have ended before they were up.
+        """
+        logger.warning("a process that reads media has ended (%s) and is being replaced", how)
+        if not reader.greeted:
+            self._failed_starts += 1
+            if self._failed_starts >= MOST_FAILED_STARTS:
+                raise StageBroken(f"{self._failed_starts} readers have ended while they started, the last with: {how}")
+        job = reader.job
+        if job is not None:
+            if reader.item is not None:
+                self._finish(reader, _crashed(job.question, reader.item).info)
+            elif job.lost is None:
+                reader.reserved = structs.replace(job, lost=how)
+            else:
+                self._finish(reader, _lost_twice(job.lost, how).info)
+        self._replace(reader)
+
+    # --- waking ---
+
+    def _watch(self) -> None:
+        """Bring the descriptors that wake the loop, and the time at which it must look again, up to date."""
+        for reader in self._readers:
+            channel = reader.channel
+            assert channel is not None
+            wanted = 0 if channel.ended else select.EPOLLIN | (select.EPOLLOUT if channel.has_output else 0)
+            if wanted == reader.watched:
+                continue
+            if not wanted:
+                self._unwatch(reader)
+            elif reader.watched:
+                self._epoll.modify(channel.fileno(), wanted)
+            else:
+                self._epoll.register(channel.fileno(), wanted)
+            reader.watched = wanted
+        self._due = min((self._due_of(reader) for reader in self._readers if reader.job), default=float("inf"))
+
+    def _due_of(self, reader: Reader) -> float:
+        assert reader.job is not None
+        limit = reader.begun + self._seconds
+        may_overrun = reader.job.long or reader.lane is Lane.ANY or not self._queue.waits(reader.lane)
+        return limit if may_overrun else min(limit, reader.begun + OVERRUN_SECONDS)
+
+    def _unwatch(self, reader: Reader) -> None:
+        if reader.watched:
+            assert reader.channel is not None
+            self._epoll.unregister(reader.channel.fileno())
+            reader.watched = 0
+
+
+def _too_slow(question: Question, item: int, seconds: float) -> OmniError:
+    if isinstance(question, Tokenise):
+        return bad_request(
+            f"Tokenising the messages took longer than {seconds:g} s.", param="messages", code="text_too_slow"
+        )
+    param = question.media[item].param
+    return bad_request(f"Reading '{param}' took longer than {seconds:g} s.", param=param, code="media_too_slow")
+
+
+def _crashed(question: Question, item: int) -> OmniError:
+    assert not isinstance(question, Tokenise)
+    medium = question.media[item]
+    message = f"The {medium.kind} cannot be decoded: its decoder crashed."
+    return bad_request(message, param=medium.param, code=f"invalid_{medium.kind}")
+
+
+def _lost_twice(first: str, second: str) -> OmniError:
+    return unavailable(
+        f"Two processes, one after the other, have ended as soon as they were given this request ({first}, {second}).",
+        code="reader_lost",
+    )

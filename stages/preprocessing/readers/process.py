@@ -1,0 +1,185 @@
+"""The inside of a reader process: it answers one question at a time about texts and media."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import numpy
+import torch
+from msgspec import Struct
+
+from omni_pipeline.errors import OmniError, internal
+from omni_pipeline.os_process import set_title
+from omni_pipeline.wire.codec import Codec
+from omni_pipeline.wire.messages import Chunk, End, Failed
+from omni_pipeline.wire.tensor import Tensor
+from stages.messages import Media, Turn, VideoOptions
+from stages.preprocessing.conversation import ChatTokenizer
+from stages.preprocessing.media import MediaReader, ReadMedia
+from stages.preprocessing.readers.channel import receive_all, send_all
+from stages.preprocessing.survey import MediumSurvey
+
+logger = logging.getLogger(__name__)
+
+STAGE, READER = "preprocessing", "reader"
+
+
+class Tokenise(Struct, tag="tokenise"):
+    """Tokenise a conversation: the arguments of `ChatTokenizer.skeleton`; the media come without their bytes."""
+
+    turns: list[Turn]
+    media: list[Media]
+
+
+class Survey(Struct, tag="survey"):
+    """Examine media without decoding them: the arguments of `MediaReader.survey`. The reader keeps the media."""
+
+    media: list[Media]
+    video: VideoOptions
+    text_tokens: int
+
+
+class Read(Struct, tag="read"):
+    """Decode media: the arguments of `MediaReader.read`.
+
+    Attributes:
+        held: Whether to use the media of the latest `Survey`; `media` is then empty.
+    """
+
+    media: list[Media]
+    video: VideoOptions
+    text_tokens: int
+    surveys: list[MediumSurvey]
+    held: bool = False
+
+
+class Drop(Struct, tag="drop"):
+    """Forget the media of the latest `Survey`. There is no answer."""
+
+
+class Greeting(Struct, tag="greeting"):
+    """The reader is up and waits for its first question."""
+
+
+class Reading(Struct, tag="reading"):
+    """The reader has begun with the media item at this index."""
+
+    index: int
+
+
+class Tokens(Struct, tag="tokens"):
+    """The answer to `Tokenise`: int64 [n]."""
+
+    ids: Tensor
+
+
+class Surveys(Struct, tag="surveys"):
+    """The answer to `Survey`: one entry for each media item."""
+
+    items: list[MediumSurvey]
+
+
+Question = Tokenise | Survey | Read
+Answer = Tokens | Surveys | ReadMedia
+
+EDGES: dict[tuple[str, str], Any] = {
+    (STAGE, READER): Tokenise | Survey | Read | Drop,
+    (READER, STAGE): Greeting | Reading | Tokens | Surveys | ReadMedia,
+}
+
+
+class ReaderWork:
+    """What readers compute.
+
+    Args:
+        chat: Tokenises conversations.
+        media: Examines and decodes media.
+    """
+
+    def __init__(self, chat: ChatTokenizer, media: MediaReader) -> None:
+        self._chat = chat
+        self._media = media
+        self._held: list[Media] = []
+
+    def drop(self) -> None:
+        """Forget the media of the latest `Survey`."""
+        self._held = []
+
+    def answer(self, question: Question, begin: Callable[[int], None]) -> Answer:
+        """Answer a question.
+
+        Args:
+            begin: Called with the index of each media item before it is touched.
+
+        Raises:
+            OmniError: The request's error.
+        """
+        held, self._held = self._held, []
+        match question:
+            case Tokenise():
+                ids = self._chat.skeleton(question.turns, question.media)
+                return Tokens(Tensor.of(numpy.asarray(ids, numpy.int64)))
+            case Survey():
+                self._held = question.media
+                return Surveys(self._media.survey(question.media, question.video, question.text_tokens, begin))
+            case Read():
+                media = held if question.held else question.media
+                return self._media.read(media, question.video, question.text_tokens, begin, question.surveys)
+
+
+def be_reader(work: ReaderWork, questions: socket.socket) -> NoReturn:
+    """The process's main loop: answer until there are no more questions."""
+    code = 1
+    try:
+        set_title("preprocessing: reader")
+        _leave_output_to_us()
+        torch.set_num_threads(1)  # the parent's threads do not exist in this process
+        codec = Codec(EDGES)
+
+        def tell(body: Greeting | Reading) -> None:
+            send_all(questions, codec.encode(Chunk("", READER, STAGE, body)))
+
+        tell(Greeting())
+        while True:
+            send_all(questions, codec.encode(_next_answer(work, questions, codec, tell)))
+    except (EOFError, ConnectionError):
+        code = 0
+    except BaseException:
+        logger.exception("a reader ends")
+    finally:
+        os._exit(code)
+
+
+def _next_answer(
+    work: ReaderWork, questions: socket.socket, codec: Codec, tell: Callable[[Reading], None]
+) -> End[Answer] | Failed:
+    """Wait for a question that has an answer. The question is a local variable, so its media do not outlive it."""
+    while isinstance(question := codec.decode(receive_all(questions)).body, Drop):  # type: ignore[union-attr]
+        work.drop()
+    try:
+        return End("", READER, STAGE, work.answer(question, lambda index: tell(Reading(index))))
+    except OmniError as error:
+        work.drop()
+        return Failed("", READER, error.info)
+    except Exception:
+        work.drop()
+        logger.exception("a question could not be answered")
+        what = "conversation could not be tokenised" if isinstance(question, Tokenise) else "media could not be read"
+        return Failed("", READER, internal(f"The {what}.").info)
+
+
+def _leave_output_to_us() -> None:
+    """Discard what C libraries print about clients' files; our own log lines still go to standard error."""
+    ours = os.fdopen(os.dup(2), "w", buffering=1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    faulthandler.enable(ours)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(ours)
