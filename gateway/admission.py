@@ -1,14 +1,15 @@
-"""Limits the number of requests in progress, queues further requests, and refuses those that exceed the queue."""
+"""Limits what requests hold: places, bytes and memory. Queues further requests, and refuses those beyond the queue."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from typing import TypeAlias
 
+from gateway.grants import Grants, HeldClaim, default_limit
 from omni_pipeline.config.schema import Limits
 from omni_pipeline.errors import ErrorInfo, OmniError, unavailable
 
@@ -21,7 +22,10 @@ _NEWEST = 0.2
 
 
 class Place:
-    """The resources that one admitted request occupies: a place in the server, places in stages, and bytes.
+    """The resources that one admitted request occupies: a place in the server, places in stages, bytes, and memory.
+
+    The handler of the request holds the place, and so does the pipeline from `lend` to `take_back`. The resources are
+    free when neither holds the place any more.
 
     Args:
         admission: Counts what the request occupies.
@@ -31,6 +35,9 @@ class Place:
         self._admission = admission
         self._stages: Collection[str] = ()
         self._bytes = 0
+        self._claims: list[HeldClaim] = []
+        self._lent = False
+        self._left = False
 
     def need(self, stages: Collection[str]) -> None:
         """Count the request in each of `stages`. Raises OmniError (429) if one of these stages is full."""
@@ -42,29 +49,79 @@ class Place:
         self._admission.hold(count)
         self._bytes += count
 
+    def claim(self, passing: int, lasting: int, grant: Callable[[], None]) -> None:
+        """Claim memory for what stages make for the request.
+
+        Args:
+            passing: Bytes that no stage holds any more when the answer begins.
+            lasting: Bytes that some stage may hold until the request ends.
+            grant: Called once the claim fits into the limit; never if the request ends before.
+        """
+        claim = HeldClaim(passing, lasting, grant)
+        self._claims.append(claim)
+        self._admission.grants.add(claim)
+
     def free(self) -> None:
-        """Release all held bytes."""
+        """Release what no stage holds any more when the answer begins: the held bytes, and a part of the memory."""
         self._admission.hold(-self._bytes)
         self._bytes = 0
+        for claim in self._claims:
+            self._admission.grants.begin_answer(claim)
+
+    def withdraw(self) -> None:
+        """Withdraw the claims that still wait, because the request has ended."""
+        waiting = [claim for claim in self._claims if not claim.granted]
+        self._claims = [claim for claim in self._claims if claim.granted]
+        for claim in waiting:
+            self._admission.grants.drop(claim)
+
+    def lend(self) -> None:
+        """Hand the request to the pipeline, which holds the place until `take_back`."""
+        self._lent = True
+
+    def take_back(self) -> None:
+        """Note that the pipeline holds nothing of the request any more."""
+        self._lent = False
+        if self._left:
+            self._admission.leaving -= 1
+            self._release()
 
     def leave(self) -> None:
-        """Release the bytes and the places in stages."""
-        self.free()
+        """Note that the handler of the request has ended."""
+        self._left = True
+        if self._lent:
+            self._admission.leaving += 1
+        else:
+            self._release()
+
+    def _release(self) -> None:
+        self._admission.hold(-self._bytes)
+        for claim in self._claims:
+            self._admission.grants.drop(claim)
+        self._claims = []
         self._admission.leave(self._stages)
 
 
 class Admission:
     """Lets requests in, up to the limits.
 
+    Args:
+        limits: The limits on load.
+
     Attributes:
         waiting: Number of requests that wait to be let in.
+        held_bytes: Number of bytes that requests hold.
+        grants: The memory that stages may use for decoded media.
+        leaving: Number of requests that have ended, and of which the pipeline still holds something.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._inside = 0
         self._in_stage: Counter[str] = Counter()
-        self._held_bytes = 0
+        self.held_bytes = 0
+        self.grants = Grants(limits.decoded_bytes or default_limit())
+        self.leaving = 0
         self._line = _Queue()
         self._closed = False
         self._empty = asyncio.Event()
@@ -78,7 +135,7 @@ class Admission:
 
     @asynccontextmanager
     async def admit(self, client: str, deadline: float) -> AsyncIterator[Place]:
-        """Wait for a place among the requests inside, and hold it until the block ends.
+        """Wait for a place among the requests inside, and hold it until the block ends, and longer if it is lent then.
 
         Args:
             client: Client that sent the request. Clients take turns, even if one client has many more requests waiting.
@@ -98,7 +155,6 @@ class Admission:
             yield place
         finally:
             place.leave()
-            self._go_out()
 
     def close(self) -> None:
         """Admit no more requests. Requests that wait fail with 503."""
@@ -121,11 +177,12 @@ class Admission:
 
     def leave(self, stages: Collection[str]) -> None:
         self._in_stage.subtract(stages)
+        self._go_out()
 
     def hold(self, count: int) -> None:
-        if self._held_bytes + count > self._limits.held_bytes:
+        if self.held_bytes + count > self._limits.held_bytes:
             raise self._too_many("The requests in progress already hold all the bytes that this server allows")
-        self._held_bytes += count
+        self.held_bytes += count
 
     # --- in and out ---
 

@@ -13,6 +13,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector as MetricSource
 from prometheus_client.utils import floatToGoString
 
+from gateway.admission import Admission
 from gateway.pipeline import Pipeline
 from gateway.traces.traces import Traces
 from omni_pipeline import __version__
@@ -74,7 +75,7 @@ class Metrics:
     Args:
         pipeline: Source of the metrics of stages, edges and processes.
         model: Name of the model.
-        waiting: Returns the number of requests that wait to be let in.
+        admission: Counts the requests that wait to be let in, and what all requests hold.
         dropped_late: Returns the number of messages that came for requests that were over.
         healthy: Returns whether `/health` reports ``ok``.
         traces: Source of the metrics of traces.
@@ -85,7 +86,7 @@ class Metrics:
         pipeline: Pipeline,
         *,
         model: str,
-        waiting: Callable[[], float],
+        admission: Admission,
         dropped_late: Callable[[], int],
         healthy: Callable[[], bool],
         traces: Traces,
@@ -96,7 +97,7 @@ class Metrics:
         )  # outcome: ok, refused (4xx), failed (5xx), cancelled (the client left)
         self.errors = Counter("omni_errors", "Errors by code", ["code"], registry=registry)
         self.in_flight = Gauge("omni_requests_in_flight", "Chat requests being served", registry=registry)
-        Gauge("omni_requests_waiting", "Chat requests that wait to be let in", registry=registry).set_function(waiting)
+        registry.register(_AdmissionFigures(admission))
         self.first_text_seconds = Histogram(
             "omni_time_to_first_text_seconds",
             "From the request's arrival to the first text",
@@ -267,6 +268,39 @@ class _PipelineFigures(MetricSource):
                 memory.add_metric([process], used.resident_bytes)
                 cpu.add_metric([process], used.cpu_seconds)
         yield from (up, restarts, memory, cpu)
+
+
+class _AdmissionFigures(MetricSource):
+    """What requests wait for, and what they hold."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    def collect(self) -> Iterator[Metric]:
+        admission = self._admission
+        grants = admission.grants
+        yield GaugeMetricFamily(
+            "omni_requests_waiting", "Chat requests that wait to be let in", value=admission.waiting
+        )
+        yield GaugeMetricFamily(
+            "omni_requests_leaving",
+            "Chat requests that have ended, but that a worker has not forgotten yet",
+            value=admission.leaving,
+        )
+        yield GaugeMetricFamily(
+            "omni_held_bytes", "Bodies and undecoded media that chat requests hold", value=admission.held_bytes
+        )
+        yield GaugeMetricFamily(
+            "omni_decoded_bytes", "Memory granted to chat requests for decoded media", value=grants.held
+        )
+        yield GaugeMetricFamily(
+            "omni_decoded_limit_bytes", "Largest sum of the memory for decoded media", value=grants.limit
+        )
+        yield GaugeMetricFamily(
+            "omni_requests_waiting_for_memory",
+            "Chat requests whose media are not decoded yet because others hold the memory",
+            value=grants.waiting,
+        )
 
 
 class _TraceFigures(MetricSource):

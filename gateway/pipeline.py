@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from omni_pipeline.errors import ErrorInfo
 from omni_pipeline.supervision.worker_state import WorkerReport
 from omni_pipeline.wire.counters import EdgeStats
-from omni_pipeline.wire.messages import Failed, StageStats, Work
+from omni_pipeline.wire.messages import Claim, Failed, StageStats, Work
 from omni_pipeline.wire.trace_notes import Notes
 
 
@@ -27,6 +27,12 @@ class Pipeline(Protocol):
 
     def trace(self, noted: Callable[[Notes], None]) -> None:
         """Register the function that receives the trace notes of workers and main process, if tracing is on."""
+
+    def budget(self, claimed: Callable[[Claim, Callable[[], None]], None]) -> None:
+        """Register the function that receives claims of stages for memory, each with a function that grants it.
+
+        A stage waits until its claim is granted. A claim need not be granted if its request is aborted.
+        """
 
     async def wait_for(self, stages: Collection[str] | None, seconds: float | None) -> None:
         """Wait until `stages` can work; None means all stages.
@@ -49,8 +55,13 @@ class Pipeline(Protocol):
             OmniError: 503, with the time to wait, if one of the stages cannot work now.
         """
 
-    def abort(self, request_id: str) -> None:
-        """Make every worker forget a request."""
+    def abort(self, request_id: str, stages: frozenset[str], forgotten: Callable[[], None]) -> None:
+        """Make every worker that may hold something of a request forget it. Call it at most once for each request.
+
+        Args:
+            stages: Stages that the request needs; the workers of other stages never hear of it.
+            forgotten: Called once no worker holds anything of the request, nor any connection between workers.
+        """
 
     @property
     def problem(self) -> str | None:

@@ -45,7 +45,8 @@ STAGES = (
 )
 
 GATEWAY = (
-    ("gateway", "gateway.pipeline", "gateway.admission", "gateway.bodies", "gateway.playback", "gateway.traces"),
+    ("gateway", "gateway.pipeline", "gateway.grants", "gateway.bodies", "gateway.playback", "gateway.traces"),
+    ("gateway.admission",),
     ("gateway.api", "gateway.metrics", "gateway.bench"),
     ("gateway.http", "gateway.media"),
     ("gateway.answers",),

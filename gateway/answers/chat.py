@@ -126,15 +126,15 @@ class ChatCompletions:
         8. `answers.collector` waits while any of these stages is being restarted. Then it hands the request to
            `omni_pipeline.supervision.pipeline`, which sends it to the entry stage.
         9. The stages compute the answer. `answers.collector` receives their messages, checks that no message is
-           missing, and keeps them until this method reads them. When the first message comes, `admission` stops
-           counting the bytes.
+           missing, and keeps them until this method reads them. A stage that decodes media first waits until
+           `grants` has granted the memory. When the first message comes, `admission` stops counting the bytes.
         10. The messages become the response. For a whole answer, `_whole` joins the messages, and `api.responses` makes
             one JSON body. For a streamed answer, `answers.events` turns the messages into chunks of `api.responses`,
             and `http.sse` frames the chunks. In both cases, `answers.audio_formats` encodes the speech in threads.
         11. When the request ends, with or without an error, the steps are undone in reverse order. `answers.collector`
-            closes the answer; if the answer was not complete, the request is aborted in every worker. `admission` lets
-            the next request in. `answers.progress` counts the outcome. `traces.traces` ends the timeline.
-            `http.middleware` turns an error into a response and writes the log line.
+            closes the answer; if the answer was not complete, the request is aborted in its workers. `admission` lets
+            the next request in, once the workers hold nothing of this one. `answers.progress` counts the outcome.
+            `traces.traces` ends the timeline. `http.middleware` turns an error into a response and writes the log line.
 
         A request can end in these ways; the outcome in metrics and log is in parentheses:
 
@@ -150,7 +150,7 @@ class ChatCompletions:
           the restart is known to take longer.
         - Timed out before the answer was complete and read (``failed``): 504 at the deadline, by `answers.collector`.
         - Client left (``cancelled``): aiohttp cancels this method, or a write raises ConnectionError. There is no
-          response. Step 11 aborts the request in every worker.
+          response. Step 11 aborts the request in its workers.
         - Client reads too slowly (``failed``): 503 when more than `limits.reader_bytes` of the answer wait.
         - Worker lost (``failed``): 503 from `answers.collector`, at once, if the request still needs a stage of that
           worker. All other requests go on.
@@ -187,7 +187,7 @@ class ChatCompletions:
                 progress.timeline.follow(answer_id)
                 with progress.timeline.span("submit"):
                     await self._collector.ready(stages)
-                    answer = self._collector.submit(answer_id, chat, stages, deadline=deadline)
+                    answer = self._collector.submit(answer_id, chat, stages, deadline=deadline, place=place)
                 del chat  # the pipeline holds the media now
                 async with answer:
                     if manner.stream:

@@ -11,11 +11,12 @@ from typing import TypeAlias
 
 import msgspec
 
+from gateway.admission import Place
 from gateway.pipeline import Pipeline
 from omni_pipeline.contract.route import Route
 from omni_pipeline.errors import ErrorInfo, OmniError, internal
 from omni_pipeline.logs import fields
-from omni_pipeline.wire.messages import End, Failed, Start, Work
+from omni_pipeline.wire.messages import Claim, End, Failed, Start, Work
 from omni_pipeline.wire.stream_numbers import ReceiveLedger
 from stages.messages import AudioDelta, AudioDone, ChatRequest, TextDelta, TextDone
 
@@ -36,12 +37,18 @@ class Answer:
 
     Attributes:
         error: The error with which the request failed; None if it has not failed.
+        place: The place of the request in the server; None for the server's own requests.
+        needed: The stages that the request passes through.
     """
 
-    def __init__(self, request_id: str, route: Route, collector: Collector, deadline: float) -> None:
+    def __init__(
+        self, request_id: str, route: Route, collector: Collector, deadline: float, place: Place | None = None
+    ) -> None:
         self.request_id = request_id
+        self.place = place
         self._collector = collector
         self._route = route
+        self.needed = route.all
         self._waiting: deque[Body] = deque()
         self._waiting_bytes = 0
         self._ledger = ReceiveLedger()
@@ -202,6 +209,7 @@ class Collector:
         self._pipeline = pipeline
         self._open: dict[str, Answer] = {}
         pipeline.connect(self._deliver, self._lost)
+        pipeline.budget(self._claim)
 
     async def ready(self, route: Route) -> None:
         """Wait a while for stages of `route` that are being restarted. Raises OmniError (503) if they take longer."""
@@ -216,7 +224,9 @@ class Collector:
         await self._loss.wait()
         self._loss.clear()
 
-    def submit(self, request_id: str, body: ChatRequest, route: Route, *, deadline: float) -> Answer:
+    def submit(
+        self, request_id: str, body: ChatRequest, route: Route, *, deadline: float, place: Place | None = None
+    ) -> Answer:
         """Send a request to the pipeline and open its answer.
 
         Args:
@@ -224,23 +234,35 @@ class Collector:
             body: The request, in the form that the entry stage reads.
             route: The stages that the request needs.
             deadline: Time on the event loop's clock by which the answer must have been read.
+            place: The place of the request, which the pipeline holds until it has forgotten the request. None for a
+                request of the server itself, whose memory nobody counts.
 
         Raises:
             OmniError: 503 if the pipeline cannot take the request now.
         """
-        answer = self._open[request_id] = Answer(request_id, route, self, deadline)
+        answer = self._open[request_id] = Answer(request_id, route, self, deadline, place)
         try:
             self._pipeline.submit(request_id, body, route.all)
         except BaseException:  # whatever it is, a request that was not sent must not stay open
             answer.release()
             self._open.pop(request_id, None)
             raise
+        if place is not None:
+            place.lend()
         return answer
 
     def close(self, answer: Answer, *, abandoned: bool) -> None:
-        """Forget the request of `answer`. If the request is `abandoned`, abort it in every worker too."""
-        if self._open.pop(answer.request_id, None) is not None and abandoned:
-            self._pipeline.abort(answer.request_id)
+        """Forget the request of `answer`. If the request is `abandoned`, abort it in its workers too."""
+        if self._open.pop(answer.request_id, None) is None:
+            return
+        forgotten = _nothing
+        if answer.place is not None:
+            answer.place.withdraw()
+            forgotten = answer.place.take_back
+        if abandoned:
+            self._pipeline.abort(answer.request_id, answer.needed, forgotten)
+        else:
+            forgotten()
 
     def fail_all(self, error: ErrorInfo) -> None:
         """End every open request with `error`."""
@@ -256,10 +278,23 @@ class Collector:
         else:
             answer.deliver(message)
 
+    def _claim(self, claim: Claim, grant: Callable[[], None]) -> None:
+        answer = self._open.get(claim.request_id)
+        if answer is None:
+            return  # the stage that claims has been told to forget the request
+        if answer.place is None:
+            grant()
+        else:
+            answer.place.claim(claim.passing, claim.lasting, grant)
+
     def _lost(self, stages: frozenset[str], error: ErrorInfo) -> None:
         self._loss.set()
         for answer in [answer for answer in self._open.values() if answer.stages & stages]:
             answer.fail(error)
+
+
+def _nothing() -> None:
+    """Does nothing."""
 
 
 def _weight(body: Body) -> int:

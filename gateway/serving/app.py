@@ -65,7 +65,7 @@ class Gateway:
         self._metrics = Metrics(
             pipeline,
             model=name,
-            waiting=lambda: self.admission.waiting,
+            admission=self.admission,
             dropped_late=lambda: self.collector.dropped_late,
             healthy=lambda: self.health.report().status == "ok",
             traces=traces,

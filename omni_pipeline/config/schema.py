@@ -58,7 +58,12 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
         body_values: Maximum number of list entries and object fields in one request body.
         text_bytes: Maximum size of one request body without the base64 of its media and without long strings that are
             not read.
-        held_bytes: Maximum size of the bodies and media that all requests together hold until their answers begin.
+        held_bytes: Maximum size of the bodies and media that all requests together hold. A request holds them until its
+            answer begins, or until it has ended and every worker has forgotten it.
+        decoded_bytes: Maximum size of the decoded media of all requests together, in all stages: pixels, features and
+            embeddings. A request whose media do not fit waits before they are decoded. A request that alone exceeds the
+            limit is decoded while no other request holds decoded media. null means a quarter of the main memory that
+            the server may use.
         output_tokens: Maximum number of text tokens of one answer, and the limit of a request that sets no limit. With
             null, only the model's own limit applies, and a request that sets no limit gets the thinker's
             `default_max_tokens`.
@@ -82,6 +87,7 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
     body_values: Positive = 50_000
     text_bytes: Positive = 16 * 1024 * 1024
     held_bytes: Positive = 4 * 1024 * 1024 * 1024
+    decoded_bytes: Positive | None = None
     output_tokens: Positive | None = None
     speech_tokens: Positive | None = None
     idle_seconds: Seconds = 75.0

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from msgspec import Struct
 
-from omni_pipeline.wire.messages import Failed, Work
+from omni_pipeline.wire.messages import Claim, Failed, Work
 
 
 class Ranks(Struct, frozen=True):
@@ -73,7 +73,7 @@ class Stage(Protocol):
     def receive(self, message: Work) -> None:
         """Accept a message. May raise `errors.OmniError` to end the message's request with an error."""
 
-    def step(self) -> Iterable[Work | Failed]:
+    def step(self) -> Iterable[Work | Failed | Claim]:
         """Do one batch of work and return the messages to send.
 
         An error of one request is returned as `wire.messages.Failed`, not raised. An exception means a bug: the worker
@@ -108,3 +108,15 @@ class WaitsOutside(Protocol):
         It must not stay readable after a `step` that had nothing to do, because the loop would then never sleep. The
         loop reads `has_work` at least with each heartbeat, so a stage may also let `has_work` become true by the clock.
         """
+
+
+@runtime_checkable
+class ClaimingStage(Protocol):
+    """A stage that asks before it makes something large.
+
+    The stage's `step` returns a `wire.messages.Claim`. Until `grant` is called for the request, the stage makes nothing
+    for it, and goes on with other requests. A stage of several ranks cannot claim.
+    """
+
+    def grant(self, request_id: str) -> None:
+        """Go on with a request whose claim has been granted. Ignore unknown ids. Never called during a step."""

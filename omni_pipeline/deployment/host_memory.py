@@ -1,7 +1,8 @@
-"""Finds out how much of the machine's memory is available."""
+"""Finds out how much memory the machine has, and how much of it is available."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -13,6 +14,20 @@ def available_bytes(root: Path = Path("/")) -> int | None:
         root: The directory that contains ``proc`` and ``sys``.
     """
     known = [free for free in (_system_free(root), _group_free(root)) if free is not None]
+    return min(known, default=None)
+
+
+def total_bytes(root: Path = Path("/")) -> int | None:
+    """Bytes of RAM of the system, or of the control group if it may use less; None if unknown.
+
+    Args:
+        root: The directory that contains ``proc`` and ``sys``.
+    """
+    known = []
+    with suppress(OSError, KeyError):
+        known.append(_fields(root / "proc/meminfo")["MemTotal:"] * 1024)
+    with suppress(OSError, ValueError):  # no control group, or the word "max"
+        known.append(int((root / "sys/fs/cgroup/memory.max").read_text()))
     return min(known, default=None)
 
 

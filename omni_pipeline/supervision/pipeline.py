@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -16,12 +17,24 @@ from typing import Any
 from omni_pipeline.contract.graph import COLLECTOR, GATEWAY
 from omni_pipeline.errors import ErrorInfo, internal, unavailable, worker_lost
 from omni_pipeline.supervision.fleet import Fleet, StartProgress
+from omni_pipeline.supervision.forgetting import Forgetting, receivers_of
 from omni_pipeline.supervision.mailbox import Mailbox
 from omni_pipeline.supervision.plan import PipelinePlan
 from omni_pipeline.supervision.worker_state import WorkerReport, WorkerState
 from omni_pipeline.wire.codec import Codec
 from omni_pipeline.wire.counters import Edges, EdgeStats
-from omni_pipeline.wire.messages import Abort, Chunk, End, Failed, StageStats, Start, Work
+from omni_pipeline.wire.messages import (
+    Abort,
+    Chunk,
+    Claim,
+    End,
+    Failed,
+    Forgotten,
+    Granted,
+    StageStats,
+    Start,
+    Work,
+)
 from omni_pipeline.wire.trace_notes import Notes, Took
 from omni_pipeline.wire.transport import MAIN, Received, make_run_dir
 
@@ -42,9 +55,12 @@ class Supervisor:
         self._deliver: Callable[[Work | Failed], None] = _to_nobody
         self._lost: Callable[[frozenset[str], ErrorInfo], None] = _to_nobody
         self._noted: Callable[[Notes], None] = _to_nobody
+        self._claimed: Callable[[Claim, Callable[[], None]], None] = _grant_at_once
         self._run_dir = make_run_dir()
         try:
             codec = Codec(plan.graph.body_types())
+            stages = {worker.name: worker.stage_names for worker in plan.workers}
+            self._forgetting = Forgetting(receivers_of(stages, codec.edges))
             self._mailbox = Mailbox(self._run_dir, codec, self._fail_unreadable)
             self._fleet = Fleet(plan, self._run_dir, self._mailbox, self._report_loss)
         except BaseException:
@@ -56,6 +72,8 @@ class Supervisor:
         self._mailbox.register(End, self._take_work)
         self._mailbox.register(Failed, self._take_failure)
         self._mailbox.register(Notes, self._take_notes)
+        self._mailbox.register(Forgotten, self._take_forgotten)
+        self._mailbox.register(Claim, self._take_claim)
 
     # --- life ---
 
@@ -102,6 +120,10 @@ class Supervisor:
         """Set the receiver of notes about requests; see `gateway.pipeline.Pipeline`."""
         self._noted = noted
 
+    def budget(self, claimed: Callable[[Claim, Callable[[], None]], None]) -> None:
+        """Set the receiver of claims; see `gateway.pipeline.Pipeline`. Without it, each claim is granted at once."""
+        self._claimed = claimed
+
     async def wait_for(self, stages: Collection[str] | None, seconds: float | None) -> None:
         """Wait until some stages can work; see `gateway.pipeline.Pipeline`."""
         if seconds is not None:
@@ -133,9 +155,15 @@ class Supervisor:
         entry = self._plan.graph.entry
         self._mailbox.send(Start(request_id, GATEWAY, entry, body), self._roster.addresses()[entry])
 
-    def abort(self, request_id: str) -> None:
-        """Make every worker forget a request."""
-        self._mailbox.send(Abort(request_id), *(worker.address for worker in self._roster if worker.ready))
+    def abort(self, request_id: str, stages: frozenset[str], forgotten: Callable[[], None]) -> None:
+        """Make the workers forget a request; see `gateway.pipeline.Pipeline`."""
+        workers = {
+            worker.name: worker.address
+            for worker in self._roster
+            if worker.ready and not stages.isdisjoint(worker.plan.stage_names)
+        }
+        self._mailbox.send(Abort(request_id), *workers.values())
+        self._forgetting.begin(request_id, workers.keys(), forgotten)
 
     @property
     def problem(self) -> str | None:
@@ -193,12 +221,27 @@ class Supervisor:
     def _take_notes(self, message: Notes, _: Received) -> None:
         self._noted(message)
 
+    def _take_forgotten(self, message: Forgotten, _: Received) -> None:
+        self._forgetting.answer(message)
+
+    def _take_claim(self, message: Claim, _: Received) -> None:
+        self._claimed(message, functools.partial(self._grant, message))
+
+    def _grant(self, claim: Claim) -> None:
+        self._mailbox.send(Granted(claim.request_id, claim.source), self._roster.addresses()[claim.source])
+
     def _fail_unreadable(self, request_id: str) -> None:
         error = internal("An answer of the pipeline could not be read.")
         self._deliver(Failed(request_id, COLLECTOR, error.info))
 
     def _report_loss(self, worker: WorkerState) -> None:
+        if not worker.running:  # a process that hangs holds its requests until it has been killed
+            self._forgetting.end_worker(worker.name)
         self._lost(frozenset(worker.plan.stage_names), worker_lost(worker.name).info)
+
+
+def _grant_at_once(_: Claim, grant: Callable[[], None]) -> None:
+    grant()
 
 
 def _to_nobody(*_: object) -> None:

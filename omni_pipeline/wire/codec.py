@@ -10,16 +10,29 @@ Between stages of one worker, messages are handed over as they are, without this
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
 
-from omni_pipeline.wire.messages import Abort, Chunk, Control, End, Failed, Message, Start, Work
+from omni_pipeline.wire.messages import (
+    Abort,
+    Chunk,
+    Claim,
+    Control,
+    End,
+    Failed,
+    Forgotten,
+    Granted,
+    Message,
+    Start,
+    Work,
+)
 from omni_pipeline.wire.tensor import Buffer, Tensor
 
 _NIL = msgspec.msgpack.encode(None)
-_Undecoded: TypeAlias = Start[msgspec.Raw] | Chunk[msgspec.Raw] | End[msgspec.Raw] | Abort | Failed | Control
+_Carrier: TypeAlias = Start[msgspec.Raw] | Chunk[msgspec.Raw] | End[msgspec.Raw]
+_Undecoded: TypeAlias = _Carrier | Abort | Forgotten | Claim | Granted | Failed | Control
 
 
 class WireError(Exception):
@@ -46,6 +59,11 @@ class Codec:
         self._decoder = msgspec.msgpack.Decoder(_Undecoded)
         self._received: Sequence[Buffer] = ()
         self._bodies = {edge: msgspec.msgpack.Decoder(body, dec_hook=self._lower) for edge, body in body_types.items()}
+
+    @property
+    def edges(self) -> Collection[tuple[str, str]]:
+        """The edges ``(source, target)`` whose messages can be encoded and decoded."""
+        return self._bodies.keys()
 
     def encode(self, message: Message) -> list[Buffer]:
         """The frames of a message. They share memory with its tensors: do not change tensors before frames are sent."""

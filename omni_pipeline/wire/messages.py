@@ -47,9 +47,52 @@ class End(Struct, Generic[Body], tag="end"):
 
 
 class Abort(Struct, tag="abort"):
-    """The request is no longer wanted: free everything that it holds, and send no answer."""
+    """The request is no longer wanted: free everything that it holds, and send no answer.
+
+    The main process sends it to every worker. Each of these workers passes it on to the workers to which its stages may
+    send messages. Messages between two processes arrive in order, so nothing of the request follows the abort on any
+    connection.
+
+    Attributes:
+        sender: Name of the worker that passes the abort on; empty in the main process's own message.
+    """
 
     request_id: str
+    sender: str = ""
+
+
+class Forgotten(Struct, tag="forgotten"):
+    """A worker's answer to one `Abort`: it holds nothing of the request, nor of what `sender` had sent before.
+
+    Attributes:
+        sender: As in the `Abort`.
+    """
+
+    request_id: str
+    worker: str
+    sender: str
+
+
+class Claim(Struct, tag="claim"):
+    """A stage is about to make something large for a request, and waits for `Granted` before it does.
+
+    Attributes:
+        source: Name of the stage.
+        passing: Bytes that no stage holds any more when the answer begins.
+        lasting: Bytes that some stage may hold until the request ends.
+    """
+
+    request_id: str
+    source: str
+    passing: int
+    lasting: int
+
+
+class Granted(Struct, tag="granted"):
+    """The main process's answer to a `Claim`, for the stage `target` that sent the claim."""
+
+    request_id: str
+    target: str
 
 
 class Failed(Struct, tag="failed"):
@@ -151,4 +194,4 @@ class Shutdown(Struct, tag="shutdown"):
 
 Work: TypeAlias = Start[Any] | Chunk[Any] | End[Any]
 Control: TypeAlias = Ready | Heartbeat | Pulse | Notes | StartFailed | Moved | Step | Shutdown
-Message: TypeAlias = Work | Abort | Failed | Control
+Message: TypeAlias = Work | Abort | Forgotten | Claim | Granted | Failed | Control

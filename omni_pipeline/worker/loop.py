@@ -16,7 +16,7 @@ from collections.abc import Container, Mapping
 from msgspec import structs
 
 from omni_pipeline.contract.graph import COLLECTOR
-from omni_pipeline.contract.stage import Stage, StageBroken, WaitsOutside
+from omni_pipeline.contract.stage import ClaimingStage, Stage, StageBroken, WaitsOutside
 from omni_pipeline.errors import ErrorInfo, OmniError, internal, worker_lost
 from omni_pipeline.logs import fields
 from omni_pipeline.wire.codec import Codec, WireError
@@ -24,8 +24,11 @@ from omni_pipeline.wire.counters import Edges
 from omni_pipeline.wire.messages import (
     Abort,
     Chunk,
+    Claim,
     End,
     Failed,
+    Forgotten,
+    Granted,
     Heartbeat,
     Message,
     Moved,
@@ -42,7 +45,8 @@ from omni_pipeline.worker.recorder import Recorder
 
 HEARTBEAT_SECONDS = 1.0
 
-# Maximum seconds from an abort to the next heartbeat, in which the counters show the freed resources.
+# Maximum seconds from an abort to the next heartbeat, in which the counters show the freed resources. Also the time
+# after which to look again whether a stage still holds an aborted request.
 SHOW_SECONDS = 0.1
 
 # Maximum number of messages to handle between two steps, so that a flood of messages cannot stop the stages.
@@ -98,6 +102,12 @@ class WorkerLoop:
         self._sent = SendLedger()
         self._received = ReceiveLedger()
         self._ended: dict[str, None] = {}
+        self._downstream = [
+            target
+            for source, target in codec.edges
+            if source in stages and target not in stages and target in addresses and target != COLLECTOR
+        ]
+        self._unanswered: list[Abort] = []  # aborts for which `Forgotten` has not been sent yet
         self._stats = {stage: StageStats() for stage in stages}
         self._edges = Edges()
         self._recorder = Recorder(name, stages) if traced else None
@@ -116,6 +126,8 @@ class WorkerLoop:
                 if stage.has_work:
                     self._step(name, stage)
                 self._hand_over()
+            if self._unanswered:
+                self._answer_aborts()
             if self._recorder is not None and self._recorder.many:
                 self._tell_notes()
             if time.monotonic() >= self._next_beat:
@@ -125,7 +137,8 @@ class WorkerLoop:
 
     def _take_in(self) -> None:
         if not any(stage.has_work for stage in self._stages.values()):
-            self._inbox.wait(self._next_beat - time.monotonic(), self._wakers)
+            seconds = self._next_beat - time.monotonic()
+            self._inbox.wait(min(seconds, SHOW_SECONDS) if self._unanswered else seconds, self._wakers)
         for received in self._inbox.drain(DRAIN_MESSAGES):
             try:
                 message = self._codec.decode(received.frames)
@@ -141,8 +154,9 @@ class WorkerLoop:
             case Start() | Chunk() | End() if message.target in self._stages:
                 self._deliver(message, received.sent, received.size)
             case Abort():
-                self._forget(message.request_id)
-                self._next_beat = min(self._next_beat, time.monotonic() + SHOW_SECONDS)
+                self._take_abort(message)
+            case Granted() if isinstance(stage := self._stages.get(message.target), ClaimingStage):
+                stage.grant(message.request_id)
             case Moved():
                 self._redirect(message)
             case Shutdown():
@@ -150,6 +164,29 @@ class WorkerLoop:
                 self._stopping = True
             case _:
                 logger.error("misdirected message: a %s", type(message).__name__)  # no content in logs
+
+    def _take_abort(self, abort: Abort) -> None:
+        """Forget a request, and pass on an abort of the main process behind all earlier messages of the request."""
+        if abort.request_id not in self._ended:
+            self._forget(abort.request_id)
+        if not abort.sender:
+            passed = [self._codec.encode(Abort(abort.request_id, self._name))]
+            for address in {self._addresses[stage] for stage in self._downstream}:
+                self._outbox.send(address, *passed)
+        self._unanswered.append(abort)
+        self._next_beat = min(self._next_beat, time.monotonic() + SHOW_SECONDS)
+
+    def _answer_aborts(self) -> None:
+        """Answer the aborts of requests that no stage holds any more.
+
+        An engine frees an aborted request in its next step, so this must be called after a step.
+        """
+        held = {request_id for stage in self._stages.values() for request_id in stage.live()}
+        free = [abort for abort in self._unanswered if abort.request_id not in held]
+        self._unanswered = [abort for abort in self._unanswered if abort.request_id in held]
+        answers = [Forgotten(abort.request_id, self._name, abort.sender) for abort in free]
+        if answers:
+            self._outbox.send(self._addresses[COLLECTOR], *map(self._codec.encode, answers))
 
     def _redirect(self, moved: Moved) -> None:
         """Disconnect from a process that has ended, and fail the requests whose streams are left incomplete."""
@@ -230,12 +267,15 @@ class WorkerLoop:
 
     # --- out ---
 
-    def _route(self, name: str, message: Work | Failed, failed: Container[str]) -> ErrorInfo | None:
+    def _route(self, name: str, message: Work | Failed | Claim, failed: Container[str]) -> ErrorInfo | None:
         """Send a message from a stage. Returns the error that its request must end with, if any."""
         if message.request_id in failed or message.request_id in self._ended:
             return None
         if isinstance(message, Failed):
             return message.error
+        if isinstance(message, Claim):
+            self._tell(message)
+            return None
         try:
             self._sent.stamp(message)
             if message.target in self._stages:
@@ -295,7 +335,7 @@ class WorkerLoop:
             live = {name: stage.live() for name, stage in self._stages.items()}
             self._tell(self._recorder.take(time.monotonic(), live))
 
-    def _tell(self, message: Failed | Heartbeat | Notes) -> None:
+    def _tell(self, message: Failed | Claim | Heartbeat | Notes) -> None:
         self._outbox.send(self._addresses[COLLECTOR], self._codec.encode(message))
 
 

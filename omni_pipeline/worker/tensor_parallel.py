@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable
 from omni_pipeline.contract.stage import Ranks, Stage, StageBroken
 from omni_pipeline.os_process import free_port
 from omni_pipeline.wire.codec import Codec
-from omni_pipeline.wire.messages import Abort, Failed, Message, Shutdown, Step, Work
+from omni_pipeline.wire.messages import Abort, Claim, Failed, Message, Shutdown, Step, Work
 from omni_pipeline.wire.transport import Inbox, Outbox
 
 # If a follower cannot load, rank 0 has this number of seconds to fail too and to report the reason. Then rank 0 is
@@ -91,7 +91,7 @@ class Leader:
         self._tell(message)
         self._stage.receive(message)
 
-    def step(self) -> Iterable[Work | Failed]:
+    def step(self) -> Iterable[Work | Failed | Claim]:
         self._tell(Step())
         try:
             return list(self._stage.step())

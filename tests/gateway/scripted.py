@@ -24,7 +24,7 @@ from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.errors import ErrorInfo, OmniError
 from omni_pipeline.supervision.worker_state import WorkerReport
 from omni_pipeline.wire.counters import EdgeStats
-from omni_pipeline.wire.messages import Chunk, End, Failed, StageStats, Work
+from omni_pipeline.wire.messages import Chunk, Claim, End, Failed, StageStats, Work
 from omni_pipeline.wire.tensor import Tensor
 from omni_pipeline.wire.trace_notes import Notes
 from stages.messages import (
@@ -61,6 +61,9 @@ class ScriptedPipeline:
     Attributes:
         submitted: Ids of requests in order of arrival, without those of the warm-up.
         aborted: Ids of requests, in the order in which they were aborted.
+        forgets: Whether an aborted request is forgotten at once; otherwise its id and a function that a test calls to
+            have it forgotten are in `unforgotten`.
+        claimed: The receiver of claims.
         refusal: Error that `submit` raises, if set.
         working: Event that a test clears to make requests wait for stages.
         waiting: The stages that each request has waited for.
@@ -72,6 +75,8 @@ class ScriptedPipeline:
         self.answer = answer
         self.voice = voice or []
         self.answers_warmup = True
+        self.forgets = True
+        self.unforgotten: dict[str, Callable[[], None]] = {}
         self.refusal: ErrorInfo | None = None
         self.bodies: dict[str, ChatRequest] = {}
         self.submitted: asyncio.Queue[str] = asyncio.Queue()
@@ -95,6 +100,9 @@ class ScriptedPipeline:
     ) -> None:
         self.deliver, self.lost = deliver, lost
 
+    def budget(self, claimed: Callable[[Claim, Callable[[], None]], None]) -> None:
+        self.claimed = claimed
+
     def trace(self, noted: Callable[[Notes], None]) -> None:
         self.noted = noted
 
@@ -116,8 +124,12 @@ class ScriptedPipeline:
         if self.answer is not None:
             asyncio.get_running_loop().call_soon(self.say_all, request_id, self.answer)
 
-    def abort(self, request_id: str) -> None:
+    def abort(self, request_id: str, stages: frozenset[str], forgotten: Callable[[], None]) -> None:
         self.aborted.put_nowait(request_id)
+        if self.forgets:
+            forgotten()
+        else:
+            self.unforgotten[request_id] = forgotten
 
     def say(self, request_id: str, text: str, logprobs: list[TokenLogprob] | None = None) -> None:
         """Send one piece of text from the stage `decode`."""

@@ -216,3 +216,48 @@ async def test_bytes_are_held_up_to_the_limit_by_all_together():
         second.hold(60)
     async with admission.admit("a", math.inf) as place:
         place.hold(100)
+
+
+async def test_a_place_that_is_lent_stays_occupied_until_it_is_taken_back():
+    admission = Admission(Limits(requests=1, held_bytes=100, decoded_bytes=100, stage_requests={"thinker": 1}))
+    granted = []
+    async with admission.admit("a", math.inf) as place:
+        place.need({"thinker"})
+        place.hold(60)
+        place.claim(30, 20, lambda: granted.append("first"))
+        place.lend()
+    assert (admission.leaving, admission.held_bytes, admission.grants.held) == (1, 60, 50)
+    next_place = asyncio.create_task(admission.admit("b", math.inf).__aenter__())
+    await asyncio.sleep(0)
+    assert admission.waiting == 1
+    place.take_back()
+    assert (admission.leaving, admission.held_bytes, admission.grants.held) == (0, 0, 0)
+    (await next_place).need({"thinker"})
+    assert granted == ["first"]
+
+
+async def test_a_place_that_is_taken_back_before_its_request_ends_stays_until_the_end():
+    admission = Admission(Limits(requests=1, decoded_bytes=100))
+    async with admission.admit("a", math.inf) as place:
+        place.hold(60)
+        place.claim(50, 40, lambda: None)
+        place.lend()
+        place.free()
+        assert (admission.held_bytes, admission.grants.held) == (0, 40)
+        place.take_back()
+        assert admission.grants.held == 40
+    assert (admission.leaving, admission.grants.held) == (0, 0)
+    await admission.empty()
+
+
+async def test_a_claim_that_waits_ends_with_its_request():
+    admission = Admission(Limits(decoded_bytes=100))
+    granted = []
+    async with AsyncExitStack() as stack:
+        [first] = await places(stack, admission, 1)
+        first.claim(100, 0, lambda: granted.append("first"))
+        async with admission.admit("b", math.inf) as second:
+            second.claim(10, 0, lambda: granted.append("second"))
+            assert admission.grants.waiting == 1
+        assert admission.grants.waiting == 0
+    assert (granted, admission.grants.held) == (["first"], 0)

@@ -15,8 +15,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from gateway import metrics
+from gateway.admission import Admission
 from gateway.metrics import Metrics
 from gateway.traces.traces import Traces
+from omni_pipeline.config.schema import Limits
 from omni_pipeline.wire.counters import Distribution, EdgeStats
 from omni_pipeline.wire.messages import StageStats
 from stages.messages import TokenUsage
@@ -39,7 +41,7 @@ def full(pipeline: ScriptedPipeline) -> Metrics:
     whole = Metrics(
         pipeline,
         model="tiny",
-        waiting=lambda: 5,
+        admission=Admission(Limits()),
         dropped_late=lambda: 6,
         healthy=lambda: True,
         traces=Traces([], lambda: ()),

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
+from contextlib import AsyncExitStack
 
 import numpy
 import pytest
 
+from gateway.admission import Admission
 from gateway.answers.collector import Answer, Collector
+from omni_pipeline.config.schema import Limits
 from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.contract.route import AnswerStream
 from omni_pipeline.errors import ErrorInfo, OmniError
-from omni_pipeline.wire.messages import Chunk, End, Failed, Start
+from omni_pipeline.wire.messages import Chunk, Claim, End, Failed, Start
 from omni_pipeline.wire.tensor import Tensor
 from stages.messages import (
     AudioDelta,
@@ -329,3 +333,32 @@ def test_a_route_has_the_encoders_that_its_media_need(kinds, hears_clips, encode
     assert found.before == {"preprocessing", "mm_aggregate"} | encoders
     assert found.outputs == {"decode": AnswerStream(frozenset({"thinker", "decode"}))}
     assert found.all == {"preprocessing", "mm_aggregate", "thinker", "decode"} | encoders
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+async def test_claims_are_granted_within_the_memory_of_all_requests():
+    pipeline, admission, granted = ScriptedPipeline(), Admission(Limits(decoded_bytes=100)), []
+    collector = Collector(pipeline, reader_bytes=1000, restart_seconds=1)
+    deadline = asyncio.get_running_loop().time() + 100
+    async with AsyncExitStack() as stack:
+        for name in "abc":
+            place = await stack.enter_async_context(admission.admit("x", math.inf))
+            collector.submit(name, REQUEST, route(REQUEST), deadline=deadline, place=place)
+            pipeline.claimed(Claim(name, "preprocessing", 50, 10), lambda name=name: granted.append(name))
+        assert (granted, admission.grants.held, admission.grants.waiting) == (["a"], 60, 2)
+        pipeline.fail("b", ERROR)
+        assert (granted, admission.grants.held, admission.grants.waiting) == (["a"], 60, 1), "b no longer waits"
+        pipeline.fail("a", ERROR)
+        assert granted == ["a"], "the handler of a has not ended"
+    assert granted == ["a", "c"]
+    pipeline.fail("c", ERROR)
+    assert (admission.grants.held, admission.leaving) == (0, 0)
+
+
+async def test_claim_of_the_server_itself_is_granted_at_once_and_that_of_a_closed_request_never():
+    opened, granted = Opened(), []
+    opened.pipeline.claimed(Claim("r", "preprocessing", 10**15, 0), lambda: granted.append("r"))
+    opened.pipeline.claimed(Claim("closed", "preprocessing", 1, 0), lambda: granted.append("closed"))
+    assert granted == ["r"]

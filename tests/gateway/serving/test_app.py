@@ -13,7 +13,7 @@ import pytest
 from omni_pipeline.errors import ErrorInfo
 from omni_pipeline.logs import TextFormatter
 from omni_pipeline.supervision.worker_state import WorkerReport
-from omni_pipeline.wire.messages import StageStats
+from omni_pipeline.wire.messages import Claim, StageStats
 from tests.gateway.scripted import HELLO, ScriptedPipeline, serving
 
 JSON = {"Content-Type": "application/json"}
@@ -304,6 +304,75 @@ class TestAdmission:
             pipeline.say_all(await pipeline.submitted.get(), ["fine"])
             pipeline.finish(request_id)
             assert [(await asked)[0] for asked in (first, second)] == [200, 200]
+
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_bytes_of_clients_that_left_count_until_the_pipeline_has_forgotten_them(self, stream):
+        pipeline = ScriptedPipeline()
+        large = {"messages": [{"role": "user", "content": "x" * 6000}], "stream": stream}
+        ids = set()
+        async with serving(pipeline, limits={"held_bytes": 20_000}) as served:
+            for _ in range(3):  # post, leave, repeat, while the pipeline is busy
+                pipeline.forgets = False
+                for _ in range(3):
+                    _, writer = await served.connect(large)
+                    ids.add(await pipeline.submitted.get())
+                    writer.close()
+                    await pipeline.aborted.get()
+                async with asyncio.timeout(10):
+                    status, body = await served.post(large)
+                assert (status, body["error"]["code"]) == (429, "too_many_requests")
+                assert "omni_requests_leaving 3.0" in await TestMetrics.page(served)
+                pipeline.forgets = True
+                while pipeline.unforgotten:
+                    pipeline.unforgotten.popitem()[1]()
+                page = await TestMetrics.page(served)
+                assert "omni_requests_leaving 0.0" in page
+                assert "omni_held_bytes 0.0" in page
+                asked = asyncio.create_task(served.post(large | {"stream": False}))
+                ids.add(last := await pipeline.submitted.get())
+                pipeline.say_all(last, ["fine"])
+                assert (await asked)[0] == 200
+        assert len(ids) == 12, "every request has an id of its own"
+
+    async def test_clients_that_left_keep_their_places_until_the_pipeline_has_forgotten_them(self):
+        pipeline = ScriptedPipeline()
+        async with serving(pipeline, limits={"requests": 2, "queued": 0}) as served:
+            pipeline.forgets = False
+            for _ in range(2):
+                _, writer = await served.connect(HELLO)
+                await pipeline.submitted.get()
+                writer.close()
+                await pipeline.aborted.get()
+            async with asyncio.timeout(10):
+                assert (await served.post(HELLO))[0] == 429
+            pipeline.unforgotten.popitem()[1]()
+            pipeline.answer = ["x"]
+            assert (await served.post(HELLO))[0] == 200
+            pipeline.unforgotten.popitem()[1]()
+
+    async def test_requests_wait_for_the_memory_of_their_media(self):
+        pipeline = ScriptedPipeline()
+        granted: asyncio.Queue[str] = asyncio.Queue()
+
+        def claim(request_id: str) -> None:
+            pipeline.claimed(Claim(request_id, "preprocessing", 60, 20), lambda: granted.put_nowait(request_id))
+
+        async with serving(pipeline, limits={"decoded_bytes": 100}) as served:
+            asked = [asyncio.create_task(served.post(HELLO)) for _ in range(2)]
+            first, second = [await pipeline.submitted.get() for _ in asked]
+            claim(first)
+            claim(second)
+            page = await TestMetrics.page(served)
+            assert "omni_decoded_bytes 80.0" in page
+            assert "omni_requests_waiting_for_memory 1.0" in page
+            assert await granted.get() == first
+            pipeline.say(first, "Hel")
+            assert await granted.get() == second
+            assert "omni_decoded_bytes 100.0" in await TestMetrics.page(served), "20 last until the end"
+            pipeline.finish(first)
+            pipeline.say_all(second, ["fine"])
+            assert [(await each)[0] for each in asked] == [200, 200]
+            assert "omni_decoded_bytes 0.0" in await TestMetrics.page(served)
 
     async def test_bounds_the_bytes_of_media_with_the_rest(self):
         async with serving(limits={"held_bytes": 10_000}) as served:

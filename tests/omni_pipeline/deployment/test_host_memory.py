@@ -13,9 +13,9 @@ GIB = 1024**3
 
 @pytest.fixture
 def system(tmp_path: Path) -> Path:
-    """A system with 8 GiB available and a control group of 4 GiB, which uses 1 GiB, half of it for cache."""
+    """A system with 16 GiB, 8 available, and a control group of 4 GiB, which uses 1 GiB, half of it for cache."""
     (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {8 * GIB // 1024} kB\n")
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal: {16 * GIB // 1024} kB\nMemAvailable: {8 * GIB // 1024} kB\n")
     group = tmp_path / "sys/fs/cgroup"
     group.mkdir(parents=True)
     (group / "memory.max").write_text(f"{4 * GIB}\n")
@@ -35,3 +35,10 @@ def test_unlimited_control_group_does_not(system: Path) -> None:
 
 def test_unknown_system_has_unknown_memory(tmp_path: Path) -> None:
     assert host_memory.available_bytes(tmp_path) is None
+    assert host_memory.total_bytes(tmp_path) is None
+
+
+def test_control_group_bounds_the_whole_memory(system: Path) -> None:
+    assert host_memory.total_bytes(system) == 4 * GIB
+    (system / "sys/fs/cgroup/memory.max").write_text("max\n")
+    assert host_memory.total_bytes(system) == 16 * GIB

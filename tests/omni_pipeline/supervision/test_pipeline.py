@@ -20,10 +20,12 @@ from omni_pipeline.supervision.fork_server import Preloaded
 from omni_pipeline.supervision.pipeline import Supervisor
 from omni_pipeline.wire.tensor import Tensor
 from tests.omni_pipeline.conftest import ROOT
-from tests.omni_pipeline.echo_stages import Text
-from tests.omni_pipeline.sessions import echo_config, gone, running
+from tests.omni_pipeline.echo_stages import ECHO, Text
+from tests.omni_pipeline.sessions import SECONDS, Session, echo_config, gone, running
 
 pytestmark = pytest.mark.usefixtures("run_root")
+
+ALL = frozenset(ECHO.stage_names)
 
 
 async def test_split_pipeline_answers_from_one_process_per_stage() -> None:
@@ -89,13 +91,76 @@ async def test_failures_come_back_as_data() -> None:
 async def test_aborted_request_is_never_answered_and_its_late_messages_are_counted() -> None:
     async with running(echo_config()) as session:
         supervisor = session.supervisor
-        supervisor.abort("r")  # abort before the request arrives, so that all messages of the request are late
+        supervisor.abort("r", ALL, lambda: None)  # before the request arrives, so that its messages are late
         supervisor.submit("r", Text("too late"))
         assert (await session.ask("s", "other")).text == "OTHER"
         async with asyncio.timeout(5):
             await supervisor.until(lambda: "split" in supervisor.stats and supervisor.stats["split"].received > 0)
         assert supervisor.stats["split"].dropped_late == 1
         assert session.answers.empty()
+
+
+class Forgets:
+    """Notes which aborted requests have been forgotten, in order."""
+
+    def __init__(self, session: Session) -> None:
+        self.supervisor = session.supervisor
+        self._done: asyncio.Queue[str] = asyncio.Queue()
+
+    def abort(self, request_id: str, stages: frozenset[str] = ALL) -> None:
+        self.supervisor.abort(request_id, stages, lambda: self._done.put_nowait(request_id))
+
+    async def next(self) -> str:
+        """The next request that is forgotten."""
+        async with asyncio.timeout(SECONDS):
+            return await self._done.get()
+
+    def nothing_more(self) -> bool:
+        return self._done.empty()
+
+
+@pytest.mark.parametrize("worker", [None, "all"], ids=["split", "fused"])
+async def test_aborted_request_is_forgotten_by_all(worker: str | None) -> None:
+    async with running(echo_config(worker=worker)) as session:
+        forgets = Forgets(session)
+        for name in ("r", "s"):
+            forgets.abort(name)
+            assert await forgets.next() == name
+
+
+async def test_request_is_not_forgotten_while_its_bytes_wait_for_a_busy_worker() -> None:
+    async with running(echo_config()) as session:
+        forgets, supervisor = Forgets(session), session.supervisor
+        busy = supervisor.pids["shout"]
+        os.kill(busy, signal.SIGSTOP)
+        for name in ("r", "s"):
+            supervisor.submit(name, Text("large", Tensor.of(numpy.zeros(1_000_000))))
+        async with asyncio.timeout(SECONDS):
+            await supervisor.until(lambda: "split" in supervisor.stats and supervisor.stats["split"].sent == 4)
+        forgets.abort("r")
+        forgets.abort("t", frozenset({"split"}))
+        assert await forgets.next() == "t"  # its one stage has answered, and so by now have all of r's but the busy one
+        await asyncio.sleep(0.3)
+        assert forgets.nothing_more()
+        os.kill(busy, signal.SIGCONT)
+        assert await forgets.next() == "r"
+        assert (await session.next()).request_id == "s"
+
+
+async def test_worker_that_is_killed_has_forgotten_everything() -> None:
+    async with running(echo_config()) as session:
+        forgets, supervisor = Forgets(session), session.supervisor
+        supervisor.submit("r", Text("half of it hang@shout"))
+        async with asyncio.timeout(SECONDS):
+            await supervisor.until(lambda: "join" in supervisor.stats and supervisor.stats["join"].received == 3)
+        forgets.abort("r")
+        forgets.abort("s")
+        await asyncio.sleep(0.3)
+        assert forgets.nothing_more()
+        os.kill(supervisor.pids["shout"], signal.SIGKILL)
+        assert {await forgets.next(), await forgets.next()} == {"r", "s"}
+        forgets.abort("t")  # while the worker is being replaced
+        assert await forgets.next() == "t"
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])

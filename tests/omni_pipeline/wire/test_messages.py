@@ -14,8 +14,11 @@ from omni_pipeline.wire.codec import Codec, WireError
 from omni_pipeline.wire.messages import (
     Abort,
     Chunk,
+    Claim,
     End,
     Failed,
+    Forgotten,
+    Granted,
     Heartbeat,
     Message,
     Moved,
@@ -139,6 +142,9 @@ def test_tensors_anywhere_in_a_body_are_found(codec: Codec) -> None:
     "message",
     [
         Abort("r"),
+        Forgotten("r", "shout", "split"),
+        Claim("r", "split", 2**40, 5),
+        Granted("r", "split"),
         Failed("r", "a", ErrorInfo(status=400, message="no", param="x", code="y", stage="a", retry_after=3)),
         Ready("w", 0, 1, ["a"], 0.5, [2, 3]),
         Pulse("w", 1),

@@ -21,7 +21,20 @@ import zmq
 from omni_pipeline.contract.graph import COLLECTOR, GATEWAY
 from omni_pipeline.contract.stage import StageBroken, StageContext
 from omni_pipeline.wire.codec import Codec
-from omni_pipeline.wire.messages import Abort, Chunk, End, Failed, Heartbeat, Message, Shutdown, Start, Work
+from omni_pipeline.wire.messages import (
+    Abort,
+    Chunk,
+    Claim,
+    End,
+    Failed,
+    Forgotten,
+    Granted,
+    Heartbeat,
+    Message,
+    Shutdown,
+    Start,
+    Work,
+)
 from omni_pipeline.wire.tensor import Tensor
 from omni_pipeline.wire.transport import MAIN, Inbox, Outbox, endpoint
 from omni_pipeline.worker.loop import TOMBSTONES, WorkerLoop
@@ -78,10 +91,17 @@ class Bench:
             self.outbox.send(self.address, self.codec.encode(message))
 
     def next(self, inbox: Inbox | None = None) -> Message:
-        """The next message for the main process (or another inbox) that is not a heartbeat."""
+        """The next message for the main process (or another inbox), without heartbeats and answers to aborts."""
         while True:
             message = self.next_of_any_kind(inbox)
-            if not isinstance(message, Heartbeat):
+            if not isinstance(message, Heartbeat | Forgotten):
+                return message
+
+    def forgotten(self) -> Forgotten:
+        """The next answer to an abort."""
+        while True:
+            message = self.next_of_any_kind()
+            if isinstance(message, Forgotten):
                 return message
 
     def next_of_any_kind(self, inbox: Inbox | None = None) -> Message:
@@ -305,10 +325,109 @@ def test_late_messages_of_an_aborted_request_are_dropped_and_counted(bench: Benc
     )
     while True:
         beat = bench.next_of_any_kind()
+        if isinstance(beat, Forgotten):
+            continue
         assert isinstance(beat, Heartbeat), "an aborted request is neither answered nor failed"
         if beat.stats["join"].dropped_late:
             break
     assert (beat.stats["join"].dropped_late, beat.stats["join"].received, beat.stats["join"].live_requests) == (4, 0, 0)
+
+
+class Busy(EchoStage):
+    """A stage with a step that lasts until the test ends it, and that keeps aborted requests until the next step."""
+
+    def __init__(self, context: StageContext) -> None:
+        super().__init__(context)
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        self.aborted: set[str] = set()
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.queue or self.aborted)
+
+    def abort(self, request_id: str) -> None:
+        if request_id in self.requests:
+            self.aborted.add(request_id)
+
+    def step(self) -> Iterable[Work]:
+        for request_id in self.aborted:
+            super().abort(request_id)
+        self.aborted.clear()
+        if self.queue:
+            self.queue.popleft()
+            self.begun.set()
+            assert self.may_end.wait(SECONDS)
+        return []
+
+
+def test_abort_is_answered_after_the_step_in_which_the_stage_lets_go(run_root: Path) -> None:
+    stage = Busy(context_of("join"))
+    bench = Bench({"join": stage}, run_root)
+    bench.start()
+    bench.send(Chunk("r", "shout", "join", Word("x", []), seq=0))
+    assert stage.begun.wait(SECONDS)
+    bench.send(Abort("r"))
+    assert not bench.home.wait(0.2) or isinstance(bench.next_of_any_kind(), Heartbeat)
+    stage.may_end.set()
+    assert bench.forgotten() == Forgotten("r", "w", "")
+    assert stage.live() == set()
+    bench.close()
+
+
+class Clings(EchoStage):
+    """A stage that lists an aborted request until the test lets it go."""
+
+    def abort(self, request_id: str) -> None:
+        """Do nothing yet."""
+
+
+def test_abort_is_not_answered_while_a_stage_still_holds_the_request(run_root: Path) -> None:
+    stage = Clings(context_of("join"))
+    stage.requests["r"] = []
+    bench = Bench({"join": stage}, run_root)
+    bench.start()
+    bench.send(Abort("r"), Abort("s"))
+    assert bench.forgotten().request_id == "s"
+    del stage.requests["r"]
+    assert bench.forgotten().request_id == "r"
+    bench.close()
+
+
+@pytest.mark.parametrize("bench", [["split"]], indirect=True)
+def test_abort_is_passed_on_behind_what_the_worker_has_sent(bench: Bench) -> None:
+    bench.send(ask("a b"), Abort("r"))
+    passed = [bench.next(bench.elsewhere)]
+    while not isinstance(passed[-1], Abort):
+        passed.append(bench.next(bench.elsewhere))
+    assert passed[-1] == Abort("r", sender="w")
+    assert bench.forgotten() == Forgotten("r", "w", "")
+    bench.send(Abort("s", sender="elsewhere"), ask("sync", "t"))
+    assert bench.forgotten() == Forgotten("s", "w", "elsewhere")
+    assert isinstance(bench.next(bench.elsewhere), Chunk), "an abort from another worker goes no further"
+
+
+class Claims(EchoStage):
+    """A first stage that claims a kilobyte for each letter before it shouts."""
+
+    def step(self) -> Iterable[Work | Claim]:
+        message = self.queue.popleft()
+        self.asked = getattr(self, "asked", {}) | {message.request_id: message}
+        yield Claim(message.request_id, self.name, 1000 * len(message.body.text), 0)
+
+    def grant(self, request_id: str) -> None:
+        self.granted = [*getattr(self, "granted", []), request_id]
+
+
+def test_claim_goes_to_the_main_process_and_the_grant_to_the_stage(run_root: Path) -> None:
+    stage = Claims(context_of("split"))
+    bench = Bench({"split": stage, **echo("join")}, run_root)
+    bench.start()
+    bench.send(ask("four"), ask("to", "s"))
+    assert [bench.next(), bench.next()] == [Claim("r", "split", 4000, 0), Claim("s", "split", 2000, 0)]
+    bench.send(Granted("s", "split"), Granted("r", "join"), Abort("s"))
+    bench.forgotten()
+    assert stage.granted == ["s"], "a stage that claims nothing is not asked to take a grant"
+    bench.close()
 
 
 def test_tombstones_are_bounded(bench: Bench) -> None:

@@ -1,0 +1,92 @@
+"""Knows which workers may still hold something of a request that has been aborted.
+
+A worker that has handled an abort holds nothing of the request itself. But a message of the request may still be on its
+way to that worker, or wait in its socket. So each worker passes the abort on to the workers to which it may send, and
+answers each abort that it receives. Two processes exchange messages in order: when a worker answers the abort that
+another worker has passed on, everything that the other worker sent has arrived and has been dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+from msgspec import Struct
+
+from omni_pipeline.wire.messages import Forgotten
+
+# The sender and the receiver of an abort. The name of the main process is empty, as in `wire.messages.Abort`.
+Connection = tuple[str, str]
+
+
+class _Abandoned(Struct):
+    """One aborted request.
+
+    Attributes:
+        unanswered: The connections whose abort has not been answered.
+        done: Called when no connection is left.
+    """
+
+    unanswered: set[Connection]
+    done: Callable[[], None]
+
+
+class Forgetting:
+    """The aborted requests of which a worker may still hold something.
+
+    Args:
+        receivers: For each worker, the other workers to which its stages may send messages.
+    """
+
+    def __init__(self, receivers: Mapping[str, Collection[str]]) -> None:
+        self._receivers = receivers
+        self._requests: dict[str, _Abandoned] = {}
+
+    def __len__(self) -> int:
+        """Number of these requests."""
+        return len(self._requests)
+
+    def begin(self, request_id: str, workers: Collection[str], done: Callable[[], None]) -> None:
+        """Expect the answers of `workers`, to which the main process sends an abort.
+
+        Args:
+            done: Called once no worker can hold anything of the request; at once if there are no workers.
+        """
+        unanswered = {("", worker) for worker in workers}
+        for sender in workers:
+            unanswered |= {(sender, receiver) for receiver in self._receivers[sender] if receiver in workers}
+        self._requests[request_id] = _Abandoned(unanswered, done)
+        self._settle(request_id)
+
+    def answer(self, message: Forgotten) -> None:
+        """Note a worker's answer. Answers that nobody expects are ignored, such as those of a worker that has ended."""
+        abandoned = self._requests.get(message.request_id)
+        if abandoned is not None:
+            abandoned.unanswered.discard((message.sender, message.worker))
+            self._settle(message.request_id)
+
+    def end_worker(self, worker: str) -> None:
+        """Note that a worker's process has ended, and with it everything that it held, sent or would have received."""
+        for request_id, abandoned in list(self._requests.items()):
+            abandoned.unanswered = {pair for pair in abandoned.unanswered if worker not in pair}
+            self._settle(request_id)
+
+    def _settle(self, request_id: str) -> None:
+        if not self._requests[request_id].unanswered:
+            self._requests.pop(request_id).done()
+
+
+def receivers_of(workers: Mapping[str, Collection[str]], edges: Collection[tuple[str, str]]) -> dict[str, set[str]]:
+    """For each worker, the other workers to which its stages may send messages.
+
+    Args:
+        workers: The stages of each worker.
+        edges: The source and the target of each edge of the graph.
+    """
+    return {
+        sender: {
+            receiver
+            for receiver, theirs in workers.items()
+            if receiver != sender and any(source in own and target in theirs for source, target in edges)
+        }
+        for sender, own in workers.items()
+    }

@@ -1,0 +1,111 @@
+"""Memory is granted in order of arrival within the limit, and neither small nor large claims starve."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from gateway.grants import OVERTAKERS, Grants, HeldClaim
+
+
+class Asked:
+    """Claims against one limit, by name."""
+
+    def __init__(self, limit: int) -> None:
+        self.grants = Grants(limit)
+        self.claims: dict[str, HeldClaim] = {}
+        self.granted: list[str] = []
+
+    def ask(self, name: str, passing: int, lasting: int = 0) -> None:
+        self.claims[name] = HeldClaim(passing, lasting, lambda: self.granted.append(name))
+        self.grants.add(self.claims[name])
+
+    def drop(self, *names: str) -> None:
+        for name in names:
+            self.grants.drop(self.claims.pop(name))
+
+
+@pytest.fixture
+def asked() -> Asked:
+    return Asked(100)
+
+
+def test_claims_that_fit_are_granted_at_once(asked: Asked) -> None:
+    asked.ask("a", 60)
+    asked.ask("b", 40)
+    asked.ask("c", 1)
+    assert asked.granted == ["a", "b"]
+    assert (asked.grants.held, asked.grants.waiting) == (100, 1)
+
+
+def test_waiting_claims_are_granted_in_order_when_others_end(asked: Asked) -> None:
+    for name, size in {"a": 100, "b": 50, "c": 50, "d": 50}.items():
+        asked.ask(name, size)
+    asked.drop("a")
+    assert asked.granted == ["a", "b", "c"]
+    asked.drop("c")
+    assert asked.granted == ["a", "b", "c", "d"]
+
+
+def test_the_beginning_of_the_answer_releases_what_passes(asked: Asked) -> None:
+    asked.ask("a", 70, 30)
+    asked.ask("b", 60)
+    asked.grants.begin_answer(asked.claims["a"])
+    asked.grants.begin_answer(asked.claims["a"])
+    assert (asked.granted, asked.grants.held) == (["a", "b"], 90)
+    asked.drop("a", "b")
+    assert asked.grants.held == 0
+
+
+def test_claim_beyond_the_limit_is_granted_alone(asked: Asked) -> None:
+    asked.ask("a", 1)
+    asked.ask("huge", 1000)
+    assert asked.granted == ["a"]
+    asked.drop("a")
+    asked.ask("b", 1)
+    assert (asked.granted, asked.grants.held) == (["a", "huge"], 1000)
+    asked.drop("huge")
+    assert asked.granted == ["a", "huge", "b"]
+
+
+def test_small_claims_may_pass_a_large_one_but_not_for_ever(asked: Asked) -> None:
+    asked.ask("a", 50)
+    asked.ask("large", 90)
+    for number in range(3 * OVERTAKERS):
+        asked.ask(f"s{number}", 10)
+        if f"s{number}" in asked.granted:
+            asked.drop(f"s{number}")
+    assert asked.granted == ["a", *(f"s{number}" for number in range(OVERTAKERS))]
+    asked.drop("a")
+    assert asked.granted[-2:] == ["large", f"s{OVERTAKERS}"]
+
+
+def test_withdrawn_claim_makes_way(asked: Asked) -> None:
+    asked.ask("a", 50)
+    asked.ask("large", 90)
+    for number in range(OVERTAKERS):
+        asked.ask(f"s{number}", 1)
+    asked.ask("last", 1)
+    assert "last" not in asked.granted
+    asked.drop("large")
+    assert asked.granted[-1] == "last"
+
+
+def test_all_claims_are_granted_and_the_sum_stays_within_the_limit() -> None:
+    draw = random.Random(5)
+    asked = Asked(100)
+    for number in range(300):
+        asked.ask(str(number), draw.randint(0, 60), draw.randint(0, 60))
+        running = [name for name in asked.granted if name in asked.claims]
+        assert asked.grants.held <= 100 or len(running) == 1
+        if running and draw.random() < 0.9:
+            name = draw.choice(running)
+            if draw.random() < 0.5:
+                asked.grants.begin_answer(asked.claims[name])
+            else:
+                asked.drop(name)
+    while asked.claims:
+        asked.drop(next(name for name in asked.granted if name in asked.claims))
+    assert sorted(asked.granted) == sorted(map(str, range(300)))
+    assert asked.grants.held == 0
