@@ -1,0 +1,95 @@
+"""The memory that is computed from the sizes of media is the memory that the tensors between the stages take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cases import film
+from conversations import Case, names, start_of
+from media_files import picture, tone
+
+from omni_pipeline.wire.tensor import Tensor
+from stages.checkpoint.model_config import read
+from stages.encoders.audio_encoder import AudioEncoder
+from stages.encoders.image_encoder import ImageEncoder
+from stages.messages import AudioWork, ThinkerRequest, VideoOptions, VisionWork
+from stages.mm_aggregate.stage import Aggregate
+from stages.preprocessing import Preprocessing
+from stages.preprocessing.decoded_size import ByteSizes, DecodedBytes, DecodedMedia, size_of
+
+CASES = [
+    Case("picture", [("user", [picture(), "What?"])]),
+    Case("pictures", [("user", [picture(64, 64), picture(300, 40, seed=1), "What?"])]),
+    Case("sound", [("user", [tone(2.345), "What?"])]),
+    Case("short sounds", [("user", [tone(0.3), tone(0.1, seed=1), "What?"])]),
+    Case("clip", [("user", [film(7), "What?"])]),
+    Case("clip with sound", [("user", [film(8), "What?"])], video=VideoOptions(use_audio=True)),
+    Case("everything", [("user", [picture(), tone(1), film(5), "What?"])]),
+]
+
+
+@pytest.fixture(scope="module")
+def stages(stage_context: Any) -> dict[str, Any]:
+    factories = {
+        "preprocessing": Preprocessing,
+        "image_encoder": ImageEncoder,
+        "audio_encoder": AudioEncoder,
+        "mm_aggregate": Aggregate,
+    }
+    return {name: factory(stage_context(name)) for name, factory in factories.items()}
+
+
+@pytest.fixture(scope="module")
+def sizes(tiny_checkpoint: Path) -> ByteSizes:
+    return ByteSizes.of(read(json.loads((tiny_checkpoint / "config.json").read_text())))
+
+
+def messages_of(stages: dict[str, Any], case: Case) -> dict[str, Any]:
+    """The body of the message to each stage, for one request."""
+    stages["preprocessing"].receive(start_of(case))
+    bodies: dict[str, Any] = {}
+    while "thinker" not in bodies:
+        for stage in stages.values():
+            for message in list(stage.step()) if stage.has_work else ():
+                bodies[message.target] = message.body
+                if message.target in stages:
+                    stages[message.target].receive(message)
+    return bodies
+
+
+def nbytes(*tensors: Tensor | None) -> int:
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+@pytest.mark.parametrize("case", CASES, ids=names(CASES))
+def test_bytes_are_those_of_the_tensors(stages: dict[str, Any], sizes: ByteSizes, processor: Any, case: Case) -> None:
+    bodies = messages_of(stages, case)
+    vision: VisionWork = bodies.get("image_encoder", VisionWork([]))
+    audio: AudioWork = bodies.get("audio_encoder", AudioWork([], 100))
+    request: ThinkerRequest = bodies["thinker"]
+    media = size_of(vision.items, audio.items, processor.image_processor.merge_size)
+    found = sizes.bytes_of(media, spoken=False)
+    assert found.inputs == nbytes(*(item.patches for item in vision.items), *(item.mel for item in audio.items)) > 0
+    assert found.rows == nbytes(request.media_embeds, request.deepstack) > 0
+
+
+def test_states_for_the_talker_count_only_if_the_answer_is_spoken(sizes: ByteSizes) -> None:
+    media = DecodedMedia(visual_rows=3, mel_frames=50, audio_rows=7)
+    silent, spoken = (sizes.bytes_of(media, spoken=spoken) for spoken in (False, True))
+    assert (silent.heard, spoken.heard) == (0, 10 * sizes.state)
+    assert spoken.lasting - silent.lasting == spoken.heard
+
+
+def test_every_tensor_counts_twice_while_it_travels() -> None:
+    found = DecodedBytes(pixels=1, inputs=10, rows=100, heard=1000)
+    assert (found.passing, found.lasting) == (1 + 2 * 10 + 100, 100 + 1000)
+
+
+def test_five_large_pictures_of_the_published_model_are_gigabytes(data: Path) -> None:
+    sizes = ByteSizes.of(read(json.loads((data / "qwen3_omni_30b" / "config.json").read_text())))
+    found = sizes.bytes_of(DecodedMedia(visual_rows=5 * 12544), spoken=False)
+    assert found.inputs == 5 * 50176 * 1536 * 4
+    assert found.rows == 5 * 12544 * 4 * 2048 * 4
