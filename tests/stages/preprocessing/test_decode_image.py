@@ -7,11 +7,29 @@ from collections.abc import Callable
 
 import numpy
 import pytest
+from hostile_pictures import (
+    bitmap_icon,
+    grey_tiff,
+    icon,
+    jpeg2000,
+    lying_jp2,
+    multi_picture,
+    packed_profiles,
+    png,
+    progressive,
+    tiff,
+    tiff_of_jpegs,
+    tiff_of_strips,
+    tiff_of_tile,
+    with_segments,
+)
 from media_files import image_file, picture
 from PIL import Image
 
 from omni_pipeline.errors import ErrorInfo, OmniError
-from stages.preprocessing.decode_image import decode_image
+from stages.preprocessing.budget import pass_work
+from stages.preprocessing.decode_image import COST, decode_image
+from stages.preprocessing.jpeg_scans import scanned_samples
 
 MAX_PIXELS = 1_000_000
 
@@ -107,14 +125,94 @@ def test_a_picture_that_claims_to_be_huge_is_refused_unseen(size: tuple[int, int
     assert (info.status, info.code, info.param) == (400, "image_too_large", "media[0]")
 
 
-def test_a_jpeg_of_very_many_scans_is_refused_unseen() -> None:
-    file = io.BytesIO()
-    picture(48, 32).save(file, "JPEG", progressive=True)
-    data = file.getvalue()
-    last = data.rindex(b"\xff\xda")
-    assert decoded(data[:-2] + data[last:-2] * 20 + data[-2:]).size
-    info = refused(data[:-2] + data[last:-2] * 200 + data[-2:])
-    assert (info.status, info.code) == (400, "image_too_large")
+HOSTILE = {
+    "jpeg of many scans": lambda: progressive(1000, 1000, 300),
+    "jpeg of many scans behind the mark of a multi-picture file": lambda: multi_picture(
+        progressive(1000, 1000, 300), progressive(64, 64, 0)
+    ),
+    "jpeg of many scans behind other segments": lambda: with_segments(
+        progressive(1000, 1000, 300), (0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0"), (0xFE, b"\xff\xd9"), (0xE1, b"Exif\0\0")
+    ),
+    "jpeg of many scans with another as its thumbnail": lambda: with_segments(
+        progressive(1000, 1000, 300), (0xED, progressive(16, 16, 0))
+    ),
+    "png with many packed profiles": lambda: png(8, 8, *packed_profiles(100)),
+    "icon with a large png": lambda: icon(png(4000, 4000), side=16),
+    "icon with a png with many packed profiles": lambda: icon(png(16, 16, *packed_profiles(100)), side=16),
+    "icon with a large bitmap": lambda: icon(struct.pack("<IiiHHIIiiII", 40, 4000, 8000, 1, 32, *[0] * 6), side=16),
+    "tiff with a tile larger than the picture": lambda: tiff_of_tile(10, 10, 2000),
+    "tiff with tiles that reach over the picture": lambda: tiff(
+        *grey_tiff(10_000, 100, 8), (322, [16]), (323, [3200]), (324, [0] * 625), (325, [9] * 625), start=324
+    ),
+    "tiff with strips over strips": lambda: tiff_of_strips(1000, [index // 2 * 2 + index % 2 for index in range(100)]),
+    "tiff with strips that are read byte by byte": lambda: tiff_of_strips(1000, [0, 1]),
+    "tiff of strips of many scans": lambda: tiff_of_jpegs(progressive(1000, 16, 300), 1000, 16, 60),
+    "jpeg 2000 larger than its file says": lambda: lying_jp2(2000, 64),
+    "jpeg 2000 with a precinct for each pixel": lambda: jpeg2000(1000, levels=0, precincts=b"\0"),
+    "jpeg 2000 with very many layers": lambda: jpeg2000(1000, layers=65_535, precincts=b"\x66" * 6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_picture_that_costs_much_for_few_bytes_is_refused_undecoded(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = HOSTILE[name]()
+    decoders = []
+    decoder_of = Image._getdecoder
+    monkeypatch.setattr(Image, "_getdecoder", lambda *given: decoders.append(given) or decoder_of(*given))
+    info = refused(data)
+    assert (info.status, info.code, info.param) == (400, "image_too_large", "media[0]")
+    assert not decoders
+    assert len(data) < 1_500_000
+
+
+HONEST = {
+    "progressive jpeg": lambda: progressive(1000, 800, 0, picture(1000, 800)),
+    "jpeg of a hundred scans": lambda: progressive(300, 200, 95, picture(300, 200)),
+    "jpeg with restart markers": lambda: image_file(picture(500, 300), "JPEG", restart_marker_blocks=1),
+    "progressive jpeg in four channels": lambda: image_file(picture(1000, 900, mode="CMYK"), "JPEG", progressive=True),
+    "phone's jpeg with a gain map": lambda: multi_picture(
+        image_file(picture(1000, 800), "JPEG"), image_file(picture(500, 400), "JPEG")
+    ),
+    "interlaced png": lambda: png(64, 64, interlaced=True),
+    "png with a profile": lambda: png(64, 64, *packed_profiles(1)),
+    "icon of 48 pixels": lambda: image_file(picture(48, 48), "ICO", sizes=[(48, 48)]),
+    "icon of 48 pixels in bitmaps": lambda: bitmap_icon(48),
+    "icon of several sizes": lambda: image_file(picture(256, 256), "ICO"),
+    "animated gif": lambda: image_file(picture(200, 90), "GIF", save_all=True, append_images=[picture(200, 90, 1)] * 9),
+    "animated webp": lambda: image_file(picture(200, 100), "WEBP", save_all=True, append_images=[picture(200, 100, 1)]),
+    "tiled tiff": lambda: tiff_of_tile(700, 700, 720),
+    "tiff in strips": lambda: tiff_of_strips(400, [0, 80_000]),
+    "tiff of jpegs": lambda: image_file(picture(500, 400), "TIFF", compression="jpeg"),
+    "tiff of pages": lambda: image_file(picture(500, 400), "TIFF", save_all=True, append_images=[picture(1500, 1400)]),
+    "jpeg 2000 in tiles": lambda: image_file(picture(800, 600), "JPEG2000", tile_size=(128, 128)),
+    "jpeg 2000 in layers": lambda: image_file(
+        picture(800, 600), "JPEG2000", quality_layers=[80, 40, 20, 10], precinct_size=(128, 128), irreversible=True
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Image was not the expected size")
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_picture_of_a_form_that_may_cost_much_is_read(name: str) -> None:
+    data = HONEST[name]()
+    assert numpy.array_equal(decoded(data), Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.filterwarnings("ignore:Image was not the expected size")
+@pytest.mark.parametrize("side", [300, 512, 900])
+@pytest.mark.parametrize("size", [0, (1 << 16) + 99, (16 << 16) + 99, (24 << 16) + 99])
+def test_an_icon_of_more_than_256_pixels_is_read(side: int, size: int) -> None:
+    """With these sizes in bytes, the head of an icon is also the head of a TGA."""
+    shown = Image.new("RGB", (side, side), "teal")
+    assert numpy.array_equal(decoded(icon(image_file(shown, "PNG").ljust(size, b"\0"))), shown)
+
+
+def test_the_largest_pictures_that_people_send_stay_within_the_cost() -> None:
+    """A progressive JPEG in four channels costs the most. The cost is per pixel, so a small one shows it."""
+    data = image_file(picture(640, 480, mode="CMYK"), "JPEG", progressive=True)
+    assert pass_work(scanned_samples(data)) + 640 * 480 <= COST * 640 * 480
 
 
 @pytest.mark.parametrize("size", [(201, 1), (1, 201), (4100, 20)])

@@ -1,0 +1,54 @@
+"""Counts the work of decoding one media item while it is decoded, and ends decoding that costs too much.
+
+One unit of work is the decoding of one pixel, or of one sample of one channel. Parts of a file that a decoder must
+visit without a new pixel or sample cost work too: `PACKET_WORK`, and `pass_work`. So a file cannot be costly without
+being charged: neither by visiting the same pixels again and again, nor by very many parts that are almost empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from stages.preprocessing import cpu_time
+
+# Work of a packet of a container, or of another part with a size of its own, whatever it holds.
+PACKET_WORK = 1024
+
+# One pass of a JPEG decoder over coefficients that do not change takes less than this share of decoding their pixels.
+_PASSES_PER_PIXEL = 8
+
+# The slowest decoders of usual formats decode this many pixels or samples in a second on one core.
+WORK_PER_SECOND = 16_000_000
+
+
+class DecodingBudget:
+    """The work that may still be spent on one media item.
+
+    Attributes:
+        spent: Work that was charged so far.
+
+    Args:
+        limit: Maximum work.
+        refusal: Makes the error for a media item that costs more.
+    """
+
+    def __init__(self, limit: int, refusal: Callable[[], Exception]) -> None:
+        self.spent = 0
+        self._limit = limit
+        self._refusal = refusal
+
+    def charge(self, work: int) -> None:
+        """Spend work, before it is done where it is known before. Each unit also allows the process some CPU time.
+
+        Raises:
+            OmniError: What `refusal` makes, if the limit is exceeded.
+        """
+        self.spent += work
+        if self.spent > self._limit:
+            raise self._refusal()
+        cpu_time.extend(work / WORK_PER_SECOND)
+
+
+def pass_work(samples: int) -> int:
+    """Work of one pass over already decoded coefficients."""
+    return samples // _PASSES_PER_PIXEL

@@ -1,0 +1,135 @@
+"""Makes pictures that cost a decoder much for few bytes, and honest pictures of the same forms."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+from media_files import image_file, picture
+from PIL import Image
+
+
+def progressive(width: int, height: int, more_scans: int, image: Image.Image | None = None) -> bytes:
+    """A progressive JPEG whose last scan is repeated."""
+    data = image_file(image or Image.new("L", (width, height)), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * more_scans + data[-2:]
+
+
+def with_segments(jpeg: bytes, *segments: tuple[int, bytes]) -> bytes:
+    """The JPEG with these segments, each a marker and its content, before all others."""
+    packed = [bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content for marker, content in segments]
+    return jpeg[:2] + b"".join(packed) + jpeg[2:]
+
+
+def multi_picture(first: bytes, second: bytes) -> bytes:
+    """A file of two JPEG pictures, the second for instance a gain map, as phones write them."""
+    entries = 8 + 2 + 3 * 12 + 4
+    sizes = len(first) + 4 + 4 + entries + 32, len(second)
+    index = b"II*\0" + struct.pack("<IH", 8, 3) + struct.pack("<HHI4s", 0xB000, 7, 4, b"0100")
+    index += struct.pack("<HHII", 0xB001, 4, 1, 2) + struct.pack("<HHIII", 0xB002, 7, 32, entries, 0)
+    index += struct.pack("<IIIHH", 0x030000, sizes[0], 0, 0, 0)
+    index += struct.pack("<IIIHH", 0, sizes[1], sizes[0] - 10, 0, 0)
+    return with_segments(first, (0xE2, b"MPF\0" + index)) + second
+
+
+def png(width: int, height: int, *chunks: tuple[bytes, bytes], interlaced: bool = False) -> bytes:
+    """A PNG of one grey, with these chunks before its pixels; `interlaced` needs a size that 8 divides."""
+    passes = [(8, 8), (8, 8), (4, 8), (4, 4), (2, 4), (2, 2), (1, 2)] if interlaced else [(1, 1)]
+    packer = zlib.compressobj(9)
+    pixels = b""
+    for across, down in passes:
+        for _ in range(height // down):
+            pixels += packer.compress(bytes(1 + width // across))
+    pixels += packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, interlaced)
+    every = [(b"IHDR", header), *chunks, (b"IDAT", pixels), (b"IEND", b"")]
+    packed = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in every]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def packed_profiles(count: int) -> list[tuple[bytes, bytes]]:
+    """Chunks with a colour profile of a megabyte each."""
+    return [(b"iCCP", b"profile\0\0" + zlib.compress(bytes(1024 * 1024 - 1), 9))] * count
+
+
+def icon(content: bytes, side: int = 0) -> bytes:
+    """An ICO with one picture, which is `content`; side 0 means 256 pixels or more."""
+    return b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", side, side, 0, 0, 1, 32, len(content), 22) + content
+
+
+def bitmap_icon(side: int) -> bytes:
+    """An ICO with a bitmap and its mask, as before there were PNG files in icons."""
+    return image_file(picture(side, side).convert("RGBA"), "ICO", bitmap_format="bmp", sizes=[(side, side)])
+
+
+def tiff(*tags: tuple[int, list[int]], data: bytes = b"", start: int) -> bytes:
+    """A TIFF of 8-bit grey. In the values of tag `start`, 0 is the place of `data`."""
+    size = 8 + 2 + 12 * len(tags) + 4
+    place = size + sum(4 * len(values) for _, values in tags if len(values) > 1)
+    entries, values_at, packed = b"", size, b""
+    for tag, given in sorted(tags):
+        values = [value + place for value in given] if tag == start else given
+        content = struct.pack(f"<{len(values)}I", *values)
+        entries += struct.pack("<HHI", tag, 4, len(values))
+        entries += content if len(values) == 1 else struct.pack("<I", values_at + len(packed))
+        packed += content if len(values) > 1 else b""
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + packed + data
+
+
+def grey_tiff(width: int, height: int, compression: int) -> list[tuple[int, list[int]]]:
+    """The tags that every TIFF of 8-bit grey needs."""
+    return [(256, [width]), (257, [height]), (258, [8]), (259, [compression]), (262, [1]), (277, [1])]
+
+
+def tiff_of_tile(width: int, height: int, tile: int) -> bytes:
+    """A TIFF with one tile of `tile`×`tile` pixels, which may be much larger than the picture."""
+    data = zlib.compress(bytes(tile * tile), 9)
+    tags = [*grey_tiff(width, height, 8), (322, [tile]), (323, [tile]), (324, [0]), (325, [len(data)])]
+    return tiff(*tags, data=data, start=324)
+
+
+def tiff_of_strips(side: int, offsets: list[int]) -> bytes:
+    """An unpacked TIFF in two strips, then in further strips over them; `offsets` say where each begins."""
+    strip = side * side // 2
+    tags = [*grey_tiff(side, side, 1), (278, [side // 2]), (273, offsets), (279, [strip] * len(offsets))]
+    return tiff(*tags, data=bytes(strip + max(offsets)), start=273)
+
+
+def tiff_of_jpegs(strip: bytes, width: int, height: int, strips: int) -> bytes:
+    """A TIFF of strips that are all the same JPEG, of `width`×`height` pixels."""
+    tags = [*grey_tiff(width, height * strips, 7), (278, [height]), (273, [0] * strips), (279, [len(strip)] * strips)]
+    return tiff(*tags, data=strip, start=273)
+
+
+def jpeg2000(
+    side: int,
+    *,
+    layers: int | None = None,
+    levels: int | None = None,
+    block: int | None = None,
+    precincts: bytes = b"",
+    **options: object,
+) -> bytes:
+    """A grey JPEG 2000 whose header asks for these divisions; see the standard's marker COD."""
+    data = image_file(Image.new("L", (side, side)), "JPEG2000", no_jp2=True, **options)
+    at = data.index(b"\xff\x52") + 2
+    end = at + int.from_bytes(data[at : at + 2], "big")
+    coding = bytearray(data[at + 2 : end])
+    if layers is not None:
+        coding[2:4] = layers.to_bytes(2, "big")
+    if levels is not None:
+        coding[5] = levels
+    if block is not None:
+        coding[6] = coding[7] = block
+    if precincts:
+        coding[0] |= 1
+        coding[10:] = precincts
+    return data[:at] + (len(coding) + 2).to_bytes(2, "big") + bytes(coding) + data[end:]
+
+
+def lying_jp2(side: int, claimed: int) -> bytes:
+    """A JPEG 2000 file that claims a smaller size than its codestream has."""
+    data = image_file(Image.new("L", (side, side)), "JPEG2000")
+    at = data.index(b"ihdr") + 4
+    return data[:at] + struct.pack(">II", claimed, claimed) + data[at + 8 :]
