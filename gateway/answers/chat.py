@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 from aiohttp import web
 from msgspec import Struct
@@ -25,6 +25,7 @@ from gateway.api.voices import Voices
 from gateway.bodies.json_body import JsonBody
 from gateway.bodies.reader import JsonBodyReader
 from gateway.http import sse
+from gateway.http.connections import GRACE_SECONDS
 from gateway.http.middleware import CLIENT, NOTES, REQUEST_ID, json_response
 from gateway.media.loading import MediaLoader
 from gateway.metrics import Metrics
@@ -37,8 +38,6 @@ from stages.routes import route
 
 # Threads that encode speech. One encodes a hundred times faster than real time, so few are enough.
 AUDIO_THREADS = 2
-# Time that the client of a failed stream has to read the error before its connection is cut.
-ERROR_SECONDS = 5.0
 
 
 class Manner(Struct, frozen=True):
@@ -148,10 +147,11 @@ class ChatCompletions:
           `limits.receive_seconds`, or at the deadline; 400 if a download takes longer than `media.fetch_seconds`.
         - Timed out while a stage is restarted (``failed``): 503 after `limits.restart_seconds`, or at once if
           the restart is known to take longer.
-        - Timed out before the answer was complete and read (``failed``): 504 at the deadline, by `answers.collector`.
+        - Timed out before the answer was complete and sent (``failed``): 504 at the deadline, by `answers.collector`.
+          If a whole answer is being sent, or the client does not read, the connection is cut off instead.
         - Client left (``cancelled``): aiohttp cancels this method, or a write raises ConnectionError. There is no
           response. Step 11 aborts the request in its workers.
-        - Client reads too slowly (``failed``): 503 when more than `limits.reader_bytes` of the answer wait.
+        - Client reads too slowly (``failed``): 503 when more than `limits.reader_bytes` of the answer are unread.
         - Worker lost (``failed``): 503 from `answers.collector`, at once, if the request still needs a stage of that
           worker. All other requests go on.
         - Server stopping (``failed``): 503 for a request that comes or waits for its turn, and for a request in the
@@ -161,8 +161,8 @@ class ChatCompletions:
 
         Until the headers of a stream are sent, an error is a response with its own status. The headers are sent with
         the first message, or after `limits.keep_alive_seconds` without a message. From then on the status is 200, and
-        the error is the last event, without ``[DONE]``. A client that does not read that event within `ERROR_SECONDS`
-        is cut off.
+        the error is the last event, without ``[DONE]``. A client that does not read that event within `GRACE_SECONDS`
+        is cut off. The request holds its place until the operating system has taken the last byte of the answer.
         """
         deadline = asyncio.get_running_loop().time() + self._limits.request_seconds
         with self._watched(request) as progress:
@@ -193,7 +193,7 @@ class ChatCompletions:
                     if manner.stream:
                         writer = EventWriter(answer_format, encoder)
                         return await self._stream(request, place, answer, writer, progress)
-                    return await self._whole(place, answer, answer_format, encoder, progress)
+                    return await self._whole(request, place, answer, answer_format, encoder, progress)
 
     @contextmanager
     def _watched(self, request: web.Request) -> Iterator[RequestProgress]:
@@ -280,6 +280,7 @@ class ChatCompletions:
 
     async def _whole(
         self,
+        request: web.Request,
         place: Place,
         answer: Answer,
         answer_format: AnswerFormat,
@@ -311,7 +312,10 @@ class ChatCompletions:
                 audio += await encoder.finish()
             speech = None if audio_done is None else (bytes(audio), audio_done.frames)
             response = json_response(answer_format.whole(deltas, text_done, speech))
-        progress.outcome = "ok"
+            async with _bounded(request, answer, progress):
+                await response.prepare(request)
+                await response.write_eof()
+                progress.outcome = "ok"
         return response
 
     async def _stream(
@@ -320,28 +324,19 @@ class ChatCompletions:
         # Wait before sending the headers, so that an error gets its own status; but not so long that a proxy gives up.
         bodies = await self._soon(answer)
         response = web.StreamResponse(headers=sse.HEADERS)
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(None) as patience:
-                # A client that does not even read its error must not keep the connection.
-                answer.on_error(lambda: patience.reschedule(loop.time() + ERROR_SECONDS))
-                with progress.timeline.span("write"):
-                    await response.prepare(request)
-                try:
-                    if bodies is None:
-                        await response.write(sse.KEEP_ALIVE)
-                        bodies = await self._next(answer, response)
-                    place.free()
-                    await self._write(response, bodies, answer, writer, progress)
-                except OmniError as error:
-                    progress.failed(error.info)
-                    await response.write(sse.event(error_body(error.info)))
+        async with _bounded(request, answer, progress):
+            with progress.timeline.span("write"):
+                await response.prepare(request)
+            try:
+                if bodies is None:
+                    await response.write(sse.KEEP_ALIVE)
+                    bodies = await self._next(answer, response)
+                place.free()
+                await self._write(response, bodies, answer, writer, progress)
+            except OmniError as error:
+                progress.failed(error.info)
+                await response.write(sse.event(error_body(error.info)))
                 await response.write_eof()
-        except TimeoutError:
-            if answer.error is not None and progress.outcome == "cancelled":
-                progress.failed(answer.error)
-            if request.transport is not None:
-                request.transport.abort()
         return response
 
     async def _write(
@@ -366,6 +361,7 @@ class ChatCompletions:
             raise _unfinished()
         with progress.timeline.span("write"):
             await response.write(await writer.closing())
+            await response.write_eof()
         progress.outcome = "ok"
 
     async def _next(self, answer: Answer, response: web.StreamResponse) -> list[Body]:
@@ -381,6 +377,25 @@ class ChatCompletions:
                 return await answer.take()
         except TimeoutError:
             return None
+
+
+@asynccontextmanager
+async def _bounded(request: web.Request, answer: Answer, progress: RequestProgress) -> AsyncIterator[None]:
+    """Bound the time for which the block waits for the client to read.
+
+    `answer` fails when its deadline passes or too much of it is unread. `GRACE_SECONDS` later, if the block has not
+    ended by then, the connection is cut off: a client that does not even read its error must not keep it.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(None) as patience:
+            answer.on_error(lambda: patience.reschedule(loop.time() + GRACE_SECONDS))
+            yield
+    except TimeoutError:
+        if answer.error is not None and progress.outcome == "cancelled":
+            progress.failed(answer.error)
+        if request.transport is not None:
+            request.transport.abort()
 
 
 def _interpret(body: JsonBody, voices: Voices | None, limits: Limits) -> tuple[ChatRequest, list[MediaSource], Manner]:

@@ -50,7 +50,8 @@ class Answer:
         self._route = route
         self.needed = route.all
         self._waiting: deque[Body] = deque()
-        self._waiting_bytes = 0
+        self._unread_bytes = 0  # of the messages that wait, and of those that the reader took last
+        self._taken_bytes = 0
         self._ledger = ReceiveLedger()
         self._ended: set[str] = set()
         self._heard: set[str] = set()
@@ -64,12 +65,15 @@ class Answer:
     async def take(self) -> list[Body]:
         """Wait for messages. Returns all that have come since the last call; an empty list after the last message.
 
-        Cancelling the call loses no messages.
+        The call says that the client has been sent everything from earlier calls, so these messages count as unread
+        until then. Cancelling the call loses no messages.
 
         Raises:
             OmniError: if the request has failed. Messages from before the failure are returned first, unless the reader
                 was too slow.
         """
+        self._unread_bytes -= self._taken_bytes
+        self._taken_bytes = 0
         while not self._waiting:
             if self.error is not None:
                 raise OmniError(self.error)
@@ -82,7 +86,7 @@ class Answer:
                 self._waiter = None
         bodies = list(self._waiting)
         self._waiting.clear()
-        self._waiting_bytes = 0
+        self._taken_bytes = self._unread_bytes
         return bodies
 
     def on_error(self, call: Callable[[], None]) -> None:
@@ -136,8 +140,8 @@ class Answer:
             self._ended.add(message.source)
         if body is not None:
             self._waiting.append(body)
-            self._waiting_bytes += _weight(body)
-            if self._waiting_bytes > self._collector.reader_bytes:
+            self._unread_bytes += _weight(body)
+            if self._unread_bytes > self._collector.reader_bytes:
                 self._waiting.clear()
                 self.fail(
                     ErrorInfo(
@@ -167,10 +171,8 @@ class Answer:
     def _time_out(self) -> None:
         if not self._over:
             message = "The answer was not complete within the time that the server allows for a request."
-        elif self._waiting:
-            message = "The answer was not read within the time that the server allows for a request."
         else:
-            return
+            message = "The answer was not read within the time that the server allows for a request."
         self.fail(ErrorInfo(status=504, message=message, type="timeout_error", code="request_timeout"))
 
     def fail(self, error: ErrorInfo) -> None:
@@ -194,7 +196,7 @@ class Collector:
 
     Args:
         pipeline: The pipeline that computes the answers.
-        reader_bytes: Approximate number of bytes that may wait for a slow reader before the request is ended.
+        reader_bytes: Approximate number of bytes that a slow reader may leave unread before the request is ended.
         restart_seconds: Longest time that a request may wait for stages that are being restarted.
 
     Attributes:
@@ -233,7 +235,7 @@ class Collector:
             request_id: Unique among all requests, ever.
             body: The request, in the form that the entry stage reads.
             route: The stages that the request needs.
-            deadline: Time on the event loop's clock by which the answer must have been read.
+            deadline: Time on the event loop's clock by which the answer must have been read and closed.
             place: The place of the request, which the pipeline holds until it has forgotten the request. None for a
                 request of the server itself, whose memory nobody counts.
 

@@ -1,4 +1,4 @@
-"""Limits the number of client connections, and answers malformed HTTP with an API error."""
+"""Limits client connections, in number and in the time for which they leave bytes unread; answers malformed HTTP."""
 
 from __future__ import annotations
 
@@ -27,31 +27,64 @@ _REFUSAL = (
 )
 
 
+# Time that a client has to read the end of its answer, or an error, after the deadline of the request.
+GRACE_SECONDS = 5.0
+
+
 class Connection(web.RequestHandler):
     """One client's connection.
+
+    The connection keeps no bytes for later: a response has been sent when the operating system has taken its last
+    byte. A client that does not read is cut off, whatever it was sent: an answer, an error, or a page.
 
     Args:
         manager: The server that the connection belongs to.
         most: Largest number of connections that the server has at a time.
+        unread_seconds: Longest time for which bytes may wait for the client to read.
         options: Passed on to `web.RequestHandler`.
     """
 
-    __slots__ = ("_most", "_server")
+    __slots__ = ("_channel", "_most", "_server", "_timer", "_unread_seconds")
 
-    def __init__(self, manager: web.Server, most: int, **options: Any) -> None:
+    def __init__(self, manager: web.Server, most: int, unread_seconds: float, **options: Any) -> None:
         super().__init__(manager, loop=asyncio.get_running_loop(), **options)
         self._server = manager
         self._most = most
+        self._unread_seconds = unread_seconds
+        self._timer: asyncio.TimerHandle | None = None
+        self._channel: asyncio.Transport  # `transport` becomes None while the last bytes may still wait
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Serve the connection. If there are too many connections, answer 503 and close it."""
+        assert isinstance(transport, asyncio.Transport)
+        self._channel = transport
+        transport.set_write_buffer_limits(high=0)  # a write is over when the operating system has taken all of it
         if len(self._server.connections) < self._most:
             super().connection_made(transport)
             return
-        assert isinstance(transport, asyncio.Transport)
         self.close()  # nothing that the client sends is read
         transport.write(_REFUSAL)
         transport.close()
+
+    def pause_writing(self) -> None:
+        """Begin to measure the time for which bytes wait for the client. asyncio calls this."""
+        super().pause_writing()
+        self._timer = asyncio.get_running_loop().call_later(self._unread_seconds, self._channel.abort)
+
+    def resume_writing(self) -> None:
+        """All bytes have been sent. asyncio calls this."""
+        self._stop_timer()
+        super().resume_writing()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The connection has ended. asyncio calls this."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def handle_error(
         self,

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from gateway.answers import audio_formats
 from gateway.api.voices import Voices, read_voices
-from gateway.http.connections import Connection
+from gateway.http.connections import GRACE_SECONDS, Connection
 from gateway.pipeline import Pipeline
 from gateway.serving.app import Gateway
 from gateway.serving.warmup import warm_up
@@ -73,6 +73,7 @@ async def run(
         Connection,
         runner.server,
         server.limits.connections,
+        server.limits.request_seconds + GRACE_SECONDS,  # a chat request cuts its connection off earlier
         access_log=None,
         auto_decompress=False,  # a small body must not decompress to a large one
         keepalive_timeout=server.limits.idle_seconds,

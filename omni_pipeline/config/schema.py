@@ -72,10 +72,10 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
             talker's `default_max_tokens`.
         idle_seconds: Maximum time that an open connection may take to send the head of its next request.
         receive_seconds: Maximum time for the arrival of one request body.
-        request_seconds: Maximum time for one request, from its arrival to the end of its answer.
+        request_seconds: Maximum time for one request, from its arrival until the last byte of its answer has been sent.
         keep_alive_seconds: After this time without data, a stream gets a comment, so that proxies and clients do not
             close it.
-        reader_bytes: Maximum size of the part of an answer that waits for a slow client; beyond it, the request ends.
+        reader_bytes: Maximum size of the unread part of a streamed answer; beyond it, the request ends.
         restart_seconds: Maximum time that a request waits for a stage that is being restarted; then it gets 503.
     """
 

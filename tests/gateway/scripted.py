@@ -236,12 +236,23 @@ class Served:
 
 @asynccontextmanager
 async def serving(
-    pipeline: ScriptedPipeline | None = None, *, speaks: bool = False, trace: Trace | None = None, **server: Any
+    pipeline: ScriptedPipeline | None = None,
+    *,
+    speaks: bool = False,
+    trace: Trace | None = None,
+    send_buffer: int | None = None,
+    **server: Any,
 ) -> AsyncIterator[Served]:
-    """A gateway on a free port, configured by `server` (as in the YAML). It is stopped at the end."""
+    """A gateway on a free port, configured by `server` (as in the YAML). It is stopped at the end.
+
+    Args:
+        send_buffer: Bytes that the operating system may keep for a client that does not read; None for its default.
+    """
     pipeline = pipeline or ScriptedPipeline(["Hel", "lo"])
     server.setdefault("allowed_hosts", ["x"])  # the host that raw requests of the tests name
     listen_socket = socket.create_server(("127.0.0.1", 0))
+    if send_buffer is not None:
+        listen_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # connections inherit it
     port = listen_socket.getsockname()[1]
     stopping = asyncio.Event()
     with tempfile.TemporaryDirectory() as checkpoint:

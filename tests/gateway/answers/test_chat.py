@@ -341,7 +341,7 @@ class TestSlowReader:
         return reader, writer
 
     async def test_is_cut_off_and_hurts_no_other_request(self, monkeypatch):
-        monkeypatch.setattr(chat, "ERROR_SECONDS", 0.0)
+        monkeypatch.setattr(chat, "GRACE_SECONDS", 0.0)
         async with serving(ScriptedPipeline(), limits={"reader_bytes": 1_000_000}) as served:
             reader, writer = await self.stalled(served)
             served.pipeline.answer = ["Hello"]

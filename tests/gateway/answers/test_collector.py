@@ -232,8 +232,19 @@ async def test_a_reader_that_keeps_up_may_read_any_amount():
     opened = Opened(reader_bytes=2000)
     async with opened.answer as answer:
         for seq in range(10):
+            reading = asyncio.create_task(answer.take())
+            await asyncio.sleep(0)
             opened.deliver(chunk("x" * 1000, seq))
-            await answer.take()
+            await reading
+
+
+async def test_what_a_reader_has_taken_counts_until_it_comes_back():
+    opened = Opened(reader_bytes=2000)
+    async with opened.answer as answer:
+        opened.deliver(chunk("x" * 1000, 0))
+        await answer.take()
+        opened.deliver(chunk("x" * 1000, 1))
+        assert await code_of(answer) == "slow_reader"
 
 
 async def test_time_ends_a_request():
@@ -241,6 +252,17 @@ async def test_time_ends_a_request():
     async with opened.answer as answer:
         assert await code_of(answer) == "request_timeout"
     assert opened.aborts == 1
+
+
+async def test_time_ends_a_request_whose_complete_answer_was_taken_but_is_still_being_sent():
+    opened = Opened(seconds=0.01)
+    opened.deliver(chunk("a", 0), end(1))
+    async with opened.answer as answer:
+        await answer.take()
+        failed = asyncio.Event()
+        answer.on_error(failed.set)
+        await asyncio.wait_for(failed.wait(), 10)
+    assert (answer.error.code, opened.aborts) == ("request_timeout", 0)
 
 
 async def test_a_failure_is_announced_to_a_reader_that_is_busy():

@@ -286,7 +286,7 @@ class TestEnd:
         assert (status, body["error"]["code"]) == (500, "stream_gap")
 
     async def test_by_a_slow_reader_counts_its_sound(self, monkeypatch):
-        monkeypatch.setattr(chat, "ERROR_SECONDS", 0.0)
+        monkeypatch.setattr(chat, "GRACE_SECONDS", 0.0)
         pipeline = ScriptedPipeline()
         async with serving(pipeline, speaks=True, limits={"reader_bytes": 1_000_000}) as served:
             reader, writer = await served.connect(SPOKEN | {"stream": True})
