@@ -235,7 +235,7 @@ class ChatCompletions:
                     del body, interpret  # the media take their bytes with them
                 if sources:
                     with self._metrics.media_seconds.time(), timeline.span("load media"):
-                        chat.media = await self._loader.load(sources, place.hold)
+                        chat.media = await self._loader.load(sources, place.hold, client=request[CLIENT])
                     for medium in chat.media:
                         self._metrics.media_bytes.labels(medium.kind).inc(medium.data.nbytes)
         except TimeoutError as error:

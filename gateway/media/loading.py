@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import functools
 import re
 from collections.abc import Callable, Sequence
 from urllib.parse import unquote, urlsplit
@@ -11,8 +12,11 @@ from urllib.parse import unquote, urlsplit
 from gateway.api.conversion import MediaSource
 from gateway.bodies.json_body import LongString
 from gateway.media.addresses import not_allowed
+from gateway.media.intake import Budget, Intake
 from gateway.media.local_files import LocalFiles
-from gateway.media.remote import Downloader, Resolve, resolve_host, too_large
+from gateway.media.names import Names
+from gateway.media.remote import Downloader, Resolve
+from gateway.media.threads import Threads
 from omni_pipeline.config.schema import MediaPolicy
 from omni_pipeline.errors import OmniError, bad_request
 from omni_pipeline.wire.tensor import Tensor
@@ -21,7 +25,13 @@ from stages.messages import Media
 _AT_ONCE = 8  # media of one request that are loaded at the same time
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):")
 _LONGEST_HEAD = 1024  # characters of a data URL before the comma
-_SLICE = 1 << 20  # base64 characters decoded before the event loop may run; a multiple of 4
+# Base64 characters that are decoded at a time; a multiple of 4. Every stream stands still meanwhile, because `binascii`
+# holds the interpreter lock.
+_SLICE = 1 << 20
+
+# Threads that read local files, which may lie on a disk that does not answer, and threads that decode base64.
+FILE_THREADS = 16
+BASE64_THREADS = 2
 
 
 class MediaLoader:
@@ -30,20 +40,23 @@ class MediaLoader:
     Args:
         policy: Allowed sources of media, and maximum size of an item.
         total_bytes: Largest total size of the media of one request.
-        resolver: Resolves the names of hosts to addresses.
+        resolver: Resolves the names of hosts to addresses; None means the system's resolver.
     """
 
-    def __init__(self, policy: MediaPolicy, *, total_bytes: int, resolver: Resolve = resolve_host) -> None:
+    def __init__(self, policy: MediaPolicy, *, total_bytes: int, resolver: Resolve | None = None) -> None:
         self._policy = policy
         self._total_bytes = total_bytes
         self._files = LocalFiles(policy.local_path)
-        self._downloader = Downloader(policy, resolver)
+        self._downloader = Downloader(policy, resolver or Names().resolve)
+        self._file_threads = Threads("read file", FILE_THREADS)
+        self._base64_threads = Threads("decode base64", BASE64_THREADS)
 
-    async def load(self, sources: Sequence[MediaSource], hold: Callable[[int], None]) -> list[Media]:
-        """The media of one request, in order. The first error stops the loading of the others.
+    async def load(self, sources: Sequence[MediaSource], hold: Callable[[int], None], *, client: str) -> list[Media]:
+        """The media of one request, in order. The first error stops the loading of the others, before it is raised.
 
         Args:
-            hold: Called with the size of each item that has arrived; may raise an error to refuse the item.
+            hold: Called with the size of each piece before the piece is kept; may raise an error to refuse the piece.
+            client: Client that sent the request.
 
         Raises:
             OmniError: the error of `hold`; 400 or 413 for the first item that cannot be loaded, see `docs/api.md`.
@@ -55,42 +68,42 @@ class MediaLoader:
                 code="too_many_media",
             )
         places = asyncio.Semaphore(_AT_ONCE)
-        budget = _Budget(self._total_bytes)
+        budget = Budget(self._total_bytes, hold)
 
         async def one(source: MediaSource) -> Media:
+            intake = Intake(source.param, self._policy.max_bytes, budget)
             async with places:
-                data = await self._bytes(source, min(self._policy.max_bytes, budget.left))
-            budget.spend(len(data), source.param)
-            hold(len(data))
-            if not data:
+                await self._take_in(source, intake, client)
+            if not intake.data:
                 raise bad_request(f"'{source.param}' is empty.", param=source.param, code=f"invalid_{source.kind}")
-            return Media(kind=source.kind, data=Tensor.of(data), param=source.param)
+            return Media(kind=source.kind, data=Tensor.of(intake.data), param=source.param)
 
-        tasks = [asyncio.create_task(one(source)) for source in sources]
         try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(source)) for source in sources]
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return [task.result() for task in tasks]
 
-    async def _bytes(self, source: MediaSource, most: int) -> bytes | bytearray:
+    async def _take_in(self, source: MediaSource, intake: Intake, client: str) -> None:
         value = source.value
         if isinstance(value, LongString):
-            return await asyncio.to_thread(_decode_long, value, source, most)
+            await self._decode_long(value, source, intake, client)
+            return
         if source.form == "base64":
-            return await asyncio.to_thread(decode_base64, value, 0, param=source.param, most=most)
+            await self._decode(value, 0, source.param, intake, client)
+            return
         match = _SCHEME.match(value)
         scheme = match[1].lower() if match else "path"
         match scheme:
             case "data":
-                start = _start_of_data(value, source)
-                return await asyncio.to_thread(decode_base64, value, start, param=source.param, most=most)
+                await self._decode(value, _start_of_data(value, source.param), source.param, intake, client)
             case "http" | "https":
-                return await self._downloader.fetch(value, param=source.param, most=most)
+                await self._downloader.fetch(value, intake, param=source.param, client=client)
             case "file":
-                path = _file_path(value, source.param)
+                await self._read(_file_path(value, source.param), source.param, intake, client)
             case "path":
-                path = value
+                await self._read(value, source.param, intake, client)
             case _:
                 raise bad_request(
                     f"'{source.param}' is not a usable URL: it must begin with http:, https:, data: or file:, "
@@ -98,77 +111,66 @@ class MediaLoader:
                     param=source.param,
                     code="invalid_url",
                 )
-        return await asyncio.to_thread(self._files.read, path, param=source.param, most=most)
+
+    async def _read(self, path: str, param: str, intake: Intake, client: str) -> None:
+        file = await self._file_threads.run(client, functools.partial(self._files.open, path, param))
+        intake.expect(file.size)
+        while piece := await self._file_threads.run(client, file.read):
+            intake.add(piece)
+
+    async def _decode_long(self, string: LongString, source: MediaSource, intake: Intake, client: str) -> None:
+        """Take in the file in a long string, which is base64 or a data URL."""
+        try:
+            text = await self._base64_threads.run(client, string.base64)
+        except ValueError as error:
+            raise _not_base64(source.param) from error
+        start = 0
+        if source.form == "address":
+            start = _start_of_data(text[:_LONGEST_HEAD].decode("utf-8", "replace"), source.param)
+        await self._decode(text, start, source.param, intake, client)
+
+    async def _decode(self, text: str | bytearray, start: int, param: str, intake: Intake, client: str) -> None:
+        """Take in the bytes that ``text[start:]`` encodes in standard base64, padded and without white space.
+
+        Raises:
+            OmniError: 413 ``media_too_large`` before anything is decoded; 400 ``invalid_base64``.
+        """
+        length = len(text) - start
+        ending = text[max(start, len(text) - 2) :]
+        size = length // 4 * 3 - (ending.count("=") if isinstance(ending, str) else ending.count(b"="))
+        intake.expect(size)
+        try:
+            for begin in range(start, len(text), _SLICE):
+                intake.add(await self._base64_threads.run(client, functools.partial(_decode_slice, text, begin)))
+        except ValueError as error:  # a binascii.Error, or the error for a character beyond ASCII
+            raise _not_base64(param) from error
+        if length % 4 or len(intake.data) != size:  # padding in the middle makes the data shorter
+            raise _not_base64(param)
 
 
-class _Budget:
-    """The bytes that are left for the media of one request."""
-
-    def __init__(self, total: int) -> None:
-        self.left = total
-
-    def spend(self, size: int, param: str) -> None:
-        if size > self.left:
-            raise too_large(param, self.left)
-        self.left -= size
+def _decode_slice(text: str | bytearray, begin: int) -> bytes:
+    return binascii.a2b_base64(text[begin : begin + _SLICE], strict_mode=True)
 
 
-def _start_of_data(head: str, source: MediaSource) -> int:
-    """Where the base64 of a data URL starts. The media type is ignored, because the content shows the type."""
+def _start_of_data(head: str, param: str) -> int:
+    """The index of the base64 in a data URL. The media type is ignored, because the content shows the type."""
     comma = head.find(",", 0, _LONGEST_HEAD)
     if comma < 0 or not head[:comma].lower().endswith(";base64"):
         raise bad_request(
-            f"'{source.param}' is not a usable URL: a data URL must have the form data:TYPE;base64,DATA.",
-            param=source.param,
+            f"'{param}' is not a usable URL: a data URL must have the form data:TYPE;base64,DATA.",
+            param=param,
             code="invalid_url",
         )
     return comma + 1
-
-
-def _decode_long(string: LongString, source: MediaSource, most: int) -> bytearray:
-    """The file in a long string, which is base64 or a data URL. Call it in a thread."""
-    try:
-        text = string.base64()
-    except ValueError as error:
-        raise _not_base64(source.param) from error
-    start = 0
-    if source.form == "address":
-        start = _start_of_data(text[:_LONGEST_HEAD].decode("utf-8", "replace"), source)
-    return decode_base64(text, start, param=source.param, most=most)
-
-
-def decode_base64(text: str | bytearray, start: int, *, param: str, most: int) -> bytearray:
-    """The bytes that `text[start:]` encodes in standard base64, padded and without white space. Call it in a thread.
-
-    The text is decoded in slices: a single call of `binascii` would hold the interpreter lock, and so stop every
-    stream, until it returns.
-
-    Raises:
-        OmniError: 413 ``media_too_large`` before anything is decoded; 400 ``invalid_base64``.
-    """
-    length = len(text) - start
-    padding = text[max(start, len(text) - 2) :].count("=" if isinstance(text, str) else b"=")  # type: ignore[arg-type]
-    size = length // 4 * 3 - padding
-    if size > most:
-        raise too_large(param, most)
-    data = bytearray()
-    try:
-        for begin in range(start, len(text), _SLICE):
-            data += binascii.a2b_base64(text[begin : begin + _SLICE], strict_mode=True)
-    except ValueError as error:  # a binascii.Error, or the error for a character beyond ASCII
-        raise _not_base64(param) from error
-    if length % 4 or len(data) != size:  # padding in the middle makes the data shorter
-        raise _not_base64(param)
-    return data
 
 
 def _not_base64(param: str) -> OmniError:
     return bad_request(f"'{param}' is not valid base64.", param=param, code="invalid_base64")
 
 
-def _file_path(value: str, param: str) -> str:
+def _file_path(address: str, param: str) -> str:
     try:
-        url = urlsplit(value)
+        url = urlsplit(address)
     except ValueError as error:
         raise bad_request(f"'{param}' is not a usable URL.", param=param, code="invalid_url") from error
     if url.netloc not in ("", "localhost"):

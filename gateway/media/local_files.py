@@ -7,8 +7,35 @@ import stat
 from pathlib import Path
 
 from gateway.media.addresses import not_allowed
-from gateway.media.remote import too_large
 from omni_pipeline.errors import OmniError, bad_request
+
+_PIECE = 1 << 20
+
+
+class OpenFile:
+    """An open file, which is closed with the last reference to it.
+
+    The file has no method to close it: another thread may still wait for a slow disk in `read`, and must not find
+    another file under its handle.
+
+    Attributes:
+        size: Size of the file when it was opened.
+    """
+
+    def __init__(self, handle: int, size: int, param: str) -> None:
+        self.size = size
+        self._handle = handle
+        self._param = param
+
+    def __del__(self) -> None:
+        os.close(self._handle)
+
+    def read(self) -> bytes:
+        """The next piece; empty at the end. Blocks. Raises OmniError (400 ``media_not_found``) if reading fails."""
+        try:
+            return os.read(self._handle, _PIECE)
+        except OSError as error:
+            raise _not_found(self._param) from error
 
 
 class LocalFiles:
@@ -24,12 +51,12 @@ class LocalFiles:
         self._root = None if root == "" else Path(root or ".").absolute()
         self._real_root = self._root and self._root.resolve()
 
-    def read(self, path: str, *, param: str, most: int) -> bytes:
-        """The content of the file at `path`, absolute or relative to the root. Blocks: call it in a thread.
+    def open(self, path: str, param: str) -> OpenFile:
+        """Open the file at `path`, absolute or relative to the root. Blocks: call it in a thread.
 
         Raises:
             OmniError: 400 ``media_not_allowed`` outside of the root; 400 ``media_not_found`` if there is no regular,
-                readable file; 413 ``media_too_large`` above `most` bytes.
+                readable file.
         """
         try:
             # Non-blocking, so that opening a FIFO without a writer returns.
@@ -41,15 +68,10 @@ class LocalFiles:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
                 raise _not_found(param)
-            if status.st_size > most:
-                raise too_large(param, most)
-            with os.fdopen(handle, "rb", closefd=False) as file:
-                data = file.read(most + 1)  # one byte more, since the file may grow while it is read
-        finally:
+        except OmniError:
             os.close(handle)
-        if len(data) > most:
-            raise too_large(param, most)
-        return data
+            raise
+        return OpenFile(handle, status.st_size, param)
 
     def _inside(self, path: str, param: str) -> Path:
         """The real path of `path`. It must be under the root, both as written and after following symbolic links."""

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from ipaddress import ip_address
 from typing import TypeAlias
 
 import aiohttp
@@ -15,11 +12,17 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from gateway.media.addresses import IPAddress, Target, check_addresses, target
+from gateway.media.intake import Intake
+from gateway.media.shares import Shares
 from omni_pipeline import __version__
 from omni_pipeline.config.schema import MediaPolicy
 from omni_pipeline.errors import OmniError, bad_request
 
-Resolve: TypeAlias = Callable[[str, int], Awaitable[list[IPAddress]]]
+# Resolves a host and a port to addresses, for a client.
+Resolve: TypeAlias = Callable[[str, int, str], Awaitable[list[IPAddress]]]
+
+# Downloads at a time. Each needs a socket, of which a process has only so many.
+MOST_DOWNLOADS = 256
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEADERS = {
@@ -28,15 +31,6 @@ _HEADERS = {
     "Accept-Encoding": "identity",  # media are compressed already, and a small body must not decompress to a large one
 }
 _PIECE = 1 << 18
-# Separate threads, so that names that take long to resolve do not delay the reading of files.
-_RESOLVERS = ThreadPoolExecutor(max_workers=8, thread_name_prefix="resolve")
-
-
-async def resolve_host(host: str, port: int) -> list[IPAddress]:
-    """All addresses of `host`, by the system's resolver. Raises OSError."""
-    ask = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-    answers = await asyncio.get_running_loop().run_in_executor(_RESOLVERS, ask)
-    return list(dict.fromkeys(ip_address(str(answer[4][0]).partition("%")[0]) for answer in answers))
 
 
 class _Pinned(AbstractResolver):
@@ -72,25 +66,27 @@ class Downloader:
         resolver: Resolves the names of hosts to addresses.
     """
 
-    def __init__(self, policy: MediaPolicy, resolver: Resolve = resolve_host) -> None:
+    def __init__(self, policy: MediaPolicy, resolver: Resolve) -> None:
         self._policy = policy
         self._resolve = resolver
+        self._downloads = Shares(MOST_DOWNLOADS)
 
-    async def fetch(self, url: str, *, param: str, most: int) -> bytearray:
-        """The content of `url`.
+    async def fetch(self, url: str, intake: Intake, *, param: str, client: str) -> None:
+        """Download the content of `url`.
 
         Args:
             url: An http or https URL.
+            intake: Gets the content.
             param: Request field of the URL, for errors.
-            most: Largest allowed size in bytes.
+            client: Client that wants the content.
 
         Raises:
             OmniError: 400 ``invalid_url``, ``media_not_allowed``, ``media_fetch_failed`` or ``media_fetch_timeout``;
-                413 ``media_too_large``.
+                an error of `intake`.
         """
         try:
-            async with asyncio.timeout(self._policy.fetch_seconds):
-                return await self._follow(url, param, most)
+            async with self._downloads.one(client), asyncio.timeout(self._policy.fetch_seconds):
+                await self._follow(url, intake, param, client)
         except TimeoutError as error:
             raise bad_request(
                 f"Downloading '{param}' took longer than {self._policy.fetch_seconds:g} s.",
@@ -100,17 +96,18 @@ class Downloader:
         except (aiohttp.ClientError, OSError) as error:
             raise _failed(f"{type(error).__name__}", param) from error
 
-    async def _follow(self, url: str, param: str, most: int) -> bytearray:
+    async def _follow(self, url: str, intake: Intake, param: str, client: str) -> None:
         for _ in range(self._policy.max_redirects + 1):
-            answer = await self._ask(target(url, self._policy.allowed_domains, param=param), param, most)
-            if not isinstance(answer, URL):
-                return answer
-            url = str(answer)
+            asked = target(url, self._policy.allowed_domains, param=param)
+            redirect = await self._ask(asked, intake, param, client)
+            if redirect is None:
+                return
+            url = str(redirect)
         raise _failed(f"more than {self._policy.max_redirects} redirects", param)
 
-    async def _ask(self, asked: Target, param: str, most: int) -> bytearray | URL:
-        """The content of one URL, or the URL that it redirects to."""
-        addresses = [asked.literal] if asked.literal else await self._resolve(asked.host, asked.port)
+    async def _ask(self, asked: Target, intake: Intake, param: str, client: str) -> URL | None:
+        """Download the content of one URL. Returns the URL that it redirects to, if it redirects."""
+        addresses = [asked.literal] if asked.literal else await self._resolve(asked.host, asked.port, client)
         check_addresses(asked, addresses, param=param)
         connector = aiohttp.TCPConnector(resolver=_Pinned(addresses), use_dns_cache=False, force_close=True)
         async with (
@@ -132,24 +129,10 @@ class Downloader:
                 raise _failed(f"the remote server answered with status {response.status}", param)
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise _failed("the remote server sent it compressed, although the request forbade that", param)
-            if (response.content_length or 0) > most:
-                raise too_large(param, most)
-            data = bytearray()
+            intake.expect(response.content_length or 0)
             async for piece in response.content.iter_chunked(_PIECE):
-                data += piece
-                if len(data) > most:
-                    raise too_large(param, most)
-            return data
-
-
-def too_large(param: str, most: int) -> OmniError:
-    """The error for a media item of more than `most` bytes."""
-    return bad_request(
-        f"'{param}' is larger than the {most} bytes that are allowed for it.",
-        param=param,
-        code="media_too_large",
-        status=413,
-    )
+                intake.add(piece)
+        return None
 
 
 def _failed(reason: str, param: str) -> OmniError:

@@ -18,7 +18,7 @@ from gateway.http.cors import CrossOrigin
 from gateway.http.hosts import AcceptedHosts
 from gateway.http.middleware import add_request_id, expect, explain_errors, identify, json_response, require_key
 from gateway.media.loading import MediaLoader
-from gateway.media.remote import Resolve, resolve_host
+from gateway.media.remote import Resolve
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.serving.health import Health
@@ -37,7 +37,7 @@ class Gateway:
         model_path: Path of the checkpoint; it is the model's name if `server` gives none.
         traces: Records the timeline of each request.
         voices: Voices of the pipeline; None if the pipeline does not speak.
-        resolver: Resolves the names of media hosts to addresses.
+        resolver: Resolves the names of media hosts to addresses; None means the system's resolver.
 
     Attributes:
         app: The aiohttp application.
@@ -54,7 +54,7 @@ class Gateway:
         model_path: str,
         traces: Traces,
         voices: Voices | None = None,
-        resolver: Resolve = resolve_host,
+        resolver: Resolve | None = None,
     ) -> None:
         self.health = Health(pipeline)
         self.admission = Admission(server.limits)

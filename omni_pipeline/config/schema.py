@@ -59,7 +59,8 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
         text_bytes: Maximum size of one request body without the base64 of its media and without long strings that are
             not read.
         held_bytes: Maximum size of the bodies and media that all requests together hold. A request holds them until its
-            answer begins, or until it has ended and every worker has forgotten it.
+            answer begins, or until it has ended and every worker has forgotten it. Every piece counts as soon as it
+            arrives.
         decoded_bytes: Maximum size of the decoded media of all requests together, in all stages: pixels, features and
             embeddings. A request whose media do not fit waits before they are decoded. A request that alone exceeds the
             limit is decoded while no other request holds decoded media. null means a quarter of the main memory that

@@ -10,7 +10,7 @@ import pytest
 from gateway.api.conversion import MediaSource
 from gateway.media.loading import MediaLoader
 from omni_pipeline.config.schema import MediaPolicy
-from omni_pipeline.errors import OmniError
+from omni_pipeline.errors import OmniError, bad_request
 
 LARGE = bytes(range(256)) * 12_000  # 3 MB: several slices of base64
 
@@ -18,8 +18,8 @@ LARGE = bytes(range(256)) * 12_000  # 3 MB: several slices of base64
 class Loader(MediaLoader):
     """A loader whose `hold` refuses nothing."""
 
-    async def load(self, sources, hold=lambda size: None):
-        return await super().load(sources, hold)
+    async def load(self, sources, hold=lambda size: None, client="a client"):
+        return await super().load(sources, hold, client=client)
 
 
 def loader(root="", total_bytes=10_000_000, **policy) -> Loader:
@@ -134,3 +134,36 @@ async def test_the_size_of_all_media_together_is_bounded():
     assert len(await loader(total_bytes=300).load(sources)) == 3
     info = await refused(loader(total_bytes=299).load(sources))
     assert (info.status, info.code) == (413, "media_too_large")
+
+
+async def test_the_size_of_a_file_is_bounded(tmp_path):
+    (tmp_path / "a").write_bytes(b"picture")
+    assert await content(loader(tmp_path, max_bytes=7).load([source("a")])) == [b"picture"]
+    info = await refused(loader(tmp_path, max_bytes=6).load([source("a")]))
+    assert (info.status, info.code) == (413, "media_too_large")
+
+
+@pytest.mark.parametrize("kind", ["data URL", "base64", "file"])
+async def test_each_piece_is_charged_before_the_next_is_read(tmp_path, kind):
+    """Downloads have tests of their own, with a server that sends pieces."""
+    size = 5_000_000
+    (tmp_path / "large").write_bytes(bytes(size))
+    wanted = {
+        "data URL": source(f"data:;base64,{encoded(bytes(size))}"),
+        "base64": source(encoded(bytes(size)), form="base64"),
+        "file": source("large"),
+    }[kind]
+    charged: list[int] = []
+    await loader(tmp_path).load([wanted], charged.append)
+    assert (sum(charged), max(charged) <= 1 << 20) == (size, True)
+
+    left = 2_500_000
+    kept: list[int] = []
+
+    def hold(count: int) -> None:
+        if sum(kept) + count > left:
+            raise bad_request("No more room.", code="full")
+        kept.append(count)
+
+    assert (await refused(loader(tmp_path).load([wanted], hold))).code == "full"
+    assert left - (1 << 20) < sum(kept) <= left

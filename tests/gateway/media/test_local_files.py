@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -35,7 +36,7 @@ def tree(tmp_path):
 def outcome(root: str | None, path: str) -> bytes | str:
     """The content of `path`, or the code of the error."""
     try:
-        return LocalFiles(root).read(path, param="images[0]", most=100)
+        return LocalFiles(root).open(path, "images[0]").read()
     except OmniError as error:
         info = error.info
     assert (info.status, info.param) == (400, "images[0]")
@@ -87,7 +88,7 @@ def test_an_error_tells_not_whether_there_is_a_file_outside(tree):
     messages = set()
     for name in ("key", "missing"):
         with pytest.raises(OmniError) as caught:
-            LocalFiles(str(tree / "root")).read(f"{tree}/secret/{name}", param="images[0]", most=100)
+            LocalFiles(str(tree / "root")).open(f"{tree}/secret/{name}", "images[0]")
         messages.add(caught.value.info)
     assert len(messages) == 1
 
@@ -102,7 +103,7 @@ def test_the_default_root_is_the_directory_of_the_start(tree, monkeypatch):
     monkeypatch.chdir(tree / "root")
     files = LocalFiles(None)
     monkeypatch.chdir(tree)
-    assert files.read("a.png", param="images[0]", most=100) == b"picture"
+    assert files.open("a.png", "images[0]").read() == b"picture"
 
 
 def test_an_empty_root_forbids_local_files(tree):
@@ -116,12 +117,34 @@ def test_a_directory_exchanged_after_the_check_leads_nowhere(tree, monkeypatch, 
     assert outcome(str(tree / "root"), path) == "media_not_allowed"
 
 
-@pytest.mark.parametrize(("most", "fits"), [(7, True), (6, False)])
-def test_size_is_bounded(tree, most, fits):
-    files = LocalFiles(str(tree / "root"))
-    if fits:
-        assert files.read("a.png", param="images[0]", most=most) == b"picture"
-        return
+def test_a_file_is_read_in_pieces_and_closed_when_nobody_has_it_any_more(tree):
+    content = bytes(range(256)) * 10_000
+    (tree / "root" / "large").write_bytes(content)
+    before = os.listdir("/proc/self/fd")
+    file = LocalFiles(str(tree / "root")).open("large", "images[0]")
+    pieces = []
+    while piece := file.read():
+        pieces.append(piece)
+    assert (file.size, b"".join(pieces)) == (len(content), content)
+    assert max(map(len, pieces)) <= 1 << 20
+    del file
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("path", ["a.png", "fifo", "sub", "missing.png", "outer-link"])
+def test_no_file_is_left_open(tree, path):
+    before = os.listdir("/proc/self/fd")
+    outcome(str(tree / "root"), path)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_disk_that_fails_is_a_file_that_cannot_be_read(tree, monkeypatch):
+    file = LocalFiles(str(tree / "root")).open("a.png", "images[0]")
+
+    def fail(handle: int, size: int) -> bytes:
+        raise OSError(errno.EIO, "the disk is damaged")
+
+    monkeypatch.setattr(os, "read", fail)
     with pytest.raises(OmniError) as caught:
-        files.read("a.png", param="images[0]", most=most)
-    assert (caught.value.info.status, caught.value.info.code) == (413, "media_too_large")
+        file.read()
+    assert (caught.value.info.status, caught.value.info.code) == (400, "media_not_found")

@@ -10,9 +10,12 @@ from ipaddress import ip_address
 import pytest
 from aiohttp import web
 
+from gateway.media.intake import Budget, Intake
+from gateway.media.names import Names
 from gateway.media.remote import Downloader
 from omni_pipeline.config.schema import MediaPolicy
 from omni_pipeline.errors import OmniError
+from tests.gateway.media.media_server import listening
 
 PICTURE = bytes(range(256)) * 40
 
@@ -61,16 +64,9 @@ class Site:
 @pytest.fixture
 async def site():
     found = Site()
-    app = web.Application()
-    app.router.add_get("/{path:.*}", found.answer)
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
-    await runner.setup()
-    listen_socket = socket.create_server(("127.0.0.1", 0))
-    found.port = listen_socket.getsockname()[1]
-    await web.SockSite(runner, listen_socket).start()
-    yield found
-    found.released.set()
-    await runner.cleanup()
+    async with listening(found.answer) as found.port:
+        yield found
+        found.released.set()
 
 
 def downloader(site: Site, *allowed: str, resolver=None, **policy) -> Downloader:
@@ -79,7 +75,7 @@ def downloader(site: Site, *allowed: str, resolver=None, **policy) -> Downloader
     return Downloader(MediaPolicy(**policy), resolver or here)
 
 
-async def here(host: str, port: int):
+async def here(host: str, port: int, client: str):
     """Resolves every host name to an address of this machine."""
     return [ip_address("127.0.0.1")]
 
@@ -91,8 +87,10 @@ async def refused(fetching) -> tuple[int, str | None]:
     return caught.value.info.status, caught.value.info.code
 
 
-def fetch(loader: Downloader, url: str, most: int = 1_000_000):
-    return loader.fetch(url, param="images[0]", most=most)
+async def fetch(loader: Downloader, url: str, most: int = 1_000_000) -> bytearray:
+    intake = Intake("images[0]", most, Budget(most, lambda size: None))
+    await loader.fetch(url, intake, param="images[0]", client="a client")
+    return intake.data
 
 
 async def test_content_is_fetched(site):
@@ -102,9 +100,9 @@ async def test_content_is_fetched(site):
 async def test_a_host_is_resolved_once_for_check_and_connection(site):
     asked = []
 
-    async def resolver(host, port):
+    async def resolver(host, port, client):
         asked.append((host, port))
-        return await here(host, port)
+        return await here(host, port, client)
 
     loader = downloader(site, "media.example", resolver=resolver)
     assert await fetch(loader, f"http://media.example:{site.port}/picture") == PICTURE
@@ -155,7 +153,7 @@ async def test_redirects_are_bounded(site):
 
 @pytest.mark.parametrize("answers", [["10.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["::1"], ["::ffff:10.0.0.1"]])
 async def test_a_name_with_a_private_address_among_its_answers_is_refused(site, answers):
-    async def resolver(host, port):
+    async def resolver(host, port, client):
         return [ip_address(answer) for answer in answers]
 
     loader = downloader(site, allowed_domains=[], resolver=resolver)
@@ -163,7 +161,7 @@ async def test_a_name_with_a_private_address_among_its_answers_is_refused(site, 
 
 
 async def test_localhost_is_refused_by_what_it_resolves_to():
-    loader = Downloader(MediaPolicy())
+    loader = Downloader(MediaPolicy(), Names().resolve)
     assert await refused(fetch(loader, "http://localhost:8008/")) == (400, "media_not_allowed")
 
 
@@ -201,7 +199,7 @@ async def test_a_refused_connection_fails_the_request(site):
 
 
 async def test_a_name_that_does_not_resolve_fails_the_request(site):
-    async def resolver(host, port):
+    async def resolver(host, port, client):
         raise socket.gaierror(socket.EAI_NONAME, "unknown")
 
     loader = downloader(site, "media.example", resolver=resolver)

@@ -80,7 +80,7 @@ async def servers(free_port: int) -> AsyncIterator[Servers]:
 async def outcome(loader: MediaLoader, url: str) -> str:
     """The error code with which `url` is refused, or the fetched content."""
     try:
-        [media] = await loader.load([MediaSource("image", url, "images[0]")], lambda size: None)
+        [media] = await loader.load([MediaSource("image", url, "images[0]")], lambda size: None, client="a client")
     except OmniError as error:
         info = error.info
     else:
@@ -91,7 +91,7 @@ async def outcome(loader: MediaLoader, url: str) -> str:
 
 def loader(resolver=None, **policy) -> MediaLoader:
     policy.setdefault("local_path", "")
-    return MediaLoader(MediaPolicy(**policy), total_bytes=1000, **({"resolver": resolver} if resolver else {}))
+    return MediaLoader(MediaPolicy(**policy), total_bytes=1000, resolver=resolver)
 
 
 # --- addresses --------------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def public_front(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("answers", ANSWERS, ids=" ".join)
 @pytest.mark.usefixtures("public_front")
 async def test_a_name_with_a_private_address_among_its_answers_is_not_fetched(servers: Servers, answers: list[str]):
-    async def resolver(host: str, port: int):
+    async def resolver(host: str, port: int, client: str):
         return [ip_address(answer) for answer in answers]
 
     assert await outcome(loader(resolver), f"http://media.example:{servers.port}/") == "media_not_allowed"
@@ -194,7 +194,7 @@ async def test_a_name_with_a_private_address_among_its_answers_is_not_fetched(se
 async def test_a_name_that_changes_its_address_is_asked_once_and_checked_again_after_a_redirect(servers: Servers):
     answers = iter([FRONT, "127.0.0.2"])
 
-    async def resolver(host: str, port: int):
+    async def resolver(host: str, port: int, client: str):
         return [ip_address(next(answers))]
 
     servers.redirect = servers.url("302 Found\r\nLocation: http://media.example:PORT/")
@@ -214,7 +214,7 @@ LOCATIONS = [
 ]  # fmt: skip
 
 
-async def front_and_secret(host: str, port: int):
+async def front_and_secret(host: str, port: int, client: str):
     return [ip_address("127.0.0.2" if host == "secret.example" else FRONT)]
 
 

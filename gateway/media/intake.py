@@ -1,0 +1,65 @@
+"""Takes in the bytes of media items piece by piece, and charges each piece before it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from omni_pipeline.errors import bad_request
+
+
+class Budget:
+    """The bytes that the media of one request may have together.
+
+    Args:
+        total: Largest number of bytes.
+        hold: Counts bytes among those that all requests hold; raises an error to refuse them.
+    """
+
+    def __init__(self, total: int, hold: Callable[[int], None]) -> None:
+        self.left = total
+        self._hold = hold
+
+    def charge(self, count: int) -> None:
+        """Count `count` bytes. Raises the error of `hold`, and then counts nothing."""
+        self._hold(count)
+        self.left -= count
+
+
+class Intake:
+    """The bytes of one media item, as far as they have arrived.
+
+    Args:
+        param: Request field of the item, for errors.
+        most: Largest size of the item.
+        budget: Bytes that the request may still take in.
+
+    Attributes:
+        data: The bytes.
+    """
+
+    def __init__(self, param: str, most: int, budget: Budget) -> None:
+        self.data = bytearray()
+        self._param = param
+        self._most = most
+        self._budget = budget
+
+    def expect(self, size: int) -> None:
+        """Refuse an item that announces more bytes than are allowed. Raises OmniError (413)."""
+        allowed = len(self.data) + self._room
+        if size > allowed:
+            raise bad_request(
+                f"'{self._param}' is larger than the {allowed} bytes that are allowed for it.",
+                param=self._param,
+                code="media_too_large",
+                status=413,
+            )
+
+    def add(self, piece: bytes) -> None:
+        """Charge `piece` and keep it. Raises OmniError: 413 if it is too much, or the error of the budget."""
+        self.expect(len(self.data) + len(piece))
+        self._budget.charge(len(piece))
+        self.data += piece
+
+    @property
+    def _room(self) -> int:
+        return min(self._most - len(self.data), self._budget.left)

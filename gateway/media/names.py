@@ -1,0 +1,39 @@
+"""Resolves the names of media hosts to addresses by the system's resolver, which blocks."""
+
+from __future__ import annotations
+
+import functools
+import socket
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import TypeAlias
+
+from gateway.media.addresses import IPAddress
+from gateway.media.threads import Threads
+
+LookUp: TypeAlias = Callable[[str, int], list[IPAddress]]
+
+# Names that are looked up at a time. A look-up may take as long as its name server is silent.
+MOST_LOOK_UPS = 64
+
+
+def look_up(host: str, port: int) -> list[IPAddress]:
+    """All addresses of `host`. Blocks. Raises OSError."""
+    answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(ip_address(str(answer[4][0]).partition("%")[0]) for answer in answers))
+
+
+class Names:
+    """A resolver whose look-ups wait in threads that the clients share.
+
+    Args:
+        look_up: Resolves a name; may block.
+    """
+
+    def __init__(self, look_up: LookUp = look_up) -> None:
+        self._look_up = look_up
+        self._threads = Threads("look up", MOST_LOOK_UPS)
+
+    async def resolve(self, host: str, port: int, client: str) -> list[IPAddress]:
+        """All addresses of `host`, for a download of `client`. Raises OSError."""
+        return await self._threads.run(client, functools.partial(self._look_up, host, port), key=(host, port))

@@ -1,0 +1,85 @@
+"""Runs blocking calls of clients in threads, which the clients share."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from gateway.media.shares import Shares
+
+Result = TypeVar("Result")
+
+
+class Threads:
+    """Threads for calls that may block for long, such as a look-up of a name whose name server is silent.
+
+    A thread cannot be stopped from outside. So a call counts for its client until it returns, even if nobody waits for
+    its result any more, and `Shares` leaves threads to other clients. The threads are daemons, so the process can end
+    before them.
+
+    Args:
+        name: The name of the threads, for debuggers.
+        most: Largest number of threads.
+    """
+
+    def __init__(self, name: str, most: int) -> None:
+        self._name = name
+        self._shares = Shares(most)
+        self._running: dict[Hashable, asyncio.Future[Any]] = {}
+
+    async def run(self, client: str, function: Callable[[], Result], key: Hashable = None) -> Result:
+        """The result of `function`, called in a thread as soon as `client` may use one.
+
+        Args:
+            client: Client that the call is for.
+            function: Cancelling this method does not stop `function` once it runs.
+            key: Calls with the same key have the same result: a call that runs already serves all clients. None for a
+                call that is not shared.
+        """
+        running = self._running.get(key)
+        if running is None:
+            await self._shares.take(client)
+            running = self._running.get(key)  # another client's call may have started in the meantime
+            if running is None:
+                running = self._start(client, function, key)
+            else:
+                self._shares.give(client)
+        result: Result = await asyncio.shield(running)
+        return result
+
+    def _start(self, client: str, function: Callable[[], Any], key: Hashable) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+
+        def work() -> None:
+            try:
+                report(function(), None)
+            except Exception as error:
+                report(None, error)
+
+        def report(result: Any, error: Exception | None) -> None:
+            with suppress(RuntimeError):  # the loop is closed when the server has stopped in the meantime
+                loop.call_soon_threadsafe(self._end, client, key, future, result, error)
+
+        try:
+            threading.Thread(target=work, name=self._name, daemon=True).start()
+        except RuntimeError:  # the operating system has no more threads
+            self._shares.give(client)
+            raise
+        if key is not None:
+            self._running[key] = future
+        return future
+
+    def _end(
+        self, client: str, key: Hashable, future: asyncio.Future[Any], result: Any, error: Exception | None
+    ) -> None:
+        self._running.pop(key, None)
+        self._shares.give(client)
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+            future.exception()  # asyncio would complain about an error that nobody waits for any more
