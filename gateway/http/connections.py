@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from typing import Any
 
 import msgspec
@@ -35,7 +36,8 @@ class Connection(web.RequestHandler):
     """One client's connection.
 
     The connection keeps no bytes for later: a response has been sent when the operating system has taken its last
-    byte. A client that does not read is cut off, whatever it was sent: an answer, an error, or a page.
+    byte. A client that does not read is cut off, whatever it was sent: an answer, an error, or a page. When there are
+    too many connections, the address with the most connections gives way to an address with fewer.
 
     Args:
         manager: The server that the connection belongs to.
@@ -55,16 +57,46 @@ class Connection(web.RequestHandler):
         self._channel: asyncio.Transport  # `transport` becomes None while the last bytes may still wait
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Serve the connection. If there are too many connections, answer 503 and close it."""
+        """Serve the connection, or answer 503 and close it if there are too many connections. asyncio calls this."""
         assert isinstance(transport, asyncio.Transport)
         self._channel = transport
         transport.set_write_buffer_limits(high=0)  # a write is over when the operating system has taken all of it
-        if len(self._server.connections) < self._most:
+        if self._find_room():
             super().connection_made(transport)
             return
         self.close()  # nothing that the client sends is read
         transport.write(_REFUSAL)
         transport.close()
+
+    def _find_room(self) -> bool:
+        """Whether there is room for this connection, perhaps after an unused one of a greedier address was closed."""
+        by_address: dict[str, list[Connection]] = defaultdict(list)
+        for connection in self._server.connections:
+            if isinstance(connection, Connection) and connection._is_open:
+                by_address[connection._address].append(connection)
+        if sum(map(len, by_address.values())) < self._most:
+            return True
+        greediest = max(by_address.values(), key=len)
+        if len(greediest) < len(by_address[self._address]) + 2:
+            return False
+        unused = next((connection for connection in greediest if connection._is_unused), None)
+        if unused is None:
+            return False
+        unused._channel.abort()
+        return True
+
+    @property
+    def _address(self) -> str:
+        return str((self._channel.get_extra_info("peername") or [""])[0])
+
+    @property
+    def _is_open(self) -> bool:
+        return not self._channel.is_closing() or self._channel.get_write_buffer_size() > 0
+
+    @property
+    def _is_unused(self) -> bool:
+        """Whether no request is in progress, or the client does not read the response."""
+        return not self._request_in_progress or self.writing_paused
 
     def pause_writing(self) -> None:
         """Begin to measure the time for which bytes wait for the client. asyncio calls this."""

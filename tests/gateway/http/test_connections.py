@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -175,3 +176,64 @@ def test_a_client_that_leaves_while_it_is_written_to_is_no_error(caplog):
     with pytest.raises(ConnectionResetError):
         Connection.handle_error(None, None, 500, ConnectionResetError("Cannot write to closing transport"))
     assert caplog.records == []
+
+
+class Clients:
+    """Clients of several addresses, whose connections stay open until the end of the test."""
+
+    ASK = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    def __init__(self, served: Served) -> None:
+        self._port = served.port
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def connect(self, address: str, sent: bytes) -> asyncio.StreamReader:
+        """A connection from `address` that has sent these bytes."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port, local_addr=(address, 0))
+        writer.write(sent)
+        self._writers.append(writer)
+        return reader
+
+    async def status(self, address: str) -> int:
+        """The status of a health check that comes from `address` in a connection of its own."""
+        return int((await (await self.connect(address, self.ASK)).readline()).split()[1])
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+@asynccontextmanager
+async def clients(pipeline: ScriptedPipeline | None = None, **options) -> AsyncIterator[Clients]:
+    async with serving(pipeline, **options) as served:
+        await served.ready()
+        await served.session.close()  # its connection would count
+        found = Clients(served)
+        yield found
+        found.close()
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /heal", Clients.ASK], ids=["nothing", "half a head", "a request that is over"]
+)
+async def test_an_address_that_holds_all_connections_gives_way(sent):
+    async with clients(limits={"connections": 8}) as found:
+        for _ in range(8):
+            reader = await found.connect("127.0.0.2", sent)
+            if sent == Clients.ASK:
+                await reader.readline()
+        assert [await found.status("127.0.0.3") for _ in range(6)] == [200] * 4 + [503] * 2
+        assert [await found.status("127.0.0.4") for _ in range(4)] == [200] * 2 + [503] * 2
+
+
+async def test_requests_in_progress_do_not_give_way():
+    pipeline = ScriptedPipeline()
+    async with clients(pipeline, limits={"connections": 4}) as found:
+        data = json.dumps(HELLO).encode()
+        request = HEAD + b"Content-Length: %d\r\n\r\n" % len(data) + data
+        readers = [await found.connect("127.0.0.2", request) for _ in range(4)]
+        ids = [await pipeline.submitted.get() for _ in readers]
+        assert await found.status("127.0.0.3") == 503
+        for request_id in ids:
+            pipeline.say_all(request_id, ["fine"])
+        assert [(await reader.readline()).split()[1] for reader in readers] == [b"200"] * 4

@@ -61,9 +61,10 @@ async def gateway() -> AsyncIterator[Served]:
         yield served
 
 
-async def stalled(served: Served, sent: bytes) -> socket.socket:
+async def stalled(served: Served, sent: bytes, address: str = "127.0.0.1") -> socket.socket:
     """A connection that has sent these bytes, and for which the operating system keeps as little as possible."""
     client = socket.socket()
+    client.bind((address, 0))
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
     client.setblocking(False)
     loop = asyncio.get_running_loop()
@@ -76,7 +77,7 @@ async def answer_to(served: Served, sent: bytes) -> bytes:
     """The response to these bytes, as soon as the only connection and the only place can be had."""
     async with asyncio.timeout(10):
         while True:
-            reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", served.port, local_addr=("127.0.0.3", 0))
             writer.write(sent.replace(b"Host: x", b"Host: x\r\nConnection: close"))
             answer = await reader.read()
             writer.close()
@@ -144,3 +145,14 @@ async def test_a_client_that_reads_late_gets_everything(kind):
         assert received.count(b"HTTP/1.1 200 OK") == ASKED[kind].count(b"HTTP/1.1")
         assert received.endswith(b"0\r\n\r\n" if kind == "streamed text" else b"}")
         client.close()
+
+
+async def test_an_address_that_does_not_read_gives_way_to_others():
+    limits = LIMITS | {"request_seconds": 60, "connections": 4}
+    async with serving(send_buffer=4096, limits=limits) as served:
+        found = [await stalled(served, ASKED["description"], "127.0.0.2") for _ in range(4)]
+        for client in found:
+            assert await asyncio.get_running_loop().sock_recv(client, 1)  # the first of the responses has begun
+        assert b"200 OK" in await answer_to(served, get("/health"))
+        for client in found:
+            client.close()
