@@ -31,7 +31,7 @@ class Outcome(Struct):
         end: The way in which it ended: ``cut`` if the connection broke without an answer or an error, ``endless`` if it
             took longer than `PATIENCE_SECONDS`.
         status: The HTTP status.
-        code: The code of the error, if there was one.
+        code, message: The code and the message of the error, if there was one.
         retry_after: The seconds in the Retry-After header, if there was one.
         first: The time at which the first text or sound arrived.
         digest: A digest of the whole answer, if there was one.
@@ -46,6 +46,7 @@ class Outcome(Struct):
     retry_after: float | None = None
     first: float | None = None
     digest: str | None = None
+    message: str | None = None
 
 
 async def send(session: aiohttp.ClientSession, url: str, conversation: TrialConversation) -> Outcome:
@@ -69,7 +70,7 @@ async def _exchange(
         outcome.status = response.status
         if response.status != 200:
             body = await response.json()
-            outcome.end, outcome.code = "error", body["error"]["code"]
+            outcome.end, outcome.code, outcome.message = "error", body["error"]["code"], body["error"]["message"]
             after = response.headers.get("Retry-After")
             outcome.retry_after = None if after is None else float(after)
         elif conversation.streamed:
@@ -88,7 +89,7 @@ async def _read_stream(response: aiohttp.ClientResponse, outcome: Outcome) -> No
             return
         data = json.loads(event)
         if "error" in data:
-            outcome.end, outcome.code = "error", data["error"]["code"]
+            outcome.end, outcome.code, outcome.message = "error", data["error"]["code"], data["error"]["message"]
             return
         for choice in data["choices"]:
             piece = choice["delta"].get("content") or ""
