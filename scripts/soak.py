@@ -43,6 +43,7 @@ from trials.traffic import Book, Traffic, ask_alone
 # at 20 requests per second has 6 refusals on average, and 16 if the rate was measured 4 % too high. With K = 128,
 # it has none, even if the rate was measured 10 % too high.
 LIMITS = {"requests": 16, "queued": 112}
+PLACES = sum(LIMITS.values())
 
 CALIBRATION_SECONDS = 20.0
 REFUSED = "too_many_requests"
@@ -118,7 +119,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--model-path", type=Path, required=True, help="a checkpoint")
     parser.add_argument("--text-only", action="store_true", help="serve and request text only")
     parser.add_argument(
-        "--seconds", type=float, default=60.0, help="time at the bearable rate; a third of it at twice that rate"
+        "--seconds",
+        type=float,
+        default=60.0,
+        help="time at the bearable rate; a third of it, or twice the time that fills the queue, at twice that rate",
     )
     parser.add_argument(
         "--load", type=float, default=0.8, help="the bearable rate, as a share of the rate measured first"
@@ -222,7 +226,8 @@ class Trial:
         before = await self._idle_pss()
         bearable = await self._phase("bearable", rate, self._arguments.seconds)
         settled = await self._idle_pss()
-        double = await self._phase("twice the bearable", 2 * rate, self._arguments.seconds / 3)
+        seconds = max(self._arguments.seconds / 3, 2 * fill_seconds(2 * rate, measured))
+        double = await self._phase("twice the bearable", 2 * rate, seconds)
         after = await self._idle_pss()
         phases = [bearable, double]
         head = ["rate", "requests/s", "ended", "p50", "p95", "most memory"]
@@ -234,7 +239,7 @@ class Trial:
         first, most = sum(before.values()), max(sum(settled.values()), sum(after.values()))
         found.tables["Memory at rest"] = memory_table(before, after)
         asked = sum(bearable.counts.values())
-        expected = asked * refused_share(rate / measured, LIMITS["requests"] + LIMITS["queued"])
+        expected = asked * refused_share(rate / measured, PLACES)
         seen = f"{_errors(bearable)} ({expected:.1g} refusals expected of {asked} random arrivals)"
         found.check("no errors at the bearable rate", seen, set(bearable.counts) == {"answered"})
         found.check("only 429s at twice that rate", _errors(double), set(double.counts) <= {"answered", REFUSED})
@@ -324,6 +329,11 @@ def refused_share(load: float, places: int) -> float:
     if load == 1:
         return 1 / (places + 1)
     return (1 - load) * load**places / (1 - load ** (places + 1))
+
+
+def fill_seconds(sent: float, answered: float) -> float:
+    """The time until all places are taken, if `sent` requests come per second and `answered` are answered."""
+    return PLACES / (sent - answered) if sent > answered else 0.0
 
 
 def _row(phase: Phase) -> list[str]:

@@ -1,1 +1,1 @@
-"""Contains the code that `chaos.py` and `soak.py` share: a server to try, requests with known answers, and checks."""
+"""Contains what the scripts that try a server share: the server, requests with known answers, and checks."""

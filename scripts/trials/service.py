@@ -34,9 +34,13 @@ class Service:
         config: The content of the configuration file.
         arguments: Further arguments of the command line.
         log: The file for its output.
+
+    Attributes:
+        config: The content of the configuration file.
     """
 
     def __init__(self, model_path: Path, config: dict[str, Any], arguments: list[str], log: Path) -> None:
+        self.config = config
         self.temporary = Path(tempfile.mkdtemp(prefix="omni-try-"))
         self._home = Path(tempfile.mkdtemp(prefix="omni-home-"))
         path = self._home / "config.yaml"

@@ -38,9 +38,13 @@ def simulate(load: float, places: int, work: str, arrivals: int) -> float:
 
 
 def test_half_an_hour_at_the_bearable_rate_has_no_refusals_even_if_the_rate_was_measured_too_high() -> None:
-    places = soak.LIMITS["requests"] + soak.LIMITS["queued"]
-    assert 36_000 * soak.refused_share(0.9, places) < 0.01
-    assert 36_000 * soak.refused_share(0.8, 32) > 5  # with shorter queues, refusals are certain
+    assert 36_000 * soak.refused_share(0.9, soak.PLACES) < 0.01
+    assert 36_000 * soak.refused_share(0.8, 32) > 5  # with a quarter of the places, refusals would be expected
+
+
+def test_twice_the_bearable_rate_lasts_until_the_queue_is_full() -> None:
+    assert soak.fill_seconds(40.0, 25.0) == pytest.approx(soak.PLACES / 15)
+    assert soak.fill_seconds(20.0, 25.0) == 0.0
 
 
 def test_a_refusal_is_recorded_with_what_happened_before_it() -> None:

@@ -1,0 +1,65 @@
+"""Computes the most memory that a server may use, from the limits of its configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from omni_pipeline.config.schema import Server
+from stages.options import EncoderOptions, PreprocessingOptions
+
+# A body and its media exist at most so many times at once: as they arrived, as they were decoded, and on their way from
+# one process to the next.
+_COPIES = 3
+# A decoded picture exists at most so many times at once in a process that reads media: as the decoder made it, turned
+# and converted, and resized.
+_PICTURES = 3
+_CHANNELS = 3
+# Buffers of one connection in the main process: what was received and not read, and what was written and not sent.
+_CONNECTION_BYTES = 4 * 2**16
+# Memory that allocators keep after use, and that recordings and caches of the libraries add under load.
+_SLACK = 256 * 2**20
+
+
+class ConfiguredLimits(Struct, frozen=True):
+    """The settings of a server that bound its memory, with their defaults where the configuration has none."""
+
+    server: Server
+    reading: PreprocessingOptions
+    encoders: list[EncoderOptions]
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> ConfiguredLimits:
+        """The limits in the content of a configuration file."""
+
+        def options(stage: str) -> dict[str, Any]:
+            found: dict[str, Any] = config.get("stages", {}).get(stage, {}).get("options", {})
+            return found
+
+        return cls(
+            msgspec.convert(config.get("server", {}), Server),
+            msgspec.convert(options("preprocessing"), PreprocessingOptions),
+            [msgspec.convert(options(name), EncoderOptions) for name in ("image_encoder", "audio_encoder")],
+        )
+
+
+def memory_bound(configured: ConfiguredLimits, at_rest: int) -> dict[str, int]:
+    """The parts of the bound in bytes, by name; their sum is the bound.
+
+    Args:
+        at_rest: The memory of the server before the siege, when no request was running.
+    """
+    limits, reading = configured.server.limits, configured.reading
+    picture = max(reading.max_image_pixels, reading.max_video_pixels) * _CHANNELS
+    return {
+        "at rest": at_rest,
+        f"held_bytes × {_COPIES}": limits.held_bytes * _COPIES,
+        f"one body that is decoded: body_bytes × {_COPIES - 1}": limits.body_bytes * (_COPIES - 1),
+        f"one picture that is decoded: pixels × {_CHANNELS} × {_PICTURES}": picture * _PICTURES,
+        "answers that are not read: requests × reader_bytes": limits.requests * limits.reader_bytes,
+        f"connections × {_CONNECTION_BYTES // 1024} KiB": limits.connections * _CONNECTION_BYTES,
+        "caches of the encoders: cache_bytes": sum(each.cache_bytes for each in configured.encoders),
+        "allocators": _SLACK,
+    }
