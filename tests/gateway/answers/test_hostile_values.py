@@ -150,5 +150,5 @@ async def test_no_value_of_any_field_is_an_error_of_the_server(gateways, tmp_pat
         async with asyncio.timeout(5):
             await gateway.admission.empty()
         assert not gateway.collector._open
-        assert gateway.admission._held_bytes == 0
+        assert gateway.admission.held_bytes == 0
         assert not any(gateway.admission._in_stage.values())
