@@ -68,6 +68,16 @@ class Connection(web.RequestHandler):
         transport.write(_REFUSAL)
         transport.close()
 
+    def data_received(self, data: bytes) -> None:
+        """Parse what the client sent. While a request waits behind another one, read no more. asyncio calls this.
+
+        Without this pause, one connection may make the server keep 32 requests, each with a megabyte of headers.
+        aiohttp reads on when it takes the next request.
+        """
+        super().data_received(data)
+        if self._messages and not self._buffer_paused:
+            self._pause_reading_for_buffer()
+
     def _find_room(self) -> bool:
         """Whether there is room for this connection, perhaps after an unused one of a greedier address was closed."""
         by_address: dict[str, list[Connection]] = defaultdict(list)

@@ -240,19 +240,20 @@ async def serving(
     *,
     speaks: bool = False,
     trace: Trace | None = None,
-    send_buffer: int | None = None,
+    buffers: int | None = None,
     **server: Any,
 ) -> AsyncIterator[Served]:
     """A gateway on a free port, configured by `server` (as in the YAML). It is stopped at the end.
 
     Args:
-        send_buffer: Bytes that the operating system may keep for a client that does not read; None for its default.
+        buffers: Bytes that the operating system may keep of a connection in each direction; None for its default.
     """
     pipeline = pipeline or ScriptedPipeline(["Hel", "lo"])
     server.setdefault("allowed_hosts", ["x"])  # the host that raw requests of the tests name
     listen_socket = socket.create_server(("127.0.0.1", 0))
-    if send_buffer is not None:
-        listen_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # connections inherit it
+    if buffers is not None:
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            listen_socket.setsockopt(socket.SOL_SOCKET, option, buffers)  # connections inherit it
     port = listen_socket.getsockname()[1]
     stopping = asyncio.Event()
     with tempfile.TemporaryDirectory() as checkpoint:

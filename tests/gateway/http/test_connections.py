@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -237,3 +238,23 @@ async def test_requests_in_progress_do_not_give_way():
         for request_id in ids:
             pipeline.say_all(request_id, ["fine"])
         assert [(await reader.readline()).split()[1] for reader in readers] == [b"200"] * 4
+
+
+async def test_a_request_that_waits_behind_another_stops_the_reading_of_more():
+    pipeline = ScriptedPipeline()
+    many, size = 20, 200_000
+    fields = b"".join(b"X-%d: %s\r\n" % (number, b"x" * 8000) for number in range(size // 8000))
+    async with serving(pipeline, buffers=4096, drain_seconds=0.1) as served:
+        reader, writer = await served.connect(HELLO)
+        request_id = await pipeline.submitted.get()
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        writer.write(many * Clients.ASK.replace(b"\r\n\r\n", b"\r\n" + fields + b"\r\n"))
+        left = -1
+        while left != writer.transport.get_write_buffer_size():  # until the server takes nothing more
+            left = writer.transport.get_write_buffer_size()
+            await asyncio.sleep(0.2)
+        assert many * size - left < 4 * size
+        pipeline.say_all(request_id, ["fine"])
+        for _ in range(1 + many):
+            assert b" 200 OK" in await reader.readuntil(b"\r\n\r\n")
+        writer.close()

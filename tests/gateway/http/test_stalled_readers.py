@@ -57,7 +57,7 @@ def no_grace(monkeypatch):
 @asynccontextmanager
 async def gateway() -> AsyncIterator[Served]:
     pipeline = ScriptedPipeline(["x" * 100_000], [tone(100_000)])
-    async with serving(pipeline, speaks=True, send_buffer=4096, limits=LIMITS) as served:
+    async with serving(pipeline, speaks=True, buffers=4096, limits=LIMITS) as served:
         yield served
 
 
@@ -134,7 +134,7 @@ async def test_a_client_that_closes_one_half_and_reads_no_more_is_cut_off(kind):
 async def test_a_client_that_reads_late_gets_everything(kind):
     limits = LIMITS | {"request_seconds": 60}
     async with serving(
-        ScriptedPipeline(["x" * 100_000], [tone(100_000)]), speaks=True, send_buffer=4096, limits=limits
+        ScriptedPipeline(["x" * 100_000], [tone(100_000)]), speaks=True, buffers=4096, limits=limits
     ) as served:
         client = await stalled(served, ASKED[kind])
         await asyncio.sleep(0.3)  # longer than `idle_seconds`: a connection with unread bytes is not idle
@@ -149,7 +149,7 @@ async def test_a_client_that_reads_late_gets_everything(kind):
 
 async def test_an_address_that_does_not_read_gives_way_to_others():
     limits = LIMITS | {"request_seconds": 60, "connections": 4}
-    async with serving(send_buffer=4096, limits=limits) as served:
+    async with serving(buffers=4096, limits=limits) as served:
         found = [await stalled(served, ASKED["description"], "127.0.0.2") for _ in range(4)]
         for client in found:
             assert await asyncio.get_running_loop().sock_recv(client, 1)  # the first of the responses has begun
