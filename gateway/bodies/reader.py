@@ -19,6 +19,10 @@ DEPTH = 64
 """Maximum number of objects and lists within each other. A chat request needs 7."""
 LONG_STRING = 16 * 1024
 """Length in bytes from which a string is kept apart."""
+LONGEST_NUMBER = 128
+"""Maximum length of a number in bytes. The time to decode an integer grows with the square of its length."""
+EXTREME_NUMBERS = 100
+"""Maximum number of exponents of three and more digits. Close to the limits of a double, decoding takes 20 µs."""
 # Bytes that are read before the event loop may run.
 _SLICE = 32 * 1024
 
@@ -28,6 +32,9 @@ _INSIDE = rb'[^"\\]*(?:\\.[^"\\]*)*(?:(")|(\\)?\Z)'
 _STRING = re.compile(rb'"' + _INSIDE, re.DOTALL)
 _REST_OF_STRING = re.compile(_INSIDE, re.DOTALL)
 _CLOSED, _DIVIDED = 1, 2
+_NUMERIC = b"0123456789.eE+-"
+_LONG_NUMBER = re.compile(rb"[0-9.eE+-]{%d}" % (LONGEST_NUMBER + 1))
+_EXTREME_EXPONENT = re.compile(rb"[eE][+-]?[0-9]{3}")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEP = [0] * 256
 for _bracket in b"[{":
@@ -55,6 +62,8 @@ class JsonBodyReader:
         self._nonce = secrets.token_hex(8)
         self._values = 0
         self._depth = 0
+        self._extreme_numbers = 0
+        self._number = b""  # the number that may go on in the next slice
         self._string_from: int | None = None  # where the string that is not closed yet begins in the outline
         self._long: LongString | None = None  # the same string, once it is long
         self._divided = False  # whether the next byte belongs to an escape
@@ -70,8 +79,8 @@ class JsonBodyReader:
         """Take the next bytes.
 
         Raises:
-            OmniError: 400 ``invalid_json`` if the body is nested too deeply; 400 ``too_many_values``; 413
-                ``text_too_large``.
+            OmniError: 400 ``invalid_json`` if the body is nested too deeply or has a number that is too long; 400
+                ``too_many_values``; 413 ``text_too_large``.
         """
         self.size += len(data)
         done = self._continue_string(data) if self._string_from is not None else 0
@@ -92,7 +101,9 @@ class JsonBodyReader:
                 self._keep_apart()
         between.append(data[done:])
         self._outline += data[written:]
-        self._count(b"".join(between))
+        structure = b"".join(between)
+        self._count_values(structure)
+        self._check_numbers(structure)
         if len(self._outline) > self._most_text:
             raise text_too_large(self._most_text, None)
 
@@ -154,8 +165,8 @@ class JsonBodyReader:
 
     # --- structure ---
 
-    def _count(self, structure: bytes) -> None:
-        """Count what is between the strings."""
+    def _count_values(self, structure: bytes) -> None:
+        """Count the values and levels in `structure`, the bytes between the strings."""
         opened = structure.count(b"[") + structure.count(b"{")
         self._values += opened + structure.count(b",")
         if self._values > self._most_values:
@@ -168,6 +179,21 @@ class JsonBodyReader:
                 raise bad_request(f"The body is nested too deeply: more than {DEPTH} levels.", code="invalid_json")
         closed = structure.count(b"]") + structure.count(b"}")
         self._depth = max(self._depth + opened - closed, 0)
+
+    def _check_numbers(self, structure: bytes) -> None:
+        """Refuse numbers that take long to decode."""
+        known = len(self._number)
+        structure = self._number + structure
+        if _LONG_NUMBER.search(structure):
+            raise bad_request(f"The body has a number with more than {LONGEST_NUMBER} digits.", code="invalid_json")
+        self._extreme_numbers += sum(match.end() > known for match in _EXTREME_EXPONENT.finditer(structure))
+        if self._extreme_numbers > EXTREME_NUMBERS:
+            raise bad_request(
+                f"The body has more than {EXTREME_NUMBERS} numbers with an exponent of three digits.",
+                code="too_many_values",
+            )
+        end = structure[-LONGEST_NUMBER:]
+        self._number = end[len(end.rstrip(_NUMERIC)) :]
 
 
 def _long_string(content: bytes | bytearray) -> LongString:

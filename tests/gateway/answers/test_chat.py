@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import threading
 
 import openai
 import pytest
@@ -89,6 +90,36 @@ class TestWhole:
             ("image", b"\x89PNG"),
         ]
         assert (body.thinker.temperature, body.thinker.top_k, body.thinker.seed) == (0.75, 7, 3)
+
+    async def test_passes_large_bodies_on(self):
+        picture, sound = bytes(range(256)) * 3000, bytes(range(255, -1, -1)) * 300
+        text = "Größe: \U0001f600\n" * 5000
+        content = [
+            {"type": "text", "text": text},
+            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(picture).decode()}"}},
+            {"type": "input_audio", "input_audio": {"data": base64.b64encode(sound).decode(), "format": "wav"}},
+        ]
+        data = json.dumps({"messages": [{"role": "user", "content": content}]})
+        async with serving() as served:
+            for sent in (data, data.replace("/", "\\/"), data.replace("+", "\\u002B").replace("=", "\\u003d")):
+                assert (await served.post(sent.encode()))[0] == 200
+                body = served.pipeline.bodies[await served.pipeline.submitted.get()]
+                assert body.turns[0].content[0].text == text
+                assert [bytes(media.data.buffer()) for media in body.media] == [picture, sound]
+
+    @pytest.mark.parametrize(("characters", "on_loop"), [(1000, True), (100_000, False)])
+    async def test_checks_a_large_body_off_the_event_loop(self, characters, on_loop, monkeypatch):
+        threads = []
+
+        def interpret(*arguments):
+            threads.append(threading.current_thread())
+            return interpret_really(*arguments)
+
+        interpret_really = chat._interpret
+        monkeypatch.setattr(chat, "_interpret", interpret)
+        async with serving() as served:
+            assert (await served.post({"messages": [{"role": "user", "content": "x" * characters}]}))[0] == 200
+        assert [thread is threading.main_thread() for thread in threads] == [on_loop]
 
 
 class TestStream:

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from gateway.bodies.reader import DEPTH, LONG_STRING, JsonBodyReader
+from gateway.bodies.reader import DEPTH, EXTREME_NUMBERS, LONG_STRING, LONGEST_NUMBER, JsonBodyReader
 from omni_pipeline.config.schema import Limits
 from omni_pipeline.errors import OmniError
 from tests.gateway.json_bodies import read
@@ -94,6 +94,28 @@ def test_depth_is_bounded(opening, closing, pieces):
     with pytest.raises(OmniError) as caught:
         read(nest(DEPTH + 1), pieces=pieces)
     assert (caught.value.info.status, caught.value.info.code) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize("pieces", [1, 100, 1 << 20])
+@pytest.mark.parametrize("start", [b"", b"-", b"0.", b"1e", b"-1.5E+"])
+def test_the_length_of_a_number_is_bounded(start, pieces):
+    def numbers(length: int) -> bytes:
+        return b'["9", ' + start + b"9" * (length - len(start)) + b', "' + b"9" * 1000 + b'"]'
+
+    read(numbers(LONGEST_NUMBER), pieces=pieces)
+    with pytest.raises(OmniError) as caught:
+        read(numbers(LONGEST_NUMBER + 1), pieces=pieces)
+    assert (caught.value.info.status, caught.value.info.code) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize("number", [b"1e308", b"5E-324", b"1.5e+0000", b"1e400"])
+def test_numbers_that_are_slow_to_decode_are_bounded(number):
+    read(b"[" + b",".join([number] * EXTREME_NUMBERS) + b"]", pieces=1)
+    read(b'["' + b",".join([number] * 1000) + b'"' + b",1e-05,true,false" * 1000 + b"]")
+    for pieces in (1, 3, 1 << 20):
+        with pytest.raises(OmniError) as caught:
+            read(b"[" + b",".join([number] * (EXTREME_NUMBERS + 1)) + b"]", pieces=pieces)
+        assert (caught.value.info.status, caught.value.info.code) == (400, "too_many_values")
 
 
 @pytest.mark.parametrize("unit", [b"[],", b"{},", b"[", b'{"a":', b'"",', b'{"a":1},', b"1,", b" ", b"1", b"]", b'""'])

@@ -8,6 +8,7 @@ import tracemalloc
 import pytest
 
 from gateway.api.conversion import MediaSource
+from gateway.bodies.json_body import LongString
 from gateway.media.loading import MediaLoader
 from omni_pipeline.config.schema import MediaPolicy
 from omni_pipeline.errors import OmniError, bad_request
@@ -47,6 +48,47 @@ async def refused(loading):
 @pytest.mark.parametrize("data", [b"a", b"ab", b"abc", LARGE, LARGE + b"x"])
 async def test_a_data_url_is_decoded(data):
     assert await content(loader().load([source(f"data:image/png;base64,{encoded(data)}")])) == [data]
+
+
+def long_string(text: str) -> LongString:
+    """A string that was kept apart, with the escapes that some clients write."""
+    content = text.encode().replace(b"/", b"\\/").replace(b"+", b"\\u002b")
+    return LongString(0, bytearray(content), b"\\" in content)
+
+
+@pytest.mark.parametrize("data", [b"a", b"\xfb\xff\xbe" * 5, LARGE, LARGE + b"x"])
+async def test_a_long_string_is_decoded(data):
+    url = long_string(f"data:image/png;base64,{encoded(data)}")
+    plain = LongString(0, bytearray(encoded(data).encode()), False)
+    assert await content(loader().load([source(url), source(plain, form="base64")])) == [data, data]
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ("data:image/png;base64", "invalid_url"),
+        ("data:text/plain,hello", "invalid_url"),
+        ("data:image/png;base64,", "invalid_image"),
+        ("data:image/png;base64,AAA", "invalid_base64"),
+        ("data:image/png;base64,AA==AAAA", "invalid_base64"),
+        ("data:image/png;base64,AAAA" + "/" * 5 + "\\q", "invalid_base64"),
+        ("data:image/png;base64,AAAA\\ud800", "invalid_base64"),
+        ("data:image/png;base64,ÄÄÄÄ", "invalid_base64"),
+    ],
+)
+async def test_a_long_string_that_is_no_medium_is_refused(value, code):
+    string = LongString(0, bytearray(value.encode()), "\\" in value)
+    info = await refused(loader().load([source(string)]))
+    assert (info.status, info.code, info.param) == (400, code, "images[0]")
+
+
+@pytest.mark.parametrize("form", ["address", "base64"])
+async def test_a_long_string_has_the_size_limit_of_its_file(form):
+    text = encoded(b"x" * 3000)
+    string = long_string(text if form == "base64" else f"data:;base64,{text}")
+    assert await content(loader(max_bytes=3000).load([source(string, form=form)])) == [b"x" * 3000]
+    info = await refused(loader(max_bytes=2999).load([source(string, form=form)]))
+    assert (info.status, info.code) == (413, "media_too_large")
 
 
 @pytest.mark.parametrize("prefix", ["data:;base64,", "DATA:image/png;BASE64,", "data:audio/x;codecs=1;base64,"])

@@ -194,6 +194,30 @@ class TestErrors:
             assert response.status == 413
             assert (await response.json())["error"]["code"] == "body_too_large"
 
+    @pytest.mark.parametrize(
+        ("unit", "status", "code"),
+        [
+            (b"[],", 400, "too_many_values"),
+            (b"[", 400, "invalid_json"),
+            (b"1", 400, "invalid_json"),
+            (b'"' + b"x" * 999 + b'" ', 413, "text_too_large"),
+        ],
+    )
+    async def test_of_a_body_of_heavy_structure_come_before_its_end(self, unit, status, code):
+        async def pieces():
+            yield b'{"messages": ['
+            while not answered:
+                yield unit * (8192 // len(unit))
+
+        answered = False
+        async with (
+            serving(limits={"text_bytes": 500_000}) as served,
+            served.session.post(f"{served.url}/v1/chat/completions", data=pieces(), headers=JSON) as response,
+        ):
+            answered = True
+            assert response.status == status
+            assert (await response.json())["error"]["code"] == code
+
     async def test_of_broken_chunks_are_400(self):
         async with serving() as served:
             reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
