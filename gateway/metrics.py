@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 
@@ -22,6 +23,10 @@ from omni_pipeline.wire.counters import Distribution
 from stages.messages import TokenUsage
 
 disable_created_metrics()  # nobody needs a second series for each counter
+
+# A version of a format in an Accept header, and the versions that `choose_encoder` can compare.
+_ANY_VERSION = re.compile(r"version=([^;,]*)")
+_SANE_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,2} *")
 
 _LONG = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _FIRST = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -171,8 +176,12 @@ class Metrics:
             self._media_tokens.labels(kind).inc(tokens)
 
     def page(self, accept: str = "") -> tuple[bytes, str]:
-        """All metrics in the format that an `Accept` header asks for, and the media type of that format."""
-        encode, media_type = choose_encoder(accept)
+        """All metrics in the format that an `Accept` header asks for, and the media type of that format.
+
+        A header in which the version of a format is not a number gets Prometheus' text format.
+        """
+        sane = all(_SANE_VERSION.fullmatch(version) for version in _ANY_VERSION.findall(accept))
+        encode, media_type = choose_encoder(accept if sane else "")
         return encode(self._registry), media_type
 
 

@@ -17,6 +17,7 @@ from omni_pipeline.errors import ErrorInfo, internal, unavailable
 
 log = logging.getLogger(__name__)
 
+_NOT_HTTP = ErrorInfo(status=400, message="The request is not valid HTTP.", code="invalid_http")
 _FULL = unavailable(
     "The server has reached its limit of connections; try again in a moment.", code="too_many_connections"
 ).info
@@ -144,6 +145,9 @@ class Connection(web.RequestHandler):
             info = _explained(exc)
             # The message of the error is not logged, because it quotes the client's data, which may be a key.
             log.info("malformed HTTP: error=%s code=%s remote=%s", type(exc).__name__, info.code, request.remote)
+        elif isinstance(exc, UnicodeEncodeError):  # aiohttp quotes a header that is not UTF-8
+            log.info("malformed HTTP: error=%s remote=%s", type(exc).__name__, request.remote)
+            info = _NOT_HTTP
         elif isinstance(exc, ConnectionError):  # the client left while a response was being written
             raise exc
         else:
@@ -159,4 +163,4 @@ class Connection(web.RequestHandler):
 def _explained(error: HttpProcessingError) -> ErrorInfo:
     if isinstance(error, LineTooLong) or error.message.startswith("Too many headers"):
         return ErrorInfo(status=431, message="The request line or the headers are too large.", code="headers_too_large")
-    return ErrorInfo(status=400, message="The request is not valid HTTP.", code="invalid_http")
+    return _NOT_HTTP

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import PurePath
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from gateway.admission import Admission
@@ -108,6 +108,10 @@ class Gateway:
         for method, path, handler in routes:
             add = self.app.router.add_get if method == "GET" else self.app.router.add_post
             add(path, handler, expect_handler=expect)
+        # Without routes of our own for all other requests, aiohttp would judge their Expect header by itself, and quote
+        # it in an error of another form.
+        for resource in [*self.app.router.resources(), self.app.router.add_resource("/{path:(?s:.*)}")]:
+            resource.add_route(hdrs.METH_ANY, _refuse, expect_handler=expect)
 
     async def _end_threads(self, app: web.Application) -> None:
         self._audio_threads.shutdown(wait=False, cancel_futures=True)
@@ -137,8 +141,17 @@ class Gateway:
         endpoints = [
             f"{route.method} {route.resource.canonical}"
             for route in self.app.router.routes()
-            if route.resource and route.method != "HEAD"
+            if route.resource and route.method not in ("HEAD", hdrs.METH_ANY)
         ]
         return json_response(
             Index(name="omni-pipeline", version=__version__, model=self._model.id, endpoints=sorted(endpoints))
         )
+
+
+async def _refuse(request: web.Request) -> web.StreamResponse:
+    """Answer a request for a path or a method that no endpoint has."""
+    resource = request.match_info.route.resource
+    methods = {route.method for route in resource or ()} - {hdrs.METH_ANY}
+    if not methods:
+        raise web.HTTPNotFound()
+    raise web.HTTPMethodNotAllowed(request.method, methods)
