@@ -58,14 +58,14 @@ from stages.preprocessing.token_limit import TextLimit, TokenLimit
 MERGE_IDS_PER_SECOND: float = DEFAULTS["videos_kwargs"]["position_id_per_seconds"]
 
 
-# A longer conversation is tokenised by a reader. Tokenising so much text takes about 20 ms.
+# A longer conversation is tokenised by a reader. Tokenising so much text takes 20 to 40 ms.
 SHORT_TEXT_BYTES = 16 * 1024
 
 # The size of a turn or a part without text, for the time to render it.
 _PART_BYTES = 64
 
 # Estimated time to tokenise a byte.
-_SECONDS_PER_BYTE = 1.2e-6
+_SECONDS_PER_BYTE = 2e-6
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 from omni_pipeline.errors import OmniError, bad_request
 from stages.messages import Text, Turn
 
-# The normalisation NFC makes a text at most this many times shorter in UTF-8: three letters of a Korean syllable become
-# one character of three bytes, and the kelvin sign becomes a letter of one.
-NFC_SHRINKS = 3
+# The normalisation NFC makes a text at most this many times shorter in UTF-8, rounded up: U+1FBE, U+0308 and U+0301,
+# seven bytes, become one letter of two bytes.
+NFC_SHRINKS = 4
 
 
 class TokenLimit(Struct, frozen=True):
