@@ -13,13 +13,19 @@ While a tensor travels between two processes, both hold it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-from stages.checkpoint.audio_lengths import audio_rows
+from stages.checkpoint.audio_lengths import FULL_CHUNK_ROWS, audio_rows
 from stages.checkpoint.model_config import ModelConfig
 from stages.messages import AudioItem, VisionItem
+from stages.preprocessing.features import CHUNK_FRAMES
+from stages.preprocessing.media import FRAMES_AT_ONCE
+from stages.preprocessing.survey import MediumSurvey
+
+# Further mel frames that a sound may have because of rounding and padding: one row.
+_MORE_MEL_FRAMES = 8
 
 _FLOAT32 = 4  # preprocessing and the encoders send float32, whatever type a tower computes in
 
@@ -50,10 +56,10 @@ class DecodedBytes(Struct, frozen=True):
         heard: Bytes of the states for the talker.
     """
 
-    pixels: int
-    inputs: int
-    rows: int
-    heard: int
+    pixels: int = 0
+    inputs: int = 0
+    rows: int = 0
+    heard: int = 0
 
     @property
     def passing(self) -> int:
@@ -64,6 +70,21 @@ class DecodedBytes(Struct, frozen=True):
     def lasting(self) -> int:
         """Bytes that some stage may hold until the request ends."""
         return self.rows + self.heard
+
+    def beyond(self, other: DecodedBytes) -> DecodedBytes:
+        """The part of this memory that `other` does not contain; nothing is negative."""
+        return DecodedBytes(
+            pixels=max(self.pixels - other.pixels, 0),
+            inputs=max(self.inputs - other.inputs, 0),
+            rows=max(self.rows - other.rows, 0),
+            heard=max(self.heard - other.heard, 0),
+        )
+
+    def plus(self, other: DecodedBytes) -> DecodedBytes:
+        """The sum of both."""
+        return DecodedBytes(
+            self.pixels + other.pixels, self.inputs + other.inputs, self.rows + other.rows, self.heard + other.heard
+        )
 
 
 class ByteSizes(Struct, frozen=True):
@@ -108,6 +129,24 @@ class ByteSizes(Struct, frozen=True):
             rows=media.visual_rows * self.visual_row + media.audio_rows * self.audio_row,
             heard=(media.visual_rows + media.audio_rows) * self.state if spoken else 0,
         )
+
+
+def size_in_headers(surveys: Sequence[MediumSurvey], mel_rate: float, most_rows: int) -> DecodedMedia:
+    """The sizes of media according to their headers. They may be false, but tell no more than a prompt can hold.
+
+    Args:
+        mel_rate: Number of mel frames for each second of sound.
+        most_rows: Maximum number of tokens of a prompt.
+    """
+    seconds = [survey.sound_seconds for survey in surveys if survey.sound_seconds]
+    most_frames = most_rows * CHUNK_FRAMES // FULL_CHUNK_ROWS
+    frames = [min(math.ceil(sound * mel_rate) + _MORE_MEL_FRAMES, most_frames) for sound in seconds]
+    return DecodedMedia(
+        visual_rows=min(sum(survey.least_rows for survey in surveys if survey.kind != "audio"), most_rows),
+        mel_frames=min(sum(frames), most_frames),
+        audio_rows=min(sum(map(audio_rows, frames)), most_rows),
+        pixels=max((item.width * item.height * min(item.taken, FRAMES_AT_ONCE) for item in surveys), default=0),
+    )
 
 
 def size_of(pictures: Iterable[VisionItem], sounds: Iterable[AudioItem], merge: int) -> DecodedMedia:

@@ -41,6 +41,7 @@ class Features:
         self._sounds = processor.feature_extractor
         self._sound_options = {key: value for key, value in DEFAULTS["audio_kwargs"].items() if key != "n_window"}
         self.rate: int = self._sounds.sampling_rate
+        self.mel_rate: float = self.rate / self._sounds.hop_length
         self.frames_per_row: int = self._videos.temporal_patch_size
         self.min_frames: int = self._videos.min_frames
         self.merge: int = self._videos.merge_size

@@ -7,8 +7,10 @@ touches untrusted bytes, so a step never waits, and requests overtake each other
    A request without media is complete.
 2. `SURVEY`: A reader finds the sizes of the media from their headers (`survey.MediumSurvey`). Text and media together
    are compared with the token limit.
-3. `GRANT`: The sizes are known and nothing is decoded. `_ask_for_grant` is the place to wait for memory.
-4. `READ`: A reader decodes the media.
+3. `GRANT`: The sizes are known and nothing is decoded. The stage claims the memory that the media will take, and waits
+   until the main process grants the claim.
+4. `READ`: A reader decodes the media. If they are larger than their headers say, they are dropped, and the request goes
+   back to `GRANT` with their true size.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from transformers import Qwen3OmniMoeConfig, Qwen3OmniMoeProcessor
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.errors import ErrorInfo, OmniError, internal
 from omni_pipeline.logs import fields
-from omni_pipeline.wire.messages import Failed, Start, Work
+from omni_pipeline.wire.messages import Claim, Failed, Start, Work
 from omni_pipeline.wire.tensor import Tensor
+from stages.checkpoint.model_config import read
+from stages.checkpoint.weights import read_config
 from stages.messages import (
     AudioItem,
     AudioWork,
@@ -43,6 +47,7 @@ from stages.messages import (
 )
 from stages.options import PreprocessingOptions
 from stages.preprocessing.conversation import ChatTokenizer
+from stages.preprocessing.decoded_size import ByteSizes, DecodedBytes, DecodedMedia, size_in_headers, size_of
 from stages.preprocessing.features import CHUNK_FRAMES, DEFAULTS, Features
 from stages.preprocessing.layout import PromptLayout, lay_out
 from stages.preprocessing.media import MediaReader, ReadMedia
@@ -88,6 +93,7 @@ class Preparation(Struct):
         phase: The phase that it is in.
         skeleton: The ids of its text, with a placeholder for each media item; from `SURVEY` on.
         surveys: The sizes of `placed`; from `GRANT` on.
+        claimed: The memory that has been claimed for the media.
     """
 
     request: ChatRequest
@@ -95,6 +101,7 @@ class Preparation(Struct):
     phase: Phase = Phase.TEXT
     skeleton: list[int] = []
     surveys: list[MediumSurvey] = []
+    claimed: DecodedBytes = DecodedBytes()
 
     @property
     def text_tokens(self) -> int:
@@ -114,18 +121,23 @@ class Preprocessing:
         self._chat = ChatTokenizer(processor)
         self._limit = TokenLimit(options.max_prompt_tokens or config.text_config.max_position_embeddings)
         self._text_limit = TextLimit.of(self._limit, processor.tokenizer.backend_tokenizer)
-        work = ReaderWork(self._chat, MediaReader(Features(processor), options, self._limit))
+        features = Features(processor)
+        self._merge, self._mel_rate = features.merge, features.mel_rate
+        self._sizes = ByteSizes.of(read(read_config(context.model_path)))
+        work = ReaderWork(self._chat, MediaReader(features, options, self._limit))
         self._readers = ReaderPool(work, reader_count(options.readers), options.reading_seconds)
         self._position_ids_per_second: float = config.position_id_per_seconds
         self._roles = Roles.of(whole) if "talker_ar" in context.stages else None
         self._preparing: dict[str, Preparation] = {}
         self._fresh: deque[str] = deque()
+        self._claims: list[Claim] = []
+        self._granted: deque[str] = deque()
         self._refused = 0
         self.batch: list[str] = []
 
     @property
     def has_work(self) -> bool:
-        return bool(self._fresh) or self._readers.has_news
+        return bool(self._fresh or self._granted) or self._readers.has_news
 
     @property
     def waits_on(self) -> int:
@@ -138,20 +150,29 @@ class Preprocessing:
         self._preparing[message.request_id] = Preparation(request, placed)
         self._fresh.append(message.request_id)
 
-    def step(self) -> Iterable[Work | Failed]:
+    def grant(self, request_id: str) -> None:
+        """Have a request's media decoded."""
+        if request_id in self._preparing:
+            self._granted.append(request_id)
+
+    def step(self) -> Iterable[Work | Failed | Claim]:
         """Take in what readers have done, begin with the oldest new request, and give readers their next jobs."""
         self.batch = []
-        messages: list[Work | Failed] = []
+        messages: list[Work | Failed | Claim] = []
         for done in self._readers.collect():
             messages += self._advance(done.request_id, done.result)
         if self._fresh:
             messages += self._advance(self._fresh.popleft(), None)
+        while self._granted:
+            self._read(self._granted.popleft())
         self._readers.dispatch()
-        return messages
+        claims, self._claims = self._claims, []
+        return messages + claims
 
     def abort(self, request_id: str) -> None:
         if self._preparing.pop(request_id, None) is not None:
             self._fresh = deque(fresh for fresh in self._fresh if fresh != request_id)
+            self._granted = deque(granted for granted in self._granted if granted != request_id)
             self._readers.cancel(request_id)
 
     def live(self) -> Collection[str]:
@@ -204,7 +225,7 @@ class Preprocessing:
             case Surveys():
                 return self._take_surveys(request_id, preparation, result.items)
             case ReadMedia():
-                return self._complete(request_id, preparation, result)
+                return self._take_media(request_id, preparation, result)
 
     def _take_text(self, request_id: str, preparation: Preparation) -> Iterable[Work]:
         request = preparation.request
@@ -228,21 +249,39 @@ class Preprocessing:
 
     def _take_surveys(self, request_id: str, preparation: Preparation, surveys: list[MediumSurvey]) -> Iterable[Work]:
         self._limit.check(preparation.text_tokens + sum(survey.least_rows for survey in surveys))
-        preparation.phase = Phase.GRANT
         preparation.surveys = surveys
-        self._ask_for_grant(request_id)
+        size = size_in_headers(surveys, self._mel_rate, self._limit.tokens)
+        self._claim(request_id, preparation, self._missing(preparation, size))
         return ()
 
-    def _ask_for_grant(self, request_id: str) -> None:
-        """Ask for room for the decoded media, whose sizes are known. There is room for every request."""
-        self._grant(request_id)
+    def _missing(self, preparation: Preparation, size: DecodedMedia) -> DecodedBytes:
+        """The memory for media of this size that has not been claimed."""
+        spoken = preparation.request.speech is not None
+        return self._sizes.bytes_of(size, spoken=spoken).beyond(preparation.claimed)
 
-    def _grant(self, request_id: str) -> None:
-        """Have a request's media decoded. If this happens in the step of the survey, the media are not sent again."""
+    def _claim(self, request_id: str, preparation: Preparation, missing: DecodedBytes) -> None:
+        """Claim memory. Media whose headers cannot be read claim nothing, and most of them will be refused."""
+        preparation.phase = Phase.GRANT
+        if not missing.passing + missing.lasting:
+            self._granted.append(request_id)
+            return
+        preparation.claimed = preparation.claimed.plus(missing)
+        self._claims.append(Claim(request_id, self.name, missing.passing, missing.lasting))
+
+    def _read(self, request_id: str) -> None:
+        """Have a request's media decoded."""
         preparation = self._preparing[request_id]
         preparation.phase = Phase.READ
         question = Read(preparation.placed, preparation.request.video, preparation.text_tokens, preparation.surveys)
         self._readers.submit(request_id, question, reading_seconds(preparation.surveys))
+
+    def _take_media(self, request_id: str, preparation: Preparation, media: ReadMedia) -> Iterable[Work]:
+        size = size_of([*media.pictures, *media.clips], media.sounds.items, self._merge)
+        missing = self._missing(preparation, size)
+        if missing.passing + missing.lasting:
+            self._claim(request_id, preparation, missing)
+            return ()
+        return self._complete(request_id, preparation, media)
 
     def _complete(self, request_id: str, preparation: Preparation, media: ReadMedia) -> Iterator[Work]:
         layout = lay_out(preparation.skeleton, media.rows, self._chat.tokens, MERGE_IDS_PER_SECOND)

@@ -14,6 +14,7 @@ from tests.server import Server, split
 # Limits small enough for tests to exceed them.
 MAX_MEDIA = 6
 MAX_MEDIUM_BYTES = 4 * 1024 * 1024
+DECODED_BYTES = 100 * 1024 * 1024
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +27,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def server(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
-    config = split() | {"server": {"media": {"max_items": MAX_MEDIA, "max_bytes": MAX_MEDIUM_BYTES}}}
+    media, limits = {"max_items": MAX_MEDIA, "max_bytes": MAX_MEDIUM_BYTES}, {"decoded_bytes": DECODED_BYTES}
+    config = split() | {"server": {"media": media, "limits": limits}}
     server = Server(tiny_checkpoint, repository, config, ["--model-name", "qwen3-omni"]).start()
     yield server
     assert server.stop() == 0

@@ -9,7 +9,7 @@ from cases import conversations
 from conversations import Case, names, reference_inputs, start_of
 
 from omni_pipeline.wire.codec import Codec
-from omni_pipeline.wire.messages import Start
+from omni_pipeline.wire.messages import Claim, Start
 from stages.encoders.audio_encoder import AudioEncoder
 from stages.encoders.image_encoder import ImageEncoder
 from stages.messages import ThinkerRequest
@@ -42,6 +42,9 @@ class MediaPath:
                 select.select([self.stages["preprocessing"].waits_on], [], [], 60)
             for stage in self.stages.values():
                 for message in list(stage.step()) if stage.has_work else ():
+                    if isinstance(message, Claim):
+                        stage.grant(message.request_id)
+                        continue
                     assert isinstance(message, Start), message
                     arrived = self.send(message)
                     if arrived.target == "thinker":

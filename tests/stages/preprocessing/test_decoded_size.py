@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from cases import film
 from conversations import Case, names, start_of
+from driving import finish
 from media_files import picture, tone
 
 from omni_pipeline.wire.tensor import Tensor
@@ -18,7 +19,8 @@ from stages.encoders.image_encoder import ImageEncoder
 from stages.messages import AudioWork, ThinkerRequest, VideoOptions, VisionWork
 from stages.mm_aggregate.stage import Aggregate
 from stages.preprocessing import Preprocessing
-from stages.preprocessing.decoded_size import ByteSizes, DecodedBytes, DecodedMedia, size_of
+from stages.preprocessing.decoded_size import ByteSizes, DecodedBytes, DecodedMedia, size_in_headers, size_of
+from stages.preprocessing.survey import MediumSurvey
 
 CASES = [
     Case("picture", [("user", [picture(), "What?"])]),
@@ -26,7 +28,7 @@ CASES = [
     Case("sound", [("user", [tone(2.345), "What?"])]),
     Case("short sounds", [("user", [tone(0.3), tone(0.1, seed=1), "What?"])]),
     Case("clip", [("user", [film(7), "What?"])]),
-    Case("clip with sound", [("user", [film(8), "What?"])], video=VideoOptions(use_audio=True)),
+    Case("clip with sound", [("user", [film(8, seconds=2), "What?"])], video=VideoOptions(use_audio=True)),
     Case("everything", [("user", [picture(), tone(1), film(5), "What?"])]),
 ]
 
@@ -49,14 +51,13 @@ def sizes(tiny_checkpoint: Path) -> ByteSizes:
 
 def messages_of(stages: dict[str, Any], case: Case) -> dict[str, Any]:
     """The body of the message to each stage, for one request."""
-    stages["preprocessing"].receive(start_of(case))
     bodies: dict[str, Any] = {}
-    while "thinker" not in bodies:
-        for stage in stages.values():
-            for message in list(stage.step()) if stage.has_work else ():
-                bodies[message.target] = message.body
-                if message.target in stages:
-                    stages[message.target].receive(message)
+    stages["preprocessing"].receive(start_of(case))
+    for name, stage in stages.items():
+        for message in finish(stage) if name == "preprocessing" else stage.step() if stage.has_work else ():
+            bodies[message.target] = message.body
+            if message.target in stages:
+                stages[message.target].receive(message)
     return bodies
 
 
@@ -93,3 +94,20 @@ def test_five_large_pictures_of_the_published_model_are_gigabytes(data: Path) ->
     found = sizes.bytes_of(DecodedMedia(visual_rows=5 * 12544), spoken=False)
     assert found.inputs == 5 * 50176 * 1536 * 4
     assert found.rows == 5 * 12544 * 4 * 2048 * 4
+
+
+def test_false_headers_claim_no_more_than_a_prompt_holds(data: Path) -> None:
+    sizes = ByteSizes.of(read(json.loads((data / "qwen3_omni_30b" / "config.json").read_text())))
+    hours = [MediumSurvey("audio", sound_seconds=3600.0, rows=46800)] * 64
+    found = size_in_headers(hours, mel_rate=100.0, most_rows=65536)
+    assert found == DecodedMedia(visual_rows=0, mel_frames=504123, audio_rows=65536, pixels=0)
+    assert sizes.bytes_of(found, spoken=True).lasting == 2 * 65536 * 2048 * 4
+
+
+def test_pixels_of_the_largest_item_are_in_memory_at_a_time() -> None:
+    surveys = [
+        MediumSurvey("image", 100, 100, frames=1, taken=1, rows=9, least_rows=9),
+        MediumSurvey("video", 60, 60, frames=500, taken=40, rows=90, least_rows=80, sound_seconds=1.0),
+    ]
+    found = size_in_headers(surveys, mel_rate=100.0, most_rows=1000)
+    assert found == DecodedMedia(visual_rows=89, mel_frames=108, audio_rows=14, pixels=60 * 60 * 8)
