@@ -47,6 +47,7 @@ PLACES = sum(LIMITS.values())
 
 CALIBRATION_SECONDS = 20.0
 REFUSED = "too_many_requests"
+MEMORY_SECONDS = 10.0
 RECENT_SECONDS = 5.0
 AT_ONCE = 10
 WARM_ROUNDS = 10
@@ -269,8 +270,9 @@ class Trial:
         loop = asyncio.get_running_loop()
         arrivals: list[Arrival] = []
         sending: set[asyncio.Task[None]] = set()
-        begin = at = looked = loop.time()
-        peak = 0
+        peaks = [0]
+        watching = asyncio.create_task(self._watch_memory(peaks))
+        begin = at = loop.time()
         while (at := at + self._draw.expovariate(rate)) < begin + seconds:
             await asyncio.sleep(max(0.0, at - loop.time()))
             now = loop.time()
@@ -279,14 +281,21 @@ class Trial:
             task = asyncio.create_task(self._send(arrival, self._draw.choice(self._wanted)))
             sending.add(task)
             task.add_done_callback(sending.discard)
-            if now > looked + 10:
-                looked = now
-                peak = max(peak, self._service.pss_bytes())
         await asyncio.gather(*sending)
+        watching.cancel()
         book = Book(self._right, [arrival.outcome for arrival in arrivals if arrival.outcome is not None])
         taken = sorted(each.ended - each.sent for each in book.outcomes if each.end == "answered")
         quantiles = (_quantile(taken, 0.5), _quantile(taken, 0.95))
-        return Phase(name, rate, book.counts(), len(book.wrong), *quantiles, peak, refusals(arrivals))
+        return Phase(name, rate, book.counts(), len(book.wrong), *quantiles, max(peaks), refusals(arrivals))
+
+    async def _watch_memory(self, peaks: list[int]) -> None:
+        """Append the memory of the server every few seconds. A thread reads it, because it takes up to half a second.
+
+        An event loop that waited for this would send nothing meanwhile, and afterwards all requests that are due.
+        """
+        while True:
+            await asyncio.sleep(MEMORY_SECONDS)
+            peaks.append(await asyncio.to_thread(self._service.pss_bytes))
 
     async def _send(self, arrival: Arrival, conversation: TrialConversation) -> None:
         arrival.outcome = await send(self._session, self._service.url, conversation)
