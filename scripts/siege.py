@@ -206,10 +206,10 @@ async def besiege(
 
 
 async def open_what_opens_once(service: Service, wanted: Sequence[TrialConversation]) -> None:
-    """Let a client leave in mid-answer: the first abort opens connections to the workers, which stay open."""
+    """Let a client leave in each conversation: the first abort of a stage opens a connection that stays open."""
+    draw = random.Random(0)
     for conversation in wanted:
-        if conversation.kind in ("text", "speech"):
-            await leave_at(service.port, conversation, MOMENTS["after the first text"], random.Random(0))
+        await leave_at(service.port, conversation, MOMENTS["some time after the body"], draw)
 
 
 def target(service: Service) -> Target:
