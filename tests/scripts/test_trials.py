@@ -1,4 +1,4 @@
-"""Short forms of `chaos.py` and `soak.py` on one server, and tests of what their checks notice."""
+"""Short forms of `chaos.py`, `soak.py` and `siege.py` on one server, and tests of what their checks notice."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import chaos
 import pytest
+import siege
 import soak
 from trials.client import Outcome
 from trials.conduct import Findings, conduct
@@ -24,26 +25,25 @@ from trials.traffic import Book
 PATIENT = ["--errors", "60", "--recover", "120"]
 
 
-async def test_busy_server_survives_the_loss_of_each_worker_and_clients_that_leave(
+async def test_busy_server_survives_the_loss_of_each_worker_and_clients_that_leave_or_attack(
     checkpoints: Callable[[str], Path], tmp_path: Path
 ) -> None:
     model = ["--model-path", str(checkpoints("nano")), "--of-each", "1"]
     killed = chaos.parser().parse_args([*model, *PATIENT, "--signals", "KILL"])
     stopped = [*model, *PATIENT, "--signals", "STOP", "--silent-seconds", "5", "--workers", "talker_ar", "--seed", "1"]
     left = soak.parser().parse_args([*model, "--seconds", "0", "--disconnects", "40", "--free", "60", "--growth", "9"])
-    service = Service(
-        checkpoints("nano"),
-        {"supervision": {"silent_seconds": 5}, "server": {"limits": soak.LIMITS}},
-        [],
-        tmp_path / "server.log",
-    )
+    besieged = siege.parser().parse_args([*model, "--seconds", "10", "--quiet", "2", "--free", "60"])
+    config = {"supervision": {"silent_seconds": 5}, **siege.CONFIG}
+    service = Service(checkpoints("nano"), config, [], tmp_path / "server.log")
     report = await conduct(
         "short forms",
         service,
         functools.partial(chaos.break_workers, arguments=killed),
         functools.partial(chaos.break_workers, arguments=chaos.parser().parse_args(stopped)),
         functools.partial(soak.keep_busy, arguments=left),
+        functools.partial(siege.besiege, arguments=besieged, timed=False),
     )
+    print(report.markdown())  # the latency of the honest clients, which is not judged here
     assert report.good, report.markdown()
 
 
