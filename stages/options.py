@@ -28,6 +28,8 @@ class PreprocessingOptions(StageOptions, frozen=True, forbid_unknown_fields=True
             `video_max_frames` say.
         reading_seconds: Maximum time to decode the media of one request and to prepare them for the encoders; also the
             maximum time to tokenise a long text. Time in which the request waits for a reader does not count.
+        reading_cpu_seconds: Maximum CPU time to read one media item, besides a second for each 4 MB of its file and for
+            each 16 million pixels or samples.
         readers: Number of processes that decode media, at least two; one of them takes only work that is expected to be
             short. null means as many as the cores that the worker may use, at least 2 and at most 8. One more process
             is for long texts.
@@ -43,6 +45,7 @@ class PreprocessingOptions(StageOptions, frozen=True, forbid_unknown_fields=True
     max_video_frames: Positive = 2048
     reading_seconds: Seconds = 300.0
     readers: Annotated[int, Meta(ge=2, le=64)] | None = None
+    reading_cpu_seconds: Seconds = 10.0
     max_prompt_tokens: Positive | None = None
 
 

@@ -17,8 +17,9 @@ PACKET_WORK = 1024
 # One pass of a JPEG decoder over coefficients that do not change takes less than this share of decoding their pixels.
 _PASSES_PER_PIXEL = 8
 
-# The slowest decoders of usual formats decode this many pixels or samples in a second on one core.
+# The slowest decoders of usual formats decode this many pixels or samples, or bytes of a file, in a second on one core.
 WORK_PER_SECOND = 16_000_000
+BYTES_PER_SECOND = 4_000_000
 
 
 class DecodingBudget:
@@ -46,7 +47,12 @@ class DecodingBudget:
         self.spent += work
         if self.spent > self._limit:
             raise self._refusal()
-        cpu_time.extend(work / WORK_PER_SECOND)
+        allow_time_for(work)
+
+
+def allow_time_for(work: int) -> None:
+    """Allow the process the CPU time for work that something else bounds."""
+    cpu_time.extend(work / WORK_PER_SECOND)
 
 
 def pass_work(samples: int) -> int:

@@ -15,10 +15,13 @@ from av.container import InputContainer
 
 from omni_pipeline.errors import bad_request
 from omni_pipeline.wire.tensor import Buffer
+from stages.preprocessing.budget import PACKET_WORK
 from stages.preprocessing.container import Extent, open_container, truncated
 from stages.preprocessing.waveform import Waveform
 
-BLOCK_FRAMES = 65536
+# Samples that libsndfile decodes at a time, and of one channel. A header may claim a thousand channels.
+BLOCK_SAMPLES = 524_288
+BLOCK_FRAMES = 65_536
 
 # First bytes of the files that libsndfile reads: WAV and its 64-bit variants, AIFF, AU, FLAC, Ogg, CAF, MP3. The
 # library knows two dozen more formats, which nobody sends in good faith.
@@ -65,6 +68,7 @@ def decode_sound_track(data: Buffer, *, rate: int, max_seconds: float, param: st
         extent = Extent(container)
         for packet in container.demux():
             found = extent.saw(packet)
+            wave.budget.charge(PACKET_WORK)
             if packet.stream is not stream:
                 continue
             packets += found
@@ -118,8 +122,9 @@ def _sound(container: InputContainer, param: str, code: str) -> AudioStream:
 def _read_soundfile(source: soundfile.SoundFile, rate: int, max_seconds: float, param: str) -> numpy.ndarray:
     wave = Waveform(source.samplerate, rate, max_seconds=max_seconds, param=param)
     frames = 0
+    at_once = min(BLOCK_FRAMES, max(BLOCK_SAMPLES // source.channels, 1))
     try:
-        while len(block := source.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
+        while len(block := source.read(at_once, dtype="float32", always_2d=True)):
             wave.add(block)
             frames += len(block)
     except soundfile.LibsndfileError as error:

@@ -11,16 +11,21 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from msgspec import Struct
 
-from omni_pipeline.errors import bad_request
+from omni_pipeline.errors import OmniError, bad_request
 from omni_pipeline.wire.tensor import Buffer
+from stages.preprocessing.budget import PACKET_WORK, DecodingBudget, pass_work
 from stages.preprocessing.container import Extent, open_container, truncated
 from stages.preprocessing.decode_image import check_aspect_ratio
+from stages.preprocessing.jpeg_scans import scanned_samples
 
 CODE = "invalid_video"
 
 # If the header's frame rate is wrong by more than this factor, the times of the frames count instead.
 RATE_TOLERANCE = 1.25
 DEFAULT_RATE = 25.0
+
+# FFmpeg's decoders for frames that are JPEG pictures.
+_JPEG_DECODERS = ("mjpeg", "mjpegb", "amv", "thp", "smvjpeg", "sp5x", "mxpeg", "ljpeg", "tiff")
 
 
 class DecodedClip(Struct, frozen=True):
@@ -51,11 +56,13 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_p
 
     Args:
         max_pixels: Maximum number of pixels of one frame.
-        max_total_pixels: Maximum number of pixels of all frames together, which bounds the time to decode the clip.
+        max_total_pixels: Maximum number of pixels of all frames together, which bounds the time to decode the clip. An
+            almost empty packet, of any stream, counts as `PACKET_WORK` pixels.
 
     Raises:
         OmniError: 400 ``invalid_video``, ``video_too_long`` or ``video_too_large``.
     """
+    budget = _budget(max_total_pixels, param)
     with open_container(data, param=param, code=CODE) as container:
         stream = _pictures(container, param)
         width, height = stream.codec_context.width, stream.codec_context.height
@@ -63,8 +70,13 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_p
             message = f"The video has {width}×{height} pixels, and {max_pixels} are allowed."
             raise bad_request(message, param=param, code="video_too_large")
         extent = Extent(container)
-        packets = (packet for packet in container.demux() if extent.saw(packet))
-        times = [packet.pts for packet in packets if packet.stream is stream and not packet.is_discard]
+        times = []
+        for packet in container.demux():
+            if extent.saw(packet) and packet.stream is stream and not packet.is_discard:
+                times.append(packet.pts)
+                budget.charge(max(width * height, _jpeg_work(packet), PACKET_WORK))
+            else:
+                budget.charge(PACKET_WORK)
         frames = len(times)
         if not frames or not width * height:
             raise bad_request("The video has no frames.", param=param, code=CODE)
@@ -72,9 +84,6 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_p
             message = f"The video is cut short: {frames} of {stream.frames} frames are there."
             raise bad_request(message, param=param, code=CODE)
         extent.check(param, CODE)
-        if width * height * frames > max_total_pixels:
-            message = f"The video has {frames} frames of {width}×{height} pixels, and {max_total_pixels} are allowed."
-            raise bad_request(message, param=param, code="video_too_large")
         rate = _frame_rate(stream, times)
         clip = DecodedClip(frames, rate, width, height, has_sound=bool(container.streams.audio))
     if clip.seconds > max_seconds:
@@ -101,15 +110,25 @@ def sampled_frames(clip: DecodedClip, *, fps: float, min_frames: int, max_frames
 
 
 def decode_frames(
-    data: Buffer, indices: Sequence[int], *, at_once: int, total: int, max_pixels: int, param: str
+    data: Buffer,
+    indices: Sequence[int],
+    *,
+    at_once: int,
+    total: int,
+    max_pixels: int,
+    max_total_pixels: int,
+    param: str,
 ) -> Iterator[numpy.ndarray]:
     """Yields the frames at `indices` (ascending), upright and in RGB, as uint8 [at most `at_once`, height, width, 3].
 
     Frames that differ in size from the first are scaled to it. If a few of the counted frames (`total`) turn out to be
     missing, the last one stands in for them.
 
+    Args:
+        max_pixels, max_total_pixels: As in `probe_clip`, for the frames as they are: a header may claim smaller ones.
+
     Raises:
-        OmniError: 400 ``invalid_video``.
+        OmniError: 400 ``invalid_video`` or ``video_too_large``.
     """
     wanted = iter(indices)
     following = next(wanted, None)
@@ -118,8 +137,10 @@ def decode_frames(
     size: tuple[int, int] | None = None
     decoded = 0
     picture = None
+    budget = _budget(max_total_pixels, param)
     with open_container(data, param=param, code=CODE, max_pixels=max_pixels) as container:
         for frame in container.decode(_pictures(container, param)):
+            budget.charge(max(frame.width * frame.height, PACKET_WORK))
             size = size or (frame.width, frame.height)
             if decoded == following:
                 picture = _upright(to_rgb.reformat(frame, *size, "rgb24"), frame.rotation)
@@ -139,6 +160,21 @@ def decode_frames(
     chunk += [picture] * missing
     for start in range(0, len(chunk), at_once):
         yield numpy.stack(chunk[start : start + at_once])
+
+
+def _budget(max_total_pixels: int, param: str) -> DecodingBudget:
+    def refusal() -> OmniError:
+        message = f"The video has more pixels in all its frames than the {max_total_pixels} that are allowed."
+        return bad_request(message, param=param, code="video_too_large")
+
+    return DecodingBudget(max_total_pixels, refusal)
+
+
+def _jpeg_work(packet: av.Packet) -> int:
+    """Work of the scans of a packet that a JPEG decoder gets; 0 for other packets."""
+    if packet.stream.codec_context.codec.name not in _JPEG_DECODERS:
+        return 0
+    return pass_work(scanned_samples(packet, all_pictures=True))
 
 
 def _upright(frame: av.VideoFrame, rotation: int) -> numpy.ndarray:

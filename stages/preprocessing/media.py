@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy
 from msgspec import Struct
@@ -15,6 +16,8 @@ from omni_pipeline.errors import bad_request
 from stages.checkpoint.audio_lengths import audio_rows
 from stages.messages import AudioWork, Media, VideoOptions, VisionItem
 from stages.options import PreprocessingOptions
+from stages.preprocessing.budget import BYTES_PER_SECOND, allow_time_for
+from stages.preprocessing.cpu_time import limited_cpu_time
 from stages.preprocessing.decode_audio import decode_audio, decode_sound_track
 from stages.preprocessing.decode_image import decode_image
 from stages.preprocessing.decode_video import DecodedClip, decode_frames, probe_clip, sampled_frames
@@ -26,6 +29,9 @@ from stages.preprocessing.token_limit import TokenLimit
 
 # Maximum number of decoded full-size frames in memory at a time; an even number, see `Features.clip`.
 FRAMES_AT_ONCE = 8
+
+# Pixels of the scaled frames that make one prompt row: two frames, and 2×2 patches of 16×16 pixels.
+PIXELS_OF_ROW = 2048
 
 
 class ReadMedia(Struct, tag="read"):
@@ -52,7 +58,10 @@ class _ClipPlan(Struct, frozen=True):
 
 
 class MediaReader:
-    """Decodes and processes media within the configured limits."""
+    """Decodes and processes media within the configured limits.
+
+    A media item that uses too much CPU time ends the process, so the reader needs a process of its own.
+    """
 
     def __init__(self, features: Features, options: PreprocessingOptions, limit: TokenLimit) -> None:
         self._features = features
@@ -75,13 +84,14 @@ class MediaReader:
         tokens = text_tokens
         for index, medium in enumerate(media):
             begin(index)
-            match medium.kind:
-                case "image":
-                    surveys.append(self._survey_picture(medium))
-                case "audio":
-                    surveys.append(self._survey_sound(medium))
-                case "video":
-                    surveys.append(self._survey_clip(medium, video, tokens))
+            with self._limited_cpu_time(medium):
+                match medium.kind:
+                    case "image":
+                        surveys.append(self._survey_picture(medium))
+                    case "audio":
+                        surveys.append(self._survey_sound(medium))
+                    case "video":
+                        surveys.append(self._survey_clip(medium, video, tokens))
             tokens += surveys[-1].least_rows
             self._limit.check(tokens)
         return surveys
@@ -112,17 +122,18 @@ class MediaReader:
         for index, medium in enumerate(media):
             begin(index)
             sound = None
-            match medium.kind:
-                case "image":
-                    pictures.append(self._features.picture(self._picture(medium)))
-                    tokens += self._features.visual_rows(pictures[-1])
-                case "audio":
-                    sound = self._wave(medium)
-                case "video":
-                    known = surveys[index].clip if surveys else None
-                    clip, sound = self._clip(medium, video, tokens, known)
-                    clips.append(clip)
-                    tokens += self._features.visual_rows(clip)
+            with self._limited_cpu_time(medium):
+                match medium.kind:
+                    case "image":
+                        pictures.append(self._features.picture(self._picture(medium)))
+                        tokens += self._features.visual_rows(pictures[-1])
+                    case "audio":
+                        sound = self._wave(medium)
+                    case "video":
+                        known = surveys[index].clip if surveys else None
+                        clip, sound = self._clip(medium, video, tokens, known)
+                        clips.append(clip)
+                        tokens += self._features.visual_rows(clip)
             if sound is not None:
                 waves.append(sound)
                 tokens += self._features.sound_rows(len(sound))
@@ -153,6 +164,10 @@ class MediaReader:
                     grid = self._features.merged_grid(next(next_clip))
                     rows.append(MediumRows("video", grid, audio, seconds_per_step))
         return rows
+
+    def _limited_cpu_time(self, medium: Media) -> AbstractContextManager[None]:
+        size = memoryview(medium.data.buffer()).nbytes
+        return limited_cpu_time(self._options.reading_cpu_seconds + size / BYTES_PER_SECOND)
 
     def _picture(self, medium: Media) -> Image.Image:
         return decode_image(medium.data.buffer(), max_pixels=self._options.max_image_pixels, param=medium.param)
@@ -217,7 +232,9 @@ class MediaReader:
                 code="video_too_many_frames",
             )
         size = self._features.frame_size(options, len(indices))
-        self._limit.check(tokens + self._features.clip_rows(len(indices), clip.width, clip.height, size))
+        rows = self._features.clip_rows(len(indices), clip.width, clip.height, size)
+        self._limit.check(tokens + rows)
+        allow_time_for(rows * PIXELS_OF_ROW)
         return _ClipPlan(clip, indices, size)
 
     def _clip(
@@ -232,6 +249,7 @@ class MediaReader:
             at_once=FRAMES_AT_ONCE,
             total=plan.clip.frames,
             max_pixels=self._options.max_video_pixels,
+            max_total_pixels=self._options.max_video_total_pixels,
             param=param,
         )
         item = self._features.clip(frames, plan.size)

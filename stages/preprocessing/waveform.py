@@ -6,6 +6,7 @@ import numpy
 import soxr
 
 from omni_pipeline.errors import bad_request
+from stages.preprocessing.budget import DecodingBudget
 
 # Rates outside these bounds mean a damaged or malicious file: no supported format is used with them.
 MIN_RATE, MAX_RATE = 1_000, 768_000
@@ -20,6 +21,9 @@ MAX_AMPLITUDE = 1e4
 
 class Waveform:
     """Grows with every block; `samples` gives the result.
+
+    Attributes:
+        budget: The work of decoding the sound. Each block is charged; its decoder charges what else it does.
 
     Args:
         source_rate: Samples per second of the blocks.
@@ -37,7 +41,10 @@ class Waveform:
             raise self._invalid(f"its sampling rate is {source_rate} Hz")
         self._max_seconds = max_seconds
         self._frames_left = int(max_seconds * source_rate)
-        self._samples_left = int(max_seconds * SAMPLES_PER_SECOND)
+        self.budget = DecodingBudget(
+            int(max_seconds * SAMPLES_PER_SECOND),
+            lambda: self._too_long(f"has more samples than {max_seconds:g} seconds may have"),
+        )
         self._blocks: list[numpy.ndarray] = []
         self._resampler = None
         if source_rate != rate:
@@ -52,11 +59,9 @@ class Waveform:
         if not len(block):
             return
         self._frames_left -= len(block)
-        self._samples_left -= block.size
         if self._frames_left < 0:
             raise self._too_long(f"is longer than {self._max_seconds:g} seconds")
-        if self._samples_left < 0:
-            raise self._too_long(f"has more samples than {self._max_seconds:g} seconds may have")
+        self.budget.charge(block.size)
         if not numpy.abs(block).max() <= MAX_AMPLITUDE:  # written this way it catches NaN too
             raise self._invalid("it has samples that are infinite or not a number")
         mono = block.mean(axis=1, dtype=numpy.float32) if block.shape[1] > 1 else block[:, 0]

@@ -25,6 +25,7 @@ from omni_pipeline.errors import ErrorInfo, OmniError, bad_request, unavailable
 from omni_pipeline.wire.codec import Codec, WireError
 from omni_pipeline.wire.messages import Chunk, End, Failed, Start
 from omni_pipeline.wire.tensor import Buffer
+from stages.preprocessing.cpu_time import OUT_OF_TIME
 from stages.preprocessing.readers.channel import Channel
 from stages.preprocessing.readers.jobs import Job, JobQueue, Lane
 from stages.preprocessing.readers.nursery import Born, Nursery, NurseryLost
@@ -369,8 +370,8 @@ class ReaderPool:
     def _lose(self, reader: Reader, how: str) -> None:
         """Replace a reader that has ended by itself.
 
-        If it had begun with a media item, the item has crashed its decoder and its request is refused. If it had not,
-        the job is given to a fresh reader once, and fails if that ends too.
+        If it had begun with a media item, the item has crashed its decoder or used too much CPU time, and its request
+        is refused. If it had not begun, the job is given to a fresh reader once, and fails if that ends too.
 
         Raises:
             StageBroken: Several readers, one after the other, have ended before they were up.
@@ -383,7 +384,7 @@ class ReaderPool:
         job = reader.job
         if job is not None:
             if reader.item is not None:
-                self._finish(reader, _crashed(job.question, reader.item).info)
+                self._finish(reader, _fault(job.question, reader.item, how).info)
             elif job.lost is None:
                 reader.reserved = structs.replace(job, lost=how)
             else:
@@ -431,9 +432,13 @@ def _too_slow(question: Question, item: int, seconds: float) -> OmniError:
     return bad_request(f"Reading '{param}' took longer than {seconds:g} s.", param=param, code="media_too_slow")
 
 
-def _crashed(question: Question, item: int) -> OmniError:
+def _fault(question: Question, item: int, how: str) -> OmniError:
+    """The error for a media item that has ended its reader. `how` is the signal or exit code of the reader."""
     assert not isinstance(question, Tokenise)
     medium = question.media[item]
+    if how == OUT_OF_TIME.name:
+        message = f"Reading '{medium.param}' used more CPU time than its size allows."
+        return bad_request(message, param=medium.param, code="media_too_slow")
     message = f"The {medium.kind} cannot be decoded: its decoder crashed."
     return bad_request(message, param=medium.param, code=f"invalid_{medium.kind}")
 

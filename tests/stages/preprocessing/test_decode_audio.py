@@ -14,7 +14,7 @@ import soxr
 from media_files import RATE, clip_file, sound_file, tone
 
 from omni_pipeline.errors import ErrorInfo, OmniError
-from stages.preprocessing.decode_audio import decode_audio
+from stages.preprocessing.decode_audio import BLOCK_SAMPLES, decode_audio
 
 MAX_SECONDS = 5
 WAVE_HEADER = 44
@@ -182,6 +182,41 @@ def test_silence_at_the_highest_rate_in_many_channels_is_refused_before_it_takes
     assert len(bomb.getvalue()) < 20_000
     info = refused(bomb.getvalue())
     assert (info.status, info.code) == (400, "audio_too_long")
+
+
+def test_no_more_is_decoded_at_a_time_for_a_header_that_claims_very_many_channels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blocks = []
+    read = soundfile.SoundFile.read
+    monkeypatch.setattr(
+        soundfile.SoundFile,
+        "read",
+        lambda file, frames, **how: blocks.append(frames * file.channels) or read(file, frames, **how),
+    )
+    sound = numpy.repeat(tone(0.2)[:, None], 1000, axis=1)
+    assert numpy.abs(decoded(sound_file(sound, subtype="PCM_16")) - tone(0.2)).max() < 1e-4
+    assert max(blocks) <= BLOCK_SAMPLES
+
+
+def test_very_many_packets_of_another_stream_are_refused() -> None:
+    def file(packets: int) -> bytes:
+        result = io.BytesIO()
+        with av.open(result, "w", format="matroska") as container:
+            sound, other = container.add_stream("pcm_s16le", rate=RATE, layout="mono"), container.add_stream("mjpeg")
+            other.width, other.height, other.pix_fmt = 64, 48, "yuvj420p"
+            container.start_encoding()
+            for stream, count, data in ((sound, 10, bytes(320)), (other, packets, b"\0")):
+                for time in range(count):
+                    packet = av.Packet(data)
+                    packet.stream, packet.pts, packet.dts = stream, time, time
+                    packet.time_base = stream.time_base
+                    container.mux(packet)
+        return result.getvalue()
+
+    assert len(decoded(file(1000))) == 1600
+    info = refused(file(10_000))
+    assert (info.status, info.code, info.param) == (400, "audio_too_long", "media[0]")
 
 
 @pytest.mark.parametrize("size", [2**31, 0xFFFFFFF0, 0xFFFF0000, 100_000])

@@ -7,6 +7,7 @@ import av
 import numpy
 import pytest
 from conversations import all_frames
+from hostile_pictures import progressive
 from media_files import clip_file, image_file, moving_pictures, picture, sound_file, tone
 from PIL import Image
 from transformers import Qwen3OmniMoeProcessor
@@ -15,7 +16,8 @@ from transformers.video_utils import VideoMetadata
 from omni_pipeline.errors import ErrorInfo, OmniError
 from stages.preprocessing.decode_video import DecodedClip, decode_frames, probe_clip, sampled_frames
 
-LIMITS = {"max_seconds": 60, "max_pixels": 200_000, "max_total_pixels": 5_000_000, "param": "media[0]"}
+SIZES = {"max_pixels": 200_000, "max_total_pixels": 5_000_000}
+LIMITS = {"max_seconds": 60, **SIZES, "param": "media[0]"}
 FORMATS = [
     ("mp4", "mpeg4"), ("mp4", "libx264"), ("mov", "libx264"), ("matroska", "libx264"), ("webm", "libvpx"),
     ("webm", "libvpx-vp9"), ("avi", "mpeg4"), ("mpegts", "mpeg2video"), ("gif", "gif"),
@@ -25,13 +27,20 @@ FORMATS = [
 def frames_of(data: bytes, indices: list[int], at_once: int = 4) -> numpy.ndarray:
     total = probe_clip(data, **LIMITS).frames
     return numpy.concatenate(
-        list(decode_frames(data, indices, at_once=at_once, total=total, max_pixels=200_000, param="media[0]"))
+        list(decode_frames(data, indices, at_once=at_once, total=total, **SIZES, param="media[0]"))
     )
 
 
 def refused(data: bytes) -> ErrorInfo:
     with pytest.raises(OmniError) as caught:
         frames_of(data, list(range(probe_clip(data, **LIMITS).frames)))
+    return caught.value.info
+
+
+def refused_unseen(data: bytes) -> ErrorInfo:
+    """The refusal of a clip of which no frame was decoded for it."""
+    with pytest.raises(OmniError) as caught:
+        probe_clip(data, **LIMITS)
     return caught.value.info
 
 
@@ -69,7 +78,7 @@ def test_every_format_is_counted_and_decoded(format: str, codec: str) -> None:
 @pytest.mark.parametrize("at_once", [1, 2, 3, 100])
 def test_frames_come_in_pieces_of_the_size_asked_for(at_once: int) -> None:
     data = clip_file(7)
-    pieces = list(decode_frames(data, [0, 2, 3, 5, 6], at_once=at_once, total=7, max_pixels=200_000, param=""))
+    pieces = list(decode_frames(data, [0, 2, 3, 5, 6], at_once=at_once, total=7, **SIZES, param=""))
     assert max(map(len, pieces)) <= at_once
     assert numpy.array_equal(numpy.concatenate(pieces), frames_of(data, [0, 2, 3, 5, 6]))
 
@@ -119,13 +128,16 @@ def test_sound_is_noticed() -> None:
     assert probe_clip(clip_file(4, sound=tone(1)), **LIMITS).has_sound
 
 
-def avi(*pictures: bytes) -> bytes:
-    """A clip that claims 64×48 pixels, made of these JPEG files."""
+def of_jpegs(*pictures: bytes, format: str = "avi", width: int = 64, height: int = 48, empty: int = 0) -> bytes:
+    """A clip of these JPEG files that claims this size, with so many almost empty packets in a second stream."""
     file = io.BytesIO()
-    with av.open(file, "w", format="avi") as container:
-        stream = container.add_stream("mjpeg", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
-        for time, data in enumerate(pictures):
+    with av.open(file, "w", format=format) as container:
+        streams = [container.add_stream("mjpeg", rate=10) for _ in range(2 if empty else 1)]
+        for stream in streams:
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p"
+        packets = [(streams[0], time, data) for time, data in enumerate(pictures)]
+        packets += [(streams[-1], time, b"\0") for time in range(empty)]
+        for stream, time, data in sorted(packets, key=lambda entry: entry[1]):
             packet = av.Packet(data)
             packet.stream, packet.pts, packet.dts = stream, time, time
             container.mux(packet)
@@ -138,7 +150,7 @@ def jpeg(width: int, height: int) -> bytes:
 
 def growing() -> bytes:
     """A clip whose frames get much larger after the first."""
-    return avi(jpeg(64, 48), jpeg(2000, 1600), jpeg(2000, 1600), jpeg(2000, 1600))
+    return of_jpegs(jpeg(64, 48), jpeg(2000, 1600), jpeg(2000, 1600), jpeg(2000, 1600))
 
 
 def claiming(width: int, height: int) -> bytes:
@@ -146,7 +158,7 @@ def claiming(width: int, height: int) -> bytes:
     data = bytearray(jpeg(64, 48))
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
-    return avi(*[bytes(data)] * 4)
+    return of_jpegs(*[bytes(data)] * 4)
 
 
 def cut_webm() -> bytes:
@@ -167,7 +179,7 @@ def cut_webm() -> bytes:
         pytest.param(clip_file(2, width=2400, height=8), "invalid_video", id="very wide"),
         pytest.param(clip_file(50, width=640, height=300), "video_too_large", id="many large frames"),
         pytest.param(growing(), "invalid_video", id="later frames larger"),
-        pytest.param(claiming(60_000, 60_000), "invalid_video", id="frames that claim to be huge"),
+        pytest.param(claiming(60_000, 60_000), "video_too_large", id="frames that claim to be huge"),
         pytest.param(cut_webm(), "invalid_video", id="truncated webm"),
         pytest.param(clip_file(70, rate=1, width=16, height=16), "video_too_long", id="long"),
     ],
@@ -175,6 +187,39 @@ def cut_webm() -> bytes:
 def test_what_cannot_be_watched_is_refused(data: bytes, code: str) -> None:
     info = refused(data)
     assert (info.status, info.code, info.param) == (400, code, "media[0]")
+
+
+@pytest.mark.parametrize("format", ["avi", "mov", "matroska"])
+def test_frames_of_many_scans_are_refused_undecoded(format: str) -> None:
+    frames = [progressive(400, 300, 700)] * 2
+    info = refused_unseen(of_jpegs(*frames, format=format, width=400, height=300))
+    assert (info.status, info.code, info.param) == (400, "video_too_large", "media[0]")
+
+
+@pytest.mark.parametrize("format", ["avi", "mov", "matroska"])
+@pytest.mark.parametrize("is_progressive", [False, True])
+def test_frames_of_usual_scans_are_read(format: str, is_progressive: bool) -> None:
+    shown = [picture(200, 160, seed) for seed in range(9)]
+    files = [image_file(image, "JPEG", progressive=is_progressive) for image in shown]
+    data = of_jpegs(*files, format=format, width=200, height=160)
+    expected = all_frames(data)[0].permute(0, 2, 3, 1).numpy()
+    assert numpy.array_equal(frames_of(data, [0, 3, 8]), expected[[0, 3, 8]])
+
+
+def test_very_many_almost_empty_packets_are_refused_undecoded() -> None:
+    assert frames_of(of_jpegs(jpeg(64, 48), empty=1000), [0]).shape == (1, 48, 64, 3)
+    info = refused_unseen(of_jpegs(jpeg(64, 48), empty=5000))
+    assert (info.status, info.code, info.param) == (400, "video_too_large", "media[0]")
+
+
+def test_frames_that_are_larger_than_the_header_says_are_charged_as_they_are() -> None:
+    data = clip_file(60)
+    total = 96 * 64 * 10
+    with pytest.raises(OmniError) as caught:
+        list(
+            decode_frames(data, [59], at_once=1, total=60, max_pixels=200_000, max_total_pixels=total, param="media[0]")
+        )
+    assert (caught.value.info.status, caught.value.info.code) == (400, "video_too_large")
 
 
 def test_a_truncated_clip_whose_header_comes_first_is_refused() -> None:

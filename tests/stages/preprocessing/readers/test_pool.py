@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import hashlib
 import logging
 import os
 import select
@@ -17,13 +18,15 @@ import psutil
 import pytest
 from driving import PATIENCE_SECONDS
 from media_files import clip_file, image_file, picture, sound_file, tone
+from PIL import Image
 from transformers import Qwen3OmniMoeProcessor
 
 from omni_pipeline.contract.stage import StageBroken
 from omni_pipeline.errors import ErrorInfo, bad_request
-from omni_pipeline.wire.tensor import Tensor
+from omni_pipeline.wire.tensor import Buffer, Tensor
 from stages.messages import AudioWork, Media, Text, Turn, VideoOptions, VisionItem
 from stages.options import PreprocessingOptions
+from stages.preprocessing import media as media_module
 from stages.preprocessing.conversation import ChatTokenizer
 from stages.preprocessing.features import Features
 from stages.preprocessing.media import MediaReader, ReadMedia
@@ -254,6 +257,28 @@ def test_a_medium_that_breaks_its_decoder_is_refused_and_the_next_request_is_rea
     for kind in ("image", "audio", "video"):
         assert refusal(driven, *media(b"good", what, b"good", kind=kind)) == (400, f"invalid_{kind}", f"{kind}s[1]")
         assert contents(driven.read(*media(b"good"))) == [b"good"]
+
+
+def test_a_decoder_that_uses_more_cpu_time_than_its_work_allows_is_ended_in_the_middle_of_a_call(
+    processor: Qwen3OmniMoeProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = PreprocessingOptions(reading_cpu_seconds=0.7)
+    decode = media_module.decode_image
+
+    def compute_for_hours(data: Buffer, *, max_pixels: int, param: str) -> Image.Image:
+        if param == "images[1]":
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+        return decode(data, max_pixels=max_pixels, param=param)
+
+    monkeypatch.setattr(media_module, "decode_image", compute_for_hours)
+    reader = MediaReader(Features(processor), options, TokenLimit(100_000))
+    driven = Driven(ReaderWork(ChatTokenizer(processor), reader))
+    try:
+        given = media(*[image_file(picture(), "PNG")] * 2)
+        assert refusal(driven, *given) == (400, "media_too_slow", "images[1]")
+        assert len(driven.read(given[0]).pictures) == 1
+    finally:
+        driven.pool.close()
 
 
 def test_a_refusal_is_passed_on(driven: Driven) -> None:
