@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers import Tokenizer
 from transformers import Qwen3OmniMoeProcessor
 
 from omni_pipeline.errors import bad_request
 from stages.messages import Media, Modality, Text, Turn
 from stages.preprocessing.chat_template import MarkedTemplate
 from stages.preprocessing.layout import MediaTokens
+from stages.preprocessing.text_encoder import TextEncoder
+from stages.preprocessing.token_limit import TextLimit
 
 
 class ChatTokenizer:
@@ -23,13 +24,12 @@ class ChatTokenizer:
     ``<think>`` in an earlier answer, keeps its ids.
     """
 
-    def __init__(self, processor: Qwen3OmniMoeProcessor) -> None:
+    def __init__(self, processor: Qwen3OmniMoeProcessor, limit: TextLimit) -> None:
         tokenizer = processor.tokenizer
         special = {str(token): id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special_ids = special
         self._template = MarkedTemplate(processor.chat_template, tokenizer.special_tokens_map, special)
-        self._encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._encoder.encode_special_tokens = True  # as text
+        self._encoder = TextEncoder(tokenizer.backend_tokenizer, limit)
         self.tokens = MediaTokens(
             image=special[processor.image_token],
             video=special[processor.video_token],
@@ -47,12 +47,13 @@ class ChatTokenizer:
         """Ids of the prompt up to the start of the answer; the n-th placeholder is the n-th `MediaRef` of the turns.
 
         Raises:
-            OmniError: 400 if the template refuses the conversation, or has no place for a media item in its message.
+            OmniError: 400 if the template refuses the conversation, if it has no place for a media item in its message,
+                or if a long text has too many tokens.
         """
         ids: list[int] = []
         for text, token in self._template.pieces([_message(turn, media) for turn in turns]):
             if text:
-                ids += self._encoder.encode(text, add_special_tokens=False).ids
+                ids += self._encoder.ids(text, len(ids))
             if token:
                 ids.append(self._special_ids[token])
         self._check_placeholders(ids, turns, media)

@@ -118,9 +118,9 @@ class Preprocessing:
         processor = Qwen3OmniMoeProcessor.from_pretrained(context.model_path)
         whole = Qwen3OmniMoeConfig.from_pretrained(context.model_path)
         config = whole.thinker_config
-        self._chat = ChatTokenizer(processor)
         self._limit = TokenLimit(options.max_prompt_tokens or config.text_config.max_position_embeddings)
         self._text_limit = TextLimit.of(self._limit, processor.tokenizer.backend_tokenizer)
+        self._chat = ChatTokenizer(processor, self._text_limit)
         features = Features(processor)
         self._merge, self._mel_rate = features.merge, features.mel_rate
         self._sizes = ByteSizes.of(read(read_config(context.model_path)))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 
+import numpy
 from msgspec import Struct
 from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
 
 from omni_pipeline.errors import OmniError, bad_request
 from stages.messages import Text, Turn
@@ -34,11 +37,14 @@ class TextLimit(Struct, frozen=True):
         limit: The limit on tokens.
         token_bytes: Bytes of text that one token stands for at most; None if this tokenizer has no such bound.
         shrinks: Factor by which normalisation may shorten a text that is not ASCII.
+        shares: For each value of a byte, the share of a token that the byte is at least: one byte of the longest token
+            in which the value occurs. Empty if there is no bound.
     """
 
     limit: TokenLimit
     token_bytes: int | None
     shrinks: int = 1
+    shares: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, limit: TokenLimit, tokenizer: Tokenizer) -> TextLimit:
@@ -52,9 +58,18 @@ class TextLimit(Struct, frozen=True):
         if "ByteLevel" not in steps or normalizer not in (None, "NFC") or strips:
             return cls(limit, None)
         # In the vocabulary, each byte is one character. Added tokens are in it as plain text.
-        plain = {token["content"]: len(token["content"].encode()) for token in added}
-        longest = max(plain.get(token, len(token)) for token in tokenizer.get_vocab())
-        return cls(limit, longest, NFC_SHRINKS if normalizer else 1)
+        plain = {token["content"]: token["content"].encode() for token in added}
+        values = _byte_values()
+        tokens = [
+            plain.get(token) or bytes(values[one] for one in token)
+            for token in tokenizer.get_vocab()
+            if token in plain or values.keys() >= set(token)  # a token with another byte is in no text
+        ]
+        longest = [1] * 256
+        for token in tokens:
+            for value in set(token):
+                longest[value] = max(longest[value], len(token))
+        return cls(limit, max(longest), NFC_SHRINKS if normalizer else 1, tuple(1 / length for length in longest))
 
     def check(self, turns: Sequence[Turn]) -> int:
         """The UTF-8 bytes of the text of a conversation.
@@ -72,11 +87,35 @@ class TextLimit(Struct, frozen=True):
         self._check(size, 1 if all(map(str.isascii, texts)) else self.shrinks)
         return size
 
+    def check_least(self, tokens: int, text: bytes) -> None:
+        """Raises OmniError 400 ``context_length_exceeded`` if `tokens` and the tokens of more text must be too many.
+
+        The shares of a token's bytes add up to at most one, so a text has at least as many tokens as the sum of its
+        bytes' shares.
+
+        Args:
+            text: The text in UTF-8, normalised.
+        """
+        counts = numpy.bincount(numpy.frombuffer(text, numpy.uint8), minlength=256)
+        least = tokens + math.ceil(float(counts @ numpy.asarray(self.shares)) - 1e-6)
+        if least > self.limit.tokens:
+            raise _too_long(self.limit.tokens, f"at least {least} tokens")
+
     def _check(self, size: int, shrinks: int) -> None:
         assert self.token_bytes is not None
         least = -(-size // (self.token_bytes * shrinks))
         if least > self.limit.tokens:
             raise _too_long(self.limit.tokens, f"at least {least} tokens, as they have {size} bytes or more")
+
+
+def _byte_values() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for, as far as the byte occurs in UTF-8."""
+    to_characters = ByteLevel(add_prefix_space=False, use_regex=False)
+    values: dict[str, int] = {}
+    for code in (*range(0x800), *range(0x800, 0xD800, 0x100), *range(0xE000, 0x110000, 0x1000)):
+        ((characters, _),) = to_characters.pre_tokenize_str(chr(code))
+        values.update(zip(characters, chr(code).encode(), strict=True))
+    return values
 
 
 def _size(texts: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ from omni_pipeline.errors import OmniError
 from omni_pipeline.wire.tensor import Tensor
 from stages.messages import Media, MediaRef, Text, Turn
 from stages.preprocessing.conversation import ChatTokenizer
+from stages.preprocessing.token_limit import TextLimit, TokenLimit
 
 SPECIAL = [
     "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>", "<|audio_pad|>",
@@ -18,10 +19,12 @@ SPECIAL = [
     "<tts_text_eod>", "<tts_text_bos_single>",
 ]  # fmt: skip
 
+LIMIT = TextLimit(TokenLimit(100_000), None)
+
 
 @pytest.fixture(scope="module")
 def chat(processor: Any) -> ChatTokenizer:
-    return ChatTokenizer(processor)
+    return ChatTokenizer(processor, LIMIT)
 
 
 def skeleton(chat: ChatTokenizer, *turns: tuple[str, str]) -> list[int]:
@@ -159,4 +162,4 @@ def test_a_special_token_that_text_and_template_make_together_is_text(processor:
 def with_template(processor: Any, template: str) -> ChatTokenizer:
     changed = copy.copy(processor)
     changed.chat_template = template
-    return ChatTokenizer(changed)
+    return ChatTokenizer(changed, LIMIT)

@@ -35,7 +35,7 @@ from stages.preprocessing.readers.channel import Channel
 from stages.preprocessing.readers.pool import MOST_FAILED_STARTS, ReaderPool, State
 from stages.preprocessing.readers.process import Question, Read, ReaderWork, Survey, Surveys, Tokenise, Tokens
 from stages.preprocessing.survey import MediumSurvey
-from stages.preprocessing.token_limit import TokenLimit
+from stages.preprocessing.token_limit import TextLimit, TokenLimit
 
 VIDEO = VideoOptions(use_audio=True)
 SHORT, LONG = 0.1, 100.0
@@ -208,7 +208,7 @@ def test_every_reader_gives_the_results_that_one_process_gives(processor: Qwen3O
     rows = [row.visual + row.audio for row in expected.rows]
     assert [survey.rows for survey in surveys] == pytest.approx(rows, abs=1)  # a sound track begins before its clip
     assert [survey.rows for survey in surveys[:2]] == rows[:2]
-    driven = Driven(ReaderWork(ChatTokenizer(processor), reader), count=3)
+    driven = Driven(ReaderWork(ChatTokenizer(processor, TextLimit(TokenLimit(1), None)), reader), count=3)
     try:
         names = [f"r{number}" for number in range(6)]
         for name in names:
@@ -272,7 +272,7 @@ def test_a_decoder_that_uses_more_cpu_time_than_its_work_allows_is_ended_in_the_
 
     monkeypatch.setattr(media_module, "decode_image", compute_for_hours)
     reader = MediaReader(Features(processor), options, TokenLimit(100_000))
-    driven = Driven(ReaderWork(ChatTokenizer(processor), reader))
+    driven = Driven(ReaderWork(ChatTokenizer(processor, TextLimit(TokenLimit(1), None)), reader))
     try:
         given = media(*[image_file(picture(), "PNG")] * 2)
         assert refusal(driven, *given) == (400, "media_too_slow", "images[1]")
