@@ -16,6 +16,7 @@ from itertools import pairwise
 from PIL import BmpImagePlugin, IcoImagePlugin, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from omni_pipeline.wire.tensor import Buffer
+from stages.preprocessing.avif_frames import find_frames
 from stages.preprocessing.budget import PACKET_WORK, DecodingBudget, pass_work
 from stages.preprocessing.jpeg2000_parts import find_codestreams
 from stages.preprocessing.jpeg_scans import scanned_samples
@@ -60,6 +61,8 @@ def charge_picture(image: Image.Image, data: Buffer, budget: DecodingBudget, che
             _charge_tiff(image, data, budget, check_size)
         case "JPEG2000":
             _charge_jpeg2000(data, budget, check_size)
+        case "AVIF":
+            _charge_avif(data, budget, check_size)
 
 
 def charge_opening(data: Buffer, budget: DecodingBudget, check_size: SizeCheck) -> None:
@@ -168,3 +171,10 @@ def _charge_jpeg2000(data: Buffer, budget: DecodingBudget, check_size: SizeCheck
         budget.charge(stream.tiles * PACKET_WORK)
         budget.charge(stream.precincts * _PRECINCT_WORK + stream.precincts_at_once * _HELD_PRECINCT_WORK)
         budget.charge(stream.packets * _EMPTY_PACKET_WORK + stream.blocks * _BLOCK_WORK)
+
+
+def _charge_avif(data: Buffer, budget: DecodingBudget, check_size: SizeCheck) -> None:
+    """Charge for the AV1 frames of an AVIF, which may be larger than the picture and the cells of a grid claim."""
+    for width, height in find_frames(data, budget):
+        check_size(width, height)
+        budget.charge(max(width * height, PACKET_WORK))

@@ -133,3 +133,59 @@ def lying_jp2(side: int, claimed: int) -> bytes:
     data = image_file(Image.new("L", (side, side)), "JPEG2000")
     at = data.index(b"ihdr") + 4
     return data[:at] + struct.pack(">II", claimed, claimed) + data[at + 8 :]
+
+
+def lying_avif(side: int, claimed: int) -> bytes:
+    """An AVIF that claims a smaller size than its AV1 frame has."""
+    data = image_file(Image.new("L", (side, side)), "AVIF", speed=10)
+    at = data.index(b"ispe") + 8
+    return data[:at] + struct.pack(">II", claimed, claimed) + data[at + 8 :]
+
+
+def grid_avif(side: int, claimed: int, columns: int, rows: int) -> bytes:
+    """An AVIF of `columns`×`rows` cells of the claimed size, which are all the same AV1 frame of `side` pixels."""
+    single = image_file(Image.new("RGB", (side, side)), "AVIF", speed=10)
+    frame = single[single.index(b"mdat") + 4 :]
+
+    def content_of(name: bytes) -> bytes:
+        at = single.index(name)
+        return single[at - 4 : at - 4 + int.from_bytes(single[at - 4 : at], "big")]
+
+    def size(width: int, height: int) -> bytes:
+        return _box(b"ispe", struct.pack(">III", 0, width, height))
+
+    cells = range(2, columns * rows + 2)
+    grid = struct.pack(">BBBBHH", 0, 0, rows - 1, columns - 1, columns * claimed, rows * claimed)
+    items = [(1, b"grid"), *((cell, b"av01") for cell in cells)]
+    entries = b"".join(_box(b"infe", struct.pack(">IHH4sB", 2 << 24, item, 0, kind, 0)) for item, kind in items)
+    properties = [
+        size(columns * claimed, rows * claimed),
+        size(claimed, claimed),
+        content_of(b"av1C"),
+        content_of(b"pixi"),
+    ]
+    used = struct.pack(">HBBB", 1, 2, 1, 4) + b"".join(struct.pack(">HBBBB", cell, 3, 2, 0x83, 4) for cell in cells)
+
+    def meta(place: int) -> bytes:
+        located = struct.pack(">HHHHII", 1, 1, 0, 1, 0, len(grid))
+        located += b"".join(struct.pack(">HHHHII", cell, 0, 0, 1, place, len(frame)) for cell in cells)
+        return _box(
+            b"meta",
+            bytes(4)
+            + _box(b"hdlr", bytes(8) + b"pict" + bytes(13))
+            + _box(b"pitm", struct.pack(">IH", 0, 1))
+            + _box(b"iloc", struct.pack(">IHH", 1 << 24, 0x4400, len(items)) + located)
+            + _box(b"iinf", struct.pack(">IH", 0, len(items)) + entries)
+            + _box(b"iref", bytes(4) + _box(b"dimg", struct.pack(f">HH{len(cells)}H", 1, len(cells), *cells)))
+            + _box(
+                b"iprp", _box(b"ipco", b"".join(properties)) + _box(b"ipma", struct.pack(">II", 0, len(items)) + used)
+            )
+            + _box(b"idat", grid),
+        )
+
+    head = _box(b"ftyp", b"avif" + bytes(4) + b"avifmif1miaf")
+    return head + meta(len(head) + len(meta(0)) + 8) + _box(b"mdat", frame)
+
+
+def _box(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", len(content) + 8, name) + content

@@ -10,8 +10,10 @@ import pytest
 from hostile_pictures import (
     bitmap_icon,
     grey_tiff,
+    grid_avif,
     icon,
     jpeg2000,
+    lying_avif,
     lying_jp2,
     multi_picture,
     packed_profiles,
@@ -149,6 +151,8 @@ HOSTILE = {
     "tiff of strips of many scans": lambda: tiff_of_jpegs(progressive(1000, 16, 300), 1000, 16, 60),
     "jpeg 2000 larger than its file says": lambda: lying_jp2(2000, 64),
     "jpeg 2000 with a precinct for each pixel": lambda: jpeg2000(1000, levels=0, precincts=b"\0"),
+    "avif larger than its file says": lambda: lying_avif(1500, 64),
+    "avif of cells larger than the file says": lambda: grid_avif(900, 64, 6, 6),
     "jpeg 2000 with very many layers": lambda: jpeg2000(1000, layers=65_535, precincts=b"\x66" * 6),
 }  # fmt: skip
 
@@ -182,6 +186,9 @@ HONEST = {
     "icon of several sizes": lambda: image_file(picture(256, 256), "ICO"),
     "animated gif": lambda: image_file(picture(200, 90), "GIF", save_all=True, append_images=[picture(200, 90, 1)] * 9),
     "animated webp": lambda: image_file(picture(200, 100), "WEBP", save_all=True, append_images=[picture(200, 100, 1)]),
+    "avif with transparency": lambda: image_file(picture(200, 100).convert("RGBA"), "AVIF"),
+    "avif of cells": lambda: grid_avif(64, 64, 6, 4),
+    "animated avif": lambda: image_file(picture(200, 100), "AVIF", save_all=True, append_images=[picture(200, 100, 1)]),
     "tiled tiff": lambda: tiff_of_tile(700, 700, 720),
     "tiff in strips": lambda: tiff_of_strips(400, [0, 80_000]),
     "tiff of jpegs": lambda: image_file(picture(500, 400), "TIFF", compression="jpeg"),
