@@ -5,6 +5,7 @@ in:
 
 - `engine`: the one class the stages use: add a request, step, abort.
 - `fed_engine`: an engine whose decode steps wait for input rows from another stage.
+- `parking`: a scheduler in which requests wait, outside SGLang's batch, for the input of their next step.
 - `scheduler`: SGLang's scheduler; its sockets to other processes are replaced by calls in this process.
 - `prompt_rows`: the parts of a prompt besides token ids, cut to prefill chunks.
 - `sampler`: sampling that follows the reference, repeatable by seed in any batch.

@@ -161,7 +161,6 @@ class Engine:
         from stages.sglang_engine.decode_trace import DecodeTrace
         from stages.sglang_engine.process_groups import quiet_single_rank_groups
         from stages.sglang_engine.sampler import OmniSampler
-        from stages.sglang_engine.scheduler import InProcessScheduler
 
         server_args = arguments.server_arguments(
             model_path=model_path,
@@ -194,7 +193,7 @@ class Engine:
         self.batch: list[str] = []
         # SGLang would draw loading bars on stderr, but the supervisor shows the progress.
         with self._configured(), quiet_single_rank_groups(), contextlib.redirect_stderr(io.StringIO()):
-            self._scheduler = InProcessScheduler(server_args, ports)
+            self._scheduler = self._make_scheduler(server_args, ports)
             runner = self._scheduler.tp_worker.model_runner
             self._sampler = runner.sampler = OmniSampler()
             if ranks.size > 1:
@@ -269,7 +268,7 @@ class Engine:
             "prompt_tokens": self._counts["prompt"],
             "prompt_tokens_cached": self._counts["cached"],
             "generated_tokens": self._counts["generated"],
-            "preemptions": self._counts["preempted"],
+            "preemptions": int(scheduler.retractions),
         }
 
     def add(self, generation: Generation) -> None:
@@ -282,17 +281,19 @@ class Engine:
         from sglang.srt.sampling.sampling_params import SamplingParams
 
         sampling = generation.sampling
+        assert sampling.max_tokens is not None
         prompt = len(generation.cache_ids)
-        # SGLang requires room for the prompt and two more tokens.
-        if prompt + 2 > self.capacity:
-            raise _too_long(prompt, self.capacity - 2)
+        spare = self._spare_tokens(sampling)
+        limit = min(self.capacity - 1 - spare, int(self._scheduler.max_req_input_len) - 1)
+        if prompt > limit:
+            raise _too_long(prompt, limit)
         # One invalid index would make the step fail, and every request in the batch would fail with it.
         _check_ids("logit_bias", sampling.logit_bias, self.vocabulary)
         _check_ids("stop_token_ids", sampling.stop_token_ids, self.vocabulary)
         # SGLang gets greedy parameters without penalties, because `sampler` does the rest from its own state.
         params = SamplingParams(
             temperature=0.0,
-            max_new_tokens=sampling.max_tokens,
+            max_new_tokens=min(sampling.max_tokens, self.capacity - prompt - spare),
             stop_token_ids=set() if sampling.ignore_eos else {*self._eos_ids, *sampling.stop_token_ids},
             ignore_eos=sampling.ignore_eos,
         )
@@ -336,6 +337,17 @@ class Engine:
             self._run_batch()
         events, self._events = self._events, []
         return events
+
+    def _spare_tokens(self, sampling: Sampling) -> int:
+        """Tokens that must remain when a request is alone and at its end. SGLang would never start it with fewer."""
+        uncached = getattr(self._scheduler.tree_cache, "disable", True)
+        # For a request of fixed length and without a prefix cache, SGLang rounds up its prompt and adds a page.
+        return 2 * int(self._scheduler.page_size) if sampling.ignore_eos and uncached else 1
+
+    def _make_scheduler(self, *arguments: Any) -> Any:
+        from stages.sglang_engine.scheduler import InProcessScheduler
+
+        return InProcessScheduler(*arguments)
 
     def _abort(self, request_id: str) -> None:
         """Have SGLang drop a request."""
@@ -408,7 +420,6 @@ class Engine:
             live.sent = len(req.output_ids)
         if req.finished():
             del self._live[req.rid]
-            self._counts["preempted"] += req.retraction_count
             if not live.aborted:
                 self._events.append(_ending(req))
 

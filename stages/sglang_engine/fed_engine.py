@@ -21,7 +21,6 @@ class FedEngine(Engine):
         super().__init__(**arguments)
         # For each request that may decode, the two parts of its next input row.
         self._rows: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._leaving: set[str] = set()  # aborted requests that SGLang drops in their next decode step
         self._stalled = False  # the latest step found nothing that could run, and nothing has changed since
 
     @property
@@ -32,12 +31,16 @@ class FedEngine(Engine):
     def must_step(self) -> bool:
         """Whether there is work other than decoding the requests that have been fed."""
         scheduler = self._scheduler
-        return bool(self._leaving or scheduler.waiting_queue or scheduler.chunked_req is not None)
+        return bool(scheduler.waiting_queue or scheduler.chunked_req is not None)
 
     @property
     def ready(self) -> int:
         """Number of requests that have been fed and have not decoded since."""
         return len(self._rows)
+
+    @property
+    def waiting(self) -> int:
+        return super().waiting + len(self._scheduler.displaced)
 
     def stats(self) -> dict[str, float]:
         return {**super().stats(), "queued_requests": self.waiting + self.ready}
@@ -61,12 +64,18 @@ class FedEngine(Engine):
     def _abort(self, request_id: str) -> None:
         self._rows.pop(request_id, None)
         self._stalled = False
-        super()._abort(request_id)
-        if self._scheduler.abort_parked(request_id):
-            self._leaving.add(request_id)
+        with self._configured():
+            dropped = self._scheduler.drop_waiting(request_id)
+        if not dropped:
+            super()._abort(request_id)
+
+    def _make_scheduler(self, *arguments: Any) -> Any:
+        from stages.sglang_engine.parking import ParkingScheduler
+
+        return ParkingScheduler(*arguments)
 
     def _run_batch(self) -> None:
-        self._stalled = not self._scheduler.step(self._rows.keys() | self._leaving)
+        self._stalled = not self._scheduler.step_ready(self._rows.keys())
 
     def _prepare(self, batch: Any) -> None:
         if batch.forward_mode.is_extend():
@@ -81,12 +90,7 @@ class FedEngine(Engine):
 
     def _take_rows(self, reqs: Sequence[Any]) -> torch.Tensor:
         """Take the rows that requests were fed, [requests, hidden], and keep them in case SGLang takes memory back."""
-        nothing = torch.zeros(self.hidden_size, dtype=self._dtype)
-        parts = []
-        for req in reqs:
-            self._leaving.discard(req.rid)
-            # A request in this batch that was not fed is being aborted, and its result is dropped.
-            parts.append(self._rows.pop(req.rid, (nothing, self._model.next_rows[0])))
+        parts = [self._rows.pop(req.rid) for req in reqs]
         rows = torch.stack([sent for sent, _ in parts]).to(self._device, self._dtype)
         rows = rows + torch.stack([own for _, own in parts])
         for req, row in zip(reqs, rows, strict=True):
@@ -101,8 +105,3 @@ class FedEngine(Engine):
         for req, state in zip(batch.reqs, states, strict=True):
             self._live[req.rid].token_state = state
         super()._collect_states(batch)
-
-    def _progress(self, req: Any) -> None:
-        super()._progress(req)
-        if req.finished():
-            self._leaving.discard(req.rid)

@@ -16,7 +16,7 @@ for _module in (
     "sglang.srt.layers.attention.torch_native_backend",
     "stages.sglang_engine.engine",
     "stages.sglang_engine.fed_engine",
-    "stages.sglang_engine.scheduler",
+    "stages.sglang_engine.parking",
     "stages.sglang_engine.sampler",
 ):
     importlib.import_module(_module)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.managers.io_struct import AbortReq
-from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcChannels
 from sglang.srt.managers.scheduler_components.output_sender import SenderWrapper
@@ -22,7 +21,7 @@ class InProcessScheduler(Scheduler):
         on_dropped: Called with the id of a request that was removed from the queue before it ran.
         on_batch: Called with each batch right before it runs.
         on_computed: Called with each batch when its tokens have been picked, before any of its requests is ended.
-        parked: In a `FedEngine`: requests past their prefill that wait for their next input.
+        retractions: Number of times that a request has lost its KV memory and has been queued again.
     """
 
     running_batch: ScheduleBatch
@@ -31,23 +30,10 @@ class InProcessScheduler(Scheduler):
     on_dropped: Callable[[str], None]
     on_batch: Callable[[ScheduleBatch], None]
     on_computed: Callable[[ScheduleBatch], None]
-    parked: ScheduleBatch | None = None
+    retractions: int = 0
 
-    def step(self, ready: Container[str] | None = None) -> bool:
-        """Run one batch, prefill before decode. Returns False if no batch can run.
-
-        Args:
-            ready: Ids of the requests that may decode now; None means all. The batch does not wait for a request that
-                is not ready.
-        """
-        if ready is None:
-            return self._step()
-        self._unpark(ready)
-        ran = self._step()
-        self._park()
-        return ran
-
-    def _step(self) -> bool:
+    def step(self) -> bool:
+        """Run one batch, prefill before decode. Returns False if no batch can run."""
         plan = self.get_next_batch_to_run(running_batch=self.running_batch, last_batch=self.last_batch)
         self.running_batch = plan.running_batch
         batch = plan.batch_to_run
@@ -59,45 +45,12 @@ class InProcessScheduler(Scheduler):
         self.last_batch = batch
         return bool(batch)
 
-    def abort_parked(self, request_id: str) -> bool:
-        """Make a parked request end in its next decode step. Returns False if it is not parked."""
-        for req in self.parked.reqs if self.parked is not None else ():
-            if req.rid == request_id:
-                req.to_finish = FINISH_ABORT()
-                return True
-        return False
-
-    def _unpark(self, ready: Container[str]) -> None:
-        """Move the ready requests from `parked` to the running batch, which is empty between steps."""
-        if self.parked is None:
-            return
-        going = [index for index, req in enumerate(self.parked.reqs) if req.rid in ready]
-        if len(going) == len(self.parked.reqs):
-            self.running_batch, self.parked = self.parked, None
-        elif going:
-            staying = [index for index in range(len(self.parked.reqs)) if index not in set(going)]
-            self.running_batch, self.parked = _part(self.parked, going), _part(self.parked, staying)
-
-    def _park(self) -> None:
-        """Set aside every request that would decode next."""
-        last, self.last_batch = self.last_batch, None
-        if last is not None and last.forward_mode.is_extend():
-            unfinished = [req for req in (self.chunked_req, last.chunked_req) if req is not None]
-            last.filter_batch(reqs_to_exclude=unfinished)
-            self._set_aside(last)
-        self.running_batch.filter_batch()
-        if self._set_aside(self.running_batch):
-            self.running_batch = ScheduleBatch(reqs=[], batch_is_full=False)
-        self.running_batch.batch_is_full = False
-
-    def _set_aside(self, batch: ScheduleBatch) -> bool:
-        if batch.is_empty():
-            return False
-        if self.parked is None:
-            self.parked = batch
-        elif self.parked is not batch:
-            self.parked.merge_batch(batch)
-        return True
+    def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
+        super()._add_request_to_queue(req, is_retracted=is_retracted)
+        if is_retracted:
+            self.retractions += 1
+            # New requests must not overtake it for ever: the longest answer is first, and those without a token last.
+            self.waiting_queue.sort(key=lambda waiting: -len(waiting.output_ids))
 
     def init_ipc_channels(self, port_args: Any) -> None:
         nobody = SenderWrapper(None)
@@ -124,11 +77,3 @@ class InProcessScheduler(Scheduler):
 
     def send_abort_output(self, abort_req: AbortReq, req: Req) -> None:
         self.on_dropped(req.rid)
-
-
-def _part(batch: ScheduleBatch, indices: list[int]) -> ScheduleBatch:
-    """A separate batch with some requests of `batch`."""
-    part = copy.copy(batch)
-    part.sampling_info = copy.copy(batch.sampling_info)
-    part.filter_batch(keep_indices=indices)
-    return part

@@ -1,0 +1,181 @@
+"""Lets requests wait, outside SGLang's batch, for the input of their next decode step.
+
+SGLang sees only the requests that can run now. So this module counts the others when a new request asks for memory,
+and takes memory back from the others as SGLang does from requests in its batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Container
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang.srt.managers.schedule_policy import PrefillAdder
+from sglang.srt.managers.scheduler_components.new_token_ratio_tracker import NewTokenRatioTracker
+
+from stages.sglang_engine.scheduler import InProcessScheduler
+
+
+class ParkingScheduler(InProcessScheduler):
+    """A scheduler in which a request decodes only when its next input is there.
+
+    Between steps, a request past its prefill is parked, or it is displaced: it has lost its KV memory while it waited.
+    A displaced request is queued when its input is there, and is then computed again.
+
+    Attributes:
+        parked: The requests that wait and hold memory.
+        displaced: The requests that wait and have lost their memory, by id.
+    """
+
+    parked: ScheduleBatch | None
+    displaced: dict[str, Req]
+
+    def __init__(self, *arguments: Any) -> None:
+        self.parked = None
+        self.displaced = {}
+        super().__init__(*arguments)
+
+    def step_ready(self, ready: Container[str]) -> bool:
+        """Run one batch, prefill before decode. Returns False if no batch can run.
+
+        Args:
+            ready: Ids of the requests that may decode now. The batch does not wait for a request that is not ready.
+        """
+        self._unpark(ready)
+        ran = self.step()
+        self._park()
+        return ran
+
+    def drop_waiting(self, request_id: str) -> bool:
+        """Drop a request that is parked or displaced, and free its memory. Returns False if there is none."""
+        req = self.displaced.pop(request_id, None)
+        if req is None:
+            parked = self._parked_requests()
+            index = next((index for index, each in enumerate(parked) if each.rid == request_id), None)
+            if index is None:
+                return False
+            req = parked[index]
+            self._free_parked(index)
+        self._release_aborted_request(req)
+        self.on_dropped(request_id)
+        return True
+
+    def update_running_batch(self, batch: ScheduleBatch) -> ScheduleBatch | None:
+        """Prepare the next decode step, as SGLang does. The parked requests, too, may lose their memory for it."""
+        if not batch.check_decode_mem():
+            self._make_room(batch)
+        return super().update_running_batch(batch)
+
+    def get_prefill_adder_class(self) -> Callable[..., PrefillAdder]:
+        """Makes the object that admits requests, which takes the requests that wait for part of the running batch."""
+        adder_class = super().get_prefill_adder_class()
+        parked, displaced = self._parked_requests(), self._displaced_before_queue()
+        if not parked and not displaced:
+            return adder_class
+
+        def make(page_size: int, cache: Any, allocator: Any, running: ScheduleBatch, *rest: Any, **more: Any) -> Any:
+            together = copy.copy(running)
+            together.reqs = [*running.reqs, *parked, *displaced]
+            adder = adder_class(page_size, cache, allocator, together, *rest, **more)
+            # A displaced request will need memory for what it had computed before it can go on.
+            again = sum(adder.ceil_paged_tokens(_length(req)) + page_size for req in displaced)
+            adder.memory_budget.total_offset += again
+            adder.memory_budget.current_offset += again
+            return adder
+
+        return make
+
+    def get_num_allocatable_reqs(self, running_bs: int, *arguments: Any, **more: Any) -> int:
+        allocatable: int = super().get_num_allocatable_reqs(
+            running_bs + len(self._parked_requests()), *arguments, **more
+        )
+        return allocatable
+
+    def _unpark(self, ready: Container[str]) -> None:
+        """Move the ready requests to the running batch, which is empty between steps, or to the queue."""
+        for request_id in [request_id for request_id in self.displaced if request_id in ready]:
+            self._add_request_to_queue(self.displaced.pop(request_id), is_retracted=True)
+        if self.parked is None:
+            return
+        going = [index for index, req in enumerate(self.parked.reqs) if req.rid in ready]
+        if len(going) == len(self.parked.reqs):
+            self.running_batch, self.parked = self.parked, None
+        elif going:
+            staying = [index for index in range(len(self.parked.reqs)) if index not in set(going)]
+            self.running_batch, self.parked = _part(self.parked, going), _part(self.parked, staying)
+
+    def _park(self) -> None:
+        """Set aside every request that would decode next."""
+        last, self.last_batch = self.last_batch, None
+        if last is not None and last.forward_mode.is_extend():
+            unfinished = [req for req in (self.chunked_req, last.chunked_req) if req is not None]
+            last.filter_batch(reqs_to_exclude=unfinished)
+            self._set_aside(last)
+        self.running_batch.filter_batch()
+        if self._set_aside(self.running_batch):
+            self.running_batch = ScheduleBatch(reqs=[], batch_is_full=False)
+        self.running_batch.batch_is_full = False
+
+    def _set_aside(self, batch: ScheduleBatch) -> bool:
+        if batch.is_empty():
+            return False
+        if self.parked is None:
+            self.parked = batch
+        elif self.parked is not batch:
+            self.parked.merge_batch(batch)
+        return True
+
+    def _make_room(self, batch: ScheduleBatch) -> None:
+        """Take memory back until the next step of `batch` fits, in SGLang's order over all that hold memory.
+
+        The request that SGLang would keep longest never loses its memory, so it reaches its end, and then another
+        request is that one. The requests that are left in the end fit.
+        """
+        while not batch.check_decode_mem():
+            parked = self._parked_requests()
+            holders = [*batch.reqs, *parked]
+            if len(holders) == 1:
+                break
+            index = ScheduleBatch._get_decode_retraction_order(holders)[-1]
+            req = holders[index]
+            if index < len(batch.reqs):
+                _free(batch, index)
+                self._add_request_to_queue(req, is_retracted=True)
+            else:
+                self._free_parked(index - len(batch.reqs))
+                self.displaced[req.rid] = req
+        ratio = NewTokenRatioTracker.estimate_new_token_ratio_after_retract([*batch.reqs, *self._parked_requests()])
+        self.new_token_ratio_tracker.current = ratio
+
+    def _parked_requests(self) -> list[Req]:
+        return [] if self.parked is None else self.parked.reqs
+
+    def _displaced_before_queue(self) -> list[Req]:
+        """The displaced requests that will be computed again before the first request in the queue."""
+        first = len(self.waiting_queue[0].output_ids) if self.waiting_queue else 0
+        return [req for req in self.displaced.values() if len(req.output_ids) > first]
+
+    def _free_parked(self, index: int) -> None:
+        assert self.parked is not None
+        _free(self.parked, index)
+        if self.parked.is_empty():
+            self.parked = None
+
+
+def _free(batch: ScheduleBatch, index: int) -> None:
+    """Take a request out of a batch, and free its memory."""
+    batch.release_req(index, len(batch.reqs) - 1)
+    batch.filter_batch(keep_indices=[place for place in range(len(batch.reqs)) if place != index])
+
+
+def _length(req: Req) -> int:
+    return len(req.origin_input_ids) + len(req.output_ids)
+
+
+def _part(batch: ScheduleBatch, indices: list[int]) -> ScheduleBatch:
+    """A separate batch with some requests of `batch`."""
+    part = copy.copy(batch)
+    part.sampling_info = copy.copy(batch.sampling_info)
+    part.filter_batch(keep_indices=indices)
+    return part
