@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -11,11 +12,13 @@ import msgspec
 import typer
 
 from omni_pipeline.config import layout_files
+from omni_pipeline.config.access import check_environment
 from omni_pipeline.config.flags import COMMON
 from omni_pipeline.config.layers import SET, SettingsLayer, gather, nest
 from omni_pipeline.config.schema import Config, merge
 from omni_pipeline.contract.flag import INSIGHT, LIMITS, MEDIA, MEMORY, MODEL, NETWORK, PLACEMENT, Flag
 from omni_pipeline.contract.graph import load_graph
+from omni_pipeline.errors import StartupError
 
 _PANELS = (MODEL, PLACEMENT, MEMORY, NETWORK, MEDIA, LIMITS, INSIGHT)
 
@@ -61,11 +64,12 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     def run(context: typer.Context, **given: Any) -> None:
         mine = {parameter.name: given.pop(parameter.name) for parameter in own}
+        unknown = check_environment({flag.variable for flag in flags})
         layers = [*_layers(flags, given, context, environment=True), *_layers(flags, given, context, environment=False)]
         file = layout_files.find(given["config"]) if given["config"] is not None else None
         settings = gather(file.path if file else None, layers, given["set_"] or ())
-        if file and file.note:
-            settings = msgspec.structs.replace(settings, notes=(file.note,))
+        notes = (*([file.note] if file and file.note else []), *settings.notes, *unknown)
+        settings = msgspec.structs.replace(settings, notes=notes)
         command(settings, **mine)
 
     parameters = [
@@ -123,6 +127,12 @@ def _layers(
     layers = []
     for flag in flags:
         value = given[flag.parameter]
+        if environment and flag.guards and not value and os.environ.get(flag.variable, "-").strip() == "":
+            # Without a value, the variable looks like a protection, and the flag's default would be open.
+            if flag.kind is not str:
+                raise StartupError(f"{flag.variable} is set, but it is empty: give it a value, or unset it.")
+            layers.append(SettingsLayer(flag.variable, nest(flag.settings[0], "")))
+            continue
         if value is None or value == []:
             continue
         source = context.get_parameter_source(flag.parameter)

@@ -94,6 +94,7 @@ COMMON = (
         metavar="KEY",
         kind=list[str],
         default="open to everyone",
+        guards=True,
     ),
     Flag(
         "--allowed-host",
@@ -104,6 +105,7 @@ COMMON = (
         metavar="NAME",
         kind=list[str],
         default="localhost, IP addresses, the machine's name",
+        guards=True,
     ),
     Flag(
         "--allowed-local-media-path",
@@ -112,6 +114,7 @@ COMMON = (
         MEDIA,
         metavar="DIR",
         default="current directory",
+        guards=True,
     ),
     Flag(
         "--allowed-media-domain",
@@ -122,6 +125,7 @@ COMMON = (
         metavar="HOST",
         kind=list[str],
         default="any public host",
+        guards=True,
     ),
     Flag(
         "--max-media", ("server.media.max_items",), "Maximum number of media items in one request.", MEDIA, metavar="N",

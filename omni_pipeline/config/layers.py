@@ -13,6 +13,7 @@ import msgspec
 import yaml
 from msgspec import Struct
 
+from omni_pipeline.config import access, strict_yaml
 from omni_pipeline.config.schema import Config, StageConfig, convert, merge, read
 from omni_pipeline.contract.graph import Graph, load_graph
 from omni_pipeline.errors import StartupError, suggestion
@@ -62,7 +63,7 @@ def gather(path: Path | None, layers: Iterable[SettingsLayer] = (), assignments:
     file = [SettingsLayer(str(path), read(path))] if path else []
     said = [*file, *layers]
     graph = _graph(said)
-    said += [SettingsLayer(f"{SET} {text}", _assignment(text, graph)) for text in assignments]
+    said += [SettingsLayer(_source(text), _assignment(text, graph)) for text in assignments]
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer in said:
@@ -76,7 +77,7 @@ def gather(path: Path | None, layers: Iterable[SettingsLayer] = (), assignments:
     config = convert(tree, Config, "")
     if config.text_only:
         _refuse_absent_stages(said[len(file) :], graph)
-    return Settings(config, origins)
+    return Settings(config, origins, access.readable_keys(path, file[0].tree) if path else ())
 
 
 def nest(path: str, value: Any) -> Any:
@@ -107,6 +108,7 @@ def _check(layer: SettingsLayer, graph: Graph) -> None:
     for name, stage in stages.items() if isinstance(stages, dict) else ():
         convert(stage, StageConfig, f"stages.{name}", source=f"{layer.source}: ")
     config = convert(layer.tree, Config, "", source=f"{layer.source}: ")
+    access.check(config.server, f"{layer.source}: ")
     for name, stage in config.stages.items():
         if name not in graph.stage_names:
             hint = suggestion(name, graph.stage_names)
@@ -120,10 +122,18 @@ def _assignment(text: str, graph: Graph) -> dict[str, Any]:
     if not equals or not path.strip():
         raise StartupError(f"{SET} {text}: write a setting, an equals sign and a value, as in thinker.threads=2.")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = strict_yaml.parse(value)
+    except strict_yaml.RepeatedKeyError as error:
+        raise StartupError(f"{SET} {text}: {error}") from error
     except yaml.YAMLError as error:
         raise StartupError(f"{SET} {text}: {value!r} is not a YAML value.") from error
     return nest(_full(path.strip(), graph, text), parsed)
+
+
+def _source(text: str) -> str:
+    """The source of an assignment. The value of an API key is not shown."""
+    path, _, value = text.partition("=")
+    return f"{SET} {path}=(hidden)" if "api_key" in f"{path}{value}" else f"{SET} {text}"
 
 
 def _full(path: str, graph: Graph, text: str) -> str:

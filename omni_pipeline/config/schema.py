@@ -10,6 +10,7 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct, field
 
+from omni_pipeline.config import strict_yaml
 from omni_pipeline.errors import StartupError, suggestion
 
 Kind = TypeVar("Kind")
@@ -227,13 +228,15 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises StartupError if the file cannot be read or is not a mapping."""
+    """The mapping in a YAML file. Raises StartupError if it cannot be read, is not a mapping, or has a key twice."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = strict_yaml.parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StartupError(f"Cannot read the configuration {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise StartupError(f"Cannot read the configuration {path}: it is not UTF-8 text.") from error
+    except strict_yaml.RepeatedKeyError as error:
+        raise StartupError(f"{path}: {error}") from error
     except yaml.YAMLError as error:
         raise StartupError(f"Cannot read the configuration {path}: it is not YAML: {error}") from error
     if tree is None:

@@ -39,6 +39,8 @@ class Flag(Struct, frozen=True):
         default: The default that ``--help`` shows; with False, ``--help`` shows no default.
         kind: Type of the value; `bool` for a flag without a value, ``list[…]`` for a flag that can be repeated.
         environment: Name of the flag's environment variable, if it is not ``SGL_OMNI_`` and the flag's name.
+        guards: Whether the flag restricts what clients may do, so that its environment variable must not be empty by
+            mistake.
         parse: Converts the text to the value, if `kind` alone cannot. Raises ValueError with the reason.
     """
 
@@ -51,6 +53,7 @@ class Flag(Struct, frozen=True):
     kind: Any = str
     parse: Callable[[str], Any] | None = None
     environment: str | None = None
+    guards: bool = False
 
     @property
     def variable(self) -> str:

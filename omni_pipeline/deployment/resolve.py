@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from omni_pipeline.config import trace_target
+from omni_pipeline.config import access, trace_target
 from omni_pipeline.config.schema import Config, Server, StageConfig, convert
 from omni_pipeline.contract.graph import StageSpec, load_graph
 from omni_pipeline.contract.plan import Device, StagePlan
@@ -43,13 +43,14 @@ class Deployment(PipelinePlan, frozen=True):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks on settings that have no effect."""
-        return tuple(
+        """Remarks on settings that have no effect, or that are more open than they may seem."""
+        ineffective = tuple(
             f"stages.{plan.name}: mem_fraction_static has no effect on the CPU, where the KV cache has a fixed size"
             for worker in self.workers
             for plan in worker.stages
             if plan.device == "cpu" and plan.options.mem_fraction_static is not None
         )
+        return ineffective + access.notes(self.server)
 
 
 def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
@@ -101,7 +102,7 @@ def resolve(config: Config, gpus: Sequence[Gpu] | None = None) -> Deployment:
         workers=workers,
         gpus=tuple(gpus),
         supervision=config.supervision,
-        server=config.server,
+        server=access.without_root(config.server),
         log_level=config.log_level.upper(),
         log_format=config.log_format,
         trace=trace_target.resolve_trace(config.trace, os.environ),

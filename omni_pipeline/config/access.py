@@ -1,0 +1,105 @@
+"""Refuses settings that look like a protection of the server and protect nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+from msgspec import structs
+
+from omni_pipeline.config.schema import Server
+from omni_pipeline.errors import StartupError, suggestion
+
+# The prefix of the environment variables of flags.
+PREFIX = "SGL_OMNI_"
+
+_HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+/?", re.IGNORECASE)
+# Variables that Kubernetes sets beside services whose names begin with "sgl-omni".
+_OF_SERVICES = re.compile(r"SGL_OMNI_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_[0-9]+_\w+)?)")
+
+
+def check(server: Server, source: str) -> None:
+    """Refuse what protects nothing.
+
+    Args:
+        source: The beginning of error messages.
+
+    Raises:
+        StartupError: an API key is empty or cannot be sent, every file of the machine would be a local media file, or a
+            host or an origin is not one.
+    """
+    for key in server.api_keys:
+        if not key or key != key.strip() or not key.isprintable():
+            problem = "is empty" if not key.strip() else "begins or ends with white space, or has a control character"
+            raise StartupError(
+                f"{source}server.api_keys: an API key {problem}, so no client could be told apart by it."
+            )
+    root = server.media.local_path
+    if root and os.path.realpath(root) == "/":
+        raise StartupError(
+            f"{source}server.media.local_path: {root} would let clients name every file of this machine; "
+            "name the directory of the media files, or an empty string to forbid local files."
+        )
+    for domain in server.media.allowed_domains:
+        if not domain.strip():
+            raise StartupError(f"{source}server.media.allowed_domains: a host is empty.")
+    for host in server.allowed_hosts:
+        if not _HOST.fullmatch(host):
+            raise StartupError(
+                f"{source}server.allowed_hosts: {host!r} is not a host name; write a name without scheme and port, as "
+                "in gpu1.example.org, *.example.org, or * for all names."
+            )
+    for origin in server.allowed_origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise StartupError(
+                f"{source}server.allowed_origins: {origin!r} is not an origin; write it as in https://app.example."
+            )
+
+
+def without_root(server: Server) -> Server:
+    """`server`, without local media files if their directory were the root of the file system, as under systemd."""
+    if server.media.local_path is None and Path.cwd() == Path("/"):
+        return structs.replace(server, media=structs.replace(server.media, local_path=""))
+    return server
+
+
+def readable_keys(path: Path, tree: dict[str, Any]) -> tuple[str, ...]:
+    """A remark if the configuration file at `path` holds API keys, and every user of the machine can read it."""
+    server = tree.get("server")
+    if isinstance(server, dict) and server.get("api_keys") and path.stat().st_mode & stat.S_IROTH:
+        return (f"{path} holds API keys, and every user of this machine can read it: chmod o-r {path}",)
+    return ()
+
+
+def notes(server: Server) -> tuple[str, ...]:
+    """Remarks on settings that are more open than they may seem."""
+    if "*" in server.allowed_origins and not server.api_keys:
+        return (
+            "server.allowed_origins: * and no API key: every web page that is opened on a machine that reaches this "
+            "server can use it, and read its local media files",
+        )
+    return ()
+
+
+def check_environment(known: set[str]) -> tuple[str, ...]:
+    """Remarks on environment variables with our prefix that no flag has.
+
+    Raises:
+        StartupError: a variable resembles the variable of a flag.
+    """
+    unknown = sorted(
+        name
+        for name in os.environ
+        if name.startswith(PREFIX) and name not in known and not _OF_SERVICES.fullmatch(name)
+    )
+    for name in unknown:
+        hint = suggestion(name.removeprefix(PREFIX), [variable.removeprefix(PREFIX) for variable in known])
+        if hint.startswith("did you mean"):
+            raise StartupError(
+                f"{name}: no flag has this environment variable; {hint.replace('mean ', f'mean {PREFIX}')}"
+            )
+    return tuple(f"the environment variable {name} has no effect: no flag has it" for name in unknown)
