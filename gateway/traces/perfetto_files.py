@@ -20,6 +20,7 @@ from msgspec import Struct
 from gateway.traces.timeline import GATEWAY, GATHER, TRANSFER, Sum, Traced
 
 SUFFIX = ".trace.json"
+_PARTIAL = ".trace.part"
 
 _MAIN = "main"
 
@@ -29,12 +30,18 @@ class ChromeFiles:
 
     Args:
         most: Maximum number of files in the directory, including files of earlier runs; the oldest are removed.
+        most_bytes: Maximum size of all these files together.
     """
 
-    def __init__(self, directory: Path, most: int) -> None:
+    def __init__(self, directory: Path, most: int, most_bytes: int) -> None:
         self._directory = directory
         self._most = most
-        self._files = deque(sorted(directory.glob(f"*{SUFFIX}")))  # file names begin with the time
+        self._most_bytes = most_bytes
+        # Names begin with the time. A partial file is left if a server ends while it writes.
+        found = sorted(path for suffix in (SUFFIX, _PARTIAL) for path in directory.glob(f"*{suffix}"))
+        self._files = deque((path, _size(path)) for path in found)
+        self._bytes = sum(size for _, size in self._files)
+        self._remove_oldest()
 
     def write(self, timeline: Traced, places: Mapping[str, str]) -> None:
         """Write one file, unless the request was refused before it reached the pipeline."""
@@ -42,16 +49,36 @@ class ChromeFiles:
             return
         began = datetime.datetime.fromtimestamp(timeline.began + timeline.epoch, datetime.UTC)
         path = self._directory / f"{began:%Y%m%dT%H%M%S.%f}-{timeline.answer_id}{SUFFIX}"
-        part = path.with_suffix(".part")
-        part.write_bytes(msgspec.json.encode(document(timeline, places)))
-        part.rename(path)  # so a reader never sees part of a file
-        self._files.append(path)
-        while len(self._files) > self._most:
-            with contextlib.suppress(FileNotFoundError):
-                self._files.popleft().unlink()
+        content = msgspec.json.encode(document(timeline, places))
+        if len(content) > self._most_bytes:
+            raise ValueError(f"it has {len(content)} bytes, more than trace.total_bytes")
+        self._remove_oldest(len(content))
+        part = self._directory / path.name.replace(SUFFIX, _PARTIAL)
+        try:
+            part.write_bytes(content)
+            part.rename(path)  # so a reader never sees part of a file
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        self._files.append((path, len(content)))
+        self._bytes += len(content)
 
     def close(self) -> None:
         """Do nothing: every file is complete already."""
+
+    def _remove_oldest(self, coming: int | None = None) -> None:
+        """Remove the oldest files until there is room; also for one more file of `coming` bytes, if given."""
+        most = self._most - (coming is not None)
+        while self._files and (len(self._files) > most or self._bytes + (coming or 0) > self._most_bytes):
+            path, size = self._files.popleft()
+            path.unlink(missing_ok=True)
+            self._bytes -= size
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
 
 
 def document(timeline: Traced, places: Mapping[str, str]) -> dict[str, Any]:

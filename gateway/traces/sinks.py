@@ -13,7 +13,7 @@ def sinks(trace: Trace) -> list[Sink]:
     """The configured sinks for traces; empty if no sink is configured."""
     made: list[Sink] = []
     if trace.dir is not None:
-        made.append(ChromeFiles(Path(trace.dir), trace.files))
+        made.append(ChromeFiles(Path(trace.dir), trace.files, trace.total_bytes))
     if trace.otlp_endpoint is not None:
         from gateway.traces.otlp import OtlpExport
 

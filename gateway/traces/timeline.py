@@ -60,6 +60,30 @@ class Sum(Struct):
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+class SpanBudget:
+    """Counts the spans that all timelines together keep.
+
+    Attributes:
+        kept: Number of spans that are kept.
+        most: Largest number of spans to keep.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.kept = 0
+        self.most = most
+
+    def take(self) -> bool:
+        """Count one more span, unless there are too many."""
+        if self.kept >= self.most:
+            return False
+        self.kept += 1
+        return True
+
+    def give_back(self, spans: int) -> None:
+        """Count `spans` fewer: nothing keeps them any more."""
+        self.kept -= spans
+
+
 class Timeline:
     """The timeline of a request that is not traced. It accepts everything and keeps nothing.
 
@@ -91,6 +115,7 @@ class Traced(Timeline):
 
     Args:
         headers: ``traceparent`` and ``tracestate``, if the client sent them.
+        budget: Counts each span that the timeline keeps, whoever adds the span.
         following: Called with this timeline when `answer_id` is known.
         ending: Called with this timeline when the request is over.
 
@@ -109,6 +134,7 @@ class Traced(Timeline):
         trace_id: str,
         headers: dict[str, str],
         *,
+        budget: SpanBudget,
         following: Callable[[Traced], None],
         ending: Callable[[Traced], None],
     ) -> None:
@@ -122,6 +148,7 @@ class Traced(Timeline):
         self.sums: dict[str, Sum] = {}
         self.left_out = 0
         self.figures: dict[str, Any] = {}
+        self._budget = budget
         self._following = following
         self._ending = ending
         self._unread: float | None = None  # time since which a message waits for the reader
@@ -158,8 +185,8 @@ class Traced(Timeline):
         self.figures = figures
         self._ending(self)
 
-    def add(self, span: Span, *, keep: bool = True) -> None:
-        """Add one span to the sums. Keep the span itself only if `keep` is set and there is room for it."""
+    def add(self, span: Span) -> None:
+        """Add one span to the sums. Keep the span itself only if there is room for it."""
         name, begin, end = span.name, span.begin, span.end
         seconds = end - begin
         if name == TRANSFER:
@@ -173,7 +200,7 @@ class Traced(Timeline):
             total.end = end
         total.counts[name] = total.counts.get(name, 0) + 1
         total.seconds[name] = total.seconds.get(name, 0.0) + seconds
-        if keep and len(self.spans) < MOST_SPANS:
+        if len(self.spans) < MOST_SPANS and self._budget.take():
             self.spans.append(span)
         else:
             self.left_out += 1

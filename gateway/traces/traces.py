@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from gateway.traces.timeline import GATEWAY, GATHER, TRANSFER, Span, Timeline, Traced
+from gateway.traces.timeline import GATEWAY, GATHER, TRANSFER, Span, SpanBudget, Timeline, Traced
 from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.wire.trace_notes import Notes, Stepped, Took
 
@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 3.0
 # Largest number of complete timelines that wait to be written; further ones are dropped.
 MOST_WAITING = 64
 
-# Largest number of spans kept of all requests together, about 100 bytes each.
+# Largest number of spans kept of all requests together until their timelines are written, about 100 bytes each.
 MOST_SPANS = 1_000_000
 
 # Receiving a message or waiting for a step gets a span only if it takes longer than this. Without this limit, a stage
@@ -30,6 +30,9 @@ MOST_SPANS = 1_000_000
 _BRIEF = 50e-6
 
 _TRACE_PARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+# Largest length of a `tracestate` header, as OpenTelemetry's specification recommends.
+_LONGEST_STATE = 512
 
 _UNTRACED = Timeline()
 
@@ -59,14 +62,15 @@ class _Lane:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="traces")
         self._writing: set[asyncio.Future[None]] = set()
 
-    def put(self, timeline: Traced, places: Mapping[str, str]) -> None:
-        """Write a timeline in the sink's thread, unless too many timelines wait already."""
+    def put(self, timeline: Traced, places: Mapping[str, str]) -> asyncio.Future[None] | None:
+        """Write a timeline in the sink's thread. Returns None if too many timelines wait already."""
         if self._closed or len(self._writing) >= MOST_WAITING:
             self.dropped += 1
-            return
+            return None
         writing = asyncio.get_running_loop().run_in_executor(self._thread, self._sink.write, timeline, places)
         self._writing.add(writing)
         writing.add_done_callback(self._wrote)
+        return writing
 
     async def close(self) -> None:
         """Accept no more timelines, and give the waiting ones a limited time to be written."""
@@ -105,7 +109,7 @@ class Traces:
         self._workers = workers
         self._followed: dict[str, Traced] = {}  # by answer id, until the last notes have arrived
         self._ended: dict[str, asyncio.TimerHandle] = {}  # timers of timelines whose requests are over
-        self._kept = 0  # number of spans in all timelines of `_followed`
+        self._budget = SpanBudget(MOST_SPANS)
         self._told: dict[str, float] = {}  # time up to which each worker has sent all its notes
         self._places: dict[str, str] = {}  # worker of each stage
         self._emptied = asyncio.Event()
@@ -126,8 +130,10 @@ class Traces:
             return _UNTRACED
         given = _TRACE_PARENT.fullmatch(headers.get("traceparent", ""))
         kept = {name: headers[name] for name in ("traceparent", "tracestate") if given and name in headers}
+        if len(kept.get("tracestate", "")) > _LONGEST_STATE:
+            del kept["tracestate"]
         trace_id = given[1] if given else secrets.token_hex(16)
-        return Traced(trace_id, kept, following=self._follow, ending=self._end)
+        return Traced(trace_id, kept, budget=self._budget, following=self._follow, ending=self._end)
 
     def noted(self, notes: Notes) -> None:
         """Add the notes of one process."""
@@ -171,8 +177,6 @@ class Traces:
     def _complete(self, answer_id: str) -> None:
         self._ended.pop(answer_id).cancel()
         timeline = self._followed.pop(answer_id)
-        self._kept -= len(timeline.spans)
-        self.dropped_spans += timeline.left_out
         self._write(timeline)
         if not self._ended:
             self._emptied.set()
@@ -182,9 +186,9 @@ class Traces:
         if took.target == COLLECTOR:
             track = GATEWAY
             timeline.came(took.taken)
-        self._add(timeline, Span(track, TRANSFER, took.sent, took.taken, source=took.source))
+        timeline.add(Span(track, TRANSFER, took.sent, took.taken, source=took.source))
         if took.done - took.taken > _BRIEF:
-            self._add(timeline, Span(track, "receive", took.taken, took.done))
+            timeline.add(Span(track, "receive", took.taken, took.done))
 
     def _add_step(self, stepped: Stepped) -> None:
         batch = len(stepped.requests)
@@ -193,16 +197,23 @@ class Traces:
             if timeline is None:
                 continue
             if latest - first > _BRIEF:
-                self._add(timeline, Span(stepped.stage, GATHER, first, latest))
+                timeline.add(Span(stepped.stage, GATHER, first, latest))
             if stepped.begin - latest > _BRIEF:
-                self._add(timeline, Span(stepped.stage, "queue", latest, stepped.begin))
-            self._add(timeline, Span(stepped.stage, "step", stepped.begin, stepped.end, batch=batch))
-
-    def _add(self, timeline: Traced, span: Span) -> None:
-        before = len(timeline.spans)
-        timeline.add(span, keep=self._kept < MOST_SPANS)
-        self._kept += len(timeline.spans) - before
+                timeline.add(Span(stepped.stage, "queue", latest, stepped.begin))
+            timeline.add(Span(stepped.stage, "step", stepped.begin, stepped.end, batch=batch))
 
     def _write(self, timeline: Traced) -> None:
-        for lane in self._lanes:
-            lane.put(timeline, dict(self._places))
+        """Pass a complete timeline to all sinks. Its spans count until the last sink is done with them."""
+        self.dropped_spans += timeline.left_out
+        begun = [lane.put(timeline, dict(self._places)) for lane in self._lanes]
+        waiting = {writing for writing in begun if writing is not None}
+
+        def wrote(writing: asyncio.Future[None]) -> None:
+            waiting.discard(writing)
+            if not waiting:
+                self._budget.give_back(len(timeline.spans))
+
+        for writing in list(waiting):
+            writing.add_done_callback(wrote)
+        if not waiting:
+            self._budget.give_back(len(timeline.spans))

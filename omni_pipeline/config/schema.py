@@ -136,12 +136,14 @@ class Trace(Struct, forbid_unknown_fields=True, kw_only=True):
     Attributes:
         dir: Directory for one trace file per request, to open in Perfetto or Chrome; created if it does not exist.
         files: Maximum number of files in `dir`; the oldest files are removed.
+        total_bytes: Maximum size of all files in `dir` together; the oldest files are removed.
         otlp_endpoint: Base URL of an OpenTelemetry collector (OTLP over HTTP, such as ``http://localhost:4318``).
             null uses OpenTelemetry's environment variables.
     """
 
     dir: str | None = None
     files: Positive = 1000
+    total_bytes: Positive = 1024 * 1024 * 1024
     otlp_endpoint: str | None = None
 
     @property

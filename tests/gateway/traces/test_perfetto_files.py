@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from gateway.traces.perfetto_files import ChromeFiles, document
+from gateway.traces.timeline import Traced
 from tests.gateway.traces.requests import TRACE_ID, spoken, traced
 
 PLACES = {"thinker": "gpu", "decode": "cpu"}
@@ -69,7 +70,7 @@ def test_document_says_which_request_it_is_and_how_it_went() -> None:
 
 
 def test_file_is_whole_and_named_by_time_and_answer(tmp_path: Path) -> None:
-    ChromeFiles(tmp_path, 10).write(spoken(), PLACES)
+    ChromeFiles(tmp_path, 10, 10**9).write(spoken(), PLACES)
     [path] = tmp_path.iterdir()
     assert path.name == "20231114T221320.000000-chatcmpl-1.trace.json"
     assert path.read_bytes() == msgspec.json.encode(document(spoken(), PLACES))
@@ -78,20 +79,20 @@ def test_file_is_whole_and_named_by_time_and_answer(tmp_path: Path) -> None:
 def test_request_that_was_refused_leaves_no_file(tmp_path: Path) -> None:
     refused = traced()
     refused.answer_id = ""
-    ChromeFiles(tmp_path, 10).write(refused, {})
+    ChromeFiles(tmp_path, 10, 10**9).write(refused, {})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_oldest_files_go_those_of_earlier_runs_first_and_nothing_else(tmp_path: Path) -> None:
     other = tmp_path / "notes.txt"
     other.touch()
-    files = ChromeFiles(tmp_path, 2)
+    files = ChromeFiles(tmp_path, 2, 10**9)
     for second in range(2):
         timeline = traced(began=100.0 + second, ended=200.0)
         timeline.epoch = 1_700_000_000.0
         files.write(timeline, {})
     earlier = sorted(tmp_path.glob("*.json"))
-    files = ChromeFiles(tmp_path, 2)
+    files = ChromeFiles(tmp_path, 2, 10**9)
     timeline = traced(began=110.0, ended=200.0)
     timeline.epoch = 1_700_000_000.0
     files.write(timeline, {})
@@ -99,3 +100,49 @@ def test_oldest_files_go_those_of_earlier_runs_first_and_nothing_else(tmp_path: 
     assert earlier[1].exists()
     assert len(list(tmp_path.glob("*.json"))) == 2
     assert other.exists()
+
+
+def at(second: float) -> Traced:
+    timeline = spoken(began=100.0 + second, ended=200.0)
+    timeline.epoch = 1_700_000_000.0
+    return timeline
+
+
+def total(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir())
+
+
+def test_all_files_together_are_bounded_in_bytes(tmp_path: Path) -> None:
+    size = len(msgspec.json.encode(document(at(0), PLACES)))
+    (tmp_path / "20200101T000000.000000-chatcmpl-9.trace.part").write_bytes(b"x" * size)  # of a server that was killed
+    files = ChromeFiles(tmp_path, 1000, round(3.5 * size))
+    for second in range(10):
+        files.write(at(second), PLACES)
+        assert total(tmp_path) <= 3.5 * size
+    assert [path.name[:15] for path in sorted(tmp_path.iterdir())] == [
+        f"20231114T221{500 + second}" for second in (7, 8, 9)
+    ]
+    ChromeFiles(tmp_path, 1000, round(1.5 * size))
+    assert total(tmp_path) <= 1.5 * size
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_timeline_that_is_larger_than_the_bound_removes_no_other(tmp_path: Path) -> None:
+    size = len(msgspec.json.encode(document(at(0), PLACES)))
+    ChromeFiles(tmp_path, 10, size).write(at(0), PLACES)
+    with pytest.raises(ValueError, match=r"trace\.total_bytes"):
+        ChromeFiles(tmp_path, 10, size).write(spoken(note="x" * size), PLACES)
+    assert total(tmp_path) == size
+
+
+def test_a_file_that_cannot_be_written_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = ChromeFiles(tmp_path, 10, 10**9)
+
+    def full(path: Path, content: bytes) -> None:
+        path.touch()
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write(at(0), PLACES)
+    assert list(tmp_path.iterdir()) == []

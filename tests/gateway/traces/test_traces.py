@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -143,11 +144,12 @@ async def test_nothing_is_kept_of_a_request_that_is_complete(traces: Traces) -> 
     for worker in ("v", "w"):
         traces.noted(notes(worker, FOREVER))
     await traces.close()
-    assert (traces._followed, traces._ended, traces._kept) == ({}, {}, 0)
+    assert (traces._followed, traces._ended, traces._budget.kept) == ({}, {}, 0)
 
 
-async def test_all_timelines_together_are_bounded(traces: Traces, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_timelines_together_are_bounded(sink: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_SPANS", 3)
+    traces = Traces([sink], lambda: ("w", "v"))
     timelines = [begin(traces, name) for name in ("a", "b")]
     traces.noted(notes("w", 1.0, stepped=[Stepped("x", 1.0, 2.0, ["a", "b"], [1.0] * 2, [1.0] * 2)] * 4))
     assert sum(len(timeline.spans) for timeline in timelines) == 3
@@ -158,6 +160,45 @@ async def test_all_timelines_together_are_bounded(traces: Traces, monkeypatch: p
         traces.noted(notes(worker, FOREVER))
     await traces.close()
     assert traces.dropped_spans == 5
+
+
+async def test_the_bound_counts_every_span_and_does_not_wear_off(sink: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans of the gateway count too, also of requests that never reach the pipeline."""
+    monkeypatch.setattr(module, "MOST_SPANS", 10)
+    traces = Traces([sink, Kept()], lambda: ("w",))
+    for number in range(50):
+        timeline = traces.begin({})
+        timeline.until_now("wait for a place")
+        with timeline.span("read"):
+            pass
+        if number % 2:
+            timeline.follow(f"r{number}")
+            with timeline.span("submit"):
+                pass
+            traces.noted(notes("w", 1.0, [Took(f"r{number}", "decode", COLLECTOR, 1.0, 2.0, 2.0)]))
+            timeline.read()
+        timeline.end({})
+        traces.noted(notes("w", FOREVER))
+        while traces._budget.kept:
+            assert 0 < traces._budget.kept <= 10
+            await asyncio.sleep(0)
+    sink.going_on.clear()
+    for _ in range(20):
+        timeline = traces.begin({})
+        timeline.until_now("wait for a place")
+        timeline.end({})
+    assert traces._budget.kept == 10
+    sink.going_on.set()
+    await traces.close()
+    assert (traces._budget.kept, traces.dropped_spans) == (0, 10)
+    assert sum(len(timeline.spans) for timeline in sink.timelines) == 50 * 2 + 25 * 3 + 10
+
+
+async def test_a_long_tracestate_is_left_out(traces: Traces) -> None:
+    for length in (512, 513, 8000):
+        timeline = traces.begin({"traceparent": PARENT, "tracestate": "a=".ljust(length, "b")})
+        assert isinstance(timeline, Traced)
+        assert ("tracestate" in timeline.headers) == (length == 512)
 
 
 async def test_timelines_that_a_slow_sink_does_not_take_are_dropped_and_counted(
