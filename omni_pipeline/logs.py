@@ -2,6 +2,8 @@
 
 A record may have fields besides its message: ``log.info("answered", extra=fields(request_id=…))``. Each record is one
 line, whatever characters a client puts into a path or an id. Only a traceback in the text format spans several lines.
+The length of a record is bounded, whatever a client sends: the middle of a long message, field or traceback is left
+out.
 """
 
 from __future__ import annotations
@@ -16,6 +18,11 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 Format: TypeAlias = Literal["text", "json"]
+
+# Maximum number of characters of each part of a record.
+LONGEST_MESSAGE = 4000
+LONGEST_FIELD = 500
+LONGEST_TRACEBACK = 16_000
 
 _FIELDS = "omni_fields"
 _PLAIN = re.compile(r"[^\s\"'=\\\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -40,7 +47,15 @@ def fields(**values: Any) -> dict[str, Any]:
     return {_FIELDS: {name: value for name, value in values.items() if value is not None}}
 
 
-class TextFormatter(logging.Formatter):
+class _BoundedFormatter(logging.Formatter):
+    """Bounds tracebacks, which quote the message of an exception."""
+
+    def formatException(self, ei: Any) -> str:
+        """The traceback."""
+        return _shortened(super().formatException(ei), LONGEST_TRACEBACK)
+
+
+class TextFormatter(_BoundedFormatter):
     """Formats a record as a line such as
     ``2026-11-26 08:13:22,123 INFO main gateway.access: POST /v1/models status=200 request_id=…``.
     """
@@ -50,12 +65,12 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The line without a traceback."""
-        record.message = _CONTROL.sub(_escaped, record.message)
+        record.message = _CONTROL.sub(_escaped, _shortened(record.message, LONGEST_MESSAGE))
         line = super().formatMessage(record)
         return " ".join([line, *(f"{name}={_shown(value)}" for name, value in _fields_of(record).items())])
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(_BoundedFormatter):
     """Formats a record as an object with ``time`` (UTC), ``level``, ``process``, ``pid``, ``logger``, ``message``, and
     the record's fields.
 
@@ -75,7 +90,7 @@ class JsonFormatter(logging.Formatter):
             "process": self._process,
             "pid": os.getpid(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _shortened(record.getMessage(), LONGEST_MESSAGE),
         }
         if record.exc_info:
             body["exception"] = self.formatException(record.exc_info)
@@ -85,7 +100,16 @@ class JsonFormatter(logging.Formatter):
 
 def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
     values: dict[str, Any] = getattr(record, _FIELDS, {})
-    return values
+    return {
+        name: _shortened(value, LONGEST_FIELD) if isinstance(value, str) else value for name, value in values.items()
+    }
+
+
+def _shortened(text: str, most: int) -> str:
+    """`text`, without its middle if it has more than `most` characters."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}[… {len(text) - most} characters …]{text[len(text) - most // 2 :]}"
 
 
 def _shown(value: Any) -> str:

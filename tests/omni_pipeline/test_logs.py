@@ -98,3 +98,24 @@ def test_configuring_replaces_what_libraries_had_set_up(capsys: pytest.CaptureFi
     finally:
         root.handlers[:] = before
         root.setLevel(level)
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter("main"), JsonFormatter("main")], ids=["text", "json"])
+@pytest.mark.parametrize("letter", ["x", "\n", "\x1b", "\u2028", "é", '"', "\U0001f600"])
+def test_record_is_bounded_whatever_it_contains(formatter: logging.Formatter, letter: str) -> None:
+    for length in (10_000, 1_000_000):
+        long = letter * length
+        made = [
+            record(long),
+            record("%s", f"begin {long} end"),
+            record("x", param=long, request_id="r"),
+            record("x", error=ValueError(long)),
+        ]
+        assert max(len(formatter.format(one)) for one in made) < 120_000  # a character becomes at most six
+
+
+def test_shortened_message_keeps_its_beginning_and_its_end() -> None:
+    line = text("begin " + "x" * 10_000 + " end", request_id="r")
+    assert "begin xxx" in line
+    assert line.endswith("xxx end request_id=r")
+    assert "[… 6010 characters …]" in line
