@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import random
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -35,7 +34,6 @@ import msgspec
 from msgspec import Struct
 from trials.conduct import Findings, run
 from trials.conversations import TrialConversation, conversations
-from trials.disconnects import MOMENTS, leave_at
 from trials.holdings import observe, read_restarts, wait_until_free
 from trials.hostile.client import Target
 from trials.hostile.orders import AttackResult, HostileProcess, Orders, attacks, kinds
@@ -173,7 +171,6 @@ async def besiege(
     hostile = await HostileProcess.start(orders)
     try:
         quiet, _ = await honest_phase(service, wanted, right, arguments.quiet, arguments.seed)
-        await open_what_opens_once(service, wanted)
         await service.until_idle(session, LONGEST_WAIT)
         before, restarts = await observe(service, session), await read_restarts(service, session)
         at_rest = service.pss_by_process()
@@ -203,13 +200,6 @@ async def besiege(
     findings.details["siege"] = msgspec.to_builtins(siege)
     findings.details["memory"] = msgspec.to_builtins(samples)
     return findings
-
-
-async def open_what_opens_once(service: Service, wanted: Sequence[TrialConversation]) -> None:
-    """Let a client leave in each conversation: the first abort of a stage opens a connection that stays open."""
-    draw = random.Random(0)
-    for conversation in wanted:
-        await leave_at(service.port, conversation, MOMENTS["some time after the body"], draw)
 
 
 def target(service: Service) -> Target:

@@ -91,6 +91,7 @@ HELD = Holdings({"omni_requests_in_flight": 0.0}, 1, {"main pipe": 20}, {"main":
     [
         ({"gauges": {"omni_requests_in_flight": 2.0}}, "omni_requests_in_flight 2, was 0"),
         ({"gauges": {"omni_requests_in_flight": 0.0, "omni_new": 1.0}}, "omni_new 1, was 0"),
+        ({"files": {"main pipe": 20, "main socket": 2}}, "open files: main socket 2, were 0"),
         ({"connections": 2}, "connections 2, were 1"),
         ({"files": {"main pipe": 21}}, "open files: main pipe 21, were 20"),
         ({"processes": {"main": 1, "reader": 1}}, "processes: reader 1, were 0"),
@@ -101,6 +102,10 @@ HELD = Holdings({"omni_requests_in_flight": 0.0}, 1, {"main pipe": 20}, {"main":
 def test_everything_that_is_not_given_back_is_named(change: dict[str, Any], words: str) -> None:
     assert differences(HELD, HELD) == []
     assert differences(HELD, replace(HELD, **change)) == [words]
+
+
+def test_connections_between_processes_may_open_at_their_first_use() -> None:
+    assert differences(HELD, replace(HELD, files={"main pipe": 20, "main socket": 1})) == []
 
 
 @pytest.mark.parametrize(
