@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -85,3 +87,17 @@ async def test_calls_with_the_same_key_are_one_call(slow):
     assert slow.calls == 1
     assert await threads.run("a", slow, key="name") == "done"
     assert slow.calls == 2
+
+
+def test_the_process_ends_although_a_call_does_not_return():
+    program = """
+import asyncio, time
+from gateway.media.threads import Threads
+
+async def main():
+    asked = asyncio.create_task(Threads("test", 2).run("a", lambda: time.sleep(600)))
+    await asyncio.sleep(0)
+
+asyncio.run(main())
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
