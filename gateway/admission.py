@@ -68,6 +68,12 @@ class Place:
         for claim in self._claims:
             self._admission.grants.begin_answer(claim)
 
+    def free_memory(self) -> None:
+        """Release all memory, because the answer is complete. Its bytes may still be on their way to the client."""
+        for claim in self._claims:
+            self._admission.grants.drop(claim)
+        self._claims = []
+
     def withdraw(self) -> None:
         """Withdraw the claims that still wait, because the request has ended."""
         waiting = [claim for claim in self._claims if not claim.granted]
@@ -80,8 +86,10 @@ class Place:
         self._lent = True
 
     def take_back(self) -> None:
-        """Note that the pipeline holds nothing of the request any more."""
+        """Note that the pipeline holds nothing of the request any more. The handler keeps only its place."""
         self._lent = False
+        self.free()
+        self.free_memory()
         if self._left:
             self._admission.leaving -= 1
             self._release()
@@ -96,9 +104,7 @@ class Place:
 
     def _release(self) -> None:
         self._admission.hold(-self._bytes)
-        for claim in self._claims:
-            self._admission.grants.drop(claim)
-        self._claims = []
+        self.free_memory()
         self._admission.leave(self._stages)
 
 

@@ -138,6 +138,8 @@ class Answer:
         self._heard.add(message.source)
         if isinstance(message, End):
             self._ended.add(message.source)
+            if self._complete and self.place is not None:
+                self.place.free_memory()
         if body is not None:
             self._waiting.append(body)
             self._unread_bytes += _weight(body)

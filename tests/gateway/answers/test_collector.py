@@ -373,10 +373,25 @@ async def test_claims_are_granted_within_the_memory_of_all_requests():
         pipeline.fail("b", ERROR)
         assert (granted, admission.grants.held, admission.grants.waiting) == (["a"], 60, 1), "b no longer waits"
         pipeline.fail("a", ERROR)
-        assert granted == ["a"], "the handler of a has not ended"
-    assert granted == ["a", "c"]
+        assert granted == ["a", "c"], "a has been forgotten"
     pipeline.fail("c", ERROR)
     assert (admission.grants.held, admission.leaving) == (0, 0)
+
+
+async def test_complete_answer_holds_no_memory_while_a_slow_client_reads_it():
+    pipeline, admission = ScriptedPipeline(), Admission(Limits(decoded_bytes=100))
+    collector = Collector(pipeline, reader_bytes=1000, restart_seconds=1)
+    deadline = asyncio.get_running_loop().time() + 100
+    async with (
+        admission.admit("x", math.inf) as place,
+        collector.submit("r", REQUEST, route(REQUEST), deadline=deadline, place=place) as answer,
+    ):
+        pipeline.claimed(Claim("r", "preprocessing", 50, 10), lambda: None)
+        pipeline.deliver(chunk("a", 0))
+        assert admission.grants.held == 60
+        pipeline.deliver(end(1))
+        assert admission.grants.held == 0
+        assert await all_of(answer) == [TextDelta("a"), DONE]
 
 
 async def test_claim_of_the_server_itself_is_granted_at_once_and_that_of_a_closed_request_never():
