@@ -16,11 +16,15 @@ _MOST_BUFFERS = 512  # frames given to the kernel at a time; its limit is 1024
 MOST_BYTES = 8 * 1024 * 1024
 
 
+# No tensor of a request is nearly as large. A reader whose memory is damaged may send any length.
+MOST_FRAME_BYTES = 64 * 1024**3
+
+
 class Channel:
     """The end of a socket that never waits: messages are queued, and go out and come in as far as the socket allows.
 
     Attributes:
-        ended: Whether the other end is closed, or has been found to be.
+        ended: Whether the other end has been found to be closed, or has sent lengths that cannot be true.
     """
 
     def __init__(self, ours: socket.socket) -> None:
@@ -76,7 +80,8 @@ class Channel:
             left -= read
             self._gap = self._gap[read:]
             if not self._gap.nbytes:
-                self._gap = next(self._parser)
+                self._gap = next(self._parser, memoryview(b""))
+                self.ended = not self._gap.nbytes
         while self._complete:
             yield self._complete.popleft()
 
@@ -87,7 +92,7 @@ class Channel:
         self._complete.clear()
 
     def _parse(self) -> Iterator[memoryview]:
-        """Yields the memory for the next bytes, and goes on when they are there."""
+        """Yields the memory for the next bytes, and goes on when they are there. Ends at an impossible length."""
         while True:
             head = bytearray(_FRAMES.size)
             yield memoryview(head)
@@ -95,7 +100,10 @@ class Channel:
             for _ in range(_FRAMES.unpack(head)[0]):
                 size = bytearray(_SIZE.size)
                 yield memoryview(size)
-                frame = bytearray(_SIZE.unpack(size)[0])
+                (length,) = _SIZE.unpack(size)
+                if length > MOST_FRAME_BYTES:
+                    return
+                frame = bytearray(length)
                 if frame:
                     yield memoryview(frame)
                 frames.append(frame)

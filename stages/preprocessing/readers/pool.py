@@ -356,6 +356,8 @@ class ReaderPool:
                 self._be_idle_if_up(reader)
         if reader.how is not None:
             self._lose(reader, reader.how)
+        elif reader.channel.ended and reader.pid:
+            self._nursery.kill(reader.pid)  # it usually has ended, and the report of its end is on the way
 
     def _messages(self, reader: Reader, channel: Channel) -> Iterator[list[Buffer]]:
         """The messages of a reader; of one that has ended, all that are left."""
