@@ -25,6 +25,10 @@ DEMUXERS = (
 # Maximum number of pixels of a picture that is decoded only to detect a file's format.
 MAX_PROBED_PIXELS = 64 * 1024 * 1024
 
+# Maximum number of streams. FFmpeg opens a decoder for each stream to examine it, and holds all of them until it has
+# examined the last. Files with many streams, such as films with subtitles and fonts, have some dozens.
+MAX_STREAMS = 64
+
 # Formats whose duration FFmpeg reads from the header, if the header has one, instead of guessing it.
 _TELLS_ITS_LENGTH = "matroska,webm"
 
@@ -46,7 +50,11 @@ def open_container(
     Raises:
         OmniError: 400 with `code`.
     """
-    options = {"format_whitelist": ",".join(DEMUXERS), "protocol_whitelist": "none"}
+    options = {
+        "format_whitelist": ",".join(DEMUXERS),
+        "protocol_whitelist": "none",
+        "max_streams": str(MAX_STREAMS),
+    }
     try:
         with av.open(
             io.BytesIO(data),
@@ -61,6 +69,8 @@ def open_container(
     except av.error.FFmpegError as error:
         kind = code.removeprefix("invalid_")
         message = f"The {kind} is damaged or of an unknown format: {error.strerror}."
+        if isinstance(error, MemoryError):  # FFmpeg's error for a stream too many, too
+            message = f"The {kind} has more than {MAX_STREAMS} streams, or needs too much memory."
         raise bad_request(message, param=param, code=code) from error
 
 

@@ -14,6 +14,7 @@ from transformers import Qwen3OmniMoeProcessor
 from transformers.video_utils import VideoMetadata
 
 from omni_pipeline.errors import ErrorInfo, OmniError
+from stages.preprocessing.container import MAX_STREAMS, open_container
 from stages.preprocessing.decode_video import DecodedClip, decode_frames, probe_clip, sampled_frames
 
 SIZES = {"max_pixels": 200_000, "max_total_pixels": 5_000_000}
@@ -204,6 +205,32 @@ def test_frames_of_usual_scans_are_read(format: str, is_progressive: bool) -> No
     data = of_jpegs(*files, format=format, width=200, height=160)
     expected = all_frames(data)[0].permute(0, 2, 3, 1).numpy()
     assert numpy.array_equal(frames_of(data, [0, 3, 8]), expected[[0, 3, 8]])
+
+
+def of_streams(count: int, format: str) -> bytes:
+    """A clip of one frame in each of many streams."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=format) as container:
+        for _ in range(count):
+            stream = container.add_stream("mjpeg", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for stream in container.streams:
+            packet = av.Packet(jpeg(64, 48))
+            packet.stream, packet.pts, packet.dts = stream, 0, 0
+            container.mux(packet)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("format", ["avi", "mov", "matroska"])
+def test_no_more_than_some_dozens_of_streams_are_examined(format: str) -> None:
+    assert len(frames_of(of_streams(MAX_STREAMS, format), [0])) == 1
+    try:
+        with open_container(of_streams(MAX_STREAMS + 1, format), param="media[0]", code="invalid_video") as container:
+            assert len(container.streams) == MAX_STREAMS
+            assert format == "matroska"  # FFmpeg leaves out further streams of this format only
+    except OmniError as error:
+        assert (error.info.status, error.info.code, error.info.param) == (400, "invalid_video", "media[0]")  # noqa: PT017
+        assert str(MAX_STREAMS) in error.info.message  # noqa: PT017
 
 
 def test_very_many_almost_empty_packets_are_refused_undecoded() -> None:
