@@ -67,6 +67,41 @@ class _HeldText:
     logprob: TokenLogprob
 
 
+class _StopString:
+    """Searches a growing text for one stop string, with a bounded number of steps for each character.
+
+    It is the algorithm of Knuth, Morris and Pratt. Without it, each token of a long text would cost a comparison with
+    every beginning of every stop string, and all answers share the process that compares.
+
+    Attributes:
+        matched: Length of the longest beginning of the stop string with which the text ends so far.
+    """
+
+    __slots__ = ("_borders", "matched", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.matched = 0
+        # For each beginning of the string: the length of the longest shorter beginning with which it ends.
+        self._borders = [0]
+        for character in text[1:]:
+            self._borders.append(self._advanced(self._borders[-1], character))
+
+    def read(self, text: str) -> int | None:
+        """Go on with the next part of the text. Returns where in this part the first occurrence ends, if it does."""
+        for index, character in enumerate(text):
+            self.matched = self._advanced(self.matched, character)
+            if self.matched == len(self.text):
+                return index + 1
+        return None
+
+    def _advanced(self, matched: int, character: str) -> int:
+        """The length matched after one more character, where `matched` is less than the whole string."""
+        while matched and self.text[matched] != character:
+            matched = self._borders[matched - 1]
+        return matched + (self.text[matched] == character)
+
+
 class Transcript:
     """The text of one answer while it grows.
 
@@ -81,7 +116,7 @@ class Transcript:
 
     def __init__(self, table: TokenTable, *, stop: Sequence[str] = (), skip_special: bool = True) -> None:
         self._table = table
-        self._stop = [text for text in stop if text]
+        self._stop = [_StopString(text) for text in stop if text]
         self._skip_special = skip_special
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""  # decoded, not yet shown
@@ -133,27 +168,15 @@ class Transcript:
 
     def _cut_at_stop(self, before: int) -> None:
         """Look for a stop string that ends after the first `before` held characters."""
-        found = -1
-        for stop in self._stop:
-            at = self._held.find(stop, max(0, before - len(stop) + 1))
-            if at >= 0 and (found < 0 or at < found):
-                found = at
-        if found >= 0:
+        new = self._held[before:]
+        ends = [(before + end - len(stop.text)) for stop in self._stop if (end := stop.read(new)) is not None]
+        if ends:
+            found = min(ends)
             self._held = self._held[:found]
             self.stopped = True
             while self._pending and self._pending[-1].start >= self._shown + found:
                 self._pending.pop()
 
     def _uncertain(self) -> int:
-        """Length of the longest end of the held text that is the beginning of a stop string; 0 once a stop string has
-        been found.
-        """
-        if self.stopped:
-            return 0
-        longest = 0
-        for stop in self._stop:
-            for length in range(min(len(stop) - 1, len(self._held)), longest, -1):
-                if self._held.endswith(stop[:length]):
-                    longest = length
-                    break
-        return longest
+        """Length of the longest end of the held text that begins a stop string; 0 once a stop string has been found."""
+        return 0 if self.stopped else max((stop.matched for stop in self._stop), default=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,50 @@ def test_text_ends_before_a_stop_string(
     shown = run(transcript, tokenizer.encode(text, add_special_tokens=False))
     assert "".join(shown) == expected
     assert transcript.stopped == (expected != text)
+
+
+def test_any_stop_strings_in_any_text_are_found_as_by_comparing_everything() -> None:
+    """With two letters, stop strings overlap with themselves and with each other."""
+    rng = random.Random(3)
+    pieces = [b"a", b"b", b"ab", b"aab", b"bb"]
+    for _ in range(500):
+        stop = ["".join(rng.choices("ab", k=rng.randrange(2, 7))) for _ in range(rng.randrange(1, 4))]
+        transcript = Transcript(TokenTable(pieces, frozenset()), stop=stop)
+        text = shown = ""
+        for token in rng.choices(range(len(pieces)), k=12):
+            transcript.push(token)
+            text += pieces[token].decode()
+            shown += transcript.take()[0]
+            found = [text.index(each) for each in stop if each in text]
+            assert transcript.stopped == bool(found)
+            if found:
+                assert shown == text[: min(found)]
+                break
+            begun = (each[:length] for each in stop for length in range(1, len(each)))
+            assert shown == text[: len(text) - max(len(part) if text.endswith(part) else 0 for part in begun)]
+
+
+def test_long_stop_strings_cost_a_bounded_number_of_steps_for_each_character() -> None:
+    """A whole answer is held until its end, so every beginning of every stop string could be in it."""
+    steps = 0
+
+    def count(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    tokens, strings = 2000, 16
+    stop = ["a" * (1000 + number) for number in range(strings)]
+    transcript = Transcript(TokenTable([b"a", b"b"], frozenset()), stop=stop)
+    sys.setprofile(count)
+    try:
+        for number in range(tokens):
+            transcript.push(number % 2)
+            transcript.certain()
+    finally:
+        sys.setprofile(None)
+    transcript.finish()
+    assert transcript.take()[0] == "ab" * (tokens // 2)
+    assert steps < tokens * strings * 20
 
 
 def test_what_could_begin_a_stop_string_is_held_back(tokenizer: Any, table: TokenTable) -> None:
