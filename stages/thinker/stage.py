@@ -226,6 +226,7 @@ class Thinker:
                 if answer.request.spoken is not None:
                     yield End(request_id, self.name, TALKER, answer.finished)
         elif isinstance(event, Broken):
+            fresh.pop(request_id, None)
             del self._answers[request_id]
             error = unavailable(event.message, code="engine", retry_after=None)
             yield Failed(request_id, self.name, error.info)

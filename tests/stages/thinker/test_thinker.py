@@ -141,6 +141,26 @@ def test_of_a_stop_string_and_what_follows_nothing_is_told(at: int, length: int,
     assert writers.ends["stopped"] == Finished("stop", None)
 
 
+def test_a_text_that_sglang_ends_with_an_error_takes_no_other_text_with_it(
+    stages: tuple[Thinker, Decode], writers: Writers
+) -> None:
+    """SGLang may give the last token and the error in one step."""
+    from sglang.srt.managers.schedule_batch import FINISH_ABORT
+
+    thinker, _ = stages
+    for name in ("broken", "plain"):
+        writers.ask(name, stop=[])
+    list(thinker.step())
+    [req] = [req for req in thinker._engine._scheduler.last_batch.reqs if req.rid == "broken"]
+    req.to_finish = FINISH_ABORT("the text has gone wrong")
+    messages = list(thinker.step())
+    assert [message.request_id for message in messages if isinstance(message, Failed)] == ["broken"]
+    assert [message.request_id for message in messages if not isinstance(message, Failed)] == ["plain", "plain"]
+    for name in ("broken", "plain"):
+        thinker.abort(name)
+    writers.run()
+
+
 def test_an_aborted_text_is_forgotten(stages: tuple[Thinker, Decode], writers: Writers) -> None:
     writers.ask("gone", stop=["never to be seen"])
     for stage in stages:
