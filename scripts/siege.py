@@ -14,8 +14,8 @@ priority, because real ones compute on other machines. The script checks these p
 - Everything is free within --free seconds after the siege: requests, bytes, connections, KV memory, files, processes.
 - No hostile client gets a 500, is served what it must not be served, or ends a worker.
 
-The exit code is 0 if all promises were kept, else 1. Two kinds of attack are not here, because a client cannot choose
-them from outside: a name server that is silent, and mistakes in the configuration.
+The exit code is 0 if all promises were kept, else 1. Some attacks are not here, because a client cannot choose them: a
+silent name server, a worker's output pipe that closes, and mistakes in the configuration. Traces are off.
 """
 
 from __future__ import annotations
