@@ -18,7 +18,8 @@ from stages.preprocessing.picture_cost import charge_opening, charge_picture
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
 
 # Pillow's exceptions for damaged files, which differ by format; decoding thousands of damaged files showed these.
-DAMAGE = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, struct.error)
+# A TIFF's number may be a text or a fraction, which is a TypeError.
+DAMAGE = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, TypeError, struct.error)
 
 # A picture may cost as much as this number of pictures with the maximum number of pixels, and a little more for parts
 # that do not depend on its size. A progressive JPEG of that size in four channels, as usual writers make it, costs the

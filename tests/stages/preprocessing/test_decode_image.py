@@ -216,6 +216,17 @@ def test_an_icon_of_more_than_256_pixels_is_read(side: int, size: int) -> None:
     assert numpy.array_equal(decoded(icon(image_file(shown, "PNG").ljust(size, b"\0"))), shown)
 
 
+@pytest.mark.parametrize("tag", [256, 257, 273, 278])
+@pytest.mark.parametrize("type", [2, 5, 12])
+def test_a_tiff_whose_numbers_are_of_another_type_is_read_or_refused(tag: int, type: int) -> None:
+    data = tiff_of_strips(40, [0, 800])
+    entry = struct.pack("<HH", tag, 4)
+    try:
+        decoded(data.replace(entry, struct.pack("<HH", tag, type)))
+    except OmniError as error:
+        assert error.info.status == 400  # noqa: PT017
+
+
 def test_the_largest_pictures_that_people_send_stay_within_the_cost() -> None:
     """A progressive JPEG in four channels costs the most. The cost is per pixel, so a small one shows it."""
     data = image_file(picture(640, 480, mode="CMYK"), "JPEG", progressive=True)
