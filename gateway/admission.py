@@ -29,15 +29,24 @@ class Place:
 
     Args:
         admission: Counts what the request occupies.
+        client: Client that sent the request.
     """
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, client: str) -> None:
         self._admission = admission
+        self._client = client
+        self._arriving = True
         self._stages: Collection[str] = ()
         self._bytes = 0
         self._claims: list[HeldClaim] = []
         self._lent = False
         self._left = False
+
+    def arrived(self) -> None:
+        """Note that the body and the media of the request have arrived."""
+        if self._arriving:
+            self._arriving = False
+            self._admission.arrived(self._client)
 
     def need(self, stages: Collection[str]) -> None:
         """Count the request in each of `stages`. Raises OmniError (429) if one of these stages is full."""
@@ -97,6 +106,7 @@ class Place:
     def leave(self) -> None:
         """Note that the handler of the request has ended."""
         self._left = True
+        self.arrived()
         if self._lent:
             self._admission.leaving += 1
         else:
@@ -124,6 +134,7 @@ class Admission:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._inside = 0
+        self._arriving: Counter[str] = Counter()
         self._in_stage: Counter[str] = Counter()
         self.held_bytes = 0
         self.grants = Grants(limits.decoded_bytes or default_limit())
@@ -156,7 +167,7 @@ class Admission:
                 await self._come_in(client)
         except TimeoutError as error:
             raise self._busy() from error
-        place = Place(self)
+        place = Place(self, client)
         try:
             yield place
         finally:
@@ -165,14 +176,21 @@ class Admission:
     def close(self) -> None:
         """Admit no more requests. Requests that wait fail with 503."""
         self._closed = True
-        while turn := self._line.next():
-            turn.set_exception(_closing())
+        while (found := self._line.next()) is not None:
+            found[1].set_exception(_closing())
 
     async def empty(self) -> None:
         """Wait until no request is inside."""
         await self._empty.wait()
 
     # --- called by `Place` ---
+
+    def arrived(self, client: str) -> None:
+        """Note that a request of `client` inside has arrived as a whole."""
+        self._arriving[client] -= 1
+        if not self._arriving[client]:
+            del self._arriving[client]
+        self._let_in()
 
     def enter(self, stages: Collection[str]) -> None:
         for stage in stages:
@@ -195,9 +213,8 @@ class Admission:
     async def _come_in(self, client: str) -> None:
         if self._closed:
             raise _closing()
-        if self._inside < self._limits.requests:
-            self._inside += 1
-            self._empty.clear()
+        if self._may_enter(client):
+            self._enter(client)
             return
         if len(self._line) >= self._limits.queued:
             # The client with the most waiting requests gives way to a client with fewer.
@@ -211,17 +228,36 @@ class Admission:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self._go_out()  # the turn came just before the cancellation
+                self.arrived(client)
             else:
                 self._line.give_up(client, turn)
             raise
 
+    def _may_enter(self, client: str) -> bool:
+        """Whether there is a place for a request of `client`.
+
+        A client may have one more request that has not arrived only while it has fewer of them than places are free. So
+        a client that never sends what it has announced leaves half of the places to others.
+        """
+        free = self._limits.requests - self._inside
+        return free > 0 and self._arriving[client] < free
+
+    def _enter(self, client: str) -> None:
+        self._inside += 1
+        self._arriving[client] += 1
+        self._empty.clear()
+
+    def _let_in(self) -> None:
+        """Let in the requests that wait and for which there is a place now."""
+        while (found := self._line.next(self._may_enter)) is not None:
+            client, turn = found
+            self._enter(client)
+            turn.set_result(None)
+
     def _go_out(self) -> None:
         self._measure()
-        turn = self._line.next()
-        if turn is not None:
-            turn.set_result(None)
-            return
         self._inside -= 1
+        self._let_in()
         if not self._inside:
             self._empty.set()
 
@@ -265,17 +301,19 @@ class _Queue:
         self._length += 1
         return turn
 
-    def next(self) -> Turn | None:
-        """Take the next turn out of the queue; None if no request waits."""
-        while self._clients:
-            client = next(iter(self._clients))
+    def next(self, may: Callable[[str], bool] = lambda client: True) -> tuple[str, Turn] | None:
+        """Take the next turn, with its client, out of the queue. Only turns of clients that `may` accepts are taken."""
+        for client in list(self._clients):
+            if not may(client):
+                continue
             turns = self._clients.pop(client)
-            turn = turns.popleft()
-            if turns:
-                self._clients[client] = turns
-            self._length -= 1
-            if not turn.done():  # the request may have been cancelled a moment ago
-                return turn
+            while turns:
+                turn = turns.popleft()
+                self._length -= 1
+                if not turn.done():  # the request may have been cancelled a moment ago
+                    if turns:
+                        self._clients[client] = turns
+                    return client, turn
         return None
 
     def last_of_longest(self, *, than: str) -> Turn | None:

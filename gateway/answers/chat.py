@@ -169,6 +169,7 @@ class ChatCompletions:
             async with self._admission.admit(request[CLIENT], deadline) as place:
                 progress.timeline.until_now("wait for a place")
                 chat, manner = await self._understand(request, place, deadline, progress.timeline)
+                place.arrived()
                 progress.streamed = manner.stream
                 answer_id = f"chatcmpl-{uuid.uuid4().hex}"
                 request[NOTES]["answer_id"] = answer_id

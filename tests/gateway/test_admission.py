@@ -16,7 +16,8 @@ from omni_pipeline.errors import OmniError
 class Crowd:
     """Makes requests that stay inside until a test lets them leave, and records the order in which they were let in."""
 
-    def __init__(self, **limits) -> None:
+    def __init__(self, arrive: bool = True, **limits) -> None:
+        self.arrive = arrive
         self.admission = Admission(Limits(**limits))
         self.entered: list[str] = []
         self._go: dict[str, asyncio.Event] = {}
@@ -30,8 +31,10 @@ class Crowd:
         await asyncio.sleep(0)
 
     async def _stay(self, name: str, deadline: float) -> None:
-        async with self.admission.admit(name[0], deadline):
+        async with self.admission.admit(name[0], deadline) as place:
             self.entered.append(name)
+            if self.arrive:
+                place.arrived()
             await self._go[name].wait()
 
     async def leave(self, name: str) -> None:
@@ -182,11 +185,40 @@ async def test_the_time_to_retry_follows_the_pace_of_departures(monkeypatch):
     await crowd.empty_out()
 
 
+async def test_requests_that_never_arrive_leave_places_to_other_clients():
+    crowd = Crowd(arrive=False, requests=8, queued=8)
+    for number in range(8):
+        await crowd.come(f"a{number}")
+    assert crowd.entered == ["a0", "a1", "a2", "a3"]
+    await crowd.come("b0")
+    await crowd.come("c0")
+    assert crowd.entered[4:] == ["b0", "c0"]
+    await crowd.leave("a0")
+    assert crowd.entered[6:] == []  # a has three requests that have not arrived, and three places are free
+    await crowd.leave("c0")
+    assert crowd.entered[6:] == ["a4"]
+    crowd.cancel("a5")
+    await crowd.empty_out()
+    assert crowd.admission._arriving == {}
+
+
+async def test_a_client_whose_requests_arrive_may_have_every_place():
+    crowd = Crowd(requests=8, queued=8)
+    for number in range(9):
+        await crowd.come(f"a{number}")
+    assert (len(crowd.entered), crowd.admission.waiting) == (8, 1)
+    await crowd.empty_out()
+
+
 # --- by stage and by bytes --------------------------------------------------------------------------------------------
 
 
 async def places(stack: AsyncExitStack, admission: Admission, count: int) -> list[Place]:
-    return [await stack.enter_async_context(admission.admit("a", math.inf)) for _ in range(count)]
+    taken = []
+    for _ in range(count):
+        taken.append(await stack.enter_async_context(admission.admit("a", math.inf)))
+        taken[-1].arrived()
+    return taken
 
 
 async def test_a_stage_is_needed_by_as_many_as_its_limit():
