@@ -288,7 +288,7 @@ def judge(findings: Findings, arguments: argparse.Namespace, siege: Siege, *, ti
         breaches.update(result.breaches)
     seen = "; ".join(f"{what}: {count}×" for what, count in breaches.most_common()) or "none"
     check("no hostile client gets what it must not get", seen, not breaches)
-    idle = sorted({result.kind for result in siege.hostile if not result.attacked})
+    idle = sorted({result.kind for result in siege.hostile if not result.connections})
     check("every hostile client attacks", f"idle: {', '.join(idle) or 'none'}", not idle)
     check("no worker is restarted", ", ".join(siege.restarts) or "none", not siege.restarts)
     check("the log has no traceback", str(siege.tracebacks), not siege.tracebacks)

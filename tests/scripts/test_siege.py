@@ -17,7 +17,7 @@ from trials.conduct import Findings
 from trials.holdings import Holdings, differences
 from trials.hostile import media
 from trials.hostile.client import HostileClient, Target
-from trials.hostile.orders import FAILED, AttackResult, attacks, kinds
+from trials.hostile.orders import AttackResult, attacks, kinds
 from trials.memory_bound import ConfiguredLimits, memory_bound
 
 GIB = 2**30
@@ -33,7 +33,7 @@ GOOD = siege.Siege(
     left=[],
     restarts=[],
     tracebacks=0,
-    hostile=[AttackResult("giant-texts", {"400 invalid_value": 3}, {})],
+    hostile=[AttackResult("giant-texts", 3, {"400 invalid_value": 3}, {})],
     different=[],
 )
 
@@ -63,11 +63,11 @@ def test_a_good_siege_breaks_nothing_and_has_a_report() -> None:
         ({"late": ["omni_held_bytes 1, was 0"]}, "everything is free within 5 s after the siege"),
         ({"left": ["processes: x 2, were 1"]}, "everything is free within 5 s after the siege"),
         (
-            {"hostile": [AttackResult("giant-texts", {"500 internal_error": 1}, {"answer 500": 1})]},
+            {"hostile": [AttackResult("giant-texts", 1, {"500 internal_error": 1}, {"answer 500": 1})]},
             "no hostile client gets what it must not get",
         ),
         (
-            {"hostile": [AttackResult("giant-texts", {f"{FAILED}OSError": 1}, {})]},
+            {"hostile": [AttackResult("giant-texts", 0, {"client failed: OSError": 1}, {})]},
             "every hostile client attacks",
         ),
         ({"restarts": ["thinker 1×"]}, "no worker is restarted"),
@@ -176,6 +176,7 @@ async def test_a_client_notes_what_it_gets_and_comes_from_its_own_address() -> N
         assert client.breaches == Counter()
         await client.post({"messages": []})
     assert seen == ["127.0.2.7"] * 2
+    assert client.connections == 2
     assert client.outcomes == {"200 ok": 1, "500 internal_error": 1}
     assert client.breaches == {"answer 500 internal_error": 1}
 

@@ -15,7 +15,7 @@ import traceback
 import msgspec
 
 from trials.hostile.client import HostileClient, Round
-from trials.hostile.orders import FAILED, Attack, AttackResult, Orders, kinds
+from trials.hostile.orders import Attack, AttackResult, Orders, kinds
 
 _NICENESS = 5
 _PAUSE = 0.05
@@ -49,7 +49,7 @@ async def besiege(orders: Orders, rounds: list[Round]) -> list[AttackResult]:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     return [
-        AttackResult(attack.kind, dict(client.outcomes), dict(client.breaches))
+        AttackResult(attack.kind, client.connections, dict(client.outcomes), dict(client.breaches))
         for attack, client in zip(orders.attacks, clients, strict=True)
     ]
 
@@ -62,10 +62,10 @@ async def repeat(attack: Round, client: HostileClient) -> None:
         except* (ConnectionResetError, BrokenPipeError):
             client.outcomes["cut off"] += 1
         except* (OSError, TimeoutError) as group:
-            client.outcomes[f"{FAILED}{type(group.exceptions[0]).__name__}"] += 1
+            client.outcomes[f"client failed: {type(group.exceptions[0]).__name__}"] += 1
         except* Exception:
             traceback.print_exc()
-            client.outcomes[f"{FAILED}a bug in the attack"] += 1
+            client.outcomes["client failed: a bug in the attack"] += 1
         await asyncio.sleep(_PAUSE)
 
 

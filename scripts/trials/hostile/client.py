@@ -59,6 +59,7 @@ class HostileClient:
         draw: Source of the client's random choices.
 
     Attributes:
+        connections: The number of connections that the server accepted.
         outcomes: The number of requests by status and error code.
         breaches: The number of times that the server did something that it must never do, by description.
     """
@@ -67,6 +68,7 @@ class HostileClient:
         self.port = port
         self.address = address
         self.draw = draw
+        self.connections = 0
         self.outcomes: Counter[str] = Counter()
         self.breaches: Counter[str] = Counter()
 
@@ -102,6 +104,7 @@ class HostileClient:
         except BaseException:
             raw.close()
             raise
+        self.connections += 1
         return Wire(*await asyncio.open_connection(sock=raw, limit=receive_buffer or 2**16))
 
     async def exchange(self, request: bytes) -> Reply:

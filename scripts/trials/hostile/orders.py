@@ -17,9 +17,6 @@ from trials.hostile.client import Round, Target
 
 _SCRIPTS = Path(__file__).parents[2]
 
-# How the outcomes begin that say that a client could not attack.
-FAILED = "client failed: "
-
 Kind: TypeAlias = Callable[[random.Random, Target], Round]
 
 
@@ -43,12 +40,9 @@ class AttackResult(Struct, frozen=True):
     """The results of one hostile client; the fields are those of `HostileClient`."""
 
     kind: str
+    connections: int
     outcomes: dict[str, int]
     breaches: dict[str, int]
-
-    @property
-    def attacked(self) -> bool:
-        return any(not outcome.startswith(FAILED) for outcome in self.outcomes)
 
 
 def kinds() -> dict[str, Kind]:
