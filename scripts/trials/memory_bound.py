@@ -7,16 +7,21 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from gateway.grants import default_limit
 from omni_pipeline.config.schema import Server
 from stages.options import EncoderOptions, PreprocessingOptions
 
 # A body and its media exist at most so many times at once: as they arrived, as they were decoded, and on their way from
 # one process to the next.
 _COPIES = 3
+# Decoded media exist at most so many times at once: in the process that decoded them, and in the stage that takes them.
+_BORDER_COPIES = 2
 # A decoded picture exists at most so many times at once in a process that reads media: as the decoder made it, turned
 # and converted, and resized.
 _PICTURES = 3
 _CHANNELS = 3
+# Readers of a server whose configuration gives no number. It is not imported, because the pool of readers needs torch.
+_MOST_READERS = 8
 # Buffers of one connection in the main process: what was received and not read, and what was written and not sent.
 _CONNECTION_BYTES = 4 * 2**16
 # Memory that allocators keep after use, and that recordings and caches of the libraries add under load.
@@ -52,12 +57,14 @@ def memory_bound(configured: ConfiguredLimits, at_rest: int) -> dict[str, int]:
         at_rest: The memory of the server before the siege, when no request was running.
     """
     limits, reading = configured.server.limits, configured.reading
+    readers = reading.readers or _MOST_READERS
     picture = max(reading.max_image_pixels, reading.max_video_pixels) * _CHANNELS
     return {
         "at rest": at_rest,
         f"held_bytes × {_COPIES}": limits.held_bytes * _COPIES,
         f"one body that is decoded: body_bytes × {_COPIES - 1}": limits.body_bytes * (_COPIES - 1),
-        f"one picture that is decoded: pixels × {_CHANNELS} × {_PICTURES}": picture * _PICTURES,
+        f"decoded_bytes × {_BORDER_COPIES}": (limits.decoded_bytes or default_limit()) * _BORDER_COPIES,
+        f"a picture in each reader: readers × pixels × {_CHANNELS} × {_PICTURES}": readers * picture * _PICTURES,
         "answers that are not read: requests × reader_bytes": limits.requests * limits.reader_bytes,
         f"connections × {_CONNECTION_BYTES // 1024} KiB": limits.connections * _CONNECTION_BYTES,
         "caches of the encoders: cache_bytes": sum(each.cache_bytes for each in configured.encoders),
