@@ -66,7 +66,7 @@ class Place:
             lasting: Bytes that some stage may hold until the request ends.
             grant: Called once the claim fits into the limit; never if the request ends before.
         """
-        claim = HeldClaim(passing, lasting, grant)
+        claim = HeldClaim(passing, lasting, grant, self._client)
         self._claims.append(claim)
         self._admission.grants.add(claim)
 

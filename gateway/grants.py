@@ -1,15 +1,16 @@
-"""Grants claims for memory in order of arrival, as long as all granted claims together stay within a limit."""
+"""Grants claims for memory as long as all granted claims together stay within a limit. Clients take turns."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from msgspec import Struct
 
 from omni_pipeline.deployment.host_memory import total_bytes
 
-# Number of later claims that may be granted before the oldest waiting claim, because they fit and it does not. Then
-# nothing more is granted until the oldest fits.
+# Number of claims that may be granted before a waiting claim whose turn it is, because they fit and it does not. Then
+# nothing more is granted until it fits.
 OVERTAKERS = 8
 
 # The limit if the configuration sets none: memory divided by `_DIVISOR`, or `_UNKNOWN_LIMIT` if its size is unknown.
@@ -24,13 +25,15 @@ class HeldClaim(Struct, eq=False):
         passing: Bytes that are held until the answer begins.
         lasting: Bytes that are held until the request ends.
         grant: Called when the claim is granted.
+        client: Client that sent the request.
         granted: Whether it has been granted.
-        overtaken: Number of later claims that were granted first, while this claim was the oldest.
+        overtaken: Number of claims that were granted first, while it was the turn of this claim.
     """
 
     passing: int
     lasting: int
     grant: Callable[[], None]
+    client: str = ""
     granted: bool = False
     overtaken: int = 0
 
@@ -42,8 +45,12 @@ class HeldClaim(Struct, eq=False):
 class Grants:
     """The memory that stages may use for the decoded media of all requests.
 
+    It is the turn of the client that holds the least or, among equals, whose latest grant is longest ago; and it is the
+    turn of this client's oldest claim. If that claim does not fit, a few other claims may overtake it.
+
     Args:
-        limit: Maximum number of granted bytes. A claim that is larger is granted when no other claim holds anything.
+        limit: Maximum number of granted bytes. A larger claim is granted when no claim holds anything and no other
+            claim waits. It never delays another claim.
 
     Attributes:
         held: Number of granted bytes.
@@ -53,6 +60,9 @@ class Grants:
         self.limit = limit
         self.held = 0
         self._waiting: list[HeldClaim] = []
+        self._held_by: Counter[str] = Counter()
+        self._granted_at: dict[str, int] = {}  # number of the latest grant of each client that waits or holds something
+        self._count = 0
 
     @property
     def waiting(self) -> int:
@@ -67,42 +77,56 @@ class Grants:
     def begin_answer(self, claim: HeldClaim) -> None:
         """Release the bytes that are held only until the answer begins."""
         if claim.granted:
-            self._release(claim.passing)
-            claim.passing = 0
+            passing, claim.passing = claim.passing, 0
+            self._release(claim.client, passing)
 
     def drop(self, claim: HeldClaim) -> None:
         """Release all bytes of a claim, or withdraw it if it still waits."""
         if claim.granted:
-            self._release(claim.size)
-            claim.passing = claim.lasting = 0
+            size, claim.passing, claim.lasting = claim.size, 0, 0
+            self._release(claim.client, size)
         else:
             self._waiting.remove(claim)
             self._serve()
 
-    def _release(self, count: int) -> None:
+    def _release(self, client: str, count: int) -> None:
         self.held -= count
+        self._held_by[client] -= count
+        if not self._held_by[client]:
+            del self._held_by[client]
         self._serve()
+        if client not in self._held_by and all(claim.client != client for claim in self._waiting):
+            self._granted_at.pop(client, None)
 
     def _serve(self) -> None:
-        """Grant the claims that fit, the oldest first. A few later claims may overtake one that does not fit."""
-        while self._waiting and self._fits(self._waiting[0]):
-            self._grant(self._waiting[0])
-        for claim in self._waiting[1:]:
-            oldest = self._waiting[0]
-            if oldest.overtaken == OVERTAKERS:
-                return
-            if self._fits(claim):
-                oldest.overtaken += 1
-                self._grant(claim)
+        while (claim := self._next()) is not None:
+            self._waiting.remove(claim)
+            claim.granted = True
+            self.held += claim.size
+            self._held_by[claim.client] += claim.size
+            self._count += 1
+            self._granted_at[claim.client] = self._count
+            claim.grant()
 
-    def _fits(self, claim: HeldClaim) -> bool:
-        return not self.held or self.held + claim.size <= self.limit
+    def _next(self) -> HeldClaim | None:
+        """The next claim to grant; None if nothing can be granted now."""
+        # The order is stable, so a client's claims keep their order of arrival.
+        in_turn = sorted(self._waiting, key=self._turn)
+        small = [claim for claim in in_turn if claim.size <= self.limit]
+        if not small:
+            return in_turn[0] if in_turn and not self.held else None
+        first = small[0]
+        for claim in small:
+            if self.held + claim.size <= self.limit:
+                if claim is not first:
+                    first.overtaken += 1
+                return claim
+            if first.overtaken >= OVERTAKERS:
+                return None
+        return None
 
-    def _grant(self, claim: HeldClaim) -> None:
-        self._waiting.remove(claim)
-        claim.granted = True
-        self.held += claim.size
-        claim.grant()
+    def _turn(self, claim: HeldClaim) -> tuple[int, int]:
+        return self._held_by[claim.client], self._granted_at.get(claim.client, 0)
 
 
 def default_limit() -> int:

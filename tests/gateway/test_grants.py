@@ -17,8 +17,8 @@ class Asked:
         self.claims: dict[str, HeldClaim] = {}
         self.granted: list[str] = []
 
-    def ask(self, name: str, passing: int, lasting: int = 0) -> None:
-        self.claims[name] = HeldClaim(passing, lasting, lambda: self.granted.append(name))
+    def ask(self, name: str, passing: int, lasting: int = 0, client: str = "") -> None:
+        self.claims[name] = HeldClaim(passing, lasting, lambda: self.granted.append(name), client)
         self.grants.add(self.claims[name])
 
     def drop(self, *names: str) -> None:
@@ -92,11 +92,36 @@ def test_withdrawn_claim_makes_way(asked: Asked) -> None:
     assert asked.granted[-1] == "last"
 
 
+def test_it_is_the_turn_of_the_client_that_holds_the_least(asked: Asked) -> None:
+    for number in range(4):
+        asked.ask(f"a{number}", 40, client="a")
+    asked.ask("b0", 40, client="b")
+    asked.ask("c0", 40, client="c")
+    asked.drop("a0")
+    assert asked.granted == ["a0", "a1", "b0"]
+    asked.drop("a1")
+    assert asked.granted == ["a0", "a1", "b0", "c0"]
+    asked.drop("b0", "c0")
+    assert asked.granted == ["a0", "a1", "b0", "c0", "a2", "a3"]
+
+
+def test_a_claim_beyond_the_limit_delays_no_other_claim(asked: Asked) -> None:
+    asked.ask("a", 50)
+    asked.ask("huge", 1000)
+    for number in range(3 * OVERTAKERS):
+        asked.ask(f"s{number}", 50)
+        asked.drop("a" if number == 0 else f"s{number - 1}")
+    last = f"s{3 * OVERTAKERS - 1}"
+    assert asked.granted[-1] == last
+    asked.drop(last)
+    assert asked.granted[-1] == "huge"
+
+
 def test_all_claims_are_granted_and_the_sum_stays_within_the_limit() -> None:
     draw = random.Random(5)
     asked = Asked(100)
     for number in range(300):
-        asked.ask(str(number), draw.randint(0, 60), draw.randint(0, 60))
+        asked.ask(str(number), draw.randint(0, 60), draw.randint(0, 60), draw.choice("abc"))
         running = [name for name in asked.granted if name in asked.claims]
         assert asked.grants.held <= 100 or len(running) == 1
         if running and draw.random() < 0.9:

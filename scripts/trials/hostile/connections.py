@@ -95,7 +95,7 @@ def hostile_headers(draw: random.Random, target: Target) -> Round:
         "Origin: null",
         "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x",
     ]
-    hosts = ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::1", "a b"]
+    hosts = ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "[::1", "a b"]
 
     async def attack(client: HostileClient) -> None:
         route = client.draw.choice(routes)

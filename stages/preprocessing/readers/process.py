@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 STAGE, READER = "preprocessing", "reader"
 
+# Priority of readers (see `nice(2)`). Where cores are short, a file that is hard to decode slows its own request first,
+# and not the answers that are being generated.
+NICENESS = 10
+
 
 class Tokenise(Struct, tag="tokenise"):
     """Tokenise a conversation: the arguments of `ChatTokenizer.skeleton`; the media come without their bytes."""
@@ -137,6 +141,7 @@ def be_reader(work: ReaderWork, questions: socket.socket) -> NoReturn:
     code = 1
     try:
         set_title("preprocessing: reader")
+        os.nice(NICENESS)
         _leave_output_to_us()
         torch.set_num_threads(1)  # the parent's threads do not exist in this process
         codec = Codec(EDGES)
