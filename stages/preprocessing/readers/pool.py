@@ -4,7 +4,7 @@ The pool is driven by the stage's steps: `collect` takes in what readers have se
 may do next. In between, `waits_on` becomes readable as soon as there is something to collect or to send.
 
 A reader is killed, and replaced, when its job's request ends, when the job takes too long, and when a job that was
-expected to be short has run for `OVERRUN_SECONDS` while other short jobs wait. Such a job runs once more as a long one.
+expected to be short turns out to be long while other short jobs wait. Such a job runs once more as a long one.
 A reader that ends by itself costs its job only: see `ReaderPool._lose`.
 """
 
@@ -22,6 +22,7 @@ from msgspec import Struct, structs
 
 from omni_pipeline.contract.stage import StageBroken
 from omni_pipeline.errors import ErrorInfo, OmniError, bad_request, unavailable
+from omni_pipeline.os_process import usage
 from omni_pipeline.wire.codec import Codec, WireError
 from omni_pipeline.wire.messages import Chunk, End, Failed, Start
 from omni_pipeline.wire.tensor import Buffer
@@ -45,8 +46,12 @@ from stages.preprocessing.readers.process import (
     be_reader,
 )
 
-# A job that was expected to be short may run for this long while other short jobs wait.
+# A job that was expected to be short may use this much CPU time, or run for this long, while other short jobs wait.
+OVERRUN_CPU_SECONDS = 2.0
 OVERRUN_SECONDS = 10.0
+
+# Time between two looks at the CPU time of a job that should be short.
+LOOK_SECONDS = 0.5
 
 # After this number of readers that ended before they were up, one after the other, no further one is started.
 MOST_FAILED_STARTS = 3
@@ -78,6 +83,7 @@ class Reader:
         job: The job that it works on.
         reserved: The job that it gets first when it is up, because its predecessor has lost it.
         begun: Time at which it got the job.
+        cpu_before: CPU seconds that the process had used by then.
         item: Index of the media item that it has begun with; None if it has not begun.
         held: The request whose media it still has from a survey.
     """
@@ -97,6 +103,7 @@ class Reader:
         self.how: str | None = None
         self.job: Job | None = None
         self.begun = 0.0
+        self.cpu_before = 0.0
         self.item: int | None = None
         self.held: str | None = None
         self.watched = 0
@@ -260,6 +267,7 @@ class ReaderPool:
             question = structs.replace(question, media=[], held=True)
         reader.held = job.request_id if isinstance(question, Survey) else None
         reader.state, reader.job, reader.begun, reader.item = State.BUSY, job, time.monotonic(), None
+        reader.cpu_before = _cpu_seconds(reader.pid)
         self._send(reader, question)
 
     def _send(self, reader: Reader, question: Question | Drop) -> None:
@@ -288,12 +296,11 @@ class ReaderPool:
 
     def _demote_overrunning(self) -> None:
         """Free the readers of short jobs from jobs that turn out to be long, if short jobs wait."""
-        now = time.monotonic()
         for reader in self._readers:
             job = reader.job
-            if job is None or job.long or reader.lane is Lane.ANY or now < reader.begun + OVERRUN_SECONDS:
+            if job is None or job.long or reader.lane is Lane.ANY:
                 continue
-            if self._queue.waits(reader.lane) and not self._idle(reader.lane):
+            if self._queue.waits(reader.lane) and not self._idle(reader.lane) and _overruns(reader):
                 self.demoted += 1
                 self._replace(reader)
                 self._queue.put(structs.replace(job, long=True))
@@ -416,13 +423,26 @@ class ReaderPool:
         assert reader.job is not None
         limit = reader.begun + self._seconds
         may_overrun = reader.job.long or reader.lane is Lane.ANY or not self._queue.waits(reader.lane)
-        return limit if may_overrun else min(limit, reader.begun + OVERRUN_SECONDS)
+        return limit if may_overrun else min(limit, time.monotonic() + LOOK_SECONDS)
 
     def _unwatch(self, reader: Reader) -> None:
         if reader.watched:
             assert reader.channel is not None
             self._epoll.unregister(reader.channel.fileno())
             reader.watched = 0
+
+
+def _cpu_seconds(pid: int) -> float:
+    used = usage(pid)
+    return 0.0 if used is None else used.cpu_seconds
+
+
+def _overruns(reader: Reader) -> bool:
+    """Whether a job that should be short has run for too long. On a busy machine, its CPU time tells."""
+    return (
+        time.monotonic() >= reader.begun + OVERRUN_SECONDS
+        or _cpu_seconds(reader.pid) >= reader.cpu_before + OVERRUN_CPU_SECONDS
+    )
 
 
 def _too_slow(question: Question, item: int, seconds: float) -> OmniError:

@@ -84,6 +84,9 @@ class Obedient:
                 os._exit(3)
             case [b"hang"]:
                 time.sleep(600)
+            case [b"compute", path]:
+                while not os.path.exists(path):
+                    pass
             case [b"await", path]:
                 while not os.path.exists(path):
                     time.sleep(0.01)
@@ -405,13 +408,15 @@ def test_a_text_does_not_wait_for_media(driven: Driven, tmp_path: Path) -> None:
     driven.until(*(f"media{number}" for number in range(4)))
 
 
+@pytest.mark.parametrize("how", ["await", "compute"])
 def test_a_job_that_is_not_as_short_as_expected_makes_room_for_short_ones(
-    monkeypatch: pytest.MonkeyPatch, driven: Driven, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, driven: Driven, tmp_path: Path, how: str
 ) -> None:
-    monkeypatch.setattr(pool_module, "OVERRUN_SECONDS", 0.2)
+    monkeypatch.setattr(pool_module, "OVERRUN_SECONDS", 0.2 if how == "await" else 600.0)
+    monkeypatch.setattr(pool_module, "OVERRUN_CPU_SECONDS", 0.2 if how == "compute" else 600.0)
     path = tmp_path / "now"
     for number in range(3):
-        driven.submit(f"liar{number}", read(*media(b"await %s" % bytes(path))))
+        driven.submit(f"liar{number}", read(*media(b"%s %s" % (how.encode(), bytes(path)))))
     driven.submit("honest", read(*media(b"good")))
     driven.until("honest")
     assert driven.order == ["honest"]
