@@ -52,7 +52,7 @@ CONFIG: dict[str, Any] = {
             "connections": 256,
             "body_bytes": 96 * 2**20,
             "held_bytes": 512 * 2**20,
-            "decoded_bytes": 512 * 2**20,
+            "decoded_bytes": 2 * 2**30,
             "idle_seconds": 10.0,
             "receive_seconds": 10.0,
             "request_seconds": 30.0,
@@ -61,7 +61,7 @@ CONFIG: dict[str, Any] = {
         "media": {"max_bytes": 64 * 2**20, "fetch_seconds": 10.0, "allowed_domains": ["127.0.0.1"]},
     },
     "stages": {
-        "preprocessing": {"options": {"reading_seconds": 10.0, "readers": 2}},
+        "preprocessing": {"options": {"reading_seconds": 10.0, "readers": 6}},
         "image_encoder": {"options": {"cache_bytes": 32 * 2**20}},
         "audio_encoder": {"options": {"cache_bytes": 32 * 2**20}},
         # Small enough for six long spoken answers to fill it.

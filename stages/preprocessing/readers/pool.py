@@ -47,7 +47,7 @@ from stages.preprocessing.readers.process import (
 )
 
 # A job that was expected to be short may use this much CPU time, or run for this long, while other short jobs wait.
-OVERRUN_CPU_SECONDS = 2.0
+OVERRUN_CPU_SECONDS = 0.5
 OVERRUN_SECONDS = 10.0
 
 # Time between two looks at the CPU time of a job that should be short.
