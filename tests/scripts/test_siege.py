@@ -112,7 +112,7 @@ def test_connections_between_processes_may_open_at_their_first_use() -> None:
     "change",
     [
         lambda config: config["server"]["limits"].update(held_bytes=GIB),
-        lambda config: config["server"]["limits"].update(decoded_bytes=GIB),
+        lambda config: config["server"]["limits"].update(decoded_bytes=4 * GIB),
         lambda config: config["server"]["limits"].update(connections=9000),
         lambda config: config["stages"]["preprocessing"]["options"].update(readers=9),
         lambda config: config["stages"]["preprocessing"]["options"].update(max_image_pixels=10**9),
