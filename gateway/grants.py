@@ -9,8 +9,8 @@ from msgspec import Struct
 
 from omni_pipeline.deployment.host_memory import total_bytes
 
-# Number of claims that may be granted before a waiting claim whose turn it is, because they fit and it does not. Then
-# nothing more is granted until it fits.
+# Number of claims that may overtake the waiting claim whose turn it is, because they fit and it does not fit. After
+# that number, nothing is granted until the claim fits.
 OVERTAKERS = 8
 
 # The limit if the configuration sets none: memory divided by `_DIVISOR`, or `_UNKNOWN_LIMIT` if its size is unknown.

@@ -42,7 +42,7 @@ from trials.report import memory_table
 from trials.service import Service
 from trials.traffic import Book, Traffic, ask_alone
 
-# Limits that a machine of a few gigabytes can reach, and times after which every attack has shown its effect. All other
+# Limits that attacks can reach on a small machine, and times after which each attack has had its effect. All other
 # settings have their defaults.
 CONFIG: dict[str, Any] = {
     "server": {
@@ -111,11 +111,11 @@ class Siege(Struct):
         at_rest: The memory before the siege.
         peak: The sample with the most memory during the siege.
         free_after: The seconds from the end of the siege until everything was free.
-        late: What was not free in time.
-        left: What was not free at all.
+        late: Descriptions of the resources that were not free in time.
+        left: Descriptions of the resources that were not free at all.
         restarts: The workers that were restarted during the siege.
         tracebacks: The number of tracebacks in the server's log.
-        hostile: What the hostile clients got.
+        hostile: The answers to the hostile clients.
         different: The conversations that were answered differently, or not at all, after the siege.
     """
 
@@ -219,7 +219,7 @@ def target(service: Service) -> Target:
 async def honest_phase(
     service: Service, wanted: Sequence[TrialConversation], right: dict[str, str], seconds: float, seed: int
 ) -> tuple[list[HonestPhase], list[Sample]]:
-    """Let the honest clients send requests for some time. Returns their results, and samples of the memory."""
+    """Let the honest clients send requests for `seconds`. Returns their results, and samples of the memory."""
     books = {kind: Book(right) for kind in HONEST}
     samples: list[Sample] = []
     async with AsyncExitStack() as stack:

@@ -1,5 +1,5 @@
-"""Reads JSON bodies while they arrive, within bounds, and before anything is made of them.
+"""Reads JSON bodies while they arrive, and bounds their structure and text before they are decoded.
 
-Everything here works for any endpoint and knows no field of the API. What the fields of a body mean belongs in
+The code here works for every endpoint, and knows no field of the API. The meaning of the fields belongs in
 `gateway.api`.
 """

@@ -1,8 +1,8 @@
 """Holds a received JSON body as a short outline and the long strings that were taken out of it.
 
-Decoding is one call that stops every stream until it returns, so the decoder should see only a bounded number of
-bytes. Media are most of a large body, and their base64 needs no JSON decoder. So each long string has its own buffer,
-and the outline has a short marker in its place. A string that is never read is never decoded or copied.
+Decoding is one call, and no stream makes progress until it returns. So the decoder should get only a bounded number of
+bytes. Most of a large body is base64 of media, which needs no JSON decoder. So each long string has its own buffer, and
+the outline has a short marker in its place. A string that is never read is never decoded or copied.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from msgspec import Struct
 _LARGE = 1 << 16
 # Bytes that are decoded before another thread may run.
 _SLICE = 1 << 20
-# No escape in a JSON string is longer, such as `\u00e9`.
+# The length of the longest escapes in a JSON string, such as `\u00e9`.
 _LONGEST_ESCAPE = 6
 _POSITION = re.compile(r"\(byte (\d+)\)")
 
 
 class LongString(Struct):
-    """A string of the body as it was sent: without its quotes, and with its escapes.
+    """A string of the body in the form in which it was sent: without its quotes, and with its escapes.
 
     Attributes:
         offset: Position of the marker in the outline.
@@ -38,7 +38,8 @@ class LongString(Struct):
     def base64(self) -> bytearray:
         """The characters of a string that is base64 or a data URL, as bytes. Call it in a thread.
 
-        Most clients send base64 without escapes, and it is not copied then. Some write ``\\/`` or ``\\u002b``.
+        Most clients send base64 without escapes, and such base64 is not copied. Some clients write ``\\/`` or
+        ``\\u002b``.
 
         Raises:
             ValueError: if an escape is wrong.
@@ -73,7 +74,7 @@ class JsonBody:
 
     @property
     def large(self) -> bool:
-        """Whether decoding and checking the body takes long enough that other work should go on meanwhile."""
+        """Whether decoding and checking the body takes so long that it should happen in a thread."""
         return bool(self.strings) or len(self.outline) > _LARGE
 
     def restore(self, markers: Collection[str]) -> None:
@@ -94,7 +95,8 @@ class JsonBody:
         self.strings = kept
 
     def in_words_of_sender(self, message: str, longest: int) -> str:
-        """A message of the decoder about the outline, with positions of the body and with text in place of markers.
+        """Turns the decoder's message about the outline into a message about the body: with positions in the body, and
+        with text in place of markers.
 
         Args:
             longest: Number of bytes of a long string that the message may quote.
@@ -109,7 +111,7 @@ class JsonBody:
         return (marker for marker in self.strings if marker in message)
 
     def _position(self, outline_position: int) -> int:
-        """The position in the body of a byte of the outline."""
+        """The position in the body of the byte at a position in the outline."""
         position = outline_position
         for marker, string in self.strings.items():
             if string.offset >= outline_position:

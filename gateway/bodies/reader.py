@@ -1,7 +1,7 @@
 """Reads a JSON body piece by piece, and refuses a body whose structure or text is too large before it is decoded.
 
-Strings are found, brackets and commas are counted, and nothing else of JSON is checked. So the counts are right as far
-as the body is valid JSON. They may be wrong after the first error, but a decoder stops there.
+The reader finds strings and counts brackets and commas. It checks nothing else of JSON. So the counts are right up to
+the first error in the JSON, and the decoder stops at that error.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class JsonBodyReader:
         self._values = 0
         self._depth = 0
         self._extreme_numbers = 0
-        self._number = b""  # the number that may go on in the next slice
-        self._string_from: int | None = None  # where the string that is not closed yet begins in the outline
-        self._long: LongString | None = None  # the same string, once it is long
+        self._number = b""  # the number at the end of this slice, which may go on in the next slice
+        self._string_from: int | None = None  # place in the outline where the open string begins
+        self._long: LongString | None = None  # the open string, once it is long
         self._divided = False  # whether the next byte belongs to an escape
 
     async def receive(self, piece: bytes) -> None:
@@ -85,7 +85,7 @@ class JsonBodyReader:
         self.size += len(data)
         done = self._continue_string(data) if self._string_from is not None else 0
         between = []
-        written = done  # up to here, `data` is in the outline or in a long string
+        written = done  # `data` up to this position is in the outline or in a long string
         for match in _STRING.finditer(data, done):
             begin, end = match.span()
             between.append(data[done:begin])
@@ -108,7 +108,7 @@ class JsonBodyReader:
             raise text_too_large(self._most_text, None)
 
     def finish(self) -> JsonBody:
-        """The whole body, after the last bytes."""
+        """The whole body. Call this after the last bytes."""
         if self._long is not None:
             self._keep_apart()
         return JsonBody(bytes(self._outline), self._strings)
@@ -125,7 +125,8 @@ class JsonBodyReader:
     def _continue_string(self, data: bytes) -> int:
         """Take more of the string that is not closed yet. Returns the position after the string."""
         start = 1 if self._divided else 0
-        if b'"' not in data and b"\\" not in data:  # faster than the expression, for the base64 of media
+        # for the base64 of media, this is faster than the regular expression
+        if b'"' not in data and b"\\" not in data:
             end, ending = len(data), None
         else:
             match = _REST_OF_STRING.match(data, start)

@@ -1,8 +1,8 @@
 """Refuses requests whose Host header names another host, so that no web page can reach the server by a name of its own.
 
-A browser takes two addresses with the same name and port for the same site. The owner of a web page can point the name
-of the page to this server (DNS rebinding), and the browser then lets the page read what the server answers. Only a name
-can be pointed elsewhere, so an IP address as host is always accepted.
+For a browser, two addresses with the same name and port are the same site. The owner of a web page can change the
+address of the page's name to that of this server (DNS rebinding). The browser then lets the page read the server's
+answers. Only the address of a name can be changed, so an IP address is always accepted as host.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from omni_pipeline.errors import ErrorInfo, OmniError
 
 _ANY = "*"
 _HOST = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<name>[a-z0-9_.-]*))(?::[0-9]*)?")
-_LONGEST_NAME = 253  # of a host name
+_LONGEST_NAME = 253  # the maximum length of a host name
 # The name that every machine has for itself. Its subdomains are reserved for the same purpose.
 _LOOPBACK = "localhost"
 
@@ -54,7 +54,7 @@ class AcceptedHosts:
         """Whether `host`, with or without a port, is accepted. An empty host is accepted."""
         found = _HOST.fullmatch(host.lower())
         if found is None:
-            return _is_ip(host)  # an IPv6 address in a whole URL comes without brackets
+            return _is_ip(host)  # aiohttp gives an IPv6 address from a whole URL without brackets
         if found["v6"] is not None:
             return _is_ip(found["v6"])
         name = found["name"].removesuffix(".")

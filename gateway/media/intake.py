@@ -20,13 +20,13 @@ class Budget:
         self._hold = hold
 
     def charge(self, count: int) -> None:
-        """Count `count` bytes. Raises the error of `hold`, and then counts nothing."""
+        """Count `count` bytes. If `hold` raises an error, the error is passed on and nothing is counted."""
         self._hold(count)
         self.left -= count
 
 
 class Intake:
-    """The bytes of one media item, as far as they have arrived.
+    """The bytes of one media item that have arrived so far.
 
     Args:
         param: Request field of the item, for errors.
@@ -55,7 +55,9 @@ class Intake:
             )
 
     def add(self, piece: bytes) -> None:
-        """Charge `piece` and keep it. Raises OmniError: 413 if it is too much, or the error of the budget."""
+        """Charge `piece` and keep it. Raises OmniError: 413 if the item becomes too large, or the error of the
+        budget.
+        """
         self.expect(len(self.data) + len(piece))
         self._budget.charge(len(piece))
         self.data += piece

@@ -1,4 +1,4 @@
-"""Resolves the names of media hosts to addresses by the system's resolver, which blocks."""
+"""Resolves the names of media hosts to addresses. The system's resolver blocks, so it is called in threads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateway.media.threads import Threads
 
 LookUp: TypeAlias = Callable[[str, int], list[IPAddress]]
 
-# Names that are looked up at a time. A look-up may take as long as its name server is silent.
+# Maximum number of names that are looked up at a time. A look-up blocks for as long as its name server is silent.
 MOST_LOOK_UPS = 64
 
 

@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 class Shares:
     """A number of places. A client may take one more place only while it has fewer places than are free.
 
-    A single client gets half of the places. Clients that keep their places for long leave half of the free places to
-    the next client: with 64 places, it takes seven such clients to leave none. As places are given back, clients
-    approach equal shares. Clients that wait take turns.
+    A single client gets half of the places. A client that keeps its places for a long time leaves half of the free
+    places to the next client. So with 64 places, seven such clients are needed to take all places. When places are
+    given back, the shares of the clients become more equal. Clients that wait take turns.
 
     Args:
         most: The number of places.

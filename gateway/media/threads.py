@@ -16,9 +16,9 @@ Result = TypeVar("Result")
 class Threads:
     """Threads for calls that may block for long, such as a look-up of a name whose name server is silent.
 
-    A thread cannot be stopped from outside. So a call counts for its client until it returns, even if nobody waits for
-    its result any more, and `Shares` leaves threads to other clients. The threads are daemons, so the process can end
-    before them.
+    A thread cannot be stopped from outside. So a call counts for its client until the call returns, even if nobody
+    waits for the result any more. `Shares` leaves threads to other clients. The threads are daemons, so the process can
+    end before them.
 
     Args:
         name: The name of the threads, for debuggers.
@@ -31,13 +31,13 @@ class Threads:
         self._running: dict[Hashable, asyncio.Future[Any]] = {}
 
     async def run(self, client: str, function: Callable[[], Result], key: Hashable = None) -> Result:
-        """The result of `function`, called in a thread as soon as `client` may use one.
+        """Call `function` in a thread as soon as `client` may use a thread, and return its result.
 
         Args:
             client: Client that the call is for.
             function: Cancelling this method does not stop `function` once it runs.
-            key: Calls with the same key have the same result: a call that runs already serves all clients. None for a
-                call that is not shared.
+            key: Calls with the same key have the same result, so clients share a call that is already running. None for
+                a call that is not shared.
         """
         running = self._running.get(key)
         if running is None:

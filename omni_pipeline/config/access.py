@@ -1,4 +1,4 @@
-"""Refuses settings that look like a protection of the server and protect nothing."""
+"""Refuses settings that seem to protect the server but do not protect it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _OF_SERVICES = re.compile(r"SGL_OMNI_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PO
 
 
 def check(server: Server, source: str) -> None:
-    """Refuse what protects nothing.
+    """Refuse settings that seem to protect the server but do not.
 
     Args:
         source: The beginning of error messages.
 
     Raises:
         StartupError: an API key is empty or cannot be sent, every file of the machine would be a local media file, or a
-            host or an origin is not one.
+            value is not a valid host or origin.
     """
     for key in server.api_keys:
         if not key or key != key.strip() or not key.isprintable():
@@ -61,14 +61,18 @@ def check(server: Server, source: str) -> None:
 
 
 def without_root(server: Server) -> Server:
-    """`server`, without local media files if their directory were the root of the file system, as under systemd."""
+    """Returns `server`, but forbids local media files if their directory would be the root of the file system, as in a
+    service of systemd.
+    """
     if server.media.local_path is None and Path.cwd() == Path("/"):
         return structs.replace(server, media=structs.replace(server.media, local_path=""))
     return server
 
 
 def readable_keys(path: Path, tree: dict[str, Any]) -> tuple[str, ...]:
-    """A remark if the configuration file at `path` holds API keys, and every user of the machine can read it."""
+    """A remark for the operator if the configuration file at `path` contains API keys and every user of the machine can
+    read it.
+    """
     server = tree.get("server")
     if isinstance(server, dict) and server.get("api_keys") and path.stat().st_mode & stat.S_IROTH:
         return (f"{path} holds API keys, and every user of this machine can read it: chmod o-r {path}",)
@@ -86,7 +90,7 @@ def notes(server: Server) -> tuple[str, ...]:
 
 
 def check_environment(known: set[str]) -> tuple[str, ...]:
-    """Remarks on environment variables with our prefix that no flag has.
+    """Remarks on environment variables that have our prefix but belong to no flag.
 
     Raises:
         StartupError: a variable resembles the variable of a flag.

@@ -1,4 +1,4 @@
-"""Parses YAML, and refuses a key that a mapping has twice: YAML's own parser would drop the first value."""
+"""Parses YAML, and refuses a mapping that has a key twice. PyYAML alone would drop the first value."""
 
 from __future__ import annotations
 

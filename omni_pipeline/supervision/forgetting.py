@@ -1,9 +1,9 @@
-"""Knows which workers may still hold something of a request that has been aborted.
+"""Tracks which workers may still hold data of an aborted request.
 
 A worker that has handled an abort holds nothing of the request itself. But a message of the request may still be on its
-way to that worker, or wait in its socket. So each worker passes the abort on to the workers to which it may send, and
-answers each abort that it receives. Two processes exchange messages in order: when a worker answers the abort that
-another worker has passed on, everything that the other worker sent has arrived and has been dropped.
+way to that worker, or may wait in the worker's socket. So each worker passes the abort on to the workers to which it
+may send, and answers each abort that it receives. Two processes exchange messages in order: when a worker answers the
+abort that another worker has passed on, everything that the other worker sent has arrived and has been dropped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Abandoned(Struct):
 
 
 class Forgetting:
-    """The aborted requests of which a worker may still hold something.
+    """The aborted requests of which a worker may still hold data.
 
     Args:
         receivers: For each worker, the other workers to which its stages may send messages.
@@ -42,14 +42,14 @@ class Forgetting:
         self._requests: dict[str, _Abandoned] = {}
 
     def __len__(self) -> int:
-        """Number of these requests."""
+        """Number of aborted requests of which a worker may still hold data."""
         return len(self._requests)
 
     def begin(self, request_id: str, workers: Collection[str], done: Callable[[], None]) -> None:
         """Expect the answers of `workers`, to which the main process sends an abort.
 
         Args:
-            done: Called once no worker can hold anything of the request; at once if there are no workers.
+            done: Called once no worker can hold data of the request any more; called at once if there are no workers.
         """
         unanswered = {("", worker) for worker in workers}
         for sender in workers:

@@ -1,4 +1,4 @@
-"""Observes what a server holds at a moment, so that two moments at rest can be compared."""
+"""Observes the resources that a server holds at a moment, so that two moments at rest can be compared."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from trials.service import Service
 from trials.shared_memory import shared_memory
 
-# Gauges that may differ at rest: caches keep what they have, and memory is judged by its own promise.
+# Gauges that may differ between two moments at rest: caches keep their entries, and memory is judged by a promise of
+# its own.
 _MAY_DIFFER = ("cached", "cache_bytes", "resident_memory")
-# A process connects to another one at its first message, its first abort or its first error, and stays connected. So it
-# may have one socket and one event descriptor more for each process of the server.
+# A process connects to another process at its first message, abort or error, and then stays connected. So a process may
+# have one more socket and one more event descriptor for each process of the server.
 _OPENED_AT_FIRST_USE = (" socket", " anon_inode")
 _PAUSE = 0.1
 
 
 class Holdings(Struct, frozen=True):
-    """What a server holds at one moment.
+    """The resources that a server holds at one moment.
 
     Attributes:
         gauges: The gauges of `/metrics` that count things in use, such as requests and KV tokens, by name and labels.
@@ -98,7 +99,7 @@ async def read_metrics(service: Service, session: aiohttp.ClientSession) -> str:
 
 
 def differences(before: Holdings, now: Holdings) -> list[str]:
-    """What `now` holds and `before` did not, in words."""
+    """The resources that `now` holds and `before` does not, in words."""
     found = [
         f"{name} {now.gauges.get(name, 0):g}, was {before.gauges.get(name, 0):g}"
         for name in sorted(before.gauges.keys() | now.gauges.keys())

@@ -1,4 +1,4 @@
-"""Computes the most memory that a server may use, from the limits of its configuration."""
+"""Computes an upper bound of a server's memory from the limits in its configuration."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from gateway.grants import default_limit
 from omni_pipeline.config.schema import Server
 from stages.options import EncoderOptions, PreprocessingOptions
 
-# A body and its media exist at most so many times at once: as they arrived, as they were decoded, and on their way from
-# one process to the next.
+# The maximum number of copies of a body and its media at the same time: as they arrived, as they were decoded, and on
+# their way from one process to the next.
 _COPIES = 3
-# Decoded media exist at most so many times at once: in the process that decoded them, and in the stage that takes them.
+# The maximum number of copies of decoded media at the same time: in the process that decoded them, and in the stage
+# that receives them.
 _BORDER_COPIES = 2
-# A decoded picture exists at most so many times at once in a process that reads media: as the decoder made it, turned
-# and converted, and resized.
+# The maximum number of copies of a decoded picture in a reader at the same time: as the decoder made it, turned and
+# converted, and resized.
 _PICTURES = 3
 _CHANNELS = 3
-# Readers of a server whose configuration gives no number. It is not imported, because the pool of readers needs torch.
+# Number of readers if the configuration gives no number. The number is not imported, because the pool of readers needs
+# torch.
 _MOST_READERS = 8
-# Buffers of one connection in the main process: what was received and not read, and what was written and not sent.
+# Buffers of one connection in the main process: bytes that were received and not read, and bytes that were written and
+# not sent.
 _CONNECTION_BYTES = 4 * 2**16
 # Memory that allocators keep after use, and that recordings and caches of the libraries add under load.
 _SLACK = 256 * 2**20

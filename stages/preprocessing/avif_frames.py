@@ -1,7 +1,8 @@
-"""Finds the sizes of the AV1 pictures in an AVIF file, which the decoder follows whatever the file claims around them.
+"""Finds the sizes of the AV1 pictures in an AVIF file. The decoder uses these sizes, whatever other parts of the file
+claim.
 
-An AVIF may be a grid of pictures, and several of them may be the same bytes of the file. The decoder decodes each one
-in the size that its AV1 sequence header gives, and scales it to the size that the file claims.
+An AVIF may be a grid of pictures, and several pictures may be the same bytes of the file. The decoder decodes each
+picture in the size of its AV1 sequence header, and scales it to the size that the file claims.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from stages.preprocessing.budget import PACKET_WORK, DecodingBudget
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6  # types of AV1's units (OBU)
 
 
-# Work to look at a unit of AV1, and at a byte that is copied.
+# The work to look at one unit of AV1, and the work to copy one byte.
 _UNIT_WORK, _COPIES_PER_WORK = 64, 32
 
 
@@ -66,7 +67,7 @@ def _av1_items(iinf: memoryview) -> set[int]:
 
 
 def _locations(iloc: memoryview, budget: DecodingBudget) -> Iterator[tuple[int, bool, list[tuple[int, int]]]]:
-    """Of each item its id, whether its bytes lie in the meta box, and the start and size of each of its parts."""
+    """For each item: its id, whether its bytes are in the meta box, and the start and size of each of its parts."""
     fields = _Fields(iloc)
     version = fields.take(1)
     fields.take(3)
@@ -126,7 +127,7 @@ def _frames(stream: bytes, budget: DecodingBudget) -> Iterator[tuple[int, int]]:
 
 
 class _Bits:
-    """Reads bits, most significant first; zeros behind the end."""
+    """Reads bits, the most significant bit first. Bits beyond the end are zero."""
 
     def __init__(self, data: bytes) -> None:
         self._value = int.from_bytes(data.ljust(256, b"\0"), "big")
@@ -168,7 +169,7 @@ def _skip_operating_points(bits: _Bits) -> None:
     has_delay = bits.take(1)
     for _ in range(bits.take(5) + 1):
         bits.take(12)
-        if bits.take(5) > 7:  # the level; higher ones have a tier
+        if bits.take(5) > 7:  # the level; a higher level is followed by a tier
             bits.take(1)
         if has_model and bits.take(1):
             bits.take(2 * delay_bits + 1)

@@ -1,8 +1,9 @@
 """Counts the work of decoding one media item while it is decoded, and ends decoding that costs too much.
 
 One unit of work is the decoding of one pixel, or of one sample of one channel. Parts of a file that a decoder must
-visit without a new pixel or sample cost work too: `PACKET_WORK`, and `pass_work`. So a file cannot be costly without
-being charged: neither by visiting the same pixels again and again, nor by very many parts that are almost empty.
+visit without getting a new pixel or sample cost work too: see `PACKET_WORK` and `pass_work`. So every costly file is
+charged, also if it makes the decoder visit the same pixels again and again, or if it has very many parts that are
+almost empty.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from collections.abc import Callable
 
 from stages.preprocessing import cpu_time
 
-# Work of a packet of a container, or of another part with a size of its own, whatever it holds.
+# Work for one packet of a container, or for another part that has a size of its own, whatever the part contains.
 PACKET_WORK = 1024
 
-# One pass of a JPEG decoder over coefficients that do not change takes less than this share of decoding their pixels.
+# Work of one pass of a JPEG decoder over coefficients that do not change, as a share of the work of decoding their
+# pixels.
 _PASSES_PER_PIXEL = 8
 
-# The slowest decoders of usual formats decode this many pixels or samples, or bytes of a file, in a second on one core.
+# Number of pixels or samples, and number of bytes of a file, that the slowest decoders of usual formats decode in a
+# second on one core.
 WORK_PER_SECOND = 16_000_000
 BYTES_PER_SECOND = 4_000_000
 
@@ -39,10 +42,10 @@ class DecodingBudget:
         self._refusal = refusal
 
     def charge(self, work: int) -> None:
-        """Spend work, before it is done where it is known before. Each unit also allows the process some CPU time.
+        """Spend work, if possible before the decoder does the work. Each unit also allows the process some CPU time.
 
         Raises:
-            OmniError: What `refusal` makes, if the limit is exceeded.
+            OmniError: The error that `refusal` makes, if the limit is exceeded.
         """
         self.spent += work
         if self.spent > self._limit:
@@ -51,7 +54,7 @@ class DecodingBudget:
 
 
 def allow_time_for(work: int) -> None:
-    """Allow the process the CPU time for work that something else bounds."""
+    """Allow the process CPU time for work that another limit bounds."""
     cpu_time.extend(work / WORK_PER_SECOND)
 
 

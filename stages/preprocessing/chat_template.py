@@ -28,8 +28,8 @@ class MarkedTemplate:
 
     A mark is a random word that no client can know. The template writes the marks; the texts of the conversation pass
     through the template unchanged. So after rendering, each mark is a special token of the template, and everything
-    else is text, however texts and template meet: a spelling that two parts of a message make together, or a part and
-    the template, is text too.
+    else is text. A spelling is text even if two parts of a message make it together, or a part of a message and the
+    template.
 
     Args:
         source: The template in Jinja's language.
@@ -65,7 +65,8 @@ class MarkedTemplate:
         """
         try:
             rendered = _render(self._source, self._variables, messages)
-        except Exception as error:  # the template is a program of the checkpoint, which runs on the client's data
+        # any exception is possible, because the template is a program of the checkpoint that runs on the client's data
+        except Exception as error:
             reason = f": {str(error)[:_REASON]}" if isinstance(error, TemplateError) else "."
             raise bad_request(
                 f"The model's chat template cannot show this conversation{reason}",

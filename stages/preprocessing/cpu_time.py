@@ -1,7 +1,7 @@
-"""Ends this process when a media item uses more CPU time than its work deserves.
+"""Ends this process when a media item uses more CPU time than is allowed for its work.
 
-A decoder is one long call in C, which no Python code can interrupt. The kernel can: its timer counts the CPU time of
-all threads of the process, and its signal ends the process at once. The parent of the process knows the signal.
+A decoder is one long call in C, which no Python code can interrupt. But the kernel can end the process: its timer
+counts the CPU time of all threads of the process, and then sends a signal. The parent process recognises this signal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ OUT_OF_TIME = signal.SIGPROF
 
 @contextmanager
 def limited_cpu_time(seconds: float) -> Iterator[None]:
-    """Allow the block this much CPU time, and what `extend` adds. The process does not survive more."""
+    """Allow the block `seconds` of CPU time, and the time that `extend` adds. If the block uses more, the process
+    ends.
+    """
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
@@ -25,7 +27,7 @@ def limited_cpu_time(seconds: float) -> Iterator[None]:
 
 
 def extend(seconds: float) -> None:
-    """Allow the running block this much more. Without a running block, nothing is limited and nothing is extended."""
+    """Allow the running block `seconds` more. Without a running block, the call has no effect."""
     left = signal.getitimer(signal.ITIMER_PROF)[0]
     if left:
         signal.setitimer(signal.ITIMER_PROF, left + seconds)

@@ -1,4 +1,4 @@
-"""Computes the memory that decoded media take in all stages, from their sizes alone.
+"""Computes the memory that decoded media need in all stages, from the sizes of the media alone.
 
 The tensors of a request, in the order in which they exist:
 
@@ -24,7 +24,7 @@ from stages.preprocessing.features import CHUNK_FRAMES
 from stages.preprocessing.media import FRAMES_AT_ONCE
 from stages.preprocessing.survey import MediumSurvey
 
-# Further mel frames that a sound may have because of rounding and padding: one row.
+# Number of mel frames that rounding and padding may add to a sound: one row.
 _MORE_MEL_FRAMES = 8
 
 _FLOAT32 = 4  # preprocessing and the encoders send float32, whatever type a tower computes in
@@ -72,7 +72,7 @@ class DecodedBytes(Struct, frozen=True):
         return self.rows + self.heard
 
     def beyond(self, other: DecodedBytes) -> DecodedBytes:
-        """The part of this memory that `other` does not contain; nothing is negative."""
+        """The part of this memory that exceeds `other`. No field of the result is negative."""
         return DecodedBytes(
             pixels=max(self.pixels - other.pixels, 0),
             inputs=max(self.inputs - other.inputs, 0),
@@ -81,7 +81,7 @@ class DecodedBytes(Struct, frozen=True):
         )
 
     def plus(self, other: DecodedBytes) -> DecodedBytes:
-        """The sum of both."""
+        """The sum of this memory and `other`."""
         return DecodedBytes(
             self.pixels + other.pixels, self.inputs + other.inputs, self.rows + other.rows, self.heard + other.heard
         )
@@ -132,7 +132,8 @@ class ByteSizes(Struct, frozen=True):
 
 
 def size_in_headers(surveys: Sequence[MediumSurvey], mel_rate: float, most_rows: int) -> DecodedMedia:
-    """The sizes of media according to their headers. They may be false, but tell no more than a prompt can hold.
+    """The sizes of media according to their headers. The headers may be false, so the sizes are limited to what a
+    prompt can hold.
 
     Args:
         mel_rate: Number of mel frames for each second of sound.

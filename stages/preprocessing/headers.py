@@ -1,6 +1,6 @@
-"""Reads the sizes of pictures and sounds from their headers, and reports nothing where a header cannot be read.
+"""Reads the sizes of pictures and sounds from their headers. For a header that cannot be read, it reports no size.
 
-Errors are left to the decoders, which meet the same header again and describe what is wrong with it.
+The decoders report errors, because they read the same header again.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ _PROMISES = ("WAV", "WAVEX", "W64", "RF64", "AIFF", "AU", "FLAC", "CAF")
 
 
 class SoundLength(Struct, frozen=True):
-    """Seconds of a sound: as its header says, and that are there at least if the sound can be decoded."""
+    """The seconds of a sound according to its header, and the least number of seconds that it has if it can be
+    decoded.
+    """
 
     seconds: float = 0.0
     least_seconds: float = 0.0
 
 
 def picture_size(data: Buffer, max_pixels: int) -> tuple[int, int] | None:
-    """Width and height before the rotation that the file asks for; None if the decoder will refuse the picture."""
+    """Width and height before the rotation that the file requests; None if the decoder will refuse the picture."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -53,7 +55,9 @@ def sound_length(data: Buffer, max_seconds: float) -> SoundLength:
 
 
 def _container_seconds(data: Buffer) -> float:
-    """The time that the packets of a container's sound reach; recordings that were streamed promise no length."""
+    """The end time of the last packet of a container's sound. The header of a streamed recording does not state the
+    length.
+    """
     reached = 0.0
     try:
         with open_container(data, param="", code="invalid_audio") as container:

@@ -1,6 +1,7 @@
-"""Counts the parts into which a JPEG 2000 codestream divides its picture, each with tables of its own in the decoder.
+"""Counts the parts into which a JPEG 2000 codestream divides its picture. The decoder makes tables for each part.
 
-A header of 60 bytes may ask for a part per pixel, and a decoder makes tables of some hundred bytes for each.
+A header of 60 bytes may ask for one part for each pixel, and the decoder makes tables of some hundred bytes for each
+part.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from msgspec import Struct
 
 from omni_pipeline.wire.tensor import Buffer
 
-# The beginning of a codestream with its first marker, which tells the size.
+# The beginning of a codestream, with its first marker, which holds the size.
 _CODESTREAM = re.compile(rb"\xff\x4f\xff\x51")
 _SIZE = struct.Struct(">HHIIIIIIIIH")
 _CODING, _COMPONENT_CODING, _TILE_PART, _TILE_DATA = 0x52, 0x53, 0x90, 0x93
 
-_LARGEST_PRECINCT = 15  # as a power of two, where a codestream does not give a size
+_LARGEST_PRECINCT = 15  # the size, as a power of two, of a precinct for which the codestream gives no size
 
 
 class Codestream(Struct, frozen=True):
@@ -52,7 +53,7 @@ class _Coding(Struct, frozen=True):
 
 
 def find_codestreams(data: Buffer) -> Iterator[Codestream]:
-    """Every codestream in a file, whatever the boxes around it claim."""
+    """Every codestream in a file. Claims in the boxes around a codestream are ignored."""
     view = memoryview(data).cast("B")
     for found in _CODESTREAM.finditer(view):
         at = found.end()
@@ -75,7 +76,9 @@ def _read_codestream(view: memoryview, at: int) -> Codestream:
 
 
 def _codings(view: memoryview, at: int) -> Iterator[_Coding]:
-    """The divisions that the headers of the codestream and of its tiles ask for. `at` is behind the first marker."""
+    """The divisions that the headers of the codestream and of its tiles ask for. `at` is the position behind the first
+    marker.
+    """
     layers = 1
     marker, tile_part, tile_end = 0, 0, 0
     while at + 2 <= len(view):
@@ -100,7 +103,7 @@ def _codings(view: memoryview, at: int) -> Iterator[_Coding]:
 
 
 def _coding(layers: int, fields: memoryview, *, precincts: int) -> _Coding:
-    """The division of a component, from the number of levels on."""
+    """Reads the division of a component, beginning with the number of levels."""
     return _Coding(layers, min(fields[0], 32), fields[1] + fields[2] + 4, bytes(fields[5:]) if precincts else b"")
 
 

@@ -1,7 +1,7 @@
 """Counts the passes that a JPEG decoder makes over a picture, from the markers of the file.
 
-A progressive JPEG is decoded scan by scan, each over all pixels of its components. A scan needs only about ten bytes,
-so a small file may keep a decoder busy for long.
+A progressive JPEG is decoded scan by scan, and each scan visits all pixels of its components. A scan needs only about
+ten bytes, so a small file may keep a decoder busy for a long time.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import struct
 from omni_pipeline.wire.tensor import Buffer
 
 # The markers that decoders act on. In pixel data, an FF byte is followed by 00, or by a restart marker (D0 to D7).
-# Decoders skip what is no marker, so the search does too.
+# Decoders skip bytes that are no marker, so this search skips them too.
 _MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xef\xfe])")
 _START, _END, _SCAN = 0xD8, 0xD9, 0xDA
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # C4 and CC hold tables, C8 is reserved
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # C4 and CC hold tables, and C8 is reserved
 
 
 def scanned_samples(data: Buffer, *, start: int = 0, end: int | None = None, all_pictures: bool = False) -> int:
-    """Samples of all scans together: a scan visits every sample of each of its components.
+    """The number of samples that all scans together visit. A scan visits every sample of each of its components.
 
     Args:
         start, end: The part of `data` that the decoder gets.
         all_pictures: Whether the decoder goes on after the end of the first picture, as FFmpeg does.
     """
     view = memoryview(data).cast("B")[:end]
-    samples: dict[int, int] = {}  # of each component, by its id
+    samples: dict[int, int] = {}  # the number of samples of each component, by the component's id
     total = 0
     at = start
     while found := _MARKER.search(view, at):

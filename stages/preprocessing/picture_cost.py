@@ -1,6 +1,7 @@
-"""Charges what decoding a picture that Pillow has opened will cost, as far as the picture's size does not tell it.
+"""Charges the cost of decoding a picture that Pillow has opened, where the cost does not follow from the picture's
+size.
 
-Each of these costs is read from the structure that the decoder will follow, because a picture is decoded in one call.
+The cost is read from the structure of the file before decoding, because a picture is decoded in one call.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ class _Mark(bytes, Enum):
     ICO = b"\0\0\1\0"
 
 
-# Chunks of a PNG with compressed text or a colour profile. Pillow unpacks each up to a limit; in the same time it
-# decodes a quarter as many pixels as this limit has bytes.
+# Chunks of a PNG with compressed text or a colour profile. Pillow unpacks each chunk up to a limit. Unpacking that
+# number of bytes takes as long as decoding a quarter of that number of pixels.
 _PACKED_CHUNKS = re.compile(rb"iCCP|zTXt|iTXt")
 _UNPACKING_WORK = PngImagePlugin.MAX_TEXT_CHUNK // 4
 
-# Work of the parts of a JPEG 2000: of a precinct, which a decoder visits and for which it holds tables in memory while
-# it decodes the precinct's tile; of a packet, even if it is empty; of a code block.
+# Work for the parts of a JPEG 2000: for a precinct, whose tables a decoder holds in memory while it decodes the
+# precinct's tile; for a packet, even an empty one; and for a code block.
 _PRECINCT_WORK, _HELD_PRECINCT_WORK, _EMPTY_PACKET_WORK, _BLOCK_WORK = 64, 1024, 8, 64
 
 _TIFF_JPEG, _TIFF_OLD_JPEG = 7, 6
@@ -66,9 +67,10 @@ def charge_picture(image: Image.Image, data: Buffer, budget: DecodingBudget, che
 
 
 def charge_opening(data: Buffer, budget: DecodingBudget, check_size: SizeCheck) -> None:
-    """As `charge_picture`, for what Pillow decodes already when it opens a file.
+    """Charge for the parts of a file that Pillow decodes already when it opens the file. The arguments are those of
+    `charge_picture`.
 
-    Of a PNG, these are its compressed chunks; of an ICO, the largest of its pictures.
+    These parts are the compressed chunks of a PNG, and the largest picture of an ICO.
     """
     match bytes(memoryview(data)[:4]):
         case _Mark.PNG:
@@ -79,7 +81,7 @@ def charge_opening(data: Buffer, budget: DecodingBudget, check_size: SizeCheck) 
 
 def _charge_icon(data: Buffer, budget: DecodingBudget, check_size: SizeCheck) -> None:
     file = io.BytesIO(data)
-    # In a damaged file, Pillow meets the same damage at the same place, and decodes nothing before it.
+    # Pillow meets the same damage at the same place of a damaged file, and decodes nothing before it.
     with suppress(OSError, ValueError, SyntaxError, IndexError, struct.error):
         largest = IcoImagePlugin.IcoFile(file).entry[0]
         file.seek(largest.offset)
@@ -102,15 +104,15 @@ def _charge_packed_chunks(data: Buffer, budget: DecodingBudget) -> None:
 
 
 def _charge_tiles(image: Image.Image, budget: DecodingBudget) -> None:
-    """Charge for the rectangles that Pillow decodes one after the other. Rectangles may lie upon each other."""
+    """Charge for the rectangles that Pillow decodes one after the other. Rectangles may overlap."""
     tiles = sorted(getattr(image, "tile", ()), key=lambda tile: tile.offset)
     for tile in tiles:
         budget.charge(_pixels(tile))
     for tile, following in pairwise(tiles):
         step = following.offset - tile.offset
-        if 0 < step < _pixels(tile) // 8:  # Pillow reads up to the next rectangle's data, as often as it needs
+        if 0 < step < _pixels(tile) // 8:  # Pillow reads up to the data of the next rectangle, as often as it needs to
             budget.charge(_pixels(tile) // step * PACKET_WORK)
-    if not tiles:  # some decoders take the whole file
+    if not tiles:  # some decoders get the whole file
         budget.charge(image.width * image.height)
 
 
@@ -122,7 +124,9 @@ def _pixels(tile: ImageFile._Tile) -> int:
 def _charge_tiff(
     image: TiffImagePlugin.TiffImageFile, data: Buffer, budget: DecodingBudget, check_size: SizeCheck
 ) -> None:
-    """Charge for the parts of a TIFF: strips, which have the picture's width, or tiles, which may reach far over it."""
+    """Charge for the parts of a TIFF: strips, which have the picture's width, or tiles, which may be much larger than
+    the picture.
+    """
     tags = image.tag_v2
     columns, rows = tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
     tiled = TiffImagePlugin.TILEWIDTH in tags
@@ -149,7 +153,7 @@ def _charge_tiff(
 
 
 def _number(tags: TiffImagePlugin.ImageFileDirectory_v2, tag: int, missing: int) -> int:
-    """The first value of a tag; a damaged file may have several."""
+    """The first value of a tag. A damaged file may have several values."""
     value = tags.get(tag, missing)
     return int(value[0] if isinstance(value, tuple) and value else value)
 
@@ -165,7 +169,7 @@ def _charge_jpeg_parts(data: Buffer, offsets: Sequence[int], sizes: Sequence[int
 
 
 def _charge_jpeg2000(data: Buffer, budget: DecodingBudget, check_size: SizeCheck) -> None:
-    """Charge for the tables of a JPEG 2000; the header around the codestream may lie about its size."""
+    """Charge for the tables of a JPEG 2000; the header around the codestream may claim a wrong size."""
     for stream in find_codestreams(data):
         check_size(stream.width, stream.height)
         budget.charge(stream.tiles * PACKET_WORK)

@@ -1,4 +1,4 @@
-"""The size of a media item as its headers tell it, and an estimate of the work to decode it."""
+"""Describes the size of a media item according to its headers, and estimates the work to decode it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from stages.messages import Media, Modality
 from stages.preprocessing.decode_video import DecodedClip
 
 # Seconds of one core, measured on one machine and rounded up. They order the work and need not be exact.
-_SECONDS_PER_PIXEL = 30e-9  # of a picture, decoding and features
-_SECONDS_PER_STORED_PIXEL = 4e-9  # of a clip's frames that are only decoded
+_SECONDS_PER_PIXEL = 30e-9  # per pixel of a picture, for decoding and features
+_SECONDS_PER_STORED_PIXEL = 4e-9  # per pixel of the frames of a clip that are only decoded
 _SECONDS_PER_SOUND = 2e-3  # for each second of sound
-_SECONDS_PER_BYTE = 2e-9  # for reading a container's packets
+_SECONDS_PER_BYTE = 2e-9  # per byte, for reading the packets of a container
 _SECONDS_PER_ITEM = 0.01
 
 
@@ -25,7 +25,7 @@ class MediumSurvey(Struct, frozen=True):
         width, height: Pixels of a picture or frame as it is stored; 0 for a sound.
         frames: Number of frames in the file; 1 for a picture, 0 for a sound.
         taken: Number of frames that the encoder will get.
-        sound_seconds: Length of the sound that the encoder will get, as far as headers tell it; it may be false.
+        sound_seconds: Length of the sound that the encoder will get, according to the headers, which may be false.
         rows: Estimated number of prompt rows, sound included.
         least_rows: Number of prompt rows that the item has at least, if it can be decoded.
         clip: A clip's properties, so that they need not be found again.

@@ -1,8 +1,8 @@
-"""Tokenises a text piece by piece, so that a long text needs little memory and no work beyond the token limit.
+"""Tokenises a text piece by piece, so that a long text needs little memory, and no work is done beyond the token limit.
 
-A piece ends where the tokenizer's own splitting always ends a word, so the ids are those of the whole text. Where a
-text has no such place, as in a run of one letter, the piece is as long as the run. Tokenising needs up to 300 bytes of
-memory for a byte, so the least number of tokens of a long piece is computed before it is tokenised.
+A piece ends at a place where the tokenizer's own splitting always ends a word, so the ids are those of the whole text.
+If a text has no such place, as in a run of one letter, the piece is as long as the run. Tokenising needs up to 300
+bytes of memory for each byte. So before a long piece is tokenised, the least number of its tokens is computed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Between a letter and a mark that is neither a letter nor part of one, so normalisation does not join the two.
+# The border between a letter and a punctuation mark or space. Normalisation does not join these two.
 _BORDER = re.compile(r"(?<=[A-Za-zÀ-ÖØ-öø-ÿА-яё一-龥ぁ-ゖァ-ヺ가-힣])(?=[ \n,.;:!?，。、！？])")
 
 
@@ -37,7 +37,7 @@ class TextEncoder:
 
     def __init__(self, tokenizer: Tokenizer, limit: TextLimit) -> None:
         self._encoder = Tokenizer.from_str(tokenizer.to_str())
-        self._encoder.encode_special_tokens = True  # as text
+        self._encoder.encode_special_tokens = True  # special tokens are encoded as text
         self._limit = limit
         parts = json.loads(tokenizer.to_str())
         steps = (parts["pre_tokenizer"] or {}).get("pretokenizers", [])

@@ -1,7 +1,7 @@
 """Lets requests wait, outside SGLang's batch, for the input of their next decode step.
 
-SGLang sees only the requests that can run now. So this module counts the others when a new request asks for memory,
-and takes memory back from the others as SGLang does from requests in its batch.
+SGLang sees only the requests that can run now. So this module counts the waiting requests when a new request needs
+memory, and takes memory back from waiting requests as SGLang does from requests in its batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class ParkingScheduler(InProcessScheduler):
     """A scheduler in which a request decodes only when its next input is there.
 
     Between steps, a request past its prefill is parked, or it is displaced: it has lost its KV memory while it waited.
-    A displaced request is queued when its input is there, and is then computed again.
+    When the input of a displaced request has arrived, the request is queued and then computed again.
 
     Attributes:
         parked: The requests that wait and hold memory.
@@ -62,13 +62,15 @@ class ParkingScheduler(InProcessScheduler):
         return True
 
     def update_running_batch(self, batch: ScheduleBatch) -> ScheduleBatch | None:
-        """Prepare the next decode step, as SGLang does. The parked requests, too, may lose their memory for it."""
+        """Prepare the next decode step, as SGLang does. Parked requests may also lose their memory for this step."""
         if not batch.check_decode_mem():
             self._make_room(batch)
         return super().update_running_batch(batch)
 
     def get_prefill_adder_class(self) -> Callable[..., PrefillAdder]:
-        """Makes the object that admits requests, which takes the requests that wait for part of the running batch."""
+        """Returns the class of the object that admits requests. The object counts waiting requests as part of the
+        running batch.
+        """
         adder_class = super().get_prefill_adder_class()
         parked, displaced = self._parked_requests(), self._displaced_before_queue()
         if not parked and not displaced:
@@ -78,7 +80,7 @@ class ParkingScheduler(InProcessScheduler):
             together = copy.copy(running)
             together.reqs = [*running.reqs, *parked, *displaced]
             adder = adder_class(page_size, cache, allocator, together, *rest, **more)
-            # A displaced request will need memory for what it had computed before it can go on.
+            # A displaced request will first need memory for the tokens that it had already computed.
             again = sum(adder.ceil_paged_tokens(_length(req)) + page_size for req in displaced)
             adder.memory_budget.total_offset += again
             adder.memory_budget.current_offset += again
@@ -129,8 +131,8 @@ class ParkingScheduler(InProcessScheduler):
     def _make_room(self, batch: ScheduleBatch) -> None:
         """Take memory back until the next step of `batch` fits, in SGLang's order over all that hold memory.
 
-        The request that SGLang would keep longest never loses its memory, so it reaches its end, and then another
-        request is that one. The requests that are left in the end fit.
+        The request that SGLang would keep longest never loses its memory, so this request reaches its end. After that,
+        the same holds for another request. So all requests end.
         """
         while not batch.check_decode_mem():
             parked = self._parked_requests()

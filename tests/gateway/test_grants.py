@@ -1,4 +1,4 @@
-"""Memory is granted in order of arrival within the limit, and neither small nor large claims starve."""
+"""Memory is granted to clients in turn and within the limit, and neither small nor large claims starve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What the checks of `siege.py` notice, and that its attacks are what they say; its short form is in `test_trials`."""
+"""The checks of `siege.py` notice broken promises, and its attacks have the contents that they claim. `test_trials` has
+its short form.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""However large the decoded media of all clients would be together, they take no more memory than is configured."""
+"""The decoded media of all clients together never need more memory than is configured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Drives a stage as the worker's loop does: it sleeps until the stage's own processes answer, and then has it step."""
+"""Drives a stage as the worker's loop does: it sleeps until the stage's own processes answer, and then lets the stage
+step.
+"""
 
 from __future__ import annotations
 

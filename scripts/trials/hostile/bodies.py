@@ -62,7 +62,8 @@ def big_bodies(draw: random.Random, target: Target) -> Round:
 
 async def _post_and_leave(client: HostileClient, body: bytes) -> None:
     async with client.connection() as wire:
-        wire.writer.transport.set_write_buffer_limits(0)  # so that `send` returns when the whole body has left
+        # with this setting, `send` returns when the whole body has left
+        wire.writer.transport.set_write_buffer_limits(0)
         await wire.send(client.head(len(body)) + body)
         await asyncio.sleep(client.draw.uniform(0.0, 1.0))
     client.outcomes["left after the body"] += 1
@@ -103,7 +104,7 @@ def split_tokens(draw: random.Random, target: Target) -> Round:
         apart = await client.post(_parts(token[:at] + " ", token[at:]))
         if split.status == 200 == apart.status:
             lengths = [reply.json()["usage"]["prompt_tokens"] for reply in (split, apart)]
-            if lengths[0] + 2 < lengths[1]:  # a special token is one token; its spelling as text is several
+            if lengths[0] + 2 < lengths[1]:  # a special token is one token, but its spelling as text is several tokens
                 client.breaches["a split special token became a real one"] += 1
 
     return attack

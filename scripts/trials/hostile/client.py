@@ -111,7 +111,8 @@ class HostileClient:
         """Send the bytes of one whole request, which must end the connection, and record the answer."""
         tail = bytearray()
         async with self.connection() as wire:
-            wire.writer.write(request)  # not drained: the server may answer before it has read everything
+            # do not wait until everything is sent, because the server may answer before it has read everything
+            wire.writer.write(request)
             try:
                 async with asyncio.timeout(_RESET_AFTER):
                     while piece := await wire.reader.read(2**16):

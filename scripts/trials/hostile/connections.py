@@ -24,7 +24,7 @@ def stalls_after_the_answer(draw: random.Random, target: Target) -> Round:
 
 def _stall(body: dict[str, object], mark: bytes | None) -> Round:
     data = json.dumps(body).encode()
-    stalled: list[Wire] = []  # held, so that the connections stay open until the siege ends
+    stalled: list[Wire] = []  # keep the connections here, so that they stay open until the siege ends
 
     async def attack(client: HostileClient) -> None:
         wire = await client.connect(receive_buffer=_SMALL_BUFFER)

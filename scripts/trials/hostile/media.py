@@ -103,7 +103,7 @@ def slow_downloads(draw: random.Random, target: Target) -> Round:
                 writer.write(piece)
                 await writer.drain()
                 await asyncio.sleep(0.02)
-            await reader.read()  # until the server gives up
+            await reader.read()  # wait until the server gives up
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # a task that ends as cancelled would be logged as an error
         finally:
@@ -144,7 +144,7 @@ def _flat_png(width: int, height: int) -> bytes:
 
 
 def _icon(png: bytes) -> bytes:
-    """An icon that says 256×256 and contains `png`."""
+    """An icon whose header says 256×256, and which contains `png`."""
     return struct.pack("<HHHBBBBHHII", 0, 1, 1, 0, 0, 0, 0, 1, 32, len(png), 22) + png
 
 
@@ -198,7 +198,7 @@ def _long_clip(minutes: int) -> bytes:
 def _mux(
     output: av.container.OutputContainer, stream: av.VideoStream, packets: list[bytes], count: int, step: Fraction
 ) -> None:
-    """Write `count` packets, over and over the same ones."""
+    """Write `count` packets, by repeating the given packets."""
     for number in range(count):
         packet = av.Packet(packets[number % len(packets)])
         packet.stream = stream

@@ -87,7 +87,8 @@ class HostileProcess:
 
     async def end(self) -> list[AttackResult]:
         """End all attacks, and return their results. All connections of the clients are closed then."""
-        out, _ = await self._process.communicate(b"")  # an input, because only then is its standard input closed
+        # pass an input, because otherwise its standard input is not closed
+        out, _ = await self._process.communicate(b"")
         return msgspec.json.decode(out, type=list[AttackResult])
 
     async def kill(self) -> None:

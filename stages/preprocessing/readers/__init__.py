@@ -1,5 +1,5 @@
-"""Does the work on untrusted bytes and long texts in other processes, several at a time, short work before long.
+"""Processes untrusted bytes and long texts in other processes, several at a time, with short work before long work.
 
-The border to these processes, their life and the order of their work belong here. What they compute belongs in
-`stages.preprocessing.media` and `stages.preprocessing.conversation`.
+Communication with these processes, their start and end, and the order of their work belong here. The work itself
+belongs in `stages.preprocessing.media` and `stages.preprocessing.conversation`.
 """

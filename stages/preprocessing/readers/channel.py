@@ -10,18 +10,20 @@ from collections.abc import Iterator, Sequence
 from omni_pipeline.wire.tensor import Buffer
 
 _FRAMES, _SIZE = struct.Struct("=I"), struct.Struct("=Q")
-_MOST_BUFFERS = 512  # frames given to the kernel at a time; its limit is 1024
+_MOST_BUFFERS = 512  # number of frames that are given to the kernel at a time; the kernel's limit is 1024
 
 # Maximum number of bytes that one call reads or writes, so that a large message does not delay other work.
 MOST_BYTES = 8 * 1024 * 1024
 
 
-# No tensor of a request is nearly as large. A reader whose memory is damaged may send any length.
+# A length above this limit is not true, because every tensor of a request is far smaller. A reader whose memory is
+# damaged may send any length.
 MOST_FRAME_BYTES = 64 * 1024**3
 
 
 class Channel:
-    """The end of a socket that never waits: messages are queued, and go out and come in as far as the socket allows.
+    """One end of a socket that never waits. Messages are queued, and the channel sends and receives as many bytes as
+    the socket allows.
 
     Attributes:
         ended: Whether the other end has been found to be closed, or has sent lengths that cannot be true.
@@ -92,7 +94,9 @@ class Channel:
         self._complete.clear()
 
     def _parse(self) -> Iterator[memoryview]:
-        """Yields the memory for the next bytes, and goes on when they are there. Ends at an impossible length."""
+        """Yields the memory for the next bytes, and continues when the bytes have arrived. Ends at an impossible
+        length.
+        """
         while True:
             head = bytearray(_FRAMES.size)
             yield memoryview(head)

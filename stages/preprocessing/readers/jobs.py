@@ -1,4 +1,4 @@
-"""Orders the work for readers: short work before long, but no job waits for ever.
+"""Orders the work for readers: short work comes before long work, but no job waits for ever.
 
 Every job has an estimate of its time. A job that waits for `AGEING` times its estimate, at most `MOST_AGEING_SECONDS`,
 goes before every job that arrives after that. Readers have lanes, so that long jobs never occupy all of them.
@@ -21,7 +21,9 @@ MOST_AGEING_SECONDS = 60.0
 
 
 class Lane(enum.IntEnum):
-    """The jobs that a reader takes, narrowest first: short texts, short jobs of every kind, all jobs."""
+    """The jobs that a reader takes: short texts, short jobs of every kind, or all jobs. The narrowest lane comes
+    first.
+    """
 
     TEXT = 0
     SHORT = 1
@@ -37,7 +39,7 @@ class Job(Struct):
         seconds: Estimated time.
         arrived: Time at which the job was submitted.
         long: Whether only a reader that takes all jobs may take this job.
-        lost: How a reader ended that had got the job and had not begun; None if that has not happened.
+        lost: The way in which an earlier reader ended before it had begun with this job; None if no reader has.
     """
 
     request_id: str

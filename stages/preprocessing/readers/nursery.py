@@ -1,8 +1,8 @@
 """Forks reader processes from a process that never holds a client's data.
 
-A reader that is forked from the worker itself would keep the worker's memory of that moment: media of other requests,
-which the worker has long released, and whatever its other stages have set up on a GPU. So the worker forks this
-process once, before anything computes, and this process forks each reader. It also reports how each reader ended.
+A reader that is forked from the worker itself would keep a copy of the worker's memory: media of other requests that
+the worker releases later, and the state of its other stages on a GPU. So the worker forks this process once, before
+anything computes, and this process forks each reader. It also reports how each reader ended.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Nursery:
     """The process that forks readers, seen from the worker.
 
     Args:
-        run: The whole life of a reader, given its end of the socket to the worker.
+        run: Function that a reader runs until it ends. Its argument is the reader's end of the socket to the worker.
     """
 
     def __init__(self, run: Callable[[socket.socket], NoReturn]) -> None:
@@ -79,7 +79,7 @@ class Nursery:
 
     def kill(self, pid: int) -> None:
         """Have a reader killed; an `Ended` will follow."""
-        with contextlib.suppress(ConnectionError):  # its readers have ended with it
+        with contextlib.suppress(ConnectionError):  # the readers have ended with the nursery
             self._control.send(_KILL + _PID.pack(pid))
 
     def reports(self) -> Iterator[Born | Ended]:
@@ -114,7 +114,7 @@ def _be_nursery(control: socket.socket, run: Callable[[socket.socket], NoReturn]
     try:
         die_with_parent(parent, signal.SIGKILL)
         set_title("preprocessing: readers")
-        gc.freeze()  # a collection in a reader would write to all pages that readers share
+        gc.freeze()  # a garbage collection in a reader would write to all pages that readers share
         _serve(control, run)
     finally:
         os._exit(0)
@@ -125,7 +125,7 @@ def _serve(control: socket.socket, run: Callable[[socket.socket], NoReturn]) -> 
     for end in (woken, waker):
         end.setblocking(False)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # without a handler the descriptor is not written
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # without a handler, nothing is written to the descriptor
     children: set[int] = set()
     try:
         while True:

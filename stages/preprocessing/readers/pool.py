@@ -4,8 +4,8 @@ The pool is driven by the stage's steps: `collect` takes in what readers have se
 may do next. In between, `waits_on` becomes readable as soon as there is something to collect or to send.
 
 A reader is killed, and replaced, when its job's request ends, when the job takes too long, and when a job that was
-expected to be short turns out to be long while other short jobs wait. Such a job runs once more as a long one.
-A reader that ends by itself costs its job only: see `ReaderPool._lose`.
+expected to be short turns out to be long while other short jobs wait. Such a job runs once more as a long one. If a
+reader ends by itself, only its job is affected: see `ReaderPool._lose`.
 """
 
 from __future__ import annotations
@@ -46,17 +46,18 @@ from stages.preprocessing.readers.process import (
     be_reader,
 )
 
-# A job that was expected to be short may use this much CPU time, or run for this long, while other short jobs wait.
+# Limits on the CPU time and on the time of a job that was expected to be short, while other short jobs wait.
 OVERRUN_CPU_SECONDS = 0.5
 OVERRUN_SECONDS = 10.0
 
 # Time between two looks at the CPU time of a job that should be short.
 LOOK_SECONDS = 0.5
 
-# After this number of readers that ended before they were up, one after the other, no further one is started.
+# If this number of readers, one after the other, have ended before they were up, no further reader is started.
 MOST_FAILED_STARTS = 3
 
-# Bounds on the number of readers that decode media. With fewer than two, long jobs would leave none to the others.
+# Bounds on the number of readers that decode media. With fewer than two readers, long jobs would leave no reader to
+# short jobs.
 LEAST_READERS, MOST_READERS = 2, 8
 
 logger = logging.getLogger(__name__)
@@ -71,15 +72,15 @@ class State(enum.Enum):
 
 
 class Reader:
-    """One reader's place in the pool; the process behind it may be replaced.
+    """One reader of the pool. Its process may be replaced.
 
     Attributes:
         lane: The jobs that it takes.
         state: Its state.
         channel: Messages to and from the process.
         pid: The process's id; 0 until the nursery has reported it.
-        greeted: Whether the process is up.
-        how: How the process has ended, in words; None while it runs.
+        greeted: Whether the process has sent its greeting.
+        how: The way in which the process has ended, in words; None while it runs.
         job: The job that it works on.
         reserved: The job that it gets first when it is up, because its predecessor has lost it.
         begun: Time at which it got the job.
@@ -154,7 +155,8 @@ class ReaderPool:
         self._epoll.register(self._nursery.fileno(), select.EPOLLIN)
         lanes = [Lane.TEXT, Lane.SHORT, *[Lane.ANY] * (count - 1)]
         self._readers = [Reader(lane) for lane in lanes]
-        self._starting: deque[tuple[Reader, Channel]] = deque()  # in the order in which the nursery reports them
+        # the readers that are being started, in the order in which the nursery reports them
+        self._starting: deque[tuple[Reader, Channel]] = deque()
         for reader in self._readers:
             self._start(reader)
 
@@ -257,7 +259,7 @@ class ReaderPool:
     # --- jobs ---
 
     def _assign(self, job: Job) -> None:
-        """Give a job to the reader that has its media, or else to the one that can do the least besides."""
+        """Give a job to the reader that has its media or, if there is none, to the reader with the narrowest lane."""
         idle = [each for each in self._readers if each.state is State.IDLE and job.fits(each.lane)]
         self._give(min(idle, key=lambda each: (each.held != job.request_id, each.lane)), job)
 
@@ -364,10 +366,10 @@ class ReaderPool:
         if reader.how is not None:
             self._lose(reader, reader.how)
         elif reader.channel.ended and reader.pid:
-            self._nursery.kill(reader.pid)  # it usually has ended, and the report of its end is on the way
+            self._nursery.kill(reader.pid)  # the reader has usually ended, and the report of its end is on the way
 
     def _messages(self, reader: Reader, channel: Channel) -> Iterator[list[Buffer]]:
-        """The messages of a reader; of one that has ended, all that are left."""
+        """The messages of a reader that have arrived; if the reader has ended, all of its remaining messages."""
         yield from channel.receive()
         while reader.how is not None and not channel.ended:
             yield from channel.receive()

@@ -1,4 +1,4 @@
-"""The inside of a reader process: it answers one question at a time about texts and media."""
+"""Runs a reader process from the inside: it answers questions about texts and media, one at a time."""
 
 from __future__ import annotations
 
@@ -34,14 +34,16 @@ NICENESS = 10
 
 
 class Tokenise(Struct, tag="tokenise"):
-    """Tokenise a conversation: the arguments of `ChatTokenizer.skeleton`; the media come without their bytes."""
+    """Tokenise a conversation. The fields are the arguments of `ChatTokenizer.skeleton`; the media have no bytes."""
 
     turns: list[Turn]
     media: list[Media]
 
 
 class Survey(Struct, tag="survey"):
-    """Examine media without decoding them: the arguments of `MediaReader.survey`. The reader keeps the media."""
+    """Examine media without decoding them. The fields are the arguments of `MediaReader.survey`. The reader keeps the
+    media.
+    """
 
     media: list[Media]
     video: VideoOptions
@@ -49,7 +51,7 @@ class Survey(Struct, tag="survey"):
 
 
 class Read(Struct, tag="read"):
-    """Decode media: the arguments of `MediaReader.read`.
+    """Decode media. The fields are the arguments of `MediaReader.read`.
 
     Attributes:
         held: Whether to use the media of the latest `Survey`; `media` is then empty.
@@ -98,7 +100,7 @@ EDGES: dict[tuple[str, str], Any] = {
 
 
 class ReaderWork:
-    """What readers compute.
+    """The work of a reader.
 
     Args:
         chat: Tokenises conversations.

@@ -11,7 +11,7 @@ import pytest
 from gateway.bodies.json_body import LongString
 from tests.gateway.json_bodies import read
 
-DATA = random.Random(1).randbytes(2_500_000)  # several slices
+DATA = random.Random(1).randbytes(2_500_000)  # long enough for several slices
 TEXT = base64.b64encode(DATA)
 
 

@@ -153,4 +153,4 @@ async def test_the_event_loop_runs_while_a_large_piece_is_read():
     await asyncio.sleep(0)
     await JsonBodyReader(Limits()).receive(b'"' + b"x" * (1 << 20))
     counting.cancel()
-    assert turns >= 30  # of 32 KiB each
+    assert turns >= 30  # the number of slices of 32 KiB each

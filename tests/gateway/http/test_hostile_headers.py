@@ -17,9 +17,9 @@ ROUTES = [
     "GET /", "GET /health", "GET /metrics", "GET /openapi.json", "GET /v1/models", "GET /v1/models/x", "GET /nothing",
     "DELETE /metrics", "OPTIONS /v1/models", "POST /v1/chat/completions",
 ]  # fmt: skip
-# The endpoints that look into headers themselves.
+# The endpoints whose own code reads headers.
 READERS = ["GET /metrics", "POST /v1/chat/completions"]
-# The headers that the server or aiohttp reads, without those that say how long the body is.
+# The headers that the server or aiohttp reads, without the headers that give the length of the body.
 HEADERS = [
     "Accept", "Accept-Encoding", "Authorization", "Origin", "Access-Control-Request-Method", "Content-Type",
     "Content-Encoding", "Expect", "Range", "If-None-Match", "If-Modified-Since", "X-Request-Id", "traceparent",

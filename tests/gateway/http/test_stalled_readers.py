@@ -1,4 +1,4 @@
-"""Tests clients that do not read what they are sent: their places and their connections are free again.
+"""Tests that the places and connections of clients which do not read become free again.
 
 The sockets have buffers of a few kilobytes on both sides, so that even a page of metrics does not fit.
 """
@@ -17,7 +17,7 @@ from gateway.answers import chat
 from gateway.serving import server
 from tests.gateway.scripted import HELLO, ScriptedPipeline, Served, serving, tone
 
-# The whole of what a client may take; the tests wait for these times to pass.
+# The times that a client may take; the tests wait for them to pass.
 LIMITS = {"request_seconds": 0.3, "idle_seconds": 0.1, "connections": 1, "requests": 1, "queued": 0}
 SPOKEN = {"modalities": ["text", "audio"], "audio": {"format": "wav"}}
 
@@ -51,7 +51,8 @@ OF_CHAT = {"whole text", "whole speech", "streamed text", "streamed speech"}
 @pytest.fixture(autouse=True)
 def no_grace(monkeypatch):
     monkeypatch.setattr(chat, "GRACE_SECONDS", 0.0)
-    monkeypatch.setattr(server, "GRACE_SECONDS", 0.2)  # after the request's own end, so that the test sees which acts
+    # longer than the request's own limit, so that the test sees which limit acts
+    monkeypatch.setattr(server, "GRACE_SECONDS", 0.2)
 
 
 @asynccontextmanager

@@ -1,4 +1,5 @@
-"""Tests media of several clients in a whole gateway: slow media, and bytes that have not all arrived, hurt nobody else.
+"""Tests the media of several clients in a whole gateway: slow media and incomplete downloads of one client do not
+affect the others.
 
 The media come from a real server on this machine. Some of its paths send a part of the media and then nothing.
 """
@@ -97,7 +98,7 @@ async def test_bytes_of_a_download_count_while_it_goes_on(site):
         _, writer = await served.connect(asking(site.url("/stalled")))
         await site.until("/stalled", 1)
         assert await code(served, asking(site.url("/whole"))) == "too_many_requests"
-        writer.close()  # the client leaves, and what it held is free
+        writer.close()  # the client leaves, and the bytes that it held are free
         await site.until("/stalled", 0)
         assert await code(served, asking(site.url("/whole"))) == "ok"
 
@@ -131,7 +132,7 @@ async def test_the_bytes_of_a_chunked_body_count_while_it_arrives():
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         writer.write(f"{head}Transfer-Encoding: chunked\r\n\r\n{PART:x}\r\n".encode() + b" " * PART)
         long = {"messages": [{"role": "user", "content": "x" * (PART + 500)}]}
-        while await code(served, long) == "ok":  # until the first request has been read
+        while await code(served, long) == "ok":  # wait until the first request has been read
             pass
         writer.close()
         while await code(served, long) != "ok":

@@ -1,4 +1,4 @@
-"""An aborted request is forgotten when no worker can hold anything of it, and no connection between workers either."""
+"""An aborted request is forgotten when no worker and no connection between workers can hold data of it any more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One worker, or what it has started or written, cannot end or occupy the fork server, on which all workers depend."""
+"""A worker, its output and the processes that it has started can neither end the fork server nor occupy it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Fork:
 
     @contextlib.contextmanager
     def asleep(self) -> Iterator[None]:
-        """Stop the fork server meanwhile, so that events wait and are then found in one round."""
+        """Stop the fork server during the block, so that events wait and are then found in one round."""
         os.kill(self.launcher.pid, signal.SIGSTOP)
         until(lambda: psutil.Process(self.launcher.pid).status() == psutil.STATUS_STOPPED)
         yield

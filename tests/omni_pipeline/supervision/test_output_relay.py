@@ -1,4 +1,4 @@
-"""What children write is passed on in whole lines, a bounded amount at a time, and its end is remembered."""
+"""The output of children is passed on in whole lines and in bounded amounts, and its last lines are remembered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work is charged where it arises: too much is refused, and what is charged buys CPU time."""
+"""Decoding work is charged: too much work is refused, and charged work allows CPU time."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""Media are decoded only when their memory has been granted, and what is decoded is never larger than what was."""
+"""Media are decoded only when their memory has been granted, and decoded media are never larger than the grant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""One request's long text or long clip delays no other request, and its end frees the reader; with the real readers."""
+"""A request with a long text or a long clip delays no other request, and the end of the request frees the reader. The
+tests use real readers.
+"""
 
 import io
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A text that is tokenised piece by piece has the ids of the whole text, and work ends at the token limit."""
+"""A text that is tokenised piece by piece has the same ids as the whole text, and work ends at the token limit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_pieces_have_the_ids_of_the_whole(tokenizer: Tokenizer, monkeypatch: pyt
     for _ in range(300):
         text = "".join(choose.choices(PARTS, k=60))
         assert mine.ids(text) == whole(tokenizer, text), text
-    assert len(pieces) > 1500  # they were cut
+    assert len(pieces) > 1500  # the texts were cut into pieces
 
 
 def test_work_ends_at_the_limit(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A channel carries frames of any size and number, waits for nobody, and survives a sender that is out of its mind."""
+"""A channel carries frames of any size and number, never waits, and survives a sender that sends nonsense."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts and media are read in several processes; the end of one harms only its own request, and nobody waits for it."""
+"""Texts and media are read in several processes. The end of a process harms only the request that it works on."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_media_are_sent_once_if_they_are_read_right_after_their_survey(
     assert sent == [3, 1]  # the first frame of a message is its text, the others are media
     driven.submit("s", Survey(given, VIDEO, 0))
     driven.until("s")
-    assert all(reader.held is None for reader in driven.pool._readers)  # told to forget them
+    assert all(reader.held is None for reader in driven.pool._readers)  # the reader has been told to forget the media
     driven.submit("s", read(*given))
     driven.until("s")
     assert sent == [3, 1, 3, 1, 3]
@@ -385,7 +385,7 @@ def test_end_of_the_process_that_forks_readers_breaks_the_stage(driven: Driven) 
 def test_a_long_job_does_not_delay_others(driven: Driven, tmp_path: Path) -> None:
     path = tmp_path / "now"
     driven.up()
-    for number in range(3):  # more than there are readers
+    for number in range(3):  # this is more than the number of readers
         driven.submit(f"long{number}", read(*media(b"await %s" % bytes(path))), LONG)
     for number in range(3):
         driven.submit(f"short{number}", read(*media(b"good")))
