@@ -96,7 +96,7 @@ class ServerProcess:
             self.stop()
             raise
         if self.status is not None:
-            raise RuntimeError(f"the server ended with {self.status}:\n{self.log.read_text()}")
+            raise RuntimeError(f"the server ended with exit status {self.status}:\n{self.log.read_text()}")
 
     # --- over HTTP ---
 
@@ -105,7 +105,8 @@ class ServerProcess:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not so within {seconds:g} s; the server's log:\n{self.log.read_text()}")
+                log = self.log.read_text()
+                raise TimeoutError(f"the condition was not true within {seconds:g} s; the server's log:\n{log}")
             time.sleep(0.1)  # polling is needed here, because HTTP offers nothing to wait on
 
     def health(self) -> tuple[int, dict[str, Any]]:

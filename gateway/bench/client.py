@@ -59,7 +59,7 @@ class Client:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise StartupError(f"No server answers at {self._base}: {error or 'timeout'}. Check --url.") from error
         except (ValueError, LookupError, TypeError) as error:
-            raise StartupError(f"{self._base}/v1/models lists no model: name it with --model.") from error
+            raise StartupError(f"{self._base}/v1/models lists no model: choose a model with --model.") from error
 
     async def ask(self, body: bytes) -> RequestTimes:
         """Send `body`, a JSON request with ``stream`` set, and read the answer. Failures are recorded in the result."""

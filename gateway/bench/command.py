@@ -33,7 +33,7 @@ def bench(
     model: Annotated[
         str | None,
         typer.Option(help="Model name in the requests.", metavar="NAME", rich_help_panel=_SERVER,
-                     show_default="the first that the server lists"),
+                     show_default="the first model that the server lists"),
     ] = None,
     api_key: Annotated[
         str | None,
@@ -58,10 +58,10 @@ def bench(
     audio_frames: Annotated[
         int | None,
         typer.Option(help="Codec frames of speech, 80 ms each: the exact number.", min=1, rich_help_panel=_ASKED,
-                     show_default=f"{_FRAMES}; with --natural the server's limit"),
+                     show_default=f"{_FRAMES}; with --natural, the server's limit"),
     ] = None,
     natural: Annotated[
-        bool, typer.Option("--natural", help="Let answers end by themselves; the lengths are then limits.",
+        bool, typer.Option("--natural", help="Let the model end its answers; the given lengths are then upper limits.",
                            rich_help_panel=_ASKED),
     ] = False,
     voice: Annotated[
@@ -86,7 +86,8 @@ def bench(
     ] = False,
     concurrency: Annotated[
         list[int] | None,
-        typer.Option(help="Requests in flight: the next is sent when one has been answered. Repeatable.", min=1,
+        typer.Option(help="Number of requests in flight: the next request is sent when an answer is complete. "
+                     "Repeatable.", min=1,
                      rich_help_panel=_LOAD, show_default="1"),
     ] = None,
     rate: Annotated[
@@ -113,8 +114,8 @@ def bench(
                      rich_help_panel=_RESULT, show_default=False),
     ] = None,
     baseline: Annotated[
-        bool, typer.Option("--baseline", help="Answer the same requests with Hugging Face too, in turns with the "
-                           "server, and compare. Needs --model-path.", rich_help_panel=_BASE),
+        bool, typer.Option("--baseline", help="Run the same requests through Hugging Face Transformers too, in "
+                           "alternation with the server, and compare. Needs --model-path.", rich_help_panel=_BASE),
     ] = False,
     model_path: Annotated[
         str | None,

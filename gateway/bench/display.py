@@ -100,7 +100,7 @@ def _against_reference(level: LevelReport) -> list[str]:
     if against is None:
         return []
     if against.total_ratio is None or against.reference_seconds is None:
-        return ["[yellow]no round was complete, so there is nothing to compare with the baseline[/]"]
+        return ["[yellow]no round was complete, so the server cannot be compared with the baseline[/]"]
     ratios = [f"[bold]{against.total_ratio:.2f}× for all answers[/]"]
     if against.first_text_ratio is not None:
         ratios.append(f"{against.first_text_ratio:.1f}× to the first text")

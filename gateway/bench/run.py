@@ -26,7 +26,8 @@ class BenchPlan(Struct, frozen=True, kw_only=True):
     """The measurements to make, and the server to measure.
 
     Attributes:
-        url, model, api_key: Server and model to measure. If `model` is None, the first that the server lists is used.
+        url, model, api_key: Server and model to measure. If `model` is None, the first model that the server lists is
+            used.
         loads: Loads, measured one after the other. With `baseline` all of them must be closed loops.
         requests: Requests to measure at each load. With `baseline`, the number is rounded up to whole rounds of one
             request per stream.

@@ -127,17 +127,17 @@ def _data_url(medium: Medium) -> str:
 
 # For each field that a server may refuse: the flag that makes the bench send it, and how to avoid it.
 _FLAGS = {
-    "ignore_eos": "comes from the fixed length; --natural leaves it out",
-    "talker_max_new_tokens": "comes from --audio-frames; --natural without --audio-frames leaves it out",
+    "ignore_eos": "is sent because lengths are fixed; with --natural the field is left out",
+    "talker_max_new_tokens": "is sent because of --audio-frames; with --natural alone it is left out",
     "max_tokens": "comes from --tokens",
     "modalities": "comes from --output",
-    "audio": "comes from --output speech, --voice and --audio-format",
-    "images": "comes from --media-as lists; try --media-as parts",
-    "audios": "comes from --media-as lists; try --media-as parts",
-    "videos": "comes from --media-as lists; try --media-as parts",
-    "image_url": "comes from --media-as parts; try --media-as lists",
-    "audio_url": "comes from --media-as parts; try --media-as lists",
-    "video_url": "comes from --media-as parts; try --media-as lists",
+    "audio": "is sent because of --output speech, --voice and --audio-format",
+    "images": "is sent because of --media-as lists; try --media-as parts",
+    "audios": "is sent because of --media-as lists; try --media-as parts",
+    "videos": "is sent because of --media-as lists; try --media-as parts",
+    "image_url": "is sent because of --media-as parts; try --media-as lists",
+    "audio_url": "is sent because of --media-as parts; try --media-as lists",
+    "video_url": "is sent because of --media-as parts; try --media-as lists",
     "model": "comes from --model",
 }
 

@@ -38,8 +38,8 @@ _SET = Annotated[
     list[str] | None,
     typer.Option(
         SET,
-        help="Any other setting of the file, as in thinker.engine.chunked_prefill_size=2048 or server.limits.requests=8"
-        "; see docs/configuration.md. Repeatable; overrides everything else.",
+        help="Any other setting of the configuration file, such as thinker.engine.chunked_prefill_size=2048 or "
+        "server.limits.requests=8; see docs/configuration.md. Repeatable; overrides everything else.",
         metavar="PATH=VALUE",
         rich_help_panel=MODEL,
         show_default=False,

@@ -39,7 +39,9 @@ def plan(
     gpus: Gpus = None,
     prompt_tokens: _Tokens = _REQUEST.prompt_tokens,
     answer_tokens: _Tokens = _REQUEST.answer_tokens,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON, in bytes and tokens.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the plan as JSON, with sizes in bytes and tokens.")
+    ] = False,
 ) -> None:
     """Show how much memory of each GPU a deployment needs, whether it fits, and what to change if it does not.
 

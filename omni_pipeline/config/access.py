@@ -104,6 +104,6 @@ def check_environment(known: set[str]) -> tuple[str, ...]:
         hint = suggestion(name.removeprefix(PREFIX), [variable.removeprefix(PREFIX) for variable in known])
         if hint.startswith("did you mean"):
             raise StartupError(
-                f"{name}: no flag has this environment variable; {hint.replace('mean ', f'mean {PREFIX}')}"
+                f"{name}: no setting is read from this environment variable; {hint.replace('mean ', f'mean {PREFIX}')}"
             )
     return tuple(f"the environment variable {name} has no effect: no flag has it" for name in unknown)

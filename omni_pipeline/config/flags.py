@@ -88,8 +88,8 @@ COMMON = (
     Flag(
         "--api-key",
         ("server.api_keys",),
-        "Require this API key, or one of several, as bearer token. Repeatable. Safer as SGL_OMNI_API_KEY, because "
-        "lists of processes show flags.",
+        "Require this API key as bearer token, or one of several keys. Repeatable. The variable SGL_OMNI_API_KEY is "
+        "safer, because lists of processes show flags.",
         NETWORK,
         metavar="KEY",
         kind=list[str],
@@ -99,8 +99,8 @@ COMMON = (
     Flag(
         "--allowed-host",
         ("server.allowed_hosts",),
-        "Name of this server in its clients' URLs, as in a proxy or a cluster (gpu1.example.org, *.example.org; * for "
-        "all). Repeatable. Without an API key, other names are refused.",
+        "Host name by which clients reach this server, for example behind a proxy (gpu1.example.org, *.example.org; * "
+        "for all). Repeatable. Without an API key, other names are refused.",
         NETWORK,
         metavar="NAME",
         kind=list[str],
@@ -119,8 +119,8 @@ COMMON = (
     Flag(
         "--allowed-media-domain",
         ("server.media.allowed_domains",),
-        "Download media only from this host, or from one of several (example.org, 10.0.0.5:9000). Repeatable. A listed "
-        "host may have a private address.",
+        "Download media only from this host, or from one of several hosts (example.org, 10.0.0.5:9000). Repeatable. A "
+        "listed host may have a private address.",
         MEDIA,
         metavar="HOST",
         kind=list[str],
@@ -157,8 +157,8 @@ COMMON = (
         default="info",
     ),
     Flag(
-        "--log-format", ("log_format",), "Lines of text, or one JSON object per line.", INSIGHT, kind=LogFormat,
-        default="text",
+        "--log-format", ("log_format",), "Format of the log: lines of text, or one JSON object per line.", INSIGHT,
+        kind=LogFormat, default="text",
     ),
     Flag(
         "--trace-dir", ("trace.dir",), "Directory for a timeline of each request, for Perfetto (ui.perfetto.dev).",

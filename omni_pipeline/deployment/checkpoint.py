@@ -139,8 +139,8 @@ def describe_checkpoint(model_path: str, spec: CheckpointSpec) -> Checkpoint:
             " nor is it in the hub's cache, and a plan does not download anything" if _is_hub_name(model_path) else ""
         )
         raise StartupError(
-            f"There is no directory {model_path}{where}: pass --model-path with a checkpoint's directory, "
-            "or one with nothing but its config.json."
+            f"There is no directory {model_path}{where}: set --model-path to the directory of a checkpoint, or to a "
+            "directory that has only the config.json of a checkpoint."
         )
     if spec.tensors is None or any(path.glob("*.safetensors")):
         return inspect(path, spec)

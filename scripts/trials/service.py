@@ -79,7 +79,7 @@ class Service:
         begin = time.monotonic()
         while ((await self.health(session))["status"] == "ok") != healthy:
             if self.server.status is not None:
-                raise RuntimeError(f"the server has ended with {self.server.status}")
+                raise RuntimeError(f"the server has ended with exit status {self.server.status}")
             if time.monotonic() - begin > seconds:
                 raise TimeoutError(f"the server is {'not' if healthy else 'still'} healthy after {seconds:g} s")
             await asyncio.sleep(0.02)  # polling, because HTTP has no event to wait for

@@ -30,14 +30,14 @@ PLACES = ("quantization_config", "compression_config")
 
 # Methods that are refused by name, each with the reason.
 _REFUSED = {
-    "bitsandbytes": "its weights are unpacked at each use, and no reference implementation of that is included",
-    "gguf": "it is a file format of its own, and only safetensors files are read",
+    "bitsandbytes": "its weights are unpacked at each use, and this server has no reference for the unpacking",
+    "gguf": "it is a separate file format, and this server reads only safetensors files",
     "mxfp4": "its 4-bit floats need a GPU and kernels that are not supported",
     "mxfp8": "its scales, one for 32 numbers, need a GPU and kernels that are not supported",
     "modelopt": "NVIDIA ModelOpt writes several formats, and none of them is supported",
     "hqq": "SGLang cannot read it",
     "quanto": "SGLang cannot read it",
-    "torchao": "SGLang cannot read its checkpoints, it only quantises plain ones",
+    "torchao": "SGLang can quantise a checkpoint to this form, but cannot read checkpoints in this form",
 }
 
 
@@ -215,11 +215,11 @@ def _fp8(source: Mapping[str, Any], part: str) -> Quantization:
 def _awq(source: Mapping[str, Any], part: str) -> Quantization:
     bits, group = int(source.get("bits", source.get("w_bit", 4))), source.get("group_size", source.get("q_group_size"))
     if bits != 4:
-        raise _refusal(f"AWQ with {bits} bits", "SGLang has kernels for 4")
+        raise _refusal(f"AWQ with {bits} bits", "SGLang has AWQ kernels for 4 bits only")
     if str(source.get("version", "gemm")).lower() != "gemm":
-        raise _refusal(f"AWQ version {source['version']!r}", "SGLang reads the one of 'gemm'")
+        raise _refusal(f"AWQ version {source['version']!r}", "SGLang reads only the version 'gemm'")
     if not source.get("zero_point", True):
-        raise _refusal("AWQ with zero_point false", "SGLang has kernels for AWQ with zero points")
+        raise _refusal("AWQ with zero_point false", "SGLang has kernels only for AWQ with zero points")
     return Quantization(
         part=part,
         form=Form.AWQ,
@@ -345,7 +345,7 @@ def _group(size: Any) -> int:
 
 def _four_or_eight(bits: Any, form: str) -> int:
     if bits not in (4, 8):
-        raise _refusal(f"{form} with {bits} bits", "SGLang has kernels for experts of 4 and 8")
+        raise _refusal(f"{form} with {bits} bits", "SGLang has kernels for experts of 4 and 8 bits only")
     return int(bits)
 
 

@@ -59,7 +59,9 @@ def translated(found: Quantization, said: Mapping[str, Any], tensors: Collection
         return {"quant_method": "awq", "version": "gemm", "zero_point": True, **kept, "modules_to_not_convert": names}
     experts = [name for name in names if name.endswith(".experts")]
     if experts:
-        raise StartupError(f"{experts[0]} is plain: SGLang can only read GPTQ checkpoints with quantised experts")
+        raise StartupError(
+            f"{experts[0]} is not quantised: SGLang reads a GPTQ checkpoint only if all of its experts are quantised"
+        )
     rules: dict[str, Any] = {rf"-:{re.escape(name)}$": {} for name in names}
     order = {"sym": found.symmetric, "desc_act": found.reordered}
     return {"quant_method": "gptq", **kept, **order, "checkpoint_format": "gptq", "dynamic": rules}

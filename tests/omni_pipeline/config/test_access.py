@@ -72,7 +72,8 @@ def test_an_empty_variable_forbids_local_files_as_the_flag_does(show: Run) -> No
 @pytest.mark.parametrize("name", ["API_KEYS", "APIKEY", "API-KEY", "ALLOWED_HOSTS", "MAX_REQUEST"])
 def test_a_variable_that_resembles_a_flags_is_refused(show: Run, name: str) -> None:
     result = show(**{f"SGL_OMNI_{name}": SECRET})
-    assert str(result.exception).startswith(f"SGL_OMNI_{name}: no flag has this environment variable; did you mean SGL")
+    start = f"SGL_OMNI_{name}: no setting is read from this environment variable; did you mean SGL"
+    assert str(result.exception).startswith(start)
 
 
 def test_other_variables_with_the_prefix_are_noted_except_those_of_kubernetes(show: Run) -> None:

@@ -113,7 +113,10 @@ def test_a_part_may_have_a_section_of_its_own_that_names_its_modules_without_it(
         (AWQ | {"zero_point": False}, "AWQ with zero_point false"),
         (AWQ | {"version": "gemv"}, "AWQ version 'gemv'"),
         (AWQ | {"group_size": -1}, "group_size -1"),
-        (GPTQ | {"bits": 3}, "GPTQ with 3 bits, which cannot be served: SGLang has kernels for experts of 4 and 8"),
+        (
+            GPTQ | {"bits": 3},
+            "GPTQ with 3 bits, which cannot be served: SGLang has kernels for experts of 4 and 8 bits",
+        ),
         (GPTQ | {"dynamic": {"+:.*down_proj": {"bits": 8}}}, "dynamic rule '+:.*down_proj'"),
         ({"quant_method": "gptq", "bits": 4}, "quantization_config cannot be read: KeyError('group_size')"),
         (AUTO_ROUND | {"packing_format": "auto_round:llm_compressor"}, "AutoRound packing_format 'auto_round:llm_comp"),
