@@ -173,6 +173,8 @@ def _next_answer(
     except OmniError as error:
         work.drop()
         return Failed("", READER, error.info)
+    except ConnectionError:
+        raise  # the pool has given this reader up
     except Exception:
         work.drop()
         logger.exception("a question could not be answered")

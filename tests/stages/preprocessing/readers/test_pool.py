@@ -8,6 +8,7 @@ import logging
 import os
 import select
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from transformers import Qwen3OmniMoeProcessor
 
 from omni_pipeline.contract.stage import StageBroken
 from omni_pipeline.errors import ErrorInfo, bad_request
+from omni_pipeline.wire.codec import Codec
+from omni_pipeline.wire.messages import Chunk, Start
 from omni_pipeline.wire.tensor import Buffer, Tensor
 from stages.messages import AudioWork, Media, Text, Turn, VideoOptions, VisionItem
 from stages.options import PreprocessingOptions
@@ -31,9 +34,21 @@ from stages.preprocessing.conversation import ChatTokenizer
 from stages.preprocessing.features import Features
 from stages.preprocessing.media import MediaReader, ReadMedia
 from stages.preprocessing.readers import pool as pool_module
-from stages.preprocessing.readers.channel import Channel
+from stages.preprocessing.readers.channel import Channel, send_all
 from stages.preprocessing.readers.pool import MOST_FAILED_STARTS, ReaderPool, State
-from stages.preprocessing.readers.process import Question, Read, ReaderWork, Survey, Surveys, Tokenise, Tokens
+from stages.preprocessing.readers.process import (
+    EDGES,
+    READER,
+    STAGE,
+    Question,
+    Read,
+    ReaderWork,
+    Survey,
+    Surveys,
+    Tokenise,
+    Tokens,
+    _next_answer,
+)
 from stages.preprocessing.survey import MediumSurvey
 from stages.preprocessing.token_limit import TextLimit, TokenLimit
 
@@ -293,6 +308,16 @@ def test_a_bug_is_an_internal_error_that_tells_nothing(driven: Driven) -> None:
     assert error.status == 500
     assert error.message == "The media could not be read."
     assert contents(driven.read(*media(b"good"))) == [b"good"]
+
+
+def test_a_reader_that_was_given_up_ends_without_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    ours, its = socket.socketpair()
+    codec = Codec(EDGES)
+    send_all(ours, codec.encode(Start("", STAGE, READER, read(*media(b"good")))))
+    ours.close()
+    with its, pytest.raises(ConnectionError):
+        _next_answer(Obedient(), its, codec, lambda body: send_all(its, codec.encode(Chunk("", READER, STAGE, body))))
+    assert not caplog.records
 
 
 def test_what_libraries_print_about_files_is_not_in_the_log_but_what_we_say_is(
