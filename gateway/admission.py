@@ -1,4 +1,6 @@
-"""Limits what requests hold: places, bytes and memory. Queues further requests, and refuses those beyond the queue."""
+"""Limits the resources that requests hold: places, bytes and memory. Queues further requests. When the queue is full,
+refuses requests.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ Turn: TypeAlias = asyncio.Future[None]
 
 # Bounds on `Retry-After`, in seconds.
 _SOONEST, _LATEST = 1, 60
-# Weight of the latest gap between two departures in the moving average of these gaps.
+# Weight of the latest time between two departures in the moving average of the times between departures.
 _NEWEST = 0.2
 
 
@@ -28,7 +30,7 @@ class Place:
     free when neither holds the place any more.
 
     Args:
-        admission: Counts what the request occupies.
+        admission: Counts the resources that the request occupies.
         client: Client that sent the request.
     """
 
@@ -54,37 +56,43 @@ class Place:
         self._stages = stages
 
     def hold(self, count: int) -> None:
-        """Hold `count` more bytes. Raises OmniError (429) if all requests together would then hold too many."""
+        """Hold `count` more bytes. Raises OmniError (429) if all requests together would then hold more bytes than the
+        limit.
+        """
         self._admission.hold(count)
         self._bytes += count
 
     def claim(self, passing: int, lasting: int, grant: Callable[[], None]) -> None:
-        """Claim memory for what stages make for the request.
+        """Claim memory for the data that stages produce for the request.
 
         Args:
             passing: Bytes that no stage holds any more when the answer begins.
             lasting: Bytes that some stage may hold until the request ends.
-            grant: Called once the claim fits into the limit; never if the request ends before.
+            grant: Called when the claim is granted. If the request ends before, `grant` is never called.
         """
         claim = HeldClaim(passing, lasting, grant, self._client)
         self._claims.append(claim)
         self._admission.grants.add(claim)
 
     def free(self) -> None:
-        """Release what no stage holds any more when the answer begins: the held bytes, and a part of the memory."""
+        """Release the held bytes and the `passing` memory, because no stage holds them any more when the answer
+        begins.
+        """
         self._admission.hold(-self._bytes)
         self._bytes = 0
         for claim in self._claims:
             self._admission.grants.begin_answer(claim)
 
     def free_memory(self) -> None:
-        """Release all memory, because the answer is complete. Its bytes may still be on their way to the client."""
+        """Release all memory, because the answer is complete. The client may not have received all bytes of the answer
+        yet.
+        """
         for claim in self._claims:
             self._admission.grants.drop(claim)
         self._claims = []
 
     def withdraw(self) -> None:
-        """Withdraw the claims that still wait, because the request has ended."""
+        """Withdraw the claims that have not been granted yet, because the request has ended."""
         waiting = [claim for claim in self._claims if not claim.granted]
         self._claims = [claim for claim in self._claims if claim.granted]
         for claim in waiting:
@@ -95,7 +103,7 @@ class Place:
         self._lent = True
 
     def take_back(self) -> None:
-        """Note that the pipeline holds nothing of the request any more. The handler keeps only its place."""
+        """Note that the pipeline holds no data of the request any more. Only the handler still holds the place."""
         self._lent = False
         self.free()
         self.free_memory()
@@ -119,7 +127,7 @@ class Place:
 
 
 class Admission:
-    """Lets requests in, up to the limits.
+    """Admits requests, up to the limits.
 
     Args:
         limits: The limits on load.
@@ -128,7 +136,7 @@ class Admission:
         waiting: Number of requests that wait to be let in.
         held_bytes: Number of bytes that requests hold.
         grants: The memory that stages may use for decoded media.
-        leaving: Number of requests that have ended, and of which the pipeline still holds something.
+        leaving: Number of requests that have ended, but of which the pipeline still holds data.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -143,7 +151,7 @@ class Admission:
         self._closed = False
         self._empty = asyncio.Event()
         self._empty.set()
-        self._left_at: float | None = None  # when a request last left while the server was full
+        self._left_at: float | None = None  # time at which a request last left while the server was full
         self._mean_gap = 0.0
 
     @property
@@ -152,15 +160,16 @@ class Admission:
 
     @asynccontextmanager
     async def admit(self, client: str, deadline: float) -> AsyncIterator[Place]:
-        """Wait for a place among the requests inside, and hold it until the block ends, and longer if it is lent then.
+        """Wait for a place in the server. Hold the place until the block ends, or until `take_back` if the place is
+        lent then.
 
         Args:
             client: Client that sent the request. Clients take turns, even if one client has many more requests waiting.
             deadline: Time on the event loop's clock until which the request may wait.
 
         Raises:
-            OmniError: 429 with a time to retry, if too many requests wait already, the deadline passes, or the request
-                gives up its place in the queue to another client; 503 when the server is closing.
+            OmniError: 429 with a time to retry, if the queue is full, if the deadline passes, or if the request loses
+                its position in the queue to a request of another client; 503 when the server is closing.
         """
         try:
             async with asyncio.timeout_at(deadline):
@@ -186,7 +195,7 @@ class Admission:
     # --- called by `Place` ---
 
     def arrived(self, client: str) -> None:
-        """Note that a request of `client` inside has arrived as a whole."""
+        """Note that the body and the media of one admitted request of `client` have arrived."""
         self._arriving[client] -= 1
         if not self._arriving[client]:
             del self._arriving[client]
@@ -217,7 +226,8 @@ class Admission:
             self._enter(client)
             return
         if len(self._line) >= self._limits.queued:
-            # The client with the most waiting requests gives way to a client with fewer.
+            # The queue is full. If another client has at least two more requests in the queue, its last request is
+            # refused instead.
             last = self._line.last_of_longest(than=client)
             if last is None:
                 raise self._busy()
@@ -227,17 +237,18 @@ class Admission:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._go_out()  # the turn came just before the cancellation
+                self._go_out()  # the request was admitted just before the cancellation
                 self.arrived(client)
             else:
                 self._line.give_up(client, turn)
             raise
 
     def _may_enter(self, client: str) -> bool:
-        """Whether there is a place for a request of `client`.
+        """Whether a request of `client` can be admitted now.
 
-        A client may have one more request that has not arrived only while it has fewer of them than places are free. So
-        a client that never sends what it has announced leaves half of the places to others.
+        A request that is admitted but has not arrived yet is incomplete. A client may get another place only if it has
+        fewer incomplete requests than there are free places. So a client that never completes its requests leaves half
+        of the places to other clients.
         """
         free = self._limits.requests - self._inside
         return free > 0 and self._arriving[client] < free
@@ -248,7 +259,7 @@ class Admission:
         self._empty.clear()
 
     def _let_in(self) -> None:
-        """Let in the requests that wait and for which there is a place now."""
+        """Admit the waiting requests for which there is a place now."""
         while (found := self._line.next(self._may_enter)) is not None:
             client, turn = found
             self._enter(client)
@@ -289,7 +300,7 @@ class _Queue:
     """Waiting requests. Clients take turns, and the requests of one client keep their order of arrival."""
 
     def __init__(self) -> None:
-        self._clients: dict[str, deque[Turn]] = {}  # the client whose turn is next comes first
+        self._clients: dict[str, deque[Turn]] = {}  # in the order in which clients get their next turn
         self._length = 0
 
     def __len__(self) -> int:
@@ -302,7 +313,9 @@ class _Queue:
         return turn
 
     def next(self, may: Callable[[str], bool] = lambda client: True) -> tuple[str, Turn] | None:
-        """Take the next turn, with its client, out of the queue. Only turns of clients that `may` accepts are taken."""
+        """Remove the next request from the queue, and return its client and its turn. Skips clients that `may` does not
+        accept.
+        """
         for client in list(self._clients):
             if not may(client):
                 continue
@@ -319,7 +332,7 @@ class _Queue:
     def last_of_longest(self, *, than: str) -> Turn | None:
         """Remove and return the last turn of the client with the most turns.
 
-        Returns None unless that client has at least two turns more than `than`.
+        Returns None unless that client has at least two turns more than the client `than`.
         """
         client = max(self._clients, key=lambda name: len(self._clients[name]), default=than)
         turns = self._clients.get(client, deque())

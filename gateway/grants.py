@@ -9,11 +9,12 @@ from msgspec import Struct
 
 from omni_pipeline.deployment.host_memory import total_bytes
 
-# Number of claims that may overtake the waiting claim whose turn it is, because they fit and it does not fit. After
-# that number, nothing is granted until the claim fits.
+# If the claim whose turn it is does not fit, this many claims that fit may overtake it. After that, no claim is granted
+# until the overtaken claim fits.
 OVERTAKERS = 8
 
-# The limit if the configuration sets none: memory divided by `_DIVISOR`, or `_UNKNOWN_LIMIT` if its size is unknown.
+# If the configuration sets no limit, the limit is the memory of the machine divided by `_DIVISOR`, or `_UNKNOWN_LIMIT`
+# if the size of the memory is unknown.
 _DIVISOR = 4
 _UNKNOWN_LIMIT = 4 * 1024**3
 
@@ -26,8 +27,8 @@ class HeldClaim(Struct, eq=False):
         lasting: Bytes that are held until the request ends.
         grant: Called when the claim is granted.
         client: Client that sent the request.
-        granted: Whether it has been granted.
-        overtaken: Number of claims that were granted first, while it was the turn of this claim.
+        granted: Whether the claim has been granted.
+        overtaken: Number of other claims that were granted while it was the turn of this claim.
     """
 
     passing: int
@@ -45,12 +46,13 @@ class HeldClaim(Struct, eq=False):
 class Grants:
     """The memory that stages may use for the decoded media of all requests.
 
-    It is the turn of the client that holds the least or, among equals, whose latest grant is longest ago; and it is the
-    turn of this client's oldest claim. If that claim does not fit, a few other claims may overtake it.
+    The next turn belongs to the client that holds the fewest bytes. Among clients that hold equally many bytes, the
+    turn belongs to the client whose latest grant is longest ago. The client's oldest claim is granted first. If that
+    claim does not fit, a few other claims may overtake it.
 
     Args:
-        limit: Maximum number of granted bytes. A larger claim is granted when no claim holds anything and no other
-            claim waits. It never delays another claim.
+        limit: Maximum number of granted bytes. A claim above the limit is granted only when no bytes are granted and no
+            other claim waits, so such a claim never delays another claim.
 
     Attributes:
         held: Number of granted bytes.
@@ -61,7 +63,8 @@ class Grants:
         self.held = 0
         self._waiting: list[HeldClaim] = []
         self._held_by: Counter[str] = Counter()
-        self._granted_at: dict[str, int] = {}  # number of the latest grant of each client that waits or holds something
+        # for each client that waits or holds bytes: the running number of its latest grant
+        self._granted_at: dict[str, int] = {}
         self._count = 0
 
     @property
@@ -70,7 +73,7 @@ class Grants:
         return len(self._waiting)
 
     def add(self, claim: HeldClaim) -> None:
-        """Grant a claim, now or later."""
+        """Grant a claim as soon as it fits and its turn has come."""
         self._waiting.append(claim)
         self._serve()
 
@@ -130,6 +133,8 @@ class Grants:
 
 
 def default_limit() -> int:
-    """The limit on granted bytes if the configuration sets none: a quarter of the memory that the server may use."""
+    """The limit on granted bytes if the configuration sets no limit: a quarter of the memory that the server may
+    use.
+    """
     total = total_bytes()
     return _UNKNOWN_LIMIT if total is None else max(1, total // _DIVISOR)

@@ -13,7 +13,7 @@ from omni_pipeline.wire.trace_notes import Notes
 
 
 class Pipeline(Protocol):
-    """The stages, seen from the main process's event loop. No method blocks."""
+    """The stages, as the event loop of the main process uses them. No method blocks."""
 
     def connect(
         self, deliver: Callable[[Work | Failed], None], lost: Callable[[frozenset[str], ErrorInfo], None]
@@ -21,7 +21,7 @@ class Pipeline(Protocol):
         """Register the functions that receive the pipeline's messages and the loss of a worker.
 
         Args:
-            deliver: Called with every message for the collector, in order for each request.
+            deliver: Called with every message for the collector, in order within each request.
             lost: Called with the stages that a lost worker ran, and the error for the requests that still need them.
         """
 
@@ -56,16 +56,17 @@ class Pipeline(Protocol):
         """
 
     def abort(self, request_id: str, stages: frozenset[str], forgotten: Callable[[], None]) -> None:
-        """Make every worker that may hold something of a request forget it. Call it at most once for each request.
+        """Order every worker that may hold data of a request to forget the request. Call it at most once for each
+        request.
 
         Args:
-            stages: Stages that the request needs; the workers of other stages never hear of it.
-            forgotten: Called once no worker holds anything of the request, nor any connection between workers.
+            stages: Stages that the request needs; the workers of other stages are not told.
+            forgotten: Called when neither a worker nor a connection between workers holds data of the request any more.
         """
 
     @property
     def problem(self) -> str | None:
-        """The reason why the pipeline cannot serve every request now, or None."""
+        """The reason why the pipeline cannot serve all requests now; None if the pipeline can."""
 
     @property
     def workers(self) -> Mapping[str, WorkerReport]:

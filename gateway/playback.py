@@ -1,7 +1,7 @@
 """Simulates a player, to find the silences that a listener would have heard in the speech.
 
-The player starts with the first piece of sound. The server feeds it each piece that the pipeline generates,
-`sgl-omni bench` each piece that it receives.
+The player starts with the first piece of sound. The server gives the player each piece that the pipeline generates.
+`sgl-omni bench` gives the player each piece that arrives.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ AUDIBLE_SECONDS = 0.1
 
 
 class Player:
-    """Plays each piece of sound on arrival or when the previous piece has ended, whichever is later.
+    """A player that plays each piece of sound on arrival or after the end of the previous piece, whichever is later.
 
     Attributes:
         seconds: Length of all sound so far.

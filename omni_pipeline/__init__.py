@@ -1,8 +1,8 @@
-"""The framework under omni-pipeline: it starts worker processes, connects their stages, and keeps them running.
+"""The framework of omni-pipeline. Starts worker processes, connects their stages, and keeps the workers running.
 
-Everything here works with any stage graph. What belongs to one model is in `stages`, and what belongs to HTTP is in
-`gateway`; the framework imports neither. Modules directly in this folder are the command line, the service as a whole,
-and small helpers that every package may use.
+The framework works with any stage graph. Code for one model is in `stages`, and code for HTTP is in `gateway`. The
+framework imports neither of them. The modules directly in this folder are the command line, the service, and small
+helpers that every package may use.
 """
 
 __version__ = "0.1.0"

@@ -55,7 +55,7 @@ def serve(settings: Settings) -> None:
         else:
             with Terminal(Console()) as terminal:
                 _serve(settings, terminal)
-    except asyncio.CancelledError:  # this is the second request to stop
+    except asyncio.CancelledError:  # this exception comes from the second request to stop
         raise typer.Exit(1) from None
     except StartupError as error:
         if config.log_format != "json":
@@ -84,8 +84,8 @@ def version() -> None:
 app.command()(plan)
 app.add_typer(config.app, name="config")
 
-# `bench` is a client of the gateway's API, so it lives in the gateway. It is loaded by its name, so that no module of
-# the framework imports the gateway.
+# `bench` is a client of the gateway's API, so its code is in the gateway. It is loaded by name at run time, so that no
+# module of the framework imports the gateway.
 app.command()(load_object("gateway.bench.command:bench"))
 
 

@@ -1,7 +1,8 @@
-"""Errors as data: each has a message, an HTTP status, a code, and the request field that caused it.
+"""Defines errors as data: each error has a message, an HTTP status, a code, and the request field that caused the
+error.
 
-An error is raised where the fact is known (a field, a corrupt picture, a full cache, a dead worker), crosses process
-borders as an `ErrorInfo`, and becomes HTTP in one place, the gateway.
+The code that detects a problem raises the error (for a field, a corrupt picture, a full cache or a dead worker). An
+error passes between processes as an `ErrorInfo`. Only the gateway turns errors into HTTP responses.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def bad_request(message: str, *, param: str | None = None, code: str | None = No
 
 
 def unavailable(message: str, *, code: str = "service_unavailable", retry_after: int | None = 1) -> OmniError:
-    """An error for a request that is good, but that the service cannot answer now."""
+    """An error for a valid request that the service cannot answer now."""
     return OmniError(
         ErrorInfo(status=503, message=message, type="service_unavailable_error", code=code, retry_after=retry_after)
     )
@@ -65,12 +66,12 @@ def worker_lost(worker: str) -> OmniError:
 
 
 class StartupError(Exception):
-    """The service cannot start. The message says what is wrong and what to do about it."""
+    """Raised when the service cannot start. The message explains the problem and how to solve it."""
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """A hint about an unknown name: a question with the known name that it resembles or, if there is none, all known
-    names.
+    """A hint about an unknown name: a question with the most similar known name or, if no known name is similar, all
+    known names.
     """
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)

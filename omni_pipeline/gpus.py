@@ -1,6 +1,6 @@
 """Finds the GPUs that this process may use, without starting CUDA, and parses descriptions of GPUs.
 
-A card that MIG divides does not count as a GPU here; each of its instances does.
+A card that MIG divides does not count as a GPU. Instead, each MIG instance of the card counts as a GPU.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Gpu(Struct, frozen=True):
         index: Number of the GPU in this server, counted from 0 among the GPUs that the server may see.
         name: Name of the GPU from the driver, or from the description.
         memory: Total bytes.
-        device: The GPU's entry in ``CUDA_VISIBLE_DEVICES``. For a whole card this is the driver's index, since some
-            libraries accept nothing else; for a MIG instance, which has no index, it is the unique id.
+        device: The GPU's entry in ``CUDA_VISIBLE_DEVICES``. For an undivided card, the entry is the driver's index,
+            because some libraries accept only an index. A MIG instance has no index, so the entry is its unique id.
     """
 
     index: int
@@ -77,9 +77,9 @@ class _Listed(Struct, Generic[Answer], frozen=True):
     Attributes:
         names: Entries of ``CUDA_VISIBLE_DEVICES`` that can name the card or instance, `Gpu.device` first. An entry may
             be shortened to a prefix unless it is an index.
-        instances: Ids of the MIG instances, for a card that MIG divides (nothing can run on the whole of such a card);
-            otherwise None.
-        answer: NVML's answer to the question of `_each_gpu`; None for a divided card.
+        instances: Ids of the MIG instances, for a card that MIG divides; otherwise None. Programs can run on the
+            instances, but not on the divided card itself.
+        answer: NVML's answer to the `question` that `_each_gpu` was called with; None for a divided card.
     """
 
     names: tuple[str, ...]
@@ -119,7 +119,8 @@ def detect(environment: Mapping[str, str] = os.environ) -> tuple[Gpu, ...]:
     """The NVIDIA GPUs that this process may use, in the order of ``CUDA_VISIBLE_DEVICES`` or of the PCI bus.
 
     Raises:
-        StartupError: there are GPUs, but the driver does not answer; or the variable names a GPU that does not exist.
+        StartupError: there are GPUs, but the driver does not answer; or ``CUDA_VISIBLE_DEVICES`` names a GPU that does
+            not exist.
     """
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1", "none", "NoDevFiles"):
@@ -163,10 +164,10 @@ def _has_device_files() -> bool:
 
 
 def _visible(there: Sequence[_Listed[Any]], visible: str | None) -> tuple[Gpu, ...]:
-    """The GPUs that `visible` lists, numbered in the order of that list; every GPU if it is None.
+    """The GPUs that `visible` lists, numbered in the order of the list; every GPU if `visible` is None.
 
     CUDA silently ends the list at the first entry that names no GPU. We refuse an entry that names no GPU, because the
-    server would otherwise run on fewer GPUs than its operator meant, or on the CPU. Only -1 ends the list, as CUDA
+    server would otherwise run on fewer GPUs than the operator intended, or on the CPU. Only -1 ends the list, as CUDA
     documents.
     """
     if visible is None:
@@ -210,16 +211,18 @@ def _misnamed(what: str, there: Iterable[_Listed[Any]]) -> StartupError:
 
 
 def _answers(gpus: Sequence[Gpu], question: Callable[[Any, Any, Any], Answer]) -> dict[int, Answer]:
-    """NVML's answer to a question about each of these GPUs, by its index; see `_each_gpu`."""
+    """NVML's answer to a question about each of these GPUs, keyed by the GPU's index; see `_each_gpu`."""
     answers = {listed.names[0]: listed.answer for listed in _each_gpu(question) if listed.instances is None}
     return {gpu.index: answers[gpu.device] for gpu in gpus if gpu.device in answers}
 
 
 def _each_gpu(question: Callable[[Any, Any, Any], Answer]) -> list[_Listed[Any]]:
-    """All GPUs that the driver lists, visible or not, each with NVML's answer to a question about it.
+    """All GPUs that the driver lists, including GPUs that this process may not use. Each entry has NVML's answer to a
+    question about the GPU.
 
     Args:
-        question: Called with NVML, a handle of the GPU, and a handle of its card. The two differ for a MIG instance.
+        question: Called with NVML, a handle of the GPU, and a handle of its card. The two handles differ for a MIG
+            instance.
     """
     import pynvml
 
@@ -240,7 +243,8 @@ def _each_gpu(question: Callable[[Any, Any, Any], Answer]) -> list[_Listed[Any]]
                 listed.append(_described(pynvml, names, card, question(pynvml, card, card)))
                 continue
             parts = [(_mig_names(pynvml, names[1], instance), instance) for instance in instances]
-            # Ask a divided card only for its name: not every user may ask for its memory, for example.
+            # Ask a divided card only for its name, because other questions, for example about its memory, may need
+            # special rights.
             name = str(pynvml.nvmlDeviceGetName(card))
             listed.append(_Listed(names, name, 0, None, tuple(part[0] for part, _ in parts)))
             for part, instance in parts:
@@ -251,10 +255,10 @@ def _each_gpu(question: Callable[[Any, Any, Any], Answer]) -> list[_Listed[Any]]
 
 
 def _mig_instances(nvml: Any, card: Any) -> list[Any] | None:
-    """Handles of a card's MIG instances; None when it is not divided."""
+    """Handles of a card's MIG instances; None if the card is not divided."""
     try:
         current, _ = nvml.nvmlDeviceGetMigMode(card)
-    except nvml.NVMLError:  # the card or the driver does not know MIG
+    except nvml.NVMLError:  # the card or the driver does not support MIG
         return None
     if current != nvml.NVML_DEVICE_MIG_ENABLE:
         return None

@@ -1,9 +1,8 @@
-"""Formats the log of every process: as lines for people, or as one JSON object in each line.
+"""Formats the log of every process: as lines of text for people, or as one JSON object per line.
 
 A record may have fields besides its message: ``log.info("answered", extra=fields(request_id=…))``. Each record is one
-line, whatever characters a client puts into a path or an id. Only a traceback in the text format spans several lines.
-The length of a record is bounded, whatever a client sends: the middle of a long message, field or traceback is left
-out.
+line, even if a client puts line breaks into a path or an id. Only a traceback in the text format spans several lines.
+The length of a record is bounded: the middle of a long message, field or traceback is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import msgspec
 
 Format: TypeAlias = Literal["text", "json"]
 
-# Maximum number of characters of each part of a record.
+# Maximum number of characters in each part of a record.
 LONGEST_MESSAGE = 4000
 LONGEST_FIELD = 500
 LONGEST_TRACEBACK = 16_000
@@ -74,7 +73,7 @@ class JsonFormatter(_BoundedFormatter):
     """Formats a record as an object with ``time`` (UTC), ``level``, ``process``, ``pid``, ``logger``, ``message``, and
     the record's fields.
 
-    A traceback is in ``exception``.
+    The field ``exception`` contains the traceback, if there is one.
     """
 
     def __init__(self, process: str) -> None:
@@ -94,7 +93,7 @@ class JsonFormatter(_BoundedFormatter):
         }
         if record.exc_info:
             body["exception"] = self.formatException(record.exc_info)
-        body = body | _fields_of(record) | body  # a field never replaces one of the keys above
+        body = body | _fields_of(record) | body  # a field never replaces a key that is already in the object
         return msgspec.json.encode(body, enc_hook=str).decode()
 
 
@@ -106,14 +105,14 @@ def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _shortened(text: str, most: int) -> str:
-    """`text`, without its middle if it has more than `most` characters."""
+    """`text`. If it has more than `most` characters, its middle is left out."""
     if len(text) <= most:
         return text
     return f"{text[: most // 2]}[… {len(text) - most} characters …]{text[len(text) - most // 2 :]}"
 
 
 def _shown(value: Any) -> str:
-    """A value as one word. It is in quotes if it contains a character that a plain word cannot contain."""
+    """A value as text, in quotes if it contains a space or another character that would make the line ambiguous."""
     text = format(value, ".6g") if isinstance(value, float) else str(value)
     if _PLAIN.fullmatch(text):
         return text

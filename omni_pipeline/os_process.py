@@ -1,4 +1,6 @@
-"""Operating system calls about processes: signals, the parent's death, titles, resource usage and free ports."""
+"""Functions for processes of the operating system: signals, the death of a parent, titles, resource usage and free
+ports.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def die_with_parent(parent: int, number: signal.Signals) -> None:
-    """Have the kernel send signal `number` to this process when its parent ends for any reason.
+    """Ask the kernel to send signal `number` to this process when its parent ends for any reason.
 
     The kernel watches the *thread* that started this process, so that thread must live as long as the service.
     The setting survives ``exec`` but not ``fork``: in a chain of forks, every process has to call this.
@@ -38,7 +40,7 @@ def adopt_orphans() -> None:
 
 
 def children() -> list[int]:
-    """Process ids of this process's children. Call it only in a process with a single thread."""
+    """Process ids of this process's children. Call this function only in a process with a single thread."""
     return [int(pid) for pid in Path("/proc/thread-self/children").read_text().split()]
 
 
@@ -51,8 +53,8 @@ def _prctl(option: int, value: int) -> None:
 def leave_stopping_to_parent() -> None:
     """Ignore SIGINT and SIGTERM.
 
-    A terminal or a service manager sends them to the whole process group at once. The main process then
-    finishes its requests, for which it needs the workers, and asks them to exit afterwards.
+    A terminal or a service manager sends these signals to all processes of the group at once. The main process then
+    finishes its requests. It needs the workers for that, and asks the workers to exit afterwards.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -77,7 +79,7 @@ class ProcessUsage(Struct):
 
 
 def stat(pid: int) -> list[str] | None:
-    """The fields of ``/proc/PID/stat``, beginning with the state; None if the process is gone or there is no
+    """The fields of ``/proc/PID/stat``, beginning with the state; None if the process has ended or the system has no
     ``/proc``.
     """
     try:
@@ -88,7 +90,7 @@ def stat(pid: int) -> list[str] | None:
 
 
 def usage(pid: int) -> ProcessUsage | None:
-    """Resources that process `pid` uses; None when it is gone, or where the system has no ``/proc``."""
+    """Resources that process `pid` uses; None if the process has ended or the system has no ``/proc``."""
     fields = stat(pid)
     if fields is None:
         return None
@@ -97,7 +99,7 @@ def usage(pid: int) -> ProcessUsage | None:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nothing listens on now."""
+    """A TCP port of this machine that no process listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

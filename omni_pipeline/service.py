@@ -1,4 +1,4 @@
-"""Runs a service in the main process, from the checks at the start to the end of the last process."""
+"""Runs a service in the main process, from the first checks until the last process has ended."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from omni_pipeline.kernels import toolchain
 from omni_pipeline.supervision.fleet import StartProgress
 from omni_pipeline.supervision.pipeline import Supervisor
 
-# The function that serves a running pipeline over HTTP until `stopping` is set. It is loaded by its name, so that the
-# framework does not import the gateway.
+# The function that serves a running pipeline over HTTP until `stopping` is set. The function is loaded by name at run
+# time, so that the framework does not import the gateway.
 GATEWAY = "gateway.serving.server:run"
 
 GatewayRun: TypeAlias = Callable[..., Awaitable[None]]
@@ -41,7 +41,7 @@ class Display(Protocol):
         """Show a remark."""
 
     def progress(self, event: StartProgress) -> None:
-        """Show that the libraries are imported, or that one more worker is ready."""
+        """Show that the libraries are imported, or that another worker is ready."""
 
     def loaded(self, url: str, seconds: float) -> None:
         """Show that all workers have loaded, and that the server listens at `url`."""
@@ -54,7 +54,7 @@ class Display(Protocol):
 
 
 async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> None:
-    """Serve `config` until SIGINT or SIGTERM arrives. A second signal ends everything at once.
+    """Serve `config` until SIGINT or SIGTERM arrives. A second signal ends all requests and processes at once.
 
     Args:
         gateway: ``package.module:function`` that is called as ``await run(pipeline, server, model_path=…,
@@ -103,7 +103,7 @@ async def serve(config: Config, display: Display, gateway: str = GATEWAY) -> Non
 
 
 def listen(server: Server) -> socket.socket:
-    """A listening socket for `server`, opened before anything is loaded. Raises StartupError."""
+    """A listening socket for `server`. It is opened before loading begins. Raises StartupError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
             server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

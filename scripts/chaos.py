@@ -3,8 +3,8 @@
     python scripts/chaos.py --model-path checkpoints/tiny --times 10
 
 The script starts a server with nine workers (six with --text-only) on the loopback interface. While clients send mixed
-requests, it kills or stops one worker after the other at a random moment: each worker gets each signal --times times,
-in random order. The script checks these promises:
+requests, the script kills or stops one worker after the other, each at a random moment: each worker gets each signal
+--times times, in random order. The script checks these promises:
 
 - Every request ends, and every answer equals the one that the same request gets when it is alone.
 - Errors arrive within --errors seconds after a kill, and within --errors + --silent-seconds after a stop.
@@ -42,15 +42,15 @@ WARM_SECONDS = 3.0
 
 
 class Fault(Struct):
-    """A process that was killed or stopped. Times are in seconds.
+    """A signal that killed or stopped a process, and the effects of the signal. Times are in seconds.
 
     Attributes:
         victim, signal: The process and the signal.
         at: The time at which the signal was sent, on the clock `time.monotonic`.
         died: The time from the signal to the end of the process.
-        recovered: The time from that end until `/health` said ``ok``.
+        recovered: The time from the end of the process until `/health` reported ``ok``.
         lost: The number of requests that ended with ``worker_lost`` because of the fault.
-        last_error: The time from the signal to the last of these errors.
+        last_error: The time from the signal to the last ``worker_lost`` error.
     """
 
     victim: str
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 async def break_workers(service: Service, session: aiohttp.ClientSession, arguments: argparse.Namespace) -> Findings:
-    """Break a busy server as the arguments say, and judge the results."""
+    """Break a busy server according to the arguments, and judge the results."""
     wanted = conversations(arguments.seed, of_each=arguments.of_each, speech=not arguments.text_only)
     book = Book(await ask_alone(session, service.url, wanted))
     traffic = Traffic(session, service.url, wanted, book, clients=arguments.clients, seed=arguments.seed)
@@ -116,7 +116,9 @@ async def break_workers(service: Service, session: aiohttp.ClientSession, argume
 
 
 def plan(arguments: argparse.Namespace, draw: random.Random) -> list[tuple[str, signal.Signals]]:
-    """The pairs of process and signal, in random order. In each round, every process gets one signal."""
+    """The pairs of a process and a signal, in the order of their use. Each round sends one signal to all processes, in
+    random order.
+    """
     names = QWEN3_OMNI.text_stages if arguments.text_only else QWEN3_OMNI.stage_names
     victims = arguments.workers or sorted(names)
     strikes = []
@@ -145,7 +147,7 @@ async def strike(
         loop.remove_reader(pidfd)
         os.close(pidfd)
     fault.died = time.monotonic() - fault.at
-    await service.until(session, healthy=False)  # the server may not have noticed yet
+    await service.until(session, healthy=False)  # the server may not have noticed yet that the process has ended
     await service.until(session, healthy=True)
     fault.recovered = time.monotonic() - fault.at - fault.died
     print(f"{fault.victim} {fault.signal}: died {fault.died:.2f} s, healthy {fault.recovered:.2f} s later", flush=True)
@@ -153,7 +155,7 @@ async def strike(
 
 
 def charge(faults: list[Fault], outcomes: list[Outcome]) -> None:
-    """Attribute each lost request to a fault: the latest one before the end of the request."""
+    """Attribute each lost request to a fault: the latest fault before the end of the request."""
     for outcome in outcomes:
         if outcome.code == "worker_lost":
             fault = max((each for each in faults if each.at < outcome.ended), key=lambda each: each.at)

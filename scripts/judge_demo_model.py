@@ -4,8 +4,8 @@
     .venv/bin/sgl-omni serve --model-path checkpoints/qwen3-omni-demo --port 8008     # in another terminal
     .venv/bin/python scripts/judge_demo_model.py --url http://127.0.0.1:8008 --examples 400 --speech 60
 
-An answer counts only if it is right to the letter. Whisper tiny.en transcribes the speech, without any hint of what to
-expect. The word error rate compares its transcript with the text of the same answer.
+An answer counts as right only if its text is exactly the expected text. Whisper tiny.en transcribes the speech, without
+any hint about the words. The word error rate compares the transcript with the text of the same answer.
 """
 
 import argparse

@@ -3,10 +3,10 @@
 
     .venv/bin/python scripts/make_demo_model.py --work out/demo --out checkpoints/qwen3-omni-demo
 
-Two processes with one thread each run at the same time: one trains seeing, hearing and answering, the other speaking.
-Then a last process trains speaking after pictures, clips and spoken questions. All pictures, clips, speech and weights
-are made here, from seeds. The training can be stopped at any time; the same command resumes it. Losses are in
-WORK/*/losses.png.
+Two processes with one thread each run at the same time: one process trains seeing, hearing and answering, and the other
+process trains speaking. Then a last process trains speaking after pictures, clips and spoken questions. The script
+makes all pictures, clips, speech and weights from seeds. The training can be stopped at any time; the same command
+resumes it. Losses are in WORK/*/losses.png.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
     sys.path.insert(0, str(SCRIPTS))
-    from demo_model.checkpoint.export import assemble  # imported here, because it takes seconds
+    from demo_model.checkpoint.export import assemble  # imported here, because the import takes seconds
 
     assemble([options.work / part for part in PARTS], options.out)
     print(f"{options.out}: made in {(time.perf_counter() - started) / 60:.0f} minutes")

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Make the picture, the video and the spoken questions of tests/data. All of them are drawn and synthesised here, and
-they are CC0.
+"""Make the picture, the video and the spoken questions of tests/data. The script draws and synthesises all of them, and
+their licence is CC0.
 
     apt-get install espeak-ng
     pip install pillow numpy av
@@ -99,7 +99,7 @@ class Canvas:
         return self._image.resize(self.size, Image.Resampling.LANCZOS)
 
     def paste(self, image: Image.Image) -> None:
-        """Cover the canvas with `image`, whatever its size."""
+        """Cover the canvas with `image`, scaled to the size of the canvas."""
         self._image.paste(image.resize(self._image.size, Image.Resampling.BILINEAR))
 
 

@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seed": options.seed,
         "dtype": options.dtype,
         "shard_mb": options.shard_mb,
-        "shapes": json.loads(json.dumps(dataclasses.asdict(shapes))),  # in the form in which the file is read back
+        # as the record reads after a round trip through JSON
+        "shapes": json.loads(json.dumps(dataclasses.asdict(shapes))),
     }
     if not options.force and recorded(options.out) == made_by:
         print(f"{options.out} is up to date")
@@ -62,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
     started = time.perf_counter()
-    # Built beside its final place and moved there at the end, so that an interrupted run leaves no partial checkpoint.
+    # The checkpoint is built beside its final place and moved there at the end, so that an interrupted run leaves no
+    # partial checkpoint.
     unfinished = options.out.with_name(options.out.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -124,7 +126,7 @@ def may_replace(directory: Path) -> bool:
 def write(directory: Path, shapes: Shapes, seed: int, dtype: str, shard_mb: int | None) -> "Model":
     """Write all files of the checkpoint except the record of its arguments."""
     print("loading transformers", flush=True)
-    import torch  # imported here, because it takes seconds, and an up-to-date checkpoint does not need it
+    import torch  # imported here, because the import takes seconds, and an up-to-date checkpoint does not need it
     from tiny_checkpoint import config, files, tokenizer, weights
     from transformers.utils import logging
 

@@ -3,9 +3,9 @@
     python scripts/measure_counting.py
 
 A worker runs in a thread of this process, with one stage that only passes messages on. The script sends the same
-messages to three variants of the worker: the unchanged worker, one that counts nothing, and one that writes notes for
-traces. For each variant, the script prints the CPU time of the best run, for one message and the step that passes it
-on, including sending and receiving. Compare this time with the milliseconds of a real step.
+messages to three variants of the worker: the unchanged worker, a worker that counts nothing, and a worker that writes
+notes for traces. For each variant, the script prints the CPU time of the best run, for one message and the step that
+passes it on, including sending and receiving. Compare this time with the milliseconds of a real step.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ SCENARIOS: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 def server_process(checkout: Path, model_path: Path, log: Path, *flags: str) -> ServerProcess:
-    """A server of the code in `checkout`."""
+    """A server that runs the code in `checkout`."""
     program = (str(checkout / ".venv/bin/python"), "-m", "omni_pipeline.cli")
     return ServerProcess(["--model-path", str(model_path), *flags], log, program=program, directory=checkout)
 

@@ -1,18 +1,18 @@
-"""Measures what the pipeline adds to the engine: runs the same greedy requests through the server and a bare loop.
+"""Measures the time that the pipeline adds: runs the same greedy requests through the server and through a bare loop.
 
     python scripts/measure_pipeline.py --model-path checkpoints/tiny
 
-The script starts the server (six workers, or one with --fused). In this process it runs SGLang's own scheduler in a
-loop, without any of our stages: once with recorded decoding as in the server, and once with SGLang's own decoding. All
-three get the same prompts in turn, under the same conditions. The script prints the medians and their ratios for each
-number of streams. Results are comparable only within one run.
+The script starts the server (six workers, or one with --fused). Inside the script's own process, SGLang's scheduler
+runs in a loop without our stages: once with our recorded decoding as in the server, and once with SGLang's own
+decoding. All three get the same prompts in turn, under the same conditions. The script prints the medians and their
+ratios for each number of streams. Results are comparable only within one run.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers, which share the cores, have the same number of threads
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same number of threads as in the workers, which share the cores
 
 import argparse
 import asyncio
@@ -63,7 +63,9 @@ class Bare:
         self._tokenizer = AutoTokenizer.from_pretrained(model_path)
 
     def run(self, prompts: list[str], tokens: int, recorded: bool) -> float:
-        """Seconds to answer all prompts at once, with decoding `recorded` as in the server, or as in SGLang."""
+        """Seconds in which SGLang's scheduler answers all prompts, which are added at once. Decoding is `recorded` as
+        in the server, or is SGLang's own decoding.
+        """
         self._engine.model.recorded = self._recorded if recorded else None
         requests = []
         for index, prompt in enumerate(prompts):

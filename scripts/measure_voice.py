@@ -1,4 +1,4 @@
-"""Measures what a codec frame costs in talker_ar, code_predictor and code2wav, compared with the bare matrix products.
+"""Measures the CPU time of a codec frame in talker_ar, code_predictor and code2wav, and of its matrix products alone.
 
     python scripts/measure_voice.py --model-path checkpoints/tiny
     python scripts/measure_voice.py --real        # the released model's shapes, random weights
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers, which share the cores, have the same number of threads
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same number of threads as in the workers, which share the cores
 
 import argparse
 import tempfile
@@ -135,7 +135,9 @@ class EndlessUtterances:
             self._take()
 
     def step(self) -> None:
-        """Compute one more frame of each utterance. Feed back the state that chose the frame, not an embedding."""
+        """Compute one more frame of each utterance. The state that chose the frame is fed back in place of the frame's
+        embedding.
+        """
         seeds, self._seeds = self._seeds, {}
         for name, state in seeds.items():
             self._talker.receive(Chunk(name, "code_predictor", "talker_ar", FrameFeedback(Tensor.of(state))))

@@ -44,7 +44,7 @@ class TableRow(Struct, frozen=True):
 
     Attributes:
         flags: The flags as shown to the reader; `config` must mean the same.
-        shown: Whether the row's stages get a table of their own.
+        shown: Whether the row's stages get a separate table.
     """
 
     flags: str
@@ -113,7 +113,7 @@ SECTIONS: dict[str, tuple[TableRow, ...]] = {
 
 
 def sections() -> dict[str, str]:
-    """The Markdown of each section, by the GPUs that it describes."""
+    """The Markdown of each section, by the GPUs that the section describes."""
     assert QWEN3_OMNI.checkpoint is not None
     plain = describe_checkpoint(str(SIZES), QWEN3_OMNI.checkpoint)
     light = {name: Stored(*stored) for name, stored in fp8_tensors(plain.config).items()}
@@ -188,7 +188,7 @@ def faked() -> dict[str, str]:
 
 
 def filled(document: str, made: Mapping[str, str], kind: str = "plan") -> str:
-    """The document, in which every section of one kind, between its two marks, is replaced."""
+    """The document with new text in every section of one kind. A section is the text between two marks."""
     marks = re.compile(rf"(<!-- {kind}: (\S+) -->\n).*?(<!-- end of {kind} -->)", re.DOTALL)
     return marks.sub(lambda found: f"{found[1]}{made[found[2]]}\n{found[3]}", document)
 

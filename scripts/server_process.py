@@ -1,4 +1,4 @@
-"""Runs `sgl-omni serve` as a process: starts it, waits until it serves, talks to it over HTTP, and ends it."""
+"""Runs `sgl-omni serve` as a process: starts the server, waits until it serves, sends it requests, and ends it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ STOP_SECONDS = 30.0
 
 
 class ServerProcess:
-    """One server with its workers, on a port of its own. As a context manager, it starts at once and always ends.
+    """One server with its workers, on a separate port. As a context manager, it starts the server on entry, and ends
+    the server on every exit.
 
     Args:
         arguments: Command-line arguments of ``serve``, without the port.
-        log: File for its output.
+        log: File for the server's output.
         port: Port on which the server listens; by default a free one.
         program: The command before ``serve``.
-        directory: Its working directory; by default this process's.
-        environment: Variables that differ from this process's.
+        directory: The server's working directory; by default the working directory of this process.
+        environment: Environment variables that the server gets in place of, or in addition to, those of this process.
         with_parent: Whether the server also ends when this process dies.
 
     Attributes:
@@ -107,14 +108,14 @@ class ServerProcess:
             if time.monotonic() > deadline:
                 log = self.log.read_text()
                 raise TimeoutError(f"the condition was not true within {seconds:g} s; the server's log:\n{log}")
-            time.sleep(0.1)  # polling is needed here, because HTTP offers nothing to wait on
+            time.sleep(0.1)  # polling is needed, because HTTP offers no event to wait for
 
     def health(self) -> tuple[int, dict[str, Any]]:
         """Status and body of `/health`."""
         return self._exchange(f"{self.url}/health", 5)
 
     def healthy(self) -> bool:
-        """Whether `/health` answers that it serves."""
+        """Whether `/health` reports that the server serves."""
         try:
             return self.health()[0] == 200
         except (urllib.error.URLError, ConnectionError, TimeoutError):

@@ -1,12 +1,12 @@
-"""Attacks a server with twenty hostile clients beside four honest ones, and reports whether the honest ones notice.
+"""Attacks a server with twenty hostile clients, and reports the effects on four honest clients.
 
     python scripts/siege.py --model-path demo/qwen3-omni-demo --seconds 600
 
 The script starts a server on the loopback interface, with limits that suit a small machine. Four honest clients send
 one request after the other: text, a picture, a sound, and a request for speech. Their latency is measured in a quiet
 phase first. Then hostile clients of all kinds attack at once, and the honest clients go on. Every client has an address
-of its own, because the server tells clients apart by address. The hostile clients run in a process of a low
-priority, because real ones compute on other machines. The script checks these promises:
+of its own, because the server distinguishes clients by address. The hostile clients run in a process with a low
+priority, because real hostile clients compute on other machines. The script checks these promises:
 
 - Honest clients get no errors, and every answer is the one given on the quiet server.
 - The p99 latency of each honest client is at most --slower times that of the quiet phase.
@@ -14,7 +14,7 @@ priority, because real ones compute on other machines. The script checks these p
 - Everything is free within --free seconds after the siege: requests, bytes, connections, KV memory, files, processes.
 - No hostile client gets a 500, is served what it must not be served, or ends a worker.
 
-The exit code is 0 if all promises were kept, else 1. Some attacks are not here, because a client cannot choose them: a
+The exit code is 0 if all promises were kept, else 1. Some attacks are left out, because a client cannot cause them: a
 silent name server, a worker's output pipe that closes, and mistakes in the configuration. Traces are off.
 """
 
@@ -64,14 +64,14 @@ CONFIG: dict[str, Any] = {
         "preprocessing": {"options": {"reading_seconds": 10.0, "readers": 6}},
         "image_encoder": {"options": {"cache_bytes": 32 * 2**20}},
         "audio_encoder": {"options": {"cache_bytes": 32 * 2**20}},
-        # Small enough for six long spoken answers to fill it.
+        # Six long spoken answers fill a KV cache of this size.
         "talker_ar": {"options": {"max_total_tokens": 4200}},
     },
 }
 LONG_SPEECH = 1000  # talker tokens that a hostile client asks for
 HONEST = ("text", "picture", "sound", "speech")
 SAMPLE_SECONDS = 1.0
-LONGEST_WAIT = 60.0  # seconds after the siege for which the script goes on looking
+LONGEST_WAIT = 60.0  # maximum seconds for which the script waits until the server is free
 
 
 class Sample(Struct, frozen=True):
@@ -103,7 +103,7 @@ class HonestPhase(Struct):
 
 
 class Siege(Struct):
-    """Everything that was observed.
+    """The observations before, during and after the siege.
 
     Attributes:
         quiet, besieged: The honest clients before and during the siege.
@@ -111,8 +111,8 @@ class Siege(Struct):
         at_rest: The memory before the siege.
         peak: The sample with the most memory during the siege.
         free_after: The seconds from the end of the siege until everything was free.
-        late: Descriptions of the resources that were not free in time.
-        left: Descriptions of the resources that were not free at all.
+        late: Descriptions of the resources that were not free after --free seconds.
+        left: Descriptions of the resources that were still not free after `LONGEST_WAIT` seconds.
         restarts: The workers that were restarted during the siege.
         tracebacks: The number of tracebacks in the server's log.
         hostile: The answers to the hostile clients.
@@ -164,7 +164,7 @@ def main() -> None:
 async def besiege(
     service: Service, session: aiohttp.ClientSession, arguments: argparse.Namespace, *, timed: bool = True
 ) -> Findings:
-    """Besiege a server as the arguments say, and judge the results. Latency is judged only if `timed`."""
+    """Besiege a server according to the arguments, and judge the results. Latency is judged only if `timed`."""
     every = conversations(arguments.seed, of_each=arguments.of_each, speech=True)
     wanted = [each for each in every if each.kind in HONEST]
     right = await ask_alone(session, service.url, wanted)

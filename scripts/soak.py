@@ -2,10 +2,11 @@
 
     python scripts/soak.py --model-path checkpoints/tiny --seconds 1800
 
-The script starts a server with short queues on the loopback interface, and measures its rate with --clients that send
-one mixed request after the other. Then it sends requests at --load of that rate (the "bearable" rate), whether or not
-the answers keep up, and then at twice the bearable rate. With --disconnects, that many clients first leave in the
-middle of their requests, at every possible moment, ten at a time. The script checks these promises:
+The script starts a server with short queues on the loopback interface, and measures the rate of answers with --clients
+clients, each of which sends one mixed request after the other. Then it sends requests at --load of that rate (the
+"bearable" rate), whether or not the answers keep up, and then at twice the bearable rate. With --disconnects, the given
+number of clients leave in the middle of their requests before these two phases, at every possible moment, ten at a
+time. The script checks these promises:
 
 - There are no errors at the bearable rate, and no errors except 429s at twice that rate.
 - Memory does not grow after the warm-up by more than --growth.
@@ -37,11 +38,11 @@ from trials.report import memory_table
 from trials.service import Service
 from trials.traffic import Book, Traffic, ask_alone
 
-# Queues that are short, so that requests at twice the bearable rate are soon refused and do not wait for minutes; and
-# long enough for the bursts of random arrivals. Requests that come at random at 80 % of the rate that a server can
-# answer find K requests there with a probability of about 0.2 × 0.8^K (see `refused_share`). With K = 32, half an hour
-# at 20 requests per second has 6 refusals on average, and 16 if the rate was measured 4 % too high. With K = 128,
-# it has none, even if the rate was measured 10 % too high.
+# The queues are short, so that requests at twice the bearable rate are soon refused and do not wait for minutes. But
+# the queues are long enough for the bursts of random arrivals. If requests come at random at 80 % of the rate that a
+# server can answer, a request finds K requests in the server with a probability of about 0.2 × 0.8^K (see
+# `refused_share`). With K = 32, half an hour at 20 requests per second has 6 refusals on average, and 16 if the rate
+# was measured 4 % too high. With K = 128, there are no refusals, even if the rate was measured 10 % too high.
 LIMITS = {"requests": 16, "queued": 112}
 PLACES = sum(LIMITS.values())
 
@@ -51,7 +52,7 @@ MEMORY_SECONDS = 10.0
 RECENT_SECONDS = 5.0
 AT_ONCE = 10
 WARM_ROUNDS = 10
-# A stage reports the requests that it holds with at most this delay.
+# The maximum delay with which a stage reports the requests that it holds.
 HEARTBEAT_SECONDS = 1.0
 
 
@@ -59,11 +60,11 @@ class Arrival(Struct):
     """A request at the moment at which it was sent. Times are in seconds.
 
     Attributes:
-        at: The time since the begin of the phase.
+        at: The time since the beginning of the phase.
         late: The time by which the request was sent later than planned.
         unanswered: The number of requests that were sent before and had not ended.
         load: The load average of the machine over the last minute.
-        outcome: How the request ended, once it has.
+        outcome: How the request ended, once it has ended.
     """
 
     at: float
@@ -74,12 +75,13 @@ class Arrival(Struct):
 
 
 class Refusal(Struct, frozen=True):
-    """What is known about a request that was refused with 429. Times are in seconds.
+    """A request that was refused with 429, and the events shortly before it. Times are in seconds.
 
     Attributes:
         at, late, unanswered, load: As in `Arrival`.
-        sent, ended: The number of requests that were sent, and that ended, in the `RECENT_SECONDS` before.
-        message: The server's message, which says how many requests were in progress and how many waited.
+        sent, ended: The number of requests that were sent, and the number that ended, in the `RECENT_SECONDS` before
+            the refused request was sent.
+        message: The server's message, with the number of requests in progress and the number of waiting requests.
     """
 
     at: float
@@ -98,7 +100,7 @@ class Phase(Struct):
         name: The name of the rate.
         rate: Requests per second.
         counts: The number of requests by the way in which they ended.
-        wrong: The number of answers that differ from the one that the same request gets alone.
+        wrong: The number of answers that differ from the answer that the same request gets alone.
         p50, p95: Latency of answers in seconds.
         peak: The highest memory use observed, in bytes.
         refusals: The requests that were refused with 429.
@@ -148,7 +150,7 @@ def main() -> None:
 
 
 async def keep_busy(service: Service, session: aiohttp.ClientSession, arguments: argparse.Namespace) -> Findings:
-    """Keep a server busy as the arguments say, and judge the results."""
+    """Keep a server busy according to the arguments, and judge the results."""
     wanted = conversations(arguments.seed, of_each=arguments.of_each, speech=not arguments.text_only)
     trial = Trial(service, session, wanted, await ask_alone(session, service.url, wanted), arguments)
     if arguments.disconnects:
@@ -289,9 +291,11 @@ class Trial:
         return Phase(name, rate, book.counts(), len(book.wrong), *quantiles, max(peaks), refusals(arrivals))
 
     async def _watch_memory(self, peaks: list[int]) -> None:
-        """Append the memory of the server every few seconds. A thread reads it, because it takes up to half a second.
+        """Append the memory of the server every few seconds. A thread reads the memory, because reading takes up to
+        half a second.
 
-        An event loop that waited for this would send nothing meanwhile, and afterwards all requests that are due.
+        If the event loop read the memory itself, it would send nothing in that time, and afterwards all due requests at
+        once.
         """
         while True:
             await asyncio.sleep(MEMORY_SECONDS)
@@ -302,7 +306,7 @@ class Trial:
 
 
 def refusals(arrivals: list[Arrival]) -> list[Refusal]:
-    """The requests among `arrivals` that were refused, with what happened shortly before each of them."""
+    """The requests among `arrivals` that were refused, with the events shortly before each refusal."""
     known = [(arrival, arrival.outcome) for arrival in arrivals if arrival.outcome is not None]
     refused = [(arrival, outcome) for arrival, outcome in known if outcome.code == REFUSED]
     sent = sorted(outcome.sent for _, outcome in known)
@@ -328,12 +332,12 @@ def refusals(arrivals: list[Arrival]) -> list[Refusal]:
 def refused_share(load: float, places: int) -> float:
     """The expected share of requests that are refused when they come at random and share the server.
 
-    This is the loss of an M/M/1/K queue. It holds for any distribution of the work of a request, because requests in
-    progress share the server (processor sharing).
+    This is the loss of an M/M/1/K queue. The formula holds for any distribution of the work of a request, because
+    requests in progress share the server (processor sharing).
 
     Args:
         load: Requests that come, divided by requests that the server can answer, in the same time.
-        places: Requests that may be in progress or wait.
+        places: The maximum number of requests that are in progress or wait.
     """
     if load == 1:
         return 1 / (places + 1)
@@ -341,7 +345,9 @@ def refused_share(load: float, places: int) -> float:
 
 
 def fill_seconds(sent: float, answered: float) -> float:
-    """The time until all places are taken, if `sent` requests come per second and `answered` are answered."""
+    """The time until all places are taken, if `sent` requests come per second and `answered` requests are answered per
+    second.
+    """
     return PLACES / (sent - answered) if sent > answered else 0.0
 
 

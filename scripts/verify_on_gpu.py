@@ -84,7 +84,9 @@ def verify(report: Report, options: argparse.Namespace) -> bool:
 
 
 class VerifyStep:
-    """Add one section to the report, with the kernels that were compiled meanwhile."""
+    """A step of the run. The context manager announces the step in the report, and reports the kernels that were
+    compiled during the step.
+    """
 
     def __init__(self, report: Report, name: str) -> None:
         self._report, self._name = report, name

@@ -1,5 +1,5 @@
 """The parts of Qwen3-Omni: one package for each stage, and the graph that the stages form.
 
-Everything particular to this model belongs here. Stages import only the contract, the messages and a few helpers
-from the framework; `tests/test_floors.py` lists these modules.
+Everything particular to this model belongs in this package. Stages may import only the contract, the messages and a few
+helpers from the framework; `tests/test_floors.py` lists the permitted modules.
 """

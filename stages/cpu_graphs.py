@@ -1,9 +1,10 @@
-"""Provides stand-ins for CUDA graphs on a CPU: it records the operations of one run, and repeats them on the same
-memory.
+"""Provides stand-ins for CUDA graphs on a CPU. A stand-in records the operations of one run, and repeats the operations
+on the same memory.
 
-TorchScript is no substitute: a trace allocates its results, and merges two equal tensors into one constant. A recording
-here holds what a CUDA graph holds: operations with the addresses that they read and write. A number that Python
-computed keeps its recorded value, and a graph's result is garbage once another graph of its pool has run.
+TorchScript cannot replace this module: a TorchScript trace allocates new memory for its results, and merges two tensors
+of equal content into one constant. A recording of this module contains the same things as a CUDA graph: operations,
+with the addresses that the operations read and write. A number that Python computed keeps its recorded value. A graph's
+result becomes garbage when another graph of the same pool runs.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ class GraphPool:
         self._latest: _RecordedGraph | None = None
 
     def record(self, work: Callable[..., Any], inputs: tuple[torch.Tensor, ...] = ()) -> Callable[[], Any]:
-        """Run `work`, and return a function that repeats its operations on the same memory.
+        """Run `work`, and return a function that repeats the operations of `work` on the same memory.
 
         Each repetition returns the same tensors, with new content.
 
         Args:
-            inputs: The arguments of `work`, which may read and write other tensors too.
+            inputs: The arguments of `work`. `work` may also read and write other tensors.
 
         Raises:
-            RuntimeError: `work` reads a tensor's content on the host, which a CUDA graph cannot do.
+            RuntimeError: `work` reads a tensor's content on the host, or makes a tensor whose size depends on a
+                tensor's content. A CUDA graph can do neither.
         """
         graph = _RecordedGraph(work, inputs)
 
@@ -45,7 +47,7 @@ class GraphPool:
 
 
 class _RecordedGraph:
-    """One recording."""
+    """The operations and the result of one recorded run."""
 
     def __init__(self, work: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) -> None:
         with _OperationRecorder() as recorder:
@@ -79,7 +81,7 @@ class _Operation:
 
 
 class _OperationRecorder(TorchDispatchMode):
-    """Records the operations that run under it, except views."""
+    """Records the tensor operations that run while the recorder is active, except operations that only make views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +104,7 @@ class _OperationRecorder(TorchDispatchMode):
 
 
 def _waits(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether the host would have to wait for a GPU, to learn a number or the size of the result."""
+    """Whether the host would have to wait for a GPU in order to know a number or the size of the result."""
     if func._schema.name in ("aten::index", "aten::index_put", "aten::index_put_"):
         return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
     return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags

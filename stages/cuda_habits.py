@@ -1,8 +1,8 @@
-"""Reads the switch that makes a CPU treat memory as CUDA does, for tests and developers.
+"""Reads a switch for tests and developers. With the switch on, code on a CPU treats memory as CUDA code does.
 
-Our CPU kernels allocate their results, and so does a recorded step. CUDA kernels write into their inputs, and CUDA
-graphs run at padded batch sizes and overwrite their previous results. With the switch on, the CPU does the same, so
-that tests reveal a tensor that is kept too long or handed out without a copy.
+Our CPU kernels allocate new memory for their results, and so does a step that is recorded on a CPU. CUDA kernels write
+into their inputs, and CUDA graphs run at padded batch sizes and overwrite their previous results. With the switch on,
+the code on a CPU does the same. Tests then reveal a tensor that is kept too long or handed out without a copy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Draws ids from logits with the reference's filters. A seed gives the same draws whatever else is in the batch."""
+"""Draws ids from logits with the reference's filters. Equal seeds give equal draws, whatever other requests are in the
+batch.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,11 @@ from msgspec import Struct
 
 from stages.messages import Sampling
 
-# A temperature below this number counts as greedy. At such a temperature, the probabilities of the other tokens are too
-# small for float32, and the divided logits are too large.
+# A temperature below this number counts as greedy. With a lower temperature, the probabilities of all tokens except the
+# likeliest are too small for float32, and the logits divided by the temperature are too large for float32.
 LEAST_TEMPERATURE = 1e-6
 
-# A nucleus mass that keeps all tokens, since the sum of their probabilities is smaller.
+# A nucleus mass (top-p) that keeps all tokens, because the sum of all probabilities never reaches this mass.
 ALL = 2.0
 
 
@@ -32,7 +34,9 @@ def seed_key(seed: int | None) -> bytes:
 
 
 def uniform(key: bytes, *place: int) -> float:
-    """The draw for one place, such as (token,) or (frame, codebook), in [0, 1): a hash of the key and the place."""
+    """The draw, a number in [0, 1), for one place such as (token,) or (frame, codebook): a hash of the key and the
+    place.
+    """
     digest = blake2b(b"".join(index.to_bytes(8, "little") for index in place), key=key, digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
 
@@ -42,10 +46,13 @@ class Filters(Struct, frozen=True):
 
     Attributes:
         temperature: float32, positive.
-        top_k: int64, number of candidates kept, at least 1 (ties with the last are kept too); None if no row limits it.
+        top_k: int64, number of candidates that are kept, at least 1 (candidates that tie with the last are kept too);
+            None if no row limits the number.
         widest: The largest `top_k`.
-        top_p: float64, nucleus mass; above 1 for a row that keeps all, None if every row keeps all.
-        min_p: float32, natural logarithm of the least probability relative to the best; None if no row sets it.
+        top_p: float64, nucleus mass; above 1 for a row that keeps all candidates, None if every row keeps all
+            candidates.
+        min_p: float32, natural logarithm of the least probability relative to the best candidate; None if no row sets a
+            least probability.
     """
 
     temperature: torch.Tensor
@@ -75,10 +82,10 @@ class Filters(Struct, frozen=True):
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Probabilities from float32 logits [rows, vocab] after temperature, top-k, top-p and min-p, in this order.
 
-        The result is float64 [rows, vocab], zero where filtered out. The filters are the reference's logits warpers.
-        Each filter is turned into a threshold: the smallest logit that passes it. Only the `widest` largest logits are
-        sorted to find it, because sorting a whole vocabulary takes longer than everything else. The host never waits
-        for the device.
+        The result is float64 [rows, vocab], with zero for each token that a filter removes. The filters do the same as
+        the reference's logits warpers. Each filter is turned into a threshold: the smallest logit that passes the
+        filter. To find the threshold, only the `widest` largest logits are sorted, because sorting a whole vocabulary
+        takes longer than all other steps. The host never waits for the device.
         """
         logits = logits / self.temperature
         if self.top_k is not None or self.top_p is not None or self.min_p is not None:
@@ -86,7 +93,7 @@ class Filters(Struct, frozen=True):
         return torch.softmax(logits, dim=-1, dtype=torch.float64)
 
     def _least(self, logits: torch.Tensor) -> torch.Tensor:
-        """The least logit that passes all filters, [rows, 1]."""
+        """For each row, the least logit that passes all filters: [rows, 1]."""
         largest = torch.topk(logits, self.widest, dim=-1).values
         least = largest[:, -1:] if self.top_k is None else largest.gather(1, self.top_k - 1)
         if self.top_p is not None:
@@ -100,12 +107,12 @@ class Filters(Struct, frozen=True):
 
 
 def pick(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """One id for each row of float64 probabilities [rows, vocab] and uniforms [rows, 1]; int64 [rows].
+    """Pick one id for each row, int64 [rows], from float64 probabilities [rows, vocab] and uniform draws [rows, 1].
 
-    The function inverts the CDF over the vocabulary, in id order and in float64. So rounding noise of size ε, from
-    another batch shape, changes a pick only with a probability of about ε.
+    The function inverts the CDF over the vocabulary, in id order and in float64. A batch of another shape has other
+    rounding errors. In this function, errors of size ε change a pick only with a probability of about ε.
     """
     cumulative = probabilities.cumsum(dim=-1)
-    # The first id whose cumulative probability exceeds the target; its own probability is never zero.
+    # Pick the first id whose cumulative probability exceeds the target, so the id's own probability is never zero.
     picks = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
     return picks.clamp_(max=probabilities.shape[-1] - 1)[:, 0]

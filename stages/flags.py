@@ -1,4 +1,6 @@
-"""The command-line flags that only Qwen3-Omni has: placement of its stages, and memory of its language models."""
+"""Defines the command-line flags that only Qwen3-Omni has: flags for the placement of its stages, and for the memory of
+its language models.
+"""
 
 from __future__ import annotations
 

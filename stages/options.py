@@ -14,25 +14,25 @@ Seconds = Annotated[float, Meta(gt=0)]
 
 
 class PreprocessingOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Limits on media and prompts. A request beyond them is refused, and the error names the field.
+    """Limits on media and prompts. A request that exceeds a limit is refused, and the error names the request's field.
 
     Attributes:
         max_image_pixels: Maximum number of pixels of one decoded picture.
-        max_audio_seconds: Maximum length of one sound; less for a sound with more samples per second than eight
-            channels at 96 kHz.
+        max_audio_seconds: Maximum length of one sound. The maximum is lower for a sound with more samples per second
+            than eight channels at 96 kHz.
         max_video_seconds: Maximum length of one clip.
         max_video_pixels: Maximum number of pixels of one decoded frame.
-        max_video_total_pixels: Maximum number of pixels of all frames of a clip as it is stored, which determines the
-            cost of decoding it.
+        max_video_total_pixels: Maximum number of pixels of all stored frames of a clip together. This number determines
+            the cost of decoding the clip.
         max_video_frames: Maximum number of frames sampled from one clip, whatever the request's `video_fps` and
             `video_max_frames` say.
         reading_seconds: Maximum time to decode the media of one request and to prepare them for the encoders; also the
             maximum time to tokenise a long text. Time in which the request waits for a reader does not count.
-        reading_cpu_seconds: Maximum CPU time to read one media item, besides a second for each 4 MB of its file and for
-            each 16 million pixels or samples.
-        readers: Number of processes that decode media, at least two; one of them takes only work that is expected to be
-            short. null means as many as the cores that the worker may use, at least 2 and at most 8. One more process
-            is for long texts.
+        reading_cpu_seconds: Maximum CPU time to read one media item. The maximum grows by a second for each 4 MB of the
+            item's file, and by a second for each 16 million pixels or samples.
+        readers: Number of processes that decode media, at least two. One of these processes takes only work that is
+            expected to be short. null means one process for each core that the worker may use, but at least 2 and at
+            most 8. A further process is for long texts.
         max_prompt_tokens: Maximum number of tokens of the whole prompt; null leaves the limit to the model and the
             thinker's KV cache.
     """
@@ -50,13 +50,13 @@ class PreprocessingOptions(StageOptions, frozen=True, forbid_unknown_fields=True
 
 
 class EncoderOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Batching and caching of an encoder.
+    """Settings for the batching and the cache of an encoder.
 
     Attributes:
         cache_bytes: Memory for embeddings of earlier media; 0 turns the cache off.
-        max_batch_tokens: Maximum number of embedding rows computed at once, over all requests. A longer clip is cut
-            between its frames, and a longer sound every eight seconds; the towers do not look across these borders. A
-            picture is never cut.
+        max_batch_tokens: Maximum number of embedding rows computed at once, over all requests. A clip with more rows is
+            cut between its frames, and a sound with more rows is cut every eight seconds. The towers' attention does
+            not cross these borders. A picture is never cut.
         dtype: Data type of weights and activations; null means float32 on a CPU and the checkpoint's type on a GPU.
     """
 
@@ -70,7 +70,7 @@ class AggregateOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw
 
 
 class EngineOptions(CacheOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A language model's engine.
+    """Settings of a language model's engine.
 
     Attributes:
         max_running_requests: Maximum number of answers generated at the same time; further requests wait.
@@ -87,7 +87,7 @@ class EngineOptions(CacheOptions, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class ThinkerOptions(EngineOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The thinker's engine.
+    """Settings of the thinker's engine.
 
     Attributes:
         default_max_tokens: Maximum number of tokens of an answer to a request without a limit.
@@ -101,7 +101,7 @@ class DecodeOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class TalkerOptions(EngineOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The talker's engine.
+    """Settings of the talker's engine.
 
     Attributes:
         default_max_tokens: Maximum number of talker tokens for a request without a limit (a codec frame is 80 ms).
@@ -111,10 +111,10 @@ class TalkerOptions(EngineOptions, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class CodePredictorOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The code predictor.
+    """Settings of the code predictor.
 
     Attributes:
-        max_batch: Maximum number of frames computed in one step, each for another request.
+        max_batch: Maximum number of frames computed in one step, each for a different request.
         dtype: Data type of weights and activations; null means float32 on a CPU and the checkpoint's type on a GPU.
             Norms, rotary angles and attention scores are always float32.
         record: Whether to record the computation of whole frames and replay it: as CUDA graphs on a GPU, as TorchScript
@@ -128,18 +128,19 @@ class CodePredictorOptions(StageOptions, frozen=True, forbid_unknown_fields=True
 
 
 class Code2WavOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The vocoder.
+    """Settings of the vocoder.
 
     Attributes:
         max_streams: Maximum number of utterances decoded at the same time. Each utterance holds a slot of decoder
             state; further utterances wait.
-        chunk_frames: Number of frames in the first chunk, the second, and so on; the last entry counts for all later
-            chunks. A codec frame is 80 ms. A player starts with the first chunk, so each chunk must arrive before the
-            chunks before it have been played. With the default sizes, each chunk arrives in time as long as generating
-            a frame takes at most 0.57 of the frame's length. With sizes that double, the limit would be 0.35.
+        chunk_frames: Number of frames in the first chunk, in the second chunk, and so on; the last entry applies to all
+            later chunks. A codec frame is 80 ms. A player starts with the first chunk, so each chunk must arrive before
+            the chunks before it have been played. With the default sizes, each chunk arrives in time as long as
+            generating a frame takes at most 0.57 of the frame's length. If each chunk were twice as long as the chunk
+            before, the limit would be 0.35.
         max_batch: Maximum number of utterances decoded together in one step. null means all utterances that are ready
-            on a GPU, and one utterance on a CPU. On a CPU a batch is hardly faster, and decoding one at a time gives
-            bit-identical speech, whatever other requests there are.
+            on a GPU, and one utterance on a CPU. On a CPU a batch is hardly faster. If utterances are decoded one at a
+            time, the speech is bit-identical, whatever other requests there are.
         dtype: Data type of weights and activations; null means float32 on a CPU and the checkpoint's type on a GPU.
     """
 

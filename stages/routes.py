@@ -1,4 +1,6 @@
-"""Finds the stages that a request needs from the graph, so that a lost worker ends only requests that still need it."""
+"""Derives from the graph which stages a request needs. So the loss of a worker ends only the requests that still need
+the worker's stages.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,10 @@ def route(request: ChatRequest) -> Route:
         encoders.add(_ENCODERS["audio"])
     outputs = {TEXT: AnswerStream(_WRITING)}
     if request.speech is not None:
-        # The thinker sends the last token to the talker and to decode at the same time. If the stream to the talker
-        # breaks off, the talker's worker itself notices, once the stream has begun; sound shows that it has begun. At a
-        # stop string, decode ends the text first, and the talker is sent the end only by the thinker.
+        # The thinker sends the last token to the talker and to decode at the same time. After the stream to the talker
+        # has begun, the talker's worker itself notices if the stream breaks off. The first sound shows that the stream
+        # has begun. At a stop string, decode ends the text first, and then only the thinker can send the end to the
+        # talker.
         speech = AnswerStream(_SPEAKING | _WRITING) if request.text.stop else AnswerStream(_SPEAKING, first=_WRITING)
         outputs[SPEECH] = speech
     return Route(before=_PREPARING | encoders, outputs=outputs)

@@ -3,4 +3,4 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))  # tests use the packages of this folder too
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))  # the tests also import the packages in `scripts`

@@ -1,10 +1,13 @@
-"""Provides the fixtures of all tests: checkpoints, which are kept between runs, media, directories, simulated GPUs."""
+"""Provides the fixtures of all tests: media, directories, simulated GPUs, and checkpoints, which are kept between test
+runs.
+"""
 
 from __future__ import annotations
 
 import os
 
-# set before torch is imported, because the servers under test share the cores
+# Torch reads this variable when it is imported. The servers under test share the cores, so each process uses one
+# thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
@@ -35,7 +38,9 @@ CHECKPOINTS = {"tiny": ["--preset", "tiny", "--seed", "0"], "nano": ["--preset",
 
 
 def make_checkpoint(name: str) -> Path:
-    """Make a random checkpoint under checkpoints/test, unless a checkpoint from the same recipe is already there."""
+    """Make a random checkpoint under checkpoints/test, unless that directory already has a checkpoint from the same
+    recipe.
+    """
     target = ROOT / "checkpoints" / "test" / name
     script = ROOT / "scripts" / "make_tiny_checkpoint.py"
     subprocess.run([sys.executable, script, *CHECKPOINTS[name], "--out", target], check=True, stdout=subprocess.DEVNULL)
@@ -44,7 +49,7 @@ def make_checkpoint(name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoints() -> Callable[[str], Path]:
-    """Path of a checkpoint, by its name in `CHECKPOINTS`."""
+    """A function that returns the path of a checkpoint for a name in `CHECKPOINTS`."""
     made: dict[str, Path] = {}
 
     def path(name: str) -> Path:

@@ -3,7 +3,8 @@
 `CudaRules` is a dispatch mode. A tensor on ``cuda`` is one of torch's FakeTensors: it has a shape, a type and a device,
 but no values. Tensors on the CPU are computed as usual. An operation that CUDA refuses fails at once, such as one over
 two devices or with a wrong shape. So does a type promotion that no argument allows. A copy between host and device may
-make one wait for the other, so each copy is counted under the function that caused it.
+make the host wait for the device, or the device for the host. So each copy is counted under the function that caused
+it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _NO_KERNELS = frozenset(
     }
 )  # fmt: skip
 
-# Operations whose result is a number that only the device knows, or has a size that only the device knows.
+# Operations whose result, or the size of whose result, depends on values in the device's memory.
 _READS = frozenset(
     {
         aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten._unique2, aten.unique_dim,
@@ -54,12 +55,12 @@ _INDEXING = frozenset({aten.index, aten.index_put, aten.index_put_, aten._index_
 
 _TORCH = ("aten", "prim", "prims")
 
-# Modules whose frames lie between an operation and the function that asked for it.
+# Modules whose stack frames lie between an operation and the function that called the operation.
 _BETWEEN = (str(Path(torch.__file__).parent), __file__)
 
 
 class HostRead(Exception):
-    """The host asked for a value that only the device knows, in a function that must not wait for it."""
+    """The host read a value from the device in a function that must not wait for the device."""
 
 
 class TypeMix(Exception):
@@ -67,7 +68,7 @@ class TypeMix(Exception):
 
 
 class _WithoutDriver(FakeTensorMode):
-    """Replaces a function that would ask a driver, even where GPUs are simulated."""
+    """A FakeTensorMode that never calls a GPU driver, even if GPUs are simulated."""
 
     avoid_device_init = True
 
@@ -87,8 +88,10 @@ class CudaRules(TorchDispatchMode):
 
     Args:
         mixes: Functions, as ``module:name``, in which floating-point types may meet.
-        reads: Functions that may ask for single numbers, which are zero; each is counted as a copy to the host.
-        beyond: Results of operations of other libraries, by name; operations that are not listed return nothing.
+        reads: Functions that may read single numbers from the device. The numbers are zeros, and each read is counted
+            as a copy to the host.
+        beyond: Results of other libraries' operations, by the name of the operation. Operations that are not listed
+            return None.
 
     Attributes:
         kernels: Kernels launched, by operation.
@@ -122,10 +125,10 @@ class CudaRules(TorchDispatchMode):
             counts.clear()
 
     def launch(self, name: str, *arguments: Any, alike: bool = False) -> None:
-        """Take the place of a kernel of another library: check that its tensors are on the device, and count it.
+        """Stand in for a kernel of another library: check that the tensors are on the device, and count one launch.
 
         Args:
-            alike: Whether the kernel's floating-point tensors must have one type.
+            alike: Whether all floating-point tensors of the kernel must have the same type.
 
         Raises:
             RuntimeError: A tensor is not on the device.
@@ -158,14 +161,16 @@ class CudaRules(TorchDispatchMode):
             torch._C._set_only_lift_cpu_tensors(True)
             undo.enter_context(mock.patch.object(torch.cuda, "_lazy_init", _nothing))
             undo.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", _nothing))
-            # One copy, as for any tensor on a device. A FakeTensor would ask for the numbers one by one.
+            # This counts one copy, as for any tensor on a device. A FakeTensor's own `tolist` would read the numbers
+            # one by one.
             undo.enter_context(mock.patch.object(FakeTensor, "tolist", lambda tensor: tensor.cpu().tolist()))
             for name, stand_in in self._graphs().items():
                 undo.enter_context(mock.patch.object(torch.cuda, name, stand_in))
             undo.enter_context(_Unpinned())
             super().__enter__()
             undo.callback(super().__exit__, None, None, None)
-            # The device has an index, because otherwise torch asks the driver for the current device, here and later.
+            # The index 0 is given, because without an index torch asks the driver for the current device, now and
+            # later.
             torch.empty(0).to("cuda:0")
             self.forget()
             self._undo = undo.pop_all()
@@ -214,8 +219,8 @@ class CudaRules(TorchDispatchMode):
             return func(*args, **kwargs)
 
     def _decomposed(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Runs an operation as the operations that it consists of, if it is a single operation only in inference
-        mode.
+        """Runs an operation that is a single operation only in inference mode: splits the operation into its parts, and
+        runs these parts.
         """
         super().__enter__()
         try:
@@ -246,7 +251,9 @@ class CudaRules(TorchDispatchMode):
         counts[_asker()] += 1
 
     def _graphs(self) -> dict[str, Callable[..., Any]]:
-        """Stand-ins in `torch.cuda`: a capture runs its work under the rules for captures; a replay does nothing."""
+        """Replacements in `torch.cuda` for CUDA graphs. A capture runs its work under the rules for captures. A replay
+        computes nothing and counts one launch of a graph.
+        """
         graphs: dict[str, Callable[..., Any]] = {
             "graph_pool_handle": lambda: (0, 0),
             "is_current_stream_capturing": lambda: self._capturing,
@@ -265,7 +272,7 @@ class CudaRules(TorchDispatchMode):
 
 
 def _nothing(*arguments: Any) -> None:
-    """Replaces functions that would ask a driver."""
+    """Does nothing. It replaces functions that would call a driver."""
 
 
 @functools.cache
@@ -275,7 +282,9 @@ def _is_composite(func: Any) -> bool:
 
 
 def _asker() -> str:
-    """The function that asked for the current operation, as ``module:name``: the nearest one outside torch."""
+    """The function that called the current operation, as ``module:name``: the nearest function on the stack outside
+    torch.
+    """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_BETWEEN):
         frame = frame.f_back

@@ -1,9 +1,8 @@
-"""Sets the device of the stages under test, the exactness that their results must have, and the time that they may
-take.
+"""Sets the device of the stages under test, the allowed differences of their results, and the time that they may take.
 
 The default is the CPU. ``OMNI_TEST_DEVICE=cuda`` moves servers, encoders, predictor and vocoder under test to GPUs.
-``OMNI_TEST_DTYPE=bfloat16`` changes their data type; only `tests/rounding` and `tests/quality` judge results in
-bfloat16. The reference stays on the CPU in float32. `scripts/verify_on_gpu.py` sets these variables.
+``OMNI_TEST_DTYPE=bfloat16`` changes the data type of these stages; only `tests/rounding` and `tests/quality` judge
+results in bfloat16. The reference stays on the CPU in float32. `scripts/verify_on_gpu.py` sets these variables.
 """
 
 from __future__ import annotations
@@ -18,15 +17,16 @@ DTYPE = os.environ.get("OMNI_TEST_DTYPE", "float32")
 
 _STAGES = ("image_encoder", "audio_encoder", "thinker", "talker_ar", "code_predictor", "code2wav")
 _ENGINES = ("thinker", "talker_ar")
-_CACHE_TOKENS = 65536  # the default on a CPU; on a GPU, small checkpoints would get millions of tokens
+# This is the default on a CPU. On a GPU, the cache of a small checkpoint would have millions of tokens by default.
+_CACHE_TOKENS = 65536
 
 
 class Exactness(NamedTuple):
     """The largest differences between two correct computations in float32.
 
     Attributes:
-        near_tie: Logits that differ by less than this may change places.
-        samples: Difference between samples of the same codes, as a fraction of full scale.
+        near_tie: Two logits that differ by less than this may be in the opposite order.
+        samples: Difference between two waveforms decoded from the same codes, as a fraction of full scale.
         embeddings: Difference between an encoder's and the reference's embeddings of a media item.
     """
 
@@ -35,30 +35,32 @@ class Exactness(NamedTuple):
     embeddings: float
 
 
-# On CUDA, SGLang's Triton kernels multiply float32 with ten bits of mantissa, about 5e-4 of a logit of size 10, times
-# the layers. This has not been measured yet: the values for CUDA are expectations, with some room. The limits for
-# bfloat16 have been measured, and are in tests/rounding.
+# On CUDA, SGLang's Triton kernels multiply float32 numbers with ten bits of mantissa. The error is about 5e-4 for a
+# logit of size 10, times the number of layers. The values for CUDA are estimates with some margin: they have not been
+# measured yet. The limits for bfloat16 have been measured, and are in tests/rounding.
 _EXACTNESS = {"cpu": Exactness(1e-4, 1e-4, 1e-5), "cuda": Exactness(2e-2, 2e-3, 5e-3)}
 EXACTNESS = _EXACTNESS[DEVICE]
 
 
 class Patience(NamedTuple):
-    """Seconds that a server under test may take to be ready, and to answer a request."""
+    """Maximum seconds until a server under test is ready, and until it has answered a request."""
 
     start: float
     request: float
 
 
-# A first run on a GPU compiles kernels, each when it is first used: minutes at the start, and in the first requests.
+# The first run on a GPU compiles each kernel at its first use. This takes minutes at the start and during the first
+# requests.
 PATIENCE = {"cpu": Patience(120, 120), "cuda": Patience(1800, 900)}[DEVICE]
 
 if (DEVICE, DTYPE) == ("cuda", "float32"):
-    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # before CUDA starts; otherwise libraries would use ten bits too
+    # This must be set before CUDA starts. Otherwise, CUDA's libraries would use ten bits of mantissa too.
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
 
 def on_device(config: dict[str, Any], device: str = DEVICE, dtype: str = DTYPE) -> dict[str, Any]:
-    """A server's configuration with the stages on the device. Settings that the configuration already has stay as they
-    are.
+    """A server's configuration, changed so that the stages run on `device`. Settings that are already in the
+    configuration stay as they are.
     """
     exact = dtype == "float32"
     if device == "cpu" and exact:

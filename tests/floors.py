@@ -1,4 +1,4 @@
-"""Reads which room of the code imports which, and finds imports that run upward, sideways or in a circle.
+"""Reads which rooms of the code import which other rooms, and finds imports that lead upward, sideways or in a circle.
 
 A room is a folder of a package, or a module that lies directly in it. The files are read and never run, so an import
 counts wherever it stands: at the top, inside a function, or for type checking only.
@@ -57,7 +57,8 @@ def upward(rooms: Rooms, floors: Sequence[Sequence[str]]) -> list[str]:
     """A sentence for each import that does not lead to a lower floor.
 
     Args:
-        floors: Rooms from the ground up; rooms of one floor must not import each other.
+        floors: The rooms of each floor, from the lowest floor to the highest. Rooms of one floor must not import each
+            other.
     """
     level = {room: number for number, floor in enumerate(floors) for room in floor}
     unknown = [f"{room} has no floor" for room in rooms if room not in level]

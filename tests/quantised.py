@@ -1,7 +1,7 @@
-"""Makes two checkpoints from one checkpoint: a quantised checkpoint like published ones, and a plain checkpoint with
-the dequantised weights.
+"""Makes two checkpoints from one checkpoint: a quantised checkpoint in a published format, and an unquantised
+checkpoint with the dequantised weights.
 
-The packing is implemented here a second time, in numpy, so that tests can compare the product's unpacking with it.
+This module has its own implementation of the packing in numpy. Tests compare the server's unpacking with it.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Recipe(NamedTuple):
     """A quantised form of weights.
 
     Attributes:
-        said: The ``quantization_config`` of the form.
+        said: The ``quantization_config`` of a checkpoint in this form.
         left: The key of ``quantization_config`` that lists the modules that keep their precision.
-        store: Converts a weight to its stored tensors, by the last parts of their names, and to the numbers that these
-            stand for.
+        store: Converts a weight. Returns the stored tensors, by the last part of the tensor's name, and the dequantised
+            weight.
     """
 
     said: dict[str, Any]
@@ -156,7 +156,9 @@ def _scattered(weight: torch.Tensor) -> numpy.ndarray:
 def _grouped(
     weight: torch.Tensor, groups: numpy.ndarray, *, symmetric: bool
 ) -> tuple[numpy.ndarray, numpy.ndarray, torch.Tensor, torch.Tensor]:
-    """Four-bit numbers [inputs, outputs], zero points and float16 scales [groups, outputs]; dequantised weights."""
+    """Quantises a weight. Returns four-bit numbers [inputs, outputs], zero points and float16 scales [groups, outputs],
+    and dequantised weights.
+    """
     inputs, count = weight.t().numpy(), int(groups.max()) + 1
     numbers = numpy.zeros(inputs.shape, numpy.int64)
     zeros, scales = numpy.full((count, inputs.shape[1]), 8), numpy.zeros((count, inputs.shape[1]), numpy.float16)
@@ -173,8 +175,8 @@ def _grouped(
 
 
 def _words(numbers: numpy.ndarray, places: tuple[int, ...] = tuple(range(8))) -> torch.Tensor:
-    """Packs four-bit numbers [rows, columns] into integers that hold eight columns each. `places` gives the order of
-    the columns from the lowest bits.
+    """Packs four-bit numbers [rows, columns] into 32-bit integers, each with eight columns. `places` lists the column
+    for each position in the integer, from the lowest bits.
     """
     eights = numbers.astype(numpy.uint32).reshape(len(numbers), -1, 8)
     words = sum(eights[:, :, place] << numpy.uint32(4 * order) for order, place in enumerate(places))

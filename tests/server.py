@@ -1,4 +1,4 @@
-"""Starts the real server, as a user would, and stops it."""
+"""Starts the real server with a command, as a user does, and stops it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ class Server(ServerProcess):
 
     Attributes:
         checkpoint: Model directory.
-        directory: Directory for its configuration file and log, from which it may also read local media.
+        directory: Directory for the server's configuration file and log. The server may also read local media from this
+            directory.
         config: Content of the configuration file, without the model path; or a value for ``--config``.
         arguments: Further command-line arguments.
-        speech: Whether it speaks, or serves text only.
-        start_seconds: The longest time until it is ready.
+        speech: Whether the server speaks. If not, it is started with ``--text-only``.
+        start_seconds: Maximum seconds until the server is ready.
         program: The command line, up to the name of the subcommand.
     """
 
@@ -64,7 +65,9 @@ class Server(ServerProcess):
         return self
 
     def live_requests(self) -> dict[str, int]:
-        """Number of requests that each stage held at its last heartbeat, less than two seconds ago."""
+        """Number of requests that each stage held at its worker's last heartbeat, which is less than two seconds
+        ago.
+        """
         return {name: stage["live_requests"] for name, stage in self.health()[1]["stages"].items()}
 
     def post(self, body: dict[str, Any], timeout: float = PATIENCE.request) -> tuple[int, Any]:
@@ -73,7 +76,7 @@ class Server(ServerProcess):
 
 
 def fused(thinker: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A configuration with all stages in one worker, and with these thinker options."""
+    """A configuration with all stages of a text-only server in one worker, and with these thinker options."""
     names = ("preprocessing", "image_encoder", "audio_encoder", "mm_aggregate", "thinker", "decode")
     stages: dict[str, Any] = {name: {"worker": "text"} for name in names}
     stages["thinker"]["options"] = thinker or {}
@@ -91,7 +94,7 @@ def split(thinker: dict[str, Any] | None = None) -> dict[str, Any]:
     return {"stages": {"thinker": {"options": thinker or {}}}}
 
 
-if __name__ == "__main__":  # a server to play with: python -m tests.server CHECKPOINT
+if __name__ == "__main__":  # start a server by hand: python -m tests.server CHECKPOINT
     server = Server(Path(sys.argv[1]), Path(os.getcwd())).start()
     print(server.url)
     signal.pause()

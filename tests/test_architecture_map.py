@@ -1,4 +1,6 @@
-"""The map in docs/architecture.md is true: its tables have the floors, and every file and name in it exists."""
+"""The map in docs/architecture.md agrees with the code: its tables have the right floors, and every file and name in it
+exists.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,16 @@ PACKAGES = ("omni_pipeline", "stages", "gateway")
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 SECTION = re.split(r"^## ", PAGE.partition("\n## Where things are\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
 
-# A file or folder of this repository in backquotes, and perhaps a name in it: `folder/file.py: Class.method`.
+# A path of this repository in backquotes, with or without a name from that file: `folder/file.py: Class.method`.
 REFERENCE = re.compile(r"`((?:omni_pipeline|stages|gateway|scripts|tests|configs)/[\w/.]*)(?:: ([\w.]+))?`")
-# A name in backquotes without its file, such as `Abort` or `Answer.take`.
+# A name in backquotes without a path, such as `Abort` or `Answer.take`.
 BARE = re.compile(r"`([A-Z]\w*[a-z]\w*(?:\.\w+)?)`")
 ROW = re.compile(r"^\| (\d+) \| `([\w/.]+)` \|", re.MULTILINE)
 JOURNEYS = 6
 
 
 def missing(text: str) -> Iterator[str]:
-    """The references in `text` that lead nowhere."""
+    """The references in `text` to files or names that do not exist."""
     for found in REFERENCE.finditer(text):
         path, name = ROOT / found[1], found[2]
         if not path.exists() or (name and name not in names_in(path)):
@@ -33,13 +35,13 @@ def missing(text: str) -> Iterator[str]:
 
 
 def missing_bare(text: str) -> set[str]:
-    """The names without a file in `text` that no module defines."""
+    """The names without a path in `text` that no module defines."""
     defined = set().union(*(names_in(path) for package in PACKAGES for path in (ROOT / package).rglob("*.py")))
     return set(BARE.findall(text)) - defined
 
 
 def names_in(path: Path) -> set[str]:
-    """What a module defines at its top, and what its classes define, as `Class.method`."""
+    """The names that a module defines at its top level, and the names that its classes define, as `Class.method`."""
     names: set[str] = set()
     for node in ast.parse(path.read_text()).body:
         names |= defined(node)
@@ -74,7 +76,7 @@ def test_every_name_without_a_file_exists() -> None:
 
 
 def floors_of(package: str) -> dict[str, int]:
-    """The rooms of a package, each with its floor."""
+    """The rooms of a package, each with the number of its floor."""
     floors = {"omni_pipeline": FRAMEWORK, "stages": STAGES, "gateway": GATEWAY}[package]
     return {room: level for level, floor in enumerate(floors, 1) for room in floor if room != package}
 

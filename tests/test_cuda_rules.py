@@ -1,4 +1,4 @@
-"""The rules for tensors on ``cuda`` in tests: a planted fault of each kind is found, and named."""
+"""`CudaRules` finds a planted fault of each kind, and the error names the fault."""
 
 from __future__ import annotations
 

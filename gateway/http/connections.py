@@ -1,4 +1,6 @@
-"""Limits client connections, in number and in the time for which they leave bytes unread; answers malformed HTTP."""
+"""Limits the number of client connections, and the time for which a client leaves bytes unread. Answers malformed
+HTTP.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,9 @@ GRACE_SECONDS = 5.0
 class Connection(web.RequestHandler):
     """One client's connection.
 
-    The connection keeps no bytes for later: a response has been sent when the operating system has taken its last
-    byte. A client that does not read is cut off, whatever it was sent: an answer, an error, or a page. When there are
-    too many connections, the address with the most connections gives way to an address with fewer.
+    The connection does not buffer output: sending a response ends only when the operating system has taken its last
+    byte. A client that does not read is cut off, whether the response is an answer, an error, or a page. When there are
+    too many connections, a new connection may replace an unused connection of an address that has more connections.
 
     Args:
         manager: The server that the connection belongs to.
@@ -65,22 +67,25 @@ class Connection(web.RequestHandler):
         if self._find_room():
             super().connection_made(transport)
             return
-        self.close()  # nothing that the client sends is read
+        self.close()  # the server does not read from this client
         transport.write(_REFUSAL)
         transport.close()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what the client sent. While a request waits behind another one, read no more. asyncio calls this.
+        """Parse received bytes. Pause reading while one request waits for an earlier request to end. asyncio calls
+        this.
 
         Without this pause, one connection may make the server keep 32 requests, each with a megabyte of headers.
-        aiohttp reads on when it takes the next request.
+        aiohttp resumes reading when it takes the next request.
         """
         super().data_received(data)
         if self._messages and not self._buffer_paused:
             self._pause_reading_for_buffer()
 
     def _find_room(self) -> bool:
-        """Whether there is room for this connection, perhaps after an unused one of a greedier address was closed."""
+        """Whether there is room for this connection. May close an unused connection of an address that has more
+        connections.
+        """
         by_address: dict[str, list[Connection]] = defaultdict(list)
         for connection in self._server.connections:
             if isinstance(connection, Connection) and connection._is_open:
@@ -115,12 +120,12 @@ class Connection(web.RequestHandler):
         self._timer = asyncio.get_running_loop().call_later(self._unread_seconds, self._channel.abort)
 
     def resume_writing(self) -> None:
-        """All bytes have been sent. asyncio calls this."""
+        """Stop the timer, because all bytes have been sent. asyncio calls this."""
         self._stop_timer()
         super().resume_writing()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """The connection has ended. asyncio calls this."""
+        """Stop the timer, because the connection has ended. asyncio calls this."""
         self._stop_timer()
         super().connection_lost(exc)
 

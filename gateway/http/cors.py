@@ -10,7 +10,7 @@ from aiohttp.typedefs import Handler
 _ANY = "*"
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST",
-    "Access-Control-Allow-Headers": "Authorization, *",  # `*` does not include Authorization
+    "Access-Control-Allow-Headers": "Authorization, *",  # for browsers, `*` does not include Authorization
     "Access-Control-Max-Age": "600",
 }
 _EXPOSED = "Retry-After, X-Request-Id"
@@ -39,7 +39,9 @@ class CrossOrigin:
 
     @web.middleware
     async def preflight(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answer preflight requests, which ask what a page may send. Browsers send them without the page's API key."""
+        """Answer preflight requests, in which browsers ask which methods and headers a page may send. Browsers send
+        them without the page's API key.
+        """
         if (
             request.method == "OPTIONS"
             and "Access-Control-Request-Method" in request.headers

@@ -1,8 +1,9 @@
-"""Refuses requests whose Host header names another host, so that no web page can reach the server by a name of its own.
+"""Refuses requests whose Host header names another host. So a web page cannot reach the server under the page's own
+host name.
 
-For a browser, two addresses with the same name and port are the same site. The owner of a web page can change the
-address of the page's name to that of this server (DNS rebinding). The browser then lets the page read the server's
-answers. Only the address of a name can be changed, so an IP address is always accepted as host.
+For a browser, two addresses with the same name and port are the same site. The owner of a web page can change the DNS
+record of the page's host name to the address of this server (DNS rebinding). The browser then lets the page read the
+server's answers. This attack needs a host name, so an IP address is always accepted as host.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from omni_pipeline.errors import ErrorInfo, OmniError
 _ANY = "*"
 _HOST = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<name>[a-z0-9_.-]*))(?::[0-9]*)?")
 _LONGEST_NAME = 253  # the maximum length of a host name
-# The name that every machine has for itself. Its subdomains are reserved for the same purpose.
+# The host name by which every machine reaches itself. The subdomains of this name are reserved for the same purpose.
 _LOOPBACK = "localhost"
 
 
@@ -28,7 +29,7 @@ class AcceptedHosts:
     """The names under which the server answers.
 
     Args:
-        server: Configuration of the server, with its additional names.
+        server: Configuration of the server, which may contain additional names.
     """
 
     def __init__(self, server: Server) -> None:
@@ -42,8 +43,8 @@ class AcceptedHosts:
     async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer 403 if the request names a host that is not accepted.
 
-        The host is in the Host header and, if the request line holds a whole URL, in this URL. A client that names no
-        host is not a browser.
+        The host is in the Host header. If the request line contains an absolute URL, the host is in this URL too. A
+        client that names no host is not a browser.
         """
         for host in {request.host or "", request.headers.get("Host", "")}:
             if not self.accept(host):
@@ -54,7 +55,8 @@ class AcceptedHosts:
         """Whether `host`, with or without a port, is accepted. An empty host is accepted."""
         found = _HOST.fullmatch(host.lower())
         if found is None:
-            return _is_ip(host)  # aiohttp gives an IPv6 address from a whole URL without brackets
+            # if the request line has an absolute URL, aiohttp returns an IPv6 address without brackets
+            return _is_ip(host)
         if found["v6"] is not None:
             return _is_ip(found["v6"])
         name = found["name"].removesuffix(".")

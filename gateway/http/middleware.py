@@ -19,10 +19,10 @@ from omni_pipeline.logs import fields
 
 log = logging.getLogger("gateway.access")
 
-# Values that a handler adds to the log line of its request, by name.
+# Values that a handler adds to the log line of its request, keyed by name.
 NOTES = web.RequestKey("notes", dict[str, object])
 REQUEST_ID = web.RequestKey("request_id", str)
-# The client that sent a request, as far as the server can know: an API key, or else an address.
+# Identifies the client that sent a request: by the API key, or else by the address.
 CLIENT = web.RequestKey("client", str)
 
 SERVER = "omni-pipeline"
@@ -50,10 +50,12 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
     finally:
         seconds = round(time.monotonic() - began, 6)
         log.log(
-            logging.DEBUG if request.method == "GET" else logging.INFO,  # health checks and scrapes are frequent
+            # debug level, because health checks and scrapes are frequent
+            logging.DEBUG if request.method == "GET" else logging.INFO,
             "%s %s",
             request.method,
-            request.rel_url.raw_path[:_LONGEST_PATH],  # not decoded: a decoded path might break the line
+            # the path is logged undecoded, because a decoded path may contain a line break
+            request.rel_url.raw_path[:_LONGEST_PATH],
             extra=fields(
                 status=status, seconds=seconds, request_id=request[REQUEST_ID], client=request[CLIENT], **request[NOTES]
             ),
@@ -61,7 +63,9 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
-    """Signal handler that adds the request id to all responses, streams too. `Server` has a name, but no version."""
+    """Signal handler that adds the request id to all responses, including streams. `Server` has a name, but no
+    version.
+    """
     response.headers["Server"] = SERVER
     if REQUEST_ID in request:
         response.headers["X-Request-Id"] = request[REQUEST_ID]
@@ -71,7 +75,7 @@ async def expect(request: web.Request) -> None:
     """Send `100 Continue` to a client that waits for it before it sends its body. Ignore all other expectations."""
     if request.headers["Expect"].lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the 100 response does not count as output
+        request.writer.output_size = 0  # the 100 response does not count as the beginning of the response
 
 
 @web.middleware
@@ -126,7 +130,7 @@ def json_response(body: object, *, status: int = 200, headers: dict[str, str] | 
 def require_key(keys: Sequence[str]) -> Middleware:
     """A middleware that lets requests below ``/v1/`` pass only with one of `keys` as bearer token.
 
-    Every key is compared in constant time, so that the response time reveals nothing about the keys.
+    Every comparison with a key takes constant time, so that the response time does not reveal a key.
     """
     encoded = [key.encode() for key in keys]
 

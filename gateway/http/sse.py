@@ -7,7 +7,7 @@ import msgspec
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",  # tells proxies not to hold events back
+    "X-Accel-Buffering": "no",  # asks proxies not to buffer events
 }
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which clients skip

@@ -1,7 +1,7 @@
 """Sends timelines to an OpenTelemetry collector, over HTTP, through OpenTelemetry's own packages.
 
 The module is imported only if a collector is configured. OpenTelemetry's environment variables for sampling, headers,
-time-outs and the resource apply here too.
+time-outs and the resource have their usual effect.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from gateway.traces.perfetto_files import summary
 from gateway.traces.timeline import GATEWAY, TRANSFER, Span, Traced
 from omni_pipeline import __version__
 
-# Maximum number of waits, steps and transfers of one request that are sent as spans. The totals per stage count all.
+# Maximum number of waits, steps and transfers of one request that are sent as spans. The totals per stage count all
+# waits, steps and transfers.
 MOST_DETAILS = 1000
 
 # Maximum number of spans in one message to the collector.
@@ -31,7 +32,7 @@ _BATCH = 512
 
 _SERVICE = "omni-pipeline"
 
-# Our names of values, each with the name of the same value in OpenTelemetry's conventions.
+# Maps our names of values to the names in OpenTelemetry's conventions.
 _NAMES = {
     "model": "gen_ai.request.model",
     "answer_id": "gen_ai.response.id",
@@ -54,7 +55,8 @@ class OtlpExport:
         self._ended = _Ended()
         self._ids = _Ids()
         resource = Resource.create({"service.version": __version__})
-        if str(resource.attributes["service.name"]).startswith("unknown_service"):  # the environment sets no name
+        # if the environment sets no service name
+        if str(resource.attributes["service.name"]).startswith("unknown_service"):
             resource = resource.merge(Resource({"service.name": _SERVICE}))
         provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
         provider.add_span_processor(self._ended)
@@ -83,7 +85,7 @@ class _Ids(RandomIdGenerator):
 
 
 class _Ended(SpanProcessor):
-    """Keeps ended spans until they are taken; used in one thread only."""
+    """Collects ended spans until `take` is called. Used in one thread only."""
 
     def __init__(self) -> None:
         self._spans: list[ReadableSpan] = []
@@ -111,7 +113,7 @@ def _make_spans(tracer: Tracer, timeline: Traced, places: Mapping[str, str]) -> 
         span.end(_nanoseconds(end, timeline))
         return set_span_in_context(span, parent)
 
-    # A request without a parent of its own must not become part of a trace of this thread.
+    # An empty context: a request without a parent span must not become a child of this thread's current span.
     caller = TraceContextTextMapPropagator().extract(timeline.headers, Context())
     name = f"chat {timeline.figures.get('model', '')}".rstrip()
     root = make(name, timeline.began, timeline.ended, caller, dict(_attributes(timeline)), SpanKind.SERVER)

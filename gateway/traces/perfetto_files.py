@@ -1,8 +1,8 @@
 """Writes timelines as files in Chrome's trace event format, which Perfetto (ui.perfetto.dev) and chrome://tracing open.
 
 In a file, each of our processes is a process, and each stage is a thread of its process. On a stage's thread, one slice
-spans all that the stage did for the request; its waits and steps lie inside that slice. Transfers overlap, so they are
-asynchronous events.
+spans the time in which the stage worked on the request. The waits and steps of the stage lie inside that slice.
+Transfers overlap, so they are asynchronous events.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ChromeFiles:
     """A directory with one file for each request; see `traces.Sink`.
 
     Args:
-        most: Maximum number of files in the directory, including files of earlier runs; the oldest are removed.
+        most: Maximum number of files in the directory, including files of earlier runs; the oldest files are removed.
         most_bytes: Maximum size of all these files together.
     """
 
@@ -37,7 +37,8 @@ class ChromeFiles:
         self._directory = directory
         self._most = most
         self._most_bytes = most_bytes
-        # Names begin with the time. A partial file is left if a server ends while it writes.
+        # The name of a file begins with the time, so the first name is the oldest file. A partial file remains if a
+        # server ends while writing.
         found = sorted(path for suffix in (SUFFIX, _PARTIAL) for path in directory.glob(f"*{suffix}"))
         self._files = deque((path, _size(path)) for path in found)
         self._bytes = sum(size for _, size in self._files)
@@ -67,7 +68,9 @@ class ChromeFiles:
         """Do nothing: every file is complete already."""
 
     def _remove_oldest(self, coming: int | None = None) -> None:
-        """Remove the oldest files until there is room; also for one more file of `coming` bytes, if given."""
+        """Remove the oldest files until the limits hold. If `coming` is given, also make room for another file of
+        `coming` bytes.
+        """
         most = self._most - (coming is not None)
         while self._files and (len(self._files) > most or self._bytes + (coming or 0) > self._most_bytes):
             path, size = self._files.popleft()
@@ -82,10 +85,10 @@ def _size(path: Path) -> int:
 
 
 def document(timeline: Traced, places: Mapping[str, str]) -> dict[str, Any]:
-    """The content of a timeline's file.
+    """The content of the file for a timeline.
 
     Args:
-        places: The process of each stage.
+        places: Name of the process that runs each stage.
     """
     began = datetime.datetime.fromtimestamp(timeline.began + timeline.epoch, datetime.UTC)
     return {
@@ -104,7 +107,9 @@ def document(timeline: Traced, places: Mapping[str, str]) -> dict[str, Any]:
 
 
 def covered(timeline: Traced) -> float:
-    """Seconds of the request that spans cover: work, transfers, and waits in a queue, but not ``gather``."""
+    """Number of seconds of the request that are covered by spans for work, transfers or waits in a queue. ``gather``
+    spans do not count.
+    """
     seconds, until = 0.0, timeline.began
     for begin, end in sorted((span.begin, span.end) for span in timeline.spans if span.name != GATHER):
         end = min(end, timeline.ended)
@@ -145,7 +150,7 @@ def _events(timeline: Traced, places: Mapping[str, str]) -> Iterator[_Event]:
 
 
 class _About(Struct, tag_field="ph", tag="M", gc=False):
-    """Names a process or a thread, or sets the position of a process in the view."""
+    """A metadata event that names a process or a thread, or sets the position of a process in the view."""
 
     name: str
     pid: int
@@ -183,10 +188,10 @@ _Event: TypeAlias = _About | _Slice | _Begin
 
 
 def summary(total: Sum) -> dict[str, Any]:
-    """The number of spans on one track and their total seconds, by name of the span."""
+    """For each name of a span on one track: the number of spans with this name, and their total seconds."""
     counts = {f"{name}s": count for name, count in total.counts.items()}
     return counts | {f"{name}_seconds": seconds for name, seconds in total.seconds.items()}
 
 
 def _micro(seconds: float) -> float:
-    return int(seconds * 1e9) / 1000  # `round` takes three times as long
+    return int(seconds * 1e9) / 1000  # `round` takes three times as long as `int`

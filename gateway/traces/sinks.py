@@ -1,4 +1,4 @@
-"""Makes the sinks that a configuration names."""
+"""Creates the trace sinks that the configuration asks for."""
 
 from __future__ import annotations
 

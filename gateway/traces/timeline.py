@@ -1,4 +1,4 @@
-"""The timeline of one request: what was done for it, where, and when."""
+"""Records the timeline of one request: the work that was done for the request, with place and time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from msgspec import Struct, field
 # The track of the main process's own work; every other track is a stage.
 GATEWAY = "gateway"
 
-# The name of a span in which a message is under way to a stage or to the gateway.
+# The name of a span during which a message is being sent to a stage or to the gateway.
 TRANSFER = "transfer"
 # The name of a span in which a stage has some of the messages for its next step, and waits for the rest.
 GATHER = "gather"
 
-# Maximum number of spans kept of one request. The sums count all spans.
+# Maximum number of spans that the timeline of one request keeps. The sums count all spans.
 MOST_SPANS = 20_000
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
@@ -48,10 +48,10 @@ class Span(Struct, gc=False):
 
 
 class Sum(Struct):
-    """All spans of one track: their number and their seconds, by name.
+    """The sums over all spans of one track: their number and their seconds, keyed by the name of the span.
 
     Attributes:
-        begin, end: First and last time at which the track held the request; transfers to it do not count.
+        begin, end: First and last time at which the track held the request. Transfers to the track do not count.
     """
 
     begin: float
@@ -61,7 +61,7 @@ class Sum(Struct):
 
 
 class SpanBudget:
-    """Counts the spans that all timelines together keep.
+    """Limits the number of spans that all timelines together keep.
 
     Attributes:
         kept: Number of spans that are kept.
@@ -73,19 +73,19 @@ class SpanBudget:
         self.most = most
 
     def take(self) -> bool:
-        """Count one more span, unless there are too many."""
+        """Count another span and return True. If `most` spans are kept already, return False."""
         if self.kept >= self.most:
             return False
         self.kept += 1
         return True
 
     def give_back(self, spans: int) -> None:
-        """Count `spans` fewer: nothing keeps them any more."""
+        """Reduce the count by `spans`, because no timeline keeps these spans any more."""
         self.kept -= spans
 
 
 class Timeline:
-    """The timeline of a request that is not traced. It accepts everything and keeps nothing.
+    """The timeline of a request that is not traced. All methods accept calls and record nothing.
 
     Attributes:
         trace_id: 32 hexadecimal digits; None for a request that is not traced.
@@ -101,7 +101,7 @@ class Timeline:
         """Record the time since the request came as a span of the gateway."""
 
     def follow(self, answer_id: str) -> None:
-        """Note the id of the request in the pipeline, before it is submitted."""
+        """Note the id of the request in the pipeline. Called before the request is submitted."""
 
     def read(self) -> None:
         """Record that the reader has taken all messages that came from the pipeline."""
@@ -115,13 +115,13 @@ class Traced(Timeline):
 
     Args:
         headers: ``traceparent`` and ``tracestate``, if the client sent them.
-        budget: Counts each span that the timeline keeps, whoever adds the span.
+        budget: Counts the spans that the timeline keeps.
         following: Called with this timeline when `answer_id` is known.
-        ending: Called with this timeline when the request is over.
+        ending: Called with this timeline when the request has ended.
 
     Attributes:
-        answer_id: The request's id in the pipeline, once it has one.
-        began, ended: Times by `time.monotonic`; `ended` is infinite until the request is over.
+        answer_id: The request's id in the pipeline, once the request has an id.
+        began, ended: Times by `time.monotonic`; `ended` is infinite until the request has ended.
         epoch: Seconds to add to a time by `time.monotonic` to get the time since 1970.
         spans: Spans in the order in which they were added.
         sums: Sums of the spans, by track.
@@ -151,7 +151,7 @@ class Traced(Timeline):
         self._budget = budget
         self._following = following
         self._ending = ending
-        self._unread: float | None = None  # time since which a message waits for the reader
+        self._unread: float | None = None  # arrival time of the oldest message that waits for the reader
         self._busy_until = 0.0  # end of the gateway's latest span
 
     @contextmanager

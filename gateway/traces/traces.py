@@ -1,4 +1,4 @@
-"""Joins the notes of all processes about each request into one timeline, and passes complete timelines to sinks."""
+"""Joins the notes that all processes make about a request into one timeline, and passes complete timelines to sinks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 # Workers send their notes at least every second. A timeline waits this long for late notes.
 PATIENCE_SECONDS = 3.0
 
-# Largest number of complete timelines that wait to be written; further ones are dropped.
+# Largest number of complete timelines that wait to be written. Further timelines are dropped.
 MOST_WAITING = 64
 
-# Largest number of spans kept of all requests together until their timelines are written, about 100 bytes each.
+# Maximum number of spans, over all requests, in timelines that have not been written yet. A span takes about 100 bytes.
 MOST_SPANS = 1_000_000
 
-# Receiving a message or waiting for a step gets a span only if it takes longer than this. Without this limit, a stage
-# that does one step after the other would have a span for each tiny gap between them.
+# Receiving a message or waiting for a step gets a span only if it takes longer than this time, in seconds. Without this
+# limit, a stage that does one step after the other would have a span for each tiny gap between steps.
 _BRIEF = 50e-6
 
 _TRACE_PARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -41,7 +41,8 @@ class Sink(Protocol):
     """A destination of complete timelines."""
 
     def write(self, timeline: Traced, places: Mapping[str, str]) -> None:
-        """Write one timeline. Called in a separate thread, one call at a time. If it raises, the timeline is dropped.
+        """Write one timeline. Called in a separate thread, one call at a time. If the call raises an error, the
+        timeline is dropped.
 
         Args:
             places: The process of each stage.
@@ -73,7 +74,7 @@ class _Lane:
         return writing
 
     async def close(self) -> None:
-        """Accept no more timelines, and give the waiting ones a limited time to be written."""
+        """Accept no more timelines, and wait a limited time until the waiting timelines are written."""
         self._closed = True
         if self._writing:
             await asyncio.wait(self._writing, timeout=PATIENCE_SECONDS)
@@ -93,7 +94,7 @@ class _Lane:
 
 
 class Traces:
-    """The requests that are being traced; used on the event loop.
+    """Builds the timelines of all traced requests. Used on the event loop only.
 
     Args:
         sinks: Destinations of timelines; without sinks, nothing is traced.
@@ -107,11 +108,11 @@ class Traces:
         self.dropped_spans = 0
         self._lanes = [_Lane(sink) for sink in sinks]
         self._workers = workers
-        self._followed: dict[str, Traced] = {}  # by answer id, until the last notes have arrived
-        self._ended: dict[str, asyncio.TimerHandle] = {}  # timers of timelines whose requests are over
+        self._followed: dict[str, Traced] = {}  # timelines by answer id, until their last notes have arrived
+        self._ended: dict[str, asyncio.TimerHandle] = {}  # timers of timelines whose requests have ended
         self._budget = SpanBudget(MOST_SPANS)
         self._told: dict[str, float] = {}  # time up to which each worker has sent all its notes
-        self._places: dict[str, str] = {}  # worker of each stage
+        self._places: dict[str, str] = {}  # the worker that runs each stage
         self._emptied = asyncio.Event()
 
     @property
@@ -162,7 +163,7 @@ class Traces:
         self._followed[timeline.answer_id] = timeline
 
     def _end(self, timeline: Traced) -> None:
-        if timeline.answer_id not in self._followed:  # the request has not reached the pipeline
+        if timeline.answer_id not in self._followed:  # the request did not reach the pipeline
             self._write(timeline)
             return
         loop = asyncio.get_running_loop()
@@ -203,7 +204,9 @@ class Traces:
             timeline.add(Span(stepped.stage, "step", stepped.begin, stepped.end, batch=batch))
 
     def _write(self, timeline: Traced) -> None:
-        """Pass a complete timeline to all sinks. Its spans count until the last sink is done with them."""
+        """Pass a complete timeline to all sinks. The spans count towards the budget until the last sink has finished
+        with the timeline.
+        """
         self.dropped_spans += timeline.left_out
         begun = [lane.put(timeline, dict(self._places)) for lane in self._lanes]
         waiting = {writing for writing in begun if writing is not None}

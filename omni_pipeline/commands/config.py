@@ -109,8 +109,8 @@ def schema() -> None:
 
 
 def resolved(settings: Settings, description: str | None) -> Deployment:
-    """The deployment of `settings` on the described GPUs, or else on this machine's GPUs. Prints notes to standard
-    error.
+    """The deployment of `settings` on the described GPUs or, without a description, on this machine's GPUs. Prints
+    notes to stderr.
     """
     for note in settings.notes:
         print(note, file=sys.stderr)

@@ -21,7 +21,9 @@ _SECRETS = ("server.api_keys",)
 
 
 class ConfigLine(Struct, frozen=True):
-    """One value: its dotted path, and its source (`DEFAULT`, a file, a flag, a variable, or a reason)."""
+    """One value of the configuration, with its dotted path and its source (`DEFAULT`, a file, a flag, a variable, or a
+    reason).
+    """
 
     path: str
     value: Any
@@ -50,7 +52,7 @@ def explain(settings: Settings, deployment: Deployment) -> list[ConfigLine]:
 
 
 def render(lines: list[ConfigLine]) -> str:
-    """`lines` as YAML with the origins as comments. Defaults have no comment."""
+    """`lines` as YAML, with the source of each value as a comment. Defaults have no comment."""
     rows: list[tuple[str, str]] = []
     above: list[str] = []
     for line in lines:
@@ -81,7 +83,7 @@ def _stage(settings: Settings, worker: WorkerPlan, plan: StagePlan) -> Any:
 
 
 def _reasons(settings: Settings, plan: StagePlan, *, accelerated: bool) -> dict[str, str]:
-    """The reasons for the settings of a stage that the server decided itself, by path."""
+    """For each setting of a stage that the server decided itself: the reason, keyed by the path of the setting."""
     place = f"stages.{plan.name}"
     colocated = settings.origin("colocate") if settings.config.colocate and accelerated else None
     if not accelerated:

@@ -1,4 +1,4 @@
-"""Gives a command the flags of `config.flags`, and passes it the resulting settings."""
+"""Adds the flags of `config.flags` to a command, and passes the resulting settings to the command."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _SET = Annotated[
 
 
 def all_flags() -> list[Flag]:
-    """The common flags and those of the model, in the order of ``--help``."""
+    """The common flags and the flags of the model, in the order of ``--help``."""
     flags = [*COMMON, *load_graph(Config().graph).flags]
     return sorted(flags, key=lambda flag: _PANELS.index(flag.panel))
 
@@ -123,12 +123,15 @@ def _parser(flag: Flag) -> Callable[[str], Any] | None:
 def _layers(
     flags: list[Flag], given: dict[str, Any], context: typer.Context, *, environment: bool
 ) -> list[SettingsLayer]:
-    """The settings layers of flags: of those set by environment variables, or of those on the command line."""
+    """The settings layers of all flags that are set by environment variables or, if not `environment`, on the command
+    line.
+    """
     layers = []
     for flag in flags:
         value = given[flag.parameter]
         if environment and flag.guards and not value and os.environ.get(flag.variable, "-").strip() == "":
-            # Without a value, the variable looks like a protection, and the flag's default would be open.
+            # An operator who sets this variable wants protection, but an empty value would give the flag's unprotected
+            # default.
             if flag.kind is not str:
                 raise StartupError(f"{flag.variable} is set, but it is empty: give it a value, or unset it.")
             layers.append(SettingsLayer(flag.variable, nest(flag.settings[0], "")))

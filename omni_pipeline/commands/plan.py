@@ -76,7 +76,7 @@ def planned(settings: Settings, gpus: str | None, request: Request) -> PlanRepor
 
 
 def as_data(made: PlanReport) -> dict[str, Any]:
-    """The plan as plain data for JSON. It includes the sums that `Placement` computes."""
+    """The plan as data that can be written as JSON, including the sums that `Placement` computes."""
     placement = made.placement
     return {
         "model_path": made.model_path,

@@ -1,4 +1,4 @@
-"""Draws a placement: the stages on each device, the memory that each stage needs, and whether everything fits."""
+"""Draws a placement: the stages on each device, the memory that each stage needs, and whether the deployment fits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HEADINGS = ("weights", "KV cache", "state", "peak", "graphs", "process")
 
 
 def draw(placement: Placement, found: Sequence[Remedy]) -> RenderableType:
-    """The whole plan, for a console."""
+    """Everything that `plan` shows on a console."""
     colors = _colors(placement)
     parts: list[RenderableType] = []
     for device in placement.devices:
@@ -54,7 +54,9 @@ def _device(device: DevicePlan, colors: dict[str, str]) -> Iterator[RenderableTy
 
 
 def _bar(device: DevicePlan, colors: dict[str, str]) -> Text:
-    """A bar with a block for each stage, as long as its share of memory, then free memory, then reserved memory."""
+    """A bar that shows the memory of a device: first a block for each stage, whose length is the stage's share of the
+    memory, then free memory, then reserved memory.
+    """
     bar = Text()
     scale = WIDTH / max(device.memory, device.taken, 1)
     drawn = end = 0.0
@@ -119,7 +121,7 @@ def _verdict(placement: Placement, found: Sequence[Remedy]) -> Iterator[Renderab
 
 
 def _gib(size: int) -> str:
-    """The size in GiB, with enough digits to distinguish it from 0."""
+    """The size in GiB, with enough digits that a small size is not shown as 0."""
     if size >= _GIB // 10 or not size:
         return f"{size / _GIB:.1f}"
     return f"{size / _GIB:.2f}" if size >= _GIB // 100 else "<0.01"

@@ -1,4 +1,4 @@
-"""Logs the progress of a start, for logs that machines read; `start_terminal` shows it to people."""
+"""Logs the progress of a start, for programs that read logs. `start_terminal` shows the progress to people."""
 
 from __future__ import annotations
 

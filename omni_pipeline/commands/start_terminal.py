@@ -1,4 +1,4 @@
-"""Shows a person the progress of a start: as lines everywhere, and with a spinner on a terminal."""
+"""Shows the progress of a start to people: as lines of text and, on a terminal, also with a spinner."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omni_pipeline.supervision.fork_server import Preloaded
 
 
 class Terminal:
-    """A `service.Display` on a console. It is a context manager, whose exit ends the spinner."""
+    """A `service.Display` on a console. As a context manager, ends the spinner."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -23,7 +23,7 @@ _OF_SERVICES = re.compile(r"SGL_OMNI_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PO
 
 
 def check(server: Server, source: str) -> None:
-    """Refuse settings that seem to protect the server but do not.
+    """Refuse settings that seem to protect the server but do not protect it.
 
     Args:
         source: The beginning of error messages.
@@ -61,8 +61,8 @@ def check(server: Server, source: str) -> None:
 
 
 def without_root(server: Server) -> Server:
-    """Returns `server`, but forbids local media files if their directory would be the root of the file system, as in a
-    service of systemd.
+    """Returns `server`. Forbids local media files if their directory would be the root of the file system, which is the
+    current directory of a systemd service.
     """
     if server.media.local_path is None and Path.cwd() == Path("/"):
         return structs.replace(server, media=structs.replace(server.media, local_path=""))
@@ -80,7 +80,7 @@ def readable_keys(path: Path, tree: dict[str, Any]) -> tuple[str, ...]:
 
 
 def notes(server: Server) -> tuple[str, ...]:
-    """Remarks on settings that are more open than they may seem."""
+    """Remarks on settings that allow more access than an operator may expect."""
     if "*" in server.allowed_origins and not server.api_keys:
         return (
             "server.allowed_origins: * and no API key: every web page that is opened on a machine that reaches this "
@@ -90,7 +90,7 @@ def notes(server: Server) -> tuple[str, ...]:
 
 
 def check_environment(known: set[str]) -> tuple[str, ...]:
-    """Remarks on environment variables that have our prefix but belong to no flag.
+    """Remarks on environment variables whose names have our prefix but belong to no flag.
 
     Raises:
         StartupError: a variable resembles the variable of a flag.

@@ -1,4 +1,4 @@
-"""The command-line flags that set something in the configuration, as data; `commands.options` offers them."""
+"""Defines, as data, the command-line flags that change the configuration. `commands.options` adds them to commands."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def json_schema(graph: Graph) -> dict[str, Any]:
         component.pop("description", None)
         texts = descriptions(kinds.get(name, Config))
         for field, content in component["properties"].items():
-            if "$ref" in content:  # the defaults of a struct's fields are given at these fields
+            if "$ref" in content:  # the schema has the defaults of a struct's fields at the fields themselves
                 content.pop("default", None)
             if field in texts:
                 content["description"] = texts[field]
@@ -39,7 +39,7 @@ def json_schema(graph: Graph) -> dict[str, Any]:
 
 
 def structs(kind: type[Struct]) -> list[type[Struct]]:
-    """`kind` and all struct types in its fields, the outermost first and each only once."""
+    """`kind` and all struct types in its fields, the outermost type first. Each type occurs only once."""
     found = [kind]
     for field in msgspec.structs.fields(kind):
         if isinstance(field.type, type) and issubclass(field.type, Struct):
@@ -53,7 +53,9 @@ def summary(kind: type[Struct]) -> str:
 
 
 def descriptions(kind: type[Struct]) -> dict[str, str]:
-    """Descriptions of the fields of a struct, from ``Attributes:`` in its docstring and its bases' docstrings."""
+    """Descriptions of the fields of a struct, from ``Attributes:`` in the docstrings of the struct and its base
+    classes.
+    """
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if issubclass(base, Struct):

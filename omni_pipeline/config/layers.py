@@ -1,4 +1,4 @@
-"""Merges the layers of the configuration, and remembers which layer each value comes from.
+"""Merges the layers of the configuration, and records which layer each value comes from.
 
 The layers are the defaults, the file, the environment, flags, and ``--set``. Each layer overrides the layers before it.
 """
@@ -22,7 +22,9 @@ SET = "--set"
 
 
 class SettingsLayer(Struct, frozen=True):
-    """The settings of one layer. `tree` is nested like the file. `source` names the layer in the operator's words."""
+    """The settings of one layer. `tree` is nested like a configuration file. `source` is a name of the layer that the
+    operator recognises.
+    """
 
     source: str
     tree: dict[str, Any]
@@ -41,7 +43,9 @@ class Settings(Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
     def origin(self, path: str) -> str | None:
-        """Source of the value at `path`, or of the nearest path above it that was set; None if it is a default."""
+        """Source of the value at `path`, or of the nearest path above it that was set; None if the value is a
+        default.
+        """
         while path:
             if path in self.origins:
                 return self.origins[path]
@@ -54,7 +58,7 @@ def gather(path: Path | None, layers: Iterable[SettingsLayer] = (), assignments:
 
     Args:
         path: The configuration file, or None.
-        layers: Layers from the environment and from flags; each overrides the layers before it.
+        layers: Layers from the environment and from flags. Each layer overrides the layers before it.
         assignments: Values of ``--set``, such as ``thinker.threads=2``.
 
     Raises:
@@ -70,7 +74,7 @@ def gather(path: Path | None, layers: Iterable[SettingsLayer] = (), assignments:
         _check(layer, graph)
         tree = merge(tree, layer.tree)
         for place, value in leaves(layer.tree):
-            if value == {}:  # an empty mapping changes nothing when it is merged
+            if value == {}:  # merging an empty mapping has no effect, so it is not the source of any value
                 continue
             origins = {known: source for known, source in origins.items() if not known.startswith(f"{place}.")}
             origins[place] = layer.source
@@ -117,7 +121,7 @@ def _check(layer: SettingsLayer, graph: Graph) -> None:
 
 
 def _assignment(text: str, graph: Graph) -> dict[str, Any]:
-    """The settings tree for an assignment ``path=value``, whose value is YAML."""
+    """The settings tree for an assignment ``path=value``. The value is YAML."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
         raise StartupError(f"{SET} {text}: write a setting, an equals sign and a value, as in thinker.threads=2.")
@@ -164,7 +168,9 @@ def _names(kind: type[Struct]) -> list[str]:
 
 
 def _refuse_absent_stages(layers: Iterable[SettingsLayer], graph: Graph) -> None:
-    """Refuse flags that set only stages which a text-only server leaves out. A file may set such stages."""
+    """Refuse a flag if all its settings belong to stages that a text-only server leaves out. A file may contain such
+    settings.
+    """
     for layer in layers:
         stages = layer.tree.get("stages", {})
         if stages and set(layer.tree) == {"stages"} and not graph.text_stages & set(stages):

@@ -1,6 +1,7 @@
 """Finds the configuration file that ``--config`` names: a path, or a layout that ships with the package.
 
-The layouts are the files of ``configs/``, which ``omni_pipeline/layouts`` links to, so that a wheel holds them too.
+The layouts are the files of ``configs/``. ``omni_pipeline/layouts`` is a link to this folder, so that a wheel contains
+the layouts too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from omni_pipeline.errors import StartupError, suggestion
 
 DIRECTORY = Path(omni_pipeline.__file__).parent / "layouts"
 
-# Folders of configuration files in the guides, relative to the directory in which the commands of a guide are run.
+# Folders of configuration files, as written in the guides. They are relative to the directory in which a reader runs
+# the commands of a guide.
 _IN_GUIDES = (Path("configs"), Path("examples/configs"))
 
 _PREFIX = "qwen3_omni_"
@@ -35,7 +37,7 @@ class Layout(Struct, frozen=True):
 
 
 class Found(Struct, frozen=True):
-    """The file that ``--config`` means. If the file is not at the given path, `note` says why."""
+    """The file that ``--config`` names. If the file is not at the given path, `note` gives the reason."""
 
     path: Path
     note: str | None = None
@@ -47,7 +49,7 @@ def layouts() -> list[Layout]:
 
 
 def find(given: str) -> Found:
-    """The file that `given` means. A file that exists takes precedence over layouts.
+    """The file that `given` names. An existing file takes precedence over a layout.
 
     Args:
         given: A path, the name of a layout or its file name. A path from the guides (``configs/…``) also

@@ -8,7 +8,7 @@ import yaml
 
 
 class RepeatedKeyError(ValueError):
-    """A mapping has a key twice."""
+    """Raised for a mapping that has a key twice."""
 
 
 def parse(text: str) -> Any:
@@ -30,7 +30,7 @@ def parse(text: str) -> Any:
 
 
 def _refuse_repeated_keys(node: yaml.Node, seen: set[int]) -> None:
-    """Look through `node` and all nodes in it; `seen` are the nodes that have been looked through."""
+    """Check `node` and all nodes inside it. `seen` contains the nodes that have been checked already."""
     if id(node) in seen or not isinstance(node, yaml.CollectionNode):
         return
     seen.add(id(node))

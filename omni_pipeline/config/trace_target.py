@@ -1,4 +1,6 @@
-"""Decides where traces go: to a directory, or to a collector that the settings or OpenTelemetry's variables name."""
+"""Decides the destination of traces: a directory, or a collector that is named in the settings or in OpenTelemetry's
+variables.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def installed() -> bool:
 
 
 def _from(environment: Mapping[str, str]) -> str | None:
-    """The URL in OpenTelemetry's environment variables; None if they name no URL or turn off sending."""
+    """The URL from OpenTelemetry's environment variables; None if the variables contain no URL, turn off sending, or
+    ask for a protocol that is not supported.
+    """
 
     def of(name: str) -> str:
         return environment.get(f"OTEL_{name}", "").strip()

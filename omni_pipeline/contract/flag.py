@@ -1,4 +1,4 @@
-"""The type of a command-line flag, both for the framework's flags and for additional flags of a model."""
+"""Defines the type of command-line flags. The framework's flags and the additional flags of a model have this type."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INSIGHT = "Logs and traces"
 
 
 class Flag(Struct, frozen=True):
-    """One flag. Its value can also come from an environment variable, see `variable`.
+    """One flag. The value of a flag can also come from an environment variable, see `variable`.
 
     Attributes:
         name: Name of the flag, with its dashes.
@@ -39,8 +39,8 @@ class Flag(Struct, frozen=True):
         default: The default that ``--help`` shows; with False, ``--help`` shows no default.
         kind: Type of the value; `bool` for a flag without a value, ``list[…]`` for a flag that can be repeated.
         environment: Name of the flag's environment variable, if it is not ``SGL_OMNI_`` and the flag's name.
-        guards: Whether the flag restricts what clients may do, so that its environment variable must not be empty by
-            mistake.
+        guards: Whether the flag restricts the rights of clients. The environment variable of such a flag must not be
+            empty by mistake.
         parse: Converts the text to the value, if `kind` alone cannot. Raises ValueError with the reason.
     """
 

@@ -25,7 +25,7 @@ def gpu_indices(text: str) -> list[int]:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1. Raises ValueError."""
+    """An integer that is at least 1. Raises ValueError."""
     if not (text.isascii() and text.isdigit() and int(text)):
         raise ValueError(f"{text!r} is not a whole number of at least 1.")
     return int(text)

@@ -1,6 +1,7 @@
 """The stage graph as data: the stages, and the messages that pass between them.
 
-A graph says *what* is computed. *Where* (which worker process, which device) is configuration, see `config.schema`.
+A graph defines which computations are made. The configuration decides on which worker process and device they are made,
+see `config.schema`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from omni_pipeline.errors import StartupError
 TellTensors: TypeAlias = Callable[[Mapping[str, Any]], Mapping[str, tuple[int, int, bool]]]
 TellConfig: TypeAlias = Callable[[Mapping[str, Any]], dict[str, Any]]
 
-# The two ends of every graph, in the main process.
+# The names of the two ends of every graph, which are in the main process.
 GATEWAY = "gateway"
 COLLECTOR = "collector"
 
@@ -38,12 +39,12 @@ class StageSpec(Struct, frozen=True):
         weights: Name prefixes of the checkpoint's tensors that the stage loads; empty for a stage without weights.
         parallel: Whether several GPUs can divide the stage's work among them (tensor parallelism).
         misfit: Function that gives the reason why the stage cannot compute with a checkpoint's weights on its devices;
-            None for a stage that always can.
+            None for a stage that can always compute.
         fills_memory: Whether the stage uses all the memory that it is given, as a KV cache does. Such a stage loads
-            after the other stages on its GPU, which have then allocated their memory.
+            after the other stages on its GPU, because these stages have allocated their memory by then.
         usual_gpu: Index of the stage's GPU if there are several GPUs and the configuration names no GPU for the stage.
         needs: Function that computes, without torch, the memory that the stage needs besides its weights; None for a
-            stage whose other memory is too small to count.
+            stage whose other memory is negligible.
     """
 
     name: str
@@ -65,13 +66,13 @@ class CheckpointSpec(Struct, frozen=True):
     Attributes:
         title: Name of the model in messages.
         model_types: Accepted values of `model_type` in ``config.json``.
-        files: Files that have to be there; each entry is a set of alternatives, as in
-            ``(("vocab.json", "merges.txt"), ("tokenizer.json",))``: all of the first, or all of the second.
+        files: Required files. Each entry is a tuple of alternatives, such as
+            ``(("vocab.json", "merges.txt"), ("tokenizer.json",))``. All files of one alternative must exist.
         tensors: Function that derives the tensors of a checkpoint from its parsed ``config.json``: for each name,
             the number of elements, the bytes, and whether the tensor keeps its type when it is loaded. None if tensors
             cannot be derived.
-        plain: Function that gives the ``config.json`` of the same model with plain weights, the form in which a CPU
-            holds quantised weights.
+        plain: Function that gives the ``config.json`` of the same model without quantisation, because a CPU holds
+            quantised weights in dequantised form.
         quantised: Function that gives the ``config.json`` of the same model with its weights in FP8.
     """
 
@@ -84,7 +85,9 @@ class CheckpointSpec(Struct, frozen=True):
 
 
 class Edge(Struct, frozen=True):
-    """An edge from `source` to `target`. Bodies on it have the type `body`: a struct, or a union of tagged structs."""
+    """An edge from `source` to `target`. Messages on this edge have bodies of the type `body`: a struct, or a union of
+    tagged structs.
+    """
 
     source: str
     target: str
@@ -96,7 +99,7 @@ class Graph(Struct, frozen=True):
 
     Attributes:
         entry: The stage at which requests enter.
-        checkpoint: The checkpoint that the stages load; None if they load nothing.
+        checkpoint: The checkpoint that the stages load; None if the stages load nothing.
         text_stages: Names of the stages that a text-only deployment keeps; empty if there is no such deployment.
         flags: Additional command-line flags for this graph.
     """
@@ -121,7 +124,7 @@ class Graph(Struct, frozen=True):
             raise ValueError(f"graph {self.name}: entry {self.entry} is not a stage")
 
     def stage(self, name: str) -> StageSpec:
-        """The stage called `name`. Raises KeyError."""
+        """The stage called `name`. Raises KeyError if there is no such stage."""
         for stage in self.stages:
             if stage.name == name:
                 return stage

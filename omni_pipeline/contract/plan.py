@@ -1,5 +1,5 @@
-"""The plan of one worker process and its stages, after all decisions. `deployment` makes the plan, `supervision` runs
-it.
+"""The plan of one worker process and its stages, after all decisions. `deployment` makes the plan, and `supervision`
+runs the worker.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ class StagePlan(Struct, frozen=True):
     """One stage of a worker.
 
     Attributes:
-        options: The stage's own options, a `StageOptions`. In an assignment that a worker has just received, they are
-            still a mapping.
+        options: The stage's own options, a `StageOptions`. In an assignment that a worker has just received, the
+            options are still a mapping.
         gpus: Indices of the stage's GPUs; empty on the CPU.
         tp_size: Number of processes that share the stage's work by tensor parallelism.
         memory: Total bytes that the stage may use on each of its GPUs; None before this is decided.
@@ -57,5 +57,7 @@ class WorkerPlan(Struct, frozen=True):
 
     @property
     def fresh(self) -> bool:
-        """Whether the worker has to start in a fresh interpreter, since imports depend on its GPUs or environment."""
+        """Whether the worker has to start in a fresh interpreter, because imports depend on the worker's GPUs and
+        environment.
+        """
         return bool(self.gpus or self.environment)

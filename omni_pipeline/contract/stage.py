@@ -1,9 +1,9 @@
-"""The one contract between the framework and a stage.
+"""Defines the interface between the framework and a stage.
 
-A stage is a plain object in a single-threaded loop (see `worker.loop`). `receive` queues work and returns at once.
-`step` does one batch of work for all requests that are ready, and returns the messages to send. Nothing here blocks,
-locks or starts threads. A stage that has processes of its own is also a `WaitsOutside`: the loop then sleeps until a
-message arrives or such a process answers.
+A stage is an object whose methods are called by a single-threaded loop (see `worker.loop`). `receive` queues work and
+returns at once. `step` computes one batch for all requests that are ready, and returns the messages to send. A stage
+does not block, use locks or start threads. A stage that has its own processes is also a `WaitsOutside`: the loop then
+sleeps until a message arrives or one of these processes answers.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from omni_pipeline.wire.messages import Claim, Failed, Work
 
 
 class Ranks(Struct, frozen=True):
-    """A process's place among the processes that share a stage's work.
+    """The position of a process among the processes that share a stage's work.
 
     Attributes:
         rank: Number of the process; 0 is the stage's worker.
-        size: Number of these processes.
+        size: Number of processes that share the stage's work.
         port: TCP port of this host where the processes find each other; 0 if there is only one process.
     """
 
@@ -40,9 +40,9 @@ class StageContext(Struct, frozen=True):
         options: An instance of the stage's options struct.
         stages: Names of all stages that this deployment runs.
         scratch: Private directory (mode 0700) of this process for short-lived files; it is removed with the process.
-        ranks: This process's place among the processes that share the stage's work. A stage of several ranks must
-            depend only on its messages, aborts and steps, see `worker.tensor_parallel`.
-        static: Bytes of each GPU for weights and KV cache; None if the stage decides.
+        ranks: The position of this process among the processes that share the stage's work. A stage of several ranks
+            must depend only on its messages, aborts and steps, see `worker.tensor_parallel`.
+        static: Number of bytes on each GPU for weights and KV cache; None if the stage decides the number.
     """
 
     name: str
@@ -56,15 +56,15 @@ class StageContext(Struct, frozen=True):
 
 
 class StageBroken(Exception):
-    """Raised by a stage that can serve no request any more: its requests fail and its worker process ends."""
+    """Raised by a stage that cannot serve requests any more. All its requests fail, and its worker process ends."""
 
 
 class Stage(Protocol):
-    """One stage of the graph; see the module's docstring for how it is driven."""
+    """One stage of the graph. The module's docstring explains when its methods are called."""
 
     @property
     def has_work(self) -> bool:
-        """Whether `step` has something to do now. False while everything waits for messages."""
+        """Whether `step` has work to do now. False while all requests of the stage wait for messages."""
 
     @property
     def batch(self) -> Collection[str]:
@@ -74,23 +74,23 @@ class Stage(Protocol):
         """Accept a message. May raise `errors.OmniError` to end the message's request with an error."""
 
     def step(self) -> Iterable[Work | Failed | Claim]:
-        """Do one batch of work and return the messages to send.
+        """Compute one batch and return the messages to send.
 
         An error of one request is returned as `wire.messages.Failed`, not raised. An exception means a bug: the worker
-        then fails every request that the stage holds, and goes on unless the exception is a `StageBroken`. `abort` is
-        never called during a step.
+        then fails every request that the stage holds. If the exception is a `StageBroken`, the worker also ends.
+        `abort` is never called during a step.
         """
 
     def abort(self, request_id: str) -> None:
-        """Forget a request and free everything that the stage holds for it. Ignore unknown ids."""
+        """Forget a request and free all its resources in the stage. Ignore unknown ids."""
 
     def live(self) -> Collection[str]:
-        """Ids of the requests for which the stage holds anything."""
+        """Ids of the requests for which the stage holds data."""
 
     def stats(self) -> dict[str, float]:
         """The stage's own metrics for `wire.messages.StageStats.extra`; `gateway.metrics` explains each name.
 
-        ``queued_requests`` is the number of requests that are ready but on which the stage does not work yet.
+        ``queued_requests`` is the number of requests that are ready to be worked on but that the stage has not started.
         """
 
     def close(self) -> None:
@@ -103,20 +103,21 @@ class WaitsOutside(Protocol):
 
     @property
     def waits_on(self) -> int:
-        """A descriptor that is readable as soon as something outside has made `has_work` true.
+        """A file descriptor that becomes readable as soon as another process has made `has_work` true.
 
-        It must not stay readable after a `step` that had nothing to do, because the loop would then never sleep. The
-        loop reads `has_work` at least with each heartbeat, so a stage may also let `has_work` become true by the clock.
+        The descriptor must not stay readable after a `step` that had nothing to do, because the loop would then never
+        sleep. The loop reads `has_work` at least at each heartbeat, so `has_work` may also become true because time has
+        passed.
         """
 
 
 @runtime_checkable
 class ClaimingStage(Protocol):
-    """A stage that asks before it makes something large.
+    """A stage that asks for memory before it allocates large data.
 
-    The stage's `step` returns a `wire.messages.Claim`. Until `grant` is called for the request, the stage makes nothing
-    for it, and goes on with other requests. A stage of several ranks cannot claim.
+    The stage's `step` returns a `wire.messages.Claim`. Until `grant` is called for the request, the stage allocates
+    nothing for the request, and continues with other requests. A stage of several ranks cannot claim.
     """
 
     def grant(self, request_id: str) -> None:
-        """Go on with a request whose claim has been granted. Ignore unknown ids. Never called during a step."""
+        """Continue with a request whose claim has been granted. Ignore unknown ids. Never called during a step."""

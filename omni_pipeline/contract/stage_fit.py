@@ -9,7 +9,7 @@ from msgspec import Struct
 
 
 class Share(Struct, frozen=True):
-    """The weights and devices with which a stage is to compute.
+    """The weights and devices with which a stage has to compute.
 
     Attributes:
         config: The checkpoint's ``config.json``.

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 
 class Request(Struct, frozen=True):
-    """An example request: a plan counts how many such requests fit into memory at the same time.
+    """An example request. A plan counts how many requests of this size fit into memory at the same time.
 
     Attributes:
         prompt_tokens: Number of tokens of all text and media in the request.
@@ -47,14 +47,14 @@ class Situation(Struct, frozen=True):
 
 
 class Cache(Struct, frozen=True):
-    """Memory that grows with the tokens a stage can hold.
+    """Memory that grows with the number of tokens that a stage can hold.
 
     Attributes:
         token_bytes: Bytes on each device for a token's keys and values.
-        beside_bytes: Bytes on each device for everything else that is kept for a token.
+        beside_bytes: Number of bytes on each device for all other data that is kept for a token.
         request_tokens: Number of this cache's tokens that the example request needs.
-        most_tokens: Maximum number of tokens that the cache can use; None if it keeps tokens of earlier requests for
-            later requests.
+        most_tokens: Maximum number of tokens that the cache can use; None if the cache keeps tokens of earlier requests
+            for later requests.
         default_tokens: Size of the cache if no plan decides it, as on a CPU; None if the cache then uses all free
             memory.
     """
@@ -74,8 +74,8 @@ class Needs(Struct, frozen=True):
     """Bytes that a stage needs on each of its devices, besides its weights.
 
     Attributes:
-        activations: Bytes at the peak of a step. Stages of one worker take turns, so only the largest of these needs
-            counts.
+        activations: Bytes at the peak of a step. The stages of one worker take turns, so only the largest value in a
+            worker counts.
         state: Bytes that are in use all the time: tables, slots for streams, workspaces.
         graphs: Bytes for CUDA graphs.
         requests: Maximum number of requests on which the stage works at the same time; None for no limit.

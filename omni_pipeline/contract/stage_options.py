@@ -1,4 +1,4 @@
-"""Base types of the stages' own options, with the options that the framework reads too.
+"""Base types of the stages' own options. They contain the options that the framework also reads.
 
 A model's option structs extend these types, so that no framework code looks up an option by its name.
 """
@@ -15,26 +15,28 @@ class StageOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     @property
     def dtype(self) -> str | None:
-        """Data type of weights and activations; None for the default: float32 on a CPU, the checkpoint's on a GPU."""
+        """Data type of weights and activations. None means the default: float32 on a CPU, the checkpoint's data type on
+        a GPU.
+        """
         return None
 
     @property
     def max_total_tokens(self) -> int | None:
-        """Size of the stage's cache in tokens; None if it has no cache, or if the server decides its size."""
+        """Size of the stage's cache in tokens; None if the stage has no cache, or if the server decides the size."""
         return None
 
     @property
     def mem_fraction_static(self) -> float | None:
-        """Memory for weights and cache, as a fraction of each whole GPU; None if the server decides it."""
+        """Memory for weights and cache, as a fraction of each whole GPU; None if the server decides the fraction."""
         return None
 
 
 class CacheOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Options of a stage that fills the memory it is given with a cache.
+    """Options of a stage whose cache fills all the memory that the stage is given.
 
     Attributes:
-        max_total_tokens: Size of the KV cache in tokens; null gives the cache its share of the GPU memory that is left
-            after everything else, as `sgl-omni plan` shows (on a CPU: 65536 tokens).
+        max_total_tokens: Size of the KV cache in tokens; with null, the cache gets a share of the GPU memory that
+            remains after all other needs, as `sgl-omni plan` shows (on a CPU: 65536 tokens).
         mem_fraction_static: Memory for weights and KV cache together, as a fraction of each whole GPU; null uses
             the stage's memory budget or, without a budget, lets the server decide.
     """

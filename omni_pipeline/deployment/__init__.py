@@ -1,5 +1,5 @@
-"""Decides, before anything starts, where each stage runs: its device, GPUs, worker and memory budget.
+"""Decides, before the first process starts, where each stage runs: its device, GPUs, worker and memory budget.
 
-Finding and checking the checkpoint belongs here too, and so does the search for changes that make a plan fit.
-Running the plan belongs in `supervision`, and showing it in `commands`.
+Code that finds and checks the checkpoint belongs in this package too, and so does the search for changes that make a
+plan fit. Code that runs the plan belongs in `supervision`. Code that shows the plan belongs in `commands`.
 """

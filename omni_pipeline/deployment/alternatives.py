@@ -1,4 +1,6 @@
-"""Finds changes that make a deployment fit: other layouts and checkpoints, each tried before it is suggested."""
+"""Finds changes that make a deployment fit: other layouts and checkpoints, each of which is tried before it is
+suggested.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ _FP8, _SILENT, _TOGETHER = "an FP8 checkpoint", "--text-only", "--colocate"
 
 
 class Remedy(Struct, frozen=True):
-    """A change to the deployment, and the number of example requests that fit at the same time once it is made."""
+    """A change to the deployment, and the number of example requests that fit at the same time after the change."""
 
     change: str
     requests: int
@@ -57,7 +59,7 @@ class _Attempt(Struct, frozen=True):
 def remedies(
     config: Config, checkpoint: Checkpoint, gpus: Sequence[Gpu], free: FreeMemory, request: Request
 ) -> tuple[Remedy, ...]:
-    """Changes that make `config` fit on `gpus`, the mildest first. Each change is enough by itself."""
+    """Changes that make `config` fit on `gpus`, the smallest change first. Each change is enough by itself."""
     found: list[Remedy] = []
     for group in _groups(config, checkpoint, _Room(tuple(gpus), free)):
         tried = ((attempt, _tried(attempt, request)) for attempt in group)
@@ -71,7 +73,7 @@ def remedies(
 
 
 def _groups(config: Config, checkpoint: Checkpoint, room: _Room) -> Iterator[Iterator[_Attempt]]:
-    """The attempts by kind of change. For each kind, the first attempt that fits is suggested."""
+    """The attempts, grouped by the kind of change. For each kind, the first attempt that fits is suggested."""
     graph = load_graph(config.graph)
     quantised = _quantised(graph, checkpoint)
     silent = structs.replace(config, text_only=True)
@@ -96,8 +98,8 @@ def _layouts(
     GPUs.
 
     Args:
-        takes, flags: Differences from the operator's configuration. Without a difference, the attempt with its own
-            layout is left out.
+        takes, flags: Differences from the operator's configuration. Without a difference, the attempt with the
+            configuration's own layout is left out.
     """
     if takes or flags:
         yield _Attempt(_change(takes, flags), config, checkpoint, room)
@@ -123,7 +125,9 @@ def _anywhere(stages: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
 
 
 def _spreads(config: Config, checkpoint: Checkpoint, room: _Room) -> Iterator[tuple[str, Config]]:
-    """Layouts over several GPUs: the parallel stage on some of them, each other stage on the GPU with most room."""
+    """Layouts over several GPUs. The parallel stage is on one or more GPUs. Each other stage is on the GPU with the
+    most free memory.
+    """
     graph = load_graph(config.graph)
     stages = [
         spec
@@ -165,7 +169,9 @@ def _flags(places: Mapping[str, list[int]], flags: Sequence[Flag]) -> str:
 
 
 def _sizes(config: Config, checkpoint: Checkpoint, room: _Room) -> dict[str, int] | None:
-    """The bytes that each stage needs on a GPU, without its cache. None if the configuration is refused."""
+    """The number of bytes that each stage needs on a GPU, not counting its cache. None if the configuration is
+    refused.
+    """
     placement = _tried(_Attempt("", config, checkpoint, room), Request())
     if placement is None:
         return None
@@ -173,7 +179,9 @@ def _sizes(config: Config, checkpoint: Checkpoint, room: _Room) -> dict[str, int
 
 
 def _quantised(graph: Graph, checkpoint: Checkpoint) -> Checkpoint | None:
-    """The checkpoint with its weights in FP8; None if it is quantised already, or if its model has no FP8 form."""
+    """The checkpoint with its weights in FP8; None if the checkpoint is quantised already, or if its model has no FP8
+    form.
+    """
     spec = graph.checkpoint
     if spec is None or spec.quantised is None or any(stored.fixed for stored in checkpoint.tensors.values()):
         return None
@@ -200,7 +208,8 @@ def _tried(attempt: _Attempt, request: Request) -> Placement | None:
     """The memory placement of an attempt; None if its configuration is refused."""
     try:
         deployment = resolve(attempt.config, attempt.room.gpus)
-        check_stages(deployment, structs.replace(attempt.checkpoint, tensors={}))  # the names were checked before
+        # without tensors, because the names of the tensors were checked before
+        check_stages(deployment, structs.replace(attempt.checkpoint, tensors={}))
     except StartupError:
         return None
     return prepare(deployment, attempt.checkpoint, attempt.room.free, request=request, checked=False).placement

@@ -1,4 +1,4 @@
-"""Finds the checkpoint that ``--model-path`` names, and checks it before anything is loaded."""
+"""Finds the checkpoint that ``--model-path`` names, and checks the checkpoint before any data is loaded."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _INDEX = "model.safetensors.index.json"
 # A tensor that is stored in one of these types is converted, at loading, to the type in which its stage computes.
 _CAST = ("F64", "F32", "F16", "BF16")
 
-# A longer header cannot be a safetensors header.
+# Maximum length of a safetensors header, in bytes. A longer header is an error.
 _MAX_HEADER_BYTES = 100 * 1024 * 1024
 
 
 class _WeightIndex(Struct):
-    """``model.safetensors.index.json``: the file of each tensor."""
+    """The part of ``model.safetensors.index.json`` that lists the file of each tensor."""
 
     weight_map: dict[str, str]
 
@@ -55,12 +55,12 @@ class _Weight(Struct):
 
 
 class Checkpoint(Struct, frozen=True):
-    """A real checkpoint, or one that is only described by its ``config.json``.
+    """A checkpoint with weights, or a checkpoint of which only the ``config.json`` exists.
 
     Attributes:
-        path: Absolute path of its directory.
-        config: Its ``config.json``.
-        tensors: Its tensors, by name.
+        path: Absolute path of the checkpoint's directory.
+        config: The parsed ``config.json`` of the checkpoint.
+        tensors: The checkpoint's tensors, keyed by name.
     """
 
     path: str
@@ -69,12 +69,12 @@ class Checkpoint(Struct, frozen=True):
 
     @property
     def dtype(self) -> str:
-        """The data type that most weights are stored in, by torch's name."""
+        """Torch's name of the data type in which most weights are stored."""
         name = self.config.get("dtype") or self.config.get("torch_dtype") or "bfloat16"
         return str(name).removeprefix("torch.")
 
     def held_bytes(self, prefixes: Sequence[str], item_size: int | None) -> int:
-        """Bytes of the tensors whose names begin with one of `prefixes`, once they are loaded.
+        """Number of bytes that the tensors whose names begin with one of `prefixes` occupy after loading.
 
         Args:
             item_size: Bytes of one number after loading; None if tensors keep the type in which they are stored.
@@ -86,7 +86,7 @@ class Checkpoint(Struct, frozen=True):
 
 
 def find_checkpoint(model_path: str, spec: CheckpointSpec, announce: Callable[[str], None]) -> Checkpoint:
-    """The checkpoint at a directory, or on the Hugging Face hub by name.
+    """The checkpoint in a directory, or the checkpoint with a name on the Hugging Face hub.
 
     Args:
         announce: Called with a message before a search on the hub, which may take long.
@@ -124,7 +124,8 @@ def describe_checkpoint(model_path: str, spec: CheckpointSpec) -> Checkpoint:
     """Describes a checkpoint without loading it: from its weights' headers or, without weights, from ``config.json``.
 
     Args:
-        model_path: A directory, with or without weights, or a ``config.json``, or a name that the hub's cache knows.
+        model_path: A directory, with or without weights; or the path of a ``config.json``; or a hub name of a model
+            that is in the hub's cache.
 
     Raises:
         StartupError: `model_path` does not exist, or the checkpoint there is wrong or incomplete.
@@ -148,7 +149,7 @@ def describe_checkpoint(model_path: str, spec: CheckpointSpec) -> Checkpoint:
 
 
 def described(path: str, config: dict[str, Any], spec: CheckpointSpec) -> Checkpoint:
-    """The checkpoint that a ``config.json`` implies. Raises StartupError if it implies none."""
+    """The checkpoint that a ``config.json`` implies. Raises StartupError if its tensors cannot be derived."""
     if spec.tensors is None:
         raise StartupError(f"The tensors of a {spec.title} checkpoint cannot be derived from its config.json.")
     return Checkpoint(path, config, {name: Stored(*stored) for name, stored in spec.tensors(config).items()})
@@ -167,7 +168,7 @@ def _config(path: Path, spec: CheckpointSpec) -> dict[str, Any]:
 
 
 def _weight_files(path: Path) -> dict[str, set[str]]:
-    """Names of the weight files, with the tensors that each has to hold (an empty set if there is no index)."""
+    """Names of the weight files, with the tensors that each file has to contain (an empty set if there is no index)."""
     if not (path / _INDEX).is_file():
         names = sorted(file.name for file in path.glob("*.safetensors"))
         if not names:
@@ -183,7 +184,7 @@ def _weight_files(path: Path) -> dict[str, set[str]]:
 
 
 def _weights(path: Path, name: str) -> dict[str, _Weight]:
-    """The header of a safetensors file. Checks that the file is as long as its header says."""
+    """The header of a safetensors file. Checks that the file is at least as long as its header requires."""
     with open(path / name, "rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0

@@ -1,4 +1,4 @@
-"""Decides which GPUs each stage gets: the GPUs in the configuration or, if it names no GPU, the server's choice."""
+"""Decides which GPUs each stage gets. If the configuration names no GPU for a stage, chooses a GPU."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _NONE = StageConfig()
 def gpu_sets(specs: Sequence[StageSpec], config: Config, gpus: Sequence[Gpu]) -> dict[str, tuple[int, ...]]:
     """Indices of each stage's GPUs. All stages in `specs` compute on GPUs.
 
-    If the configuration names no GPU for a stage, the stage gets a GPU that is not named for another stage, if such a
-    GPU is left. Which one depends on the stage's usual index: the GPUs are counted after the GPUs of a stage with
-    several ranks, and if there are too few, the stage gets the last one.
+    If the configuration names no GPU for a stage, the server chooses among the GPUs that are not named for any stage,
+    or among all GPUs if every GPU is named. A stage with several ranks gets the first of these GPUs. A stage with one
+    rank gets the GPU at its usual index; an index above 0 is counted after the GPUs of a stage with several ranks. If
+    there are too few GPUs, the stage gets the last GPU.
 
     Raises:
         StartupError: the configuration names a GPU that does not exist, or a stage's GPUs do not fit its ranks or

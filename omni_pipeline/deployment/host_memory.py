@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
-    """Bytes of RAM that this process may still use, in the system or in its control group, whichever is less; None if
-    unknown.
+    """Number of bytes of RAM that this process may still use: the available RAM of the system or of the control group,
+    whichever is smaller. None if unknown.
 
     Args:
         root: The directory that contains ``proc`` and ``sys``.
@@ -18,7 +18,7 @@ def available_bytes(root: Path = Path("/")) -> int | None:
 
 
 def total_bytes(root: Path = Path("/")) -> int | None:
-    """Bytes of RAM of the system, or of the control group if it may use less; None if unknown.
+    """Number of bytes of RAM of the system, or the limit of the control group if the limit is smaller; None if unknown.
 
     Args:
         root: The directory that contains ``proc`` and ``sys``.
@@ -26,7 +26,7 @@ def total_bytes(root: Path = Path("/")) -> int | None:
     known = []
     with suppress(OSError, KeyError):
         known.append(_fields(root / "proc/meminfo")["MemTotal:"] * 1024)
-    with suppress(OSError, ValueError):  # no control group, or the word "max"
+    with suppress(OSError, ValueError):  # there is no control group, or its limit is the word "max"
         known.append(int((root / "sys/fs/cgroup/memory.max").read_text()))
     return min(known, default=None)
 
@@ -51,6 +51,6 @@ def _group_free(root: Path) -> int | None:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """The numbers in a file whose lines each hold a name and a number, by name."""
+    """The numbers in a file, keyed by name. Each line of the file contains a name and a number."""
     lines = (line.split() for line in path.read_text().splitlines())
     return {words[0]: int(words[1]) for words in lines if len(words) > 1}

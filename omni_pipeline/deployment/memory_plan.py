@@ -31,12 +31,12 @@ KEPT_FREE = 0.03
 
 
 class Holding(Struct, frozen=True):
-    """Bytes of one device for one stage.
+    """The memory, in bytes, that one stage needs on one device.
 
     Attributes:
-        activations: Bytes at the peak of a step. Stages of a worker take turns, so only the largest need counts, and
-            the other stages have 0.
-        process: The stage's share of the memory that its worker process needs in any case.
+        activations: Bytes at the peak of a step. The stages of a worker take turns, so only the stage with the largest
+            need has this value. The other stages have 0.
+        process: The stage's share of the memory that its worker process needs independently of its stages.
     """
 
     stage: str
@@ -50,7 +50,7 @@ class Holding(Struct, frozen=True):
 
     @property
     def fixed(self) -> int:
-        """Bytes of everything except the cache."""
+        """Number of bytes of all memory except the cache."""
         return self.weights + self.state + self.activations + self.graphs + self.process
 
     @property
@@ -65,8 +65,8 @@ class DevicePlan(Struct, frozen=True):
         index: Index of the GPU; None for the machine's RAM.
         memory: Total bytes of the GPU, or available bytes of RAM.
         usable: The part of `memory` that the server divides among stages.
-        limit: The largest part of `memory` that stages may use. It is larger than `usable` if the operator has set the
-            memory of a stage.
+        limit: The largest part of `memory` that stages may use. The limit is larger than `usable` if the operator has
+            set the memory of a stage.
     """
 
     index: int | None
@@ -100,7 +100,7 @@ class CachePlan(Struct, frozen=True):
     Attributes:
         tokens: Number of tokens that the cache holds.
         token_bytes: Bytes on each of the stage's devices for a token's keys and values.
-        beside_bytes: Bytes on each of the stage's devices for everything else that is kept for a token.
+        beside_bytes: Number of bytes on each of the stage's devices for all other data that is kept for a token.
         request_tokens: Number of tokens that the example request needs.
         limit: Maximum number of requests that the stage works on at the same time.
     """
@@ -144,12 +144,14 @@ class Placement(Struct, frozen=True):
 
     @property
     def requests(self) -> int | None:
-        """Number of example requests for which every stage has room at the same time; None if no stage limits them."""
+        """Number of example requests for which every stage has room at the same time; None if no stage limits the
+        number.
+        """
         return min(self._rooms.values(), default=None)
 
     @property
     def bounded_by(self) -> tuple[str, ...]:
-        """Names of the stages that have the least room: for `requests` requests and no more."""
+        """Names of the stages that limit `requests`: they have room for exactly `requests` requests."""
         return tuple(stage for stage, room in self._rooms.items() if room == self.requests)
 
     @property
@@ -162,7 +164,7 @@ class Placement(Struct, frozen=True):
 
 
 class _Demand(Struct):
-    """One stage on its devices. `tokens`, the size of the stage's cache, is decided later."""
+    """The needs of one stage on its devices. `tokens`, the size of the stage's cache, is decided later."""
 
     plan: StagePlan
     worker: str
@@ -233,7 +235,7 @@ def place(
 
 
 def _unpacked(deployment: Deployment, checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint as a CPU holds it: with plain weights in place of quantised weights."""
+    """The checkpoint in the form in which a CPU holds it: dequantised weights in place of quantised weights."""
     spec = deployment.graph.checkpoint
     weighty = {stage.name for stage in deployment.graph.stages if stage.weights}
     plans = (plan for worker in deployment.workers for plan in worker.stages)
@@ -258,7 +260,9 @@ def _pinned(plan: StagePlan) -> bool:
 
 
 def sized(deployment: Deployment, placement: Placement) -> Deployment:
-    """The deployment with the bytes of every stage on a GPU, and with cache sizes where the operator set none."""
+    """The deployment with a memory size for every stage on a GPU, and with a cache size wherever the operator has not
+    set one.
+    """
     return structs.replace(deployment, workers=tuple(_sized_worker(worker, placement) for worker in deployment.workers))
 
 
@@ -373,7 +377,7 @@ def _decide(demands: Sequence[_Demand], devices: Sequence[DevicePlan]) -> list[s
 def _given_tokens(
     demand: _Demand, cache: Cache, memory: Mapping[int | None, int], own: Mapping[tuple[str, int | None], Holding]
 ) -> int | None:
-    """Tokens of a cache, if the configuration decides them; otherwise None."""
+    """Number of tokens of a cache, if the configuration decides the number; otherwise None."""
     plan = demand.plan
     options: StageOptions = plan.options
     if options.max_total_tokens is not None:

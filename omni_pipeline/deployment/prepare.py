@@ -68,12 +68,13 @@ def prepare(
     request: Request | None = None,
     checked: bool = True,
 ) -> Prepared:
-    """Compute the memory placement of `deployment`. `Prepared.refuse` on the result refuses one that does not fit.
+    """Compute the memory placement of `deployment`. If the deployment does not fit, `Prepared.refuse` on the result
+    raises an error.
 
     Args:
         request: The example request whose size the placement uses; None for the default request.
-        checked: Whether to refuse a stage that cannot compute with its weights. `config show` passes False, to show
-            such a deployment too.
+        checked: Whether to refuse a stage that cannot compute with its weights. `config show` passes False, so that it
+            can also show a deployment with such a stage.
 
     Raises:
         StartupError: a stage cannot compute with its weights.

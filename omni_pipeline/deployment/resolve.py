@@ -18,7 +18,7 @@ from omni_pipeline.supervision.plan import PipelinePlan
 
 
 class Deployment(PipelinePlan, frozen=True):
-    """A configuration after every decision is made; nothing in it is optional or ``auto``.
+    """A configuration after every decision is made. No value is ``auto`` or still to be decided.
 
     Attributes:
         model_path: The model path of the configuration; `checkpoint.find_checkpoint` turns a hub name into a directory.
@@ -43,7 +43,7 @@ class Deployment(PipelinePlan, frozen=True):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks on settings that have no effect, or that are more open than they may seem."""
+        """Remarks on settings that have no effect, or that allow more access than an operator may expect."""
         ineffective = tuple(
             f"stages.{plan.name}: mem_fraction_static has no effect on the CPU, where the KV cache has a fixed size"
             for worker in self.workers
@@ -142,7 +142,7 @@ def _check_placement(spec: StageSpec, stage: StageConfig, device: Device, config
 
 
 def _bytes(memory: float | str | None, gpus: Sequence[Gpu]) -> int | None:
-    """A budget on each of `gpus`, in bytes."""
+    """A memory budget in bytes, for each of `gpus`."""
     if memory is None or isinstance(memory, str):
         return None if memory is None else parse_size(memory)
     return int(memory * min(gpu.memory for gpu in gpus))

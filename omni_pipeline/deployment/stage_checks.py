@@ -14,7 +14,9 @@ _MOST_RANKS = 16
 
 
 def check_stages(deployment: Deployment, checkpoint: Checkpoint) -> None:
-    """Raise StartupError when a stage cannot compute with its weights as deployed. The message says what would work."""
+    """Raise StartupError if a stage cannot compute with its weights in this deployment. The message names the numbers
+    of ranks that would work, if any.
+    """
     for worker in deployment.workers:
         for plan in worker.stages:
             misfit = deployment.graph.stage(plan.name).misfit

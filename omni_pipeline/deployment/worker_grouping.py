@@ -28,7 +28,8 @@ def grouped(
         gpus: The GPUs that the server may use.
 
     Raises:
-        StartupError: stages cannot share a worker, or the memory budgets on a GPU add up to more than the GPU has.
+        StartupError: stages cannot share a worker, or the sum of the memory budgets on a GPU is larger than the memory
+            of the GPU.
     """
     workers = [_worker(name, plans, graph, settings, gpus) for name, plans in groups.items()]
     _check_sums(workers, gpus)
@@ -74,10 +75,10 @@ def _in_order(workers: Sequence[WorkerPlan], graph: Graph) -> tuple[WorkerPlan, 
     """Returns `workers`, each with the names of the workers that have to be ready before it starts.
 
     A stage that fills its memory measures the free memory of its GPU before it loads and again afterwards, and counts
-    the difference as its own. If another worker loaded on that GPU in between, its memory would be counted too, and the
-    stage's cache would be too small. So a worker with such a stage starts after all other workers on its GPU have
-    loaded, and two workers with such stages load one after the other. The memory that the other workers need later, for
-    larger batches, is already left out of the stage's budget.
+    the difference as its own. If another worker loaded on the same GPU in between, the other worker's memory would be
+    counted too, and the stage's cache would be too small. So a worker with such a stage starts after all other workers
+    on its GPU have loaded, and two workers with such stages load one after the other. The memory that the other workers
+    need later, for larger batches, is not part of the stage's budget.
     """
     filling = {worker.name for worker in workers if any(graph.stage(name).fills_memory for name in worker.stage_names)}
     ordered = sorted(workers, key=lambda worker: worker.name in filling)  # workers in `filling` last
@@ -107,7 +108,7 @@ def _environment(worker: str, stages: Mapping[str, StageConfig]) -> dict[str, st
 
 
 def _check_sums(workers: Sequence[WorkerPlan], gpus: Sequence[Gpu]) -> None:
-    """Refuse memory budgets that add up to more than their GPU, or that contradict each other."""
+    """Refuse memory budgets whose sum is larger than the memory of their GPU, or that contradict each other."""
     plans = [plan for worker in workers for plan in worker.stages]
     for gpu in gpus:
         here = [plan for plan in plans if gpu.index in plan.gpus]

@@ -1,4 +1,5 @@
-"""Finds, or makes, the tools that compile GPU kernels when a library first needs them.
+"""Finds or assembles the tools with which libraries compile GPU kernels at first use.
 
-The search for compilers, ``ninja`` and a CUDA toolkit belongs here. The kernels themselves belong to the libraries.
+The search for compilers, ``ninja`` and a CUDA toolkit belongs in this package. The kernels themselves belong to the
+libraries.
 """

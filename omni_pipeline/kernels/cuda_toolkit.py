@@ -1,9 +1,9 @@
-"""Finds a CUDA toolkit directory, or makes one from the environment's Python packages.
+"""Finds a CUDA toolkit directory, or makes a toolkit directory from the environment's Python packages.
 
-NVIDIA's packages contain everything that compiling needs, but in places and under names that no library looks for.
-Older packages are spread over several directories. The directory of libraries is called ``lib`` instead of ``lib64``,
-and it has ``libcudart.so.13`` but no ``libcudart.so``. So this module makes a directory of links to them that looks
-like an installed toolkit.
+NVIDIA's packages contain all files that are needed to compile kernels, but with paths and names that libraries do not
+expect. Older packages are spread over several directories. The directory of libraries is called ``lib`` instead of
+``lib64``, and contains ``libcudart.so.13`` but no ``libcudart.so``. So this module makes a directory of links that
+looks like an installed toolkit.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ USUAL = Path("/usr/local/cuda")
 # Increase this number when the way of making toolkits changes, so that older toolkits are not used any more.
 _FORM = "1"
 
-# The headers of CCCL refuse a compiler whose release differs from that of the runtime's headers. Installed packages
-# often differ in this way: torch pins the runtime, but nothing pins the compiler. Within a major version, a newer
-# compiler accepts older headers.
+# The headers of CCCL refuse a compiler whose release differs from the release of the runtime's headers. Installed
+# packages often differ in this way: torch pins the runtime, but nothing pins the compiler. Within a major version, a
+# newer compiler accepts older headers.
 _MIXTURE = 'INCLUDES += "-DCCCL_DISABLE_CTK_COMPATIBILITY_CHECK" $(_SPACE_)\n'
 
 _DRIVER = "libcuda.so.1"
@@ -44,10 +44,10 @@ def lacking(home: Path) -> list[str]:
 
 
 def installed(environment: Mapping[str, str]) -> Path | None:
-    """The complete toolkit that belongs to the ``nvcc`` on ``PATH``, or is in the usual place.
+    """The complete toolkit that contains the ``nvcc`` on ``PATH``, or else the complete toolkit in the usual place.
 
     Incomplete directories do not count. For example, if ``nvcc`` is a wrapper in ``/usr/local/bin``, the directory
-    above it is no toolkit.
+    above ``bin`` is not a toolkit.
     """
     nvcc = shutil.which("nvcc", path=environment.get("PATH", ""))
     places = [] if nvcc is None else [Path(nvcc).parent.parent, Path(nvcc).resolve().parent.parent]
@@ -67,9 +67,11 @@ def packages() -> list[Path]:
 
 
 def toolkit_of(directories: Sequence[Path]) -> list[Path]:
-    """The directories that together make a toolkit, with the compiler's first; empty if parts are missing."""
+    """The directories that together make a toolkit, beginning with the compiler's directory; empty if parts are
+    missing.
+    """
     compilers = [directory for directory in directories if (directory / "bin/nvcc").is_file()]
-    for compiler in sorted(compilers, reverse=True):  # the newest
+    for compiler in sorted(compilers, reverse=True):  # the newest compiler first
         own = [compiler]
         if not (compiler / "include/cuda_runtime.h").is_file():
             own += [each for each in directories if each != compiler and not re.fullmatch(r"cu\d+", each.name)]
@@ -113,7 +115,7 @@ def assemble(sources: Sequence[Path], environment: Mapping[str, str]) -> Path:
                 _fill(made, sources, driver)
                 made.rename(home)
             except OSError:
-                if lacking(home):  # if this fails, another process has made the toolkit first
+                if lacking(home):  # otherwise, another process has made the same toolkit in the meantime
                     raise
             finally:
                 shutil.rmtree(made, ignore_errors=True)
@@ -134,7 +136,8 @@ def _private(directory: Path) -> Path:
             return directory
     except OSError:
         pass
-    return Path(tempfile.mkdtemp(prefix="cuda-"))  # a temporary directory that a worker makes is removed after the run
+    # if a worker makes the temporary directory, it is removed after the run
+    return Path(tempfile.mkdtemp(prefix="cuda-"))
 
 
 @contextlib.contextmanager
@@ -165,7 +168,7 @@ def _fill(home: Path, sources: Sequence[Path], driver: Path | None) -> None:
         plain = libraries / (versioned.name.partition(".so.")[0] + ".so")
         if not plain.is_symlink():
             plain.symlink_to(versioned.name)
-    (home / "lib").symlink_to("lib64")  # nvcc itself looks here
+    (home / "lib").symlink_to("lib64")  # nvcc itself searches this directory
     if driver is not None:
         (libraries / "stubs").mkdir()
         (libraries / "stubs" / "libcuda.so").symlink_to(driver)
@@ -177,7 +180,9 @@ def _fill(home: Path, sources: Sequence[Path], driver: Path | None) -> None:
 
 
 def _merge(sources: Sequence[Path], target: Path) -> None:
-    """Link the entries of `sources` into a new directory, file by file for a directory that several sources have."""
+    """Link the entries of `sources` into a new directory. If several sources have a directory of the same name, link
+    the files in it one by one.
+    """
     target.mkdir()
     names = sorted({entry.name for source in sources for entry in source.iterdir()})
     for name in names:

@@ -1,9 +1,9 @@
-"""Finds the tools that compile GPU kernels at their first use, and reports missing ones before a worker starts.
+"""Finds the tools that compile GPU kernels at first use, and reports missing tools before a worker starts.
 
-Libraries ship many of their kernels as source code, and compile each kernel on the machine that first needs it. They
-look for ``ninja`` and a C++ compiler on ``PATH``, and for a CUDA toolkit in ``CUDA_HOME``. Without these, the first
-request fails, or the start fails after minutes of loading. So this module sets ``PATH`` and ``CUDA_HOME`` for
-workers on GPUs, and reports missing tools before the start.
+Libraries ship many of their kernels as source code, and compile each kernel when the machine first needs the kernel.
+Libraries look for ``ninja`` and a C++ compiler on ``PATH``, and for a CUDA toolkit in ``CUDA_HOME``. Without these
+tools, the first request fails, or the start fails after minutes of loading. So this module sets ``PATH`` and
+``CUDA_HOME`` for workers on GPUs, and reports missing tools before the start.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Toolchain(Struct, frozen=True):
     Attributes:
         path: Directories to search before the directories of ``PATH``.
         toolkit: The CUDA toolkit that is installed, if any.
-        packages: If no toolkit is installed, the directories of Python packages from which one can be made.
-        missing: The missing tools, each with the reason why it is needed and what to do.
+        packages: If no toolkit is installed, the directories of Python packages from which a toolkit can be made.
+        missing: A message for each missing tool, with the purpose of the tool and how to install it.
     """
 
     path: tuple[str, ...]
@@ -44,7 +44,7 @@ class Toolchain(Struct, frozen=True):
 
 
 def find(environment: Mapping[str, str]) -> Toolchain:
-    """The tools that a worker with this environment would have."""
+    """The tools that a worker with these environment variables would find."""
     path = tuple(_own_directories())
     search = os.pathsep.join([*path, environment.get("PATH", "")])
     named = next((environment[name] for name in ("CUDA_HOME", "CUDA_PATH") if environment.get(name)), None)
@@ -74,7 +74,9 @@ def find(environment: Mapping[str, str]) -> Toolchain:
 
 
 def prepared(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a worker on a GPU, with the toolchain on ``PATH``, and with ``CUDA_HOME`` if it was unset."""
+    """The environment of a worker on a GPU, with the toolchain on ``PATH``, and with ``CUDA_HOME`` if ``CUDA_HOME`` was
+    unset.
+    """
     found = find(environment)
     toolkit = found.toolkit
     if toolkit is None and found.packages:
@@ -91,14 +93,14 @@ def missing(workers: Iterable[WorkerPlan]) -> tuple[str, ...]:
 
 
 def check(workers: Iterable[WorkerPlan]) -> None:
-    """Raise StartupError when workers on GPUs could not compile their kernels here."""
+    """Raise StartupError if workers on GPUs could not compile their kernels on this machine."""
     lines = missing(workers)
     if lines:
         raise StartupError(describe(lines))
 
 
 def notes(workers: Iterable[WorkerPlan]) -> tuple[str, ...]:
-    """The message of `check` as a note, for a plan whose GPUs are in another machine."""
+    """The message of `check` as a remark instead of an error, for a plan whose GPUs are in another machine."""
     lines = missing(workers)
     return (describe(lines),) if lines else ()
 
@@ -110,7 +112,9 @@ def describe(lines: tuple[str, ...]) -> str:
 
 
 def _own_directories() -> list[str]:
-    """The directories of this environment's programs, as if it were activated, and the directory of ``ninja``."""
+    """The directories of this Python environment's programs, and the directory of ``ninja``. The environment need not
+    be activated.
+    """
     directories = [sysconfig.get_path("scripts"), os.path.dirname(sys.executable)]
     # If this environment extends another environment (by a .pth file), ninja may be in the other environment.
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -121,6 +125,6 @@ def _own_directories() -> list[str]:
 
 
 def _on_path(command: str, search: str) -> bool:
-    """Whether the program of a command can be found. A directory counts too, since nvcc accepts one."""
+    """Whether the program of a command can be found. A directory counts too, because nvcc accepts a directory."""
     words = shlex.split(command)
     return bool(words) and (os.path.isdir(words[0]) or shutil.which(words[0], path=search) is not None)

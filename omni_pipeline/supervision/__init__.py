@@ -1,5 +1,5 @@
 """Runs the workers from the main process: starts, watches, restarts and stops them, and exchanges messages with them.
 
-The fork server, hang detection and the restart policy belong here. What runs inside a worker belongs in `worker`.
-Which stages a worker runs, and on which GPUs, is decided in `deployment`.
+The fork server, hang detection and the restart policy belong in this package. Code that runs inside a worker belongs in
+`worker`. `deployment` decides which stages a worker runs, and on which GPUs.
 """

@@ -1,7 +1,8 @@
-"""Keeps the workers of a deployment running: starts and watches them, replaces dead ones, and ends them all.
+"""Keeps the workers of a deployment running: starts and watches workers, replaces workers that have ended, and ends all
+workers at the end.
 
-Everything happens on the main process's event loop: the fork server's reports arrive over a socket, and the workers'
-messages through the mailbox. Once a second, workers that have not sent a heartbeat are examined.
+All work happens on the main process's event loop. The fork server's reports arrive over a socket, and the workers'
+messages arrive in the mailbox. Once a second, workers that have not sent a heartbeat are examined.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from omni_pipeline.wire.messages import Heartbeat, Pulse, Ready, Shutdown, Start
 from omni_pipeline.wire.transport import Received
 from omni_pipeline.worker.process import Assignment
 
-# Maximum number of waiting messages that are handled before the requests of a dead worker are given up.
+# When a worker has ended, at most this many waiting messages are handled before its requests fail.
 LAST_MESSAGES = 10_000
 
-# Maximum time from the end of a worker that could not load to the arrival of its message with the reason.
+# If a worker cannot load, maximum time in seconds from its end until its message with the reason arrives.
 REASON_SECONDS = 0.5
 
-# Maximum time that the fork server may take to exit after the last worker has ended.
+# Maximum time, in seconds, that the fork server may take to exit after the last worker has ended.
 HANG_UP_SECONDS = 2.0
 
 logger = logging.getLogger(__name__)
@@ -44,13 +45,14 @@ StartProgress: TypeAlias = Preloaded | Ready
 
 
 class FleetState(Enum):
-    """The phases in the life of a fleet, in order; a fleet never returns to an earlier phase.
+    """The phases in the life of a fleet, in order. A fleet never returns to an earlier phase.
 
-    The fork server starts to import its modules as soon as the fleet is made. `Launcher.state` shows its progress.
+    The fork server starts to import modules as soon as the `Fleet` object is created. `Launcher.state` shows its
+    progress.
     """
 
-    STARTING = "starting"  # not all workers have been ready yet; if a worker ends, `start` fails
-    SERVING = "serving"  # all workers have been ready; a worker that ends is replaced
+    STARTING = "starting"  # some workers have never been ready; if a worker ends, `start` fails
+    SERVING = "serving"  # all workers have been ready once; a worker that ends is replaced
     STOPPING = "stopping"  # the workers are being ended, and no process is started any more
     CLOSED = "closed"  # the fork server has ended
 
@@ -83,7 +85,7 @@ class Fleet:
         self._bounds = Bounds(supervision.silent_seconds, supervision.step_seconds, supervision.gpu_wait_seconds)
         self._examined = 0.0  # time at which workers were last examined
         self._launcher_restarts = Restarts()
-        self._launcher_stopped = 0.0  # seconds for which the fork server has been stopped by a signal
+        self._launcher_stopped = 0.0  # number of seconds since a signal stopped the fork server
         self._launcher = self._new_launcher()
         mailbox.register(Heartbeat, self._take_heartbeat)
         mailbox.register(Pulse, self._take_pulse)
@@ -93,7 +95,7 @@ class Fleet:
     # --- life ---
 
     async def start(self, model_path: str, progress: Callable[[StartProgress], None]) -> None:
-        """Start every worker and wait until all are ready. From then on, workers that end are replaced.
+        """Start every worker and wait until all are ready. After that, workers that end are replaced.
 
         Raises:
             StartupError: a worker could not load. The message names it and gives the reason.
@@ -111,8 +113,8 @@ class Fleet:
             if self.state is FleetState.STARTING:
                 self.state = FleetState.SERVING
             return
-        # The worker's own message with the reason travels over another socket than the report of its end. It may come
-        # later.
+        # The worker's message with the reason and the report of the worker's end use different sockets. So the message
+        # may arrive after the report.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REASON_SECONDS):
                 await self.until(lambda: any(worker.refusal for worker in self.roster))
@@ -125,14 +127,14 @@ class Fleet:
         """End every process, in any state.
 
         Args:
-            patience: Seconds that workers get to exit by themselves before they are killed.
+            patience: Number of seconds in which workers may exit by themselves before they are killed.
         """
         self._begin_stop()
         if self._launcher.state is LauncherState.READY:
             await self._stop_workers(patience)
 
     def kill(self) -> None:
-        """End every process now; a `stop` that is waiting for them goes on."""
+        """Kill every process now. A `stop` that waits for the processes then continues."""
         self._begin_stop()
         self._launcher.kill_all()
 
@@ -144,7 +146,7 @@ class Fleet:
 
     @property
     def stopping(self) -> bool:
-        """Whether the fleet is being ended, or has ended."""
+        """Whether the fleet is stopping or has stopped."""
         return self.state in (FleetState.STOPPING, FleetState.CLOSED)
 
     @property
@@ -158,7 +160,7 @@ class Fleet:
         return self._launcher.pid
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until `condition` holds; it is tried whenever something has `changed`."""
+        """Wait until `condition` holds. The condition is checked whenever `changed` is called."""
         while not condition():
             self._changed.clear()
             await self._changed.wait()
@@ -170,7 +172,7 @@ class Fleet:
     # --- messages from workers ---
 
     def _take_heartbeat(self, message: Heartbeat, _: Received) -> None:
-        """Handle a heartbeat: the worker is alive, and reports its counters."""
+        """Handle a heartbeat, which shows that the worker is alive and contains its counters."""
         worker = self.roster.process(message.worker, message.incarnation)
         if worker is None:
             return
@@ -180,7 +182,7 @@ class Fleet:
         self.changed()
 
     def _take_pulse(self, message: Pulse, _: Received) -> None:
-        """Handle a pulse: the main thread of a worker on a GPU makes progress."""
+        """Handle a pulse, which shows that the main thread of a worker on a GPU makes progress."""
         worker = self.roster.process(message.worker, message.incarnation)
         if worker is not None and worker.vitals is not None:
             worker.vitals.pulse()
@@ -204,7 +206,8 @@ class Fleet:
     def _take_refusal(self, message: StartFailed, _: Received) -> None:
         """Handle a worker's message that it could not load."""
         worker = self.roster.process(message.worker, message.incarnation)
-        if worker is None and self.state is FleetState.STARTING:  # the report of its end came first
+        # the report of the worker's end came before this message
+        if worker is None and self.state is FleetState.STARTING:
             worker = next(each for each in self.roster if each.name == message.worker)
         if worker is not None:
             worker.refusal = message.message
@@ -217,7 +220,8 @@ class Fleet:
             match report:
                 case Preloaded():
                     self._launcher_restarts.ready(asyncio.get_running_loop().time())
-                    for module, reason in report.failed.items():  # the worker that needs it will report it
+                    # the worker that needs the module will report the error
+                    for module, reason in report.failed.items():
                         logger.warning("could not import %s beforehand: %s", module, reason)
                     if self.state is FleetState.STARTING:
                         self._progress(report)
@@ -239,7 +243,7 @@ class Fleet:
     # --- ends and restarts ---
 
     def _end_process(self, worker: WorkerState, how: str, words: list[str]) -> None:
-        """Handle the end of a worker's process: give up its requests, and plan its next process."""
+        """Handle the end of a worker's process: fail its requests, and plan its next process."""
         self._mailbox.take(LAST_MESSAGES)
         pid, killed_for = worker.pid, worker.killed_for
         how = f"{killed_for} and was killed" if killed_for is not None else how
@@ -267,7 +271,7 @@ class Fleet:
         loop.call_later(pause, self._launch, worker)
 
     def _launch_next(self) -> None:
-        """Launch the workers for which all workers that they wait for are ready."""
+        """Launch each worker that has not started yet if all workers in its plan's `after` are ready."""
         ready = {worker.name for worker in self.roster if worker.ready}
         for worker in self.roster:
             if not worker.running and not worker.restarts.total and ready.issuperset(worker.plan.after):
@@ -294,7 +298,7 @@ class Fleet:
         self._launcher.launch(assignment)
 
     def _end_launcher(self) -> None:
-        """Handle the end of the fork server, with which all workers have ended: plan a new fork server."""
+        """Handle the end of the fork server: all workers have ended with it. Plan a new fork server."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._launcher.fileno())
         if not self.stopping:
@@ -312,7 +316,7 @@ class Fleet:
         self._launcher = self._new_launcher()
         asyncio.get_running_loop().add_reader(self._launcher.fileno(), self._handle_reports)
         for worker in self.roster:
-            if worker.running:  # the order to start it was sent to a fork server that had already ended
+            if worker.running:  # the order to start this worker was sent to a fork server that had already ended
                 self._launch(worker)
 
     def _new_launcher(self) -> Launcher:
@@ -329,7 +333,7 @@ class Fleet:
         if self.state is FleetState.CLOSED:
             return
         loop = asyncio.get_running_loop()
-        # if this process was delayed, heartbeats of workers may still wait in its inbox
+        # if this process was delayed, heartbeats of workers may still wait in its inbox, so they are handled first
         self._mailbox.take(LAST_MESSAGES)
         elapsed, self._examined = loop.time() - self._examined, loop.time()
         # A worker that needs a kernel which another worker compiles is idle until the kernel is ready.
@@ -346,7 +350,8 @@ class Fleet:
                 if self.state is FleetState.SERVING:
                     self._lost(worker)  # report the loss now, since the process may take long to end
                 self.changed()
-        # The fork server normally sleeps, which is no sign of a hang. But once stopped, it cannot carry out orders.
+        # The fork server normally sleeps, and sleeping is not a sign of a hang. But if a signal has stopped the fork
+        # server, it cannot carry out orders.
         stopped = not self._launcher_gone() and is_stopped(self._launcher.pid)
         self._launcher_stopped = self._launcher_stopped + min(elapsed, 2 * LOOK_SECONDS) if stopped else 0.0
         if self._launcher_stopped > self._bounds.silent_seconds:
@@ -364,7 +369,7 @@ class Fleet:
     async def _stop_workers(self, patience: float) -> None:
         self._mailbox.send(Shutdown(), *(worker.address for worker in self.roster if worker.ready))
         for worker in self.roster:
-            if worker.pid and not worker.ready:  # a worker that still loads reads no messages
+            if worker.pid and not worker.ready:  # a worker that is still loading does not read messages
                 self._launcher.kill(worker.pid)
         try:
             async with asyncio.timeout(patience):
@@ -389,5 +394,5 @@ def _describe_exit(code: int) -> str:
 
 
 def _quoted(words: list[str]) -> str:
-    """The last lines of a process's output, in a form that can be added to a message."""
+    """The last lines of a process's output, formatted as the end of a message."""
     return "".join(f"\n    {line}" for line in (["Its last words:", *words] if words else []))

@@ -1,9 +1,10 @@
 """Tracks which workers may still hold data of an aborted request.
 
-A worker that has handled an abort holds nothing of the request itself. But a message of the request may still be on its
-way to that worker, or may wait in the worker's socket. So each worker passes the abort on to the workers to which it
-may send, and answers each abort that it receives. Two processes exchange messages in order: when a worker answers the
-abort that another worker has passed on, everything that the other worker sent has arrived and has been dropped.
+A worker that has handled an abort holds no data of the request. But a message of the request may still be in transit to
+the worker, or may wait in the worker's socket. So each worker passes the abort on to all workers to which its stages
+may send messages, and answers each abort that it receives. Messages between two processes arrive in order. So when
+worker B answers the abort that worker A has passed on, all earlier messages from A to B have arrived and have been
+dropped.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ class _Abandoned(Struct):
     """One aborted request.
 
     Attributes:
-        unanswered: The connections whose abort has not been answered.
-        done: Called when no connection is left.
+        unanswered: The connections over which an abort has been sent, but not answered yet.
+        done: Called when `unanswered` becomes empty.
     """
 
     unanswered: set[Connection]
@@ -46,10 +47,10 @@ class Forgetting:
         return len(self._requests)
 
     def begin(self, request_id: str, workers: Collection[str], done: Callable[[], None]) -> None:
-        """Expect the answers of `workers`, to which the main process sends an abort.
+        """Expect answers from `workers`, to which the main process sends an abort.
 
         Args:
-            done: Called once no worker can hold data of the request any more; called at once if there are no workers.
+            done: Called when no worker can hold data of the request any more. Called at once if there are no workers.
         """
         unanswered = {("", worker) for worker in workers}
         for sender in workers:
@@ -58,14 +59,16 @@ class Forgetting:
         self._settle(request_id)
 
     def answer(self, message: Forgotten) -> None:
-        """Note a worker's answer. Answers that nobody expects are ignored, such as those of a worker that has ended."""
+        """Note a worker's answer. Unexpected answers are ignored, such as answers of a worker that has ended."""
         abandoned = self._requests.get(message.request_id)
         if abandoned is not None:
             abandoned.unanswered.discard((message.sender, message.worker))
             self._settle(message.request_id)
 
     def end_worker(self, worker: str) -> None:
-        """Note that a worker's process has ended, and with it everything that it held, sent or would have received."""
+        """Note that a worker's process has ended. The data of the process, and all messages from and to the process,
+        are lost with it.
+        """
         for request_id, abandoned in list(self._requests.items()):
             abandoned.unanswered = {pair for pair in abandoned.unanswered if worker not in pair}
             self._settle(request_id)

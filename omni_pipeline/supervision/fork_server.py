@@ -1,14 +1,14 @@
 """The fork server: imports shared modules once, forks a worker for each order, and reports when a worker ends.
 
-It is a program of its own (``python -m omni_pipeline.supervision.fork_server``) with one thread, driven over a socket
-by `fork_server_client`. A forked worker has the imports at once and shares their memory pages. A worker on a GPU starts
-in a fresh interpreter instead, since a CUDA context cannot be forked. So does a worker with environment variables of
-its own, since libraries read them when they are imported. Every worker sees only the GPUs of its plan; a forked worker
-sees none.
+The fork server is a separate program (``python -m omni_pipeline.supervision.fork_server``) with one thread.
+`fork_server_client` controls it over a socket. A forked worker has the imported modules at once and shares their memory
+pages. A worker on a GPU starts in a fresh interpreter instead, because a CUDA context cannot be forked. A worker with
+its own environment variables also starts in a fresh interpreter, because libraries read the variables when they are
+imported. Every worker sees only the GPUs of its plan. A forked worker sees no GPU.
 
-The fork server ends when the main process ends for any reason. It then ends the workers and removes the run directory.
-If the fork server itself is killed, the kernel kills the workers. The fork server also ends processes that a worker has
-started and left behind.
+The fork server ends when the main process ends for any reason. The fork server then ends the workers and removes the
+run directory. If the fork server itself is killed, the kernel kills the workers. When a worker has ended, the fork
+server also ends the processes that the worker has started.
 """
 
 from __future__ import annotations
@@ -36,45 +36,49 @@ from omni_pipeline.supervision.output_relay import Relay, StandardError
 from omni_pipeline.worker import process
 from omni_pipeline.worker.process import Assignment
 
-# Orders and reports are one packet each.
+# Each order and each report is one packet.
 PACKET_BYTES = 128 * 1024
 
-# The signal that the kernel sends if the main process ends while the fork server imports. Unlike SIGKILL, it leaves
-# time to clean up.
+# The signal that the kernel sends to the fork server if the main process ends during the imports. Unlike SIGKILL, this
+# signal leaves time to clean up.
 ORPHANED = signal.SIGUSR1
 
-# Maximum time to wait for the end of killed processes that a dead worker has left behind. The kernel may keep such a
-# process, for example while a driver works for it or a debugger holds it.
+# Maximum time, in seconds, to wait for the end of processes that a dead worker had started and that have been killed. A
+# killed process may end late, for example because a driver works for it or a debugger holds it.
 BURIAL_SECONDS = 1.0
 
-# Maximum length of the reason why a module could not be imported, so that the report fits into a packet.
+# Maximum number of characters of the reason why a module could not be imported. The limit lets the report fit into a
+# packet.
 REASON_CHARACTERS = 1000
 
-# Libraries size their thread pools when they load, so these variables must be in the environment before the imports.
+# Environment variables for the number of threads in libraries. Libraries create their thread pools when they are
+# imported, so the variables must be set before the imports.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 class Launch(Struct, tag="launch"):
-    """Order: start a worker process."""
+    """An order to start a worker process."""
 
     assignment: Assignment
 
 
 class Kill(Struct, tag="kill"):
-    """Order: kill a worker process, if it still runs."""
+    """An order to kill a worker process, if it still runs."""
 
     pid: int
 
 
 class Preloaded(Struct, tag="preloaded"):
-    """Report: the shared modules are imported. `failed` gives the reason for each that could not be imported."""
+    """A report that the shared modules are imported. `failed` has the reason for each module that could not be
+    imported.
+    """
 
     seconds: float
     failed: dict[str, str]
 
 
 class Launched(Struct, tag="launched"):
-    """Report: a worker process has started."""
+    """A report that a worker process has started."""
 
     worker: str
     incarnation: int
@@ -82,9 +86,10 @@ class Launched(Struct, tag="launched"):
 
 
 class Exited(Struct, tag="exited"):
-    """Report: a worker process has ended. `code` is its exit code, or minus the signal that ended it.
+    """A report that a worker process has ended. `code` is its exit code, or minus the number of the signal that ended
+    it.
 
-    `last_words` are the last lines that it wrote to its standard output and standard error.
+    `last_words` are the last lines that the process wrote to its standard output and standard error.
     """
 
     worker: str
@@ -98,7 +103,7 @@ Report: TypeAlias = Preloaded | Launched | Exited
 
 
 class Options(Struct):
-    """The fork server's options, which its command line holds as JSON.
+    """The fork server's options. Its command line contains them as JSON.
 
     Attributes:
         control: Descriptor of the socket on which orders arrive.
@@ -133,19 +138,21 @@ class ForkServer:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._control, selectors.EVENT_READ, self._take_order)
         self._workers: list[_Child] = []
-        self._hung_up = False  # whether the main process has ended, or has asked us to end
-        self._own: set[int] = set()  # processes that imports have started, if any
+        self._hung_up = False  # whether the main process has ended, or has asked the fork server to end
+        self._own: set[int] = set()  # ids of processes that the imports have started, if any
 
     def serve(self) -> None:
-        """Import, then carry out orders until the main process hangs up."""
+        """Import the shared modules, then carry out orders until the main process closes the connection."""
         preloaded = _preload(self._options.preload)
-        # From now on, the closed socket shows the end of the main process; the signal would only interrupt clean-up.
+        # From now on, the end of the main process closes the socket, which the loop below notices. The signal is not
+        # needed any more, and would interrupt the clean-up.
         signal.signal(ORPHANED, signal.SIG_IGN)
         self._own = set(children())
         self._report(preloaded)
         while not self._hung_up:
             for key, _ in self._selector.select():
-                # The handler of an earlier event may have closed this descriptor, and a new one may have its number.
+                # The handler of an earlier event may have closed this descriptor, and a new descriptor may have the
+                # same number.
                 if self._selector.get_map().get(key.fd) is key:
                     key.data()
 
@@ -174,7 +181,7 @@ class ForkServer:
         plan, incarnation = assignment.plan, assignment.incarnation
         try:
             child = self._fork(assignment)
-        except OSError as error:  # too many processes or descriptors: the other workers go on
+        except OSError as error:  # for example, there are too many processes or descriptors; the other workers continue
             self._report(Exited(plan.name, incarnation, 1, [f"cannot start a process: {error}"]))
             return
         self._workers.append(child)
@@ -186,7 +193,7 @@ class ForkServer:
         """Fork a worker.
 
         Raises:
-            OSError: The system lacks resources. Nothing is left of the attempt.
+            OSError: the system lacks resources. The failed attempt leaves no process and no open descriptor.
         """
         parent, pid = os.getpid(), 0
         sys.stdout.flush()
@@ -206,7 +213,9 @@ class ForkServer:
             raise
 
     def _become(self, assignment: Assignment, parent: int, relay: Relay) -> NoReturn:
-        """In the child: become the worker. Exits without the fork server's clean-up, which is not the worker's task."""
+        """Called in the child: run the worker and exit. The exit skips the fork server's clean-up, which is not the
+        worker's task.
+        """
         code = 1
         try:
             signal.signal(ORPHANED, signal.SIG_DFL)
@@ -246,20 +255,20 @@ class ForkServer:
         child.relay.finish()
         assignment, code = child.assignment, os.waitstatus_to_exitcode(status)
         shutil.rmtree(assignment.scratch, ignore_errors=True)
-        with contextlib.suppress(OSError):  # it may never have been made
+        with contextlib.suppress(OSError):  # the worker may have ended before it made the socket file
             os.unlink(assignment.address.removeprefix("ipc://"))
         self._report(Exited(assignment.plan.name, assignment.incarnation, code, child.relay.last_words()))
 
     def _bury_orphans(self) -> None:
-        """End the processes that dead workers have started. They have become our children."""
+        """End the processes that dead workers have started. These processes have become children of the fork server."""
         known = self._own.union(child.pid for child in self._workers)
         deadline = time.monotonic() + BURIAL_SECONDS
         while orphans := [pid for pid in children() if pid not in known]:
-            if time.monotonic() > deadline:  # the end of the next worker is the next occasion
+            if time.monotonic() > deadline:  # this function tries again when the next worker ends
                 self._output.write(f"processes {orphans} have been killed but do not end\n".encode())
                 return
             for pid in orphans:
-                with contextlib.suppress(PermissionError):  # it has taken on the rights of another user
+                with contextlib.suppress(PermissionError):  # the process has switched to another user
                     os.kill(pid, signal.SIGKILL)
             if not any(os.waitpid(pid, os.WNOHANG)[0] for pid in orphans):
                 time.sleep(0.001)
@@ -276,7 +285,8 @@ def _preload(modules: list[str]) -> Preloaded:
             importlib.import_module(module)
         except Exception as error:
             failed[module] = f"{type(error).__name__}: {error}"[:REASON_CHARACTERS]
-    # Exclude the present objects from the workers' garbage collections, which would write to the shared memory pages.
+    # Exclude all current objects from garbage collection in the workers, because garbage collection writes to the
+    # shared memory pages.
     gc.collect()
     gc.freeze()
     return Preloaded(time.monotonic() - begin, failed)
@@ -293,7 +303,7 @@ def _exec(assignment: Assignment, parent: int) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point. Its one argument is `Options` as JSON."""
+    """Entry point of the program. The only command-line argument is `Options` as JSON."""
     options = msgspec.json.decode(sys.argv[1], type=Options)
     leave_stopping_to_parent()
     signal.signal(ORPHANED, _orphaned)
@@ -306,7 +316,7 @@ def main() -> None:
         server.serve()
         code = 0
     except (SystemExit, BrokenPipeError, ConnectionResetError):
-        code = 0  # the main process ended during the imports or during a report
+        code = 0  # this is no error: the main process ended during the imports or while a report was being sent
     except Exception:
         traceback.print_exc()
     finally:

@@ -1,4 +1,6 @@
-"""The main process's side of the fork server: starts it, sends it orders, reads its reports."""
+"""The main process's interface to the fork server: starts the fork server, sends orders to it, and reads its
+reports.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from omni_pipeline.supervision.fork_server import (
 from omni_pipeline.worker.process import Assignment
 
 # No GPU is visible until the fork server sets the GPUs of a worker. CUDA numbers GPUs as the driver does. Thread pools
-# have one thread until a worker sets its own number. Libraries do not use the network.
+# have one thread until a worker sets another number. Libraries do not use the network.
 _ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -35,13 +37,13 @@ _ENVIRONMENT = {
     "TRANSFORMERS_OFFLINE": "1",
 }
 
-# Silences warnings of libraries about devices and models that are not in use. An operator who wants to see them sets
-# these variables.
+# Switches off warnings of libraries about devices and models that are not in use. An operator who wants to see the
+# warnings sets these variables to other values.
 _QUIET = {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
 
 
-# Where torch keeps the kernels that it compiles. Its default is the temporary directory, which is removed after each
-# run, but compiled kernels are worth keeping.
+# The variable for the directory in which torch keeps compiled kernels. Torch's default is the temporary directory, but
+# our temporary directory is removed after each run, and compiled kernels should be kept.
 _COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -54,12 +56,13 @@ class LauncherState(Enum):
 
 
 class Launcher:
-    """A running fork server. The constructor returns at once, while the fork server still imports.
+    """A running fork server. The constructor returns at once, while the fork server is still importing modules.
 
-    The run directory is the temporary directory of the fork server and the workers, so that files which libraries leave
-    there are removed after the run.
+    The run directory is the temporary directory of the fork server and the workers, so files that libraries leave there
+    are removed after the run.
 
-    Make it on a thread that lives as long as the service (the main one): the fork server ends with that thread.
+    Create the object on a thread that lives as long as the service, such as the main thread, because the fork server
+    ends when that thread ends.
 
     Args:
         run_dir: Directory that the fork server removes at its end.
@@ -89,11 +92,11 @@ class Launcher:
         return self._process.pid
 
     def fileno(self) -> int:
-        """A descriptor that is readable while reports wait."""
+        """A file descriptor that is readable while reports wait to be read."""
         return self._control.fileno()
 
     def launch(self, assignment: Assignment) -> None:
-        """Order the start of a worker. Does nothing if the fork server is gone, which `state` shows."""
+        """Order the start of a worker. Does nothing if the fork server has ended, which `state` shows."""
         self._order(Launch(assignment))
 
     def kill(self, pid: int) -> None:
@@ -120,7 +123,9 @@ class Launcher:
         return reports
 
     def hang_up(self) -> None:
-        """Let the fork server end by itself, with every worker that still runs. `state` shows when it has ended."""
+        """Close the connection, after which the fork server kills the workers that still run and ends. `state` shows
+        when the fork server has ended.
+        """
         self._control.shutdown(socket.SHUT_WR)
 
     def kill_all(self) -> None:
@@ -136,7 +141,7 @@ class Launcher:
     def _order(self, order: Order) -> None:
         try:
             self._control.send(msgspec.msgpack.encode(order))
-        except BlockingIOError:  # dozens of orders wait, so the fork server hangs: it can only be replaced
+        except BlockingIOError:  # dozens of orders wait, so the fork server hangs and has to be replaced
             self.kill_all()
         except (BrokenPipeError, ConnectionResetError):
             return

@@ -1,18 +1,19 @@
-"""Tells a worker that hangs from a worker that is busy with a long step.
+"""Distinguishes a worker that hangs from a worker that is busy with a long step.
 
 A worker sends heartbeats between steps. When heartbeats do not arrive, this module examines the process from outside. A
-worker counts as busy as long as its process, or a process under it, uses the CPU or waits for a disk. If the worker
-does neither, it has been stopped by a signal, or it waits for an event that will never happen. Even a busy worker hangs
-if a single step takes too long.
+worker counts as busy as long as its process, or a descendant of its process, uses the CPU or waits for a disk.
+Otherwise a signal has stopped the worker, or the worker waits for an event that will never happen. Even a busy worker
+counts as hung if a single step takes too long.
 
-A worker that waits for its GPU spins. So it looks busy even when the GPU hangs, or when the ranks of a stage wait for
-each other. For a worker on a GPU, CPU time of its own process and of its ranks therefore counts as a sign of life only
-for a shorter time. Three things prove progress: the worker's pulse (see `worker.pulse`), processes that compile kernels
-for it, and memory that it allocates, because compilers inside the worker allocate memory. While one worker compiles,
-other workers on GPUs may wait for the same kernels without any sign of life.
+A worker that waits for its GPU spins. So the worker looks busy even when the GPU hangs, or when the ranks of a stage
+wait for each other. For this reason, CPU time of the process and the ranks of a worker on a GPU counts as a sign of
+life only for `gpu_wait_seconds`, which is normally much shorter than `step_seconds`. Three things prove progress: the
+worker's pulse (see `worker.pulse`), processes that compile kernels for the worker, and memory that the worker
+allocates. Memory counts because compilers inside the worker allocate memory. While one worker compiles, other workers
+on GPUs may wait for the same kernels without any sign of life.
 
-Time is counted in looks, not by the clock, because time in which the whole service was stopped (by Ctrl-Z, or on a
-suspended machine) is no sign of a hang.
+Each look adds only a bounded time, because time in which the whole service was stopped (by Ctrl-Z, or because the
+machine was suspended) is not a sign of a hang.
 """
 
 from __future__ import annotations
@@ -26,18 +27,19 @@ from msgspec import Struct
 
 from omni_pipeline.os_process import stat
 
-# Seconds between two looks at a worker, and the maximum number of seconds that may be counted between two looks.
+# Number of seconds between two looks at a worker, and the maximum number of seconds that a look may add to the counts.
 LOOK_SECONDS = 1.0
 _MOST_SECONDS = 2 * LOOK_SECONDS
 
-# Heartbeats come every second. A process is examined only if its latest heartbeat is older than this.
+# Heartbeats come every second. A process is examined only if its latest heartbeat is older than this number of seconds.
 _LATE_SECONDS = 2.0
 
-# A process that uses less than this share of a core is idle. Its I/O thread uses a little when messages arrive.
+# A process that uses less than this share of a CPU core is idle. Even in an idle process, the I/O thread uses a little
+# CPU time when messages arrive.
 _BUSY_SHARE = 0.02
 
-# A process with this many page faults a second allocates memory. Compilers cause thousands of them; a
-# thread that spins causes none.
+# A process with this many page faults a second allocates memory. Compilers cause thousands of page faults a second. A
+# thread that spins causes no page faults.
 _FAULTS = 100
 
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
@@ -47,12 +49,12 @@ class Bounds(Struct, frozen=True):
     """Time limits after which a process counts as hung.
 
     Attributes:
-        silent_seconds: Maximum time that a loaded process sends no heartbeat and does not compute. For a process that a
-            signal has stopped, this limit also holds while it loads.
-        step_seconds: Maximum time that a loaded process is busy without a heartbeat; also the maximum time that a
-            loading process does not compute.
-        gpu_wait_seconds: Maximum time that a loaded process on a GPU is busy without progress. While the process loads,
-            `step_seconds` is the limit instead.
+        silent_seconds: Maximum time without a heartbeat and without computation, for a process that has finished
+            loading. If a signal has stopped the process, this limit also holds during loading.
+        step_seconds: Maximum time for which a process that has finished loading is busy without a heartbeat. Also the
+            maximum time without computation for a process that is still loading.
+        gpu_wait_seconds: Maximum time for which a process on a GPU is busy without progress after it has finished
+            loading. During loading, `step_seconds` is the limit instead.
     """
 
     silent_seconds: float
@@ -61,13 +63,13 @@ class Bounds(Struct, frozen=True):
 
 
 class Sample(Struct, frozen=True):
-    """A process at one moment.
+    """The state of a process at one moment.
 
     Attributes:
         state: The letter that ``/proc`` gives for the state of the process.
-        cpu_seconds: CPU time of the process and of all processes under it.
-        helper_seconds: The part of `cpu_seconds` that belongs to processes under it other than ranks.
-        faults: Page faults of the process and its ranks.
+        cpu_seconds: CPU time of the process and of all its descendants.
+        helper_seconds: The part of `cpu_seconds` that belongs to descendants other than ranks.
+        faults: Number of page faults of the process and its ranks.
     """
 
     state: str
@@ -109,7 +111,7 @@ class Vitals:
         self._last: Sample | None = None
 
     def beat(self) -> None:
-        """Note that the process has sent a message that shows that it is ready or alive."""
+        """Note that the process has sent a message, which shows that the process is ready or alive."""
         self._loaded = True
         self._unheard = self._silent = self._stuck = 0.0
         self._last = None
@@ -120,11 +122,12 @@ class Vitals:
         self._silent = self._stuck = 0.0
 
     def look(self, elapsed: float, ranks: Collection[int] = (), *, others_compile: bool = False) -> str | None:
-        """Examine the process again. Returns what is wrong if the process counts as hung, otherwise None.
+        """Examine the process again. Returns a description of the problem if the process counts as hung, otherwise
+        None.
 
         Args:
             elapsed: Seconds since the last look.
-            ranks: Ids of the processes that share its work.
+            ranks: Ids of the processes that share the work of this process.
             others_compile: Whether kernels are being compiled for any worker.
         """
         elapsed = min(elapsed, _MOST_SECONDS)
@@ -142,7 +145,7 @@ class Vitals:
         if sample.state == "D" or sample.cpu_seconds - last.cpu_seconds >= _BUSY_SHARE * elapsed:
             self._silent = 0.0
         else:
-            self._stuck -= elapsed  # this time counts as silence, not as a busy step
+            self._stuck -= elapsed  # an idle process counts as silent, not as busy with a step
         if self._on_gpu:
             self._look_for_progress(last, sample, elapsed, others_compile)
         return self._verdict(sample)
@@ -151,7 +154,8 @@ class Vitals:
         self.compiles = sample.helper_seconds - last.helper_seconds >= _BUSY_SHARE * elapsed
         if self.compiles or (others_compile and sample.state != "T"):
             self._silent = self._stuck = 0.0
-            self._unheard -= elapsed  # time for compiling does not count, since compilers end by themselves
+            # time for compiling does not count as time without a heartbeat, because compilers end by themselves
+            self._unheard -= elapsed
         elif sample.state == "D" or sample.faults - last.faults >= _FAULTS * elapsed:
             self._stuck = 0.0
 
@@ -169,7 +173,7 @@ class Vitals:
 
 
 def take_sample(pid: int, ranks: Collection[int] = ()) -> Sample | None:
-    """A sample of process `pid` and the processes under it, from ``/proc``; None when it is gone."""
+    """A sample of process `pid` and its descendants, from ``/proc``; None if the process has ended."""
     fields = stat(pid)
     if fields is None:
         return None
@@ -179,7 +183,7 @@ def take_sample(pid: int, ranks: Collection[int] = ()) -> Sample | None:
         below = stat(child)
         if below is not None:
             (own if child in ranks else helpers).append(below)
-    # Fields 13 and 14 of a parent hold the times of its children that have ended.
+    # Fields 13 and 14 of a parent contain the CPU times of its children that have ended.
     helper_ticks = _ticks(own, slice(13, 15)) + _ticks(helpers, slice(11, 15))
     return Sample(
         state=fields[0],

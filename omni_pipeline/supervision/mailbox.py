@@ -23,7 +23,7 @@ MessageType = TypeVar("MessageType", bound=Message)
 
 
 class Mailbox:
-    """Sends to workers at once, and receives from them once it is `open`.
+    """Sends messages to workers, and receives messages from workers after `open` has been called.
 
     Each type of message has one handler. The fleet registers handlers for messages about workers, and the pipeline
     registers handlers for messages about requests.
@@ -58,7 +58,7 @@ class Mailbox:
         self._handlers[kind] = handler
 
     def open(self) -> None:
-        """Start to receive messages on the running event loop."""
+        """Begin to receive messages on the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._inbox.fileno(), self._take_turn)
 
@@ -69,7 +69,7 @@ class Mailbox:
             self._outbox.send(address, frames)
 
     def forget(self, address: str) -> None:
-        """Drop the messages that still wait to be sent to a process that has ended."""
+        """Drop all unsent messages to a process that has ended."""
         self._outbox.forget(address)
 
     def take(self, most: int) -> int:
@@ -90,13 +90,13 @@ class Mailbox:
     def _dispatch(self, message: Message, received: Received) -> None:
         handler = self._handlers.get(type(message))
         if handler is None:
-            # the content of a request does not belong in the log
+            # the log must not contain the content of a request
             logger.error("misdirected message: a %s", type(message).__name__)
         else:
             handler(message, received)
 
     def close(self) -> None:
-        """Close the sockets; messages that have not left are dropped."""
+        """Close the sockets. Messages that have not been sent yet are dropped."""
         self._closed = True
         if self._loop is not None:
             self._loop.remove_reader(self._inbox.fileno())
@@ -105,13 +105,14 @@ class Mailbox:
         self._context.term()
 
     def _take_turn(self) -> None:
-        """Handle some of the messages that wait, so that other tasks get their turn too."""
+        """Handle a limited number of waiting messages, so that other tasks can run in between."""
         if self._closed:
             return
         emptied = False
         try:
             emptied = self.take(DRAIN_MESSAGES) < DRAIN_MESSAGES
         finally:
-            # The descriptor becomes readable only when a new message arrives, so the messages left over need a call.
+            # The descriptor becomes readable only when a new message arrives. So the remaining messages need another
+            # call.
             if not emptied and self._loop is not None:
                 self._loop.call_soon(self._take_turn)

@@ -1,7 +1,8 @@
-"""Passes on what child processes write to their standard output and error, and remembers each child's last lines.
+"""Passes on the output that child processes write to standard output and standard error, and keeps each child's last
+lines.
 
-A child cannot keep the process that passes on its output from other work, and neither can the reader of that output:
-each call does a bounded amount of work, and output that nobody takes is dropped.
+Neither a child nor the reader of the output can block the process that passes on the output. Each call does a bounded
+amount of work, and output that the reader does not take in time is dropped.
 """
 
 from __future__ import annotations
@@ -12,23 +13,24 @@ import select
 _READ_BYTES = 64 * 1024
 _STDOUT, _STDERR = 1, 2
 
-# Maximum number of reads in one call, so that a child that never stops writing cannot occupy us for ever.
+# Maximum number of reads in one call, so that a call ends even if a child never stops writing.
 _READS = 4
 
 # Maximum number of reads after a child's end. A pipe normally holds 64 KiB, and at most 1 MiB.
 _LAST_READS = 16
 
-# Number of bytes that a writable pipe, socket or terminal takes without blocking.
+# Number of bytes that a writable pipe, socket or terminal accepts without blocking.
 _WRITE_BYTES = select.PIPE_BUF
 
-# Maximum time to wait for the reader of our standard error before output is dropped.
+# Maximum time, in milliseconds, to wait for the reader of our standard error before output is dropped.
 _READER_MS = 500
 
-# Maximum length of an unfinished line that is held back, so that lines of different children are not mixed.
+# Maximum length, in bytes, of an unfinished line that is held back. Lines are held back so that lines of different
+# children are not mixed.
 _LINE_BYTES = 16 * 1024
 
-# The number of bytes to remember from the end of the output, and the maximum number and length of
-# the lines to show.
+# The number of bytes that are kept from the end of the output, and the maximum number and length of the lines that
+# `last_words` returns.
 _TAIL_BYTES = 8192
 _LINES = 30
 _LINE_CHARACTERS = 240
@@ -37,12 +39,12 @@ _CLOSED = -1
 
 
 class StandardError:
-    """Our standard error, for output that may be dropped if its reader has stopped reading."""
+    """Writes to our standard error. Output is dropped if the reader has stopped reading."""
 
     def __init__(self) -> None:
         self._poll = select.poll()
         self._poll.register(_STDERR, select.POLLOUT)
-        self._dropped = 0  # bytes since the reader stopped
+        self._dropped = 0  # number of bytes that were dropped since the reader stopped reading
 
     def write(self, data: bytes) -> None:
         """Write `data`. Bytes that the reader does not take in time are dropped; their number is written later."""
@@ -63,32 +65,32 @@ class StandardError:
 
 
 class Relay:
-    """A pipe from one child to our standard error. Make it before the fork."""
+    """A pipe from one child to our standard error. Create the object before the fork."""
 
     def __init__(self, output: StandardError) -> None:
         self._output = output
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
-        self._line = b""  # the beginning of a line, which has been read but not been written yet
+        self._line = b""  # the beginning of a line that has been read but not been written yet
         self._tail = b""
 
     def fileno(self) -> int:
-        """A descriptor that is readable when the child has written something."""
+        """A file descriptor that is readable when the child has written output."""
         return self._reader
 
     def attach(self) -> None:
-        """In the child: redirect standard output and standard error to this pipe."""
+        """Called in the child: redirect standard output and standard error to this pipe."""
         os.dup2(self._writer, _STDOUT)
         os.dup2(self._writer, _STDERR)
         self.close()
 
     def parent_side(self) -> None:
-        """In the parent, after the fork: close the writing end, which only the child uses."""
+        """Called in the parent after the fork: close the writing end, which only the child uses."""
         os.close(self._writer)
         self._writer = _CLOSED
 
     def pass_on(self, reads: int = _READS) -> bool:
-        """Pass on a part of what the child has written. Returns whether more can come."""
+        """Pass on a part of the child's output. Returns whether more output can come."""
         for _ in range(reads):
             try:
                 data = os.read(self._reader, _READ_BYTES)
@@ -106,7 +108,9 @@ class Relay:
         return True
 
     def finish(self) -> None:
-        """After the child's end: pass on the rest, and close the pipe, which other processes may still hold open."""
+        """Called after the child's end: pass on the rest, and close the pipe. Descendants of the child may still hold
+        the writing end open.
+        """
         self.pass_on(_LAST_READS)
         if self._line:
             self._output.write(self._line + b"\n")
@@ -119,7 +123,7 @@ class Relay:
         return [line[:_LINE_CHARACTERS] for line in lines if line.strip()][-_LINES:]
 
     def close(self) -> None:
-        """Close the ends of the pipe that are open here."""
+        """Close the ends of the pipe that are open in this process."""
         for end in (self._reader, self._writer):
             if end != _CLOSED:
                 os.close(end)

@@ -1,4 +1,5 @@
-"""The pipeline in the main process: it sends requests to workers, passes on answers, and knows what can be served now.
+"""The pipeline in the main process. Sends requests to workers, passes on answers, and decides which requests can be
+served now.
 
 `Supervisor` implements `gateway.pipeline.Pipeline`, the interface that the gateway uses, on one event loop.
 """
@@ -42,8 +43,9 @@ from omni_pipeline.wire.transport import MAIN, Received, make_run_dir
 class Supervisor:
     """The workers of one deployment.
 
-    The constructor starts the fork server, which imports modules while the caller prepares other things. Then call
-    `start`, use the object on that event loop as a `gateway.pipeline.Pipeline`, and call `stop` even after an error.
+    The constructor starts the fork server, which imports modules while the caller prepares the rest of the service.
+    Then call `start`. On the same event loop, use the object as a `gateway.pipeline.Pipeline`, and at the end call
+    `stop`, even after an error.
 
     Raises:
         StartupError: the paths of the sockets would be too long.
@@ -82,7 +84,7 @@ class Supervisor:
 
         Args:
             model_path: Directory of the checkpoint.
-            progress: Called when the libraries are imported, and when a worker is ready.
+            progress: Called when the libraries have been imported, and each time a worker is ready.
 
         Raises:
             StartupError: a worker could not load. The message names it and gives the reason. Call `stop` to clean up.
@@ -94,7 +96,7 @@ class Supervisor:
         """End every process and remove every file, in any state.
 
         Args:
-            patience: Seconds that workers get to leave by themselves before they are killed.
+            patience: Number of seconds in which workers may exit by themselves before they are killed.
         """
         try:
             await self._fleet.stop(patience)
@@ -104,7 +106,7 @@ class Supervisor:
             shutil.rmtree(self._run_dir, ignore_errors=True)
 
     def kill(self) -> None:
-        """End every worker now; a `stop` that is waiting for them goes on."""
+        """Kill every worker now. A `stop` that waits for the workers then continues."""
         self._fleet.kill()
 
     # --- the pipeline ---
@@ -121,11 +123,13 @@ class Supervisor:
         self._noted = noted
 
     def budget(self, claimed: Callable[[Claim, Callable[[], None]], None]) -> None:
-        """Set the receiver of claims; see `gateway.pipeline.Pipeline`. Without it, each claim is granted at once."""
+        """Set the receiver of claims; see `gateway.pipeline.Pipeline`. Without a receiver, each claim is granted at
+        once.
+        """
         self._claimed = claimed
 
     async def wait_for(self, stages: Collection[str] | None, seconds: float | None) -> None:
-        """Wait until some stages can work; see `gateway.pipeline.Pipeline`."""
+        """Wait until the given stages can work; see `gateway.pipeline.Pipeline`."""
         if seconds is not None:
             self._check_patience(stages, seconds)
         with contextlib.suppress(TimeoutError):
@@ -134,7 +138,7 @@ class Supervisor:
         self._check(stages)
 
     def _check_patience(self, stages: Collection[str] | None, seconds: float) -> None:
-        """Refuse at once a request that would be refused after `seconds` anyway."""
+        """Refuse a request at once if it would be refused after `seconds` anyway."""
         now = asyncio.get_running_loop().time()
         missing = self._roster.missing(stages)
         expected = [worker.seconds_to_ready(now) for worker in missing]
@@ -142,7 +146,7 @@ class Supervisor:
             raise self._roster.refusal(missing, now)
 
     def _check(self, stages: Collection[str] | None) -> None:
-        """Refuse work for stages that cannot do it now."""
+        """Refuse a request if one of `stages` cannot work now."""
         if self._fleet.stopping:
             raise unavailable("The server is shutting down.", code="shutting_down")
         missing = self._roster.missing(stages)
@@ -177,7 +181,9 @@ class Supervisor:
 
     @property
     def stats(self) -> Mapping[str, StageStats]:
-        """The latest counters of each stage, by name and in graph order; without the stages whose worker is gone."""
+        """The latest counters of each stage, by name and in graph order. Stages whose worker has no process are left
+        out.
+        """
         known = {name: stats for worker in self._roster for name, stats in worker.stats.items()}
         return {name: known[name] for name in self._plan.graph.stage_names if name in known}
 
@@ -202,7 +208,9 @@ class Supervisor:
         return self._fleet.launcher_pid
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until `condition` holds; it is tried whenever a worker has changed or sent its counters."""
+        """Wait until `condition` holds. The condition is checked whenever a worker has changed or has sent its
+        counters.
+        """
         await self._fleet.until(condition)
 
     # --- messages from workers about requests ---
@@ -235,7 +243,7 @@ class Supervisor:
         self._deliver(Failed(request_id, COLLECTOR, error.info))
 
     def _report_loss(self, worker: WorkerState) -> None:
-        if not worker.running:  # a process that hangs holds its requests until it has been killed
+        if not worker.running:  # a process that hangs still holds data of requests until it has been killed
             self._forgetting.end_worker(worker.name)
         self._lost(frozenset(worker.plan.stage_names), worker_lost(worker.name).info)
 
@@ -245,4 +253,4 @@ def _grant_at_once(_: Claim, grant: Callable[[], None]) -> None:
 
 
 def _to_nobody(*_: object) -> None:
-    """Ignores a message that nothing has been connected to receive."""
+    """Ignores a message, because no receiver has been set."""

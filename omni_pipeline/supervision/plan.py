@@ -1,4 +1,4 @@
-"""The supervisor's input: the workers to keep running, and the settings for all of them."""
+"""Defines the supervisor's input: the workers to keep running, and the settings for all workers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class PipelinePlan(Struct, frozen=True):
     """The workers of one pipeline, after every decision is made.
 
     Attributes:
-        graph_path: The ``package.module:NAME`` of `graph`, from which workers load it too.
+        graph_path: The ``package.module:NAME`` of `graph`. Workers load the graph by this name.
         graph: The stages that run, and the edges between them.
         workers: The workers, in graph order of their first stages.
         supervision: Time limits after which a worker counts as hung.
         log_level, log_format: Arguments of `logs.configure`.
-        trace: Whether requests are traced, and where traces go.
+        trace: The configuration of the traces of requests.
     """
 
     graph_path: str
@@ -31,7 +31,7 @@ class PipelinePlan(Struct, frozen=True):
     trace: Trace
 
     def preload(self) -> tuple[str, ...]:
-        """Modules that forked workers need and can share, in order of first mention."""
+        """Modules that forked workers need and can share, without duplicates, in graph order."""
         forked = {name for worker in self.workers if not worker.fresh for name in worker.stage_names}
         stages = (stage for stage in self.graph.stages if stage.name in forked)
         return tuple(dict.fromkeys(module for stage in stages for module in stage.preload))

@@ -1,15 +1,17 @@
-"""Decides when to restart a worker that has ended, and from when on its restarts count as a loop that an operator must
-look into.
+"""Decides when to restart a worker that has ended. Also decides after how many restarts a worker counts as looping,
+which an operator must look into.
 """
 
 from __future__ import annotations
 
 from msgspec import Struct
 
-# Seconds to wait before the next start, by the number of ends in a row. The last value holds for all further ends.
+# Number of seconds to wait before the next start. The first value is for the first end in a row, and so on. The last
+# value holds for all further ends.
 PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
-# This number of ends in a row is a loop. The worker is still restarted, since the cause may pass.
+# After this number of ends in a row, the worker counts as looping. The worker is still restarted, because the cause may
+# disappear.
 LOOP = 5
 
 # A worker that has served for this number of seconds is stable: its next end is counted as the first in a row.
@@ -20,9 +22,9 @@ class Restarts(Struct):
     """Counts the ends of one worker's processes. All times are from the same monotonic clock.
 
     Attributes:
-        total: Ends since the service began.
-        in_a_row: Ends without a stable time between them.
-        ready_since: When the process that runs now became ready; None while it loads.
+        total: Number of ends since the service began.
+        in_a_row: Number of ends without a stable time between them.
+        ready_since: Time at which the current process became ready; None while it loads.
     """
 
     total: int = 0
@@ -34,7 +36,7 @@ class Restarts(Struct):
         self.ready_since = now
 
     def ended(self, now: float) -> float:
-        """Note that the process has ended. Returns the seconds to wait before the next start."""
+        """Note that the process has ended. Returns the number of seconds to wait before the next start."""
         if self.ready_since is not None and now - self.ready_since >= STABLE_SECONDS:
             self.in_a_row = 0
         self.ready_since = None

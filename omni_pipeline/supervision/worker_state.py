@@ -1,4 +1,4 @@
-"""Holds what the main process knows about its workers: the state of each process, and which stages can work."""
+"""Holds the main process's information about its workers: the state of each process, and which stages can work."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from omni_pipeline.wire.counters import EdgeStats
 from omni_pipeline.wire.messages import Moved, StageStats
 from omni_pipeline.wire.transport import endpoint
 
-# Seconds after which a client should try again. `UNKNOWN_SECONDS` is for a worker whose loading time is unknown,
-# `LOOP_SECONDS` for a worker that keeps ending.
+# Number of seconds after which a client should try again. `UNKNOWN_SECONDS` is for a worker whose loading time is
+# unknown. `LOOP_SECONDS` is for a worker that keeps ending.
 UNKNOWN_SECONDS = 5
 LOOP_SECONDS = 30
 
@@ -25,13 +25,14 @@ State: TypeAlias = Literal["loading", "ready", "restarting", "unhealthy"]
 
 
 class WorkerReport(Struct):
-    """One worker as `GET /health` shows it.
+    """The report on one worker in `GET /health`.
 
     Attributes:
-        state: ``restarting`` after an end, until its next process is ready; ``unhealthy`` when the ends are a loop.
+        state: ``restarting`` after the end of a process, until the next process is ready; ``unhealthy`` if the worker's
+            processes keep ending.
         stages: Names of the stages that the worker runs.
         pid: Id of the worker's process; null if it has no process.
-        restarts: Number of its processes that have ended since the service began.
+        restarts: Number of the worker's processes that have ended since the service began.
         last_end: The way in which the worker's latest process ended; null once the next process is ready.
         last_words: The last lines that the ended process wrote.
     """
@@ -49,9 +50,9 @@ class WorkerState(Struct):
 
     Attributes:
         plan: The plan of the worker.
-        address: Endpoint of the worker's process or, between two processes, of the next process.
+        address: Endpoint of the worker's process. While the worker has no process, endpoint of the next process.
         incarnation: Number of earlier processes of this worker.
-        running: Whether the process has been ordered and has not ended.
+        running: Whether the start of the process has been ordered and the process has not ended.
         pid: Id of the process, once it is known.
         ranks: Ids of the processes that share the worker's work, once it has loaded.
         ready: Whether the process has loaded.
@@ -65,7 +66,7 @@ class WorkerState(Struct):
         heard: Epoch of the latest announcement that the process has received.
         last_end, last_words: As in `WorkerReport`.
         restarts: Counts the ends of the worker's processes.
-        ordered: Time at which the process was ordered, or will be.
+        ordered: Time at which the start of the process was or will be ordered.
         load_seconds: Time that the worker's latest loading took.
     """
 
@@ -116,7 +117,7 @@ class WorkerState(Struct):
         self.last_end = how
 
     def process_ended(self, how: str, words: list[str]) -> None:
-        """Note that the process has ended, and forget what was known about it."""
+        """Note that the process has ended, and forget its state."""
         self.running = self.ready = False
         self.pid = self.vitals = self.killed_for = None
         self.stats, self.edges = {}, []
@@ -147,16 +148,18 @@ class Roster:
         return iter(self._workers.values())
 
     def process(self, name: str, incarnation: int) -> WorkerState | None:
-        """The worker called `name`, if its process with this `incarnation` has not ended; otherwise None."""
+        """The worker called `name`, if its current process has this `incarnation` and has not ended; otherwise None."""
         worker = self._workers[name]
         return worker if worker.running and worker.incarnation == incarnation else None
 
     def addresses(self) -> dict[str, str]:
-        """Endpoint of the process that runs each stage."""
+        """For each stage, the endpoint of the process that runs the stage."""
         return {stage: worker.address for worker in self for stage in worker.plan.stage_names}
 
     def move(self, worker: WorkerState) -> Moved:
-        """Prepare for the worker's next process. Returns the message that announces it to the other workers."""
+        """Prepare for the worker's next process. Returns the message that announces the next process to the other
+        workers.
+        """
         worker.incarnation += 1
         worker.address = endpoint(self._run_dir, worker.name, worker.incarnation)
         worker.refusal = None
@@ -167,7 +170,7 @@ class Roster:
     # --- who can work ---
 
     def missing(self, stages: Collection[str] | None = None) -> list[WorkerState]:
-        """The workers that cannot take work now, among the workers of `stages` (None: among all workers)."""
+        """The workers that cannot take work now, among the workers of `stages`. None means all workers."""
         return [
             worker
             for worker in self

@@ -1,4 +1,5 @@
 """Carries messages between processes: message types, their encoding, sockets, stream numbers, counters.
 
-Nothing here acts on a message. Workers handle messages in `worker`, the main process in `supervision` and the gateway.
+The code in this package does not act on messages. Workers handle messages in `worker`. The main process handles
+messages in `supervision` and in `gateway`.
 """

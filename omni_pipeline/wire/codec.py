@@ -1,11 +1,11 @@
 """Turns messages into ZeroMQ frames and back.
 
-Each tensor inside a body becomes a raw frame of its own, so that nothing is pickled, base64-coded or copied:
+Each tensor inside a body becomes a separate raw frame, so that no data is pickled, base64-coded or copied:
 
     frame 0   msgpack of the message; a tensor in it is [frame number, dtype, shape]
     frame 1…  the bytes of each tensor, in order
 
-Between stages of one worker, messages are handed over as they are, without this module.
+Between stages of one worker, messages are passed as objects, without this module.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _Undecoded: TypeAlias = _Carrier | Abort | Forgotten | Claim | Granted | Failed 
 class WireError(Exception):
     """Raised for frames that are not a message, or for a body that does not fit its edge.
 
-    `request_id` names the request that cannot go on, if it could be read from the frames.
+    `request_id` is the id of the request that cannot continue, if the id could be read from the frames.
     """
 
     def __init__(self, reason: str, request_id: str | None = None) -> None:
@@ -47,7 +47,7 @@ class WireError(Exception):
 
 
 class Codec:
-    """Turns messages into frames and back. It keeps state while it works, so use one for each thread.
+    """Turns messages into frames and back. A codec keeps state during a call, so each thread needs its own codec.
 
     Args:
         body_types: For each edge ``(source, target)``, the struct type (or union of tagged structs) of its bodies.
@@ -66,7 +66,9 @@ class Codec:
         return self._bodies.keys()
 
     def encode(self, message: Message) -> list[Buffer]:
-        """The frames of a message. They share memory with its tensors: do not change tensors before frames are sent."""
+        """The frames of a message. The frames share memory with the message's tensors, so do not change the tensors
+        before the frames are sent.
+        """
         self._frames = []
         try:
             return [self._encoder.encode(message), *self._frames]

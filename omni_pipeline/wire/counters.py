@@ -1,4 +1,6 @@
-"""Counters that a process keeps about its stages and about the edges that end in the process. A counter only grows."""
+"""Defines counters that a process keeps for its stages and for the edges that end in the process. A counter only
+grows.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ EDGE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05
 
 
 class Distribution(Struct):
-    """A histogram: how many values fell into each bucket.
+    """A histogram, which counts the values in each bucket.
 
     Attributes:
         bounds: The greatest value of each bucket, except of the last bucket, which has no bound.
-        counts: Number of values in each bucket; one more entry than `bounds` has.
+        counts: Number of values in each bucket. The list has one more entry than `bounds`.
         total: Sum of all values.
     """
 
@@ -41,8 +43,9 @@ class EdgeStats(Struct):
 
     Attributes:
         messages: Number of messages.
-        bytes: Bytes of their frames; 0 for messages handed over inside a process.
-        seconds: Time from the moment a message left its sender's step until its receiver began to handle it.
+        bytes: Number of bytes of the messages' frames; 0 for messages that are passed inside a process.
+        seconds: Histogram of the time from the moment the sender sends a message until the receiver begins to handle
+            the message.
     """
 
     source: str
@@ -53,13 +56,13 @@ class EdgeStats(Struct):
 
 
 class Edges:
-    """The edges that end in one process."""
+    """Counts messages on the edges that end in one process."""
 
     def __init__(self) -> None:
         self._edges: dict[tuple[str, str], EdgeStats] = {}
 
     def add(self, source: str, target: str, size: int, seconds: float) -> None:
-        """Count a message of `size` bytes that was under way for `seconds`."""
+        """Count a message of `size` bytes that took `seconds` to arrive."""
         edge = self._edges.get((source, target))
         if edge is None:
             edge = self._edges[source, target] = EdgeStats(source, target)

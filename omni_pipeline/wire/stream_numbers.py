@@ -1,7 +1,7 @@
 """Numbers stream chunks when they are sent, and checks the numbers on arrival, so that a lost chunk is noticed at once.
 
-Only open streams are remembered. A stream that is never ended (its stage sent single chunks) stays until its request
-is forgotten, or until `KEPT_REQUESTS` newer requests have come.
+Only open streams have a counter. If a stream never gets an `End`, its counter stays until the request is forgotten, or
+until `KEPT_REQUESTS` newer requests have come.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class _Counters:
         self._requests: dict[str, dict[tuple[str, str], int]] = {}
 
     def __len__(self) -> int:
-        """Number of requests with open streams."""
+        """Number of requests that have open streams."""
         return len(self._requests)
 
     def forget(self, request_id: str) -> None:
-        """Drop the counters of a request that is over. Ignores unknown ids."""
+        """Drop the counters of a request that has ended. Ignores unknown ids."""
         self._requests.pop(request_id, None)
 
     def open_with(self, stages: Container[str]) -> list[str]:
@@ -39,7 +39,7 @@ class _Counters:
         ]
 
     def _advance(self, message: Chunk | End) -> int:
-        """Count `message`, or forget its stream if it is an `End`. Returns the number of chunks before it."""
+        """Count `message`. If it is an `End`, forget its stream. Returns the number of earlier chunks in the stream."""
         request_id, edge = message.request_id, (message.source, message.target)
         streams = self._requests.get(request_id)
         before = streams.get(edge, 0) if streams else 0
@@ -58,7 +58,7 @@ class _Counters:
 
 
 class SendLedger(_Counters):
-    """Numbers what a process sends."""
+    """Numbers the messages that a process sends."""
 
     def stamp(self, message: Work) -> None:
         """Fill in `Chunk.seq` or `End.count`."""
@@ -69,14 +69,14 @@ class SendLedger(_Counters):
 
 
 class ReceiveLedger(_Counters):
-    """Checks the numbers of what a process receives."""
+    """Checks the numbers of the messages that a process receives."""
 
     def check(self, message: Work) -> None:
         """Count `message`, and check its number.
 
         Raises:
-            OmniError: (500, ``stream_gap``) chunks before it were lost or came twice. The request cannot be saved:
-                fail it and `forget` it.
+            OmniError: (500, ``stream_gap``) earlier chunks were lost or came twice. The request cannot continue, so the
+                caller must fail it and call `forget`.
         """
         if isinstance(message, Start):
             return

@@ -1,4 +1,4 @@
-"""An array inside a message: a torch tensor, a numpy array or plain bytes, which travels as a raw frame."""
+"""Defines arrays inside messages. An array is a torch tensor, a numpy array or bytes, and is sent as a raw frame."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ ITEM_SIZE = {
 
 
 class Tensor:
-    """An n-dimensional array inside a message: a torch tensor, a numpy array or plain bytes, without importing either.
+    """An n-dimensional array inside a message: a torch tensor, a numpy array or bytes. Using this class imports neither
+    torch nor numpy.
 
-    The array is not copied. In the process that made the array, `torch()` returns the same tensor. In another process
-    it returns a view of the received frame, which must be treated as read-only.
+    The array is not copied. In the process that made the array, `torch()` returns the same tensor. In another process,
+    `torch()` returns a view of the received frame, which must not be changed.
     """
 
     __slots__ = ("_source", "dtype", "shape")
@@ -77,7 +78,7 @@ class Tensor:
             return torch.frombuffer(data, dtype=dtype).reshape(self.shape)
 
     def numpy(self) -> numpy.ndarray:
-        """The elements as a numpy array. Raises TypeError for bfloat16, which numpy lacks."""
+        """The elements as a numpy array. Raises TypeError for bfloat16, because numpy does not have this type."""
         import numpy
 
         if self.dtype == "bfloat16":  # refuse this type even if some library has added it to numpy

@@ -1,4 +1,4 @@
-"""The notes about traced requests that processes send to the main process."""
+"""Defines the notes about traced requests that processes send to the main process."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from msgspec import Struct
 
 
 class Took(Struct, array_like=True):
-    """A stage, or the main process, has handled a message.
+    """The note that a stage, or the main process, has handled a message.
 
     Attributes:
-        sent: Time at which the message left its sender's step.
+        sent: Time at which the sender sent the message.
         taken: Time at which the receiver began to handle it.
-        done: Time at which the receiver had handled it. Work that the message queues is done later.
+        done: Time at which the receiver had finished handling the message. Work that the message queues is done later.
     """
 
     request_id: str
@@ -23,12 +23,12 @@ class Took(Struct, array_like=True):
 
 
 class Stepped(Struct, array_like=True):
-    """A stage has worked on a batch from `begin` to `end`.
+    """The note that a stage has worked on a batch from `begin` to `end`.
 
     Attributes:
         requests: Ids of the requests in the batch.
         first, latest: For each request, the times of the first and the latest message since its previous step. If no
-            new message has come since, both times are the end of the previous step.
+            new message has come since the previous step, both times are the end of the previous step.
     """
 
     stage: str

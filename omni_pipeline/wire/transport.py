@@ -1,11 +1,13 @@
-"""ZeroMQ sockets between processes: each process has one inbox, and a connection to each inbox to which it sends.
+"""ZeroMQ sockets between processes. Each process has one inbox, and one connection to each inbox to which it sends
+messages.
 
-Sends never wait: the sockets have no high-water mark, because the admission of requests bounds what is in flight.
+Sending never blocks: the sockets have no high-water mark, because admission limits the number of requests and so the
+number of messages in flight.
 
-All messages of a step for one process travel as one parcel and arrive together, so that the receiver's next step can
-use all of them. If they were sent one by one, the first would wake the receiver for a step of its own, and batches
-would become smaller on every turn around a ring of stages. A parcel begins with a frame that holds the time it was sent
-and each message's number of frames; the frames of the messages follow.
+All messages of a step for one process are sent as one parcel and arrive together, so that the receiver's next step can
+use all of them. If each message were sent separately, the receiver would wake up for the first message and do a step
+with that message alone. In a ring of stages, batches would then become smaller in every round. A parcel begins with a
+frame that contains the time of sending and each message's number of frames. The frames of the messages follow.
 """
 
 from __future__ import annotations
@@ -28,15 +30,15 @@ from omni_pipeline.wire.tensor import Buffer
 # The name of the main process's inbox. Workers' inboxes have the names of the workers.
 MAIN = "main"
 
-# Smaller frames are copied, because a copy costs less than tracking a frame until it is sent.
+# Frames with fewer bytes are copied, because a copy costs less than tracking a frame until it is sent.
 COPY_BELOW_BYTES = 16 * 1024
 
-# Maximum time that a closing process waits until its last messages are sent.
+# Maximum time, in milliseconds, that a closing process waits until its last messages are sent.
 LINGER_MS = 500
 
 
 class _Label(Struct, array_like=True):
-    """The first frame of a parcel: the time it was sent, and the number of frames of each message in it."""
+    """The first frame of a parcel: the time at which the parcel was sent, and the number of frames of each message."""
 
     sent: float
     counts: list[int]
@@ -51,7 +53,7 @@ class Received(NamedTuple):
 
     Attributes:
         frames: The message's read-only frames, which own their memory.
-        sent: Time at which it was sent, by `time.monotonic`, a clock that all processes of a host share.
+        sent: Time at which the message was sent, by `time.monotonic`. All processes of a host share this clock.
     """
 
     frames: list[memoryview]
@@ -86,7 +88,7 @@ def endpoint(run_dir: str, worker: str, incarnation: int) -> str:
 
 
 class Inbox:
-    """The one socket from which a process receives messages.
+    """The socket on which a process receives messages. Each process has one inbox.
 
     Args:
         context: The process's ZeroMQ context.
@@ -108,10 +110,10 @@ class Inbox:
         return int(self._socket.getsockopt(zmq.FD))
 
     def wait(self, seconds: float | None, others: Sequence[int] = ()) -> bool:
-        """Block until a message waits, or for at most `seconds` (None: no limit).
+        """Block until a message waits, but at most for `seconds` (None means without limit).
 
         Args:
-            others: Descriptors that also end the wait when one of them becomes readable.
+            others: File descriptors. The wait also ends when one of them becomes readable.
 
         Returns:
             Whether a message waits or a descriptor is readable.
@@ -136,7 +138,7 @@ class Inbox:
         return self._unpacked.popleft()
 
     def drain(self, most: int) -> Iterator[Received]:
-        """Up to `most` of the messages that wait."""
+        """Returns up to `most` of the waiting messages."""
         for _ in range(most):
             received = self.receive()
             if received is None:
@@ -144,7 +146,7 @@ class Inbox:
             yield received
 
     def close(self) -> None:
-        """Close the socket, and remove its file, which ZeroMQ does not remove."""
+        """Close the socket, and remove the socket file, which ZeroMQ does not remove."""
         path = self.address.removeprefix("ipc://")
         self._socket.close(linger=0)
         if path.startswith("/"):
@@ -160,7 +162,7 @@ class Outbox:
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
 
     def send(self, address: str, *messages: Sequence[Buffer]) -> None:
-        """Send messages, each as its frames, in one parcel.
+        """Send messages in one parcel. Each message is a list of frames.
 
         Large frames are not copied: their memory must not change until they are sent.
         """
@@ -177,7 +179,7 @@ class Outbox:
             socket.close(linger=0)
 
     def close(self, linger_ms: int = LINGER_MS) -> None:
-        """Close every connection. Messages that still wait get `linger_ms` to be sent once the context ends."""
+        """Close every connection. When the context ends, unsent messages have `linger_ms` to be sent."""
         for socket in self._sockets.values():
             socket.close(linger=linger_ms)
         self._sockets.clear()

@@ -1,4 +1,4 @@
-"""Runs one worker process from the inside: its start, its loop, its ranks, its pulse, its notes for traces.
+"""The code that runs inside a worker process: its start, loop, ranks, pulse, and notes for traces.
 
-Starting, watching and restarting workers belongs in `supervision`. What a stage computes belongs in `stages`.
+Code that starts, watches and restarts workers belongs in `supervision`. The computations of stages belong in `stages`.
 """

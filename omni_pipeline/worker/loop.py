@@ -1,8 +1,8 @@
-"""The loop of every worker: it receives messages, lets the stages work, and sends the results.
+"""The loop of every worker. Receives messages, calls the stages, and sends the results.
 
 One thread does everything. While no stage has work, the thread sleeps until a message arrives, or until a process that
 works for a stage answers. While a stage has work, the thread never waits for messages. Messages between stages of the
-same worker are handed over by reference.
+same worker are passed by reference.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from omni_pipeline.worker.recorder import Recorder
 
 HEARTBEAT_SECONDS = 1.0
 
-# Maximum seconds from an abort to the next heartbeat, in which the counters show the freed resources. Also the time
-# after which to look again whether a stage still holds an aborted request.
+# Maximum time, in seconds, from an abort to the next heartbeat, whose counters show the freed resources. Also the time
+# after which the loop checks again whether a stage still holds an aborted request.
 SHOW_SECONDS = 0.1
 
 # Maximum number of messages to handle between two steps, so that a flood of messages cannot stop the stages.
 DRAIN_MESSAGES = 256
 
-# The number of ended requests to remember, to recognise messages that still arrive for them. Far more
-# requests than are ever in flight.
+# Number of ended requests whose ids are kept, in order to recognise late messages for them. The number is far larger
+# than the number of requests in flight.
 TOMBSTONES = 16_384
 
 logger = logging.getLogger(__name__)
@@ -97,8 +97,10 @@ class WorkerLoop:
         self._outbox = outbox
         self._codec = codec
         self._parent = parent
-        self._local: deque[tuple[Work, float]] = deque()  # each message with the time at which its stage sent it
-        self._parcels: dict[str, list[list[Buffer]]] = {}  # encoded messages of the current step, by address
+        # pairs of a message and the time at which the stage sent the message
+        self._local: deque[tuple[Work, float]] = deque()
+        # encoded messages of the current step, keyed by the receiver's address
+        self._parcels: dict[str, list[list[Buffer]]] = {}
         self._sent = SendLedger()
         self._received = ReceiveLedger()
         self._ended: dict[str, None] = {}
@@ -118,7 +120,7 @@ class WorkerLoop:
         """Serve until a `Shutdown` arrives or the parent has ended.
 
         Raises:
-            StageBroken: a stage cannot go on. Its requests have already been ended with an error.
+            StageBroken: a stage cannot continue. Its requests have already ended with an error.
         """
         while not self._stopping:
             self._take_in()
@@ -163,10 +165,13 @@ class WorkerLoop:
                 self._report()
                 self._stopping = True
             case _:
-                logger.error("misdirected message: a %s", type(message).__name__)  # no content in logs
+                # the log must not contain the content of a message
+                logger.error("misdirected message: a %s", type(message).__name__)
 
     def _take_abort(self, abort: Abort) -> None:
-        """Forget a request, and pass on an abort of the main process behind all earlier messages of the request."""
+        """Forget a request. If the abort comes from the main process, pass it on, after all earlier messages of the
+        request.
+        """
         if abort.request_id not in self._ended:
             self._forget(abort.request_id)
         if not abort.sender:
@@ -179,7 +184,7 @@ class WorkerLoop:
     def _answer_aborts(self) -> None:
         """Answer the aborts of requests that no stage holds any more.
 
-        An engine frees an aborted request in its next step, so this must be called after a step.
+        An engine frees an aborted request in its next step, so call this method after a step.
         """
         held = {request_id for stage in self._stages.values() for request_id in stage.live()}
         free = [abort for abort in self._unanswered if abort.request_id not in held]
@@ -206,7 +211,7 @@ class WorkerLoop:
             self._deliver(message, given, 0)
 
     def _deliver(self, message: Work, sent: float, size: int) -> None:
-        """Give a stage a message of `size` bytes that left its sender at the time `sent`."""
+        """Give a stage a message of `size` bytes that was sent at the time `sent`."""
         name, request_id = message.target, message.request_id
         stage, stats = self._stages[name], self._stats[name]
         if request_id in self._ended:
@@ -257,9 +262,10 @@ class WorkerLoop:
         stats.step_seconds.add(end - begin)
         if stage.batch:
             stats.batch_sizes.add(len(stage.batch))
-        if self._recorder is not None and (told or stage.batch):  # some steps only exchange bytes with other processes
+        # a step that only exchanges bytes with other processes is not recorded
+        if self._recorder is not None and (told or stage.batch):
             self._recorder.stepped(name, told.union(stage.batch), begin, end)
-        # Only now, because a stage must not be asked to abort a request while its step is running.
+        # Errors are handled only now, because a stage must not be asked to abort a request during its step.
         for request_id, info in failed.items():
             self._fail(request_id, info, name)
         if broken is not None:
@@ -268,7 +274,7 @@ class WorkerLoop:
     # --- out ---
 
     def _route(self, name: str, message: Work | Failed | Claim, failed: Container[str]) -> ErrorInfo | None:
-        """Send a message from a stage. Returns the error that its request must end with, if any."""
+        """Send a message from a stage. Returns the error with which the request must end, if any."""
         if message.request_id in failed or message.request_id in self._ended:
             return None
         if isinstance(message, Failed):
@@ -296,7 +302,9 @@ class WorkerLoop:
         self._parcels.clear()
 
     def _fail(self, request_id: str, error: ErrorInfo, stage: str) -> None:
-        """Report an error to the main process, which ends the request everywhere else, and forget the request here."""
+        """Report an error to the main process, which ends the request in all other workers. Forget the request in this
+        worker.
+        """
         if request_id in self._ended:
             return
         error = structs.replace(error, stage=error.stage or stage)

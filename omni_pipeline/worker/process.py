@@ -40,14 +40,15 @@ logger = logging.getLogger(__name__)
 
 
 class Assignment(Struct, frozen=True):
-    """The input of a worker process at its start. It is sent as msgpack, with stage options as plain values.
+    """The input of a worker process at its start. The assignment is sent as msgpack, with the options of stages as
+    mappings.
 
     Attributes:
         plan: The worker's plan.
         incarnation: Number of earlier processes of this worker.
         graph_path: ``package.module:NAME`` of the graph.
         model_path: Directory of the checkpoint.
-        run_dir: Private directory for sockets and short-lived files.
+        run_dir: Private directory of the service for sockets and short-lived files.
         ranks: Set only in a follower, a process that shares the work of the worker's tensor-parallel stage.
         addresses: Endpoint of each stage's process, by stage, and of the main process under `COLLECTOR`.
         epoch: The last `wire.messages.Moved.epoch` that `addresses` reflects.
@@ -84,7 +85,9 @@ class Assignment(Struct, frozen=True):
 
     @property
     def scratch(self) -> str:
-        """Directory for this process's own short-lived files, in `run_dir`. It is removed when the process ends."""
+        """Directory for the short-lived files of this process, inside `run_dir`. It is removed when the process
+        ends.
+        """
         return os.path.join(self.run_dir, f"{self._file_name}.{self.incarnation}.scratch")
 
     @property
@@ -127,7 +130,7 @@ def run(assignment: Assignment, parent: int) -> int:
 
 @contextlib.contextmanager
 def _pulses(assignment: Assignment, context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[None]:
-    """Send pulses while the worker makes progress, if it has a GPU: a call may wait for a GPU for ever."""
+    """While the block runs, send pulses if the worker has a GPU, because a call may wait for a GPU for ever."""
     if not assignment.plan.gpus:
         yield
         return
@@ -212,8 +215,9 @@ def _load(assignment: Assignment, graph: Graph, stages: dict[str, Stage], outbox
 
 
 def _launch_follower(assignment: Assignment, place: Ranks) -> tuple[subprocess.Popen[bytes], str]:
-    """Start the process of another rank in a fresh interpreter. Returns it and the endpoint of its inbox."""
-    own = msgspec.structs.replace(assignment, ranks=place, run_dir=assignment.scratch)  # in the worker's scratch
+    """Start the process of another rank in a fresh interpreter. Returns the process and the endpoint of its inbox."""
+    # in the scratch directory of the worker
+    own = msgspec.structs.replace(assignment, ranks=place, run_dir=assignment.scratch)
     return subprocess.Popen(command(own, os.getpid()), stdin=subprocess.DEVNULL), own.address
 
 

@@ -1,10 +1,11 @@
-"""Shows the main process, during a step of any length, that a worker's main thread still executes Python code.
+"""Reports to the main process, even during a long step, that a worker's main thread still executes Python code.
 
-A thread that waits for its GPU spins, so from outside it looks like a thread that computes. But it is inside a single
-call into a library, and executes no Python code. So once a second, another thread asks the main thread to set a mark.
-The interpreter does this between two instructions, in the way in which it handles signals. No signal is sent, since a
-signal would interrupt system calls of libraries. If the main thread has set the mark, a `wire.messages.Pulse` is sent.
-If a call holds the interpreter's lock, neither thread can run, so no pulse is sent either.
+A thread that waits for its GPU spins, so from outside the thread looks like a thread that computes. But such a thread
+is inside a single call into a library, and executes no Python code. So once a second, another thread asks the main
+thread to set a mark. The interpreter sets the mark between two instructions, with its mechanism for signal handlers. No
+signal is sent, because a signal would interrupt system calls of libraries. If the main thread has set the mark, a
+`wire.messages.Pulse` is sent. If a call holds the interpreter's lock, neither thread can run, so no pulse is sent
+either.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from omni_pipeline.wire.transport import Outbox
 
 PULSE_SECONDS = 1.0
 
-# Only the number of this signal is used, to install the handler. Nothing else in a worker handles it, and its default
-# action is to do nothing.
+# The number of a signal under which the handler is installed; the signal itself is not sent. A worker has no other
+# handler for this signal, and its default action is to do nothing.
 _NUMBER = signal.SIGURG
 
 
 class PulseThread:
-    """Sends pulses until it is closed. Create and close it on the main thread.
+    """A thread that sends pulses until `close` is called. Create and close the object on the main thread.
 
     Args:
-        outbox: Socket for the pulses. Only this thread uses it and closes it.
+        outbox: Socket for the pulses. Only this thread uses and closes the socket.
         home: Endpoint of the main process.
         pulse: The message to send.
     """

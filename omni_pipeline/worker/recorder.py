@@ -1,7 +1,8 @@
-"""Records notes on a worker's work for each traced request, until they are sent to the main process.
+"""Records notes about a worker's work on each traced request, and keeps the notes until they are sent to the main
+process.
 
-All times come from `time.monotonic`, which is one clock for all processes of a host. Notes are kept in the worker and
-sent with its heartbeats, or when there are many, so that no request waits for them.
+All times come from `time.monotonic`, which is one clock for all processes of a host. The worker sends its notes at each
+heartbeat, or earlier if there are many notes. So no request has to wait until notes are sent.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from omni_pipeline.wire.trace_notes import Notes, Stepped, Took
 if TYPE_CHECKING:
     from omni_pipeline.wire.messages import Work
 
-# A worker that has this many notes sends them without waiting for its next heartbeat.
+# A worker that has this number of notes sends them without waiting for its next heartbeat.
 MANY = 512
 
 
@@ -56,7 +57,7 @@ class Recorder:
         self._stepped.append(note)
 
     def take(self, now: float, live: Mapping[str, Collection[str]]) -> Notes:
-        """All notes since the last call. Forgets the times of requests that a stage no longer holds.
+        """All notes since the last call. Drops the times of requests that a stage no longer holds.
 
         Args:
             live: The requests that each stage holds.

@@ -1,10 +1,10 @@
 """Runs one stage in several processes, each with a part of the model (tensor parallelism).
 
-The stage's worker is rank 0. It starts the other ranks, which are called followers. It sends every message, abort and
-step to the followers before it handles it itself, over one socket for each follower and in the same order. A stage
-whose behaviour depends only on messages, aborts and steps then does the same in every rank, and the ranks meet in the
-collective operations of each step. Followers block until something arrives. Their output is dropped, since rank 0 sends
-the same output.
+The stage's worker is rank 0. It starts the other ranks, which are called followers. Before rank 0 handles a message, an
+abort or a step, it sends the message, the abort or the order for the step to all followers. Each follower has one
+socket, so all followers receive the same sequence. A stage whose behaviour depends only on messages, aborts and steps
+then does the same work in every rank, and all ranks take part in the collective operations of each step. Followers
+block until a message arrives. Their output is dropped, because rank 0 sends the same output.
 
 Ranks end together: a follower ends when its worker ends, and a worker ends when any of its followers ends.
 """
@@ -24,11 +24,11 @@ from omni_pipeline.wire.codec import Codec
 from omni_pipeline.wire.messages import Abort, Claim, Failed, Message, Shutdown, Step, Work
 from omni_pipeline.wire.transport import Inbox, Outbox
 
-# If a follower cannot load, rank 0 has this number of seconds to fail too and to report the reason. Then rank 0 is
-# ended.
+# If a follower cannot load, rank 0 has this number of seconds to fail too and to report the reason. After that, rank 0
+# is ended.
 GRACE_SECONDS = 10.0
 
-# Maximum time that followers may take to exit before they are killed.
+# Maximum time, in seconds, that a follower may take to exit before it is killed.
 LEAVE_SECONDS = 5.0
 
 # Maximum number of messages to read at a time.
@@ -38,12 +38,12 @@ logger = logging.getLogger(__name__)
 
 
 class Leader:
-    """Rank 0's side: a stage that also drives its followers. See `contract.stage.Stage` for the methods.
+    """The stage in rank 0, which also controls its followers. `contract.stage.Stage` describes the methods.
 
     Args:
-        build: Builds the stage of rank 0. It returns when all ranks have built their stages.
+        build: Builds the stage of rank 0. The call returns when all ranks have built their stages.
         size: Number of ranks.
-        launch: Starts the process of another rank. Returns it and the endpoint of its inbox.
+        launch: Starts the process of another rank. Returns the process and the endpoint of its inbox.
         outbox: The process's sockets.
         codec: Encodes messages for the edges of the graph.
     """
@@ -64,7 +64,8 @@ class Leader:
         launched = [launch(Ranks(rank, size, port)) for rank in range(1, size)]
         self._processes = [process for process, _ in launched]
         self._addresses = [address for _, address in launched]
-        # A thread waits for the end of a rank, since the main thread may be in a collective operation that never ends.
+        # A separate thread waits for the end of a follower, because the main thread may be in a collective operation
+        # that never ends.
         threading.Thread(target=self._watch, name="watch followers", daemon=True).start()
         try:
             self._stage = build(Ranks(0, size, port))
@@ -96,7 +97,8 @@ class Leader:
         try:
             return list(self._stage.step())
         except Exception as error:
-            # The other ranks may be at any point of the step.
+            # After an error, the ranks cannot continue together, because the other ranks may be at any point of the
+            # step.
             raise StageBroken(f"a step of {len(self._processes) + 1} ranks failed") from error
 
     def abort(self, request_id: str) -> None:
@@ -142,7 +144,7 @@ class Leader:
 
 
 def follow(stage: Stage, inbox: Inbox, codec: Codec) -> None:
-    """A follower's side: repeat what the leader does, until the leader sends a `Shutdown`.
+    """The loop of a follower. Does the same work as the leader until the leader sends a `Shutdown`.
 
     Raises:
         Exception: a step failed.
@@ -165,5 +167,5 @@ def follow(stage: Stage, inbox: Inbox, codec: Codec) -> None:
 def _receive(stage: Stage, message: Message) -> None:
     try:
         stage.receive(message)  # type: ignore[arg-type]
-    except Exception:  # rank 0 has the same error, and reports it
+    except Exception:  # rank 0 gets the same error, and reports it
         logger.debug("refused", exc_info=True)

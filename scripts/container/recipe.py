@@ -31,8 +31,8 @@ class Instruction(Struct, frozen=True):
 
     @property
     def command(self) -> list[str]:
-        """The command line of an ``ENTRYPOINT``, ``CMD`` or ``HEALTHCHECK``. The recipe may hold it as JSON or as a
-        shell command.
+        """The command line of an ``ENTRYPOINT``, ``CMD`` or ``HEALTHCHECK``. In the recipe, the command line is a JSON
+        list or a shell command.
         """
         text = self.text.partition(" CMD ")[2] or self.text
         words: list[str] = json.loads(text) if text.startswith("[") else ["/bin/sh", "-c", text]

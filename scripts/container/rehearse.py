@@ -36,7 +36,7 @@ from omni_pipeline.os_process import free_port  # noqa: E402
 
 MODEL = ROOT / "demo" / "qwen3-omni-demo"
 SECONDS = 180
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # images of Ubuntu have this value
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # Ubuntu's images have this PATH
 
 
 class Image:
@@ -78,7 +78,7 @@ class Image:
         return self.root / path.lstrip("/")
 
     def enter(self, *command: str) -> list[str]:
-        """The command line that runs `command` in the image, as its user and with its variables."""
+        """The command line that runs `command` in the image, with the image's user and variables."""
         variables = [f"{name}={value}" for name, value in self.environment.items()]
         change = ["chroot", f"--userspec={self.user}:{self.user}", str(self.root)]
         return [*change, "/usr/bin/env", "--ignore-environment", f"--chdir={self.directory}", *variables, *command]
@@ -108,7 +108,9 @@ class Image:
         subprocess.run(self.enter("/bin/sh", "-c", command), check=True, stdout=subprocess.DEVNULL)
 
     def _borrow(self) -> None:
-        """Make this Python's packages importable in the image, even if the user there may not read their directory."""
+        """Make the packages of this Python importable in the image, even if the image's user may not read the directory
+        of the packages.
+        """
         spec = importlib.util.find_spec("sglang")
         assert spec is not None
         assert spec.origin is not None
@@ -168,7 +170,7 @@ def rehearse_apart() -> int:
 
 
 def serve(image: Image) -> None:
-    """Run the image as a container engine would, ask it a question, and stop it."""
+    """Run the image's command as a container engine would, ask the server a question, and stop the server."""
     stage, port = image.stage, free_port()
     image.environment["SGL_OMNI_LISTEN_PORT"] = str(port)
     command = [*stage.last("ENTRYPOINT").command, *stage.last("CMD").command]

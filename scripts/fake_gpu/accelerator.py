@@ -1,4 +1,4 @@
-"""Starts the process that sees fake GPUs, and has it run functions."""
+"""Starts the process that sees fake GPUs, and runs functions in forks of that process."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from fake_gpu.machine import H100, Machine
 
 ROOT = Path(__file__).parents[2]
 
-# A function that takes longer counts as hung; the longest test takes a few seconds.
+# A function that takes more seconds than this counts as hung. The longest test takes a few seconds.
 _SECONDS = 120
 
 
 class RunFailed(Exception):
-    """A function under fake GPUs raised an error, or its process ended; the message has traceback and output."""
+    """A function under fake GPUs raised an error, or its process ended. The message has the traceback and the
+    output.
+    """
 
 
 class Accelerator:
     """A child process under fake GPUs; a context manager.
 
-    Functions are named by module and name, and take and return JSON values. Each runs in a fork of the child, so
-    neither SGLang's global state nor a crash affects the next function.
+    Functions are named by module and name, and take and return JSON values. Each function runs in a fork of the child,
+    so neither SGLang's global state nor a crash affects the next function.
 
     Args:
         machine: The machine that the child's imports see. A function may run under another machine with the same
@@ -78,7 +80,9 @@ class Accelerator:
         self.kernels: str = self._take()["value"]
 
     def load(self, modules: Iterable[str]) -> dict[str, str]:
-        """Import modules once, for all functions that run later. Returns the tracebacks of failed imports, by name."""
+        """Import modules once, for all functions that run later. Returns the tracebacks of failed imports, by the name
+        of the module.
+        """
         failures = self._ask({"load": list(modules)})["value"]
         return {name: error for name, error in failures.items() if error}
 
@@ -123,7 +127,8 @@ class Accelerator:
         """End the child."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the child has ended by itself
-            # Closing the pipe would not end the child: processes that were forked here meanwhile keep the pipe open.
+            # Closing the pipe would not end the child: processes that this process has forked in the meantime keep the
+            # pipe open.
             self._process.stdin.write(json.dumps({"end": True}) + "\n")
             self._process.stdin.close()
         self._process.wait()

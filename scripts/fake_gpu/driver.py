@@ -29,7 +29,9 @@ esac
 
 
 def install(machine: Machine, directory: Path) -> None:
-    """Show the device nodes of `machine`, and put its `nvidia-smi`, made in `directory`, first on PATH."""
+    """Show the device nodes of `machine`. Write an `nvidia-smi` that describes `machine` into `directory`, and put
+    `directory` first on PATH.
+    """
     real = glob.glob
 
     def look(pattern: Any, *arguments: Any, **options: Any) -> list[Any]:
@@ -52,7 +54,8 @@ def install(machine: Machine, directory: Path) -> None:
 def load_libcuda(packages: Path, directory: Path) -> None:
     """Compile a `libcuda.so.1` with the functions that the installed kernel libraries import, and load it.
 
-    The dynamic linker then uses this library for every other library that needs libcuda, because its soname matches.
+    The dynamic linker then uses this library for every other library that needs libcuda, because the soname of this
+    library matches.
 
     Args:
         packages: The site-packages directory.
@@ -80,5 +83,6 @@ def wanted(packages: Path) -> list[str]:
         text=True,
     ).stdout
     symbols = {line.partition(" ")[0] for line in listing.splitlines()}
-    # Names of driver functions have a capital letter after "cu"; names of higher libraries do not, as in cudaMalloc.
+    # Names of driver functions have a capital letter after "cu"; names of other CUDA libraries do not, for example
+    # cudaMalloc.
     return sorted(name for name in symbols if name.startswith("cu") and name[2:3].isupper() and name.isidentifier())

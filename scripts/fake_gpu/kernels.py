@@ -1,4 +1,4 @@
-"""Loads SGLang's kernel library. If that fails, it installs a package of functions that refuse to be called."""
+"""Loads SGLang's kernel library. If that fails, installs a package of functions that raise an error when called."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load(packages: Path, directory: Path) -> str:
 
 
 def stand_in() -> None:
-    """Replace `sgl_kernel` and all its modules by functions that refuse to be called."""
+    """Replace `sgl_kernel` and all its modules by stubs, whose functions raise an error when they are called."""
     for name in [name for name in sys.modules if name.partition(".")[0] == _PACKAGE]:
         del sys.modules[name]
     sys.meta_path.insert(0, _Finder())

@@ -41,7 +41,7 @@ class FakeDevice(Struct, frozen=True):
 
     Attributes:
         card: Index of the card, in the order of the PCI bus.
-        uuid: UUID of the card, or of the MIG instance if the device is one.
+        uuid: UUID of the card, or of the MIG instance if the device is a MIG instance.
     """
 
     card: int
@@ -99,9 +99,9 @@ class Machine(Struct, frozen=True):
 
     def visible(self, environment: Mapping[str, str]) -> tuple[FakeDevice, ...]:
         """The devices that CUDA lets a process use: the entries of ``CUDA_VISIBLE_DEVICES`` before the first unknown
-        one.
+        entry.
 
-        A process sees at most one MIG instance, and if it sees one, it sees no whole card.
+        A process sees at most one MIG instance. A process that sees a MIG instance sees no whole card.
         """
         listed = environment.get("CUDA_VISIBLE_DEVICES")
         entries = [str(index) for index in range(len(self.cards))] if listed is None else listed.split(",")

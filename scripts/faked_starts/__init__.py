@@ -1,4 +1,4 @@
-"""Finds out how each layout in `configs/` would start on GPUs, by starting it on fake ones (`fake_gpu`).
+"""Finds out how each layout in `configs/` would start on GPUs, by starting the layout on fake GPUs (`fake_gpu`).
 
 - `checkpoints`: the kinds of checkpoints, plain and quantised, without their weights.
 - `layouts`: where the stages of each layout are placed on each machine, and the engines' settings.

@@ -17,7 +17,7 @@ _KEPT = ["lm_head", "visual", "audio_tower", "code_predictor", "code2wav", "mlp.
 
 _SHARD_BYTES = 4 * 1024**3
 
-# Data type of a number by its size in bytes; smaller numbers are packed into integers.
+# Data type of a number by its size in bytes. Numbers of less than one byte are packed into integers.
 _DTYPES: dict[float, tuple[str, int]] = {1: ("F8_E4M3", 1), 2: ("BF16", 2), 4: ("F32", 4)}
 
 QUANTIZATION: dict[str, dict[str, Any] | None] = {
@@ -70,7 +70,8 @@ def write(kind: str, directory: Path, *, layers: int | None = None) -> Path:
     target.mkdir()
     (target / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
-        (target / name).write_text("{}")  # nothing here reads these files, but a checkpoint without them is incomplete
+        # the simulated starts do not read these files, but a checkpoint without them is incomplete
+        (target / name).write_text("{}")
     _write_weights(target, config)
     return target
 

@@ -11,7 +11,7 @@ STAGES = ("thinker", "talker_ar")
 
 
 class PlannedEngine(Struct, frozen=True):
-    """A stage with an engine, and the values that its worker gets at its start.
+    """A stage with an engine, and the values that the stage's worker gets when it starts.
 
     Attributes:
         options: The stage's options as plain values.

@@ -21,7 +21,9 @@ from stages.topology import QWEN3_OMNI
 
 
 class _Reached(BaseException):
-    """Ends an engine's start once its arguments are known. Handlers of `Exception` do not catch a `BaseException`."""
+    """Raised to end an engine's start once SGLang's arguments are known. It is a `BaseException`, so that handlers of
+    `Exception` do not catch it.
+    """
 
 
 def resolve(engines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -30,7 +32,7 @@ def resolve(engines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def build(engine: dict[str, Any]) -> dict[str, Any]:
-    """Build the model of an `PlannedEngine`. Engine and result (`Built`) are plain values."""
+    """Build the model of a `PlannedEngine`. Engine and result (`Built`) are plain values."""
     with built(msgspec.convert(engine, PlannedEngine)) as model:
         return msgspec.to_builtins(_described(model))
 
@@ -58,7 +60,7 @@ def _sizes(graphs: dict[str, Any]) -> list[int]:
 
 
 def server_arguments(engine: PlannedEngine) -> Any:
-    """SGLang's resolved arguments for the stage when it is started as its worker would start it."""
+    """SGLang's resolved arguments for the stage, as when the stage's worker starts the engine."""
     caught: list[Any] = []
 
     def stop(arguments: Any, rank: int) -> Any:

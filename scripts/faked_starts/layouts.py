@@ -53,7 +53,7 @@ class FakedStart(Struct, frozen=True):
 
 @functools.cache
 def layouts() -> tuple[str, ...]:
-    """Names of the layout files that use a GPU if there is one."""
+    """Names of the layout files that use a GPU if the machine has a GPU."""
     names = (path.stem for path in sorted(CONFIGS.glob("*.yaml")))
     return tuple(name for name in names if _deployed(name, "x", f"8x{next(iter(CARDS))}").uses_cuda)
 
@@ -75,12 +75,12 @@ def starts(checkpoints: dict[str, Path]) -> Iterator[FakedStart]:
 def _growing(
     start: FakedStart, path: Path, checkpoint: Checkpoint | StartupError, checked: set[tuple[tuple[str, int], ...]]
 ) -> Iterator[FakedStart]:
-    """Plans one layout on a growing number of GPUs of one kind. It is planned again whenever another GPU makes a
-    difference.
+    """Plans one layout on a growing number of GPUs of one kind. The layout is planned again only if another GPU changes
+    its workers.
 
     Args:
-        checked: Numbers of ranks that are known to suit the checkpoint, by stage. They suit it on all cards, since the
-            cards are of one generation.
+        checked: Numbers of ranks that are known to suit the checkpoint, by stage. Such numbers suit the checkpoint on
+            all cards, since the cards are of one generation.
     """
     known: list[tuple[Deployment, FakedStart]] = []
     for count in COUNTS:

@@ -15,7 +15,7 @@ from faked_starts.layouts import CARDS, FakedStart
 
 _MODULE = "faked_starts.engines"
 
-# Imported once by the process under fake GPUs, instead of in each of its forks.
+# Modules that the process under fake GPUs imports once, instead of in each of its forks.
 _PRELOADED = ("stages.sglang_engine.preload",)
 
 

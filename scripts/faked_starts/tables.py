@@ -23,7 +23,8 @@ def fitting(starts: Iterable[FakedStart]) -> str:
 
 
 def arguments(started: Sequence[Started], model: Callable[[str, str], Built]) -> str:
-    """A table with a row for each engine and kind of checkpoint, or one for each card if the cards differ.
+    """A table with a row for each engine and kind of checkpoint. If the arguments differ between cards, there are
+    several rows, which name their cards.
 
     Args:
         model: Returns the built model of a stage for a kind of checkpoint.
@@ -44,7 +45,7 @@ def arguments(started: Sequence[Started], model: Callable[[str, str], Built]) ->
 
 
 def _same(starts: list[FakedStart]) -> Iterator[tuple[str, str]]:
-    """The ranges of GPU counts with the same outcome on every card, each with its outcomes."""
+    """The GPU counts that have the same outcomes on all cards, each group of counts with these outcomes."""
     rows: dict[str, list[int]] = {}
     for count in dict.fromkeys(start.gpus for start in starts):
         by_card = {start.card: start for start in starts if start.gpus == count}

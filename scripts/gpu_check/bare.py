@@ -25,12 +25,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 BUNDLE = HERE.parents[1] / "out" / "bare-gpu"
 
-# Share of the whole time that the parts may take; the engine has the rest.
+# Share of the total time for the checks of the parts. The checks of the engine have the remaining time.
 _PARTS_SHARE = 0.48
 # Seconds that a child has to end once its time is up.
 _MARGIN = 15
 
-# An installation of this project has this entry point. By it, SGLang finds our platform for machines without a GPU.
+# An installation of this project has this entry point. SGLang finds our platform for machines without a GPU by this
+# entry point.
 _ENTRY_POINTS = "[sglang.srt.platforms]\nomni_cpu = stages.sglang_engine.cpu_platform:activate\n"
 _METADATA = "Metadata-Version: 2.1\nName: omni-pipeline\nVersion: 0\n"
 
@@ -56,7 +57,7 @@ def unpack(bundle: Path, directory: Path) -> None:
 
     Raises:
         OSError: There is no bundle.
-        ValueError: A file differs from the collected one.
+        ValueError: A file has changed since it was collected.
     """
     try:
         manifest = json.loads((bundle / "manifest.json").read_text())
@@ -75,7 +76,9 @@ def unpack(bundle: Path, directory: Path) -> None:
 
 
 def run(name: str, seconds: float, directory: str, options: argparse.Namespace) -> int:
-    """Run one of the two scripts. The script limits its own time; the limit here is for a script that does not end."""
+    """Run one of the two scripts. The script limits its own time. The limit in this function is for a script that does
+    not end.
+    """
     flags = [
         "--device",
         options.device,

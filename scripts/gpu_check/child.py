@@ -1,4 +1,4 @@
-"""Runs a command with a time limit, and ends it with all its children, gently at first."""
+"""Runs a command with a time limit, and ends the command with all its children: first by SIGINT, then by SIGKILL."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class KernelCache:
 
 
 def caches(environment: Mapping[str, str] = os.environ) -> list[KernelCache]:
-    """The caches, in the directories that their environment variables name."""
+    """The caches of all compilers. Environment variables may name their directories."""
     home = Path(environment.get("HOME", "~")).expanduser()
     own = home / ".cache"
 

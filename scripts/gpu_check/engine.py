@@ -59,7 +59,7 @@ def environment(device: str) -> dict[str, str]:
     fixed = {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # The default backend is compiled for one version of torch.
+        # The default backend of the radix tree is compiled for one version of torch.
         "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": "python",
     }
     return {**os.environ, **fixed, **({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})}

@@ -1,4 +1,4 @@
-"""Runs the tests against Hugging Face with the stages under test on the device, and reads their results."""
+"""Runs the tests against Hugging Face with the stages under test on the device, and reads the results of the tests."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ PARTS = EqualityPart(
         "tests/stages/code2wav/test_streamed_sound.py",
         "tests/stages/code_predictor/test_frames.py",
     ),
-    # these tests help to find a fault, but some allow a smaller difference than other arithmetic makes
+    # these tests help to find a fault, but some of them allow a smaller difference than the rounding on a GPU causes
     SectionVerdict.TOLD,
     30,
 )
@@ -103,7 +103,8 @@ def run(report: Report, device: str, part: EqualityPart, directory: Path) -> Non
         done.go_on()
         return
     cases = [ReportedCase.of(case) for case in Xml.parse(results).getroot().iter("testcase")]
-    if done.cause is not Cause.ITSELF and cases:  # pytest's file counts its setup as passed
+    # pytest's file counts an unfinished test as passed, because its setup has passed
+    if done.cause is not Cause.ITSELF and cases:
         cases[-1] = dataclasses.replace(cases[-1], outcome="unfinished")
     failed = [case for case in cases if case.failed]
     judged = [case for case in cases if case.outcome != "skipped"]
@@ -132,7 +133,9 @@ class Figure:
 
     @property
     def share(self) -> float:
-        """The value as a share of the limit; infinite if the value is NaN, or is above a limit of 0."""
+        """The value as a share of the limit; infinite if the value is NaN, or if the limit is 0 and the value is above
+        0.
+        """
         if self.value <= 0:
             return 0.0
         return self.value / self.most if self.most and not math.isnan(self.value) else math.inf

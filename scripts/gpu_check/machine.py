@@ -1,4 +1,4 @@
-"""Describes the machine (GPUs, driver, versions), and checks that CUDA's results equal the CPU's."""
+"""Describes the machine (GPUs, driver, versions), and checks that CUDA's results equal the CPU's results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from omni_pipeline.kernels.cuda_toolkit import driver_library
 
 GIB = 1024**3
 
-# Run in a separate process, so that this one never holds a CUDA context.
+# Run in a separate process, so that this process never holds a CUDA context.
 _PROBE = """
 import json, torch
 from torch.nn import functional
@@ -123,7 +123,7 @@ def judge(memory: list[Memory], probe: dict[str, Any]) -> list[Check]:
     """Checks that torch sees all GPUs, and that each GPU computes correctly and is used by no other process.
 
     Args:
-        probe: The output of `_PROBE`; if that failed, an empty list of devices and an error message.
+        probe: The output of `_PROBE`. If the probe failed, an empty list of devices and an error message.
     """
     devices = probe["devices"]
     checks = [Check("torch sees every GPU", len(devices) == len(memory) > 0, str(probe.get("error", "")))]
@@ -139,7 +139,7 @@ def judge(memory: list[Memory], probe: dict[str, Any]) -> list[Check]:
 def compiles(capabilities: Iterable[str]) -> Check:
     """Checks that a worker can compile a kernel for each of these capabilities (such as 90), and names the toolkit.
 
-    The kernel also links the driver's library if there is one, as some kernels do.
+    The kernel also links the driver's library if the machine has that library, as some kernels do.
     """
     name = "kernels can be compiled"
     missing = toolchain.find(os.environ).missing

@@ -4,8 +4,8 @@
     python scripts/gpu_check/parts.py                        # on the GPU, at the 30B model's sizes
     python scripts/gpu_check/parts.py --device cpu --small   # for a trial
 
-Prints one line of JSON for each check. Weights are random. It needs torch, transformers, msgspec and pyzmq; `bare.py`
-provides the last two if they are not installed.
+Prints one line of JSON for each check. Weights are random. The script needs torch, transformers, msgspec and pyzmq;
+`bare.py` provides msgspec and pyzmq if they are not installed.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def child(name: str, options: argparse.Namespace, seconds: float) -> Start:
-    """The start of a check: as a new program if there is CUDA, because a fork of this process could not use CUDA.
+    """The `Start` of a check. With CUDA, the check is a new program, because a fork of this process could not use CUDA.
 
-    Libraries ask for CUDA while they are imported, and even this may initialise it in this process.
+    Libraries look for CUDA while they are imported, and even this may initialise CUDA in this process.
     """
     if options.device == "cpu":
         return forked(functools.partial(check, name, options.device, seconds, small=options.small))

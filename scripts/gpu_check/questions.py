@@ -12,7 +12,7 @@ import soundfile
 
 CARS = "How many cars are there in the picture?"
 
-# The request of each example; the guide prints every one twice, for curl and for Python.
+# The request of each example. The guide prints each request twice, for curl and for Python.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "image and text": {
         "messages": [{"role": "user", "content": CARS}],
@@ -36,11 +36,11 @@ _AUDIBLE = 1e-3
 
 @dataclass(frozen=True)
 class JudgedAnswer:
-    """One answer.
+    """An answer of the server, and the fault in the answer.
 
     Attributes:
-        text: Its text.
-        seconds: Length of its sound; None if no sound was requested.
+        text: The text of the answer.
+        seconds: Duration of the sound in seconds; None if no sound was requested or the answer cannot be used.
         problem: The fault in the answer; empty if there is none.
     """
 

@@ -33,7 +33,7 @@ class State(enum.Enum):
 
 @dataclass(frozen=True)
 class Check:
-    """One result; `passed` is None if it is only reported, or was not checked.
+    """One result. `passed` is None if the result is only reported, or was not checked.
 
     Attributes:
         detail: The finding: a number, or words.
@@ -57,7 +57,7 @@ class Section:
 
 @dataclass
 class Report:
-    """The findings so far.
+    """The report with the findings so far.
 
     Attributes:
         path: The report's file. It is written after each step, so that a crash leaves the earlier findings.
@@ -144,7 +144,7 @@ class Report:
         os.replace(partial, self.path)
 
     def markdown(self) -> str:
-        """The whole report, short enough for an issue; the longest sections are shortened."""
+        """The whole report, short enough for an issue. The longest sections are shortened if necessary."""
         rows = [(check.name, _SIGNS[check.passed], check.detail[:_DETAIL], check.limit) for check in self.checks]
         head = [f"# {self.title}", self.verdict()]
         head += [self.machine] if self.machine else []
@@ -185,7 +185,7 @@ def _fold(section: Section, text: str) -> str:
 
 
 def _fitted(texts: list[str], room: int) -> list[str]:
-    """The texts, with the longest shortened so that together they fit."""
+    """The texts, of which the longest are shortened, so that all texts together have about `room` characters."""
     most = max(map(len, texts), default=0)
     while sum(min(len(text), most) for text in texts) > room and most > _LEAST:
         most = int(most * 0.9)

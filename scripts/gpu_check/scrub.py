@@ -22,7 +22,7 @@ _SECRETS = re.compile(
 )
 _LOGIN = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 _HOMES = re.compile(r"(?:/home|/Users)/[^/\s'\"`:]+|(?<![\w/.-])/root(?=[/\s'\"`:]|$)")
-_COMMON = {"localhost", "root", "user", "ubuntu", "runner"}  # generic names that also occur in other words
+_COMMON = {"localhost", "root", "user", "ubuntu", "runner"}  # generic names that also occur as ordinary words
 
 
 def scrub(text: str) -> str:
@@ -45,7 +45,7 @@ def _known() -> dict[str, str]:
 
 
 def known(environment: Mapping[str, str], hosts: tuple[str, ...], user: str) -> dict[str, str]:
-    """Private strings of this machine and process, each with its replacement; the longest first."""
+    """Private strings of this machine and process, each with its replacement, in the order of falling length."""
     found = {str(ROOT): ".", str(Path.home()): "~", tempfile.gettempdir(): "TMP"}
     for name, value in environment.items():
         if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET:

@@ -28,7 +28,7 @@ MINUTES = 60
 START_SECONDS = 1800  # enough for a 70 GB checkpoint on a slow disk
 _CLI = (sys.executable, "-m", "omni_pipeline.cli")
 _PLAIN = {"COLUMNS": "110", "NO_COLOR": "1"}
-# Share of each GPU by which a plan may be wrong and still pass.
+# Share of each GPU's memory by which the memory in use may exceed the plan.
 _PLAN_OFF = 0.05
 _LEFT_BEHIND = GIB // 2
 _LOG = 4000
@@ -100,7 +100,7 @@ def try_layout(report: Report, layout: TriedLayout, run: Run) -> None:
             checks += found
     except (OSError, ValueError, LookupError) as error:  # the server does not answer, or its answers are malformed
         checks.append(Check(f"{layout.name}: answers", False, f"{type(error).__name__}: {error}"))
-    except BaseException:  # also on Ctrl-C, so that nothing is left running
+    except BaseException:  # stop the server also on Ctrl-C, so that no process is left
         server.stop()
         raise
     checks.append(_stop(server, layout, before))
@@ -128,7 +128,9 @@ def planned(layout: TriedLayout, run: Run) -> tuple[dict[str, Any], str]:
 def _use(
     server: ServerProcess, layout: TriedLayout, plan: dict[str, Any], run: Run
 ) -> Iterator[tuple[str, list[Check]]]:
-    """Ask the questions and measure; then check the memory, since torch has by now reserved all that it needs."""
+    """Ask the questions and measure. Check the memory last, because torch has then reserved all the memory that it
+    needs.
+    """
     yield _ask(server, layout)
     if run.bench is not None:
         for output in ("text", "speech") if layout.speech else ("text",):
@@ -165,7 +167,7 @@ def bench(url: str, layout: str, output: str, flags: Sequence[str], directory: P
 
 
 def compare(layout: str, plan: dict[str, Any], there: Sequence[Memory]) -> tuple[str, list[Check]]:
-    """Compare each GPU's planned and actual memory; empty without GPUs."""
+    """Compare the planned and the actual memory of each GPU. The result is empty without GPUs."""
     planned_gpus = [device["taken"] for device in plan["devices"] if device["index"] is not None]
     rows, checks = [], []
     for index, (taken, now) in enumerate(zip(planned_gpus, there, strict=False)):
@@ -176,7 +178,7 @@ def compare(layout: str, plan: dict[str, Any], there: Sequence[Memory]) -> tuple
 
 
 def _stop(server: ServerProcess, layout: TriedLayout, before: Sequence[Memory]) -> Check:
-    """End the server, and check what it leaves behind."""
+    """End the server, and check its exit status and the GPU memory that is still in use."""
     name = f"{layout.name}: stop"
     try:
         status = server.stop()

@@ -7,7 +7,8 @@ from .tokenizer import Vocabulary
 
 Json = dict[str, Any]
 
-# The control ids follow the codec entries, at the same offsets as in the real model (2048 entries, pad 2148).
+# Offsets of the control ids after the codec entries. They equal the offsets in the real model, which has 2048 entries
+# and the pad id 2148.
 _CODEC_CONTROL = {
     "codec_pad_id": 100,
     "codec_bos_id": 101,
@@ -17,7 +18,8 @@ _CODEC_CONTROL = {
     "codec_think_eos_id": 109,
 }
 _SPEAKERS = {"chelsie": 253, "ethan": 254, "aiden": 255}
-# Generation suppresses the talker's last 1024 ids, whatever the vocabulary's size. So exactly 1024 follow the codec.
+# Generation suppresses the talker's last 1024 ids, whatever the vocabulary's size. So exactly 1024 ids follow the codec
+# entries.
 _CODEC_CONTROL_IDS = 1024
 
 _POSITIONS_PER_SECOND = 13
@@ -30,7 +32,8 @@ def model_config(shapes: Shapes, vocabulary: Vocabulary, dtype: str) -> Json:
         "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
         "model_type": "qwen3_omni_moe",
         "dtype": dtype,
-        "transformers_version": "4.57.0",  # the first version with this model, whose spelling of the keys is used here
+        # the first version with this model; this module spells the keys as that version does
+        "transformers_version": "4.57.0",
         "enable_audio_output": True,
         "im_start_token_id": vocabulary.id("<|im_start|>"),
         "im_end_token_id": vocabulary.id("<|im_end|>"),
@@ -47,7 +50,9 @@ def model_config(shapes: Shapes, vocabulary: Vocabulary, dtype: str) -> Json:
 
 
 def generation_config(vocabulary: Vocabulary) -> Json:
-    """The content of generation_config.json: only where to stop, so that the server's other defaults stay in force."""
+    """The content of generation_config.json. It has only the end token and the padding token, so that the server's
+    other defaults stay in force.
+    """
     return {"eos_token_id": [vocabulary.id("<|im_end|>")], "pad_token_id": vocabulary.id("<|endoftext|>")}
 
 
@@ -90,7 +95,7 @@ def _thinker(shapes: Shapes, vocabulary: Vocabulary) -> Json:
             "model_type": "qwen3_omni_moe_text",
             **_decoder(shapes.thinker, rope_theta=1_000_000),
             **_mrope(shapes.thinker.head_dim),
-            # Rounded up, as in the real model: a server must cope with rows that belong to no token.
+            # The size is rounded up, as in the real model: a server must cope with rows that belong to no token.
             "vocab_size": -(-len(vocabulary) // _ROW_MULTIPLE) * _ROW_MULTIPLE,
         },
     }
@@ -214,7 +219,7 @@ def _mrope(head_dim: int) -> Json:
     """The division of the `head_dim / 2` rotary frequencies among time, height and width.
 
     The frequencies are interleaved as T H W T H W …, so height and width get at most a third each. The real model gives
-    each of them 20 of 64, and time the rest.
+    20 of 64 frequencies to height, 20 to width, and the rest to time.
     """
     frequencies = head_dim // 2
     side = frequencies * 20 // 64

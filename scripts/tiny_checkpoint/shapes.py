@@ -78,7 +78,8 @@ class Shapes:
     def accept_hidden_layer(self) -> int:
         """The thinker layer whose state the talker reads at media rows: the middle one, as in the real model (24 / 48).
 
-        The layer must come after all DeepStack maps are added, and before the last layer: only its state is normed.
+        The layer must come after all DeepStack maps are added, and before the last layer, because only the last layer's
+        state is normed.
         """
         return max(DEEPSTACK_MAPS + 1, self.thinker.layers // 2)
 

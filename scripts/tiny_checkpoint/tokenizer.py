@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AddedToken, Qwen2Tokenizer
 
-# In the order of the real tokenizer, where these tokens follow the 151,643 ranks.
+# The special tokens in the order of the real tokenizer, in which they follow the 151,643 ranks.
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -201,7 +201,9 @@ def _printable(token: bytes) -> str:
 
 
 def _byte_to_character() -> list[str]:
-    """The character of each byte: its own character if that is printable, else the next free one from U+0100 on."""
+    """The character of each byte: its own character if that is printable, else the next free character from U+0100
+    on.
+    """
     alphabet = frozenset(ByteLevel.alphabet())
     free = map(chr, range(256, 512))
     return [chr(byte) if chr(byte) in alphabet else next(free) for byte in range(256)]

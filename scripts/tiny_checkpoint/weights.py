@@ -2,8 +2,9 @@
 
 The usual initialisation (every matrix with a standard deviation of 0.02) makes a random but dead model: attention is
 uniform, one token repeats forever, and the waveform is silence. A server that mixed up two requests would still pass
-its tests. Here every matrix keeps the size of its input instead (*unit gain*), and a few larger gains make attention
-and routing decisive. Finally, the scores of the end tokens are measured and set for answers of a moderate length.
+its tests. In the lively model, every matrix keeps the size of its input (*unit gain*), and a few larger gains make
+attention and routing decisive. Finally, the scores of the end tokens are measured and set for answers of a moderate
+length.
 """
 
 import hashlib
@@ -54,7 +55,7 @@ class Rule:
         return re.search(self.pattern, name) is not None
 
 
-# The first matching rule applies. Norms and biases vary a little, so that a lost or swapped one is noticed.
+# The first matching rule applies. Norms and biases vary a little, so that tests notice a lost or swapped parameter.
 _RULES = (
     Rule(r"\.[qk]_norm\.weight$", mean=1.8, std=0.1),  # scores with a standard deviation of 3: attention is selective
     Rule(r"(norm\d?|ln_q|ln_post)\.weight$", mean=1.0, std=0.1),
@@ -62,14 +63,15 @@ _RULES = (
     Rule(r"(layer_scale\.scale|\.gamma)$", mean=0.5, std=0.05),
     Rule(r"(\.bias|pos_embed\.weight)$", std=0.1),
     Rule(r"\.(embed_tokens|model\.codec_embedding)\.weight$", std=_EMBEDDING_STD),
-    # The talker adds these to the first code's embedding; the vocoder averages them: see `_scale_code_embeddings`.
+    # The talker adds these embeddings to the first code's embedding, and the vocoder averages them: see
+    # `_scale_code_embeddings`.
     Rule(r"\.(codec_embedding\.\d+|code_embedding)\.weight$", std=1.0),
     Rule(r"\.mlp\.gate\.weight$", gain=2.0),  # the router: clear winners among the experts
     Rule(r"\.down_proj(\.weight)?$", gain=1.0 / _SILU_RMS),
     Rule(r"\.(text|hidden)_projection\.linear_fc2\.weight$", gain=_EMBEDDING_STD / _SILU_RMS),
     # Media features get the size of the thinker's embeddings; otherwise the text would drown them.
     Rule(r"(audio_tower\.proj2|visual\.merger\.mlp\.2)\.weight$", gain=_EMBEDDING_STD / _GELU_RMS),
-    # The gain does not change greedy choices, but without it sampling would be almost uniform.
+    # The gain does not change greedy choices, but without the gain sampling would be almost uniform.
     Rule(r"(codec_head|lm_head(\.\d+)?)\.weight$", gain=_HEAD_GAIN),
     Rule(r"\.weight$", gain=1.0),
     Rule(r"\.(gate_up_proj|down_proj)$", gain=1.0),
@@ -114,7 +116,7 @@ def _random_ids(shape: tuple[int, ...], below: int, purpose: str, seed: int) -> 
 def _fan_in(module: nn.Module, weight: Tensor) -> int:
     """The number of inputs that one output of `weight` sums."""
     match module:
-        case nn.ConvTranspose1d():  # [in, out, kernel], of which kernel / stride taps meet in one output
+        case nn.ConvTranspose1d():  # [in, out, kernel]; each output sums kernel / stride taps
             return module.in_channels * module.kernel_size[0] // module.stride[0]
         case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():  # [out, in / groups, *kernel]
             return weight[0].numel()
@@ -143,7 +145,9 @@ def _let_text_end(model: Model, vocabulary: Vocabulary, seed: int) -> None:
 
 
 def _let_speech_end(model: Model, config: Json, vocabulary: Vocabulary, seed: int) -> None:
-    """Let the codec's end come now and then: after random text, while random codes go on after the text."""
+    """Let the codec's end token come now and then. In the trials, random codes continue after the end of a random
+    text.
+    """
     talker, predictor = model.talker, model.talker.code_predictor
     codebook, groups = config["code2wav_config"]["codebook_size"], config["talker_config"]["num_code_groups"]
     spoken = _TRIAL_STEPS // 2
@@ -165,13 +169,13 @@ def _let_speech_end(model: Model, config: Json, vocabulary: Vocabulary, seed: in
 
 
 def _let_end(head: Tensor, end: int, others: slice, states: Tensor, mean_length: int) -> None:
-    """Change row `end` of `head` so that it beats the rows `others` in one of `mean_length` states.
+    """Change row `end` of `head` so that it beats the rows `others` in one state out of `mean_length`.
 
     `states` are [trials, 1 + steps, hidden]. The first state of each trial chooses the first token of an answer.
     """
     answers = states[:, 1:].flatten(0, 1)
     row = head[end].clone()
-    # A part of a random row's score is the same in all states; it would make the end come at once, or never.
+    # A part of a random row's score is the same in all states. With that part, the end would come at once or never.
     common = answers.mean(dim=0)
     row -= _along(row, common)
     beginning = states[:, 0].mean(dim=0)
@@ -192,7 +196,7 @@ def _along(vector: Tensor, direction: Tensor) -> Tensor:
 
 
 def _silence_unspeakable_rows(model: Model, vocabulary: Vocabulary) -> None:
-    """Keep the rows of the text head that are not text from ever being chosen, greedily or by sampling.
+    """Ensure that the rows of the text head that do not stand for text are never chosen, greedily or by sampling.
 
     These are the rows beyond the tokenizer, which nothing can decode, and the added tokens, which a trained model does
     not generate unprompted (a generated `<|image_pad|>` would be a media row without media). The head has no bias that

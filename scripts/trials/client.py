@@ -28,8 +28,8 @@ class Outcome(Struct):
     Attributes:
         conversation: The name of the conversation.
         sent, ended: The times at which the request was sent and ended.
-        end: The way in which it ended: ``cut`` if the connection broke without an answer or an error, ``endless`` if it
-            took longer than `PATIENCE_SECONDS`.
+        end: The way in which the request ended: ``cut`` if the connection broke without an answer or an error,
+            ``endless`` if the request took longer than `PATIENCE_SECONDS`.
         status: The HTTP status.
         code, message: The code and the message of the error, if there was one.
         retry_after: The seconds in the Retry-After header, if there was one.
@@ -50,7 +50,7 @@ class Outcome(Struct):
 
 
 async def send(session: aiohttp.ClientSession, url: str, conversation: TrialConversation) -> Outcome:
-    """Post `conversation`, and read its answer until it ends in any way."""
+    """Post `conversation`, and read the answer until the request ends in any way."""
     outcome = Outcome(conversation.name, sent=time.monotonic())
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):

@@ -35,7 +35,7 @@ def run(
     config: dict[str, Any],
     trial: Callable[[Service, aiohttp.ClientSession, argparse.Namespace], Awaitable[Findings]],
 ) -> NoReturn:
-    """Run a whole script: try a server as the arguments say, write and print the report, and exit.
+    """Run a whole script: try a server according to the arguments, write and print the report, and exit.
 
     The exit code is 1 if a promise was broken.
     """
@@ -52,7 +52,7 @@ def run(
 async def conduct(
     title: str, service: Service, *trials: Callable[[Service, aiohttp.ClientSession], Awaitable[Findings]]
 ) -> TrialReport:
-    """Wait until `service` is healthy, run the trials, stop it, and look for leftovers."""
+    """Wait until `service` is healthy, run the trials, stop the server, and look for leftovers."""
     found = Findings()
     try:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:

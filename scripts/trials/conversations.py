@@ -1,4 +1,4 @@
-"""Makes requests of every kind, each with exactly one right answer, since it is greedy or sampled with a seed."""
+"""Makes requests of every kind. Each has exactly one right answer, because it is greedy or sampled with a seed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TrialConversation(Struct, frozen=True):
 
 
 def conversations(seed: int, *, of_each: int, speech: bool) -> list[TrialConversation]:
-    """Make `of_each` requests of every kind, the same ones for the same seed.
+    """Make `of_each` requests of every kind. The same seed gives the same requests.
 
     Requests for spoken answers are made only with `speech`.
     """
@@ -89,8 +89,8 @@ def _speech(draw: random.Random) -> dict[str, Any]:
 
 
 def _drawn(draw: random.Random) -> dict[str, Any]:
-    # top_k is small, because a draw from a whole flat vocabulary often falls so close to a border between two tokens
-    # that the rounding in another batch would change it.
+    # `top_k` is small. If all tokens were about equally likely, a draw would often fall close to a border between two
+    # tokens, and the rounding in another batch would change the token.
     return {"temperature": 0.8, "top_k": 5, "seed": draw.randint(0, 2**31)}
 
 

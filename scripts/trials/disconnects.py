@@ -42,7 +42,7 @@ class Leaver:
                 seen = (seen + piece)[-16384:]
 
     def leave(self, *, rudely: bool) -> None:
-        """Close the connection. With `rudely`, reset it: data on the way is lost."""
+        """Close the connection. With `rudely`, reset the connection, so that undelivered data is lost."""
         if rudely:
             linger = struct.pack("ii", 1, 0)
             self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -54,7 +54,7 @@ Moment = Callable[[Leaver, random.Random], Awaitable[None]]
 
 async def _after_the_body(leaver: Leaver, draw: random.Random) -> None:
     await leaver.send(1, 1)
-    await asyncio.sleep(draw.uniform(0.0, 0.3))  # anywhere in the pipeline
+    await asyncio.sleep(draw.uniform(0.0, 0.3))  # by then the request may be anywhere in the pipeline
 
 
 def _when(mark: bytes, times: int = 1) -> Moment:

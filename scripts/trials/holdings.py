@@ -18,8 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from trials.service import Service
 from trials.shared_memory import shared_memory
 
-# Gauges that may differ between two moments at rest: caches keep their entries, and memory is judged by a promise of
-# its own.
+# Gauges that may differ between two moments at rest: caches keep their entries, and memory is judged by a separate
+# promise.
 _MAY_DIFFER = ("cached", "cache_bytes", "resident_memory")
 # A process connects to another process at its first message, abort or error, and then stays connected. So a process may
 # have one more socket and one more event descriptor for each process of the server.
@@ -34,7 +34,7 @@ class Holdings(Struct, frozen=True):
         gauges: The gauges of `/metrics` that count things in use, such as requests and KV tokens, by name and labels.
         connections: The number of TCP connections that the main process has.
         files: The number of open files, by the name of the process and the kind of file.
-        processes: The number of processes with one name.
+        processes: The number of processes with each name.
         shared_memory: The files in /dev/shm.
         temporary: The temporary files.
     """
@@ -99,7 +99,7 @@ async def read_metrics(service: Service, session: aiohttp.ClientSession) -> str:
 
 
 def differences(before: Holdings, now: Holdings) -> list[str]:
-    """The resources that `now` holds and `before` does not, in words."""
+    """The differences in words: gauges with another value, and resources that `now` holds and `before` does not."""
     found = [
         f"{name} {now.gauges.get(name, 0):g}, was {before.gauges.get(name, 0):g}"
         for name in sorted(before.gauges.keys() | now.gauges.keys())
@@ -126,7 +126,7 @@ async def wait_until_free(
     """Wait until the server holds no more than `before`.
 
     Returns:
-        The seconds that this took, what was still held after `soon` seconds, and what was still held after `longest`
+        The seconds that this took, and the resources that were still held after `soon` seconds and after `longest`
         seconds.
     """
     begin = time.monotonic()

@@ -11,8 +11,8 @@ from gateway.grants import default_limit
 from omni_pipeline.config.schema import Server
 from stages.options import EncoderOptions, PreprocessingOptions
 
-# The maximum number of copies of a body and its media at the same time: as they arrived, as they were decoded, and on
-# their way from one process to the next.
+# The maximum number of copies of a body and its media at the same time: as they arrived, as they were decoded, and in
+# transfer from one process to the next.
 _COPIES = 3
 # The maximum number of copies of decoded media at the same time: in the process that decoded them, and in the stage
 # that receives them.
@@ -32,7 +32,9 @@ _SLACK = 256 * 2**20
 
 
 class ConfiguredLimits(Struct, frozen=True):
-    """The settings of a server that bound its memory, with their defaults where the configuration has none."""
+    """The settings of a server that bound its memory, with the default of each setting that the configuration leaves
+    out.
+    """
 
     server: Server
     reading: PreprocessingOptions

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 
 class PromiseCheck(Struct, frozen=True):
-    """A promise, what was observed, and whether the promise was kept."""
+    """A promise, the observation, and whether the promise was kept."""
 
     promise: str
     seen: str
@@ -22,7 +22,7 @@ class TrialReport(Struct):
 
     Attributes:
         title: The name of the trial.
-        command: The command that runs it again.
+        command: The command that runs the trial again.
         checks: The promises that were checked.
         tables: Further results by title. The first row of a table is its header.
         details: All data of the trial, for programs.

@@ -1,4 +1,4 @@
-"""Starts a server to try, and observes it from outside: its health, processes, memory and leftovers."""
+"""Starts a server for trials, and observes it from outside: its health, processes, memory and leftovers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trials.shared_memory import shared_memory
 
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0
-# Workers report the requests that they hold once a second; this time is a little longer.
+# Once a second, workers report the requests that they hold. This time is a little longer than a second.
 SETTLED_SECONDS = 1.2
 FORK_SERVER = "fork server"
 
@@ -33,7 +33,7 @@ class Service:
         model_path: The checkpoint.
         config: The content of the configuration file.
         arguments: Further arguments of the command line.
-        log: The file for its output.
+        log: The file for the server's output.
 
     Attributes:
         config: The content of the configuration file.
@@ -60,7 +60,7 @@ class Service:
     # --- health ---
 
     async def health(self, session: aiohttp.ClientSession) -> dict[str, Any]:
-        """The body of `/health`. If the server does not answer, its status is ``unreachable``."""
+        """The body of `/health`. If the server does not answer, the status in the body is ``unreachable``."""
         try:
             async with session.get(f"{self.url}/health", timeout=aiohttp.ClientTimeout(5)) as response:
                 body: dict[str, Any] = await response.json()
@@ -69,8 +69,8 @@ class Service:
             return {"status": "unreachable", "workers": {}, "stages": {}}
 
     async def until(self, session: aiohttp.ClientSession, *, healthy: bool, seconds: float = START_SECONDS) -> float:
-        """Wait until the status in `/health` is ``ok`` (or is not, if not `healthy`). Returns the seconds that this
-        took.
+        """Wait until the status in `/health` is ``ok``; without `healthy`, wait until it is not ``ok``. Returns the
+        seconds that this took.
 
         Raises:
             TimeoutError: The status was still wrong after `seconds`.
@@ -87,7 +87,8 @@ class Service:
         return time.monotonic() - begin
 
     async def until_idle(self, session: aiohttp.ClientSession, seconds: float) -> float:
-        """Wait until no stage holds a request, for longer than a heartbeat. Returns the seconds that this took.
+        """Wait until no stage has held a request for longer than a heartbeat. Returns the seconds until a stage last
+        held a request.
 
         Raises:
             TimeoutError: A stage still held a request after `seconds`.
@@ -145,7 +146,9 @@ class Service:
         return self.server.end(number, STOP_SECONDS)
 
     def leftovers(self) -> dict[str, list[str]]:
-        """The leftovers of an ended server, by kind. Kills left processes, and removes our own directories."""
+        """The leftovers of an ended server, by kind. Kills the processes that are left, and removes our own
+        directories.
+        """
         _, alive = psutil.wait_procs(list(self._seen.values()), timeout=5)
         with socket.socket() as probe:
             listening = probe.connect_ex(("127.0.0.1", self.port)) == 0

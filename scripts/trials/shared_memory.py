@@ -25,6 +25,6 @@ def shared_memory(processes: Iterable[psutil.Process]) -> set[Path]:
         for handle in handles:
             try:
                 found.add(Path(os.readlink(handle)))
-            except OSError:  # the file was closed meanwhile
+            except OSError:  # the file has been closed since it was listed
                 continue
     return {path for path in found if path.is_relative_to(ROOT)}

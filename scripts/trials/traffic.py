@@ -21,7 +21,7 @@ class Book(Struct):
     """The right answers, and the outcomes of all requests.
 
     Attributes:
-        right: The digest of each conversation's answer when it was asked alone.
+        right: The digest of each conversation's answer when the conversation was asked alone.
         outcomes: The outcomes in the order in which the requests ended.
     """
 
@@ -30,7 +30,7 @@ class Book(Struct):
 
     @property
     def wrong(self) -> list[Outcome]:
-        """Outcomes with an answer that differs from the one that the same conversation got alone."""
+        """Outcomes with an answer that differs from the answer that the same conversation got alone."""
         return [each for each in self.outcomes if each.digest not in (None, self.right[each.conversation])]
 
     @property

@@ -9,7 +9,8 @@ CONVOLVED_CHUNKS = 64
 
 
 def audio_rows(frames: int, chunk_frames: int = 100) -> int:
-    """Number of rows for `frames` mel frames: 13 for every whole chunk, and an eighth (rounded up) of the other frames.
+    """Number of rows for `frames` mel frames: 13 rows for every complete chunk, and one row for every eight of the
+    remaining frames (rounded up).
 
     Each of three convolutions halves the number of frames of a chunk. No convolution reaches across the border of a
     chunk.

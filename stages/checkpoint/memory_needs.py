@@ -28,8 +28,8 @@ SAMPLING_BYTES = 60
 CPU_KV_TOKENS = 65536
 """Tokens in the KV cache on a CPU, where SGLang's default would allocate 40 % of the machine's memory."""
 
-# The number of tokens of a prefill step that SGLang chooses for a GPU with less than a number of GiB (sglang 0.5.23,
-# arg_groups/memory_hook.py).
+# Pairs of a GPU memory in GiB, and the number of tokens of a prefill step that SGLang chooses for a GPU with less
+# memory (sglang 0.5.23, arg_groups/memory_hook.py).
 _CHUNKS = ((20, 2048), (60, 4096), (160, 8192))
 _LARGEST_CHUNK = 16384
 
@@ -47,7 +47,9 @@ _PENALTY_BYTES = 5
 
 
 def vision(situation: Situation) -> Needs:
-    """The needs of image_encoder. Its peak is in the attention, where queries and keys are rotated in float32."""
+    """The needs of image_encoder. Memory use is highest in the attention, where queries and keys are rotated in
+    float32.
+    """
     options: EncoderOptions = situation.options
     config = read(situation.config).thinker_config.vision_config
     item, width = situation.item_size, config.hidden_size
@@ -58,8 +60,8 @@ def vision(situation: Situation) -> Needs:
 
 
 def audio(situation: Situation) -> Needs:
-    """The needs of audio_encoder. Its peak is in the first convolutions or, if there are many rows, in the feed-forward
-    of a layer.
+    """The needs of audio_encoder. Memory use is highest in the first convolutions or, if there are many rows, in the
+    feed-forward of a layer.
     """
     options: EncoderOptions = situation.options
     config = read(situation.config).thinker_config.audio_config
@@ -99,8 +101,8 @@ def thinker(situation: Situation) -> Needs:
 
 
 def talker(situation: Situation) -> Needs:
-    """The needs of talker_ar: SGLang's decoder, its KV cache, and rows for prompts and frames. The cache serves no
-    later request.
+    """The needs of talker_ar: SGLang's decoder, its KV cache, and rows for prompts and frames. The cache need not keep
+    anything for later requests.
     """
     options: TalkerOptions = situation.options
     config = _speaking(read(situation.config))[0].text_config
@@ -148,8 +150,9 @@ def vocoder(situation: Situation) -> Needs:
     item = situation.item_size
     batch = options.max_batch or (1 if situation.device == "cpu" else options.max_streams)
     frames = max(options.chunk_frames)
-    # The last blocks have the most values per frame: half the channels, but three to five times the steps. A residual
-    # unit's input, the outputs of its two layers, and the histories joined to their inputs are alive at the same time.
+    # The last blocks have the most values per frame: each block has half the channels of the block before, but three to
+    # five times its steps. A residual unit's input, the outputs of its two layers, and the histories joined to their
+    # inputs are alive at the same time.
     steps, width, largest = 1, config.decoder_dim, config.decoder_dim
     for ratio in config.upsampling_ratios:
         steps *= ratio
@@ -177,7 +180,8 @@ def _engine(
     chunk = int(engine.get("chunked_prefill_size") or _chunk(situation.device_memory))
     hidden, heads = decoder.hidden_size, decoder.query_width + 2 * decoder.key_width
     # Attention holds the joined projections, their normalised copies, and the results of the rotation. The experts hold
-    # two intermediates for each expert of a token (SGLang's fused kernel uses the first one's memory for the output).
+    # two intermediates for each expert of a token (SGLang's fused kernel uses the memory of the first intermediate for
+    # the output).
     attention = (4 * heads + hidden) * item // situation.ranks + 2 * decoder.head_width * (4 + item)
     expert = decoder.moe_intermediate_size // situation.ranks
     experts = decoder.num_experts_per_tok * (max(2 * expert, hidden) + expert) * item + decoder.experts * 4

@@ -1,4 +1,5 @@
-"""Tells why a stage cannot compute with a checkpoint's weights: because of their quantisation, its GPU or its ranks.
+"""Finds the reason why a stage cannot compute with a checkpoint's weights: the quantisation of the weights, or the GPU
+or the ranks of the stage.
 
 The statements about SGLang come from its sources (0.5.23, ``srt/layers/quantization``).
 `tests/stages/checkpoint/test_misfits.py` checks the statements that need no GPU.
@@ -17,8 +18,8 @@ from stages.checkpoint.model_config import DecoderConfig, read
 from stages.checkpoint.quantised_parts import misplaced
 from stages.checkpoint.quantization import FLOATS, Form, Quantization, Sharing
 
-# Number of rows of a tile in Marlin's expert kernels. The number does not bind AWQ, because SGLang also has Triton
-# kernels for AWQ with smaller groups.
+# Number of rows of a tile in Marlin's expert kernels. Widths of AWQ weights need not be multiples of this number,
+# because SGLang also has Triton kernels for AWQ with smaller groups.
 _MARLIN_ROWS = 64
 
 # Lowest compute capabilities. Marlin's kernels for integers need the first, and the Triton or CUTLASS kernels for FP8
@@ -28,7 +29,7 @@ _FP8_CAPABILITY = (8, 9)
 
 
 class _Width(Struct, frozen=True):
-    """A width of the model that ranks divide.
+    """A width of the model that is divided among the ranks.
 
     Attributes:
         unit: Each rank's share must be a multiple of this number.
@@ -40,18 +41,18 @@ class _Width(Struct, frozen=True):
 
 
 def thinker(share: Share) -> str | None:
-    """Misfits of the stage thinker."""
+    """The reason why the stage thinker cannot compute with its weights; None if it can."""
     return _decoder(share, "thinker", read(share.config).thinker_config.text_config)
 
 
 def talker(share: Share) -> str | None:
-    """Misfits of the stage talker_ar."""
+    """The reason why the stage talker_ar cannot compute with its weights; None if it can."""
     config = read(share.config).talker_config
     return None if config is None else _decoder(share, "talker", config.text_config)
 
 
 def plain(prefix: str) -> TellMisfit:
-    """Misfits of a stage whose weights (the tensors under `prefix`) must not be quantised."""
+    """Returns the check for a stage whose weights (the tensors under `prefix`) must not be quantised."""
 
     def misfit(share: Share) -> str | None:
         held = (name for name in share.tensors if name.startswith(prefix))

@@ -12,7 +12,8 @@ from omni_pipeline.errors import StartupError
 
 
 class DecoderConfig(Struct, frozen=True, kw_only=True):
-    """A causal transformer. If it has experts, `moe_intermediate_size` is the width of each expert.
+    """The sizes of a causal transformer. If the transformer has experts, `moe_intermediate_size` is the width of each
+    expert.
 
     The number of experts has two names: one in the files on the hub, and another in talker configs that transformers 5
     has written.
@@ -50,7 +51,7 @@ class DecoderConfig(Struct, frozen=True, kw_only=True):
 
 
 class AudioConfig(Struct, frozen=True, kw_only=True):
-    """The audio tower."""
+    """The sizes of the audio tower."""
 
     d_model: int
     encoder_layers: int
@@ -64,7 +65,7 @@ class AudioConfig(Struct, frozen=True, kw_only=True):
 
 
 class VisionConfig(Struct, frozen=True, kw_only=True):
-    """The vision tower."""
+    """The sizes of the vision tower."""
 
     depth: int
     hidden_size: int
@@ -89,7 +90,7 @@ class VisionConfig(Struct, frozen=True, kw_only=True):
 
 
 class ThinkerConfig(Struct, frozen=True, kw_only=True):
-    """The thinker with its towers."""
+    """The sizes of the thinker with its towers."""
 
     audio_config: AudioConfig
     vision_config: VisionConfig
@@ -97,7 +98,7 @@ class ThinkerConfig(Struct, frozen=True, kw_only=True):
 
 
 class TalkerConfig(Struct, frozen=True, kw_only=True):
-    """The talker with its code predictor."""
+    """The sizes of the talker with its code predictor."""
 
     text_config: DecoderConfig
     code_predictor_config: DecoderConfig
@@ -106,7 +107,7 @@ class TalkerConfig(Struct, frozen=True, kw_only=True):
 
 
 class VocoderConfig(DecoderConfig, frozen=True, kw_only=True):
-    """code2wav: a transformer, then convolutions that turn each frame into `samples_per_frame` samples."""
+    """The sizes of code2wav: a transformer, then convolutions that turn each frame into `samples_per_frame` samples."""
 
     codebook_size: int
     num_quantizers: int
@@ -117,7 +118,8 @@ class VocoderConfig(DecoderConfig, frozen=True, kw_only=True):
 
 
 class ModelConfig(Struct, frozen=True, kw_only=True):
-    """A whole Qwen3-Omni. `talker_config` and `code2wav_config` are None if the model only writes text.
+    """The sizes of a complete Qwen3-Omni model. `talker_config` and `code2wav_config` are None if the model only writes
+    text.
 
     `dtype` is torch's name for the type that most weights are stored in.
     """

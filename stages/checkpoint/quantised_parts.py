@@ -1,4 +1,6 @@
-"""Tells from the names of a checkpoint's tensors which layers are quantised, and whether SGLang can serve them."""
+"""Finds from the names of a checkpoint's tensors which layers are quantised, and whether SGLang can serve these
+layers.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ _FUSED = (
 
 
 def layers(part: str, tensors: Collection[str]) -> dict[str, dict[str, set[str]]]:
-    """The linear layers of a part's decoder as SGLang fuses them, each with the last parts of its tensors' names.
+    """The linear layers of a part's decoder, grouped as SGLang fuses them. Each layer comes with the last parts of the
+    names of its tensors.
 
     Args:
         tensors: Names of the checkpoint's tensors.
@@ -38,7 +41,7 @@ def layers(part: str, tensors: Collection[str]) -> dict[str, dict[str, set[str]]
     return dict(found)
 
 
-@functools.lru_cache(maxsize=1024)  # each layer of the decoder has the same names
+@functools.lru_cache(maxsize=1024)  # all layers of the decoder have the same names
 def _fused(name: str) -> str:
     for pattern, fused in _FUSED:
         if match := pattern.fullmatch(name):

@@ -21,7 +21,7 @@ Entry = tuple[str, tuple[int, ...], int]
 
 
 def scale_name(quantization: Quantization) -> str:
-    """Last parts of the names of the tensors that hold the scales."""
+    """The last part of the names of the tensors that hold the scales."""
     if quantization.form in (Form.AWQ, Form.GPTQ):
         return "scales"
     return "weight_scale_inv" if quantization.form is Form.FP8 and quantization.block[0] else "weight_scale"
@@ -39,10 +39,10 @@ def needed(quantization: Quantization) -> frozenset[str]:
 
 
 def entries(quantization: Quantization, outputs: int, inputs: int, item_size: int) -> Iterator[Entry]:
-    """The tensors that stand for a weight [outputs, inputs].
+    """The tensors that are stored in place of a quantised weight [outputs, inputs].
 
     Args:
-        item_size: Bytes of one number in the type that plain weights are stored in.
+        item_size: Bytes of one number in the type in which the other weights are stored.
     """
     if quantization.form in FLOATS:
         yield from _float(quantization, outputs, inputs, item_size)
@@ -81,8 +81,8 @@ def _float(quantization: Quantization, outputs: int, inputs: int, item_size: int
 def sizes(
     quantization: Quantization, module: str, shape: tuple[int, ...], item_size: int
 ) -> Iterator[tuple[str, tuple[int, int, bool]]]:
-    """For each tensor of a weight, by name: the number of elements, the bytes, and whether the tensor keeps its type
-    when it is loaded.
+    """For each stored tensor of a quantised weight, by name: the number of elements, the number of bytes, and whether
+    the tensor keeps its type when it is loaded.
     """
     outputs, inputs = shape
     for name, own, size in entries(quantization, outputs, inputs, item_size):

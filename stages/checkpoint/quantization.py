@@ -1,4 +1,6 @@
-"""Reads a checkpoint's ``quantization_config``: the form of the stored weights, and the names of the quantised ones."""
+"""Reads a checkpoint's ``quantization_config``: the form of the stored weights, and the names of the quantised
+weights.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ _ENDINGS = tuple(
 PLACES = ("quantization_config", "compression_config")
 """Keys under which a configuration may hold the quantisation; the first key that is present counts."""
 
-# Methods that are refused by name, each with the reason.
+# Names of quantisation methods that are always refused, each with the reason.
 _REFUSED = {
     "bitsandbytes": "its weights are unpacked at each use, and this server has no reference for the unpacking",
     "gguf": "it is a separate file format, and this server reads only safetensors files",
@@ -64,11 +66,11 @@ FLOATS = (Form.FP8, Form.FLOAT)
 
 
 class Names(Struct, frozen=True):
-    """A set of modules, described by names and patterns as the quantisation formats do. A checkpoint may list thousands
-    of modules.
+    """A set of modules, described by names and patterns as in the quantisation formats. Names are looked up in sets,
+    because a checkpoint may list thousands of modules.
 
     Attributes:
-        ends: Whole names of modules, or their endings after a dot.
+        ends: Complete names of modules, or the last parts of names, after a dot.
         runs: Parts of names between two dots, or between a dot and the end.
         patterns: Regular expressions that match a name from its beginning.
     """
@@ -96,16 +98,16 @@ class Quantization(Struct, frozen=True, kw_only=True):
     Attributes:
         part: ``thinker`` or ``talker``.
         form: The format in which the weights are stored.
-        bits: Bits of one number.
+        bits: Number of bits of one stored number.
         sharing: The group of numbers that share a scale.
-        group: If groups share a scale: the inputs in a group.
-        block: If blocks share a scale: the outputs and inputs of a block.
-        symmetric: Whether zero is in the middle of the stored range; otherwise every group has a zero point of its own.
-        reordered: Whether an index tells the group of each input; otherwise neighbouring inputs form a group.
+        group: If groups share a scale: the number of inputs in a group.
+        block: If blocks share a scale: the numbers of outputs and inputs of a block.
+        symmetric: Whether zero is in the middle of the stored range; if not, every group has a zero point of its own.
+        reordered: Whether a tensor contains the index of each input's group; if not, neighbouring inputs form a group.
         lowered_zeros: Whether the stored zero points are too low by 1, as AutoGPTQ writes them.
         static_inputs: Whether scales of activations are stored too.
         left: The modules that are not quantised.
-        only: The modules that are quantised; None means all except `left`.
+        only: The modules that are quantised; None means all modules except those in `left`.
     """
 
     part: str
@@ -123,7 +125,7 @@ class Quantization(Struct, frozen=True, kw_only=True):
 
     @property
     def title(self) -> str:
-        """The quantisation in words, for messages."""
+        """The quantisation in words, for error messages."""
         size = {Sharing.GROUP: f", groups of {self.group}", Sharing.BLOCK: f", blocks of {self.block}"}
         return f"{self.form.value} with {self.bits} bits{size.get(self.sharing, '')}"
 
@@ -141,7 +143,7 @@ class Quantization(Struct, frozen=True, kw_only=True):
 
 
 def said(config: Mapping[str, Any], part: str) -> Mapping[str, Any] | None:
-    """The ``quantization_config`` of a part, unchanged from the file; None if the part has none.
+    """The ``quantization_config`` of a part, unchanged from the file; None if the part has no such entry.
 
     The entry is at the top of ``config.json``, or in the part's own section.
     """
@@ -156,7 +158,7 @@ def is_quantised(tensor: str) -> bool:
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``config.json`` of the same model with plain weights."""
+    """The ``config.json`` of the same model with weights that are not quantised."""
     sections = {}
     for part in PARTS:
         own = config.get(f"{part}_config")
@@ -170,7 +172,7 @@ def _without(section: Mapping[str, Any], **changed: Any) -> dict[str, Any]:
 
 
 def read(config: Mapping[str, Any], part: str) -> Quantization | None:
-    """The quantisation of a part's weights; None if they are plain.
+    """The quantisation of a part's weights; None if the weights are not quantised.
 
     Args:
         config: A parsed ``config.json``.
@@ -248,8 +250,8 @@ def _gptq(source: Mapping[str, Any], part: str) -> Quantization:
 
 
 def _dynamic(rules: Mapping[str, Any]) -> Iterator[str]:
-    """The modules that GPTQModel's rules exclude. A rule that changes the format of a module is refused, because only
-    one format is supported.
+    """Patterns of the modules that GPTQModel's rules exclude. A rule that changes the format of a module is refused,
+    because only one format is supported.
     """
     for rule, changed in rules.items():
         if rule.startswith("-:"):
@@ -259,8 +261,8 @@ def _dynamic(rules: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _auto_round(source: Mapping[str, Any], part: str) -> Quantization:
-    """The quantisation of a checkpoint that AutoRound has written. It is packed as AutoGPTQ or AutoAWQ would pack it,
-    and it lists the plain layers.
+    """The quantisation of a checkpoint that AutoRound has written. The weights are packed as by AutoGPTQ or AutoAWQ,
+    and the configuration lists the layers that are not quantised.
     """
     packing = source.get("packing_format", "auto_round:auto_gptq")
     if packing not in ("auto_round:auto_gptq", "auto_round:auto_awq") or source.get("data_type", "int") != "int":

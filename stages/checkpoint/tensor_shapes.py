@@ -35,8 +35,8 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def stored_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int, bool]]:
-    """For each tensor, by name: the number of elements, the bytes, and whether the tensor keeps its type when it is
-    loaded.
+    """For each tensor, by name: the number of elements, the number of bytes, and whether the tensor keeps its type when
+    it is loaded.
 
     Raises:
         StartupError: A size is missing, or the weights are quantised in an unknown way.
@@ -56,7 +56,7 @@ def stored_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int, bool]
 
 
 def fp8_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int, bool]]:
-    """As `stored_tensors`, for the checkpoint that `fp8_config` describes."""
+    """The result of `stored_tensors` for the checkpoint that `fp8_config` describes."""
     return stored_tensors(fp8_config(config))
 
 

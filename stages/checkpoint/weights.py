@@ -1,4 +1,4 @@
-"""Loads one part of a checkpoint, such as the vision tower, without reading the rest of it."""
+"""Loads one part of a checkpoint, such as the vision tower, without reading the other parts."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of a weight file. Raises StartupError if it is quantised."""
+    """Return a tensor of a weight file. Raises StartupError if the tensor is quantised."""
     if tensor.dtype.itemsize == 1 or is_quantised(name):
         raise StartupError(
             f"{name} is quantised: only the language models of thinker and talker may be; take a checkpoint that keeps "
@@ -101,10 +101,11 @@ def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def encoder_dtype(option: str | None, config: Qwen3OmniMoeConfig, device: str) -> torch.dtype:
-    """The data type to compute in: the configured one, or float32 on a CPU and the checkpoint's own on a GPU.
+    """The data type in which a stage computes: the configured type or, if no type is configured, float32 on a CPU and
+    the checkpoint's type on a GPU.
 
     Raises:
-        StartupError: The configured name is not that of a floating-point type.
+        StartupError: The configured name is not the name of a floating-point type.
     """
     if option is None:
         return torch.float32 if device == "cpu" else config.dtype or torch.bfloat16
@@ -115,7 +116,9 @@ def encoder_dtype(option: str | None, config: Qwen3OmniMoeConfig, device: str) -
 
 
 def _files_with(root: Path, prefix: str) -> dict[str, list[str] | None]:
-    """The weight files to open, each with the wanted tensor names; None means that the names are in the file."""
+    """The weight files to open, each with the names of the wanted tensors. None instead of the names means that only
+    the file itself lists its tensors.
+    """
     index = root / INDEX_FILE
     if not index.is_file():
         return {SINGLE_FILE: None}

@@ -1,6 +1,7 @@
 """The stage code_predictor: computes the residual codes of every codec frame.
 
-Its network, its CUDA graphs and its choice of codes belong here. Codebook 0 comes from `stages.talker_ar`.
+The stage's network, its CUDA graphs and its choice of codes belong in this package. Codebook 0 comes from
+`stages.talker_ar`.
 """
 
 from stages.code_predictor.stage import CodePredictor

@@ -1,4 +1,6 @@
-"""Picks the residual codes of a batch of frames, each by its utterance's parameters and seed and its frame number."""
+"""Picks the residual codes of a batch of frames. The codes of a frame depend on the frame's number, and on the sampling
+parameters and the seed of its utterance.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ class Draws:
 
 
 class CodeChoice(Struct, frozen=True):
-    """Picks the codes of one batch; it is called once for each residual codebook, with the codebook's logits.
+    """Picks the codes of one batch. The network calls the choice once for each residual codebook, with the codebook's
+    logits.
 
     Attributes:
         filters: The filters of all rows; None if all rows are greedy.
@@ -45,8 +48,8 @@ class CodeChoice(Struct, frozen=True):
 
     @classmethod
     def of(cls, rows: Sequence[tuple[Draws, int]], codebooks: int, vocab: int, device: torch.device) -> CodeChoice:
-        """The choice for rows, each given as draws and a frame number. A row has `codebooks` residual codes, each out
-        of `vocab`.
+        """The choice for a batch of rows. Each row is given as the draws of its utterance and a frame number, and gets
+        `codebooks` residual codes. There are `vocab` possible codes.
         """
         params = [draws.params for draws, _ in rows]
         greedy = [is_greedy(each) for each in params]
@@ -61,11 +64,13 @@ class CodeChoice(Struct, frozen=True):
 
     @property
     def widest(self) -> int:
-        """The largest number of candidates of a row that the sampling parameters allow."""
+        """The largest number of candidates that the sampling parameters of any row allow."""
         return 1 if self.filters is None else self.filters.widest
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """The tensors of the choice that are not None, in the order of `holding`; empty if all rows are greedy."""
+        """The tensors of the choice that are not None, in the order of the arguments of `holding`; empty if all rows
+        are greedy.
+        """
         filters = self.filters
         if filters is None:
             return ()

@@ -1,7 +1,8 @@
 """Records the computation of whole frames once and repeats it, for batches padded to a power of two.
 
 A frame is about a thousand small operations. On a GPU they become one launch, a CUDA graph. On a CPU they become a
-TorchScript trace, which runs the same operations without Python between them, in half the time.
+TorchScript trace, which runs the same operations without Python between them, in half the time that they take with
+Python.
 """
 
 from __future__ import annotations
@@ -19,20 +20,22 @@ from stages.filtered_draws import ALL, Filters
 
 Work: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 Replay: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
-# Records a function and its input tensors; the result runs the function again on the tensors' current content.
+# A recorder: takes a function and its input tensors, and returns a function that repeats the work on the tensors'
+# current content.
 Record: TypeAlias = Callable[[Work, tuple[Tensor, ...]], Replay]
 
 # Number of runs before a capture. In these runs, libraries choose their algorithms and allocate their workspaces.
 WARM_UPS = 3
 
-# The largest batch for which a trace is made. For larger batches, arithmetic takes longer than Python. Making a trace
-# takes a fifth of a second, and much longer on a busy machine. So a worker that replaces a lost worker has no time to
-# make all traces before it serves.
+# The largest batch for which a trace is made. For larger batches, the arithmetic takes longer than the Python code, so
+# a trace gains little. Making a trace takes a fifth of a second, and much longer on a busy machine. A worker that
+# replaces a lost worker must serve soon. So at the start, traces are made only for batches of up to `TRACED_BEFOREHAND`
+# frames.
 MOST_TRACED = 8
 TRACED_BEFOREHAND = 1
 
-# Number of likeliest codes among which a recorded frame picks. Sorting them takes longer than the rest of sampling, and
-# few requests ask for more.
+# Number of likeliest codes from which the usual recordings sample. The number is small, because sorting the candidates
+# takes longer than the rest of sampling, and few requests ask for more candidates.
 NARROW = 64
 GREEDY = 1
 
@@ -44,7 +47,9 @@ class Capture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Work, inputs: tuple[Tensor, ...]) -> Replay:
-        """`work` as a graph: each call runs the same kernels on the same memory, and returns the same tensors."""
+        """Capture `work` as a graph. Each call of the returned function runs the same kernels on the same memory, and
+        returns the same tensors.
+        """
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -63,8 +68,11 @@ class Capture:
 
 
 def trace(work: Work, inputs: tuple[Tensor, ...]) -> Replay:
-    """`work` as TorchScript. Torch has deprecated it, but its replacements need a compiler and minutes."""
-    # TorchScript would profile the first runs and compile again for them, which takes time and gains nothing here.
+    """Trace `work` with TorchScript. Torch has deprecated TorchScript, but the replacements need a compiler and take
+    minutes.
+    """
+    # With optimisation, TorchScript would profile the first runs and then compile again. For these traces, this takes
+    # time and gains nothing.
     unoptimized = torch.jit.optimized_execution
     with warnings.catch_warnings(), unoptimized(False):
         warnings.simplefilter("ignore")  # warnings about the deprecation, and about sizes that are constants on purpose
@@ -81,7 +89,8 @@ def trace(work: Work, inputs: tuple[Tensor, ...]) -> Replay:
 class _Recorded:
     """A recorded computation with the memory that it reads: the inputs for `rows` frames.
 
-    Either all frames are greedy, or each is picked by its own parameters from at most the `widest` likeliest codes.
+    Either all frames are greedy, or the codes of each frame are picked with the frame's own parameters, from at most
+    the `widest` likeliest codes.
     """
 
     def __init__(self, network: ResidualNetwork, rows: int, widest: int, record: Record) -> None:
@@ -120,7 +129,7 @@ class _Recorded:
             _fill(self._choice.greedy, choice.greedy, False)
             _fill(self._choice.uniforms, choice.uniforms, 0.0)
         codes, embeddings = self._run()
-        # Copies, because the next run of this graph or another overwrites the memory of the results.
+        # Return copies, because the next run of this graph or of another graph overwrites the memory of the results.
         return codes[:batch].clone(), embeddings[:batch].clone()
 
 
@@ -130,9 +139,11 @@ class FrameGraphs:
     Args:
         network: Computes the frames.
         record: A `Capture`, or `trace`.
-        largest: Batches larger than this are computed by the network itself.
-        widest: Choices among more codes than this are computed by the network itself too.
-        beforehand: The largest batch that is recorded at the start; None records all, as graphs on a GPU require.
+        largest: The largest recorded batch. The network itself computes larger batches.
+        widest: The largest number of candidates in a recording. If a frame needs more candidates, the network itself
+            computes the batch.
+        beforehand: The largest batch that is recorded at the start; None records all batch sizes, as graphs on a GPU
+            require.
     """
 
     def __init__(
@@ -144,10 +155,11 @@ class FrameGraphs:
         self._sizes.append(largest)
         self._widths = sorted({GREEDY, min(NARROW, widest), widest})
         self._recorded: dict[tuple[int, int], _Recorded] = {}
-        # Recordings to make later; the smallest, which will be needed most, is last and so is made first.
+        # Recordings that are still missing. `record_next` makes the last recording of this list. The smallest batches
+        # are last, because they will be needed most.
         self._missing = [(rows, width) for rows in reversed(self._sizes) for width in self._widths]
         now = [key for key in self._missing if beforehand is None or key[0] <= beforehand]
-        for key in now:  # largest first, so that the memory of the largest serves all
+        for key in now:  # largest batch first, so that all recordings can use the memory of the largest
             self._add(key)
 
     @property
@@ -176,7 +188,9 @@ class FrameGraphs:
 
 
 def _fill(target: Tensor | None, given: Tensor | None, neutral: float) -> None:
-    """Copy `given` to the first rows of `target`; without `given`, fill it with `neutral`, which has no effect."""
+    """Copy `given` to the first rows of `target`; if `given` is None, fill `target` with `neutral`, a value that has no
+    effect.
+    """
     if target is None:
         return
     if given is None:

@@ -1,9 +1,10 @@
 """Runs the residual-code transformer over a static KV cache, with few and small operations.
 
-Fifteen single-row passes through a small model are bound by the number of operations, not by arithmetic. So weights
-with the same input are joined, and everything that depends only on the position (rotary factors with the head norms
-folded in) is prepared beforehand. All sizes follow from the number of rows, so that a frame can be recorded and
-repeated (see `graphs`). Norms, rotary angles and attention scores are float32 whatever the data type.
+A frame takes fifteen passes of one or two rows through a small model. Their time depends on the number of operations,
+not on the arithmetic. So weights with the same input are joined, the attention's scale is part of the head norms'
+weights, and the rotary factors of all positions are prepared beforehand. All tensor sizes follow from the batch size,
+so that a frame can be recorded and repeated (see `graphs`). Norms, rotary angles and attention scores are float32
+whatever the data type.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Choose = Callable[[Tensor, int], Tensor]
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Converts x to a data type. If x already has this type, no operation is recorded, whereas `Tensor.to` would record
-    one.
+    an operation.
     """
     return x if x.dtype == dtype else x.to(dtype)
 
@@ -55,9 +56,9 @@ class CachedLayer(NamedTuple):
 
     Attributes:
         qkv: [hidden, (heads + 2 · kv heads) · head_dim].
-        head_weights: float32 [heads + kv heads, head_dim]: the norm weights of queries and keys. Their halves are
-            interleaved, so that two numbers that are rotated together are neighbours. Those of queries also contain
-            the attention's scale.
+        head_weights: float32 [heads + kv heads, head_dim]: the norm weights of queries and keys. The halves of each
+            head are interleaved, so that two numbers that are rotated together are neighbours. The weights of queries
+            also contain the attention's scale.
         gate_up: [hidden, 2 · intermediate].
     """
 
@@ -90,7 +91,8 @@ class ResidualNetwork:
     """Computes frames for up to `max_batch` utterances at once.
 
     Args:
-        model: The reference's code predictor; its weights are taken over, so it may be dropped.
+        model: The reference's code predictor. The network takes over the model's weights, so the caller may drop the
+            model.
         first_codebook: [vocab, hidden], the talker's codec embedding.
         max_batch: Maximum number of frames computed at once.
 
@@ -117,7 +119,8 @@ class ResidualNetwork:
         self._layers = [self._take_over(layer, config.rms_norm_eps) for layer in model.model.layers]
         self._norm = Norm.of(model.model.norm.weight, config.rms_norm_eps)
         self._head_floor = Norm.of(model.model.layers[0].self_attn.q_norm.weight, config.rms_norm_eps).floor
-        # The last codebook's embedding is summed, never fed back.
+        # One position for the talker's state, and one for each code except the last. The embedding of the last code is
+        # summed, but is never an input.
         self._positions = self.codebooks
         positions = torch.arange(self._positions, device=self.device)[None]
         cos, sin = model.model.rotary_emb(torch.empty(0, dtype=torch.float32, device=self.device), positions)
@@ -183,7 +186,7 @@ class ResidualNetwork:
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).hypot_(self._head_floor)
         normed = (wide * layer.head_weights).div_(length)
         pairs = torch.view_as_complex(normed.unflatten(-1, (-1, 2)))
-        pairs.mul_(rotations)  # this rotates in place, because the tensor is a view
+        pairs.mul_(rotations)  # this rotates `normed` in place, because `pairs` is a view of `normed`
         return normed
 
     def _attend(self, queries: Tensor, rows: int, place: Places) -> Tensor:
@@ -220,7 +223,8 @@ class ResidualNetwork:
         return heads.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
     def _places(self, batch: int) -> list[list[Places]]:
-        """The places of all layers in a new cache, for each pass: the two-row pass, then one pass per later position.
+        """The places of all layers in a new cache, for each pass: the two-row pass, then a single-row pass for each
+        later position.
 
         The cache is made anew for each frame, so that it is part of the frame's recording. If it were a constant of a
         trace, the trace might merge it with another constant, and writes to it would get lost.

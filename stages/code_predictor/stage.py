@@ -28,12 +28,12 @@ VOCODER = "code2wav"
 
 
 class _FrameStream:
-    """An utterance and its progress.
+    """The progress of one utterance.
 
     Attributes:
-        draws: The sampling parameters and random draws for its codes.
+        draws: The sampling parameters and random draws for the utterance's codes.
         frames: Number of frames computed so far.
-        seed: The input of its next frame; None until it has arrived.
+        seed: The input of the utterance's next frame; None until this input has arrived.
         ended: Whether no further seed will come.
     """
 
@@ -70,7 +70,7 @@ class CodePredictor:
         request_id, body = message.request_id, message.body
         if isinstance(body, PredictorStart):
             self._voices[request_id] = _FrameStream(body)
-        elif isinstance(message, End):  # for any reason: the code that ends an utterance is never sent
+        elif isinstance(message, End):  # the talker never sends the code that ends an utterance, only this message
             self._end(request_id)
         elif isinstance(body, FrameSeed):
             self._queue(request_id, body)
@@ -83,7 +83,7 @@ class CodePredictor:
         batch = self.batch = list(self._ready)[: self._network.max_batch]
         if not batch:
             if self._graphs is not None and not outbox and not self._graphs.complete:
-                self._graphs.record_next()  # in spare time
+                self._graphs.record_next()  # no frame is waiting, so there is time for a recording
             return outbox
         codes, embeddings = self._compute([self._voices[request_id] for request_id in batch])
         # The talker gets its message first, since it waits for the feedback; the vocoder has a queue.
@@ -149,7 +149,7 @@ class CodePredictor:
 
 
 def load_network(model_path: str, device: str, options: CodePredictorOptions) -> ResidualNetwork:
-    """The checkpoint's code predictor. Raises StartupError if the weights do not fit."""
+    """The checkpoint's code predictor. Raises StartupError if the weights do not fit the configuration."""
     config = Qwen3OmniMoeConfig.from_pretrained(model_path)
     dtype = encoder_dtype(options.dtype, config, device)
     model = load_part(
@@ -165,7 +165,7 @@ def load_network(model_path: str, device: str, options: CodePredictorOptions) ->
 
 
 def frame_graphs(network: ResidualNetwork, device: str, options: CodePredictorOptions) -> FrameGraphs | None:
-    """`ResidualNetwork.frames`, recorded if the options ask for it."""
+    """Recordings of `ResidualNetwork.frames`; None if the options turn recording off."""
     if not options.record:
         return None
     if device == "cpu" and not cuda_habits.enabled():

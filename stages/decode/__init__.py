@@ -1,6 +1,6 @@
 """The stage decode: turns token ids into text, as they arrive.
 
-Stop strings, log-probabilities and usage belong here. Choosing tokens belongs in `stages.sglang_engine`.
+Stop strings, log-probabilities and usage belong in this package. Choosing tokens belongs in `stages.sglang_engine`.
 """
 
 from stages.decode.stage import Decode

@@ -1,4 +1,6 @@
-"""Turns token ids into text one by one, in whole UTF-8 characters, and holds back what may be part of a stop string."""
+"""Turns token ids into text one by one. Only complete UTF-8 characters are shown, and text that may be part of a stop
+string is held back.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 class TokenTable:
-    """The bytes of every token, and which tokens are special.
+    """The bytes of every token, and the ids of special tokens.
 
     Args:
         pieces: Bytes by id; None where the vocabulary has a hole.
@@ -70,11 +72,11 @@ class _HeldText:
 class _StopString:
     """Searches a growing text for one stop string, with a bounded number of steps for each character.
 
-    It is the algorithm of Knuth, Morris and Pratt. Without it, each token of a long text would cost a comparison with
-    every beginning of every stop string, and all answers share the process that compares.
+    The search uses the algorithm of Knuth, Morris and Pratt. A simpler search would compare each token of a long text
+    with every prefix of every stop string. This would delay all answers, because they share one process.
 
     Attributes:
-        matched: Length of the longest beginning of the stop string with which the text ends so far.
+        matched: Length of the longest prefix of the stop string that is at the end of the text so far.
     """
 
     __slots__ = ("_borders", "matched", "text")
@@ -82,13 +84,16 @@ class _StopString:
     def __init__(self, text: str) -> None:
         self.text = text
         self.matched = 0
-        # For each beginning of the string: the length of the longest shorter beginning with which it ends.
+        # For each prefix of the string: the length of the longest shorter prefix that is also at the end of this
+        # prefix.
         self._borders = [0]
         for character in text[1:]:
             self._borders.append(self._advanced(self._borders[-1], character))
 
     def read(self, text: str) -> int | None:
-        """Go on with the next part of the text. Returns where in this part the first occurrence ends, if it does."""
+        """Search the next part of the text. Returns the index in this part at which the first occurrence ends, or
+        None.
+        """
         for index, character in enumerate(text):
             self.matched = self._advanced(self.matched, character)
             if self.matched == len(self.text):
@@ -96,7 +101,7 @@ class _StopString:
         return None
 
     def _advanced(self, matched: int, character: str) -> int:
-        """The length matched after one more character, where `matched` is less than the whole string."""
+        """The matched length after one more character. The argument `matched` is less than the length of the string."""
         while matched and self.text[matched] != character:
             matched = self._borders[matched - 1]
         return matched + (self.text[matched] == character)
@@ -119,7 +124,7 @@ class Transcript:
         self._stop = [_StopString(text) for text in stop if text]
         self._skip_special = skip_special
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._held = ""  # decoded, not yet shown
+        self._held = ""  # decoded text that has not been shown yet
         self._shown = 0  # number of characters shown
         self._pending: deque[_HeldText] = deque()
         # for each token that is not certain yet, the number of characters up to its end
@@ -167,7 +172,9 @@ class Transcript:
         return text, ready
 
     def _cut_at_stop(self, before: int) -> None:
-        """Look for a stop string that ends after the first `before` held characters."""
+        """Look for a stop string that ends after the first `before` held characters, and cut the text where the stop
+        string begins.
+        """
         new = self._held[before:]
         ends = [(before + end - len(stop.text)) for stop in self._stop if (end := stop.read(new)) is not None]
         if ends:
@@ -178,5 +185,7 @@ class Transcript:
                 self._pending.pop()
 
     def _uncertain(self) -> int:
-        """Length of the longest end of the held text that begins a stop string; 0 once a stop string has been found."""
+        """Length of the longest suffix of the held text that is a prefix of a stop string; 0 after a stop string has
+        been found.
+        """
         return 0 if self.stopped else max((stop.matched for stop in self._stop), default=0)

@@ -39,7 +39,7 @@ class _DecodedText:
         self.transcript = Transcript(table, stop=start.text.stop, skip_special=start.text.skip_special_tokens)
         self.completion_tokens = 0
         self.shown = False
-        self.ids: list[int] = []  # not yet shown
+        self.ids: list[int] = []  # ids that have not been sent to the client yet
 
     def count(self, token: int) -> None:
         """Count a generated id, whether or not the id becomes text."""
@@ -68,7 +68,7 @@ class Decode:
             self._answers[request_id] = _DecodedText(body, self._table)
             return
         answer = self._answers.get(request_id)
-        if answer is None:  # the text ended at a stop string before the thinker knew
+        if answer is None:  # the text has ended at a stop string, but the thinker did not know this yet
             return
         if isinstance(body, Tokens):
             self._extend(request_id, answer, body)

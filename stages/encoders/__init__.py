@@ -1,4 +1,4 @@
-"""The stages image_encoder and audio_encoder, and what they share: batching and the cache of embeddings.
+"""The stages image_encoder and audio_encoder, and their common parts: batching and the cache of embeddings.
 
-They turn pixels and mel features into embedding rows. Decoding media belongs in `stages.preprocessing`.
+The two stages turn pixels and mel features into embedding rows. Decoding media belongs in `stages.preprocessing`.
 """

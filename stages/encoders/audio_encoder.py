@@ -21,9 +21,10 @@ from stages.messages import AudioItem, AudioRows, AudioWork
 class AudioEncoder(MediaEncoder[AudioItem]):
     """Turns `AudioWork` into `AudioRows`.
 
-    The tower cuts sounds into chunks of 100 frames and pads them to the longest chunk of the call. Padding leaks into
-    the last rows of a shorter chunk. So the chunks are padded here, to the length to which the reference would pad
-    them. Sounds with the same padded length are batched over requests.
+    The tower cuts sounds into chunks of 100 frames, and pads each chunk to the length of the longest chunk of the call.
+    The padding changes the last rows of a shorter chunk. So this class itself pads the chunks, to the length to which
+    the reference would pad them. Sounds with the same padded length are batched, even if they belong to different
+    requests.
     """
 
     def __init__(self, context: StageContext) -> None:
@@ -57,8 +58,9 @@ class AudioEncoder(MediaEncoder[AudioItem]):
         lengths = [chunk.shape[1] for chunk in chunks]
         padded = torch.stack([functional.pad(chunk, (0, pad_frames - chunk.shape[1])) for chunk in chunks])
         counts = [self.row_count(item) for item in items]
-        # The tower could compute these arguments itself, but would then pad to the longest chunk of this batch.
-        # The borders of the windows stay on the CPU: every layer reads them as numbers, and would wait for a device.
+        # The tower could compute these arguments itself, but would then pad to the longest chunk of this batch. The
+        # borders of the attention windows stay on the CPU: every layer reads the borders as numbers, and would have to
+        # wait for the device.
         output = self._tower(
             padded_feature=padded.to(self._device, self._tower.dtype),
             chunk_lengths=torch.tensor(lengths),
@@ -78,7 +80,9 @@ class AudioEncoder(MediaEncoder[AudioItem]):
         return (grid < rows[:, None]).flatten().nonzero().squeeze(1)
 
     def _attention_windows(self, counts: Sequence[int]) -> torch.Tensor:
-        """Borders (int32, from 0) of the windows that attention stays within: each is eight seconds of one sound."""
+        """Borders (int32, from 0) of the attention windows. A window contains at most eight seconds of one sound, and
+        attention does not cross its borders.
+        """
         borders = [0]
         for count in counts:
             start = borders[-1]

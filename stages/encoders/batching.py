@@ -1,5 +1,5 @@
-"""Contains the base class of both media encoders. It batches over all waiting requests, and computes each media item
-once.
+"""Contains the base class of both media encoders. The base class batches the media items of all waiting requests, and
+computes each item once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PendingItem(Struct, Generic[Item]):
 
 
 class MediaEncoder(ABC, Generic[Item]):
-    """A stage that turns media into embedding rows; a subclass knows the model.
+    """A stage that turns media into embedding rows. Each subclass adds a model.
 
     Args:
         context: The stage's context; its options are `EncoderOptions`.
@@ -57,7 +57,7 @@ class MediaEncoder(ABC, Generic[Item]):
 
     @abstractmethod
     def pending(self, body: Any) -> PendingItem[Item]:
-        """The request for which a message's body asks for embeddings."""
+        """The pending request that a message's body describes."""
 
     @abstractmethod
     def row_count(self, item: Item) -> int:
@@ -65,8 +65,8 @@ class MediaEncoder(ABC, Generic[Item]):
 
     @abstractmethod
     def pieces(self, item: Item) -> Iterable[Item]:
-        """Cuts `item` into pieces, which fit a batch if possible. The model's attention does not cross the borders
-        between pieces.
+        """Cuts `item` into pieces. Each piece fits a batch, if possible. The model's attention does not cross the
+        borders between pieces.
         """
 
     @abstractmethod
@@ -126,7 +126,7 @@ class MediaEncoder(ABC, Generic[Item]):
     def _next_batch(self) -> tuple[list[Item], int]:
         """Distinct items to encode together (at least one, up to the row limit), and the padded length of their chunks.
 
-        Items whose padding differs from the first item's wait for another batch.
+        If the padding of an item differs from the padding of the first item, the item waits for another batch.
         """
         batch: dict[bytes, Item] = {}
         pad_frames = rows = 0
@@ -144,7 +144,9 @@ class MediaEncoder(ABC, Generic[Item]):
         return list(batch.values()), pad_frames
 
     def _encoded(self, batch: Sequence[Item], pad_frames: int) -> Iterable[Embeddings]:
-        """Results of a batch. An item that is larger than a batch is computed in pieces, to bound the memory."""
+        """The embeddings of a batch's items, in order. An item that is larger than a batch is computed in pieces, to
+        bound the memory.
+        """
         if sum(map(self.row_count, batch)) <= self._max_batch_rows:
             return self.encode(batch, pad_frames)
         return [

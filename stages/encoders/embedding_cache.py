@@ -25,10 +25,10 @@ class Embeddings(Struct, frozen=True):
 
 
 class EmbeddingCache:
-    """Embeddings by content key.
+    """A cache of embeddings by content key.
 
-    The tensors are handed out without a copy and must not be written to. Each must own its memory: a view of a whole
-    batch would keep the batch.
+    The tensors are handed out without a copy and must not be written to. Each tensor must own its memory: a view into a
+    batch would keep the memory of the whole batch.
 
     Args:
         limit: Maximum bytes of embeddings to keep; 0 turns the cache off.
@@ -52,7 +52,9 @@ class EmbeddingCache:
         return entry
 
     def put(self, key: bytes, entry: Embeddings) -> None:
-        """Keep `entry`, and drop the least recently used entries for it. An entry larger than the limit is not kept."""
+        """Keep `entry`, and drop the least recently used entries to make room. An entry larger than the limit is not
+        kept.
+        """
         if key in self._entries or entry.nbytes > self.limit:
             return
         self._entries[key] = entry

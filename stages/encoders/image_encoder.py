@@ -65,8 +65,8 @@ class ImageEncoder(MediaEncoder[VisionItem]):
             yield Embeddings(own.clone(), own_deepstack.clone(memory_format=torch.contiguous_format))
 
     def _bookkeeping(self, grids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The tower's arguments that follow from `grids`. The tower would otherwise compute them on the device and wait
-        for them.
+        """The arguments of the tower that follow from `grids`. Without these arguments, the tower would compute the
+        values on the device and wait for the results.
 
         The borders of the frames stay on the CPU, because every layer reads them as numbers.
         """

@@ -1,12 +1,13 @@
-"""Makes the ids of media rows for the prefix cache. Two ids are equal exactly if the model would compute the same rows
-for them.
+"""Makes the ids of media rows for the prefix cache. The ids of two media rows are equal exactly if the model would
+compute the same values for both rows.
 
 SGLang's radix cache compares prompts id by id, and all media of a kind have the same placeholder id. Each media row
-gets a 63-bit number instead. The number is drawn from a hash of the media item's content key and of its positions,
-because the same frames at another speed are another prompt. So 62·k bits identify a media item of k rows.
+gets a 63-bit number instead. The number comes from a hash of the media item's content key and positions. The hash
+includes the positions, because the same frames at another speed make a different prompt. So 62·k bits identify a media
+item of k rows.
 
-SGLang 0.5.23 holds ids as int64 everywhere, and makes similar numbers for its own multimodal path. The numbers made
-here have the highest value bit set, so that no number can be a token id.
+SGLang 0.5.23 holds ids as int64 everywhere, and makes similar numbers for its own multimodal path. The numbers of this
+module have the highest value bit (2**62) set, so that no number can be a token id.
 """
 
 from __future__ import annotations

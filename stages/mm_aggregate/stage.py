@@ -116,8 +116,8 @@ def assemble(assembly: Assembly) -> ThinkerRequest:
 
 
 def _in_prompt_order(spans: Sequence[MediaSpan]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows of all spans in ascending order, and the indices that bring values, concatenated span by span, into this
-    order; both int64 [m].
+    """The rows of all spans in ascending order, and the indices that bring values into this order if the values are
+    concatenated span by span. Both tensors are int64 [m].
     """
     return torch.cat([span.rows.torch() for span in spans]).sort()
 

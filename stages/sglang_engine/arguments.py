@@ -10,15 +10,17 @@ from omni_pipeline import gpus
 from omni_pipeline.errors import StartupError, suggestion
 from stages.checkpoint.memory_needs import CPU_KV_TOKENS
 
-# The loop in the module `engine` relies on these values, so `engine` options must not change them.
+# The loop in the module `engine` relies on these values, so the option `engine` of a stage must not change these
+# arguments.
 _OURS = {
     "skip_tokenizer_init": True,  # the decode stage makes the text
     "disable_overlap_schedule": True,  # a step's result is known when the step ends
     "watchdog_timeout": 1e9,  # the supervisor detects hangs; SGLang's watchdog sleeps half of this time
-    "disable_prefill_cuda_graph": True,  # it would bypass the models' `fill`, which adds media, deepstack and positions
+    # a prefill graph would bypass the models' `fill`, which adds media, deepstack and positions
+    "disable_prefill_cuda_graph": True,
 }
 
-# Arguments that have their own setting elsewhere, each with the place of the setting.
+# Arguments for which this server has a setting of its own, each with that setting.
 _ELSEWHERE = {
     "model_path": "--model-path",
     "device": "the stage's device",
@@ -29,7 +31,8 @@ _ELSEWHERE = {
     "max_running_requests": "the stage's options.max_running_requests",
 }
 
-# Share of the GPU that SGLang may use beyond the plan, so that rounding does not make its KV cache smaller.
+# Share of the GPU's memory that SGLang may use beyond the plan, so that rounding does not make the KV cache smaller
+# than planned.
 _SLACK = 0.02
 
 # Largest share of the free memory that SGLang may use.
@@ -100,9 +103,9 @@ def server_arguments(
 
 
 def moe_backend(quantization: dict[str, Any], capability: tuple[int, int]) -> str | None:
-    """SGLang's ``moe_runner_backend`` for a checkpoint's ``quantization_config``; None leaves it to SGLang.
+    """SGLang's ``moe_runner_backend`` for a checkpoint's ``quantization_config``; None leaves the choice to SGLang.
 
-    Experts with FP8 weights in blocks use CUTLASS on the GPUs that its kernels support: Hopper and Blackwell.
+    Experts with FP8 weights in blocks use CUTLASS on the GPUs that the CUTLASS kernels support: Hopper and Blackwell.
 
     Args:
         capability: The GPU's compute capability.
@@ -117,7 +120,9 @@ def _stored_dtype(config: dict[str, Any]) -> str:
 
 
 def _for_float32(overrides: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that avoid kernels without float32; `float32_forms` replaces the remaining ones."""
+    """Arguments with which SGLang avoids some of the kernels that do not support float32; `float32_forms` replaces the
+    remaining kernels of this kind.
+    """
     quantization = overrides.get("quantization_config")
     if quantization:
         raise StartupError(
@@ -147,9 +152,9 @@ def _for_fp8(overrides: dict[str, Any]) -> dict[str, Any]:
 def static_fraction(static: int, free: int, total: int, *, bounded: bool) -> float:
     """SGLang's ``mem_fraction_static`` for `static` bytes of weights and KV cache on a GPU.
 
-    SGLang's KV cache gets the memory that is free after the weights are loaded, less (1 - fraction) of the memory that
-    was free before. So the fraction refers to the memory that is *free when the engine starts*, not to the whole GPU.
-    If other processes already use the GPU, the same number of bytes needs a larger fraction.
+    The size of SGLang's KV cache is the memory that is free after the weights are loaded, minus (1 - fraction) times
+    the memory that was free before loading. So the fraction refers to the memory that is *free when the engine starts*,
+    not to the whole GPU. If other processes already use the GPU, the same number of bytes needs a larger fraction.
 
     If a planned number of tokens bounds the cache, the fraction is nearly 1. A smaller fraction could only do harm,
     because SGLang would subtract from the cache all memory that other processes or CUDA graphs allocate in the

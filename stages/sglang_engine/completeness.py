@@ -1,4 +1,4 @@
-"""Finds tensors that a checkpoint lacks for a model: SGLang would leave their parameters uninitialised."""
+"""Finds the tensors of a model that are missing in a checkpoint: SGLang would leave their parameters uninitialised."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ _STACKED_EXPERTS = {
     "w2_": ("down_proj",),
 }
 
-# Parameters whose names end like this must be in the checkpoint. SGLang computes all other parameters, or makes them
-# when it quantises plain weights; `quantised_parts.misplaced` checks the tensors that a quantised form needs.
+# Endings of parameter names. Parameters with these endings must be in the checkpoint. SGLang computes all other
+# parameters, or makes them when it quantises plain weights; `quantised_parts.misplaced` checks the tensors that a
+# quantised form needs.
 _NEEDED = ("weight", "qweight", "qzeros", "scales", "weight_packed", "weight_zero_point")
 
 # Tensors of quantised weights for which a model may lack a parameter.
@@ -40,7 +41,7 @@ def stray_tensors(parameters: Iterable[str], loaded: Iterable[str], experts: int
     """The tensors of quantised weights that have no parameter in the model. SGLang would ignore these tensors, or load
     them as plain weights.
 
-    Group indices and shapes do not count, because SGLang does not always need them.
+    Group indices and shapes are not reported, because SGLang does not always need them.
 
     Args: as for `missing_tensors`.
     """

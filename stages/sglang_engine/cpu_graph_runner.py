@@ -78,11 +78,11 @@ class CpuGraphRunner(DecodeCudaGraphRunner):
 
 
 def install() -> None:
-    """Make engines on a CPU capture decode steps at the point at which engines on a GPU do, if `cuda_habits` are on."""
+    """Make engines on a CPU capture decode steps at the same point as engines on a GPU, if `cuda_habits` are on."""
     original = cuda_graph_setup.capture_decode_graph
 
     def capture_decode_graph(*, model_runner: Any) -> Any:
-        single = get_parallel().tp_size == 1  # communication between ranks is not recorded
+        single = get_parallel().tp_size == 1  # a recording cannot contain communication between ranks
         return _capture(model_runner) if single and cuda_habits.enabled() else original(model_runner=model_runner)
 
     cuda_graph_setup.capture_decode_graph = capture_decode_graph
@@ -91,7 +91,7 @@ def install() -> None:
 
 def _capture(model_runner: Any) -> Any:
     graph = get_exec().graph
-    # SGLang turns graphs off for torch-native attention, and uses other sizes for what it calls a CPU graph.
+    # SGLang turns graphs off for torch-native attention, and uses other batch sizes for its own "CPU graphs".
     sizes = generate_decode_cuda_graph_batch_sizes(model_runner.server_args, model_runner.max_running_requests)
     config = with_phase(graph.cuda_graph_config, Phase.DECODE, backend=Backend.FULL, bs=sizes, max_bs=sizes[-1])
     with graph.override(cuda_graph_config=config):

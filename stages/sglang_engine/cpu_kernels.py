@@ -1,8 +1,9 @@
-"""Provides faster torch forms of three operations that dominate a decode step on a CPU, in place of SGLang's.
+"""Provides faster torch forms of three operations that dominate a decode step on a CPU. These forms replace SGLang's
+own forms.
 
-SGLang's torch-native code is written to be right everywhere: attention loops over requests, the expert layer loops over
-experts, and a norm consists of eight operations. On a small model most of the time is spent in Python. Each form here
-computes the same result in a few calls.
+SGLang's torch-native code is written to be correct in all cases, and is slow: attention loops over requests, the expert
+layer loops over experts, and a norm consists of eight operations. On a small model most of the time is spent in Python.
+Each form in this module computes the same result in a few calls.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-# Decode attention is padded to the longest sequence if that at most doubles the work, or if the padding is small.
+# Decode attention is padded to the longest sequence if the padding at most doubles the work, or if the padded batch has
+# at most `FREE_PLACES` places.
 MOST_PADDING = 2.0
 FREE_PLACES = 4096
 
@@ -33,7 +35,8 @@ class PaddedDecodeAttention(TorchNativeAttnBackend):
     """Torch-native attention that decodes all requests of a batch in one call.
 
     Attributes:
-        places: int64 [requests, longest], KV-cache places of their tokens; None if padding would not pay.
+        places: int64 [requests, longest], places of the requests' tokens in the KV cache; None if the batch is not
+            padded.
         mask: [requests, 1, 1, longest], 0 for tokens and -inf for padding.
     """
 
@@ -88,8 +91,8 @@ def rms_norm(
     post_residual_addition: torch.Tensor | None = None,
     quant_linear: Any = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """The RMSNorm of x or, with a residual, the RMSNorm of x + residual and that sum. As `RMSNorm.forward_native`, but
-    fused and without casts.
+    """Without a residual, the RMSNorm of x. With a residual, the RMSNorm of x + residual, and this sum. The same as
+    `RMSNorm.forward_native`, but fused and without casts.
     """
     if x.dtype != torch.float32 or norm.weight.dtype != torch.float32 or norm.variance_size_override is not None:
         return norm.forward_native(x, residual, post_residual_addition, quant_linear)
@@ -138,7 +141,7 @@ def routed_experts(
 
 
 def install(dispatch_key: str, attention: Callable[[ModelRunner], TorchNativeAttnBackend]) -> None:
-    """Install these forms for a platform with this `get_dispatch_key_name`.
+    """Install the forms of this module for the platform whose `get_dispatch_key_name` returns `dispatch_key`.
 
     Args:
         attention: Makes the attention backend of a starting engine.

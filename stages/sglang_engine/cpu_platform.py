@@ -25,7 +25,7 @@ def activate() -> str | None:
 
 
 class TorchNativeCpu(CpuDeviceMixin, SRTPlatform):
-    """A plain CPU, driven through torch alone."""
+    """The platform of a CPU on which torch alone computes, without SGLang's kernels."""
 
     _enum = PlatformEnum.OOT
     capabilities = PlatformCapabilities(graph_capture=True)  # see `cpu_graph_runner`

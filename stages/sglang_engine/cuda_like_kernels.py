@@ -1,4 +1,5 @@
-"""Gives our CPU kernels the habits of CUDA kernels: they write to their inputs and leave garbage in padding rows.
+"""Provides CPU kernels that treat memory as CUDA kernels do: they write to their inputs and leave garbage in padding
+rows.
 
 These kernels are installed in a model that is loaded while `cuda_habits` are on.
 """
@@ -41,7 +42,9 @@ def rms_norm_in_place(
     post_residual_addition: torch.Tensor | None = None,
     quant_linear: Any = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """As `cpu_kernels.rms_norm`; with a residual, it writes the results to `x` and `residual`, like the CUDA kernel."""
+    """Computes the same as `cpu_kernels.rms_norm`. With a residual, the results are written to `x` and `residual`, as
+    by the CUDA kernel.
+    """
     if residual is None:
         return rms_norm(norm, x)
     if post_residual_addition is not None:
@@ -64,7 +67,9 @@ def routed_experts_in_place(
 def experts_as_one(
     x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
 ) -> torch.Tensor:
-    """`cpu_kernels.grouped_experts` as one operation, like a kernel in a GPU's graph; it counts rows by expert."""
+    """`cpu_kernels.grouped_experts` as one operation, like a kernel in a GPU's graph. A graph could not record its
+    steps one by one, because a step counts the rows of each expert.
+    """
     return grouped_experts(x, weights, experts, w13, w2)
 
 
@@ -121,7 +126,8 @@ def decode_attention(
     targets: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """Store one token of each request and attend to all its tokens, as one operation, so that a graph can hold it.
+    """Store one token of each request, and compute its attention to all tokens of the request. This is one operation,
+    so that a graph can record it.
 
     Args:
         q: [requests, query heads, head_dim].
@@ -131,7 +137,7 @@ def decode_attention(
         slots, lengths: int64 [requests].
 
     Returns:
-        As `q`; NaN for padding rows.
+        A tensor with the shape of `q`; padding rows are NaN.
     """
     keys.index_copy_(0, targets, new_keys)
     values.index_copy_(0, targets, new_values)

@@ -3,7 +3,8 @@ recording is then repeated.
 
 A pass over a few rows consists of hundreds of small operations. The Python code around them, in SGLang and in torch,
 takes longer than the operations. The recording is the counterpart on a CPU of the CUDA graphs that SGLang captures on a
-GPU. One recording serves batches of all sizes and lengths, since no operation depends on size or length.
+GPU. One recording serves batches of all sizes and lengths, since no recorded operation depends on the batch size or the
+lengths of the sequences.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ _OF_CACHE = ("k_buffer", "v_buffer")
 
 
 class DecodeTrace:
-    """Repeats a model's `decode`, which it records with the first batch.
+    """Repeats a recording of a model's `decode`, which is made with the first batch.
 
     Everything that changes from batch to batch is an input of the recording. The tables and the KV cache that decoding
     writes to are inputs too, because TorchScript merges equal constants.
 
     Args:
-        model: An `OmniDecoder` on the CPU, the only rank.
-        attention: The model's attention backend; batches that it does not pad are computed without the recording.
+        model: An `OmniDecoder` on the CPU that is not divided among ranks.
+        attention: The model's attention backend. Batches that the backend does not pad are computed without the
+            recording.
         cache: The model's KV cache.
     """
 
@@ -52,7 +54,8 @@ class DecodeTrace:
         inputs += [getattr(self._model, name) for name in self._model.tables]
         for name in _OF_CACHE:
             inputs += getattr(self._cache, name)
-        # TorchScript would profile the first runs and compile again for them, which gains nothing here.
+        # With optimisation, TorchScript would profile the first runs and then compile again. For this recording, this
+        # gains nothing.
         with torch.jit.optimized_execution(False):
             if self._traced is None:
                 self._traced = self._record(inputs, batch)

@@ -1,8 +1,8 @@
 """Turns quantised weights into plain float32 weights while a checkpoint is being read.
 
-On GPUs, SGLang multiplies with quantised weights. On CPUs it could do so only with kernels that no registry has. So on
-a CPU the model is built for plain weights, and loads the plain weights that this module computes. A GPU computes with
-the same values, but may round the activations.
+On GPUs, SGLang multiplies with quantised weights. On CPUs, SGLang could do this only with kernels that no package
+registry has. So on a CPU the model is built for plain weights, and loads the plain weights that this module computes. A
+GPU computes with the same values, but may round the activations.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from stages.checkpoint.quantization import FLOATS, Form, Quantization, is_quanti
 
 Tensors = Mapping[str, torch.Tensor]
 
-# AutoAWQ packs eight neighbours into an integer in this order, from the lowest four bits up.
+# AutoAWQ packs eight neighbouring numbers into one integer in this order, from the lowest four bits up.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def plain_weights(
     weights: Iterable[tuple[str, torch.Tensor]], quantization: Quantization
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a checkpoint with every quantised weight in float32.
+    """Yields the tensors of a checkpoint, with a plain float32 weight in place of the tensors of each quantised weight.
 
     Raises:
         StartupError: A weight lacks a tensor that is needed to compute it.
@@ -81,7 +81,7 @@ def _packed(tensors: Tensors, scales: torch.Tensor, quantization: Quantization) 
 
 
 def _by_inputs(tensors: Tensors, scales: torch.Tensor, quantization: Quantization) -> torch.Tensor:
-    """A weight [inputs, outputs], the order in which AutoAWQ and AutoGPTQ write it."""
+    """A weight [inputs, outputs]: AutoAWQ and AutoGPTQ store weights in this order."""
     awq = quantization.form is Form.AWQ
     bits = quantization.bits
     order = _AWQ_ORDER if awq else None

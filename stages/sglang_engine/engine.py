@@ -1,4 +1,6 @@
-"""Runs a language model: add requests, step, collect tokens. The stages use SGLang only through this module."""
+"""Runs a language model: the caller adds requests, runs steps, and collects tokens. The stages use SGLang only through
+this module.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,13 @@ if TYPE_CHECKING:  # this import is slow, because it imports SGLang
 class Generation(Struct):
     """One request to the engine.
 
-    In a `FedEngine`, `rows.media_embeds` must cover the whole prompt, and only the number of `cache_ids` counts.
+    In a `FedEngine`, `rows.media_embeds` must cover the whole prompt, and only the number of `cache_ids` matters, not
+    their values.
 
     Attributes:
         request_id: Unique among the live requests.
         cache_ids: int64 [n], the keys of the prefix cache: token ids, and numbers beyond the vocabulary at media rows.
-        rows: Everything else about the prompt.
+        rows: All other data of the prompt.
         sampling: The parameters for picking tokens; `max_tokens` must be set.
         logprobs: Number of alternatives to report with each token, or None for no log-probabilities.
         penalize_prompt: Whether the repetition penalty counts the prompt's ids too.
@@ -81,7 +84,7 @@ class Done(Struct):
 
     Attributes:
         reason: ``stop`` for an end or stop token, ``length`` for the limit.
-        matched: The token that ended it.
+        matched: The token that ended the request; None at the limit.
     """
 
     request_id: str
@@ -104,7 +107,8 @@ class _Live:
     """The engine's record of a request while SGLang works on the request."""
 
     generation: Generation
-    sampling: SamplingState | None = None  # made in the request's first step: it reads SGLang's list of output ids
+    # made in the request's first step, because it reads SGLang's list of output ids
+    sampling: SamplingState | None = None
     sent: int = 0
     aborted: bool = False
     tapped: torch.Tensor | None = None
@@ -112,13 +116,13 @@ class _Live:
 
 
 class Engine:
-    """One model under SGLang's scheduler, in this process and thread.
+    """Runs one model with SGLang's scheduler, in the process and thread of the caller.
 
     Args:
         model_path: Checkpoint directory.
         architecture: Name of a model class in the package `models`.
         device: ``cpu`` or ``cuda``.
-        dtype: Data type by name; None is float32 on a CPU and the checkpoint's own on a GPU.
+        dtype: Name of the data type; None means float32 on a CPU and the checkpoint's type on a GPU.
         eos_ids: Tokens that end a sequence.
         max_total_tokens: Size of the KV cache in tokens; None lets SGLang decide on a GPU.
         max_running_requests: Maximum number of sequences in one batch.
@@ -129,10 +133,10 @@ class Engine:
         static_bytes: Bytes of each GPU for weights and KV cache; None lets SGLang decide.
 
     Attributes:
-        batch: Ids of the requests that the latest step computed something for.
+        batch: Ids of the requests in the batch of the latest step.
 
     Raises:
-        StartupError: An option that SGLang does not know.
+        StartupError: `options` contains an argument that SGLang does not have or that must not be set.
     """
 
     def __init__(
@@ -153,7 +157,8 @@ class Engine:
         environment.prepare()
         if device == "cpu" and ranks.size > 1:
             environment.bind_cpus(ranks.size)
-            torch.compiler.set_stance("force_eager")  # else SGLang compiles the look-up of a divided vocabulary
+            # otherwise SGLang compiles the look-up in a vocabulary that is divided among ranks
+            torch.compiler.set_stance("force_eager")
         from sglang.srt.runtime_context import get_parallel
         from sglang.srt.server_args import PortArgs
 
@@ -208,9 +213,10 @@ class Engine:
         self._pool = runner.req_to_token_pool.req_to_token
         self._model.reserve(len(self._pool))
         if tap_layer is not None:
-            # One KV-cache page more than the tokens need: padding writes to the first page.
+            # Reserve one more KV-cache page than the tokens need, because padding writes to the first page.
             self._model.tap(tap_layer, int(self._scheduler.max_total_num_tokens) + int(self._scheduler.page_size))
-        single = server_args.tp_size == server_args.pp_size == 1  # communication between ranks is not recorded
+        # a recording cannot contain communication between ranks
+        single = server_args.tp_size == server_args.pp_size == 1
         if device == "cpu" and single and runner.decode_cuda_graph_runner is None:
             self._model.recorded = DecodeTrace(self._model, runner.attn_backend, runner.token_to_kv_pool)
 
@@ -221,7 +227,7 @@ class Engine:
 
     @property
     def model(self) -> Any:
-        """The model, for stages that call layers which the engine itself does not run."""
+        """The model, for stages that call layers that the engine itself does not run."""
         return self._model
 
     @torch.inference_mode()
@@ -290,7 +296,8 @@ class Engine:
         # One invalid index would make the step fail, and every request in the batch would fail with it.
         _check_ids("logit_bias", sampling.logit_bias, self.vocabulary)
         _check_ids("stop_token_ids", sampling.stop_token_ids, self.vocabulary)
-        # SGLang gets greedy parameters without penalties, because `sampler` does the rest from its own state.
+        # SGLang gets greedy parameters without penalties, because the module `sampler` applies the request's parameters
+        # from its own state.
         params = SamplingParams(
             temperature=0.0,
             max_new_tokens=min(sampling.max_tokens, self.capacity - prompt - spare),
@@ -339,7 +346,9 @@ class Engine:
         return events
 
     def _spare_tokens(self, sampling: Sampling) -> int:
-        """Tokens that must remain when a request is alone and at its end. SGLang would never start it with fewer."""
+        """Number of tokens of the KV cache that must remain free when a request runs alone and reaches its maximum
+        length. With fewer free tokens, SGLang would never start the request.
+        """
         uncached = getattr(self._scheduler.tree_cache, "disable", True)
         # For a request of fixed length and without a prefix cache, SGLang rounds up its prompt and adds a page.
         return 2 * int(self._scheduler.page_size) if sampling.ignore_eos and uncached else 1
@@ -350,14 +359,14 @@ class Engine:
         return InProcessScheduler(*arguments)
 
     def _abort(self, request_id: str) -> None:
-        """Have SGLang drop a request."""
+        """Tell SGLang to drop a request."""
         from sglang.srt.managers.io_struct import AbortReq
 
         with self._configured():
             self._scheduler.abort_request(AbortReq(rid=request_id))
 
     def _run_batch(self) -> None:
-        """Have SGLang run one batch."""
+        """Let SGLang run one batch."""
         self._scheduler.step()
 
     def _prepare(self, batch: Any) -> None:
@@ -376,7 +385,7 @@ class Engine:
         )
 
     def _collect_states(self, batch: Any) -> None:
-        """Fetch the states of a batch that stages need, while the batch's requests still have their memory."""
+        """Fetch the hidden states that stages need, while the requests of the batch still have their KV memory."""
         if not batch.forward_mode.is_extend():
             return
         for req, slot in zip(batch.reqs, _slots(batch), strict=True):

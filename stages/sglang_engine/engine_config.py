@@ -1,9 +1,9 @@
 """Describes a checkpoint's quantised weights to SGLang with the names of our models, for one model at a time.
 
 A checkpoint lists the modules that are not quantised, for all its parts and in its own way: by whole names, parts of
-names, or regular expressions. SGLang would compare that list with the names of the model that it builds, which differ.
-So the engine does not pass the list on. The engine finds the plain layers from the tensors, and lists them by the names
-in each model definition.
+names, or regular expressions. SGLang would compare this list with the names in the model that it builds, but those
+names are different. So the engine does not pass the list on. Instead, the engine finds the layers that are not
+quantised from the checkpoint's tensors, and lists these layers by their names in each model definition.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from stages.sglang_engine.engine import Engine, Generation
 
 
 class FedEngine(Engine):
-    """An engine whose requests decode only when they have been fed; the other requests wait, and the batch goes on.
+    """An engine in which a request decodes only after it has been fed with its next input row. Other requests wait, and
+    the batch runs without them.
 
     Args:
         arguments: The arguments of `Engine`.
@@ -21,7 +22,7 @@ class FedEngine(Engine):
         super().__init__(**arguments)
         # For each request that may decode, the two parts of its next input row.
         self._rows: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._stalled = False  # the latest step found nothing that could run, and nothing has changed since
+        self._stalled = False  # the latest step found no batch that could run, and nothing has changed since
 
     @property
     def has_work(self) -> bool:
@@ -50,7 +51,7 @@ class FedEngine(Engine):
         self._stalled = False
 
     def feed(self, request_id: str, sent: torch.Tensor, own: torch.Tensor) -> None:
-        """Give the input row [hidden] of a request's next decode step as two parts; unknown ids are ignored.
+        """Give the input row [hidden] of a request's next decode step as two parts. Unknown request ids are ignored.
 
         Args:
             sent: The part from another stage, on the CPU. The parts of a whole batch go to the device in one copy.
@@ -79,7 +80,8 @@ class FedEngine(Engine):
 
     def _prepare(self, batch: Any) -> None:
         if batch.forward_mode.is_extend():
-            # A request that lost its memory when it was about to decode is computed again, with the row that it got.
+            # If a request loses its memory when it is about to decode, the request is computed again, including the row
+            # that it was fed.
             given = {req.rid: self._live[req.rid].generation.rows.generated for req in batch.reqs}
             late = [req for req in batch.reqs if len(given[req.rid]) < len(req.output_ids)]
             if late:

@@ -1,8 +1,8 @@
 """Provides torch forms of operations that SGLang computes on a GPU with kernels that do not support float32.
 
-Its RMSNorm libraries are compiled for float16 and bfloat16 only. Its Triton kernel for experts rounds float32 to
-float16, in which large values become infinite. A captured step runs these forms too: they read nothing back to the
-host, and their shapes depend on the number of tokens alone.
+The RMSNorm libraries that SGLang uses are compiled for float16 and bfloat16 only. SGLang's Triton kernel for experts
+rounds float32 to float16, in which large values become infinite. A captured step runs these forms too: they read
+nothing back to the host, and their shapes depend on the number of tokens alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 from torch import nn
 from torch.nn import functional
 
-# Maximum bytes of intermediate results at a time, which are large because every expert computes every token.
+# Maximum number of bytes of intermediate results at a time. These results are large, because every expert computes
+# every token.
 _CHUNK_BYTES = 256 * 1024**2
 
 
@@ -32,7 +33,8 @@ def install(model: nn.Module) -> None:
 
 
 def all_experts(method: UnquantizedFusedMoEMethod, layer: Any, dispatch_output: Any) -> StandardCombineInput:
-    """Gated SiLU experts, each computed for all tokens; the weight is zero for tokens not routed to the expert.
+    """Gated SiLU experts. Each expert is computed for all tokens, with weight zero for tokens that are not routed to
+    the expert.
 
     Raises:
         NotImplementedError: The experts are of another kind.

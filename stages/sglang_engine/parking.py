@@ -1,7 +1,8 @@
 """Lets requests wait, outside SGLang's batch, for the input of their next decode step.
 
 SGLang sees only the requests that can run now. So this module counts the waiting requests when a new request needs
-memory, and takes memory back from waiting requests as SGLang does from requests in its batch.
+memory, and takes memory back from waiting requests in the same way as SGLang takes memory back from requests in its
+batch.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from stages.sglang_engine.scheduler import InProcessScheduler
 
 
 class ParkingScheduler(InProcessScheduler):
-    """A scheduler in which a request decodes only when its next input is there.
+    """A scheduler in which a request decodes only after its next input has arrived.
 
-    Between steps, a request past its prefill is parked, or it is displaced: it has lost its KV memory while it waited.
-    When the input of a displaced request has arrived, the request is queued and then computed again.
+    Between steps, a request whose prefill is complete is either parked or displaced. A displaced request has lost its
+    KV memory while it waited. When the input of a displaced request has arrived, the request is queued and then
+    computed again.
 
     Attributes:
         parked: The requests that wait and hold memory.
@@ -48,7 +50,9 @@ class ParkingScheduler(InProcessScheduler):
         return ran
 
     def drop_waiting(self, request_id: str) -> bool:
-        """Drop a request that is parked or displaced, and free its memory. Returns False if there is none."""
+        """Drop a request that is parked or displaced, and free its memory. Returns False if no such request has this
+        id.
+        """
         req = self.displaced.pop(request_id, None)
         if req is None:
             parked = self._parked_requests()
@@ -95,7 +99,9 @@ class ParkingScheduler(InProcessScheduler):
         return allocatable
 
     def _unpark(self, ready: Container[str]) -> None:
-        """Move the ready requests to the running batch, which is empty between steps, or to the queue."""
+        """Move the ready requests that are parked to the running batch, which is empty between steps. Move the ready
+        requests that are displaced to the queue.
+        """
         for request_id in [request_id for request_id in self.displaced if request_id in ready]:
             self._add_request_to_queue(self.displaced.pop(request_id), is_retracted=True)
         if self.parked is None:
@@ -108,7 +114,7 @@ class ParkingScheduler(InProcessScheduler):
             self.running_batch, self.parked = _part(self.parked, going), _part(self.parked, staying)
 
     def _park(self) -> None:
-        """Set aside every request that would decode next."""
+        """Park every request that would decode next."""
         last, self.last_batch = self.last_batch, None
         if last is not None and last.forward_mode.is_extend():
             unfinished = [req for req in (self.chunked_req, last.chunked_req) if req is not None]
@@ -129,7 +135,8 @@ class ParkingScheduler(InProcessScheduler):
         return True
 
     def _make_room(self, batch: ScheduleBatch) -> None:
-        """Take memory back until the next step of `batch` fits, in SGLang's order over all that hold memory.
+        """Take memory back until the next step of `batch` fits. All requests that hold memory are considered, in
+        SGLang's order.
 
         The request that SGLang would keep longest never loses its memory, so this request reaches its end. After that,
         the same holds for another request. So all requests end.

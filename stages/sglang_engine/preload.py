@@ -1,4 +1,6 @@
-"""Imports everything an engine needs; this is slow, so it is done once, in the process that workers are forked from."""
+"""Imports everything that an engine needs. The import is slow, so it is done once, in the process from which workers
+are forked.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ from stages.sglang_engine import environment
 
 environment.prepare()
 
-# The modules are imported by name, since no code here uses them. The model registry imports our model definitions. The
-# other modules would be imported only when a scheduler is built.
+# The modules are imported by name, since no code in this module uses them. The model registry imports our model
+# definitions. The other modules would be imported only when a scheduler is built.
 for _module in (
     "sglang.srt.managers.scheduler",
     "sglang.srt.models.registry",

@@ -20,10 +20,11 @@ Configured = Callable[[], AbstractContextManager[Any]]
 
 
 def configure(server_args: Any, rank: int) -> Configured:
-    """Make a new engine's configuration, and leave earlier engines' process groups so that it can form its own.
+    """Make a new engine's configuration, and leave earlier engines' process groups, so that the new engine can form its
+    own groups.
 
     Args:
-        rank: This process's rank, which is also the index of its GPU among the visible ones.
+        rank: This process's rank, which is also the index of the process's GPU among the visible GPUs.
     """
     load_plugins()
     leave()
@@ -33,7 +34,7 @@ def configure(server_args: Any, rank: int) -> Configured:
 
 def leave() -> None:
     """Leave the process groups of earlier engines, because the groups hold a port. An engine of a single rank works
-    without them.
+    without process groups.
     """
     parallel_state.destroy_model_parallel()
     parallel_state.destroy_distributed_environment()

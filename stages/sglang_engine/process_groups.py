@@ -1,4 +1,4 @@
-"""Makes process groups of a single rank without the threads that would wait for its peers."""
+"""Makes process groups of a single rank without the threads that would wait for other ranks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def quiet_single_rank_groups() -> Iterator[None]:
     """Inside this context, a new Gloo group of one rank becomes a group that never communicates.
 
     Each real group has a thread that wakes up a hundred times a second. SGLang makes nine groups, and they took 3 % of
-    a core in an idle worker. Groups of several ranks still use Gloo. Only Gloo has the monitored barrier, which a
-    single rank passes at once.
+    a core in an idle worker. Groups of several ranks still use Gloo. The monitored barrier works only with real Gloo
+    groups, so in this context a single rank skips this barrier.
     """
-    Backend._ensure_backend_registered(Backend.GLOO)  # otherwise torch imports it at its first use
+    Backend._ensure_backend_registered(Backend.GLOO)  # otherwise torch imports this module at its first use
     gloo, monitored_barrier = Backend._plugins[_GLOO], distributed.monitored_barrier
 
     def create(options: Any, backend_options: Any) -> Any:

@@ -1,8 +1,8 @@
 """Cuts the data that a prompt has besides token ids (embedding rows from encoders, M-RoPE positions) into the pieces of
 prefill batches.
 
-SGLang prefills any stretch of a sequence: the rest after a prefix-cache hit, one chunk of a long prompt, or, after it
-had to take KV memory back, the prompt together with the generated tokens. `gather` serves all these cases.
+SGLang prefills any stretch of a sequence: the rest after a prefix-cache hit, one chunk of a long prompt, or, if a
+request has lost its KV memory, the prompt together with the generated tokens. `gather` serves all these cases.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class PromptRows:
     """The data of one request besides its token ids.
 
     Attributes:
-        ids: int64 [n] token ids as the embedding table knows them (media rows hold their placeholder).
+        ids: int64 [n], ids in the embedding table (media rows hold their placeholder).
         positions: float32 [3, n], or None if they are 0 … n-1.
         delta: Position minus index for every token after the prompt.
         media_rows: int64 [m], ascending.
@@ -45,9 +45,10 @@ class PrefillInput:
     Attributes:
         positions: float32 [3, t].
         slots: int64 [requests], KV-pool slot of each request.
-        deltas: float32 [requests], their `PromptRows.delta`.
+        deltas: float32 [requests], the `PromptRows.delta` of each request.
         media_index: int64 [rows], places of `media_embeds` among the t tokens, or None.
-        media_embeds: [rows, hidden]. This and `deepstack` may be views of a request's tensors: only read them.
+        media_embeds: [rows, hidden]. `media_embeds` and `deepstack` may be views of a request's tensors, so do not
+            write to them.
         visual_index, deepstack: The same for deepstack rows, [layers, rows, hidden].
     """
 

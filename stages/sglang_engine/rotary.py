@@ -1,7 +1,8 @@
 """Computes rotary position embeddings with interleaved M-RoPE sections, for positions that may be fractional.
 
-SGLang looks angles up in a table by integer position. The reference computes them from float32 positions, which are
-fractional for clips at some frame rates, so angles are computed here too: once for each forward pass, for all layers.
+SGLang looks angles up in a table by integer position. The reference computes the angles from float32 positions, which
+are fractional for clips at some frame rates. So this module computes the angles too: once for each forward pass, for
+all layers.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ class InterleavedAngles(nn.Module):
     Args:
         head_dim: Width of an attention head.
         theta: Base of the frequencies.
-        sections: Numbers of frequencies for time, height and width. Frequency i is height's if i % 3 == 1 and
-            i < 3·sections[1], width's if i % 3 == 2 and i < 3·sections[2], else time's.
+        sections: Numbers of frequencies for time, height and width. Frequency i belongs to height if i % 3 == 1 and i <
+            3·sections[1], to width if i % 3 == 2 and i < 3·sections[2], and otherwise to time.
     """
 
     inverse: torch.Tensor

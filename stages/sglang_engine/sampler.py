@@ -1,9 +1,9 @@
 """Samples for both language-model stages: the reference's logit processors, repeatable by seed in any batch.
 
-SGLang's own sampler differs from the reference in ways that users notice: its repetition penalty leaves the prompt out,
-a seed excludes min_p and has no CPU kernel, and unseeded rows share one generator with their neighbours. This sampler
-replaces it in the model runner. Each row's choice depends only on its own logits, parameters, seed and number of tokens
-so far, and on nothing else in the batch.
+SGLang's own sampler differs from the reference in ways that users notice: its repetition penalty ignores the prompt, a
+seed cannot be combined with min_p and has no CPU kernel, and all rows without a seed share one generator. This sampler
+replaces SGLang's sampler in the model runner. Each row's choice depends only on its own logits, parameters, seed and
+number of tokens so far, and on nothing else in the batch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stages.messages import IdLogprob, Sampling
 
 
 class SamplingState:
-    """One request's sampling parameters, and the picks the engine has not collected yet.
+    """One request's sampling parameters, its counts for the penalties, and the result of its latest pick.
 
     Args:
         params: The client's sampling parameters.
@@ -63,7 +63,8 @@ class SamplingState:
         self.logprobs = logprobs
         self.suppressed = suppressed
         self.seed = seed_key(params.seed)
-        # The last sampling step's result, which the engine reads if that step's token counts.
+        # The result of the latest sampling step. The engine reads this result only if SGLang reports the token of the
+        # step.
         self.picked: tuple[float, list[IdLogprob]] | None = None
         self._prompt: torch.Tensor | None = None  # bool [vocab], whether an id is in the prompt
         self._counts: torch.Tensor | None = None  # float32 [vocab], how often an id was generated
@@ -109,7 +110,8 @@ class SamplingState:
     def adjust(self, logits: torch.Tensor) -> None:
         """Apply penalties, bias and bans to one row of float32 logits [vocab], in the reference's order."""
         params = self.params
-        count_output([self], logits)  # this call has no effect if all rows have been counted together
+        # this call has no effect if the ids of all rows have already been counted together
+        count_output([self], logits)
         if params.repetition_penalty != 1.0:
             seen = self._seen(logits) if self._counts is None else self._seen(logits) | (self._counts > 0)
             penalty = params.repetition_penalty
@@ -162,7 +164,9 @@ class OmniSampler(Sampler):
         positions: torch.Tensor,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Token ids, int64 [rows]. The arguments are those of SGLang's sampler; its options for sampling are unused."""
+        """Token ids, int64 [rows]. The arguments are those of SGLang's sampler; the sampling options among them are not
+        used.
+        """
         logits = logits_output.next_token_logits
         rows = self.rows
         if len(rows) != logits.shape[0]:
@@ -199,13 +203,13 @@ def filtered_probabilities(logits: torch.Tensor, params: Sequence[Sampling]) -> 
 
 
 def draw(logits: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tensor:
-    """Sample from adjusted logits float32 [rows, vocab]; int64 [rows]."""
+    """Sample one id for each row, int64 [rows], from adjusted logits, float32 [rows, vocab]."""
     uniforms = torch.tensor([row.uniform() for row in rows], dtype=torch.float64, device=logits.device)
     return pick(filtered_probabilities(logits, [row.params for row in rows]), uniforms[:, None])
 
 
 def count_output(rows: Sequence[SamplingState], logits: torch.Tensor) -> None:
-    """Bring the counts for the penalties of `rows` up to date, with one copy to the device for all new ids."""
+    """Update the counts for the penalties of `rows`. All new ids are copied to the device at once."""
     new = [row.uncounted() for row in rows]
     if not any(new):
         return

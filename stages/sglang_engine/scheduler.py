@@ -1,4 +1,4 @@
-"""Runs SGLang's scheduler, with calls in this process in place of its sockets to other SGLang processes."""
+"""Runs SGLang's scheduler. Calls within this process replace the scheduler's sockets to other SGLang processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOu
 
 
 class InProcessScheduler(Scheduler):
-    """A scheduler that its owner steps, and that passes results to callbacks.
+    """A scheduler whose owner calls `step` for each batch, and which passes results to callbacks.
 
     Attributes:
         on_progress: Called with each request whose output ids or finish state changed.
@@ -49,7 +49,8 @@ class InProcessScheduler(Scheduler):
         super()._add_request_to_queue(req, is_retracted=is_retracted)
         if is_retracted:
             self.retractions += 1
-            # New requests must not overtake it for ever: the longest answer is first, and those without a token last.
+            # New requests must not overtake a retracted request for ever. So the request with the longest answer is
+            # first, and requests without a generated token are last.
             self.waiting_queue.sort(key=lambda waiting: -len(waiting.output_ids))
 
     def init_ipc_channels(self, port_args: Any) -> None:

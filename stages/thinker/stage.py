@@ -1,7 +1,7 @@
 """The stage thinker: runs Qwen3-Omni's text model on SGLang, and turns prompt rows into streams of token ids.
 
-One stream goes to decode. If the answer is spoken, another goes to the talker: the tapped states of the prompt's media,
-then the same ids without the last, which is never spoken.
+One stream goes to decode. If the answer is spoken, a second stream goes to the talker: first the tapped states of the
+prompt's media, then the same ids except the last id, which is never spoken.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TALKER = "talker_ar"
 
 @dataclass(slots=True)
 class _WrittenText:
-    """One text being written.
+    """The state of one answer's text while it is generated.
 
     Attributes:
         request: The stage's input for this answer.
@@ -166,7 +166,9 @@ class Thinker:
         self._release(request_id, tokens, last=True)
 
     def _release(self, request_id: str, tokens: int, *, last: bool) -> None:
-        """Send the talker the ids of a text that are certain and, if all are certain, the end of the text."""
+        """Send the talker the held ids among the first `tokens` ids, which are now certain. If `last` is set, also send
+        the end of the text.
+        """
         answer = self._answers.get(request_id)
         if answer is None:
             return
@@ -188,7 +190,9 @@ class Thinker:
             yield Chunk(request_id, self.name, TALKER, Tokens(list(ids)))
 
     def _tell(self, event: Event, fresh: dict[str, Tokens]) -> Iterable[Work | Failed]:
-        """Messages for one event. Tokens are collected in `fresh`, so that each request gets one chunk per step."""
+        """The messages for one event of the engine. Tokens are first collected in `fresh`, so that each request gets
+        one chunk per step.
+        """
         request_id = event.request_id
         if isinstance(event, Token):
             tokens = fresh.setdefault(request_id, Tokens([]))
@@ -233,7 +237,9 @@ class Thinker:
 
 
 def end_of_turn_id(config: dict[str, Any]) -> int:
-    """Id of `<|im_end|>`, the one token that ends the thinker's text (the reference ignores generation_config.json)."""
+    """Id of `<|im_end|>`, the only token that ends the thinker's text (the reference ignores
+    generation_config.json).
+    """
     return int(config["im_end_token_id"])
 
 

@@ -1,1 +1,1 @@
-"""Tests the server with the client libraries that people use, in environments of their own (`make test-clients`)."""
+"""Tests the server with popular client libraries, each in its own environment (`make test-clients`)."""

@@ -1,4 +1,4 @@
-"""Runs the client programs, each in the environment of its library."""
+"""Runs the client programs. Each program runs in an environment with its client library."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIBRARIES = os.environ.get("OMNI_CLIENT_LIBRARIES", "")
 def answers(
     demo_server: Server, data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], dict[str, Any]]:
-    """Returns the answers that a program has printed, by the name of the case. Each program runs once."""
+    """A function that returns the answers of a program, by the name of the question. Each program runs only once."""
     directory = tmp_path_factory.mktemp("programs")
     shutil.copytree(PROGRAMS, directory, dirs_exist_ok=True)
     # Node looks for packages in the directory of a program, and nowhere else.

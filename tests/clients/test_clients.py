@@ -1,4 +1,4 @@
-"""The client libraries that people use get right answers from the server, each with its default settings."""
+"""Popular client libraries, with their default settings, get right answers from the server."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Contains the tests with fake GPUs (`scripts/fake_gpu`).
 
-`inside` has the code that runs in the child process, one module for each subject; the tests call it and check the
-results.
+The package `inside` has the code that runs in the child process, with one module for each subject. The tests call this
+code and check the results.
 """

@@ -29,7 +29,9 @@ def engines(accelerator: Accelerator) -> Accelerator:
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> DescribeEngine:
-    """An engine of one of the two stages, for a kind of the 30B checkpoint with two layers in each part."""
+    """A function that describes an engine of the thinker or the talker, for a kind of the 30B checkpoint with two
+    layers in each part.
+    """
     root = tmp_path_factory.mktemp("small")
     paths = {kind: checkpoints.write(kind, root, layers=2) for kind in checkpoints.QUANTIZATION}
 
@@ -41,7 +43,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> DescribeEngine:
 
 @pytest.fixture(scope="session")
 def model(engines: Accelerator, engine: DescribeEngine) -> Models:
-    """The model of a stage for a kind of checkpoint, built on ``meta``; each is built once."""
+    """The model of a stage for a kind of checkpoint, built on the device ``meta``. Each model is built only once."""
     made: dict[tuple[str, str], Built] = {}
 
     def built(stage: str, kind: str) -> Built:
@@ -54,18 +56,18 @@ def model(engines: Accelerator, engine: DescribeEngine) -> Models:
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Directories of the 30B checkpoint by its kind."""
+    """Directories of the 30B checkpoints, by the kind of checkpoint (for example ``FP8``)."""
     root = tmp_path_factory.mktemp("published")
     return {kind: checkpoints.write(kind, root) for kind in checkpoints.QUANTIZATION}
 
 
 @pytest.fixture(scope="session")
 def all_starts(published: dict[str, Path]) -> list[FakedStart]:
-    """Every layout with every kind of checkpoint on every machine."""
+    """A faked start of every layout, with every kind of checkpoint, on every machine."""
     return list(starts(published))
 
 
 @pytest.fixture(scope="session")
 def started(engines: Accelerator, all_starts: list[FakedStart]) -> list[Started]:
-    """The engines of the layouts that fit, with SGLang's resolved arguments."""
+    """The engines of the layouts that fit on their GPUs, with SGLang's resolved arguments."""
     return list(resolve(engines, all_starts))

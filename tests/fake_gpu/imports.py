@@ -1,4 +1,4 @@
-"""Lists what a worker with a GPU imports, read from the sources, including imports inside functions."""
+"""Reads from the sources which modules a worker with a GPU imports, including imports inside functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from stages.topology import QWEN3_OMNI
 
 ROOT = Path(__file__).parents[2]
 
-# SGLang imports these by name when it starts an engine with the choices that `test_arguments` and `test_models` expect.
+# Modules that SGLang imports only when it starts an engine with the choices that `test_arguments` and `test_models`
+# expect.
 _CHOSEN = (
     "sglang.srt.layers.attention.flashattention_backend",
     "sglang.srt.layers.attention.triton_backend",
@@ -27,8 +28,8 @@ _CHOSEN = (
 
 @functools.cache
 def modules() -> tuple[str, ...]:
-    """Names of modules. The modules of the graph's accelerated stages come first, in the order in which a worker
-    imports them.
+    """Names of all modules that a worker with a GPU imports. The modules of the graph's accelerated stages come first,
+    in the order in which a worker imports these modules.
     """
     accelerated = [spec for spec in QWEN3_OMNI.stages if spec.accelerated]
     first = [*(name for spec in accelerated for name in spec.preload), "omni_pipeline.worker.process"]
@@ -38,7 +39,9 @@ def modules() -> tuple[str, ...]:
 
 @functools.cache
 def names() -> tuple[tuple[str, str], ...]:
-    """All imports of other packages in `stages`, as pairs of module and name; the name may be empty."""
+    """All imports from other packages in `stages`, as pairs of a module and a name in that module. The name is empty if
+    the module itself is imported.
+    """
     found: list[tuple[str, str]] = []
     for path in sorted((ROOT / "stages").rglob("*.py")):
         found += _imported(ast.parse(path.read_text()))

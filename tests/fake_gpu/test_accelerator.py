@@ -1,4 +1,6 @@
-"""All sources describe the fake GPUs in the same way, and failures under them are readable."""
+"""Torch, NVML and nvidia-smi describe the fake GPUs in the same way, and a failure in the child process gives a
+readable error.
+"""
 
 from __future__ import annotations
 

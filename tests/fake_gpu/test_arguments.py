@@ -29,7 +29,7 @@ def resolved(engines: Accelerator, engine: PlannedEngine, card: Card = H100) -> 
 
 
 def check(found: Arguments, stage: str, kind: str) -> None:
-    """The arguments that every engine of the 30B model has on these cards."""
+    """Check the arguments that every engine of the 30B model has on these GPUs."""
     assert found.attention_backend == "fa3"
     assert (found.page_size, found.chunked_prefill_size) == (1, 8192)
     assert found.decode_graphs == GRAPHS
@@ -66,7 +66,7 @@ def test_engines_of_every_layout_resolve_to_what_was_planned(started: list[Start
         cache = placement.cache(stage)
         assert cache is not None
         assert (found.max_total_tokens, found.tp_size) == (cache.tokens, each.engine.ranks)
-        # The number of tokens bounds the cache, so the memory fraction must not bound it too.
+        # The number of tokens limits the cache, so the memory fraction must not be a second limit.
         assert found.mem_fraction_static == 0.98
 
 
@@ -82,7 +82,7 @@ def test_starts_that_are_refused_say_why(all_starts: list[FakedStart]) -> None:
 
 
 def test_checkpoint_keeps_its_own_type_where_none_is_asked_for(engines: Accelerator, tmp_path: Path) -> None:
-    """SGLang by itself turns float32 into float16."""
+    """Without our setting, SGLang converts float32 to float16."""
     path = checkpoints.write("BF16", tmp_path, layers=2)
     config = msgspec.json.decode((path / "config.json").read_bytes())
     for dtype in ("float32", "float16"):

@@ -26,7 +26,9 @@ def test_sglang_takes_its_cuda_platform_and_kernels(engines: Accelerator) -> Non
 
 
 def test_modules_can_be_imported_with_a_stub_of_the_kernels() -> None:
-    """With the stub, the other imports are tested even if SGLang's kernel library cannot be loaded."""
+    """SGLang's kernel library may fail to load on this machine. With the stub in its place, all other imports are
+    tested anyway.
+    """
     with Accelerator(stub_kernels=True) as accelerator:
         assert accelerator.kernels == "stub"
         assert accelerator.load(modules()) == {}

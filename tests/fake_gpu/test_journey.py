@@ -2,8 +2,8 @@
 
 SGLang's scheduler, its memory pools, its graph runner and our models work as usual; only the kernels compute nothing.
 The run fails if the host reads from the device, if an operation mixes two devices, or if a model mixes types. Copies
-between host and device are counted for each function that makes them, to show that a step with many requests waits no
-more often than a step with one.
+between host and device are counted for each function that makes copies. The counts show that a step with many requests
+waits no more often than a step with one request.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ FIRST_PICKED = {RESULTS + "process_batch_result_prefill": 1}
 SAMPLER = "stages.sglang_engine.sampler:"
 ENGINE = "stages.sglang_engine.fed_engine:FedEngine."
 
-# Copies of a sampling step: the places of the drawn rows, the random numbers, and the filters' parameters.
+# Copies to the device in a sampling step: the indices of the sampled rows, and the random numbers. The filters'
+# parameters are further copies.
 DRAWN = {SAMPLER + "OmniSampler.forward": 1, SAMPLER + "draw": 1}
 FILTERS = "stages.filtered_draws:Filters.of.<locals>.column"
 
@@ -51,7 +52,8 @@ def steps(told: dict[str, Any], phase: str | None = None, *, prefill: bool | Non
 @pytest.mark.parametrize("which", ["thinker", "talker"])
 def test_decode_steps_of_any_size_are_graphs(which: str, request: pytest.FixtureRequest) -> None:
     told = request.getfixturevalue(which)
-    assert len(told["captures"]) == 4  # for 8, 4, 2 and 1 requests; other batches are padded to these sizes
+    # The graphs are for 8, 4, 2 and 1 requests. Other batches are padded to these sizes.
+    assert len(told["captures"]) == 4
     for step in steps(told):
         assert step.graphs == (0 if step.prefill else 1), step
     assert {1, 2, 3, 5} <= {len(step.batch) for step in steps(told, prefill=False)}
@@ -95,7 +97,8 @@ def test_a_sampled_step_copies_as_often_for_many_requests_as_for_one(thinker: di
     *_, step = steps(thinker, f"sampled {size}", prefill=False)
     assert len(step.batch) == size
     assert step.to_host == {**PICKED, SAMPLER + "_report": 1}
-    # Two copies for the places of the drawn and of the reported rows; one for the tokens since the previous step.
+    # Two copies are for the indices: of the sampled rows, and of the rows whose log-probabilities are reported. One
+    # copy is for the tokens since the previous step.
     assert step.to_device == {
         **DRAWN,
         SAMPLER + "OmniSampler.forward": 2,
@@ -133,7 +136,7 @@ def test_a_voice_whose_memory_was_taken_back_is_computed_again(talker: dict[str,
 
 
 def recomputed(taken: list[Step]) -> Iterator[Step]:
-    """Steps that compute the prompts of requests that had already decoded."""
+    """Steps that compute a prompt again, for a request that had already decoded tokens."""
     decoded: set[str] = set()
     for step in taken:
         if step.prefill and decoded & set(step.batch):

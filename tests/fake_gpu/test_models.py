@@ -9,14 +9,16 @@ from faked_starts.resolution import build
 
 from tests.fake_gpu.conftest import DescribeEngine, Models
 
-# Classes of the joined projection and of the experts, and the runner of the experts.
+# For each kind of checkpoint: SGLang's classes for the joined projection and for the experts, and the backend that runs
+# the experts.
 METHODS = {
     "BF16": ("UnquantizedLinearMethod", "UnquantizedFusedMoEMethod", "triton"),
     "FP8": ("Fp8LinearMethod", "Fp8MoEMethod", "cutlass"),
     "INT4": ("CompressedTensorsLinearMethod", "CompressedTensorsFusedMoEMethod", "marlin"),
 }
 
-# Shapes and types of the experts: [experts, two intermediates, hidden], scales of 128-blocks, eight INT4 per integer.
+# Shapes and types of the experts' tensors. A weight is [experts, two intermediates, hidden]. FP8 has a scale for each
+# block of 128×128; INT4 has eight numbers in each integer.
 EXPERTS = {
     ("thinker", "BF16"): {"w13_weight": ([128, 1536, 2048], "bfloat16"), "w2_weight": ([128, 2048, 768], "bfloat16")},
     ("talker_ar", "BF16"): {"w13_weight": ([128, 768, 1024], "bfloat16"), "w2_weight": ([128, 1024, 384], "bfloat16")},

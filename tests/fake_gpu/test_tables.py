@@ -23,7 +23,7 @@ def test_the_guide_has_the_tables_of_the_faked_starts(
 
 
 def test_every_layout_fits_on_a_machine_that_has_the_gpus_it_names(all_starts: list[FakedStart]) -> None:
-    """Each layout fits some card, in BF16 and in FP8, so no row of the guide is useless."""
+    """Each layout fits on at least one kind of GPU, in BF16 and in FP8, so every row of the guide is useful."""
     for kind in ("BF16", "FP8"):
         layouts = {start.layout for start in all_starts}
         assert layouts == {start.layout for start in all_starts if start.fits and start.kind == kind}

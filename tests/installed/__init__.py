@@ -1,1 +1,1 @@
-"""Tests the package as users get it: as a wheel in an environment of its own, away from any checkout."""
+"""Tests the package as users get it: as a wheel in a separate environment, outside of any checkout."""

@@ -1,4 +1,6 @@
-"""Builds the wheel from a copy of the sources, and installs it into an environment that shares the heavy packages."""
+"""Builds the wheel from a copy of the sources, and installs it into a new environment. This environment uses the large
+packages of the test environment.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ class Installation:
 
     Attributes:
         root: Directory of the environment.
-        home: An empty directory to run its commands in.
+        home: An empty directory, in which the environment's commands are run.
     """
 
     root: Path
@@ -42,7 +44,7 @@ class Installation:
         return found
 
     def run(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run a command in the empty directory, as a shell outside of any environment would."""
+        """Run a command in the directory `home`, as from a shell in which no environment is active."""
         return subprocess.run(
             command, cwd=self.home, env=plain_environment(), capture_output=True, text=True, timeout=120, check=False,
             **options,
@@ -52,14 +54,16 @@ class Installation:
         return self.run(self.program, *arguments)
 
     def python(self, code: str, **options: Any) -> str:
-        """The output of the environment's Python."""
+        """The output of a program that the environment's Python runs."""
         done = self.run(str(self.root / "bin" / "python"), "-c", code, **options)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
 
 def plain_environment() -> dict[str, str]:
-    """This process's environment without GPUs, and without variables that lead Python to this checkout."""
+    """The environment variables of this process, changed to hide GPUs, and without variables that make Python find this
+    checkout.
+    """
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     return kept | {"CUDA_VISIBLE_DEVICES": "", "PATH": os.defpath}
 
@@ -79,7 +83,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
 
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources, because a build leaves files beside them."""
+    """A copy of the sources. A copy is needed because a build writes files into the source directory."""
     copy = tmp_path_factory.mktemp("sources")
     for name in SOURCES:
         if (ROOT / name).is_dir():

@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from tests.installed.conftest import Installation
 from tests.omni_pipeline.config.test_layouts import LAYOUTS
 
-# Runs many commands in one process of the environment, since each process takes a second to import.
+# A program that runs many commands in one Python process, because the imports of each process take a second.
 RUN_ALL = """
 import json, sys
 from typer.testing import CliRunner
@@ -31,7 +31,9 @@ def test_everything_is_imported_from_the_wheel(installation: Installation) -> No
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Directories that pass for the 30B model's checkpoints, by kind, down to the headers of their weights."""
+    """Directories that imitate the 30B model's checkpoints, by kind of checkpoint. They even have weight files with the
+    right headers.
+    """
     return {kind: str(write(kind, tmp_path_factory.mktemp(kind))) for kind in QUANTIZATION}
 
 

@@ -1,4 +1,4 @@
-"""The server of the wheel answers, started as the usage guide starts it but outside of a checkout."""
+"""The server from the wheel answers requests. It is started as in the usage guide, but outside of a checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A wheel holds the whole package and nothing else, whether it is made from a checkout or from a source archive."""
+"""A wheel contains the complete package and no other files, whether it is made from a checkout or from a source
+archive.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Defines a graph of three stages without torch: they split a text into words, turn each word into capitals, and join
-the words again.
+"""Defines a graph of three stages that do not need torch. They split a text into words, turn each word into capitals,
+and join the words again.
 
-Some words make a stage misbehave on purpose: ``TROUBLE@STAGE``, with TROUBLE a method of `_Trouble`.
+A word of the form ``TROUBLE@STAGE`` makes that stage misbehave. TROUBLE is the name of a method of `_Trouble`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ LONG_SECONDS = 8.0
 
 
 class Text(Struct):
-    """A text to shout; `data` comes back unchanged."""
+    """The text of a request. `data` is returned unchanged in the answer."""
 
     text: str
     data: Tensor | None = None
 
 
 class Word(Struct):
-    """One word, and the ids of the processes it has been through."""
+    """One word, and the ids of the processes that have handled it."""
 
     word: str
     pids: list[int]
@@ -45,7 +45,7 @@ class Word(Struct):
 
 
 class Answer(Struct):
-    """All words joined."""
+    """The answer to a request: all words, joined to one text."""
 
     text: str
     pids: list[int]
@@ -58,9 +58,9 @@ class Options(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     Attributes:
         refuse: Raise a StartupError with this message instead of loading.
         crash: Raise a RuntimeError with this message instead of loading.
-        crash_if: Raise a RuntimeError, too, as long as a file with this name exists.
+        crash_if: Raise a RuntimeError instead of loading while a file with this path exists.
         gate: A FIFO; the stage loads only after a test has opened it for writing.
-        spawn: Start this shell command, which writes to the worker's own output.
+        spawn: A shell command that the stage starts; its output goes to the worker's output.
     """
 
     refuse: str = ""
@@ -71,7 +71,7 @@ class Options(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class EchoStage:
-    """The base of the three stages: messages wait in a queue, and each step works on one of them."""
+    """The base class of the three stages. Messages wait in a queue, and each step handles one message."""
 
     def __init__(self, context: StageContext) -> None:
         options: Options = context.options
@@ -129,7 +129,7 @@ class EchoStage:
 
 
 class Split(EchoStage):
-    """Text → a stream of words."""
+    """Receives a text, and sends a stream of its words."""
 
     def work(self, message: Work) -> Iterable[Work]:
         text: Text = message.body
@@ -140,7 +140,7 @@ class Split(EchoStage):
 
 
 class Shout(EchoStage):
-    """A stream of words → the same words in capitals."""
+    """Receives a stream of words, and sends the same words in capitals."""
 
     def work(self, message: Work) -> Iterable[Work]:
         if isinstance(message, End):
@@ -153,7 +153,7 @@ class Shout(EchoStage):
 
 
 class Join(EchoStage):
-    """A stream of words → one answer."""
+    """Receives a stream of words, and sends one answer."""
 
     def work(self, message: Work) -> Iterable[Work]:
         words = self.requests[message.request_id]
@@ -167,7 +167,7 @@ class Join(EchoStage):
 
 
 class _Trouble:
-    """Each method is a way in which a word can make a stage misbehave."""
+    """Defines the ways in which a stage can misbehave, one in each method."""
 
     @staticmethod
     def fail(message: Work) -> Iterable[Failed]:

@@ -1,4 +1,4 @@
-"""A gateway for `service.serve` that answers each text from its socket with one line."""
+"""A gateway for `service.serve`. Clients send one text in each connection, and get one line as the answer."""
 
 from __future__ import annotations
 

@@ -18,12 +18,12 @@ from omni_pipeline.supervision.pipeline import Supervisor
 from omni_pipeline.wire.messages import Failed, Start, Work
 from tests.omni_pipeline.echo_stages import ECHO, ECHO_PATH, Answer, Text
 
-# No answer of the echo pipeline takes longer, even on a busy machine.
+# Maximum time for any answer of the echo pipeline, even on a busy machine.
 SECONDS = 20.0
 
 
 class Session:
-    """A supervisor, and what it reported: answers and lost workers, each in order."""
+    """A supervisor, and its reports in order: answers in one list, lost workers in another."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
@@ -32,7 +32,7 @@ class Session:
         supervisor.connect(self.answers.put_nowait, lambda stages, error: self.losses.put_nowait((stages, error)))
 
     async def next(self) -> Work | Failed:
-        """The next answer or failure."""
+        """Waits for the next answer or failure, and returns it."""
         async with asyncio.timeout(SECONDS):
             return await self.answers.get()
 
@@ -54,13 +54,15 @@ class Session:
         return message.error
 
     async def lost(self) -> tuple[frozenset[str], ErrorInfo]:
-        """The next loss of a worker."""
+        """Waits for the next report of a lost worker, and returns it."""
         async with asyncio.timeout(SECONDS):
             return await self.losses.get()
 
 
 def echo_config(*, worker: str | None = None, **options: dict[str, Any]) -> Config:
-    """The echo graph on the CPU, split or all in one `worker`, with options by stage."""
+    """The configuration of the echo graph on the CPU, with options for each stage. All stages are in `worker`, or each
+    stage has its own worker.
+    """
     stages = {name: StageConfig(worker=worker, options=options.get(name, {})) for name in ECHO.stage_names}
     return Config(model_path="no/checkpoint", graph=ECHO_PATH, device="cpu", stages=stages, log_level="error")
 
@@ -72,10 +74,10 @@ async def running(
     patience: float = 10.0,
     gpus: Sequence[Gpu] | None = None,
 ) -> AsyncIterator[Session]:
-    """Run a session of `config`. At its end, its processes and files must be gone.
+    """Run a session with the configuration `config`. After the session, none of its processes and files may be left.
 
     Args:
-        gpus: The GPUs to plan with, instead of this machine's.
+        gpus: The GPUs for the plan, instead of this machine's GPUs.
     """
     supervisor = Supervisor(resolve(config, gpus))
     session = Session(supervisor)
@@ -89,7 +91,7 @@ async def running(
 
 
 def gone(pid: int, within: float = 5.0) -> bool:
-    """Whether process `pid` has ended, or ends `within` this many seconds."""
+    """Whether process `pid` ends before `within` seconds have passed."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Reports its process id when it is imported. The import then lasts until a signal comes."""
+"""A module that reports the process id when it is imported. The import then waits for a signal."""
 
 import os
 import signal

@@ -46,22 +46,22 @@ def test_size_in_any_unit() -> None:
 
 
 class Failure(RuntimeError):
-    """An error of the driver."""
+    """Stands in for an error of NVML."""
 
 
 class Part(Struct, frozen=True):
-    """A card or a MIG instance. An instance has no capability of its own."""
+    """A GPU card or a MIG instance. An instance has no compute capability of its own."""
 
     name: str
     uuid: str
     memory: int
     capability: tuple[int, int] | None = None
-    places: tuple[Part | None, ...] | None = None  # places for MIG instances, if the card is divided
+    places: tuple[Part | None, ...] | None = None  # the MIG instances of a divided card; None for a free place
     numbers: tuple[int, int] = (0, 0)
 
 
 class Driver:
-    """NVML with some cards. On each card or instance, all bytes except one are in use."""
+    """Stands in for NVML on a machine with some cards. On each card or instance, all bytes except one are in use."""
 
     NVMLError = Failure
     NVML_DEVICE_MIG_ENABLE = 1
@@ -84,7 +84,7 @@ class Driver:
 
     def nvmlDeviceGetMemoryInfo(self, handle: Part) -> SimpleNamespace:
         if handle.places is not None:
-            raise Failure("insufficient permissions")  # the situation in a container that has only one instance
+            raise Failure("insufficient permissions")  # this happens in a container that has only one instance
         return SimpleNamespace(total=handle.memory, used=handle.memory - 1)
 
     def nvmlDeviceGetCudaComputeCapability(self, handle: Part) -> list[int]:
@@ -137,7 +137,8 @@ def listed(value: str | None) -> dict[str, str]:
     return {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
 
 
-# Values of CUDA_VISIBLE_DEVICES, each with the visible GPUs: the name, and the entry that the worker gets.
+# Values of CUDA_VISIBLE_DEVICES, each with the GPUs that are then visible. A GPU is given by its name and by the entry
+# in the worker's own CUDA_VISIBLE_DEVICES.
 WHOLE = [
     (None, [("T4", "0"), ("H100", "1"), ("H200", "2")]),
     ("0", [("T4", "0")]),
@@ -170,7 +171,7 @@ def test_gpus_are_counted_in_the_order_given_and_selected_by_what_workers_can_re
     assert [(gpu.name, gpu.device) for gpu in found] == seen
     assert [gpu.index for gpu in found] == list(range(len(seen)))
     assert [gpu.is_mig for gpu in found] == ["MIG" in gpu.name for gpu in found]
-    # A worker with these entries sees the same GPUs.
+    # A worker that gets these entries as its CUDA_VISIBLE_DEVICES sees the same GPUs.
     own = detect(listed(",".join(gpu.device for gpu in found)))
     assert own == found
     assert memory_used(found) == {gpu.index: gpu.memory - 1 for gpu in found}

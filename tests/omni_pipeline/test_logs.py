@@ -20,7 +20,7 @@ def record(message: str, *args: object, error: BaseException | None = None, **va
 
 
 def text(*args: Any, **values: Any) -> str:
-    """The line of the text format, without its time."""
+    """The log line in the text format, without the time."""
     return TextFormatter("main").format(record(*args, **values)).split(" ", 2)[2]
 
 
@@ -111,7 +111,8 @@ def test_record_is_bounded_whatever_it_contains(formatter: logging.Formatter, le
             record("x", param=long, request_id="r"),
             record("x", error=ValueError(long)),
         ]
-        assert max(len(formatter.format(one)) for one in made) < 120_000  # a character becomes at most six
+        # The escaped form of a character has at most six characters.
+        assert max(len(formatter.format(one)) for one in made) < 120_000
 
 
 def test_shortened_message_keeps_its_beginning_and_its_end() -> None:

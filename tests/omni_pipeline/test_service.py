@@ -1,4 +1,4 @@
-"""A service works from its start to its end, in a process of its own."""
+"""A service in a separate process works from its start to its end."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ with Terminal(Console()) as terminal:
 
 
 class Service(subprocess.Popen[str]):
-    """The echo pipeline behind `plain_gateway`."""
+    """A process that serves the echo pipeline through `plain_gateway`."""
 
     def __init__(self) -> None:
         super().__init__([sys.executable, "-c", PROGRAM], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         self.lines: list[str] = []
 
     def until(self, pattern: str) -> re.Match[str]:
-        """The first match of `pattern` in the output from now on."""
+        """Reads the output until a line matches `pattern`, and returns the match."""
         assert self.stdout is not None
         for line in self.stdout:
             self.lines.append(line.rstrip())
@@ -56,7 +56,7 @@ class Service(subprocess.Popen[str]):
         raise AssertionError(f"ended without {pattern!r}: {self.lines}")
 
     def children(self) -> list[int]:
-        """The fork server and the workers."""
+        """The process ids of the fork server and the workers."""
         (server,) = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         workers = Path(f"/proc/{server}/task/{server}/children").read_text().split()
         return [int(server), *map(int, workers)]
@@ -115,7 +115,7 @@ async def test_gateway_serves_while_the_workers_load(run_root: Path) -> None:
 
 
 class Quiet:
-    """A display that shows nothing, and records when loading begins and ends."""
+    """A progress display that shows nothing. It records the begin and the end of loading."""
 
     def __init__(self, loaded: asyncio.Event) -> None:
         self._loaded = loaded

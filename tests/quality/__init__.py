@@ -1,1 +1,3 @@
-"""Tests that answers are right and speech is clear, with the only trained checkpoint: the demo model."""
+"""Tests that answers are right and that speech is clear. The tests use the demo model, which is the only trained
+checkpoint.
+"""

@@ -1,4 +1,6 @@
-"""Holds the usage guide's questions and their right answers, in the forms of the API and of the reference."""
+"""Holds the usage guide's questions and the right answers. Each question is given in the API's form and in the
+reference's form.
+"""
 
 from __future__ import annotations
 

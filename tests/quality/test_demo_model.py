@@ -1,4 +1,6 @@
-"""The demo model answers the usage guide's questions rightly, in text and speech, and as the reference does."""
+"""The demo model answers the usage guide's questions correctly in text and speech, with the same results as the
+reference.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ from demo_model.world.spoken_lines import SPEAKERS
 
 pytestmark = pytest.mark.skipif(not DEMO.exists(), reason="there is no demo checkpoint")
 
-TOLERANCE = EXACTNESS.samples + 0.5 / 32768  # relative to full scale; the second part is the rounding to 16 bits
+# The tolerance is relative to full scale. The second term is the rounding to 16 bits.
+TOLERANCE = EXACTNESS.samples + 0.5 / 32768
 SAMPLE = 60
 """The number of held-out questions."""
 LEAST_RIGHT = 51
@@ -75,7 +78,8 @@ def test_voices_drawn_as_by_default_are_understood(demo_server: Server) -> None:
         assert status == 200, answer
         pairs.append((right, heard(answer, right)))
 
-    # the model card has 6.5 % over many answers, but one of the answers here is hard to speak
+    # The model card gives a word error rate of 6.5 % over many answers. The limit is higher, because one of these few
+    # answers is hard to speak.
     assert word_error_rate(pairs) <= 0.2
 
 
@@ -105,7 +109,7 @@ def test_text_and_voice_are_the_references(
     [choice] = answer["choices"]
     assert choice["token_ids"] == truth.ids
     samples = numpy.frombuffer(base64.b64decode(choice["message"]["audio"]["data"]), "<i2").astype(numpy.float32)
-    assert len(samples) == len(truth.waveform)  # the same number of codes
+    assert len(samples) == len(truth.waveform)  # the speech has the same number of codes
     assert numpy.abs(samples / 32768 - truth.waveform).max() < TOLERANCE  # the codes are the same
 
 

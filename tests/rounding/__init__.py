@@ -1,6 +1,7 @@
 """Compares the rounding errors of each stage in bfloat16 with limits measured on the reference.
 
-Everything is forced: each stage gets inputs recorded from the reference in float32, or the reference is forced through
-a server's answer, so that a rounding difference in one token does not change all later tokens. The first difference of
-two free answers says little: on a random checkpoint one token in ten is nearly a tie in bfloat16.
+If each side generated its own tokens, a rounding difference in one token would change all later tokens. So each stage
+gets inputs recorded from the reference in float32, or the reference is forced to generate a server's answer. Where two
+free answers first differ means little: on a random checkpoint, for one token in ten the two best candidates are nearly
+equal in bfloat16.
 """

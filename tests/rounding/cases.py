@@ -1,4 +1,4 @@
-"""Lists the conversations on which bfloat16 is judged, and records the reference's results on them."""
+"""Lists the conversations for the tests in bfloat16, and records the reference's results on these conversations."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def checkpoint(name: str) -> Path:
 
 
 def group(conversation: Conversation) -> str:
-    """The kind of a conversation."""
+    """The kind of a conversation, under which its results are grouped."""
     return conversation.name.split("-")[0]
 
 
 def conversations(kit: Kit) -> list[Conversation]:
-    """The equality tests' conversations, and long conversations, because slightly wrong angles have an effect only at
-    large positions.
+    """The equality tests' conversations, and long conversations. The long ones are needed because slightly wrong rotary
+    angles have an effect only at large positions.
     """
     long = [
         Conversation(f"long-{number}", [{"role": "user", "content": [text(f"{sentence} " * _REPEATED)]}])
@@ -59,8 +59,8 @@ def record(reference: RoundedReference, kit: Kit, step: int = 4) -> dict[str, Sp
 
 
 def compare_texts(ours: RoundedReference, truth: RoundedReference, conversations: list[Conversation]) -> Figures:
-    """Compare the answers of the reference in two data types, including the change of the first candidate's lead at
-    each token.
+    """Compare the reference's answers in two data types. At each token, the comparison includes the change of the best
+    candidate's lead over the second-best.
     """
     texts = Texts()
     for conversation in conversations:

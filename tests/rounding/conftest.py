@@ -27,7 +27,7 @@ Judge = Callable[[str, Mapping[str, float]], None]
 
 @dataclass(frozen=True)
 class Subject:
-    """One checkpoint: the reference's results on it, and the stages under test.
+    """One checkpoint, with the reference's results on it and with the stages under test.
 
     Attributes:
         end: The id that ends speech.
@@ -43,7 +43,7 @@ class Subject:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_quiet_thread() -> Iterator[None]:
-    """Use one thread, and silence the warning of transformers that nothing ends a forced answer."""
+    """Use one thread, and hide the warning of transformers that a forced answer has no end token."""
     torch.set_num_threads(1)
     before = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -53,7 +53,9 @@ def one_quiet_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def media_directory(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """A directory that servers may read, with the committed media at the usage guide's paths and at its top."""
+    """A directory that servers may read. It has the committed media twice: under the usage guide's paths, and at the
+    top level.
+    """
     directory = tmp_path_factory.mktemp("media")
     (directory / "tests" / "data").mkdir(parents=True)
     for file in data.glob("*.*"):
@@ -69,7 +71,7 @@ def kit(media_directory: Path) -> Kit:
 
 @pytest.fixture(scope="session")
 def truths() -> Callable[[str], RoundedReference]:
-    """The reference in float32 on a checkpoint."""
+    """A function that returns the reference in float32 for the name of a checkpoint."""
     return cache(lambda name: RoundedReference(cases.checkpoint(name), torch.float32))
 
 
@@ -96,7 +98,7 @@ def subjects(
 
 @pytest.fixture
 def judge(record_property: Callable[[str, object], None]) -> Judge:
-    """Compares figures with the limits of a checkpoint, and notes both for the report."""
+    """Compares measured errors with the limits of a checkpoint, and records errors and limits for the report."""
 
     def check(checkpoint: str, figures: Mapping[str, float]) -> None:
         most = limits.limits(checkpoint)

@@ -1,8 +1,8 @@
 """Measures how far a stage's results are from the reference's, with a few numbers that rounding hardly changes.
 
-If a router scores two experts nearly equal, it may pick another one in bfloat16, and then a whole token is off. Such
-tokens do not change a median. So medians are checked first, and tails are checked separately. A smaller number is
-always better.
+If a router gives two experts nearly equal scores, it may pick the other expert in bfloat16. All results for this token
+are then far from the reference's results. A few such tokens do not change a median. So medians are checked first, and
+tails are checked separately. A smaller number is always better.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Figures = dict[str, float]
 
 @dataclass
 class Distances:
-    """Distances of single results, each with its group."""
+    """Distances between single results and the reference's results, by group."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
 
@@ -43,11 +43,12 @@ def relative(ours: torch.Tensor, truth: torch.Tensor) -> list[float]:
 
 @dataclass(frozen=True)
 class Answer:
-    """A greedy answer with its model's log-probabilities for each token.
+    """A greedy answer, with the log-probabilities that its model gave at each token.
 
     Attributes:
         ids: The tokens.
-        best: For each token, the log-probabilities of the likeliest ids, by id. It may be shorter than `ids`.
+        best: For each token, the log-probabilities of the likeliest ids, by id. There may be fewer entries than tokens
+            in `ids`.
     """
 
     ids: list[int]
@@ -56,10 +57,11 @@ class Answer:
 
 @dataclass
 class Texts:
-    """Answers of a thinker, each compared with the reference that was forced through it.
+    """Answers of a thinker. Each answer is compared with the results of the reference, which was forced to generate the
+    same tokens.
 
     Attributes:
-        changes: For each token, the error of the first candidate's lead over the second.
+        changes: For each token, the error of the best candidate's lead over the second-best candidate.
     """
 
     distances: Distances = field(default_factory=Distances)
@@ -68,7 +70,7 @@ class Texts:
     changes: list[float] = field(default_factory=list)
 
     def add(self, group: str, answer: Answer, truth: torch.Tensor) -> None:
-        """Add one answer, with the reference's own logits [ids, vocabulary] for its tokens."""
+        """Add one answer, with the logits [ids, vocabulary] that the reference computes at the answer's tokens."""
         logprobs = truth.log_softmax(-1)
         for index, best in enumerate(answer.best):
             ids = torch.tensor(list(best))
@@ -83,21 +85,23 @@ class Texts:
         return {**self.distances.figures("log-probabilities"), "tokens that differ": self.others / self.tokens}
 
     def change(self) -> float:
-        """The 99th percentile of the errors of first candidates' leads."""
+        """The 99th percentile of the errors of best candidates' leads."""
         return float(numpy.quantile(self.changes, 0.99))
 
 
 @dataclass
 class Codes:
-    """Frames of a predictor. Each frame is compared up to and including its first code that differs from the
-    reference's code.
+    """Frames of a predictor. Each frame is compared with the reference's frame, up to and including the first code that
+    differs.
     """
 
     codes: int = 0
     others: int = 0
 
     def add(self, ours: Sequence[int], truth: Sequence[int]) -> None:
-        """Compare one frame with the reference's, up to the first different code, since later codes depend on it."""
+        """Compare one frame with the reference's frame up to the first different code. Later codes depend on that code,
+        so they are not compared.
+        """
         for own, true in zip(ours[1:], truth[1:], strict=True):
             self.codes += 1
             if own != true:

@@ -1,9 +1,10 @@
-"""Limits for each stage's errors in bfloat16: the reference's own errors in bfloat16, times a factor.
+"""Limits for each stage's errors in bfloat16. Each limit is the reference's own error in bfloat16, multiplied by a
+factor.
 
 `measured.json` has, for each checkpoint, the errors of Hugging Face's own modules in bfloat16 on a CPU, compared with
-the same modules in float32 on the same inputs. `python -m tests.rounding.measure --write` makes the file anew. Correct
-kernels may round at other places than those modules, so each figure gets some room; the steadier a figure is, the less
-room it gets.
+the same modules in float32 on the same inputs. `python -m tests.rounding.measure --write` writes this file again.
+Correct kernels may round at other points of the computation than Hugging Face's modules, so each limit has a margin.
+The less a figure varies, the smaller is its margin.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ FILE = Path(__file__).with_name("measured.json")
 CHANGE = "change of a lead: 99th percentile"
 
 FACTORS = {
-    # the median of hundreds of results: other kernels change it by 10 %, and a layer whose output is 2 % too large
-    # changes it by 50 %
+    # This figure is the median of hundreds of results. Other correct kernels change this median by 10 %. A layer whose
+    # output is 2 % too large changes it by 50 %.
     "median": 1.4,
     "group": 1.7,  # the median of one group of results
     "90th percentile": 2.0,  # this figure depends mostly on tokens for which a router picked another expert
     "differ": 2.0,
-    CHANGE: 3.0,  # a first candidate that leads by less than this may lose its place
+    CHANGE: 3.0,  # a best candidate whose lead is smaller than this limit may become second-best
 }
 """Limits divided by measured figures."""
 
@@ -41,7 +42,7 @@ def kind(figure: str) -> str:
 
 
 def limit(figure: str, measured: float) -> float:
-    """The limit of a figure for a measured value."""
+    """The limit of a figure, computed from the measured value."""
     own = kind(figure)
     return measured * FACTORS[own] + (FLOOR if own == "differ" else 0.0)
 
@@ -53,7 +54,7 @@ def limits(checkpoint: str) -> Figures:
 
 
 def too_large(figures: Mapping[str, float], most: Mapping[str, float]) -> list[str]:
-    """The figures beyond their limits, in words; NaN is beyond any limit."""
+    """A sentence for each figure that exceeds its limit. NaN exceeds any limit."""
     return [
         f"{figure} is {value:.3g}, and may be {most[figure]:.3g}"
         for figure, value in figures.items()

@@ -5,7 +5,8 @@
     .venv/bin/python -m tests.rounding.measure --write    # and tests/rounding/measured.json anew
 
 Hugging Face's modules in bfloat16 on the CPU are compared with the same modules in float32 on the same inputs: on the
-two random checkpoints that the tests use, and on the demo model. It takes some minutes of one core, and no GPU.
+two random checkpoints that the tests use, and on the demo model. The program takes some minutes on one core, and needs
+no GPU.
 """
 
 from __future__ import annotations
@@ -52,14 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def media_kit(directory: Path) -> Kit:
-    """Makes media in a directory that also has the committed ones."""
+    """A `Kit` that makes media in a directory, which also has the committed media."""
     for file in (ROOT / "tests" / "data").glob("*.*"):
         shutil.copy(file, directory)
     return Kit(directory, directory)
 
 
 def measure(name: str, kit: Kit) -> Figures:
-    """Every figure of one checkpoint."""
+    """All measured errors of the reference on one checkpoint."""
     path = cases.checkpoint(name)
     truth = RoundedReference(path, torch.float32)
     rounded = stages.ReferenceStages(RoundedReference(path, torch.bfloat16))

@@ -1,4 +1,6 @@
-"""Makes the demo model's test questions (the usage guide's and held-out ones), for the API and for the reference."""
+"""Makes the demo model's test questions, for the API and for the reference: the usage guide's questions, and held-out
+questions.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,14 @@ _SUFFIXES = {"image/jpeg": ".jpg", "video/mp4": ".mp4"}
 
 @dataclass(frozen=True)
 class Question:
-    """One question: its request's body, and the same conversation for the reference."""
+    """One question: the body of the API request, and the same conversation for the reference."""
 
     body: dict[str, Any]
     conversation: Conversation
 
 
 def questions(directory: Path, count: int, seed: int) -> list[Question]:
-    """The guide's questions and `count` held-out ones; media files go to `directory`."""
+    """The guide's questions and `count` held-out questions. The media files are written to `directory`."""
     guide = [Question(body, conversation(name, ROOT)) for name, (body, _) in GUIDE.items()]
     held_out = [
         Question({"messages": one.messages}, _conversation(f"{seed}-{number}", one.messages, directory))
@@ -39,7 +41,7 @@ def questions(directory: Path, count: int, seed: int) -> list[Question]:
 
 
 def _conversation(name: str, messages: list[dict[str, Any]], directory: Path) -> Conversation:
-    """A request's messages with their media in files."""
+    """The messages of a request, converted to a conversation whose media are files."""
     turns = []
     for message in messages:
         content = message["content"]

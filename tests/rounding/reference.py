@@ -1,4 +1,6 @@
-"""Runs the reference in a chosen data type, forced through given answers, and records its speech stage by stage."""
+"""Runs the reference in a chosen data type, forces it to generate given answers, and records its speech stage by
+stage.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ class Speech:
 
     Attributes:
         rows: float32 [p + f, hidden], the talker's input: its prompt of p rows, then one row for each frame.
-        positions: float32 [3, p + f], their rotary positions.
+        positions: float32 [3, p + f], the rotary positions of `rows`.
         prompt: The number p of prompt rows.
         states: float32 [f + 1, hidden], the talker's last states from the end of the prompt on.
         logits: float32 [f + 1, ids], the logits from which codebook 0 was picked.
@@ -57,7 +59,9 @@ class RoundedReference(SpokenReference):
     def answer(
         self, conversation: Conversation, max_tokens: int, forced: Sequence[int] | None = None
     ) -> tuple[list[int], torch.Tensor]:
-        """Ids of the greedy answer, or of the `forced` one, and the model's own logits float32 [ids, vocabulary]."""
+        """Ids of the greedy answer, or of the `forced` answer if one is given, and the logits that the model computes
+        at these ids, float32 [ids, vocabulary].
+        """
         inputs = self.inputs(conversation)
         start = inputs["input_ids"].shape[1]
         processors = [] if forced is None else [_Forced(forced, start)]
@@ -74,7 +78,7 @@ class RoundedReference(SpokenReference):
         return result.sequences[0, start:].tolist(), torch.stack(result.logits)[:, 0].float()
 
     def record(self, conversation: Conversation, max_tokens: int, max_frames: int, speaker: str) -> Speech | None:
-        """One spoken greedy answer; None if the reference fails or its speech is empty."""
+        """Records one spoken greedy answer. Returns None if the reference fails or the speech is empty."""
         talker = self.model.talker
         rows: list[torch.Tensor] = []
         positions: list[torch.Tensor] = []
@@ -134,12 +138,12 @@ class RoundedReference(SpokenReference):
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Sound of codes [f, codebooks], float32 [samples]."""
+        """The sound that codes [f, codebooks] give, float32 [samples]."""
         return self.model.code2wav(codes.T[None])[0, 0].float()
 
 
 class _Forced(LogitsProcessor):
-    """Allows only the forced id at each step."""
+    """A logits processor that allows only the forced id at each step."""
 
     def __init__(self, ids: Sequence[int], start: int) -> None:
         self._ids = ids

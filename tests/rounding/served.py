@@ -1,4 +1,4 @@
-"""Reads a server's answers with the log-probabilities of their tokens from the API."""
+"""Gets answers from a server's API, with the log-probabilities of the tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Asker:
     """Asks a server for greedy answers.
 
     Args:
-        tokenizer: Hugging Face's tokenizer, to find the ids of tokens that the API gives as bytes.
+        tokenizer: Hugging Face's tokenizer. It gives the ids of tokens, because the API gives tokens only as bytes.
     """
 
     def __init__(self, server: Server, tokenizer: Any, max_tokens: int) -> None:

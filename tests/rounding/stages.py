@@ -1,4 +1,6 @@
-"""Runs each stage on the reference's recorded inputs: its own modules in bfloat16, or the stages under test."""
+"""Runs each stage on the reference's recorded inputs. A stage is run with the reference's own modules in bfloat16, or
+as the stage under test.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,7 @@ _VOICES = 8
 
 @dataclass(frozen=True)
 class Rows:
-    """Embedding rows [rows, hidden] of one media item, and its rows for deeper layers [layers, rows, hidden]."""
+    """Embedding rows [rows, hidden] of one media item, and the item's rows for deeper layers [layers, rows, hidden]."""
 
     embeds: torch.Tensor
     deepstack: torch.Tensor | None = None
@@ -55,7 +57,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class Talk:
-    """States [f + 1, hidden], the picked ids of codebook 0, and the log-probabilities of the likeliest ids."""
+    """The talker's results for an utterance: states [f + 1, hidden], the picked ids of codebook 0, and the
+    log-probabilities of the likeliest ids.
+    """
 
     states: torch.Tensor
     picks: list[int]
@@ -63,7 +67,7 @@ class Talk:
 
 
 class Computer(Protocol):
-    """An implementation of the stages."""
+    """The interface of an implementation of the stages."""
 
     def see(self, item: VisionItem) -> Rows: ...
 
@@ -77,7 +81,7 @@ class Computer(Protocol):
 
 
 class ReferenceStages:
-    """The reference's own modules."""
+    """Computes with the reference's own modules."""
 
     def __init__(self, reference: RoundedReference) -> None:
         self.reference = reference
@@ -118,7 +122,7 @@ class ReferenceStages:
 
 
 class StagesUnderTest:
-    """This project's stages, in this process."""
+    """Computes with this project's stages, in this process."""
 
     def __init__(self, checkpoint: Path, device: str, dtype: str, scratch: Path, end: int) -> None:
         self._checkpoint, self._device, self._dtype, self._scratch, self._end = checkpoint, device, dtype, scratch, end
@@ -145,7 +149,7 @@ class StagesUnderTest:
         return Rows(torch.cat([rows.torch() for rows in message.body.embeds]))
 
     def talk(self, speeches: Sequence[Speech]) -> list[Talk]:
-        """Run all utterances at once, with as many in a batch as fit, so that utterances join and leave the batch."""
+        """Run all utterances at once. A batch has as many utterances as fit, so utterances join and leave the batch."""
         with self._talker() as engine:
             suppressed = banned(engine.vocabulary, self._end).to(self._device)
             talks = [Talk(torch.empty(0), [], []) for _ in speeches]
@@ -229,7 +233,7 @@ def _generation(name: str, speech: Speech, suppressed: torch.Tensor) -> Generati
 
 @dataclass(frozen=True)
 class Media:
-    """Inputs of the encoders, by kind."""
+    """Inputs of the two encoders: pictures and clips, and sounds."""
 
     seen: list[tuple[str, VisionItem]]
     heard: list[AudioWork]
@@ -250,7 +254,7 @@ def media(kit: Kit, features: Features) -> Media:
 
 
 def compare_encoders(ours: Computer, truth: Computer, given: Media) -> Figures:
-    """Compare both encoders row by row."""
+    """Compare the results of both encoders row by row with the reference's results."""
     vision, deepstack, audio = Distances(), Distances(), Distances()
     for group, item in given.seen:
         own, true = ours.see(item), truth.see(item)
@@ -266,7 +270,9 @@ def compare_encoders(ours: Computer, truth: Computer, given: Media) -> Figures:
 
 
 def compare_talker(ours: Computer, speeches: dict[str, Speech], end: int) -> Figures:
-    """Compare the talker's states and picks step by step; `speeches` are keyed by the name of their conversation."""
+    """Compare the talker's states and picks with the reference's, step by step. The keys of `speeches` are names of
+    conversations.
+    """
     states, logprobs = Distances(), Distances()
     steps = others = 0
     for (name, speech), talk in zip(speeches.items(), ours.talk(list(speeches.values())), strict=True):
@@ -284,7 +290,9 @@ def compare_talker(ours: Computer, speeches: dict[str, Speech], end: int) -> Fig
 
 
 def compare_predictor(ours: Computer, speeches: dict[str, Speech]) -> Figures:
-    """Compare frame by frame, each from the reference talker's state and code."""
+    """Compare the predictor's frames with the reference's frames. Each frame is computed from the reference talker's
+    state and code.
+    """
     codes = Codes()
     for speech in speeches.values():
         for state, own in zip(speech.states, speech.codes, strict=False):
@@ -293,7 +301,7 @@ def compare_predictor(ours: Computer, speeches: dict[str, Speech]) -> Figures:
 
 
 def compare_vocoder(ours: Computer, speeches: dict[str, Speech]) -> Figures:
-    """Compare the sound of the reference's codes by the energy of the error."""
+    """Compare the vocoder's sound of the reference's codes with the reference's sound, by the energy of the error."""
     sound = Distances()
     for speech in speeches.values():
         sound.add("voices", relative(ours.decode(speech.codes)[None], speech.waveform[None]))

@@ -1,4 +1,6 @@
-"""The limits for bfloat16 accept correct results and detect planted faults, on the reference's own modules."""
+"""The limits for bfloat16 accept correct results and detect planted faults. The tests use the reference's own
+modules.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +53,10 @@ def test_an_answer_is_held_against_the_reference_that_is_forced_through_it() -> 
     logprobs = truth.log_softmax(-1)
     texts = Texts()
     best = [
-        {0: float(logprobs[0, 0]) + 0.1, 1: float(logprobs[0, 1]) - 0.1},  # both off by 0.1, the lead by 0.2
-        {2: float(logprobs[1, 2]), 1: float(logprobs[1, 1])},  # both are right, but the less likely one was picked
+        # Both have an error of 0.1, so the lead has an error of 0.2.
+        {0: float(logprobs[0, 0]) + 0.1, 1: float(logprobs[0, 1]) - 0.1},
+        # Both log-probabilities are right, but the less likely token was picked.
+        {2: float(logprobs[1, 2]), 1: float(logprobs[1, 1])},
     ]
     texts.add("text", Answer([0, 2, 0], best), truth)
     assert texts.tokens == 3
@@ -84,14 +88,14 @@ def rounded() -> RoundedReference:
 
 @pytest.fixture(scope="module")
 def given(kit: Kit, truth: RoundedReference) -> stages.Media:
-    """The first three pictures and sounds."""
+    """The inputs of the tests: the first three pictures or clips, and the first three sounds."""
     everything = stages.media(kit, Features(truth.processor))
     return stages.Media(everything.seen[:3], everything.heard[:3])
 
 
 @contextmanager
 def scaled(weight: torch.Tensor, factor: float) -> Iterator[None]:
-    """A fault: a weight that was loaded wrongly."""
+    """Plants a fault: a weight is scaled, as if it had been loaded wrongly."""
     kept = weight.data.clone()
     weight.data.mul_(factor)
     yield
@@ -100,7 +104,7 @@ def scaled(weight: torch.Tensor, factor: float) -> Iterator[None]:
 
 @contextmanager
 def swapped(weight: torch.Tensor) -> Iterator[None]:
-    """A fault: two experts are swapped."""
+    """Plants a fault: two experts are swapped."""
     kept = weight.data.clone()
     weight.data[[0, 1]] = weight.data[[1, 0]]
     yield
@@ -109,7 +113,7 @@ def swapped(weight: torch.Tensor) -> Iterator[None]:
 
 @contextmanager
 def rounded_angles(rotary: Any) -> Iterator[None]:
-    """A fault: rotary angles in bfloat16, which at position 600 has steps of 4."""
+    """Plants a fault: rotary angles are computed in bfloat16, whose numbers near position 600 are 4 apart."""
     right = rotary.forward
 
     def forward(x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,7 +128,7 @@ def rounded_angles(rotary: Any) -> Iterator[None]:
 
 @contextmanager
 def without_deepstack(model: Any) -> Iterator[None]:
-    """A fault: the rows for deeper layers are not added."""
+    """Plants a fault: the rows for deeper layers are not added."""
     right = model._deepstack_process
     model._deepstack_process = lambda hidden, *others: hidden
     yield

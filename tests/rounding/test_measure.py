@@ -1,4 +1,4 @@
-"""The measured figures in the docs are those from which the limits for bfloat16 are made."""
+"""The docs have the same measured figures as `measured.json`, from which the limits for bfloat16 are computed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""In bfloat16, a server's answers are as likely under the reference as the reference's own, in every layout.
+"""In bfloat16 and in every layout, the reference gives a server's answers about the same probabilities as its own
+answers.
 
-The reference is forced through each answer, and compared with it token by token. The demo model's first candidates lead
-so clearly that its answers must equal those in float32, except where a lead is smaller than bfloat16's effect on leads.
+The reference is forced to generate each answer, and the results are compared token by token. In the demo model, the
+best candidates lead clearly. So its answers must equal the answers in float32, except where a lead is smaller than the
+error of leads in bfloat16.
 """
 
 from __future__ import annotations
@@ -115,8 +117,8 @@ def test_the_demo_models_answers_are_those_in_float32(
 
 
 def difference(question: Question, running: Running, least: float) -> str | None:
-    """The difference between the answer to a question and the reference's answer; "tie" if the reference's lead at the
-    first different token is less than `least`.
+    """Describes the difference between the answer to a question and the reference's answer. The result is "tie" if the
+    reference's lead at the first different token is smaller than `least`.
     """
     truth = running.truth.greedy(question.conversation, cases.TOKENS)
     answer = running.asker.ask(question.body)

@@ -1,4 +1,4 @@
-"""The fuzzer makes cases of every container, damaged in every way, and the same ones for the same seed."""
+"""The fuzzer makes cases with every container format and every kind of damage. The same seed gives the same cases."""
 
 from __future__ import annotations
 

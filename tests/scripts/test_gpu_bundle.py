@@ -1,4 +1,6 @@
-"""The bundle for a bare machine holds the needed files of SGLang. It is unpacked only if its files are unchanged."""
+"""The bundle for a machine without SGLang and without a network contains the required files of SGLang. The bundle is
+unpacked only if its files are unchanged.
+"""
 
 from __future__ import annotations
 

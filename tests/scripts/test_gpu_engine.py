@@ -1,4 +1,4 @@
-"""The checks of the engine on one GPU all pass on a CPU, and they find wrong answers."""
+"""All checks of the engine on one GPU also pass on a CPU, and the checks find wrong answers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_check_of_the_engine_passes_on_the_cpu() -> None:
 
 
 def answers(*logits: list[float]) -> dict[str, EngineAnswer]:
-    """One request whose picks come from these logits."""
+    """The answer to one request. Its tokens are the best candidates of these logits."""
     rows = [torch.tensor(row) for row in logits]
     return {"a": EngineAnswer([int(row.argmax()) for row in rows], rows)}
 
@@ -48,7 +48,7 @@ FIRST = ([0.0, 5.0, 1.0], [3.0, 2.9, 0.0])
     [
         (FIRST, True),
         (([0.0, 5.0, 1.1], [3.0, 2.9, 0.0]), True),
-        (([0.0, 5.0, 1.0], [2.9, 3.0, 0.0]), True),  # the two answers differ from here on, because of a near tie
+        (([0.0, 5.0, 1.0], [2.9, 3.0, 0.0]), True),  # the answers differ from this token on, because of a near tie
         (([5.0, 0.0, 1.0], [3.0, 2.9, 0.0]), False),
         (([0.0, 5.0, 3.0], [3.0, 2.9, 0.0]), False),
         (([0.0, 5.0, 1.0],), False),
@@ -65,7 +65,9 @@ def test_nothing_compared_is_not_right() -> None:
 def test_a_prompt_that_is_overwritten_while_it_is_computed_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kernels that work in place would do so: a voice that lost its memory would be computed again from wrong rows."""
+    """Kernels that work in place could overwrite the prompt. If an utterance then lost its memory, it would be computed
+    again from wrong rows.
+    """
     from stages.sglang_engine import environment
 
     environment.prepare()

@@ -1,4 +1,6 @@
-"""The checks of parts on one GPU all pass on a CPU at small sizes, and each check finds a planted fault."""
+"""The GPU checks of single parts of the server all pass on a CPU with small sizes, and each check finds a planted
+fault.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,7 @@ def test_what_the_deadline_leaves_no_time_for_fails(tmp_path: Path) -> None:
 
 
 def test_on_a_gpu_a_check_is_a_program_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
-    """The check here is one that reports at once that there is no GPU."""
+    """The check that this test starts ends at once, because there is no GPU."""
     assert parts.main(["--device", "cuda", "--only", "machine"]) == 1
     first, second = (json.loads(line) for line in capfd.readouterr().out.splitlines())
     assert (first["check"], first["result"], first["figures"]["gpus"]) == ("machine", "FAIL", 0)
@@ -116,7 +118,9 @@ def test_what_a_child_wrote_to_stderr_is_told() -> None:
 
 
 def test_the_children_of_a_child_end_with_it(tmp_path: Path) -> None:
-    """A grandchild that keeps the pipe open neither delays the next check nor outlives its own check."""
+    """A check's child process starts a process that keeps the pipe open. This process neither delays the next check nor
+    outlives its own check.
+    """
     note = tmp_path / "pid"
     script = f"import os, pathlib, time\npid = os.fork()\nif pid: pathlib.Path({str(note)!r}).write_text(str(pid))\n"
     script += f"print({GOOD!r}, flush=True)\nif not pid: time.sleep(600)"

@@ -1,4 +1,6 @@
-"""The report of a GPU check can be published: it is whole at any moment, short enough, and without secrets."""
+"""The report of a GPU check can be published: it is a complete file at any time, is short enough, and contains no
+secrets.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ def report(tmp_path: Path, clock: Clock) -> Report:
 
 
 def first_line(report: Report) -> str:
-    """The line under the title, as it is in the file."""
+    """The line under the title in the report's file."""
     return report.path.read_text().splitlines()[2]
 
 

@@ -1,4 +1,6 @@
-"""The stand-ins for SGLang's compiled kernels compute the same as the kernels, and in place where the kernels do."""
+"""The stand-ins for SGLang's compiled kernels give the same results as the kernels. If a kernel works in place, so does
+the stand-in.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ def test_a_gate_and_the_sum_of_experts() -> None:
 @pytest.mark.parametrize("block", [4, 16])
 @pytest.mark.parametrize("tokens", [1, 7, 40])
 def test_places_are_sorted_by_expert_in_whole_blocks(tokens: int, block: int) -> None:
-    """In the result, as the experts' kernel reads it, each block has one expert, and each place is in one block."""
+    """In the result that the experts' kernel reads, each block belongs to one expert, and each place is in exactly one
+    block.
+    """
     experts, each = 6, 3
     generator = torch.Generator().manual_seed(tokens)
     chosen = torch.stack([torch.randperm(experts, generator=generator)[:each] for _ in range(tokens)]).to(torch.int32)

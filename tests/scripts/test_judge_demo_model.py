@@ -1,4 +1,6 @@
-"""The judge counts the answers that are right to the letter, and how much of the speech is understood."""
+"""The judge counts the answers that equal the right answer exactly, and measures how much of the speech is
+understood.
+"""
 
 import base64
 import io

@@ -1,4 +1,6 @@
-"""Checkpoints of scripts/make_tiny_checkpoint.py are complete, loadable, the same every time, and lively."""
+"""Checkpoints of scripts/make_tiny_checkpoint.py are complete, can be loaded, and are the same every time. Their
+answers vary and depend on the input.
+"""
 
 import json
 import unicodedata

@@ -11,7 +11,7 @@ Image = pytest.importorskip("PIL.Image")
 
 DATA = Path(__file__).parent.parent / "data"
 
-# A point on each car's door, and its colour there.
+# For each car in the picture, a point on its door, and the colour at that point.
 CARS = {
     "red": ((166, 325), (206, 44, 40)),
     "blue": ((460, 320), (36, 92, 186)),
@@ -48,7 +48,7 @@ def test_more_and_more_of_the_drawing_is_there() -> None:
 
     assert len(frames) == 100
     ink = [int((frame < 180).sum()) for frame in frames[::11]]
-    assert ink[0] < 200  # the pencil on empty paper
+    assert ink[0] < 200  # the first frame shows only the pencil on empty paper
     assert ink[-1] > 3000
     assert ink[1:-1] == sorted(ink[1:-1])
 
@@ -79,5 +79,5 @@ def test_the_files_are_small() -> None:
 
 
 def loudness(samples: np.ndarray) -> float:
-    """Root mean square."""
+    """The root mean square of the samples."""
     return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))

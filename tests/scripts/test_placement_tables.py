@@ -50,7 +50,7 @@ COMMANDS = [
 def test_commands_of_the_guide_plan_the_30b_model(command: str) -> None:
     words = command.split()[1:]
     words[words.index("--model-path") + 1] = str(placement_tables.SIZES)
-    if "--gpus" not in words:  # the figures of the reader's machine
+    if "--gpus" not in words:  # without this flag, the command plans for the GPUs of the reader's machine
         words += ["--gpus", "1xH200-141GB"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code in (0, 1), result.output

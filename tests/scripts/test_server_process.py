@@ -1,4 +1,6 @@
-"""`ServerProcess` waits until the server serves, reports why it does not, and leaves nothing running."""
+"""`ServerProcess` waits until the server is ready. If the server does not get ready, it reports the reason. It leaves
+no process running.
+"""
 
 from __future__ import annotations
 

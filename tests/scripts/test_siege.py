@@ -1,5 +1,5 @@
-"""The checks of `siege.py` notice broken promises, and its attacks have the contents that they claim. `test_trials` has
-its short form.
+"""The checks of `siege.py` notice broken promises, and each attack sends the requests that its name describes.
+`test_trials` runs the short form of `siege.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ GOOD = siege.Siege(
 
 
 def broken(found: siege.Siege, *, timed: bool = True) -> list[str]:
-    """The promises that `found` breaks."""
+    """The promises that are broken in the measured siege `found`."""
     findings = Findings()
     siege.judge(findings, siege.parser().parse_args(["--model-path", "x"]), found, timed=timed)
     return [check.promise for check in findings.checks if not check.kept]

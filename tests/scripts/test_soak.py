@@ -1,4 +1,4 @@
-"""`soak.py` knows how many refusals random arrivals cause, and records what explains each of them."""
+"""`soak.py` computes the share of refusals that random arrivals cause, and records the events before each refusal."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ def test_refused_share_is_that_of_a_simulated_server(load: float, places: int, w
 
 
 def simulate(load: float, places: int, work: str, arrivals: int) -> float:
-    """The share of refused requests of a server that divides its time among the requests in progress."""
+    """The share of requests that a simulated server refuses. The server divides its time equally among the requests in
+    progress.
+    """
     draw = random.Random(0)
     refused = 0
-    served = 0.0  # the work that each request in progress would have got since the begin
+    served = 0.0  # the work that a request in progress since the begin would have received
     ends: list[float] = []
     for _ in range(arrivals):
-        left = draw.expovariate(load)  # time until the next request, in mean works
+        # Time until the next request; the unit is the mean time that a request's work takes.
+        left = draw.expovariate(load)
         while ends and (ends[0] - served) * len(ends) <= left:
             left -= (ends[0] - served) * len(ends)
             served = heapq.heappop(ends)

@@ -1,4 +1,6 @@
-"""Short forms of `chaos.py`, `soak.py` and `siege.py` on one server, and tests of what their checks notice."""
+"""Runs the short forms of `chaos.py`, `soak.py` and `siege.py` on one server, and tests that their checks notice
+faults.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from trials.service import Service
 from trials.shared_memory import ROOT
 from trials.traffic import Book
 
-# Generous limits, because times depend on the machine. The long forms judge them.
+# The limits on times are generous here, because times depend on the machine. The long forms judge the times strictly.
 PATIENT = ["--errors", "60", "--recover", "120"]
 
 
@@ -43,7 +45,7 @@ async def test_busy_server_survives_the_loss_of_each_worker_and_clients_that_lea
         functools.partial(soak.keep_busy, arguments=left),
         functools.partial(siege.besiege, arguments=besieged, timed=False),
     )
-    print(report.markdown())  # the latency of the honest clients, which is not judged here
+    print(report.markdown())  # this is the latency of the honest clients, which the short form does not judge
     assert report.good, report.markdown()
 
 
@@ -84,7 +86,7 @@ def test_what_breaks_a_promise_of_chaos_is_noticed(outcome: Outcome, broken: str
 
 def test_leftovers_are_found(tmp_path: Path) -> None:
     service = Service(tmp_path, {}, [], tmp_path / "log")
-    service.server.end()  # there is no checkpoint
+    service.server.end()  # the test needs no server, and without a checkpoint the server cannot start
     (service.temporary / "forgotten").touch()
     assert service.leftovers()["temporary files"] == ["forgotten"]
     assert not service.temporary.exists()

@@ -1,4 +1,6 @@
-"""The check of a GPU machine works; without a GPU, it is tested on the CPU and on outputs that a GPU would give."""
+"""The check of a GPU machine works. The tests need no GPU: they run the check on the CPU, and on outputs that a GPU
+would give.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Provides the reference model, and the stages under test on its checkpoint."""
+"""Provides the reference model, and contexts for the stages under test on the same checkpoint."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -23,7 +23,8 @@ from tests.device import DEVICE, DTYPE
 
 # Functions that mix floating-point types on purpose.
 MIXES = (
-    "stages.code_predictor.network:ResidualNetwork._attend",  # adding the float32 mask turns the scores into float32
+    # The float32 mask is added to the scores, which converts them to float32.
+    "stages.code_predictor.network:ResidualNetwork._attend",
     # The reference multiplies its table of places by float32 weights.
     "transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe:Qwen3OmniMoeVisionEncoder.forward",
 )
@@ -42,7 +43,9 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["", "cuda habits"])
 def habits(request: pytest.FixtureRequest) -> Iterator[bool]:
-    """Whether the tests' engines treat memory as on a GPU; a module with this fixture runs both ways."""
+    """Whether the tests' engines treat memory as on a GPU. The tests of a module with this fixture run twice, with
+    False and with True.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(cuda_habits.VARIABLE, str(int(request.param)))
         yield request.param
@@ -61,7 +64,7 @@ def thinker(tiny_checkpoint: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def stage_context(tiny_checkpoint: Path) -> Any:
-    """Builds a stage's context: `stage_context("image_encoder", cache_bytes=0)`."""
+    """A function that returns a stage's context, for example `stage_context("image_encoder", cache_bytes=0)`."""
     options_of = {"image_encoder": EncoderOptions, "audio_encoder": EncoderOptions, "mm_aggregate": AggregateOptions}
 
     def context(name: str, **options: Any) -> StageContext:
@@ -75,17 +78,19 @@ def stage_context(tiny_checkpoint: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def reference(checkpoints: Callable[[str], Path]) -> Callable[[str], Any]:
-    """The whole reference model of a checkpoint, by the checkpoint's name."""
+    """A function that returns the complete reference model for the name of a checkpoint."""
     return cache(lambda name: Qwen3OmniMoeForConditionalGeneration.from_pretrained(checkpoints(name)).eval())
 
 
 @pytest.fixture(scope="session")
 def voice_context(checkpoints: Callable[[str], Path]) -> Any:
-    """Builds the context of a stage that makes sound: `voice_context("tiny", "code2wav", max_streams=1)`."""
+    """A function that returns the context of a stage that makes sound, for example
+    `voice_context("tiny", "code2wav", max_streams=1)`.
+    """
     options_of = {"code_predictor": CodePredictorOptions, "code2wav": Code2WavOptions}
 
     def context(checkpoint: str, name: str, **options: Any) -> StageContext:
-        if name == "code2wav":  # batches can go wrong, but a CPU makes no batches by default
+        if name == "code2wav":  # batches must be tested, but on a CPU the stage makes no batches by default
             options = {"max_batch": 32, **options}
         chosen = options_of[name](**{"dtype": DTYPE, **options})
         return StageContext(name, str(checkpoints(checkpoint)), DEVICE, chosen, frozenset({name}), scratch="")
@@ -95,14 +100,14 @@ def voice_context(checkpoints: Callable[[str], Path]) -> Any:
 
 @pytest.fixture
 def cuda() -> Iterator[CudaRules]:
-    """A device ``cuda`` that computes nothing, and a record of the operations on it."""
+    """Rules under which the device ``cuda`` computes nothing. They record the operations on this device."""
     with CudaRules(MIXES) as rules:
         yield rules
 
 
 @pytest.fixture(scope="session")
 def on_cuda(tiny_checkpoint: Path) -> Callable[..., StageContext]:
-    """Builds the context of a stage that computes in bfloat16 on ``cuda``."""
+    """A function that returns the context of a stage on the device ``cuda``, with the given options."""
 
     def context(name: str, options: Any) -> StageContext:
         return StageContext(name, str(tiny_checkpoint), "cuda", options, frozenset({name}), scratch="")

@@ -1,5 +1,5 @@
-"""Drives a stage as the worker's loop does: it sleeps until the stage's own processes answer, and then lets the stage
-step.
+"""Drives a stage as the worker's loop does: sleeps until the stage's own processes answer, and then calls the stage's
+`step`.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ from typing import Any
 
 from omni_pipeline.wire.messages import Claim
 
-# Far more than any work of these tests takes.
+# Maximum time for the work of a test, far more than any work takes.
 PATIENCE_SECONDS = 60.0
 
-# The loop looks at the stage at least this often; see `WaitsOutside`.
+# Maximum time between two looks of the loop at the stage; see `WaitsOutside`.
 LOOK_SECONDS = 0.2
 
 
 def finish(stage: Any) -> list[Any]:
-    """The messages of all requests that the stage holds."""
+    """Drives the stage until it holds no more requests. Returns all messages of the stage."""
     return list(messages(stage, lambda: not stage.live()))
 
 
 def messages(stage: Any, over: Callable[[], bool]) -> Iterator[Any]:
-    """The stage's messages as they come, until `over`. Claims are granted at once, and are not among the messages."""
+    """Drives the stage, and yields its messages until `over` returns True. Claims are granted at once, and are not
+    yielded.
+    """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not over():
         assert time.monotonic() < deadline, "the stage does not go on"

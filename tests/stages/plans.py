@@ -1,4 +1,6 @@
-"""Computes the plan's figures for a stage on a checkpoint, for comparison with the stage."""
+"""Computes the memory that the plan has for a stage on a checkpoint, so that tests can compare it with the stage's real
+memory.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from omni_pipeline.contract.stage_memory import Needs, Request, Situation
 from omni_pipeline.deployment.checkpoint import inspect
 from stages.topology import QWEN3_OMNI
 
-ITEM_SIZE = 4  # bytes of a float32 number, the type on a CPU
+ITEM_SIZE = 4  # bytes of a float32 number; float32 is the type on a CPU
 
 
 def weight_bytes(path: Path, stage: str) -> int:
@@ -19,7 +21,7 @@ def weight_bytes(path: Path, stage: str) -> int:
 
 
 def needs(path: Path, stage: str, options: Any) -> Needs:
-    """Planned needs of a stage besides its weights, if everything runs on one CPU."""
+    """Planned memory needs of a stage besides its weights, if all stages run on one CPU."""
     assert QWEN3_OMNI.checkpoint is not None
     tell = QWEN3_OMNI.stage(stage).needs
     assert tell is not None
@@ -38,7 +40,7 @@ def needs(path: Path, stage: str, options: Any) -> Needs:
 
 
 def engine_bytes(engine: Any) -> tuple[int, float]:
-    """The bytes of SGLang's weights, and of its keys and values for each token."""
+    """The bytes of the engine's weights, and the bytes of keys and values for each token."""
     pool = engine._scheduler.tp_worker.model_runner.token_to_kv_pool
-    slots = pool.size + pool.page_size  # one page more than the tokens need, for padding's writes
+    slots = pool.size + pool.page_size  # the pool has one more page than the tokens need, to which padding writes
     return sum(weight.nbytes for weight in engine.model.parameters()), sum(pool.get_kv_size_bytes()) / slots

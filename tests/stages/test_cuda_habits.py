@@ -1,4 +1,4 @@
-"""The switch of the CUDA habits follows its environment variable, and an invalid value is an error."""
+"""An environment variable switches the CUDA habits on or off. An invalid value is an error."""
 
 from __future__ import annotations
 

@@ -21,18 +21,18 @@ from stages.messages import AudioItem, AudioWork, VisionItem, VisionWork
 from stages.options import EncoderOptions
 from tests.cuda_rules import CudaRules
 
-# Copies of one batch, whatever is in it and however many layers use it.
+# Numbers of copies for one batch, by function. They do not depend on the media in the batch or on the number of layers.
 COPIES = {
     "image": ({"ImageEncoder.encode": 1, "ImageEncoder._bookkeeping": 3}, {"ImageEncoder.encode": 2}),
     "audio": ({"AudioEncoder.encode": 2}, {"AudioEncoder.encode": 1}),
 }
 
-# Kernels of one picture, and of one sound with a single window, at the 30B's sizes.
+# Numbers of kernels for one picture, and for one sound with a single window, with the 30B model's sizes.
 KERNELS = {"image": 739, "audio": 466}
 
 
 def pictures(tower: Any, frames: Sequence[int]) -> VisionWork:
-    """A picture, or a clip of several frames, for each number."""
+    """Encoder input with one item for each number: a picture for the number 1, or a clip for a larger number."""
     config = tower.config
     width = config.in_channels * config.temporal_patch_size * config.patch_size**2
     keys = enumerate(frames)
@@ -40,7 +40,7 @@ def pictures(tower: Any, frames: Sequence[int]) -> VisionWork:
 
 
 def sounds(tower: Any, lengths: Sequence[int]) -> AudioWork:
-    """Sounds with these numbers of mel frames."""
+    """Encoder input with sounds that have these numbers of mel frames."""
     mels = [torch.zeros(tower.num_mel_bins, length) for length in lengths]
     return AudioWork([AudioItem(b"%d" % key, Tensor.of(mel)) for key, mel in enumerate(mels)], pad_frames=100)
 

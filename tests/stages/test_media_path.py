@@ -21,7 +21,7 @@ CASES = conversations()
 
 
 class MediaPath:
-    """The four stages, with every message between them encoded and decoded as between processes."""
+    """Runs the four stages. Every message between two stages is encoded and decoded, as between processes."""
 
     def __init__(self, stage_context: Any) -> None:
         factories = (Preprocessing, ImageEncoder, AudioEncoder, Aggregate)
@@ -92,7 +92,9 @@ def assert_equals_reference(request: ThinkerRequest, case: Case, processor: Any,
 
 
 def _joined(layers: Any) -> list[torch.Tensor]:
-    """One tensor for each layer; with a single kind of media, the reference has one for each media item."""
+    """Joins the reference's deepstack tensors to one tensor for each layer. If a prompt has only one kind of media, the
+    reference has a separate tensor for each media item.
+    """
     return [torch.cat(list(layer)) if isinstance(layer, (list, tuple)) else layer for layer in layers]
 
 

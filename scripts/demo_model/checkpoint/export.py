@@ -17,7 +17,7 @@ from demo_model.checkpoint.tokenizer import vocabulary
 
 
 def save_weights(weights: dict[str, Tensor], path: Path) -> None:
-    """Write weights, by their names in the whole model. `path` is replaced atomically."""
+    """Write weights under the names that they have in the whole model. `path` is replaced atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
     save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, unfinished)
@@ -28,8 +28,8 @@ def assemble(parts: Iterable[Path], directory: Path, incomplete: bool = False) -
     """Write a checkpoint in bfloat16 into `directory`.
 
     Args:
-        parts: Files of weights, by their names in the whole model.
-        incomplete: Whether weights may be missing; missing ones are drawn at random.
+        parts: Files of weights. Each weight has the name that it has in the whole model.
+        incomplete: Whether weights may be missing. Missing weights are drawn at random.
 
     Raises:
         ValueError: A weight is missing, or the model does not know the name of a weight.

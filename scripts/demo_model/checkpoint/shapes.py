@@ -10,7 +10,7 @@ from transformers import Qwen3OmniMoeConfig
 from demo_model.checkpoint.tokenizer import vocabulary
 
 SHAPES = Shapes(
-    text_ranks=0,  # not used: the demo model has a vocabulary of its own
+    text_ranks=0,  # this number is not used, because the demo model has its own vocabulary
     thinker=Decoder(192, 5, heads=4, kv_heads=2, head_dim=48, intermediate=128, experts=4, experts_per_token=2),
     audio=Tower(192, 4, heads=4, intermediate=512),
     audio_conv_channels=32,
@@ -54,7 +54,7 @@ def token_embeddings() -> np.ndarray:
     """The thinker's token embeddings, which are never trained: float32 [vocabulary, hidden], standard normal.
 
     The thinker and the talker are trained separately, and both read these rows. The vocabulary is so small that random
-    directions are as good as learned ones. The values survive a round trip through bfloat16.
+    directions are as good as learned directions. The values survive a round trip through bfloat16.
     """
     rows = config_json()["thinker_config"]["text_config"]["vocab_size"]
     values = np.random.default_rng(EMBEDDING_SEED).standard_normal((rows, SHAPES.thinker.hidden), dtype=np.float32)

@@ -17,7 +17,7 @@ written, and common pieces of words."""
 
 @functools.cache
 def vocabulary() -> Vocabulary:
-    """The demo model's vocabulary, in which nearly every word of its world is one token."""
+    """The demo model's vocabulary, in which nearly every word of the demo model's world is one token."""
     return cut_vocabulary(RANKS, all_words())
 
 
@@ -28,7 +28,7 @@ def write(directory: Path) -> None:
 
 @functools.cache
 def tokenizer(directory: Path) -> Qwen2Tokenizer:
-    """Load the tokenizer from the files in `directory`. If there are none, write them first."""
+    """Load the tokenizer from its files in `directory`. If `directory` has no such files, write them first."""
     if not (directory / "tokenizer_config.json").exists():
         directory.mkdir(parents=True, exist_ok=True)
         write(directory)

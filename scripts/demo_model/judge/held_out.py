@@ -31,7 +31,8 @@ class Example:
     Attributes:
         shown: The subject of the question: "picture", "clip" or "nothing".
         how: The form of the question: "typed" or "spoken".
-        second: Whether the question follows another one; `messages` then holds that question and its right answer too.
+        second: Whether the question is the second question of its conversation. Then `messages` begins with the first
+            question and the right answer to it.
     """
 
     messages: list[dict[str, Any]]
@@ -43,7 +44,9 @@ class Example:
 
 
 def examples(seed: int) -> Iterator[Example]:
-    """Yield examples without end: about pictures, about clips and without media, half typed and half spoken."""
+    """Yield examples without end: about pictures, about clips and without media. Half of the questions are typed, and
+    half are spoken.
+    """
     rng = Random(seed)
     while True:
         shown = rng.choices(("picture", "clip", "nothing"), (62, 28, 10))[0]

@@ -20,7 +20,7 @@ _SPELLINGS = {"gray": "grey", "colour": "color", "colours": "colors", "ok": "oka
 
 
 def transcribe(sound: np.ndarray, rate: int) -> str:
-    """Whisper tiny.en's transcript of mono `sound`. Whisper gets no hint about the words in it."""
+    """Whisper tiny.en's transcript of mono `sound`. Whisper gets no hint about the words in the sound."""
     if rate != _HEARS_AT:
         sound = soxr.resample(sound, rate, _HEARS_AT)
     around = round(_SILENCE * _HEARS_AT)
@@ -69,7 +69,7 @@ def _edits(wanted: list[str], got: list[str]) -> list[list[int]]:
 
 
 def word_error_rate(pairs: Iterable[tuple[str, str]]) -> float:
-    """The word errors of all (said, heard) pairs, as a share of the words said."""
+    """The number of word errors in all (said, heard) pairs, divided by the number of words that were said."""
     counts = [word_errors(said, heard) for said, heard in pairs]
     return sum(errors for errors, _ in counts) / max(1, sum(total for _, total in counts))
 

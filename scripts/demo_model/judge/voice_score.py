@@ -41,7 +41,9 @@ def spoken(
     sampled: bool,
     seed: int = 0,
 ) -> list[Heard]:
-    """The texts as spoken by the model, with Whisper's transcripts. Each reply has the tokens of its text."""
+    """The model's speech for each pair of a text and a reply, with Whisper's transcripts. The reply has the tokens of
+    the text.
+    """
     codes = generate(inputs, prompt, [reply for _, reply in replies], sampled, seed)
     return [
         _hear(text, reply.speaker, resynthesise(vocoder, code) if code.shape[1] else torch.zeros(mel.FRAME))

@@ -1,11 +1,11 @@
 """Makes targets for the thinker's training: the rows that heads should attend to, and the numbers of things.
 
-From answers alone the thinker learns within minutes what a picture shows as a whole. But even in an hour it does not
-learn to look up the one thing that a question is about. The reason is that the loss does not lead a head to the right
-rows as long as the head does not attend to them at all. So a few heads get targets: the name of a thing should attend
-to the things that it names, and an answer should attend to its question and to the things that the question names.
-Numbers get targets too, because only some answers contain a number, and the number is a single word of the answer. So
-the thinker must predict the number wherever a thing is named.
+From answers alone the thinker learns within minutes what a picture shows as a whole. But even in an hour the thinker
+does not learn to find the one thing that a question is about. The reason is that the loss does not lead a head to the
+right rows as long as the head does not attend to them at all. So a few heads get targets: the name of a thing should
+attend to the things that it names, and an answer should attend to its question and to the things that the question
+names. Numbers get targets too, because only some answers contain a number, and the number is a single word of the
+answer. So the thinker must predict the number wherever a thing is named.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def looks(ids: Tensor, rows: Tensor, answered: Tensor, facts: Facts = None) -> t
                 counts.append(Count(0, here, there))
             if not answered[here]:
                 question, asked, number = [*question, here], things, there
-            elif not question and there:  # in a list of things, the row two before the name predicts the number
+            # in a list of things, the row that predicts the number is two rows before the name
+            elif not question and there:
                 _add(found, 2, here - 2, things)
                 counts.append(Count(1, here - 2, there))
             colour = None
@@ -176,13 +177,14 @@ def _places(chosen: Sequence[tuple[int, Look | Count]]) -> tuple[Tensor, Tensor]
 
 
 def astray(query: Tensor, key: Tensor, wanted: Looks, evenly: bool = False) -> Tensor:
-    """The distance of a head's attention from its targets: a mean of log shares, zero if all looks give `_ENOUGH`.
+    """The mean distance of a head's attention from its targets. Without `evenly`, the distance of a look is zero if its
+    target rows get at least the share `_ENOUGH` of the attention.
 
     Args:
         query, key: The head's queries and keys, [batch, length, head size].
         wanted: The head's looks.
-        evenly: Whether the head should give all its attention to the target rows, in equal parts. The parts must
-            be equal to a percent, because the thinker tells eight things from nine by their sum.
+        evenly: Whether the head should give all its attention to the target rows, in equal parts. The parts must agree
+            to within one percent, because the thinker distinguishes eight things from nine by the sum of the parts.
     """
     scores = ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).float()[wanted.prompts, wanted.origins]
     ahead = torch.arange(scores.shape[-1]) > wanted.origins[:, None]

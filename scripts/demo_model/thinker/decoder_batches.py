@@ -1,4 +1,4 @@
-"""Runs the thinker's decoder on padded batches: with the reference's own modules, all experts at once."""
+"""Runs the thinker's decoder on padded batches, with the reference's own modules, and with all experts at once."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ def think(
         model: `Qwen3OmniMoeThinkerTextModel`.
         rows: float32 [batch, length, hidden]. Padding at the end does no harm, because attention is causal.
         positions: float32 [3, batch, length].
-        deep: The rows to add after each of the first layers, in the shape of `rows`; zero outside visual rows.
+        deep: For each of the first layers, the rows to add after that layer. They have the shape of `rows`, and are
+            zero where `rows` has no visual row.
         wanted: The targets of `attention_targets.HEADS`.
 
     Returns:
-        The last states, float32 [batch, length, hidden]; the unevenness in the use of experts, 1 if all are used alike;
-        the distance of the heads from their targets, 0 if they meet them; and the states after each layer.
+        The last states, float32 [batch, length, hidden]; the unevenness of the experts' use, 1 if all are used equally;
+        the distance of the heads' attention from its targets, 0 if all targets are met; the states after each layer.
     """
     cos, sin = model.rotary_emb(rows, positions)
     cos, sin = cos[:, None], sin[:, None]
@@ -74,7 +75,7 @@ def _rotated(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _mix(block: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """The weighted sum of the chosen experts, and the unevenness in the use of experts.
 
-    All experts are computed; those that are not chosen get the weight zero.
+    All experts are computed. An expert that is not chosen has the weight zero.
     """
     gate, experts = block.gate, block.experts
     shares = F.linear(hidden.float(), gate.weight).softmax(-1)

@@ -38,7 +38,9 @@ def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
             add_thing(amounts[0], columns, x / columns, y / rows, words_for(thing))
 
     def mark(step: int, sketch: str, done: float) -> None:
-        """Add a drawing. The more of it is done, the more cells name the drawing, and the more names are right."""
+        """Add a drawing of which the share `done` is finished. With a larger share, more cells name the drawing, and
+        more of these names are right.
+        """
         for row in range(top, min(top + side, rows)):
             for column in range(left, min(left + side, columns)):
                 if rng.random() < 0.5 * done:
@@ -76,7 +78,7 @@ def imagined_sound(question: str, names: Path, rng: Random, numbers: torch.Gener
 def _blurred(amounts: Tensor, rng: Random, numbers: torch.Generator) -> Tensor:
     """The rows and the DeepStack maps of `amounts`, with random errors: [maps, cells, hidden].
 
-    The earlier layers' maps have larger errors.
+    The maps for earlier layers have larger errors than the maps for later layers.
     """
     blur = rng.uniform(0.01, 0.06)
     maps = []

@@ -28,7 +28,8 @@ class Seen:
 
     Attributes:
         grid: Steps, rows and columns of visual tokens. A picture has one step.
-        rows: float [1 + DeepStack maps, tokens, hidden]: the rows in the prompt, then the maps added after layers.
+        rows: float [1 + DeepStack maps, tokens, hidden]: the rows in the prompt, then the maps that are added after the
+            first layers.
         is_clip: Whether the media item was sent as a video.
     """
 

@@ -1,4 +1,4 @@
-"""Runs the recipe's stages that train seeing, hearing and answering, in order; a stage that was stopped resumes.
+"""Runs the recipe's stages that train seeing, hearing and answering, in order. An interrupted stage is resumed.
 
 PYTHONPATH=scripts python -m demo_model.thinker.recipe --out out/demo vision audio thinker observe answers
 """
@@ -62,7 +62,9 @@ def teach_answering(out: Path) -> None:
 
 
 def save(out: Path, last: str) -> None:
-    """Write `out`/thinker.safetensors from what was trained so far. `last` is the stage whose thinker is used."""
+    """Write `out`/thinker.safetensors from the parts that have been trained so far. `last` is the stage whose thinker
+    is used.
+    """
     parts = {
         "thinker": trained_thinker(out / last),
         "thinker.visual": trained(vision_training.new_tower(), out / "vision"),

@@ -1,4 +1,4 @@
-"""Trains the thinker to answer: first on the outputs of ideal towers, then on those of the trained towers."""
+"""Trains the thinker to answer: first on outputs of ideal towers, then on outputs of the trained towers."""
 
 from __future__ import annotations
 
@@ -117,10 +117,11 @@ def _add_up(layer: Any, head: int) -> None:
     """Initialise a head so that it attends to all visual rows evenly, and writes the amount of each word in these rows.
 
     If a head attends to rows by their contents, some things get more attention than others, and sums are wrong by a
-    third. So the keys of this head (and of the other head that shares them) are the mark that all visual rows have,
-    and its queries are the part that all tokens in conversations have in common. Also, one thing more or less changes
-    the average over the rows by a hundredth, and with random weights training takes long to notice that. So the
-    head's values begin as the amounts of `ADDED_UP`, and it writes each amount in a direction of its own.
+    third. So the keys of this head (and of the other head that shares them) are the mark that all visual rows have, and
+    the head's queries are the part that all tokens in conversations have in common. Also, one additional thing changes
+    the average over the rows by only a hundredth, and a head with random weights takes long to learn from such a small
+    change. So the head's values begin as the amounts of `ADDED_UP`, and the head writes each amount in a separate
+    direction.
     """
     attention, words, gains = layer.self_attn, codebook(), layer.input_layernorm.weight
     size = attention.head_dim
@@ -131,7 +132,8 @@ def _add_up(layer: Any, head: int) -> None:
     amounts = torch.linalg.pinv(seen)
     numbers = torch.Generator().manual_seed(7)
     key = torch.randn(size, words.shape[1], generator=numbers) * _KEY_BLUR / words.shape[1] ** 0.5
-    key = key - (1 - _SAME_BLUR) * key @ amounts @ seen  # attention depends less on contents, so that it is even
+    # attention then depends less on the contents of rows, and is spread evenly
+    key = key - (1 - _SAME_BLUR) * key @ amounts @ seen
     key[steady] = size**0.5 * amounts[:, -1]
     attention.k_proj.weight[shared] = key
     read = gains * torch.from_numpy(token_embeddings())[_read_tokens()]
@@ -143,7 +145,7 @@ def _add_up(layer: Any, head: int) -> None:
     for norm in (attention.q_norm, attention.k_norm):
         norm.weight[steady] *= _SHARPER
     readings = amounts[:, [WORDS.index(word) for word in ADDED_UP]].T
-    loudness = 1 / readings.norm(dim=1).mean()  # this makes the values as large as those of random weights
+    loudness = 1 / readings.norm(dim=1).mean()  # this makes the values as large as values from random weights
     values = attention.v_proj.weight[shared]
     values[: len(ADDED_UP)] = readings * loudness
     told = torch.zeros(values.shape[1], size)
@@ -172,7 +174,7 @@ Source = Callable[[Random, str], LabelledConversation]
 def imagined(names: Path, spoken_share: float = 0.15, most_turns: int = 6) -> Source:
     """Return a source of conversations with the outputs of ideal towers.
 
-    The conversations are long and mostly typed, because such conversations teach most for their cost.
+    The conversations are long and mostly typed, because such conversations teach the most in a given time.
     """
 
     def make(rng: Random, kind: str) -> LabelledConversation:
@@ -195,11 +197,13 @@ def imagined(names: Path, spoken_share: float = 0.15, most_turns: int = 6) -> So
 def batches(
     sources: list[tuple[Source, float]], seed: int, size: int, names: Path
 ) -> Iterator[tuple[PromptBatch, list[LabelledConversation]]]:
-    """Yield batches without end, each of one kind of conversation, because the kinds differ in length."""
+    """Yield batches without end, each of one kind of conversation, because conversations of different kinds differ in
+    length.
+    """
     rng = Random(seed)
     while True:
         kind = rng.choices(("picture", "clip", "nothing"), (62, 30, 8))[0]
-        # A clip has several times the rows of a picture.
+        # A clip has several times as many rows as a picture.
         number = {"picture": size, "clip": max(2, size // 2), "nothing": size}[kind]
         chosen = []
         for _ in range(number):
@@ -213,8 +217,8 @@ def batches(
 def right_answers(
     batch: PromptBatch, conversations: list[LabelledConversation], scores: Tensor
 ) -> dict[str, list[bool]]:
-    """For each task, and for typed and spoken questions, a list that tells of each greedy answer whether all of its
-    tokens are right.
+    """For each task, and for typed and for spoken questions, a list with an entry for each answer: whether the greedy
+    choice of every token is right.
     """
     wanted = batch.targets >= 0
     hits = scores.argmax(-1) == batch.targets[wanted]

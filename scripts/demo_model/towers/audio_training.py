@@ -50,7 +50,9 @@ def audible(question: str) -> str:
 def question_utterance(
     text: str, rng: Random, names: Path, timbres: tuple[str, ...] = TIMBRES
 ) -> SpokenQuestion | None:
-    """`text` spoken in a random voice; None if the sound is longer or shorter than the tower is trained for."""
+    """`text` spoken in a random voice; None if the sound is longer or shorter than the sounds that the tower learns
+    from.
+    """
     sound, words = utterance(text, some_voice(rng, timbres), rng)
     features = mel(sound)
     if not _SHORTEST <= features.shape[1] <= LONGEST:
@@ -165,7 +167,9 @@ def train(directory: Path, names: Path, steps: int, batch: int = 32, rate: float
 
 
 def _masked(features: Tensor, rng: Random) -> Tensor:
-    """`features` with a few random bands and frames silenced, so that the tower does not rely on any single one."""
+    """`features` with a few random bands and frames silenced, so that the tower does not rely on any single band or
+    frame.
+    """
     features = features.clone()
     floor = float(features.min())
     for _ in range(rng.randint(0, 2)):

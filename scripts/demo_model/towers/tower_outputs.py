@@ -28,7 +28,9 @@ _AT_ONCE = 16
 
 
 class Observed:
-    """The towers' outputs: for pictures and clips with their contents, and for spoken questions by text."""
+    """Outputs of the towers: for pictures and clips, with their contents; and for spoken questions, by the text of the
+    question.
+    """
 
     def __init__(self, names: Path) -> None:
         self.pictures: list[tuple[Facts, Seen]] = []

@@ -25,7 +25,7 @@ WORDS = (*NAMES, *COLOURS, *DIRECTIONS, "drawn", *PAIRS)
 """All words by which the tower can describe a cell."""
 
 # Each original size, with the size to which the reference's processor scales it, as width and height. Pictures are
-# scaled within the bounds of our configuration, clips within the processor's own bounds.
+# scaled within the bounds of our configuration, and clips are scaled within the processor's own bounds.
 PICTURE_SIZES = {(640, 480): (320, 256), (480, 480): (288, 288), (640, 360): (384, 224), (480, 640): (256, 320)}
 CLIP_SIZES = {(320, 240): (448, 320), (256, 256): (384, 384)}
 
@@ -44,9 +44,10 @@ class VisionLesson:
 
     Attributes:
         frames: uint8 [batch, 2, height, width, 3].
-        amounts: float32 [batch, cells, words]: the amount of each of `WORDS` in each cell. A thing is divided among
-            the four cells whose centres are closest to its own, with shares that add up to one. So a thing between two
-            cells is not ambiguous, and the sum of the amounts is the count. (Drawings are not counted; see `MARK`.)
+        amounts: float32 [batch, cells, words]: the amount of each of `WORDS` in each cell. A thing is divided among the
+            four cells whose centres are closest to the thing's centre, with shares that add up to one. So a thing
+            between two cells is not ambiguous, and the sum of the amounts is the count. (Drawings are not counted; see
+            `MARK`.)
         judged: bool [batch, cells]: whether the truth about a cell is known.
     """
 
@@ -102,7 +103,9 @@ def clip_lesson(rng: Random, batch: int) -> VisionLesson:
 
 
 def lessons(seed: int, batch: int, clip_share: float) -> Iterator[VisionLesson]:
-    """Yield lessons without end. Each is used about three times, mirrored each time, because painting takes time."""
+    """Yield lessons without end. Each lesson is used about three times, and mirrored before each repetition, because
+    painting takes time.
+    """
     rng = Random(seed)
     waiting: list[VisionLesson] = []
     while True:
@@ -125,7 +128,9 @@ def lessons(seed: int, batch: int, clip_share: float) -> Iterator[VisionLesson]:
 
 
 def close_up(lesson: VisionLesson, rng: Random) -> VisionLesson:
-    """Cut each frame to the cells around its one thing: empty cells teach little, and cost as much as others."""
+    """Cut each frame to the cells around its one thing. Empty cells teach little, but cost as much time as other
+    cells.
+    """
     rows, columns = lesson.frames.shape[2] // CELL, lesson.frames.shape[3] // CELL
     frames: list[Tensor] = []
     amounts: list[Tensor] = []

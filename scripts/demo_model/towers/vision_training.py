@@ -50,9 +50,9 @@ def codebook() -> Tensor:
 
     The rows of kinds, colours and directions are the thinker's own token embeddings. A red car that moves left is the
     sum of the rows of " car", " red" and " left", and half a car is half of that sum. So a thinker that can read words
-    can read pictures. `PAIRS` are not tokens: each is a direction of its own, orthogonal to all other rows and of the
-    same length. The mark is in every visual row and in no text row. A head can use it to attend to all visual rows
-    evenly, which is how the thinker counts. float32 [words + 2, hidden].
+    can read pictures. `PAIRS` are not tokens: the row of each pair is orthogonal to all other rows, and has the same
+    length. The mark is in every visual row and in no text row. A head can use the mark to attend to all visual rows
+    evenly. In this way the thinker counts. float32 [words + 2, hidden].
     """
     rows, ids = torch.from_numpy(token_embeddings()), vocabulary().id
     words = rows[[ids(f" {word}") for word in WORDS[: _PAIRS.start]]]
@@ -98,8 +98,8 @@ def new_tower() -> Any:
 def _see_edges(projection: nn.Conv3d) -> None:
     """Initialise the patch embedding with cosine filters, scaled so that all outputs are equally strong.
 
-    With random filters, all 128 outputs would show mainly the colour of a patch, which is nearly all of its variance.
-    The tower then learns colours in a hundred steps, and hardly learns shapes.
+    With random filters, all 128 outputs would show mainly the colour of a patch, because nearly all of a patch's
+    variance is colour. The tower would then learn colours in a hundred steps, but hardly any shapes.
     """
     frames = picture_lesson(Random(0), 8), clip_lesson(Random(0), 8)
     sample = torch.cat([patches(lesson.frames).flatten(0, 1) for lesson in frames])
@@ -135,14 +135,16 @@ def _cosines() -> Tensor:
 
 @torch.no_grad()
 def _look_nearby(attention: Any, offsets: Sequence[tuple[float, float] | None], frequencies: Tensor) -> None:
-    """Let each head begin by attending to the patch at its offset, in rows below and columns to the right.
+    """Initialise each head so that it attends to the patch at the head's offset: a number of rows below and a number of
+    columns to the right.
 
-    Query and key are the same for all patches, so only the rotary positions decide where a head attends. Rotated by an
-    offset, they give the patch at that offset the highest score. So the tower begins like a convolution. A tower that
-    has to find this out by itself knows every colour after a hundred steps, but no shape after a thousand. An offset of
-    None leaves the head at its random weights.
+    Query and key are the same for all patches, so only the rotary positions decide where a head attends. The query is
+    rotated by the offset, and gives the patch at that offset the highest score. So the tower begins like a convolution.
+    A tower without this initialisation knows every colour after a hundred steps, but no shape after a thousand steps.
+    An offset of None leaves the head at its random weights.
     """
-    query, key, _ = attention.qkv.bias.view(3, attention.num_heads, 2, -1)  # rotary pairs: first and second halves
+    # a rotary pair has one component in each half
+    query, key, _ = attention.qkv.bias.view(3, attention.num_heads, 2, -1)
     for head, offset in enumerate(offsets):
         if offset is not None:
             angles = torch.cat([offset[0] * frequencies, offset[1] * frequencies])
@@ -186,8 +188,8 @@ def _things(lesson: VisionLesson) -> Tensor:
 
 
 def _weighed(losses: dict[str, Tensor], lesson: VisionLesson) -> Tensor:
-    """The sum of the losses. A batch with few things has a small weight: the one thing of a clip must not outweigh the
-    seven names of a picture.
+    """The sum of the losses. A batch with few things has a small weight: the name of the one thing in a clip must not
+    outweigh the names of about seven things in a picture.
     """
     things = float(_things(lesson))
     share = things / (things + 10)

@@ -23,10 +23,12 @@ _INNER = re.compile(r"(blocks|layers)\.\d+\.")
 class TrainingRun:
     """Trains a module with AdamW, and keeps its state in `directory`.
 
-    With `muon`, Muon trains the matrices inside a list of layers instead; Muon learns as much in half the steps.
+    With `muon`, the optimiser Muon trains the matrices inside a list of layers. It learns as much as AdamW in half the
+    steps.
 
     The learning rate rises for `warmup` steps and then falls as a cosine, almost to zero at the last step. All random
-    numbers of a step must come from `generator(step)`: then a resumed run draws the same numbers as one without a stop.
+    numbers of a step must come from `generator(step)`. Then a resumed run draws the same numbers as an uninterrupted
+    run.
 
         run = TrainingRun(Path("out/vocoder"), model, steps=1000, rate=1e-3)
         for step in run:
@@ -126,7 +128,7 @@ class TrainingRun:
 
 
 def trained(module: Any, directory: Path) -> Any:
-    """Load the weights that a run has left in `directory` into `module`, and return it."""
+    """Load the weights that a run has left in `directory` into `module`, and return `module`."""
     assert isinstance(module, nn.Module)
     module.load_state_dict(torch.load(directory / _STATE)["module"])
     return module.eval()

@@ -12,7 +12,9 @@ _POINTS = 60000
 
 
 class SpeechCodec:
-    """The codebooks [groups, codes, size]. Each codebook quantises the residual that the codebooks before it leave."""
+    """Quantises speech features with residual codebooks [groups, codes, size]. Each codebook quantises the residual
+    that the earlier codebooks leave.
+    """
 
     def __init__(self, centre: Tensor, codebooks: Tensor):
         self.centre = centre
@@ -53,7 +55,8 @@ class SpeechCodec:
         spectrum.
 
         The rows are the codebooks in the principal components of the features of `codes` [groups, frames]. The smaller
-        components are raised a little, and all are scaled to size one.
+        components are raised a little, and all components are scaled together, so that the spectrum of a frame has size
+        one.
         """
         features = self.decode(codes) - self.centre
         _, spread, directions = torch.pca_lowrank(features, q=size, center=False, niter=4)

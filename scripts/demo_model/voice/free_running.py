@@ -23,7 +23,9 @@ _MOST_FRAMES = 160
 def generate(
     inputs: TalkerInputs, prompt: UserTurns, replies: Sequence[Reply], sampled: bool, seed: int
 ) -> list[Tensor]:
-    """Generate the codes [groups, frames] of each reply with the reference's defaults, greedily or `sampled`."""
+    """Generate the codes [groups, frames] of each reply with the reference's default settings. The choice is greedy
+    unless `sampled`.
+    """
     talker, config = inputs.talker, inputs.config.talker_config
     generator = torch.Generator().manual_seed(seed)
     user = inputs.user_rows(prompt)

@@ -1,4 +1,4 @@
-"""Runs the recipe's stages that train the voice, in order; a stage that was stopped resumes.
+"""Runs the recipe's stages that train the voice, in order. An interrupted stage is resumed.
 
 PYTHONPATH=scripts python -m demo_model.voice.recipe --out out/demo codec vocoder talker converse
 
@@ -61,8 +61,9 @@ def make_codec(out: Path) -> SpeechCodec:
 def make_vocoder(out: Path) -> None:
     """Train Code2Wav, and write `out`/code2wav.safetensors with the names that the weights have in the checkpoint.
 
-    Code2Wav learns from frequent answers, each repeated as often as for the talker. A random choice of lines would
-    consist mostly of lists, and would hardly contain words that occur in a single answer, like "house" and "shapes".
+    Code2Wav learns from frequent answers, each repeated as often as in the training of the talker. A random choice of
+    lines would consist mostly of lists, and would hardly contain words that occur in a single answer, like "house" and
+    "shapes".
     """
     codec = make_codec(out)
     often = repetitions(_SEED)
@@ -85,7 +86,9 @@ def make_talker(out: Path) -> None:
     lessons, inputs, prompts, neighbours = _school(out)
 
     def prompt(step: int, generator: torch.Generator) -> UserTurns:
-        """Start with empty prompts, because a new talker mistakes the words of a prompt for the answer's words."""
+        """Return an empty prompt in the first steps, because a new talker mistakes the words of a prompt for the words
+        of the answer.
+        """
         make = prompts.none if step < _ALONE * _TALKER_STEPS else prompts.kind(generator)
         return make(generator)
 
@@ -95,9 +98,9 @@ def make_talker(out: Path) -> None:
 
 
 def converse(out: Path) -> None:
-    """Train the talker further, after prompts with the trained thinker's states, and rewrite its file.
+    """Train the talker further with prompts that contain the trained thinker's states, and rewrite the talker's file.
 
-    So the talker learns to speak in the same way after any picture, clip or spoken question.
+    From such prompts, the talker learns to speak in the same way after any picture, clip or spoken question.
     """
     lessons, inputs, prompts, neighbours = _school(out)
     pupil = trained(talker_training.TalkerInTraining(inputs.talker), out / "talker")
@@ -125,7 +128,7 @@ def converse(out: Path) -> None:
 
 def _school(out: Path) -> tuple[list[TalkerLesson], TalkerInputs, PromptMaker, torch.Tensor]:
     """Everything that the talker's training needs: lessons, inputs with an untrained talker, a maker of prompts, and
-    the codes that sound alike.
+    for each code the codes that sound similar.
     """
     codec = make_codec(out)
     spoken = make_codes(out, codec)
@@ -147,7 +150,7 @@ class SpokenLine(NamedTuple):
 
 
 def make_codes(out: Path, codec: SpeechCodec) -> list[SpokenLine]:
-    """Every line of the corpus with its codes, which are computed once and kept in `out`/codes.pt."""
+    """Every line of the corpus with its codes. The codes are computed once, and kept in `out`/codes.pt."""
     path = out / "codes.pt"
     if not path.exists():
         spoken = []

@@ -20,7 +20,7 @@ Talker: TypeAlias = Qwen3OmniMoeTalkerForConditionalGeneration
 
 @dataclass(frozen=True)
 class UserTurns:
-    """The user's turns as the talker reads them: the prompt before all of its answers."""
+    """The user's turns as the talker reads them. They are the prompt that every answer of a batch follows."""
 
     ids: Tensor
     """Token ids [rows]."""
@@ -69,7 +69,7 @@ class TalkerInputs:
         return rows
 
     def assistant_rows(self, reply: Reply) -> Tensor:
-        """The rows before speech: [9, talker hidden]. The last one has the first text token, and predicts frame 0."""
+        """The rows before speech: [9, talker hidden]. The last row has the first text token, and predicts frame 0."""
         config = self.config
         control = torch.tensor([config.tts_pad_token_id] * 4 + [config.tts_bos_token_id])
         text = self.text(torch.cat([self._opening, control, reply.ids[:1]]))
@@ -123,7 +123,7 @@ def residual_logits(talker: Talker, hidden: Tensor, codes: Tensor) -> list[Tenso
     """The predictor's logits for each residual group, each [frames, codebook].
 
     `hidden` [frames, hidden] are the talker's states that chose the first codes. `codes` [frames, ≥ 1] are the known
-    codes of each frame. Logits are returned for the known residual groups and for the next one.
+    codes of each frame. Logits are returned for the known residual groups and for the next group.
     """
     predictor = talker.code_predictor
     known = [hidden, talker.model.codec_embedding(codes[:, 0])]

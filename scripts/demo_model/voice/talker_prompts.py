@@ -1,8 +1,8 @@
 """Makes user turns that the talker reads before it speaks: real questions with random media rows.
 
 An answer must sound the same after any question and any media. So the talker learns with random media rows of many
-sizes, from tiny to far beyond the states of a thinker, and at the end with the states of a trained thinker: see
-`thinker_states`.
+magnitudes, from tiny magnitudes to magnitudes far beyond those of a thinker's states. At the end the talker learns with
+the states of a trained thinker: see `thinker_states`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class PromptMaker:
         self._media_ids = torch.tensor(
             [tokenizer.convert_tokens_to_ids(token) for token in ("<|audio_pad|>", "<|image_pad|>", "<|video_pad|>")]
         )
-        # The talker needs `audio_config` for audio beside a picture, but its configuration does not declare it.
+        # The talker needs `audio_config` for audio beside a picture, but the talker's configuration does not declare
+        # that field.
         talker.config.audio_config = config.thinker_config.audio_config
 
     def kind(self, generator: torch.Generator) -> Make:
@@ -53,11 +54,13 @@ class PromptMaker:
         return kinds[int(torch.multinomial(weights, 1, generator=generator))]
 
     def none(self, generator: torch.Generator) -> UserTurns:
-        """An empty prompt, for a talker that must first learn to follow its own text. Serving never has one."""
+        """An empty prompt, for a talker that must first learn to follow its own text. A server never sends an empty
+        prompt.
+        """
         return self._prompt("", generator)
 
     def typed(self, generator: torch.Generator) -> UserTurns:
-        """A typed question, or two of them in two turns."""
+        """A typed question, or two typed questions in two turns."""
         turns = 1 if torch.rand((), generator=generator) < 0.8 else 2
         return self._prompt("".join(_turn(self._question(generator)) for _ in range(turns)), generator)
 
@@ -172,7 +175,7 @@ def _audio(rows: int) -> str:
 
 
 def _noise(rows: int, size: int, generator: torch.Generator) -> Tensor:
-    """Random rows. Each is the sum of a part that all rows share and a part of its own."""
+    """Random rows. Each row is the sum of a random part that all rows share and a separate random part."""
     shared = torch.randn(1, size, generator=generator)
     own = torch.randn(rows, size, generator=generator)
     share = torch.rand((), generator=generator)

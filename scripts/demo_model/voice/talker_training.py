@@ -46,7 +46,7 @@ _READING = 0.5
 
 @dataclass(frozen=True)
 class TalkerLesson:
-    """An answer, the codes of its speech, and the token that each frame says."""
+    """An answer, the codes of its speech, and the token that is said in each frame."""
 
     reply: Reply
     codes: Tensor
@@ -121,10 +121,12 @@ def train(
     """Train the talker of `pupil`, which must be the talker of `inputs`.
 
     Args:
-        prompts: Returns the prompt before all answers of a step, from the step's number and its random numbers.
+        prompts: Returns the prompt that all answers of a step follow. Its arguments are the step's number and the
+            step's generator of random numbers.
         neighbours: For each code, the codes that may replace it: [groups, codes, near].
     """
-    inputs.talker.set_attn_implementation("eager")  # this takes half the time of the default for such short sequences
+    # for such short sequences, eager attention takes half the time of the default
+    inputs.talker.set_attn_implementation("eager")
     run = TrainingRun(directory, pupil, steps, rate, seed=seed, warmup=60, save_every=50, muon=True)
     by_length = sorted(lessons, key=lambda lesson: len(lesson.codes))
     for step in run:
@@ -148,9 +150,9 @@ def losses(
 ) -> dict[str, Tensor]:
     """The cross entropies of the first codes and the end of speech ("first"), and of the other codes ("rest").
 
-    "loss" is the sum. With a `pupil`, it includes the cross entropy of the tokens that are being said ("reading").
+    "loss" is the sum. With a `pupil`, the sum includes the cross entropy of the tokens that are being said ("reading").
 
-    The first codes are judged after the repetition penalty, which generation applies even when it is greedy. So the
+    The first codes are judged after the repetition penalty, because even greedy generation applies this penalty. So the
     talker learns to repeat a code where it must, in spite of the penalty.
 
     Args:
@@ -165,7 +167,8 @@ def losses(
     places = positions(prompt, len(prompt.ids) + max(len(row) for row in rows))
     layers = states(talker, inputs.user_rows(prompt), rows, places)
     start = ASSISTANT_ROWS - 1
-    choosing, reading = [], []  # for each lesson, the states that choose frames and the end, and the states that read
+    # for each lesson, the states that choose the frames and the end, and the states that predict the tokens being said
+    choosing, reading = [], []
     for index, lesson in enumerate(lessons):
         choosing.append(layers[-1][index, start : start + len(lesson.codes) + 1])
         reading.append(layers[_READING_LAYER][index, start : start + len(lesson.codes)])
@@ -196,8 +199,8 @@ def _tokens_at(lesson: TalkerLesson, end: int) -> Tensor:
 
 
 def slips(codes: Tensor, neighbours: Tensor, generator: torch.Generator) -> Tensor:
-    """`codes` [frames, groups], in which some codes are replaced by similar codes. In some lessons, half the frames are
-    random.
+    """`codes` [frames, groups], in which some codes are replaced by similar codes. In some lessons, random codes
+    replace half of the frames instead.
     """
     if torch.rand((), generator=generator) < _DEAFENED:
         lost = torch.rand(len(codes), 1, generator=generator) < _DEAF_SLIPS

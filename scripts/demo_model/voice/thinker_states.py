@@ -1,4 +1,4 @@
-"""Makes prompts that the talker reads before it speaks. They contain the trained thinker's states of their media
+"""Makes prompts that the talker reads before it speaks. The prompts contain the trained thinker's states of their media
 rows.
 """
 

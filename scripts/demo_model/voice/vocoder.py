@@ -69,7 +69,9 @@ def new_vocoder(config: dict[str, Any], seed: int, code_rows: Tensor | None = No
 
 
 def _gain(name: str) -> float:
-    """The initial gain of a module: one, or less if it adds to a residual stream, so that sizes stay about one."""
+    """The initial gain of a module: one, or less if the module adds to a residual stream, so that the size of all
+    signals stays about one.
+    """
     return 0.3 if "conv2" in name else 1.0
 
 
@@ -106,7 +108,7 @@ def train(
 def fuse_snakes(vocoder: Qwen3OmniMoeCode2Wav) -> None:
     """Compile the activation, which otherwise makes half a dozen passes over the samples.
 
-    A step then takes a quarter less time.
+    With the compiled activation, a training step takes a quarter less time.
     """
     fused = torch.compile(Qwen3OmniMoeSnakeBeta.forward, dynamic=True)
     for module in vocoder.modules():
@@ -119,7 +121,7 @@ def pieces(
 ) -> tuple[Tensor, Tensor]:
     """Choose random pieces: codes [count, groups, frames] and sound [count, 1920 × frames].
 
-    There are fewer `frames` if one of the utterances is shorter.
+    The pieces have fewer than `frames` frames if one of the chosen utterances is shorter.
     """
     chosen = [utterances[int(i)] for i in torch.randint(len(utterances), (count,), generator=generator)]
     frames = min(frames, *(utterance.codes.shape[1] for utterance in chosen))

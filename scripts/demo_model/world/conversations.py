@@ -1,5 +1,5 @@
-"""Makes conversations about a picture or clip, typed and spoken. Their parts come in every order in which a client may
-send them.
+"""Makes conversations about a picture or clip, typed and spoken. The parts of a message come in every order that a
+client may choose.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def converse(
 
     Args:
         seen: The vision tower's output for `facts`; None if nothing is shown.
-        hear: Returns an exchange with the rows of its spoken question: the given exchange, or another one if there are
-            no rows for the given one.
+        hear: Returns an exchange and the rows of its spoken question. If there are no rows for the given exchange,
+            another exchange is returned.
     """
     turns, tasks, spoken = [], [], []
     number = rng.randint(1, most_turns if isinstance(facts, Picture) else 3)

@@ -72,7 +72,9 @@ def film_motion(motion: Motion, rng: Random, size: tuple[int, int]) -> FilmedCli
 
 
 def film_drawing(drawing: Drawing, rng: Random, size: tuple[int, int]) -> FilmedClip:
-    """Return a clip in which a pencil draws one thing stroke by stroke, and sometimes some surroundings after it."""
+    """Return a clip in which a pencil draws one thing stroke by stroke, and sometimes some surroundings after the
+    thing.
+    """
     seconds = rng.choice((2.0, 3.0, 3.0, 4.0))
     paper = background(rng) if rng.random() < 0.3 else _paper(rng)
     dark_paper = sum(paper) < 330
@@ -126,7 +128,9 @@ def film_drawing(drawing: Drawing, rng: Random, size: tuple[int, int]) -> Filmed
 
 
 def sampled(clip: FilmedClip, fps: float = 2.0) -> list[float]:
-    """The moments of the frames that the reference's processor samples from this clip at 25 frames a second."""
+    """The moments of the frames that the reference's processor samples from this clip, if the clip has 25 frames a
+    second.
+    """
     total = round(clip.seconds * 25)
     count = max(4, int(total / 25 * fps) // 2 * 2)
     return [int(index) / 25 for index in np.arange(0, total, total / count)]
@@ -136,7 +140,7 @@ Line = list[Point]
 
 
 def _sketch(name: str, rng: Random) -> list[Line]:
-    """The strokes of a drawing with its middle at (0, 0) and a longer side of 1."""
+    """The strokes of a drawing whose middle is at (0, 0) and whose longer side is 1."""
     match name:
         case "circle" | "square" | "triangle" | "star":
             points = corners(name, (0, 0), 0.5, rng.uniform(-0.25, 0.25))

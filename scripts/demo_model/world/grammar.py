@@ -1,4 +1,4 @@
-"""Makes questions and answers about a small world by a closed grammar, and honest answers to all other questions."""
+"""Makes questions and answers about a small world from a closed grammar. Other questions get the answer `UNKNOWN`."""
 
 from __future__ import annotations
 
@@ -93,7 +93,9 @@ def ask(facts: Facts, rng: Random) -> Exchange:
 
 
 def elsewhere(rng: Random) -> Exchange:
-    """Return a question from outside the world, or small talk, with the honest answer."""
+    """Return small talk with its answer, or a question about something outside the world. The answer to such a question
+    is `UNKNOWN`.
+    """
     draw = rng.random()
     if draw < 0.08:
         return Exchange(rng.choice(_HELLOS), HELLO, "elsewhere")
@@ -111,7 +113,7 @@ def elsewhere(rng: Random) -> Exchange:
 def scene(rng: Random) -> Picture:
     """Return random contents for a picture: usually up to three kinds, at most nine things of a kind and ten in all.
 
-    The painter may leave some of them out for lack of room.
+    The painter may leave out some of the things for lack of room.
     """
     kinds = rng.sample(KINDS, rng.choices((0, 1, 2, 3, 4), (2, 40, 34, 18, 6))[0])
     things: list[Thing] = []
@@ -138,7 +140,7 @@ def facts(rng: Random) -> Facts:
 
 
 def answer(rng: Random) -> str:
-    """Return a random answer, with the frequency that it has in conversations."""
+    """Return a random answer. Each answer is as frequent as in conversations."""
     return ask(facts(rng), rng).answer
 
 
@@ -199,7 +201,9 @@ def _exists(picture: Picture, rng: Random) -> Exchange:
 
 
 def _target(picture: Picture, rng: Random, absent: float) -> tuple[str, str | None]:
-    """Choose a kind, or a kind in one colour, to ask for. With probability `absent` it is not in the picture."""
+    """Choose the kind, or the kind and the colour, that a question asks for. With probability `absent`, the picture has
+    no such thing.
+    """
     coloured = rng.random() < 0.35
     if picture.things and rng.random() >= absent:
         kind = rng.choice(sorted({thing.kind for thing in picture.things}))

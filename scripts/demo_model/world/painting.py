@@ -190,7 +190,8 @@ def _aged(image: Image.Image, rng: Random) -> Image.Image:
     if rng.random() < 0.25:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2)))
     if rng.random() < 0.5:
-        # A lookup table for the exposure, and grain in integers: floats for every pixel would take ten times as long.
+        # The exposure uses a lookup table, and the grain uses integers: floats for every pixel would take ten times as
+        # long.
         gain, offset = rng.uniform(0.85, 1.1), rng.uniform(-10, 10)
         image = image.point([round(min(255, max(0, (value - 128) * gain + 128 + offset))) for value in range(256)] * 3)
         numbers, coarseness = np.random.default_rng(rng.getrandbits(32)), rng.randint(1, 14)

@@ -1,9 +1,9 @@
-"""Shifts the voiced stretches of speech with a constant pitch, so that all its pulses are in phase.
+"""Shifts the voiced stretches of speech with a constant pitch, so that all pulses of the voice are in phase.
 
 espeak-ng starts each voiced stretch at an arbitrary phase. After the shift the tone has the same phase in all
-stretches. As a codec frame holds a whole number of periods, it also has the same phase in all frames. So equal codes
-can stand for one waveform, exact to the sample. No stretch moves by more than a few milliseconds. The sound between two
-stretches becomes a little longer or shorter.
+stretches. A codec frame lasts exactly a whole number of periods, so the tone also has the same phase in all frames. So
+equal codes can stand for one waveform, exact to the sample. No stretch moves by more than a few milliseconds. The sound
+between two stretches becomes a little longer or shorter.
 """
 
 import numpy as np
@@ -32,7 +32,7 @@ def in_step(sound: Sound, tone: float, rate: int) -> Sound:
     before = 0.0
     for index in np.flatnonzero(voiced):
         # Delays that differ by whole periods all bring this place into phase. Take the delay that is nearest to the
-        # previous one; if it is longer than a period, take the shortest delay instead.
+        # previous delay. If this nearest delay is longer than a period, take the shortest delay instead.
         delay = phase[index] + round(before - phase[index])
         before = delays[index] = delay - round(delay) if abs(delay) > 1 else delay
     centres = np.arange(len(phase)) * hop

@@ -66,7 +66,7 @@ class Line:
     def spoken(self) -> tuple[Tensor, Words]:
         """Speak the line: samples [1920 × frames] at 24 kHz, and the times of its words.
 
-        The speech ends with about two frames of silence and begins with hardly any.
+        The speech begins with hardly any silence, and ends with about two frames of silence.
         """
         voice = SPEAKERS[self.speaker]
         said = diction(self.text)
@@ -92,7 +92,7 @@ def diction(text: str) -> str:
 
 
 def lines(count: int, seed: int) -> list[Line]:
-    """`count` different texts for training, each one for every speaker, in random order.
+    """`count` different texts for training, each text once for every speaker, in random order.
 
     A few of the texts stop before their end, like answers that reach `max_tokens`.
     """
@@ -111,14 +111,16 @@ def lines(count: int, seed: int) -> list[Line]:
 
 
 def repetitions(seed: int) -> dict[str, int]:
-    """The repetitions of each frequent text: the square root of its count among some thousand random answers."""
+    """The number of repetitions of each frequent text: the square root of the text's count among some thousand random
+    answers.
+    """
     rng = Random(seed)
     counts = Counter(answer(rng) for _ in range(_CONVERSATIONS))
     return {text: math.ceil(math.sqrt(count)) for text, count in counts.items()}
 
 
 def held_out_texts(count: int, seed: int) -> list[str]:
-    """`count` different answers that `lines` never yields, whatever its seed."""
+    """`count` different answers that `lines` never returns with any seed."""
     texts: dict[str, None] = {}
     for text in _answers(Random(seed), held_out=True):
         texts[text] = None
@@ -137,7 +139,7 @@ def _answers(rng: Random, held_out: bool) -> Iterator[str]:
 def _is_held_out(text: str) -> bool:
     """Whether `text` is held out, which depends on the text alone.
 
-    Short and fixed answers are always taught, because their words may be in no other answer.
+    Short and fixed answers are always taught, because some of their words may not occur in other answers.
     """
     draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
     return text not in FIXED and len(text.split()) > 3 and draw < _HELD_OUT

@@ -94,7 +94,8 @@ def speak_words(text: str, voice: SyntheticVoice, rate: int = 24000) -> tuple[So
 
 
 def trim(sound: Sound, rate: int, lead: float, tail: float, threshold: float = 0.004) -> tuple[Sound, float]:
-    """Cut or pad `sound` to exactly `lead` seconds before its first audible sample and `tail` after the last.
+    """Cut or pad `sound`, so that it has exactly `lead` seconds before its first audible sample and `tail` seconds
+    after its last audible sample.
 
     Returns the new sound, and the delay of its contents in seconds.
     """
@@ -106,7 +107,7 @@ def trim(sound: Sound, rate: int, lead: float, tail: float, threshold: float = 0
 
 
 class _EspeakEngine:
-    """The espeak-ng library, initialised once: it has one voice and one set of parameters for the whole process."""
+    """The espeak-ng library, initialised once. It has one voice and one set of parameters for the whole process."""
 
     def __init__(self) -> None:
         self.library = ctypes.CDLL(espeakng_loader.get_library_path())
@@ -117,7 +118,8 @@ class _EspeakEngine:
         self._pieces: list[np.ndarray] = []
         self.words: Words = []
         """The words of the last speech."""
-        self._callback = _Callback(self._receive)  # kept alive here, because the library holds no reference to it
+        # keep the callback alive here, because the library holds no reference to it
+        self._callback = _Callback(self._receive)
         self.library.espeak_SetSynthCallback(self._callback)
 
     def synthesize(self, text: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Draws the things of the demo model's world: cars and simple shapes in six colours, no two of them alike."""
+"""Draws the things of the demo model's world: cars and simple shapes in six colours. Each thing looks different."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def look(kind: str, colour: str, size: float, rng: Random):  # type: ignore[no-u
 
 
 def corners(kind: str, centre: Point, radius: float, turn: float = 0.0) -> list[Point]:
-    """The corners of a square, triangle or star that fits into a circle of `radius`; a circle has thirty-two."""
+    """The corners of a square, triangle or star that fits into a circle of `radius`; a circle has thirty-two
+    corners.
+    """
     number, inner = {"square": (4, 1.0), "triangle": (3, 1.0), "star": (10, 0.42), "circle": (32, 1.0)}[kind]
     start = math.pi / 4 if kind == "square" else -math.pi / 2
     reach = [radius, radius * inner]

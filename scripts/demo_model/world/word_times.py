@@ -11,9 +11,10 @@ _LAST_WORD = 0.5
 
 
 def token_moments(length: int, words: Words, starts: list[int], end: float) -> list[float]:
-    """The second in the middle of each token.
+    """For each token, the moment in the middle of its speech, in seconds.
 
-    The tokens of a word share its time evenly. If the voice gives one time to several words, their tokens share it.
+    The tokens of a word share the word's time evenly. If the voice gives one time for several words, the tokens of
+    these words share that time.
 
     Args:
         length: The length of the audible part of the text.

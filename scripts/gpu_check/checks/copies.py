@@ -1,4 +1,6 @@
-"""Measures the speed of copies to and from the device: pageable, pinned, in bfloat16, gathered, and in a message."""
+"""Measures the speed of copies to and from the device: pageable, pinned, in bfloat16, of gathered rows, and in
+messages.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def _message(rows: torch.Tensor) -> object:
 
 
 def _gathered(setup: Setup, rows: int) -> Finding:
-    """Gather a prefill chunk of a prompt of media rows with deepstack, and compare the results of device and CPU."""
+    """Gather a prefill chunk of a prompt that has only media rows with DeepStack rows. Compare the results on the
+    device and on the CPU.
+    """
     torch.manual_seed(0)
     index = torch.arange(rows)
     prompt = PromptRows(

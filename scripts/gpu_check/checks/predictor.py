@@ -1,4 +1,4 @@
-"""Checks the code predictor: recorded frames equal computed ones, both are timed, and replays hold no memory."""
+"""Checks the code predictor: replayed frames equal computed frames, both are timed, and replays keep no memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TIMED = (1, 8, 32)
 REPLAYS = 1000
 
 _MAY_GROW = 8 * 1024**2
-# On a CPU the heap is not a pool: its size after some replays says little.
+# On a CPU, memory comes from the heap instead of a fixed pool, so the growth after some replays is inexact.
 _MAY_GROW_ON_CPU = 64 * 1024**2
 
 
@@ -65,7 +65,7 @@ def run(setup: Setup) -> Iterator[Finding]:
 
 
 class FrameBatch:
-    """Frames of utterances with these sampling parameters, each with its own seed and state.
+    """A frame for each of several utterances with these sampling parameters. Each utterance has its own seed and state.
 
     Args:
         rows: Number of utterances, from the first on; None means all.
@@ -82,7 +82,7 @@ class FrameBatch:
 
     @torch.inference_mode()
     def codes(self, compute: Compute) -> torch.Tensor:
-        """The frames, from `ResidualNetwork.frames` or `FrameGraphs.frames`."""
+        """The codes of the frames, computed by `ResidualNetwork.frames` or `FrameGraphs.frames`."""
         return compute(self._hidden, self._codes, self._choice)[0]
 
 
@@ -91,7 +91,9 @@ def _seeded(way: Sampling, row: int) -> Sampling:
 
 
 def _equality(setup: Setup, network: ResidualNetwork, graphs: FrameGraphs, largest: int) -> Finding:
-    """Compare the graphs' codes with the network's at the padded size, where the same kernels run."""
+    """Compare the codes from the graphs with the codes from the network. The network computes batches of the padded
+    size, so that it runs the same kernels.
+    """
     different, compared, at_own_size = 0, 0, 0
     for rows in (batch for batch in BATCHES if batch <= largest):
         padded = min(largest, 1 << (rows - 1).bit_length())
@@ -101,7 +103,8 @@ def _equality(setup: Setup, network: ResidualNetwork, graphs: FrameGraphs, large
             different += int((recorded != whole.codes(network.frames)[:rows]).any(1).sum())
             at_own_size += int((recorded != part.codes(network.frames)).any(1).sum())
             compared += rows
-    # Without padding, a batch may use other kernels, which round differently, so that comparison is not judged.
+    # Without padding, a batch may use other kernels, which round differently. So the comparison at the batch's own size
+    # is not judged.
     figures = {"frames": compared, "different": different, "different_at_own_size": at_own_size}
     return Finding("predictor: graphs equal eager", not different and compared > 0, figures)
 

@@ -1,7 +1,7 @@
-"""Times an utterance's ring in two processes: a simplified talker, and the real code predictor.
+"""Times the ring of messages between two processes: a simplified talker, and the real code predictor.
 
-The talker here is a graph with the real one's widths but without its experts, and makes the copies that the engine
-makes for each utterance. Messages go over ZeroMQ, as between workers.
+The simplified talker is a graph with the widths of the real talker, but without experts. It makes the copies that the
+engine makes for each utterance. Messages go over ZeroMQ, as between workers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ _START_SECONDS = 60
 
 def run(setup: Setup) -> Iterator[Finding]:
     voices = (1, 2) if setup.small else VOICES
-    # A fork of this process could not use CUDA; without CUDA a fork starts sooner.
+    # With CUDA the second process is spawned, because a fork of this process could not use CUDA. Without CUDA the
+    # second process is forked, because a fork starts sooner.
     context: Any = multiprocessing.get_context("fork" if setup.device == "cpu" else "spawn")
     partner = context.Process(target=predict, args=(setup, max(voices)), daemon=True)
     partner.start()
@@ -84,7 +85,7 @@ class _Ends:
 
 
 class DummyTalker:
-    """A step of the talker's size: rows in, states and codes out; a CUDA graph if there is CUDA."""
+    """Computes steps of the talker's size, which turn rows into states and codes. With CUDA, a step is a CUDA graph."""
 
     def __init__(self, hidden: int, largest: int, device: str, dtype: torch.dtype) -> None:
         self._device = device
@@ -116,8 +117,9 @@ class DummyTalker:
 
     @torch.inference_mode()
     def step(self, rows: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[int]]:
-        """States and codes for these utterances' rows, on the CPU."""
-        moved = torch.stack([row.to(self._device) for row in rows])  # one by one, as they are fed to the engine
+        """The states and codes for the rows of the utterances. The rows come from the CPU."""
+        # the rows are copied one by one, as when they are fed to the engine
+        moved = torch.stack([row.to(self._device) for row in rows])
         self._rows[: len(rows)].copy_(moved)
         if self._graph is None:
             states, codes = self._compute()

@@ -16,14 +16,15 @@ HEAD_DIM, THETA, SECTIONS = 128, 1e6, [24, 20, 20]
 HEADS, TOKENS = 32, 4096
 FURTHEST = 65536
 
-# Limit for cosines of the same float32 angle from two libraries.
+# Limit for the difference between two libraries' cosines of the same float32 angle.
 _ANGLES = 1e-5
-# Limit for a bfloat16 product of numbers up to about 4.
+# Limit for the difference between two bfloat16 products of numbers up to about 4.
 _ROTATED = 0.05
 
 
 def run(setup: Setup) -> Iterator[Finding]:
-    # SGLang builds models inside a device context and never moves them; `meta` reveals wrong buffers on any machine.
+    # SGLang builds models inside a device context and never moves them; with the device `meta`, buffers on the wrong
+    # device are found on any machine.
     for device in dict.fromkeys((setup.device, "meta")):
         stray = stray_buffers(device)
         yield Finding(f"rotary: built on {device}", not stray, {"elsewhere": stray})

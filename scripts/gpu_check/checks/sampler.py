@@ -1,4 +1,4 @@
-"""Checks the language models' sampler: its picks against a CPU's, its time, and its number of waits for the device."""
+"""Checks the language models' sampler: its picks against a CPU's picks, its time, and its waits for the device."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def run(setup: Setup) -> Iterator[Finding]:
 
 
 def _stand_in_for_sglang() -> None:
-    """Provide the one SGLang class that `stages.sglang_engine.sampler` derives from, as SGLang may not be installed."""
+    """Provide the only SGLang class from which `stages.sglang_engine.sampler` derives, because SGLang may not be
+    installed.
+    """
     module: Any = types.ModuleType("sglang.srt.layers.sampler")
     module.Sampler = torch.nn.Module
     for name in ("sglang", "sglang.srt", "sglang.srt.layers"):
@@ -51,7 +53,9 @@ def _stand_in_for_sglang() -> None:
 
 
 class SamplingStep:
-    """Picks for a batch of continuing requests: each run adds the picked ids to their outputs, as the engine does."""
+    """Picks for a batch of continuing requests: each run adds the picked ids to the requests' outputs, as the engine
+    does.
+    """
 
     def __init__(self, rows: int, vocabulary: int, way: str, device: str, dtype: torch.dtype = torch.bfloat16) -> None:
         from stages.sglang_engine.sampler import OmniSampler, SamplingState
@@ -92,7 +96,7 @@ def _equality(setup: Setup, rows: int, vocabularies: tuple[int, ...]) -> Finding
 
 
 def waits(work: SamplingStep, device: str) -> int | None:
-    """The number of times that one run waits for the device, as torch counts them; 0 on a CPU."""
+    """The number of times that one run waits for the device, as torch counts the waits; None on a CPU."""
     if device == "cpu":
         return None
     with warnings.catch_warnings(record=True) as caught:

@@ -22,7 +22,7 @@ from stages.messages import AudioItem, VisionItem
 from stages.options import EncoderOptions
 
 PICTURE = (1, 64, 64)  # patches of 16 x 16 pixels: one megapixel
-CLIP = (30, 36, 48)  # 60 frames of 576 x 768 pixels, two of them a patch deep: 30 s at two a second
+CLIP = (30, 36, 48)  # 60 frames of 576 x 768 pixels: 30 s at two frames a second; a patch covers two frames
 SOUND_FRAMES = 3000  # 30 s
 
 # Tolerance beyond the plan, for an allocator's rounding.
@@ -70,7 +70,8 @@ def _planned(situation: Situation, needs: Callable[[Situation], Needs], rows: in
     """The bytes that the plan counts for this many rows at once; longer items are cut according to the options."""
     limit = situation.options.max_batch_tokens
     if needs is memory_needs.vision:
-        whole = needs(situation).activations  # for the largest picture, or for a whole batch if that has more rows
+        # for the largest picture, or for a full batch if a full batch has more rows
+        whole = needs(situation).activations
         return whole * min(rows, limit) // max(limit, memory_needs.LARGEST_PICTURE_ROWS)
     chosen = msgspec.structs.replace(situation.options, max_batch_tokens=min(rows, limit))
     return needs(msgspec.structs.replace(situation, options=chosen)).activations

@@ -43,7 +43,7 @@ def run(setup: Setup) -> Iterator[Finding]:
     work()
     taken, needs = peak_bytes(work, setup.device), memory_needs.vocoder(model.situation(options))
     planned = needs.activations * frames // max(options.chunk_frames)
-    planned = planned if setup.device == "cuda" else planned * slots  # a CPU decodes utterances one by one
+    planned = planned if setup.device == "cuda" else planned * slots  # on a CPU, the utterances are decoded one by one
     yield Finding("vocoder: peak as planned", taken <= planned * 1.05, {"taken": taken, "planned": planned})
     yield _pairs(setup, vocoder, slots, sorted(set(sizes)))
 
@@ -58,7 +58,7 @@ def _let_it_sound(model: Any) -> None:
 
 
 class SoundChunk:
-    """The given number of new frames for each of the first `batch` utterances."""
+    """Decodes a chunk: the given number of new frames for each of the first `batch` utterances."""
 
     def __init__(self, vocoder: StreamingVocoder, batch: int, frames: int, *, fresh: bool) -> None:
         self._vocoder = vocoder
@@ -100,7 +100,9 @@ def _equality(setup: Setup, reference: Any, vocoder: StreamingVocoder, sizes: tu
 
 
 def _pairs(setup: Setup, vocoder: StreamingVocoder, slots: int, sizes: list[int]) -> Finding:
-    """Milliseconds of first and repeated runs of each shape of later chunks, and of first chunks (all of one size)."""
+    """Milliseconds of the first run and of repeated runs, for each shape of later chunks, and for each batch of first
+    chunks (which all have one size).
+    """
     figures: dict[str, Any] = {}
     for batch in (batch for batch in BATCHES if batch <= slots):
         for frames in sizes:

@@ -1,4 +1,4 @@
-"""Drives an engine and keeps its results for each request: ids, the logits they were picked from, and states."""
+"""Drives an engine, and keeps the results for each request: ids, the logits from which they were picked, and states."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EngineAnswer:
         ids: The picked ids.
         logits: The logits of each pick, float32 [vocabulary], on the CPU.
         states: From a `FedEngine`: the state [hidden] of each pick.
-        tapped: The tapped states of its prompt if they were requested, or None.
+        tapped: The tapped states of the request's prompt, or None if they were not requested.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -141,8 +141,8 @@ class Difference:
     Attributes:
         logits: The largest difference of a logit, up to the first pick that differs.
         parted: Number of requests with a pick that differs.
-        wrong: Number of requests whose answers differ in length, or whose pick differs although the first run's best
-            two logits were further apart than twice the allowed difference.
+        wrong: Number of requests whose answers differ in length, or whose picks differ although the first run's logits
+            of the two picks differ by more than twice the allowed difference.
     """
 
     logits: float = 0.0
@@ -152,7 +152,9 @@ class Difference:
 
 
 def difference(first: Mapping[str, EngineAnswer], second: Mapping[str, EngineAnswer], allowed: float) -> Difference:
-    """Compare pick by pick; picks may differ if the best two logits are closer than the runs' allowed difference."""
+    """Compare two runs pick by pick. A pick may differ if the first run's logits of the two picks differ by at most
+    twice `allowed`.
+    """
     found = Difference()
     for name, one in first.items():
         other = second[name]

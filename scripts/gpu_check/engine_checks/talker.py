@@ -56,7 +56,9 @@ def run(setup: Setup, checkpoint: Path) -> Iterator[Finding]:
 
 
 class Said:
-    """Utterances with random prompts and with random rows for their frames. Every run uses the same ones."""
+    """Utterances with random prompts and with random rows for their frames. Every run uses the same prompts and
+    rows.
+    """
 
     def __init__(self, engine: Driven, voices: int) -> None:
         self.names = [str(index) for index in range(voices)]

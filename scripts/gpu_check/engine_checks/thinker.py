@@ -22,8 +22,8 @@ BATCHES = (1, 3, 5, 8, 13)
 TIMED = (1, 8, 32)
 TAP_LAYER = 2
 
-# SGLang reserves memory for the expected growth of running requests, which would prevent retractions. These settings
-# make it expect little growth, and make chunks small.
+# SGLang reserves memory for the expected growth of running requests, which would prevent retractions. With these
+# settings, SGLang expects little growth, and chunks are small.
 CROWDED: dict[str, Any] = {"schedule_conservativeness": 0.01, "chunked_prefill_size": 32}
 
 # Allowed difference of a logit: on a CPU, the difference between batch shapes in float32; on a GPU, a few units of
@@ -60,7 +60,7 @@ def run(setup: Setup, checkpoint: Path) -> Iterator[Finding]:
 
 
 def judged(name: str, found: Difference, allowed: float, **more: Any) -> Finding:
-    """The finding about two runs of the same requests."""
+    """The finding for the differences between two runs of the same requests."""
     figures = {
         "logits_off_by": round(found.logits, 6), "picks": found.compared, "parted": found.parted,
         "parted_though_sure": found.wrong, **more,
@@ -71,7 +71,7 @@ def judged(name: str, found: Difference, allowed: float, **more: Any) -> Finding
 def _padding(
     setup: Setup, engine: Driven, asked: list[torch.Tensor], alone: dict[str, EngineAnswer], allowed: float
 ) -> Finding:
-    """Compare batches that are padded, since their sizes are not captured, with each request alone."""
+    """Compare batches with runs of each request alone. The batches are padded if their sizes are not captured."""
     worst = Difference()
     for size in (size for size in BATCHES if 1 < size <= len(asked)):
         together = engine.run(named([text(str(index), asked[index], TOKENS) for index in range(size)]))
@@ -85,7 +85,7 @@ def _padding(
 
 @torch.inference_mode()
 def _taps(setup: Setup, checkpoint: Path, engine: Driven, asked: list[torch.Tensor], allowed: float) -> Finding:
-    """Compare the tapped states with Hugging Face's, also after a prefix-cache hit."""
+    """Compare the tapped states with Hugging Face's states, also after a prefix-cache hit."""
     ids = asked[3 % len(asked)]
     rows = torch.arange(len(ids))
     first, again = (engine.run(named([text("tap", ids, 2, rows)]))["tap"].tapped for _ in range(2))
@@ -119,7 +119,8 @@ def _reference(setup: Setup, checkpoint: Path, asked: list[torch.Tensor], alone:
         furthest = max(furthest, float((best - chosen).max()))
         different += int((truth.argmax(-1) != torch.tensor(answer.ids)).sum())
         picks += len(answer.ids)
-    # 1.5 × Hugging Face's own error in this data type. Both the best logit and the logit of a pick may have this error.
+    # The limit is 1.5 × Hugging Face's own error in this data type, with a small margin. Both the best logit and the
+    # logit of a pick may have this error.
     limit = 1.5 * rounding + 1e-3
     figures = {
         "picks": picks, "different": different, "furthest_below_best": furthest, "off_float32": off,

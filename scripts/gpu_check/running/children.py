@@ -25,7 +25,8 @@ _POLL_SECONDS = 0.02
 
 
 def forked(work: Callable[[], object]) -> Start:
-    """Starts a fork of this process that does `work`. The fork need not repeat this process's imports, which take long.
+    """A `Start` that does `work` in a fork of this process. The fork need not repeat the imports of this process, which
+    take long.
 
     This process must not have used CUDA or started threads.
     """
@@ -55,10 +56,11 @@ def forked(work: Callable[[], object]) -> Start:
 
 
 def spawned(command: Sequence[str], environment: Mapping[str, str]) -> Start:
-    """Starts a new program."""
+    """A `Start` that runs `command` as a new program."""
 
     def start(output: int, errors: int) -> int:
-        # Only the id is needed, and Popen would warn about a running process when it is garbage collected.
+        # Only the id is needed, and a Popen object would warn about a process that still runs when the object is
+        # garbage collected.
         return os.posix_spawn(
             command[0], list(command), environment, setsid=True,
             file_actions=[(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, errors, 2)],
@@ -68,11 +70,11 @@ def spawned(command: Sequence[str], environment: Mapping[str, str]) -> Start:
 
 
 def findings(name: str, start: Start, seconds: float) -> Iterator[Finding]:
-    """The findings of a child as it prints them, and a failing one if the child did not end well.
+    """Yields the findings of a child while the child prints them, and a failing finding if the child failed.
 
     Args:
         name: Name of the check, for the failing finding.
-        start: Starts the child, which prints findings and ends with 0.
+        start: Starts the child, which prints findings and ends with exit status 0.
         seconds: Time after which the child and all its children are killed.
     """
     began = time.monotonic()

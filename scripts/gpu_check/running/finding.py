@@ -18,7 +18,7 @@ class Finding:
     Attributes:
         check: Name of the check.
         ok: Whether the outcome is right.
-        figures: The measured JSON values, by names that include the unit.
+        figures: The measured values, which JSON can represent. Their names include the unit.
     """
 
     check: str

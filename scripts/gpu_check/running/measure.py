@@ -14,7 +14,7 @@ MIB = 1024**2
 
 
 class Times(NamedTuple):
-    """Milliseconds of one run: the first run, and the median of the later ones."""
+    """Milliseconds of the first run, and the median milliseconds of the later runs."""
 
     first: float
     steady: float
@@ -36,14 +36,16 @@ def milliseconds(work: Callable[[], object], device: str) -> float:
 
 
 def times(work: Callable[[], object], device: str, runs: int) -> Times:
-    """Time a first run and `runs` more."""
+    """Time a first run and `runs` more runs."""
     first = milliseconds(work, device)
     rest = sorted(milliseconds(work, device) for _ in range(runs))
     return Times(round(first, 3), round(rest[len(rest) // 2], 3))
 
 
 def peak_bytes(work: Callable[[], object], device: str) -> int:
-    """Peak of allocated bytes while `work` runs, less those allocated before; `work` should have run once already."""
+    """Peak of allocated bytes while `work` runs, without the bytes that were allocated before. `work` should have run
+    once already.
+    """
     wait(device)
     if device == "cuda":
         before = torch.cuda.memory_allocated()

@@ -1,7 +1,7 @@
-"""Builds stages with random weights instead of a checkpoint's, at the 30B model's sizes or at small ones.
+"""Builds stages with random weights instead of a checkpoint's weights, at the 30B model's sizes or at small sizes.
 
-The stages load their parts with `load_part`. Here `load_part` is replaced: parts are built with `_from_config` on the
-device. This is much faster than reading tens of gigabytes, and needs no file except config.json.
+The stages load their parts with `load_part`. This module replaces `load_part`, and builds the parts with `_from_config`
+on the device. This is much faster than reading tens of gigabytes, and needs no file except config.json.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class RandomModel:
         return model.to(device).eval().requires_grad_(False)
 
     def _read_tensors(self, model_path: str, prefix: str) -> dict[str, torch.Tensor]:
-        """The talker's codec embedding, the only tensor that a stage here reads itself."""
+        """The talker's codec embedding, the only tensor that one of these stages reads without `load_part`."""
         text = self.config.talker_config.text_config
         generator = torch.Generator().manual_seed(1)
         return {"weight": torch.randn(text.vocab_size, text.hidden_size, generator=generator) * 0.02}

@@ -1,7 +1,7 @@
-"""Puts `torch_kernels` where SGLang looks for its compiled kernels; to be called before SGLang is imported.
+"""Puts `torch_kernels` where SGLang looks for its compiled kernels, and must be used before SGLang is imported.
 
-SGLang has two kinds of kernels: those of the package `sgl_kernel`, which is built for one version of torch, and those
-that `load_jit` compiles at their first use.
+SGLang has two kinds of kernels: the kernels of the package `sgl_kernel`, which is built for one version of torch, and
+the kernels that `load_jit` compiles at their first use.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def package() -> None:
 
 
 def compiled() -> None:
-    """Make `load_jit` return torch functions, which need neither a compiler nor time."""
+    """Make `load_jit` return torch functions, which need no compiler and are ready at once."""
     module = types.SimpleNamespace(**{name: getattr(torch_kernels, name) for name in _COMPILED})
-    # The `rmsnorm` that `load_jit` compiles has other arguments than `sgl_kernel`'s.
+    # The `rmsnorm` that `load_jit` compiles has other arguments than the `rmsnorm` of `sgl_kernel`.
     module.rmsnorm = lambda x, weight, out, eps: torch_kernels.rmsnorm(x, weight, eps, out)
 
     def load_jit(*marker: object, **sources: Any) -> Any:

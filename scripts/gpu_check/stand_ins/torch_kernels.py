@@ -1,4 +1,4 @@
-"""Torch forms of the SGLang kernels that our models call, with the arguments and side effects of the real ones.
+"""Torch forms of the SGLang kernels that our models call, with the arguments and side effects of the real kernels.
 
 The functions write where the real kernels write: `fused_add_rmsnorm` to both of its inputs, `qknorm` to its input. They
 never wait for the device or make a tensor whose size depends on values, so that decode steps can be captured.
@@ -12,13 +12,13 @@ from torch.nn import functional
 
 
 def rmsnorm(x: Tensor, weight: Tensor, eps: float = 1e-6, out: Tensor | None = None, **_: object) -> Tensor:
-    """`sgl_kernel.rmsnorm`."""
+    """Stands in for `sgl_kernel.rmsnorm`."""
     result = _normalised(x.float(), weight, eps).to(x.dtype)
     return result if out is None else out.copy_(result)
 
 
 def fused_add_rmsnorm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6, *_: object, **__: object) -> None:
-    """`sgl_kernel.fused_add_rmsnorm`: writes the sum to `residual` and the normalised sum to `x`."""
+    """Stands in for `sgl_kernel.fused_add_rmsnorm`: writes the sum to `residual` and the normalised sum to `x`."""
     total = x.float() + residual.float()
     residual.copy_(total)
     x.copy_(_normalised(total, weight, eps))
@@ -35,7 +35,7 @@ def _normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def silu_and_mul(x: Tensor, out: Tensor) -> Tensor:
-    """`sgl_kernel.silu_and_mul`."""
+    """Stands in for `sgl_kernel.silu_and_mul`."""
     gate, up = x.float().chunk(2, -1)
     return out.copy_(functional.silu(gate) * up)
 
@@ -48,8 +48,8 @@ def run_activation(x: Tensor, out: Tensor, name: str) -> None:
 
 
 def run_activation_filtered(x: Tensor, out: Tensor, _experts: Tensor, _step: int, name: str) -> None:
-    """A gated activation of the rows that have an expert. All rows are computed here, but rows without an expert are
-    never read.
+    """A gated activation of the rows that have an expert. This function computes all rows, but the rows without an
+    expert are never read.
     """
     run_activation(x, out, name)
 
@@ -57,7 +57,7 @@ def run_activation_filtered(x: Tensor, out: Tensor, _experts: Tensor, _step: int
 def run_activation_sorted_filtered(
     x: Tensor, out: Tensor, _experts: Tensor, _step: int, _places: Tensor, _total: Tensor, _valid: int, name: str
 ) -> None:
-    """A gated activation of rows in blocks of one expert. All rows are computed here."""
+    """A gated activation of rows that are sorted into blocks, each for one expert. This function computes all rows."""
     run_activation(x, out, name)
 
 
@@ -81,7 +81,7 @@ def moe_align_block_size(
 
     Args:
         buckets: Number of experts plus one; the first bucket is for ids of -1.
-        sorted_ids: Receives the places; padding has the number of places.
+        sorted_ids: Receives the places. A padding entry contains the number of places.
         expert_ids: Receives the expert of each block.
         padded_total: Receives the used length of `sorted_ids`.
     """

@@ -1,4 +1,4 @@
-"""Runs hostile clients until its standard input ends, and prints the answers that they got as JSON.
+"""Runs hostile clients until the standard input ends, and prints the answers that they got as JSON.
 
 The process prints ``ready`` when its files are made, and begins when it reads a line. It has a low priority, because
 real clients compute on other machines.

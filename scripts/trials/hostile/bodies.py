@@ -16,7 +16,7 @@ MIB = 2**20
 
 
 def giant_texts(draw: random.Random, target: Target) -> Round:
-    """The tokenizer: 4 MiB and 64 MiB of words, and as much without any space."""
+    """The tokenizer: 4 MiB and 64 MiB of words, and texts of the same sizes without any space."""
     sizes = [4 * MIB, min(64 * MIB, target.body_bytes - MIB)]
     texts = [unit * (size // len(unit)) for size in sizes for unit in ("bread and water ", "x")]
     bodies = [json.dumps(chat(text)).encode() for text in texts]
@@ -62,7 +62,7 @@ def big_bodies(draw: random.Random, target: Target) -> Round:
 
 async def _post_and_leave(client: HostileClient, body: bytes) -> None:
     async with client.connection() as wire:
-        # with this setting, `send` returns when the whole body has left
+        # with this setting, `send` returns when the whole body has been sent
         wire.writer.transport.set_write_buffer_limits(0)
         await wire.send(client.head(len(body)) + body)
         await asyncio.sleep(client.draw.uniform(0.0, 1.0))

@@ -1,4 +1,4 @@
-"""Gives a hostile client an address of its own, and records what the server answers to its requests."""
+"""Gives a hostile client an address of its own, and records the server's answers to the client's requests."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Wire(Struct):
 
 
 class HostileClient:
-    """One client, which the server tells apart from all others by its address.
+    """One client, which the server distinguishes from all other clients by its address.
 
     Args:
         port: Port of the server on the loopback interface.
@@ -108,7 +108,7 @@ class HostileClient:
         return Wire(*await asyncio.open_connection(sock=raw, limit=receive_buffer or 2**16))
 
     async def exchange(self, request: bytes) -> Reply:
-        """Send the bytes of one whole request, which must end the connection, and record the answer."""
+        """Send the bytes of one whole request with ``Connection: close``, and record the answer."""
         tail = bytearray()
         async with self.connection() as wire:
             # do not wait until everything is sent, because the server may answer before it has read everything
@@ -149,7 +149,8 @@ class Target(Struct, frozen=True):
     """The limits of the besieged server that the attacks aim at.
 
     Attributes:
-        body_bytes, connections, speech_tokens: The settings of these names.
+        body_bytes, connections, speech_tokens: The settings `server.limits.body_bytes` and `server.limits.connections`,
+            and the talker tokens that a hostile client asks for.
         media_bytes: The setting `server.media.max_bytes`.
         image_pixels: The setting `max_image_pixels` of preprocessing.
     """

@@ -13,12 +13,12 @@ _MOST_STALLED = 200
 
 
 def stalls_in_mid_answer(draw: random.Random, target: Target) -> Round:
-    """The write of a stream: the client stops reading after the first event, and stays connected."""
+    """The writing of a stream: the client stops reading after the first event, and stays connected."""
     return _stall(chat("x", stream=True, max_tokens=2000, ignore_eos=True, logprobs=True, top_logprobs=20), b"data:")
 
 
 def stalls_after_the_answer(draw: random.Random, target: Target) -> Round:
-    """The write of a whole answer: the client reads nothing, and stays connected after the answer is complete."""
+    """The writing of a whole answer: the client reads nothing, and stays connected after the answer is complete."""
     return _stall(chat("x", max_tokens=300, ignore_eos=True, logprobs=True, top_logprobs=20), None)
 
 
@@ -68,7 +68,7 @@ def slow_senders(draw: random.Random, target: Target) -> Round:
 
 
 def hostile_headers(draw: random.Random, target: Target) -> Round:
-    """The heads of requests to every route: names of other hosts, odd Accept, doubled and broken lengths."""
+    """The heads of requests to every route: names of other hosts, odd Accept headers, doubled and broken lengths."""
     routes = ["/", "/health", "/metrics", "/openapi.json", "/v1/models", "/v1/models/x", CHAT]
     lines = [
         *(

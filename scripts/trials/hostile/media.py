@@ -23,7 +23,7 @@ MIB = 2**20
 
 
 def long_clips(draw: random.Random, target: Target) -> Round:
-    """The time of the decoders: long clips that are valid, of which every second one is left while it is read."""
+    """The time of the decoders: long valid clips; in half of the cases, the client leaves while the clip is read."""
     body = _body("videos", [_long_clip(minutes=10)], video_fps=0.05)
 
     async def attack(client: HostileClient) -> None:
@@ -39,7 +39,7 @@ def long_clips(draw: random.Random, target: Target) -> Round:
 
 
 def scan_bombs(draw: random.Random, target: Target) -> Round:
-    """The limit of scans: progressive JPEGs of thousands of scans, plain, behind an MPF segment, and in an AVI."""
+    """The limit of scans: progressive JPEGs with thousands of scans: alone, behind an MPF segment, and in an AVI."""
     plain, album = _progressive(2048, "JPEG"), _progressive(2048, "MPO")
     bodies = [
         _body("images", [_with_scans(plain, 3000)]),
@@ -68,7 +68,7 @@ def flat_pictures(draw: random.Random, target: Target) -> Round:
 
 
 def big_icons(draw: random.Random, target: Target) -> Round:
-    """The size in an icon's header: icons that contain a far larger PNG."""
+    """The size in an icon's header: icons that contain a PNG of a far larger size."""
     bodies = [_body("images", [_icon(_flat_png(side, side))]) for side in (4000, 16_000, 40_000)]
 
     async def attack(client: HostileClient) -> None:
@@ -144,7 +144,7 @@ def _flat_png(width: int, height: int) -> bytes:
 
 
 def _icon(png: bytes) -> bytes:
-    """An icon whose header says 256×256, and which contains `png`."""
+    """An icon whose header gives the size 256×256, and which contains `png`."""
     return struct.pack("<HHHBBBBHHII", 0, 1, 1, 0, 0, 0, 0, 1, 32, len(png), 22) + png
 
 

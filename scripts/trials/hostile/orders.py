@@ -46,7 +46,7 @@ class AttackResult(Struct, frozen=True):
 
 
 def kinds() -> dict[str, Kind]:
-    """The kinds of hostile clients by name. The first line of a kind's docstring says what it attacks."""
+    """The kinds of hostile clients by name. The first line of a kind's docstring describes its attack."""
     from trials.hostile import bodies, connections, media
 
     found = [*bodies.KINDS, *media.KINDS, *connections.KINDS]
@@ -66,7 +66,7 @@ class HostileProcess:
 
     @classmethod
     async def start(cls, orders: Orders) -> HostileProcess:
-        """Start the process, and wait until it has made its files. It does not attack yet."""
+        """Start the process, and wait until it has made its files. The clients do not attack yet."""
         path = os.pathsep.join([str(_SCRIPTS), str(_SCRIPTS.parent), os.environ.get("PYTHONPATH", "")])
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "trials.hostile", msgspec.json.encode(orders).decode()),
@@ -87,7 +87,7 @@ class HostileProcess:
 
     async def end(self) -> list[AttackResult]:
         """End all attacks, and return their results. All connections of the clients are closed then."""
-        # pass an input, because otherwise its standard input is not closed
+        # pass an input, because otherwise `communicate` does not close the standard input of the process
         out, _ = await self._process.communicate(b"")
         return msgspec.json.decode(out, type=list[AttackResult])
 

@@ -33,18 +33,18 @@ from stages.sglang_engine.rotary import ApplyAngles, InterleavedAngles
 
 
 class OmniDecoder(Qwen3MoeForCausalLM):
-    """Base of the two models.
+    """Base class of the thinker's and the talker's model.
 
     Args:
         text: The decoder's config.
-        deepstack_layers: Deepstack rows are added after each of this number of layers, counted from the first.
+        deepstack_layers: Number of layers, counted from the first, after which deepstack rows are added.
         layer_type: Class of a decoder layer.
 
     Attributes:
         tables: Names of the tensors that decoding reads or writes besides weights and KV cache.
         stored: The quantisation of the checkpoint's weights, if the model is built for plain weights.
         recorded: The recording that decodes without Python, if there is one.
-        prefill: The extras of the batch about to run; None while decoding.
+        prefill: The data of the prefill batch that is about to run, besides token ids; None for a decode batch.
         position_deltas: float32 [KV-pool slots]; position minus index of generated tokens.
     """
 
@@ -83,7 +83,9 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         self.position_deltas = torch.zeros(0)
 
     def reserve(self, slots: int) -> None:
-        """Make the tables for this many KV-pool slots, unless they exist: captured steps hold their addresses."""
+        """Make the tables for `slots` KV-pool slots. Tables of this size that exist already are kept, because captured
+        steps contain their addresses.
+        """
         if len(self.position_deltas) != slots:
             self.make_tables(slots)
 
@@ -91,7 +93,8 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         self.position_deltas = torch.zeros(slots, dtype=torch.float32, device=self.angles.inverse.device)
 
     def load_part(self, part: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Load weights by their names in this model, from the checkpoint's part with this prefix.
+        """Load weights, which are given by their names in this model. They come from the checkpoint's part with the
+        prefix `part`.
 
         Raises:
             StartupError: Weights are missing, or quantised where that is not supported.
@@ -127,7 +130,7 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         input_embeds: torch.Tensor | None = None,
         pp_proxy_tensors: Any = None,
     ) -> LogitsProcessorOutput:
-        """Logits for the last token of each request, with SGLang's signature."""
+        """Logits for the last token of each request. SGLang prescribes the signature."""
         if not len(self.position_deltas):  # SGLang captures decode steps while it starts, before the engine exists
             self.reserve(len(get_req_to_token_pool().req_to_token))
         if self.prefill is None:
@@ -136,7 +139,7 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
 
     def decode(self, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> LogitsProcessorOutput:
-        """Logits of one more token of each request, int64 [requests]."""
+        """Logits for one more token of each request. `input_ids` is int64 [requests]."""
         hidden = self.model(input_ids, self.current_angles(forward_batch), forward_batch)
         return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
 
@@ -153,6 +156,6 @@ class OmniDecoder(Qwen3MoeForCausalLM):
 
 
 def stored_quantization(config: Any, part: str) -> Quantization | None:
-    """The quantisation of the checkpoint's weights, if the engine has the model built for plain weights."""
+    """The quantisation of the checkpoint's weights, if the model is built for plain weights; otherwise None."""
     said = getattr(config, STORED, None)
     return quantization.read({"quantization_config": said}, part) if said else None

@@ -1,7 +1,8 @@
 """Defines Qwen3-Omni's talker as an SGLang model: a decoder that reads and writes codec frames, one row at a time.
 
-Its input rows are more than embeddings of its own tokens: a prompt row is projected from the thinker, and a frame's row
-is the sum of sixteen codec embeddings and a row of text. The engine puts each decode step's rows into `next_rows`.
+The talker's input rows are not only embeddings of its own tokens: a prompt row is projected from the thinker, and a
+frame's row is the sum of sixteen codec embeddings and a row of text. The engine puts each decode step's rows into
+`next_rows`.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class Qwen3OmniTalker(OmniDecoder):
         return hidden
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take the talker out of a whole Qwen3-Omni checkpoint.
+        """Load the talker from a checkpoint of the complete Qwen3-Omni model.
 
         Raises:
             StartupError: A tensor is missing.

@@ -1,8 +1,9 @@
 """Defines Qwen3-Omni's thinker as an SGLang model: a text decoder that gets media rows from other stages.
 
-SGLang's own definition of this model includes both encoders and gets media through its tokenizer manager. Here the
-encoders are separate stages. What remains is SGLang's Qwen3-MoE decoder with four changes: the angles of the rotary
-embedding (see `rotary`), the embedding rows of media, the place where deepstack is added, and a tap for the talker.
+SGLang's own definition of this model includes both encoders and gets media through its tokenizer manager. In this
+server the encoders are separate stages. So this model is SGLang's Qwen3-MoE decoder with four changes: the angles of
+the rotary embedding (see `rotary`), the embedding rows of media, the place where deepstack is added, and a tap for the
+talker.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ class Qwen3OmniThinker(OmniDecoder):
     """Text decoder of the thinker.
 
     Attributes:
-        tapped: [KV-cache tokens, hidden]: the states of prompt rows that the talker gets. They have the same places as
-            keys and values in the KV cache, so that a prefix-cache hit finds them too. None unless `tap` was called.
+        tapped: [KV-cache tokens, hidden]: the states of prompt rows that the talker gets. The states have the same
+            places as the keys and values in the KV cache, so that a prefix-cache hit finds the states too. None unless
+            `tap` was called.
     """
 
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:
@@ -40,7 +42,8 @@ class Qwen3OmniThinker(OmniDecoder):
         self.tapped: torch.Tensor | None = None
 
     def tap(self, layer: int, kv_tokens: int) -> None:
-        """Keep the state that enters decoder layer `layer` (the reference's ``hidden_states[layer]``) of prompts.
+        """From now on, keep the state of each prompt row that enters decoder layer `layer` (the reference's
+        ``hidden_states[layer]``).
 
         Args:
             kv_tokens: Number of places in the KV cache.
@@ -77,7 +80,7 @@ class Qwen3OmniThinker(OmniDecoder):
         return hidden
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take the thinker's decoder out of a whole Qwen3-Omni checkpoint.
+        """Load the thinker's decoder from a checkpoint of the complete Qwen3-Omni model.
 
         Raises:
             StartupError: A tensor is missing.

@@ -17,7 +17,7 @@ SPEECH = {"modalities": ["text", "audio"], "audio": {"voice": "ethan", "format":
 
 
 def base64_of(name: str) -> str:
-    """A file of the test media in base64."""
+    """The content of a test media file in base64."""
     return base64.b64encode((DATA / name).read_bytes()).decode()
 
 
@@ -26,7 +26,7 @@ SOUND = base64_of("query_to_cars.wav")
 
 
 def print_answers(cases: dict[str, Callable[[], Any]]) -> None:
-    """Print the result of each case. A library's exception is the result ``{"error": …}``."""
+    """Print the result of each case. If the library raises an exception, the result is ``{"error": …}``."""
     answers = {}
     for name, ask in cases.items():
         try:

@@ -1,4 +1,4 @@
-"""Runs requests through the real engines on a fake GPU, and records what each step does on it."""
+"""Runs requests through the real engines on a fake GPU, and records the copies, kernels and graphs of each step."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.fake_gpu.inside import kernels
 # back from some requests.
 KV_TOKENS = 192
 
-# SGLang reads numbers from the device here while it starts.
+# The functions in which SGLang reads numbers from the device while it starts.
 _READS = ["sglang.srt.model_executor.runner.decode_cuda_graph_runner:DecodeCudaGraphRunner.capture_prepare"]
 
 _SAMPLED: dict[str, Any] = {
@@ -49,7 +49,7 @@ class Step(Struct):
 
     Attributes:
         phase: Phase of the journey.
-        prefill: Whether it computed prompts.
+        prefill: Whether the step computed prompts.
         batch: Ids of the requests that the step computed.
         to_host, to_device: Number of copies, by the function that made them.
         kernels: Number of kernels launched outside graphs.
@@ -73,7 +73,7 @@ class Journey:
     """Steps an engine and records each step.
 
     Args:
-        engine: An engine that has captured its graphs and done nothing since.
+        engine: An engine that has captured its graphs and has not stepped yet.
     """
 
     def __init__(self, rules: CudaRules, engine: Engine) -> None:
@@ -85,7 +85,9 @@ class Journey:
         self.steps: list[Step] = []
 
     def note(self, run: Callable[[], Any]) -> Any:
-        """Run a function that steps the engine once. Operations since the previous step count for this step too."""
+        """Run a function that steps the engine once, and record the step. The record includes all operations since the
+        previous step.
+        """
         result = run()
         self.steps.append(
             Step(
@@ -102,7 +104,7 @@ class Journey:
         return result
 
     def step(self, times: int = 1) -> None:
-        """Step an engine that is not fed."""
+        """Step an engine that needs no frames from a predictor."""
         for _ in range(times):
             events = self.note(self.engine.step)
             for event in events:
@@ -119,7 +121,7 @@ class Journey:
             self.step()
 
     def told(self) -> dict[str, Any]:
-        """The whole record of the journey, as plain values."""
+        """The complete record of the journey, as values that JSON can represent."""
         return {
             "steps": to_builtins(self.steps),
             "captures": self.captures,
@@ -129,7 +131,9 @@ class Journey:
 
 
 def thinker(model_path: str, fault: str | None = None) -> dict[str, Any]:
-    """Run text, a clip in chunks, the clip again, greedy and sampled batches of all sizes, and too many at once."""
+    """Run these phases: text, a clip in chunks, the same clip again, greedy and sampled batches of all sizes, and more
+    requests at once than fit.
+    """
     with _on_gpu() as rules, _FAULTS[fault]():
         engine = Engine(
             model_path=model_path,
@@ -169,7 +173,9 @@ def thinker(model_path: str, fault: str | None = None) -> dict[str, Any]:
 
 
 def talker(model_path: str) -> dict[str, Any]:
-    """Run utterances that begin one after the other, one that waits for its text, one that is aborted, and too many."""
+    """Run these phases: utterances that begin one after the other, an utterance that waits for its text, an aborted
+    utterance, and more utterances than fit.
+    """
     with _on_gpu() as rules:
         options = TalkerOptions(
             dtype="bfloat16",
@@ -202,7 +208,7 @@ def talker(model_path: str) -> dict[str, Any]:
 
 
 class _Ring:
-    """Drives the talker; zeros replace the predictor's results."""
+    """Drives the talker in place of the thinker and the predictor. The predictor's results are replaced by zeros."""
 
     def __init__(self, rules: CudaRules, stage: Talker) -> None:
         self.talker = stage
@@ -213,7 +219,7 @@ class _Ring:
         self.journey.phase = name
 
     def begin(self, name: str, *, frames: int, length: int = 12, ended: bool = True) -> None:
-        """Send a prompt with media rows, and text whose end may be missing."""
+        """Send a prompt with media rows, and text. The end of the text is sent only if requested."""
         ids = torch.arange(length)
         heard = torch.arange(2, length - 2)
         sampling = Sampling(temperature=0.9, top_k=50, repetition_penalty=1.05, max_tokens=frames + 1)
@@ -250,7 +256,7 @@ class _Ring:
                     self._due.append(message.request_id)
 
     def _stepped(self) -> list[Any]:
-        """The messages of a step, encoded as if they left the process."""
+        """The messages of a step. They are encoded, as if they were sent to another process."""
         codec = Codec({})
 
         def step() -> list[Any]:
@@ -260,7 +266,7 @@ class _Ring:
             return messages
 
         messages = self.journey.note(step)
-        if not self.talker.batch:  # the step computed nothing and only sent messages
+        if not self.talker.batch:  # in this case, the step computed nothing and only sent messages
             self.journey.steps.pop()
         return messages
 
@@ -294,7 +300,7 @@ def _request(
 
 @contextmanager
 def _read_planted() -> Iterator[None]:
-    """A fault: the code of the angles reads the largest position from the device."""
+    """Plants a fault: the computation of the rotary angles reads the largest position from the device."""
     from stages.sglang_engine.rotary import InterleavedAngles
 
     forward = InterleavedAngles.forward
@@ -306,7 +312,7 @@ def _read_planted() -> Iterator[None]:
 
 @contextmanager
 def _device_planted() -> Iterator[None]:
-    """A fault: the frequencies of the rotary embedding stay on the CPU."""
+    """Plants a fault: the frequencies of the rotary embedding stay on the CPU."""
     from stages.sglang_engine.rotary import InterleavedAngles
 
     init = InterleavedAngles.__init__
@@ -321,7 +327,7 @@ def _device_planted() -> Iterator[None]:
 
 @contextmanager
 def _type_planted() -> Iterator[None]:
-    """A fault: queries and keys are rotated by angles in float32."""
+    """Plants a fault: queries and keys are rotated by angles in float32."""
     from stages.sglang_engine.rotary import ApplyAngles
 
     rotate = ApplyAngles._rotate

@@ -39,7 +39,8 @@ def installed(rules: CudaRules) -> Iterator[None]:
         (JITFunction, "run", run_triton),
         (layernorm, "rmsnorm", rmsnorm),
         (layernorm, "fused_add_rmsnorm", fused_add_rmsnorm),
-        # Kernels that SGLang compiles at their first use get their results as arguments too.
+        # Kernels that SGLang compiles at their first use write into their arguments, so the replacements need not
+        # return results.
         (ninja, "generate", lambda spec: ""),
         (cache, "compute_build_key", lambda spec, build_file: ""),
         (loader, "_find_prebuilt", lambda spec, scope: Path(spec.module_name)),
@@ -47,9 +48,9 @@ def installed(rules: CudaRules) -> Iterator[None]:
         # A group of a single rank never communicates, so a Gloo group can replace the NCCL group.
         (bootstrap, "_resolve_backend", lambda device: "gloo"),
         (deep_gemm_wrapper, "update_deep_gemm_config", lambda gpu: None),
-        # The original collects the process's garbage twice, which takes longer than everything else.
+        # The original function runs the garbage collector twice, which takes longer than all other work.
         (decode_cuda_graph_runner, "freeze_gc", lambda enabled: nullcontext()),
-        # The original asks the device for the number of rows of each expert.
+        # The original function reads the number of rows of each expert from the device.
         (ModelRunner, "maybe_init_expert_location_metadata", lambda runner: None),
     ]
     with ExitStack() as undo:
@@ -59,7 +60,7 @@ def installed(rules: CudaRules) -> Iterator[None]:
 
 
 class _Compiled:
-    """A library of compiled kernels."""
+    """Stands in for a library of compiled kernels."""
 
     def __init__(self, rules: CudaRules, library: str) -> None:
         self._rules = rules
@@ -82,7 +83,7 @@ def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *more: Any, **
     return [_empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype), _empty(1), _empty(1), _empty(1)]
 
 
-# Results of operations of `sgl_kernel`; the other operations write into their arguments.
+# Results of those operations of `sgl_kernel` that return results. The other operations write into their arguments.
 RESULTS: dict[str, Callable[..., Any]] = {
     "get_scheduler_metadata": lambda batch, *more, **options: _empty(4 * batch + 1),
     "fwd": _attention,

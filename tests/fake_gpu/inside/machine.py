@@ -1,4 +1,4 @@
-"""Asks torch, NVML and nvidia-smi which GPUs there are."""
+"""Lists the GPUs that torch, NVML and nvidia-smi report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from omni_pipeline import gpus
 
 
 def described() -> dict[str, Any]:
-    """The GPUs that this process sees, according to torch, to NVML as this project uses it, and to nvidia-smi."""
+    """The GPUs that this process sees, according to three sources: torch, NVML (through this project's own code), and
+    nvidia-smi.
+    """
     found = gpus.detect()
     used = gpus.memory_used(found)
     smi = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
@@ -44,7 +46,7 @@ def nvml_instances() -> list[list[Any]]:
 
 
 def failing(what: str) -> None:
-    """Fail in the way that is named."""
+    """Fail in the way that `what` names."""
     print("last words")
     if what == "raise":
         raise ValueError("a wrong value")
@@ -57,7 +59,7 @@ def failing(what: str) -> None:
 
 
 def poison() -> bool:
-    """Whether no earlier call of this function has changed this process."""
+    """Change this process. Returns False if an earlier call has already changed the process."""
     untouched = not hasattr(torch, "poisoned")
     torch.poisoned = True
     return untouched

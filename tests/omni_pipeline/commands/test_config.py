@@ -1,4 +1,4 @@
-"""`sgl-omni config`: its output is true, and can be used as a configuration."""
+"""The output of `sgl-omni config` is correct, and can be used as a configuration."""
 
 from __future__ import annotations
 

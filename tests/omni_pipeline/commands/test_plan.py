@@ -1,4 +1,6 @@
-"""`sgl-omni plan` draws which stage is where, says whether it fits, and names changes that make it fit."""
+"""`sgl-omni plan` draws which stage is on which device, reports whether the model fits, and suggests changes with which
+it would fit.
+"""
 
 from __future__ import annotations
 

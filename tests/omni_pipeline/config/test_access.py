@@ -1,4 +1,4 @@
-"""A mistake in the configuration does not open the server silently."""
+"""A mistake in the configuration never gives unintended access to the server without an error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECRET = "the-secret-key"
 
 @pytest.fixture
 def show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`sgl-omni config show --json`, with a file and with environment variables."""
+    """Runs `sgl-omni config show --json` with a configuration file and with environment variables."""
     monkeypatch.chdir(tmp_path)
 
     def show(*flags: str, file: str = "", **environment: str) -> Result:

@@ -1,4 +1,6 @@
-"""Flags, files and variables have the right results: each value and its source, or the error message."""
+"""Flags, files and environment variables have the right results: the values of the settings and the sources of these
+values, or an error message.
+"""
 
 # ruff: noqa: E501 - a table is read by row
 
@@ -29,7 +31,7 @@ Show = Callable[..., Result]
 
 @pytest.fixture
 def show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Show:
-    """`sgl-omni config show --json` in a directory with two files, on a machine with the described GPUs."""
+    """Runs `sgl-omni config show --json` in a directory with two files, on a machine with the described GPUs."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.yaml").write_text(FILE)
     (tmp_path / "one.yaml").write_text(COLOCATED)

@@ -1,4 +1,4 @@
-"""The JSON schema allows exactly what a configuration may contain."""
+"""The JSON schema accepts exactly the files that are valid configurations."""
 
 from __future__ import annotations
 

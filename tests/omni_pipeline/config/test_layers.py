@@ -1,4 +1,6 @@
-"""The right layer of settings wins, and an error names the layer with the wrong setting."""
+"""If several layers of settings set the same value, the right layer wins. An error names the layer with the wrong
+setting.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``--config`` selects an existing file, or a layout that ships with the package, by any of its names."""
+"""``--config`` selects an existing file by its path, or a layout of the package by any of the layout's names."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_directory_with_the_name_of_a_layout_hides_nothing(elsewhere: Path) -> N
 
 
 def test_path_of_a_pipe_is_read() -> None:
-    """A shell passes the path of a pipe for ``--config <(…)``."""
+    """With ``--config <(…)``, the shell passes the path of a pipe."""
     reading, writing = os.pipe()
     assert find(f"/dev/fd/{reading}").path == Path(f"/dev/fd/{reading}")
     os.close(reading)

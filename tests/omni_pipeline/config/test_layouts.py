@@ -1,4 +1,4 @@
-"""With the committed layouts and the guide's commands, stages run in the right places, and the 30B model fits."""
+"""With the committed layouts and the guide's commands, each stage runs on the right device, and the 30B model fits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BF16 = "Qwen/Qwen3-Omni-30B-A3B-Instruct"
 FP8 = "marksverdhei/Qwen3-Omni-30B-A3B-FP8"
 INT4, AWQ = "cyankiwi/Qwen3-Omni-30B-A3B-Instruct-AWQ-4bit", "an/AWQ-checkpoint"
 
-# The commands as the guide prints them, except for the directory of the files.
+# The commands as the guide prints them, but with this repository's directory of layout files.
 TEXT = f"--model-path {BF16} --text-only --port 8008"
 FUSED = f"--model-path {BF16} --config configs/qwen3_omni_mmsu.yaml --text-only --port 8008"
 SPEECH = f"--model-path {BF16} --port 8008"
@@ -68,7 +68,7 @@ LAYOUTS: list[tuple[str, str, int, dict[str, list[int]]]] = [
 
 @pytest.fixture
 def sizes(data: Path, tmp_path: Path) -> dict[str, str]:
-    """A directory for each model, with its ``config.json``, which is all that a plan needs."""
+    """A directory for each model. It has only the model's ``config.json``, because a plan needs no other file."""
     config = json.loads((data / "qwen3_omni_30b" / "config.json").read_text())
     published = json.loads((data / "quantization_configs.json").read_text())
     found = {BF16: str(data / "qwen3_omni_30b")}
@@ -142,6 +142,6 @@ def test_default_is_what_the_files_spell_out() -> None:
 
 
 def on(name: str, gpus: str) -> Deployment:
-    """A committed layout on these GPUs."""
+    """The deployment of a committed layout on these GPUs."""
     config = gather(ROOT / "configs" / f"qwen3_omni_{name}.yaml", assignments=["model_path=x"]).config
     return resolve(config, parse(gpus) if gpus else ())

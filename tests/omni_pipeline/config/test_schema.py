@@ -1,4 +1,6 @@
-"""A configuration file is checked, the right value wins, and errors in the file are explained."""
+"""A configuration file is checked, the source with the highest precedence sets each value, and errors in the file are
+explained.
+"""
 
 from __future__ import annotations
 

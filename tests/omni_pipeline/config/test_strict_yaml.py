@@ -1,4 +1,6 @@
-"""A key that a YAML mapping has twice is refused, wherever the mapping is; all other YAML is read as by PyYAML."""
+"""If a YAML mapping has the same key twice, the file is refused, however deeply the mapping is nested. All other YAML
+is read as by PyYAML.
+"""
 
 from __future__ import annotations
 

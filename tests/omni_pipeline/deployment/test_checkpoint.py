@@ -1,4 +1,4 @@
-"""A complete checkpoint is found, and an error names what an incomplete one lacks."""
+"""A complete checkpoint is found. For an incomplete checkpoint, the error names the missing files or tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPEC = CheckpointSpec(
 
 
 def safetensors(tensors: dict[str, list[int]], dtype: str = "F32") -> bytes:
-    """A weight file with zeros of these shapes, in a type of four bytes."""
+    """A weight file of zeros: tensors of these shapes, with four bytes for each number."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in tensors.items():

@@ -1,4 +1,6 @@
-"""A worker process sees its own GPUs and its own environment, and starts after others on its GPU are ready."""
+"""A worker process sees only its own GPUs, has its own environment variables, and starts only when the earlier workers
+on its GPU are ready.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ PARTS = (*GPUS, Gpu(2, "part", 2**33, "MIG-abc"), Gpu(3, "part", 2**33, "MIG-def
 
 @pytest.fixture(autouse=True)
 def _environments_stay_readable(monkeypatch: pytest.MonkeyPatch) -> None:
-    # with this variable, setproctitle leaves the environment of the process readable
+    # With this variable, setproctitle does not overwrite the environment that /proc shows.
     monkeypatch.setenv("SPT_NOENV", "1")
 
 

@@ -1,4 +1,6 @@
-"""The memory that is left is counted according to the system and to the control group."""
+"""The available memory is the smaller of two amounts: the system's free memory, and the memory left in the control
+group.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ GIB = 1024**3
 
 @pytest.fixture
 def system(tmp_path: Path) -> Path:
-    """A system with 16 GiB, 8 available, and a control group of 4 GiB, which uses 1 GiB, half of it for cache."""
+    """The files of a system with 16 GiB of memory, of which 8 GiB are available. The control group may use 4 GiB and
+    uses 1 GiB, half of it as cache.
+    """
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text(f"MemTotal: {16 * GIB // 1024} kB\nMemAvailable: {8 * GIB // 1024} kB\n")
     group = tmp_path / "sys/fs/cgroup"

@@ -1,4 +1,4 @@
-"""Memory is counted for each device, and the rest is divided between the caches."""
+"""The plan adds up the memory that each device needs, and divides the remaining memory between the caches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GIB = 1024**3
 
 
 class Settings(CacheOptions, frozen=True, kw_only=True):
-    """Options like the options of a language model's stage."""
+    """Options that are similar to those of a language model's stage."""
 
     dtype: str | None = None
 
@@ -72,7 +72,7 @@ REQUEST = Request(prompt_tokens=1000, answer_tokens=100)
 
 
 def deployment(gpus: list[int], workers: dict[str, dict[str, StagePlan]]) -> Deployment:
-    """A graph's stages in workers, on GPUs with the given GiB of memory."""
+    """A deployment of a graph's stages in workers, on GPUs with the given memory in GiB."""
     stages = {name: spec for name, spec in SPECS.items() if any(name in stages for stages in workers.values())}
     graph = Graph("x", tuple(stages.values()), (), entry=next(iter(stages)))
     return structs.replace(
@@ -84,7 +84,9 @@ def deployment(gpus: list[int], workers: dict[str, dict[str, StagePlan]]) -> Dep
 
 
 def on(name: str, *gpus: int, memory: int | None = None, **options: Any) -> dict[str, StagePlan]:
-    """One stage on these GPUs, or on the CPU."""
+    """The plan of one stage, by the name of the stage. The stage runs on these GPUs, or on the CPU if `gpus` is
+    empty.
+    """
     device = "cuda" if gpus else "cpu"
     return {name: StagePlan(name, device, Settings(**options), gpus, max(1, len(gpus)), memory)}
 

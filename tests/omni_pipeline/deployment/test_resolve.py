@@ -17,7 +17,7 @@ H100 = parse("8xH100-80GB")
 
 
 def echo(**settings: Any) -> Config:
-    """A configuration of the echo graph that only the schema has checked."""
+    """A configuration of the echo graph. It has been checked against the schema, but is not resolved yet."""
     return convert({"model_path": "x", "graph": ECHO_PATH, **settings}, Config, "")
 
 

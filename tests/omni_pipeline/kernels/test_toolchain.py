@@ -33,7 +33,9 @@ SYSTEM = "/usr/bin:/bin"
 
 @pytest.fixture(autouse=True)
 def _machine_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make these tests independent of their machine: hide any installed toolkit, and use an empty cache."""
+    """Make these tests independent of the machine that runs them: hide any installed CUDA toolkit, and use an empty
+    cache.
+    """
     monkeypatch.setattr(cuda_toolkit, "USUAL", tmp_path / "no-cuda")
     for name in ("CUDA_HOME", "CUDA_PATH", "CXX", "NVCC_CCBIN"):
         monkeypatch.delenv(name, raising=False)
@@ -41,7 +43,7 @@ def _machine_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def toolkit(home: Path, parts: Iterable[str] = PARTS) -> Path:
-    """A directory with files in the places of a toolkit's files."""
+    """A directory with the files of a CUDA toolkit; each file is an empty script."""
     for part in parts:
         (home / part).parent.mkdir(parents=True, exist_ok=True)
         (home / part).write_text("#!/bin/sh\n")
@@ -53,8 +55,8 @@ def toolkit(home: Path, parts: Iterable[str] = PARTS) -> Path:
 
 
 def test_worker_finds_the_programs_of_its_environment_although_that_is_not_activated(tmp_path: Path) -> None:
-    """The programs are found even if the environment extends another environment, whose programs are in another
-    directory.
+    """The programs are found even if the environment is built on another environment and the programs are in the other
+    environment's directory.
     """
     environment = toolchain.prepared({"PATH": SYSTEM, "XDG_CACHE_HOME": str(tmp_path)})
     first, *others = environment["PATH"].split(":")
@@ -81,7 +83,9 @@ def test_installed_toolkit_is_taken_from_path_or_the_usual_place(
 
 
 def test_directory_above_a_wrapper_of_nvcc_is_no_toolkit(tmp_path: Path) -> None:
-    """Debian has such a wrapper in ``/usr/bin``, but libraries do not find a ``/usr/lib64/libcudart.so``."""
+    """Debian has a wrapper of nvcc in ``/usr/bin``, but there is no ``/usr/lib64/libcudart.so``, which libraries need
+    in a toolkit.
+    """
     wrapper = toolkit(tmp_path / "local", PARTS[:2])
     assert installed({"PATH": f"{wrapper}/bin"}) is None
     linked = tmp_path / "linked"

@@ -1,4 +1,6 @@
-"""An aborted request is forgotten when no worker and no connection between workers can hold data of it any more."""
+"""An aborted request is forgotten when no worker and no connection between workers can still hold data of the
+request.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ RECEIVERS = {"a": {"b"}, "b": {"c", "a"}, "c": set[str]()}
 
 
 class Watched:
-    """The requests that have been forgotten, in order."""
+    """Records the requests that have been forgotten, in order."""
 
     def __init__(self) -> None:
         self.forgetting = Forgetting(RECEIVERS)

@@ -1,4 +1,6 @@
-"""A worker, its output and the processes that it has started can neither end the fork server nor occupy it."""
+"""Whatever a worker does, the fork server stays alive and responsive. The same holds for the worker's output and for
+processes that the worker has started.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ class Fork:
         self.until(Preloaded)
 
     def until(self, kind: type[Report], name: str | None = None) -> Any:
-        """The next report of this kind, about this worker."""
+        """Waits for the next report of this class about this worker, and returns the report."""
         end = time.monotonic() + SECONDS
         while True:
             for report in self.reports:
@@ -58,7 +60,7 @@ class Fork:
             self.reports += self.launcher.reports()
 
     def order(self, name: str, incarnation: int = 0, **options: str) -> None:
-        """Order the start of a worker, which waits for messages that never come."""
+        """Order the start of a worker. The worker waits for messages that never come."""
         pipeline = resolve(echo_config(**{name: options}))
         plan = next(plan for plan in pipeline.workers if plan.name == name)
         addresses = {stage: endpoint(self.run_dir, stage, 0) for stage in (*ECHO.stage_names, COLLECTOR)}
@@ -75,20 +77,22 @@ class Fork:
         return pid
 
     def lose(self, name: str, pid: int) -> Exited:
-        """Have a worker killed. Returns the report of its end."""
+        """Order the fork server to kill a worker. Returns the report of the worker's end."""
         self.launcher.kill(pid)
         report: Exited = self.until(Exited, name)
         assert report.code == -signal.SIGKILL
         return report
 
     def close(self) -> None:
-        """End the fork server, and remove what it would have removed itself."""
+        """End the fork server, and remove the files that it would have removed at a normal end."""
         self.launcher.close()
         shutil.rmtree(self.run_dir, ignore_errors=True)
 
     @contextlib.contextmanager
     def asleep(self) -> Iterator[None]:
-        """Stop the fork server during the block, so that events wait and are then found in one round."""
+        """Stop the fork server during the block. Events wait during this time, and the fork server then finds all of
+        them in one round.
+        """
         os.kill(self.launcher.pid, signal.SIGSTOP)
         until(lambda: psutil.Process(self.launcher.pid).status() == psutil.STATUS_STOPPED)
         yield
@@ -110,7 +114,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def helper(pid: int) -> psutil.Process:
-    """The process that a worker has started."""
+    """Waits until a worker has started a process, and returns this process."""
     until(lambda: bool(psutil.Process(pid).children()))
     return psutil.Process(pid).children()[0]
 
@@ -123,7 +127,9 @@ def end_and_let_speak(pid: int) -> None:
 
 
 def test_output_of_a_grandchild_after_the_end_of_its_worker(fork: Fork) -> None:
-    """The end and then the output are found in one round, so the pipe is closed when its event's turn comes."""
+    """The fork server finds the end of the worker and the late output in one round. It handles the end first, so the
+    pipe is already closed when it handles the output.
+    """
     other = fork.launch("join")
     pid = fork.launch("shout", spawn=SPEAKS_AFTER_THE_END)
     with fork.asleep():
@@ -133,7 +139,9 @@ def test_output_of_a_grandchild_after_the_end_of_its_worker(fork: Fork) -> None:
 
 
 def test_a_late_event_is_not_taken_for_one_of_the_next_worker(fork: Fork) -> None:
-    """In one round: the end of a worker, an order that gives its descriptors to a new one, and its last output."""
+    """In one round, the fork server finds three events: a worker has ended; a new worker is ordered, which gets the
+    same descriptors; the old worker's last output has come.
+    """
     pid = fork.launch("shout", spawn=SPEAKS_AFTER_THE_END)
     left = helper(pid)
     with fork.asleep():
@@ -160,7 +168,7 @@ def test_workers_that_end_together_with_all_their_grandchildren(fork: Fork) -> N
 
 @contextlib.contextmanager
 def standard_error(descriptor: int) -> Iterator[None]:
-    """Let processes that are started meanwhile have `descriptor` as their standard error."""
+    """Processes that are started inside this context have `descriptor` as their standard error."""
     own = os.dup(2)
     os.dup2(descriptor, 2)
     try:
@@ -189,7 +197,8 @@ def test_a_reader_of_the_log_that_stops_reading_stops_nobody(run_root: Path) -> 
         fork = Fork(run_root)
     os.close(writer)
     try:
-        loud = fork.launch("shout", spawn="seq 100000; exec sleep 1000")  # 600 kB for a pipe of 64 KiB
+        # The output has 600 kB, but the pipe holds 64 KiB.
+        loud = fork.launch("shout", spawn="seq 100000; exec sleep 1000")
         left = helper(loud)
         until(lambda: left.name() == "sleep")
         fork.lose("join", fork.launch("join"))
@@ -212,7 +221,7 @@ def test_a_worker_that_cannot_be_started_is_reported_and_the_others_go_on(fork: 
     other = fork.launch("join")
     used = {int(name) for name in os.listdir(f"/proc/{fork.launcher.pid}/fd")}
     free = next(number for number in itertools.count() if number not in used)
-    for spare in range(2):  # no descriptor for the pipe, or only for one of its ends
+    for spare in range(2):  # no descriptor is left for the pipe, or only a descriptor for one end
         resource.prlimit(fork.launcher.pid, resource.RLIMIT_NOFILE, (free + spare, 4096))
         fork.order("shout")
         report = fork.until(Exited, "shout")
@@ -226,7 +235,7 @@ def test_a_worker_that_cannot_be_started_is_reported_and_the_others_go_on(fork: 
 
 
 def test_a_process_that_cannot_be_buried_does_not_stop_the_fork_server(fork: Fork) -> None:
-    """While a debugger holds a dead process, its parent cannot wait for it."""
+    """While a debugger is attached to a dead process, the parent process cannot remove it with `waitpid`."""
     pid = fork.launch("shout", spawn="exec sleep 1000")
     left = helper(pid)
     until(lambda: left.name() == "sleep")

@@ -1,4 +1,4 @@
-"""Workers that start in a fresh interpreter, as on GPUs, behave like forked workers otherwise."""
+"""Workers that start in a new interpreter, as on GPUs, otherwise behave like forked workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.omni_pipeline.supervision.test_restarting import kill, whole
 
 
 def fresh() -> Config:
-    """The echo graph, each stage in a fresh worker."""
+    """The configuration of the echo graph. Each stage has a worker that starts in a new interpreter."""
     config = echo_config()
     for stage in config.stages.values():
         stage.environment = {"FRESH": "yes"}
@@ -45,7 +45,7 @@ async def test_nothing_is_imported_for_them_beforehand(run_root: Path) -> None:
 async def test_fresh_worker_that_dies_or_hangs_is_replaced_by_a_fresh_one(
     run_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # with this variable, setproctitle leaves the environment of the process readable
+    # With this variable, setproctitle does not overwrite the environment that /proc shows.
     monkeypatch.setenv("SPT_NOENV", "1")
     config = fresh()
     config.supervision.silent_seconds = 5

@@ -1,8 +1,7 @@
-"""Of the workers on GPUs that are busy for a long time, only workers that hang are replaced. The tests use real
-processes.
+"""A worker on a GPU that is busy for a long time is replaced only if it hangs. The tests use real processes.
 
-The tests need no GPU. A worker makes a library call that never ends, instead of waiting for a kernel that never ends.
-Both look the same from inside the process and from outside.
+The tests need no GPU. A worker makes a library call that never ends. This looks exactly like a wait for a kernel that
+never ends, from inside the process and from outside.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from tests.omni_pipeline.supervision.test_restarting import whole
 
 GPUS = parse("3x24GB")
 
-# Bounds that are shorter than a configuration allows.
+# Time limits for hangs that are shorter than a configuration allows.
 BOUNDS = Supervision(silent_seconds=4, step_seconds=60, gpu_wait_seconds=4)
 SHORT_STEPS = Supervision(silent_seconds=6, step_seconds=6, gpu_wait_seconds=6)
 
 
 def on_gpus(supervision: Supervision = BOUNDS, *, ranks: int = 1) -> Config:
-    """The echo graph with `shout` on the first GPUs and `join` on the last."""
+    """A configuration of the echo graph with `shout` on the first GPUs and `join` on the last GPU."""
     stages = {"shout": StageConfig(gpus=list(range(ranks))), "join": StageConfig(gpus=[2])}
     return Config(model_path="x", graph=ECHO_PATH, supervision=supervision, stages=stages, log_level="error")
 
 
 @pytest.fixture
 def spinning(tmp_path: Path, run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library with a call that never ends."""
+    """A shared library with a function that never returns."""
     library = tmp_path / "spinning.so"
     source = "void spin(void) { for (volatile int i = 0;;) i++; }"
     subprocess.run(["cc", "-shared", "-x", "c", "-", "-o", library], input=source, text=True, check=True)

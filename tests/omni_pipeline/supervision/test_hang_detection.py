@@ -1,4 +1,4 @@
-"""A silent worker that computes does not count as hung, and a silent worker that hangs does."""
+"""A silent worker counts as hung if it does not compute. A silent worker that computes does not count as hung."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def looks(
     pulses: bool = False,
     others_compile: bool = False,
 ) -> tuple[int, str | None]:
-    """The number of looks until a verdict, and the verdict; None if there is no verdict after 200 looks."""
+    """Call `Vitals.look` until it gives a verdict, at most 200 times. Returns the number of calls and the verdict,
+    which is None if there was none.
+    """
     given = iter(samples)
     vitals = Vitals(1, BOUNDS, lambda pid, ranks: next(given), on_gpu=on_gpu)
     if loaded:
@@ -122,12 +124,12 @@ def test_time_in_which_nobody_looked_counts_little() -> None:
 
 
 def compiling() -> Iterator[Sample]:
-    """A process that sleeps while a compiler under it computes."""
+    """Samples of a process that sleeps while its child, a compiler, computes."""
     return (Sample("S", second, helper_seconds=second) for second in map(float, range(1000)))
 
 
 def allocating(faults: int) -> Iterator[Sample]:
-    """A process that computes and allocates memory."""
+    """Samples of a process that computes and allocates memory."""
     return (Sample("R", float(second), faults=faults * second) for second in range(1000))
 
 

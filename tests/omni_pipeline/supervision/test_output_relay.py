@@ -1,4 +1,4 @@
-"""The output of children is passed on in whole lines and in bounded amounts, and its last lines are remembered."""
+"""The output of child processes is passed on in complete lines, its amount is limited, and the last lines are kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omni_pipeline.supervision.output_relay import Relay, StandardError
 
 
 class Screen(StandardError):
-    """Collects what is written."""
+    """Stands in for the terminal: collects the text that is written to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Screen(StandardError):
 
 
 class Child:
-    """A relay, and the writing end of its pipe, as a child has it."""
+    """A relay, with the write end of its pipe, which a child process would have."""
 
     def __init__(self, screen: Screen) -> None:
         self.relay = Relay(screen)

@@ -1,4 +1,4 @@
-"""The whole framework works in real processes: start, exchange, failure, death, stop."""
+"""The complete framework works in real processes: start, messages, failures, death of workers, and stop."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ async def test_failures_come_back_as_data() -> None:
 async def test_aborted_request_is_never_answered_and_its_late_messages_are_counted() -> None:
     async with running(echo_config()) as session:
         supervisor = session.supervisor
-        supervisor.abort("r", ALL, lambda: None)  # before the request arrives, so that its messages are late
+        # The abort comes before the request, so the request's messages are late.
+        supervisor.abort("r", ALL, lambda: None)
         supervisor.submit("r", Text("too late"))
         assert (await session.ask("s", "other")).text == "OTHER"
         async with asyncio.timeout(5):
@@ -101,7 +102,7 @@ async def test_aborted_request_is_never_answered_and_its_late_messages_are_count
 
 
 class Forgets:
-    """Notes which aborted requests have been forgotten, in order."""
+    """Aborts requests, and records in order which of them have been forgotten."""
 
     def __init__(self, session: Session) -> None:
         self.supervisor = session.supervisor
@@ -111,7 +112,7 @@ class Forgets:
         self.supervisor.abort(request_id, stages, lambda: self._done.put_nowait(request_id))
 
     async def next(self) -> str:
-        """The next request that is forgotten."""
+        """Waits until the next request is forgotten, and returns its id."""
         async with asyncio.timeout(SECONDS):
             return await self._done.get()
 
@@ -139,7 +140,8 @@ async def test_request_is_not_forgotten_while_its_bytes_wait_for_a_busy_worker()
             await supervisor.until(lambda: "split" in supervisor.stats and supervisor.stats["split"].sent == 4)
         forgets.abort("r")
         forgets.abort("t", frozenset({"split"}))
-        assert await forgets.next() == "t"  # its one stage has answered, and so by now have all of r's but the busy one
+        # The only stage of t has answered. By now, all stages of r except the busy stage have answered too.
+        assert await forgets.next() == "t"
         await asyncio.sleep(0.3)
         assert forgets.nothing_more()
         os.kill(busy, signal.SIGCONT)

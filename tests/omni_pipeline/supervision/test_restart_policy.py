@@ -1,4 +1,6 @@
-"""The waiting time before a worker is started again depends on its earlier ends."""
+"""The waiting time before a worker is restarted depends on how often the worker has ended, and on how long it was ready
+before it ended.
+"""
 
 from __future__ import annotations
 

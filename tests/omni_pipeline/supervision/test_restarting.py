@@ -1,4 +1,6 @@
-"""Workers that die or hang, in real processes, are reported, cleaned up, and restarted."""
+"""Workers that die or hang are reported and restarted, and their files and processes are removed. The tests use real
+processes.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ STAGES = {"split", "shout", "join"}
 
 
 async def whole(supervisor: Supervisor, stages: Collection[str] | None = None) -> None:
-    """Wait until everything works again."""
+    """Wait until the given stages, or all stages, work again."""
     async with asyncio.timeout(20):
         await supervisor.wait_for(stages, None)
 
@@ -105,7 +107,7 @@ async def test_request_may_wait_for_the_restart_unless_that_will_take_longer() -
 async def test_what_neighbours_hold_of_a_lost_request_is_freed() -> None:
     async with running(echo_config()) as session:
         supervisor = session.supervisor
-        supervisor.submit("r", Text("half of it hang@shout"))  # no client aborts it
+        supervisor.submit("r", Text("half of it hang@shout"))  # no client aborts this request
         async with asyncio.timeout(10):
             await supervisor.until(lambda: "join" in supervisor.stats and supervisor.stats["join"].received == 3)
         await kill(session, "shout")
@@ -162,7 +164,7 @@ async def test_crash_loop_is_unhealthy_with_the_last_words_until_its_cause_is_go
         assert report.restarts >= restart_policy.LOOP
         assert any("no luck today" in line for line in report.last_words)
         assert "ended 5 times in a row" in (supervisor.problem or "")
-        with pytest.raises(OmniError) as caught:  # and no caller is kept waiting
+        with pytest.raises(OmniError) as caught:  # a caller gets this error at once and does not wait
             await supervisor.wait_for({"shout"}, 100)
         assert caught.value.info.retry_after == 30
         trouble.unlink()

@@ -1,4 +1,4 @@
-"""The data about a process is dropped when the process ends or hangs."""
+"""The data that a `WorkerState` has about a process is dropped when the process ends or hangs."""
 
 from __future__ import annotations
 

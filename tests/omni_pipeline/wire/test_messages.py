@@ -1,4 +1,6 @@
-"""Messages become frames and messages again, without copies; received frames are not trusted."""
+"""Messages are encoded to frames and decoded again without copies. The decoder does not trust the frames that it
+receives.
+"""
 
 from __future__ import annotations
 
@@ -173,10 +175,10 @@ def header(codec: Codec, tensor: Any) -> bytes:
 @pytest.mark.parametrize(
     "tensor",
     [
-        [1, "float32", [3]],  # frame too long
-        [1, "float32", [1]],  # frame too short
-        [2, "float32", [2]],  # no such frame
-        [0, "uint8", [1]],  # the header itself
+        [1, "float32", [3]],  # the frame is too short for three numbers
+        [1, "float32", [1]],  # the frame is too long for one number
+        [2, "float32", [2]],  # there is no frame 2
+        [0, "uint8", [1]],  # frame 0 is the header
         [-1, "float32", [2]],
         [1, "float128", [2]],
         [1, "float32", ["2"]],

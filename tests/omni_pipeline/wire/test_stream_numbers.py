@@ -1,4 +1,4 @@
-"""Chunks are numbered when they are sent, and a gap is found when they arrive."""
+"""Chunks get numbers when they are sent. When chunks arrive, a gap in the numbers is detected."""
 
 from __future__ import annotations
 

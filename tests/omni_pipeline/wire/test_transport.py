@@ -1,4 +1,4 @@
-"""One process receives what another sends: complete, in order, and without copies of large frames."""
+"""A process receives all messages that another process sends, complete and in order. Large frames are not copied."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
 
 @pytest.fixture(params=["ipc", "tcp"])
 def inbox(request: pytest.FixtureRequest, context: zmq.Context[zmq.Socket[bytes]], run_root: Path) -> Iterator[Inbox]:
-    """An inbox, once for each kind of endpoint."""
+    """An inbox. Each test runs twice: with an IPC endpoint and with a TCP endpoint."""
     run_dir = make_run_dir()
     inbox = Inbox(context, endpoint(run_dir, "w", 0) if request.param == "ipc" else "tcp://127.0.0.1:*")
     yield inbox
     inbox.close()
-    context.term()  # the socket's file is removed only now
+    context.term()  # only this call removes the socket's file
     os.rmdir(run_dir)
 
 

@@ -53,7 +53,7 @@ def echo(*names: str) -> dict[str, EchoStage]:
 
 
 class Bench:
-    """A worker in a thread. The test plays the main process and all other workers."""
+    """A worker in a thread. The test takes the places of the main process and of all other workers."""
 
     def __init__(self, stages: dict[str, EchoStage], run_dir: Path, parent: int = os.getppid()) -> None:
         self.stages = stages
@@ -156,7 +156,7 @@ def test_requests_in_flight_together_keep_apart(bench: Bench) -> None:
 
 
 class Outside(EchoStage):
-    """A last stage whose work is done by somebody at the other end of a socket."""
+    """The last stage of the graph, whose work is done outside of the worker: the result comes through a socket."""
 
     def __init__(self, context: StageContext) -> None:
         super().__init__(context)
@@ -201,7 +201,7 @@ def test_loop_sleeps_until_the_process_that_works_for_a_stage_answers(
 
 
 class Keeps(EchoStage):
-    """A last stage that keeps the messages it receives."""
+    """The last stage of the graph. It keeps the body that it has received."""
 
     def work(self, message: Work) -> Iterable[Work]:
         self.kept: Any = message.body
@@ -209,7 +209,7 @@ class Keeps(EchoStage):
 
 
 class Sends(EchoStage):
-    """A first stage that remembers the messages it sent."""
+    """The first stage of the graph. It keeps the body that it has sent."""
 
     def work(self, message: Work) -> Iterable[Work]:
         self.gave = Word("x", [], Tensor.of(torch.zeros(3)))
@@ -288,7 +288,7 @@ def test_crash_in_a_step_fails_all_that_the_stage_holds_and_nothing_else(run_roo
     bench = Bench(echo("shout"), run_root)
     held = Chunk("held", "split", "shout", Word("x", []), seq=0)
     bench.send(held, Chunk("r", "split", "shout", Word("crash@shout", []), seq=0))
-    bench.start()  # sent only now, so that the stage holds both messages when it crashes
+    bench.start()  # the worker starts only now, so that the stage holds both messages when it crashes
     failed = [bench.next(), bench.next()]
     assert all(isinstance(message, Failed) for message in failed)
     assert {message.request_id for message in failed} == {"held", "r"}  # type: ignore[union-attr]
@@ -375,7 +375,7 @@ def test_abort_is_answered_after_the_step_in_which_the_stage_lets_go(run_root: P
 
 
 class Clings(EchoStage):
-    """A stage that lists an aborted request until the test lets it go."""
+    """A stage that still lists an aborted request as live until the test removes the request."""
 
     def abort(self, request_id: str) -> None:
         """Do nothing yet."""
@@ -407,7 +407,7 @@ def test_abort_is_passed_on_behind_what_the_worker_has_sent(bench: Bench) -> Non
 
 
 class Claims(EchoStage):
-    """A first stage that claims a kilobyte for each letter before it shouts."""
+    """The first stage of the graph. Before it handles a word, it claims a kilobyte for each letter."""
 
     def step(self) -> Iterable[Work | Claim]:
         message = self.queue.popleft()

@@ -1,4 +1,4 @@
-"""A worker notes when a stage could have begun with a request, and when the stage did begin."""
+"""A worker records two times for each request and stage: when the stage could have begun, and when it began."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All ranks of a stage do the same work, and no rank outlives another rank."""
+"""All ranks of a stage do the same work. If one rank ends, all other ranks of the stage end too."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.omni_pipeline.sessions import Session, echo_config, gone, running
 
 
 def shared(ranks: int, **options: dict[str, str]) -> Config:
-    """The echo graph with several ranks for `shout`."""
+    """A configuration of the echo graph with several ranks for `shout`."""
     config = echo_config(**options)
     config.stages["shout"].tp_size = ranks
     return config
@@ -141,7 +141,7 @@ def test_ranks_on_a_cpu_share_what_is_unpacked(data: Path) -> None:
 
 
 def refusal(data: Path, quantization: dict[str, Any], ranks: int, gpus: str = "64x80GB") -> StartupError | None:
-    """The error for the 30B model with this quantisation and this many ranks of the thinker."""
+    """The error message for the 30B model with this quantisation if the thinker has this many ranks."""
     config = json.loads((data / "qwen3_omni_30b" / "config.json").read_text())
     config |= {"quantization_config": quantization} if quantization else {}
     assert QWEN3_OMNI.checkpoint is not None

@@ -23,7 +23,7 @@ from stages.code_predictor.network import ResidualNetwork
 from stages.messages import Sampling
 from stages.sglang_engine import environment
 
-environment.prepare()  # before any part of SGLang is imported
+environment.prepare()  # this call must come before any import of SGLang
 from stages.sglang_engine.sampler import SamplingState, draw  # noqa: E402
 
 GIB = 1024**3
@@ -32,7 +32,9 @@ TYPES = [torch.float32, torch.bfloat16]
 
 @pytest.fixture(scope="module")
 def config(data: Path) -> dict[str, Any]:
-    """The 30B model's widths, with fewer layers and codes, which do not change the activations."""
+    """The configuration of the 30B model, with the same widths but with fewer layers and codes. The number of layers
+    and codes does not change the activations.
+    """
     large: dict[str, Any] = json.loads((data / "qwen3_omni_30b/config.json").read_text())
     large["thinker_config"]["vision_config"] |= {"depth": 1, "deepstack_visual_indexes": [0]}
     large["thinker_config"]["audio_config"] |= {"encoder_layers": 1, "num_hidden_layers": 1}
@@ -134,7 +136,9 @@ def thinker(config: dict[str, Any], **more: Any) -> Needs:
 
 
 def test_bytes_of_a_cached_token(config: dict[str, Any]) -> None:
-    """48 layers with 4 heads of 128 numbers for keys and the same for values; in the talker 20 layers with 2 heads."""
+    """The thinker has 48 layers, each with 4 heads of 128 numbers for keys and the same for values. The talker has 20
+    layers with 2 heads.
+    """
     cache = thinker(config).cache
     assert cache is not None
     assert (cache.token_bytes, cache.beside_bytes) == (48 * 2 * 4 * 128 * 2, 2048 * 2)
@@ -168,7 +172,7 @@ def test_a_cpu_captures_no_graphs(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("given", [{"top_k": 50, "top_p": 0.8, "min_p": 0.1}, {"top_p": 0.8}])
 def test_peak_of_sampling(given: dict[str, Any]) -> None:
-    """The peak of `draw`, which makes float32 logits in addition to the engine's logits."""
+    """The test measures the peak of `draw`, which makes float32 logits in addition to the engine's logits."""
     rows, vocabulary = 4, 50_000
     states = [
         SamplingState(
@@ -183,5 +187,5 @@ def test_peak_of_sampling(given: dict[str, Any]) -> None:
     ]
     logits = torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(0))
     taken = peak(lambda: draw(logits, states))
-    beside = 3 * logits.nbytes  # the engine's logits, their copy, and the adjusted copy
+    beside = 3 * logits.nbytes  # three tensors: the engine's logits, a copy of them, and the adjusted copy
     assert taken + beside <= memory_needs.SAMPLING_BYTES * rows * vocabulary <= 2 * (taken + beside)

@@ -1,4 +1,6 @@
-"""Weights that SGLang cannot compute with are refused at start, with the reason; SGLang confirms it if a CPU can."""
+"""Weights with which SGLang cannot compute are refused at start, and the error gives the reason. Where this is possible
+on a CPU, tests confirm with SGLang's own code that it cannot compute with them.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ from stages.sglang_engine import environment
 from stages.topology import QWEN3_OMNI
 from tests.quantised import RECIPES
 
-environment.prepare()  # before any part of SGLang is imported
+environment.prepare()  # this call must come before any import of SGLang
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE  # noqa: E402
 from sglang.srt.layers.quantization.compressed_tensors.schemes import CompressedTensorsWNA16MoE  # noqa: E402
 from sglang.srt.layers.quantization.gptq.gptq import GPTQMarlinConfig  # noqa: E402
@@ -40,9 +42,12 @@ Refusal = Callable[..., str]
 
 @pytest.fixture
 def refusal(data: Path) -> Refusal:
-    """The refusal of the 30B model with this quantisation on these GPUs; empty if it can be served."""
+    """A function that returns the error for the 30B model with this quantisation on these GPUs. The error is empty if
+    the model can be served.
+    """
     config = json.loads((data / "qwen3_omni_30b" / "config.json").read_text())
-    for part in ("thinker_config", "talker_config"):  # the 30B model's widths, but fewer layers
+    # The widths are those of the 30B model, but there are fewer layers.
+    for part in ("thinker_config", "talker_config"):
         config[part]["text_config"] |= {"num_hidden_layers": 2, "num_experts": 8}
     published = json.loads((data / "quantization_configs.json").read_text())
 
@@ -83,7 +88,7 @@ def test_published_forms_are_served_on_a_hopper_and_on_a_cpu(refusal: Refusal, n
         ("int4-awq", "1xT4-16GB", "need compute capability 8.0, and this GPU has 7.5."),
         ("int4-awq", "1xRTX3090-24GB", ""),
         ("int4-packed", "1xA100-80GB", ""),
-        ("fp8-block", "1x80GB", ""),  # the capability is unknown
+        ("fp8-block", "1x80GB", ""),  # the GPU's compute capability is unknown
     ],
 )
 def test_gpu_has_to_be_able_to(refusal: Refusal, name: str, gpus: str, message: str) -> None:
@@ -115,7 +120,9 @@ def test_ranks_of_gptq_are_refused(refusal: Refusal) -> None:
 
 @pytest.mark.parametrize("reordered", [False, True])
 def test_sglang_does_give_ranks_of_gptq_scales_that_their_kernel_takes_for_others(reordered: bool) -> None:
-    """SGLang's kernel assumes groups of (rank's inputs / number of groups). If this fails, SGLang has been fixed."""
+    """SGLang's kernel assumes that a group has (inputs of the rank / number of groups) inputs. If this test fails,
+    SGLang has been fixed.
+    """
     said = GPTQ | {"desc_act": reordered}
     layer = torch.nn.Module()
     layer.moe_tp_size = 2
@@ -124,7 +131,8 @@ def test_sglang_does_give_ranks_of_gptq_scales_that_their_kernel_takes_for_other
         layer, num_experts=1, hidden_size=2048, intermediate_size_per_partition=384, params_dtype=torch.bfloat16
     )
     taken = 384 // layer.w2_scales.shape[1]
-    # With activation order, a rank has half of the six groups, but its inputs may belong to any of them.
+    # With activation order, a rank has the scales of three of the six groups, but its inputs may belong to any of the
+    # six groups.
     assert (taken, layer.w2_scales.shape[1]) == ((128, 3) if reordered else (64, 6))
 
 

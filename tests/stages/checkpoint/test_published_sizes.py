@@ -1,4 +1,4 @@
-"""The plan of the 30B model agrees with published figures about running it."""
+"""The plan of the 30B model agrees with published figures for the memory that this model needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stages.topology import QWEN3_OMNI
 
 GIB = 1024**3
 
-# From SGLang-Omni 0.1.9's configurations: fractions of one GPU.
+# Memory budgets of stages in SGLang-Omni 0.1.9's configurations, as fractions of one GPU's memory.
 PEERS = {
     "H20-96GB": {"image_encoder": 0.025, "audio_encoder": 0.025, "thinker": 0.75, "talker_ar": 0.12, "code2wav": 0.02},
     "H200-141GB": {
@@ -47,7 +47,9 @@ def holdings(placement: Placement) -> dict[str, Holding]:
 
 
 def test_disabling_the_talker_saves_the_published_10_gb_give_or_take_two(model: str, checkpoint: Checkpoint) -> None:
-    """The figures are for Hugging Face, which loads and runs everything in one process."""
+    """The published figures are for Hugging Face Transformers, which loads and runs all parts of the model in one
+    process.
+    """
     spoken = holdings(planned(model, checkpoint, "1xH200-141GB", colocate=True))
     saved = sum(spoken[name].fixed for name in ("talker_ar", "code_predictor", "code2wav"))
     assert saved == pytest.approx(10e9, abs=2e9)
@@ -56,9 +58,11 @@ def test_disabling_the_talker_saves_the_published_10_gb_give_or_take_two(model: 
 def test_weights_are_the_published_78_9_gb_less_what_hugging_face_computes_with(
     model: str, checkpoint: Checkpoint
 ) -> None:
-    """The model card's minimum for a 15 s clip holds the weights and 8 to 9 GB of that clip's activations.
+    """The model card's minimum memory for a 15 s clip consists of the weights and 8 to 9 GB of activations for this
+    clip.
 
-    From 15 to 30 and to 60 s the minimum grows by 0.64 GB a second, so a clip of length zero would need 69.3 GB.
+    For clips of 15, 30 and 60 s, the minimum grows by 0.64 GB for each second, so a clip of length zero would need 69.3
+    GB.
     """
     weights = sum(holding.weights for holding in holdings(planned(model, checkpoint, "1xH200-141GB")).values())
     no_clip = 78.9e9 - 15 * (107.7e9 - 78.9e9) / 45
@@ -94,11 +98,11 @@ def test_the_peers_single_gpu_placements_fit_ours_too(gpu: str, model: str, chec
     placement = planned(model, checkpoint, gpu, colocate=True)
     assert placement.fits, placement.problems
     assert placement.requests is not None
-    assert placement.requests >= 16  # the peers' figures on one GPU are for 16 streams
+    assert placement.requests >= 16  # the other servers' figures for one GPU are for 16 streams
 
 
 def test_a_checkpoint_of_half_the_weights_leaves_the_rest_to_the_caches(model: str, checkpoint: Checkpoint) -> None:
-    """The checkpoint is in FP8 as the peers serve it: thinker and talker, not the predictor."""
+    """The checkpoint is in FP8 as other servers use it: thinker and talker are quantised, but the predictor is not."""
     quantised = Checkpoint(
         checkpoint.path,
         checkpoint.config,
@@ -138,7 +142,8 @@ def test_four_bits_leave_a_quarter_of_the_thinkers_experts_and_their_scales(
         own = holdings(planned(model, described("x", config, QWEN3_OMNI.checkpoint), "1x48GB", colocate=True))
         weights[name] = own["thinker"].weights
         assert own["talker_ar"].weights == holdings(planned(model, checkpoint, "1xH200-141GB"))["talker_ar"].weights
-    # 29.9 G numbers of four bits, a 16-bit scale for 32 or 128 of them (AWQ: a zero point too), and 0.6 G plain ones.
+    # The thinker has 29.9 G four-bit numbers, with a 16-bit scale for each 32 or 128 numbers (AWQ: a zero point too),
+    # and 0.6 G unquantised numbers.
     projections, plain = 29.906e9, 2 * 0.623e9
     assert weights["int4-packed"] == pytest.approx(projections * (4 + 16 / 32) / 8 + plain, rel=0.005)
     assert weights["int4-awq"] == pytest.approx(projections * (4 + 20 / 128) / 8 + plain, rel=0.005)

@@ -1,4 +1,6 @@
-"""A ``quantization_config`` is read correctly, and one that cannot be served is refused by name."""
+"""A ``quantization_config`` is read correctly. If it cannot be served, the error names the setting that is the
+reason.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ def compressed(form: str = "pack-quantized", **weights: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def published(data: Path) -> dict[str, dict[str, Any]]:
-    """Published configurations, by name."""
+    """Published ``quantization_config`` sections, by the name of the form."""
     found: dict[str, dict[str, Any]] = json.loads((data / "quantization_configs.json").read_text())
     return found
 
@@ -68,7 +70,7 @@ def test_published_configurations_are_understood(
         (GPTQ | {"dynamic": {r"-:.*\.self_attn\..*": {}}}, "self_attn.q_proj", "mlp.experts.0.up_proj"),
         (compressed() | {"ignore": [f"{LAYER}self_attn.q_proj"]}, "self_attn.q_proj", "self_attn.k_proj"),
         (compressed() | {"ignore": ["re:.*o_proj$"]}, "self_attn.o_proj", "self_attn.k_proj"),
-        # A parent module in the list does not stand for its children.
+        # If a parent module is in the list, its child modules are still quantised.
         (compressed() | {"ignore": [f"{LAYER}mlp.experts.0"]}, "mlp.gate", "mlp.experts.0.up_proj"),
         (
             {"quant_method": "fp8", "modules_to_not_convert": [f"{LAYER}mlp"]},

@@ -18,8 +18,8 @@ from stages.checkpoint.tensor_shapes import stored_tensors, tensor_shapes
 from stages.topology import QWEN3_OMNI
 from tests.quantised import RECIPES, quantise
 
-# Published figures of the 30B model: parameters of its parts (Qwen3-Omni report and model card) and of the whole, and
-# its size on the hub.
+# Published figures of the 30B model: the number of parameters of its parts (from the Qwen3-Omni report and the model
+# card), the total number of parameters, and the size of the checkpoint on the hub.
 AUDIO, PREDICTOR, VOCODER, THINKER = 648e6, 142e6, 216e6, 30.5e9
 PARAMETERS = 35_259_818_545
 BYTES = 67_253 * 1024**2
@@ -84,7 +84,8 @@ def test_fp8_halves_the_linear_layers_of_thinker_and_talker_and_nothing_else(lar
     scales = [size for name, (_, size, _) in quantised.items() if name not in plain]
     assert len(scales) == len(halved)
     assert sum(scales) < 0.001 * sum(size for _, size, _ in plain.values())
-    # The experts and projections of thinker and talker have 30.5 B parameters: half of their bytes are saved.
+    # The experts and projections of thinker and talker have 30.5 B parameters. FP8 saves half of the bytes of these
+    # parameters.
     saved = sum(size for _, size, _ in plain.values()) - sum(size for _, size, _ in quantised.values())
     assert saved == pytest.approx(sum(plain[name][1] for name in halved) / 2, rel=0.001)
 
@@ -99,7 +100,8 @@ def test_a_quantised_checkpoint_is_told_from_its_configuration_too(
     on_disk = inspect(tmp_path / "quantised", QWEN3_OMNI.checkpoint)
     told = {name: Stored(*stored) for name, stored in stored_tensors(on_disk.config).items()}
     assert told.keys() == on_disk.tensors.keys()
-    # Scales keep the type in which they were written: float16 here, although the checkpoint's own type is float32.
+    # Scales keep the type in which they are stored: float16 in this checkpoint, although the checkpoint's own type is
+    # float32.
     scales = {name for name in told if form.startswith(("packed", "fp8-channel")) and name.endswith("weight_scale")}
     assert all(told[name] == on_disk.tensors[name] for name in told.keys() - scales)
     assert all(told[name].elements == on_disk.tensors[name].elements for name in scales)

@@ -1,4 +1,6 @@
-"""Only the wanted part of a checkpoint is read, and a part that does not fit is named when the stage starts."""
+"""A stage reads only its part of a checkpoint. If this part does not match the stage's modules, the error at the
+stage's start names the tensors.
+"""
 
 import json
 from pathlib import Path

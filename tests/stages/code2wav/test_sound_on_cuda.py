@@ -18,7 +18,8 @@ from stages.messages import AudioDelta, Frame
 from stages.options import Code2WavOptions
 from tests.cuda_rules import CudaRules
 
-# Kernels of one chunk at the 30B's sizes: an utterance's first, a later one, and one of several utterances.
+# Numbers of kernels for one chunk with the 30B model's sizes: for the first chunk of an utterance, for a later chunk,
+# and for a batch with chunks of several utterances.
 KERNELS = {"first": 496, "later": 511, "together": 547}
 
 
@@ -37,7 +38,7 @@ def test_a_chunk_copies_as_often_for_many_voices_as_for_one(cuda: CudaRules, on_
             assert cuda.to_host == {"stages.code2wav.stage:Code2Wav._decode": 1}
             assert cuda.to_device == {
                 "stages.code2wav.stage:Code2Wav._decode": 1,
-                "stages.code2wav.history:Streams.of": 2,  # slots and progress of the utterances
+                "stages.code2wav.history:Streams.of": 2,  # copies of the utterances' slots and progress
             }
         for voice in range(voices):
             stage.abort(f"v{voice}")

@@ -1,4 +1,6 @@
-"""The streamed sound equals the reference's decode of the whole utterance, whatever else is decoded."""
+"""The streamed sound equals the sound that the reference decodes from the complete utterance, whatever other utterances
+are decoded at the same time.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,7 @@ class Listener:
 
 @pytest.fixture
 def listener(voice_context: Any) -> Callable[..., Listener]:
-    """Builds a stage on a checkpoint with some options."""
+    """A function that returns a `Listener` around a stage, for the name of a checkpoint and the stage's options."""
     return lambda checkpoint, **options: Listener(Code2Wav(voice_context(checkpoint, "code2wav", **options)))
 
 
@@ -72,7 +74,7 @@ def frames(model: Any, count: int, seed: int = 0) -> torch.Tensor:
 
 @torch.inference_mode()
 def whole(model: Any, codes: torch.Tensor) -> torch.Tensor:
-    """The reference's decode of all frames at once."""
+    """The sound that the reference decodes from all frames at once."""
     return model.code2wav(codes.T[None])[0, 0]
 
 
@@ -121,7 +123,9 @@ def test_beyond_the_references_chunks_of_300_frames_nothing_is_lost(
 def test_voices_that_begin_and_end_at_different_times_do_not_hear_each_other(
     checkpoint: str, listener: Callable[..., Listener], reference: Any
 ) -> None:
-    """Ten utterances over four slots, with frames arriving in random portions; every third is aborted on its way."""
+    """Ten utterances share four slots. Their frames arrive in random portions, and every third utterance is aborted
+    before its end.
+    """
     model = reference(checkpoint)
     dice = random.Random(5)
     said = {f"voice {number}": frames(model, dice.randint(1, 45), seed=number) for number in range(10)}

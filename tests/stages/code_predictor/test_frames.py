@@ -1,5 +1,5 @@
-"""In any batch, codec frames equal the reference's frames code for code or, if they are sampled, follow the reference's
-probabilities.
+"""Greedy codec frames equal the reference's frames code for code, in any batch. Sampled codec frames follow the
+reference's probabilities.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from stages.messages import Finished, Frame, FrameFeedback, FrameSeed, Predictor
 from tests.device import EXACTNESS
 
 CHECKPOINTS = ("tiny", "nano")
-NEAR_TIE = EXACTNESS.near_tie  # logits closer than this may swap ranks in a batch of another shape
+# Two logits whose difference is smaller than this may be in the opposite order in a batch of another shape.
+NEAR_TIE = EXACTNESS.near_tie
 GREEDY = Sampling()
-SAMPLED = Sampling(temperature=1.0, top_k=50, top_p=0.8)  # the reference's parameters when the talker samples
+SAMPLED = Sampling(temperature=1.0, top_k=50, top_p=0.8)  # these are the reference's parameters when its talker samples
 
 
 @dataclass
 class Seed:
-    """A frame's input: hidden float32 [hidden] and a code of codebook 0."""
+    """The input for a frame: the talker's hidden state, float32 [hidden], and a code of codebook 0."""
 
     hidden: torch.Tensor
     code: int
@@ -36,7 +37,7 @@ class Seed:
 
 @dataclass
 class Heard:
-    """The results for one utterance."""
+    """The messages that the stage has sent for one utterance."""
 
     frames: list[list[int]] = field(default_factory=list)
     embeddings: list[torch.Tensor] = field(default_factory=list)
@@ -66,7 +67,8 @@ class Partners:
             heard = self.heard[message.request_id]
             assert not heard.ended
             if isinstance(message, End):
-                # Both streams of an utterance are closed: first the talker's, then the vocoder's.
+                # Both streams of an utterance are closed: first the stream to the talker, then the stream to the
+                # vocoder.
                 heard.ended = message.target == "code2wav"
                 assert heard.ended or message.target == "talker_ar"
             elif isinstance(message.body, Frame):
@@ -78,7 +80,7 @@ class Partners:
                 heard.embeddings.append(message.body.embedding.torch())
 
     def say(self, voice: str, seeds: list[Seed], sampling: Sampling = GREEDY) -> Heard:
-        """One utterance from its start to its end."""
+        """Send one utterance from its start to its end. Returns the results."""
         self.start(voice, sampling)
         for seed in seeds:
             self.send(voice, seed)
@@ -90,7 +92,9 @@ class Partners:
 
 @pytest.fixture
 def partners(voice_context: Any) -> Callable[..., Partners]:
-    """Builds a stage on a checkpoint with some options; it records only on request, since recording takes seconds."""
+    """A function that returns `Partners` around a stage, for the name of a checkpoint and the stage's options. The
+    stage records graphs only on request, because recording takes seconds.
+    """
 
     def build(checkpoint: str, **options: Any) -> Partners:
         return Partners(CodePredictor(voice_context(checkpoint, "code_predictor", **{"record": False, **options})))
@@ -108,7 +112,7 @@ def seeds(model: Any, count: int, seed: int = 0) -> list[Seed]:
 
 @torch.inference_mode()
 def generate(model: Any, seed: Seed, **options: Any) -> Any:
-    """The reference's own loop over one frame."""
+    """Runs the reference's own loop that generates one frame."""
     talker = model.talker
     first = talker.get_input_embeddings()(torch.tensor([[seed.code]]))
     return talker.code_predictor.generate(
@@ -120,7 +124,9 @@ def generate(model: Any, seed: Seed, **options: Any) -> Any:
 
 
 def assert_frame_equals_the_reference(codes: list[int], embedding: torch.Tensor, model: Any, seed: Seed) -> None:
-    """Compare code for code, except where the reference has a near tie; embeddings are summed as the reference does."""
+    """Compare a frame with the reference's frame code for code, up to a near tie of the reference. The frame's
+    embedding must equal the sum that the reference computes.
+    """
     truth = generate(model, seed, do_sample=False, output_logits=True)
     expected = [seed.code, *truth.sequences[0].tolist()]
     assert len(codes) == len(expected)
@@ -152,7 +158,9 @@ def test_a_voice_alone_gets_the_references_frames(
 def test_voices_that_come_and_go_get_the_references_frames(
     checkpoint: str, partners: Callable[..., Partners], reference: Any
 ) -> None:
-    """Nine utterances whose seeds arrive at random times, so that every batch has other rows; three are aborted."""
+    """The seeds of nine utterances arrive at random times, so every batch has a different set of rows. Three utterances
+    are aborted.
+    """
     model = reference(checkpoint)
     dice = random.Random(3)
     said = {f"voice {number}": seeds(model, dice.randint(3, 12), seed=number) for number in range(9)}
@@ -202,7 +210,7 @@ def test_beyond_max_batch_the_seeds_that_came_first_go_first(partners: Callable[
 def test_sampled_codes_follow_the_references_probabilities(
     temperature: float, checkpoint: str, partners: Callable[..., Partners], reference: Any
 ) -> None:
-    """Chi-square test of the first residual code over 3000 seeds, against the reference's distribution."""
+    """A chi-square test compares the first residual codes for 3000 seeds with the reference's distribution."""
     model = reference(checkpoint)
     [start] = seeds(model, 1, seed=9)
     truth = generate(model, start, do_sample=True, temperature=temperature, top_k=50, top_p=0.8, output_scores=True)
@@ -225,7 +233,7 @@ def test_sampled_codes_follow_the_references_probabilities(
     freedom = len(wanted) - 1
     assert freedom >= (1 if temperature == 1.0 else 10)
     chi_square = ((observed - wanted) ** 2 / wanted).sum().item()
-    # The 0.999 quantile, after Wilson and Hilferty.
+    # The 0.999 quantile, by Wilson and Hilferty's approximation.
     assert chi_square < freedom * (1 - 2 / (9 * freedom) + 3.09 * math.sqrt(2 / (9 * freedom))) ** 3
 
 
@@ -248,8 +256,8 @@ def test_a_seed_repeats_a_voice_alone_and_in_any_company(partners: Callable[...,
 
 
 def test_what_is_not_recorded_yet_is_recorded_in_spare_time(partners: Callable[..., Partners], reference: Any) -> None:
-    """An utterance that arrives in the meantime is computed first. When everything is recorded, the stage has no more
-    work.
+    """An utterance that arrives while graphs remain to be recorded is computed first. When all graphs are recorded, the
+    stage has no more work.
     """
     room = partners("nano", record=True, max_batch=2)
     assert room.stage.has_work

@@ -23,13 +23,13 @@ from tests.cuda_rules import CudaRules, HostRead
 
 SAMPLED = Sampling(temperature=0.9, top_k=50, top_p=0.8, min_p=0.1, seed=1)
 
-# Kernels of one frame at the 30B's sizes, for any number of utterances.
+# Number of kernels for one frame with the 30B model's sizes. It does not depend on the number of utterances.
 KERNELS = {"greedy": 2551, "sampled": 3011}
 
 
 @pytest.fixture
 def predictor(cuda: CudaRules, on_cuda: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> CodePredictor:
-    """The stage with its graphs captured by the code that captures them on a GPU."""
+    """The stage, with graphs that are captured by the same code as on a GPU."""
     monkeypatch.setattr(graphs, "WARM_UPS", 0)
     return CodePredictor(on_cuda("code_predictor", CodePredictorOptions(dtype="bfloat16", max_batch=2)))
 
@@ -45,7 +45,7 @@ def seeded(predictor: CodePredictor, voices: int) -> None:
 
 def test_a_step_copies_as_often_for_many_voices_as_for_two(cuda: CudaRules, predictor: CodePredictor) -> None:
     seen = []
-    for voices in (2, 6):  # two are computed by a graph, and six without one
+    for voices in (2, 6):  # two utterances are computed by a graph, and six without a graph
         predictor._network.max_batch = voices
         seeded(predictor, voices)
         cuda.forget()
@@ -60,7 +60,7 @@ def test_a_step_copies_as_often_for_many_voices_as_for_two(cuda: CudaRules, pred
     assert seen[0] == seen[1]
     assert seen[0] == {
         "stages.code_predictor.stage:CodePredictor._compute": 2,  # states and codes
-        "stages.code_predictor.choice:CodeChoice.of": 2,  # which rows are greedy, and the draws
+        "stages.code_predictor.choice:CodeChoice.of": 2,  # a mask of the greedy rows, and the random numbers
         "stages.filtered_draws:Filters.of.<locals>.column": 4,
     }
 

@@ -1,4 +1,6 @@
-"""Frames from recordings equal the network's; stand-ins replace CUDA graphs, which need a GPU."""
+"""Frames from recorded graphs equal the frames that the network computes without graphs. Stand-ins replace CUDA graphs,
+because these need a GPU.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ WAYS = [
 
 @dataclasses.dataclass
 class Recording:
-    """Repeats work by running it again, on the memory with which it was recorded."""
+    """Stands in for a graph recorder: a replay calls the work again on the recorded inputs."""
 
     made: int = 0
 
@@ -53,7 +55,7 @@ def graphs(request: Any, network: ResidualNetwork) -> FrameGraphs:
 def test_neither_recording_nor_padding_changes_a_frame(
     batch: int, kind: str, network: ResidualNetwork, graphs: FrameGraphs
 ) -> None:
-    """Every batch runs twice with other sampling parameters, so that leftovers of the first run would be noticed."""
+    """Every batch runs twice with different inputs, so the test fails if values of the first run are left."""
     picking = {"greedy": [Sampling()], "narrow": [way for way in WAYS if way.top_k], "wide": WAYS}[kind]
     for turn in range(2):
         hidden = torch.randn(batch, network.hidden_size, generator=torch.Generator().manual_seed(turn))
@@ -88,7 +90,7 @@ def test_wider_choices_than_were_recorded_are_computed(network: ResidualNetwork)
 def test_larger_batches_are_recorded_when_they_are_first_wanted(network: ResidualNetwork) -> None:
     recording = Recording()
     graphs = FrameGraphs(network, recording, 6, 4, beforehand=1)
-    assert recording.made == 2  # greedy choice, and sampling among few codes
+    assert recording.made == 2  # the graph for greedy choice, and the graph for sampling among few codes
     greedy = CodeChoice(None, None, None)
     for batch in (1, 2, 2, 1):
         graphs.frames(torch.zeros(batch, network.hidden_size), torch.zeros(batch, dtype=torch.int64), greedy)

@@ -1,4 +1,6 @@
-"""Text grows as the tokenizer's own decode would write it, and stop strings are never shown."""
+"""The text that grows token by token equals the result of the tokenizer's own `decode`, and stop strings are never
+shown.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ def table(tokenizer: Any) -> TokenTable:
 
 
 def run(transcript: Transcript, ids: list[int]) -> list[str]:
-    """Everything that the transcript shows, step by step."""
+    """The text that the transcript shows at each step."""
     shown = []
     for token in ids:
         transcript.push(token)
@@ -122,7 +124,7 @@ def test_text_ends_before_a_stop_string(
 
 
 def test_any_stop_strings_in_any_text_are_found_as_by_comparing_everything() -> None:
-    """With two letters, stop strings overlap with themselves and with each other."""
+    """The texts have only two different letters, so stop strings overlap with themselves and with each other."""
     rng = random.Random(3)
     pieces = [b"a", b"b", b"ab", b"aab", b"bb"]
     for _ in range(500):
@@ -143,7 +145,9 @@ def test_any_stop_strings_in_any_text_are_found_as_by_comparing_everything() -> 
 
 
 def test_long_stop_strings_cost_a_bounded_number_of_steps_for_each_character() -> None:
-    """A whole answer is held until its end, so every beginning of every stop string could be in it."""
+    """The transcript holds the answer until its end. A simple search would compare this text with every beginning of
+    every stop string at each token.
+    """
     steps = 0
 
     def count(*_: object) -> None:

@@ -1,4 +1,6 @@
-"""The encoders' embeddings equal the reference's: alone, batched over requests, and from the cache."""
+"""The encoders' embeddings equal the reference's embeddings for single requests, for batches of several requests, and
+for media from the cache.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +30,7 @@ def features(processor: Any) -> Features:
 
 @pytest.fixture(scope="session")
 def vision_works(features: Features) -> list[VisionWork]:
-    """Requests with pictures of several sizes, and one with a clip."""
+    """Requests with pictures of several sizes, and a request with a clip."""
     works = [
         VisionWork([features.picture(picture(160, 96))]),
         VisionWork([features.picture(picture(*size)) for size in ((33, 200, 1), (64, 64, 2), (640, 200, 3))]),
@@ -41,7 +43,7 @@ def vision_works(features: Features) -> list[VisionWork]:
 
 @pytest.fixture(scope="session")
 def audio_works(features: Features) -> list[AudioWork]:
-    """Requests with sounds from 25 ms to 20 s; in some, all are shorter than a second."""
+    """Requests with sounds from 25 ms to 20 s. In some requests, all sounds are shorter than a second."""
     lengths = [[2.3], [0.4], [0.025], [1.0, 0.31, 3.999], [0.62, 0.4], [20.0], [8.0, 16.01]]
     return [features.sounds([tone(seconds, seed=i) for i, seconds in enumerate(request)]) for request in lengths]
 
@@ -57,7 +59,7 @@ def audio_encoder(stage_context: Any) -> AudioEncoder:
 
 
 def encoded(stage: Any, works: Sequence[Any]) -> list[Any]:
-    """Answers to `works`, handed over together."""
+    """The stage's answers to `works`, which are given to the stage all at once."""
     for number, work in enumerate(works):
         stage.receive(Start(str(number), "preprocessing", stage.name, work))
     answers = {}
@@ -188,7 +190,7 @@ def test_answers_own_their_memory(image_encoder: ImageEncoder, vision_works: lis
 def test_items_that_arrive_over_the_wire_are_encoded_alike(
     image_encoder: ImageEncoder, vision_works: list[VisionWork]
 ) -> None:
-    """Received tensors are views of read-only frames."""
+    """Tensors that arrive over the wire are views of read-only frames. They are encoded like other tensors."""
     here = vision_works[0].items[0]
     frame = bytes(here.patches.buffer())
     arrived = VisionItem(here.key, here.grid, Tensor(frame, here.patches.dtype, here.patches.shape))

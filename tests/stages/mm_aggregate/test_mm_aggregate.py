@@ -13,7 +13,7 @@ from stages.mm_aggregate.cache_ids import FIRST_CACHE_ID
 from stages.mm_aggregate.stage import Aggregate
 
 HIDDEN, LAYERS, LENGTH = 4, 3, 12
-# A picture, then a clip whose rows alternate with its sound's rows.
+# The rows of a picture, of a clip, and of the clip's sound. The rows of the clip alternate with the rows of the sound.
 IMAGE, CLIP, SOUND = [1, 2], [5, 7, 8], [6, 9]
 
 
@@ -39,7 +39,7 @@ def prompt(
 
 
 def rows_from(start: int, count: int) -> torch.Tensor:
-    """Embedding rows whose values identify them."""
+    """Embedding rows. The values of a row are the row's number, so that each row can be recognised."""
     return (torch.arange(start, start + count).float()[:, None]).expand(count, HIDDEN).contiguous()
 
 

@@ -1,5 +1,5 @@
-"""Our options become SGLang's server arguments. Forbidden arguments are refused, and the engine's share of a GPU is as
-planned.
+"""Our options are converted to SGLang's server arguments. Forbidden arguments are refused, and the engine's share of
+the GPU's memory is as planned.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def arguments(**changed: Any) -> Any:
         (40, 80, 0.52),  # the engine is alone on its GPU
         (40, 60, 0.6933),  # other programs use 20 GiB, so the fraction of the free memory is larger
         (10, 20, 0.58),
-        (60, 62, 0.98),  # the fraction never reaches all of the free memory
+        (60, 62, 0.98),  # the fraction is always less than all of the free memory
     ],
 )
 def test_fraction_is_of_what_is_free_when_the_engine_starts(static: int, free: int, fraction: float) -> None:

@@ -1,4 +1,4 @@
-"""Missing tensors are reported by the names that the checkpoint would use."""
+"""Missing tensors are reported under the names that they have in checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The recording's results equal those of SGLang's modules, for batches of all sizes and lengths."""
+"""The results of the recorded decode step equal the results of SGLang's modules, for batches of all sizes and for
+sequences of all lengths.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def engine(tiny_checkpoint: Path) -> Iterator[Engine]:
 
 
 class Compared:
-    """Decodes each batch with and without the recording, and notes its size and the largest difference of a logit."""
+    """Decodes each batch with and without the recording. Records the size of each batch, and the largest difference
+    that the recording makes to a logit.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.seen: list[tuple[int, float]] = []
@@ -58,7 +62,9 @@ def compared(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Compared:
 
 
 def generate(engine: Engine, lengths: dict[int, int]) -> None:
-    """Answer prompts all at once; `lengths` maps each prompt's length to the number of tokens of its answer."""
+    """Answer several prompts at once. `lengths` maps the length of each prompt to the number of tokens of the
+    answer.
+    """
     for prompt, tokens in lengths.items():
         ids = torch.randint(2, 2000, (prompt,), generator=torch.Generator().manual_seed(prompt))
         rows = PromptRows(ids=ids, positions=None, delta=0.0)

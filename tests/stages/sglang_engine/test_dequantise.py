@@ -1,4 +1,6 @@
-"""Quantised weights are dequantised correctly, compared with our own packing, with libraries, and in a whole model."""
+"""Quantised weights are dequantised correctly. The tests compare with a separate implementation of the packing, with
+libraries, and with a complete model.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def test_awq_is_read_as_sglang_reads_it() -> None:
 
 @pytest.mark.parametrize("form", ["packed", "packed-zeros"])
 def test_compressed_tensors_packs_as_its_library_does(form: str) -> None:
-    """The library's own packing of some numbers, and these numbers times their scales."""
+    """The test packs numbers with the library. The dequantised result must equal the numbers multiplied by their
+    scales.
+    """
     generator = torch.Generator().manual_seed(1)
     numbers = torch.randint(-8, 8, (24, 4 * BLOCK), generator=generator, dtype=torch.int8)
     zeros = torch.randint(-8, 8, (24, 4), generator=generator, dtype=torch.int8)
@@ -68,7 +72,7 @@ def test_zero_points_of_gptq_version_2_are_stored_as_they_are() -> None:
 
 
 def sum_of_nibbles(words: torch.Tensor, more: int) -> torch.Tensor:
-    """The sum of the four-bit numbers in each integer, plus `more`."""
+    """Integers of eight four-bit numbers, with `more` added to each four-bit number."""
     raised = [((words >> 4 * place) & 15) + more for place in range(8)]
     return torch.stack([one << 4 * place for place, one in enumerate(raised)]).sum(0).to(torch.int32)
 

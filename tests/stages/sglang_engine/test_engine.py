@@ -1,4 +1,6 @@
-"""The engine's tokens equal the reference's tokens however requests are mixed, and the engine leaves nothing behind."""
+"""For any mix of requests, the engine's tokens equal the reference's tokens. After the requests, the engine holds no
+data of them.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ QUESTIONS = [
     "a",
     "Why is the sky blue? Answer in one short sentence, please.",
 ]
-# Small enough that eight answers do not fit: SGLang must take memory back from some of them.
+# The cache is so small that eight answers do not fit. SGLang must take memory back from some of them.
 KV_TOKENS = 640
 
 
@@ -62,7 +64,8 @@ def engine(tiny_checkpoint: Path, habits: bool) -> Iterator[Engine]:
         eos_ids=[end_of_turn_id(read_config(str(tiny_checkpoint)))],
         max_total_tokens=KV_TOKENS,
         max_running_requests=8,
-        # SGLang admits requests that may end early although not all might fit, and takes memory back from some later.
+        # SGLang also admits requests that may end early, even if they might not all fit. Later, it takes memory back
+        # from some of them.
         options={"chunked_prefill_size": 32, "schedule_conservativeness": 0.1},
         tap_layer=1,
     )
@@ -117,7 +120,9 @@ def test_all_at_once_in_more_than_the_memory_holds(
 
 
 def test_answers_survive_the_loss_of_their_memory(engine: Engine) -> None:
-    """The prompts contain pictures: their rows are needed again for a second prefill, their states for the talker."""
+    """The prompts contain pictures. After a loss of memory, the pictures' rows are needed again for a second prefill,
+    and their states for the talker.
+    """
 
     def requests(pictures: int) -> list[Generation]:
         return [with_picture(f"p{index}", index, pictures, engine.hidden_size) for index in range(8)]
@@ -135,7 +140,9 @@ def test_answers_survive_the_loss_of_their_memory(engine: Engine) -> None:
 
 
 def with_picture(name: str, seed: int, picture: int, width: int) -> Generation:
-    """A prompt of 40 to 47 rows, ten of a picture, with a long answer; `picture` changes only the cache ids."""
+    """A request with a long answer. Its prompt has 40 to 47 rows, and ten of them belong to a picture. `picture`
+    changes only the cache ids.
+    """
     random = torch.Generator().manual_seed(seed)
     prompt = torch.randint(2, 2000, (40 + seed,), generator=random)
     media = torch.arange(5, 15)
@@ -170,7 +177,9 @@ def test_norms_and_experts_write_into_their_inputs_as_on_a_gpu(engine: Engine, h
 def test_batches_are_padded_as_on_a_gpu(
     engine: Engine, habits: bool, prompts: list[torch.Tensor], truths: list[Greedy]
 ) -> None:
-    """Batches are padded only with the habits on: then SGLang's own runner fills a graph's buffers."""
+    """Batches are padded only if the CUDA habits are on, because SGLang's own runner then fills the buffers of a
+    graph.
+    """
     if not habits:
         pytest.skip("one recording serves all sizes")
     graphs = engine._scheduler.tp_worker.model_runner.decode_cuda_graph_runner
@@ -183,7 +192,7 @@ def test_batches_are_padded_as_on_a_gpu(
             for event in engine.step():
                 answers.setdefault(event.request_id, []).append(event)
             padded.add((graphs.raw_bs, graphs.bs))
-            # The results of padding rows are garbage, so a test would notice if they were read.
+            # The results of padding rows are NaN, so the test would fail if they were read.
             assert graphs.buffers.next_token_logits_buffer[graphs.raw_bs : graphs.bs].isnan().all()
         for index in some:
             assert ids(answers.pop(f"{index}")) == truths[index].ids
@@ -355,7 +364,9 @@ def test_weights_and_cache_take_what_the_plan_says(engine: Engine, tiny_checkpoi
 def test_tables_are_made_by_the_first_step_and_stay_where_they_are(
     engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]
 ) -> None:
-    """This order is that of a GPU, where SGLang captures decode steps before the engine exists."""
+    """In this test, a step runs before `reserve` is called. The order is the same on a GPU, where SGLang captures
+    decode steps before the engine exists.
+    """
     model = engine.model
     recorded, table = model.recorded, model.position_deltas
     model.recorded, model.position_deltas = None, torch.zeros(0)

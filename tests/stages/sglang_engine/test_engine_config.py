@@ -1,5 +1,5 @@
-"""The config for SGLang lists exactly the layers that are plain in a checkpoint, by the names in our model
-definitions.
+"""The configuration for SGLang lists exactly the layers that are not quantised in a checkpoint. It uses the names in
+our model definitions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LAYERS = (
     "mlp.shared_expert.down_proj",
 )
 
-# The modules that are plain in a model of twelve layers, grouped by fused layer.
+# The modules that are not quantised in a model of twelve layers, by the fused layer to which they belong.
 PLAIN = {
     "model.layers.1.self_attn.qkv_proj": MODULES[:3],
     "model.layers.2.self_attn.o_proj": MODULES[3:4],

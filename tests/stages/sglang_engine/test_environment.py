@@ -1,4 +1,4 @@
-"""SGLang's environment has our defaults, and the operator's values if there are any."""
+"""SGLang's environment variables have our default values, unless the operator sets other values."""
 
 from __future__ import annotations
 

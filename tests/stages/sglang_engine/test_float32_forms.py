@@ -1,4 +1,6 @@
-"""The torch experts for float32 on a GPU compute the same sums as the CPU's experts, and read nothing back."""
+"""The torch implementation of experts for float32 on a GPU computes the same sums as the implementation for a CPU. It
+reads no values back from the GPU.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ EXPERTS, WIDTH, INNER, CHOSEN = 8, 16, 12, 3
 
 
 def batch(tokens: int, **options: Any) -> tuple[Any, Any, Any]:
-    """A method, a layer, and a batch of tokens, each routed to its own experts."""
+    """The arguments of an experts' function: a method, a layer, and a batch of tokens. Each token is routed to random
+    experts.
+    """
     torch.manual_seed(0)
     config = SimpleNamespace(activation="silu", apply_router_weight_on_input=False, **options)
     method = SimpleNamespace(moe_runner_config=config)
@@ -48,7 +52,7 @@ def test_rows_that_fill_a_captured_step_up_disturb_no_other() -> None:
 
 
 def test_nothing_depends_on_values() -> None:
-    """Tensors on ``meta`` have no values, so code that reads a value fails, as it would in a capture."""
+    """Tensors on ``meta`` have no values. So code that reads a value fails, as in the capture of a graph."""
     method, layer, work = batch(5)
     layer = SimpleNamespace(w13_weight=layer.w13_weight.to("meta"), w2_weight=layer.w2_weight.to("meta"))
     weights, experts, _ = work.topk_output

@@ -1,4 +1,4 @@
-"""SGLang's kernels that come as source compile with the toolkit that a worker on a GPU gets."""
+"""The kernels that SGLang has only as source code can be compiled with the toolkit that a worker on a GPU gets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from omni_pipeline.kernels import cuda_toolkit, toolchain
 
-# This kernel is compiled at the first step of every engine on a GPU, and is smaller than the others.
+# Every engine on a GPU compiles this kernel at its first step. It is smaller than the other kernels.
 SMALL_KERNEL = """
 import torch
 from sglang.kernels.jit.utils import arch
@@ -25,7 +25,7 @@ with arch.override_jit_cuda_arch(9, 0):
 def test_sglang_compiles_a_kernel_for_hopper_without_an_installed_toolkit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The test covers all steps from the generated build file to the loaded module; they need no GPU."""
+    """The test covers all steps from the generated build file to the loaded module. These steps need no GPU."""
     monkeypatch.setattr(cuda_toolkit, "USUAL", tmp_path / "no-cuda")
     bare = {name: value for name, value in os.environ.items() if name not in ("CUDA_HOME", "CUDA_PATH")}
     bare |= {"PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path)}

@@ -14,7 +14,9 @@ from stages.sglang_engine.process_groups import quiet_single_rank_groups
 
 
 def threads() -> int:
-    """Number of threads of this process. They are not found by name: a thread gets its name only when it first runs."""
+    """Number of threads of this process. All threads are counted, because a thread gets its name only when it first
+    runs.
+    """
     return len(os.listdir("/proc/self/task"))
 
 

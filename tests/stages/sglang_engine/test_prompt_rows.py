@@ -10,7 +10,9 @@ CPU = torch.device("cpu")
 
 
 def rows_with_media() -> PromptRows:
-    """Ten tokens with media at 2, 3, 4 and 7, of which 3, 4 and 7 are visual, and two deepstack layers."""
+    """The rows of ten tokens. Rows 2, 3, 4 and 7 belong to media, and rows 3, 4 and 7 of them are visual. There are two
+    deepstack layers.
+    """
     return PromptRows(
         ids=torch.arange(10),
         positions=torch.arange(30, dtype=torch.float32).reshape(3, 10) / 2,
@@ -54,7 +56,7 @@ def test_plain_positions_are_the_indices() -> None:
 
 
 def test_generated_tokens_are_positioned_after_the_prompt() -> None:
-    """A request that lost its KV memory is prefilled again together with its generated tokens."""
+    """A request that has lost its KV memory is prefilled again. This prefill includes the generated tokens."""
     extras = gather([Stretch(rows_with_media(), slot=0, start=9, end=12)], CPU, torch.float32)
     assert extras.positions[1].tolist() == [9.5, 8.5, 9.5]
     extras = gather([Stretch(rows_with_media(), slot=0, start=11, end=12)], CPU, torch.float32)

@@ -1,4 +1,6 @@
-"""Sampling equals the reference's logits processors, and repeats by seed whatever the batch."""
+"""Sampling gives the same probabilities as the reference's logits processors. The same seed gives the same tokens in
+any batch.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ def state(params: Sampling, prompt: list[int] | None = None, output: list[int] |
 
 
 def sample(rows: list[SamplingState], values: torch.Tensor) -> list[int]:
-    """One step of the sampler on its own, without an engine around it."""
+    """Runs one step of the sampler without an engine. Returns the sampled ids."""
     sampler = OmniSampler.__new__(OmniSampler)
     torch.nn.Module.__init__(sampler)
     sampler.rows = rows
@@ -170,7 +172,7 @@ def test_negative_and_large_seeds_are_seeds_too() -> None:
 
 
 def test_picks_over_many_seeds_follow_the_probabilities() -> None:
-    """Chi-square over 20 ids and 4000 seeds; 43.8 is the 0.999 quantile at 19 degrees of freedom."""
+    """A chi-square test over 20 ids and 4000 seeds. The limit 43.8 is the 0.999 quantile for 19 degrees of freedom."""
     values = logits(1, seed=3)[:, :20]
     expected = torch.softmax(values, dim=-1)[0]
     draws = 4000

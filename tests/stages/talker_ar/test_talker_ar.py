@@ -1,8 +1,8 @@
-"""An utterance is the same whatever other utterances do. If its input is late, only this utterance waits. It leaves
-nothing behind.
+"""Other utterances do not change an utterance. If the input of an utterance is late, only this utterance waits. After
+its end, the stage holds no data of it.
 
-A fixed table from code to frame embedding plays the predictor's part. `tests/equality/test_spoken.py` has the real one
-in the ring, and shows that the codes equal the reference's.
+A fixed table with a frame embedding for each code replaces the predictor. `tests/equality/test_spoken.py` uses the real
+predictor, and shows that the codes equal the reference's codes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from stages.talker_ar.stage import Talker
 from tests.stages.plans import engine_bytes, needs
 
 FRAMES = 12
-# Room for about three utterances. SGLang admits requests that may end early although not all might fit, and takes
-# memory back later.
+# The cache has room for about three utterances. SGLang also admits requests that may end early, even if they might not
+# all fit, and later takes memory back.
 KV_TOKENS = 192
 ENGINE = {"chunked_prefill_size": 16, "schedule_conservativeness": 0.1}
 
@@ -53,7 +53,7 @@ class Ring:
         self.due: dict[str, int] = {}
 
     def begin(self, name: str, which: int, *, length: int = 24, **sampling: Any) -> None:
-        """Send one of many prompts; `length` is its number of tokens."""
+        """Send a prompt of `length` tokens. Each value of `which` gives a different prompt."""
         ids = torch.randint(0, 2000, (length,), generator=torch.Generator().manual_seed(which))
         greedy = Sampling(**{"repetition_penalty": 1.05, "max_tokens": FRAMES + 1, "ignore_eos": True, **sampling})
         speech = SpeechOptions("ethan", greedy, greedy)
@@ -62,14 +62,16 @@ class Ring:
         self.talker.receive(Start(name, "thinker", "talker_ar", prompt))
 
     def say(self, name: str, *ids: int, last: bool = True) -> None:
-        """Send text, and perhaps its end."""
+        """Send tokens of the text, and the end of the text if `last` is set."""
         if ids:
             self.talker.receive(Chunk(name, "thinker", "talker_ar", Tokens(list(ids))))
         if last:
             self.talker.receive(End(name, "thinker", "talker_ar", Finished("stop", None)))
 
     def turn(self, *names: str) -> None:
-        """One step of the stage, after the predictor's replies to these utterances, or to all."""
+        """Send the predictor's replies to these utterances, or to all utterances if no names are given. Then step the
+        stage once.
+        """
         for name in names or tuple(self.due):
             frame = FrameFeedback(Tensor.of(self._table[self.due.pop(name)]))
             self.talker.receive(Chunk(name, "code_predictor", "talker_ar", frame))
@@ -94,14 +96,16 @@ class Ring:
         return self.codes
 
     def go_on(self, name: str) -> None:
-        """Give an utterance its frame, and step until its next one is at the predictor, unless it must wait."""
+        """Send the predictor's reply to an utterance, and step until its next frame is at the predictor or the stage
+        has no work.
+        """
         if name in self.due:
             self.turn(name)
         while name not in self.due and self.talker.has_work:
             self.step()
 
     def run_until(self, name: str, frames: int) -> None:
-        """Go on until an utterance has this many frames. The last one stays at the predictor."""
+        """Go on until an utterance has this many frames. The predictor's reply to the last frame is not sent."""
         while len(self.codes[name]) < frames:
             self.turn()
 
@@ -112,14 +116,15 @@ class Ring:
 
     @property
     def displaced(self) -> list[str]:
-        """The utterances that wait and have lost their memory."""
+        """The names of the utterances that wait and have lost their memory."""
         return list(self.talker._engine._scheduler.displaced)
 
 
 @pytest.fixture
 def ring(talker: Talker) -> Iterator[Ring]:
     ring = Ring(talker)
-    talker._engine._scheduler.new_token_ratio_tracker.reset()  # it remembers the memory that other tests were short of
+    # Otherwise, the tracker would still be influenced by the lack of memory in earlier tests.
+    talker._engine._scheduler.new_token_ratio_tracker.reset()
     yield ring
     for name in list(talker.live()):
         ring.leave(name)
@@ -131,7 +136,7 @@ def ring(talker: Talker) -> Iterator[Ring]:
 
 @pytest.fixture(scope="module")
 def alone(talker: Talker) -> Callable[[int], list[int]]:
-    """The codes of one of the utterances when it is alone."""
+    """A function that returns the codes of an utterance when no other utterance is in progress."""
 
     def codes(which: int, **options: Any) -> list[int]:
         ring = Ring(talker)
@@ -160,7 +165,9 @@ def test_many_voices_in_too_little_memory_say_what_they_say_alone(ring: Ring, al
 
 
 def test_voices_survive_the_loss_of_their_memory(ring: Ring, alone: Callable[..., list[int]]) -> None:
-    """SGLang takes memory back only from requests that may end before their limit."""
+    """The utterances may end before their limits, because SGLang takes memory back only from requests that may do
+    so.
+    """
     endless = {"max_tokens": 40, "min_tokens": 40, "ignore_eos": False}
     before = ring.talker.stats()["preemptions"]
     for seed in range(6):
@@ -172,12 +179,13 @@ def test_voices_survive_the_loss_of_their_memory(ring: Ring, alone: Callable[...
     assert codes == {f"v{seed}": alone(seed, length=20 + seed, **endless) for seed in range(6)}
 
 
-# Utterances of a length that SGLang does not know in advance: it lets in more of them than fit until their ends.
+# SGLang does not know the length of these utterances in advance. So it admits more utterances than fit when all of them
+# reach their full lengths.
 ENDLESS = {"max_tokens": 60, "min_tokens": 60, "ignore_eos": False}
 
 
 def begin_endless(ring: Ring, which: int, **sampling: Any) -> str:
-    """Begin one of the utterances that are too long for all of them to fit. Returns its name."""
+    """Begin an utterance that SGLang does not expect to be so long (`ENDLESS`). Returns its name."""
     name = f"v{which}"
     ring.begin(name, which, length=20 + which % 4, **{**ENDLESS, **sampling})
     ring.say(name, *range(which, which + 6))
@@ -186,7 +194,7 @@ def begin_endless(ring: Ring, which: int, **sampling: Any) -> str:
 
 @pytest.fixture(scope="module")
 def endless(alone: Callable[..., list[int]]) -> Callable[..., list[int]]:
-    """The codes of one of these utterances when it is alone."""
+    """A function that returns the codes of an `ENDLESS` utterance when no other utterance is in progress."""
     return cache(lambda which, **sampling: alone(which, length=20 + which % 4, **{**ENDLESS, **sampling}))
 
 
@@ -194,7 +202,9 @@ def endless(alone: Callable[..., list[int]]) -> Callable[..., list[int]]:
 def test_voices_that_wait_lose_their_memory_to_one_that_goes_on(
     ring: Ring, endless: Callable[..., list[int]], temperature: float
 ) -> None:
-    """All wait for their frames, and one after the other goes on alone, so that the others hold most of the memory."""
+    """All utterances wait for replies of the predictor. Then one utterance at a time goes on, while the waiting
+    utterances hold most of the memory.
+    """
     names = [begin_endless(ring, seed, temperature=temperature, seed=seed) for seed in range(5)]
     while ring.talker.has_work:
         ring.step()
@@ -210,7 +220,9 @@ def test_voices_that_wait_lose_their_memory_to_one_that_goes_on(
 
 
 def test_a_new_voice_counts_the_voices_that_wait(ring: Ring, endless: Callable[..., list[int]]) -> None:
-    """One waits, one is about to begin: its prompt is computed only if the first can go on beside it."""
+    """One utterance waits, and new utterances are about to begin. A new prompt is computed only if enough memory is
+    left for the waiting utterance to go on.
+    """
     first = begin_endless(ring, 0)
     ring.run_until(first, 50)
     assert ring.talker.stats()["kv_tokens_used"] > KV_TOKENS * 0.4
@@ -291,7 +303,7 @@ def test_a_voice_alone_may_fill_the_memory(ring: Ring, ending: dict[str, Any]) -
 @pytest.mark.parametrize("ignore_eos", [True, False])
 def test_a_prompt_that_never_fits_is_refused_and_the_longest_that_fits_is_spoken(ring: Ring, ignore_eos: bool) -> None:
     def outcome(length: int) -> bool:
-        """Whether a prompt of this length is accepted, and then it is spoken."""
+        """Whether a prompt of this length is accepted. An accepted prompt must also be spoken to its end."""
         ring.begin("v", 1, length=length, ignore_eos=ignore_eos)
         try:
             ring.say("v", *range(6))
@@ -314,7 +326,9 @@ def test_a_prompt_that_never_fits_is_refused_and_the_longest_that_fits_is_spoken
 def test_any_order_of_events_gives_every_voice_its_own_codes(
     ring: Ring, endless: Callable[..., list[int]], seed: int
 ) -> None:
-    """Frames and words come late, voices join and leave, in an order that the seed chooses."""
+    """Frames and words come late, and utterances begin and are aborted. The seed determines the order of these
+    events.
+    """
     chance = random.Random(seed)
     unsaid: dict[str, list[int]] = {}
     kinds: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,6 @@
-"""The talker gets a text's tokens as they become certain, and then the end of the text."""
+"""The talker gets each token of a text as soon as it is certain that no stop string removes it, and finally the end of
+the text.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,12 @@ TOKENS = 12
 
 
 class Writers:
-    """A thinker and the decode stage behind it.
+    """Drives a thinker together with the decode stage that gets its tokens.
 
     Attributes:
-        text: The text that readers got, by request.
-        told: The ids that the talker got, message by message.
-        ends: How the talker's streams ended.
+        text: The text that clients have got, by request.
+        told: The ids that the talker has got, as one list for each message, by request.
+        ends: The bodies of the messages that ended the talker's streams, by request.
     """
 
     def __init__(self, thinker: Thinker, decode: Decode) -> None:

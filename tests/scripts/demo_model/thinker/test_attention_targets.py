@@ -29,7 +29,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def picture(*things: str) -> Seen:
-    """A picture with two rows of three cells. The first cells show the given things, such as "red car"."""
+    """The facts of a picture with two rows of three cells. The first cells show the given things, such as "red car"."""
     amounts = torch.zeros(6, len(WORDS))
     for cell, thing in enumerate(things):
         colour, kind = thing.split()
@@ -38,7 +38,9 @@ def picture(*things: str) -> Seen:
 
 
 def found(one: ThinkerPrompt) -> set[tuple[int, str, tuple[int, ...]]]:
-    """The looks of a prompt: head, token and targets. A target is a cell of the picture, or a negated row number."""
+    """The attention targets of a prompt, as head, token and positions. A position is the number of a picture's cell, or
+    the negative of a row number.
+    """
     tokens = vocabulary().tokens
     cells = (one.ids == vocabulary().id("<|image_pad|>")).nonzero()[:, 0].tolist()
     result = set()

@@ -26,7 +26,7 @@ FEW = {
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory in which all stages have run, each for only a few steps."""
+    """A working directory after all stages of the training, each with only a few steps."""
     directory = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in FEW.items():

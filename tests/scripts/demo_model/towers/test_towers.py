@@ -1,4 +1,6 @@
-"""The recipe's fast paths through the reference's modules give the reference's results."""
+"""The training recipe has faster versions of some of the reference's computations. They give the same results as the
+reference.
+"""
 
 from pathlib import Path
 

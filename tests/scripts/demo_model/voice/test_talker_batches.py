@@ -1,4 +1,6 @@
-"""The talker is trained on the rows of the reference's generation, and its own generation equals the reference's."""
+"""The talker is trained on the same rows that the reference uses when it generates. The codes that our code generates
+equal the reference's codes.
+"""
 
 import pytest
 import torch
@@ -40,7 +42,7 @@ def inputs(model, vocabulary) -> TalkerInputs:
 
 @pytest.fixture(scope="module")
 def prompt(model, vocabulary) -> UserTurns:
-    """A user's turn with three rows of a picture."""
+    """A prompt for the talker: a user's turn with three rows of a picture."""
     picture = model.config.thinker_config.image_token_id
     ids = [vocabulary.id(token) for token in ("<|im_start|>", "user", "\n", "<|vision_start|>")]
     ids += [picture] * 3 + [vocabulary.id("<|vision_end|>"), *USER, vocabulary.id("<|im_end|>"), vocabulary.id("\n")]
@@ -105,7 +107,8 @@ def test_teaching_sees_the_states_that_generation_chose_from(
     codes = codes.T[:6]
     nowhere = torch.zeros(3 * len(codes), dtype=torch.long)
     lesson = talker_training.TalkerLesson(reply, codes, nowhere[: len(codes)])
-    longer = talker_training.TalkerLesson(reply, codes.repeat(3, 1), nowhere)  # so that the shorter one is padded
+    # With two lengths, the shorter sequence is padded.
+    longer = talker_training.TalkerLesson(reply, codes.repeat(3, 1), nowhere)
     with torch.no_grad():
         rows = [torch.cat([inputs.assistant_rows(reply), inputs.frame_rows(each.codes)]) for each in (lesson, longer)]
         for row, each in zip(rows, (lesson, longer), strict=True):

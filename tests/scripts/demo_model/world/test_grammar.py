@@ -22,7 +22,7 @@ CARS = Picture((Thing("car", "red"), Thing("car", "blue"), Thing("car", "yellow"
 
 
 def asked(shown: object, task: str) -> list[tuple[str, str]]:
-    """Random questions of one task about `shown`, with their answers."""
+    """Random questions of one task about the picture or clip `shown`, with the right answers."""
     rng = Random(0)
     exchanges = [ask(shown, rng) for _ in range(1500)]  # type: ignore[arg-type]
     return [(exchange.question, exchange.answer) for exchange in exchanges if exchange.task == task]

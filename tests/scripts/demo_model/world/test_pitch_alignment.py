@@ -1,4 +1,4 @@
-"""Voiced stretches of one tone are moved until they are in phase; nothing else changes much."""
+"""Voiced stretches with the same pitch are shifted until they are in phase. The rest of the sound hardly changes."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,9 @@ RATE, TONE = 24000, 125
 
 
 def _stretches(*phases: float) -> np.ndarray:
-    """A tone of a fifth of a second for each phase (in periods), with silence between the tones."""
+    """A sound with one tone for each given phase (in periods). Each tone lasts a fifth of a second, and the tones are
+    separated by silence.
+    """
     time = np.arange(RATE // 5) / RATE
     fade = np.minimum(1, 20 * np.minimum(time, time[::-1]))
     parts = [np.concatenate([0.1 * fade * np.cos(2 * np.pi * (TONE * time + p)), np.zeros(1200)]) for p in phases]

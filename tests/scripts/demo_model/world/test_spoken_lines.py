@@ -1,4 +1,6 @@
-"""The lines that the voice learns are whole frames with little silence, and no held-out text is among them."""
+"""The spoken lines on which the voice is trained consist of complete frames and have little silence. No held-out text
+is among these lines.
+"""
 
 import pytest
 import torch

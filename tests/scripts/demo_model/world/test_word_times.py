@@ -7,7 +7,7 @@ pytest.importorskip("espeakng_loader")
 from demo_model.world.word_times import token_at_each, token_moments
 
 TEXT = "There are three cars"
-STARTS = [0, 5, 9, 15]  # where the tokens begin, each with the space before it
+STARTS = [0, 5, 9, 15]  # the start of each token in the text; a token includes the space before it
 
 
 def test_tokens_are_said_in_the_middle_of_their_words() -> None:

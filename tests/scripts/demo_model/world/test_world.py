@@ -1,4 +1,6 @@
-"""Pictures and clips of the demo model's world show what their facts say, and are the same for the same seed."""
+"""Pictures and clips of the demo model's world show the things that their facts describe, and are the same for the same
+seed.
+"""
 
 from random import Random
 
@@ -29,7 +31,7 @@ def test_a_thing_is_where_it_is_said_to_be(kind: str) -> None:
         ((x, y),) = [(placed.x, placed.y) for placed in painting.placed]
         pixels = np.asarray(painting.image, np.float32)
         height, width, _ = pixels.shape
-        # A car's middle may be its window, or its door.
+        # The middle of a car may be a part of the window or of the door.
         patch = pixels[int(y * height) : int(y * height) + 14, int(x * width) - 12 : int(x * width) + 12].reshape(-1, 3)
         assert nearest_colour(np.median(patch, axis=0)) == colour
 
