@@ -471,6 +471,15 @@ class Frame(Struct, tag="frame"):
     codes: Tensor
 
 
+class SpeechFinished(Struct, tag="speech_finished"):
+    """The utterance has no further frame: the last message of the talker, which the code predictor passes on.
+
+    `reason` is ``stop`` for the code that ends an utterance, ``length`` for a limit.
+    """
+
+    reason: FinishReason
+
+
 # --- code2wav → collector ---------------------------------------------------------------------------------------------
 
 
@@ -481,6 +490,7 @@ class AudioDelta(Struct, tag="audio"):
 
 
 class AudioDone(Struct, tag="audio_done"):
-    """The utterance has ended; `frames` is its number of codec frames."""
+    """The utterance has ended; `frames` is its number of codec frames, and `reason` says why it has no more."""
 
     frames: int
+    reason: FinishReason

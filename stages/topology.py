@@ -119,9 +119,9 @@ QWEN3_OMNI = Graph(
         Edge("decode", "thinker", messages.StopGenerating | messages.Certain),
         Edge("decode", COLLECTOR, messages.TextDelta | messages.TextDone),
         Edge("thinker", "talker_ar", messages.TalkerPrompt | messages.Tokens | messages.Finished),
-        Edge("talker_ar", "code_predictor", messages.PredictorStart | messages.FrameSeed),
+        Edge("talker_ar", "code_predictor", messages.PredictorStart | messages.FrameSeed | messages.SpeechFinished),
         Edge("code_predictor", "talker_ar", messages.FrameFeedback),
-        Edge("code_predictor", "code2wav", messages.Frame),
+        Edge("code_predictor", "code2wav", messages.Frame | messages.SpeechFinished),
         Edge("code2wav", COLLECTOR, messages.AudioDelta | messages.AudioDone),
     ),
 )

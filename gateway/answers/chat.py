@@ -18,7 +18,7 @@ from gateway.answers.collector import Answer, Body, Collector
 from gateway.answers.events import EventWriter
 from gateway.answers.progress import RequestProgress
 from gateway.api.conversion import MediaSource, convert
-from gateway.api.responses import AnswerFormat, error_body
+from gateway.api.responses import AnswerFormat, Speech, error_body
 from gateway.api.schema import AudioFormat, ChatCompletionRequest
 from gateway.api.validation import parse
 from gateway.api.voices import Voices
@@ -309,9 +309,10 @@ class ChatCompletions:
         if text_done is None or (encoder is not None and audio_done is None):
             raise _unfinished()
         with progress.timeline.span("write"):
-            if encoder is not None:
+            speech = None
+            if encoder is not None and audio_done is not None:
                 audio += await encoder.finish()
-            speech = None if audio_done is None else (bytes(audio), audio_done.frames)
+                speech = Speech(bytes(audio), audio_done)
             response = json_response(answer_format.whole(deltas, text_done, speech))
             async with _bounded(request, answer, progress):
                 await response.prepare(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.answers.audio_formats import ThreadedEncoder
 from gateway.answers.collector import Body
-from gateway.api.responses import AnswerFormat
+from gateway.api.responses import AnswerFormat, Speech
 from gateway.http import sse
 from stages.messages import AudioDelta, AudioDone, TextDelta, TextDone
 
@@ -42,12 +42,11 @@ class EventWriter:
         """The events after the last message of a complete answer: end of speech, finish reason, usage, and `DONE`."""
         assert self._text_done is not None
         chunks = []
-        frames = 0
         if self._encoder is not None and self._audio_done is not None:
             data = await self._encoder.finish()
-            chunks.append(self._format.last_audio(data, self._unsent_frames, "".join(self._text)))
-            frames = self._audio_done.frames
-        chunks += self._format.closing(self._text_done, frames)
+            speech = Speech(data, self._audio_done)
+            chunks.append(self._format.last_audio(speech, self._unsent_frames, "".join(self._text)))
+        chunks += self._format.closing(self._text_done, self._audio_done)
         return b"".join([*map(sse.event, chunks), sse.DONE])
 
     async def _event(self, body: Body) -> bytes:

@@ -6,7 +6,7 @@ import base64
 import time
 import uuid
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -67,12 +67,16 @@ class Usage(Struct):
 
 
 class Audio(Struct):
-    """A spoken answer. `data` is base64; `expires_at` is when it was complete, since the server does not keep it."""
+    """A spoken answer. `data` is base64; `expires_at` is when it was complete, since the server does not keep it.
+
+    `finish_reason` says why the speech ended: by itself, or at the limit of its length.
+    """
 
     id: str
     data: str
     expires_at: int
     transcript: str
+    finish_reason: FinishReason
 
 
 class Message(Struct):
@@ -109,10 +113,11 @@ class Completion(Struct):
 class AudioPiece(Struct):
     """A piece of a spoken answer. The fields of all pieces, joined, are the fields of `Audio`."""
 
-    id: str
+    id: str | UnsetType = UNSET
     data: str | UnsetType = UNSET
     transcript: str | UnsetType = UNSET
     expires_at: int | UnsetType = UNSET
+    finish_reason: FinishReason | UnsetType = UNSET
 
 
 class AudioMetadata(Struct):
@@ -228,6 +233,18 @@ def _candidate(token: TokenText) -> Logprob:
     return Logprob(token=token.token, logprob=max(token.logprob, _LEAST_LOGPROB), bytes=token.bytes)
 
 
+class Speech(Struct, frozen=True):
+    """The speech of a complete answer.
+
+    Attributes:
+        data: The encoded sound. In a stream, the end of it.
+        done: The number of codec frames, and why there are no more.
+    """
+
+    data: bytes
+    done: messages.AudioDone
+
+
 class AnswerFormat:
     """Writes one answer, whole or in chunks, under one id.
 
@@ -254,6 +271,7 @@ class AnswerFormat:
     ) -> None:
         self._id = answer_id
         self._audio_id = f"audio_{uuid.uuid4().hex}"
+        self._unsent_audio_id: str | UnsetType = self._audio_id
         self._created = int(time.time())
         self._model = model
         self._audio_format = audio_format
@@ -262,18 +280,23 @@ class AnswerFormat:
         self._with_ids = with_ids
         self._with_usage = with_usage
 
-    def whole(self, deltas: list[TextDelta], done: messages.TextDone, speech: tuple[bytes, int] | None) -> Completion:
-        """The answer in one piece. `speech`, if it is spoken, is the encoded sound and its number of codec frames."""
+    def whole(self, deltas: list[TextDelta], done: messages.TextDone, speech: Speech | None) -> Completion:
+        """The answer in one piece."""
         text = "".join(delta.text for delta in deltas)
         tokens = [token for delta in deltas for token in delta.logprobs]
         message = Message(content=text if self._with_content else None)
-        audio_frames = 0
         if speech is not None:
-            audio, audio_frames = speech
-            message.audio = Audio(id=self._audio_id, data=_base64(audio), expires_at=int(time.time()), transcript=text)
+            message.audio = Audio(
+                id=self._audio_id,
+                data=_base64(speech.data),
+                expires_at=int(time.time()),
+                transcript=text,
+                finish_reason=speech.done.reason,
+            )
+        spoken = None if speech is None else speech.done
         choice = Choice(
             message=message,
-            finish_reason=done.finish_reason,
+            finish_reason=self._finish_reason(done, spoken),
             logprobs=logprobs(tokens) if self._with_logprobs else None,
             token_ids=[token for delta in deltas for token in delta.ids] if self._with_ids else UNSET,
         )
@@ -282,7 +305,7 @@ class AnswerFormat:
             created=self._created,
             model=self._model,
             choices=[choice],
-            usage=usage(done.usage, audio_frames),
+            usage=usage(done.usage, spoken.frames if spoken is not None else 0),
         )
 
     def opening(self) -> CompletionChunk:
@@ -292,9 +315,7 @@ class AnswerFormat:
     def delta(self, delta: TextDelta) -> CompletionChunk:
         """A chunk with more text or, if only speech was asked for, with more of the transcript."""
         piece = (
-            Delta(content=delta.text)
-            if self._with_content
-            else Delta(audio=AudioPiece(self._audio_id, transcript=delta.text))
+            Delta(content=delta.text) if self._with_content else Delta(audio=self._audio_piece(transcript=delta.text))
         )
         return self._chunk(
             [
@@ -308,28 +329,37 @@ class AnswerFormat:
 
     def audio(self, data: bytes, frame_count: int) -> CompletionChunk:
         """A chunk with more of the encoded speech, made from `frame_count` PCM frames."""
-        return self._audio_chunk(AudioPiece(self._audio_id, data=_base64(data)), frame_count)
+        return self._audio_chunk(self._audio_piece(data=_base64(data)), frame_count)
 
-    def last_audio(self, data: bytes, frame_count: int, transcript: str) -> CompletionChunk:
+    def last_audio(self, speech: Speech, frame_count: int, transcript: str) -> CompletionChunk:
         """The last chunk of the speech, with the whole transcript unless the transcript was sent in pieces."""
-        return self._audio_chunk(
-            AudioPiece(
-                self._audio_id,
-                data=_base64(data),
-                transcript=transcript if self._with_content else UNSET,
-                expires_at=int(time.time()),
-            ),
-            frame_count,
+        piece = self._audio_piece(
+            data=_base64(speech.data),
+            transcript=transcript if self._with_content else UNSET,
+            expires_at=int(time.time()),
+            finish_reason=speech.done.reason,
         )
+        return self._audio_chunk(piece, frame_count)
 
-    def closing(self, done: messages.TextDone, audio_frames: int) -> list[CompletionChunk]:
+    def closing(self, done: messages.TextDone, spoken: messages.AudioDone | None) -> list[CompletionChunk]:
         """The last chunks: the finish reason and, if asked for, the token usage."""
-        chunks = [self._chunk([ChunkChoice(Delta(), finish_reason=done.finish_reason)])]
+        chunks = [self._chunk([ChunkChoice(Delta(), finish_reason=self._finish_reason(done, spoken))])]
         if self._with_usage:
             last = self._chunk([])
-            last.usage = usage(done.usage, audio_frames)
+            last.usage = usage(done.usage, spoken.frames if spoken is not None else 0)
             chunks.append(last)
         return chunks
+
+    def _finish_reason(self, done: messages.TextDone, spoken: messages.AudioDone | None) -> FinishReason:
+        """Why the answer ended. An answer that is only speech is cut off if its speech is cut off."""
+        if spoken is not None and not self._with_content and spoken.reason == "length":
+            return "length"
+        return done.finish_reason
+
+    def _audio_piece(self, **fields: Any) -> AudioPiece:
+        """A piece of the speech. Only the first piece has the id, because clients join the fields of all pieces."""
+        audio_id, self._unsent_audio_id = self._unsent_audio_id, UNSET
+        return AudioPiece(id=audio_id, **fields)
 
     def _audio_chunk(self, piece: AudioPiece, frame_count: int) -> CompletionChunk:
         assert self._audio_format is not None

@@ -98,6 +98,7 @@ class EarlierSpeech(_Strict):
     transcript: str | None = None
     data: str | None = None
     expires_at: int | None = None
+    finish_reason: str | None = None
 
 
 class AssistantMessage(_Strict, tag_field="role", tag="assistant"):

@@ -17,7 +17,7 @@ from omni_pipeline.wire.tensor import Tensor
 from stages.checkpoint.weights import encoder_dtype, load_part
 from stages.code2wav.history import Streams
 from stages.code2wav.network import StreamingVocoder
-from stages.messages import AudioDelta, AudioDone, Frame
+from stages.messages import AudioDelta, AudioDone, Frame, SpeechFinished
 from stages.options import Code2WavOptions
 
 
@@ -28,17 +28,17 @@ class _SpeechStream:
         waiting: Frames not decoded yet, each int64 [codebooks].
         slot: The vocoder's slot that holds the utterance's state; None before its first chunk.
         chunks, frames: Numbers of chunks and frames decoded so far.
-        ended: Whether no further frame will come.
+        ending: The message after the last frame; None until it has arrived.
     """
 
-    __slots__ = ("chunks", "ended", "frames", "slot", "waiting")
+    __slots__ = ("chunks", "ending", "frames", "slot", "waiting")
 
     def __init__(self) -> None:
         self.waiting: deque[torch.Tensor] = deque()
         self.slot: int | None = None
         self.chunks = 0
         self.frames = 0
-        self.ended = False
+        self.ending: SpeechFinished | None = None
 
 
 class Code2Wav:
@@ -63,12 +63,13 @@ class Code2Wav:
         return bool(self._outbox) or any(self._can_run(request_id) for request_id in self._ready)
 
     def receive(self, message: Work) -> None:
-        if isinstance(message, End):
-            self._end(message.request_id)
-        elif isinstance(message.body, Frame):
-            self._queue(message.request_id, message.body.codes.torch())
+        body = message.body
+        if isinstance(body, SpeechFinished):
+            self._end(message.request_id, body)
+        elif isinstance(body, Frame):
+            self._queue(message.request_id, body.codes.torch())
         else:
-            raise TypeError(f"code2wav cannot take a {type(message.body).__name__}")
+            raise TypeError(f"code2wav cannot take a {type(body).__name__}")
 
     @torch.inference_mode()
     def step(self) -> Iterable[Work | Failed]:
@@ -81,8 +82,8 @@ class Code2Wav:
         for request_id in batch:
             voice = self._voices[request_id]
             del self._ready[request_id]
-            if voice.ended and not voice.waiting:
-                outbox.append(self._closed(request_id))
+            if voice.ending is not None and not voice.waiting:
+                outbox.append(self._closed(request_id, voice.ending))
             elif len(voice.waiting) >= self._size(voice):
                 self._ready[request_id] = None  # the utterance goes behind the utterances that have waited longer
         return outbox
@@ -117,18 +118,18 @@ class Code2Wav:
         if len(voice.waiting) >= self._size(voice):
             self._ready.setdefault(request_id)
 
-    def _end(self, request_id: str) -> None:
+    def _end(self, request_id: str, ending: SpeechFinished) -> None:
         voice = self._voices.setdefault(request_id, _SpeechStream())
-        voice.ended = True
+        voice.ending = ending
         if voice.waiting:
             self._ready.setdefault(request_id)
         else:
-            self._outbox.append(self._closed(request_id))
+            self._outbox.append(self._closed(request_id, ending))
 
     def _size(self, voice: _SpeechStream) -> int:
         """Number of frames in the utterance's next chunk; the last chunk of a complete utterance may be shorter."""
         size = self._chunk_frames[min(voice.chunks, len(self._chunk_frames) - 1)]
-        return min(size, len(voice.waiting)) if voice.ended else size
+        return min(size, len(voice.waiting)) if voice.ending is not None else size
 
     def _can_run(self, request_id: str) -> bool:
         return bool(self._free) or self._voices[request_id].slot is not None
@@ -168,8 +169,8 @@ class Code2Wav:
         self._frames += size * len(voices)
         return self._vocoder.decode(torch.stack(frames).to(device), streams).cpu()
 
-    def _closed(self, request_id: str) -> Work:
-        return End(request_id, self.name, COLLECTOR, AudioDone(self._forget(request_id).frames))
+    def _closed(self, request_id: str, ending: SpeechFinished) -> Work:
+        return End(request_id, self.name, COLLECTOR, AudioDone(self._forget(request_id).frames, ending.reason))
 
     def _forget(self, request_id: str) -> _SpeechStream:
         voice = self._voices.pop(request_id)

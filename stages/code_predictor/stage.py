@@ -20,7 +20,7 @@ from stages.code_predictor.choice import CodeChoice, Draws
 from stages.code_predictor.graphs import MOST_TRACED, NARROW, TRACED_BEFOREHAND, Capture, FrameGraphs, Record, trace
 from stages.code_predictor.network import ResidualNetwork
 from stages.cpu_graphs import GraphPool
-from stages.messages import Frame, FrameFeedback, FrameSeed, PredictorStart
+from stages.messages import Frame, FrameFeedback, FrameSeed, PredictorStart, SpeechFinished
 from stages.options import CodePredictorOptions
 
 TALKER = "talker_ar"
@@ -34,16 +34,16 @@ class _FrameStream:
         draws: The sampling parameters and random draws for the utterance's codes.
         frames: Number of frames computed so far.
         seed: The input of the utterance's next frame; None until this input has arrived.
-        ended: Whether no further seed will come.
+        ending: The message after the last seed; None until this message has arrived.
     """
 
-    __slots__ = ("draws", "ended", "frames", "seed")
+    __slots__ = ("draws", "ending", "frames", "seed")
 
     def __init__(self, start: PredictorStart) -> None:
         self.draws = Draws(start.sampling)
         self.frames = 0
         self.seed: FrameSeed | None = None
-        self.ended = False
+        self.ending: SpeechFinished | None = None
 
 
 class CodePredictor:
@@ -70,8 +70,8 @@ class CodePredictor:
         request_id, body = message.request_id, message.body
         if isinstance(body, PredictorStart):
             self._voices[request_id] = _FrameStream(body)
-        elif isinstance(message, End):  # the talker never sends the code that ends an utterance, only this message
-            self._end(request_id)
+        elif isinstance(body, SpeechFinished):  # the talker never sends the code that ends an utterance
+            self._end(request_id, body)
         elif isinstance(body, FrameSeed):
             self._queue(request_id, body)
         else:
@@ -96,8 +96,8 @@ class CodePredictor:
             voice = self._voices[request_id]
             voice.seed = None
             voice.frames += 1
-            if voice.ended:
-                outbox += self._closed(request_id)
+            if voice.ending is not None:
+                outbox += self._closed(request_id, voice.ending)
         self._frames += len(batch)
         return outbox
 
@@ -117,24 +117,24 @@ class CodePredictor:
 
     def _queue(self, request_id: str, seed: FrameSeed) -> None:
         voice = self._voices.get(request_id)
-        if voice is None or voice.ended or voice.seed is not None:
+        if voice is None or voice.ending is not None or voice.seed is not None:
             raise internal("The talker sent a codec frame's seed out of turn.", code="frame_out_of_turn")
         if seed.hidden.shape != (self._network.hidden_size,) or not 0 <= seed.code < self._network.first_vocab:
             raise internal("The talker sent a codec frame's seed that does not fit the model.", code="bad_frame")
         voice.seed = seed
         self._ready[request_id] = None
 
-    def _end(self, request_id: str) -> None:
+    def _end(self, request_id: str, ending: SpeechFinished) -> None:
         voice = self._voices.get(request_id)
         if voice is None:
             raise internal("The talker ended an utterance that had not begun.", code="frame_out_of_turn")
-        voice.ended = True
+        voice.ending = ending
         if voice.seed is None:
-            self._outbox += self._closed(request_id)
+            self._outbox += self._closed(request_id, ending)
 
-    def _closed(self, request_id: str) -> list[Work]:
+    def _closed(self, request_id: str, ending: SpeechFinished) -> list[Work]:
         del self._voices[request_id]
-        return [End(request_id, self.name, TALKER), End(request_id, self.name, VOCODER)]
+        return [End(request_id, self.name, TALKER), End(request_id, self.name, VOCODER, ending)]
 
     def _compute(self, voices: list[_FrameStream]) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes int64 [batch, codebooks] and summed embeddings [batch, hidden], both on the CPU."""

@@ -19,7 +19,16 @@ from omni_pipeline.errors import unavailable
 from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Work
 from omni_pipeline.wire.tensor import Tensor
 from stages.checkpoint.weights import read_config, read_tensors
-from stages.messages import Finished, FrameFeedback, FrameSeed, PredictorStart, TalkerPrompt, Tokens
+from stages.messages import (
+    Finished,
+    FinishReason,
+    FrameFeedback,
+    FrameSeed,
+    PredictorStart,
+    SpeechFinished,
+    TalkerPrompt,
+    Tokens,
+)
 from stages.options import TalkerOptions
 from stages.sglang_engine.checkpoint_view import talker_view
 from stages.sglang_engine.engine import Broken, Done, Engine, Event, Generation, Token
@@ -160,7 +169,7 @@ class Talker:
                 self._begin(request_id, voice, voice.first)
             elif voice.ended:  # an answer without words is silent
                 self._begin_stream(request_id, voice)
-                self._finish(request_id)
+                self._finish(request_id, "stop")
         elif voice.feedback is not None:
             text = self._next_text(voice)
             if text is not None:
@@ -205,9 +214,9 @@ class Talker:
     def _begin_stream(self, request_id: str, voice: _Utterance) -> None:
         self._outbox.append(Start(request_id, self.name, PREDICTOR, PredictorStart(voice.prompt.speech.predictor)))
 
-    def _finish(self, request_id: str) -> None:
+    def _finish(self, request_id: str, reason: FinishReason) -> None:
         del self._voices[request_id]
-        self._outbox.append(End(request_id, self.name, PREDICTOR))
+        self._outbox.append(End(request_id, self.name, PREDICTOR, SpeechFinished(reason)))
 
     def _tell(self, event: Event, seeds: dict[str, FrameSeed]) -> Iterable[Work | Failed]:
         """Messages for one event. Frames go to `seeds` first, since the token that ends an utterance is not a frame."""
@@ -217,7 +226,7 @@ class Talker:
             seeds[request_id] = FrameSeed(Tensor.of(event.state), event.id)
         elif isinstance(event, Done):
             seeds.pop(request_id, None)
-            self._finish(request_id)
+            self._finish(request_id, event.reason)
         elif isinstance(event, Broken):
             seeds.pop(request_id, None)
             del self._voices[request_id]

@@ -147,9 +147,9 @@ class ScriptedPipeline:
         """Send the end of the text."""
         self._end(request_id, "decode", TextDone(reason, USAGE))
 
-    def hush(self, request_id: str, frames: int = 0) -> None:
+    def hush(self, request_id: str, frames: int = 0, reason: Any = "stop") -> None:
         """Send the end of the speech."""
-        self._end(request_id, "code2wav", AudioDone(frames))
+        self._end(request_id, "code2wav", AudioDone(frames, reason))
 
     def say_all(self, request_id: str, pieces: list[str]) -> None:
         for piece in pieces:

@@ -26,6 +26,7 @@ from stages.messages import (
     FrameSeed,
     PredictorStart,
     Sampling,
+    SpeechFinished,
     VideoOptions,
     VisionItem,
     VisionWork,
@@ -202,7 +203,7 @@ class StagesUnderTest:
         stage = self._vocoder
         for frame in codes:
             stage.receive(Chunk("a", "code_predictor", "code2wav", Frame(Tensor.of(frame))))
-        stage.receive(End("a", "code_predictor", "code2wav"))
+        stage.receive(End("a", "code_predictor", "code2wav", SpeechFinished("stop")))
         parts: list[torch.Tensor] = []
         while stage.has_work:
             parts += [message.body.samples.torch() for message in stage.step() if isinstance(message.body, AudioDelta)]

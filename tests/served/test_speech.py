@@ -85,6 +85,24 @@ def test_sound_alone_has_its_text_in_the_transcript(client: openai.OpenAI) -> No
     assert message.audio.transcript
 
 
+def test_speech_says_whether_its_limit_cut_it_off(client: openai.OpenAI) -> None:
+    audio = {"voice": "ethan", "format": "pcm16"}
+    fields = {"talker_max_new_tokens": 9, "talker_temperature": 0, "ignore_eos": True}
+    text = speak(client, modalities=["text"], audio=None, extra_body=fields).choices[0].message.content
+    stop = text[len(text) // 2 :][:12]
+    for modalities, ended in ((["text", "audio"], "stop"), (["audio"], "length")):
+        cut = speak(client, modalities=modalities, audio=audio, stop=stop, extra_body=fields)
+        [choice] = cut.choices
+        assert (choice.message.audio.transcript, choice.finish_reason) == (text[: text.index(stop)], ended)
+        assert choice.message.audio.finish_reason == "length"
+        frames = cut.usage.completion_tokens_details.audio_tokens
+        assert (frames, len(base64.b64decode(choice.message.audio.data)) / 2) == (8, 8 * FRAME - 555)
+    # The last token of a text is never spoken. So this text is silent, and its speech ends by itself.
+    silent = speak(client, audio=audio, max_tokens=1, extra_body=fields)
+    assert (silent.choices[0].finish_reason, silent.choices[0].message.audio.finish_reason) == ("length", "stop")
+    assert silent.usage.completion_tokens_details.audio_tokens == 0
+
+
 @pytest.mark.parametrize("at", [1, 4, 7])
 def test_nothing_of_a_stop_string_is_spoken_nor_what_comes_after(client: openai.OpenAI, at: int) -> None:
     """A text that a stop string ends sounds like a text that the token limit ends one token later, because the last

@@ -25,14 +25,14 @@ from omni_pipeline.wire.tensor import Tensor
 from omni_pipeline.wire.transport import Inbox, Outbox, endpoint
 from stages import messages
 from stages.code_predictor import CodePredictor
-from stages.messages import FrameSeed, PredictorStart, Sampling
+from stages.messages import FrameSeed, PredictorStart, Sampling, SpeechFinished
 from stages.options import CodePredictorOptions
 
 TALKER, PREDICTOR = "talker_ar", "code_predictor"
 BODIES = {
-    (TALKER, PREDICTOR): messages.PredictorStart | messages.FrameSeed,
+    (TALKER, PREDICTOR): messages.PredictorStart | messages.FrameSeed | messages.SpeechFinished,
     (PREDICTOR, TALKER): messages.FrameFeedback,
-    (PREDICTOR, "code2wav"): messages.Frame,
+    (PREDICTOR, "code2wav"): messages.Frame | messages.SpeechFinished,
 }
 VOICES = (1, 8, 32)
 FRAMES, WARM = 100, 20
@@ -154,7 +154,7 @@ def _go_round(setup: Setup, ends: _Ends, talker: DummyTalker, count: int) -> tup
         seqs += back
     taken = (time.perf_counter() - began) / frames * 1e3
     finite = all(bool(torch.isfinite(row).all()) for row in rows.values())
-    ends.send(*(End(name, TALKER, PREDICTOR, count=warm + frames) for name in names))
+    ends.send(*(End(name, TALKER, PREDICTOR, SpeechFinished("length"), count=warm + frames) for name in names))
     figures = {"frames": frames, "ms_per_frame": round(taken, 3), "talker_ms": round(computing / frames * 1e3, 3)}
     # A frame is 80 ms of sound.
     return finite and seqs == count * (warm + frames), figures | {"real_time_factor": round(taken / 80, 3)}

@@ -53,7 +53,7 @@ def sound(samples: int, seq: int) -> Chunk:
 
 
 def hush(count: int) -> End:
-    return End("r", "code2wav", COLLECTOR, AudioDone(2 * count), count=count)
+    return End("r", "code2wav", COLLECTOR, AudioDone(2 * count, "stop"), count=count)
 
 
 class Opened:

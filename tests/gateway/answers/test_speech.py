@@ -57,6 +57,7 @@ class TestWhole:
         assert choice.message.audio.id.startswith("audio_")
         assert base64.b64decode(choice.message.audio.data) == MEANT
         assert began <= choice.message.audio.expires_at <= time.time(), "nothing is kept"
+        assert choice.message.audio.finish_reason == "stop"
 
     async def test_is_a_wav_file_by_default(self):
         async with serving(speaking(), speaks=True) as served:
@@ -115,7 +116,6 @@ class TestStream:
         assert "".join(delta.content or "" for delta in told) == "Hello"
         audio = [delta.audio for delta in told if hasattr(delta, "audio")]
         assert b"".join(base64.b64decode(piece["data"]) for piece in audio) == MEANT
-        assert len({piece["id"] for piece in audio}) == 1
         assert chunks[-1].usage.completion_tokens_details.audio_tokens == 2 * len(PIECES)
 
     async def test_tells_text_then_sound_then_why_it_ended(self):
@@ -136,9 +136,40 @@ class TestStream:
     async def test_gives_transcript_and_expiry_with_the_last_piece(self):
         async with serving(speaking(), speaks=True) as served:
             *before, last = [delta for delta in deltas(await events_of(served, SPOKEN)) if "audio" in delta]
+        assert last["audio"].keys() == {"data", "transcript", "expires_at", "finish_reason"}
         assert last["audio"]["transcript"] == "Hello"
         assert last["audio"]["expires_at"] <= time.time()
-        assert all(delta["audio"].keys() == {"id", "data"} for delta in before)
+        assert [delta["audio"].keys() for delta in before] == [{"id", "data"}] + [{"data"}] * (len(PIECES) - 1)
+
+    @pytest.mark.parametrize("voice", [[], None], ids=["silent", "speaking"])
+    @pytest.mark.parametrize("modalities", [["text", "audio"], ["audio"]], ids="+".join)
+    async def test_names_its_id_once_in_the_first_chunk_of_the_speech(self, modalities, voice):
+        async with serving(speaking(voice), speaks=True) as served:
+            told = deltas(await events_of(served, SPOKEN | {"modalities": modalities}))
+        first, *others = [delta["audio"] for delta in told if "audio" in delta]
+        assert first["id"].startswith("audio_")
+        assert not any("id" in piece for piece in others)
+
+    @pytest.mark.parametrize("modalities", [["text", "audio"], ["audio"]], ids="+".join)
+    async def test_is_joined_by_the_stream_helper_of_openais_client(self, modalities):
+        ask = ASK | {"modalities": modalities, "audio": PCM}
+        async with (
+            serving(speaking(), speaks=True) as served,
+            served.openai() as client,
+            client.chat.completions.stream(**ask) as stream,
+        ):
+            ids = [
+                event.chunk.choices[0].delta.audio["id"]
+                async for event in stream
+                if event.type == "chunk" and "id" in (event.chunk.choices[0].delta.to_dict().get("audio") or {})
+            ]
+            [choice] = (await stream.get_final_completion()).choices
+        message = choice.message
+        assert [message.audio.id] == ids
+        assert message.content == ("Hello" if "text" in modalities else None)
+        assert (message.audio.transcript, message.audio.finish_reason) == ("Hello", "stop")
+        assert message.audio.expires_at <= time.time()
+        assert base64.b64decode(message.audio.data) == MEANT
 
     async def test_wav_is_one_file_for_each_piece(self):
         async with serving(speaking(), speaks=True) as served:
@@ -215,6 +246,47 @@ class TestStream:
         assert event["audio_metadata"]["frame_count"] == 0
         assert event["choices"][0]["delta"]["audio"]["transcript"] == "Hello"
         assert events[-1] == "[DONE]"
+
+
+class TestLimit:
+    """Speech that ends at the limit of its length says so."""
+
+    @pytest.mark.parametrize(
+        ("modalities", "text", "speech", "ended"),
+        [
+            (["text", "audio"], "stop", "stop", "stop"),
+            (["text", "audio"], "stop", "length", "stop"),
+            (["text", "audio"], "length", "stop", "length"),
+            (["audio"], "stop", "stop", "stop"),
+            (["audio"], "stop", "length", "length"),
+            (["audio"], "length", "stop", "length"),
+        ],
+    )
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_is_told_beside_the_end_of_the_text(self, modalities, text, speech, ended, stream):
+        pipeline = ScriptedPipeline()
+        body = SPOKEN | {"modalities": modalities} | ({"stream_options": {"include_usage": True}} if stream else {})
+        async with serving(pipeline, speaks=True) as served:
+            asked = asyncio.create_task(events_of(served, body) if stream else served.post(body))
+            request_id = await pipeline.submitted.get()
+            pipeline.say(request_id, "Hello")
+            pipeline.speak(request_id, tone(1365))
+            pipeline.hush(request_id, 20, speech)
+            pipeline.finish(request_id, text)
+            answer = await asked
+            figures = await metrics_of(served)
+        if stream:
+            *chunks, last, _ = answer
+            reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
+            assert reasons == [None] * (len(chunks) - 1) + [ended]
+            told = [delta["audio"].get("finish_reason") for delta in deltas(chunks) if "audio" in delta]
+            assert told == [None] * (len(told) - 1) + [speech]
+        else:
+            last = answer[1]
+            assert last["choices"][0]["finish_reason"] == ended
+            assert last["choices"][0]["message"]["audio"]["finish_reason"] == speech
+        assert last["usage"]["completion_tokens_details"]["audio_tokens"] == 20
+        assert figures['omni_requests_total{outcome="ok"}'] == 1
 
 
 class TestRequest:

@@ -320,6 +320,7 @@ def test_an_answer_is_taken_back_as_the_client_library_gives_it():
         ({"content": "Hi.", "audio": {"id": "audio_1"}}, True),
         ({"content": None, "audio": {"id": "audio_1", "data": "", "expires_at": 1, "transcript": "Hi."}}, True),
         ({"content": None, "refusal": "No.", "audio": {"id": "audio_1"}}, True),
+        ({"content": "Hi.", "audio": {"id": "audio_1", "finish_reason": "stop"}}, True),
         ({"content": None, "audio": {"id": "audio_1"}}, False),
         ({"audio": {"id": "audio_1", "data": "AAAA"}}, False),
     ],

@@ -16,7 +16,7 @@ from omni_pipeline.errors import OmniError
 from omni_pipeline.wire.messages import Chunk, End, Work
 from omni_pipeline.wire.tensor import Tensor
 from stages.code2wav import Code2Wav
-from stages.messages import AudioDone, Frame
+from stages.messages import AudioDone, FinishReason, Frame, SpeechFinished
 from tests.device import EXACTNESS
 
 TOLERANCE = EXACTNESS.samples
@@ -30,13 +30,14 @@ class Listener:
         self.stage = stage
         self.chunks: dict[str, list[torch.Tensor]] = {}
         self.done: dict[str, int] = {}
+        self.reasons: dict[str, str] = {}
 
     def send(self, voice: str, frames: Iterable[torch.Tensor]) -> None:
         for codes in frames:
             self.stage.receive(Chunk(voice, "code_predictor", "code2wav", Frame(Tensor.of(codes))))
 
-    def end(self, voice: str) -> None:
-        self.stage.receive(End(voice, "code_predictor", "code2wav"))
+    def end(self, voice: str, reason: FinishReason = "stop") -> None:
+        self.stage.receive(End(voice, "code_predictor", "code2wav", SpeechFinished(reason)))
 
     def run(self, steps: int | None = None) -> None:
         """Step while there is work, or at most `steps` times."""
@@ -51,7 +52,7 @@ class Listener:
         assert voice not in self.done
         if isinstance(message, End):
             assert isinstance(message.body, AudioDone)
-            self.done[voice] = message.body.frames
+            self.done[voice], self.reasons[voice] = message.body.frames, message.body.reason
         else:
             self.chunks.setdefault(voice, []).append(message.body.samples.torch())
 
@@ -222,6 +223,18 @@ def test_an_unfinished_chunk_waits_without_work(listener: Callable[..., Listener
     assert not ears.stage.has_work
     ears.send("a", codes[2:])
     assert ears.stage.has_work
+
+
+@pytest.mark.parametrize("reason", ["stop", "length"])
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_the_end_says_why_there_are_no_more_frames(
+    count: int, reason: FinishReason, listener: Callable[..., Listener], reference: Any
+) -> None:
+    ears = listener("tiny", chunk_frames=(3,))
+    ears.send("a", frames(reference("tiny"), count))
+    ears.end("a", reason)
+    ears.run()
+    assert (ears.done, ears.reasons) == ({"a": count}, {"a": reason})
 
 
 def test_a_voice_without_frames_ends_without_sound(listener: Callable[..., Listener]) -> None:

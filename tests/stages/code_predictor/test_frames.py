@@ -17,7 +17,7 @@ from omni_pipeline.errors import OmniError
 from omni_pipeline.wire.messages import Chunk, End, Start
 from omni_pipeline.wire.tensor import Tensor
 from stages.code_predictor import CodePredictor
-from stages.messages import Finished, Frame, FrameFeedback, FrameSeed, PredictorStart, Sampling
+from stages.messages import FinishReason, Frame, FrameFeedback, FrameSeed, PredictorStart, Sampling, SpeechFinished
 from tests.device import EXACTNESS
 
 CHECKPOINTS = ("tiny", "nano")
@@ -42,6 +42,7 @@ class Heard:
     frames: list[list[int]] = field(default_factory=list)
     embeddings: list[torch.Tensor] = field(default_factory=list)
     ended: bool = False
+    ending: SpeechFinished | None = None
 
 
 class Partners:
@@ -59,8 +60,8 @@ class Partners:
         body = FrameSeed(Tensor.of(seed.hidden), seed.code)
         self.stage.receive(Chunk(voice, "talker_ar", "code_predictor", body))
 
-    def end(self, voice: str, body: Any = None) -> None:
-        self.stage.receive(End(voice, "talker_ar", "code_predictor", body))
+    def end(self, voice: str, reason: FinishReason = "stop") -> None:
+        self.stage.receive(End(voice, "talker_ar", "code_predictor", SpeechFinished(reason)))
 
     def step(self) -> None:
         for message in self.stage.step():
@@ -70,6 +71,7 @@ class Partners:
                 # Both streams of an utterance are closed: first the stream to the talker, then the stream to the
                 # vocoder.
                 heard.ended = message.target == "code2wav"
+                heard.ending = message.body
                 assert heard.ended or message.target == "talker_ar"
             elif isinstance(message.body, Frame):
                 assert message.target == "code2wav"
@@ -285,23 +287,24 @@ def test_without_a_seed_two_voices_differ(partners: Callable[..., Partners], ref
     assert room.say("a", start, SAMPLED).frames != room.say("b", start, SAMPLED).frames
 
 
-@pytest.mark.parametrize("body", [None, Finished("stop", None)])
-def test_the_end_of_a_voice_is_passed_on_after_its_last_frame(
-    body: Any, partners: Callable[..., Partners], reference: Any
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_the_end_of_a_voice_is_passed_on_after_its_last_frame_with_its_reason(
+    reason: FinishReason, partners: Callable[..., Partners], reference: Any
 ) -> None:
     room = partners("nano")
     room.start("a")
     room.send("a", seeds(reference("nano"), 1)[0])
-    room.end("a", body)
+    room.end("a", reason)
     room.step()
     assert len(room.heard["a"].frames) == 1
     assert room.heard["a"].ended
+    assert room.heard["a"].ending == SpeechFinished(reason)
     assert not room.stage.live()
     assert not room.stage.has_work
 
 
 def test_a_voice_without_frames_ends_too(partners: Callable[..., Partners]) -> None:
-    assert partners("nano").say("a", []) == Heard(ended=True)
+    assert partners("nano").say("a", []) == Heard(ended=True, ending=SpeechFinished("stop"))
 
 
 def test_an_aborted_voice_is_forgotten_with_its_seed(partners: Callable[..., Partners], reference: Any) -> None:

@@ -18,7 +18,16 @@ import torch
 from omni_pipeline.errors import OmniError
 from omni_pipeline.wire.messages import Chunk, End, Failed, Start
 from omni_pipeline.wire.tensor import Tensor
-from stages.messages import Finished, FrameFeedback, FrameSeed, Sampling, SpeechOptions, TalkerPrompt, Tokens
+from stages.messages import (
+    Finished,
+    FrameFeedback,
+    FrameSeed,
+    Sampling,
+    SpeechFinished,
+    SpeechOptions,
+    TalkerPrompt,
+    Tokens,
+)
 from stages.options import TalkerOptions
 from stages.talker_ar.stage import Talker
 from tests.stages.plans import engine_bytes, needs
@@ -50,6 +59,7 @@ class Ring:
         self._table = torch.randn(2048, width, generator=torch.Generator().manual_seed(1))
         self.codes: dict[str, list[int]] = {}
         self.ended: set[str] = set()
+        self.reasons: dict[str, str] = {}
         self.due: dict[str, int] = {}
 
     def begin(self, name: str, which: int, *, length: int = 24, **sampling: Any) -> None:
@@ -84,7 +94,9 @@ class Ring:
         for message in self.talker.step():
             assert not isinstance(message, Failed), message
             if isinstance(message, End):
+                assert isinstance(message.body, SpeechFinished)
                 self.ended.add(message.request_id)
+                self.reasons[message.request_id] = message.body.reason
             elif isinstance(message, Chunk) and isinstance(message.body, FrameSeed):
                 self.codes[message.request_id].append(message.body.code)
                 self.due[message.request_id] = message.body.code
@@ -149,6 +161,18 @@ def alone(talker: Talker) -> Callable[[int], list[int]]:
 
 def test_a_limit_of_tokens_is_one_frame_more(alone: Callable[..., list[int]]) -> None:
     assert len(alone(1)) == FRAMES
+
+
+@pytest.mark.parametrize(("ends_itself", "reason"), [(False, "length"), (True, "stop")])
+def test_the_end_says_whether_the_voice_ended_itself(
+    ring: Ring, talker: Talker, ends_itself: bool, reason: str
+) -> None:
+    """The last token that the limit allows may be the code that ends the utterance."""
+    bias = {talker._end: 1000.0 if ends_itself else -1000.0}
+    ring.begin("v", 1, max_tokens=5, ignore_eos=False, min_tokens=4, logit_bias=bias)
+    ring.say("v", *range(6))
+    assert len(ring.run()["v"]) == 4
+    assert ring.reasons == {"v": reason}
 
 
 def test_voices_depend_on_prompt_and_seed(alone: Callable[..., list[int]]) -> None:
@@ -296,7 +320,7 @@ def test_a_voice_alone_may_fill_the_memory(ring: Ring, ending: dict[str, Any]) -
     ring.begin("v", 1, length=100, **{"max_tokens": 1_000_000, **ending})
     ring.say("v", *range(6))
     frames = len(ring.run()["v"])
-    assert ring.ended == {"v"}
+    assert ring.reasons == {"v": "length"}
     assert KV_TOKENS - 8 <= 100 + 9 + frames <= KV_TOKENS
 
 
@@ -390,7 +414,7 @@ def test_an_answer_without_words_is_silent(ring: Ring) -> None:
     ring.begin("mute", 1)
     ring.say("mute")
     assert ring.run() == {"mute": []}
-    assert ring.ended == {"mute"}
+    assert ring.reasons == {"mute": "stop"}
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 9])
