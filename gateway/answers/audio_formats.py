@@ -24,10 +24,15 @@ if TYPE_CHECKING:
 
 
 _FULL_SCALE = 32_768
+_SAMPLE_BYTES = 2
 
 
 class SpeechEncoder(Protocol):
     """Encodes samples in one format. The output is the results of all `feed` calls, in order, and that of `finish`."""
+
+    @property
+    def held(self) -> int:
+        """Number of samples, given to `feed` so far, that an encoder without compression holds back; 0 for others."""
 
     def feed(self, samples: numpy.ndarray) -> bytes:
         """Encode more `samples` (float32 [n], in [-1, 1]). Returns the bytes that can be sent now, if any."""
@@ -36,17 +41,18 @@ class SpeechEncoder(Protocol):
         """Returns the bytes that remain after the last samples. The encoder cannot be used afterwards."""
 
 
-def stream_encoder(audio_format: AudioFormat) -> SpeechEncoder:
+def stream_encoder(audio_format: AudioFormat, *, one_file: bool = False) -> SpeechEncoder:
     """An encoder that returns bytes as early as the format allows.
 
-    For ``wav``, every piece is a whole file. For ``pcm16``, the pieces are samples without a header. For the compressed
-    formats, all pieces together are one file. The header is sent first, so it does not contain the length.
+    For ``wav``, every piece is a whole file, unless `one_file` is set. For ``pcm16``, the pieces are samples without a
+    header. In all other cases, all pieces together are one file. The header is sent first, so it does not contain the
+    length. The base64 of pieces that belong together can be joined too.
     """
-    if audio_format == "wav":
-        return _WavPieces()
     if audio_format in _CODINGS:
-        return _Compressed(_CODINGS[audio_format], _Pipe())
-    return _RawPieces()
+        return _Joinable(_Compressed(_CODINGS[audio_format], _Pipe()))
+    if audio_format == "wav":
+        return _Joinable(_RawPieces(_wav_header(None)), sample_bytes=_SAMPLE_BYTES) if one_file else _WavPieces()
+    return _Joinable(_RawPieces(), sample_bytes=_SAMPLE_BYTES)
 
 
 def file_encoder(audio_format: AudioFormat) -> SpeechEncoder:
@@ -76,6 +82,11 @@ class ThreadedEncoder:
     async def feed(self, samples: numpy.ndarray) -> bytes:
         """As `SpeechEncoder.feed`. Await it before the next call."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._made().feed(samples))
+
+    @property
+    def held(self) -> int:
+        """As `SpeechEncoder.held`."""
+        return self._encoder.held if self._encoder is not None else 0
 
     async def finish(self) -> bytes:
         """As `SpeechEncoder.finish`."""
@@ -108,26 +119,79 @@ def to_pcm16(samples: numpy.ndarray) -> numpy.ndarray:
 
 def wav(pcm: bytes) -> bytes:
     """A WAV file of `pcm`, 16-bit little-endian samples."""
-    width = 2 * CHANNELS
-    head = struct.pack(
+    return _wav_header(len(pcm)) + pcm
+
+
+def _wav_header(size: int | None) -> bytes:
+    """The header before `size` bytes of samples; None if the size is not known yet.
+
+    The header then has the sizes that FFmpeg writes to a pipe. Readers know them and read to the end.
+    """
+    unknown = 2**32 - 1
+    width = _SAMPLE_BYTES * CHANNELS
+    return struct.pack(
         "<4sI4s4sIHHIIHH4sI",
-        b"RIFF", 36 + len(pcm), b"WAVE",
-        b"fmt ", 16, 1, CHANNELS, SAMPLE_RATE, SAMPLE_RATE * width, width, 16,
-        b"data", len(pcm),
+        b"RIFF", unknown if size is None else 36 + size, b"WAVE",
+        b"fmt ", 16, 1, CHANNELS, SAMPLE_RATE, SAMPLE_RATE * width, width, 8 * _SAMPLE_BYTES,
+        b"data", unknown if size is None else size,
     )  # fmt: skip
-    return head + pcm
+
+
+class _Joinable:
+    """Makes the pieces of another encoder such that their base64 can be joined before it is decoded.
+
+    The base64 of a piece ends without padding if the piece has a multiple of three bytes. So up to two bytes are held
+    back for the next piece, or more if a sample of `sample_bytes` must not be divided.
+    """
+
+    def __init__(self, encoder: SpeechEncoder, *, sample_bytes: int | None = None) -> None:
+        self._encoder = encoder
+        self._sample_bytes = sample_bytes
+        self._unit = 3 * (sample_bytes or 1)
+        self._rest = b""
+        self._samples = 0
+
+    @property
+    def held(self) -> int:
+        if self._sample_bytes is None:
+            return 0
+        return min(len(self._rest) // self._sample_bytes, self._samples)  # the rest may contain the end of a header
+
+    def feed(self, samples: numpy.ndarray) -> bytes:
+        self._samples += len(samples)
+        data = self._rest + self._encoder.feed(samples)
+        end = len(data) - len(data) % self._unit
+        self._rest = data[end:]
+        return data[:end]
+
+    def finish(self) -> bytes:
+        data, self._rest = self._rest + self._encoder.finish(), b""
+        return data
 
 
 class _RawPieces:
+    """Samples after a `header`, which is sent with the first samples or, without any samples, at the end."""
+
+    held = 0
+
+    def __init__(self, header: bytes = b"") -> None:
+        self._header = header
+
     def feed(self, samples: numpy.ndarray) -> bytes:
-        return to_pcm16(samples).tobytes()
+        return self._take_header() + to_pcm16(samples).tobytes() if len(samples) else b""
 
     def finish(self) -> bytes:
-        return b""
+        return self._take_header()
+
+    def _take_header(self) -> bytes:
+        header, self._header = self._header, b""
+        return header
 
 
 class _WavPieces:
     """Encodes each piece as a WAV file; the last file is empty, because clients read every piece as a file."""
+
+    held = 0
 
     def feed(self, samples: numpy.ndarray) -> bytes:
         return wav(to_pcm16(samples).tobytes()) if len(samples) else b""
@@ -137,6 +201,8 @@ class _WavPieces:
 
 
 class _WavFile:
+    held = 0
+
     def __init__(self) -> None:
         self._pcm = bytearray()
 
@@ -166,7 +232,7 @@ class _Coding(Struct, frozen=True):
 
 
 _CODINGS: dict[str, _Coding] = {
-    # Frames of 48 ms, so that the first piece of speech can be played at once. The header has no space for tags.
+    # Frames of 48 ms, so that the first piece of speech can be played soon. The header has no space for tags.
     "flac": _Coding("flac", "flac", muxing={"metadata_header_padding": "0"}, coding={"frame_size": "1152"}),
     "mp3": _Coding("mp3", "libmp3lame", 64_000, muxing={"id3v2_version": "0"}),
     # Opus accepts 24 kHz without resampling, and players decode it to 48 kHz, as they always do. Each packet of 20 ms
@@ -206,6 +272,8 @@ class _WaveFile(io.BytesIO):
 
 class _Compressed:
     """One continuous compressed stream. Without any samples, the stream is empty in all formats except FLAC."""
+
+    held = 0
 
     def __init__(self, coding: _Coding, sink: _Pipe | _WaveFile) -> None:
         import av

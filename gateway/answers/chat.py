@@ -48,12 +48,14 @@ class Manner(Struct, frozen=True):
         with_usage: Whether to send a last event that counts tokens.
         with_content: Whether to send the text as `content`, not only as the transcript of the speech.
         audio_format: Format of the speech; None for an answer without speech.
+        one_file: Whether all chunks of streamed speech together are one file, whatever the format.
     """
 
     stream: bool
     with_usage: bool
     with_content: bool
     audio_format: AudioFormat | None
+    one_file: bool
 
 
 def manner_of(request: ChatCompletionRequest) -> Manner:
@@ -67,6 +69,7 @@ def manner_of(request: ChatCompletionRequest) -> Manner:
         with_usage=bool(request.stream_options and request.stream_options.include_usage),
         with_content="text" in modalities,
         audio_format=audio_format,
+        one_file=bool(request.audio and request.audio.chunks == "one_file"),
     )
 
 
@@ -276,7 +279,7 @@ class ChatCompletions:
     def _encoder(self, manner: Manner) -> ThreadedEncoder | None:
         if manner.audio_format is None:
             return None
-        make = stream_encoder if manner.stream else file_encoder
+        make = functools.partial(stream_encoder, one_file=manner.one_file) if manner.stream else file_encoder
         return ThreadedEncoder(functools.partial(make, manner.audio_format), self.audio_threads)
 
     async def _whole(

@@ -23,7 +23,7 @@ class EventWriter:
         self._text: list[str] = []
         self._text_done: TextDone | None = None
         self._audio_done: AudioDone | None = None
-        self._unsent_frames = 0  # PCM frames that the encoder has received but no event has counted yet
+        self._uncounted = 0  # PCM frames that the encoder has received but no event has counted yet
 
     def opening(self) -> bytes:
         """The first event, which gives the role."""
@@ -45,7 +45,7 @@ class EventWriter:
         if self._encoder is not None and self._audio_done is not None:
             data = await self._encoder.finish()
             speech = Speech(data, self._audio_done)
-            chunks.append(self._format.last_audio(speech, self._unsent_frames, "".join(self._text)))
+            chunks.append(self._format.last_audio(speech, self._uncounted, "".join(self._text)))
         chunks += self._format.closing(self._text_done, self._audio_done)
         return b"".join([*map(sse.event, chunks), sse.DONE])
 
@@ -66,8 +66,9 @@ class EventWriter:
     async def _sound(self, delta: AudioDelta) -> bytes:
         assert self._encoder is not None
         data = await self._encoder.feed(delta.samples.numpy())
-        self._unsent_frames += delta.samples.shape[0]
+        self._uncounted += delta.samples.shape[0]
         if not data:
             return b""
-        frames, self._unsent_frames = self._unsent_frames, 0
+        frames = self._uncounted - self._encoder.held
+        self._uncounted = self._encoder.held
         return sse.event(self._format.audio(data, frames))

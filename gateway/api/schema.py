@@ -171,10 +171,14 @@ class SamplingByStage(_Strict):
 
 
 class AudioOutput(_Strict):
-    """Voice and format of the speech; without effect when only text is asked for."""
+    """Voice and format of the speech; without effect when only text is asked for.
+
+    `chunks` says what the chunks of a streamed `wav` are: a file each, or one file together.
+    """
 
     voice: str | None = None
     format: AudioFormat | None = None
+    chunks: Literal["files", "one_file"] | None = None
 
 
 class StreamOptions(_Strict):

@@ -78,6 +78,7 @@ _VALUES = {
     "type": _tags(schema.Part),
     "modalities": _choices(ChatCompletionRequest, "modalities"),
     "audio.format": get_args(schema.AudioFormat),
+    "audio.chunks": _choices(schema.AudioOutput, "chunks"),
     "input_audio.format": _choices(schema.InputAudio, "format"),
     "image_url.detail": _choices(schema.ImageAddress, "detail"),
 }
@@ -314,6 +315,13 @@ def _check_output(request: ChatCompletionRequest) -> None:
         raise _invalid("top_logprobs", "it needs 'logprobs' to be true")
     if request.stream_options is not None and not request.stream:
         raise _invalid("stream_options", "it needs 'stream' to be true")
+    audio = request.audio
+    if request.stream and audio is not None and audio.chunks == "files" and audio.format not in (None, "wav"):
+        raise bad_request(
+            f"'audio.chunks' can be 'files' only for 'wav': the chunks of '{audio.format}' are always one file.",
+            param="audio.chunks",
+            code="unsupported_value",
+        )
 
 
 def _check_tokens(request: ChatCompletionRequest) -> None:

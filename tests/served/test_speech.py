@@ -85,6 +85,19 @@ def test_sound_alone_has_its_text_in_the_transcript(client: openai.OpenAI) -> No
     assert message.audio.transcript
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_joined_wav_has_every_sample(client: openai.OpenAI, stream: bool) -> None:
+    asked = {"audio": {"voice": "ethan", "format": "wav", "chunks": "one_file"}, "stream": stream}
+    if stream:
+        deltas = [chunk.choices[0].delta for chunk in speak(client, **asked) if chunk.choices]
+        data = "".join(delta.audio.get("data", "") for delta in deltas if hasattr(delta, "audio"))
+    else:
+        data = speak(client, **asked).choices[0].message.audio.data
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(data, validate=True)), dtype="int16")
+    plain = speak(client, audio={"voice": "ethan", "format": "pcm16"}).choices[0].message.audio.data
+    assert (rate, samples.tobytes()) == (RATE, base64.b64decode(plain))
+
+
 def test_speech_says_whether_its_limit_cut_it_off(client: openai.OpenAI) -> None:
     audio = {"voice": "ethan", "format": "pcm16"}
     fields = {"talker_max_new_tokens": 9, "talker_temperature": 0, "ignore_eos": True}

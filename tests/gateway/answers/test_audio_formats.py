@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import itertools
 import wave
@@ -96,6 +97,57 @@ def test_a_streamed_wav_is_a_whole_file_for_each_piece_and_an_empty_one_at_the_e
             assert len(heard[-1]) == file.getnframes()
     assert [len(samples) for samples in heard] == [*PIECES, 0]
     assert numpy.array_equal(numpy.concatenate(heard) / 32768, quantised(tone(sum(PIECES))))
+
+
+def heard_by_wave(data: bytes) -> numpy.ndarray:
+    with wave.open(io.BytesIO(data)) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (24_000, 1, 2)
+        return numpy.frombuffer(file.readframes(file.getnframes()), "<i2") / 32768
+
+
+def heard_by_libsndfile(data: bytes) -> numpy.ndarray:
+    return soundfile.read(io.BytesIO(data))[0]
+
+
+def heard_by_ffmpeg(data: bytes) -> numpy.ndarray:
+    return played(data)[0]
+
+
+# Sizes of pieces that do not divide by three.
+ODD = [1, 2, 100, 1366, 1, 3840, 7]
+
+
+@pytest.mark.parametrize("decode", [heard_by_wave, heard_by_libsndfile, heard_by_ffmpeg])
+@pytest.mark.parametrize("sizes", [PIECES, ODD, [1]], ids=str)
+def test_a_streamed_wav_of_one_file_is_decoded_to_its_end_by(decode, sizes):
+    pieces = coded(stream_encoder("wav", one_file=True), cut(sizes))
+    assert all(len(piece) % 2 == 0 for piece in pieces), "no sample is divided"
+    heard = decode(b"".join(pieces))
+    assert numpy.array_equal(heard, quantised(tone(sum(sizes))).astype(heard.dtype))
+
+
+@pytest.mark.parametrize("decode", [heard_by_wave, heard_by_libsndfile])
+def test_a_streamed_wav_of_one_file_may_be_empty(decode):
+    assert len(decode(b"".join(coded(stream_encoder("wav", one_file=True), [])))) == 0
+
+
+@pytest.mark.parametrize("sizes", [PIECES, ODD], ids=["usual pieces", "odd pieces"])
+@pytest.mark.parametrize("audio_format", ["wav", "pcm16", *COMPRESSED])
+def test_the_base64_of_streamed_pieces_can_be_joined_before_it_is_decoded(audio_format, sizes):
+    pieces = coded(stream_encoder(audio_format, one_file=True), cut(sizes))
+    joined = b"".join(map(base64.b64encode, pieces))
+    assert base64.b64decode(joined, validate=True) == b"".join(pieces)
+
+
+@pytest.mark.parametrize(("audio_format", "header"), [("wav", 44), ("pcm16", 0)])
+def test_an_encoder_without_compression_says_how_many_samples_it_holds(audio_format, header):
+    encoder = stream_encoder(audio_format, one_file=True)
+    fed = given = 0
+    for piece in cut(ODD):
+        fed, given = fed + len(piece), given + len(encoder.feed(piece))
+        assert encoder.held == fed - max(given - header, 0) // 2
+    assert given + len(encoder.finish()) == header + 2 * fed
+    assert encoder.held == 0
 
 
 @pytest.mark.parametrize("audio_format", ["wav", "flac"])

@@ -151,12 +151,14 @@ class TestStream:
         assert not any("id" in piece for piece in others)
 
     @pytest.mark.parametrize("modalities", [["text", "audio"], ["audio"]], ids="+".join)
-    async def test_is_joined_by_the_stream_helper_of_openais_client(self, modalities):
-        ask = ASK | {"modalities": modalities, "audio": PCM}
+    @pytest.mark.parametrize("audio_format", ["pcm16", "wav", *COMPRESSED])
+    async def test_is_joined_by_the_stream_helper_of_openais_client(self, modalities, audio_format):
+        ask = ASK | {"modalities": modalities, "audio": {"voice": "chelsie", "format": audio_format}}
+        whole = {"extra_body": {"audio": ask["audio"] | {"chunks": "one_file"}}}
         async with (
             serving(speaking(), speaks=True) as served,
             served.openai() as client,
-            client.chat.completions.stream(**ask) as stream,
+            client.chat.completions.stream(**ask, **whole) as stream,
         ):
             ids = [
                 event.chunk.choices[0].delta.audio["id"]
@@ -169,7 +171,12 @@ class TestStream:
         assert message.content == ("Hello" if "text" in modalities else None)
         assert (message.audio.transcript, message.audio.finish_reason) == ("Hello", "stop")
         assert message.audio.expires_at <= time.time()
-        assert base64.b64decode(message.audio.data) == MEANT
+        sound = base64.b64decode(message.audio.data, validate=True)
+        if audio_format == "pcm16":
+            assert sound == MEANT
+        else:
+            samples, rate = played(sound)
+            assert len(samples) / rate == pytest.approx(sum(PIECES) / 24_000, abs=0.1)
 
     async def test_wav_is_one_file_for_each_piece(self):
         async with serving(speaking(), speaks=True) as served:
@@ -178,10 +185,28 @@ class TestStream:
         assert [len(samples) for samples, _ in files] == [*PIECES, 0]
         assert b"".join(samples.tobytes() for samples, _ in files) == MEANT
 
+    @pytest.mark.parametrize("sizes", [PIECES, [2, 1, 100, 1366, 7]], ids=["usual pieces", "odd pieces"])
+    async def test_wav_may_be_one_file_for_clients_that_join(self, sizes):
+        ask = SPOKEN | {"audio": {"format": "wav", "chunks": "one_file"}}
+        async with serving(speaking(cut(sizes)), speaks=True) as served:
+            events = audio_events(await events_of(served, ask))
+        pieces = [event["choices"][0]["delta"]["audio"]["data"] for event in events]
+        assert not any("=" in piece for piece in pieces[:-1])
+        joined = base64.b64decode("".join(pieces), validate=True)
+        assert joined == b"".join(map(base64.b64decode, pieces))
+        samples, rate = soundfile.read(io.BytesIO(joined), dtype="int16")
+        assert (rate, samples.tobytes()) == (24_000, to_pcm16(tone(sum(sizes))).tobytes())
+        header = 44
+        for event, piece in zip(events, map(base64.b64decode, pieces), strict=True):
+            assert event["audio_metadata"]["frame_count"] == (len(piece) - header) / 2
+            header = 0
+
     @pytest.mark.parametrize("audio_format", COMPRESSED)
     async def test_compressed_pieces_are_one_file(self, audio_format):
         async with serving(speaking(), speaks=True) as served:
             events = await events_of(served, SPOKEN | {"audio": {"format": audio_format}})
+        pieces = [event["choices"][0]["delta"]["audio"]["data"] for event in audio_events(events)]
+        assert base64.b64decode("".join(pieces), validate=True) == b"".join(sound_of(events))
         samples, rate = played(b"".join(sound_of(events)))
         assert len(samples) / rate == pytest.approx(sum(PIECES) / 24_000, abs=0.1)
         counts = [event["audio_metadata"]["frame_count"] for event in audio_events(events)]

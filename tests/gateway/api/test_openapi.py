@@ -65,6 +65,7 @@ CONTRADICTIONS = [
     body(video_min_pixels=200, video_max_pixels=100),
     messages({"role": "assistant"}),
     messages({"role": "assistant", "audio": {"id": "a"}}),
+    body(stream=True, audio={"format": "mp3", "chunks": "files"}),
 ]
 
 

@@ -171,6 +171,8 @@ WRONG = [
     (body(audio={"format": "midi"}), "audio.format", "invalid_value"),
     (body(audio={"format": "WAV"}), "audio.format", "invalid_value"),
     (body(audio={"speed": 2}), "audio.speed", "unknown_parameter"),
+    (body(audio={"chunks": "file"}), "audio.chunks", "invalid_value"),
+    (body(stream=True, audio={"format": "mp3", "chunks": "files"}), "audio.chunks", "unsupported_value"),
     (body(voice=3), "voice", "invalid_value"),
     (body(speaker=["ethan"]), "speaker", "invalid_value"),
     (body(stage_sampling={"code2wav": {}}), "stage_sampling.code2wav", "unknown_parameter"),
@@ -246,6 +248,7 @@ def test_a_misspelt_field_gets_a_suggestion(data, meant):
     [
         (body(modalities=["smell"]), "text, audio"),
         (body(audio={"format": "midi"}), "wav, pcm16, pcm, flac, mp3, opus, aac"),
+        (body(audio={"chunks": "file"}), "files, one_file"),
         (messages({"role": "robot", "content": "x"}), "system, developer, user, assistant, tool"),
         (parts({"type": "smell"}), "text, image_url, input_audio, audio_url, video_url"),
     ],
@@ -290,6 +293,17 @@ GOOD = [
     {"modalities": ["audio", "text"]},
     {"modalities": ["audio"]},
     {"modalities": ["text"], "audio": {"voice": "default", "format": "wav"}},
+    *(
+        {"stream": stream, "audio": {"format": audio_format, "chunks": chunks}}
+        for stream, audio_format, chunks in [
+            (True, "wav", "files"),
+            (True, None, "files"),
+            (False, "mp3", "files"),
+            (True, "wav", "one_file"),
+            (True, "mp3", "one_file"),
+            (True, "pcm", None),
+        ]
+    ),
     {"stage_sampling": {"talker_ar": {"top_k": 5}, "code_predictor": {"temperature": 0}}},
     {"max_tokens": 5, "max_completion_tokens": 5},
     {"n": 1},
