@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 
@@ -17,6 +17,7 @@ from gateway.answers.audio_formats import ThreadedEncoder, file_encoder, stream_
 from gateway.answers.collector import Answer, Body, Collector
 from gateway.answers.events import EventWriter
 from gateway.answers.progress import RequestProgress
+from gateway.answers.spoken_history import SpokenHistory, restore_transcripts
 from gateway.api.conversion import MediaSource, convert
 from gateway.api.responses import AnswerFormat, Speech, error_body
 from gateway.api.schema import AudioFormat, ChatCompletionRequest
@@ -73,6 +74,22 @@ def manner_of(request: ChatCompletionRequest) -> Manner:
     )
 
 
+class _Interpretation(Struct, frozen=True):
+    """What a body asks for.
+
+    Attributes:
+        chat: The request without its media.
+        sources: The sources of the media.
+        manner: The manner of the answer.
+        restored_bytes: Size of the transcripts that the body named by ids.
+    """
+
+    chat: ChatRequest
+    sources: list[MediaSource]
+    manner: Manner
+    restored_bytes: int
+
+
 class ChatCompletions:
     """The handler of chat completions.
 
@@ -82,6 +99,7 @@ class ChatCompletions:
         voices: Voices of the pipeline; None if it does not speak.
         limits: Bounds on load.
         traces: Records the timeline of each request.
+        history: The transcripts of spoken answers that a request may name by their ids.
 
     Attributes:
         audio_threads: Thread pool that encodes the speech of all answers. `Gateway` shuts it down.
@@ -98,6 +116,7 @@ class ChatCompletions:
         voices: Voices | None,
         limits: Limits,
         traces: Traces,
+        history: SpokenHistory,
     ) -> None:
         self._collector = collector
         self._loader = loader
@@ -106,6 +125,7 @@ class ChatCompletions:
         self._voices = voices
         self._limits = limits
         self._traces = traces
+        self._history = history
         self._admission = admission
         self.audio_threads = ThreadPoolExecutor(AUDIO_THREADS, thread_name_prefix="audio")
 
@@ -121,8 +141,9 @@ class ChatCompletions:
            `limits.request_seconds` after the request came.
         4. `_body` reads the body, within `limits.receive_seconds`. `bodies.reader` bounds its structure and its text,
            and keeps long strings apart. `admission` counts the bytes of body and media.
-        5. `api.validation` decodes and checks the body. `api.conversion` turns it into a `ChatRequest`, with the help
-           of `api.sampling`, `api.lengths` and `api.voices`.
+        5. `api.validation` decodes and checks the body. `answers.spoken_history` looks up the transcripts of earlier
+           spoken answers that the body names by their ids. `api.conversion` turns the result into a `ChatRequest`, with
+           the help of `api.sampling`, `api.lengths` and `api.voices`.
         6. `media.loading` reads the media from the body, or calls `media.remote` or `media.local_files` for them.
         7. `stages.routes` names the stages that the request needs. `admission` counts the request in each of them.
         8. `answers.collector` waits while any of these stages is being restarted. Then it hands the request to
@@ -132,7 +153,8 @@ class ChatCompletions:
            `grants` has granted the memory. When the first message comes, `admission` stops counting the bytes.
         10. The messages become the response. For a whole answer, `_whole` joins the messages, and `api.responses` makes
             one JSON body. For a streamed answer, `answers.events` turns the messages into chunks of `api.responses`,
-            and `http.sse` frames the chunks. In both cases, `answers.audio_formats` encodes the speech in threads.
+            and `http.sse` frames the chunks. In both cases, `answers.audio_formats` encodes the speech in threads, and
+            `answers.spoken_history` keeps the transcript when the answer is complete.
         11. When the request ends, with or without an error, the steps are undone in reverse order. `answers.collector`
             closes the answer; if the answer was not complete, the request is aborted in its workers. `admission` lets
             the next request in, once the workers hold nothing of this one. `answers.progress` counts the outcome.
@@ -186,6 +208,7 @@ class ChatCompletions:
                     with_usage=manner.with_usage,
                 )
                 encoder = self._encoder(manner)
+                keep = functools.partial(self._history.keep, request[CLIENT], answer_format.audio_id)
                 stages = route(chat)
                 place.need(stages.all)
                 progress.timeline.follow(answer_id)
@@ -195,9 +218,9 @@ class ChatCompletions:
                 del chat  # the pipeline holds the media now
                 async with answer:
                     if manner.stream:
-                        writer = EventWriter(answer_format, encoder)
+                        writer = EventWriter(answer_format, encoder, keep)
                         return await self._stream(request, place, answer, writer, progress)
-                    return await self._whole(request, place, answer, answer_format, encoder, progress)
+                    return await self._whole(request, place, answer, answer_format, encoder, keep, progress)
 
     @contextmanager
     def _watched(self, request: web.Request) -> Iterator[RequestProgress]:
@@ -230,13 +253,16 @@ class ChatCompletions:
         """Read and check the body, and load its media."""
         with timeline.span("read"):
             body = await self._body(request, place, deadline)
-        interpret = functools.partial(_interpret, body, self._voices, self._limits)
+        recall = functools.partial(self._history.transcript, request[CLIENT])
+        interpret = functools.partial(_interpret, body, self._voices, self._limits, recall)
         try:
             async with asyncio.timeout_at(deadline):
                 with timeline.span("check"):
                     # The thread keeps other answers going while Python checks a large body.
-                    chat, sources, manner = await asyncio.to_thread(interpret) if body.large else interpret()
+                    found = await asyncio.to_thread(interpret) if body.large else interpret()
                     del body, interpret  # the media take their bytes with them
+                chat, sources = found.chat, found.sources
+                place.hold(found.restored_bytes)
                 if sources:
                     with self._metrics.media_seconds.time(), timeline.span("load media"):
                         chat.media = await self._loader.load(sources, place.hold, client=request[CLIENT])
@@ -244,7 +270,7 @@ class ChatCompletions:
                         self._metrics.media_bytes.labels(medium.kind).inc(medium.data.nbytes)
         except TimeoutError as error:
             raise _too_late("The media of the request did not arrive in time.") from error
-        return chat, manner
+        return chat, found.manner
 
     async def _body(self, request: web.Request, place: Place, deadline: float) -> JsonBody:
         """The body. `request.read()` is not used, because it would keep the body as long as the request."""
@@ -289,6 +315,7 @@ class ChatCompletions:
         answer: Answer,
         answer_format: AnswerFormat,
         encoder: ThreadedEncoder | None,
+        keep: Callable[[str], int],
         progress: RequestProgress,
     ) -> web.Response:
         deltas: list[TextDelta] = []
@@ -315,7 +342,7 @@ class ChatCompletions:
             speech = None
             if encoder is not None and audio_done is not None:
                 audio += await encoder.finish()
-                speech = Speech(bytes(audio), audio_done)
+                speech = Speech(bytes(audio), audio_done, keep("".join(delta.text for delta in deltas)))
             response = json_response(answer_format.whole(deltas, text_done, speech))
             async with _bounded(request, answer, progress):
                 await response.prepare(request)
@@ -403,11 +430,13 @@ async def _bounded(request: web.Request, answer: Answer, progress: RequestProgre
             request.transport.abort()
 
 
-def _interpret(body: JsonBody, voices: Voices | None, limits: Limits) -> tuple[ChatRequest, list[MediaSource], Manner]:
-    """What a body asks for: the request without its media, the sources of its media, and the manner of the answer."""
+def _interpret(
+    body: JsonBody, voices: Voices | None, limits: Limits, recall: Callable[[str], str | None]
+) -> _Interpretation:
     wanted = parse(body, limits)
+    restored = restore_transcripts(wanted, recall, room=limits.text_bytes - len(body.outline), most=limits.text_bytes)
     chat, sources = convert(wanted, voices, limits, body.strings)
-    return chat, sources, manner_of(wanted)
+    return _Interpretation(chat, sources, manner_of(wanted), restored)
 
 
 def _unfinished() -> OmniError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gateway.answers.audio_formats import ThreadedEncoder
 from gateway.answers.collector import Body
 from gateway.api.responses import AnswerFormat, Speech
@@ -15,11 +17,15 @@ class EventWriter:
     Args:
         answer_format: Builds the chunks.
         encoder: Encodes the speech; None for an answer without speech.
+        keep: Keeps the transcript of a complete spoken answer; returns the time until which it is kept.
     """
 
-    def __init__(self, answer_format: AnswerFormat, encoder: ThreadedEncoder | None) -> None:
+    def __init__(
+        self, answer_format: AnswerFormat, encoder: ThreadedEncoder | None, keep: Callable[[str], int]
+    ) -> None:
         self._format = answer_format
         self._encoder = encoder
+        self._keep = keep
         self._text: list[str] = []
         self._text_done: TextDone | None = None
         self._audio_done: AudioDone | None = None
@@ -44,8 +50,9 @@ class EventWriter:
         chunks = []
         if self._encoder is not None and self._audio_done is not None:
             data = await self._encoder.finish()
-            speech = Speech(data, self._audio_done)
-            chunks.append(self._format.last_audio(speech, self._uncounted, "".join(self._text)))
+            transcript = "".join(self._text)
+            speech = Speech(data, self._audio_done, self._keep(transcript))
+            chunks.append(self._format.last_audio(speech, self._uncounted, transcript))
         chunks += self._format.closing(self._text_done, self._audio_done)
         return b"".join([*map(sse.event, chunks), sse.DONE])
 

@@ -105,9 +105,12 @@ def _add_content(
     long_strings: Mapping[str, LongString],
 ) -> None:
     content = message.content
-    if content is None and isinstance(message, schema.AssistantMessage):
+    if isinstance(message, schema.AssistantMessage):
         spoken = message.audio.transcript if message.audio else None
-        content = message.refusal if spoken is None else spoken
+        if not content and spoken is not None:  # some clients send an empty content with the audio
+            content = spoken
+        elif content is None:
+            content = message.refusal
     assert content is not None  # validation ensures this
     if isinstance(content, str):
         turn.content.append(Text(content))

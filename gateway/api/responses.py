@@ -67,7 +67,7 @@ class Usage(Struct):
 
 
 class Audio(Struct):
-    """A spoken answer. `data` is base64; `expires_at` is when it was complete, since the server does not keep it.
+    """A spoken answer; `data` is base64. Until `expires_at`, a message may name the answer by its `id` alone.
 
     `finish_reason` says why the speech ended: by itself, or at the limit of its length.
     """
@@ -239,10 +239,12 @@ class Speech(Struct, frozen=True):
     Attributes:
         data: The encoded sound. In a stream, the end of it.
         done: The number of codec frames, and why there are no more.
+        expires_at: Time (in seconds since 1970) until which the server knows the transcript.
     """
 
     data: bytes
     done: messages.AudioDone
+    expires_at: int
 
 
 class AnswerFormat:
@@ -256,6 +258,9 @@ class AnswerFormat:
         with_logprobs: Whether log-probabilities were asked for. If so, a choice without them has an empty list.
         with_ids: Whether the ids of the generated tokens were asked for.
         with_usage: Whether chunks carry the `usage` field.
+
+    Attributes:
+        audio_id: ``audio_…``, the id of the speech.
     """
 
     def __init__(
@@ -270,8 +275,8 @@ class AnswerFormat:
         with_usage: bool,
     ) -> None:
         self._id = answer_id
-        self._audio_id = f"audio_{uuid.uuid4().hex}"
-        self._unsent_audio_id: str | UnsetType = self._audio_id
+        self.audio_id = f"audio_{uuid.uuid4().hex}"
+        self._unsent_audio_id: str | UnsetType = self.audio_id
         self._created = int(time.time())
         self._model = model
         self._audio_format = audio_format
@@ -287,9 +292,9 @@ class AnswerFormat:
         message = Message(content=text if self._with_content else None)
         if speech is not None:
             message.audio = Audio(
-                id=self._audio_id,
+                id=self.audio_id,
                 data=_base64(speech.data),
-                expires_at=int(time.time()),
+                expires_at=speech.expires_at,
                 transcript=text,
                 finish_reason=speech.done.reason,
             )
@@ -336,7 +341,7 @@ class AnswerFormat:
         piece = self._audio_piece(
             data=_base64(speech.data),
             transcript=transcript if self._with_content else UNSET,
-            expires_at=int(time.time()),
+            expires_at=speech.expires_at,
             finish_reason=speech.done.reason,
         )
         return self._audio_chunk(piece, frame_count)

@@ -92,7 +92,7 @@ class UserMessage(_Strict, tag_field="role", tag="user"):
 
 
 class EarlierSpeech(_Strict):
-    """The `audio` of an earlier answer. The `id` alone is not enough, because the server does not keep speech."""
+    """The `audio` of an earlier answer. The `id` alone is enough while the server keeps the transcript."""
 
     id: str | None = None
     transcript: str | None = None
@@ -104,8 +104,8 @@ class EarlierSpeech(_Strict):
 class AssistantMessage(_Strict, tag_field="role", tag="assistant"):
     """An earlier answer, as clients send it back.
 
-    The model reads `content`, or else the transcript of `audio`, or else `refusal`. `tool_calls` and
-    `function_call` must be empty.
+    The model reads `content`, or else the transcript of `audio` (which its `id` may stand for), or else `refusal`.
+    `tool_calls` and `function_call` must be empty.
     """
 
     role: ClassVar[str] = "assistant"

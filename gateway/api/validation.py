@@ -345,10 +345,10 @@ def _check_history(message: schema.AssistantMessage, param: str) -> None:
             param=f"{param}.{field}",
             code="unsupported_parameter",
         )
-    spoken = message.audio and message.audio.transcript
+    spoken = message.audio and (message.audio.transcript if message.audio.id is None else message.audio.id)
     if message.content is None and message.refusal is None and spoken is None:
         reason = (
-            "this server keeps no speech, so an earlier spoken answer needs its text here or in 'audio.transcript'"
+            "an earlier spoken answer needs its 'audio.id', or its text here or in 'audio.transcript'"
             if message.audio
             else "an earlier answer needs its text"
         )

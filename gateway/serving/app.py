@@ -11,6 +11,7 @@ from aiohttp.typedefs import Handler, Middleware
 from gateway.admission import Admission
 from gateway.answers.chat import ChatCompletions
 from gateway.answers.collector import Collector
+from gateway.answers.spoken_history import SpokenHistory
 from gateway.api.openapi import openapi_document
 from gateway.api.responses import Index, Model, ModelList
 from gateway.api.voices import Voices
@@ -81,6 +82,7 @@ class Gateway:
             voices=voices,
             limits=server.limits,
             traces=traces,
+            history=SpokenHistory(server.limits, private=bool(server.api_keys)),
         )
         middlewares: list[Middleware] = [identify, explain_errors]
         if server.allowed_hosts or not server.api_keys:

@@ -79,6 +79,12 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
             close it.
         reader_bytes: Maximum size of the unread part of a streamed answer; beyond it, the request ends.
         restart_seconds: Maximum time that a request waits for a stage that is being restarted; then it gets 503.
+        transcript_seconds: Time for which the transcript of a spoken answer is kept, so that a later request may name
+            the answer by its id. `expires_at` in the answer says when the time ends.
+        transcripts: Maximum number of transcripts that are kept; 0 keeps none. A client keeps one more only while it
+            has fewer of them than are free, so a single client gets at most half. The transcript of an answer beyond
+            this limit is not kept, and its `expires_at` says so.
+        transcript_bytes: Maximum size of all transcripts that are kept, shared by clients in the same way.
     """
 
     requests: Positive = 256
@@ -98,6 +104,9 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
     restart_seconds: Seconds = 10.0
     keep_alive_seconds: Seconds = 15.0
     reader_bytes: Positive = 16 * 1024 * 1024
+    transcript_seconds: Seconds = 3600.0
+    transcripts: Annotated[int, Meta(ge=0)] = 10_000
+    transcript_bytes: Positive = 16 * 1024 * 1024
 
 
 class Server(Struct, forbid_unknown_fields=True, kw_only=True):

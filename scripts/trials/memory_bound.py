@@ -71,6 +71,7 @@ def memory_bound(configured: ConfiguredLimits, at_rest: int) -> dict[str, int]:
         f"decoded_bytes × {_BORDER_COPIES}": (limits.decoded_bytes or default_limit()) * _BORDER_COPIES,
         f"a picture in each reader: readers × pixels × {_CHANNELS} × {_PICTURES}": readers * picture * _PICTURES,
         "answers that are not read: requests × reader_bytes": limits.requests * limits.reader_bytes,
+        "transcripts of spoken answers: transcript_bytes": limits.transcript_bytes,
         f"connections × {_CONNECTION_BYTES // 1024} KiB": limits.connections * _CONNECTION_BYTES,
         "caches of the encoders: cache_bytes": sum(each.cache_bytes for each in configured.encoders),
         "allocators": _SLACK,

@@ -27,9 +27,18 @@ RIGHT = {
     "stream helper": "There are three cars.",
     "follow-up": FOLLOWED_UP,
     "follow-up to speech": FOLLOWED_UP,
+    "follow-up to sound": FOLLOWED_UP,
 }
 CASES = {
-    "langchain_chat.py": ["picture", "sound", "standard blocks", "stream", "follow-up", "follow-up to speech"],
+    "langchain_chat.py": [
+        "picture",
+        "sound",
+        "standard blocks",
+        "stream",
+        "follow-up",
+        "follow-up to speech",
+        "follow-up to sound",
+    ],
     "litellm_chat.py": ["picture", "sound", "stream", "follow-up", "follow-up to speech"],
     "agents_chat.py": ["picture", "sound", "stream", "follow-up"],
     "openai_node.mjs": ["picture", "sound", "stream", "stream helper", "follow-up", "follow-up to speech"],

@@ -86,6 +86,38 @@ def test_sound_alone_has_its_text_in_the_transcript(client: openai.OpenAI) -> No
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_the_id_of_a_spoken_answer_stands_for_its_text(client: openai.OpenAI, stream: bool) -> None:
+    """The model answers as after the written text: with the same tokens, at the same probabilities."""
+    asked = {"modalities": ["audio"], "audio": {"voice": "aiden", "format": "pcm16"}}
+    if stream:
+        pieces = [
+            chunk.choices[0].delta.audio
+            for chunk in speak(client, **asked, stream=True)
+            if chunk.choices and hasattr(chunk.choices[0].delta, "audio")
+        ]
+        [audio_id] = [piece["id"] for piece in pieces if "id" in piece]
+        transcript = "".join(piece.get("transcript", "") for piece in pieces)
+    else:
+        audio = speak(client, **asked).choices[0].message.audio
+        audio_id, transcript = audio.id, audio.transcript
+    assert transcript
+
+    def tokens_after(earlier: dict[str, Any]) -> tuple[list[int], list[float]]:
+        question = {"role": "user", "content": "Tell me a story."}
+        messages = [question, {"role": "assistant", **earlier}, {"role": "user", "content": "And then?"}]
+        fields = {"return_token_ids": True, "ignore_eos": True}
+        [choice] = client.chat.completions.create(
+            model="qwen3-omni", messages=messages, max_tokens=12, logprobs=True, extra_body=fields
+        ).choices
+        return choice.token_ids, [token.logprob for token in choice.logprobs.content]
+
+    named, written = tokens_after({"audio": {"id": audio_id}}), tokens_after({"content": transcript})
+    assert named[0] == written[0]
+    assert named[1] == pytest.approx(written[1], abs=1e-3)
+    assert written[1] != pytest.approx(tokens_after({"content": transcript + " No."})[1], abs=1e-3)
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_joined_wav_has_every_sample(client: openai.OpenAI, stream: bool) -> None:
     asked = {"audio": {"voice": "ethan", "format": "wav", "chunks": "one_file"}, "stream": stream}
     if stream:

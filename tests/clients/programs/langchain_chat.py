@@ -38,6 +38,12 @@ def follow_up(**options: Any) -> str:
     return str(model.invoke([*typed, model.invoke(typed), ("user", FOLLOW_UP)]).content)
 
 
+def follow_up_to_sound() -> str:
+    """The answer after an answer without text, of which the library sends back only the id."""
+    first = chat(model_kwargs=SPEECH | {"modalities": ["audio"]}).invoke(typed)
+    return str(chat().invoke([*typed, first, ("user", FOLLOW_UP)]).content)
+
+
 print_answers(
     {
         "picture": lambda: chat().invoke(typed).content,
@@ -47,5 +53,6 @@ print_answers(
         "speech": speech,
         "follow-up": follow_up,
         "follow-up to speech": lambda: follow_up(model_kwargs=SPEECH),
+        "follow-up to sound": follow_up_to_sound,
     }
 )

@@ -44,8 +44,8 @@ def test_an_earlier_refusal_stands_for_its_content():
     assert request.turns[1].content == [Text("No.")]
 
 
-@pytest.mark.parametrize(("content", "text"), [(None, "Said."), ("Written.", "Written."), ("", "")])
-def test_an_earlier_spoken_answer_is_taken_by_its_content_or_else_its_transcript(content, text):
+@pytest.mark.parametrize(("content", "text"), [(None, "Said."), ("Written.", "Written."), ("", "Said."), ([], "Said.")])
+def test_an_earlier_spoken_answer_is_taken_by_its_content_or_if_that_is_empty_its_transcript(content, text):
     answer = {"role": "assistant", "content": content, "audio": {"id": "audio_1", "transcript": "Said."}}
     request, _ = converted(USER, answer, USER)
     assert request.turns[1].content == [Text(text)]

@@ -64,7 +64,7 @@ CONTRADICTIONS = [
     body(stream_options={"include_usage": True}),
     body(video_min_pixels=200, video_max_pixels=100),
     messages({"role": "assistant"}),
-    messages({"role": "assistant", "audio": {"id": "a"}}),
+    messages({"role": "assistant", "audio": {"data": "AAAA"}}),
     body(stream=True, audio={"format": "mp3", "chunks": "files"}),
 ]
 

@@ -79,7 +79,7 @@ WRONG = [
     (messages({"role": "user", "content": 3}), "messages[0].content", "invalid_value"),
     (messages(USER | {"contents": "x"}), "messages[0].contents", "unknown_parameter"),
     (messages({"role": "assistant"}), "messages[0].content", "missing_required_parameter"),
-    (messages({"role": "assistant", "audio": {"id": "a"}}), "messages[0].content", "missing_required_parameter"),
+    (messages({"role": "assistant", "audio": {"data": "AAAA"}}), "messages[0].content", "missing_required_parameter"),
     (messages({"role": "assistant", "audio": {"ID": "a"}}), "messages[0].audio.ID", "unknown_parameter"),
     (
         messages({"role": "assistant", "content": "", "tool_calls": [{}]}),
@@ -334,17 +334,18 @@ def test_an_answer_is_taken_back_as_the_client_library_gives_it():
         ({"content": "Hi.", "audio": {"id": "audio_1"}}, True),
         ({"content": None, "audio": {"id": "audio_1", "data": "", "expires_at": 1, "transcript": "Hi."}}, True),
         ({"content": None, "refusal": "No.", "audio": {"id": "audio_1"}}, True),
-        ({"content": "Hi.", "audio": {"id": "audio_1", "finish_reason": "stop"}}, True),
-        ({"content": None, "audio": {"id": "audio_1"}}, False),
-        ({"audio": {"id": "audio_1", "data": "AAAA"}}, False),
+        ({"content": None, "audio": {"id": "audio_1"}}, True),
+        ({"audio": {"id": "audio_1", "finish_reason": "stop"}}, True),
+        ({"audio": {"data": "AAAA"}}, False),
+        ({"content": None, "audio": {}}, False),
     ],
 )
-def test_an_earlier_spoken_answer_needs_its_text(answer, ok):
+def test_an_earlier_spoken_answer_needs_its_text_or_its_id(answer, ok):
     data = messages(USER, {"role": "assistant"} | answer, USER)
     if ok:
         parse(data)
     else:
-        assert "keeps no speech" in refusal(data).message
+        assert "needs its 'audio.id', or its text" in refusal(data).message
 
 
 LONG = 'ab é "\\ \n' * 4000
