@@ -108,8 +108,10 @@ def restore_transcripts(
     """
     size = 0
     for index, message in enumerate(request.messages):
-        audio = message.audio if isinstance(message, AssistantMessage) else None
-        if audio is None or audio.id is None or audio.transcript is not None or _has_text(message):
+        if not isinstance(message, AssistantMessage) or _has_text(message):
+            continue
+        audio = message.audio
+        if audio is None or audio.id is None or audio.transcript is not None:
             continue
         param = f"messages[{index}].audio.id"
         audio.transcript = recall(audio.id)
