@@ -22,7 +22,7 @@ from omni_pipeline.os_process import usage
 from omni_pipeline.wire.counters import Distribution
 from stages.messages import TokenUsage
 
-disable_created_metrics()  # nobody needs a second series for each counter
+disable_created_metrics()  # without a second time series for each counter, which nobody needs
 
 # A version of a format in an Accept header, and the versions that `choose_encoder` can compare.
 _ANY_VERSION = re.compile(r"version=([^;,]*)")
@@ -41,7 +41,7 @@ _STAGE_COUNTERS = {
     "dropped_late": "Messages a stage dropped because their request was over",
 }
 
-# Counters that stages report under names of their own, with their help texts.
+# Counters that stages report in `StageStats.extra`: the name of each counter, and its help text.
 _OWN_COUNTERS = {
     "prompt_tokens": "Prompt tokens of the sequences that a language model has begun",
     "prompt_tokens_cached": "Prompt tokens that a language model has found in its prefix cache",
@@ -58,7 +58,7 @@ _OWN_COUNTERS = {
     "frames": "Codec frames that a stage has computed",
     "chunks": "Chunks of sound that the vocoder has computed",
 }
-# Gauges that stages report under names of their own, with their help texts.
+# Gauges that stages report in `StageStats.extra`: the name of each gauge, and its help text.
 _OWN_GAUGES = {
     "queued_requests": "Requests that are ready for a stage and wait for it",
     "readers": "Processes that read long texts and media",
@@ -75,13 +75,13 @@ _OWN_GAUGES = {
 
 
 class Metrics:
-    """The metrics of one gateway, in a registry of their own.
+    """The metrics of one gateway, in a separate Prometheus registry.
 
     Args:
         pipeline: Source of the metrics of stages, edges and processes.
         model: Name of the model.
         admission: Counts the requests that wait to be let in, and what all requests hold.
-        dropped_late: Returns the number of messages that came for requests that were over.
+        dropped_late: Returns the number of messages that came for a request after its end.
         healthy: Returns whether `/health` reports ``ok``.
         traces: Source of the metrics of traces.
     """
@@ -186,7 +186,7 @@ class Metrics:
 
 
 class _PipelineFigures(MetricSource):
-    """Metrics of the pipeline, from the latest reports of its workers at the time of a scrape."""
+    """Collects the metrics of the pipeline at each scrape, from the latest reports of the workers."""
 
     def __init__(self, pipeline: Pipeline, dropped_late: Callable[[], int]) -> None:
         self._pipeline = pipeline
@@ -280,7 +280,7 @@ class _PipelineFigures(MetricSource):
 
 
 class _AdmissionFigures(MetricSource):
-    """What requests wait for, and what they hold."""
+    """Collects the numbers of waiting requests, and of bytes that requests hold."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -313,7 +313,7 @@ class _AdmissionFigures(MetricSource):
 
 
 class _TraceFigures(MetricSource):
-    """Numbers of traces that were written, dropped or cut short."""
+    """Collects the numbers of traces that were written, dropped or cut short."""
 
     def __init__(self, traces: Traces) -> None:
         self._traces = traces

@@ -1,6 +1,6 @@
 """Computes the reference: the answers of Hugging Face's Qwen3-Omni to conversations, with greedy decoding.
 
-Media are files. They are decoded here in the simplest way, so that a mistake in the server's decoding is noticed.
+Media are files. This module decodes them in the simplest way, so that the tests find mistakes in the server's decoding.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from tests.device import EXACTNESS
 
 SAMPLE_RATE = 16_000
 
-# Two logits closer than this may change places when a batch is shaped differently (see docs/architecture.md).
+# Two logits whose difference is smaller than this may be in the opposite order if a batch has another shape (see
+# docs/architecture.md).
 NEAR_TIE = EXACTNESS.near_tie
 
-# No token has this id. If it is given as the id that ends a text, no id ends the text.
+# An id that no token has. If this id is set as the end of the text, no token ends the text.
 NO_TOKEN = -1
 
 
@@ -47,7 +48,7 @@ class Greedy:
     """A greedy answer, and the margin of each token.
 
     Attributes:
-        ids: Generated ids, the end of turn included if it came.
+        ids: Generated ids. If the model has generated the end of turn, its id is included.
         margins: For each id, the difference between its logit and the next best logit.
     """
 
@@ -56,7 +57,7 @@ class Greedy:
 
 
 class Reference:
-    """A checkpoint in Hugging Face's classes on the CPU, one conversation at a time.
+    """A checkpoint in Hugging Face's classes on the CPU. It handles one conversation at a time.
 
     Args:
         dtype: Data type of the weights and of the computation; rotary frequencies are float32 in any case.
@@ -103,7 +104,7 @@ class Reference:
 
     @torch.no_grad()
     def greedy(self, conversation: Conversation, max_tokens: int, repetition_penalty: float = 1.0) -> Greedy:
-        """The thinker's greedy answer. Its margins are measured after the penalty."""
+        """The thinker's greedy answer. The margins are computed from the logits after the repetition penalty."""
         inputs = self.inputs(conversation)
         result = self.model.thinker.generate(
             **inputs,
@@ -175,18 +176,20 @@ class Spoken:
 
 
 class SpokenReference(Reference):
-    """A checkpoint with speech: `generate` with greedy talker and predictor, one conversation at a time."""
+    """A checkpoint with speech. It runs `generate` with greedy talker and predictor, for one conversation at a time."""
 
     def __init__(self, checkpoint: Path, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(checkpoint, dtype)
-        # transformers 5.19.0 misses this where sound comes with images or clips (see docs/architecture.md).
+        # This attribute is missing in transformers 5.19.0, which needs it for sound together with images or clips (see
+        # docs/architecture.md).
         self.model.talker.config.audio_config = self.model.config.thinker_config.audio_config
 
     @torch.no_grad()
     def speak(
         self, conversation: Conversation, max_tokens: int, max_frames: int, speaker: str, *, endless: bool = False
     ) -> Spoken | None:
-        """The answer; None if the text or the speech ends at its first token, where the reference fails.
+        """The spoken answer. It is None if the text or the speech ends at the first token, because the reference then
+        fails.
 
         An `endless` answer ends only at the limits.
         """
@@ -241,7 +244,7 @@ class _Decisions:
     def margins(self, codes: torch.Tensor, *, endless: bool) -> list[float]:
         """For each frame, the smallest margin between the best and the second-best logit of its codes.
 
-        The talker's logits count after its repetition penalty and its banned codes.
+        For the talker, the margin is computed after the repetition penalty and without the banned codes.
         """
         banned = torch.zeros(self._talker.text_config.vocab_size, dtype=torch.bool)
         banned[-1024:] = True

@@ -1,5 +1,6 @@
-"""Handles one chat request, from its body to its whole or streamed answer.
+"""Handles one chat request, from its body to its answer, which is a single response or a stream.
 
-Collecting, formatting and measuring the answer of one request belongs here. What the body and the answer may contain
-is defined in `gateway.api`; code that concerns all requests together, such as admission, is outside this folder.
+Code that collects, formats or measures the answer of one request belongs in this package. `gateway.api` defines the
+contents of the body and of the answer. Code that concerns all requests together, such as admission, is outside this
+package.
 """

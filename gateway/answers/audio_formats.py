@@ -28,7 +28,9 @@ _SAMPLE_BYTES = 2
 
 
 class SpeechEncoder(Protocol):
-    """Encodes samples in one format. The output is the results of all `feed` calls, in order, and that of `finish`."""
+    """Encodes samples in one format. The output is the results of all `feed` calls in order, followed by the result of
+    `finish`.
+    """
 
     @property
     def held(self) -> int:
@@ -80,7 +82,7 @@ class ThreadedEncoder:
         self._encoder: SpeechEncoder | None = None
 
     async def feed(self, samples: numpy.ndarray) -> bytes:
-        """As `SpeechEncoder.feed`. Await it before the next call."""
+        """As `SpeechEncoder.feed`. Await each call before making the next one."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._made().feed(samples))
 
     @property
@@ -215,12 +217,12 @@ class _WavFile:
 
 
 class _Coding(Struct, frozen=True):
-    """The settings with which FFmpeg writes a format.
+    """FFmpeg's settings for writing a format.
 
     Attributes:
-        container, codec: FFmpeg's names of the muxer and the encoder.
+        container, codec: FFmpeg's names for the muxer and the encoder.
         bit_rate: Bits per second; None for a lossless codec.
-        muxing: Options that keep the muxer from holding packets back.
+        muxing: Options of the muxer, which make it write each packet at once.
         coding: Options of the encoder.
     """
 
@@ -235,15 +237,15 @@ _CODINGS: dict[str, _Coding] = {
     # Frames of 48 ms, so that the first piece of speech can be played soon. The header has no space for tags.
     "flac": _Coding("flac", "flac", muxing={"metadata_header_padding": "0"}, coding={"frame_size": "1152"}),
     "mp3": _Coding("mp3", "libmp3lame", 64_000, muxing={"id3v2_version": "0"}),
-    # Opus accepts 24 kHz without resampling, and players decode it to 48 kHz, as they always do. Each packet of 20 ms
-    # gets a page of its own.
+    # Opus encodes 24 kHz without resampling; players decode every Opus file to 48 kHz. Each packet of 20 ms gets a page
+    # of its own.
     "opus": _Coding("ogg", "libopus", 48_000, muxing={"page_duration": "20000"}),
     "aac": _Coding("adts", "aac", 64_000),
 }
 
 
 class _Pipe:
-    """The output of a muxer that cannot seek back. `take` returns the bytes written since the last call."""
+    """The output file of a muxer that cannot seek back. `take` returns the bytes written since the last call."""
 
     def __init__(self) -> None:
         self._written = bytearray()
@@ -261,7 +263,7 @@ class _Pipe:
 
 
 class _WaveFile(io.BytesIO):
-    """The output of a muxer that may seek back to complete the header, so nothing can be taken before the end."""
+    """The output file of a muxer that may seek back to complete the header. So no bytes can be taken before the end."""
 
     def take(self) -> bytes:
         return b""

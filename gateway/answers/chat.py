@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: from an HTTP request to its answer, whole or streamed."""
+"""Handles `POST /v1/chat/completions`, from the HTTP request to its answer, which is a single response or a stream."""
 
 from __future__ import annotations
 
@@ -37,12 +37,14 @@ from omni_pipeline.errors import OmniError, bad_request, internal
 from stages.messages import AudioDelta, AudioDone, ChatRequest, TextDelta, TextDone
 from stages.routes import route
 
-# Threads that encode speech. One encodes a hundred times faster than real time, so few are enough.
+# Number of threads that encode speech. One thread encodes a hundred times faster than real time, so a few threads are
+# enough.
 AUDIO_THREADS = 2
 
 
 class Manner(Struct, frozen=True):
-    """The way in which the client wants its answer. It is kept instead of the parsed body, which may be large.
+    """The way in which the client wants its answer. The handler keeps a `Manner` instead of the parsed body, which may
+    be large.
 
     Attributes:
         stream: Whether to send the answer as server-sent events.
@@ -94,7 +96,7 @@ class ChatCompletions:
     """The handler of chat completions.
 
     Args:
-        admission: Lets requests in.
+        admission: Admits requests.
         model: Name of the model in the answers.
         voices: Voices of the pipeline; None if it does not speak.
         limits: Bounds on load.
@@ -132,7 +134,8 @@ class ChatCompletions:
     async def post(self, request: web.Request) -> web.StreamResponse:
         """Answer one request.
 
-        The journey of a request, with the module that does each step (in `gateway`, unless the name begins elsewhere):
+        The steps of a request, each with the module that does it. The modules are in `gateway`, unless the name begins
+        with another package:
 
         1. `http.connections` reads the head of the request. `http.middleware` gives the request an id and checks the
            API key. `serving.app` routes the request to this method.
@@ -160,7 +163,7 @@ class ChatCompletions:
             the next request in, once the workers hold nothing of this one. `answers.progress` counts the outcome.
             `traces.traces` ends the timeline. `http.middleware` turns an error into a response and writes the log line.
 
-        A request can end in these ways; the outcome in metrics and log is in parentheses:
+        A request can end in the following ways. The outcome that metrics and log show is in parentheses:
 
         - Answered whole (``ok``): 200 with one JSON body.
         - Streamed (``ok``): 200 with events, of which the last is ``[DONE]``.
@@ -215,7 +218,7 @@ class ChatCompletions:
                 with progress.timeline.span("submit"):
                     await self._collector.ready(stages)
                     answer = self._collector.submit(answer_id, chat, stages, deadline=deadline, place=place)
-                del chat  # the pipeline holds the media now
+                del chat  # from now on the pipeline holds the media
                 async with answer:
                     if manner.stream:
                         writer = EventWriter(answer_format, encoder, keep)
@@ -258,9 +261,9 @@ class ChatCompletions:
         try:
             async with asyncio.timeout_at(deadline):
                 with timeline.span("check"):
-                    # The thread keeps other answers going while Python checks a large body.
+                    # Python checks a large body in a thread, so that other answers make progress in the meantime.
                     found = await asyncio.to_thread(interpret) if body.large else interpret()
-                    del body, interpret  # the media take their bytes with them
+                    del body, interpret  # from now on, only `sources` holds the bytes of the media
                 chat, sources = found.chat, found.sources
                 place.hold(found.restored_bytes)
                 if sources:
@@ -273,7 +276,7 @@ class ChatCompletions:
         return chat, found.manner
 
     async def _body(self, request: web.Request, place: Place, deadline: float) -> JsonBody:
-        """The body. `request.read()` is not used, because it would keep the body as long as the request."""
+        """The body. `request.read()` is not used, because it would keep the body in memory until the request ends."""
         if request.content_type != "application/json":
             raise bad_request(
                 "The body must be sent as 'Content-Type: application/json'.", code="invalid_content_type", status=415
@@ -353,7 +356,8 @@ class ChatCompletions:
     async def _stream(
         self, request: web.Request, place: Place, answer: Answer, writer: EventWriter, progress: RequestProgress
     ) -> web.StreamResponse:
-        # Wait before sending the headers, so that an error gets its own status; but not so long that a proxy gives up.
+        # Wait for a message before sending the headers, so that an error gets its own status. The wait is bounded, so
+        # that a proxy does not give up.
         bodies = await self._soon(answer)
         response = web.StreamResponse(headers=sse.HEADERS)
         async with _bounded(request, answer, progress):
@@ -379,7 +383,7 @@ class ChatCompletions:
         writer: EventWriter,
         progress: RequestProgress,
     ) -> None:
-        """Write all events of an answer whose first messages are `bodies`."""
+        """Write all events of an answer. `bodies` are the first messages of the answer."""
         events = writer.opening()
         while bodies:
             progress.saw(bodies)
@@ -397,7 +401,7 @@ class ChatCompletions:
         progress.outcome = "ok"
 
     async def _next(self, answer: Answer, response: web.StreamResponse) -> list[Body]:
-        """The next messages of `answer`. While there are none, comments keep the stream alive."""
+        """The next messages of `answer`. While no message comes, comments keep the stream alive."""
         while (bodies := await self._soon(answer)) is None:
             await response.write(sse.KEEP_ALIVE)
         return bodies
@@ -415,8 +419,9 @@ class ChatCompletions:
 async def _bounded(request: web.Request, answer: Answer, progress: RequestProgress) -> AsyncIterator[None]:
     """Bound the time for which the block waits for the client to read.
 
-    `answer` fails when its deadline passes or too much of it is unread. `GRACE_SECONDS` later, if the block has not
-    ended by then, the connection is cut off: a client that does not even read its error must not keep it.
+    `answer` fails when its deadline passes or when too many of its bytes are unread. If the block has not ended
+    `GRACE_SECONDS` later, the connection is cut off: a client that does not even read the error must not keep its
+    connection.
     """
     loop = asyncio.get_running_loop()
     try:

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 Body: TypeAlias = TextDelta | TextDone | AudioDelta | AudioDone
 
-# Estimated sizes in memory: of a waiting message without its text and sound, and of one log-probability in a message
-# (of a token or of an alternative to a token).
+# Estimated sizes in memory, in bytes: of a waiting message without its text and sound, and of one log-probability in a
+# message. The log-probability is of a token or of an alternative to a token.
 _MESSAGE_BYTES = 256
 _LOGPROB_BYTES = 256
 
@@ -37,7 +37,7 @@ class Answer:
 
     Attributes:
         error: The error with which the request failed; None if it has not failed.
-        place: The place of the request in the server; None for the server's own requests.
+        place: The place of the request in the server; None for a warm-up request.
         needed: The stages that the request passes through.
     """
 
@@ -50,7 +50,7 @@ class Answer:
         self._route = route
         self.needed = route.all
         self._waiting: deque[Body] = deque()
-        self._unread_bytes = 0  # of the messages that wait, and of those that the reader took last
+        self._unread_bytes = 0  # of the waiting messages and of the messages that the reader took last
         self._taken_bytes = 0
         self._ledger = ReceiveLedger()
         self._ended: set[str] = set()
@@ -65,8 +65,8 @@ class Answer:
     async def take(self) -> list[Body]:
         """Wait for messages. Returns all that have come since the last call; an empty list after the last message.
 
-        The call says that the client has been sent everything from earlier calls, so these messages count as unread
-        until then. Cancelling the call loses no messages.
+        The messages that a call returns count as unread until the next call, because the reader sends them to the
+        client in between. Cancelling the call loses no messages.
 
         Raises:
             OmniError: if the request has failed. Messages from before the failure are returned first, unless the reader
@@ -90,7 +90,9 @@ class Answer:
         return bodies
 
     def on_error(self, call: Callable[[], None]) -> None:
-        """Register a function to call as soon as the request fails, whether or not the reader is waiting then."""
+        """Register a function that is called as soon as the request fails, whether or not the reader is waiting at that
+        time.
+        """
         self._on_error = call
         if self.error is not None:
             call()
@@ -120,7 +122,7 @@ class Answer:
 
     @property
     def stages(self) -> frozenset[str]:
-        """The stages this request may still need."""
+        """The stages that this request may still need."""
         if self._over:
             return frozenset()
         needed = set() if self._heard else set(self._route.before)
@@ -130,7 +132,9 @@ class Answer:
         return frozenset(needed)
 
     def deliver(self, message: Work) -> None:
-        """Accept the next message. A gap in a stream, or a reader that is too far behind, ends the request."""
+        """Accept the next message. If a message is missing or the reader is too far behind, end the request with an
+        error.
+        """
         body = message.body
         if not self._in_sequence(message):
             self._fail_stream(message.source)
@@ -216,7 +220,9 @@ class Collector:
         pipeline.budget(self._claim)
 
     async def ready(self, route: Route) -> None:
-        """Wait a while for stages of `route` that are being restarted. Raises OmniError (503) if they take longer."""
+        """Wait up to `restart_seconds` for stages of `route` that are being restarted. Raises OmniError (503) if they
+        take longer.
+        """
         await self._pipeline.wait_for(route.all, self._restart_seconds)
 
     async def whole(self) -> None:
@@ -224,7 +230,7 @@ class Collector:
         await self._pipeline.wait_for(None, None)
 
     async def loss(self) -> None:
-        """Wait until a worker is lost. Returns at once if one was lost since the last call."""
+        """Wait until a worker is lost. Returns at once if a worker was lost since the last call."""
         await self._loss.wait()
         self._loss.clear()
 
@@ -234,12 +240,12 @@ class Collector:
         """Send a request to the pipeline and open its answer.
 
         Args:
-            request_id: Unique among all requests, ever.
+            request_id: Id of the request. An id is never used twice.
             body: The request, in the form that the entry stage reads.
             route: The stages that the request needs.
             deadline: Time on the event loop's clock by which the answer must have been read and closed.
-            place: The place of the request, which the pipeline holds until it has forgotten the request. None for a
-                request of the server itself, whose memory nobody counts.
+            place: The place of the request. The pipeline holds the place until the workers have forgotten the request.
+                None for a warm-up request, whose memory is not counted.
 
         Raises:
             OmniError: 503 if the pipeline cannot take the request now.
@@ -247,7 +253,7 @@ class Collector:
         answer = self._open[request_id] = Answer(request_id, route, self, deadline, place)
         try:
             self._pipeline.submit(request_id, body, route.all)
-        except BaseException:  # whatever it is, a request that was not sent must not stay open
+        except BaseException:  # after any error, a request that was not sent must not stay open
             answer.release()
             self._open.pop(request_id, None)
             raise
@@ -285,7 +291,7 @@ class Collector:
     def _claim(self, claim: Claim, grant: Callable[[], None]) -> None:
         answer = self._open.get(claim.request_id)
         if answer is None:
-            return  # the stage that claims has been told to forget the request
+            return  # the stage that makes the claim has been told to forget the request
         if answer.place is None:
             grant()
         else:
@@ -298,7 +304,7 @@ class Collector:
 
 
 def _nothing() -> None:
-    """Does nothing."""
+    """Does nothing. Used for a request without a place."""
 
 
 def _weight(body: Body) -> int:

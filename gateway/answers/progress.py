@@ -1,4 +1,4 @@
-"""Measures one chat request for the metrics and the log."""
+"""Records times and counts of one chat request, for the metrics and the log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class RequestProgress:
 
     Attributes:
         outcome: Outcome of the request; ``cancelled`` until another outcome is known.
-        streamed: Whether the client gets pieces as they are generated. If not, the time between texts is not measured.
+        streamed: Whether the client gets pieces as they are generated. If False, the time between texts is not
+            measured.
         figures: Values for the log line and the trace, by name. Values in seconds have six decimals.
     """
 

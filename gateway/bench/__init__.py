@@ -1,4 +1,5 @@
-"""`sgl-omni bench`: sends load to any server of this API over HTTP, and reports how fast and how steadily it answers.
+"""`sgl-omni bench`: sends load to any server of this API over HTTP, and reports how fast and how steadily the server
+answers.
 
-It is a client only: it shares no state with a server, and the server does not use it.
+The bench is only a client: it shares no state with a server, and the server's code does not use this package.
 """

@@ -1,6 +1,4 @@
-"""Implements `--baseline` in the bench: starts Hugging Face in a separate process, and sends requests to that
-process.
-"""
+"""Implements `--baseline` in the bench: starts a process that runs Hugging Face Transformers, and sends requests to it."""
 
 from __future__ import annotations
 
@@ -18,18 +16,20 @@ from gateway.bench.scenarios import BenchPrompt, Scenario
 from omni_pipeline.errors import StartupError
 
 READY = b"ready"
-_TAIL = 2000  # characters of the process's last output that an error shows
+_TAIL = 2000  # number of characters at the end of the process's output that an error quotes
 
 
 class BaselineQuestion(Struct, frozen=True):
-    """A prompt to answer, and the scenario with the length of the answer."""
+    """A prompt to answer, and the scenario, which sets the length of the answer."""
 
     scenario: Scenario
     prompt: BenchPrompt
 
 
 class BaselineAnswer(Struct):
-    """The length of an answer, and the time that it took, from the encoded media to the last sample."""
+    """The length of an answer, and the time that the reference needed for it, from the encoded media to the last
+    sample.
+    """
 
     seconds: float
     tokens: int
@@ -37,10 +37,10 @@ class BaselineAnswer(Struct):
 
 
 class Baseline:
-    """Runs Hugging Face on a checkpoint; a context manager that starts and ends the baseline's process.
+    """Runs Hugging Face Transformers on a checkpoint. As a context manager, starts and ends the baseline's process.
 
     The baseline's process sleeps while the server answers, and the bench sleeps while the baseline answers, so that
-    neither slows the other.
+    they do not slow each other down.
     """
 
     def __init__(self, model_path: str) -> None:
@@ -68,7 +68,7 @@ class Baseline:
         await self._process.wait()
 
     async def answer(self, scenario: Scenario, prompt: BenchPrompt) -> BaselineAnswer:
-        """Let Hugging Face answer one request.
+        """Send one request to the baseline's process and return the answer.
 
         Raises:
             StartupError: if the process has ended. The message shows its last output.

@@ -1,4 +1,4 @@
-"""Sends one streamed chat completion and notes when each piece of its answer arrives."""
+"""Sends a request for a streamed chat completion, and records when each piece of the answer arrives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PATH = "/v1/chat/completions"
 
 
 class Client:
-    """Connections to one server; a context manager, which closes them.
+    """Connections to one server. As a context manager, closes them.
 
     Args:
         url: Address of the server, with or without ``/v1``.
@@ -34,7 +34,8 @@ class Client:
     async def __aenter__(self) -> Client:
         self._session = aiohttp.ClientSession(
             headers=self._headers,
-            connector=aiohttp.TCPConnector(limit=0),  # only the load generator limits the requests in flight
+            # no limit, because the load generator limits the number of requests in flight
+            connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=self._timeout),
         )
         return self
@@ -86,7 +87,7 @@ class Client:
 async def _follow(response: aiohttp.ClientResponse, timeline: RequestTimes, began: float) -> None:
     """Record the events until ``[DONE]``. All events that arrive in one read get the same time.
 
-    The empty rest of the stream is read too, so that the connection can be used again.
+    The stream is read to its end even after ``[DONE]``, so that the connection can be used again.
     """
     splitter = EventSplitter()
     async for received in response.content.iter_any():

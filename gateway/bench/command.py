@@ -20,7 +20,7 @@ _FRAMES = 60
 
 
 class AudioFormat(StrEnum):
-    """Choices of ``--audio-format``: the formats whose chunks have a known length on arrival."""
+    """Choices of ``--audio-format``: the formats in which the length of a chunk is known when the chunk arrives."""
 
     WAV = "wav"
     PCM16 = "pcm16"
@@ -122,8 +122,8 @@ def bench(
         typer.Option(help="Checkpoint of the baseline.", metavar="DIR|NAME", rich_help_panel=_BASE, show_default=False),
     ] = None,
 ) -> None:  # fmt: skip
-    """Measure a server of this API, this one or another: latencies, continuity of speech, throughput."""
-    # Imported here, so that the other commands do not load the decoders of media.
+    """Measure any server that offers this API: latencies, continuity of speech, throughput."""
+    # Imported inside the function, so that the other commands do not load the media decoders.
     from gateway.bench.display import ProgressBar, show
     from gateway.bench.plot import draw
     from gateway.bench.report import Load

@@ -1,4 +1,4 @@
-"""Shows a run in the terminal: a progress bar while it lasts, tables when it is done."""
+"""Shows a bench run in the terminal: a progress bar during the run, tables after the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ROWS = (
 
 
 class ProgressBar:
-    """A `run.BenchProgress` on a console; a context manager, which removes the bar."""
+    """A `run.BenchProgress` on a console; as a context manager, removes the bar at the end."""
 
     def __init__(self, console: Console) -> None:
         self._bar = Bar(

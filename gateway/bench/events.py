@@ -1,4 +1,4 @@
-"""Reads the stream of a chat completion, from this server or a similar one."""
+"""Reads the stream of a chat completion, from this server or a server with a similar API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DONE = "[DONE]"
 
 
 class EventSplitter:
-    """Splits a byte stream into the data of its server-sent events, wherever the network split it."""
+    """Splits a byte stream into the data of its server-sent events. The network may split the stream at any byte."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -57,7 +57,7 @@ class Event(Struct, frozen=True):
 
 
 class StreamError(Exception):
-    """The error for an event that cannot be read; `code` is one of the codes in `timeline.Failure`."""
+    """Raised for an event that cannot be read. `code` is one of the codes in `timeline.Failure`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -107,8 +107,8 @@ def read_event(data: str) -> Event:
     """Read the data of one event other than ``[DONE]``.
 
     Sound is base64 in ``delta.audio.data`` (this server, OpenAI, SGLang-Omni), or in ``delta.content`` of a chunk whose
-    top-level ``modality`` is ``audio`` (vLLM-Omni). The sound of each chunk is a WAV file of its own, or 16-bit samples
-    at the rate in ``audio_metadata`` (24 kHz if the chunk has none).
+    top-level ``modality`` is ``audio`` (vLLM-Omni). The sound of each chunk is a separate WAV file, or 16-bit samples
+    at the rate in ``audio_metadata`` (24 kHz if the chunk has no ``audio_metadata``).
 
     Raises:
         StreamError: ``invalid_stream`` or ``invalid_audio``.
@@ -133,7 +133,7 @@ def read_event(data: str) -> Event:
 
 
 def failure_of(body: Any, status: int) -> Failure:
-    """The error in a response body: an error of OpenAI's form, FastAPI's ``detail``, or else the whole body."""
+    """The error in a response body: an error of OpenAI's form, FastAPI's ``detail``, or else the body itself."""
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):
         return Failure(f"http_{status}", str(error), status)
@@ -145,7 +145,9 @@ def failure_of(body: Any, status: int) -> Failure:
 
 
 def _text_tokens(usage: _ReceivedUsage) -> int:
-    """The completion tokens without speech tokens, which OpenAI includes in the total and lists in the details."""
+    """The completion tokens without the speech tokens. OpenAI includes the speech tokens in the total, and lists their
+    number in the details.
+    """
     details = usage.completion_tokens_details
     return usage.completion_tokens - ((details and details.audio_tokens) or 0)
 

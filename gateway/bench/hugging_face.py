@@ -1,16 +1,17 @@
-"""The process behind `--baseline`: answers requests with Hugging Face's `generate`, one at a time, and times them.
+"""Runs in the process of `--baseline`: answers requests with Hugging Face's `generate`, one at a time, and times each
+answer.
 
     python -m gateway.bench.hugging_face CHECKPOINT
 
-It reads one `BaselineQuestion` in JSON from each line and writes one `BaselineAnswer` to a line. No other module of the
-bench imports torch.
+The program reads one `BaselineQuestion` as JSON from each input line, and writes one `BaselineAnswer` as a line of
+JSON. No other module of the bench imports torch.
 """
 
 from __future__ import annotations
 
 import os
 
-# this must be set before torch is imported; the server's workers set it too
+# this variable must be set before torch is imported; the server's workers set the variable too
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import io
@@ -31,13 +32,13 @@ from transformers.video_utils import VideoMetadata
 from gateway.bench.baseline import READY, BaselineAnswer, BaselineQuestion
 from gateway.bench.scenarios import Scenario
 
-_SAMPLE_RATE = 16_000  # Hz, of the audio tower's input
+_SAMPLE_RATE = 16_000  # Sampling rate of the audio tower's input, in Hz.
 _NO_TOKEN = -1
 
 
 class Reference:
-    """A checkpoint in Hugging Face's classes. On a GPU its weights have the stored type; without a GPU they are float32
-    on the CPU.
+    """A checkpoint that is loaded into Hugging Face's classes. On a GPU its weights have the stored type; without a GPU
+    they are float32 on the CPU.
     """
 
     def __init__(self, checkpoint: str) -> None:
@@ -49,7 +50,8 @@ class Reference:
             checkpoint, dtype="auto" if cuda else torch.float32, device_map=self._device if cuda else None
         ).eval()
         if self._model.has_talker:
-            # The talker needs `audio_config` for a prompt with both sound and pictures, but its configuration lacks it.
+            # The talker needs `audio_config` for a prompt with both sound and pictures, but the talker's configuration
+            # lacks it.
             self._model.talker.config.audio_config = self._model.config.thinker_config.audio_config
 
     @torch.no_grad()
@@ -70,9 +72,9 @@ class Reference:
         return answer
 
     def _lengths(self, scenario: Scenario) -> dict[str, Any]:
-        """Arguments for an answer of exactly the wanted length or, if `natural`, of at most that length.
+        """Arguments of `generate` for an answer of exactly the wanted length or, if `natural`, of at most that length.
 
-        A natural answer has at least two tokens and one frame, because shorter ones make the reference fail.
+        A natural answer has at least two tokens and one frame, because the reference fails on shorter answers.
         """
         lengths: dict[str, Any] = {"thinker_max_new_tokens": scenario.tokens, "thinker_eos_token_id": _NO_TOKEN}
         if scenario.natural:
@@ -101,7 +103,7 @@ class Reference:
                 "video_metadata": [metadata for _, metadata in clips],
                 "do_sample_frames": True,
                 "fps": 2.0,
-                "cap_pixels_per_frame": False,  # the server does the same
+                "cap_pixels_per_frame": False,  # the server does not cap the pixels of a frame either
             }
         return self._processor(
             text=self._processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False),

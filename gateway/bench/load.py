@@ -13,7 +13,7 @@ Ask: TypeAlias = Callable[[Item], Coroutine[Any, Any, None]]
 
 
 async def closed_loop(items: Iterable[Item], concurrency: int, ask: Ask[Item]) -> None:
-    """Send `items` in order, `concurrency` at a time: the next is sent when an answer is complete."""
+    """Send `items` in order, `concurrency` at a time. When an answer is complete, the next item is sent."""
     waiting = iter(items)
 
     async def stream() -> None:

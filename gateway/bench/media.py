@@ -11,7 +11,7 @@ from omni_pipeline.errors import StartupError
 
 Kind: TypeAlias = Literal["image", "audio", "video"]
 
-# The kind and the media type of a file, by suffix.
+# The kind and the media type of a file, keyed by the suffix of its name.
 SUFFIXES: dict[str, tuple[Kind, str]] = {
     ".jpg": ("image", "image/jpeg"),
     ".jpeg": ("image", "image/jpeg"),

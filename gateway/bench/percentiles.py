@@ -20,8 +20,8 @@ class Percentiles(Struct, frozen=True):
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The value below which `share` (0 … 1) of `ordered` lies. Between neighbours it is interpolated linearly, as numpy
-    does by default.
+    """The value below which the share `share` (0 … 1) of `ordered` lies. Interpolates linearly between neighbours, as
+    numpy does by default.
 
     >>> percentile([1.0, 2.0, 4.0], 0.75)
     3.0

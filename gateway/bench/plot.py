@@ -1,4 +1,6 @@
-"""Draws a run as one SVG file. Each latency has a panel, in which a bar for each load shows p50, p90 and p99."""
+"""Draws the results of a run as one SVG file. The file has a panel for each latency. In a panel, a bar for each load
+shows p50, p90 and p99.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ def draw(report: BenchReport) -> str:
 
 
 def _panel(title: str, bars: list[tuple[str, Percentiles]], top: int) -> list[str]:
-    """One latency, from 0 to the greatest p99 of all loads."""
+    """The panel of one latency. The scale goes from 0 to the greatest p99 of all loads."""
     scale = (_WIDTH - _LABEL - _NUMBERS) / (max(bar.p99 for _, bar in bars) or 1.0)
     parts = [f'<text x="10" y="{top + 16}" font-weight="bold">{escape(title)}</text>']
     for number, (label, bar) in enumerate(bars, start=1):

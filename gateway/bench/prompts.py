@@ -1,4 +1,4 @@
-"""Makes the contents of requests: random words and media, the same for the same seed."""
+"""Makes the contents of requests: random words and media. The same seed gives the same contents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gateway.bench.media import load_media
 from gateway.bench.scenarios import KINDS, BenchPrompt, Scenario
 from gateway.bench.variants import variant
 
-# Common words that most tokenisers know as one token each.
+# Common words. Most tokenisers have one token for each word.
 _WORDS = (
     "time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state",
     "family", "student", "group", "country", "problem", "hand", "part", "place", "case", "week", "company", "system",
@@ -18,7 +18,8 @@ _WORDS = (
 
 
 def make_prompts(scenario: Scenario, count: int, *, seed: int | str, directory: Path) -> list[BenchPrompt]:
-    """`count` prompts, the same for the same seed. No two prompts begin alike, so that no prefix cache can help.
+    """Makes `count` prompts from a seed. The words are random and, without `same_media`, every media item is a new
+    variant, so prefix caches help little.
 
     Raises:
         StartupError: if `directory` lacks media that the scenario needs.

@@ -29,7 +29,9 @@ class Load(Struct, frozen=True):
 
 
 class ErrorCount(Struct):
-    """Requests that failed with one code: their number, the first message, and the flag that caused it, if any."""
+    """Requests that failed with the same error code: their number, the first message, and the flag that caused the
+    error, if any.
+    """
 
     count: int
     message: str
@@ -37,7 +39,7 @@ class ErrorCount(Struct):
 
 
 class Round(Struct, frozen=True):
-    """The same requests answered by the server, all at once, and by the reference, one after the other.
+    """One set of requests, which the server answers all at once and the reference answers one after the other.
 
     Attributes:
         seconds: Time from sending the requests until the server had answered all of them.
@@ -51,17 +53,19 @@ class Round(Struct, frozen=True):
 
 
 class Comparison(Struct):
-    """The server compared to the reference, by medians over rounds. The server and the reference answered each round in
-    turn.
+    """The server compared to the reference, by medians over rounds. In each round, the server answers first, and then
+    the reference.
 
     A ratio above 1 favours the server.
 
     Attributes:
         rounds: Number of rounds in which every answer was complete. Only these rounds count.
-        reference_seconds: Time of the reference for one request.
-        total_ratio: Ratio of the times until all requests of a round were answered.
-        first_text_ratio, first_audio_ratio: Ratio of the median waits for the first text or sound of an answer. The
-            reference returns an answer only when it is complete, and answers the requests of a round in order.
+        reference_seconds: Time that the reference needs for one request.
+        total_ratio: Time until the reference has answered all requests of a round, divided by the same time of the
+            server.
+        first_text_ratio, first_audio_ratio: Median wait for the first text or sound of an answer from the reference,
+            divided by the same wait for the server. The reference returns an answer only when it is complete, and
+            answers the requests of a round in order.
         reference_wrong_length: Number of the reference's answers that differ from the requested length.
     """
 
@@ -74,18 +78,18 @@ class Comparison(Struct):
 
 
 class LevelReport(Struct, kw_only=True):
-    """One scenario at one load. Times are in seconds; percentiles are over complete answers.
+    """The results of one scenario at one load. Times are in seconds; percentiles are over complete answers.
 
     Attributes:
         requests, completed: Number of requests sent, and number of requests answered to the end.
-        errors: The failed requests, by error code.
+        errors: The failed requests, grouped by error code.
         wrong_length: Number of complete answers that differ from the requested length.
         seconds: Time during which requests were in progress.
         ttft, ttfa: Time from sending a request to its first text, and to its first sound.
         e2e: Time from sending a request to the end of its answer.
         inter_token: Time between successive events with text.
         inter_chunk: Time between successive events with sound.
-        rtf: Time until the last sound arrived, divided by the length of the sound (no unit).
+        rtf: Real-time factor: the time until the last sound arrived, divided by the length of the sound (no unit).
         continuous: Share of spoken answers that a player plays without an audible silence.
         underruns: Length of each audible silence.
         requests_per_second, tokens_per_second, audio_seconds_per_second: Throughput of all streams together.
@@ -113,7 +117,7 @@ class LevelReport(Struct, kw_only=True):
 
 
 class BenchReport(Struct, kw_only=True):
-    """A whole run."""
+    """The results of all loads of a run."""
 
     bench_version: str
     url: str
@@ -125,7 +129,7 @@ class BenchReport(Struct, kw_only=True):
 
 
 def summarise(scenario: Scenario, load: Load, timelines: Sequence[RequestTimes], seconds: float) -> LevelReport:
-    """The results of requests that were in progress for `seconds`."""
+    """The results of one load, during which requests were in progress for `seconds`."""
     done = [timeline for timeline in timelines if timeline.failure is None]
     spoken = [timeline for timeline in done if timeline.sounds]
     silences = [_underruns(timeline) for timeline in spoken]

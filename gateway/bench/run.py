@@ -1,4 +1,6 @@
-"""Runs the bench: at each load, sends warm-up and measured requests, to the server and the baseline in turns."""
+"""Runs the bench: at each load, sends warm-up requests and measured requests. With a baseline, the server and the
+baseline take turns.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,10 @@ class BenchPlan(Struct, frozen=True, kw_only=True):
     Attributes:
         url, model, api_key: Server and model to measure. If `model` is None, the first model that the server lists is
             used.
-        loads: Loads, measured one after the other. With `baseline` all of them must be closed loops.
-        requests: Requests to measure at each load. With `baseline`, the number is rounded up to whole rounds of one
-            request per stream.
-        warmup: Requests sent before the measured ones and not counted.
+        loads: Loads, measured one after the other. With `baseline`, every load must be a closed loop.
+        requests: Number of requests to measure at each load. With `baseline`, the number is rounded up to a multiple of
+            the concurrency, because a round has one request per stream.
+        warmup: Number of requests that are sent before the measured requests and are not counted.
         seed: Seed of prompts and arrival times.
         timeout: Longest time for one request, in seconds.
         baseline: Checkpoint with which Hugging Face answers the same requests.
@@ -59,7 +61,7 @@ class BenchProgress(Protocol):
 
 
 async def run(plan: BenchPlan, progress: BenchProgress) -> BenchReport:
-    """Measure everything in `plan`.
+    """Make all measurements of `plan`.
 
     Raises:
         StartupError: if no server answers, if the server refuses every request of a warm-up, if media are missing, or
@@ -98,7 +100,7 @@ class _Bench:
         self._progress = progress
 
     async def level(self, load: Load) -> LevelReport:
-        """Measure everything at one load."""
+        """Make all measurements at one load."""
         await self._warm_up(load)
         if self._baseline is None:
             prompts = self._prompts(load, self._plan.requests, "measured")
@@ -150,7 +152,9 @@ class _Bench:
         return make_prompts(plan.scenario, count, seed=f"{plan.seed} {purpose} {load}", directory=plan.media_dir)
 
     async def _ask(self, prompts: Sequence[BenchPrompt], load: Load) -> tuple[list[RequestTimes], float]:
-        """The answers, in the order of `prompts`, and the seconds until the last was complete."""
+        """Sends all requests. Returns the times of the answers, in the order of `prompts`, and the seconds until the
+        last answer was complete.
+        """
         timelines: dict[int, RequestTimes] = {}
         bodies = [body(self._plan.scenario, prompt, self._model) for prompt in prompts]
 

@@ -34,7 +34,7 @@ class Output(StrEnum):
 
 
 class MediaAs(StrEnum):
-    """The place of media in the body."""
+    """The field of the body that contains the media."""
 
     PARTS = "parts"
     LISTS = "lists"
@@ -54,11 +54,11 @@ class Scenario(Struct, frozen=True, kw_only=True):
     """One kind of request.
 
     Attributes:
-        input, output: Media in each request, and kind of its answer; ``mixed`` is a picture, a clip and a sound.
+        input, output: Media in each request, and kind of its answer; ``mixed`` means a picture, a clip and a sound.
         prompt_words: Number of words in the prompt.
         tokens: Number of text tokens in the answer; with `natural`, the maximum number.
-        audio_frames: Number of codec frames of speech, 80 ms each; with `natural`, the maximum number. None leaves the
-            number to the server and is only possible with `natural`.
+        audio_frames: Number of codec frames of speech, 80 ms each; with `natural`, the maximum number. With None, the
+            server decides the number; None is only possible with `natural`.
         natural: Whether the model decides when an answer ends.
         same_media: Whether to send the same files each time, to measure the server's caches.
         voice, audio_format: Values in the `audio` field. If `voice` is None, the server uses its default voice.
@@ -125,7 +125,8 @@ def _data_url(medium: Medium) -> str:
     return f"data:{medium.type};base64,{base64.b64encode(medium.data).decode()}"
 
 
-# For each field that a server may refuse: the flag that makes the bench send it, and how to avoid it.
+# For each field that a server may refuse: the flag that makes the bench send the field. For some fields, also how to
+# avoid sending the field.
 _FLAGS = {
     "ignore_eos": "is sent because lengths are fixed; with --natural the field is left out",
     "talker_max_new_tokens": "is sent because of --audio-frames; with --natural alone it is left out",
@@ -143,8 +144,8 @@ _FLAGS = {
 
 
 def explanation(param: str | None, message: str) -> str | None:
-    """The flag that made the bench send the field which a server refused. The field is in `param`, or else in quotes in
-    `message`.
+    """Explains a server's refusal by the flag that made the bench send the refused field. The name of the field is in
+    `param`, or else in quotes in `message`.
     """
     named = re.findall(r"\w+", param or "") or re.findall(r"""['"`](\w+)['"`]""", message)
     return next((f"`{field}` {_FLAGS[field]}" for field in named if field in _FLAGS), None)

@@ -1,4 +1,4 @@
-"""Records one measured request: the arrival of each piece of its answer, and its end."""
+"""Records the times of one measured request: the arrival of each piece of the answer, and the end of the answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class Failure(Struct, frozen=True):
     """The reason why a request has no complete answer.
 
     Attributes:
-        code: The server's error code, ``http_STATUS`` if it gave no code, or one of the client's own codes:
+        code: The server's error code, ``http_STATUS`` if the server sent no code, or one of the client's own codes:
             ``connection_failed``, ``timeout``, ``stream_cut``, ``invalid_stream``, ``invalid_audio``.
         message: One sentence.
         status: HTTP status; None if there was no response, 200 if the stream had begun.
@@ -64,7 +64,7 @@ class RequestTimes(Struct, kw_only=True):
 
     @property
     def real_time_factor(self) -> float | None:
-        """Seconds until the last sound had arrived, for each second of sound."""
+        """Seconds until the last sound had arrived, divided by the length of all sound in seconds."""
         return self.sounds[-1].at / self.audio_seconds if self.audio_seconds else None
 
     @property

@@ -1,4 +1,4 @@
-"""Makes variants of media items, so that no cache of a server contains them."""
+"""Makes variants of media items that no cache of a server contains."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _NOISE = 1e-3  # the amplitude of the noise, relative to full scale
 
 
 def variant(medium: Medium, rng: random.Random) -> Medium:
-    """The same picture or clip with a small patch of noise in the corner, or the same sound with faint noise over it.
+    """The same picture or clip with a small patch of noise in the corner, or the same sound with faint noise added.
 
     A server recognises a media item by its content, so it has to decode, encode and prefill a variant like a new item.
-    A clip loses its sound track, which the server does not use unless asked to.
+    A variant of a clip has no sound track, because by default the server does not use the sound track.
     """
     noise = numpy.random.default_rng(rng.getrandbits(64))
     make = {"image": _picture, "audio": _sound, "video": _clip}[medium.kind]
@@ -30,7 +30,7 @@ def variant(medium: Medium, rng: random.Random) -> Medium:
 
 
 def _patched(pixels: numpy.ndarray, patch: numpy.ndarray) -> numpy.ndarray:
-    """`pixels`, uint8 [height, width, 3], with as much of `patch` in the corner as fits there."""
+    """`pixels`, uint8 [height, width, 3], with `patch` in the corner, cropped to the picture."""
     pixels = pixels.copy()
     corner = pixels[: len(patch), : len(patch)]
     corner[:] = patch[: corner.shape[0], : corner.shape[1]]

@@ -110,8 +110,8 @@ class Gateway:
         for method, path, handler in routes:
             add = self.app.router.add_get if method == "GET" else self.app.router.add_post
             add(path, handler, expect_handler=expect)
-        # Without routes of our own for all other requests, aiohttp would judge their Expect header by itself, and quote
-        # it in an error of another form.
+        # Routes for all other requests. Without these routes, aiohttp would check the Expect header of these requests
+        # itself, and quote the header in an error that does not have the API's form.
         for resource in [*self.app.router.resources(), self.app.router.add_resource("/{path:(?s:.*)}")]:
             resource.add_route(hdrs.METH_ANY, _refuse, expect_handler=expect)
 

@@ -12,7 +12,7 @@ class Health:
 
     Attributes:
         warm: Whether a warm-up request has been answered since the workers last changed.
-        stopping: Whether the server only finishes the requests in progress and refuses new requests.
+        stopping: Whether the server is stopping: it finishes the requests in progress and refuses new requests.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:

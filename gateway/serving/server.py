@@ -27,8 +27,8 @@ from stages.routes import SPEECH
 
 log = logging.getLogger(__name__)
 
-# At shutdown, clients have this time to read the end of their answers, and connections then have the same time to
-# close. A single idle connection may make aiohttp wait for all of that time.
+# Time, in seconds, that clients have at shutdown to read the end of their answers. After that, connections have the
+# same time to close. If a connection is idle, aiohttp may wait for the full time.
 _CLOSE_SECONDS = 1.0
 
 
@@ -50,7 +50,7 @@ async def run(
     worker is lost, `/health` answers 503 again, until a warm-up request has gone through the new worker.
 
     Args:
-        pipeline: The stages, which may still be loading; nothing else may have called its `connect`.
+        pipeline: The stages, which may still be loading. `connect` must not have been called on this object before.
         server: Configuration of the server.
         model_path: Configured path of the checkpoint; it is the model's name if `server` gives none.
         checkpoint: Directory of the checkpoint, whose ``config.json`` lists the voices.
@@ -58,8 +58,9 @@ async def run(
         trace: Configuration of the traces of requests.
         listen_socket: Bound socket to listen on; it is closed at the end.
         ready: Called once the first warm-up request has been answered.
-        stopping: Set from outside to end the service. After that, new requests get 503, and those in progress have
-            ``server.drain_seconds`` before they end with 503, too. Cancelling this function ends them at once.
+        stopping: Set from outside to end the service. After that, new requests get 503. Requests in progress have
+            ``server.drain_seconds`` to finish, and then end with 503 too. Cancelling this function ends all requests at
+            once.
     """
     voices = read_voices(Path(checkpoint)) if SPEECH in stages else None
     traces = Traces(sinks(trace), lambda: pipeline.pids.keys())
@@ -73,15 +74,15 @@ async def run(
         Connection,
         runner.server,
         server.limits.connections,
-        server.limits.request_seconds + GRACE_SECONDS,  # a chat request cuts its connection off earlier
+        server.limits.request_seconds + GRACE_SECONDS,  # a chat request that is too slow ends its connection earlier
         access_log=None,
-        auto_decompress=False,  # a small body must not decompress to a large one
+        auto_decompress=False,  # otherwise a small body might decompress to a very large body
         keepalive_timeout=server.limits.idle_seconds,
     )
     listening = await asyncio.get_running_loop().create_server(connect, sock=listen_socket)
     hurry = True  # stays True if `run` is cancelled before `_drain` ends
     try:
-        async with asyncio.TaskGroup() as tasks:  # a bug in the warm-up ends the server, and so does not stay hidden
+        async with asyncio.TaskGroup() as tasks:  # a bug in the warm-up ends the server, so that the bug is noticed
             warming = tasks.create_task(_keep_warm(gateway, voices, ready))
             await stopping.wait()
             warming.cancel()

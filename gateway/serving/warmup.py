@@ -1,5 +1,5 @@
-"""Sends the warm-up request, which is the first request of a server. It takes a picture, a sound and a clip through
-every stage.
+"""Sends the warm-up request, which is the first request of a server. The request sends a picture, a sound and a clip
+through every stage.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ async def warm_up(collector: Collector, voice: str | None, numbers: Iterator[int
     """Send the warm-up request until it has been answered once, pausing longer after each failure.
 
     Args:
-        voice: Voice of the answer; None asks for text only.
-        numbers: Source of the numbers in the request ids; it must not repeat a number.
+        voice: Voice of the answer; with None, the request asks for text only.
+        numbers: Source of the numbers in the request ids; the source must not repeat a number.
     """
     pause = _FIRST_PAUSE
     while True:
@@ -109,8 +109,8 @@ def wav() -> bytes:
 def gif(frames: int = 8) -> bytes:
     """A clip of 64×64 pixels at 4 frames a second: a grey ramp that moves.
 
-    The pixels are not compressed. With 7-bit pixels, every LZW code has 8 bits, provided that a clear code comes before
-    the decoder's table needs longer codes.
+    The pixels are not compressed. With 7-bit pixels, every LZW code has 8 bits as long as the decoder's table is small.
+    So a clear code resets the table before longer codes are needed.
     """
     clear, stop, run = 0x80, 0x81, 100
     palette = bytes(channel for level in range(128) for channel in (2 * level,) * 3)

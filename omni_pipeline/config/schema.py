@@ -1,4 +1,4 @@
-"""The configuration as one strict tree of settings; `layers` merges the sources that settings come from."""
+"""Defines the configuration as one strict tree of settings. `layers` merges the sources of settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MediaPolicy(Struct, forbid_unknown_fields=True, kw_only=True):
             allows every public host. A listed host may also have a private address, because the operator trusts it.
         max_items: Maximum number of media items in one request.
         max_bytes: Maximum size of one media item, in bytes.
-        max_redirects: Maximum number of HTTP redirects; each is checked like the first address.
+        max_redirects: Maximum number of HTTP redirects. Each new address is checked like the first address.
         fetch_seconds: Maximum time for one download.
     """
 
@@ -46,14 +46,15 @@ class MediaPolicy(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Limits on load. A request beyond a limit is refused with a reason and, where it helps, a time to try again.
+    """Limits on load. A request beyond a limit is refused with a reason and, if a retry can succeed, with the time
+    after which to try again.
 
     Attributes:
         requests: Maximum number of requests in the pipeline, including those that wait for a stage.
-        stage_requests: Maximum number of requests that need a stage at the same time, by the stage's name. For example,
-            this can limit spoken answers.
-        queued: Maximum number of requests that wait for admission; clients take turns. The body of a waiting request is
-            not read.
+        stage_requests: Maximum number of requests that need a stage at the same time, keyed by the stage's name. For
+            example, a limit for the talker limits the number of spoken answers.
+        queued: Maximum number of requests that wait for admission. Waiting clients take turns. The body of a waiting
+            request is not read.
         connections: Maximum number of open connections.
         body_bytes: Maximum size of one HTTP request body, and of all media of one request together.
         body_values: Maximum number of list entries and object fields in one request body.
@@ -63,9 +64,9 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
             answer begins, or until it has ended and every worker has forgotten it. Every piece counts as soon as it
             arrives.
         decoded_bytes: Maximum size of the decoded media of all requests together, in all stages: pixels, features and
-            embeddings. A request whose media do not fit waits before they are decoded. A request that alone exceeds the
-            limit is decoded while no other request holds decoded media. null means a quarter of the main memory that
-            the server may use.
+            embeddings. A request whose media would exceed the limit waits before its media are decoded. A request that
+            alone exceeds the limit is decoded while no other request holds decoded media. null means a quarter of the
+            main memory that the server may use.
         output_tokens: Maximum number of text tokens of one answer, and the limit of a request that sets no limit. With
             null, only the model's own limit applies, and a request that sets no limit gets the thinker's
             `default_max_tokens`.
@@ -77,7 +78,8 @@ class Limits(Struct, forbid_unknown_fields=True, kw_only=True):
         request_seconds: Maximum time for one request, from its arrival until the last byte of its answer has been sent.
         keep_alive_seconds: After this time without data, a stream gets a comment, so that proxies and clients do not
             close it.
-        reader_bytes: Maximum size of the unread part of a streamed answer; beyond it, the request ends.
+        reader_bytes: Maximum size of the unread part of a streamed answer. If the unread part is larger, the request
+            ends with an error.
         restart_seconds: Maximum time that a request waits for a stage that is being restarted; then it gets 503.
         transcript_seconds: Time for which the transcript of a spoken answer is kept, so that a later request may name
             the answer by its id. `expires_at` in the answer says when the time ends.
@@ -117,10 +119,10 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
         model_name: The model's name in `/v1/models`; null means the last part of the model path. Requests may name any
             model.
         api_keys: If not empty, each request must carry one of these keys as bearer token.
-        allowed_hosts: Names of this server in the URLs of its clients (``gpu1.example.org``, ``*.example.org`` for all
-            names below it, or ``*`` for all). Requests to other names are refused, so that no web page can reach the
-            server by a name of its own. IP addresses, ``localhost``, `host` and the machine's own name are always
-            accepted. If the list is empty and there are API keys, every name is accepted.
+        allowed_hosts: Host names by which clients reach this server (``gpu1.example.org``, ``*.example.org`` for all
+            names below ``example.org``, or ``*`` for all). Requests to other host names are refused, so that no web
+            page can reach the server under the page's own host name. IP addresses, ``localhost``, `host` and the
+            machine's own name are always accepted. If the list is empty and there are API keys, every name is accepted.
         drain_seconds: Maximum time that requests in progress may take to finish when the server stops.
         allowed_origins: Origins (``https://example.org``, or ``*`` for all) whose web pages may use the API from a
             browser. Empty by default.
@@ -140,7 +142,8 @@ class Server(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Trace(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Traces of single requests, and their destination. Without `dir` and `otlp_endpoint`, no traces are recorded.
+    """The destination of traces of single requests, and limits on their files. Without `dir` and `otlp_endpoint`, no
+    traces are recorded.
 
     Attributes:
         dir: Directory for one trace file per request, to open in Perfetto or Chrome; created if it does not exist.
@@ -161,22 +164,23 @@ class Trace(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class StageConfig(Struct, forbid_unknown_fields=True, kw_only=True):
-    """The place of one stage (its worker and its device), and its options.
+    """The settings of one stage: its worker, its device, and its options.
 
     Attributes:
         worker: Name of the stage's worker process. Stages that name the same worker share a process and pass messages
-            by reference. null gives the stage a process of its own, with the stage's name; with `colocate`, stages on
-            the GPU share one.
+            by reference. null gives the stage its own process, which has the stage's name. With `colocate`, stages on
+            the GPU without a `worker` share a process.
         device: ``cpu`` or ``cuda``; ``auto`` uses a GPU if the stage can use a GPU and a GPU is visible.
         gpus: Indices of the stage's GPUs, among the GPUs that the server may see (``CUDA_VISIBLE_DEVICES``). If empty,
             the server chooses. The worker sees only these GPUs.
         memory: Total memory that the stage may use on each of its GPUs: a fraction of the whole GPU (``0.75``), or a
-            size (``12GiB``). null lets the server decide from the checkpoint and from what else is on the GPU.
-        tp_size: Number of tensor-parallel ranks. Each needs one GPU, or one process on the CPU. null means one rank for
-            each of the stage's GPUs.
+            size (``12GiB``). null lets the server decide from the checkpoint and from the other stages and programs on
+            the GPU.
+        tp_size: Number of tensor-parallel ranks. Each rank needs one GPU, or one process on the CPU. null means one
+            rank for each of the stage's GPUs.
         threads: Number of Torch threads of the stage's worker on the CPU. If stages share a worker, the largest number
             counts.
-        environment: Environment variables of the stage's worker, set before it imports anything.
+        environment: Environment variables of the stage's worker, set before the worker imports anything.
         options: The stage's own options.
     """
 
@@ -191,15 +195,16 @@ class StageConfig(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Supervision(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Time limits after which a running worker counts as hung. It is then killed and restarted.
+    """Time limits after which a running worker counts as hung. A hung worker is killed and restarted.
 
     Attributes:
-        silent_seconds: Maximum time in which a loaded worker gives no sign of life: it sends no heartbeat and does not
-            compute.
-        step_seconds: Maximum time of one step in which the worker computes, not counting time in which other processes
-            compile kernels for its GPU; also the maximum time that a loading worker may do nothing.
-        gpu_wait_seconds: For a worker on a GPU, maximum time that it is busy while its main thread stays in one call,
-            as when it waits for a kernel that never ends. Time in which kernels are compiled for it does not count.
+        silent_seconds: Maximum time without a sign of life (a heartbeat or computation) from a worker that has finished
+            loading.
+        step_seconds: Maximum time for which a worker computes in one step. Time in which other processes compile
+            kernels for the worker's GPU does not count. Also the maximum time without computation for a worker that is
+            still loading.
+        gpu_wait_seconds: Maximum time for which a worker on a GPU is busy while its main thread stays in one call, for
+            example because a kernel never ends. Time in which kernels are compiled for the worker does not count.
     """
 
     silent_seconds: Annotated[float, Meta(ge=5)] = 10.0
@@ -208,7 +213,7 @@ class Supervision(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Config(Struct, forbid_unknown_fields=True, kw_only=True):
-    """A whole deployment.
+    """The configuration of a deployment.
 
     Attributes:
         model_path: Checkpoint directory or hub name.
@@ -239,7 +244,9 @@ class Config(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises StartupError if it cannot be read, is not a mapping, or has a key twice."""
+    """The mapping in a YAML file. Raises StartupError if the file cannot be read, is not a mapping, or has a key
+    twice.
+    """
     try:
         tree = strict_yaml.parse(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -258,7 +265,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` overridden by the values of `over`. Mappings are merged, other values are replaced."""
+    """`base`, where values of `over` replace the values of `base`. Mappings are merged instead of replaced."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
@@ -287,7 +294,9 @@ def convert(tree: Any, kind: type[Kind], path: str, *, source: str = "") -> Kind
 
 
 def _refuse_unknown_keys(tree: Any, kind: msgspec.inspect.Type, path: str, source: str) -> None:
-    """Refuse unknown keys here: msgspec refuses them too, but cannot suggest what was probably meant."""
+    """Refuse unknown keys, and suggest a similar known key. msgspec refuses unknown keys too, but without a
+    suggestion.
+    """
     if not isinstance(tree, dict):
         return
     if isinstance(kind, msgspec.inspect.DictType):

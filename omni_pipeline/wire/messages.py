@@ -1,4 +1,4 @@
-"""The messages that pass between processes.
+"""Defines the messages that pass between processes.
 
 Every message is one of the structs below. Messages that carry work (`Start`, `Chunk`, `End`) name their edge of
 the stage graph and hold a *body*: a struct whose type belongs to that edge (see `contract.graph.Edge`).
@@ -18,7 +18,7 @@ Body = TypeVar("Body")
 
 
 class Start(Struct, Generic[Body], tag="start"):
-    """The first message of a request on one edge; on a message edge, the only one."""
+    """The first message of a request on one edge. If the edge does not carry a stream, the only message."""
 
     request_id: str
     source: str
@@ -27,7 +27,7 @@ class Start(Struct, Generic[Body], tag="start"):
 
 
 class Chunk(Struct, Generic[Body], tag="chunk"):
-    """One more piece of a stream. `seq` counts from 0 on each edge and is filled in by the sending worker."""
+    """The next piece of a stream. The sending worker fills in `seq`, which counts from 0 on each edge."""
 
     request_id: str
     source: str
@@ -47,11 +47,12 @@ class End(Struct, Generic[Body], tag="end"):
 
 
 class Abort(Struct, tag="abort"):
-    """The request is no longer wanted: free everything that it holds, and send no answer.
+    """Orders a worker to free all data of a request that is no longer wanted. The worker must not send messages of the
+    request any more.
 
-    The main process sends it to every worker. Each of these workers passes it on to the workers to which its stages may
-    send messages. Messages between two processes arrive in order, so nothing of the request follows the abort on any
-    connection.
+    The main process sends the abort to every ready worker that runs a stage of the request. Each of these workers
+    passes the abort on to the workers to which its stages may send messages. Messages between two processes arrive in
+    order, so no message of the request follows the abort on any connection.
 
     Attributes:
         sender: Name of the worker that passes the abort on; empty in the main process's own message.
@@ -62,7 +63,8 @@ class Abort(Struct, tag="abort"):
 
 
 class Forgotten(Struct, tag="forgotten"):
-    """A worker's answer to one `Abort`: it holds nothing of the request, nor of what `sender` had sent before.
+    """A worker's answer to one `Abort`: the worker holds no data of the request, and all earlier messages of `sender`
+    about the request have been dropped.
 
     Attributes:
         sender: As in the `Abort`.
@@ -74,7 +76,7 @@ class Forgotten(Struct, tag="forgotten"):
 
 
 class Claim(Struct, tag="claim"):
-    """A stage is about to make something large for a request, and waits for `Granted` before it does.
+    """A stage asks for memory before it allocates large data for a request. The stage waits for `Granted`.
 
     Attributes:
         source: Name of the stage.
@@ -96,7 +98,9 @@ class Granted(Struct, tag="granted"):
 
 
 class Failed(Struct, tag="failed"):
-    """A stage cannot go on with this request. Sent to the collector, which tells the client and aborts it elsewhere."""
+    """Reports that a stage cannot continue with a request. Sent to the collector, which answers the client with the
+    error and aborts the request in all other workers.
+    """
 
     request_id: str
     source: str
@@ -104,9 +108,9 @@ class Failed(Struct, tag="failed"):
 
 
 class Ready(Struct, tag="ready"):
-    """A worker's `incarnation`-th process has loaded its stages and reads its inbox.
+    """Reports that the worker's process number `incarnation` has loaded its stages and reads its inbox.
 
-    `ranks` are the processes under it that share its work, see `worker.tensor_parallel`.
+    `ranks` are the ids of its child processes that share its work, see `worker.tensor_parallel`.
     """
 
     worker: str
@@ -118,10 +122,10 @@ class Ready(Struct, tag="ready"):
 
 
 class StageStats(Struct):
-    """Counters of one stage since it started. All grow, except `live_requests`, which is the current number.
+    """Counters of one stage since it started. Counters only grow, except `live_requests`, which is the current number.
 
     Attributes:
-        live_requests: Number of requests for which the stage holds anything.
+        live_requests: Number of requests for which the stage holds data.
         received, sent: Number of messages.
         steps: Number of batches that the stage has computed.
         busy_seconds: Time that the stage has spent on messages and batches.
@@ -143,7 +147,9 @@ class StageStats(Struct):
 
 
 class Heartbeat(Struct, tag="heartbeat"):
-    """Sent every second or so by a worker that is alive, with its counters and the last `Moved.epoch` it received."""
+    """Sent about every second by a worker that is alive, with its counters and the last `Moved.epoch` that it
+    received.
+    """
 
     worker: str
     incarnation: int
@@ -153,7 +159,7 @@ class Heartbeat(Struct, tag="heartbeat"):
 
 
 class Pulse(Struct, tag="pulse"):
-    """Sent every second or so by a worker on a GPU while its main thread makes progress, even within a step.
+    """Sent about every second by a worker on a GPU while its main thread makes progress, even within a step.
 
     See `worker.pulse`.
     """
@@ -163,7 +169,7 @@ class Pulse(Struct, tag="pulse"):
 
 
 class StartFailed(Struct, tag="start_failed"):
-    """A worker could not load. `message` says why, and what to do about it."""
+    """Reports that a worker could not load. `message` gives the reason, and how to solve the problem."""
 
     worker: str
     incarnation: int
@@ -175,11 +181,12 @@ class Step(Struct, tag="step"):
 
 
 class Moved(Struct, tag="moved"):
-    """The process that ran `stages` has ended. Its successor will receive their messages at `address`.
+    """Announces that the process that ran `stages` has ended. The next process will receive messages for these stages
+    at `address`.
 
-    A worker that receives this message fails its requests that have a broken stream, and reports `epoch` in its next
-    heartbeat. Once all workers have reported it, nothing is sent to the old address any more. `epoch` numbers the
-    `Moved` messages.
+    A worker that receives this message fails the requests that have an open stream to or from `stages`, and reports
+    `epoch` in its next heartbeat. When all workers have reported `epoch`, no worker sends to the old address any more.
+    `epoch` numbers the `Moved` messages.
     """
 
     worker: str

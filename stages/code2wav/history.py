@@ -13,7 +13,7 @@ from torch.nn import functional
 
 
 class Streams(NamedTuple):
-    """The utterances of one batch, all of them in their first chunk or all of them in a later one.
+    """The utterances of one batch, either all of them in their first chunk, or all of them in a later chunk.
 
     Attributes:
         slots: The slot that keeps each utterance's state.
@@ -30,8 +30,8 @@ class Streams(NamedTuple):
 
     @classmethod
     def of(cls, slots: Sequence[int], done: Sequence[int], device: torch.device) -> Streams:
-        """The streams of utterances of which `done` frames have been decoded. The numbers of frames are all 0 or all
-        positive.
+        """The streams of a batch of utterances. `done` is the number of decoded frames of each utterance; these numbers
+        are all 0 or all positive.
         """
         return cls(slots, torch.tensor(slots, device=device), torch.tensor(done, device=device), not done[0])
 
@@ -54,7 +54,8 @@ class History:
 
     Args:
         kept: [slots, channels, length], the memory to use.
-        silence: Whether zeros precede an utterance, as for a causal convolution; otherwise nothing precedes it.
+        silence: Whether zeros precede an utterance, as for a causal convolution; if not, nothing precedes the
+            utterance.
     """
 
     def __init__(self, kept: Tensor, *, silence: bool) -> None:

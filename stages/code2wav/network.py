@@ -1,8 +1,10 @@
-"""Decodes frames to sound, each frame once; the sound equals the reference's decode of the whole utterance.
+"""Decodes frames to sound in chunks, and each frame only once. The sound equals the sound that the reference decodes
+from the whole utterance.
 
 Every layer is causal except the transposed convolutions of the decoder blocks: their output for a step depends on the
-next step too. So a chunk's sound ends a little before the chunk does, and the reference trims that end: T frames give
-`upsample` · T − `trimmed` samples, however they are divided into chunks.
+next step too. So the sound of a chunk stops a little before the end of the chunk. At the end of the utterance, the
+reference trims this missing part too. So T frames give `upsample` · T − `trimmed` samples, however the frames are
+divided into chunks.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class StreamingVocoder:
         self._layers += [_streaming(layer, slots) for layer in model.decoder]
 
     def decode(self, codes: Tensor, streams: Streams) -> Tensor:
-        """The samples that new frames complete.
+        """Decode the next frames of each utterance to the samples that are now complete.
 
         Args:
             codes: int64 [batch, frames, codebooks].
@@ -73,7 +75,7 @@ class StreamingVocoder:
 
 
 class Convolution:
-    """A causal convolution that remembers the end of its input."""
+    """A causal convolution that keeps the end of its input for the next chunk."""
 
     def __init__(self, layer: Any, slots: int) -> None:
         self._conv = layer.conv
@@ -81,7 +83,7 @@ class Convolution:
         length = layer.padding
         kept = weight.new_zeros(slots, self._conv.in_channels, length)
         self._history = History(kept, silence=True) if length else None
-        # On a CPU torch is slow at dilated convolutions of short inputs.
+        # On a CPU torch is slow at dilated convolutions of short inputs, so `_product` computes them.
         dilated = self._conv.dilation[0] > 1 and self._conv.groups == 1 and weight.device.type == "cpu"
         self._joined = weight.flatten(1) if dilated else None
 
@@ -99,7 +101,9 @@ class Convolution:
 
 
 class TransposedConvolution:
-    """An upsampling convolution. If kernels overlap, it remembers the last step, and its output lags by one step."""
+    """An upsampling convolution. If the outputs of neighbouring steps overlap, the layer keeps the last step, and its
+    output is one step late.
+    """
 
     def __init__(self, layer: Any, slots: int) -> None:
         self._conv = layer.conv

@@ -22,7 +22,7 @@ from stages.options import Code2WavOptions
 
 
 class _SpeechStream:
-    """An utterance and its progress.
+    """The progress of one utterance.
 
     Attributes:
         waiting: Frames not decoded yet, each int64 [codebooks].
@@ -52,7 +52,7 @@ class Code2Wav:
         self._vocoder = load_vocoder(context.model_path, context.device, options)
         self._free = list(reversed(range(options.max_streams)))
         self._voices: dict[str, _SpeechStream] = {}
-        # utterances with a whole chunk of frames, in the order in which their chunks became whole
+        # utterances with a complete chunk of frames, in the order in which these chunks became complete
         self._ready: dict[str, None] = {}
         self._outbox: list[Work] = []
         self._chunks = self._frames = 0
@@ -135,10 +135,10 @@ class Code2Wav:
         return bool(self._free) or self._voices[request_id].slot is not None
 
     def _next_batch(self) -> list[str]:
-        """The utterance that has waited longest, with all others that can be decoded in the same batch.
+        """The utterance that has waited longest, and the other utterances that can be decoded in the same batch.
 
-        All have the same number of new frames, and they are all in their first chunk or all in a later one. An
-        utterance that gets a slot here keeps it until it ends.
+        All utterances of a batch have the same number of new frames, and either all or none of them are in their first
+        chunk. If this method gives an utterance a slot, the utterance keeps the slot until the utterance ends.
         """
         batch: list[str] = []
         shape: tuple[int, bool] | None = None
@@ -156,7 +156,7 @@ class Code2Wav:
         return batch
 
     def _decode(self, voices: list[_SpeechStream]) -> torch.Tensor:
-        """The next chunk of each utterance, float32 [batch, samples] on the CPU."""
+        """The sound of each utterance's next chunk, float32 [batch, samples] on the CPU."""
         device = self._vocoder.device
         size = self._size(voices[0])
         frames = [torch.stack([voice.waiting.popleft() for _ in range(size)]) for voice in voices]
@@ -181,7 +181,7 @@ class Code2Wav:
 
 
 def load_vocoder(model_path: str, device: str, options: Code2WavOptions) -> StreamingVocoder:
-    """The checkpoint's vocoder. Raises StartupError if the weights do not fit."""
+    """The checkpoint's vocoder. Raises StartupError if the weights do not fit the configuration."""
     config = Qwen3OmniMoeConfig.from_pretrained(model_path)
     dtype = encoder_dtype(options.dtype, config, device)
     model = load_part(Qwen3OmniMoeCode2Wav, config.code2wav_config, model_path, "code2wav.", dtype, device)

@@ -26,7 +26,8 @@ class WindowedLayer(NamedTuple):
 
 
 class SlidingTransformer:
-    """Computes each new frame's output, which equals the reference's output for the whole utterance so far.
+    """Computes the outputs of new frames. They equal the outputs that the reference computes from the whole utterance
+    so far.
 
     Args:
         model: The reference's `pre_transformer`; its weights are taken over.
@@ -77,11 +78,14 @@ class SlidingTransformer:
         window = (other <= own) & (other >= own - self._past)
         if streams.fresh:
             return window[None, None]
-        known = other >= past - streams.done[:, None]  # the places for frames before the first frame were never filled
+        # in the kept window, the places before the utterance's first frame are empty
+        known = other >= past - streams.done[:, None]
         return (window & known[:, None])[:, None]
 
     def _extend(self, kept: Tensor, new: Tensor, streams: Streams) -> Tensor:
-        """`new` [batch, kv heads, frames, head_dim] after the kept window. Keeps the last frames as the next window."""
+        """Put the kept window in front of `new` [batch, kv heads, frames, head_dim], and keep the last frames as the
+        next window.
+        """
         if not streams.fresh:
             new = torch.cat((streams.read(kept), new), 2)
         last = new[:, :, -self._past :]

@@ -1,8 +1,8 @@
 """The talker stage: turns the text, as it is being written, into codec frames, on SGLang.
 
-Each utterance goes round a ring: the engine picks codebook 0 of a frame, the code predictor fills in the other
-codebooks and returns the frame's summed embedding, and that embedding plus the next row of text is the engine's next
-input. An utterance whose text or frame is late waits alone.
+Each utterance goes round a ring. The engine picks codebook 0 of a frame. The code predictor fills in the other
+codebooks and returns the frame's summed embedding. This embedding plus the next row of text is the engine's next input.
+If an utterance's text or frame is late, only this utterance waits.
 """
 
 from __future__ import annotations
@@ -38,22 +38,23 @@ from stages.sglang_engine.prompt_rows import PromptRows
 ARCHITECTURE = "Qwen3OmniTalker"
 PREDICTOR = "code_predictor"
 
-# Number of control codes, the last ids of the vocabulary; only the code that ends an utterance may be picked.
+# Number of control codes, which are the last ids of the vocabulary. The only control code that the engine may pick is
+# the code that ends an utterance.
 CONTROL_CODES = 1024
 
 
 @dataclass(slots=True)
 class _Utterance:
-    """One answer being spoken.
+    """The state of one answer while it is spoken.
 
     Attributes:
         prompt: The thinker's message.
         first: Row of the first generated text token, once it is known.
-        text: Rows of the text tokens after it, as far as they have arrived.
+        text: Rows of the later text tokens, as far as these tokens have arrived.
         ended: Whether the text is complete.
         begun: Whether the engine has the prompt.
-        frames: Frames whose text row has been used.
-        feedback: Summed embedding of the latest frame, until its text row has arrived too.
+        frames: Number of frames whose text row has been used.
+        feedback: Summed embedding of the latest frame, kept until the row of text for the same input has arrived.
     """
 
     prompt: TalkerPrompt
@@ -87,7 +88,7 @@ class Talker:
             max_total_tokens=options.max_total_tokens,
             max_running_requests=options.max_running_requests,
             static_bytes=context.static,
-            # A prompt's rows depend on more than its ids, so two prompts can share nothing.
+            # Prompts with equal ids may have different rows, so two prompts cannot share cached keys and values.
             options={"disable_radix_cache": True, **options.engine},
         )
         self._rows = TalkerRows(self._engine, config, context.model_path)
@@ -102,9 +103,10 @@ class Talker:
     def has_work(self) -> bool:
         """Whether a step is worthwhile now.
 
-        While most frames are at the predictor, the frames that have returned wait for the others, which are sure to
-        return: a step costs about the same for one utterance as for many. As a result, two groups of frames go round
-        the ring, one on each side.
+        While most frames are at the predictor, the frames that have returned wait for the remaining frames, which are
+        sure to return. This saves steps, because a step costs about the same for one utterance as for many. As a
+        result, two groups of frames go round the ring: while one group is in the engine, the other group is at the
+        predictor.
         """
         if self._outbox:
             return True
@@ -117,7 +119,7 @@ class Talker:
             self._voices[request_id] = _Utterance(body)
             return
         voice = self._voices.get(request_id)
-        if voice is None:  # the utterance ended before the sender knew
+        if voice is None:  # the utterance has ended, but the sender did not know this yet
             return
         if isinstance(body, Tokens):
             rows = list(self._rows.text(torch.tensor(body.ids)))
@@ -219,7 +221,9 @@ class Talker:
         self._outbox.append(End(request_id, self.name, PREDICTOR, SpeechFinished(reason)))
 
     def _tell(self, event: Event, seeds: dict[str, FrameSeed]) -> Iterable[Work | Failed]:
-        """Messages for one event. Frames go to `seeds` first, since the token that ends an utterance is not a frame."""
+        """The messages for one event of the engine. A token is first stored in `seeds`, because it may be the token
+        that ends the utterance. That token is not a frame, and is removed at `Done`.
+        """
         request_id = event.request_id
         if isinstance(event, Token):
             assert event.state is not None
@@ -238,13 +242,14 @@ class TalkerRows:
     """Makes the talker's input rows (of width h) as the reference does.
 
     Args:
-        engine: The talker's engine, for its projections and codec embedding.
+        engine: The talker's engine, which has the projections and the codec embedding.
         config: The checkpoint's config.json.
-        model_path: The checkpoint. The thinker's embedding table is read from it row by row and is not loaded.
+        model_path: The checkpoint. The thinker's embedding table is not loaded: only the rows that a text needs are
+            read from the checkpoint's files.
 
     Attributes:
         text_end: [h], the text row after the last word.
-        silence: [h], the text row of every frame after that.
+        silence: [h], the text row of every frame after the frame with `text_end`.
     """
 
     def __init__(self, engine: Engine, config: dict[str, Any], model_path: str) -> None:
@@ -267,7 +272,8 @@ class TalkerRows:
 
     @torch.inference_mode()
     def prompt(self, prompt: TalkerPrompt, first: torch.Tensor) -> torch.Tensor:
-        """The rows of a whole prompt: user turns, then the `ASSISTANT_ROWS` that open the assistant's, [r + 9, h].
+        """The rows of a whole prompt, [r + 9, h]: the user turns, then the `ASSISTANT_ROWS` rows that open the
+        assistant's turn.
 
         Args:
             first: Row of the first generated text token, [h].

@@ -20,5 +20,5 @@ def media_directory(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Pat
 
 @pytest.fixture(scope="session")
 def kit(media_directory: Path) -> Kit:
-    """Makes further media in that directory."""
+    """Makes further media in `media_directory`."""
     return Kit(media_directory, media_directory)

@@ -1,4 +1,4 @@
-"""Lists seventy conversations with every kind and mix of input, in Hugging Face's form and in the API's."""
+"""Lists seventy conversations with every kind and mix of input, in Hugging Face's form and in the API's form."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def system(words: str) -> dict[str, Any]:
 
 
 def all_conversations(kit: Kit) -> list[Conversation]:
-    """The table of conversations. Names are unique, and name the special feature of each conversation."""
+    """The table of conversations. Each conversation has a unique name, which describes its special feature."""
     image, audio, video, file = kit.image, kit.audio, kit.video, kit.file
     what = text("What is this?")
     table: dict[str, list[dict[str, Any]]] = {
@@ -153,7 +153,8 @@ def all_conversations(kit: Kit) -> list[Conversation]:
     heard = {
         "heard-clip": [user(video(12, 4, 8, sound=True), what)],
         "heard-clip-system": [system("You see and hear."), user(video(12, 4, 8, sound=True), what)],
-        # Few rows of sound next to wide frames: the text after the clip has smaller positions than the clip.
+        # The sound has few rows and the frames are wide, so the text after the clip has smaller positions than the
+        # clip.
         "heard-wide-and-short": [user(video(2, 25, 10, width=640, height=32, sound=True), text("a"))],
         "heard-draw": [user(file("video", "draw.mp4"), text("What is being drawn?"))],
         "heard-clip-and-audio": [user(video(12, 4, 8, sound=True), audio(1.2, 18), what)],
@@ -170,7 +171,7 @@ def all_conversations(kit: Kit) -> list[Conversation]:
 
 
 def request(conversation: Conversation) -> dict[str, Any]:
-    """The body of an API request for a conversation: media as content parts, by path."""
+    """The body of an API request for a conversation. The media are content parts with the paths of the files."""
     fields = {"image": "image_url", "audio": "audio_url", "video": "video_url"}
 
     def part(hf: Part) -> Part:

@@ -33,7 +33,7 @@ def make_sound(path: Path, seconds: float, seed: int, rate: int = RATE, channels
 def make_clip(
     path: Path, frames: int, fps: int, seed: int, *, width: int = 96, height: int = 64, sound: bool = False
 ) -> Path:
-    """A clip of moving bars in H.264. On request it has a sweep in AAC as its sound track."""
+    """A clip of moving bars in H.264. If requested, the clip has a sound track: a sweep in AAC."""
     rng = numpy.random.default_rng(seed)
     y, x = numpy.mgrid[0:height, 0:width]
     with av.open(str(path), "w") as container:

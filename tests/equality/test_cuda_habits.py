@@ -1,10 +1,10 @@
-"""A server that treats memory as a GPU does gives the reference's answers and speech, even when SGLang takes memory
-back.
+"""A server that treats memory as on a GPU gives the reference's answers and speech, even when SGLang takes memory back
+from running requests.
 
 The tests compare the text and the voices of a sample of conversations. Both engines and the predictor are in one
-worker, which starts in a new interpreter, like a worker with a GPU. A server refuses to start with so little memory
-that voices could run out of it; `test_talker_ar.py` takes memory back from voices. ``OMNI_CUDA_HABITS=1`` in pytest's
-environment makes the servers of all other modules treat memory in this way.
+worker, which starts in a new interpreter, like a worker with a GPU. A server refuses to start if utterances could run
+out of memory. So `test_talker_ar.py`, without a server, tests that SGLang takes memory back from utterances.
+``OMNI_CUDA_HABITS=1`` in pytest's environment makes the servers of all other modules treat memory in this way.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tests.equality.conversations import Kit, all_conversations, request
 from tests.reference import Conversation, Reference, SpokenReference
 from tests.server import Server, colocated
 
-# The least memory with which a server starts. SGLang must not reserve the memory that answers may need later, but take
-# memory back from running requests.
+# The least memory with which a server starts. With these settings, SGLang does not reserve the memory that answers may
+# need later, but takes memory back from running requests.
 ENGINE = {"chunked_prefill_size": 24, "schedule_conservativeness": 0.01}
 THINKER = {"max_total_tokens": 2560, "engine": ENGINE}
 TALKER = {"max_total_tokens": 4105, "engine": ENGINE}
@@ -56,7 +56,7 @@ def conversations(kit: Kit) -> list[Conversation]:
 
 
 def habitual() -> dict[str, Any]:
-    """A server with both engines and the predictor in one worker, and with little memory for each engine."""
+    """A configuration with both engines and the predictor in one worker, and with little memory for each engine."""
     config = colocated()
     stages = config["stages"]
     stages["thinker"] |= {"environment": {cuda_habits.VARIABLE: "1"}, "options": THINKER}
@@ -71,7 +71,7 @@ def server(tiny_checkpoint: Path, media_directory: Path) -> Iterator[Server]:
 
 
 def preemptions(server: Server, stage: str) -> float:
-    """The number of times that a stage has taken memory back."""
+    """The number of times that a stage's engine has taken memory back from a request."""
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as page:
         [count] = re.findall(
             rf'^\S*preemptions_total{{[^}}]*stage="{stage}"[^}}]*}} (\S+)$', page.read().decode(), re.M

@@ -1,5 +1,5 @@
-"""A checkpoint with quantised weights gives the answers and the speech of a plain checkpoint with the dequantised
-weights.
+"""A checkpoint with quantised weights gives the same answers and speech as an unquantised checkpoint with the
+dequantised weights.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tests.quantised import RECIPES, quantise
 from tests.reference import Reference, SpokenReference
 from tests.server import Server, colocated
 
-# The forms of thinker and talker. In the first two cases, as in published checkpoints, both models have the same form,
-# or only the thinker is quantised. In the last case, each model has a form of its own.
+# The quantised forms of thinker and talker. The first two cases are as in published checkpoints: both models have the
+# same form, or only the thinker is quantised. In the last case, the two models have different forms.
 FORMS = {
     "fp8-block": {"thinker": "fp8-block", "talker": "fp8-block"},
     "int4-packed": {"thinker": "packed"},
@@ -35,7 +35,7 @@ ON_GPU = ("fp8-block",)
 
 
 class Case(NamedTuple):
-    """A server, and the plain checkpoint with its dequantised weights."""
+    """A server of a quantised checkpoint, and the unquantised checkpoint with the dequantised weights."""
 
     server: Server
     truth: Path

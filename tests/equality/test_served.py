@@ -1,4 +1,6 @@
-"""Over HTTP, answers equal the reference's answers token for token, in every layout and beside any other requests."""
+"""Over HTTP, answers equal the reference's answers token for token, in every layout, whatever other requests are in
+progress.
+"""
 
 from __future__ import annotations
 
@@ -47,14 +49,14 @@ class Running:
     truths: Truths
 
     def ask(self, conversation: Conversation) -> tuple[str, list[int]]:
-        """Name and ids of the server's answer."""
+        """The name of a conversation, and the token ids of the server's answer."""
         body = request(conversation) | {"max_tokens": TOKENS, "return_token_ids": True}
         status, answer = self.server.post(body)
         assert status == 200, (conversation.name, answer)
         return conversation.name, answer["choices"][0]["token_ids"]
 
     def check(self, answers: list[tuple[str, list[int]]]) -> None:
-        """Compare with the reference; a difference at a near tie is counted and printed."""
+        """Compare answers with the reference's answers. A difference at a near tie is only counted and printed."""
         wrong: list[str] = []
         ties: list[str] = []
         for name, ids in answers:
@@ -99,8 +101,10 @@ def test_the_table_is_as_large_and_lively_as_it_should_be(truths: Callable[[str]
     for name in ("tiny", "nano"):
         answers = truths(name).answers
         assert len(answers) >= 60
-        assert len({tuple(answer.ids) for answer in answers.values()}) > 50  # the answers depend on the input
-        assert sum(len(answer.ids) < TOKENS for answer in answers.values()) > 10  # some answers end by themselves
+        # Many answers differ, so the answers depend on the input.
+        assert len({tuple(answer.ids) for answer in answers.values()}) > 50
+        # Some answers end before the token limit.
+        assert sum(len(answer.ids) < TOKENS for answer in answers.values()) > 10
 
 
 def test_alone(running: Running) -> None:
@@ -115,7 +119,7 @@ def test_again_on_a_warm_prefix_cache(running: Running) -> None:
 
 
 def test_eight_at_once_with_staggered_arrival(running: Running) -> None:
-    """Eight clients, each of which sends its next request when its last has been answered."""
+    """There are eight clients. Each client sends a request when its previous request has been answered."""
     order = list(running.truths.conversations)
     random.Random(5).shuffle(order)
     with ThreadPoolExecutor(8) as clients:
@@ -123,7 +127,7 @@ def test_eight_at_once_with_staggered_arrival(running: Running) -> None:
 
 
 def test_while_neighbours_are_aborted(running: Running) -> None:
-    """Four clients ask. Four others ask at random, read a little and disconnect."""
+    """Four clients read whole answers. Four other clients send random requests, read a little and disconnect."""
     order = list(running.truths.conversations)
     random.Random(7).shuffle(order)
     with ThreadPoolExecutor(8) as clients:

@@ -1,4 +1,6 @@
-"""Over HTTP, speech equals the reference's sample by sample, in every layout and next to any other requests."""
+"""Over HTTP, speech equals the reference's speech sample by sample, in every layout, whatever other requests are in
+progress.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from tests.server import Server, colocated
 
 TOKENS = 16
 FRAMES = 20
-TOLERANCE = EXACTNESS.samples + 0.5 / 32768  # relative to full scale; the second part is the rounding to 16 bits
+# The tolerance is relative to full scale. The second term is the rounding to 16 bits.
+TOLERANCE = EXACTNESS.samples + 0.5 / 32768
 SAMPLES_PER_FRAME = 1920
 VOICES = ("ethan", "chelsie", "aiden")
 GREEDY = {"talker_temperature": 0, "talker_max_new_tokens": FRAMES + 1}
@@ -41,7 +44,8 @@ LONG_TOKENS, LONG_FRAMES = 8, 310
 
 @dataclass
 class Truths:
-    """Conversations with their voice and the reference's answer, except those on which the reference fails.
+    """Conversations, each with its voice and the reference's answer. Conversations on which the reference fails are
+    left out.
 
     `answers` also has an endless answer to `LONG`.
     """
@@ -80,7 +84,7 @@ class Running:
         )
 
     def ask(self, conversation: Conversation) -> Heard:
-        """Request a whole answer."""
+        """Request an answer without streaming."""
         status, answer = self.server.post(self.body(conversation))
         assert status == 200, (conversation.name, answer)
         message = answer["choices"][0]["message"]
@@ -103,7 +107,9 @@ class Running:
             yield from (event for event in events if event != DONE)
 
     def check(self, answers: list[Heard]) -> None:
-        """Compare with the reference; where a code differs at a near tie, it is counted and printed."""
+        """Compare answers with the reference's answers. A code that differs at a near tie is only counted and
+        printed.
+        """
         wrong: list[str] = []
         ties: list[str] = []
         for heard in answers:
@@ -170,7 +176,7 @@ def test_the_table_is_as_large_and_lively_as_it_should_be(truths: Callable[[str]
         assert len(known.conversations) >= 60
         names = [conversation.name for conversation in known.conversations]
         frames = [known.answers[name].codes.shape[1] for name in names]
-        assert sum(count < FRAMES for count in frames) > 10  # some utterances end by themselves
+        assert sum(count < FRAMES for count in frames) > 10  # some utterances end before the limit on frames
         assert {known.voices[name] for name in names} == set(VOICES)
 
 
@@ -186,7 +192,9 @@ def test_streams_of_eight_with_staggered_arrival_on_a_warm_cache(running: Runnin
 
 
 def test_four_at_once_while_neighbours_are_aborted(running: Running) -> None:
-    """Four clients ask. Four others ask at random, listen a little and disconnect."""
+    """Four clients receive whole answers. Four other clients send random requests, receive a little sound and
+    disconnect.
+    """
     order = list(running.truths.conversations)
     random.Random(7).shuffle(order)
 
@@ -206,8 +214,8 @@ def test_four_at_once_while_neighbours_are_aborted(running: Running) -> None:
 
 
 def test_sound_comes_while_the_text_is_still_written(running: Running) -> None:
-    """The first sound comes within the first 0.35 of the time of the whole answer. One try of three has to succeed, so
-    a short delay of the machine does no harm.
+    """The first sound comes within 35 % of the time that the whole answer takes. The test passes if one of three
+    attempts succeeds, so a short delay of the machine does no harm.
     """
     body = {
         "messages": [{"role": "user", "content": "Tell me a long story."}],

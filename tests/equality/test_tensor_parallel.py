@@ -1,4 +1,4 @@
-"""With the thinker shared by two ranks, answers and speech still equal the reference's."""
+"""If two ranks share the thinker, answers and speech still equal the reference's answers and speech."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RANKS = 2
 
 @pytest.fixture(scope="module")
 def conversations(kit: Kit) -> list[Conversation]:
-    """Every sixth conversation of the table; together they have every kind of media."""
+    """Every sixth conversation of the table. Together, these conversations have every kind of media."""
     return all_conversations(kit)[::6]
 
 
@@ -54,7 +54,9 @@ def test_text_alone_and_from_the_prefix_cache(answering: text.Running) -> None:
 
 
 def test_text_in_company_that_leaves_early(answering: text.Running) -> None:
-    """An aborted request leaves every rank at the same step, or the ranks would no longer agree on their batches."""
+    """An aborted request must leave all ranks at the same step. Otherwise, the ranks would no longer have the same
+    batches.
+    """
     table = answering.truths.conversations * 2
     with ThreadPoolExecutor(8) as clients:
         rude = [clients.submit(text._hang_up, answering, seed) for seed in range(16)]
@@ -66,6 +68,6 @@ def test_text_in_company_that_leaves_early(answering: text.Running) -> None:
 
 
 def test_voices(speaking: speech.Running) -> None:
-    """The talker gets whole tapped states of the prompt, though each rank has only a part of the model."""
+    """The talker gets complete tapped states of the prompt, although each rank has only a part of the model."""
     with ThreadPoolExecutor(4) as clients:
         speaking.check(list(clients.map(speaking.listen, speaking.truths.conversations)))

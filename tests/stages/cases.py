@@ -12,7 +12,9 @@ QUESTION = "What do you see and hear?"
 
 
 def film(frames: int, *, rate: int = 4, seconds: float | None = None, seed: int = 0, **options: int) -> Film:
-    """A clip with `seconds` of sound, if any, stored without loss at 16 bits."""
+    """A clip with `seconds` of sound, which is stored without loss at 16 bits. If `seconds` is None, the clip has no
+    sound.
+    """
     if seconds is None:
         return Film(clip_file(frames, rate=rate, seed=seed, **options))
     sound = (tone(seconds, seed=seed) * 32767).round() / 32768
@@ -21,7 +23,7 @@ def film(frames: int, *, rate: int = 4, seconds: float | None = None, seed: int 
 
 
 def silent(frames: int, rate: int) -> Film:
-    """A clip without a sound track; the reference must be given silence instead."""
+    """A clip without a sound track. The reference gets silence as the clip's sound."""
     return Film(clip_file(frames, rate=rate), numpy.zeros(round(frames / rate * 16_000), numpy.float32))
 
 

@@ -1,4 +1,4 @@
-"""Makes conversations of every kind, as a request to our stages and as the reference's inputs."""
+"""Converts test conversations to requests for our stages, and to inputs of the reference."""
 
 import io
 from collections.abc import Sequence
@@ -19,7 +19,9 @@ from stages.messages import ChatRequest, Media, MediaRef, Text, Turn, VideoOptio
 
 
 class Film(Struct):
-    """A clip's file, and the samples of its sound, if it has sound with known samples."""
+    """A clip: the content of its file, and the samples of its sound. The samples are None if the clip has no sound or
+    if they are not known.
+    """
 
     file: bytes
     sound: numpy.ndarray | None = None
@@ -66,7 +68,9 @@ def medium(part: Part, param: str) -> Media:
 
 
 def reference_inputs(case: Case, processor: Qwen3OmniMoeProcessor) -> BatchFeature:
-    """The result of `Qwen3OmniMoeProcessor` for the same conversation; it samples the clips' frames itself."""
+    """The result of `Qwen3OmniMoeProcessor` for the same conversation. The processor itself selects the frames of the
+    clips.
+    """
     messages: list[dict[str, Any]] = []
     images, sounds, films = [], [], []
     for role, parts in case.turns:

@@ -1,4 +1,4 @@
-"""Makes media for tests, as the bytes of files."""
+"""Makes pictures, sounds and clips for tests, and encodes them as the bytes of files."""
 
 import io
 from fractions import Fraction
