@@ -122,7 +122,7 @@ class Reference:
 
 
 def picture(path: str | Path) -> Image.Image:
-    """The picture in a file, opened as `transformers.image_utils.load_image` does."""
+    """The picture in a file, opened as `transformers.image_utils.load_image` does; it must be opaque and of 8 bits."""
     with Image.open(path) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 

@@ -1,4 +1,4 @@
-"""Decodes pictures as the reference's image loader does: to upright 8-bit RGB."""
+"""Decodes pictures to upright 8-bit RGB, within limits."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import io
 import struct
 from functools import partial
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from omni_pipeline.errors import bad_request
 from omni_pipeline.wire.tensor import Buffer
 from stages.preprocessing.budget import DecodingBudget
 from stages.preprocessing.picture_cost import charge_opening, charge_picture
+from stages.preprocessing.rgb import to_upright_rgb
 
 # The formats that may be opened. Pillow also knows formats that run other programs (EPS) or that nobody sends.
 # Files of the last format have no mark of their own, so that Pillow would take other files for it.
@@ -32,7 +33,7 @@ MAX_ASPECT_RATIO = 200
 
 
 def decode_image(data: Buffer, *, max_pixels: int, param: str) -> Image.Image:
-    """The first frame of a picture as RGB, turned as its EXIF data says. Transparency is dropped, as in the reference.
+    """The first frame of a picture as RGB on white, turned as its EXIF data says.
 
     Args:
         max_pixels: Maximum number of pixels. The picture's size is read from the header, before anything is decoded.
@@ -51,7 +52,7 @@ def decode_image(data: Buffer, *, max_pixels: int, param: str) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             check_size(*image.size)
             charge_picture(image, data, budget, check_size)
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return to_upright_rgb(image)
     except UnidentifiedImageError:
         kinds = ", ".join(FORMATS)
         raise bad_request(
