@@ -15,6 +15,9 @@ from stages.preprocessing import cpu_time
 # Work for one packet of a container, or for another part that has a size of its own, whatever the part contains.
 PACKET_WORK = 1024
 
+# Work of a piece of a sound file, for which a decoder and a resampler are set up.
+PIECE_WORK = 16 * PACKET_WORK
+
 # Work of one pass of a JPEG decoder over coefficients that do not change, as a share of the work of decoding their
 # pixels.
 _PASSES_PER_PIXEL = 8

@@ -11,6 +11,7 @@ import av
 
 from omni_pipeline.errors import bad_request
 from omni_pipeline.wire.tensor import Buffer
+from stages.preprocessing.joined_files import is_joined
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -55,6 +56,10 @@ def open_container(
         "protocol_whitelist": "none",
         "max_streams": str(MAX_STREAMS),
     }
+    if is_joined(data):
+        kind = code.removeprefix("invalid_")
+        message = f"The {kind} is several files, one after the other. Send each file as a media item of its own."
+        raise bad_request(message, param=param, code=code)
     try:
         with av.open(
             io.BytesIO(data),

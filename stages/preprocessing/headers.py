@@ -9,7 +9,6 @@ import io
 import warnings
 
 import av
-import soundfile
 from msgspec import Struct
 from PIL import Image
 
@@ -17,9 +16,9 @@ from omni_pipeline.errors import OmniError
 from omni_pipeline.wire.tensor import Buffer
 from stages.preprocessing.container import PROMISE_KEPT, open_container
 from stages.preprocessing.decode_image import DAMAGE, FORMATS, MAX_ASPECT_RATIO
-
-# The formats whose header promises a length; the decoder refuses a file that is clearly shorter.
-_PROMISES = ("WAV", "WAVEX", "W64", "RF64", "AIFF", "AU", "FLAC", "CAF")
+from stages.preprocessing.sound_files import open_sound
+from stages.preprocessing.sound_pieces import find_pieces
+from stages.preprocessing.waveform import sound_budget
 
 
 class SoundLength(Struct, frozen=True):
@@ -46,12 +45,26 @@ def picture_size(data: Buffer, max_pixels: int) -> tuple[int, int] | None:
 
 def sound_length(data: Buffer, max_seconds: float) -> SoundLength:
     """The length of a sound, at most `max_seconds`."""
+    seconds = least_seconds = 0.0
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as source:
-            seconds = min(max(source.frames, 0) / source.samplerate, max_seconds)
-            return SoundLength(seconds, seconds * PROMISE_KEPT if source.format in _PROMISES else 0.0)
-    except (soundfile.LibsndfileError, ValueError, OverflowError):
-        return SoundLength(min(_container_seconds(data), max_seconds))
+        for piece in find_pieces(data, sound_budget(max_seconds, "")):
+            length = _piece_length(piece)
+            seconds += length.seconds
+            least_seconds += length.least_seconds
+            if seconds > max_seconds:
+                break
+    except OmniError:
+        return SoundLength()
+    return SoundLength(min(seconds, max_seconds), min(least_seconds, max_seconds))
+
+
+def _piece_length(piece: Buffer) -> SoundLength:
+    sound = open_sound(piece)
+    if sound.source is None:
+        return SoundLength(_container_seconds(piece))
+    with sound.source:
+        # The decoder refuses a file that is clearly shorter than its header promises.
+        return SoundLength(sound.seconds, sound.promised_seconds * PROMISE_KEPT)
 
 
 def _container_seconds(data: Buffer) -> float:

@@ -240,7 +240,10 @@ class MediaReader:
     def _clip(
         self, medium: Media, options: VideoOptions, tokens: int, known: DecodedClip | None
     ) -> tuple[VisionItem, numpy.ndarray | None]:
-        """A clip's frames, and its sound if the sound is used; without a sound track, silence of the clip's length."""
+        """A clip's frames, and its sound if the sound is used.
+
+        If the clip has no sound track, or the track is empty, the sound is silence of the clip's length.
+        """
         data, param, limit = medium.data.buffer(), medium.param, self._options.max_video_seconds
         plan = self._plan(medium, options, tokens, known)
         frames = decode_frames(
@@ -255,7 +258,8 @@ class MediaReader:
         item = self._features.clip(frames, plan.size)
         if not options.use_audio:
             return item, None
-        if not plan.clip.has_sound:
-            return item, self._features.silence(plan.clip.seconds)
-        rate = self._features.rate
-        return item, decode_sound_track(data, rate=rate, max_seconds=limit, param=param, code="invalid_video")
+        sound = None
+        if plan.clip.has_sound:
+            rate = self._features.rate
+            sound = decode_sound_track(data, rate=rate, max_seconds=limit, param=param, code="invalid_video")
+        return item, self._features.silence(plan.clip.seconds) if sound is None else sound

@@ -6,7 +6,7 @@ import numpy
 import soxr
 
 from omni_pipeline.errors import bad_request
-from stages.preprocessing.budget import DecodingBudget
+from stages.preprocessing.budget import PIECE_WORK, DecodingBudget
 
 # Rates outside these bounds mean a damaged or malicious file: no supported format is used with them.
 MIN_RATE, MAX_RATE = 1_000, 768_000
@@ -19,36 +19,62 @@ SAMPLES_PER_SECOND = 768_000
 MAX_AMPLITUDE = 1e4
 
 
+def sound_budget(max_seconds: float, param: str) -> DecodingBudget:
+    """The work that may be spent on a sound of at most `max_seconds`."""
+    message = f"has more samples than {max_seconds:g} seconds may have"
+    return DecodingBudget(int(max_seconds * SAMPLES_PER_SECOND), lambda: _too_long(message, param))
+
+
 class Waveform:
-    """Grows with every block; `samples` gives the result.
+    """Grows with every block; `samples` gives the result. The sampling rate of the blocks may change: see `begin`.
 
     Attributes:
         budget: The work of decoding the sound. Each block is charged; its decoder charges what else it does.
 
     Args:
-        source_rate: Samples per second of the blocks.
         rate: Samples per second of the result.
         max_seconds: Maximum length; `add` refuses more sound.
         param: The request field, for error messages.
-
-    Raises:
-        OmniError: 400 ``invalid_audio`` for an impossible rate.
     """
 
-    def __init__(self, source_rate: int, rate: int, *, max_seconds: float, param: str) -> None:
+    def __init__(self, rate: int, *, max_seconds: float, param: str) -> None:
+        self._rate = rate
         self._param = param
+        self._max_seconds = max_seconds
+        self.budget = sound_budget(max_seconds, param)
+        self._blocks: list[numpy.ndarray] = []
+        self._resampler: soxr.ResampleStream | None = None
+        self._source_rate = rate
+        self._earlier_seconds = 0.0
+        self._frames = 0  # since the last `begin`
+        self._to_skip = self._to_skip_next = 0  # frames of this piece and of the next
+
+    @property
+    def seconds(self) -> float:
+        """The length of the sound that was added."""
+        return self._earlier_seconds + self._frames / self._source_rate
+
+    def begin(self, source_rate: int) -> None:
+        """Begin a piece of sound whose blocks have `source_rate` samples per second.
+
+        Raises:
+            OmniError: 400 ``invalid_audio`` for an impossible rate.
+        """
         if not MIN_RATE <= source_rate <= MAX_RATE:
             raise self._invalid(f"its sampling rate is {source_rate} Hz")
-        self._max_seconds = max_seconds
-        self._frames_left = int(max_seconds * source_rate)
-        self.budget = DecodingBudget(
-            int(max_seconds * SAMPLES_PER_SECOND),
-            lambda: self._too_long(f"has more samples than {max_seconds:g} seconds may have"),
-        )
-        self._blocks: list[numpy.ndarray] = []
-        self._resampler = None
-        if source_rate != rate:
-            self._resampler = soxr.ResampleStream(source_rate, rate, 1, dtype="float32")
+        self.budget.charge(PIECE_WORK)
+        self._earlier_seconds, self._frames = self.seconds, 0
+        self._to_skip, self._to_skip_next = self._to_skip_next, 0
+        if source_rate == self._source_rate:
+            return  # pieces of equal rate are resampled as one, so that no seam is heard
+        self._end_resampling()
+        self._source_rate = source_rate
+        if source_rate != self._rate:
+            self._resampler = soxr.ResampleStream(source_rate, self._rate, 1, dtype="float32")
+
+    def begin_again(self) -> None:
+        """Expect the piece to begin again, from another decoder. What has been added of it already is left out."""
+        self._to_skip_next = self._frames
 
     def add(self, block: numpy.ndarray) -> None:
         """Append float32 [frames, channels]; channels are averaged.
@@ -56,12 +82,16 @@ class Waveform:
         Raises:
             OmniError: 400 ``audio_too_long``, or ``invalid_audio`` for samples that are not sound.
         """
+        self.budget.charge(block.size)
+        if self._to_skip:
+            skipped = min(self._to_skip, len(block))
+            self._to_skip -= skipped
+            block = block[skipped:]
         if not len(block):
             return
-        self._frames_left -= len(block)
-        if self._frames_left < 0:
-            raise self._too_long(f"is longer than {self._max_seconds:g} seconds")
-        self.budget.charge(block.size)
+        self._frames += len(block)
+        if self.seconds > self._max_seconds:
+            raise _too_long(f"is longer than {self._max_seconds:g} seconds", self._param)
         if not numpy.abs(block).max() <= MAX_AMPLITUDE:  # written this way it catches NaN too
             raise self._invalid("it has samples that are infinite or not a number")
         mono = block.mean(axis=1, dtype=numpy.float32) if block.shape[1] > 1 else block[:, 0]
@@ -73,18 +103,23 @@ class Waveform:
         Raises:
             OmniError: 400 ``invalid_audio`` if no sample was added.
         """
-        if self._resampler is not None:
-            self._append(self._resampler.resample_chunk(numpy.empty(0, numpy.float32), last=True))
+        self._end_resampling()
         if not self._blocks:
             raise self._invalid("it holds no sound")
         return numpy.concatenate(self._blocks)
+
+    def _end_resampling(self) -> None:
+        if self._resampler is not None:
+            self._append(self._resampler.resample_chunk(numpy.empty(0, numpy.float32), last=True))
+            self._resampler = None
 
     def _append(self, block: numpy.ndarray) -> None:
         if len(block):
             self._blocks.append(numpy.array(block, numpy.float32))  # the decoder may reuse its buffer
 
-    def _too_long(self, what: str) -> Exception:
-        return bad_request(f"The audio {what}.", param=self._param, code="audio_too_long")
-
     def _invalid(self, reason: str) -> Exception:
         return bad_request(f"The audio cannot be used: {reason}.", param=self._param, code="invalid_audio")
+
+
+def _too_long(what: str, param: str) -> Exception:
+    return bad_request(f"The audio {what}.", param=param, code="audio_too_long")

@@ -127,6 +127,12 @@ def test_the_sound_of_a_video_is_taken() -> None:
     assert numpy.abs(decoded(file) - sound).max() < 1e-4
 
 
+@pytest.mark.parametrize(("format", "codec"), [("mov", "pcm_s16le"), ("avi", "pcm_s16le"), ("mov", "adpcm_ima_qt")])
+def test_a_sound_whose_packets_hold_many_of_the_frames_that_its_header_counts_is_read(format: str, codec: str) -> None:
+    file = in_container(tone(1)[:, None], "mono", format=format, codec=codec, rate=RATE)
+    assert len(decoded(file)) == pytest.approx(RATE, rel=0.01)
+
+
 @pytest.mark.parametrize("layout", ["mono", "stereo", "5.1", "6.1", "7.1"])
 @pytest.mark.parametrize(("format", "codec"), [("adts", "aac"), ("matroska", "flac"), ("matroska", "pcm_f32le")])
 def test_any_number_of_channels_is_heard(format: str, codec: str, layout: str) -> None:
@@ -144,14 +150,14 @@ def test_channels_may_change_within_a_file() -> None:
     assert len(decoded(file)) == pytest.approx(3 * RATE, rel=0.1)
 
 
-def test_a_rate_that_changes_within_a_file_is_refused() -> None:
+def test_the_rate_may_change_within_a_file() -> None:
     parts = [
         in_container(tone(1, rate=rate)[:, None], "mono", format="adts", codec="aac", rate=rate)
-        for rate in (48_000, 16_000)
+        for rate in (48_000, 16_000, 44_100)
     ]
-    info = refused(b"".join(parts))
-    assert (info.status, info.code) == (400, "invalid_audio")
-    assert "rate changes" in info.message
+    heard, pieces = decoded(b"".join(parts)), [decoded(part) for part in parts]
+    assert len(heard) == pytest.approx(sum(map(len, pieces)), rel=0.01)
+    assert numpy.corrcoef(heard[-RATE // 2 :], pieces[-1][-RATE // 2 :])[0, 1] > 0.95  # AAC makes up some noise
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
@@ -219,7 +225,7 @@ def test_very_many_packets_of_another_stream_are_refused() -> None:
     assert (info.status, info.code, info.param) == (400, "audio_too_long", "media[0]")
 
 
-@pytest.mark.parametrize("size", [2**31, 0xFFFFFFF0, 0xFFFF0000, 100_000])
+@pytest.mark.parametrize("size", [3_000_000_000, 0xFFFE0000, 100_000])
 def test_a_wav_that_promises_more_than_there_is_is_refused_without_making_room_for_it(size: int) -> None:
     data = wav_claiming(size)
     tracemalloc.start()
