@@ -1,4 +1,8 @@
-"""Decides which remote hosts the server may fetch media from, by spelling and resolved addresses."""
+"""Decides which remote hosts the server may fetch media from, by spelling and resolved addresses.
+
+A URL is taken apart once. Its host is checked, and the URL that is requested is made of the checked host and of the
+path and query as they were written: a signature over a URL does not hold for another spelling of the path.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import re
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TypeAlias
+from urllib.parse import quote
 
 from msgspec import Struct
 from yarl import URL
@@ -53,7 +58,9 @@ _SIX_TO_FOUR = IPv6Network("2002::/16")
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_UNPRINTABLE = re.compile(r"[\x00-\x20\x7f\\]")
+_PARTS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?://(?P<authority>[^/?#]*)(?P<rest>[^#]*))?")
+_UNUSABLE = re.compile(r"[\x00-\x1f\x7f\\]")
+_NOT_ON_THE_WIRE = re.compile(r"[^!-~]+")
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*{_LABEL}\.?")
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -63,7 +70,7 @@ class Target(Struct, frozen=True):
     """A checked URL. It may be fetched if its host resolves to allowed addresses.
 
     Attributes:
-        url: URL to request.
+        url: URL to request, with `host`, and with the path and query as they were written.
         host: Host in lower case and ASCII, as the resolver expects it.
         port: 1 … 65535.
         literal: Address of the host, if the URL contains an address in place of a name.
@@ -89,17 +96,21 @@ def target(text: str, allowed_domains: Sequence[str], *, param: str) -> Target:
         OmniError: 400 ``invalid_url`` if `text` is not a plain http(s) URL with an ordinary host; 400
             ``media_not_allowed`` if policy forbids the host, address or port.
     """
-    if _UNPRINTABLE.search(text):
-        raise _invalid("it contains a space, control character or backslash", param)
-    try:
-        url = URL(text)
-        host = (url.raw_host or "").lower()
-        port = url.port
-    except ValueError as error:
-        raise _invalid("it cannot be parsed", param) from error
-    if url.scheme not in _DEFAULT_PORTS:
+    parts = _PARTS.match(text)
+    scheme = parts["scheme"].lower() if parts else ""
+    authority = (parts and parts["authority"]) or ""
+    if _UNUSABLE.search(text) or " " in authority:
+        raise _invalid("it contains a control character or backslash, or a space in its host", param)
+    if parts is None or scheme not in _DEFAULT_PORTS:
         raise _invalid("only http and https are fetched", param)
-    if url.user is not None or url.password is not None:
+    try:
+        origin = URL(f"{scheme}://{authority}")
+        host = (origin.raw_host or "").lower()
+        port = origin.port
+        path = _on_the_wire(parts["rest"] or "")
+    except (ValueError, IndexError) as error:  # yarl raises IndexError for an authority such as `[@`
+        raise _invalid("it cannot be parsed", param) from error
+    if origin.user is not None or origin.password is not None:
         raise _invalid("it must not contain a user name or a password", param)
     literal = _literal(host, param)
     if not port:
@@ -113,10 +124,32 @@ def target(text: str, allowed_domains: Sequence[str], *, param: str) -> Target:
         raise not_allowed(f"the host '{host}' is not among the hosts that this server allows", param)
     if f"{shown}:{port}" not in listed and port < 1024 and port not in _DEFAULT_PORTS.values():
         raise not_allowed(f"port {port} is not allowed; use 80, 443 or a port from 1024 up", param)
-    found = Target(url=url.with_fragment(None), host=host, port=port, literal=literal, vouched=vouched)
+    url = URL.build(scheme=scheme, host=shown, port=port, path=path, encoded=True)
+    found = Target(url=url, host=host, port=port, literal=literal, vouched=vouched)
     if literal is not None:
         check_addresses(found, [literal], param=param)
     return found
+
+
+def redirected(target: Target, location: str) -> str:
+    """The URL that `location` names in an answer from `target`: as it was sent, or joined to the URL of `target`."""
+    if _PARTS.match(location):
+        return location
+    if location.startswith("//"):
+        return f"{target.url.scheme}:{location}"
+    location = location.partition("#")[0]
+    asked = target.url.raw_path_qs
+    path = asked.partition("?")[0]
+    if not location:
+        path = asked
+    elif location.startswith("?"):
+        path += location
+    elif location.startswith("/"):
+        path = location
+    else:
+        relative, mark, query = location.partition("?")
+        path = _without_dots(path[: path.rindex("/") + 1] + relative) + mark + query
+    return f"{target.url.scheme}://{target.url.host_port_subcomponent}{path}"
 
 
 def check_addresses(target: Target, addresses: Sequence[IPAddress], *, param: str) -> None:
@@ -143,6 +176,30 @@ def is_public(address: IPAddress) -> bool:
 def not_allowed(reason: str, param: str) -> OmniError:
     """The error for a media item that the policy forbids."""
     return bad_request(f"'{param}' may not be read: {reason}.", param=param, code="media_not_allowed")
+
+
+def _on_the_wire(rest: str) -> str:
+    """The path and query of a URL as a request line needs them: not empty, and all bytes visible ASCII.
+
+    Raises:
+        ValueError: There is a character that UTF-8 cannot encode.
+    """
+    path = rest if rest.startswith("/") else f"/{rest}"
+    return _NOT_ON_THE_WIRE.sub(lambda found: quote(found[0].encode("utf-8", "surrogateescape")), path)
+
+
+def _without_dots(path: str) -> str:
+    """An absolute path without the segments ``.`` and ``..``. Nothing else changes."""
+    kept: list[str] = []
+    segments = path.split("/")[1:]
+    for segment in segments:
+        if segment == "..":
+            del kept[-1:]
+        elif segment != ".":
+            kept.append(segment)
+    if segments[-1] in (".", ".."):
+        kept.append("")
+    return "/" + "/".join(kept)
 
 
 def _literal(host: str, param: str) -> IPAddress | None:

@@ -9,9 +9,8 @@ from typing import TypeAlias
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
-from yarl import URL
 
-from gateway.media.addresses import IPAddress, Target, check_addresses, target
+from gateway.media.addresses import IPAddress, Target, check_addresses, redirected, target
 from gateway.media.intake import Intake
 from gateway.media.shares import Shares
 from omni_pipeline import __version__
@@ -102,10 +101,10 @@ class Downloader:
             redirect = await self._ask(asked, intake, param, client)
             if redirect is None:
                 return
-            url = str(redirect)
+            url = redirect
         raise _failed(f"more than {self._policy.max_redirects} redirects", param)
 
-    async def _ask(self, asked: Target, intake: Intake, param: str, client: str) -> URL | None:
+    async def _ask(self, asked: Target, intake: Intake, param: str, client: str) -> str | None:
         """Download the content of one URL. Returns the URL that it redirects to, if it redirects."""
         addresses = [asked.literal] if asked.literal else await self._resolve(asked.host, asked.port, client)
         check_addresses(asked, addresses, param=param)
@@ -121,10 +120,7 @@ class Downloader:
             session.get(asked.url, allow_redirects=False) as response,
         ):
             if response.status in _REDIRECTS and (location := response.headers.get("Location")):
-                try:
-                    return asked.url.join(URL(location))
-                except ValueError as error:
-                    raise _failed("it redirects to an invalid URL", param) from error
+                return redirected(asked, location)
             if response.status != 200:
                 raise _failed(f"the remote server answered with status {response.status}", param)
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
