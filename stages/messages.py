@@ -45,13 +45,21 @@ class Media(Struct):
 
     Attributes:
         kind: The kind that the client names; the container format is detected from the content.
-        data: The file's bytes, uint8 [size].
+        data: The file's bytes, uint8 [size]; empty for a clip that consists of pictures.
         param: The request field that holds the item, for error messages.
+        frames: The bytes of each picture of a clip that consists of pictures, in order; else empty.
+        fps: Number of frames that are taken for each second of a clip; None leaves it to `VideoOptions`.
     """
 
     kind: Modality
     data: Tensor
     param: str
+    frames: list[Tensor] = []
+    fps: float | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes + sum(frame.nbytes for frame in self.frames)
 
 
 class VideoOptions(Struct):

@@ -270,7 +270,7 @@ class ChatCompletions:
                     with self._metrics.media_seconds.time(), timeline.span("load media"):
                         chat.media = await self._loader.load(sources, place.hold, client=request[CLIENT])
                     for medium in chat.media:
-                        self._metrics.media_bytes.labels(medium.kind).inc(medium.data.nbytes)
+                        self._metrics.media_bytes.labels(medium.kind).inc(medium.nbytes)
         except TimeoutError as error:
             raise _too_late("The media of the request did not arrive in time.") from error
         return chat, found.manner

@@ -27,12 +27,16 @@ class MediaSource(Struct, frozen=True):
             base64 or a data URL.
         param: Request field that contained the item.
         form: Whether `value` is an address or an encoded file.
+        frames: The pictures of a clip that is sent as a list of pictures; `value` is then empty. Else there are none.
+        fps: Number of those pictures for each second; None if the client does not say.
     """
 
     kind: Modality
     value: str | LongString
     param: str
     form: Literal["address", "base64"] = "address"
+    frames: tuple[MediaSource, ...] = ()
+    fps: float | None = None
 
 
 def convert(
@@ -124,7 +128,7 @@ def _add_content(
 
 
 def _source(
-    part: schema.ImagePart | schema.AudioPart | schema.InputAudioPart | schema.VideoPart,
+    part: schema.ImagePart | schema.AudioPart | schema.InputAudioPart | schema.VideoPart | schema.FramesPart,
     param: str,
     long_strings: Mapping[str, LongString],
 ) -> MediaSource:
@@ -140,6 +144,9 @@ def _source(
             return source("audio", address.url, "audio_url.url")
         case schema.InputAudioPart(input_audio=sound):
             return source("audio", sound.data, "input_audio.data", "base64")
+        case schema.FramesPart(video=addresses, fps=fps):
+            frames = tuple(source("image", address, f"video[{index}]") for index, address in enumerate(addresses))
+            return MediaSource("video", "", f"{param}.video", frames=frames, fps=fps)
 
 
 def _speech(request: ChatCompletionRequest, voices: Voices | None, limits: Limits) -> SpeechOptions | None:

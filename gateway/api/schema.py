@@ -16,6 +16,7 @@ Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 Addresses = list[NonEmpty]
+Fps = Annotated[float, Meta(ge=0.01, le=240)]
 
 # `pcm` is another spelling of `pcm16`.
 AudioFormat = Literal["wav", "pcm16", "pcm", "flac", "mp3", "opus", "aac"]
@@ -67,7 +68,16 @@ class VideoPart(_Strict, tag_field="type", tag="video_url"):
     video_url: Address
 
 
-Part: TypeAlias = TextPart | ImagePart | InputAudioPart | AudioPart | VideoPart
+class FramesPart(_Strict, tag_field="type", tag="video"):
+    """A clip as the addresses of its pictures, as Qwen's examples write it. `fps` is the number of pictures for each
+    second.
+    """
+
+    video: Annotated[Addresses, Meta(min_length=1)]
+    fps: Fps | None = None
+
+
+Part: TypeAlias = TextPart | ImagePart | InputAudioPart | AudioPart | VideoPart | FramesPart
 Content: TypeAlias = str | list[Part]
 
 
@@ -203,7 +213,7 @@ class ChatCompletionRequest(StageSampling, kw_only=True):
     images: Addresses | None = None
     audios: Addresses | None = None
     videos: Addresses | None = None
-    video_fps: Annotated[float, Meta(ge=0.01, le=240)] | None = None
+    video_fps: Fps | None = None
     video_max_frames: Annotated[int, Meta(ge=1, le=10_000)] | None = None
     video_min_pixels: Count | None = None
     video_max_pixels: Count | None = None

@@ -220,6 +220,8 @@ def _media_markers(request: ChatCompletionRequest, strings: Mapping[str, LongStr
                     addresses.append(address.url)
                 case schema.AudioPart(audio_url=address) | schema.VideoPart(video_url=address):
                     addresses.append(address.url)
+                case schema.FramesPart(video=frames):
+                    addresses += frames
     for marker in addresses:
         if marker in strings and strings[marker].content[:5].lower() == b"data:":
             yield marker

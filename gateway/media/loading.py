@@ -15,6 +15,7 @@ from gateway.media.addresses import not_allowed
 from gateway.media.intake import Budget, Intake
 from gateway.media.local_files import LocalFiles
 from gateway.media.names import Names
+from gateway.media.picture_clips import check_number, pictures_in_url
 from gateway.media.remote import Downloader, Resolve
 from gateway.media.threads import Threads
 from omni_pipeline.config.schema import MediaPolicy
@@ -67,23 +68,34 @@ class MediaLoader:
                 param=sources[self._policy.max_items].param,
                 code="too_many_media",
             )
+        for source in sources:
+            check_number(len(source.frames), self._policy.max_frames, source.param)
         places = asyncio.Semaphore(_AT_ONCE)
         budget = Budget(self._total_bytes, hold)
 
-        async def one(source: MediaSource) -> Media:
+        async def file(source: MediaSource) -> Tensor:
             intake = Intake(source.param, self._policy.max_bytes, budget)
-            async with places:
-                await self._take_in(source, intake, client)
+            await self._take_in(source, intake, client)
             if not intake.data:
                 raise bad_request(f"'{source.param}' is empty.", param=source.param, code=f"invalid_{source.kind}")
-            return Media(kind=source.kind, data=Tensor.of(intake.data), param=source.param)
+            return Tensor.of(intake.data)
+
+        async def one(source: MediaSource) -> Media:
+            async with places:
+                if pictures := pictures_in_url(source, self._policy.max_frames):
+                    frames = [await file(picture) for picture in pictures]
+                    return Media(source.kind, Tensor.of(b""), source.param, frames, source.fps)
+                return Media(source.kind, await file(source), source.param)
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(source)) for source in sources]
+                tasks = [[group.create_task(one(item)) for item in source.frames or [source]] for source in sources]
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
-        return [task.result() for task in tasks]
+        return [
+            _clip(source, [task.result() for task in own]) if source.frames else own[0].result()
+            for source, own in zip(sources, tasks, strict=True)
+        ]
 
     async def _take_in(self, source: MediaSource, intake: Intake, client: str) -> None:
         value = source.value
@@ -146,6 +158,11 @@ class MediaLoader:
             raise _not_base64(param) from error
         if length % 4 or len(intake.data) != size:  # padding in the middle makes the data shorter
             raise _not_base64(param)
+
+
+def _clip(source: MediaSource, pictures: Sequence[Media]) -> Media:
+    """The clip of which `pictures` are the frames."""
+    return Media(source.kind, Tensor.of(b""), source.param, [picture.data for picture in pictures], source.fps)
 
 
 def _decode_slice(text: str | bytearray, begin: int) -> bytes:

@@ -32,7 +32,8 @@ class MediaPolicy(Struct, forbid_unknown_fields=True, kw_only=True):
         allowed_domains: Hosts (``example.org``, or ``10.0.0.5:9000``) from which media may be downloaded. An empty list
             allows every public host. A listed host may also have a private address, because the operator trusts it.
         max_items: Maximum number of media items in one request.
-        max_bytes: Maximum size of one media item, in bytes.
+        max_frames: Maximum number of pictures of a clip that is sent as pictures; the clip is one media item.
+        max_bytes: Maximum size of one media item, in bytes; of a clip that is sent as pictures, of each picture.
         max_redirects: Maximum number of HTTP redirects. Each new address is checked like the first address.
         fetch_seconds: Maximum time for one download.
     """
@@ -40,6 +41,7 @@ class MediaPolicy(Struct, forbid_unknown_fields=True, kw_only=True):
     local_path: str | None = None
     allowed_domains: list[str] = []
     max_items: Positive = 64
+    max_frames: Positive = 2048
     max_bytes: Positive = 256 * 1024 * 1024
     max_redirects: Annotated[int, Meta(ge=0)] = 5
     fetch_seconds: Seconds = 30.0

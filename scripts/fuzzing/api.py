@@ -60,6 +60,8 @@ class ApiFuzzer:
         self._media: dict[str, list[str]] = {kind: [] for kind in _MEDIA}
         for seed in seeds():
             self._media[seed.kind].append(f"data:;base64,{base64.b64encode(seed.data).decode()}")
+        pictures = [address.partition(",")[2] for address in self._media["image"]]
+        self._media["video"].append(f"data:video/jpeg;base64,{','.join(pictures)}")
 
     def run(self, batches: Iterable[int]) -> None:
         """Send the requests of these batches, valid ones and invalid ones in turn."""
@@ -156,6 +158,8 @@ class ApiFuzzer:
                 result[listed] = [self._medium(kind, address, rng) for address in result[listed]]
             if isinstance(result.get(part), dict) and "url" in result[part]:
                 result[part] = result[part] | {"url": self._medium(kind, result[part]["url"], rng)}
+        if isinstance(result.get("video"), list):
+            result["video"] = [self._medium("image", address, rng) for address in result["video"]]
         if isinstance(result.get("input_audio"), dict):
             result["input_audio"]["data"] = self._medium("audio", "", rng).partition(",")[2]
         return result

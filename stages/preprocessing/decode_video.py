@@ -36,6 +36,7 @@ class DecodedClip(Struct, frozen=True):
         rate: Average number of frames per second.
         width, height: Pixels of a frame, before the rotation that the file asks for.
         has_sound: Whether there is a sound track.
+        largest: Width and height of the largest frame, if there may be larger ones than the first.
     """
 
     frames: int
@@ -43,10 +44,28 @@ class DecodedClip(Struct, frozen=True):
     width: int
     height: int
     has_sound: bool
+    largest: tuple[int, int] | None = None
 
     @property
     def seconds(self) -> float:
         return self.frames / self.rate
+
+
+def check_length(clip: DecodedClip, max_seconds: float, param: str) -> None:
+    """Refuse a clip that is too long. Raises OmniError 400 ``video_too_long``."""
+    if clip.seconds > max_seconds:
+        message = f"The video is {clip.seconds:.0f} seconds long, and {max_seconds:g} are allowed."
+        raise bad_request(message, param=param, code="video_too_long")
+
+
+def pixel_budget(max_total_pixels: int, param: str) -> DecodingBudget:
+    """A budget for the pixels of all frames of a clip. Raises OmniError 400 ``video_too_large`` if it is exceeded."""
+
+    def refusal() -> OmniError:
+        message = f"The video has more pixels in all its frames than the {max_total_pixels} that are allowed."
+        return bad_request(message, param=param, code="video_too_large")
+
+    return DecodingBudget(max_total_pixels, refusal)
 
 
 def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_pixels: int, param: str) -> DecodedClip:
@@ -62,7 +81,7 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_p
     Raises:
         OmniError: 400 ``invalid_video``, ``video_too_long`` or ``video_too_large``.
     """
-    budget = _budget(max_total_pixels, param)
+    budget = pixel_budget(max_total_pixels, param)
     with open_container(data, param=param, code=CODE) as container:
         stream = _pictures(container, param)
         width, height = stream.codec_context.width, stream.codec_context.height
@@ -86,9 +105,7 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_p
         extent.check(param, CODE)
         rate = _frame_rate(stream, times)
         clip = DecodedClip(frames, rate, width, height, has_sound=bool(container.streams.audio))
-    if clip.seconds > max_seconds:
-        message = f"The video is {clip.seconds:.0f} seconds long, and {max_seconds:g} are allowed."
-        raise bad_request(message, param=param, code="video_too_long")
+    check_length(clip, max_seconds, param)
     check_aspect_ratio(width, height, param, CODE)
     return clip
 
@@ -137,7 +154,7 @@ def decode_frames(
     size: tuple[int, int] | None = None
     decoded = 0
     picture = None
-    budget = _budget(max_total_pixels, param)
+    budget = pixel_budget(max_total_pixels, param)
     with open_container(data, param=param, code=CODE, max_pixels=max_pixels) as container:
         for frame in container.decode(_pictures(container, param)):
             budget.charge(max(frame.width * frame.height, PACKET_WORK))
@@ -160,14 +177,6 @@ def decode_frames(
     chunk += [picture] * missing
     for start in range(0, len(chunk), at_once):
         yield numpy.stack(chunk[start : start + at_once])
-
-
-def _budget(max_total_pixels: int, param: str) -> DecodingBudget:
-    def refusal() -> OmniError:
-        message = f"The video has more pixels in all its frames than the {max_total_pixels} that are allowed."
-        return bad_request(message, param=param, code="video_too_large")
-
-    return DecodingBudget(max_total_pixels, refusal)
 
 
 def _jpeg_work(packet: av.Packet) -> int:

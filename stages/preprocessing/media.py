@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import numpy
@@ -20,6 +20,7 @@ from stages.preprocessing.budget import BYTES_PER_SECOND, allow_time_for
 from stages.preprocessing.cpu_time import limited_cpu_time
 from stages.preprocessing.decode_audio import decode_audio, decode_sound_track
 from stages.preprocessing.decode_image import decode_image
+from stages.preprocessing.decode_picture_clip import decode_picture_clip, probe_picture_clip
 from stages.preprocessing.decode_video import DecodedClip, decode_frames, probe_clip, sampled_frames
 from stages.preprocessing.features import CHUNK_FRAMES, Features, FrameSize
 from stages.preprocessing.headers import picture_size, sound_length
@@ -151,7 +152,6 @@ class MediaReader:
     ) -> list[MediumRows]:
         next_picture, next_clip = iter(pictures), iter(clips)
         next_sound = (audio_rows(item.mel.shape[1], CHUNK_FRAMES) for item in sounds.items)
-        seconds_per_step = self._features.frames_per_row / video.fps
         rows = []
         for medium in media:
             match medium.kind:
@@ -162,12 +162,12 @@ class MediaReader:
                 case "video":
                     audio = next(next_sound) if video.use_audio else 0
                     grid = self._features.merged_grid(next(next_clip))
+                    seconds_per_step = self._features.frames_per_row / _rate(medium, video)
                     rows.append(MediumRows("video", grid, audio, seconds_per_step))
         return rows
 
     def _limited_cpu_time(self, medium: Media) -> AbstractContextManager[None]:
-        size = memoryview(medium.data.buffer()).nbytes
-        return limited_cpu_time(self._options.reading_cpu_seconds + size / BYTES_PER_SECOND)
+        return limited_cpu_time(self._options.reading_cpu_seconds + medium.nbytes / BYTES_PER_SECOND)
 
     def _picture(self, medium: Media) -> Image.Image:
         return decode_image(medium.data.buffer(), max_pixels=self._options.max_image_pixels, param=medium.param)
@@ -195,8 +195,7 @@ class MediaReader:
         seconds = clip.seconds if options.use_audio else 0.0
         return MediumSurvey(
             "video",
-            clip.width,
-            clip.height,
+            *(clip.largest or (clip.width, clip.height)),
             frames=clip.frames,
             taken=taken,
             sound_seconds=seconds,
@@ -210,24 +209,13 @@ class MediaReader:
 
     def _plan(self, medium: Media, options: VideoOptions, tokens: int, known: DecodedClip | None) -> _ClipPlan:
         """The frames to take of a clip, within the limits."""
-        clip = known or probe_clip(
-            medium.data.buffer(),
-            max_seconds=self._options.max_video_seconds,
-            max_pixels=self._options.max_video_pixels,
-            max_total_pixels=self._options.max_video_total_pixels,
-            param=medium.param,
-        )
-        indices = sampled_frames(
-            clip,
-            fps=options.fps,
-            min_frames=self._features.min_frames,
-            max_frames=options.max_frames,
-            multiple=self._features.frames_per_row,
-        )
+        clip = known or self._probe(medium, options)
+        indices = self._taken_frames(medium, clip, options)
         if len(indices) > self._options.max_video_frames:
+            way_out = "send fewer pictures" if medium.frames else "ask for fewer with 'video_max_frames' or 'video_fps'"
             raise bad_request(
                 f"{len(indices)} frames would be taken of the video, and {self._options.max_video_frames} are allowed; "
-                "ask for fewer with 'video_max_frames' or 'video_fps'.",
+                f"{way_out}.",
                 param=medium.param,
                 code="video_too_many_frames",
             )
@@ -236,6 +224,38 @@ class MediaReader:
         self._limit.check(tokens + rows)
         allow_time_for(rows * PIXELS_OF_ROW)
         return _ClipPlan(clip, indices, size)
+
+    def _probe(self, medium: Media, options: VideoOptions) -> DecodedClip:
+        limits = self._options
+        max_seconds, max_pixels = limits.max_video_seconds, limits.max_video_pixels
+        if not medium.frames:
+            return probe_clip(
+                medium.data.buffer(),
+                max_seconds=max_seconds,
+                max_pixels=max_pixels,
+                max_total_pixels=limits.max_video_total_pixels,
+                param=medium.param,
+            )
+        return probe_picture_clip(
+            [frame.buffer() for frame in medium.frames],
+            _rate(medium, options),
+            max_seconds=max_seconds,
+            max_pixels=max_pixels,
+            max_total_pixels=limits.max_video_total_pixels,
+            param=medium.param,
+        )
+
+    def _taken_frames(self, medium: Media, clip: DecodedClip, options: VideoOptions) -> list[int]:
+        """The indices of the frames that are taken: all of a clip of pictures, because its sender has chosen them."""
+        if medium.frames:
+            return list(range(clip.frames))
+        return sampled_frames(
+            clip,
+            fps=_rate(medium, options),
+            min_frames=self._features.min_frames,
+            max_frames=options.max_frames,
+            multiple=self._features.frames_per_row,
+        )
 
     def _clip(
         self, medium: Media, options: VideoOptions, tokens: int, known: DecodedClip | None
@@ -246,16 +266,7 @@ class MediaReader:
         """
         data, param, limit = medium.data.buffer(), medium.param, self._options.max_video_seconds
         plan = self._plan(medium, options, tokens, known)
-        frames = decode_frames(
-            data,
-            plan.indices,
-            at_once=FRAMES_AT_ONCE,
-            total=plan.clip.frames,
-            max_pixels=self._options.max_video_pixels,
-            max_total_pixels=self._options.max_video_total_pixels,
-            param=param,
-        )
-        item = self._features.clip(frames, plan.size)
+        item = self._features.clip(self._frames(medium, plan), plan.size)
         if not options.use_audio:
             return item, None
         sound = None
@@ -263,3 +274,29 @@ class MediaReader:
             rate = self._features.rate
             sound = decode_sound_track(data, rate=rate, max_seconds=limit, param=param, code="invalid_video")
         return item, self._features.silence(plan.clip.seconds) if sound is None else sound
+
+    def _frames(self, medium: Media, plan: _ClipPlan) -> Iterator[numpy.ndarray]:
+        """The frames that are taken of a clip, in pieces as `Features.clip` needs them."""
+        max_pixels, max_total_pixels = self._options.max_video_pixels, self._options.max_video_total_pixels
+        if medium.frames:
+            return decode_picture_clip(
+                [frame.buffer() for frame in medium.frames],
+                at_once=FRAMES_AT_ONCE,
+                max_pixels=max_pixels,
+                max_total_pixels=max_total_pixels,
+                param=medium.param,
+            )
+        return decode_frames(
+            medium.data.buffer(),
+            plan.indices,
+            at_once=FRAMES_AT_ONCE,
+            total=plan.clip.frames,
+            max_pixels=max_pixels,
+            max_total_pixels=max_total_pixels,
+            param=medium.param,
+        )
+
+
+def _rate(medium: Media, options: VideoOptions) -> float:
+    """The number of frames that are taken for each second of a clip."""
+    return options.fps if medium.fps is None else medium.fps

@@ -15,6 +15,7 @@ _SECONDS_PER_STORED_PIXEL = 4e-9  # per pixel of the frames of a clip that are o
 _SECONDS_PER_SOUND = 2e-3  # for each second of sound
 _SECONDS_PER_BYTE = 2e-9  # per byte, for reading the packets of a container
 _SECONDS_PER_ITEM = 0.01
+_SECONDS_PER_FRAME = 0.5e-3  # for the header of a picture of a clip
 
 
 class MediumSurvey(Struct, frozen=True):
@@ -22,7 +23,7 @@ class MediumSurvey(Struct, frozen=True):
 
     Attributes:
         kind: The kind of media.
-        width, height: Pixels of a picture or frame as it is stored; 0 for a sound.
+        width, height: Pixels of a picture, or of the largest frame, as it is stored; 0 for a sound.
         frames: Number of frames in the file; 1 for a picture, 0 for a sound.
         taken: Number of frames that the encoder will get.
         sound_seconds: Length of the sound that the encoder will get, according to the headers, which may be false.
@@ -44,7 +45,10 @@ class MediumSurvey(Struct, frozen=True):
 
 def survey_seconds(media: Sequence[Media]) -> float:
     """Estimated time to survey these media."""
-    return sum(_SECONDS_PER_ITEM + medium.data.nbytes * _SECONDS_PER_BYTE for medium in media)
+    return sum(
+        _SECONDS_PER_ITEM + len(medium.frames) * _SECONDS_PER_FRAME + medium.nbytes * _SECONDS_PER_BYTE
+        for medium in media
+    )
 
 
 def reading_seconds(surveys: Sequence[MediumSurvey]) -> float:

@@ -94,6 +94,7 @@ REQUESTS = [
     *(part(type=HOLE, **{kind: {"url": "x"}}) for kind in ("image_url", "video_url", "audio_url")),
     *(part(type=kind, **{kind: {"url": HOLE}}) for kind in ("image_url", "video_url", "audio_url")),
     *(part(type=kind, **{kind: HOLE}) for kind in ("image_url", "video_url", "audio_url", "input_audio", "text")),
+    *(part(type="video", **fields) for fields in ({"video": HOLE}, {"video": [HOLE]}, {"video": ["x"], "fps": HOLE})),
     part(type="image_url", image_url={"url": "x", "detail": HOLE}),
     part(type="input_audio", input_audio={"data": HOLE, "format": "wav"}),
     part(type="input_audio", input_audio={"data": "AAAA", "format": HOLE}),

@@ -68,19 +68,29 @@ def test_content_parts_stand_where_they_are():
             "content": [
                 {"type": "video_url", "video_url": {"url": "v.mp4"}},
                 {"type": "audio_url", "audio_url": {"url": "a.wav"}},
+                {"type": "video", "video": ["0.png", "1.png"], "fps": 3},
             ],
         },
     )
     assert [turn.content for turn in request.turns] == [
         [Text("a"), MediaRef(0), Text("b"), MediaRef(1)],
         [Text("c")],
-        [MediaRef(2), MediaRef(3)],
+        [MediaRef(2), MediaRef(3), MediaRef(4)],
     ]
     assert sources == [
         MediaSource("image", "i.png", "messages[0].content[1].image_url.url"),
         MediaSource("audio", "AAAA", "messages[0].content[3].input_audio.data", form="base64"),
         MediaSource("video", "v.mp4", "messages[2].content[0].video_url.url"),
         MediaSource("audio", "a.wav", "messages[2].content[1].audio_url.url"),
+        MediaSource(
+            "video",
+            "",
+            "messages[2].content[2].video",
+            frames=tuple(
+                MediaSource("image", f"{index}.png", f"messages[2].content[2].video[{index}]") for index in range(2)
+            ),
+            fps=3.0,
+        ),
     ]
 
 

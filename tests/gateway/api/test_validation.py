@@ -250,7 +250,7 @@ def test_a_misspelt_field_gets_a_suggestion(data, meant):
         (body(audio={"format": "midi"}), "wav, pcm16, pcm, flac, mp3, opus, aac"),
         (body(audio={"chunks": "file"}), "files, one_file"),
         (messages({"role": "robot", "content": "x"}), "system, developer, user, assistant, tool"),
-        (parts({"type": "smell"}), "text, image_url, input_audio, audio_url, video_url"),
+        (parts({"type": "smell"}), "text, image_url, input_audio, audio_url, video_url, video"),
     ],
 )
 def test_a_value_that_is_none_of_the_known_ones_gets_their_list(data, known):
@@ -381,6 +381,7 @@ def test_long_media_are_kept_apart_and_other_long_addresses_are_not():
                             {"type": "image_url", "image_url": {"url": DATA_URL}},
                             {"type": "input_audio", "input_audio": {"data": "AAAA" * 9000, "format": "wav"}},
                             {"type": "video_url", "video_url": {"url": address}},
+                            {"type": "video", "video": [DATA_URL, address, "f.png"]},
                         ],
                     }
                 ],
@@ -390,11 +391,13 @@ def test_long_media_are_kept_apart_and_other_long_addresses_are_not():
         ).encode()
     )
     request = validation.parse(body, Limits())
-    image, sound, video = request.messages[0].content
+    image, sound, video, clip = request.messages[0].content
     assert bytes(body.strings[image.image_url.url].content) == DATA_URL.encode()
     assert bytes(body.strings[sound.input_audio.data].content) == b"AAAA" * 9000
     assert bytes(body.strings[request.images[0]].content) == DATA_URL.encode()
     assert video.video_url.url == request.images[1] == address
+    assert bytes(body.strings[clip.video[0]].content) == DATA_URL.encode()
+    assert clip.video[1:] == [address, "f.png"]
 
 
 @pytest.mark.parametrize(
