@@ -1,4 +1,4 @@
-"""Implements `--baseline` in the bench: starts a process that runs Hugging Face Transformers, and sends requests to it."""
+"""Implements `--baseline` in the bench: starts a process that runs Hugging Face Transformers, and sends it requests."""
 
 from __future__ import annotations
 
