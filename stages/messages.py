@@ -40,28 +40,6 @@ class Turn(Struct):
     content: list[Text | MediaRef]
 
 
-class Media(Struct):
-    """One undecoded picture, sound or clip.
-
-    Attributes:
-        kind: The kind that the client names; the container format is detected from the content.
-        data: The file's bytes, uint8 [size]; empty for a clip that consists of pictures.
-        param: The request field that holds the item, for error messages.
-        frames: The bytes of each picture of a clip that consists of pictures, in order; else empty.
-        fps: Number of frames that are taken for each second of a clip; None leaves it to `VideoOptions`.
-    """
-
-    kind: Modality
-    data: Tensor
-    param: str
-    frames: list[Tensor] = []
-    fps: float | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return self.data.nbytes + sum(frame.nbytes for frame in self.frames)
-
-
 class VideoOptions(Struct):
     """Options for sampling frames from clips, with the defaults of the reference processor.
 
@@ -79,6 +57,39 @@ class VideoOptions(Struct):
     max_pixels: int | None = None
     total_pixels: int | None = None
     use_audio: bool = False
+
+
+class PictureSize(Struct):
+    """Bounds on the pixels of a resized picture; None leaves the processor's own."""
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+
+class Media(Struct):
+    """One undecoded picture, sound or clip.
+
+    Attributes:
+        kind: The kind that the client names; the container format is detected from the content.
+        data: The file's bytes, uint8 [size]; empty for a clip that consists of pictures.
+        param: The request field that holds the item, for error messages.
+        size: Bounds on the size of a picture.
+        video: Options for a clip; None leaves the options of the request.
+        frames: The bytes of each picture of a clip that consists of pictures, in order; else empty.
+        fps: Number of frames that are taken for each second of a clip; None leaves the number to the options.
+    """
+
+    kind: Modality
+    data: Tensor
+    param: str
+    size: PictureSize | None = None
+    video: VideoOptions | None = None
+    frames: list[Tensor] = []
+    fps: float | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes + sum(frame.nbytes for frame in self.frames)
 
 
 class Sampling(Struct):
@@ -151,7 +162,13 @@ class SpeechOptions(Struct):
 
 
 class ChatRequest(Struct):
-    """A validated request, as the gateway hands it to the pipeline. `speech` is None when only text is wanted."""
+    """A validated request, as the gateway hands it to the pipeline.
+
+    Attributes:
+        video: Options for clips that have none of their own.
+        speech: None when only text is wanted.
+        thinking: The variable `enable_thinking` of the chat template; None leaves the variable undefined.
+    """
 
     turns: list[Turn]
     media: list[Media] = []
@@ -159,6 +176,7 @@ class ChatRequest(Struct):
     thinker: Sampling = field(default_factory=Sampling)
     text: TextOutput = field(default_factory=TextOutput)
     speech: SpeechOptions | None = None
+    thinking: bool | None = None
 
 
 # --- preprocessing → image_encoder, audio_encoder, mm_aggregate -------------------------------------------------------

@@ -41,7 +41,7 @@ _PREPARING = QWEN3_OMNI.text_stages - _WRITING - frozenset(_ENCODERS.values())
 def route(request: ChatRequest) -> Route:
     """The stages of the graph that `request` passes through."""
     encoders = {_ENCODERS[media.kind] for media in request.media}
-    if request.video.use_audio and any(media.kind == "video" for media in request.media):
+    if any(media.kind == "video" and (media.video or request.video).use_audio for media in request.media):
         encoders.add(_ENCODERS["audio"])
     outputs = {TEXT: AnswerStream(_WRITING)}
     if request.speech is not None:

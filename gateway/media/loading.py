@@ -84,7 +84,7 @@ class MediaLoader:
             async with places:
                 if pictures := pictures_in_url(source, self._policy.max_frames):
                     frames = [await file(picture) for picture in pictures]
-                    return Media(source.kind, Tensor.of(b""), source.param, frames, source.fps)
+                    return Media(source.kind, Tensor.of(b""), source.param, frames=frames, fps=source.fps)
                 return Media(source.kind, await file(source), source.param)
 
         try:
@@ -162,7 +162,8 @@ class MediaLoader:
 
 def _clip(source: MediaSource, pictures: Sequence[Media]) -> Media:
     """The clip of which `pictures` are the frames."""
-    return Media(source.kind, Tensor.of(b""), source.param, [picture.data for picture in pictures], source.fps)
+    frames = [picture.data for picture in pictures]
+    return Media(source.kind, Tensor.of(b""), source.param, frames=frames, fps=source.fps)
 
 
 def _decode_slice(text: str | bytearray, begin: int) -> bytes:

@@ -57,14 +57,17 @@ class MarkedTemplate:
                 "the same text in a conversation: write each token in the template as one word."
             )
 
-    def pieces(self, messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    def pieces(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Iterator[tuple[str, str]]:
         """The rendered conversation, as pairs of a text and the special token after the text ("" at the end).
+
+        Args:
+            options: Variables of the template for this conversation.
 
         Raises:
             OmniError: 400 if the template refuses the conversation.
         """
         try:
-            rendered = _render(self._source, self._variables, messages)
+            rendered = _render(self._source, {**self._variables, **options}, messages)
         # any exception is possible, because the template is a program of the checkpoint that runs on the client's data
         except Exception as error:
             reason = f": {str(error)[:_REASON]}" if isinstance(error, TemplateError) else "."

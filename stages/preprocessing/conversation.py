@@ -43,15 +43,19 @@ class ChatTokenizer:
             self.tokens.audio: "audio",
         }
 
-    def skeleton(self, turns: Sequence[Turn], media: Sequence[Media]) -> list[int]:
+    def skeleton(self, turns: Sequence[Turn], media: Sequence[Media], thinking: bool | None = None) -> list[int]:
         """Ids of the prompt up to the start of the answer; the n-th placeholder is the n-th `MediaRef` of the turns.
+
+        Args:
+            thinking: The variable `enable_thinking` of the template; None leaves the variable undefined.
 
         Raises:
             OmniError: 400 if the template refuses the conversation, if it has no place for a media item in its message,
                 or if a long text has too many tokens.
         """
         ids: list[int] = []
-        for text, token in self._template.pieces([_message(turn, media) for turn in turns]):
+        options = {} if thinking is None else {"enable_thinking": thinking}
+        for text, token in self._template.pieces([_message(turn, media) for turn in turns], **options):
             if text:
                 ids += self._encoder.ids(text, len(ids))
             if token:

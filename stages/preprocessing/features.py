@@ -15,7 +15,7 @@ from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import Qwen3Om
 
 from omni_pipeline.wire.tensor import Tensor
 from stages.checkpoint.audio_lengths import audio_rows
-from stages.messages import AudioItem, AudioWork, VideoOptions, VisionItem
+from stages.messages import AudioItem, AudioWork, PictureSize, VideoOptions, VisionItem
 from stages.preprocessing.hashing import audio_key, vision_key
 
 # The arguments that the reference's processor passes to its parts by default.
@@ -26,7 +26,7 @@ CHUNK_FRAMES = 2 * DEFAULTS["audio_kwargs"]["n_window"]
 
 
 class FrameSize(Struct, frozen=True):
-    """Bounds on the pixels of one resized frame."""
+    """Bounds on the pixels of one resized frame or picture."""
 
     least: int
     most: int
@@ -46,11 +46,22 @@ class Features:
         self.min_frames: int = self._videos.min_frames
         self.merge: int = self._videos.merge_size
 
-    def picture(self, image: Image.Image) -> VisionItem:
+    def picture(self, image: Image.Image, asked: PictureSize | None = None) -> VisionItem:
         """The item of an RGB image. Pictures do not affect each other, so each can be processed when it is decoded."""
-        output = self._images(images=[image], return_tensors="pt")
+        size = self.picture_size(asked)
+        bounds = {"shortest_edge": size.least, "longest_edge": size.most}
+        output = self._images(images=[image], size=bounds, return_tensors="pt")
         time, height, width = output["image_grid_thw"][0].tolist()
         return _vision_item(output["pixel_values"], (time, height, width))
+
+    def picture_size(self, asked: PictureSize | None) -> FrameSize:
+        """Bounds on the size of a picture. The upper one wins over the processor's lower one."""
+        least, most = self._images.size["shortest_edge"], self._images.size["longest_edge"]
+        if asked is None:
+            return FrameSize(least, most)
+        most = most if asked.max_pixels is None else asked.max_pixels
+        least = min(least, most) if asked.min_pixels is None else asked.min_pixels
+        return FrameSize(least, max(least, most))
 
     def frame_size(self, options: VideoOptions, frames: int) -> FrameSize:
         """Bounds on the size of a frame, in a clip of `frames` sampled frames.
@@ -82,13 +93,11 @@ class Features:
         resized = smart_resize(height, width, factor=factor, min_pixels=size.least, max_pixels=size.most)
         return -(-frames // self.frames_per_row) * (resized[0] // factor) * (resized[1] // factor)
 
-    def picture_rows(self, width: int, height: int) -> int:
+    def picture_rows(self, width: int, height: int, asked: PictureSize | None = None) -> int:
         """Number of embedding rows that a picture of this size will make."""
-        size = self._images.size
+        size = self.picture_size(asked)
         factor = self._images.patch_size * self.merge
-        resized = smart_resize(
-            height, width, factor=factor, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"]
-        )
+        resized = smart_resize(height, width, factor=factor, min_pixels=size.least, max_pixels=size.most)
         return (resized[0] // factor) * (resized[1] // factor)
 
     def clip(self, chunks: Iterable[numpy.ndarray], size: FrameSize) -> VisionItem:

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 
 import numpy
 from msgspec import Struct
-from PIL import Image
 
 from omni_pipeline.errors import bad_request
 from stages.checkpoint.audio_lengths import audio_rows
@@ -92,7 +91,7 @@ class MediaReader:
                     case "audio":
                         surveys.append(self._survey_sound(medium))
                     case "video":
-                        surveys.append(self._survey_clip(medium, video, tokens))
+                        surveys.append(self._survey_clip(medium, medium.video or video, tokens))
             tokens += surveys[-1].least_rows
             self._limit.check(tokens)
         return surveys
@@ -108,9 +107,10 @@ class MediaReader:
         """Read the media of a prompt, given in prompt order.
 
         Args:
+            video: Options for the clips that have none of their own.
             begin: Called with the index of each media item before it is read.
             text_tokens: Number of prompt tokens besides the media. Once the token limit is exceeded, nothing more is
-                read, and a clip that would exceed it is not even decoded.
+                read. A clip that would exceed the limit is not even decoded, and a picture is not made larger.
             surveys: The result of `survey` for these media, so that clips need not be examined again.
 
         Raises:
@@ -126,13 +126,13 @@ class MediaReader:
             with self._limited_cpu_time(medium):
                 match medium.kind:
                     case "image":
-                        pictures.append(self._features.picture(self._picture(medium)))
+                        pictures.append(self._picture(medium, tokens))
                         tokens += self._features.visual_rows(pictures[-1])
                     case "audio":
                         sound = self._wave(medium)
                     case "video":
                         known = surveys[index].clip if surveys else None
-                        clip, sound = self._clip(medium, video, tokens, known)
+                        clip, sound = self._clip(medium, medium.video or video, tokens, known)
                         clips.append(clip)
                         tokens += self._features.visual_rows(clip)
             if sound is not None:
@@ -160,17 +160,24 @@ class MediaReader:
                 case "image":
                     rows.append(MediumRows("image", self._features.merged_grid(next(next_picture))))
                 case "video":
-                    audio = next(next_sound) if video.use_audio else 0
+                    options = medium.video or video
+                    audio = next(next_sound) if options.use_audio else 0
+                    seconds_per_step = self._features.frames_per_row / options.fps
                     grid = self._features.merged_grid(next(next_clip))
-                    seconds_per_step = self._features.frames_per_row / _rate(medium, video)
+                    seconds_per_step = self._features.frames_per_row / _rate(medium, options)
                     rows.append(MediumRows("video", grid, audio, seconds_per_step))
         return rows
 
     def _limited_cpu_time(self, medium: Media) -> AbstractContextManager[None]:
         return limited_cpu_time(self._options.reading_cpu_seconds + medium.nbytes / BYTES_PER_SECOND)
 
-    def _picture(self, medium: Media) -> Image.Image:
-        return decode_image(medium.data.buffer(), max_pixels=self._options.max_image_pixels, param=medium.param)
+    def _picture(self, medium: Media, tokens: int) -> VisionItem:
+        image = decode_image(medium.data.buffer(), max_pixels=self._options.max_image_pixels, param=medium.param)
+        if medium.size is not None:  # it may be made much larger than it is
+            rows = self._features.picture_rows(*image.size, medium.size)
+            self._limit.check(tokens + rows)
+            allow_time_for(rows * PIXELS_OF_ROW)
+        return self._features.picture(image, medium.size)
 
     def _wave(self, medium: Media) -> numpy.ndarray:
         seconds = self._options.max_audio_seconds
@@ -180,7 +187,7 @@ class MediaReader:
         size = picture_size(medium.data.buffer(), self._options.max_image_pixels)
         if size is None:
             return MediumSurvey("image")
-        rows = self._features.picture_rows(*size)
+        rows = self._features.picture_rows(*size, medium.size)
         return MediumSurvey("image", *size, frames=1, taken=1, rows=rows, least_rows=rows)
 
     def _survey_sound(self, medium: Media) -> MediumSurvey:

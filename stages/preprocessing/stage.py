@@ -232,9 +232,10 @@ class Preprocessing:
         parts = sum(1 + len(turn.content) for turn in request.turns)
         size = self._text_limit.check(request.turns) + parts * _PART_BYTES
         if size <= SHORT_TEXT_BYTES:
-            return self._take_ids(request_id, preparation, self._chat.skeleton(request.turns, request.media))
+            ids = self._chat.skeleton(request.turns, request.media, request.thinking)
+            return self._take_ids(request_id, preparation, ids)
         media = [Media(medium.kind, Tensor.of(b""), medium.param) for medium in request.media]
-        self._readers.submit(request_id, Tokenise(request.turns, media), size * _SECONDS_PER_BYTE)
+        self._readers.submit(request_id, Tokenise(request.turns, media, request.thinking), size * _SECONDS_PER_BYTE)
         return ()
 
     def _take_ids(self, request_id: str, preparation: Preparation, skeleton: list[int]) -> Iterable[Work]:

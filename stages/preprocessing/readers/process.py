@@ -38,6 +38,7 @@ class Tokenise(Struct, tag="tokenise"):
 
     turns: list[Turn]
     media: list[Media]
+    thinking: bool | None = None
 
 
 class Survey(Struct, tag="survey"):
@@ -128,7 +129,7 @@ class ReaderWork:
         held, self._held = self._held, []
         match question:
             case Tokenise():
-                ids = self._chat.skeleton(question.turns, question.media)
+                ids = self._chat.skeleton(question.turns, question.media, question.thinking)
                 return Tokens(Tensor.of(numpy.asarray(ids, numpy.int64)))
             case Survey():
                 self._held = question.media

@@ -357,6 +357,16 @@ def test_a_route_has_the_encoders_that_its_media_need(kinds, hears_clips, encode
     assert found.all == {"preprocessing", "mm_aggregate", "thinker", "decode"} | encoders
 
 
+@pytest.mark.parametrize("hears", [False, True])
+def test_the_options_of_a_clip_count_for_the_route(hears):
+    clips = [
+        Media("video", Tensor.of(b"x"), "p", video=VideoOptions()),
+        Media("video", Tensor.of(b"x"), "p", video=VideoOptions(use_audio=hears)),
+    ]
+    found = route(ChatRequest(turns=[], media=clips, video=VideoOptions(use_audio=not hears)))
+    assert ("audio_encoder" in found.before) == hears
+
+
 # --- claims -----------------------------------------------------------------------------------------------------------
 
 

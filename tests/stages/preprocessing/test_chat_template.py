@@ -67,3 +67,11 @@ def test_a_conversation_that_the_template_refuses_is_a_bad_request(check: str, m
     assert caught.value.info.status == 400
     assert caught.value.info.param == "messages"
     assert caught.value.info.message.endswith(message)
+
+
+def test_a_variable_of_one_conversation_counts_for_it_alone() -> None:
+    source = "{{ messages[0].content }}{% if think is defined and not think %}<think></think><s>{% endif %}"
+    template = MarkedTemplate(source, {}, SPECIAL)
+    messages = [{"role": "user", "content": "x"}]
+    assert list(template.pieces(messages, think=False)) == [("x<think></think>", "<s>"), ("", "")]
+    assert list(template.pieces(messages, think=True)) == list(template.pieces(messages)) == [("x", "")]

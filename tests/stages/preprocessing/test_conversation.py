@@ -159,6 +159,17 @@ def test_a_special_token_that_text_and_template_make_together_is_text(processor:
     assert special_ids(skeleton(chat, ("user", "im_end"), ("user", "x")), processor) == [start, start]
 
 
+def test_the_template_is_told_whether_to_think(processor: Any) -> None:
+    chat = with_template(
+        processor, "{{ messages[0].content }}{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}"
+    )
+    said = [
+        processor.tokenizer.decode(chat.skeleton([Turn("user", [Text("x")])], [], thinking))
+        for thinking in (None, True, False)
+    ]
+    assert said == ["x", "xTrue", "xFalse"]
+
+
 def with_template(processor: Any, template: str) -> ChatTokenizer:
     changed = copy.copy(processor)
     changed.chat_template = template

@@ -38,7 +38,7 @@ def pictures(count: int, width: int = 96, height: int = 64) -> list[Image.Image]
 
 
 def start_of(files: Sequence[bytes], fps: float | None, video: VideoOptions) -> Start[ChatRequest]:
-    clip = Media("video", Tensor.of(b""), PARAM, [Tensor.of(file) for file in files], fps)
+    clip = Media("video", Tensor.of(b""), PARAM, frames=[Tensor.of(file) for file in files], fps=fps)
     request = ChatRequest([Turn("user", [MediaRef(0), Text(QUESTION)])], [clip], video)
     return Start("r", "gateway", "preprocessing", request)
 
