@@ -35,29 +35,32 @@ class LongString(Struct):
     content: bytearray
     escaped: bool
 
-    def base64(self) -> bytearray:
-        """The characters of a string that is base64 or a data URL, as bytes. Call it in a thread.
+    def characters(self, begin: int, most: int = _SLICE) -> tuple[bytes | bytearray, int]:
+        """Characters of a string that is base64 or a data URL, and the position in `content` after them.
 
-        Most clients send base64 without escapes, and such base64 is not copied. Some clients write ``\\/`` or
-        ``\\u002b``.
+        Most clients send base64 without escapes. Some write ``\\/`` or ``\\u002b``, and line breaks are ``\\n``.
+
+        Args:
+            begin: Position in `content`.
+            most: Largest number of bytes of `content` to read; more than the longest escape has.
 
         Raises:
             ValueError: if an escape is wrong.
         """
+        end = min(begin + most, len(self.content))
         if not self.escaped:
-            return self.content
-        plain = bytearray()
-        begin = 0
-        while begin < len(self.content):
-            end = begin + _SLICE
-            if end < len(self.content):
-                # A slice does not end within an escape. Neither base64 nor the head of a data URL has a backslash, so
-                # every backslash begins an escape.
-                backslash = self.content.rfind(b"\\", end - _LONGEST_ESCAPE + 1, end)
-                end = end if backslash < 0 else backslash
-            plain += msgspec.json.decode(b'"' + self.content[begin:end] + b'"', type=str).encode()
-            begin = end
-        return plain
+            return self.content[begin:end], end
+        if end < len(self.content):
+            # The piece does not end within an escape. Neither base64 nor the head of a data URL has a backslash, so
+            # every backslash begins an escape.
+            backslash = self.content.rfind(b"\\", end - _LONGEST_ESCAPE + 1, end)
+            end = end if backslash < 0 else backslash
+        return msgspec.json.decode(b'"' + self.content[begin:end] + b'"', type=str).encode(), end
+
+    def skipped(self, begin: int, end: int) -> int:
+        """Largest number of bytes of ``content[begin:end]`` that are white space or padding, or belong to escapes."""
+        empty = sum(self.content.count(character, begin, end) for character in b" \t\r\n=")
+        return empty + (self.content.count(b"\\", begin, end) * _LONGEST_ESCAPE if self.escaped else 0)
 
 
 class JsonBody:

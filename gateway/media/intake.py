@@ -45,10 +45,9 @@ class Intake:
 
     def expect(self, size: int) -> None:
         """Refuse an item that announces more bytes than are allowed. Raises OmniError (413)."""
-        allowed = len(self.data) + self._room
-        if size > allowed:
+        if size > self.allowed:
             raise bad_request(
-                f"'{self._param}' is larger than the {allowed} bytes that are allowed for it.",
+                f"'{self._param}' is larger than the {self.allowed} bytes that are allowed for it.",
                 param=self._param,
                 code="media_too_large",
                 status=413,
@@ -63,5 +62,6 @@ class Intake:
         self.data += piece
 
     @property
-    def _room(self) -> int:
-        return min(self._most - len(self.data), self._budget.left)
+    def allowed(self) -> int:
+        """Largest size that the item may have."""
+        return min(self._most, len(self.data) + self._budget.left)

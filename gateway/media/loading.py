@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import binascii
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 from gateway.api.conversion import MediaSource
 from gateway.bodies.json_body import LongString
 from gateway.media.addresses import not_allowed
+from gateway.media.base64_text import Base64Decoder, encoded_size
 from gateway.media.intake import Budget, Intake
 from gateway.media.local_files import LocalFiles
 from gateway.media.names import Names
@@ -26,8 +26,8 @@ from stages.messages import Media
 _AT_ONCE = 8  # media of one request that are loaded at the same time
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):")
 _LONGEST_HEAD = 1024  # characters of a data URL before the comma
-# Base64 characters that are decoded at a time; a multiple of 4. Every stream stands still meanwhile, because `binascii`
-# holds the interpreter lock.
+# Base64 characters that are decoded at a time. Every stream stands still meanwhile, because `binascii` holds the
+# interpreter lock.
 _SLICE = 1 << 20
 
 # Threads that read local files, which may lie on a disk that does not answer, and threads that decode base64.
@@ -132,32 +132,40 @@ class MediaLoader:
 
     async def _decode_long(self, string: LongString, source: MediaSource, intake: Intake, client: str) -> None:
         """Take in the file in a long string, which is base64 or a data URL."""
-        try:
-            text = await self._base64_threads.run(client, string.base64)
-        except ValueError as error:
-            raise _not_base64(source.param) from error
         start = 0
         if source.form == "address":
-            start = _start_of_data(text[:_LONGEST_HEAD].decode("utf-8", "replace"), source.param)
-        await self._decode(text, start, source.param, intake, client)
+            start = _start_of_data(string.content[:_LONGEST_HEAD].decode("latin-1"), source.param)
+        await self._decode(string, start, source.param, intake, client)
 
-    async def _decode(self, text: str | bytearray, start: int, param: str, intake: Intake, client: str) -> None:
-        """Take in the bytes that ``text[start:]`` encodes in standard base64, padded and without white space.
+    async def _decode(self, text: str | LongString, start: int, param: str, intake: Intake, client: str) -> None:
+        """Take in the bytes that `text` encodes in base64 from `start` on, in any form that `Base64Decoder` takes.
 
         Raises:
-            OmniError: 413 ``media_too_large`` before anything is decoded; 400 ``invalid_base64``.
+            OmniError: 413 ``media_too_large``, before anything is decoded if that is certain; 400 ``invalid_base64``.
         """
-        length = len(text) - start
-        ending = text[max(start, len(text) - 2) :]
-        size = length // 4 * 3 - (ending.count("=") if isinstance(ending, str) else ending.count(b"="))
-        intake.expect(size)
+        length = len(text) if isinstance(text, str) else len(text.content)
+        decoder = Base64Decoder()
+        if encoded_size(length - start) > intake.allowed:
+            intake.expect(encoded_size(length - start - await self._skipped(text, start, client)))
+        position = start
         try:
-            for begin in range(start, len(text), _SLICE):
-                intake.add(await self._base64_threads.run(client, functools.partial(_decode_slice, text, begin)))
-        except ValueError as error:  # a binascii.Error, or the error for a character beyond ASCII
+            while position < length:
+                take = functools.partial(_decode_slice, decoder, text, position)
+                piece, position = await self._base64_threads.run(client, take)
+                intake.add(piece)
+            intake.add(decoder.finish())
+        except ValueError as error:  # a binascii.Error, or the error for a wrong escape or a character beyond ASCII
             raise _not_base64(param) from error
-        if length % 4 or len(intake.data) != size:  # padding in the middle makes the data shorter
-            raise _not_base64(param)
+
+    async def _skipped(self, text: str | LongString, start: int, client: str) -> int:
+        """Largest number of bytes of `text`, from `start` on, that do not stand for data."""
+        if isinstance(text, str):  # it is short
+            return sum(text.count(character, start) for character in " \t\r\n=")
+        skipped = 0
+        for begin in range(start, len(text.content), _SLICE):
+            count = functools.partial(text.skipped, begin, begin + _SLICE)
+            skipped += await self._base64_threads.run(client, count)
+        return skipped
 
 
 def _clip(source: MediaSource, pictures: Sequence[Media]) -> Media:
@@ -166,8 +174,11 @@ def _clip(source: MediaSource, pictures: Sequence[Media]) -> Media:
     return Media(source.kind, Tensor.of(b""), source.param, frames=frames, fps=source.fps)
 
 
-def _decode_slice(text: str | bytearray, begin: int) -> bytes:
-    return binascii.a2b_base64(text[begin : begin + _SLICE], strict_mode=True)
+def _decode_slice(decoder: Base64Decoder, text: str | LongString, begin: int) -> tuple[bytes, int]:
+    if isinstance(text, str):
+        return decoder.decode(text[begin : begin + _SLICE]), begin + _SLICE
+    characters, end = text.characters(begin, _SLICE)
+    return decoder.decode(characters), end
 
 
 def _start_of_data(head: str, param: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import tracemalloc
 
 import pytest
@@ -69,8 +70,9 @@ async def test_a_long_string_is_decoded(data):
         ("data:image/png;base64", "invalid_url"),
         ("data:text/plain,hello", "invalid_url"),
         ("data:image/png;base64,", "invalid_image"),
-        ("data:image/png;base64,AAA", "invalid_base64"),
+        ("data:image/png;base64,AAAAA", "invalid_base64"),
         ("data:image/png;base64,AA==AAAA", "invalid_base64"),
+        ("data:image/png;base64,AAAA\\u0000", "invalid_base64"),
         ("data:image/png;base64,AAAA" + "/" * 5 + "\\q", "invalid_base64"),
         ("data:image/png;base64,AAAA\\ud800", "invalid_base64"),
         ("data:image/png;base64,ÄÄÄÄ", "invalid_base64"),
@@ -105,13 +107,19 @@ async def test_the_media_type_of_a_data_url_does_not_matter(prefix):
         ("data:" + "x" * 5000 + ";base64,AAAA", "invalid_url"),
         ("data:image/png;base64,", "invalid_image"),
         ("data:image/png;base64,A", "invalid_base64"),
-        ("data:image/png;base64,AAA", "invalid_base64"),
+        ("data:image/png;base64,AAAAA", "invalid_base64"),
+        ("data:image/png;base64,AA=", "invalid_base64"),
+        ("data:image/png;base64,A===", "invalid_base64"),
+        ("data:image/png;base64,=", "invalid_base64"),
         ("data:image/png;base64,AA=A", "invalid_base64"),
+        ("data:image/png;base64,AA==A", "invalid_base64"),
+        ("data:image/png;base64,AA== AAAA", "invalid_base64"),
         ("data:image/png;base64,AA==AAAA", "invalid_base64"),
         ("data:image/png;base64,AAAA====", "invalid_base64"),
-        ("data:image/png;base64,AA AA", "invalid_base64"),
-        ("data:image/png;base64,AAAA\n", "invalid_base64"),
-        ("data:image/png;base64,AA-_", "invalid_base64"),
+        ("data:image/png;base64,AA\0AA", "invalid_base64"),
+        ("data:image/png;base64,AA\xa0AA", "invalid_base64"),
+        ("data:image/png;base64,AA.AA", "invalid_base64"),
+        ("data:image/png;base64, \r\n", "invalid_image"),
         ("data:image/png;base64,ÄÄÄÄ", "invalid_base64"),
         ("data:image/png;base64," + "A" * ((1 << 20) - 2) + "==" + "AAAA", "invalid_base64"),
         ("ftp://example.org/x", "invalid_url"),
@@ -128,6 +136,48 @@ async def test_the_media_type_of_a_data_url_does_not_matter(prefix):
 async def test_a_medium_that_cannot_be_had_is_refused(value, code, tmp_path):
     info = await refused(loader(tmp_path).load([source(value)]))
     assert (info.status, info.param, info.code) == (400, "images[0]", code)
+
+
+def in_lines(text: str, width: int = 76) -> str:
+    return "\r\n".join(text[begin : begin + width] for begin in range(0, len(text), width)) + "\r\n"
+
+
+FORMS = {
+    "unpadded": lambda text: text.rstrip("="),
+    "URL-safe": lambda text: text.replace("+", "-").replace("/", "_"),
+    "in lines": in_lines,
+    "in lines of odd length": lambda text: in_lines(text, 77),
+    "all of it": lambda text: in_lines(text.replace("+", "-").replace("/", "_").rstrip("="), 64),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("data", [b"a", b"\xfb\xff\xbe" * 5 + b"xy", LARGE, LARGE + b"x", LARGE + b"xy"])
+async def test_base64_is_taken_in_every_form_that_clients_send(form, data):
+    text = FORMS[form](encoded(data))
+    long = json.dumps(text)[1:-1].encode().replace(b"/", b"\\/")
+    sources = [
+        source(f"data:image/png;base64,{text}"),
+        source(text, form="base64"),
+        source(LongString(0, bytearray(long), b"\\" in long), form="base64"),
+        source(LongString(0, bytearray(b"data:image\\/png;base64," + long), True)),
+    ]
+    assert await content(loader(max_bytes=len(data), total_bytes=4 * len(data)).load(sources)) == [data] * 4
+    for one in sources:
+        info = await refused(loader(max_bytes=len(data) - 1).load([one]))
+        assert (info.status, info.code) == (413, "media_too_large")
+
+
+async def test_escaped_base64_is_never_copied_as_a_whole():
+    """The bytes of the file grow by an eighth when they have to move."""
+    text = in_lines(encoded(LARGE * 4)).replace("\r\n", "\\r\\n")
+    string = LongString(0, bytearray(text.encode()), True)
+    tracemalloc.start()
+    [medium] = await loader(total_bytes=len(LARGE) * 4).load([source(string, form="base64")])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert medium.data.nbytes == len(LARGE) * 4
+    assert peak < 1.2 * medium.data.nbytes + 8 * (1 << 20)
 
 
 async def test_input_audio_is_plain_base64():
