@@ -175,8 +175,7 @@ def _check_json(body: JsonBody) -> None:
     try:
         value = msgspec.json.decode(body.outline)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        message = body.in_words_of_sender(str(error), _LONGEST_MESSAGE)
-        raise bad_request(f"The body is not valid JSON: {message}.", code="invalid_json") from error
+        raise bad_request(body.flaw(error, _LONGEST_MESSAGE), code="invalid_json") from error
     if not isinstance(value, dict):
         raise bad_request("The body must be a JSON object.", code="invalid_json")
 

@@ -20,6 +20,10 @@ _SLICE = 1 << 20
 # The length of the longest escapes in a JSON string, such as `\u00e9`.
 _LONGEST_ESCAPE = 6
 _POSITION = re.compile(r"\(byte (\d+)\)")
+# Escaped backslashes, whole surrogate pairs, and the halves of pairs that stand alone (group 1).
+_HALVES = re.compile(
+    rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
 
 
 class LongString(Struct):
@@ -79,6 +83,27 @@ class JsonBody:
     def large(self) -> bool:
         """Whether decoding and checking the body takes so long that it should happen in a thread."""
         return bool(self.strings) or len(self.outline) > _LARGE
+
+    def flaw(self, error: Exception, longest: int) -> str:
+        """What is wrong with a body whose outline cannot be decoded, as a sentence for the sender.
+
+        Args:
+            error: The decoder's error.
+            longest: Number of bytes of a long string that the sentence may quote.
+        """
+        message = str(error)
+        if isinstance(error, UnicodeDecodeError):  # its position is that in a string
+            try:
+                self.outline.decode()
+            except UnicodeDecodeError as whole:
+                message = f"it is not UTF-8 (byte {whole.start})"
+        # The decoder takes the end of a string after half a pair for the end of the body.
+        if "truncated" in message or "surrogate" in message:
+            half = next((found for found in _HALVES.finditer(self.outline) if found[1]), None)
+            if half is not None:
+                place = self._position(half.start())
+                return f"The body has half a character: {half[1].decode()} without the rest of its pair (byte {place})."
+        return f"The body is not valid JSON: {self.in_words_of_sender(message, longest)}."
 
     def restore(self, markers: Collection[str]) -> None:
         """Put these long strings back into the outline."""

@@ -7,6 +7,7 @@ the first error in the JSON, and the decoder stops at that error.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import itertools
 import re
 import secrets
@@ -111,6 +112,8 @@ class JsonBodyReader:
         """The whole body. Call this after the last bytes."""
         if self._long is not None:
             self._keep_apart()
+        if self._outline.startswith(codecs.BOM_UTF8):  # some editors begin a file with it; spaces keep all positions
+            self._outline[: len(codecs.BOM_UTF8)] = b" " * len(codecs.BOM_UTF8)
         return JsonBody(bytes(self._outline), self._strings)
 
     # --- strings ---

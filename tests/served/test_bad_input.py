@@ -85,7 +85,7 @@ BODIES = {
     "no JSON": raw(b"hello", "invalid_json", "not valid JSON"),
     "half a JSON": raw(b'{"messages": [', "invalid_json", "truncated"),
     "not UTF-8": raw(b'{"model": "\xff\xfe"}', "invalid_json", "not valid JSON"),
-    "half a character": raw(b'{"model": "\\ud800"}', "invalid_json", "not valid JSON"),
+    "half a character": raw(b'{"model": "\\ud800"}', "invalid_json", "half a character"),
     "NaN": raw(b'{"temperature": NaN}', "invalid_json", "not valid JSON"),
     "infinity": raw(b'{"temperature": 1e999}', "invalid_json", "out of range"),
     "a list": raw(b"[]", "invalid_json", "must be a JSON object"),

@@ -318,6 +318,37 @@ GOOD = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("data", "wrong"),
+    [
+        (b'{"model": "ab\\ud83d"}', "half a character: \\ud83d without the rest of its pair (byte 13)"),
+        (b'{"model": "\\udc00 x"}', "half a character: \\udc00 without the rest of its pair (byte 11)"),
+        (b'{"model": "\\\\ud800 \\ud83d\\ude00 \\ud83d\\n"}', "\\ud83d without the rest of its pair (byte 32)"),
+        (b'{"model": "\\ud83d', "half a character: \\ud83d without the rest of its pair (byte 11)"),
+        (b'{"model": "\\ud83d\\ude00', "not valid JSON: Input data was truncated"),
+        (b'{"model": "\\\\ud800", "n"', "not valid JSON: Input data was truncated"),
+        (b'{"model": "abc\xed\xa0\x80"}', "not UTF-8 (byte 14)"),
+    ],
+)
+def test_half_a_character_is_named_where_it_is(data, wrong):
+    assert wrong in refusal(data).message
+
+
+def test_half_a_character_after_long_strings_is_named_where_it_is():
+    data = body(prediction="x" * 20_000, model="MODEL").replace(b"MODEL", b"\\ud83d")
+    assert f"(byte {data.index(b'ud83d') - 1})" in refusal(data).message
+
+
+@pytest.mark.parametrize("piece", [1, 2, 1 << 15])
+def test_a_byte_order_mark_is_taken(piece):
+    data = b"\xef\xbb\xbf" + body(images=[DATA_URL], temperature=0.5)
+    request = validation.parse(read(data, pieces=piece), Limits())
+    assert request.temperature == 0.5
+    info = refusal(b"\xef\xbb\xbf" + b'{"model": }')
+    assert "(byte 13)" in info.message
+    assert refusal(b" \xef\xbb\xbf{}").code == "invalid_json"
+
+
 @pytest.mark.parametrize("fields", GOOD)
 def test_good_fields_are_taken(fields):
     parse(body(**fields))
