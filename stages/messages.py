@@ -76,7 +76,6 @@ class Media(Struct):
         size: Bounds on the size of a picture.
         video: Options for a clip; None leaves the options of the request.
         frames: The bytes of each picture of a clip that consists of pictures, in order; else empty.
-        fps: Number of frames that are taken for each second of a clip; None leaves the number to the options.
     """
 
     kind: Modality
@@ -85,7 +84,6 @@ class Media(Struct):
     size: PictureSize | None = None
     video: VideoOptions | None = None
     frames: list[Tensor] = []
-    fps: float | None = None
 
     @property
     def nbytes(self) -> int:

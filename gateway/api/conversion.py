@@ -9,13 +9,26 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from gateway.api import schema
+from gateway.api.content_parts import PartMedium, has_scheme, medium_in
+from gateway.api.file_kinds import kind_of_file
+from gateway.api.media_options import clip_options, options_of_clip, size_of_picture
 from gateway.api.sampling import predictor_sampling, talker_sampling, thinker_sampling
 from gateway.api.schema import ChatCompletionRequest
 from gateway.api.voices import Voices
 from gateway.bodies.json_body import LongString
 from omni_pipeline.config.schema import Limits
 from omni_pipeline.errors import bad_request
-from stages.messages import ChatRequest, MediaRef, Modality, SpeechOptions, Text, TextOutput, Turn, VideoOptions
+from stages.messages import (
+    ChatRequest,
+    MediaRef,
+    Modality,
+    PictureSize,
+    SpeechOptions,
+    Text,
+    TextOutput,
+    Turn,
+    VideoOptions,
+)
 
 
 class MediaSource(Struct, frozen=True):
@@ -28,7 +41,8 @@ class MediaSource(Struct, frozen=True):
         param: Request field that contained the item.
         form: Whether `value` is an address or an encoded file.
         frames: The pictures of a clip that is sent as a list of pictures; `value` is then empty. Else there are none.
-        fps: Number of those pictures for each second; None if the client does not say.
+        size: Bounds on a picture; None leaves the processor's own.
+        video: Options for a clip; None leaves those of the request.
     """
 
     kind: Modality
@@ -36,7 +50,8 @@ class MediaSource(Struct, frozen=True):
     param: str
     form: Literal["address", "base64"] = "address"
     frames: tuple[MediaSource, ...] = ()
-    fps: float | None = None
+    size: PictureSize | None = None
+    video: VideoOptions | None = None
 
 
 def convert(
@@ -56,9 +71,11 @@ def convert(
         long_strings: The strings that have only a marker in `request`, by marker.
 
     Raises:
-        OmniError: 400 if there is a top-level list but no user message, if the request asks for speech or a voice that
-            the server does not have, or if it asks for more than the limits allow.
+        OmniError: 400 if there is a top-level list but no user message, if a file is not a medium, if options
+            contradict each other, if the request asks for speech or a voice that the server does not have, or if it
+            asks for more than the limits allow.
     """
+    reader = _PartReader(request, long_strings)
     sources: list[MediaSource] = []
     turns: list[Turn] = []
     last_user = max((i for i, message in enumerate(request.messages) if message.role == "user"), default=None)
@@ -75,15 +92,16 @@ def convert(
             for source in listed:
                 turn.content.append(MediaRef(len(sources)))
                 sources.append(source)
-        _add_content(turn, message, f"messages[{index}].content", sources, long_strings)
+        _add_content(turn, message, f"messages[{index}].content", sources, reader)
         turns.append(turn)
     chat = ChatRequest(
         turns=turns,
         media=[],
-        video=_video(request),
+        video=reader.clips,
         thinker=thinker_sampling(request, limits),
         text=_text_output(request),
         speech=_speech(request, voices, limits),
+        thinking=request.chat_template_kwargs.enable_thinking if request.chat_template_kwargs else None,
     )
     return chat, sources
 
@@ -95,7 +113,12 @@ def _listed(request: ChatCompletionRequest, long_strings: Mapping[str, LongStrin
         ("audios", "audio", request.audios),
     )
     return [
-        MediaSource(kind, long_strings.get(address, address), f"{name}[{index}]")
+        MediaSource(
+            kind,
+            long_strings.get(address, address),
+            f"{name}[{index}]",
+            size=size_of_picture(None, f"{name}[{index}]", request) if kind == "image" else None,
+        )
         for name, kind, addresses in lists
         for index, address in enumerate(addresses or ())
     ]
@@ -106,7 +129,7 @@ def _add_content(
     message: schema.ChatMessage,
     param: str,
     sources: list[MediaSource],
-    long_strings: Mapping[str, LongString],
+    reader: _PartReader,
 ) -> None:
     content = message.content
     if isinstance(message, schema.AssistantMessage):
@@ -120,33 +143,56 @@ def _add_content(
         turn.content.append(Text(content))
         return
     for index, part in enumerate(content):
-        if isinstance(part, schema.TextPart):
-            turn.content.append(Text(part.text))
-        else:
-            turn.content.append(MediaRef(len(sources)))
-            sources.append(_source(part, f"{param}[{index}]", long_strings))
+        match part:
+            case schema.TextPart() | schema.InputTextPart():
+                turn.content.append(Text(part.text))
+            case schema.RefusalPart():
+                turn.content.append(Text(part.refusal))
+            case _:
+                turn.content.append(MediaRef(len(sources)))
+                sources.append(reader.source(part, f"{param}[{index}]"))
 
 
-def _source(
-    part: schema.ImagePart | schema.AudioPart | schema.InputAudioPart | schema.VideoPart | schema.FramesPart,
-    param: str,
-    long_strings: Mapping[str, LongString],
-) -> MediaSource:
-    def source(kind: Modality, value: str, field: str, form: Literal["address", "base64"] = "address") -> MediaSource:
-        return MediaSource(kind, long_strings.get(value, value), f"{param}.{field}", form)
+class _PartReader:
+    """Makes the sources of the media in content parts.
 
-    match part:
-        case schema.ImagePart(image_url=address):
-            return source("image", address.url, "image_url.url")
-        case schema.VideoPart(video_url=address):
-            return source("video", address.url, "video_url.url")
-        case schema.AudioPart(audio_url=address):
-            return source("audio", address.url, "audio_url.url")
-        case schema.InputAudioPart(input_audio=sound):
-            return source("audio", sound.data, "input_audio.data", "base64")
-        case schema.FramesPart(video=addresses, fps=fps):
-            frames = tuple(source("image", address, f"video[{index}]") for index, address in enumerate(addresses))
-            return MediaSource("video", "", f"{param}.video", frames=frames, fps=fps)
+    Attributes:
+        clips: The options for clips whose parts have no options.
+    """
+
+    def __init__(self, request: ChatCompletionRequest, long_strings: Mapping[str, LongString]) -> None:
+        self.clips = clip_options(request)
+        self._request = request
+        self._long_strings = long_strings
+
+    def source(self, part: schema.Part, param: str) -> MediaSource:
+        """The source of the media item in a part. Raises OmniError as `convert`."""
+        medium = medium_in(part)
+        assert medium is not None  # the other parts are text
+        value = self._long_strings.get(medium.value, medium.value)
+        field = f"{param}.{medium.field}"
+        frames = tuple(
+            MediaSource("image", self._long_strings.get(frame, frame), f"{field}[{index}]")
+            for index, frame in enumerate(medium.frames)
+        )
+        kind = medium.kind or kind_of_file(value, _filename(part), field)
+        return MediaSource(
+            kind,
+            value,
+            field,
+            form=_form(medium, value),
+            frames=frames,
+            size=size_of_picture(part, param, self._request) if kind == "image" else None,
+            video=options_of_clip(part, param, self.clips) if kind == "video" else None,
+        )
+
+
+def _filename(part: schema.Part) -> str | None:
+    return part.file.filename if isinstance(part, schema.FilePart) else None
+
+
+def _form(medium: PartMedium, value: str | LongString) -> Literal["address", "base64"]:
+    return "base64" if medium.may_be_base64 and not has_scheme(value) else "address"
 
 
 def _speech(request: ChatCompletionRequest, voices: Voices | None, limits: Limits) -> SpeechOptions | None:
@@ -171,18 +217,6 @@ def _text_output(request: ChatCompletionRequest) -> TextOutput:
         skip_special_tokens=_first(request.skip_special_tokens, True),
         return_token_ids=_first(request.return_token_ids, False),
         stream=bool(request.stream),
-    )
-
-
-def _video(request: ChatCompletionRequest) -> VideoOptions:
-    default = VideoOptions()
-    return VideoOptions(
-        fps=_first(request.video_fps, default.fps),
-        max_frames=_first(request.video_max_frames, default.max_frames),
-        min_pixels=request.video_min_pixels,
-        max_pixels=request.video_max_pixels,
-        total_pixels=request.video_total_pixels,
-        use_audio=bool(request.use_audio_in_video),
     )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import msgspec
 
-from gateway.api import health_report, responses
+from gateway.api import companions, health_report, responses, schema
 from gateway.api.health_report import HealthReport
 from gateway.api.responses import Completion, CompletionChunk, ErrorBody, Index, Model, ModelList
-from gateway.api.schema import ChatCompletionRequest
+from gateway.api.schema import EXTRA, ChatCompletionRequest
 from gateway.api.unserved_fields import IGNORED, REFUSED
 from omni_pipeline import __version__
 
@@ -52,7 +54,7 @@ def openapi_document(*, with_keys: bool) -> Json:
     """
     kinds = (ChatCompletionRequest, Completion, CompletionChunk, ErrorBody, Model, ModelList, HealthReport, Index)
     _, schemas = msgspec.json.schema_components(kinds, ref_template=_PLACE)
-    schemas[ChatCompletionRequest.__name__]["properties"] |= _unserved_fields()
+    _describe_request(schemas)
     for kind in (*vars(responses).values(), *vars(health_report).values()):
         if isinstance(kind, type) and kind.__name__ in schemas:
             schemas[kind.__name__]["required"] = _always_there(kind)
@@ -78,14 +80,47 @@ def _always_there(kind: type[msgspec.Struct]) -> list[str]:
     return [field.name for field in msgspec.structs.fields(kind) if field.default is not msgspec.UNSET]
 
 
+def _describe_request(schemas: Json) -> None:
+    """Add to the schemas of a request what its structs do not say: foreign fields, and nulls in place of nothing."""
+    objects = _reachable(ChatCompletionRequest.__name__, schemas)
+    for described in objects:
+        required = described.get("required", ())
+        for name, field in described["properties"].items():
+            if name not in required and {"type": "null"} not in field.get("anyOf", ()):
+                described["properties"][name] = {"anyOf": [field, {"type": "null"}]}
+        described["additionalProperties"] = {"type": "null"}
+    for union, names in ((schema.ChatMessage, companions.OF_MESSAGES), (schema.Part, companions.OF_PARTS)):
+        for kind in get_args(union):
+            schemas[kind.__name__]["properties"] |= _ignored(names)
+    fields = schemas[ChatCompletionRequest.__name__]["properties"]
+    fields |= _unserved_fields()
+    extra = {"type": "object", "properties": dict(fields), "additionalProperties": {"type": "null"}}
+    fields[EXTRA] = {"anyOf": [extra, {"type": "null"}], "description": "Its fields count as fields of the request."}
+
+
+def _reachable(name: str, schemas: Json) -> list[Json]:
+    """The schemas of objects that `name` leads to, itself included."""
+    found: dict[str, Json] = {}
+    wanted = [name]
+    while wanted:
+        name = wanted.pop()
+        if name not in found:
+            found[name] = schemas[name]
+            wanted += re.findall(_PLACE.format(name=r"(\w+)"), repr(schemas[name]))
+    return [described for described in found.values() if "properties" in described]
+
+
+def _ignored(names: Iterable[str]) -> Json:
+    return {name: {"description": "Accepted and ignored."} for name in sorted(names)}
+
+
 def _unserved_fields() -> Json:
     """The schemas of the fields that the server knows but does not support."""
-    ignored: Json = {name: {"description": "Accepted and ignored."} for name in sorted(IGNORED)}
     refused = {
         name: {"description": f"Refused: {reason}.", "enum": [*harmless, None]}
         for name, (harmless, reason) in REFUSED.items()
     }
-    return ignored | refused
+    return _ignored(IGNORED) | refused
 
 
 def _paths(security: list[Json]) -> Json:

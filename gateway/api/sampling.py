@@ -68,7 +68,10 @@ def _own(request: ChatCompletionRequest) -> SamplingByStage:
 
 
 def _layered(default: Sampling, *layers: FrameSampling) -> Sampling:
-    """`default`, with the value of each field of `StageSampling` taken from the first layer that gives one."""
+    """`default`, with the value of each field of `StageSampling` taken from the first layer that gives one.
+
+    A `top_p` of 0 leaves only the most likely token, so it is the same as a temperature of 0.
+    """
     given = {
         name: value
         for layer in reversed(layers)
@@ -77,6 +80,8 @@ def _layered(default: Sampling, *layers: FrameSampling) -> Sampling:
     }
     if "top_k" in given:
         given["top_k"] = max(given["top_k"], 0)
+    if given.get("top_p") == 0:
+        given |= {"temperature": 0.0, "top_p": 1.0}
     return msgspec.structs.replace(default, **given)
 
 

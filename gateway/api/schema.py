@@ -1,14 +1,15 @@
 """The request body of `POST /v1/chat/completions` as strict structs, with types and ranges of all fields.
 
 `validation.parse` reads a body into `ChatCompletionRequest`. A null field counts as left out. Fields that the
-OpenAI API defines and this server does not support are listed in `unserved_fields`, not here.
+OpenAI API defines and this server does not support are listed in `unserved_fields`, not here. Fields of messages and
+parts that no answer depends on are listed in `companions`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Struct
 
 NonEmpty = Annotated[str, Meta(min_length=1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -16,23 +17,54 @@ Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 Addresses = list[NonEmpty]
-Fps = Annotated[float, Meta(ge=0.01, le=240)]
+FramesPerSecond = Annotated[float, Meta(ge=0.01, le=240)]
+FrameCount = Annotated[int, Meta(ge=1, le=10_000)]
 
 # `pcm` is another spelling of `pcm16`.
 AudioFormat = Literal["wav", "pcm16", "pcm", "flac", "mp3", "opus", "aac"]
+
+EXTRA = "extra_body"
+"""An object whose fields count as fields of the request.
+
+OpenAI's client in Python merges its argument of this name into the body; other clients send the object as it is.
+"""
 
 
 class _Strict(Struct, forbid_unknown_fields=True):
     """A JSON object that may have no unknown fields."""
 
 
+# --- options of media -------------------------------------------------------------------------------------------------
+
+
+class PictureOptions(_Strict, kw_only=True):
+    """Bounds on the pixels of a resized picture."""
+
+    min_pixels: Count | None = None
+    max_pixels: Count | None = None
+
+
+class ClipOptions(PictureOptions, kw_only=True):
+    """Options for a clip; they say the same as the fields of the request whose names begin with `video_`."""
+
+    fps: FramesPerSecond | None = None
+    max_frames: FrameCount | None = None
+    total_pixels: Count | None = None
+    use_audio_in_video: bool | None = None
+
+
 # --- messages ---------------------------------------------------------------------------------------------------------
 
 
 class Address(_Strict):
-    """The address of a media item: an http(s) or data URL, or a local path that the server allows."""
+    """The address of a media item: an http(s) or data URL, or a local path that the server allows.
+
+    `detail` and `format` are accepted for clients of other servers; the file's content decides.
+    """
 
     url: NonEmpty
+    detail: str | None = None
+    format: str | None = None
 
 
 class ImageAddress(Address):
@@ -42,42 +74,103 @@ class ImageAddress(Address):
 
 
 class InputAudio(_Strict):
-    """As OpenAI's ``input_audio``: base64 of a sound file. Its content, not `format`, decides how it is decoded."""
+    """As OpenAI's ``input_audio``: base64 of a sound file, or its URL. `format` is accepted; the content decides."""
 
     data: NonEmpty
-    format: Literal["wav", "mp3", "flac", "ogg", "opus", "m4a", "aac", "webm"]
+    format: str | None = None
+
+
+class FileContent(_Strict):
+    """As OpenAI's ``file``: base64 of a picture, a sound or a clip, or its data URL.
+
+    The type in the data URL says which of the three it is, or else the content. `filename` decides where a container
+    may be a sound or a clip. `format` and `detail` are accepted.
+    """
+
+    file_data: NonEmpty
+    filename: str | None = None
+    format: str | None = None
+    detail: str | None = None
 
 
 class TextPart(_Strict, tag_field="type", tag="text"):
     text: str
 
 
-class ImagePart(_Strict, tag_field="type", tag="image_url"):
-    image_url: ImageAddress
+class InputTextPart(_Strict, tag_field="type", tag="input_text"):
+    """Text as in OpenAI's Responses API."""
+
+    text: str
+
+
+class RefusalPart(_Strict, tag_field="type", tag="refusal"):
+    """An earlier refusal; the model reads it as text."""
+
+    refusal: str
+
+
+class ImagePart(PictureOptions, kw_only=True, tag_field="type", tag="image_url"):
+    image_url: ImageAddress | NonEmpty
+
+
+class InputImagePart(PictureOptions, kw_only=True, tag_field="type", tag="input_image"):
+    """A picture as in OpenAI's Responses API."""
+
+    image_url: ImageAddress | NonEmpty
+    detail: str | None = None
 
 
 class AudioPart(_Strict, tag_field="type", tag="audio_url"):
-    audio_url: Address
+    audio_url: Address | NonEmpty
 
 
 class InputAudioPart(_Strict, tag_field="type", tag="input_audio"):
     input_audio: InputAudio
 
 
-class VideoPart(_Strict, tag_field="type", tag="video_url"):
-    video_url: Address
+class VideoPart(ClipOptions, kw_only=True, tag_field="type", tag="video_url"):
+    video_url: Address | NonEmpty
 
 
-class FramesPart(_Strict, tag_field="type", tag="video"):
-    """A clip as the addresses of its pictures, as Qwen's examples write it. `fps` is the number of pictures for each
-    second.
+class QwenImagePart(PictureOptions, kw_only=True, tag_field="type", tag="image"):
+    """A picture in the form of Qwen's examples."""
+
+    image: NonEmpty
+
+
+class QwenAudioPart(_Strict, tag_field="type", tag="audio"):
+    """A sound in the form of Qwen's examples."""
+
+    audio: NonEmpty
+
+
+class QwenVideoPart(ClipOptions, kw_only=True, tag_field="type", tag="video"):
+    """A clip in the form of Qwen's examples: its address, or a list of the addresses of its pictures.
+
+    With a list, `fps` is the number of pictures for each second.
     """
 
-    video: Annotated[Addresses, Meta(min_length=1)]
-    fps: Fps | None = None
+    video: NonEmpty | Annotated[Addresses, Meta(min_length=1)]
 
 
-Part: TypeAlias = TextPart | ImagePart | InputAudioPart | AudioPart | VideoPart | FramesPart
+class FilePart(_Strict, tag_field="type", tag="file"):
+    file: FileContent
+
+
+Part: TypeAlias = (
+    TextPart
+    | ImagePart
+    | InputAudioPart
+    | AudioPart
+    | VideoPart
+    | QwenImagePart
+    | QwenAudioPart
+    | QwenVideoPart
+    | FilePart
+    | InputTextPart
+    | InputImagePart
+    | RefusalPart
+)
 Content: TypeAlias = str | list[Part]
 
 
@@ -122,10 +215,9 @@ class AssistantMessage(_Strict, tag_field="role", tag="assistant"):
     content: Content | None = None
     name: str | None = None
     refusal: str | None = None
-    annotations: list[Raw] | None = None
     audio: EarlierSpeech | None = None
-    tool_calls: Annotated[list[Raw], Meta(extra_json_schema={"maxItems": 0})] | None = None
-    function_call: Annotated[dict[str, Raw], Meta(extra_json_schema={"maxProperties": 0})] | None = None
+    tool_calls: Annotated[list[Any], Meta(extra_json_schema={"maxItems": 0})] | None = None
+    function_call: Annotated[dict[str, Any], Meta(extra_json_schema={"maxProperties": 0})] | None = None
 
 
 class ToolMessage(_Strict, tag_field="role", tag="tool"):
@@ -144,7 +236,8 @@ ChatMessage: TypeAlias = SystemMessage | DeveloperMessage | UserMessage | Assist
 
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
-TopP = Annotated[float, Meta(gt=0, le=1)]
+# 0 is greedy.
+TopP = Annotated[float, Meta(ge=0, le=1)]
 TopK = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 RepetitionPenalty: TypeAlias = Annotated[float, Meta(ge=0.01, le=2)]
 
@@ -191,6 +284,14 @@ class AudioOutput(_Strict):
     chunks: Literal["files", "one_file"] | None = None
 
 
+class TemplateOptions(_Strict):
+    """Variables of the chat template. `add_generation_prompt` must be true, and `continue_final_message` false."""
+
+    enable_thinking: bool | None = None
+    add_generation_prompt: Annotated[bool, Meta(extra_json_schema={"enum": [True]})] | None = None
+    continue_final_message: Annotated[bool, Meta(extra_json_schema={"enum": [False]})] | None = None
+
+
 class StreamOptions(_Strict):
     """`include_obfuscation` is accepted for OpenAI's clients; this server does not obfuscate streams."""
 
@@ -213,12 +314,14 @@ class ChatCompletionRequest(StageSampling, kw_only=True):
     images: Addresses | None = None
     audios: Addresses | None = None
     videos: Addresses | None = None
-    video_fps: Fps | None = None
-    video_max_frames: Annotated[int, Meta(ge=1, le=10_000)] | None = None
+    video_fps: FramesPerSecond | None = None
+    video_max_frames: FrameCount | None = None
     video_min_pixels: Count | None = None
     video_max_pixels: Count | None = None
     video_total_pixels: Count | None = None
     use_audio_in_video: bool | None = None
+    mm_processor_kwargs: ClipOptions | None = None
+    chat_template_kwargs: TemplateOptions | None = None
 
     max_completion_tokens: Count | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None

@@ -11,6 +11,7 @@ IGNORED = frozenset(
         "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
+        "prompt_cache_options",
         "prompt_cache_retention",
         "reasoning_effort",
         "safety_identifier",
@@ -33,4 +34,17 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "web_search_options": ((), "this server does not search the web"),
     "response_format": (({"type": "text"},), "only {'type': 'text'} is supported"),
     "moderation": ((), "this server does not moderate content"),
+}
+
+# Options of content parts and of `mm_processor_kwargs` that would change the answer: refused by name, with the reason.
+REFUSED_OPTIONS: dict[str, str] = {
+    "file_id": "this server keeps no files; send the file in 'file_data'",
+    "min_frames": "use 'fps'",
+    "nframes": "use 'fps' and 'max_frames'",
+    "num_frames": "use 'fps' and 'max_frames'",
+    "resized_height": "use 'min_pixels' and 'max_pixels'",
+    "resized_width": "use 'min_pixels' and 'max_pixels'",
+    "video_end": "the model gets the whole clip",
+    "video_metadata": "the clip's own times count",
+    "video_start": "the model gets the whole clip",
 }

@@ -10,8 +10,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from gateway.api import schema
-from gateway.api.schema import ChatCompletionRequest
-from gateway.api.unserved_fields import IGNORED, REFUSED
+from gateway.api.companions import drop_companions
+from gateway.api.content_parts import has_scheme, medium_in
+from gateway.api.media_options import clip_options
+from gateway.api.plain_values import plain
+from gateway.api.schema import EXTRA, ChatCompletionRequest
+from gateway.api.unserved_fields import IGNORED, REFUSED, REFUSED_OPTIONS
 from gateway.bodies.json_body import JsonBody, LongString
 from gateway.bodies.reader import text_too_large
 from omni_pipeline.config.schema import Limits
@@ -44,13 +48,17 @@ def _tags(union: Any) -> tuple[str, ...]:
 
 # The fields that an object may have, by the name of the field that holds the object; for "did you mean".
 _NAMES_WITHIN = {
-    "": _fields(ChatCompletionRequest) | IGNORED,
+    "": _fields(ChatCompletionRequest) | IGNORED | {EXTRA},
+    EXTRA: _fields(ChatCompletionRequest) | IGNORED,
     "messages": _fields(*get_args(schema.ChatMessage)) | {"role"},
     "content": _fields(*get_args(schema.Part)) | {"type"},
     "image_url": _fields(schema.ImageAddress),
     "audio_url": _fields(schema.Address),
     "video_url": _fields(schema.Address),
     "input_audio": _fields(schema.InputAudio),
+    "file": _fields(schema.FileContent),
+    "mm_processor_kwargs": _fields(schema.ClipOptions),
+    "chat_template_kwargs": _fields(schema.TemplateOptions),
     "audio": _fields(schema.AudioOutput, schema.EarlierSpeech),
     "stream_options": _fields(schema.StreamOptions),
     "stage_sampling": _fields(schema.SamplingByStage),
@@ -79,7 +87,6 @@ _VALUES = {
     "modalities": _choices(ChatCompletionRequest, "modalities"),
     "audio.format": get_args(schema.AudioFormat),
     "audio.chunks": _choices(schema.AudioOutput, "chunks"),
-    "input_audio.format": _choices(schema.InputAudio, "format"),
     "image_url.detail": _choices(schema.ImageAddress, "detail"),
 }
 _FEW = 8  # largest number of names that a message lists
@@ -112,17 +119,24 @@ def parse(body: JsonBody, limits: Limits) -> ChatCompletionRequest:
 
 _Fields = dict[str, msgspec.Raw]
 _OBJECT = msgspec.json.Decoder(_Fields)
-_FIELDS = {
-    name: msgspec.json.Decoder(hint)
+_HINTS = {
+    name: hint
     for name, hint in get_type_hints(ChatCompletionRequest, include_extras=True).items()
     if name in ChatCompletionRequest.__struct_fields__
 }
 
 
+class _Sent(msgspec.Struct, frozen=True):
+    """A field as it was sent: where, and the bytes of its value."""
+
+    path: str
+    value: msgspec.Raw
+
+
 def _decoded(body: JsonBody) -> ChatCompletionRequest:
     """The request in the outline of `body`. Fields that are not read are skipped and not decoded."""
     try:
-        return _request(_OBJECT.decode(body.outline))
+        return _request(_OBJECT.decode(body.outline), body.strings)
     except OmniError:
         _check_json(body)
         raise
@@ -131,42 +145,91 @@ def _decoded(body: JsonBody) -> ChatCompletionRequest:
         raise _explained(body.in_words_of_sender(str(error), _LONGEST_MESSAGE)) from error
 
 
-def _request(fields: _Fields) -> ChatCompletionRequest:
+def _request(fields: _Fields, strings: Mapping[str, LongString]) -> ChatCompletionRequest:
     """The request with these fields. Raises msgspec.DecodeError for the first wrong field."""
-    served = _without_foreign(fields)
-    values = {name: _value(name, value) for name, value in served.items()}
+    served = _without_foreign(_merged(fields, strings))
+    values = {name: _value(name, sent) for name, sent in served.items()}
     for name in _REQUIRED:
         if name not in values:
             raise msgspec.ValidationError(f"Object missing required field `{name}`")
     return ChatCompletionRequest(**values)
 
 
-def _value(name: str, value: msgspec.Raw) -> Any:
-    """The value of a field of the request."""
-    if name not in _FIELDS:
-        raise msgspec.ValidationError(f"Object contains unknown field `{name}`")
+def _merged(fields: _Fields, strings: Mapping[str, LongString]) -> dict[str, _Sent]:
+    """The fields that are not null, with those in `extra_body`.
+
+    Raises:
+        OmniError: 400 if a field has two values.
+    """
+    merged = {name: _Sent(name, value) for name, value in fields.items() if not _is_null(value)}
+    extra = merged.pop(EXTRA, None)
+    if extra is None:
+        return merged
     try:
-        return _FIELDS[name].decode(value)
+        inner = _OBJECT.decode(extra.value)
+    except msgspec.ValidationError as error:
+        raise msgspec.ValidationError(f"{error} - at `$.{EXTRA}`") from error
+    for name, value in inner.items():
+        if _is_null(value):
+            continue
+        sent = _Sent(f"{EXTRA}.{name}", value)
+        read = name in merged and name not in IGNORED
+        if read and not _agree(_plain(merged[name].value), _plain(value), strings):
+            raise _invalid(sent.path, f"it differs from '{name}'; send only one of them")
+        merged.setdefault(name, sent)
+    return merged
+
+
+def _is_null(value: msgspec.Raw) -> bool:
+    return memoryview(value) == b"null"
+
+
+def _plain(value: msgspec.Raw) -> Any:
+    return plain(msgspec.json.decode(value))
+
+
+def _agree(one: Any, other: Any, strings: Mapping[str, LongString]) -> bool:
+    """Whether two values are equal, with the long strings that their markers stand for."""
+    match one, other:
+        case dict(), dict():
+            return one.keys() == other.keys() and all(_agree(one[name], other[name], strings) for name in one)
+        case list(), list():
+            return len(one) == len(other) and all(_agree(*pair, strings) for pair in zip(one, other, strict=True))
+        case str(), str() if one in strings and other in strings:
+            return strings[one].content == strings[other].content
+    return type(one) is type(other) and bool(one == other)
+
+
+def _value(name: str, sent: _Sent) -> Any:
+    """The value of a field of the request."""
+    if name not in _HINTS:
+        place = "" if sent.path == name else f" - at `$.{EXTRA}`"
+        raise msgspec.ValidationError(f"Object contains unknown field `{name}`{place}")
+    value = _plain(sent.value)
+    if name == "messages":
+        drop_companions(value)
+    try:
+        return msgspec.convert(value, _HINTS[name])
     except msgspec.ValidationError as error:
         text = str(error)
         path = _PATH.fullmatch(text)
         if path is None:
-            raise msgspec.ValidationError(f"{text} - at `$.{name}`") from error
-        raise msgspec.ValidationError(f"{path['what']} - at `$.{name}{path['path'][1:]}`") from error
+            raise msgspec.ValidationError(f"{text} - at `$.{sent.path}`") from error
+        raise msgspec.ValidationError(f"{path['what']} - at `$.{sent.path}{path['path'][1:]}`") from error
 
 
-def _without_foreign(fields: _Fields) -> _Fields:
-    """`fields` without nulls and harmless foreign fields. Raises OmniError (400) for a field that is refused."""
+def _without_foreign(fields: Mapping[str, _Sent]) -> dict[str, _Sent]:
+    """`fields` without harmless foreign fields. Raises OmniError (400) for a field that is refused."""
     served = {}
-    for name, value in fields.items():
-        if name in IGNORED or memoryview(value) == b"null":
+    for name, sent in fields.items():
+        if name in IGNORED:
             continue
         if name not in REFUSED:
-            served[name] = value
+            served[name] = sent
             continue
         harmless, reason = REFUSED[name]
-        if memoryview(value).nbytes > _LONGEST_HARMLESS or msgspec.json.decode(value) not in harmless:
-            raise bad_request(f"'{name}' is not supported: {reason}.", param=name, code="unsupported_parameter")
+        if memoryview(sent.value).nbytes > _LONGEST_HARMLESS or _plain(sent.value) not in harmless:
+            raise _unsupported(sent.path, reason)
     return served
 
 
@@ -212,15 +275,13 @@ def _media_markers(request: ChatCompletionRequest, strings: Mapping[str, LongStr
         if message.content is None or isinstance(message.content, str):
             continue
         for part in message.content:
-            match part:
-                case schema.InputAudioPart(input_audio=sound):
-                    yield sound.data
-                case schema.ImagePart(image_url=address):
-                    addresses.append(address.url)
-                case schema.AudioPart(audio_url=address) | schema.VideoPart(video_url=address):
-                    addresses.append(address.url)
-                case schema.FramesPart(video=frames):
-                    addresses += frames
+            medium = medium_in(part)
+            if medium is None:
+                continue
+            if medium.may_be_base64 and medium.value in strings and not has_scheme(strings[medium.value]):
+                yield medium.value
+            else:
+                addresses += medium.frames or [medium.value]
     for marker in addresses:
         if marker in strings and strings[marker].content[:5].lower() == b"data:":
             yield marker
@@ -247,7 +308,9 @@ def _explained(text: str) -> OmniError:
     if match := _PATH.fullmatch(text):
         what, parent = match["what"], match["path"].removeprefix("$").removeprefix(".").replace("[...]", "")
 
-    if match := _UNKNOWN.fullmatch(what):
+    if (match := _UNKNOWN.fullmatch(what)) and parent and match[1] in REFUSED_OPTIONS:
+        return _unsupported(_join(parent, match[1]), REFUSED_OPTIONS[match[1]])
+    if match:
         param = _join(parent, match[1])
         names = _NAMES_WITHIN.get(_last(parent), frozenset())
         message = f"Unknown field '{param}'{_suggestion(match[1], names)}."
@@ -298,12 +361,12 @@ def _check(request: ChatCompletionRequest) -> None:
     for index, message in enumerate(request.messages):
         if isinstance(message, schema.AssistantMessage):
             _check_history(message, f"messages[{index}]")
-    if (
-        request.video_min_pixels is not None
-        and request.video_max_pixels is not None
-        and request.video_min_pixels > request.video_max_pixels
-    ):
-        raise _invalid("video_min_pixels", "it is larger than 'video_max_pixels'")
+    clip_options(request)
+    template = request.chat_template_kwargs or schema.TemplateOptions()
+    if template.add_generation_prompt is False:
+        raise _unsupported("chat_template_kwargs.add_generation_prompt", "the model always begins a new answer")
+    if template.continue_final_message:
+        raise _unsupported("chat_template_kwargs.continue_final_message", "the model always begins a new answer")
 
 
 def _check_output(request: ChatCompletionRequest) -> None:
@@ -312,7 +375,7 @@ def _check_output(request: ChatCompletionRequest) -> None:
         raise _invalid("modalities", "an entry is repeated")
     if request.n not in (None, 1):
         raise bad_request("'n' must be 1: one answer for each request.", param="n", code="unsupported_value")
-    if request.top_logprobs is not None and not request.logprobs:
+    if request.top_logprobs and not request.logprobs:
         raise _invalid("top_logprobs", "it needs 'logprobs' to be true")
     if request.stream_options is not None and not request.stream:
         raise _invalid("stream_options", "it needs 'stream' to be true")
@@ -341,11 +404,7 @@ def _check_tokens(request: ChatCompletionRequest) -> None:
 def _check_history(message: schema.AssistantMessage, param: str) -> None:
     if message.tool_calls or message.function_call:
         field = "tool_calls" if message.tool_calls else "function_call"
-        raise bad_request(
-            f"'{param}.{field}' is not supported: this server does not call tools.",
-            param=f"{param}.{field}",
-            code="unsupported_parameter",
-        )
+        raise _unsupported(f"{param}.{field}", "this server does not call tools")
     spoken = message.audio and (message.audio.transcript if message.audio.id is None else message.audio.id)
     if message.content is None and message.refusal is None and spoken is None:
         reason = (
@@ -362,3 +421,7 @@ def _check_history(message: schema.AssistantMessage, param: str) -> None:
 
 def _invalid(param: str, reason: str) -> OmniError:
     return bad_request(f"Invalid '{param}': {reason}.", param=param, code="invalid_value")
+
+
+def _unsupported(param: str, reason: str) -> OmniError:
+    return bad_request(f"'{param}' is not supported: {reason}.", param=param, code="unsupported_parameter")

@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterator
 import msgspec
 from msgspec import Struct
 
-# A shorter body is decoded at once, in less than a millisecond.
-_LARGE = 1 << 16
+# A shorter body is decoded and checked at once, in about a millisecond.
+_LARGE = 1 << 14
 # Bytes that are decoded before another thread may run.
 _SLICE = 1 << 20
 # The length of the longest escapes in a JSON string, such as `\u00e9`.

@@ -84,8 +84,8 @@ class MediaLoader:
             async with places:
                 if pictures := pictures_in_url(source, self._policy.max_frames):
                     frames = [await file(picture) for picture in pictures]
-                    return Media(source.kind, Tensor.of(b""), source.param, frames=frames, fps=source.fps)
-                return Media(source.kind, await file(source), source.param)
+                    return Media(source.kind, Tensor.of(b""), source.param, video=source.video, frames=frames)
+                return Media(source.kind, await file(source), source.param, source.size, source.video)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -171,7 +171,7 @@ class MediaLoader:
 def _clip(source: MediaSource, pictures: Sequence[Media]) -> Media:
     """The clip of which `pictures` are the frames."""
     frames = [picture.data for picture in pictures]
-    return Media(source.kind, Tensor.of(b""), source.param, frames=frames, fps=source.fps)
+    return Media(source.kind, Tensor.of(b""), source.param, video=source.video, frames=frames)
 
 
 def _decode_slice(decoder: Base64Decoder, text: str | LongString, begin: int) -> tuple[bytes, int]:

@@ -160,6 +160,11 @@ class ApiFuzzer:
                 result[part] = result[part] | {"url": self._medium(kind, result[part]["url"], rng)}
         if isinstance(result.get("video"), list):
             result["video"] = [self._medium("image", address, rng) for address in result["video"]]
+            for name in (part, kind):
+                if isinstance(result.get(name), str) and result.get("type") == name:
+                    result[name] = self._medium(kind, result[name], rng)
+        if isinstance(result.get("file"), dict) and "file_data" in result["file"]:
+            result["file"]["file_data"] = self._medium(rng.choice([*_MEDIA]), result["file"]["file_data"], rng)
         if isinstance(result.get("input_audio"), dict):
             result["input_audio"]["data"] = self._medium("audio", "", rng).partition(",")[2]
         return result

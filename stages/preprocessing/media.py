@@ -162,9 +162,8 @@ class MediaReader:
                 case "video":
                     options = medium.video or video
                     audio = next(next_sound) if options.use_audio else 0
-                    seconds_per_step = self._features.frames_per_row / options.fps
                     grid = self._features.merged_grid(next(next_clip))
-                    seconds_per_step = self._features.frames_per_row / _rate(medium, options)
+                    seconds_per_step = self._features.frames_per_row / options.fps
                     rows.append(MediumRows("video", grid, audio, seconds_per_step))
         return rows
 
@@ -245,7 +244,7 @@ class MediaReader:
             )
         return probe_picture_clip(
             [frame.buffer() for frame in medium.frames],
-            _rate(medium, options),
+            options.fps,
             max_seconds=max_seconds,
             max_pixels=max_pixels,
             max_total_pixels=limits.max_video_total_pixels,
@@ -258,7 +257,7 @@ class MediaReader:
             return list(range(clip.frames))
         return sampled_frames(
             clip,
-            fps=_rate(medium, options),
+            fps=options.fps,
             min_frames=self._features.min_frames,
             max_frames=options.max_frames,
             multiple=self._features.frames_per_row,
@@ -302,8 +301,3 @@ class MediaReader:
             max_total_pixels=max_total_pixels,
             param=medium.param,
         )
-
-
-def _rate(medium: Media, options: VideoOptions) -> float:
-    """The number of frames that are taken for each second of a clip."""
-    return options.fps if medium.fps is None else medium.fps

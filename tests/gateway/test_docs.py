@@ -10,10 +10,10 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from gateway.api import schema
+from gateway.api import companions, schema
 from gateway.api.openapi import openapi_document
 from gateway.api.schema import AudioFormat, ChatCompletionRequest, SamplingByStage, StageSampling
-from gateway.api.unserved_fields import IGNORED, REFUSED
+from gateway.api.unserved_fields import IGNORED, REFUSED, REFUSED_OPTIONS
 from omni_pipeline.config.schema import Limits, MediaPolicy
 from stages.options import PreprocessingOptions, TalkerOptions, ThinkerOptions
 
@@ -46,7 +46,8 @@ FIELDS = {name: row for row in rows(section("## Request fields").partition("###"
     "name",
     sorted(
         {*ChatCompletionRequest.__struct_fields__, *StageSampling.__struct_fields__, *IGNORED, *REFUSED}
-        | {*SamplingByStage.__struct_fields__, *get_args(AudioFormat)}
+        | {*SamplingByStage.__struct_fields__, *get_args(AudioFormat), *REFUSED_OPTIONS}
+        | {*schema.ClipOptions.__struct_fields__, *schema.TemplateOptions.__struct_fields__, schema.EXTRA}
     ),
 )
 def test_every_field_is_documented(name):
@@ -101,9 +102,32 @@ def test_every_endpoint_is_documented():
     assert {endpoint.replace("{name}", "{model}") for endpoint in listed} == described
 
 
+MESSAGES = section("### Messages")
+
+
 def test_every_kind_of_part_is_documented():
-    documented = {re.search(r'"type": "(\w+)"', cell)[1] for cell, *_ in rows(section("### Messages"))}
+    documented = {found[1] for cell, *_ in rows(MESSAGES) if (found := re.search(r'"type": "(\w+)"', cell))}
     assert documented == {part.__struct_config__.tag for part in get_args(schema.Part)}
+
+
+def test_every_option_of_a_part_is_documented():
+    table = MESSAGES[MESSAGES.index("| parts | options |") :].partition("\n\n")[0]
+    documented = {part: {*names(row[1])} for row in rows(table) for part in names(row[0])}
+    options = {
+        part.__struct_config__.tag: {*kind.__struct_fields__}
+        for part in get_args(schema.Part)
+        for kind in (schema.ClipOptions, schema.PictureOptions)
+        if part.__mro__[1] is kind
+    }
+    assert documented.keys() == options.keys()
+    assert all(options[part] <= documented[part] for part in options)
+
+
+def test_the_companions_are_those_of_the_code():
+    table = MESSAGES[MESSAGES.index("| field | of | sent by |") :].partition("\n\n")[0]
+    listed = [(name, row[1]) for row in rows(table) for name in names(row[0])]
+    assert {name for name, places in listed if "messages" in places} == companions.OF_MESSAGES
+    assert {name for name, places in listed if "parts" in places} == companions.OF_PARTS
 
 
 def codes() -> set[str]:

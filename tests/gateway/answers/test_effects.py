@@ -10,9 +10,12 @@ import pytest
 
 from gateway.answers.chat import manner_of
 from gateway.api.conversion import convert
-from gateway.api.schema import ChatCompletionRequest, FrameSampling, StageSampling
+from gateway.api.media_options import SAME_OF_CLIPS
+from gateway.api.schema import ChatCompletionRequest, ClipOptions, FrameSampling, PictureOptions, StageSampling
 from gateway.api.voices import Voices
 from omni_pipeline.config.schema import Limits
+from omni_pipeline.errors import OmniError
+from stages.messages import PictureSize, VideoOptions
 from tests.gateway.json_bodies import parse
 
 VOICES = Voices(("chelsie", "ethan"), "ethan")
@@ -34,6 +37,8 @@ VALUES: dict[str, Any] = {
     "video_max_pixels": 200_000,
     "video_total_pixels": 300_000,
     "use_audio_in_video": True,
+    "mm_processor_kwargs": {"fps": 1},
+    "chat_template_kwargs": {"enable_thinking": False},
     "max_tokens": 5,
     "max_completion_tokens": 5,
     "min_tokens": 5,
@@ -81,6 +86,94 @@ def test_no_field_is_forgotten_here():
 def test_a_field_has_an_effect(field):
     needed = NEEDS.get(field, {})
     assert outcome(**{field: VALUES[field]}, **needed) != outcome(**needed)
+
+
+# `outcome` sends the other two fields at the top level.
+@pytest.mark.parametrize("field", sorted(VALUES.keys() - {"messages", "modalities"}))
+def test_a_field_in_extra_body_has_the_effect_of_the_field(field):
+    needed = NEEDS.get(field, {})
+    assert outcome(extra_body={field: VALUES[field]}, **needed) == outcome(**{field: VALUES[field]}, **needed)
+
+
+OPTIONS = {
+    "fps": 1,
+    "max_frames": 5,
+    "min_pixels": 100_000,
+    "max_pixels": 200_000,
+    "total_pixels": 300_000,
+    "use_audio_in_video": True,
+}
+
+
+def test_no_option_is_forgotten_here():
+    assert OPTIONS.keys() == {*ClipOptions.__struct_fields__}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_of_the_processor_is_that_of_the_request(option):
+    request, sources, _ = outcome(mm_processor_kwargs={option: OPTIONS[option]}, images=["a"])
+    same, _, _ = outcome(**{SAME_OF_CLIPS[option]: OPTIONS[option]}, images=["a"])
+    assert request == same
+    assert (sources[0].size is not None) == (option in PictureOptions.__struct_fields__)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("kind", ["video", "video_url"])
+def test_an_option_of_a_clip_has_an_effect_on_that_clip_alone(kind, option):
+    clips = [{"type": kind, kind: "a"}, {"type": kind, kind: "b", option: OPTIONS[option]}]
+    request, [first, second], _ = outcome(messages=[{"role": "user", "content": clips}])
+    same, _, _ = outcome(**{SAME_OF_CLIPS[option]: OPTIONS[option]})
+    assert (request.video, first.video) == (VideoOptions(), None)
+    assert second.video == same.video
+
+
+@pytest.mark.parametrize("kind", ["image", "image_url", "input_image"])
+@pytest.mark.parametrize("option", PictureOptions.__struct_fields__)
+def test_an_option_of_a_picture_has_an_effect_on_that_picture_alone(kind, option):
+    field = "image" if kind == "image" else "image_url"
+    pictures = [{"type": kind, field: "a"}, {"type": kind, field: "b", option: 70_000}]
+    _, [first, second], _ = outcome(messages=[{"role": "user", "content": pictures}])
+    assert (first.size, second.size) == (None, PictureSize(**{option: 70_000}))
+
+
+def test_an_option_of_an_item_wins_over_that_of_the_request():
+    parts = [{"type": "video", "video": "a", "fps": 3}, {"type": "image", "image": "b", "max_pixels": 70_000}]
+    _, [clip, picture], _ = outcome(
+        messages=[{"role": "user", "content": parts}], mm_processor_kwargs={"fps": 1, "max_pixels": 90_000}
+    )
+    assert clip.video == VideoOptions(fps=3.0, max_pixels=90_000)
+    assert picture.size == PictureSize(max_pixels=70_000)
+
+
+@pytest.mark.parametrize(
+    ("part", "fields", "param"),
+    [
+        ({"type": "image", "image": "a", "min_pixels": 9, "max_pixels": 8}, {}, "messages[0].content[0].min_pixels"),
+        ({"type": "video", "video": "a", "min_pixels": 9, "max_pixels": 8}, {}, "messages[0].content[0].min_pixels"),
+        (
+            {"type": "video_url", "video_url": "a", "min_pixels": 9},
+            {"video_max_pixels": 8},
+            "messages[0].content[0].min_pixels",
+        ),
+        (
+            {"type": "image", "image": "a", "max_pixels": 8},
+            {"mm_processor_kwargs": {"min_pixels": 9}},
+            "messages[0].content[0].max_pixels",
+        ),
+    ],
+)
+def test_bounds_that_contradict_each_other_are_refused(part, fields, param):
+    with pytest.raises(OmniError) as caught:
+        outcome(messages=[{"role": "user", "content": [part]}], **fields)
+    assert (caught.value.info.status, caught.value.info.param) == (400, param)
+
+
+@pytest.mark.parametrize("stage", ["thinker", "talker_ar", "code_predictor"])
+def test_a_top_p_of_nothing_is_greedy(stage):
+    hot = {"temperature": 0.7, "top_k": 5}
+    request, _, _ = outcome(stage_sampling={stage: hot | {"top_p": 0}})
+    greedy, _, _ = outcome(stage_sampling={stage: hot | {"temperature": 0, "top_p": 1}})
+    assert request == greedy
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_content_parts_stand_where_they_are():
             frames=tuple(
                 MediaSource("image", f"{index}.png", f"messages[2].content[2].video[{index}]") for index in range(2)
             ),
-            fps=3.0,
+            video=VideoOptions(fps=3.0),
         ),
     ]
 

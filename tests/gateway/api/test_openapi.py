@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from gateway.api.openapi import CHAT_ERRORS, openapi_document
-from gateway.api.schema import ChatCompletionRequest
+from gateway.api.schema import EXTRA, ChatCompletionRequest
 from gateway.api.unserved_fields import IGNORED, REFUSED
 from omni_pipeline import __version__
 from omni_pipeline.errors import ErrorInfo
@@ -42,8 +42,8 @@ def test_every_schema_is_one():
 
 def test_it_names_every_field_that_is_known():
     described = DOCUMENT["components"]["schemas"]["ChatCompletionRequest"]
-    assert described["properties"].keys() == {*ChatCompletionRequest.__struct_fields__, *IGNORED, *REFUSED}
-    assert described["additionalProperties"] is False
+    assert described["properties"].keys() == {*ChatCompletionRequest.__struct_fields__, *IGNORED, *REFUSED, EXTRA}
+    assert described["additionalProperties"] == {"type": "null"}
 
 
 @pytest.mark.parametrize("fields", GOOD)
@@ -63,6 +63,11 @@ CONTRADICTIONS = [
     body(top_logprobs=2),
     body(stream_options={"include_usage": True}),
     body(video_min_pixels=200, video_max_pixels=100),
+    body(extra_body={"top_k": 1}, top_k=2),
+    body(extra_body={"images": ["x"]}, images=["y"]),
+    body(mm_processor_kwargs={"fps": 1}, video_fps=2),
+    body(mm_processor_kwargs={"use_audio_in_video": False}, use_audio_in_video=True),
+    body(mm_processor_kwargs={"min_pixels": 200}, video_max_pixels=100),
     messages({"role": "assistant"}),
     messages({"role": "assistant", "audio": {"data": "AAAA"}}),
     body(stream=True, audio={"format": "mp3", "chunks": "files"}),

@@ -10,7 +10,7 @@ from contextlib import suppress
 import msgspec
 import pytest
 
-from gateway.api import validation
+from gateway.api import companions, validation
 from gateway.api.unserved_fields import IGNORED, REFUSED
 from omni_pipeline.config.schema import Limits
 from omni_pipeline.errors import OmniError
@@ -75,7 +75,7 @@ WRONG = [
     (messages({"role": "user"}), "messages[0].content", "missing_required_parameter"),
     (messages({"role": "robot", "content": "x"}), "messages[0].role", "invalid_value"),
     (messages({"role": 1, "content": "x"}), "messages[0].role", "invalid_value"),
-    (messages(USER, {"role": "user", "content": None}), "messages[1].content", "invalid_value"),
+    (messages(USER, {"role": "user", "content": None}), "messages[1].content", "missing_required_parameter"),
     (messages({"role": "user", "content": 3}), "messages[0].content", "invalid_value"),
     (messages(USER | {"contents": "x"}), "messages[0].contents", "unknown_parameter"),
     (messages({"role": "assistant"}), "messages[0].content", "missing_required_parameter"),
@@ -96,7 +96,8 @@ WRONG = [
     (parts({"type": "smell"}), "messages[0].content[0].type", "invalid_value"),
     (parts({"type": "text"}), "messages[0].content[0].text", "missing_required_parameter"),
     (parts({"type": "text", "text": "x", "url": "y"}), "messages[0].content[0].url", "unknown_parameter"),
-    (image("x"), "messages[0].content[0].image_url", "invalid_value"),
+    (image(""), "messages[0].content[0].image_url", "invalid_value"),
+    (image(["x"]), "messages[0].content[0].image_url", "invalid_value"),
     (image({}), "messages[0].content[0].image_url.url", "missing_required_parameter"),
     (image({"url": ""}), "messages[0].content[0].image_url.url", "invalid_value"),
     (
@@ -105,15 +106,36 @@ WRONG = [
         "invalid_value",
     ),
     (
-        parts({"type": "input_audio", "input_audio": {"data": "x"}}),
-        "messages[0].content[0].input_audio.format",
+        parts({"type": "input_audio", "input_audio": {"format": "wav"}}),
+        "messages[0].content[0].input_audio.data",
         "missing_required_parameter",
     ),
+    (parts({"type": "image", "image": ""}), "messages[0].content[0].image", "invalid_value"),
+    (parts({"type": "image", "image": "x", "min_pixels": 0}), "messages[0].content[0].min_pixels", "invalid_value"),
+    (parts({"type": "image", "image": "x", "fps": 1}), "messages[0].content[0].fps", "unknown_parameter"),
     (
-        parts({"type": "input_audio", "input_audio": {"data": "x", "format": "midi"}}),
-        "messages[0].content[0].input_audio.format",
-        "invalid_value",
+        parts({"type": "image", "image": "x", "resized_width": 8}),
+        "messages[0].content[0].resized_width",
+        "unsupported_parameter",
     ),
+    (parts({"type": "video", "video": "x", "fps": 0}), "messages[0].content[0].fps", "invalid_value"),
+    (
+        parts({"type": "video", "video": "x", "nframes": 8}),
+        "messages[0].content[0].nframes",
+        "unsupported_parameter",
+    ),
+    (
+        parts({"type": "audio", "audio": "x", "use_audio_in_video": True}),
+        "messages[0].content[0].use_audio_in_video",
+        "unknown_parameter",
+    ),
+    (
+        parts({"type": "file", "file": {"file_id": "file-1"}}),
+        "messages[0].content[0].file.file_id",
+        "unsupported_parameter",
+    ),
+    (parts({"type": "file", "file": {}}), "messages[0].content[0].file.file_data", "missing_required_parameter"),
+    (messages(USER | {"partial": True}), "messages[0].partial", "unknown_parameter"),
     (
         parts({"type": "text", "text": "x"}, {"type": "video_url", "video_url": {"url": 3}}),
         "messages[0].content[1].video_url.url",
@@ -124,7 +146,7 @@ WRONG = [
     (body(temperature=-0.1), "temperature", "invalid_value"),
     (body(temperature=2.1), "temperature", "invalid_value"),
     (body(temperature=True), "temperature", "invalid_value"),
-    (body(top_p=0), "top_p", "invalid_value"),
+    (body(top_p=-0.1), "top_p", "invalid_value"),
     (body(top_p=1.1), "top_p", "invalid_value"),
     (body(top_k=-2), "top_k", "invalid_value"),
     (body(top_k=1.5), "top_k", "invalid_value"),
@@ -176,7 +198,7 @@ WRONG = [
     (body(voice=3), "voice", "invalid_value"),
     (body(speaker=["ethan"]), "speaker", "invalid_value"),
     (body(stage_sampling={"code2wav": {}}), "stage_sampling.code2wav", "unknown_parameter"),
-    (body(stage_sampling={"talker_ar": {"top_p": 0}}), "stage_sampling.talker_ar.top_p", "invalid_value"),
+    (body(stage_sampling={"talker_ar": {"top_p": -1}}), "stage_sampling.talker_ar.top_p", "invalid_value"),
     (body(stage_sampling={"code_predictor": {"top_k": -2}}), "stage_sampling.code_predictor.top_k", "invalid_value"),
     (
         body(stage_sampling={"code_predictor": {"max_tokens": 15}}),
@@ -192,7 +214,7 @@ WRONG = [
     (body(stage_sampling={"thinker": {"temperature": 3}}), "stage_sampling.thinker.temperature", "invalid_value"),
     (body(stage_sampling={"thinker": {"stop": "x"}}), "stage_sampling.thinker.stop", "unknown_parameter"),
     (body(talker_temperature=2.5), "talker_temperature", "invalid_value"),
-    (body(talker_top_p=0), "talker_top_p", "invalid_value"),
+    (body(talker_top_p=-1), "talker_top_p", "invalid_value"),
     (body(talker_top_k=-2), "talker_top_k", "invalid_value"),
     (body(talker_repetition_penalty=0), "talker_repetition_penalty", "invalid_value"),
     (body(talker_max_new_tokens=0), "talker_max_new_tokens", "invalid_value"),
@@ -212,6 +234,42 @@ WRONG = [
     (body(response_format={"type": "json_object"}), "response_format", "unsupported_parameter"),
     (body(web_search_options={}), "web_search_options", "unsupported_parameter"),
     (body(best_of=2), "best_of", "unknown_parameter"),
+    (body(max_tokens=16.5), "max_tokens", "invalid_value"),
+    (body(mm_processor_kwargs=[]), "mm_processor_kwargs", "invalid_value"),
+    (body(mm_processor_kwargs={"fps": 0}), "mm_processor_kwargs.fps", "invalid_value"),
+    (body(mm_processor_kwargs={"num_frames": 4}), "mm_processor_kwargs.num_frames", "unsupported_parameter"),
+    (body(mm_processor_kwargs={"truncation": True}), "mm_processor_kwargs.truncation", "unknown_parameter"),
+    (body(mm_processor_kwargs={"fps": 1}, video_fps=2), "mm_processor_kwargs.fps", "invalid_value"),
+    (
+        body(mm_processor_kwargs={"use_audio_in_video": False}, use_audio_in_video=True),
+        "mm_processor_kwargs.use_audio_in_video",
+        "invalid_value",
+    ),
+    (
+        body(mm_processor_kwargs={"min_pixels": 200}, video_max_pixels=100),
+        "mm_processor_kwargs.min_pixels",
+        "invalid_value",
+    ),
+    (body(chat_template_kwargs={"thinking": True}), "chat_template_kwargs.thinking", "unknown_parameter"),
+    (body(chat_template_kwargs={"enable_thinking": "no"}), "chat_template_kwargs.enable_thinking", "invalid_value"),
+    (
+        body(chat_template_kwargs={"add_generation_prompt": False}),
+        "chat_template_kwargs.add_generation_prompt",
+        "unsupported_parameter",
+    ),
+    (
+        body(chat_template_kwargs={"continue_final_message": True}),
+        "chat_template_kwargs.continue_final_message",
+        "unsupported_parameter",
+    ),
+    (body(extra_body=3), "extra_body", "invalid_value"),
+    (body(extra_body={"temprature": 1}), "extra_body.temprature", "unknown_parameter"),
+    (body(extra_body={"extra_body": {"top_k": 1}}), "extra_body.extra_body", "unknown_parameter"),
+    (body(extra_body={"top_k": -2}), "extra_body.top_k", "invalid_value"),
+    (body(extra_body={"images": ["x", 3]}), "extra_body.images[1]", "invalid_value"),
+    (body(extra_body={"tools": [{}]}), "extra_body.tools", "unsupported_parameter"),
+    (body(extra_body={"top_k": 1}, top_k=2), "extra_body.top_k", "invalid_value"),
+    (body(extra_body={"images": ["x"]}, images=["y"]), "extra_body.images", "invalid_value"),
 ]  # fmt: skip
 
 
@@ -250,7 +308,11 @@ def test_a_misspelt_field_gets_a_suggestion(data, meant):
         (body(audio={"format": "midi"}), "wav, pcm16, pcm, flac, mp3, opus, aac"),
         (body(audio={"chunks": "file"}), "files, one_file"),
         (messages({"role": "robot", "content": "x"}), "system, developer, user, assistant, tool"),
-        (parts({"type": "smell"}), "text, image_url, input_audio, audio_url, video_url, video"),
+        (
+            parts({"type": "smell"}),
+            "text, image_url, input_audio, audio_url, video_url, image, audio, video, file, "
+            "input_text, input_image, refusal",
+        ),
     ],
 )
 def test_a_value_that_is_none_of_the_known_ones_gets_their_list(data, known):
@@ -315,7 +377,53 @@ GOOD = [
     {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
     {"temperature": None, "images": None, "stage_sampling": None, "stop": None, "stream": None},
     {"stage_sampling": {"thinker": {"temperature": 0.8, "seed": None}}},
-]
+    {"temperature": 2, "top_p": 0, "talker_top_p": 0},
+    {"max_tokens": 16.0, "top_k": -1.0, "stop_token_ids": [5.0], "logit_bias": {"5": 1.0}},
+    {"logprobs": False, "top_logprobs": 0},
+    {"top_logprobs": 0},
+    {"stream": True, "stream_options": {"include_usage": None, "include_obfuscation": None, "other": None}},
+    {"unknown": None, "audio": {"unknown": None}, "stage_sampling": {"thinker": {"unknown": None}}},
+    {"mm_processor_kwargs": {"use_audio_in_video": True, "fps": 1, "max_pixels": 100_000}, "use_audio_in_video": True},
+    {"chat_template_kwargs": {"enable_thinking": False, "add_generation_prompt": True}},
+    {"chat_template_kwargs": {"enable_thinking": True, "continue_final_message": False}},
+    {"extra_body": {"top_k": 5, "video_fps": 1.0}, "top_k": 5, "video_fps": 1},
+    {"extra_body": {"top_k": None, "user": 1}, "top_k": 5, "user": 2},
+    {"extra_body": None},
+    {"messages": [
+        {"role": "system", "content": "x", "name": None, "id": "m1", "cache_control": {"type": "ephemeral"}},
+        {"role": "user", "unknown": None, "content": [
+            {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}, "unknown": None},
+            {"type": "input_text", "text": "x", "prompt_cache_breakpoint": {"mode": "explicit"}},
+            {"type": "image_url", "image_url": "x", "max_pixels": 100_000, "uuid": "u"},
+            {"type": "image_url", "image_url": {"url": "x", "detail": None, "format": "image/png"}},
+            {"type": "input_image", "image_url": "x", "detail": "auto", "file_id": None},
+            {"type": "image", "image": "x", "min_pixels": 1, "max_pixels": 1},
+            {"type": "audio", "audio": "x"},
+            {"type": "audio_url", "audio_url": "x"},
+            {"type": "input_audio", "input_audio": {"data": "x"}},
+            {"type": "input_audio", "input_audio": {"data": "x", "format": "audio/X-WAV"}},
+            {"type": "video", "video": "x", "fps": 1, "max_frames": 4, "total_pixels": 9, "use_audio_in_video": True},
+            {"type": "video_url", "video_url": "x", "min_pixels": 5},
+            {"type": "file", "file": {"file_data": "x", "filename": "a.wav", "file_id": None}},
+        ]},
+        {"role": "assistant", "content": "x", "reasoning": "y", "reasoning_content": "y", "thinking_blocks": [{}],
+         "annotations": [{}], "index": 0, "content-type": "text", "provider_specific_fields": {}, "unknown": None},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "x"}, {"type": "text", "text": "x"}]},
+    ]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(companions.OF_MESSAGES))
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+def test_companions_of_messages_are_taken_with_any_value(role, name):
+    plain = {"role": role, "content": "x"}
+    assert parse(messages(plain | {name: {"any": [1]}})) == parse(messages(plain))
+
+
+@pytest.mark.parametrize("name", sorted(companions.OF_PARTS))
+@pytest.mark.parametrize("part", [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "x"}}])
+def test_companions_of_parts_are_taken_with_any_value(part, name):
+    assert parse(parts(part | {name: {"any": [1]}})) == parse(parts(part))
 
 
 @pytest.mark.parametrize(
@@ -347,6 +455,25 @@ def test_a_byte_order_mark_is_taken(piece):
     info = refusal(b"\xef\xbb\xbf" + b'{"model": }')
     assert "(byte 13)" in info.message
     assert refusal(b" \xef\xbb\xbf{}").code == "invalid_json"
+
+
+def test_whole_numbers_are_integers():
+    request = parse(body(max_tokens=16.0, top_k=5.0, seed=1e3, temperature=1.0, logit_bias={"5": 1.0}))
+    assert (request.max_tokens, request.top_k, request.seed, request.temperature) == (16, 5, 1000, 1.0)
+    assert all(type(value) is int for value in (request.max_tokens, request.top_k, request.seed))
+
+
+def test_fields_of_extra_body_are_fields_of_the_request():
+    assert parse(body(extra_body={"top_k": 5, "images": [DATA_URL[:100]]})) == parse(
+        body(top_k=5, images=[DATA_URL[:100]])
+    )
+    assert parse(json.dumps({"extra_body": {"messages": [USER]}}).encode()) == parse(body())
+
+
+def test_long_strings_in_extra_body_agree_if_their_content_does():
+    other = DATA_URL[:-4] + "BBBB"
+    assert parse(body(extra_body={"images": [DATA_URL]}, images=[DATA_URL])).images
+    assert refusal(body(extra_body={"images": [other]}, images=[DATA_URL])).param == "extra_body.images"
 
 
 @pytest.mark.parametrize("fields", GOOD)
@@ -497,6 +624,10 @@ HEAVY = {
     "number": body(seed=0).replace(b"0}", b"1" * SIZE + b"}"),
     "fraction": body(temperature=0.5).replace(b"0.5}", b"0." + b"1" * SIZE + b"}"),
     "spaces": body() + b" " * SIZE,
+    "good messages": messages(*[USER] * 1600),
+    "good parts": parts(*[{"type": "image_url", "image_url": {"url": "x"}}] * 1200),
+    "good biases": body(logit_bias={str(index): 1.0 for index in range(4900)}),
+    "companions": messages(USER | {"annotations": [[]] * 2400}),
 }
 
 

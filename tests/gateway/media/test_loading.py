@@ -13,6 +13,7 @@ from gateway.bodies.json_body import LongString
 from gateway.media.loading import MediaLoader
 from omni_pipeline.config.schema import MediaPolicy
 from omni_pipeline.errors import OmniError, bad_request
+from stages.messages import PictureSize, VideoOptions
 
 LARGE = bytes(range(256)) * 12_000  # 3 MB: several slices of base64
 
@@ -202,6 +203,13 @@ async def test_the_order_of_many_media_is_kept(tmp_path):
 async def test_kind_and_field_are_kept():
     [media] = await loader().load([source("data:;base64,AAAA", 3, kind="video")])
     assert (media.kind, media.param, media.data.dtype, media.data.shape) == ("video", "videos[3]", "uint8", (3,))
+    assert (media.size, media.video) == (None, None)
+
+
+async def test_options_are_kept():
+    url, size, video = "data:;base64,AAAA", PictureSize(max_pixels=9), VideoOptions(fps=1)
+    sources = [MediaSource("image", url, "a", size=size), MediaSource("video", url, "b", video=video)]
+    assert [(media.size, media.video) for media in await loader().load(sources)] == [(size, None), (None, video)]
 
 
 async def test_the_number_of_media_is_bounded():

@@ -12,7 +12,7 @@ from gateway.bodies.json_body import LongString
 from gateway.media.loading import MediaLoader
 from omni_pipeline.config.schema import MediaPolicy
 from omni_pipeline.errors import ErrorInfo, OmniError
-from stages.messages import Media
+from stages.messages import Media, VideoOptions
 from tests.gateway.media.test_loading import encoded, long_string
 from tests.gateway.scripted import ScriptedPipeline, serving
 
@@ -28,7 +28,8 @@ def url_of(frames: list[bytes], head: str = "data:video/jpeg;base64,") -> str:
 
 def list_of(addresses: list[str], fps: float | None = None) -> MediaSource:
     frames = tuple(MediaSource("image", address, f"{PARAM}[{index}]") for index, address in enumerate(addresses))
-    return MediaSource("video", "", PARAM, frames=frames, fps=fps)
+    video = None if fps is None else VideoOptions(fps=fps)
+    return MediaSource("video", "", PARAM, frames=frames, video=video)
 
 
 async def load(*sources: MediaSource, charged: list[int] | None = None, **policy: Any) -> list[Media]:
@@ -56,7 +57,7 @@ async def test_a_data_url_with_commas_is_cut_into_pictures(frames: list[bytes], 
     charged: list[int] = []
     [media] = await load(MediaSource("video", form(url_of(frames, head)), "videos[0]"), charged=charged)
     assert frames_of(media) == frames
-    assert (media.param, media.fps) == ("videos[0]", None)
+    assert (media.param, media.video) == ("videos[0]", None)
     assert sum(charged) == media.nbytes == sum(map(len, frames))
 
 
@@ -65,7 +66,7 @@ async def test_a_list_may_mix_addresses_of_every_kind(tmp_path: Any) -> None:
     addresses = [url_of(FRAMES[:1], "data:image/jpeg;base64,"), "1.jpg", f"file://{tmp_path}/1.jpg"]
     [media] = await load(list_of(addresses, 3.0), local_path=str(tmp_path), max_items=1)
     assert frames_of(media) == [FRAMES[0], FRAMES[1], FRAMES[1]]
-    assert (media.param, media.fps) == (PARAM, 3.0)
+    assert (media.param, media.video) == (PARAM, VideoOptions(fps=3.0))
 
 
 async def test_the_order_of_clips_and_other_media_is_kept() -> None:
@@ -86,7 +87,7 @@ async def test_a_file_with_a_wrong_type_is_still_a_file() -> None:
     [
         (MediaSource("video", url_of(FRAMES).replace(",/", ",,/"), "videos[0]"), "invalid_video", "videos[0]"),
         (MediaSource("video", url_of(FRAMES) + ",", "videos[0]"), "invalid_video", "videos[0]"),
-        (MediaSource("video", url_of(FRAMES) + ",AAA", "videos[0]"), "invalid_base64", "videos[0]"),
+        (MediaSource("video", url_of(FRAMES) + ",AAAAA", "videos[0]"), "invalid_base64", "videos[0]"),
         (MediaSource("video", url_of(FRAMES, "data:video/mp4;base64,"), "videos[0]"), "invalid_base64", "videos[0]"),
         (MediaSource("image", url_of(FRAMES), "images[0]"), "invalid_base64", "images[0]"),
         (list_of(["data:;base64,AAAA", "data:;base64,"]), "invalid_image", f"{PARAM}[1]"),
@@ -140,7 +141,7 @@ async def test_every_form_reaches_the_pipeline_as_the_same_frames() -> None:
         assert (await served.post(escaped))[0] == 200
     asked = [request.media for key, request in pipeline.bodies.items() if not key.startswith("warm-up")]
     assert [frames_of(media) for [media] in asked] == [LARGE] * 5
-    assert [media.fps for [media] in asked] == [None, None, None, 1.0, None]
+    assert [media.video and media.video.fps for [media] in asked] == [None, None, None, 1.0, None]
 
 
 @pytest.mark.parametrize(

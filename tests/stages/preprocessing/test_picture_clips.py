@@ -14,6 +14,7 @@ import torch
 from conversations import Case, reference_positions
 from driving import PATIENCE_SECONDS, finish
 from media_files import image_file, moving_pictures
+from msgspec import structs
 from PIL import Image, ImageOps
 
 from omni_pipeline.errors import ErrorInfo
@@ -38,7 +39,8 @@ def pictures(count: int, width: int = 96, height: int = 64) -> list[Image.Image]
 
 
 def start_of(files: Sequence[bytes], fps: float | None, video: VideoOptions) -> Start[ChatRequest]:
-    clip = Media("video", Tensor.of(b""), PARAM, frames=[Tensor.of(file) for file in files], fps=fps)
+    own = None if fps is None else structs.replace(video, fps=fps)
+    clip = Media("video", Tensor.of(b""), PARAM, video=own, frames=[Tensor.of(file) for file in files])
     request = ChatRequest([Turn("user", [MediaRef(0), Text(QUESTION)])], [clip], video)
     return Start("r", "gateway", "preprocessing", request)
 

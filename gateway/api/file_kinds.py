@@ -1,0 +1,113 @@
+"""Tells whether the file of a `file` part is a picture, a sound or a clip, before it is decoded."""
+
+from __future__ import annotations
+
+import binascii
+import re
+
+from gateway.api.content_parts import has_scheme, start_of
+from gateway.bodies.json_body import LongString
+from omni_pipeline.errors import OmniError, bad_request
+from stages.messages import Modality
+
+# Characters before the comma of a data URL.
+_LONGEST_HEAD = 1024
+# Characters of base64 that are read.
+_HEAD = 128
+_WHITE = re.compile(r"[ \t\r\n]")
+_DATA_URL = re.compile(r"data:([^;,]*)[^,]*,", re.IGNORECASE)
+_KINDS: dict[str, Modality] = {"image": "image", "audio": "audio", "video": "video"}
+
+# Bytes at a position of a file, and the kind of file that has them.
+_MARKS: tuple[tuple[int, bytes, Modality], ...] = (
+    (0, b"\x89PNG", "image"),
+    (0, b"\xff\xd8\xff", "image"),
+    (0, b"GIF8", "image"),
+    (0, b"BM", "image"),
+    (0, b"II*\0", "image"),
+    (0, b"MM\0*", "image"),
+    (0, b"\xff\x4f\xff\x51", "image"),
+    (4, b"jP  ", "image"),
+    (8, b"WEBP", "image"),
+    (8, b"WAVE", "audio"),
+    (8, b"AIFF", "audio"),
+    (8, b"AIFC", "audio"),
+    (0, b"fLaC", "audio"),
+    (0, b"ID3", "audio"),
+    (0, b".snd", "audio"),
+    (0, b"caff", "audio"),
+    (0, b"riff", "audio"),
+    (0, b"#!AMR", "audio"),
+    (8, b"AVI ", "video"),
+    (0, b"FLV", "video"),
+    (0, b"\0\0\x01\xba", "video"),
+    (0, b"\0\0\x01\xb3", "video"),
+    *((8, brand, "image") for brand in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")),
+    *((8, brand, "audio") for brand in (b"M4A ", b"M4B ")),
+)
+# Containers of sound or of clips: their kind if the file's name says nothing.
+_CONTAINERS: tuple[tuple[int, bytes, Modality], ...] = (
+    (0, b"OggS", "audio"),
+    (0, b"\x1a\x45\xdf\xa3", "video"),
+    (0, b"\x30\x26\xb2\x75", "video"),
+    (4, b"ftyp", "video"),
+)
+# Endings of file names that say what such a container holds.
+_NAMES: dict[str, Modality] = {
+    **dict.fromkeys(("aac", "m4a", "m4b", "mka", "oga", "ogg", "opus", "weba", "wma"), "audio"),
+    **dict.fromkeys(("3gp", "m4v", "mkv", "mov", "mp4", "ogv", "webm", "wmv"), "video"),
+}
+
+
+def kind_of_file(value: str | LongString, filename: str | None, param: str) -> Modality:
+    """The kind of a file, given as base64 or as a data URL.
+
+    Raises:
+        OmniError: 400 ``unsupported_value`` if the file is none of the three, or if `value` is another URL.
+    """
+    head = start_of(value, _LONGEST_HEAD)
+    found = _DATA_URL.match(head)
+    if found is None and has_scheme(value):
+        raise _refused(
+            param, "must be base64 or a data URL; send another URL as 'image_url', 'audio_url' or 'video_url'"
+        )
+    # Some clients write a slash as `\\/`.
+    if found and (named := _KINDS.get(found[1].strip(" ").lower().partition("/")[0].rstrip("\\"))):
+        return named
+    content = _first_bytes(value, found.end() if found else 0)
+    kind: Modality | None = _fits(_MARKS, content) or _raw_sound(content)
+    if kind is None and (kind := _fits(_CONTAINERS, content)):
+        kind = _NAMES.get((filename or "").lower().rpartition(".")[2], kind)
+    if kind is None:
+        raise _refused(param, "is not a picture, a sound or a clip: this server reads no other files")
+    return kind
+
+
+def _first_bytes(value: str | LongString, begin: int) -> bytes:
+    if isinstance(value, LongString):
+        try:
+            text = value.characters(begin, _HEAD)[0].decode("ascii", "replace")
+        except ValueError:
+            return b""
+    else:
+        text = value[begin : begin + _HEAD]
+    text = _WHITE.sub("", text).replace("-", "+").replace("_", "/").rstrip("=")
+    if len(text) % 4 == 1:
+        text = text[:-1]
+    try:
+        return binascii.a2b_base64(text + "==")
+    except ValueError:
+        return b""
+
+
+def _fits(marks: tuple[tuple[int, bytes, Modality], ...], content: bytes) -> Modality | None:
+    return next((kind for place, mark, kind in marks if content.startswith(mark, place)), None)
+
+
+def _raw_sound(content: bytes) -> Modality | None:
+    """Sound if an MPEG audio frame begins here: MP3 without tags, or AAC."""
+    return "audio" if len(content) > 1 and content[0] == 0xFF and content[1] & 0xE0 == 0xE0 else None
+
+
+def _refused(param: str, reason: str) -> OmniError:
+    return bad_request(f"'{param}' {reason}.", param=param, code="unsupported_value")
