@@ -59,7 +59,7 @@ _MAPPED = IPv6Network("::ffff:0:0/96")
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PARTS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?://(?P<authority>[^/?#]*)(?P<rest>[^#]*))?")
-_UNUSABLE = re.compile(r"[\x00-\x1f\x7f\\]")
+_UNPRINTABLE = re.compile(r"[\x00-\x20\x7f\\]")
 _NOT_ON_THE_WIRE = re.compile(r"[^!-~]+")
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*{_LABEL}\.?")
@@ -99,8 +99,8 @@ def target(text: str, allowed_domains: Sequence[str], *, param: str) -> Target:
     parts = _PARTS.match(text)
     scheme = parts["scheme"].lower() if parts else ""
     authority = (parts and parts["authority"]) or ""
-    if _UNUSABLE.search(text) or " " in authority:
-        raise _invalid("it contains a control character or backslash, or a space in its host", param)
+    if _UNPRINTABLE.search(text):
+        raise _invalid("it contains a space, control character or backslash", param)
     if parts is None or scheme not in _DEFAULT_PORTS:
         raise _invalid("only http and https are fetched", param)
     try:
@@ -132,7 +132,11 @@ def target(text: str, allowed_domains: Sequence[str], *, param: str) -> Target:
 
 
 def redirected(target: Target, location: str) -> str:
-    """The URL that `location` names in an answer from `target`: as it was sent, or joined to the URL of `target`."""
+    """The URL that `location` names in an answer from `target`: as it was sent, or joined to the URL of `target`.
+
+    Some servers send spaces, which are encoded here.
+    """
+    location = location.replace(" ", "%20")
     if _PARTS.match(location):
         return location
     if location.startswith("//"):

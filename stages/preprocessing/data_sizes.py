@@ -13,10 +13,14 @@ from msgspec import Struct
 
 from stages.preprocessing.container import truncated
 
-# Sizes that writers use for "unknown", beside 0: the largest signed and unsigned numbers of 32 bits, minus a header and
-# rounded down to whole samples (FFmpeg, SoX, arecord, GStreamer); and 0x7F000000 (SoX in AIFF). Within some bytes of
-# these numbers no size is honest, because a file of this size is larger than what is ever read.
-_UNKNOWN_32 = (range(0x7EFF_0000, 0x7F00_0100), range(0x7FFF_0000, 0x8000_0100), range(0xFFFF_FF00, 0x1_0000_0000))
+# Sizes that writers use for "unknown", beside 0: the largest signed and unsigned numbers of 32 bits, minus a header or
+# rounded down to whole samples (FFmpeg, SoX, arecord, GStreamer); and 0x7F000000 (SoX in AIFF).
+_UNKNOWN_32 = (
+    range(0x7EFF_0000, 0x7F00_0100),
+    range(0x7FFF_0000, 0x8000_0100),
+    range(0xFFFF_FF00, 0xFFFF_FFE0),
+    range(0xFFFF_FFFC, 0x1_0000_0000),
+)
 _UNKNOWN_64 = 1 << 62
 
 # The GUIDs of W64 chunks end in these bytes, but for the GUID of the file itself.

@@ -38,7 +38,7 @@ def decode_audio(data: Buffer, *, rate: int, max_seconds: float, param: str) -> 
     if not memoryview(data).nbytes:
         raise bad_request("The audio is empty.", param=param, code=CODE)
     wave = Waveform(rate, max_seconds=max_seconds, param=param)
-    for piece in find_pieces(data, wave.budget):
+    for piece in find_pieces(data, wave.budget, param):
         _read_piece(piece, wave, param)
     return wave.samples()
 

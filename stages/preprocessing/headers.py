@@ -47,7 +47,7 @@ def sound_length(data: Buffer, max_seconds: float) -> SoundLength:
     """The length of a sound, at most `max_seconds`."""
     seconds = least_seconds = 0.0
     try:
-        for piece in find_pieces(data, sound_budget(max_seconds, "")):
+        for piece in find_pieces(data, sound_budget(max_seconds, ""), ""):
             length = _piece_length(piece)
             seconds += length.seconds
             least_seconds += length.least_seconds

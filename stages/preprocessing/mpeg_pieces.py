@@ -11,7 +11,9 @@ import struct
 
 from msgspec import Struct
 
+from omni_pipeline.errors import bad_request
 from stages.preprocessing.budget import PACKET_WORK, DecodingBudget
+from stages.preprocessing.container import truncated
 
 # Where a frame or a tag may begin.
 _CANDIDATE = re.compile(rb"\xff[\xe2-\xff]|ID3|TAG|APETAGEX")
@@ -70,13 +72,13 @@ class _Piece(Struct):
     has_header: bool
 
 
-def find_mpeg_pieces(file: memoryview, start: int, budget: DecodingBudget) -> list[bytes]:
+def find_mpeg_pieces(file: memoryview, start: int, budget: DecodingBudget, param: str) -> list[bytes]:
     """The pieces of an MP3 whose first frame begins at `start` or after zeros, without anything between their frames.
 
     Empty if the file is no MP3, or if it has one piece without anything between its frames.
 
     Raises:
-        OmniError: The error of `budget`.
+        OmniError: The error of `budget`, or 400 ``invalid_audio`` if something replaces frames that a header counts.
     """
     begin = _NOT_ZERO.search(file, start)
     if begin is None or not _is_confirmed(file, begin.start()):
@@ -96,6 +98,11 @@ def find_mpeg_pieces(file: memoryview, start: int, budget: DecodingBudget) -> li
     _merge_miscounts(pieces)
     if len(pieces) == 1 and len(pieces[0].runs) == 1:
         return []
+    if any(
+        len(piece.runs) > 1 and truncated(piece.frames + (piece.frames_left or 0), piece.frames) for piece in pieces
+    ):
+        message = "The audio is damaged: it has fewer frames than its header counts, and something else between them."
+        raise bad_request(message, param=param, code="invalid_audio")
     return [b"".join(file[first:end] for first, end in piece.runs) for piece in pieces]
 
 

@@ -32,11 +32,11 @@ _OGG_FIRST_PAGE = re.compile(rb"OggS\x00[\x02\x03\x06\x07]\x00{8}", re.DOTALL)
 _OGG_SEGMENTS_AT = 26
 
 
-def find_pieces(data: Buffer, budget: DecodingBudget) -> Sequence[Buffer]:
+def find_pieces(data: Buffer, budget: DecodingBudget, param: str) -> Sequence[Buffer]:
     """The files that a sound file was joined from, in order; the file itself if it was not joined.
 
     Raises:
-        OmniError: The error of `budget`.
+        OmniError: The error of `budget`, or 400 ``invalid_audio`` for an MP3 from whose middle much is missing.
     """
     file = memoryview(data).cast("B")
     start = 0
@@ -47,7 +47,7 @@ def find_pieces(data: Buffer, budget: DecodingBudget) -> Sequence[Buffer]:
             return _split(file, [match.start() for match in _charged(mark, file, start, budget)])
     if _OGG_FIRST_PAGE.match(file, start):
         return _split(file, _ogg_starts(file, start, budget))
-    return find_mpeg_pieces(file, start, budget) or [file]
+    return find_mpeg_pieces(file, start, budget, param) or [file]
 
 
 def _charged(mark: re.Pattern[bytes], file: memoryview, start: int, budget: DecodingBudget) -> list[re.Match[bytes]]:

@@ -137,7 +137,15 @@ def test_an_mp3_whose_header_miscounts_by_some_frames_is_one_piece() -> None:
     place = data.index(b"Xing") + 8
     count = int.from_bytes(data[place : place + 4], "big")
     data[place : place + 4] = (count - 3).to_bytes(4, "big")
-    assert len(find_pieces(bytes(data), sound_budget(MAX_SECONDS, ""))) == 1
+    assert len(find_pieces(bytes(data), sound_budget(MAX_SECONDS, ""), "")) == 1
+
+
+def test_an_mp3_whose_frames_are_overwritten_is_refused() -> None:
+    data = sound_file(numpy.concatenate(SOUNDS), "MP3")
+    third = len(data) // 3
+    info = refused(data[:third] + bytes(third) + data[2 * third :])
+    assert (info.status, info.code, info.param) == (400, "invalid_audio", "media[0]")
+    assert "fewer frames" in info.message
 
 
 @pytest.mark.parametrize("format", ["MP3", "OGG", "WAV"])
@@ -220,6 +228,6 @@ def test_a_sound_track_is_heard_from_its_first_sample(
     assert difference(heard, reference_sound(path)) < 1e-6
 
 
-@pytest.mark.parametrize("size", [0x7FFE_0000, 0x8001_0000, 0xFFFE_0000, 3_000_000_000, 1_000_000])
+@pytest.mark.parametrize("size", [0x7FFE_0000, 0x8001_0000, 0xFFFE_0000, 0xFFFF_FFF0, 3_000_000_000, 1_000_000])
 def test_a_size_that_no_writer_uses_for_unknown_is_a_promise(size: int) -> None:
     assert "cut short" in refused(wav_of_size(SOUNDS[0], size)).message
