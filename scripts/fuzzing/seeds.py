@@ -14,6 +14,8 @@ import soundfile
 from msgspec import Struct
 from PIL import Image
 
+from fuzzing.odd_files import EMPTY_TRACKS, TAGS, clip, deep_pictures, sound_file, transparent_pictures, unsized_sounds
+
 RATE = 16_000
 
 
@@ -78,6 +80,24 @@ def seeds() -> list[Seed]:
         made += _if_possible("video", f"{container} {codec}", partial(_clip, container, codec, pixels))
     made += _if_possible("video", "mp4 with sound", lambda: _clip("mp4", "libx264", "yuv420p", "aac"))
     made += _if_possible("video", "webm with sound", lambda: _clip("webm", "libvpx", "yuv420p", "libopus"))
+    return made + _odd_files()
+
+
+def _odd_files() -> list[Seed]:
+    """Files as some programs write them."""
+    pixels = _pixels()[..., 0]
+    sound = _tone(RATE)[: RATE // 5]
+    made = [Seed("image", name, data) for name, data in transparent_pictures(pixels > 128).items()]
+    made += [Seed("image", name, data) for name, data in deep_pictures(pixels).items()]
+    made += [Seed("audio", name, data) for name, data in unsized_sounds(sound).items()]
+    for container in ("WAV", "AIFF", "FLAC", "OGG", "MP3"):
+        made.append(Seed("audio", f"{container} joined", sound_file(sound, container) * 3))
+    for name, tag in TAGS.items():
+        made.append(Seed("audio", f"MP3 joined with {name}", tag.join([sound_file(sound, "MP3")] * 3)))
+    for name, how in EMPTY_TRACKS.items():
+        made.append(Seed("video", f"{name} with an empty track", clip(**how)))
+    made.append(Seed("video", "mp4 joined", clip("mp4") * 2))
+    made.append(Seed("video", "mkv with late sound", clip("matroska", sound_codec="aac", sounds=[sound], begins=0.5)))
     return made
 
 
