@@ -46,7 +46,7 @@ class VideoOptions(Struct):
     Attributes:
         fps: Number of frames that are taken from each second of video.
         max_frames: Maximum number of frames taken from one clip.
-        min_pixels, max_pixels: Bounds on the pixels of one resized frame; None leaves the processor's own.
+        min_pixels, max_pixels: Bounds on the pixels of one resized frame; None keeps the processor's own bounds.
         total_pixels: Bound on the pixels of all frames of a clip together.
         use_audio: Whether the model also receives the sound track, interleaved with the frames.
     """
@@ -91,7 +91,8 @@ class Media(Struct):
 
 
 class Sampling(Struct):
-    """Parameters with which a language-model stage picks tokens. The defaults are the reference thinker's: greedy.
+    """Parameters with which a language-model stage picks tokens. By default, sampling is greedy, as in the reference's
+    thinker.
 
     Attributes:
         temperature: 0 is greedy.
@@ -100,12 +101,13 @@ class Sampling(Struct):
         min_p: Least probability relative to the best candidate; 0 is off.
         repetition_penalty: As in the reference, over prompt and output; 1 is off.
         presence_penalty, frequency_penalty: As in the OpenAI API, over the output alone; 0 is off.
-        logit_bias: Added to the logits of single token ids, as in the OpenAI API.
+        logit_bias: Numbers that are added to the logits of the given token ids, as in the OpenAI API.
         seed: Makes sampling repeatable, alone or in a batch; None draws a random seed.
         max_tokens: Maximum number of tokens to generate; None is the server's default.
         min_tokens: Minimum number of tokens before an end-of-turn token.
-        ignore_eos: Whether to go on to `max_tokens` whatever is generated.
-        stop_token_ids: Ids that end the text besides the end-of-turn.
+        ignore_eos: Whether to generate `max_tokens` tokens even if an end-of-turn token or one of the `stop_token_ids`
+            is generated earlier.
+        stop_token_ids: Ids that end the text, besides the end-of-turn token.
     """
 
     temperature: float = 0.0
@@ -132,8 +134,8 @@ class TextOutput(Struct):
         top_logprobs: Number of alternatives reported with each token.
         skip_special_tokens: Whether special tokens are left out of the text.
         return_token_ids: Whether the generated ids are wanted too.
-        stream: Whether the reader wants each piece at once. If not, everything after the first piece comes as one
-            piece at the end, because a message for each token is work for three processes.
+        stream: Whether the client wants each piece of text as soon as possible. If not, all text after the first piece
+            is sent as one piece at the end, because a message for each token would be work for three processes.
     """
 
     stop: list[str] = []
@@ -195,7 +197,7 @@ class VisionItem(Struct):
 
 
 class VisionWork(Struct):
-    """The pictures and clips of one request, in prompt order within images, then within videos."""
+    """The pictures and clips of one request: first all pictures in prompt order, then all clips in prompt order."""
 
     items: list[VisionItem]
 
@@ -216,7 +218,8 @@ class AudioWork(Struct):
     """The sounds of one request in prompt order.
 
     `pad_frames` is the length to which the reference pads every 100-frame chunk of this request's sounds: 100, or less
-    if all of them are shorter than a second. It changes the embeddings of such short sounds, and so their keys.
+    if all sounds of the request are shorter than a second. The length changes the embeddings of sounds that are shorter
+    than a second, and therefore their keys.
     """
 
     items: list[AudioItem]
@@ -227,9 +230,9 @@ class MediaSpan(Struct):
     """The places of one media item's embedding rows in the prompt.
 
     Attributes:
-        kind: The kind of media, which decides on the encoder; images and videos both go to the vision tower.
+        kind: The kind of media, which determines the encoder; images and videos both go to the vision tower.
         key: Content hash, as in the encoder's work item.
-        rows: int64 [rows], ascending prompt indices (a clip's rows may be interleaved with its sound's).
+        rows: int64 [rows], ascending prompt indices (a clip's rows may be interleaved with the rows of its sound).
     """
 
     kind: Modality
@@ -242,9 +245,9 @@ class SpokenPrompt(Struct):
 
     Attributes:
         user_rows: int64 [r], ascending prompt indices of the user turns' rows.
-        positions: float32 [3, r + 9], M-RoPE positions of those rows and of the nine assistant rows after them, or
-            None where they are 0 … r+8.
-        position_delta: Position minus index of the codec tokens that follow.
+        positions: float32 [3, r + 9], M-RoPE positions of the user rows and of the nine assistant rows after them, or
+            None if the positions are 0 … r+8.
+        position_delta: Position minus index, for the codec tokens after the assistant rows.
         speech: The client's options.
     """
 
@@ -259,7 +262,7 @@ class Prompt(Struct):
 
     Attributes:
         ids: int64 [n]; media rows hold their placeholder id.
-        positions: float32 [3, n] M-RoPE positions (time, height, width), or None where all three are 0 … n-1.
+        positions: float32 [3, n] M-RoPE positions (time, height, width), or None if all three positions are 0 … n-1.
         position_delta: Added to the index of a token after the prompt to get its position; may be fractional.
         vision: Spans of images and videos in the order of `VisionWork.items`.
         audio: Spans in the order of `AudioWork.items`.
@@ -306,8 +309,9 @@ class ThinkerRequest(Struct):
 
     Attributes:
         ids: int64 [n] as in `Prompt`.
-        cache_ids: int64 [n]: `ids` with media rows replaced by numbers derived from the content hashes, so that the
-            prefix cache shares exactly the equal prefixes; equal to `ids` in a prompt without media.
+        cache_ids: int64 [n]: `ids`, with media rows replaced by numbers that are derived from the content hashes. So
+            prompts share entries of the prefix cache exactly as far as the prompts are equal. In a prompt without
+            media, `cache_ids` equals `ids`.
         positions, position_delta: As in `Prompt`.
         media_rows: int64 [m], ascending indices of the rows that come from an encoder.
         media_embeds: [m, h], the embeddings for `media_rows`.
@@ -335,10 +339,10 @@ class ThinkerRequest(Struct):
 
 
 class DecodeStart(Struct, tag="decode_start"):
-    """Informs decode that the prompt has been computed, and carries what decode needs before the first token.
+    """Informs decode that the prompt has been computed, and carries the data that decode needs before the first token.
 
     `cached_tokens` of the `prompt_tokens` were found in the prefix cache. If the text is `awaited`, decode reports to
-    the thinker how many tokens no stop string can remove any more, because these tokens can be spoken.
+    the thinker the number of tokens that no stop string can remove any more: these tokens can be spoken.
     """
 
     prompt_tokens: int
@@ -379,7 +383,7 @@ class Finished(Struct, tag="finished"):
 
 
 class StopGenerating(Struct, tag="stop_generating"):
-    """Decode has found a stop string: the thinker ends this text here, as if it had generated an end-of-turn.
+    """Decode has found a stop string. The thinker ends the text, as if the thinker had generated an end-of-turn token.
 
     `tokens` is the number of the text's tokens before the stop string.
     """
@@ -388,7 +392,9 @@ class StopGenerating(Struct, tag="stop_generating"):
 
 
 class Certain(Struct, tag="certain"):
-    """Decode's report of an awaited text: `tokens` tokens precede any stop string. The last report follows the end."""
+    """Decode's report on an awaited text: no stop string can remove the first `tokens` tokens any more. Decode sends
+    the last report after the end of the text.
+    """
 
     tokens: int
 
@@ -447,11 +453,11 @@ class TalkerPrompt(Struct, tag="talker_prompt"):
     Attributes:
         ids: int64 [r], token ids of the user turns' rows; media rows have their placeholder.
         media_rows: int64 [k], ascending indices into `ids` of the media rows.
-        media_hidden: [k, thinker hidden], the thinker's accept-layer states at those rows.
+        media_hidden: [k, thinker hidden], the states of the thinker's accept layer for these media rows.
         assistant_ids: The last three ids of the prompt, which open the assistant's turn.
-        positions: float32 [3, r + 9], M-RoPE positions of the user rows and the nine assistant rows, or None where
-            they are 0 … r+8.
-        position_delta: Position minus index after those rows.
+        positions: float32 [3, r + 9], M-RoPE positions of the user rows and the nine assistant rows, or None if the
+            positions are 0 … r+8.
+        position_delta: Position minus index, for the codec tokens after the assistant rows.
         speech: The client's options.
     """
 
@@ -508,7 +514,7 @@ class SpeechFinished(Struct, tag="speech_finished"):
 
 
 class AudioDelta(Struct, tag="audio"):
-    """More of the waveform: float32 [samples], 24 kHz mono, in [-1, 1]."""
+    """The next part of the waveform: float32 [samples], 24 kHz mono, in [-1, 1]."""
 
     samples: Tensor
 

@@ -1,5 +1,5 @@
-"""The HTTP API as data: what a request body may contain, and what responses look like.
+"""Defines the data of the HTTP API: the contents of request bodies, and the form of responses.
 
-Schema, validation, defaults, conversion and the OpenAPI description belong here. Nothing here waits for a pipeline or
-handles a connection.
+Schema, validation, defaults, conversion and the OpenAPI description belong in this package. No code in this package
+waits for a pipeline or handles a connection.
 """

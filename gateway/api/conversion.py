@@ -60,7 +60,7 @@ def convert(
     limits: Limits,
     long_strings: Mapping[str, LongString] = MappingProxyType({}),
 ) -> tuple[ChatRequest, list[MediaSource]]:
-    """The request for the entry stage, with `media` still empty, and the sources to load its media from, in order.
+    """Returns the request for the entry stage, with `media` still empty, and the sources of its media, in order.
 
     Media in content parts keep their place in the message. Media in the top-level lists come at the beginning of the
     last user message: images, then videos, then audios.
@@ -68,7 +68,7 @@ def convert(
     Args:
         voices: Voices that the server can speak with; None if it does not speak.
         limits: Bounds on the length of answers.
-        long_strings: The strings that have only a marker in `request`, by marker.
+        long_strings: The strings that a marker replaces in `request`, keyed by the marker.
 
     Raises:
         OmniError: 400 if there is a top-level list but no user message, if a file is not a medium, if options

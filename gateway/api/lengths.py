@@ -7,10 +7,10 @@ from omni_pipeline.errors import OmniError, bad_request
 
 
 def text_limit(request: ChatCompletionRequest, most: int | None) -> int | None:
-    """Maximum number of tokens of the text; None leaves the number to the thinker.
+    """Maximum number of tokens of the text; with None, the thinker decides when the text ends.
 
     Args:
-        most: The operator's limit, if there is one. It also applies to a request that names no limit.
+        most: The operator's limit, if there is one. The limit also applies to a request that sets no limit.
 
     Raises:
         OmniError: 400 if the request asks for more than `most`.
@@ -30,7 +30,9 @@ def text_limit(request: ChatCompletionRequest, most: int | None) -> int | None:
 
 
 def speech_limit(request: ChatCompletionRequest, most: int | None) -> int | None:
-    """Maximum number of tokens of the talker, by the rules of `text_limit`; None leaves the number to the talker."""
+    """Maximum number of tokens of the talker, by the rules of `text_limit`; with None, the talker decides when the
+    speech ends.
+    """
     own = _own(request).talker_ar or StageSampling()
     return _within(
         most,
@@ -46,7 +48,7 @@ def _own(request: ChatCompletionRequest) -> SamplingByStage:
 
 
 def _within(most: int | None, asked: dict[str, int | None]) -> int | None:
-    """The first limit in `asked` (by field) that was given, or else `most`. Raises OmniError (400) if the limit is
+    """The first limit in `asked` (keyed by field) that is set, or else `most`. Raises OmniError (400) if the limit is
     above `most`.
     """
     field, limit = next(((field, limit) for field, limit in asked.items() if limit is not None), ("", most))

@@ -37,7 +37,7 @@ CHAT_ERRORS = {
     503: "The server cannot answer now; `Retry-After`, if there, says when to try again",
     504: "The answer took too long",
 }
-# Statuses that all other requests may get: those that need no key, and those that need a key.
+# Error statuses of all other requests: first of requests that need no key, then of requests that need a key.
 _OPEN_ERRORS = {403: CHAT_ERRORS[403]}
 _PLAIN_ERRORS = {401: CHAT_ERRORS[401], **_OPEN_ERRORS, 500: CHAT_ERRORS[500]}
 
@@ -47,7 +47,7 @@ error occurs after the first event, the last event carries an `ErrorBody`. Lines
 
 
 def openapi_document(*, with_keys: bool) -> Json:
-    """The whole document.
+    """The OpenAPI document of this server.
 
     Args:
         with_keys: Whether requests below ``/v1/`` need a key.
@@ -115,7 +115,7 @@ def _ignored(names: Iterable[str]) -> Json:
 
 
 def _unserved_fields() -> Json:
-    """The schemas of the fields that the server knows but does not support."""
+    """The schemas of the fields that the server recognises but does not support."""
     refused = {
         name: {"description": f"Refused: {reason}.", "enum": [*harmless, None]}
         for name, (harmless, reason) in REFUSED.items()

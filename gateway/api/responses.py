@@ -16,12 +16,12 @@ from omni_pipeline.errors import ErrorInfo
 from stages import messages
 from stages.messages import FinishReason, TextDelta, TokenLogprob, TokenText
 
-# JSON has no minus infinity; OpenAI writes this for a token of probability 0.
+# The log-probability of a token of probability 0, as in OpenAI's answers, because JSON has no minus infinity.
 _LEAST_LOGPROB = -9999.0
 
 
 class Logprob(Struct):
-    """One candidate token; `bytes` are its UTF-8."""
+    """One candidate token. `bytes` are the UTF-8 bytes of `token`."""
 
     token: str
     logprob: float
@@ -29,7 +29,7 @@ class Logprob(Struct):
 
 
 class ChosenLogprob(Logprob):
-    """A generated token, with the most likely candidates for its place."""
+    """A generated token, with the most likely candidates at the same position."""
 
     top_logprobs: list[Logprob]
 
@@ -99,7 +99,7 @@ class Choice(Struct):
 
 
 class Completion(Struct):
-    """A whole answer."""
+    """An answer that is sent as one JSON body."""
 
     id: str
     created: int
@@ -144,7 +144,9 @@ class ChunkChoice(Struct):
 
 
 class CompletionChunk(Struct):
-    """A piece of an answer. `usage` is left out unless it was asked for; then it is null in all chunks but the last."""
+    """A piece of an answer. `usage` is left out unless the request asked for it. If the request did, `usage` is null in
+    all chunks except the last.
+    """
 
     id: str
     created: int
@@ -248,7 +250,7 @@ class Speech(Struct, frozen=True):
 
 
 class AnswerFormat:
-    """Writes one answer, whole or in chunks, under one id.
+    """Writes one answer under one id, as a single body or in chunks.
 
     Args:
         answer_id: ``chatcmpl-…``.

@@ -1,7 +1,7 @@
 """Determines the sampling parameters of each language-model stage from the defaults and the request's fields.
 
-A field of `stage_sampling` overrides the corresponding field elsewhere in the request; both override the default.
-The top-level sampling fields of a request apply to the thinker alone, except `seed` and `ignore_eos`.
+A field of `stage_sampling` overrides the request's other field for the same parameter. Both override the default. The
+top-level sampling fields of a request apply to the thinker alone, except `seed` and `ignore_eos`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def thinker_sampling(request: ChatCompletionRequest, limits: Limits) -> Sampling
 
 
 def talker_sampling(request: ChatCompletionRequest, limits: Limits) -> Sampling:
-    """The sampling of the codes of codebook 0. Raises OmniError (400) for more tokens than the limits allow."""
+    """The sampling of the codes of codebook 0. Raises OmniError (400) if the request asks for more tokens than the
+    limits allow.
+    """
     own = _own(request).talker_ar or StageSampling()
     flat = StageSampling(
         temperature=request.talker_temperature,
@@ -68,7 +70,7 @@ def _own(request: ChatCompletionRequest) -> SamplingByStage:
 
 
 def _layered(default: Sampling, *layers: FrameSampling) -> Sampling:
-    """`default`, with the value of each field of `StageSampling` taken from the first layer that gives one.
+    """`default`, where each field of `StageSampling` is replaced by the value in the first layer that sets the field.
 
     A `top_p` of 0 leaves only the most likely token, so it is the same as a temperature of 0.
     """
@@ -86,7 +88,7 @@ def _layered(default: Sampling, *layers: FrameSampling) -> Sampling:
 
 
 def _seed(stage: str, own: FrameSampling, request: ChatCompletionRequest) -> int | None:
-    """The stage's own seed, or one derived from the request's seed.
+    """The stage's own seed, or a seed that is derived from the request's seed.
 
     The thinker takes the request's seed as it is. The other stages take the first eight bytes of SHA-256 of
     ``STAGE:SEED`` (big-endian), so that no two stages draw the same numbers. The sign bit is always cleared: OpenAI

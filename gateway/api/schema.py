@@ -1,8 +1,8 @@
 """The request body of `POST /v1/chat/completions` as strict structs, with types and ranges of all fields.
 
-`validation.parse` reads a body into `ChatCompletionRequest`. A null field counts as left out. Fields that the
-OpenAI API defines and this server does not support are listed in `unserved_fields`, not here. Fields of messages and
-parts that no answer depends on are listed in `companions`.
+`validation.parse` reads a body into `ChatCompletionRequest`. A null field counts as left out. Fields that the OpenAI
+API defines and this server does not support are listed in the module `unserved_fields`. Fields of messages and parts
+that no answer depends on are listed in `companions`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OpenAI's client in Python merges its argument of this name into the body; other 
 
 
 class _Strict(Struct, forbid_unknown_fields=True):
-    """A JSON object that may have no unknown fields."""
+    """A JSON object in which unknown fields are an error."""
 
 
 # --- options of media -------------------------------------------------------------------------------------------------
@@ -68,7 +68,9 @@ class Address(_Strict):
 
 
 class ImageAddress(Address):
-    """As OpenAI's ``image_url``. `detail` is accepted for its clients; the model has one resolution policy."""
+    """As OpenAI's ``image_url``. `detail` is accepted for the sake of OpenAI's clients, but has no effect: the model
+    has one resolution policy.
+    """
 
     detail: Literal["auto", "low", "high"] | None = None
 
@@ -205,7 +207,7 @@ class EarlierSpeech(_Strict):
 
 
 class AssistantMessage(_Strict, tag_field="role", tag="assistant"):
-    """An earlier answer, as clients send it back.
+    """An earlier answer that the client sends back as part of the conversation.
 
     The model reads `content`, or else the transcript of `audio` (which its `id` may stand for), or else `refusal`.
     `tool_calls` and `function_call` must be empty.
@@ -243,7 +245,8 @@ RepetitionPenalty: TypeAlias = Annotated[float, Meta(ge=0.01, le=2)]
 
 
 class FrameSampling(_Strict):
-    """The sampling of the residual codes of a frame by the code predictor; the module `sampling` has the defaults.
+    """The sampling by which the code predictor chooses the residual codes of a frame. The module `sampling` has the
+    defaults.
 
     A `top_k` of -1 or 0 means no limit.
     """
@@ -256,7 +259,7 @@ class FrameSampling(_Strict):
 
 
 class StageSampling(FrameSampling):
-    """The sampling of a stage that generates one token after the other."""
+    """The sampling parameters of a stage that generates one token after the other."""
 
     repetition_penalty: RepetitionPenalty | None = None
     max_tokens: Count | None = None
@@ -300,7 +303,7 @@ class StreamOptions(_Strict):
 
 
 class ChatCompletionRequest(StageSampling, kw_only=True):
-    """The whole body. The sampling fields of `StageSampling` are also top-level fields."""
+    """The request body. The sampling fields of `StageSampling` are also top-level fields."""
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     model: str | None = None

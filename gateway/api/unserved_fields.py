@@ -1,10 +1,10 @@
-"""The fields of the OpenAI API and of similar servers that this server knows by name but does not support."""
+"""Lists the fields of the OpenAI API and of similar servers that this server recognises but does not support."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# Hints about accounting, routing or caching: the answer is as good without them, so they are accepted and not read.
+# Hints about accounting, routing or caching. They are accepted and not read, because they do not change the answer.
 IGNORED = frozenset(
     {
         "metadata",
@@ -24,8 +24,8 @@ IGNORED = frozenset(
 
 _NO_TOOLS = "this server does not call tools"
 
-# Fields that would change the answer: refused by name, unless the value has no effect.
-# Each field has the values without effect, and the reason why all other values are refused.
+# Fields that would change the answer. A value that has no effect is accepted; any other value is refused, with an error
+# that names the field. For each field: the values without effect, and the reason why all other values are refused.
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "tools": (([],), _NO_TOOLS),
     "tool_choice": (("none", "auto"), _NO_TOOLS),

@@ -21,9 +21,10 @@ from gateway.bodies.reader import text_too_large
 from omni_pipeline.config.schema import Limits
 from omni_pipeline.errors import OmniError, bad_request
 
-_LONGEST_MESSAGE = 400  # a wrong value is quoted in the message, and may be megabytes
+_LONGEST_MESSAGE = 400  # the message quotes the wrong value, which may have megabytes
 
-_LONGEST_HARMLESS = 256  # bytes of a refused field's value that may still be without effect
+# maximum size, in bytes, of a value that is compared with the values without effect; a larger value is always refused
+_LONGEST_HARMLESS = 256
 _REQUIRED = ("messages",)
 _TOKEN_ID = re.compile(r"[0-9]{1,10}")
 
@@ -37,7 +38,7 @@ def _fields(*structs: type[msgspec.Struct]) -> frozenset[str]:
 
 
 def _structs(hint: Any) -> list[type[msgspec.Struct]]:
-    """The structs that a field of this type may hold."""
+    """The structs that are possible values of a field with this type."""
     return [kind for kind in get_args(hint) if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
 
 
@@ -46,7 +47,8 @@ def _tags(union: Any) -> tuple[str, ...]:
     return tuple(str(struct.__struct_config__.tag) for struct in _structs(union))
 
 
-# The fields that an object may have, by the name of the field that holds the object; for "did you mean".
+# The fields that are allowed in an object, keyed by the name of the field that contains the object. Error messages use
+# them after "did you mean".
 _NAMES_WITHIN = {
     "": _fields(ChatCompletionRequest) | IGNORED | {EXTRA},
     EXTRA: _fields(ChatCompletionRequest) | IGNORED,
@@ -67,7 +69,7 @@ _NAMES_WITHIN = {
 
 
 def _choices(struct: type[msgspec.Struct], field: str) -> tuple[str, ...]:
-    """The values of a field that is a choice, perhaps optional."""
+    """The allowed values of a field whose type is a choice or an optional choice."""
     kinds = [get_type_hints(struct)[field]]
     choices: tuple[str, ...] = ()
     while kinds:
@@ -93,9 +95,10 @@ _FEW = 8  # largest number of names that a message lists
 
 
 def parse(body: JsonBody, limits: Limits) -> ChatCompletionRequest:
-    """The request in `body`. Afterwards, the long strings in `body` are those that have only a marker in the request.
+    """The request in `body`. After the call, the long strings in `body` are the strings that are represented by a
+    marker in the request.
 
-    These are base64 and data URLs of media, and strings that are never read. All other long strings are put back into
+    They are base64 and data URLs of media, and strings that are never read. All other long strings are put back into
     the outline of `body`.
 
     Args:
@@ -234,7 +237,9 @@ def _without_foreign(fields: Mapping[str, _Sent]) -> dict[str, _Sent]:
 
 
 def _check_json(body: JsonBody) -> None:
-    """Raise OmniError (400) if the outline of `body` is not a JSON object: this error comes before a wrong field's."""
+    """Raise OmniError (400) if the outline of `body` is not a JSON object. This check comes before all checks of
+    fields.
+    """
     try:
         value = msgspec.json.decode(body.outline)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -339,7 +344,7 @@ def _join(parent: str, name: str) -> str:
 
 
 def _known(param: str, what: str) -> str:
-    """The known values as the end of a message, if `what` reports an unknown value; else empty."""
+    """The end of a message, which lists the known values if `what` reports an unknown value; otherwise empty."""
     if not what.startswith(("Invalid value", "Invalid enum value")):
         return ""
     path = re.sub(r"\[\d+\]", "", param).split(".")

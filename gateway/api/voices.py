@@ -19,7 +19,7 @@ class _TalkerListing(Struct):
 
 
 class _VoiceListing(Struct):
-    """The part of ``config.json`` that states whether the model speaks, and with which voices."""
+    """The part of ``config.json`` that states whether the model speaks and lists its voices."""
 
     enable_audio_output: bool = True
     talker_config: _TalkerListing | None = None

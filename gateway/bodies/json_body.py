@@ -1,8 +1,8 @@
-"""Holds a received JSON body as a short outline and the long strings that were taken out of it.
+"""Holds a received JSON body in two parts: the long strings, and a short outline without the long strings.
 
-Decoding is one call, and no stream makes progress until it returns. So the decoder should get only a bounded number of
-bytes. Most of a large body is base64 of media, which needs no JSON decoder. So each long string has its own buffer, and
-the outline has a short marker in its place. A string that is never read is never decoded or copied.
+Decoding is one call, and no stream makes progress until the call returns. So the decoder should get only a bounded
+number of bytes. Most of a large body is base64 of media, and base64 needs no JSON decoder. So each long string has its
+own buffer, and the outline has a short marker in its place. A string that is never read is never decoded or copied.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from msgspec import Struct
 
 # A shorter body is decoded and checked at once, in about a millisecond.
 _LARGE = 1 << 14
-# Bytes that are decoded before another thread may run.
+# Number of bytes that are decoded before another thread may run.
 _SLICE = 1 << 20
 # The length of the longest escapes in a JSON string, such as `\u00e9`.
 _LONGEST_ESCAPE = 6
@@ -72,7 +72,7 @@ class JsonBody:
 
     Attributes:
         outline: The body with a marker in place of each long string.
-        strings: The long strings by marker, in the order of the body. The sender cannot guess a marker.
+        strings: The long strings, keyed by their markers, in the order of the body. The sender cannot guess a marker.
     """
 
     def __init__(self, outline: bytes, strings: dict[str, LongString]) -> None:
@@ -106,7 +106,7 @@ class JsonBody:
         return f"The body is not valid JSON: {self.in_words_of_sender(message, longest)}."
 
     def restore(self, markers: Collection[str]) -> None:
-        """Put these long strings back into the outline."""
+        """Put the long strings with these markers back into the outline."""
         outline = bytearray()
         kept: dict[str, LongString] = {}
         done = 0
@@ -123,8 +123,8 @@ class JsonBody:
         self.strings = kept
 
     def in_words_of_sender(self, message: str, longest: int) -> str:
-        """Turns the decoder's message about the outline into a message about the body: with positions in the body, and
-        with text in place of markers.
+        """Turns the decoder's message about the outline into a message about the body. Positions then refer to the
+        body, and the text of long strings replaces the markers.
 
         Args:
             longest: Number of bytes of a long string that the message may quote.
@@ -139,7 +139,7 @@ class JsonBody:
         return (marker for marker in self.strings if marker in message)
 
     def _position(self, outline_position: int) -> int:
-        """The position in the body of the byte at a position in the outline."""
+        """The position in the body that corresponds to a position in the outline."""
         position = outline_position
         for marker, string in self.strings.items():
             if string.offset >= outline_position:

@@ -1,7 +1,7 @@
 """Reads a JSON body piece by piece, and refuses a body whose structure or text is too large before it is decoded.
 
-The reader finds strings and counts brackets and commas. It checks nothing else of JSON. So the counts are right up to
-the first error in the JSON, and the decoder stops at that error.
+The reader finds strings and counts brackets and commas. The reader does not check the rest of the JSON syntax. So the
+counts are right only up to the first syntax error. That is enough, because the decoder stops at that error.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ LONGEST_NUMBER = 128
 """Maximum length of a number in bytes. The time to decode an integer grows with the square of its length."""
 EXTREME_NUMBERS = 100
 """Maximum number of exponents of three and more digits. Close to the limits of a double, decoding takes 20 µs."""
-# Bytes that are read before the event loop may run.
+# Number of bytes that are read before the event loop may run.
 _SLICE = 32 * 1024
 
 _INSIDE = rb'[^"\\]*(?:\\.[^"\\]*)*(?:(")|(\\)?\Z)'
-# A string, or its first part at the end of the slice. Group 1 is the closing quote; group 2 is the first half of an
-# escape that the slice divides.
+# A string or, at the end of a slice, the first part of a string. Group 1 is the closing quote; group 2 is the first
+# half of an escape that the slice divides.
 _STRING = re.compile(rb'"' + _INSIDE, re.DOTALL)
 _REST_OF_STRING = re.compile(_INSIDE, re.DOTALL)
 _CLOSED, _DIVIDED = 1, 2
@@ -45,13 +45,13 @@ for _bracket in b"]}":
 
 
 class JsonBodyReader:
-    """Takes the pieces of one body.
+    """Reads the pieces of one body.
 
     Args:
         limits: Bounds on the values and the text of the body.
 
     Attributes:
-        size: Number of bytes so far.
+        size: Number of bytes that have been read so far.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -64,13 +64,13 @@ class JsonBodyReader:
         self._values = 0
         self._depth = 0
         self._extreme_numbers = 0
-        self._number = b""  # the number at the end of this slice, which may go on in the next slice
+        self._number = b""  # the number at the end of this slice; the next slice may continue the number
         self._string_from: int | None = None  # place in the outline where the open string begins
         self._long: LongString | None = None  # the open string, once it is long
         self._divided = False  # whether the next byte belongs to an escape
 
     async def receive(self, piece: bytes) -> None:
-        """Take the next piece. The event loop may run in between. Raises OmniError as `feed`."""
+        """Take the next piece, and let the event loop run between slices. Raises OmniError as `feed` does."""
         for begin in range(0, len(piece), _SLICE):
             if begin:
                 await asyncio.sleep(0)
@@ -86,7 +86,7 @@ class JsonBodyReader:
         self.size += len(data)
         done = self._continue_string(data) if self._string_from is not None else 0
         between = []
-        written = done  # `data` up to this position is in the outline or in a long string
+        written = done  # all of `data` before this position is in the outline or in a long string
         for match in _STRING.finditer(data, done):
             begin, end = match.span()
             between.append(data[done:begin])
@@ -109,7 +109,7 @@ class JsonBodyReader:
             raise text_too_large(self._most_text, None)
 
     def finish(self) -> JsonBody:
-        """The whole body. Call this after the last bytes."""
+        """The complete body. Call this after the last bytes."""
         if self._long is not None:
             self._keep_apart()
         if self._outline.startswith(codecs.BOM_UTF8):  # some editors begin a file with it; spaces keep all positions

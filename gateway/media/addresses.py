@@ -1,4 +1,4 @@
-"""Decides which remote hosts the server may fetch media from, by spelling and resolved addresses.
+"""Decides from which remote hosts the server may fetch media, by the spelling and the resolved addresses of the host.
 
 A URL is taken apart once. Its host is checked, and the URL that is requested is made of the checked host and of the
 path and query as they were written: a signature over a URL does not hold for another spelling of the path.
@@ -19,7 +19,7 @@ from omni_pipeline.errors import OmniError, bad_request
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 
-# Everything that is not an ordinary host on the public internet (IANA's special-purpose registries).
+# All addresses that do not belong to ordinary hosts on the public internet, from IANA's special-purpose registries.
 _REFUSED_V4 = tuple(
     IPv4Network(network)
     for network in (
@@ -67,14 +67,14 @@ _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 class Target(Struct, frozen=True):
-    """A checked URL. It may be fetched if its host resolves to allowed addresses.
+    """A checked URL. The URL may be fetched if its host resolves to allowed addresses.
 
     Attributes:
         url: URL to request, with `host`, and with the path and query as they were written.
         host: Host in lower case and ASCII, as the resolver expects it.
         port: 1 … 65535.
         literal: Address of the host, if the URL contains an address in place of a name.
-        vouched: Whether the operator listed the host, so that its addresses may be private.
+        vouched: Whether the operator listed the host. The addresses of a listed host may be private.
     """
 
     url: URL
@@ -93,8 +93,8 @@ def target(text: str, allowed_domains: Sequence[str], *, param: str) -> Target:
         param: Request field of the URL, for errors.
 
     Raises:
-        OmniError: 400 ``invalid_url`` if `text` is not a plain http(s) URL with an ordinary host; 400
-            ``media_not_allowed`` if policy forbids the host, address or port.
+        OmniError: 400 ``invalid_url`` if `text` is not an http(s) URL of the accepted form; 400 ``media_not_allowed``
+            if the policy forbids the host, address or port.
     """
     parts = _PARTS.match(text)
     scheme = parts["scheme"].lower() if parts else ""
@@ -207,7 +207,7 @@ def _without_dots(path: str) -> str:
 
 
 def _literal(host: str, param: str) -> IPAddress | None:
-    """`host` as an address; None if it is a name. Refuses spellings that only some resolvers read as an address."""
+    """`host` as an address; None if `host` is a name. Refuses spellings that only some resolvers read as an address."""
     try:
         address = ip_address(host)
     except ValueError:

@@ -1,4 +1,6 @@
-"""Takes in the bytes of media items piece by piece, and charges each piece before it is kept."""
+"""Receives the bytes of media items piece by piece. Each piece is counted against the budget of the request before it
+is kept.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,11 @@ from omni_pipeline.errors import bad_request
 
 
 class Budget:
-    """The bytes that the media of one request may have together.
+    """Limits the total size of the media of one request.
 
     Args:
         total: Largest number of bytes.
-        hold: Counts bytes among those that all requests hold; raises an error to refuse them.
+        hold: Adds a number of bytes to the bytes that all requests hold; raises an error to refuse the bytes.
     """
 
     def __init__(self, total: int, hold: Callable[[int], None]) -> None:
@@ -31,7 +33,7 @@ class Intake:
     Args:
         param: Request field of the item, for errors.
         most: Largest size of the item.
-        budget: Bytes that the request may still take in.
+        budget: Limits the total size of the media of the request.
 
     Attributes:
         data: The bytes.
@@ -54,8 +56,8 @@ class Intake:
             )
 
     def add(self, piece: bytes) -> None:
-        """Charge `piece` and keep it. Raises OmniError: 413 if the item becomes too large, or the error of the
-        budget.
+        """Count `piece` against the budget, and keep it. Raises OmniError: 413 if the item becomes too large, or the
+        error of the budget.
         """
         self.expect(len(self.data) + len(piece))
         self._budget.charge(len(piece))

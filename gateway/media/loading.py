@@ -23,14 +23,15 @@ from omni_pipeline.errors import OmniError, bad_request
 from omni_pipeline.wire.tensor import Tensor
 from stages.messages import Media
 
-_AT_ONCE = 8  # media of one request that are loaded at the same time
+_AT_ONCE = 8  # maximum number of media items of one request that are loaded at the same time
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):")
-_LONGEST_HEAD = 1024  # characters of a data URL before the comma
+_LONGEST_HEAD = 1024  # maximum number of characters of a data URL before the comma
 # Base64 characters that are decoded at a time. Every stream stands still meanwhile, because `binascii` holds the
 # interpreter lock.
 _SLICE = 1 << 20
 
-# Threads that read local files, which may lie on a disk that does not answer, and threads that decode base64.
+# Number of threads that read local files, and number of threads that decode base64. A read may block for long if the
+# disk does not answer.
 FILE_THREADS = 16
 BASE64_THREADS = 2
 
@@ -53,10 +54,11 @@ class MediaLoader:
         self._base64_threads = Threads("decode base64", BASE64_THREADS)
 
     async def load(self, sources: Sequence[MediaSource], hold: Callable[[int], None], *, client: str) -> list[Media]:
-        """The media of one request, in order. The first error stops the loading of the others, before it is raised.
+        """The media of one request, in order. After the first error, the loading of all other items is stopped. Then
+        the error is raised.
 
         Args:
-            hold: Called with the size of each piece before the piece is kept; may raise an error to refuse the piece.
+            hold: Called with the size of each piece before the piece is kept. An error from `hold` refuses the piece.
             client: Client that sent the request.
 
         Raises:
@@ -131,7 +133,7 @@ class MediaLoader:
             intake.add(piece)
 
     async def _decode_long(self, string: LongString, source: MediaSource, intake: Intake, client: str) -> None:
-        """Take in the file in a long string, which is base64 or a data URL."""
+        """Decode the file that a long string contains as base64 or as a data URL, and add the bytes to the intake."""
         start = 0
         if source.form == "address":
             start = _start_of_data(string.content[:_LONGEST_HEAD].decode("latin-1"), source.param)

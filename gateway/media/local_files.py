@@ -13,10 +13,10 @@ _PIECE = 1 << 20
 
 
 class OpenFile:
-    """An open file, which is closed with the last reference to it.
+    """An open file. It is closed when the last reference to this object disappears.
 
-    The file has no method to close it: another thread may still wait for a slow disk in `read`, and must not find
-    another file under its handle.
+    There is no method that closes the file. Another thread may still wait for a slow disk in `read`; if the file were
+    closed, the thread might read another file that got the same handle.
 
     Attributes:
         size: Size of the file when it was opened.
@@ -52,7 +52,7 @@ class LocalFiles:
         self._real_root = self._root and self._root.resolve()
 
     def open(self, path: str, param: str) -> OpenFile:
-        """Open the file at `path`, absolute or relative to the root. Blocks: call it in a thread.
+        """Open the file at `path`, absolute or relative to the root. Blocks, so call this method in a thread.
 
         Raises:
             OmniError: 400 ``media_not_allowed`` outside of the root; 400 ``media_not_found`` if there is no regular,
@@ -74,7 +74,9 @@ class LocalFiles:
         return OpenFile(handle, status.st_size, param)
 
     def _inside(self, path: str, param: str) -> Path:
-        """The real path of `path`. It must be under the root, both as written and after following symbolic links."""
+        """The real path of `path`. Both the path as written and the path after following symbolic links must be under
+        the root.
+        """
         if self._root is None or self._real_root is None:
             raise not_allowed("this server reads no local files", param)
         written = Path(os.path.normpath(self._root / path))

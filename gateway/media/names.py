@@ -24,7 +24,7 @@ def look_up(host: str, port: int) -> list[IPAddress]:
 
 
 class Names:
-    """A resolver whose look-ups wait in threads that the clients share.
+    """A resolver that looks up names in threads. Clients share the threads.
 
     Args:
         look_up: Resolves a name; may block.
@@ -35,5 +35,5 @@ class Names:
         self._threads = Threads("look up", MOST_LOOK_UPS)
 
     async def resolve(self, host: str, port: int, client: str) -> list[IPAddress]:
-        """All addresses of `host`, for a download of `client`. Raises OSError."""
+        """All addresses of `host`, which are needed for a download of `client`. Raises OSError."""
         return await self._threads.run(client, functools.partial(self._look_up, host, port), key=(host, port))

@@ -20,20 +20,24 @@ from omni_pipeline.errors import OmniError, bad_request
 # Resolves a host and a port to addresses, for a client.
 Resolve: TypeAlias = Callable[[str, int, str], Awaitable[list[IPAddress]]]
 
-# Downloads at a time. Each needs a socket, of which a process has only so many.
+# Maximum number of downloads at a time. Each download needs a socket, and the number of sockets in a process is
+# limited.
 MOST_DOWNLOADS = 256
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEADERS = {
     "User-Agent": f"omni-pipeline/{__version__}",
     "Accept": "image/*, audio/*, video/*, */*;q=0.1",
-    "Accept-Encoding": "identity",  # media are compressed already, and a small body must not decompress to a large one
+    # no compression: media are compressed already, and a small response might decompress to a very large one
+    "Accept-Encoding": "identity",
 }
 _PIECE = 1 << 18
 
 
 class _Pinned(AbstractResolver):
-    """Gives the connector the addresses that were checked, so that a second look-up cannot change them."""
+    """A resolver that gives aiohttp's connector the checked addresses, so that no second look-up can return other
+    addresses.
+    """
 
     def __init__(self, addresses: list[IPAddress]) -> None:
         self._addresses = addresses
@@ -105,7 +109,7 @@ class Downloader:
         raise _failed(f"more than {self._policy.max_redirects} redirects", param)
 
     async def _ask(self, asked: Target, intake: Intake, param: str, client: str) -> str | None:
-        """Download the content of one URL. Returns the URL that it redirects to, if it redirects."""
+        """Download the content of one URL. If the server answers with a redirect, return the URL of the redirect."""
         addresses = [asked.literal] if asked.literal else await self._resolve(asked.host, asked.port, client)
         check_addresses(asked, addresses, param=param)
         connector = aiohttp.TCPConnector(resolver=_Pinned(addresses), use_dns_cache=False, force_close=True)

@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 class Shares:
     """A number of places. A client may take one more place only while it has fewer places than are free.
 
-    A single client gets half of the places. A client that keeps its places for a long time leaves half of the free
-    places to the next client. So with 64 places, seven such clients are needed to take all places. When places are
+    A single client gets half of the places. If a client keeps its places for a long time, the next client still gets
+    half of the free places. So with 64 places, at least seven clients are needed to take all places. When places are
     given back, the shares of the clients become more equal. Clients that wait take turns.
 
     Args:
@@ -22,7 +22,7 @@ class Shares:
     def __init__(self, most: int) -> None:
         self._free = most
         self._taken: Counter[str] = Counter()
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # the client whose turn is next comes first
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # in the order in which clients get their next turn
 
     async def take(self, client: str) -> None:
         """Wait for a place and take it. Cancelling the call takes no place."""
@@ -48,7 +48,7 @@ class Shares:
 
     @asynccontextmanager
     async def one(self, client: str) -> AsyncIterator[None]:
-        """Take a place for the time of the block."""
+        """Hold a place while the block runs."""
         await self.take(client)
         try:
             yield
@@ -56,7 +56,9 @@ class Shares:
             self.give(client)
 
     def _hand_out(self) -> None:
-        """Give free places to waiting clients, one for each client, until no client may take another."""
+        """Give free places to waiting clients. Each client gets one place in turn, until no client may take another
+        place.
+        """
         handed_out = True
         while handed_out:
             handed_out = False

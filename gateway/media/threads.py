@@ -1,4 +1,4 @@
-"""Runs blocking calls of clients in threads, which the clients share."""
+"""Runs blocking calls on behalf of clients in threads. Clients share the threads."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Result = TypeVar("Result")
 class Threads:
     """Threads for calls that may block for long, such as a look-up of a name whose name server is silent.
 
-    A thread cannot be stopped from outside. So a call counts for its client until the call returns, even if nobody
-    waits for the result any more. `Shares` leaves threads to other clients. The threads are daemons, so the process can
-    end before them.
+    A thread cannot be stopped from outside. So a call counts towards the client's share until the call returns, even if
+    nobody waits for the result any more. `Shares` keeps some threads free for other clients. The threads are daemons,
+    so the process can end before them.
 
     Args:
         name: The name of the threads, for debuggers.
@@ -34,8 +34,8 @@ class Threads:
         """Call `function` in a thread as soon as `client` may use a thread, and return its result.
 
         Args:
-            client: Client that the call is for.
-            function: Cancelling this method does not stop `function` once it runs.
+            client: Client on whose behalf the call is made.
+            function: The blocking call. Cancelling this method does not stop a `function` that already runs.
             key: Calls with the same key have the same result, so clients share a call that is already running. None for
                 a call that is not shared.
         """

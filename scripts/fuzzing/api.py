@@ -27,7 +27,7 @@ from fuzzing.findings import DELIBERATE, FuzzFinding, FuzzReport
 from fuzzing.seeds import seeds
 from gateway.bench.events import DONE, EventSplitter
 
-# The number of requests of one search. Each search has a seed of its own.
+# The number of requests in one batch. A batch is one search by Hypothesis, and has its own seed.
 BATCH = 50
 _SECONDS = 60.0
 _MEDIA = {"image": ("images", "image_url"), "audio": ("audios", "audio_url"), "video": ("videos", "video_url")}
@@ -64,7 +64,7 @@ class ApiFuzzer:
         self._media["video"].append(f"data:video/jpeg;base64,{','.join(pictures)}")
 
     def run(self, batches: Iterable[int]) -> None:
-        """Send the requests of these batches, valid ones and invalid ones in turn."""
+        """Send the requests of these batches. Batches of valid and of invalid requests alternate."""
         for batch in batches:
             mode = GenerationMode.NEGATIVE if batch % 2 else GenerationMode.POSITIVE
             self._search(batch, mode)

@@ -102,7 +102,7 @@ DAMAGES: dict[str, Damage] = {
 
 
 def damaged(data: bytes, rng: random.Random, others: Sequence[bytes]) -> tuple[str, bytes]:
-    """Damage `data` in one way, or sometimes in two. Returns the names of the ways, and the result."""
+    """Damage `data` in one way, or sometimes in two ways. Returns the names of the ways, and the result."""
     result = bytearray(data)
     names = rng.sample(list(DAMAGES), 2 if rng.random() < 0.2 else 1)
     for name in names:

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 # Error codes with which a healthy server refuses a request that may succeed later.
 DELIBERATE = {"too_many_requests", "slow_reader", "shutting_down", "not_ready", "too_many_connections"}
-# The error code of the request whose worker has died; a crash may hurt only this request.
+# The error code of a request whose worker has died. A crash may affect only this request.
 CRASHED = {"worker_lost"}
 _SLOWEST = 10
 
@@ -62,5 +62,5 @@ class FuzzReport(Struct):
 
     @property
     def good(self) -> bool:
-        """Whether no answer was wrong, and each crash hurt only one request."""
+        """Whether no answer was wrong, and each crash affected only one request."""
         return not self.findings and sum(self.restarts.values()) >= len(self.crashes)

@@ -24,7 +24,7 @@ class Seed(Struct, frozen=True):
 
     Attributes:
         kind: ``image``, ``audio`` or ``video``.
-        name: Its container and codec.
+        name: The container and the codec of the file.
     """
 
     kind: str
@@ -43,14 +43,14 @@ _IMAGE_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "WEBP animated": ("WEBP", {"save_all": True}),
 }
 
-# Written by libsndfile: format, subtype.
+# Format and subtype of each sound that libsndfile writes.
 _SOUNDS = (
     ("WAV", "PCM_16"), ("WAV", "PCM_U8"), ("WAV", "FLOAT"), ("WAV", "ULAW"), ("WAV", "IMA_ADPCM"), ("WAV", "MS_ADPCM"),
     ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("AIFF", "PCM_16"),
     ("AU", "PCM_16"), ("CAF", "PCM_16"), ("W64", "PCM_16"), ("RF64", "PCM_16"), ("VOC", "PCM_16"), ("NIST", "PCM_16"),
     ("SVX", "PCM_16"), ("IRCAM", "PCM_16"), ("PAF", "PCM_16"), ("SDS", "PCM_16"), ("AVR", "PCM_16"), ("MAT5", "PCM_16"),
 )  # fmt: skip
-# Written by FFmpeg: container, codec, sampling rate.
+# Container, codec and sampling rate of each sound that FFmpeg writes.
 _SOUND_CONTAINERS = (
     ("mp4", "aac", RATE), ("adts", "aac", RATE), ("webm", "libopus", 48_000), ("matroska", "flac", RATE),
     ("ogg", "flac", RATE), ("ogg", "libvorbis", RATE), ("mp3", "libmp3lame", RATE), ("ac3", "ac3", 48_000),

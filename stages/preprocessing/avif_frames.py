@@ -1,8 +1,8 @@
 """Finds the sizes of the AV1 pictures in an AVIF file. The decoder uses these sizes, whatever other parts of the file
 claim.
 
-An AVIF may be a grid of pictures, and several pictures may be the same bytes of the file. The decoder decodes each
-picture in the size of its AV1 sequence header, and scales it to the size that the file claims.
+An AVIF file may contain a grid of pictures, and several pictures may use the same bytes of the file. The decoder
+decodes each picture in the size of its AV1 sequence header, and scales it to the size that the file claims.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from stages.preprocessing.budget import PACKET_WORK, DecodingBudget
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6  # types of AV1's units (OBU)
 
 
-# The work to look at one unit of AV1, and the work to copy one byte.
+# Work to look at one unit of AV1, and number of bytes that are copied with one unit of work.
 _UNIT_WORK, _COPIES_PER_WORK = 64, 32
 
 
 def find_frames(data: Buffer, budget: DecodingBudget) -> Iterator[tuple[int, int]]:
-    """The largest width and height of each AV1 frame of each picture item. Damage ends the search.
+    """The largest width and height of each AV1 frame of each picture item. If the file is damaged, the search ends at
+    the damage.
 
     Args:
-        budget: Pays for the search, because the file says how often the same bytes are visited.
+        budget: The work of the search is charged to this budget, because a file may make the search visit the same
+            bytes very often.
     """
     view = memoryview(data).cast("B")
     boxes = dict(_boxes(view))
@@ -90,7 +92,7 @@ def _locations(iloc: memoryview, budget: DecodingBudget) -> Iterator[tuple[int, 
 
 
 class _Fields:
-    """Reads whole numbers one after the other."""
+    """Reads integers one after the other."""
 
     def __init__(self, view: memoryview) -> None:
         self._view = view
@@ -138,7 +140,7 @@ class _Bits:
         return self._value >> self._left & (1 << count) - 1
 
     def take_unary(self) -> int:
-        """Take AV1's uvlc number."""
+        """Take a number in AV1's variable-length code uvlc."""
         zeros = 0
         while zeros < 32 and self._left and not self.take(1):
             zeros += 1
@@ -169,7 +171,7 @@ def _skip_operating_points(bits: _Bits) -> None:
     has_delay = bits.take(1)
     for _ in range(bits.take(5) + 1):
         bits.take(12)
-        if bits.take(5) > 7:  # the level; a higher level is followed by a tier
+        if bits.take(5) > 7:  # the level; a level above 7 is followed by a tier
             bits.take(1)
         if has_model and bits.take(1):
             bits.take(2 * delay_bits + 1)

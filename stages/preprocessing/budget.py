@@ -2,7 +2,7 @@
 
 One unit of work is the decoding of one pixel, or of one sample of one channel. Parts of a file that a decoder must
 visit without getting a new pixel or sample cost work too: see `PACKET_WORK` and `pass_work`. So every costly file is
-charged, also if it makes the decoder visit the same pixels again and again, or if it has very many parts that are
+charged, even if its cost comes from pixels that the decoder visits again and again, or from very many parts that are
 almost empty.
 """
 
@@ -12,14 +12,15 @@ from collections.abc import Callable
 
 from stages.preprocessing import cpu_time
 
-# Work for one packet of a container, or for another part that has a size of its own, whatever the part contains.
+# Least work that is charged for one packet of a container, or for another part of a file that has its own size,
+# whatever the part contains.
 PACKET_WORK = 1024
 
 # Work of a piece of a sound file, for which a decoder and a resampler are set up.
 PIECE_WORK = 16 * PACKET_WORK
 
-# Work of one pass of a JPEG decoder over coefficients that do not change, as a share of the work of decoding their
-# pixels.
+# Number of passes over unchanged coefficients that cost a JPEG decoder as much work as decoding the pixels of these
+# coefficients once.
 _PASSES_PER_PIXEL = 8
 
 # Number of pixels or samples, and number of bytes of a file, that the slowest decoders of usual formats decode in a
@@ -29,14 +30,14 @@ BYTES_PER_SECOND = 4_000_000
 
 
 class DecodingBudget:
-    """The work that may still be spent on one media item.
+    """A limit on the work of decoding one media item.
 
     Attributes:
         spent: Work that was charged so far.
 
     Args:
         limit: Maximum work.
-        refusal: Makes the error for a media item that costs more.
+        refusal: Makes the error for a media item that costs more than `limit`.
     """
 
     def __init__(self, limit: int, refusal: Callable[[], Exception]) -> None:
@@ -45,7 +46,8 @@ class DecodingBudget:
         self._refusal = refusal
 
     def charge(self, work: int) -> None:
-        """Spend work, if possible before the decoder does the work. Each unit also allows the process some CPU time.
+        """Charge work to the budget, if possible before the decoder does the work. Each unit of work also allows the
+        process some CPU time.
 
         Raises:
             OmniError: The error that `refusal` makes, if the limit is exceeded.
@@ -62,5 +64,5 @@ def allow_time_for(work: int) -> None:
 
 
 def pass_work(samples: int) -> int:
-    """Work of one pass over already decoded coefficients."""
+    """Work of one pass over the coefficients of `samples` samples that are already decoded."""
     return samples // _PASSES_PER_PIXEL

@@ -1,4 +1,6 @@
-"""Renders the checkpoint's chat template so that its own special tokens differ from the same spellings in a text."""
+"""Renders the checkpoint's chat template. In the result, the template's own special tokens differ from texts with the
+same spelling.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,9 @@ class MarkedTemplate:
     """A chat template in which a mark stands in the place of each special token.
 
     A mark is a random word that no client can know. The template writes the marks; the texts of the conversation pass
-    through the template unchanged. So after rendering, each mark is a special token of the template, and everything
-    else is text. A spelling is text even if two parts of a message make it together, or a part of a message and the
-    template.
+    through the template unchanged. So after rendering, each mark stands for a special token of the template, and
+    everything else is text. This also holds where texts join: if two parts of a message, or a part and the template,
+    together spell a special token, the result is still text.
 
     Args:
         source: The template in Jinja's language.
@@ -41,7 +43,7 @@ class MarkedTemplate:
     """
 
     def __init__(self, source: str, variables: Mapping[str, Any], special: Collection[str]) -> None:
-        # Longest first, so that a token that begins with another token is found whole.
+        # The longest token comes first, so that a token that begins with another token is found completely.
         spellings = sorted(special, key=len, reverse=True)
         nonce = secrets.token_hex(16)
         self._spelling = re.compile("|".join(map(re.escape, spellings)))
@@ -83,7 +85,7 @@ class MarkedTemplate:
         yield rendered[written:], ""
 
     def _marked(self, value: Any) -> Any:
-        """`value` with marks in place of special tokens, in all strings that it contains."""
+        """`value` with marks in place of special tokens, in all strings that `value` contains."""
         if isinstance(value, str):
             return self._spelling.sub(lambda found: self._marks[found.group()], value)
         if isinstance(value, dict):

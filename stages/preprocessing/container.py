@@ -1,4 +1,4 @@
-"""Opens audio and video containers with FFmpeg so that they can access only their own bytes."""
+"""Opens audio and video containers with FFmpeg so that a container can access only its own bytes."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ DEMUXERS = (
 # Maximum number of pixels of a picture that is decoded only to detect a file's format.
 MAX_PROBED_PIXELS = 64 * 1024 * 1024
 
-# Maximum number of streams. FFmpeg opens a decoder for each stream to examine it, and holds all of them until it has
-# examined the last. Files with many streams, such as films with subtitles and fonts, have some dozens.
+# Maximum number of streams. To examine the streams, FFmpeg opens a decoder for each stream, and keeps all decoders
+# until it has examined the last stream. Files with many streams, such as films with subtitles and fonts, have a few
+# dozen streams.
 MAX_STREAMS = 64
 
-# Formats whose duration FFmpeg reads from the header, if the header has one, instead of guessing it.
+# Formats whose duration FFmpeg reads from the header, if the header states a duration, instead of estimating the
+# duration.
 _TELLS_ITS_LENGTH = "matroska,webm"
 
-# At least this share of the length that a header promises must be present. Muxers miscount by a frame or two;
-# truncation loses more.
+# At least this share of the length that a header promises must be present. Muxers miscount by a frame or two; a
+# truncated file lacks more frames.
 PROMISE_KEPT = 0.9
 
 
@@ -74,13 +76,15 @@ def open_container(
     except av.error.FFmpegError as error:
         kind = code.removeprefix("invalid_")
         message = f"The {kind} is damaged or of an unknown format: {error.strerror}."
-        if isinstance(error, MemoryError):  # FFmpeg's error for a stream too many, too
+        if isinstance(error, MemoryError):  # FFmpeg raises this error for too many streams, too
             message = f"The {kind} has more than {MAX_STREAMS} streams, or needs too much memory."
         raise bad_request(message, param=param, code=code) from error
 
 
 def truncated(promised: int, found: int) -> bool:
-    """Whether `found` is so far below what the header `promised` (0: no promise) that the file must be truncated."""
+    """Whether `found` is so much less than `promised`, the value in the header (0 if the header has no value), that the
+    file must be truncated.
+    """
     return found < PROMISE_KEPT * promised
 
 

@@ -1,4 +1,6 @@
-"""Tokenises a conversation with the checkpoint's chat template; text in it cannot become a control token."""
+"""Tokenises a conversation with the checkpoint's chat template. Text in the conversation cannot become a control
+token.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,10 @@ from stages.preprocessing.token_limit import TextLimit
 class ChatTokenizer:
     """Turns a conversation into the reference's ids, with one placeholder for each media item.
 
-    Only the special tokens that the template itself writes become special ids. A special token that is spelled out in
-    the conversation's text, also over the borders of parts and messages, is tokenised as its letters. Text without
-    such spellings gets exactly the reference's ids. Markup that is not special in the tokenizer's own table, such as
-    ``<think>`` in an earlier answer, keeps its ids.
+    Only the special tokens that the template itself writes become special ids. If the conversation's text spells out a
+    special token, even across the borders of parts and messages, the spelling is tokenised as ordinary text. Text
+    without such spellings gets exactly the reference's ids. Markup that is not special in the tokenizer's own table,
+    such as ``<think>`` in an earlier answer, keeps its ids.
     """
 
     def __init__(self, processor: Qwen3OmniMoeProcessor, limit: TextLimit) -> None:
@@ -79,7 +81,7 @@ class ChatTokenizer:
 
 
 def _message(turn: Turn, media: Sequence[Media]) -> dict[str, Any]:
-    """A turn as templates expect it: its content is a string if there is only text, else a list of parts."""
+    """A turn as templates expect it: its content is a string if there is only text, and otherwise a list of parts."""
     parts = turn.content
     if all(isinstance(part, Text) for part in parts) and len(parts) < 2:
         return {"role": turn.role, "content": "".join(part.text for part in parts if isinstance(part, Text))}

@@ -20,7 +20,8 @@ from stages.preprocessing.waveform import Waveform
 
 CODE = "invalid_audio"
 
-# Samples that libsndfile decodes at a time, and of one channel. A header may claim a thousand channels.
+# Maximum numbers of samples that libsndfile decodes at a time: of all channels together, and of one channel. The first
+# limit is needed because a header may claim a thousand channels.
 BLOCK_SAMPLES = 524_288
 BLOCK_FRAMES = 65_536
 
@@ -139,7 +140,8 @@ class _Samples:
             self._form = form
             self._interleaved = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
         for part in self._interleaved.resample(frame):
-            # One plane holds all channels: with one plane per channel, PyAV 18 reads a ninth plane out of eight.
+            # The resampled frame has one plane for all channels. With one plane per channel, PyAV 18 would read a ninth
+            # plane where only eight exist.
             yield part.to_ndarray().reshape(-1, part.layout.nb_channels)
 
 

@@ -14,21 +14,22 @@ from stages.preprocessing.budget import DecodingBudget
 from stages.preprocessing.picture_cost import charge_opening, charge_picture
 from stages.preprocessing.rgb import to_upright_rgb
 
-# The formats that may be opened. Pillow also knows formats that run other programs (EPS) or that nobody sends.
-# Files of the last format have no mark of their own, so that Pillow would take other files for it.
+# The formats that may be opened. Pillow can also read formats that run other programs (EPS), and formats that clients
+# do not use. Files of the last format have no signature. If this format were tried earlier, Pillow would take files of
+# other formats for it.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
 
-# Pillow's exceptions for damaged files, which differ by format; decoding thousands of damaged files showed these.
-# A TIFF's number may be a text or a fraction, which is a TypeError.
+# Pillow's exceptions for damaged files, which differ by format. The list comes from decoding thousands of damaged
+# files. For example, a number in a TIFF may be a text or a fraction, which causes a TypeError.
 DAMAGE = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, TypeError, struct.error)
 
-# A picture may cost as much as this number of pictures with the maximum number of pixels, and a little more for parts
-# that do not depend on its size. A progressive JPEG of that size in four channels, as usual writers make it, costs the
-# most of what people send: 4.5.
+# Decoding a picture may cost as much as decoding `COST` plain pictures with the maximum number of pixels, plus
+# `COST_OF_PARTS` for parts that do not depend on the picture's size. Of the pictures that clients usually send, a
+# progressive JPEG with four channels costs the most: 4.5 times as much as a plain picture of its size.
 COST = 5
 COST_OF_PARTS = 16 * 1024 * 1024
 
-# The reference's processor refuses pictures and frames with a larger ratio of sides.
+# The reference's processor refuses pictures and frames with a larger ratio of the long side to the short side.
 MAX_ASPECT_RATIO = 200
 
 
@@ -58,7 +59,8 @@ def decode_image(data: Buffer, *, max_pixels: int, param: str) -> Image.Image:
         raise bad_request(
             f"The image cannot be read: it is damaged, or not one of {kinds}.", param=param, code="invalid_image"
         ) from None
-    except Image.DecompressionBombError as error:  # raised before the size is known, or for a picture inside this one
+    # raised before the size is known, or for a picture that is embedded in this picture
+    except Image.DecompressionBombError as error:
         raise _too_large(f"it has far more than the {max_pixels} pixels that are allowed", param) from error
     except DAMAGE as error:
         reason = str(error).rstrip(".")

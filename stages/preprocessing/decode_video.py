@@ -20,7 +20,8 @@ from stages.preprocessing.jpeg_scans import scanned_samples
 
 CODE = "invalid_video"
 
-# If the header's frame rate is wrong by more than this factor, the times of the frames count instead.
+# If the header's frame rate is wrong by more than this factor, the rate is computed from the times of the frames
+# instead.
 RATE_TOLERANCE = 1.25
 DEFAULT_RATE = 25.0
 
@@ -111,7 +112,8 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_p
 
 
 def sampled_frames(clip: DecodedClip, *, fps: float, min_frames: int, max_frames: int, multiple: int) -> list[int]:
-    """Indices of the frames that the reference takes: evenly spread, `fps` per second, within the bounds.
+    """Indices of the frames that the reference takes: evenly spread, `fps` per second, within the bounds `min_frames`
+    and `max_frames`.
 
     The number of indices is a multiple of `multiple`. If the clip has fewer frames than `multiple`, all of its frames
     are taken; the reference fails on such a clip.
@@ -122,7 +124,8 @@ def sampled_frames(clip: DecodedClip, *, fps: float, min_frames: int, max_frames
     most = min(max_frames, total) // multiple * multiple
     wanted = min(max(total / clip.rate * fps, min_frames), most)
     count = max(int(wanted) // multiple * multiple, multiple)
-    # In torch's float32, like the reference, because rounding decides which of two neighbouring frames is taken.
+    # Compute in torch's float32, like the reference, because rounding decides which of two neighbouring frames is
+    # taken.
     return [index for index in torch.arange(0, total, total / count).int().tolist() if index < total]
 
 
@@ -138,11 +141,12 @@ def decode_frames(
 ) -> Iterator[numpy.ndarray]:
     """Yields the frames at `indices` (ascending), upright and in RGB, as uint8 [at most `at_once`, height, width, 3].
 
-    Frames that differ in size from the first are scaled to it. If a few of the counted frames (`total`) turn out to be
-    missing, the last one stands in for them.
+    Frames that differ in size from the first frame are scaled to its size. If a few of the counted frames (`total`)
+    turn out to be missing, the last frame is repeated in their place.
 
     Args:
-        max_pixels, max_total_pixels: As in `probe_clip`, for the frames as they are: a header may claim smaller ones.
+        max_pixels, max_total_pixels: As in `probe_clip`, but checked on the decoded frames: a header may claim smaller
+            frames.
 
     Raises:
         OmniError: 400 ``invalid_video`` or ``video_too_large``.
@@ -192,10 +196,10 @@ def _upright(frame: av.VideoFrame, rotation: int) -> numpy.ndarray:
 
 
 def _frame_rate(stream: VideoStream, times: Sequence[int | None]) -> float:
-    """Frames per second: the header's figure, as in the reference, unless the times of the frames contradict it.
+    """Frames per second: the header's value, as in the reference, unless the times of the frames contradict this value.
 
-    The header of a recording with a variable rate, as browsers make them, may claim anything. A clip without times is
-    assumed to play at a usual rate.
+    Browsers record clips with a variable rate, and the headers of these clips may claim any rate. A clip without times
+    is assumed to play at a usual rate.
     """
     claimed = float(stream.average_rate or 0)
     known = [time for time in times if time is not None]

@@ -7,7 +7,7 @@ The tensors of a request, in the order in which they exist:
   because it may have to compute the prompt again;
 - for a spoken answer, a state of the thinker for each row, which the talker keeps.
 
-While a tensor travels between two processes, both hold it.
+While a tensor is sent from one process to another, both processes hold the tensor.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stages.preprocessing.features import CHUNK_FRAMES
 from stages.preprocessing.media import FRAMES_AT_ONCE
 from stages.preprocessing.survey import MediumSurvey
 
-# Number of mel frames that rounding and padding may add to a sound: one row.
+# Number of mel frames that rounding and padding may add to a sound: the frames of one row.
 _MORE_MEL_FRAMES = 8
 
 _FLOAT32 = 4  # preprocessing and the encoders send float32, whatever type a tower computes in
@@ -132,8 +132,8 @@ class ByteSizes(Struct, frozen=True):
 
 
 def size_in_headers(surveys: Sequence[MediumSurvey], mel_rate: float, most_rows: int) -> DecodedMedia:
-    """The sizes of media according to their headers. The headers may be false, so the sizes are limited to what a
-    prompt can hold.
+    """The sizes of media according to their headers. The headers may be false, so the sizes are limited to the sizes
+    that fit a prompt.
 
     Args:
         mel_rate: Number of mel frames for each second of sound.

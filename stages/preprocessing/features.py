@@ -21,7 +21,7 @@ from stages.preprocessing.hashing import audio_key, vision_key
 # The arguments that the reference's processor passes to its parts by default.
 DEFAULTS = Qwen3OmniMoeProcessorKwargs._defaults
 
-# Maximum number of mel frames in a chunk, which the audio tower processes at once.
+# Maximum number of mel frames in one of the chunks into which the audio tower cuts a sound.
 CHUNK_FRAMES = 2 * DEFAULTS["audio_kwargs"]["n_window"]
 
 
@@ -47,7 +47,9 @@ class Features:
         self.merge: int = self._videos.merge_size
 
     def picture(self, image: Image.Image, asked: PictureSize | None = None) -> VisionItem:
-        """The item of an RGB image. Pictures do not affect each other, so each can be processed when it is decoded."""
+        """The `VisionItem` of an RGB image. Pictures do not affect each other, so each picture can be processed as soon
+        as it is decoded.
+        """
         size = self.picture_size(asked)
         bounds = {"shortest_edge": size.least, "longest_edge": size.most}
         output = self._images(images=[image], size=bounds, return_tensors="pt")
@@ -66,8 +68,8 @@ class Features:
     def frame_size(self, options: VideoOptions, frames: int) -> FrameSize:
         """Bounds on the size of a frame, in a clip of `frames` sampled frames.
 
-        `total_pixels` is divided among the frames as other tools for Qwen models do: two frames make one grid step and
-        count once, and the division takes no frame below the lower bound.
+        `total_pixels` is divided among the frames in the same way as in other tools for Qwen models. The two frames of
+        a grid step count as one frame, and the upper bound never falls below the lower bound.
         """
         default = DEFAULTS["videos_kwargs"]["size"]
         least = default["shortest_edge"] if options.min_pixels is None else options.min_pixels
@@ -101,7 +103,7 @@ class Features:
         return (resized[0] // factor) * (resized[1] // factor)
 
     def clip(self, chunks: Iterable[numpy.ndarray], size: FrameSize) -> VisionItem:
-        """The item of a clip.
+        """The `VisionItem` of a clip.
 
         Args:
             chunks: The frames in pieces of uint8 [frames, height, width, 3]; every piece but the last holds an even
@@ -124,13 +126,15 @@ class Features:
         return _vision_item(torch.cat(patches), (steps, height, width))
 
     def sound_rows(self, samples: int) -> int:
-        """Number of embedding rows of a sound (`samples` at `rate`); with longer sounds it may make one row more."""
+        """Number of embedding rows of a sound (`samples` at `rate`). In a request with longer sounds, the sound may get
+        one row more.
+        """
         return audio_rows(samples // self._sounds.hop_length, CHUNK_FRAMES)
 
     def sounds(self, waves: Sequence[numpy.ndarray]) -> AudioWork:
         """The sounds of a request (float32 [samples] at `rate`), in order.
 
-        Their features are extracted in one call, because the padding of shorter sounds affects their ends.
+        The features of all sounds are extracted in one call, because padding affects the ends of the shorter sounds.
         """
         if not waves:
             return AudioWork([], pad_frames=CHUNK_FRAMES)
@@ -149,9 +153,10 @@ class Features:
         return numpy.zeros(max(1, round(seconds * self.rate)), numpy.float32)
 
     def _long_enough(self, wave: numpy.ndarray) -> numpy.ndarray:
-        """The sound. A sound of at most half an analysis window (25 ms) is filled up with silence to a whole window.
+        """The sound, made long enough for the reference: a sound of at most half an analysis window (25 ms) is filled
+        up with silence to a complete window.
 
-        The reference fails on such short sounds, as it cannot mirror their edges.
+        The reference fails on shorter sounds, because it cannot mirror their edges.
         """
         window: int = self._sounds.n_fft
         return wave if len(wave) > window // 2 else numpy.pad(wave, (0, window - len(wave)))

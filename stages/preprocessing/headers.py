@@ -1,4 +1,5 @@
-"""Reads the sizes of pictures and sounds from their headers. For a header that cannot be read, it reports no size.
+"""Reads the sizes of pictures and sounds from their headers. For a header that cannot be read, the module reports no
+size.
 
 The decoders report errors, because they read the same header again.
 """
@@ -22,8 +23,8 @@ from stages.preprocessing.waveform import sound_budget
 
 
 class SoundLength(Struct, frozen=True):
-    """The seconds of a sound according to its header, and the least number of seconds that it has if it can be
-    decoded.
+    """The length of a sound in seconds: the length that its header states, and the least length that the sound has if
+    it can be decoded.
     """
 
     seconds: float = 0.0

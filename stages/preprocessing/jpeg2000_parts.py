@@ -1,6 +1,6 @@
 """Counts the parts into which a JPEG 2000 codestream divides its picture. The decoder makes tables for each part.
 
-A header of 60 bytes may ask for one part for each pixel, and the decoder makes tables of some hundred bytes for each
+A header of 60 bytes may ask for one part for each pixel, and the decoder makes tables of a few hundred bytes for each
 part.
 """
 
@@ -44,7 +44,7 @@ class Codestream(Struct, frozen=True):
 
 
 class _Coding(Struct, frozen=True):
-    """How a tile's component is divided; sizes are powers of two."""
+    """The division of a tile's component into parts. Sizes are powers of two, and are given as exponents."""
 
     layers: int
     levels: int
@@ -76,7 +76,7 @@ def _read_codestream(view: memoryview, at: int) -> Codestream:
 
 
 def _codings(view: memoryview, at: int) -> Iterator[_Coding]:
-    """The divisions that the headers of the codestream and of its tiles ask for. `at` is the position behind the first
+    """The divisions that the headers of the codestream and of its tiles define. `at` is the position after the first
     marker.
     """
     layers = 1

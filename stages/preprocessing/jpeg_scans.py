@@ -12,7 +12,7 @@ import struct
 from omni_pipeline.wire.tensor import Buffer
 
 # The markers that decoders act on. In pixel data, an FF byte is followed by 00, or by a restart marker (D0 to D7).
-# Decoders skip bytes that are no marker, so this search skips them too.
+# Decoders skip bytes that are not markers, so this search skips these bytes too.
 _MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xef\xfe])")
 _START, _END, _SCAN = 0xD8, 0xD9, 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # C4 and CC hold tables, and C8 is reserved

@@ -109,14 +109,17 @@ def lay_out(
 
 
 def clip_times(medium: MediumRows, ids_per_second: float) -> numpy.ndarray:
-    """Time of every visual row of a clip: float64 [rows] in units of ids, multiplied in the reference's order."""
+    """Time of every visual row of a clip: float64 [rows], in units of position ids. The factors are multiplied in the
+    reference's order.
+    """
     assert medium.grid is not None
     time, height, width = medium.grid
     return numpy.repeat(numpy.arange(time), height * width) * medium.seconds_per_step * ids_per_second
 
 
 def merge_order(clip: numpy.ndarray, sound: numpy.ndarray) -> IntArray:
-    """The order that sorts a clip's rows and then its sound's rows by time; at equal times the clip's rows come first.
+    """The indices that sort by time the rows of a clip, followed by the rows of its sound. At equal times the clip's
+    rows come first.
 
     Args:
         clip, sound: Times, each ascending.

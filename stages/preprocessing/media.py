@@ -30,7 +30,7 @@ from stages.preprocessing.token_limit import TokenLimit
 # Maximum number of decoded full-size frames in memory at a time; an even number, see `Features.clip`.
 FRAMES_AT_ONCE = 8
 
-# Pixels of the scaled frames that make one prompt row: two frames, and 2×2 patches of 16×16 pixels.
+# Number of pixels of the scaled frames that make one prompt row: in each of two frames, 2×2 patches of 16×16 pixels.
 PIXELS_OF_ROW = 2048
 
 
@@ -50,7 +50,7 @@ class ReadMedia(Struct, tag="read"):
 
 
 class _ClipPlan(Struct, frozen=True):
-    """The frames that are taken of a clip, and the bounds on their size."""
+    """The frames that are taken from a clip, and the bounds on their size."""
 
     clip: DecodedClip
     indices: list[int]
@@ -78,7 +78,7 @@ class MediaReader:
         """Find the sizes of a prompt's media from their headers. Nothing is decoded. The arguments are as for `read`.
 
         Raises:
-            OmniError: 400 for a clip that cannot be used, or if the items have too many rows in any case.
+            OmniError: 400 for a clip that cannot be used, or if the items certainly have too many rows.
         """
         surveys: list[MediumSurvey] = []
         tokens = text_tokens
@@ -214,7 +214,7 @@ class MediaReader:
         return self._features.sound_rows(int(seconds * self._features.rate))
 
     def _plan(self, medium: Media, options: VideoOptions, tokens: int, known: DecodedClip | None) -> _ClipPlan:
-        """The frames to take of a clip, within the limits."""
+        """The frames to take from a clip, within the limits."""
         clip = known or self._probe(medium, options)
         indices = self._taken_frames(medium, clip, options)
         if len(indices) > self._options.max_video_frames:

@@ -32,13 +32,13 @@ class _Mark(bytes, Enum):
     ICO = b"\0\0\1\0"
 
 
-# Chunks of a PNG with compressed text or a colour profile. Pillow unpacks each chunk up to a limit. Unpacking that
-# number of bytes takes as long as decoding a quarter of that number of pixels.
+# Chunks of a PNG with compressed text or a colour profile. Pillow unpacks each chunk up to a maximum number of bytes.
+# Unpacking this number of bytes takes as long as decoding a quarter as many pixels.
 _PACKED_CHUNKS = re.compile(rb"iCCP|zTXt|iTXt")
 _UNPACKING_WORK = PngImagePlugin.MAX_TEXT_CHUNK // 4
 
-# Work for the parts of a JPEG 2000: for a precinct, whose tables a decoder holds in memory while it decodes the
-# precinct's tile; for a packet, even an empty one; and for a code block.
+# Work for the parts of a JPEG 2000: for a precinct; in addition, for each precinct of one tile, because a decoder holds
+# their tables in memory while it decodes the tile; for a packet, even if the packet is empty; and for a code block.
 _PRECINCT_WORK, _HELD_PRECINCT_WORK, _EMPTY_PACKET_WORK, _BLOCK_WORK = 64, 1024, 8, 64
 
 _TIFF_JPEG, _TIFF_OLD_JPEG = 7, 6
@@ -81,7 +81,7 @@ def charge_opening(data: Buffer, budget: DecodingBudget, check_size: SizeCheck) 
 
 def _charge_icon(data: Buffer, budget: DecodingBudget, check_size: SizeCheck) -> None:
     file = io.BytesIO(data)
-    # Pillow meets the same damage at the same place of a damaged file, and decodes nothing before it.
+    # If the file is damaged, Pillow fails at the same place as this function, and decodes nothing before this place.
     with suppress(OSError, ValueError, SyntaxError, IndexError, struct.error):
         largest = IcoImagePlugin.IcoFile(file).entry[0]
         file.seek(largest.offset)
@@ -98,7 +98,7 @@ def _charge_icon(data: Buffer, budget: DecodingBudget, check_size: SizeCheck) ->
 
 
 def _charge_packed_chunks(data: Buffer, budget: DecodingBudget) -> None:
-    """Charge for the compressed chunks of a PNG beside its pixels."""
+    """Charge for the compressed chunks of a PNG that are not its pixels."""
     for _ in _PACKED_CHUNKS.finditer(data):
         budget.charge(_UNPACKING_WORK)
 
@@ -110,9 +110,11 @@ def _charge_tiles(image: Image.Image, budget: DecodingBudget) -> None:
         budget.charge(_pixels(tile))
     for tile, following in pairwise(tiles):
         step = following.offset - tile.offset
-        if 0 < step < _pixels(tile) // 8:  # Pillow reads up to the data of the next rectangle, as often as it needs to
+        # Pillow reads blocks as long as the distance to the next rectangle's data, so a small distance means many
+        # decoder calls
+        if 0 < step < _pixels(tile) // 8:
             budget.charge(_pixels(tile) // step * PACKET_WORK)
-    if not tiles:  # some decoders get the whole file
+    if not tiles:  # without rectangles, the decoder gets the whole file
         budget.charge(image.width * image.height)
 
 
@@ -159,7 +161,7 @@ def _number(tags: TiffImagePlugin.ImageFileDirectory_v2, tag: int, missing: int)
 
 
 def _charge_jpeg_parts(data: Buffer, offsets: Sequence[int], sizes: Sequence[int], budget: DecodingBudget) -> None:
-    """Charge for parts that are JPEG files. Several parts may be the same bytes of the file."""
+    """Charge for parts that are JPEG files. Several parts may use the same bytes of the file."""
     known: dict[tuple[int, int], int] = {}
     for part in zip(offsets, sizes, strict=False):
         if part not in known:
@@ -178,7 +180,9 @@ def _charge_jpeg2000(data: Buffer, budget: DecodingBudget, check_size: SizeCheck
 
 
 def _charge_avif(data: Buffer, budget: DecodingBudget, check_size: SizeCheck) -> None:
-    """Charge for the AV1 frames of an AVIF, which may be larger than the picture and the cells of a grid claim."""
+    """Charge for the AV1 frames of an AVIF, which may be larger than the sizes that the file claims for the picture and
+    for the cells of a grid.
+    """
     for width, height in find_frames(data, budget):
         check_size(width, height)
         budget.charge(max(width * height, PACKET_WORK))

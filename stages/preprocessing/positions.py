@@ -19,9 +19,9 @@ def mrope_positions(
 ) -> tuple[FloatArray | None, float]:
     """Positions of a prompt, and the offset from the index of a later token to its position.
 
-    Text and sound advance on all axes together. A picture has one position in time and spreads over height and width;
-    a clip also advances in time, by `ids_per_second` per second. The next item or text starts one after the
-    item's largest position.
+    Text and sound advance on all axes together. A picture has one position in time and spreads over height and width; a
+    clip also advances in time, by `ids_per_second` positions per second. The next item or text starts one position
+    after the item's largest position.
 
     All sums are float32 and in the reference's order: positions may be fractional, and must be rounded in the same way.
 
@@ -55,7 +55,8 @@ def mrope_positions(
     positions = numpy.concatenate(runs, axis=1)
     if not numpy.isfinite(positions).all():
         raise internal("The positions of a clip's frames are too large for float32.")
-    # Generation continues from the last row's position, which is not the largest after wide frames with a short sound.
+    # Generation continues from the last row's position. After wide frames with a short sound, this is not the largest
+    # position.
     return positions, float(positions[0, -1] + float32(1) - float32(positions.shape[1]))
 
 
@@ -63,8 +64,8 @@ def _medium(medium: MediumRows, start: float32, ids_per_second: float) -> list[F
     """Positions of one media item, in the runs that the reference builds: the next token starts after the last run.
 
     For a clip with sound, the last run is the rest of the frames or of the sound, whichever lasts longer. The largest
-    position of this run may be below that of earlier frames. The text after the clip then repeats positions, as in the
-    reference.
+    position of this run may be below the largest position of earlier frames. The text after the clip then repeats
+    positions, as in the reference.
     """
     sound = _line(medium.audio, start)
     if medium.grid is None:

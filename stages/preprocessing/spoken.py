@@ -29,12 +29,12 @@ class Roles(Struct, frozen=True):
 def spoken_prompt(
     layout: PromptLayout, media: Sequence[MediumRows], roles: Roles, speech: SpeechOptions
 ) -> SpokenPrompt:
-    """The talker's share of a prompt whose answer is to be spoken.
+    """The part of a prompt that the talker receives, if the answer is to be spoken.
 
-    The talker's positions equal the thinker's for a prompt of those rows alone, except for clips whose sound is used.
-    In the reference the talker has no information that a clip's sound stands between its frames. So the talker treats
-    such a clip as text, unless an image follows later in the prompt: then the talker still looks for frames, and finds
-    those of the clip.
+    The talker's positions equal the positions that the thinker would compute for a prompt of these rows alone, except
+    for clips whose sound is used. In the reference the talker has no information that a clip's sound stands between its
+    frames. So the talker treats such a clip as text, unless an image follows later in the prompt: then the talker still
+    looks for frames, and finds the clip's frames.
     """
     ids = layout.ids
     starts = numpy.flatnonzero(ids == roles.turn_start)
@@ -48,7 +48,7 @@ def spoken_prompt(
     closed = 0
     for index, (medium, opening, closing) in enumerate(places):
         if medium.interleaved and index > last_image:
-            continue  # its rows count as text in the gap around it
+            continue  # the clip's rows count as text in the gap around the clip
         gaps.append(opening - closed)
         kept.append(medium)
         closed = closing + 1

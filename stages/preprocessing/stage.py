@@ -63,10 +63,10 @@ from stages.preprocessing.token_limit import TextLimit, TokenLimit
 MERGE_IDS_PER_SECOND: float = DEFAULTS["videos_kwargs"]["position_id_per_seconds"]
 
 
-# A longer conversation is tokenised by a reader. Tokenising so much text takes 20 to 40 ms.
+# A conversation with more bytes is tokenised by a reader. Tokenising so much text takes 20 to 40 ms.
 SHORT_TEXT_BYTES = 16 * 1024
 
-# The size of a turn or a part without text, for the time to render it.
+# Size that each turn and each part counts besides its text, because rendering also takes time.
 _PART_BYTES = 64
 
 # Estimated time to tokenise a byte.
@@ -76,7 +76,7 @@ logger = logging.getLogger(__name__)
 
 
 class Phase(enum.Enum):
-    """What happens to a request next; see the module's docstring."""
+    """The phase of a request's preparation; see the module's docstring."""
 
     TEXT = enum.auto()
     SURVEY = enum.auto()
@@ -89,10 +89,10 @@ class Preparation(Struct):
 
     Attributes:
         request: The request.
-        placed: Its media in prompt order.
-        phase: The phase that it is in.
-        skeleton: The ids of its text, with a placeholder for each media item; from `SURVEY` on.
-        surveys: The sizes of `placed`; from `GRANT` on.
+        placed: The request's media in prompt order.
+        phase: The phase that the request is in.
+        skeleton: The ids of the request's text, with a placeholder for each media item; known from `SURVEY` on.
+        surveys: The sizes of `placed`; known from `GRANT` on.
         claimed: The memory that has been claimed for the media.
     """
 
@@ -110,7 +110,9 @@ class Preparation(Struct):
 
 
 class Preprocessing:
-    """Takes `ChatRequest`; sends `Prompt`, and `VisionWork` or `AudioWork` if there is something to see or hear."""
+    """Takes `ChatRequest`; sends `Prompt`. Also sends `VisionWork` if there are pictures or clips, and `AudioWork` if
+    there are sounds.
+    """
 
     def __init__(self, context: StageContext) -> None:
         self.name = context.name
@@ -156,7 +158,7 @@ class Preprocessing:
             self._granted.append(request_id)
 
     def step(self) -> Iterable[Work | Failed | Claim]:
-        """Take in what readers have done, begin with the oldest new request, and give readers their next jobs."""
+        """Process the readers' results, begin with the oldest new request, and give readers their next jobs."""
         self.batch = []
         messages: list[Work | Failed | Claim] = []
         for done in self._readers.collect():
@@ -195,10 +197,10 @@ class Preprocessing:
     # --- phases ---
 
     def _advance(self, request_id: str, result: Answer | ErrorInfo | None) -> list[Work | Failed]:
-        """Move a request on. Returns its messages if it is complete or refused.
+        """Move a request to its next phase. Returns the request's messages if the request is complete or refused.
 
         Args:
-            result: What a reader has found out; None for a new request.
+            result: The answer or error from a reader; None for a new request.
         """
         preparation = self._preparing[request_id]
         self.batch.append(request_id)

@@ -9,7 +9,8 @@ from msgspec import Struct
 from stages.messages import Media, Modality
 from stages.preprocessing.decode_video import DecodedClip
 
-# Seconds of one core, measured on one machine and rounded up. They order the work and need not be exact.
+# Seconds of one core, measured on one machine and rounded up. These estimates only determine the order of the work, so
+# they need not be exact.
 _SECONDS_PER_PIXEL = 30e-9  # per pixel of a picture, for decoding and features
 _SECONDS_PER_STORED_PIXEL = 4e-9  # per pixel of the frames of a clip that are only decoded
 _SECONDS_PER_SOUND = 2e-3  # for each second of sound
@@ -28,8 +29,8 @@ class MediumSurvey(Struct, frozen=True):
         taken: Number of frames that the encoder will get.
         sound_seconds: Length of the sound that the encoder will get, according to the headers, which may be false.
         rows: Estimated number of prompt rows, sound included.
-        least_rows: Number of prompt rows that the item has at least, if it can be decoded.
-        clip: A clip's properties, so that they need not be found again.
+        least_rows: Least number of prompt rows that the item has, if it can be decoded.
+        clip: A clip's properties, so that the reader need not find them again.
     """
 
     kind: Modality

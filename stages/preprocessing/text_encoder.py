@@ -2,7 +2,8 @@
 
 A piece ends at a place where the tokenizer's own splitting always ends a word, so the ids are those of the whole text.
 If a text has no such place, as in a run of one letter, the piece is as long as the run. Tokenising needs up to 300
-bytes of memory for each byte. So before a long piece is tokenised, the least number of its tokens is computed.
+bytes of memory for each byte of text. So before a piece is tokenised, the least number of its tokens is computed and
+compared with the limit.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _BORDER = re.compile(r"(?<=[A-Za-zÀ-ÖØ-öø-ÿА-яё一-龥ぁ-ゖァ-ヺ가
 
 
 class TextEncoder:
-    """Turns text into ids; special tokens that are spelled out in it become their letters.
+    """Turns text into ids. If the text spells out a special token, the spelling is tokenised as ordinary text.
 
     Args:
         tokenizer: The checkpoint's tokenizer. A copy of it is used.
@@ -52,7 +53,7 @@ class TextEncoder:
             before: Number of tokens before the text.
 
         Raises:
-            OmniError: 400 ``context_length_exceeded``. A text of one piece may be too long without an error.
+            OmniError: 400 ``context_length_exceeded``. A text that is not cut into pieces is not checked.
         """
         if len(text) <= PIECE or not self._may_cut:
             return self._encode(text)

@@ -31,14 +31,16 @@ class TokenLimit(Struct, frozen=True):
 
 
 class TextLimit(Struct, frozen=True):
-    """The maximum size of a text whose tokens are within a `TokenLimit`, which is known without tokenising it.
+    """A limit on the size of a text. A text beyond this limit certainly has more tokens than a `TokenLimit` allows, so
+    it can be refused without being tokenised.
 
     Attributes:
         limit: The limit on tokens.
-        token_bytes: Bytes of text that one token stands for at most; None if this tokenizer has no such bound.
+        token_bytes: Maximum number of bytes of text that one token stands for; None if no maximum is known for this
+            tokenizer.
         shrinks: Factor by which normalisation may shorten a text that is not ASCII.
-        shares: For each value of a byte, the share of a token that the byte is at least: one byte of the longest token
-            in which the value occurs. Empty if there is no bound.
+        shares: For each byte value, the least share of a token that one byte of this value makes up: one divided by the
+            length of the longest token that contains the value. Empty if no maximum is known.
     """
 
     limit: TokenLimit
@@ -57,7 +59,7 @@ class TextLimit(Struct, frozen=True):
         strips = any(token["lstrip"] or token["rstrip"] for token in added)
         if "ByteLevel" not in steps or normalizer not in (None, "NFC") or strips:
             return cls(limit, None)
-        # In the vocabulary, each byte is one character. Added tokens are in it as plain text.
+        # In the vocabulary, each byte is one character. Added tokens are in the vocabulary as plain text.
         plain = {token["content"]: token["content"].encode() for token in added}
         values = _byte_values()
         tokens = [
@@ -72,23 +74,24 @@ class TextLimit(Struct, frozen=True):
         return cls(limit, max(longest), NFC_SHRINKS if normalizer else 1, tuple(1 / length for length in longest))
 
     def check(self, turns: Sequence[Turn]) -> int:
-        """The UTF-8 bytes of the text of a conversation.
+        """Number of UTF-8 bytes of the text of a conversation.
 
         Raises:
-            OmniError: 400 ``context_length_exceeded`` if they must become too many tokens.
+            OmniError: 400 ``context_length_exceeded`` if this number of bytes certainly makes too many tokens.
         """
         texts = [turn.role for turn in turns]
         texts += [part.text for turn in turns for part in turn.content if isinstance(part, Text)]
         if self.token_bytes is None:
             return _size(texts)
-        # Cheap first: characters are at most as many as bytes.
+        # The cheap check comes first: a text has at most as many characters as bytes.
         self._check(sum(map(len, texts)), self.shrinks)
         size = _size(texts)
         self._check(size, 1 if all(map(str.isascii, texts)) else self.shrinks)
         return size
 
     def check_least(self, tokens: int, text: bytes) -> None:
-        """Raises OmniError 400 ``context_length_exceeded`` if `tokens` and the tokens of more text must be too many.
+        """Raises OmniError 400 ``context_length_exceeded`` if `tokens` and the tokens of `text` together are certainly
+        too many.
 
         The shares of a token's bytes add up to at most one, so a text has at least as many tokens as the sum of its
         bytes' shares.
@@ -109,7 +112,9 @@ class TextLimit(Struct, frozen=True):
 
 
 def _byte_values() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for, as far as the byte occurs in UTF-8."""
+    """The byte that each character of a byte-level vocabulary stands for. Bytes that never occur in UTF-8 are left
+    out.
+    """
     to_characters = ByteLevel(add_prefix_space=False, use_regex=False)
     values: dict[str, int] = {}
     for code in (*range(0x800), *range(0x800, 0xD800, 0x100), *range(0xE000, 0x110000, 0x1000)):

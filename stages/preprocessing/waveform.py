@@ -1,4 +1,4 @@
-"""Collects decoded sound, block by block, into mono at the model's sampling rate and within a length limit."""
+"""Collects the blocks of a decoded sound as mono sound at the model's sampling rate, within a length limit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIN_RATE, MAX_RATE = 1_000, 768_000
 # silence at the highest rate, in as many channels as a format allows, would keep the decoder busy for an hour.
 SAMPLES_PER_SECOND = 768_000
 
-# Largest sample value: far above any scale that files use, far below values whose mel energies overflow.
+# Largest sample value. It is far above the scales that files use, and far below the values whose mel energies overflow.
 MAX_AMPLITUDE = 1e4
 
 
@@ -26,10 +26,11 @@ def sound_budget(max_seconds: float, param: str) -> DecodingBudget:
 
 
 class Waveform:
-    """Grows with every block; `samples` gives the result. The sampling rate of the blocks may change: see `begin`.
+    """A sound that grows with every decoded block; `samples` returns the result. The sampling rate of the blocks may
+    change: see `begin`.
 
     Attributes:
-        budget: The work of decoding the sound. Each block is charged; its decoder charges what else it does.
+        budget: The work of decoding the sound. Each block is charged; the decoder charges its other work itself.
 
     Args:
         rate: Samples per second of the result.
@@ -92,13 +93,13 @@ class Waveform:
         self._frames += len(block)
         if self.seconds > self._max_seconds:
             raise _too_long(f"is longer than {self._max_seconds:g} seconds", self._param)
-        if not numpy.abs(block).max() <= MAX_AMPLITUDE:  # written this way it catches NaN too
+        if not numpy.abs(block).max() <= MAX_AMPLITUDE:  # this form of the condition catches NaN too
             raise self._invalid("it has samples that are infinite or not a number")
         mono = block.mean(axis=1, dtype=numpy.float32) if block.shape[1] > 1 else block[:, 0]
         self._append(mono if self._resampler is None else self._resampler.resample_chunk(mono))
 
     def samples(self) -> numpy.ndarray:
-        """Everything that was added: float32 [samples] at the model's rate.
+        """The complete sound: float32 [samples] at the model's rate.
 
         Raises:
             OmniError: 400 ``invalid_audio`` if no sample was added.

@@ -10,7 +10,7 @@ from omni_pipeline.config.schema import Limits
 
 
 def read(data: bytes, limits: Limits | None = None, *, pieces: int = 1 << 15) -> JsonBody:
-    """The body that arrives in pieces of this many bytes."""
+    """The body that the reader makes of `data`, which arrives in pieces of `size` bytes."""
     reader = JsonBodyReader(limits or Limits())
     for begin in range(0, len(data), pieces):
         reader.feed(data[begin : begin + pieces])

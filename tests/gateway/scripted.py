@@ -42,7 +42,7 @@ HELLO = {"messages": [{"role": "user", "content": "Hello?"}]}
 USAGE = TokenUsage(prompt_tokens=11, completion_tokens=3, cached_tokens=4, media_tokens={"image": 5, "audio": 2})
 
 
-# The voices in the configuration of a checkpoint that speaks; their order is not alphabetical.
+# The voices in the configuration of a checkpoint that speaks. They are deliberately not in alphabetical order.
 SPEAKER_CONFIG = {"talker_config": {"speaker_id": {"chelsie": 7, "ethan": 8, "aiden": 9}}}
 
 
@@ -54,15 +54,15 @@ def tone(samples: int, start: int = 0) -> numpy.ndarray:
 
 
 class ScriptedPipeline:
-    """Answers every request with `answer`, or leaves the answering to the test if `answer` is None.
+    """A pipeline that answers every request with `answer`. If `answer` is None, the test sends the answers.
 
-    A request for speech gets `voice` after the text, with 2 codec frames for each piece.
+    A request for speech gets the pieces of sound in `voice` after the text. Each piece counts as 2 codec frames.
 
     Attributes:
         submitted: Ids of requests in order of arrival, without those of the warm-up.
         aborted: Ids of requests, in the order in which they were aborted.
-        forgets: Whether an aborted request is forgotten at once; otherwise its id and a function that a test calls to
-            have it forgotten are in `unforgotten`.
+        forgets: Whether an aborted request is forgotten at once. Otherwise, `unforgotten` has the request's id and a
+            function; the request is forgotten when the test calls this function.
         claimed: The receiver of claims.
         refusal: Error that `submit` raises, if set.
         working: Event that a test clears to make requests wait for stages.
@@ -132,11 +132,11 @@ class ScriptedPipeline:
             self.unforgotten[request_id] = forgotten
 
     def say(self, request_id: str, text: str, logprobs: list[TokenLogprob] | None = None) -> None:
-        """Send one piece of text from the stage `decode`."""
+        """Send one piece of text, as the stage `decode` does."""
         self._send(request_id, "decode", TextDelta(text, logprobs or []))
 
     def speak(self, request_id: str, samples: numpy.ndarray) -> None:
-        """Send one piece of sound from the stage `code2wav`."""
+        """Send one piece of sound, as the stage `code2wav` does."""
         self._send(request_id, "code2wav", AudioDelta(Tensor.of(samples)))
 
     def lose(self, request_id: str, source: str = "decode") -> None:
@@ -178,7 +178,7 @@ class ScriptedPipeline:
 
 
 def token(text: str, logprob: float = -0.5, top: tuple[tuple[str, float], ...] = ()) -> TokenLogprob:
-    """A generated token, with alternatives."""
+    """A generated token, with its log-probability and the log-probabilities of alternative tokens."""
     return TokenLogprob(
         TokenText(text, list(text.encode()), logprob), [TokenText(t, list(t.encode()), p) for t, p in top]
     )
@@ -225,7 +225,7 @@ class Served:
             return response.status, json.loads(await response.read())
 
     async def connect(self, body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A raw connection that has sent a chat request."""
+        """The reader and the writer of a raw connection over which a chat request has been sent."""
         data = json.dumps(body).encode()
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -246,14 +246,16 @@ async def serving(
     """A gateway on a free port, configured by `server` (as in the YAML). It is stopped at the end.
 
     Args:
-        buffers: Bytes that the operating system may keep of a connection in each direction; None for its default.
+        buffers: Size in bytes of the operating system's buffers of a connection, in each direction; None for the
+            system's default.
     """
     pipeline = pipeline or ScriptedPipeline(["Hel", "lo"])
-    server.setdefault("allowed_hosts", ["x"])  # the host that raw requests of the tests name
+    server.setdefault("allowed_hosts", ["x"])  # the host name in the tests' raw requests
     listen_socket = socket.create_server(("127.0.0.1", 0))
     if buffers is not None:
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            listen_socket.setsockopt(socket.SOL_SOCKET, option, buffers)  # connections inherit it
+            # Accepted connections inherit this buffer size.
+            listen_socket.setsockopt(socket.SOL_SOCKET, option, buffers)
     port = listen_socket.getsockname()[1]
     stopping = asyncio.Event()
     with tempfile.TemporaryDirectory() as checkpoint:

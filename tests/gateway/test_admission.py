@@ -1,4 +1,6 @@
-"""Tests the order in which requests are let in, and the limits by number, by stage and by bytes held."""
+"""Tests the order in which requests are admitted, and the limits on the number of requests, on the requests that need a
+stage, and on held bytes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from omni_pipeline.errors import OmniError
 
 
 class Crowd:
-    """Makes requests that stay inside until a test lets them leave, and records the order in which they were let in."""
+    """Makes requests that keep their places until the test ends them, and records the order in which the requests were
+    admitted.
+    """
 
     def __init__(self, arrive: bool = True, **limits) -> None:
         self.arrive = arrive
@@ -24,7 +28,7 @@ class Crowd:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def come(self, name: str, deadline: float = math.inf) -> None:
-        """Let the request `name` come. The first letter of the name is its client."""
+        """Start the request `name`. The first letter of the name stands for the client."""
         self._go[name] = asyncio.Event()
         self._tasks[name] = asyncio.create_task(self._stay(name, deadline))
         await asyncio.sleep(0)
@@ -51,7 +55,7 @@ class Crowd:
         return caught.value.info
 
     async def empty_out(self) -> list[str]:
-        """Let all requests leave in the order in which they were let in. Returns this order."""
+        """End all requests in the order in which they were admitted. Returns this order."""
         left = 0
         while left < len(self.entered):
             await self.leave(self.entered[left])
@@ -140,7 +144,8 @@ async def test_a_place_given_to_one_that_leaves_at_that_moment_goes_to_the_next(
     await inside.__aenter__()
     await crowd.come("a1")
     await crowd.come("b1")
-    await inside.__aexit__(None, None, None)  # no await in between: a1 has the turn, but its task has not run yet
+    # There is no await before the next line, so a1 has got the place, but the task of a1 has not run yet.
+    await inside.__aexit__(None, None, None)
     crowd.cancel("a1")
     with pytest.raises(asyncio.CancelledError):
         await crowd._tasks["a1"]
@@ -180,7 +185,8 @@ async def test_the_time_to_retry_follows_the_pace_of_departures(monkeypatch):
         clock += 3
     for name in ("b1", "c1", "d1", "e1", "f1"):
         await crowd.come(name)
-    assert (await crowd.refusal("f1")).retry_after == 15  # one request leaves every 3 s, and four wait before f1
+    # One request leaves every 3 s, and four requests wait before f1.
+    assert (await crowd.refusal("f1")).retry_after == 15
     monkeypatch.undo()
     await crowd.empty_out()
 
@@ -194,7 +200,7 @@ async def test_requests_that_never_arrive_leave_places_to_other_clients():
     await crowd.come("c0")
     assert crowd.entered[4:] == ["b0", "c0"]
     await crowd.leave("a0")
-    assert crowd.entered[6:] == []  # a has three requests that have not arrived, and three places are free
+    assert crowd.entered[6:] == []  # client a has three requests that have not arrived yet, and three places are free
     await crowd.leave("c0")
     assert crowd.entered[6:] == ["a4"]
     crowd.cancel("a5")

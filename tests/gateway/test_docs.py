@@ -29,7 +29,7 @@ def section(title: str) -> str:
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of the tables in `text`, without header rows and rules."""
+    """The cells of the tables in `text`, without header rows and separator rows."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     return [row for row in cells if "---" not in row[0]][1:]
@@ -67,7 +67,7 @@ def test_what_is_taken_unread_and_what_is_refused_is_listed_as_such():
 
 
 def bounds(kind: Any) -> Iterator[float]:
-    """The bounds of a numeric field, without the bounds of 32 bits that only come from the type."""
+    """The bounds of a numeric field. A bound that is only the limit of a 32-bit integer is left out."""
     match kind:
         case msgspec.inspect.IntType() | msgspec.inspect.FloatType():
             for bound in (kind.ge, kind.gt, kind.le, kind.lt):
@@ -152,7 +152,7 @@ SETTINGS = {"server.limits": Limits, "server.media": MediaPolicy, "stages.prepro
 
 
 def limits() -> Iterator[tuple[str, str, str]]:
-    """The path, the name and the default of each documented setting."""
+    """For each documented limit, its path in the configuration, its name and its default."""
     for table in section("## Limits").split("\n\n"):
         if table.startswith("| `"):
             path = names(table.partition("\n")[0])[0]

@@ -1,4 +1,6 @@
-"""Memory is granted to clients in turn and within the limit, and neither small nor large claims starve."""
+"""Memory is granted to clients in turn and within the limit, and no claim waits for ever, whether it is small or
+large.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from gateway.grants import OVERTAKERS, Grants, HeldClaim
 
 
 class Asked:
-    """Claims against one limit, by name."""
+    """Makes claims against one limit, and keeps each claim under a name."""
 
     def __init__(self, limit: int) -> None:
         self.grants = Grants(limit)

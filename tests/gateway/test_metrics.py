@@ -1,5 +1,5 @@
-"""Tests the page of metrics: its values, its form for Prometheus' tools, and its agreement with the docs and the
-dashboard.
+"""Tests the page of metrics: the values, the format that Prometheus' tools need, and the agreement with the docs and
+the dashboard.
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ def test_openmetrics_is_given_to_those_who_ask() -> None:
 
 
 def test_names_follow_prometheus_conventions(families: list[Metric]) -> None:
-    """The checks of promtool: help, base units with full names, `_total` only for counters, no type in a name."""
+    """The test makes the same checks as promtool: each metric has a help text, units are base units with full names,
+    only counters end in `_total`, and no name contains a metric type.
+    """
     names = [family.name for family in families]
     assert len(set(names)) == len(names)
     for family in families:
@@ -142,7 +144,7 @@ def test_labels_are_only_those_that_cannot_grow(families: list[Metric]) -> None:
 
 
 def shown(families: list[Metric]) -> set[str]:
-    """Names as the docs write them: counters with `_total`, histograms without a suffix."""
+    """The names of the metrics as the docs write them: counters with `_total`, histograms without a suffix."""
     return {family.name + ("_total" if family.type == "counter" else "") for family in families}
 
 

@@ -10,7 +10,7 @@ Pieces = list[tuple[float, float]]
 
 
 def played(pieces: Pieces) -> tuple[Player, list[float]]:
-    """A player that has been fed all pieces, and its silences."""
+    """A player that has got all pieces, and the silences that the player has reported."""
     player = Player()
     silences = [player.feed(at, seconds) for at, seconds in pieces]
     return player, [silence for silence in silences if silence]
@@ -25,7 +25,7 @@ def played(pieces: Pieces) -> tuple[Player, list[float]]:
         ([(1.0, 0.5), (1.25, 0.5), (1.75, 0.5)], []),
         ([(1.0, 0.5), (1.5, 0.5)], []),
         ([(1.0, 0.5), (1.75, 0.5)], [0.25]),
-        # Sound that came early still plays when the next piece is late: 1.0 + 3 × 0.5 is 2.5.
+        # Sound that came early is still playing when the next piece comes late: it plays until 1.0 + 3 × 0.5 = 2.5.
         ([(1.0, 0.5), (1.0, 0.5), (1.0, 0.5), (2.75, 0.5)], [0.25]),
         # After a silence, the next piece plays on arrival: the second piece ends at 2.25.
         ([(1.0, 0.5), (1.75, 0.5), (2.25, 0.5), (3.25, 0.5)], [0.25, 0.5]),

@@ -1,1 +1,1 @@
-"""Tests a server from end to end."""
+"""Tests complete servers: requests over HTTP, answers, logs, metrics and use of resources."""

@@ -1,4 +1,6 @@
-"""Provides fixtures of these tests: one server with a worker for each stage, and the media that it may read."""
+"""Provides fixtures for the tests of complete servers: a server with one worker for each stage, and the media that it
+may read.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import pytest
 
 from tests.server import Server, split
 
-# Limits small enough for tests to exceed them.
+# The server's limits are small, so that tests can exceed them.
 MAX_MEDIA = 6
 MAX_MEDIUM_BYTES = 4 * 1024 * 1024
 DECODED_BYTES = 100 * 1024 * 1024
@@ -19,7 +21,7 @@ DECODED_BYTES = 100 * 1024 * 1024
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """The directory that the server may read, with the media at the same paths as in this repository."""
+    """The directory that the server may read. It has the media at the same relative paths as this repository."""
     directory = tmp_path_factory.mktemp("repository")
     shutil.copytree(data, directory / "tests" / "data")
     return directory
@@ -38,7 +40,7 @@ def server(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def speaker(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
-    """A server that speaks."""
+    """A server that can answer with speech."""
     server = Server(tiny_checkpoint, repository, {}, ["--model-name", "qwen3-omni"], speech=True).start()
     yield server
     assert server.stop() == 0
@@ -47,6 +49,6 @@ def speaker(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def client(server: Server) -> Iterator[openai.OpenAI]:
-    """OpenAI's client as a user sets it up, but without retries, which would hide failures."""
+    """OpenAI's client, set up as by a user, but without retries, because retries would hide failures."""
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         yield client

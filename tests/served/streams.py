@@ -17,7 +17,9 @@ __all__ = ["DONE", "stream", "text_of"]
 
 @contextmanager
 def stream(server: Server, body: dict[str, Any]) -> Iterator[Iterator[Any]]:
-    """The events of a streamed answer as they come: JSON bodies, at last `DONE`. Leaving closes the connection."""
+    """Sends a request, and yields an iterator over the events of the streamed answer: parsed JSON, and finally `DONE`.
+    The connection is closed when the context ends.
+    """
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=PATIENCE.request)
     try:
         connection.request(
@@ -38,7 +40,7 @@ def _events(response: http.client.HTTPResponse) -> Iterator[Any]:
 
 
 def text_of(events: Iterator[Any]) -> str:
-    """The text of the rest of a stream, which must end without an error."""
+    """Reads a stream to its end, and returns the text of the remaining events. The stream must end without an error."""
     text = ""
     last = None
     for last in events:

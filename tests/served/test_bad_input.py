@@ -1,4 +1,4 @@
-"""Bad input ends only its own request, with a 4xx error that says what to change."""
+"""Bad input makes only its own request fail. The error has a 4xx status and explains what to change."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ CARS, SPEECH, CLIP = "tests/data/cars.jpg", "tests/data/query_to_cars.wav", "tes
 
 @dataclass(frozen=True)
 class Bad:
-    """A request, and the error it must get. `message` is a pattern that the error's message contains."""
+    """A bad request, and the error that it must get. `message` is a regular expression that must match a part of the
+    error message.
+    """
 
     body: dict[str, Any] | bytes
     code: str
@@ -69,14 +71,14 @@ IMAGE_URL = "messages[0].content[0].image_url.url"
 
 
 def raw(data: bytes, code: str, message: str, status: int = 400, **headers: str) -> Bad:
-    """A body that is wrong as a whole."""
+    """A request whose complete body is wrong, and not only a field."""
     return Bad(
         data, code, None, message, status, JSON | {name.replace("_", "-"): value for name, value in headers.items()}
     )
 
 
 def wrong(param: str, message: str, code: str = "invalid_value", **fields: Any) -> Bad:
-    """A field with an invalid value; `param` names the field."""
+    """A request in which the field `param` has an invalid value."""
     return Bad(body(**fields), code, param, message)
 
 
@@ -207,7 +209,7 @@ Maker: TypeAlias = Callable[[], bytes]
 
 @dataclass(frozen=True)
 class BadMedium:
-    """A file, sent as this kind of media, and the error it must get."""
+    """A bad file that is sent as media of this kind, and the error that the request must get."""
 
     kind: str
     make: Maker
@@ -233,7 +235,7 @@ def picture(kind: str, size: tuple[int, int] = (64, 64)) -> bytes:
 
 
 def png(width: int, height: int, pixels: bytes = b"") -> bytes:
-    """A PNG that claims this size, whatever its real size is."""
+    """A PNG whose header claims this size; `pixels` may be of another size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -270,7 +272,7 @@ def half(data: bytes) -> bytes:
 
 
 def holed(data: bytes) -> bytes:
-    """`data` with zeros for its middle third."""
+    """`data`, with the middle third replaced by zeros."""
     third = len(data) // 3
     return data[:third] + bytes(third) + data[2 * third :]
 
@@ -280,7 +282,7 @@ def patched(data: bytes, at: int, new: bytes) -> bytes:
 
 
 def gif(width: int, height: int) -> bytes:
-    """A moving picture that claims this canvas."""
+    """An animated GIF whose header claims this canvas size."""
     return patched(clip("gif", "gif"), 6, struct.pack("<HH", width, height))
 
 
@@ -352,14 +354,14 @@ NEIGHBOUR = body(max_tokens=24, ignore_eos=True, images=[CARS])
 
 @pytest.fixture(scope="module", autouse=True)
 def _traps(repository: Path) -> Iterator[None]:
-    """Entries of the media directory that are not media, or that lead out of it."""
+    """Adds bad entries to the media directory: entries that are not media, and links that lead out of the directory."""
     (repository / "large").write_bytes(bytes(MAX_MEDIUM_BYTES + 1))
     (repository / "outside.jpg").symlink_to("/etc/passwd")
     (repository / "root").symlink_to("/")
     os.mkfifo(repository / "fifo")
     with socket.socket(socket.AF_UNIX) as listener:
         here = Path.cwd()
-        os.chdir(repository)  # the path of a socket must be short
+        os.chdir(repository)  # the path of a Unix socket must be short, so a relative path is used
         try:
             listener.bind("socket")
         finally:
@@ -369,7 +371,7 @@ def _traps(repository: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def alone(server: Server) -> str:
-    """The neighbour's answer when it is alone."""
+    """The answer to the request `NEIGHBOUR` when no other request is in progress."""
     with stream(server, NEIGHBOUR) as events:
         return text_of(events)
 
@@ -385,7 +387,9 @@ def send(server: Server, bad: Bad) -> tuple[int, Any]:
 
 
 def check(server: Server, bad: Bad, alone: str) -> None:
-    """Send `bad` while a neighbour streams: `bad` gets its error, and the neighbour gets its answer."""
+    """Send `bad` while the answer to `NEIGHBOUR` is streamed. `bad` must get its error, and `NEIGHBOUR` must get its
+    usual answer.
+    """
     with stream(server, NEIGHBOUR) as events:
         next(events)
         status, answer = send(server, bad)
@@ -476,7 +480,9 @@ def test_what_is_no_http_is_refused(server: Server, request_bytes: bytes) -> Non
 
 
 def test_afterwards_no_stage_holds_a_request(server: Server) -> None:
-    """The numbers are read from heartbeats after a last request has passed through every stage."""
+    """The test sends a last request through every stage, and then reads the numbers of requests from the workers'
+    heartbeats.
+    """
     before = {name: stage["received"] for name, stage in server.health()[1]["stages"].items()}
     status, _ = server.post(body(images=[CARS], audios=[SPEECH]))
     assert status == 200
@@ -494,7 +500,7 @@ def test_afterwards_no_stage_holds_a_request(server: Server) -> None:
 
 
 class _Site(http.server.BaseHTTPRequestHandler):
-    """A web site of pitfalls. ``/to/URL`` redirects to that URL."""
+    """A web site on which most downloads fail in some way. ``/to/URL`` redirects to URL."""
 
     def do_GET(self) -> None:
         if self.path.startswith("/to/"):
@@ -532,7 +538,7 @@ class _Site(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
-    """``host:port`` of the site."""
+    """The address of a running `_Site`, as ``host:port``."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Site) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -543,7 +549,7 @@ def site() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def fetching_server(tiny_checkpoint: Path, repository: Path, site: str) -> Iterator[Server]:
-    """A server whose operator allows this site and no other."""
+    """A server that may fetch media from `site`, and from no other host."""
     media = {"allowed_domains": [site], "max_bytes": MAX_MEDIUM_BYTES, "max_redirects": 3}
     server = Server(tiny_checkpoint, repository, fused() | {"server": {"media": media}}).start()
     yield server

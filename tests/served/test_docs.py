@@ -1,4 +1,6 @@
-"""Every page for users works as printed: its requests are sent to a server, its commands go through `config check`."""
+"""The examples on every page for users work as printed. Requests are sent to a server, and commands are checked with
+`config check`.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,12 @@ from tests.server import Server
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/quickstart.md", "docs/usage.md", "docs/migrating.md")
-# Enough GPUs for the commands of the pages; a colocated layout has everything on one.
+# GPUs on which the commands of the pages fit. A colocated layout has all stages on one GPU.
 SEVERAL, ONE = "4xH100-80GB", "1xH200-141GB"
 
 
 class Block(Struct, frozen=True):
-    """One fenced block of a page, with the line it begins at."""
+    """A fenced code block of a page, with the number of its first line."""
 
     page: str
     line: int
@@ -58,7 +60,7 @@ def ids(block: Block) -> str:
 
 
 def curls() -> list[Block]:
-    """Each request, from its `curl` to the next one or to the end of its block."""
+    """Each request in a block, from the word `curl` to the next `curl` or to the end of the block."""
     return [
         Block(block.page, block.line, "sh", command.strip())
         for block in BLOCKS
@@ -86,7 +88,7 @@ def test_a_request_with_curl_is_answered(speaker: Server, tmp_path: Path, block:
 def test_the_python_of_a_page_runs_from_top_to_bottom(
     speaker: Server, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
 ) -> None:
-    """Run the blocks as a reader would: in one session, from the root of a checkout."""
+    """The blocks run as if a reader typed them: in one Python session, in the root of a checkout."""
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "data").symlink_to(data)
     monkeypatch.chdir(tmp_path)
@@ -114,7 +116,7 @@ def test_a_command_that_serves_is_valid(monkeypatch: pytest.MonkeyPatch, block: 
 
 @pytest.mark.parametrize("block", commands("sgl-omni plan"), ids=ids)
 def test_a_command_that_plans_has_known_flags(monkeypatch: pytest.MonkeyPatch, block: Block) -> None:
-    """The checkpoint that it names is not here, and this must be the only error."""
+    """The command's checkpoint does not exist on this machine. This must be the only error."""
     arguments = shlex.split(block.text, comments=True)
     done = CliRunner().invoke(app, ["plan", *arguments[2:]])
     assert "no such" not in done.output.lower()

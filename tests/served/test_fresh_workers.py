@@ -1,4 +1,6 @@
-"""A server whose workers each start in a new interpreter, as on GPUs, answers like a server that forks them."""
+"""A server whose workers each start in a new interpreter, as on GPUs, gives the same answers as a server with forked
+workers.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ SEEN: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def fresh(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
-    """All computing stages are in one worker, as on one GPU; `Server.stop` detects what it leaves behind."""
+    """A server with all computing stages in one worker, as on one GPU. `Server.stop` detects files and processes that
+    the server leaves behind.
+    """
     config = colocated()
     for name in STAGES:
         config["stages"].setdefault(name, {})["environment"] = {"FRESH": "yes"}
@@ -46,7 +50,7 @@ def fresh(tiny_checkpoint: Path, repository: Path) -> Iterator[Server]:
 
 
 def message(server: Server, request: dict[str, Any]) -> tuple[str, str | None]:
-    """A server's answers, in text and speech."""
+    """A server's answer to a fixed request, with text and speech."""
     status, answer = server.post(request)
     assert status == 200, answer
     said = answer["choices"][0]["message"]

@@ -1,4 +1,4 @@
-"""The short form of the fuzzing that operations.md describes: no request gets an answer that the API does not allow."""
+"""A short form of the fuzzing in operations.md shows that no request gets an answer that the API does not allow."""
 
 from __future__ import annotations
 

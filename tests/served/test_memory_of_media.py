@@ -18,7 +18,7 @@ CLIENTS = 12
 
 
 def flat_picture(width: int, height: int, colour: int) -> str:
-    """A data URL of few bytes for many pixels."""
+    """A data URL with a picture in one colour, which has few bytes but many pixels."""
     file = io.BytesIO()
     Image.new("RGB", (width, height), (colour, colour, colour)).save(file, "PNG")
     assert len(file.getvalue()) < 4096
@@ -26,7 +26,7 @@ def flat_picture(width: int, height: int, colour: int) -> str:
 
 
 def figures(server: Server) -> dict[str, float]:
-    """The metrics without labels."""
+    """The values of the server's metrics that have no labels, by name."""
     with urllib.request.urlopen(f"{server.url}/metrics") as page:
         families = text_string_to_metric_families(page.read().decode())
         return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}

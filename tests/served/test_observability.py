@@ -66,7 +66,9 @@ class Collector:
 
 
 class Observed:
-    """The server, its requests, and the records that it left behind."""
+    """A server, the requests that were sent to it, and the records of these requests: traces, spans, metrics and
+    logs.
+    """
 
     def __init__(self, server: Server, traces: Path, collector: Collector) -> None:
         self.server = server
@@ -119,7 +121,7 @@ def observed(tiny_checkpoint: Path, repository: Path, tmp_path_factory: pytest.T
         observed.ask("speech", SPEECH)
         with urllib.request.urlopen(f"{server.url}/metrics") as page:
             observed.metrics = page.read().decode()
-        assert server.stop() == 0  # it writes the rest when it ends
+        assert server.stop() == 0  # the server writes the remaining records when it ends
         yield observed
     finally:
         if server.process is not None and server.process.poll() is None:
@@ -158,7 +160,8 @@ def test_trace_has_each_token_and_each_frame(observed: Observed) -> None:
     [thinker] = [event for event in events if event["name"] == "thinker"]
     assert thinker["args"]["steps"] == SPEECH["max_tokens"]
     seeds = [event for event in events if event["ph"] == "b" and event["name"] == "talker_ar → code_predictor"]
-    assert len(seeds) == SPEECH["talker_max_new_tokens"] - 1 + 2  # frames, and the stream's start and end
+    # One transfer for each frame, and two for the start and the end of the stream.
+    assert len(seeds) == SPEECH["talker_max_new_tokens"] - 1 + 2
 
 
 @pytest.mark.parametrize("request_id", ["text", "speech"])
@@ -173,7 +176,8 @@ def test_trace_opens_in_perfetto(observed: Observed, request_id: str) -> None:
     for slices in threads.values():
         open_until: list[float] = []
         for begin, end in sorted(slices, key=lambda both: (both[0], -both[1])):
-            while open_until and open_until[-1] <= begin + 0.01:  # times are written to a thousandth of a microsecond
+            # Times in the file are rounded to a thousandth of a microsecond.
+            while open_until and open_until[-1] <= begin + 0.01:
                 open_until.pop()
             assert not open_until or end <= open_until[-1] + 0.01
             open_until.append(end)

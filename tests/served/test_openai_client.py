@@ -17,7 +17,8 @@ from tests.server import Server
 
 QUESTION = "How many cars are there in the picture?"
 TOKENS = 24
-ON_AND_ON = {"ignore_eos": True}  # the answer goes on past the end of the turn, up to the limit
+# With this field, the answer does not stop at the end of the turn, but at the token limit.
+ON_AND_ON = {"ignore_eos": True}
 
 
 def ask(client: openai.OpenAI, content: Any = QUESTION, **options: Any) -> ChatCompletion:
@@ -99,7 +100,7 @@ def test_usage_adds_up_and_counts_the_media(client: openai.OpenAI) -> None:
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
     assert usage.completion_tokens == TOKENS
     details = usage.prompt_tokens_details.model_dump()
-    assert details["image_tokens"] == 300  # 640×480 pixels in patches of 32×32
+    assert details["image_tokens"] == 300  # one token for each 32×32 pixels of 640×480
     assert 0 < (details["audio_tokens"] or 0) < usage.prompt_tokens - 300
     assert details["video_tokens"] == 0
 
@@ -174,7 +175,8 @@ def test_logprobs_are_those_of_the_text_and_sane(client: openai.OpenAI, greedy: 
     assert (shown == greedy) == (not special)
     for token in tokens:
         best, *others = token.top_logprobs
-        assert (best.token, best.bytes, best.logprob) == (token.token, token.bytes, token.logprob)  # it is greedy
+        # The answer is greedy, so the best candidate is the chosen token.
+        assert (best.token, best.bytes, best.logprob) == (token.token, token.bytes, token.logprob)
         assert len(others) == 2
         assert best.logprob >= others[0].logprob >= others[1].logprob
         assert sum(math.exp(candidate.logprob) for candidate in token.top_logprobs) <= 1.000001

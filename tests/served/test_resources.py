@@ -1,4 +1,6 @@
-"""A server uses little memory and idle time, and leaves nothing behind: no processes, no files, a free port."""
+"""A server uses little memory, and hardly any CPU time when it is idle. After its end, no processes and no files are
+left, and its port is free.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,10 @@ IDLE_SECONDS = 5
 
 
 def test_six_workers_together_fit_in_three_gigabytes(server: Server) -> None:
-    """PSS (shared pages counted once) of all processes: workers, main process, fork server, readers and their parent.
+    """The test adds up the PSS, which counts shared pages only once, of all processes: workers, main process, fork
+    server, readers and the readers' parent.
 
-    It is measured after requests of every modality.
+    The memory is measured after a request with every kind of media.
     """
     assert server.post(MEDIA | {"max_tokens": 16})[0] == 200
     family = server.processes()
@@ -62,7 +65,7 @@ def test_idle_processes_use_no_cpu(server: Server) -> None:
     server.until(lambda: not any(server.live_requests().values()), 5)
     family = server.processes()
     before = {process: cpu_seconds(process) for process in family}
-    time.sleep(IDLE_SECONDS)  # the test measures this time
+    time.sleep(IDLE_SECONDS)  # the test measures the CPU time during this sleep
     used = {process.pid: cpu_seconds(process) - before[process] for process in family}
     assert max(used.values()) / IDLE_SECONDS <= MOST_IDLE_CPU, used
 
@@ -79,7 +82,9 @@ def cpu_seconds(process: psutil.Process) -> float:
 def another_server(
     tiny_checkpoint: Path, repository: Path, run_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Server]:
-    """A server for one test. Its temporary files go to `run_root`, except compiled kernels, which are kept."""
+    """A server for one test. Its temporary files are in `run_root`, except for compiled kernels, which are kept
+    elsewhere.
+    """
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     server = Server(tiny_checkpoint, repository, split()).start()
     yield server
@@ -112,7 +117,9 @@ def test_sigterm_lets_answers_end_and_leaves_nothing(another_server: Server, run
 
 
 def test_kill_of_a_worker_ends_its_requests_and_it_is_replaced(another_server: Server, run_root: Path) -> None:
-    """The thinker dies while it answers: its stream ends at once with an error, and everything else still works."""
+    """The thinker's process is killed during an answer. The stream of this answer ends at once with an error, and
+    everything else still works.
+    """
     server = another_server
     assert server.process is not None
     family, segments = server.processes(), shared_memory(server.processes())

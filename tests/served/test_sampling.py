@@ -1,4 +1,6 @@
-"""Every sampling field changes the answer as documented, and as in the reference if that has the same field."""
+"""Every sampling field changes the answer as documented. If the reference has the same field, the change equals the
+reference's change.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,7 @@ def conversation_of(name: str, data: Path) -> Conversation:
 def test_repetition_penalty_is_the_references(
     server: Server, reference: Reference, repository: Path, name: str, penalty: float
 ) -> None:
-    """The penalty counts the prompt too, including the placeholder ids of its media."""
+    """The penalty also applies to tokens of the prompt, including the placeholder ids of media."""
     conversation = conversation_of(name, repository / "tests" / "data")
     truth = reference.greedy(conversation, TOKENS, repetition_penalty=penalty)
     answer = ids(server, **request(conversation), repetition_penalty=penalty)
@@ -115,7 +117,7 @@ def test_penalties_on_the_answer_make_it_less_repetitive(server: Server, field: 
     repeats = [max(Counter(answer).values()) for answer in (plain, penalised)]
     assert repeats[1] < repeats[0]
     assert penalised == ids(server, **fond, **{field: 2})
-    assert penalised[0] == plain[0]  # there was no answer yet
+    assert penalised[0] == plain[0]  # the first token has no earlier answer tokens, so no penalty applies
 
 
 def test_frequency_penalty_grows_with_each_repetition_and_presence_penalty_does_not(server: Server) -> None:
@@ -125,7 +127,7 @@ def test_frequency_penalty_grows_with_each_repetition_and_presence_penalty_does_
 
 
 def test_min_tokens_holds_off_the_end_of_the_turn(server: Server) -> None:
-    """A bias towards `<|im_end|>` makes every answer end at once."""
+    """The test uses a bias towards `<|im_end|>`. Without `min_tokens`, this bias makes every answer end at once."""
     end = im_end(server)
     assert ids(server, logit_bias={str(end): 100}) == [end]
     answer = ask(server, logit_bias={str(end): 100}, min_tokens=5)
@@ -204,7 +206,9 @@ def test_the_thinkers_own_value_wins_over_the_requests(
 
 @pytest.mark.parametrize("fields", [{"top_k": 2}, {"top_p": 0.3}, {"min_p": 0.4}], ids=str)
 def test_filters_leave_likely_tokens_only(server: Server, fields: dict[str, Any]) -> None:
-    """Filtered samples stay among the few best tokens by log-probability; unfiltered samples do not."""
+    """Samples with a filter are always among the few tokens with the highest log-probabilities. Samples without a
+    filter are not.
+    """
 
     def ranks(**more: Any) -> list[int]:
         choice = ask(server, temperature=1, seed=5, ignore_eos=True, logprobs=True, top_logprobs=20, **more)

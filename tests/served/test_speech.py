@@ -1,4 +1,6 @@
-"""Speech over HTTP works as users know it: the usage guide's examples, OpenAI's client, many spoken answers at once."""
+"""Speech over HTTP works in all documented ways: with the usage guide's examples, with OpenAI's client, and with many
+spoken answers at once.
+"""
 
 from __future__ import annotations
 
@@ -150,8 +152,8 @@ def test_speech_says_whether_its_limit_cut_it_off(client: openai.OpenAI) -> None
 
 @pytest.mark.parametrize("at", [1, 4, 7])
 def test_nothing_of_a_stop_string_is_spoken_nor_what_comes_after(client: openai.OpenAI, at: int) -> None:
-    """A text that a stop string ends sounds like a text that the token limit ends one token later, because the last
-    token is never spoken.
+    """One text ends at a stop string, and another text ends one token later at the token limit. Both sound the same,
+    because the last token of a text is never spoken.
     """
     fields = {"ignore_eos": True, "return_token_ids": True, "talker_temperature": 0, "talker_max_new_tokens": 40}
     audio = {"voice": "ethan", "format": "pcm16"}
@@ -199,7 +201,9 @@ def test_a_client_that_leaves_in_the_middle_of_the_sound_frees_every_stage(
 
 
 def test_no_voice_ever_gets_into_another(client: openai.OpenAI) -> None:
-    """Fifty mixed requests, eight at a time: a third are abandoned at random points, the others are as if alone."""
+    """Fifty different requests are sent, eight at a time. A third of them are abandoned at random points. The other
+    answers are the same as when each request is sent alone.
+    """
     rng = random.Random(11)
 
     def request(number: int) -> dict[str, Any]:
@@ -237,7 +241,8 @@ def test_no_voice_ever_gets_into_another(client: openai.OpenAI) -> None:
 
 
 def test_first_codes_are_drawn_as_the_reference_draws_them(client: openai.OpenAI, tiny_checkpoint: Path) -> None:
-    """A chi-square test of the first codes of many seeds, which are identified by the sound of the first frame.
+    """A chi-square test of the first codes of utterances with many seeds. The sound of the first frame shows which code
+    was drawn.
 
     A frame's sound is a function of its codes, so equal sounds mean equal codes. The expected shares are the
     reference's probabilities of codebook 0 under its default sampling. A frame's code is the one for which the

@@ -27,7 +27,7 @@ def body(name: str) -> dict[str, Any]:
 
 
 def check(result: dict[str, Any], name: str) -> None:
-    """A sane answer: text within the requested length, for a prompt that contains all the media."""
+    """Check an answer: it has text, its length is within the requested limit, and its prompt contains all media."""
     [choice] = result["choices"]
     assert choice["message"]["content"]
     assert result["model"] == "qwen3-omni"

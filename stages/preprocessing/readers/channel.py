@@ -16,14 +16,14 @@ _MOST_BUFFERS = 512  # number of frames that are given to the kernel at a time; 
 MOST_BYTES = 8 * 1024 * 1024
 
 
-# A length above this limit is not true, because every tensor of a request is far smaller. A reader whose memory is
+# A length above this limit must be wrong, because every tensor of a request is far smaller. A reader whose memory is
 # damaged may send any length.
 MOST_FRAME_BYTES = 64 * 1024**3
 
 
 class Channel:
-    """One end of a socket that never waits. Messages are queued, and the channel sends and receives as many bytes as
-    the socket allows.
+    """One end of a non-blocking socket. Messages are queued, and the channel sends and receives as many bytes as the
+    socket allows.
 
     Attributes:
         ended: Whether the other end has been found to be closed, or has sent lengths that cannot be true.
@@ -48,11 +48,13 @@ class Channel:
         return bool(self._out) and not self.ended
 
     def send(self, frames: Sequence[Buffer]) -> None:
-        """Queue a message. `flush` sends it; its memory must not change until then."""
+        """Queue a message, which `flush` sends. The memory of the message must not change until the message has been
+        sent.
+        """
         self._out.extend(_pieces(frames))
 
     def flush(self) -> None:
-        """Write queued bytes until the socket takes no more, or at most about `MOST_BYTES`."""
+        """Write queued bytes until the socket takes no more bytes, but at most about `MOST_BYTES`."""
         left = MOST_BYTES
         while self.has_output and left > 0:
             batch = [self._out[index] for index in range(min(len(self._out), _MOST_BUFFERS))]
@@ -67,7 +69,9 @@ class Channel:
             _remove(self._out, sent)
 
     def receive(self) -> Iterator[list[Buffer]]:
-        """The messages that are complete after reading until the socket has no more, or at most `MOST_BYTES`."""
+        """Read until the socket has no more bytes, but at most `MOST_BYTES`. Returns the messages that are now
+        complete.
+        """
         left = MOST_BYTES
         while not self.ended and left > 0:
             try:
@@ -88,7 +92,7 @@ class Channel:
             yield self._complete.popleft()
 
     def close(self) -> None:
-        """Close the socket, and forget what was queued."""
+        """Close the socket, and drop the queued messages."""
         self._socket.close()
         self._out.clear()
         self._complete.clear()
@@ -115,7 +119,7 @@ class Channel:
 
 
 def send_all(to: socket.socket, frames: Sequence[Buffer]) -> None:
-    """Send a message over a socket that waits."""
+    """Send a message over a blocking socket."""
     pieces = deque(_pieces(frames))
     while pieces:
         batch = [pieces[index] for index in range(min(len(pieces), _MOST_BUFFERS))]
@@ -123,7 +127,7 @@ def send_all(to: socket.socket, frames: Sequence[Buffer]) -> None:
 
 
 def receive_all(source: socket.socket) -> list[Buffer]:
-    """Wait for the next message. Raises EOFError at the end."""
+    """Wait for the next message. Raises EOFError if the other end has closed the socket."""
     (count,) = _FRAMES.unpack(_exactly(source, _FRAMES.size))
     return [_exactly(source, _SIZE.unpack(_exactly(source, _SIZE.size))[0]) for _ in range(count)]
 

@@ -1,7 +1,7 @@
 """Orders the work for readers: short work comes before long work, but no job waits for ever.
 
 Every job has an estimate of its time. A job that waits for `AGEING` times its estimate, at most `MOST_AGEING_SECONDS`,
-goes before every job that arrives after that. Readers have lanes, so that long jobs never occupy all of them.
+goes before every job that arrives after that. Readers have lanes, so that long jobs never occupy all readers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from stages.preprocessing.readers.process import Question, Tokenise
 
-# A job with a larger estimate is long.
+# A job whose estimated time is more than this number of seconds is a long job.
 SHORT_SECONDS = 2.0
 
 AGEING = 10.0
@@ -39,7 +39,8 @@ class Job(Struct):
         seconds: Estimated time.
         arrived: Time at which the job was submitted.
         long: Whether only a reader that takes all jobs may take this job.
-        lost: The way in which an earlier reader ended before it had begun with this job; None if no reader has.
+        lost: The way in which an earlier reader ended before it had begun with this job; None if no reader has lost the
+            job.
     """
 
     request_id: str
@@ -54,7 +55,7 @@ class Job(Struct):
 
     @property
     def turn(self) -> float:
-        """The order in which jobs are taken, smallest first."""
+        """The sort key of the job: jobs with smaller keys are taken first."""
         return self.arrived + min(AGEING * self.seconds, MOST_AGEING_SECONDS)
 
     def fits(self, lane: Lane) -> bool:

@@ -1,8 +1,8 @@
 """Forks reader processes from a process that never holds a client's data.
 
 A reader that is forked from the worker itself would keep a copy of the worker's memory: media of other requests that
-the worker releases later, and the state of its other stages on a GPU. So the worker forks this process once, before
-anything computes, and this process forks each reader. It also reports how each reader ended.
+the worker releases later, and the GPU state of the worker's other stages. So the worker forks this process once, before
+anything computes, and this process forks each reader. The process also reports how each reader ended.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class Nursery:
         return self._control.fileno()
 
     def fork(self) -> socket.socket:
-        """Order another reader; a `Born` will follow. Returns the worker's end of its socket."""
+        """Order the process to fork another reader; the report `Born` will follow. Returns the worker's end of its
+        socket.
+        """
         ours, its = socket.socketpair()
         try:
             socket.send_fds(self._control, [_FORK], [its.fileno()])
@@ -78,7 +80,7 @@ class Nursery:
         return ours
 
     def kill(self, pid: int) -> None:
-        """Have a reader killed; an `Ended` will follow."""
+        """Order the process to kill a reader; the report `Ended` will follow."""
         with contextlib.suppress(ConnectionError):  # the readers have ended with the nursery
             self._control.send(_KILL + _PID.pack(pid))
 

@@ -1,11 +1,11 @@
 """Runs jobs in several reader processes at a time, without ever waiting for one of them.
 
-The pool is driven by the stage's steps: `collect` takes in what readers have sent, and `dispatch` gives them what they
-may do next. In between, `waits_on` becomes readable as soon as there is something to collect or to send.
+The pool is driven by the stage's steps: `collect` receives the readers' messages, and `dispatch` gives the readers
+their next jobs. Between steps, `waits_on` becomes readable as soon as there is something to collect or to send.
 
 A reader is killed, and replaced, when its job's request ends, when the job takes too long, and when a job that was
-expected to be short turns out to be long while other short jobs wait. Such a job runs once more as a long one. If a
-reader ends by itself, only its job is affected: see `ReaderPool._lose`.
+expected to be short turns out to be long while other short jobs wait. In the last case, the job runs once more as a
+long job. If a reader ends by itself, only its job is affected: see `ReaderPool._lose`.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ from stages.preprocessing.readers.process import (
     be_reader,
 )
 
-# Limits on the CPU time and on the time of a job that was expected to be short, while other short jobs wait.
+# Limits on the CPU time and on the elapsed time of a job that was expected to be short, while other short jobs wait.
 OVERRUN_CPU_SECONDS = 0.5
 OVERRUN_SECONDS = 10.0
 
-# Time between two looks at the CPU time of a job that should be short.
+# Time between two checks of the CPU time of a job that should be short.
 LOOK_SECONDS = 0.5
 
-# If this number of readers, one after the other, have ended before they were up, no further reader is started.
+# If this number of readers, one after the other, have ended before they were ready, no further reader is started.
 MOST_FAILED_STARTS = 3
 
-# Bounds on the number of readers that decode media. With fewer than two readers, long jobs would leave no reader to
+# Bounds on the number of readers that decode media. With fewer than two readers, long jobs would leave no reader for
 # short jobs.
 LEAST_READERS, MOST_READERS = 2, 8
 
@@ -75,18 +75,19 @@ class Reader:
     """One reader of the pool. Its process may be replaced.
 
     Attributes:
-        lane: The jobs that it takes.
-        state: Its state.
+        lane: The kind of jobs that the reader takes.
+        state: The reader's state.
         channel: Messages to and from the process.
         pid: The process's id; 0 until the nursery has reported it.
         greeted: Whether the process has sent its greeting.
         how: The way in which the process has ended, in words; None while it runs.
-        job: The job that it works on.
-        reserved: The job that it gets first when it is up, because its predecessor has lost it.
-        begun: Time at which it got the job.
-        cpu_before: CPU seconds that the process had used by then.
-        item: Index of the media item that it has begun with; None if it has not begun.
-        held: The request whose media it still has from a survey.
+        job: The job that the reader works on.
+        reserved: The job that the reader gets first when its new process is ready, because the previous process has
+            lost the job.
+        begun: Time at which the reader got the job.
+        cpu_before: CPU seconds that the process had used before the job.
+        item: Index of the media item that the reader has begun with; None if the reader has not begun.
+        held: The request whose media the reader still has from a survey.
     """
 
     def __init__(self, lane: Lane) -> None:
@@ -123,23 +124,25 @@ def available_cores() -> int:
 
 
 def reader_count(wanted: int | None) -> int:
-    """The number of readers that decode media; None means as many as cores, within bounds."""
+    """The number of readers that decode media: `wanted` or, if this is None, one reader for each core, within
+    bounds.
+    """
     return wanted or min(max(available_cores(), LEAST_READERS), MOST_READERS)
 
 
 class ReaderPool:
-    """Several readers, and the jobs that wait for them. Create it before anything computes.
+    """Several readers, and the jobs that wait for the readers. Create the pool before anything computes.
 
     Args:
-        work: What readers compute.
+        work: The work that readers do.
         count: Number of readers that decode media, at least two; one of them takes short jobs only. One more reader is
             for short texts.
         seconds: Time limit of one job.
 
     Attributes:
-        cancelled: Jobs that ended because their request did.
-        restarted: Readers that were replaced.
-        demoted: Jobs that were expected to be short and were not.
+        cancelled: Number of jobs that ended because their request ended.
+        restarted: Number of readers that were replaced.
+        demoted: Number of jobs that were expected to be short but were long.
     """
 
     def __init__(self, work: ReaderWork, count: int, seconds: float) -> None:
@@ -190,8 +193,8 @@ class ReaderPool:
 
         Args:
             request_id: A request without a job.
-            question: The question; of a `Read`, the media are not sent if a reader still has them.
-            seconds: Estimated time.
+            question: The question. The media of a `Read` are not sent if a reader still has these media.
+            seconds: Estimated time of the job.
         """
         self._queue.put(Job(request_id, question, seconds, time.monotonic()))
 
@@ -210,7 +213,7 @@ class ReaderPool:
             self.dispatch()
 
     def collect(self) -> list[Done]:
-        """Take in what readers have sent.
+        """Receive the readers' messages. Returns the jobs that have ended.
 
         Raises:
             StageBroken: No readers can be started.
@@ -259,7 +262,9 @@ class ReaderPool:
     # --- jobs ---
 
     def _assign(self, job: Job) -> None:
-        """Give a job to the reader that has its media or, if there is none, to the reader with the narrowest lane."""
+        """Give a job to the idle reader that has the job's media or, if no idle reader has them, to the idle reader
+        with the narrowest lane.
+        """
         idle = [each for each in self._readers if each.state is State.IDLE and job.fits(each.lane)]
         self._give(min(idle, key=lambda each: (each.held != job.request_id, each.lane)), job)
 
@@ -277,7 +282,9 @@ class ReaderPool:
         reader.channel.send(self._codec.encode(Start("", STAGE, READER, question)))
 
     def _drop_held(self) -> None:
-        """Have idle readers forget the media of a survey whose `Read` was not submitted before this `dispatch`."""
+        """Tell idle readers to drop the media that they hold from a survey. `dispatch` calls this method after it has
+        assigned jobs. A reader that has got the `Read` for its survey is busy by then, and keeps the media.
+        """
         for reader in self._readers:
             if reader.state is State.IDLE and reader.held is not None:
                 reader.held = None
@@ -297,7 +304,7 @@ class ReaderPool:
         self._replace(reader)
 
     def _demote_overrunning(self) -> None:
-        """Free the readers of short jobs from jobs that turn out to be long, if short jobs wait."""
+        """If short jobs wait, free the readers for short jobs from jobs that turn out to be long."""
         for reader in self._readers:
             job = reader.job
             if job is None or job.long or reader.lane is Lane.ANY:
@@ -344,7 +351,7 @@ class ReaderPool:
                     reader.how = report.how
 
     def _hear(self, reader: Reader) -> None:
-        """Take in a reader's messages, and its end."""
+        """Process a reader's messages, and the end of its process."""
         assert reader.channel is not None
         for frames in self._messages(reader, reader.channel):
             try:
@@ -381,11 +388,12 @@ class ReaderPool:
     def _lose(self, reader: Reader, how: str) -> None:
         """Replace a reader that has ended by itself.
 
-        If it had begun with a media item, the item has crashed its decoder or used too much CPU time, and its request
-        is refused. If it had not begun, the job is given to a fresh reader once, and fails if that ends too.
+        If the reader had begun with a media item, the item has crashed its decoder or used too much CPU time, and the
+        request is refused. If the reader had not begun, the job is given to a new reader once. If the new reader ends
+        too, the job fails.
 
         Raises:
-            StageBroken: Several readers, one after the other, have ended before they were up.
+            StageBroken: Several readers, one after the other, have ended before they were ready.
         """
         logger.warning("a process that reads media has ended (%s) and is being replaced", how)
         if not reader.greeted:
@@ -405,7 +413,7 @@ class ReaderPool:
     # --- waking ---
 
     def _watch(self) -> None:
-        """Bring the descriptors that wake the loop, and the time at which it must look again, up to date."""
+        """Update the descriptors that wake the loop, and the time at which the loop must check the jobs again."""
         for reader in self._readers:
             channel = reader.channel
             assert channel is not None
@@ -440,7 +448,9 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def _overruns(reader: Reader) -> bool:
-    """Whether a job that should be short has run for too long. On a busy machine, its CPU time tells."""
+    """Whether a job that should be short has used too much CPU time or has run for too long. The limit on elapsed time
+    is larger, because even a short job may take long on a busy machine.
+    """
     return (
         time.monotonic() >= reader.begun + OVERRUN_SECONDS
         or _cpu_seconds(reader.pid) >= reader.cpu_before + OVERRUN_CPU_SECONDS

@@ -1,4 +1,4 @@
-"""Runs a reader process from the inside: it answers questions about texts and media, one at a time."""
+"""Contains the code that runs in a reader process. A reader answers questions about texts and media, one at a time."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ logger = logging.getLogger(__name__)
 
 STAGE, READER = "preprocessing", "reader"
 
-# Priority of readers (see `nice(2)`). Where cores are short, a file that is hard to decode slows its own request first,
-# and not the answers that are being generated.
+# Priority of readers (see `nice(2)`). If there are too few cores, a file that is hard to decode slows down its own
+# request, and not the answers that are being generated.
 NICENESS = 10
 
 
 class Tokenise(Struct, tag="tokenise"):
-    """Tokenise a conversation. The fields are the arguments of `ChatTokenizer.skeleton`; the media have no bytes."""
+    """Tokenise a conversation. The fields are the arguments of `ChatTokenizer.skeleton`; the media are sent without
+    their bytes.
+    """
 
     turns: list[Turn]
     media: list[Media]
@@ -70,7 +72,7 @@ class Drop(Struct, tag="drop"):
 
 
 class Greeting(Struct, tag="greeting"):
-    """The reader is up and waits for its first question."""
+    """The reader has started, and waits for its first question."""
 
 
 class Reading(Struct, tag="reading"):
@@ -101,7 +103,7 @@ EDGES: dict[tuple[str, str], Any] = {
 
 
 class ReaderWork:
-    """The work of a reader.
+    """Answers the questions that a reader gets.
 
     Args:
         chat: Tokenises conversations.
@@ -121,7 +123,7 @@ class ReaderWork:
         """Answer a question.
 
         Args:
-            begin: Called with the index of each media item before it is touched.
+            begin: Called with the index of each media item before the item is read.
 
         Raises:
             OmniError: The request's error.
@@ -140,7 +142,7 @@ class ReaderWork:
 
 
 def be_reader(work: ReaderWork, questions: socket.socket) -> NoReturn:
-    """The process's main loop: answer until there are no more questions."""
+    """The process's main loop: answer questions until the other end closes the socket."""
     code = 1
     try:
         set_title("preprocessing: reader")
@@ -166,7 +168,9 @@ def be_reader(work: ReaderWork, questions: socket.socket) -> NoReturn:
 def _next_answer(
     work: ReaderWork, questions: socket.socket, codec: Codec, tell: Callable[[Reading], None]
 ) -> End[Answer] | Failed:
-    """Wait for a question that has an answer. The question is a local variable, so its media do not outlive it."""
+    """Wait for a question that needs an answer, and answer the question. The question is a local variable, so its media
+    do not outlive it.
+    """
     while isinstance(question := codec.decode(receive_all(questions)).body, Drop):  # type: ignore[union-attr]
         work.drop()
     try:
@@ -184,7 +188,7 @@ def _next_answer(
 
 
 def _leave_output_to_us() -> None:
-    """Discard what C libraries print about clients' files; our own log lines still go to standard error."""
+    """Discard the output that C libraries print about clients' files. Our own log lines still go to standard error."""
     ours = os.fdopen(os.dup(2), "w", buffering=1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

@@ -1,4 +1,6 @@
-"""Every format yields pieces that join to one playable file with the encoded samples."""
+"""Every format yields pieces that can be joined to one playable file, and this file has the samples that were
+encoded.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,15 @@ from gateway.answers.audio_formats import SpeechEncoder, ThreadedEncoder, file_e
 from gateway.api.speech_format import SAMPLE_RATE
 from tests.gateway.scripted import tone
 
-# Sizes of pieces as the vocoder makes them. The first frame lacks its look-ahead, and later pieces are larger.
+# Sizes of pieces in samples, as the vocoder makes them. The first frame is shorter, because its look-ahead is missing;
+# later pieces are larger.
 PIECES = [1365, 3840, 7680, *[15_360] * 5]
 COMPRESSED = ["flac", "mp3", "opus", "aac"]
 LOSSY = ["mp3", "opus", "aac"]
 
 
 def cut(sizes=PIECES) -> list[numpy.ndarray]:
-    """A tone in pieces that have `sizes` samples."""
+    """A tone that is cut into pieces of these sizes, in samples."""
     starts = itertools.accumulate(sizes, initial=0)
     return [tone(size, start) for size, start in zip(sizes, starts, strict=False)]
 
@@ -35,7 +38,7 @@ def coded(encoder: SpeechEncoder, pieces: list[numpy.ndarray]) -> list[bytes]:
 
 
 def played(data: bytes) -> tuple[numpy.ndarray, int]:
-    """Samples as a player with FFmpeg decodes them, float [n] of one channel, and their rate."""
+    """The samples of `data` as a player with FFmpeg decodes them (float [n], one channel), and their rate."""
     with av.open(io.BytesIO(data)) as container:
         [stream] = container.streams
         resampler = av.AudioResampler(format="flt", layout="mono", rate=stream.rate)

@@ -23,8 +23,8 @@ CORRUPT = ErrorInfo(status=400, message="The picture is corrupt.", code="invalid
 async def events_of(served: Served, body: dict) -> list:
     """The data of each event of a stream, read as JSON except the last.
 
-    The parser of the bench is not used, because it accepts other forms too. Here, each event is one
-    line and an empty line.
+    The parser of the bench is not used, because it accepts other forms too. This function requires that each event is
+    one line, followed by an empty line.
     """
     async with served.session.post(f"{served.url}/v1/chat/completions", json=body | {"stream": True}) as response:
         assert response.status == 200
@@ -191,7 +191,8 @@ class TestStream:
     async def test_begins_a_stream_that_has_nothing_to_say_for_long(self):
         pipeline = ScriptedPipeline()
         async with serving(pipeline, limits={"keep_alive_seconds": 0.01}) as served, served.openai() as client:
-            stream = await client.chat.completions.create(**ASK, stream=True)  # returns when the headers have arrived
+            # This call returns when the headers have arrived.
+            stream = await client.chat.completions.create(**ASK, stream=True)
             pipeline.say_all(await pipeline.submitted.get(), ["Hel", "lo"])
             assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == "Hello"
 
@@ -365,7 +366,8 @@ class TestSlowReader:
         request_id = await pipeline.submitted.get()
         pipeline.say(request_id, "x")
         await reader.readuntil(b"\r\n\r\n")
-        while pipeline.aborted.empty():  # the sockets buffer some megabytes before any text waits
+        # The sockets buffer some megabytes, so the text must be larger than that before any of it waits in the server.
+        while pipeline.aborted.empty():
             pipeline.say(request_id, "x" * 20_000)
             await asyncio.sleep(0)
         assert await pipeline.aborted.get() == request_id

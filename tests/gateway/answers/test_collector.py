@@ -1,4 +1,4 @@
-"""Every request ends in one answer or one error, and leaves nothing in the pipeline."""
+"""Every request ends with exactly one answer or error, and leaves nothing in the pipeline."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def test_a_request_that_is_not_sent_leaves_nothing_open(error):
     deadline = asyncio.get_running_loop().time() + 100
     with pytest.raises(error):
         opened.collector.submit("other", REQUEST, route(REQUEST), deadline=deadline)
-    gc.collect()  # the timer of the deadline would keep the answer
+    gc.collect()  # if the deadline's timer were still set, it would keep the answer in memory
     assert [answer.request_id for answer in gc.get_objects() if isinstance(answer, Answer)] == ["r"]
     opened.pipeline.deliver(Failed("other", "decode", ERROR))
     assert opened.collector.dropped_late == 1

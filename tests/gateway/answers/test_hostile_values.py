@@ -1,4 +1,6 @@
-"""Tests that no value of any field is an error of the server, and that refused requests leave nothing open."""
+"""Tests that no value of any field causes an internal error of the server, and that refused requests leave nothing
+open.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,7 @@ VALUES = [text.encode("latin-1" if "\xed" in text else "utf-8") for text in (*NU
 
 
 def within(*path: str) -> dict[str, Any]:
-    """A request with the hole at this path."""
+    """A request with the placeholder `HOLE` at this path."""
     value: Any = HOLE
     for name in reversed(path):
         value = {name: value}
@@ -72,7 +74,7 @@ def message(role: str, /, **fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": "x"} | fields, USER]}
 
 
-# A request for each field, with the hole as the value of the field.
+# One request for each field. The value of the field is the placeholder `HOLE`.
 REQUESTS = [
     *(within(field) for field in (*ChatCompletionRequest.__struct_fields__, *IGNORED, *REFUSED, "foreign")),
     *(within("audio", field) for field in ("voice", "format", "foreign")),

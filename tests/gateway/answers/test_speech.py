@@ -1,4 +1,6 @@
-"""Tests spoken answers as clients receive them, through OpenAI's own client where it gives enough detail."""
+"""Tests spoken answers as clients receive them. The tests use OpenAI's own client where that client gives enough
+detail.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ MEANT = to_pcm16(tone(sum(PIECES))).tobytes()
 
 
 def speaking(voice: list[numpy.ndarray] | None = None) -> ScriptedPipeline:
-    """A pipeline that answers "Hello", spoken as `voice`."""
+    """A pipeline that answers "Hello", with `voice` as the sound."""
     return ScriptedPipeline(["Hel", "lo"], voice=cut() if voice is None else voice)
 
 
@@ -391,7 +393,9 @@ class TestEnd:
             pipeline.speak(request_id, tone(1365))
             await reader.readuntil(b"\r\n\r\n")
             piece = tone(15_360)
-            while pipeline.aborted.empty():  # the sockets buffer some megabytes before any speech waits
+            # The sockets buffer some megabytes, so the speech must be larger than that before any of it waits in the
+            # server.
+            while pipeline.aborted.empty():
                 pipeline.speak(request_id, piece)
                 await asyncio.sleep(0)
             assert await pipeline.aborted.get() == request_id

@@ -1,4 +1,4 @@
-"""Tests the maximum length of answers, from the request's limits and the operator's limits."""
+"""Tests that the maximum length of an answer follows from the request's limits and the operator's limits."""
 
 from __future__ import annotations
 

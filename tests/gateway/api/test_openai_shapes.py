@@ -1,4 +1,6 @@
-"""Every body from the server has the shape that OpenAI's package declares; only our documented fields are added."""
+"""Every body from the server has the structure that OpenAI's package declares. The only additional fields are
+documented in docs/api.md.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def speaking() -> ScriptedPipeline:
 
 
 def checked(kind: type[pydantic.BaseModel], body: Any) -> set[str]:
-    """The paths in `body` that `kind` does not declare. `body` must conform to `kind` without any conversion."""
+    """The paths of the fields in `body` that the class `kind` does not declare. Apart from these fields, `body` must
+    conform to `kind` without any conversion.
+    """
     return set(_undeclared(kind.model_validate(body, strict=True), ""))
 
 

@@ -56,7 +56,7 @@ def test_foreign_fields_that_are_taken_conform(fields):
     REQUEST.validate(json.loads(body(**fields)))
 
 
-# Bodies of `WRONG` in which every field is right by itself.
+# Bodies of `WRONG` in which every single field is valid; only the combination is wrong.
 CONTRADICTIONS = [
     body(max_completion_tokens=3, max_tokens=4),
     body(min_tokens=5, max_tokens=4),
@@ -96,7 +96,7 @@ async def test_it_describes_every_endpoint():
 
 
 def answered(path: str, method: str, status: int) -> jsonschema.Draft202012Validator:
-    """The schema of the body with which `path` answers at `status`."""
+    """The schema of the body that `path` sends with `status`."""
     response = DOCUMENT["paths"][path][method]["responses"][str(status)]
     return validator(response["content"]["application/json"]["schema"])
 

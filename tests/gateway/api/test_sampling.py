@@ -102,7 +102,8 @@ class TestSeed:
         assert len({thinker, talker, predictor}) == 3
 
     def test_of_the_request_gives_the_documented_ones(self):
-        # From sha256("talker_ar:42") and sha256("code_predictor:42"); a change here changes what clients hear.
+        # These seeds are from sha256("talker_ar:42") and sha256("code_predictor:42"). If they change, clients hear
+        # other speech for the same seed.
         assert self.seeds(seed=42)[1:] == [3417599083167817286, 3356734774968194441]
 
     @pytest.mark.parametrize("seed", [-(2**63), -1, 0, 2**63 - 1])

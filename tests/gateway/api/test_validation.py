@@ -64,7 +64,7 @@ def test_what_is_not_a_json_object_is_refused(data):
     assert (info.status, info.code, info.param) == (400, "invalid_json", None)
 
 
-# Body, field and code.
+# Each entry: a body, the field that the error must name, and the error code.
 WRONG = [
     (b"{}", "messages", "missing_required_parameter"),
     (messages(), "messages", "invalid_value"),
@@ -604,7 +604,8 @@ def nested(depth: int) -> bytes:
 
 
 SIZE = 2 << 20
-# Bodies of 2 MiB, of every kind that is small as bytes and large as objects, or that is not read.
+# Bodies of up to 2 MiB, one for each kind of content that takes much more memory as Python objects than as bytes, or
+# that the server does not read.
 HEAVY = {
     "lists": b'{"messages": [' + b"[]," * (SIZE // 3) + b"[]]}",
     "objects": b'{"messages": [' + b"{}," * (SIZE // 3) + b"{}]}",

@@ -1,4 +1,6 @@
-"""Provides a server that answers chat completions from a script, in the form of this server or of a similar server."""
+"""Provides a server that answers chat completions from a script. The answers have the form of our server's answers or
+of a similar server's answers.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,13 @@ import soundfile
 from aiohttp import web
 from msgspec import Struct
 
-# Steps of an answer: a pause in seconds, an event's JSON, or raw bytes. The connection ends after the last step.
+# The steps of an answer. A step is a pause in seconds, the JSON of an event, or raw bytes. The connection ends after
+# the last step.
 Step: TypeAlias = float | dict[str, Any] | bytes
 
 
 class Refusal(Struct):
-    """A response other than 200."""
+    """A response with a status other than 200."""
 
     status: int
     body: Any
@@ -45,12 +48,12 @@ def text(words: str) -> dict[str, Any]:
 
 
 def ours(seconds: float) -> dict[str, Any]:
-    """Sound as this server, OpenAI and SGLang-Omni send it."""
+    """An event with sound, as our server, OpenAI and SGLang-Omni send it."""
     return chunk({"audio": {"id": "audio-1", "data": wav(seconds)}}, "audio")
 
 
 def in_content(seconds: float) -> dict[str, Any]:
-    """Sound as vLLM-Omni sends it."""
+    """An event with sound, as vLLM-Omni sends it."""
     return chunk({"content": wav(seconds)}, "audio")
 
 
@@ -110,12 +113,14 @@ class ScriptedServer:
 
 @asynccontextmanager
 async def scripted(script: Script | Sequence[Step] | Refusal) -> AsyncIterator[ScriptedServer]:
-    """A server that answers with `script` or, if `script` is a function, with its result for a request's body."""
+    """A server that answers with `script`. If `script` is a function, the server calls it with the request's body and
+    answers with the result.
+    """
     server = ScriptedServer(script if callable(script) else lambda _: script)
     app = web.Application(client_max_size=2**26)
     app.router.add_get("/v1/models", server.models)
     app.router.add_post("/v1/chat/completions", server.chat)
-    runner = web.AppRunner(app, handler_cancellation=True)  # cancels an answer whose client has left
+    runner = web.AppRunner(app, handler_cancellation=True)  # this setting cancels the handler when the client has left
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -1,4 +1,4 @@
-"""Tests the bench's client on one request and its timeline."""
+"""Tests how the bench's client sends one request and records its timeline."""
 
 from __future__ import annotations
 

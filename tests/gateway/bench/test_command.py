@@ -83,7 +83,7 @@ def test_real_server_is_compared_with_hugging_face(server: Server, nano: Path, t
     assert level["baseline"]["total_ratio"] > 0
     assert (
         level["baseline"]["first_text_ratio"] > level["baseline"]["total_ratio"]
-    )  # the server streams, the reference does not
+    )  # the server streams its answer, but the reference does not
     assert "Hugging Face" in result.stdout
 
 

@@ -1,4 +1,6 @@
-"""Tests the closed and the open loop of the bench."""
+"""Tests the two ways in which the bench sends requests: with a fixed number in flight (closed loop), and at a given
+rate (open loop).
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,10 @@ from gateway.bench.load import closed_loop, open_loop, poisson_times
 
 
 class Requests:
-    """Answers requests when a test permits, and counts them.
+    """Counts requests, and answers a request when the test permits it.
 
     Attributes:
-        sent: Items in the order in which they were sent.
+        sent: The items of the bench, in the order in which they were sent.
         most: Largest number of requests in flight at the same time.
     """
 

@@ -1,4 +1,4 @@
-"""Tests whole runs against a scripted server."""
+"""Tests complete runs of the bench against a scripted server."""
 
 from __future__ import annotations
 

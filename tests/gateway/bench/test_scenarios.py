@@ -16,7 +16,7 @@ from tests.gateway.json_bodies import parse
 
 
 def sent(data: Path, **scenario: Any) -> dict[str, Any]:
-    """The body of the first request."""
+    """The body of a scenario's first request."""
     asked = Scenario(**scenario)
     return json.loads(body(asked, make_prompts(asked, 1, seed=0, directory=data)[0], "m"))
 

@@ -1,4 +1,6 @@
-"""Tests bodies whose long strings are kept apart: their base64, their text, and messages about them."""
+"""Tests JSON bodies whose long strings are stored separately: base64 in long strings, text in long strings, and error
+messages about long strings.
+"""
 
 from __future__ import annotations
 

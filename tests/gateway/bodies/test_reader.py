@@ -1,4 +1,6 @@
-"""Tests what the reader of bodies counts, refuses and keeps apart, in pieces of any size."""
+"""Tests the reader of JSON bodies for pieces of any size: which values it counts, which bodies it refuses, and which
+strings it stores separately.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,7 @@ def test_a_long_string_is_kept_even_if_it_does_not_end(pieces, end):
     assert whole(body) == data
 
 
-# Bodies with a number of values, and how many they have.
+# Functions that make a body with `n` items, each with the number of JSON values for one item.
 VALUES = [
     (lambda n: [0] * n, 1),
     (lambda n: [[]] * n, 2),
@@ -135,7 +137,7 @@ def test_an_endless_body_is_refused_long_before_it_is_read(unit):
 
 def test_only_text_counts_as_text():
     media = json.dumps({"a": "A" * 500_000, "b": "é" * 2000}).encode()
-    text = len(media) - 500_000 + 40  # the marker is shorter than 40 bytes
+    text = len(media) - 500_000 + 40  # the marker that replaces a long string is shorter than 40 bytes
     read(media, Limits(text_bytes=text))
     assert refusal(media, text_bytes=text - 60) == (413, "text_too_large")
 
@@ -153,4 +155,4 @@ async def test_the_event_loop_runs_while_a_large_piece_is_read():
     await asyncio.sleep(0)
     await JsonBodyReader(Limits()).receive(b'"' + b"x" * (1 << 20))
     counting.cancel()
-    assert turns >= 30  # the number of slices of 32 KiB each
+    assert turns >= 30  # the body has about this many slices of 32 KiB

@@ -1,4 +1,4 @@
-"""Tests connections on the wire: malformed HTTP, slow clients, and too many connections."""
+"""Tests how the server treats raw connections: malformed HTTP, slow clients, and too many connections."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: applicat
 
 
 async def answer(served: Served, sent: bytes) -> tuple[int, dict]:
-    """Status and body of the response to these bytes. The connection must be closed after it."""
+    """Status and body of the response to these bytes. The server must close the connection after the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(sent)
     text = await reader.read()
@@ -118,7 +118,8 @@ async def test_a_head_that_trickles_in_does_not_keep_the_connection_open():
                 await asyncio.sleep(0.01)
 
         trickling = asyncio.create_task(trickle())
-        with suppress(ConnectionResetError):  # a socket that is closed with unread data resets the connection
+        # The server closes its socket before it has read all data, so the connection may be reset.
+        with suppress(ConnectionResetError):
             assert await reader.read() == b""
         trickling.cancel()
         writer.close()
@@ -196,7 +197,7 @@ class Clients:
         return reader
 
     async def status(self, address: str) -> int:
-        """The status of a health check that comes from `address` in a connection of its own."""
+        """The status of a health check in a new connection from `address`."""
         return int((await (await self.connect(address, self.ASK)).readline()).split()[1])
 
     def close(self) -> None:
@@ -208,7 +209,7 @@ class Clients:
 async def clients(pipeline: ScriptedPipeline | None = None, **options) -> AsyncIterator[Clients]:
     async with serving(pipeline, **options) as served:
         await served.ready()
-        await served.session.close()  # its connection would count
+        await served.session.close()  # otherwise, the connection of this session would count too
         found = Clients(served)
         yield found
         found.close()
@@ -250,7 +251,7 @@ async def test_a_request_that_waits_behind_another_stops_the_reading_of_more():
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         writer.write(many * Clients.ASK.replace(b"\r\n\r\n", b"\r\n" + fields + b"\r\n"))
         left = -1
-        while left != writer.transport.get_write_buffer_size():  # until the server takes nothing more
+        while left != writer.transport.get_write_buffer_size():  # the loop ends when the server reads no more data
             left = writer.transport.get_write_buffer_size()
             await asyncio.sleep(0.2)
         assert many * size - left < 4 * size

@@ -11,7 +11,7 @@ PREFLIGHT = {"Origin": PAGE, "Access-Control-Request-Method": "POST", "Access-Co
 
 
 async def headers(served, method: str, path: str, sent: dict[str, str], **options) -> tuple[int, dict[str, str]]:
-    """The status, and the headers about other origins."""
+    """The status and the CORS headers of a response."""
     async with served.session.request(method, served.url + path, headers=sent, **options) as response:
         await response.read()
         told = {name: value for name, value in response.headers.items() if name.startswith(("Access-", "Vary"))}

@@ -1,4 +1,4 @@
-"""No value of any header that the server reads is an error of the server, on any endpoint."""
+"""On all endpoints, no value of any header that the server reads causes an internal error of the server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROUTES = [
     "GET /", "GET /health", "GET /metrics", "GET /openapi.json", "GET /v1/models", "GET /v1/models/x", "GET /nothing",
     "DELETE /metrics", "OPTIONS /v1/models", "POST /v1/chat/completions",
 ]  # fmt: skip
-# The endpoints whose own code reads headers.
+# The endpoints whose handlers read headers.
 READERS = ["GET /metrics", "POST /v1/chat/completions"]
 # The headers that the server or aiohttp reads, without the headers that give the length of the body.
 HEADERS = [
@@ -40,7 +40,7 @@ VALUES = [
     "100-continue", "100-continue, \xff", "http://[::1", "http://\xe9/", "null", "%00%ff", "${jndi:ldap://x}",
     "Thu, 99 Jan 1970 00:00:00 GMT", "websocket", "h2c", "localhost", "[::1]:x",
 ]  # fmt: skip
-# Requests whose first line is odd.
+# Requests with an unusual first line.
 LINES = [
     "GET /%ff", "GET /\xff", "GET /\xe9", "GET /v1/models/%ff", "GET /v1/models/\xff", "GET /v1/models/%00%0a",
     "GET //", "GET /v1/models/" + "a" * 7000, "GET ?", "GET /?%ff=\xff", "GET /#\xff", "GET http://[::1", "GET http://\xff/",
@@ -49,7 +49,7 @@ LINES = [
 
 
 async def ask(served: Served, line: str, headers: dict[str, str]) -> bytes:
-    """The whole response to a request, whose body is a chat request if its method is POST."""
+    """The complete response to a request. If the method is POST, the request's body is a chat request."""
     body = json.dumps(HELLO).encode() if line.startswith("POST") else b""
     about = {"Content-Type": "application/json", "Content-Length": str(len(body))} if body else {}
     fields = {"Host": "localhost", "Connection": "close"} | about | headers
@@ -68,13 +68,13 @@ def check(response: bytes, asked: object) -> None:
     head, _, body = response.partition(b"\r\n\r\n")
     status = int(head.split()[1])
     assert status < 500, asked
-    if status >= 400 and status != 417:  # aiohttp's own error, only for CONNECT and OPTIONS *
+    if status >= 400 and status != 417:  # aiohttp answers with its own error only to CONNECT and OPTIONS *
         assert json.loads(body)["error"].keys() == {"message", "type", "param", "code"}, asked
 
 
 @pytest.fixture
 def errors(caplog: pytest.LogCaptureFixture) -> Iterator[list[logging.LogRecord]]:
-    """The errors in the log."""
+    """Checks after the test that the log has no errors."""
     yield (found := [])
     found += [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert found == []

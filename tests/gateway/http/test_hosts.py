@@ -1,4 +1,6 @@
-"""Requests to a name that is not the server's own are refused on every endpoint, and no honest client notices."""
+"""On every endpoint, a request with a host name that is not the server's own is refused. Requests from ordinary clients
+are not refused.
+"""
 
 from __future__ import annotations
 

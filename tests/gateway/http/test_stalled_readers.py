@@ -17,7 +17,7 @@ from gateway.answers import chat
 from gateway.serving import server
 from tests.gateway.scripted import HELLO, ScriptedPipeline, Served, serving, tone
 
-# The times that a client may take; the tests wait for them to pass.
+# Short time limits for clients, because the tests wait until the limits have passed.
 LIMITS = {"request_seconds": 0.3, "idle_seconds": 0.1, "connections": 1, "requests": 1, "queued": 0}
 SPOKEN = {"modalities": ["text", "audio"], "audio": {"format": "wav"}}
 
@@ -32,7 +32,7 @@ def post(body: dict, path: str = "/v1/chat/completions") -> bytes:
     return head.encode() + data
 
 
-# A response of every kind; short ones are asked for many times at once.
+# Requests for every kind of response. A short response is requested many times at once.
 ASKED = {
     "metrics": 30 * get("/metrics"),
     "health": 30 * get("/health"),
@@ -51,7 +51,7 @@ OF_CHAT = {"whole text", "whole speech", "streamed text", "streamed speech"}
 @pytest.fixture(autouse=True)
 def no_grace(monkeypatch):
     monkeypatch.setattr(chat, "GRACE_SECONDS", 0.0)
-    # longer than the request's own limit, so that the test sees which limit acts
+    # This time is longer than `request_seconds`, so that the test can distinguish the two limits.
     monkeypatch.setattr(server, "GRACE_SECONDS", 0.2)
 
 
@@ -63,7 +63,7 @@ async def gateway() -> AsyncIterator[Served]:
 
 
 async def stalled(served: Served, sent: bytes, address: str = "127.0.0.1") -> socket.socket:
-    """A connection that has sent these bytes, and for which the operating system keeps as little as possible."""
+    """A connection that has sent these bytes and has the smallest possible receive buffer."""
     client = socket.socket()
     client.bind((address, 0))
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
@@ -75,7 +75,9 @@ async def stalled(served: Served, sent: bytes, address: str = "127.0.0.1") -> so
 
 
 async def answer_to(served: Served, sent: bytes) -> bytes:
-    """The response to these bytes, as soon as the only connection and the only place can be had."""
+    """The response to these bytes. The request is repeated until the only connection and the only place for a request
+    are free.
+    """
     async with asyncio.timeout(10):
         while True:
             reader, writer = await asyncio.open_connection("127.0.0.1", served.port, local_addr=("127.0.0.3", 0))
@@ -89,7 +91,7 @@ async def answer_to(served: Served, sent: bytes) -> bytes:
 
 
 async def free_again(served: Served) -> None:
-    """Wait until the only connection and the only place can be had again."""
+    """Wait until the only connection and the only place for a request are free again."""
     await answer_to(served, post(HELLO | {"max_tokens": 1}))
 
 
@@ -138,7 +140,7 @@ async def test_a_client_that_reads_late_gets_everything(kind):
         ScriptedPipeline(["x" * 100_000], [tone(100_000)]), speaks=True, buffers=4096, limits=limits
     ) as served:
         client = await stalled(served, ASKED[kind])
-        await asyncio.sleep(0.3)  # longer than `idle_seconds`: a connection with unread bytes is not idle
+        await asyncio.sleep(0.3)  # this is longer than `idle_seconds`, but a connection with unread bytes is not idle
         loop = asyncio.get_running_loop()
         received = b""
         while piece := await loop.sock_recv(client, 1 << 20):
@@ -153,7 +155,8 @@ async def test_an_address_that_does_not_read_gives_way_to_others():
     async with serving(buffers=4096, limits=limits) as served:
         found = [await stalled(served, ASKED["description"], "127.0.0.2") for _ in range(4)]
         for client in found:
-            assert await asyncio.get_running_loop().sock_recv(client, 1)  # the first of the responses has begun
+            # At this point, the first of the responses has begun.
+            assert await asyncio.get_running_loop().sock_recv(client, 1)
         assert b"200 OK" in await answer_to(served, get("/health"))
         for client in found:
             client.close()

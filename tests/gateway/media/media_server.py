@@ -12,7 +12,9 @@ from aiohttp.typedefs import Handler
 
 @asynccontextmanager
 async def listening(answer: Handler) -> AsyncIterator[int]:
-    """The port of a server that answers every request by `answer`, which is cancelled when the client leaves."""
+    """Runs a server that calls `answer` for every request, and cancels the call when the client leaves. Yields the
+    port.
+    """
     app = web.Application()
     app.router.add_get("/{path:.*}", answer)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)

@@ -1,4 +1,4 @@
-"""Tests loading the media of a request from every kind of source."""
+"""Tests that the media of a request are loaded from every kind of source."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_a_data_url_is_decoded(data):
 
 
 def long_string(text: str) -> LongString:
-    """A string that was kept apart, with the escapes that some clients write."""
+    """A long string that the body reader has stored separately, with the JSON escapes that some clients write."""
     content = text.encode().replace(b"/", b"\\/").replace(b"+", b"\\u002b")
     return LongString(0, bytearray(content), b"\\" in content)
 
@@ -245,7 +245,9 @@ async def test_the_size_of_a_file_is_bounded(tmp_path):
 
 @pytest.mark.parametrize("kind", ["data URL", "base64", "file"])
 async def test_each_piece_is_charged_before_the_next_is_read(tmp_path, kind):
-    """Downloads have tests of their own, with a server that sends pieces."""
+    """This test covers all sources except downloads. Downloads have their own tests, with a server that sends
+    pieces.
+    """
     size = 5_000_000
     (tmp_path / "large").write_bytes(bytes(size))
     wanted = {

@@ -13,7 +13,7 @@ from omni_pipeline.errors import OmniError
 
 @pytest.fixture
 def tree(tmp_path):
-    """An allowed directory `root` beside a secret one, with links of every kind."""
+    """An allowed directory `root` with links of every kind, next to a secret directory."""
     root, secret = tmp_path / "root", tmp_path / "secret"
     (root / "sub").mkdir(parents=True)
     secret.mkdir()
@@ -112,7 +112,8 @@ def test_an_empty_root_forbids_local_files(tree):
 
 @pytest.mark.parametrize("path", ["outer-directory/key", "outer-directory/sub/../key"])
 def test_a_directory_exchanged_after_the_check_leads_nowhere(tree, monkeypatch, path):
-    monkeypatch.setattr(LocalFiles, "_inside", lambda self, path, param: tree / "root" / path)  # as before the exchange
+    # The check returns the path as it was before the exchange.
+    monkeypatch.setattr(LocalFiles, "_inside", lambda self, path, param: tree / "root" / path)
     (tree / "secret" / "sub").mkdir()
     assert outcome(str(tree / "root"), path) == "media_not_allowed"
 

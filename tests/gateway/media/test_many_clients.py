@@ -1,7 +1,8 @@
-"""Tests the media of several clients in a whole gateway: slow media and incomplete downloads of one client do not
-affect the others.
+"""Tests a complete gateway with media of several clients: slow media and incomplete downloads of one client do not
+affect the other clients.
 
-The media come from a real server on this machine. Some of its paths send a part of the media and then nothing.
+The media come from a real server on this machine. For some paths, this server sends a part of the file and then
+nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Site:
         self._changed = asyncio.Event()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        """``/whole`` sends a part; ``/stalled`` sends a part and then nothing; ``/endless`` sends for ever."""
+        """Answers a request by its path: ``/whole`` sends `PART` bytes and ends; ``/stalled`` sends `PART` bytes and
+        then nothing; ``/endless`` never stops sending.
+        """
         if request.path == "/whole":
             return web.Response(body=bytes(PART))
         response = web.StreamResponse()
@@ -53,7 +56,7 @@ class Site:
         return response
 
     async def until(self, path: str, count: int) -> None:
-        """Wait until so many downloads of `path` are in progress."""
+        """Wait until exactly `count` downloads of `path` are in progress."""
         async with asyncio.timeout(10):
             while self.open[path] != count:
                 self._changed.clear()
@@ -83,7 +86,7 @@ def keyed(key: str) -> dict[str, str]:
 
 
 async def code(served: Served, body: dict, **options) -> str:
-    """The error code, or ``ok``."""
+    """The error code of the answer to a request, or ``ok``."""
     async with asyncio.timeout(10):
         status, answer = await served.post(body, **options)
     return "ok" if status == 200 else answer["error"]["code"]
@@ -98,7 +101,7 @@ async def test_bytes_of_a_download_count_while_it_goes_on(site):
         _, writer = await served.connect(asking(site.url("/stalled")))
         await site.until("/stalled", 1)
         assert await code(served, asking(site.url("/whole"))) == "too_many_requests"
-        writer.close()  # the client leaves, and the bytes that it held are free
+        writer.close()  # the client disconnects, and the bytes that its request held are free
         await site.until("/stalled", 0)
         assert await code(served, asking(site.url("/whole"))) == "ok"
 
@@ -151,7 +154,7 @@ async def test_the_text_of_base64_and_its_bytes_count_together():
 
 @pytest.fixture
 def stuck() -> Iterator[threading.Event]:
-    """Set when the blocking calls of the test may go on."""
+    """An event that lets the blocked calls of the test go on when it is set."""
     released = threading.Event()
     yield released
     released.set()
@@ -173,7 +176,8 @@ async def test_silent_name_servers_of_one_client_do_not_stop_another(site, monke
     allowed = [f"{name}:{site.port}" for name in [*names, "media.example"]]
     media = {"allowed_domains": allowed, "fetch_seconds": 0.3}
     async with serving(media=media, api_keys=["a", "b"]) as served:
-        for _ in range(2):  # the second time, the look-ups of the first time have timed out, but still block
+        # In the second round, the look-ups of the first round have timed out, but still block their threads.
+        for _ in range(2):
             slow = [
                 asyncio.create_task(
                     served.post(
@@ -193,7 +197,7 @@ async def test_silent_name_servers_of_one_client_do_not_stop_another(site, monke
 
 
 async def test_slow_files_of_one_client_do_not_stop_the_media_of_another(monkeypatch, stuck, tmp_path):
-    """A disk that does not answer: a file on such a disk cannot be opened, and the thread blocks."""
+    """The slow files are as on a disk that does not answer: a call that opens such a file blocks its thread."""
     (tmp_path / "good.png").write_bytes(b"picture")
     really = LocalFiles._inside
 

@@ -1,4 +1,4 @@
-"""Tests remote media from real servers: redirects, refusals and the limits of a download."""
+"""Tests downloads from a real web server: redirects, refusals, and limits of size and time."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ async def site():
 
 
 def downloader(site: Site, *allowed: str, resolver=None, **policy) -> Downloader:
-    """A downloader that may fetch from `site`, by its address and by the names in `allowed`."""
+    """A downloader that may fetch from `site` under the site's address and under the names in `allowed`."""
     policy.setdefault("allowed_domains", [f"127.0.0.1:{site.port}", *allowed])
     return Downloader(MediaPolicy(**policy), resolver or here)
 
 
 async def here(host: str, port: int, client: str):
-    """Resolves every host name to an address of this machine."""
+    """A resolver that gives an address of this machine for every host name."""
     return [ip_address("127.0.0.1")]
 
 

@@ -1,4 +1,4 @@
-"""Tests that clients share places, whatever they do with them."""
+"""Tests that places are divided among the clients, even if clients take many places or do not give places back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from gateway.media.shares import Shares
 
 
 async def takes(shares: Shares, client: str, most: int) -> int:
-    """How many of `most` places `client` gets at once. It goes on to wait for the others."""
+    """Ask for `most` places for `client`. Returns the number of places that it gets at once; the other requests for
+    places stay open.
+    """
     waiting = [asyncio.create_task(shares.take(client)) for _ in range(most)]
     for _ in range(3):
         await asyncio.sleep(0)

@@ -23,7 +23,7 @@ REFUSALS = {"media_not_allowed", "invalid_url"}
 
 
 class Servers:
-    """A secret server at several addresses of this machine, and a front server that redirects to it.
+    """A secret server at several addresses of this machine, and a front server that redirects to the secret server.
 
     Attributes:
         port: Port of both servers.
@@ -114,7 +114,7 @@ SPELLINGS = [
     "http://[0:0:0:0:0:ffff:127.0.0.2]:PORT/", "http://[::127.0.0.2]:PORT/", "http://[::7f00:2]:PORT/",
     "http://[::ffff:0:127.0.0.2]:PORT/", "http://[64:ff9b::127.0.0.2]:PORT/", "http://[64:ff9b:1::7f00:2]:PORT/",
     "http://[2002:7f00:2::]:PORT/", "http://[::1%25lo]:PORT/", "http://[::1%lo]:PORT/", "http://[fe80::1%25lo]:PORT/",
-    # other letters and escapes
+    # Unicode variants of letters and digits, escapes, and malformed URLs.
     "http://①②⑦.⓪.⓪.②:PORT/", "http://127。0。0。2:PORT/", "http://127．0．0．2:PORT/", "http://１２７.0.0.2:PORT/",
     "http://ⓛⓞⓒⓐⓛⓗⓞⓢⓣ:PORT/", "http://loc%61lhost:PORT/", "http://%31%32%37.0.0.2:PORT/", "http://127.0.0.2%00:PORT/",
     "http://127.0.0.2%2eexample.org:PORT/", "http://127.0.0.2\t:PORT/", "http://127.0.0.2\r\nHost: x:PORT/",
@@ -136,7 +136,7 @@ def test_the_tables_are_long_enough():
 
 
 async def test_the_server_would_answer(servers: Servers):
-    """If the secret server could not be reached, the tests that expect no connection would prove nothing."""
+    """The secret server can be reached. Otherwise, the tests that expect no connection to it would prove nothing."""
     for host in ("127.0.0.2", "127.0.0.1", "[::1]"):
         assert await outcome(loader(allowed_domains=[host]), f"http://{host}:{servers.port}/") == "secret"
     assert servers.connections == len(SECRETS)

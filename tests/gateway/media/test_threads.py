@@ -1,4 +1,4 @@
-"""Tests blocking calls of clients: slow calls of one client leave threads to the others."""
+"""Tests blocking calls for several clients: slow calls of one client leave threads for the other clients."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def begun(slow: Slow, count: int) -> None:
 async def test_a_call_returns_its_result_or_its_error():
     threads = Threads("test", 2)
     assert await threads.run("a", lambda: 3) == 3
-    for _ in range(5):  # more often than there are threads
+    for _ in range(5):  # this is more often than there are threads
         with pytest.raises(ZeroDivisionError):
             await threads.run("a", lambda: 1 // 0)
 
@@ -81,7 +81,7 @@ async def test_calls_with_the_same_key_are_one_call(slow):
     threads = Threads("test", 8)
     calls = [asyncio.create_task(threads.run(client, slow, key="name")) for client in "aabbcc"]
     await begun(slow, 1)
-    calls[0].cancel()  # the others still get the result
+    calls[0].cancel()  # the other callers still get the result
     slow.released.set()
     assert await asyncio.gather(*calls[1:]) == ["done"] * 5
     assert slow.calls == 1

@@ -335,7 +335,7 @@ class TestAdmission:
         large = {"messages": [{"role": "user", "content": "x" * 6000}], "stream": stream}
         ids = set()
         async with serving(pipeline, limits={"held_bytes": 20_000}) as served:
-            for _ in range(3):  # post, leave, repeat, while the pipeline is busy
+            for _ in range(3):  # a client repeatedly sends a request and leaves, while the pipeline is busy
                 pipeline.forgets = False
                 for _ in range(3):
                     _, writer = await served.connect(large)

@@ -1,4 +1,4 @@
-"""The warm-up request has real media, and is sent until it is answered."""
+"""The warm-up request has real media, and is repeated until the pipeline answers it."""
 
 from __future__ import annotations
 

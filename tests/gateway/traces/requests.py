@@ -1,4 +1,4 @@
-"""Makes timelines for tests by hand."""
+"""Makes timelines with fixed values for tests."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ UNSAMPLED = f"00-{TRACE_ID}-b7ad6b7169203331-00"
 
 
 def sent(**figures: object) -> dict[str, ReadableSpan]:
-    """The spans of a request, by name."""
+    """The exported OpenTelemetry spans of a request, by name."""
     exporter = InMemorySpanExporter()
     OtlpExport("http://unused", exporter).write(spoken(**figures), {"thinker": "gpu"})
     return {span.name: span for span in exporter.get_finished_spans()}

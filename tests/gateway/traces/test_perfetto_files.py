@@ -114,7 +114,8 @@ def total(directory: Path) -> int:
 
 def test_all_files_together_are_bounded_in_bytes(tmp_path: Path) -> None:
     size = len(msgspec.json.encode(document(at(0), PLACES)))
-    (tmp_path / "20200101T000000.000000-chatcmpl-9.trace.part").write_bytes(b"x" * size)  # of a server that was killed
+    # This file was left by a server that was killed.
+    (tmp_path / "20200101T000000.000000-chatcmpl-9.trace.part").write_bytes(b"x" * size)
     files = ChromeFiles(tmp_path, 1000, round(3.5 * size))
     for second in range(10):
         files.write(at(second), PLACES)

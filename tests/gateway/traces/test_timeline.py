@@ -1,4 +1,4 @@
-"""Tests the spans that a timeline keeps of one request, and its sums."""
+"""Tests the spans and the total times in the timeline of one request."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_spans_of_a_track_are_added_up_by_name() -> None:
     ):
         timeline.add(span)
     total = timeline.sums["thinker"]
-    assert (total.begin, total.end) == (2.0, 4.25)  # time in a transfer does not count
+    assert (total.begin, total.end) == (2.0, 4.25)  # the stage's time begins after the transfer
     assert total.counts == {"transfer": 1, "queue": 1, "step": 2}
     assert total.seconds == pytest.approx({"transfer": 1.0, "queue": 0.5, "step": 0.75})
 
@@ -58,5 +58,6 @@ def test_coverage_counts_each_moment_once_and_only_within_the_request() -> None:
     timeline = traced(began=10.0, ended=20.0)
     for begin, end in ((9.0, 12.0), (11.0, 13.0), (11.5, 12.5), (15.0, 16.0), (19.0, 25.0)):
         timeline.add(Span("thinker", "step", begin, end))
-    timeline.add(Span("decode", GATHER, 10.0, 20.0))  # waiting for other stages does not count
+    # The time in which the request waits for other stages does not count.
+    timeline.add(Span("decode", GATHER, 10.0, 20.0))
     assert covered(timeline) == pytest.approx(3.0 + 1.0 + 1.0)

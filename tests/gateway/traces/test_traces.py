@@ -1,4 +1,4 @@
-"""Tests that the notes of all processes are joined, and when a timeline is complete."""
+"""Tests that the notes of all processes are joined into one timeline, and when this timeline is complete."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FOREVER = float("inf")
 
 
 class Kept:
-    """A sink that keeps timelines, and fails or stalls if a test asks for that."""
+    """A sink that keeps the timelines that it gets. A test can make the sink fail or stall."""
 
     def __init__(self) -> None:
         self.timelines: list[Traced] = []
@@ -163,7 +163,7 @@ async def test_all_timelines_together_are_bounded(sink: Kept, monkeypatch: pytes
 
 
 async def test_the_bound_counts_every_span_and_does_not_wear_off(sink: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spans of the gateway count too, also of requests that never reach the pipeline."""
+    """The gateway's spans count too, even for requests that never reach the pipeline."""
     monkeypatch.setattr(module, "MOST_SPANS", 10)
     traces = Traces([sink, Kept()], lambda: ("w",))
     for number in range(50):

@@ -8,7 +8,9 @@ import pytest
 
 @pytest.fixture
 def damaged() -> Callable[[bytes], list[bytes]]:
-    """Makes many damaged copies of a file: bytes overwritten, mostly near its start, and some cut off."""
+    """A function that returns many damaged copies of a file. In each copy, some bytes are overwritten, in half of the
+    copies only near the start. Every third copy is also cut off.
+    """
 
     def copies(data: bytes, count: int = 60) -> list[bytes]:
         random = numpy.random.default_rng(len(data))

@@ -1,4 +1,4 @@
-"""Makes pictures that cost a decoder much for few bytes, and honest pictures of the same forms."""
+"""Makes small picture files that take a decoder much time or memory, and harmless pictures of the same formats."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ def progressive(width: int, height: int, more_scans: int, image: Image.Image | N
 
 
 def with_segments(jpeg: bytes, *segments: tuple[int, bytes]) -> bytes:
-    """The JPEG with these segments, each a marker and its content, before all others."""
+    """The JPEG `jpeg` with these additional segments before all other segments. A segment is given by its marker and
+    its content.
+    """
     packed = [bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content for marker, content in segments]
     return jpeg[:2] + b"".join(packed) + jpeg[2:]
 
 
 def multi_picture(first: bytes, second: bytes) -> bytes:
-    """A file of two JPEG pictures, the second for instance a gain map, as phones write them."""
+    """A file that contains two JPEG pictures, as phones write it. The second picture can be a gain map, for example."""
     entries = 8 + 2 + 3 * 12 + 4
     sizes = len(first) + 4 + 4 + entries + 32, len(second)
     index = b"II*\0" + struct.pack("<IH", 8, 3) + struct.pack("<HHI4s", 0xB000, 7, 4, b"0100")
@@ -34,7 +36,9 @@ def multi_picture(first: bytes, second: bytes) -> bytes:
 
 
 def png(width: int, height: int, *chunks: tuple[bytes, bytes], interlaced: bool = False) -> bytes:
-    """A PNG of one grey, with these chunks before its pixels; `interlaced` needs a size that 8 divides."""
+    """A PNG in a single shade of grey, with these chunks before its pixels. If `interlaced` is set, width and height
+    must be multiples of 8.
+    """
     passes = [(8, 8), (8, 8), (4, 8), (4, 4), (2, 4), (2, 2), (1, 2)] if interlaced else [(1, 1)]
     packer = zlib.compressobj(9)
     pixels = b""
@@ -49,22 +53,24 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes], interlaced: bool 
 
 
 def packed_profiles(count: int) -> list[tuple[bytes, bytes]]:
-    """Chunks with a colour profile of a megabyte each."""
+    """PNG chunks, each with a colour profile of a megabyte."""
     return [(b"iCCP", b"profile\0\0" + zlib.compress(bytes(1024 * 1024 - 1), 9))] * count
 
 
 def icon(content: bytes, side: int = 0) -> bytes:
-    """An ICO with one picture, which is `content`; side 0 means 256 pixels or more."""
+    """An ICO with one picture, whose file is `content`. A side of 0 stands for 256 pixels or more."""
     return b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", side, side, 0, 0, 1, 32, len(content), 22) + content
 
 
 def bitmap_icon(side: int) -> bytes:
-    """An ICO with a bitmap and its mask, as before there were PNG files in icons."""
+    """An ICO in the old format, which contains a bitmap and a mask instead of a PNG file."""
     return image_file(picture(side, side).convert("RGBA"), "ICO", bitmap_format="bmp", sizes=[(side, side)])
 
 
 def tiff(*tags: tuple[int, list[int]], data: bytes = b"", start: int) -> bytes:
-    """A TIFF of 8-bit grey. In the values of tag `start`, 0 is the place of `data`."""
+    """A TIFF with these tags. The values of the tag `start` are offsets from the start of `data`; they are converted to
+    offsets in the file.
+    """
     size = 8 + 2 + 12 * len(tags) + 4
     place = size + sum(4 * len(values) for _, values in tags if len(values) > 1)
     entries, values_at, packed = b"", size, b""
@@ -83,21 +89,23 @@ def grey_tiff(width: int, height: int, compression: int) -> list[tuple[int, list
 
 
 def tiff_of_tile(width: int, height: int, tile: int) -> bytes:
-    """A TIFF with one tile of `tile`×`tile` pixels, which may be much larger than the picture."""
+    """A TIFF with one tile of `tile`×`tile` pixels. The tile may be much larger than the picture."""
     data = zlib.compress(bytes(tile * tile), 9)
     tags = [*grey_tiff(width, height, 8), (322, [tile]), (323, [tile]), (324, [0]), (325, [len(data)])]
     return tiff(*tags, data=data, start=324)
 
 
 def tiff_of_strips(side: int, offsets: list[int]) -> bytes:
-    """An unpacked TIFF in two strips, then in further strips over them; `offsets` say where each begins."""
+    """An uncompressed TIFF. Two strips make the picture, and further strips overlap the data of these two. `offsets`
+    are the starts of the strips.
+    """
     strip = side * side // 2
     tags = [*grey_tiff(side, side, 1), (278, [side // 2]), (273, offsets), (279, [strip] * len(offsets))]
     return tiff(*tags, data=bytes(strip + max(offsets)), start=273)
 
 
 def tiff_of_jpegs(strip: bytes, width: int, height: int, strips: int) -> bytes:
-    """A TIFF of strips that are all the same JPEG, of `width`×`height` pixels."""
+    """A TIFF in which all strips use the same JPEG data. The tags claim `width`×`height` pixels for a strip."""
     tags = [*grey_tiff(width, height * strips, 7), (278, [height]), (273, [0] * strips), (279, [len(strip)] * strips)]
     return tiff(*tags, data=strip, start=273)
 
@@ -111,7 +119,9 @@ def jpeg2000(
     precincts: bytes = b"",
     **options: object,
 ) -> bytes:
-    """A grey JPEG 2000 whose header asks for these divisions; see the standard's marker COD."""
+    """A grey JPEG 2000 whose header has these values for layers, levels, blocks and precincts (see the marker COD in
+    the standard).
+    """
     data = image_file(Image.new("L", (side, side)), "JPEG2000", no_jp2=True, **options)
     at = data.index(b"\xff\x52") + 2
     end = at + int.from_bytes(data[at : at + 2], "big")
@@ -129,21 +139,23 @@ def jpeg2000(
 
 
 def lying_jp2(side: int, claimed: int) -> bytes:
-    """A JPEG 2000 file that claims a smaller size than its codestream has."""
+    """A JPEG 2000 file whose header claims the size `claimed`, although the picture has the size `side`."""
     data = image_file(Image.new("L", (side, side)), "JPEG2000")
     at = data.index(b"ihdr") + 4
     return data[:at] + struct.pack(">II", claimed, claimed) + data[at + 8 :]
 
 
 def lying_avif(side: int, claimed: int) -> bytes:
-    """An AVIF that claims a smaller size than its AV1 frame has."""
+    """An AVIF whose header claims the size `claimed`, although its AV1 frame has the size `side`."""
     data = image_file(Image.new("L", (side, side)), "AVIF", speed=10)
     at = data.index(b"ispe") + 8
     return data[:at] + struct.pack(">II", claimed, claimed) + data[at + 8 :]
 
 
 def grid_avif(side: int, claimed: int, columns: int, rows: int) -> bytes:
-    """An AVIF of `columns`×`rows` cells of the claimed size, which are all the same AV1 frame of `side` pixels."""
+    """An AVIF of `columns`×`rows` cells. All cells use the same AV1 frame of `side` pixels, but claim the size
+    `claimed`.
+    """
     single = image_file(Image.new("RGB", (side, side)), "AVIF", speed=10)
     frame = single[single.index(b"mdat") + 4 :]
 

@@ -1,4 +1,4 @@
-"""Decoding work is charged: too much work is refused, and charged work allows CPU time."""
+"""The work of a decoder is charged to a budget. Too much work is refused, and each charge allows some CPU time."""
 
 import signal
 

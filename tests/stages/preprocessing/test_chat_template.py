@@ -1,4 +1,4 @@
-"""Only what the chat template itself writes becomes a special token, however a conversation is put together."""
+"""Only text that the chat template itself writes becomes a special token, whatever the conversation contains."""
 
 from typing import Any
 

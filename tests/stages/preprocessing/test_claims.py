@@ -1,4 +1,6 @@
-"""Media are decoded only when their memory has been granted, and decoded media are never larger than the grant."""
+"""Media are decoded only after memory has been granted for them, and decoded media are never larger than the granted
+memory.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ MEDIA_CASES = [
 
 
 class Driven:
-    """The stage, with this test as the main process.
+    """Drives the stage in place of the worker's loop and the main process.
 
     Attributes:
         claims: The claims in order.
@@ -46,14 +48,14 @@ class Driven:
         self.answers: list[Any] = []
 
     def until(self, count: int, kind: str = "claims") -> None:
-        """Have the stage work until there are `count` claims or answers."""
+        """Step the stage until it has sent `count` claims, or `count` answers if `kind` is "answers"."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while len(getattr(self, kind)) < count:
             assert time.monotonic() < deadline
             self.turn()
 
     def turn(self) -> None:
-        """Have the stage step, or wait until it can."""
+        """Step the stage if it has work. Otherwise, wait a short time until it has work."""
         if not self.stage.has_work:
             select.select([self.stage.waits_on], [], [], 0.2)
             return
@@ -176,7 +178,7 @@ def test_flat_pictures_at_a_small_limit_are_all_answered_within_it(driven: Drive
         most = max(most, grants.held)
         waiting = [message for message in driven.answers if message.target == "image_encoder"]
         assert sent_bytes(waiting) <= grants.held, "whatever has been decoded has been granted"
-        for message in waiting[:1]:  # the encoder takes one request at a time, and its answer ends at once
+        for message in waiting[:1]:  # the encoder handles one request at a time, and its answer ends at once
             driven.answers = [other for other in driven.answers if other.request_id != message.request_id]
             decoded.add(message.request_id)
             grants.drop(held.pop(message.request_id))

@@ -1,4 +1,6 @@
-"""Conversations become the reference's ids; control tokens in their text stay text."""
+"""Conversations are converted to the same ids as by the reference. Control tokens that users write in a text stay
+text.
+"""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""Sounds of every format are decoded to one waveform at 16 kHz; bad ones are refused by name."""
+"""Sounds of every format are decoded to one waveform at 16 kHz. A bad sound is refused with the right error code."""
 
 import contextlib
 import io
@@ -31,7 +31,7 @@ def refused(data: bytes) -> ErrorInfo:
 
 
 def similar(heard: numpy.ndarray, played: numpy.ndarray) -> float:
-    """The highest correlation over the delays that codecs cause."""
+    """The similarity of two sounds: their highest correlation over the delays that codecs cause."""
     length = min(len(heard), len(played)) - 2400
     best = max(
         numpy.correlate(heard, played[start : start + length], "valid").max()
@@ -42,7 +42,7 @@ def similar(heard: numpy.ndarray, played: numpy.ndarray) -> float:
 
 
 def in_container(sound: numpy.ndarray, layout: str, *, format: str, codec: str, rate: int = 48_000) -> bytes:
-    """`sound`, float32 [samples, channels] at `rate`, as FFmpeg writes it."""
+    """A file that FFmpeg writes from `sound`, float32 [samples, channels] at `rate`."""
     file = io.BytesIO()
     with av.open(file, "w", format=format) as container:
         stream = container.add_stream(codec, rate=rate)

@@ -211,7 +211,7 @@ def test_an_honest_picture_of_a_form_that_may_cost_much_is_read(name: str) -> No
 @pytest.mark.parametrize("side", [300, 512, 900])
 @pytest.mark.parametrize("size", [0, (1 << 16) + 99, (16 << 16) + 99, (24 << 16) + 99])
 def test_an_icon_of_more_than_256_pixels_is_read(side: int, size: int) -> None:
-    """With these sizes in bytes, the head of an icon is also the head of a TGA."""
+    """With these sizes of its content in bytes, the first bytes of an icon are also a valid header of a TGA file."""
     shown = Image.new("RGB", (side, side), "teal")
     assert numpy.array_equal(decoded(icon(image_file(shown, "PNG").ljust(size, b"\0"))), shown)
 
@@ -228,7 +228,9 @@ def test_a_tiff_whose_numbers_are_of_another_type_is_read_or_refused(tag: int, t
 
 
 def test_the_largest_pictures_that_people_send_stay_within_the_cost() -> None:
-    """A progressive JPEG in four channels costs the most. The cost is per pixel, so a small one shows it."""
+    """A progressive JPEG with four channels has the highest cost for each pixel. The test uses a small picture, because
+    the cost grows with the number of pixels.
+    """
     data = image_file(picture(640, 480, mode="CMYK"), "JPEG", progressive=True)
     assert pass_work(scanned_samples(data)) + 640 * 480 <= COST * 640 * 480
 

@@ -1,4 +1,4 @@
-"""Clips of every format give the reference's frames; bad ones are refused by name."""
+"""Clips of every format give the reference's frames. A bad clip is refused with the right error code."""
 
 import io
 from collections.abc import Callable
@@ -39,23 +39,23 @@ def refused(data: bytes) -> ErrorInfo:
 
 
 def refused_unseen(data: bytes) -> ErrorInfo:
-    """The refusal of a clip of which no frame was decoded for it."""
+    """The error for a clip that is refused before any frame is decoded."""
     with pytest.raises(OmniError) as caught:
         probe_clip(data, **LIMITS)
     return caught.value.info
 
 
 def rotated(mp4: bytes, quarter_turns: int) -> bytes:
-    """The same file, marked to be shown turned clockwise, as phones record."""
+    """The same file, marked to be shown with clockwise quarter turns, as in clips from phones."""
     cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarter_turns % 4]
     matrix = [cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30]
-    at = mp4.index(b"tkhd") + 4 + 40  # after version, flags, times, id, duration, layer, volume
+    at = mp4.index(b"tkhd") + 4 + 40  # the matrix comes after version, flags, times, id, duration, layer and volume
     packed = b"".join(value.to_bytes(4, "big", signed=True) for value in matrix)
     return mp4[:at] + packed + mp4[at + 36 :]
 
 
 def header_first(mp4: bytes) -> bytes:
-    """The same file with its index before its frames, as usual on the web."""
+    """The same file with the index before the frames, as usual on the web."""
     media, index = mp4.index(b"mdat") - 4, mp4.index(b"moov") - 4
     header = bytearray(mp4[index:])
     table = header.index(b"stco") + 8
@@ -101,7 +101,8 @@ def test_the_same_frames_are_taken_as_by_the_reference(
             multiple=2,
         )
         expected = reference.sample_frames(metadata, fps=fps, max_frames=most).tolist()
-        assert taken == [index for index in expected if index < total]  # the reference may round past the end
+        # The reference may round an index past the last frame.
+        assert taken == [index for index in expected if index < total]
 
 
 def test_of_a_single_frame_that_frame_is_taken() -> None:
@@ -130,7 +131,9 @@ def test_sound_is_noticed() -> None:
 
 
 def of_jpegs(*pictures: bytes, format: str = "avi", width: int = 64, height: int = 48, empty: int = 0) -> bytes:
-    """A clip of these JPEG files that claims this size, with so many almost empty packets in a second stream."""
+    """A clip of these JPEG files that claims this size. If `empty` is not 0, a second stream has that many almost empty
+    packets.
+    """
     file = io.BytesIO()
     with av.open(file, "w", format=format) as container:
         streams = [container.add_stream("mjpeg", rate=10) for _ in range(2 if empty else 1)]
@@ -155,7 +158,7 @@ def growing() -> bytes:
 
 
 def claiming(width: int, height: int) -> bytes:
-    """A clip whose frames claim this size, with almost no data."""
+    """A clip whose frames claim this size, but have almost no data."""
     data = bytearray(jpeg(64, 48))
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
@@ -227,7 +230,7 @@ def test_no_more_than_some_dozens_of_streams_are_examined(format: str) -> None:
     try:
         with open_container(of_streams(MAX_STREAMS + 1, format), param="media[0]", code="invalid_video") as container:
             assert len(container.streams) == MAX_STREAMS
-            assert format == "matroska"  # FFmpeg leaves out further streams of this format only
+            assert format == "matroska"  # only for this format, FFmpeg itself leaves out further streams
     except OmniError as error:
         assert (error.info.status, error.info.code, error.info.param) == (400, "invalid_video", "media[0]")  # noqa: PT017
         assert str(MAX_STREAMS) in error.info.message  # noqa: PT017

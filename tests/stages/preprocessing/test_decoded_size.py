@@ -1,4 +1,4 @@
-"""The memory that is computed from the sizes of media is the memory that the tensors between the stages take."""
+"""The memory that is computed from the sizes of media equals the memory of the tensors that the stages exchange."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def sizes(tiny_checkpoint: Path) -> ByteSizes:
 
 
 def messages_of(stages: dict[str, Any], case: Case) -> dict[str, Any]:
-    """The body of the message to each stage, for one request."""
+    """The bodies of the messages for one request, by the stage that receives the message."""
     bodies: dict[str, Any] = {}
     stages["preprocessing"].receive(start_of(case))
     for name, stage in stages.items():

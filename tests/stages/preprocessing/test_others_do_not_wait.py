@@ -21,13 +21,13 @@ from stages.messages import VideoOptions
 from stages.preprocessing import Preprocessing
 from stages.preprocessing.readers.pool import State
 
-# Small frames, so that a clip of hours has few tokens.
+# The frames are small, so a clip of several hours has few tokens.
 SMALL = VideoOptions(min_pixels=1024, max_pixels=4096)
 
 
 @pytest.fixture(scope="module")
 def long_clip() -> Film:
-    """A clip that takes long to decode but not to make: all of its frames are the same packet."""
+    """A clip that takes a long time to decode. It is made quickly, because all of its frames are the same packet."""
     frames, width, height = 4000, 1280, 720
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as container:
@@ -54,7 +54,9 @@ def stage(stage_context: Any, request: pytest.FixtureRequest) -> Iterator[Prepro
 
 
 def ends_of(stage: Preprocessing, count: int) -> list[str]:
-    """The requests whose messages come next, in order, until `count` of them are complete."""
+    """Drives the stage until `count` requests are complete. Returns the ids of these requests in the order in which
+    they were completed.
+    """
     ends: list[str] = []
     for message in messages(stage, lambda: len(ends) >= count):
         assert not isinstance(message, Failed), message
@@ -64,7 +66,7 @@ def ends_of(stage: Preprocessing, count: int) -> list[str]:
 
 
 def reader_of(stage: Preprocessing, request_id: str) -> int:
-    """The process that works on a request's media; 0 if there is none."""
+    """The id of the process that works on a request's media; 0 if no process works on them."""
     busy = [reader for reader in stage._readers._readers if reader.job is not None]
     return next((reader.pid for reader in busy if reader.job.request_id == request_id), 0)
 

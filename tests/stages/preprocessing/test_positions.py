@@ -1,4 +1,4 @@
-"""M-RoPE positions and the order of rows equal the reference's over random conversations."""
+"""For random conversations, the M-RoPE positions and the order of the rows equal the reference's results."""
 
 import random
 from typing import Any
@@ -54,7 +54,7 @@ class RandomPrompt:
         return [draw.randint(10, 200) for _ in range(draw.choice([0, 0, 1, 2, 7, 300]))]
 
     def reference(self, layout: PromptLayout, thinker: Any) -> tuple[torch.Tensor, float]:
-        """Positions of the prompt, and the reference's offset of the next position from the next index."""
+        """The reference's positions of the prompt, and the difference between the next position and the next index."""
         ids = torch.from_numpy(layout.ids)[None]
         image, video = (torch.tensor(self.grids[kind]) if self.grids[kind] else None for kind in ("image", "video"))
         positions, _ = thinker.get_rope_index(
@@ -90,6 +90,8 @@ def test_rows_of_a_sound_follow_the_reference(frames: int, rows: int) -> None:
 
 @pytest.mark.parametrize("step", [float("inf"), 1e38, float("nan")])
 def test_positions_that_are_no_numbers_go_no_further(step: float) -> None:
-    """Results for such positions would stay in the prefix cache, and harm every prompt with the same beginning."""
+    """Results for positions that are not finite would stay in the prefix cache, and make every prompt with the same
+    beginning wrong.
+    """
     with numpy.errstate(all="ignore"), pytest.raises(OmniError, match="too large for float32"):
         mrope_positions([5, 3], [MediumRows("video", (4, 2, 2), seconds_per_step=step)], 25.0)

@@ -1,4 +1,4 @@
-"""The talker's part of a prompt equals the part that the reference cuts out, over random conversations."""
+"""For random conversations, the part of a prompt that the talker gets equals the part that the reference cuts out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def tokens(processor: Any) -> MediaTokens:
 
 
 def in_turns(config: Qwen3OmniMoeConfig, skeleton: list[int], seed: int) -> list[int]:
-    """A user turn with this content, perhaps after a system turn or an exchange, and the opening of the answer."""
+    """A user turn with this content, and the start of the assistant's turn. For some seeds, a system turn, or a
+    question with its answer, comes before the user turn.
+    """
     start, end = config.im_start_token_id, config.im_end_token_id
     newline = 198
     user, assistant, system = config.user_token_id, config.assistant_token_id, config.system_token_id

@@ -1,4 +1,4 @@
-"""The output of preprocessing equals that of the reference's processor, for every kind of conversation."""
+"""The output of preprocessing equals the output of the reference's processor, for every kind of conversation."""
 
 from typing import Any
 

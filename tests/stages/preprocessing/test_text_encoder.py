@@ -1,4 +1,6 @@
-"""A text that is tokenised piece by piece has the same ids as the whole text, and work ends at the token limit."""
+"""A text that is tokenised in pieces has the same ids as a text that is tokenised at once. Tokenisation ends at the
+token limit.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A limit on tokens gives a limit on bytes that refuses no text whose tokens fit."""
+"""A limit on bytes is computed from the limit on tokens. It refuses no text whose tokens are within the limit."""
 
 from __future__ import annotations
 
@@ -65,15 +65,18 @@ def test_a_longer_text_is_refused(tokenizer: Tokenizer) -> None:
 
 
 def test_normalisation_shortens_no_character_by_more_than_the_factor() -> None:
-    """Each character of the normal form comes from the parts of its decomposition, each in its longest spelling."""
-    every = [chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000]  # planes with decompositions
+    """A character of the normal form can replace the parts of its decomposition. For each part, the test takes the
+    longest character that has only this part as its decomposition.
+    """
+    # Only these planes have characters with decompositions.
+    every = [chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000]
     parts_of = {one: parts for one in every if (parts := decomposed(one)) != one}
     size = {one: len(one.encode()) for one in {*parts_of, *"".join(parts_of.values())}}
     part_size = dict(size)
     for one, parts in parts_of.items():
         if len(parts) == 1:
             part_size[parts] = max(part_size[parts], size[one])
-    # A character of several parts is never longer than its parts, so it is enough to look at parts.
+    # A character with several parts is never longer than the sum of its parts, so it is enough to check the parts.
     assert all(size[one] <= sum(part_size[part] for part in parts) for one, parts in parts_of.items())
     normal = [one for one in size if unicodedata.normalize("NFC", one) == one]
     shrinks = max(sum(part_size[part] for part in decomposed(one)) / size[one] for one in normal)

@@ -1,4 +1,4 @@
-"""A channel carries frames of any size and number, never waits, and survives a sender that sends nonsense."""
+"""A channel carries any number of frames of any size, never blocks, and survives a sender that sends invalid data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Short jobs go before long ones, and no job waits for ever."""
+"""Short jobs run before long jobs, and no job waits for ever."""
 
 from __future__ import annotations
 

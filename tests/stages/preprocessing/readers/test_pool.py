@@ -1,4 +1,4 @@
-"""Texts and media are read in several processes. The end of a process harms only the request that it works on."""
+"""Texts and media are read in several processes. If a process ends, only the request on which it works fails."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def read_media(*arrays: numpy.ndarray) -> ReadMedia:
 
 
 class Obedient:
-    """Work that does what each media item, or the first text of a conversation, says."""
+    """Stands in for the readers' work. The content of each media item, or the first text of a conversation, is an
+    order, which this class carries out.
+    """
 
     def __init__(self) -> None:
         self.held: list[Media] = []
@@ -113,19 +115,22 @@ class Obedient:
 
 @pytest.fixture
 def processes() -> Callable[[], list[psutil.Process]]:
-    """Lists the processes that a test has started; servers that other tests share may already run."""
+    """A function that lists the processes that a test has started. Processes that were already running, such as shared
+    servers, are left out.
+    """
     before = psutil.Process().children(recursive=True)
     return lambda: [child for child in psutil.Process().children(recursive=True) if child not in before]
 
 
 class Driven:
-    """A pool, driven as the stage does it."""
+    """Drives a pool of readers, as the stage does."""
 
     def __init__(self, work: Any, count: int = 2, seconds: float = 60.0) -> None:
         self.pool = ReaderPool(work, count, seconds)
         self.results: dict[str, Any] = {}
         self.order: list[str] = []
-        self.follow: dict[str, Question] = {}  # what to ask next for a request, as soon as it has a result
+        # The next question for a request, which is submitted as soon as the request has a result.
+        self.follow: dict[str, Question] = {}
 
     def submit(self, request_id: str, question: Question, seconds: float = SHORT) -> None:
         self.pool.submit(request_id, question, seconds)
@@ -151,11 +156,11 @@ class Driven:
         self.drive(lambda: set(request_ids) <= self.results.keys())
 
     def up(self) -> None:
-        """Drive until all readers are up."""
+        """Drive until all readers have started."""
         self.drive(lambda: all(reader.state is not State.STARTING for reader in self.pool._readers))
 
     def read(self, *given: Media, request_id: str = "r") -> Any:
-        """The result for media."""
+        """Reads media, and returns the result."""
         self.submit(request_id, read(*given))
         self.until(request_id)
         return self.results.pop(request_id)
@@ -164,7 +169,7 @@ class Driven:
         return [reader.pid for reader in self.pool._readers]
 
     def pid_of(self, request_id: str) -> int:
-        """The process that works on a request; 0 if there is none."""
+        """The id of the process that works on a request; 0 if no process works on it."""
         jobs = [(reader.job, reader.pid) for reader in self.pool._readers]
         return next((pid for job, pid in jobs if job is not None and job.request_id == request_id), 0)
 
@@ -224,7 +229,8 @@ def test_every_reader_gives_the_results_that_one_process_gives(processor: Qwen3O
     surveys = reader.survey(given, VIDEO, 5)
     expected = reader.read(given, VIDEO, 5)
     rows = [row.visual + row.audio for row in expected.rows]
-    assert [survey.rows for survey in surveys] == pytest.approx(rows, abs=1)  # a sound track begins before its clip
+    # The sound track begins a little before the clip, so the clip's rows are only about equal.
+    assert [survey.rows for survey in surveys] == pytest.approx(rows, abs=1)
     assert [survey.rows for survey in surveys[:2]] == rows[:2]
     driven = Driven(ReaderWork(ChatTokenizer(processor, TextLimit(TokenLimit(1), None)), reader), count=3)
     try:
@@ -256,7 +262,8 @@ def test_media_are_sent_once_if_they_are_read_right_after_their_survey(
     assert sent == [3, 1]  # the first frame of a message is its text, the others are media
     driven.submit("s", Survey(given, VIDEO, 0))
     driven.until("s")
-    assert all(reader.held is None for reader in driven.pool._readers)  # the reader has been told to forget the media
+    # The pool has ordered the reader to drop the media.
+    assert all(reader.held is None for reader in driven.pool._readers)
     driven.submit("s", read(*given))
     driven.until("s")
     assert sent == [3, 1, 3, 1, 3]
@@ -448,7 +455,7 @@ def test_a_job_that_is_not_as_short_as_expected_makes_room_for_short_ones(
     path.touch()
     driven.until("liar0", "liar1", "liar2")
     assert all(contents(driven.results[f"liar{number}"]) for number in range(3))
-    assert driven.pool.demoted == 2  # the third waited, or ran where jobs of any length may
+    assert driven.pool.demoted == 2  # the third job waited, or ran in the reader that takes jobs of any length
 
 
 def test_a_reader_that_does_not_take_its_question_delays_nobody(driven: Driven) -> None:
