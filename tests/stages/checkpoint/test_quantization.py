@@ -107,11 +107,11 @@ def test_a_part_may_have_a_section_of_its_own_that_names_its_modules_without_it(
     ("said", "message"),
     [
         ({"quant_method": "bitsandbytes"}, "says quant_method 'bitsandbytes', which cannot be served: its weights are"),
-        ({"quant_method": "gguf"}, "says quant_method 'gguf', which cannot be served: it is a file format of its own"),
+        ({"quant_method": "gguf"}, "says quant_method 'gguf', which cannot be served: it is a separate file format"),
         ({"quant_method": "modelopt_fp4"}, "NVIDIA ModelOpt writes several formats"),
         ({"quant_method": "newest"}, "'newest', which cannot be served: take one of fp8, awq, gptq, auto-round, compr"),
         ({"bits": 4}, "says quant_method ''"),
-        (AWQ | {"bits": 3}, "AWQ with 3 bits, which cannot be served: SGLang has kernels for 4"),
+        (AWQ | {"bits": 3}, "AWQ with 3 bits, which cannot be served: SGLang has AWQ kernels for 4 bits"),
         (AWQ | {"zero_point": False}, "AWQ with zero_point false"),
         (AWQ | {"version": "gemv"}, "AWQ version 'gemv'"),
         (AWQ | {"group_size": -1}, "group_size -1"),

@@ -107,7 +107,7 @@ def test_gptq_with_plain_experts_is_refused() -> None:
     said = RECIPES["gptq"].said
     found = quantization.read({"quantization_config": said}, "talker")
     assert found is not None
-    with pytest.raises(StartupError, match=r"model.layers.3.mlp.experts is plain: SGLang can only read GPTQ"):
+    with pytest.raises(StartupError, match=r"model.layers.3.mlp.experts is not quantised: SGLang reads a GPTQ"):
         translated(found, said, tensors(found, PLAIN))
 
 
