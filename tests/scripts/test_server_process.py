@@ -46,7 +46,7 @@ def test_it_serves_until_it_is_stopped(tmp_path: Path) -> None:
 def test_log_of_one_that_ends_is_in_the_error(tmp_path: Path) -> None:
     with (
         server(tmp_path, BROKEN) as running,
-        pytest.raises(RuntimeError, match=r"ended with 1:\nno checkpoint"),
+        pytest.raises(RuntimeError, match=r"ended with exit status 1:\nno checkpoint"),
     ):
         running.wait_until_ready(60)
 
