@@ -41,7 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=1, help="seed of the cases (%(default)s)")
     parser.add_argument(
-        "--first", type=int, default=0, help="number of the first case (for api: of the first batch of 50 cases)"
+        "--first",
+        type=int,
+        default=0,
+        help="number of the first case; with --part api, number of the first batch of 50 cases",
     )
     parser.add_argument("--concurrency", type=int, default=4, help="media cases sent at a time (%(default)s)")
     parser.add_argument("--report", type=Path, help="file to write the report to, as JSON")

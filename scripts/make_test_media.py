@@ -209,7 +209,7 @@ class Stroke:
     """The frequency of the tone in hertz."""
 
     def drawn(self, moment: float) -> list[Point]:
-        """The part of the line that is drawn by `moment`. Points are drawn at equal intervals."""
+        """The part of the line that has been drawn at the time `moment`. Points are drawn at equal intervals."""
         progress = (moment - self.start) / (self.end - self.start)
         return self.points[: math.ceil(min(max(progress, 0), 1) * len(self.points))]
 

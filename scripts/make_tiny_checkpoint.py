@@ -130,7 +130,7 @@ def write(directory: Path, shapes: Shapes, seed: int, dtype: str, shard_mb: int 
     from tiny_checkpoint import config, files, tokenizer, weights
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # Transformers warns about rope keys that the real config.json has too
+    logging.set_verbosity_error()  # it warns about rope keys, but the real config.json has them too
     logging.disable_progress_bar()
 
     print("cutting the tokenizer", flush=True)

@@ -128,7 +128,10 @@ def parser() -> argparse.ArgumentParser:
         help="time at the bearable rate; a third of it, or twice the time that fills the queue, at twice that rate",
     )
     parser.add_argument(
-        "--load", type=float, default=0.8, help="the bearable rate, as a share of the rate measured first"
+        "--load",
+        type=float,
+        default=0.8,
+        help="rate of requests in the first phase, as a share of the measured rate of answers",
     )
     parser.add_argument("--clients", type=int, default=8, help="number of clients that measure the rate")
     parser.add_argument("--of-each", type=int, default=3, help="number of different requests of each kind")

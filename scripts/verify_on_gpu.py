@@ -140,7 +140,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--equality", nargs="*", metavar="TEST",
                         help="tests to run against Hugging Face; name no test to skip them all")  # fmt: skip
     parser.add_argument("--no-bench", action="store_true", help="ask the questions, but do not run the benchmark")
-    parser.add_argument("--concurrency", action="append", type=int, help="streams to measure with (default: 1 and 8)")
+    parser.add_argument("--concurrency", action="append", type=int,
+                        help="number of concurrent requests; repeatable (default: 1 and 8)")  # fmt: skip
     parser.add_argument("--bench-requests", type=int, default=32, help="requests at each load (default: 32)")
     return parser.parse_args(arguments)
 

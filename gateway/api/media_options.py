@@ -27,7 +27,8 @@ def clip_options(request: ChatCompletionRequest) -> VideoOptions:
     """The options for clips whose parts have no options.
 
     Raises:
-        OmniError: 400 if the request and its `mm_processor_kwargs` contradict each other, or if the bounds do.
+        OmniError: 400 if the request contradicts its `mm_processor_kwargs`, or if a lower bound is above the upper
+            bound.
     """
     common = request.mm_processor_kwargs or ClipOptions()
     given: dict[str, Any] = {}

@@ -57,8 +57,8 @@ def bench(
     ] = 64,
     audio_frames: Annotated[
         int | None,
-        typer.Option(help="Codec frames of speech, 80 ms each: the exact number.", min=1, rich_help_panel=_ASKED,
-                     show_default=f"{_FRAMES}; with --natural, the server's limit"),
+        typer.Option(help="Exact number of codec frames of speech in each answer (80 ms each).", min=1,
+                     rich_help_panel=_ASKED, show_default=f"{_FRAMES}; with --natural, the server's limit"),
     ] = None,
     natural: Annotated[
         bool, typer.Option("--natural", help="Let the model end its answers; the given lengths are then upper limits.",

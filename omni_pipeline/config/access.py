@@ -29,15 +29,13 @@ def check(server: Server, source: str) -> None:
         source: The beginning of error messages.
 
     Raises:
-        StartupError: an API key is empty or cannot be sent, every file of the machine would be a local media file, or a
-            value is not a valid host or origin.
+        StartupError: an API key is empty or cannot be sent, the directory of local media files is `/`, or a value is
+            not a valid host or origin.
     """
     for key in server.api_keys:
         if not key or key != key.strip() or not key.isprintable():
             problem = "is empty" if not key.strip() else "begins or ends with white space, or has a control character"
-            raise StartupError(
-                f"{source}server.api_keys: an API key {problem}, so no client could be told apart by it."
-            )
+            raise StartupError(f"{source}server.api_keys: an API key {problem}, so it cannot identify a client.")
     root = server.media.local_path
     if root and os.path.realpath(root) == "/":
         raise StartupError(

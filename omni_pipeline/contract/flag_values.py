@@ -20,7 +20,7 @@ def gpu_indices(text: str) -> list[int]:
     """GPU indices from ``0`` or ``0,1``. Raises ValueError."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
-        raise ValueError(f"{text!r} is not a GPU index, nor several separated by commas, as in 0,1.")
+        raise ValueError(f"{text!r} is not a GPU index or a comma-separated list of GPU indices, such as 0,1.")
     return [int(part) for part in parts]
 
 

@@ -172,7 +172,7 @@ class Fleet:
     # --- messages from workers ---
 
     def _take_heartbeat(self, message: Heartbeat, _: Received) -> None:
-        """Handle a heartbeat, which shows that the worker is alive and contains its counters."""
+        """Handle a heartbeat. It shows that the worker is alive, and it contains the worker's counters."""
         worker = self.roster.process(message.worker, message.incarnation)
         if worker is None:
             return

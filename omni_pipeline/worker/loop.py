@@ -203,7 +203,7 @@ class WorkerLoop:
             self._outbox.forget(self._addresses[stage])
             self._addresses[stage] = moved.address
         self._epoch = moved.epoch
-        self._next_beat = time.monotonic()  # the main process waits for this epoch in a heartbeat
+        self._next_beat = time.monotonic()  # send a heartbeat now: the main process waits for one with this epoch
 
     def _hand_over(self) -> None:
         while self._local:

@@ -40,7 +40,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # Ubuntu'
 
 
 class Image:
-    """A stage that is being built: a directory that is the root of the stage's file system."""
+    """A build stage of the container that is in progress. The root of its file system is the directory `root`."""
 
     def __init__(self, stage: BuildStage, directory: Path) -> None:
         self.stage = stage

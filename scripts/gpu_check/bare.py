@@ -30,8 +30,8 @@ _PARTS_SHARE = 0.48
 # Seconds that a child has to end once its time is up.
 _MARGIN = 15
 
-# An installation of this project has this entry point. SGLang finds our platform for machines without a GPU by this
-# entry point.
+# An installation of this project has this entry point. Through it, SGLang finds our platform for machines without a
+# GPU.
 _ENTRY_POINTS = "[sglang.srt.platforms]\nomni_cpu = stages.sglang_engine.cpu_platform:activate\n"
 _METADATA = "Metadata-Version: 2.1\nName: omni-pipeline\nVersion: 0\n"
 

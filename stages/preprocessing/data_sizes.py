@@ -23,7 +23,7 @@ _UNKNOWN_32 = (
 )
 _UNKNOWN_64 = 1 << 62
 
-# The GUIDs of W64 chunks end in these bytes, but for the GUID of the file itself.
+# The GUIDs of W64 chunks end in these bytes, except the GUID of the file itself.
 _W64_FILE = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 _W64_CHUNK = b"\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 
@@ -44,8 +44,8 @@ class _Field(Struct, frozen=True):
         form: Format of the field for `struct`.
         start: Offset of the sound data.
         more: Number of bytes that the field counts beside the sound data.
-        whole: Offset and format of the field for the size of the whole file, and the number of bytes at the beginning
-            of the file that this field does not count; None if the format has no field for it.
+        whole: Offset and format of the file-size field, and the number of bytes at the beginning of the file that the
+            file-size field does not count; None if the format has no such field.
         chunks: Format of the size of chunks that may follow the sound data; empty if no chunks follow.
     """
 

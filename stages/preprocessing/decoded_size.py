@@ -150,16 +150,16 @@ def size_in_headers(surveys: Sequence[MediumSurvey], mel_rate: float, most_rows:
     )
 
 
-def size_of(pictures: Iterable[VisionItem], sounds: Iterable[AudioItem], merge: int) -> DecodedMedia:
+def size_of(visuals: Iterable[VisionItem], sounds: Iterable[AudioItem], merge: int) -> DecodedMedia:
     """The sizes of media that have been decoded.
 
     Args:
-        pictures: Pictures and clips.
+        visuals: Pictures and clips.
         merge: Side of the square of patches that makes one row.
     """
     frames = [sound.mel.shape[1] for sound in sounds]
     return DecodedMedia(
-        visual_rows=sum(math.prod(picture.grid) // merge**2 for picture in pictures),
+        visual_rows=sum(math.prod(item.grid) // merge**2 for item in visuals),
         mel_frames=sum(frames),
         audio_rows=sum(map(audio_rows, frames)),
     )

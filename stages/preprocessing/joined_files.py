@@ -30,7 +30,10 @@ def is_joined(data: Buffer) -> bool:
 
 
 def _has_second_index(file: memoryview) -> bool:
-    """Whether an MP4 has a second index of frames. A further index for fragments tells of no frames by itself."""
+    """Whether an MP4 has a second index of frames.
+
+    An index that only prepares for fragments has no frames, and does not count.
+    """
     at, indices = 0, 0
     while at + 8 <= len(file):
         size, name = struct.unpack_from(">I4s", file, at)

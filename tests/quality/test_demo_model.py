@@ -36,7 +36,7 @@ SAMPLE = 60
 LEAST_RIGHT = 51
 """The required number of right answers. It is below the model card's share, to allow for chance."""
 SEEDS = (1,) if DTYPE == "float32" else (1, 2, 3, 4)
-"""Other data types draw other speech from a seed. There, more seeds are used so that chance counts for less."""
+"""With another data type, a seed draws other speech. More seeds are then used, so that chance has less influence."""
 
 
 @pytest.mark.parametrize("name", GUIDE)

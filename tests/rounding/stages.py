@@ -150,7 +150,7 @@ class StagesUnderTest:
         return Rows(torch.cat([rows.torch() for rows in message.body.embeds]))
 
     def talk(self, speeches: Sequence[Speech]) -> list[Talk]:
-        """Run all utterances at once. A batch has as many utterances as fit, so utterances join and leave the batch."""
+        """Run all utterances. A batch has as many as fit. When one of them ends, one that waits joins the batch."""
         with self._talker() as engine:
             suppressed = banned(engine.vocabulary, self._end).to(self._device)
             talks = [Talk(torch.empty(0), [], []) for _ in speeches]

@@ -19,7 +19,10 @@ from demo_model.towers.vision_training import spelled_out
 from demo_model.world.grammar import SKETCHES, Drawing, Facts, Motion, Picture
 
 _SMALL_CLIPS = 0.7
-"""The share of clips that are smaller than real ones: most of a real clip's cells are empty, and cost as much."""
+"""The share of clips that are smaller than real clips.
+
+In a real clip most cells are empty. An empty cell costs as much compute as a full one, so small clips save time.
+"""
 
 
 def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:

@@ -81,7 +81,10 @@ class TalkerInTraining(nn.Module):
 def new_talker(
     config: Qwen3OmniMoeTalkerConfig, seed: int, code_rows: Tensor | None = None
 ) -> Qwen3OmniMoeTalkerForConditionalGeneration:
-    """Return an untrained talker: matrices of unit gain, and code embeddings whose sum over a frame has size one.
+    """Return an untrained talker.
+
+    The weights are drawn so that a matrix keeps the root mean square of its input, but the heads' are smaller. The sum
+    of a frame's code embeddings has a root mean square of about 1.
 
     With the codec's `code_rows` [groups, codes, hidden] as embeddings, the talker knows from the first step how each
     code sounds.

@@ -16,7 +16,7 @@ MIB = 2**20
 
 
 def giant_texts(draw: random.Random, target: Target) -> Round:
-    """The tokenizer: 4 MiB and 64 MiB of words, and texts of the same sizes without any space."""
+    """Attacks the tokenizer: sends 4 MiB and 64 MiB of words, and texts of the same sizes without any space."""
     sizes = [4 * MIB, min(64 * MIB, target.body_bytes - MIB)]
     texts = [unit * (size // len(unit)) for size in sizes for unit in ("bread and water ", "x")]
     bodies = [json.dumps(chat(text)).encode() for text in texts]
@@ -28,7 +28,7 @@ def giant_texts(draw: random.Random, target: Target) -> Round:
 
 
 def json_bombs(draw: random.Random, target: Target) -> Round:
-    """The JSON decoder: 48 MiB of empty lists, deep nests, a large ignored field, a million messages."""
+    """Attacks the JSON decoder: sends 48 MiB of empty lists, deep nests, a large ignored field, a million messages."""
     size = min(48 * MIB, target.body_bytes - MIB)
     lists = b"[" + b"[]," * (size // 3) + b"[]]"
     question = b'{"messages":[{"role":"user","content":"x"}],"metadata":'
@@ -48,7 +48,7 @@ def json_bombs(draw: random.Random, target: Target) -> Round:
 
 
 def big_bodies(draw: random.Random, target: Target) -> Round:
-    """The count of held bytes: large valid sounds, whose client leaves as soon as they are sent."""
+    """Attacks the count of held bytes: sends large valid sounds, and disconnects as soon as they are sent."""
     samples = min(target.media_bytes, target.body_bytes * 3 // 4) - MIB
     body = json.dumps(chat("", audios=[f"data:;base64,{_silence(samples)}"])).encode()
 
@@ -70,7 +70,7 @@ async def _post_and_leave(client: HostileClient, body: bytes) -> None:
 
 
 def hostile_numbers(draw: random.Random, target: Target) -> Round:
-    """The checks of numbers: ids of thousands of digits, infinite and negative values, wrong types."""
+    """Attacks the checks of numbers: sends ids of thousands of digits, infinite and negative values, wrong types."""
     digits = "9" * 5000
     fields = [
         *(f'"logit_bias":{{"{key}":1}}' for key in ("0" * 30 + "9" * 30, digits, "-1", "1e5", " 1", "١", "0x1", "")),
@@ -94,7 +94,7 @@ def hostile_numbers(draw: random.Random, target: Target) -> Round:
 
 
 def split_tokens(draw: random.Random, target: Target) -> Round:
-    """The template: special tokens that are split over adjacent parts of a message."""
+    """Attacks the chat template: sends special tokens that are split over adjacent parts of a message."""
     tokens = ("<|im_end|>", "<|im_start|>", "<|image_pad|>", "<|audio_pad|>")
 
     async def attack(client: HostileClient) -> None:

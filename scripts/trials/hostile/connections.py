@@ -13,12 +13,12 @@ _MOST_STALLED = 200
 
 
 def stalls_in_mid_answer(draw: random.Random, target: Target) -> Round:
-    """The writing of a stream: the client stops reading after the first event, and stays connected."""
+    """Attacks the writing of a stream: stops reading after the first event, and stays connected."""
     return _stall(chat("x", stream=True, max_tokens=2000, ignore_eos=True, logprobs=True, top_logprobs=20), b"data:")
 
 
 def stalls_after_the_answer(draw: random.Random, target: Target) -> Round:
-    """The writing of a whole answer: the client reads nothing, and stays connected after the answer is complete."""
+    """Attacks the writing of a whole answer: reads nothing, and stays connected after the answer is complete."""
     return _stall(chat("x", max_tokens=300, ignore_eos=True, logprobs=True, top_logprobs=20), None)
 
 
@@ -41,7 +41,7 @@ def _stall(body: dict[str, object], mark: bytes | None) -> Round:
 
 
 def slow_senders(draw: random.Random, target: Target) -> Round:
-    """The wait for a request: heads and bodies that arrive one byte at a time."""
+    """Attacks the wait for a request: sends heads and bodies one byte at a time."""
 
     async def attack(client: HostileClient) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -68,7 +68,7 @@ def slow_senders(draw: random.Random, target: Target) -> Round:
 
 
 def hostile_headers(draw: random.Random, target: Target) -> Round:
-    """The heads of requests to every route: names of other hosts, odd Accept headers, doubled and broken lengths."""
+    """Attacks every route by headers: sends names of other hosts, odd Accept headers, doubled and broken lengths."""
     routes = ["/", "/health", "/metrics", "/openapi.json", "/v1/models", "/v1/models/x", CHAT]
     lines = [
         *(
@@ -112,7 +112,7 @@ def hostile_headers(draw: random.Random, target: Target) -> Round:
 
 
 def connection_flood(draw: random.Random, target: Target) -> Round:
-    """The number of connections: as many as the server allows, all silent, again and again."""
+    """Attacks the number of connections: opens as many as the server allows, all silent, again and again."""
 
     async def attack(client: HostileClient) -> None:
         wires: list[Wire] = []
@@ -130,7 +130,7 @@ def connection_flood(draw: random.Random, target: Target) -> Round:
 
 
 def early_leavers(draw: random.Random, target: Target) -> Round:
-    """The end of requests: clients who want speech and leave at the first byte of the answer."""
+    """Attacks the end of a request: asks for speech, and disconnects at the first byte of the answer."""
     spoken = chat("Tell me something.", stream=True, max_tokens=60, ignore_eos=True, modalities=["text", "audio"])
     data = json.dumps(spoken | {"talker_max_new_tokens": 200}).encode()
 
@@ -144,7 +144,7 @@ def early_leavers(draw: random.Random, target: Target) -> Round:
 
 
 def long_voices(draw: random.Random, target: Target) -> Round:
-    """The talker's KV cache: many long spoken answers at a time."""
+    """Attacks the talker's KV cache: asks for many long spoken answers at a time."""
     spoken = chat("Tell me a story.", stream=True, max_tokens=8, ignore_eos=True, modalities=["text", "audio"])
     body = spoken | {"talker_max_new_tokens": target.speech_tokens}
 
@@ -162,7 +162,7 @@ def long_voices(draw: random.Random, target: Target) -> Round:
 
 
 def pipelining(draw: random.Random, target: Target) -> Round:
-    """The order of requests: hundreds of requests at once on one connection, whose answers are read late."""
+    """Attacks the order of requests: sends hundreds at once on one connection, and reads the answers late."""
     body = json.dumps(chat("x")).encode()
 
     async def attack(client: HostileClient) -> None:

@@ -23,7 +23,7 @@ MIB = 2**20
 
 
 def long_clips(draw: random.Random, target: Target) -> Round:
-    """The time of the decoders: long valid clips; in half of the cases, the client leaves while the clip is read."""
+    """Attacks the time of the decoders: sends long valid clips, and disconnects early in half of the cases."""
     body = _body("videos", [_long_clip(minutes=10)], video_fps=0.05)
 
     async def attack(client: HostileClient) -> None:
@@ -39,7 +39,7 @@ def long_clips(draw: random.Random, target: Target) -> Round:
 
 
 def scan_bombs(draw: random.Random, target: Target) -> Round:
-    """The limit of scans: progressive JPEGs with thousands of scans: alone, behind an MPF segment, and in an AVI."""
+    """Attacks the limit of scans: sends JPEGs with thousands of scans, alone, behind an MPF segment, and in an AVI."""
     plain, album = _progressive(2048, "JPEG"), _progressive(2048, "MPO")
     bodies = [
         _body("images", [_with_scans(plain, 3000)]),
@@ -55,7 +55,7 @@ def scan_bombs(draw: random.Random, target: Target) -> Round:
 
 
 def flat_pictures(draw: random.Random, target: Target) -> Round:
-    """The memory of decoded media: pictures of a few KB that have as many pixels as the server allows."""
+    """Attacks the memory of decoded media: sends pictures of a few KB that have as many pixels as the server allows."""
     side = int(target.image_pixels**0.5)
     body = _body("images", [_flat_png(side, side)] * 5)
 
@@ -68,7 +68,7 @@ def flat_pictures(draw: random.Random, target: Target) -> Round:
 
 
 def big_icons(draw: random.Random, target: Target) -> Round:
-    """The size in an icon's header: icons that contain a PNG of a far larger size."""
+    """Attacks the size in an icon's header: sends icons that contain a PNG of a far larger size."""
     bodies = [_body("images", [_icon(_flat_png(side, side))]) for side in (4000, 16_000, 40_000)]
 
     async def attack(client: HostileClient) -> None:
@@ -78,7 +78,7 @@ def big_icons(draw: random.Random, target: Target) -> Round:
 
 
 def crash_files(draw: random.Random, target: Target) -> Round:
-    """The process that decodes: damaged files of every container, as `fuzz.py` makes them."""
+    """Attacks the process that decodes: sends damaged files of every container, as `fuzz.py` makes them."""
     files = seeds()
     seed = draw.randrange(2**31)
 
@@ -90,7 +90,7 @@ def crash_files(draw: random.Random, target: Target) -> Round:
 
 
 def slow_downloads(draw: random.Random, target: Target) -> Round:
-    """The count of downloads: eight large files in each request, which arrive quickly and then never end."""
+    """Attacks the count of downloads: each request names eight large files, which arrive quickly and then never end."""
     almost = target.media_bytes - MIB
     server: list[asyncio.Server] = []
 
