@@ -154,15 +154,15 @@ class ApiFuzzer:
             return value
         result = {name: self._with_media(item, rng) for name, item in value.items()}
         for kind, (listed, part) in _MEDIA.items():
-            if result.get(listed):
+            if isinstance(result.get(listed), list):
                 result[listed] = [self._medium(kind, address, rng) for address in result[listed]]
             if isinstance(result.get(part), dict) and "url" in result[part]:
                 result[part] = result[part] | {"url": self._medium(kind, result[part]["url"], rng)}
-        if isinstance(result.get("video"), list):
-            result["video"] = [self._medium("image", address, rng) for address in result["video"]]
             for name in (part, kind):
                 if isinstance(result.get(name), str) and result.get("type") == name:
                     result[name] = self._medium(kind, result[name], rng)
+        if isinstance(result.get("video"), list):
+            result["video"] = [self._medium("image", address, rng) for address in result["video"]]
         if isinstance(result.get("file"), dict) and "file_data" in result["file"]:
             result["file"]["file_data"] = self._medium(rng.choice([*_MEDIA]), result["file"]["file_data"], rng)
         if isinstance(result.get("input_audio"), dict):
