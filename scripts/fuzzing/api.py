@@ -38,6 +38,10 @@ _REFUSABLE = {
     "context_length_exceeded", "too_many_media", "ok",
 }  # fmt: skip
 
+# A picture may be enlarged to the server's limit, and the encoder then works for minutes.
+_SIZES = {"min_pixels", "video_min_pixels"}
+_MOST_PIXELS = 100_000
+
 
 class ApiFuzzer:
     """Sends generated chat requests to a server.
@@ -153,6 +157,9 @@ class ApiFuzzer:
         if not isinstance(value, dict):
             return value
         result = {name: self._with_media(item, rng) for name, item in value.items()}
+        for name in _SIZES & result.keys():
+            if isinstance(result[name], int):
+                result[name] = min(result[name], _MOST_PIXELS)
         for kind, (listed, part) in _MEDIA.items():
             if isinstance(result.get(listed), list):
                 result[listed] = [self._medium(kind, address, rng) for address in result[listed]]
