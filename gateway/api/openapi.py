@@ -28,6 +28,7 @@ CHAT_ERRORS = {
     400: "Something in the request is wrong; `param` names the field",
     401: "The request needs one of the server's API keys",
     403: "The request names a host that is not this server",
+    404: "The id of a spoken answer is unknown or has expired",
     408: "The request did not arrive in time",
     413: "The body or a media item is too large",
     415: "The body is not plain JSON",

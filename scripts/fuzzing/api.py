@@ -35,7 +35,7 @@ _MEDIA = {"image": ("images", "image_url"), "audio": ("audios", "audio_url"), "v
 _REFUSABLE = {
     "invalid_value", "unsupported_value", "missing_required_parameter", "invalid_url", "invalid_base64",
     "media_not_allowed", "media_not_found", "media_fetch_failed", "invalid_image", "invalid_audio", "invalid_video",
-    "context_length_exceeded", "too_many_media", "ok",
+    "audio_not_found", "context_length_exceeded", "too_many_media", "ok",
 }  # fmt: skip
 
 # A picture may be enlarged to the server's limit, and the encoder then works for minutes.
