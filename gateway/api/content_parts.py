@@ -35,9 +35,7 @@ class PartMedium(Struct, frozen=True):
 def medium_in(part: schema.Part) -> PartMedium | None:
     """The media item of a part; None if the part is text."""
     match part:
-        case schema.ImagePart(image_url=address):
-            return _at("image", address, "image_url")
-        case schema.InputImagePart(image_url=address):
+        case schema.ImagePart(image_url=address) | schema.InputImagePart(image_url=address):
             return _at("image", address, "image_url")
         case schema.AudioPart(audio_url=address):
             return _at("audio", address, "audio_url")

@@ -11,7 +11,7 @@ from msgspec import Struct
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
-from omni_pipeline.errors import OmniError, bad_request
+from stages.context_length import context_length_exceeded
 from stages.messages import Text, Turn
 
 # The normalisation NFC makes a text at most this many times shorter in UTF-8, rounded up: U+1FBE, U+0308 and U+0301,
@@ -27,7 +27,7 @@ class TokenLimit(Struct, frozen=True):
     def check(self, tokens: int) -> None:
         """Raises OmniError 400 ``context_length_exceeded`` if `tokens` are too many."""
         if tokens > self.tokens:
-            raise _too_long(self.tokens, f"{tokens} tokens")
+            raise context_length_exceeded(self.tokens, f"{tokens} tokens")
 
 
 class TextLimit(Struct, frozen=True):
@@ -102,13 +102,15 @@ class TextLimit(Struct, frozen=True):
         counts = numpy.bincount(numpy.frombuffer(text, numpy.uint8), minlength=256)
         least = tokens + math.ceil(float(counts @ numpy.asarray(self.shares)) - 1e-6)
         if least > self.limit.tokens:
-            raise _too_long(self.limit.tokens, f"at least {least} tokens")
+            raise context_length_exceeded(self.limit.tokens, f"at least {least} tokens")
 
     def _check(self, size: int, shrinks: int) -> None:
         assert self.token_bytes is not None
         least = -(-size // (self.token_bytes * shrinks))
         if least > self.limit.tokens:
-            raise _too_long(self.limit.tokens, f"at least {least} tokens, as they have {size} bytes or more")
+            raise context_length_exceeded(
+                self.limit.tokens, f"at least {least} tokens, as they have {size} bytes or more"
+            )
 
 
 def _byte_values() -> dict[str, int]:
@@ -125,12 +127,3 @@ def _byte_values() -> dict[str, int]:
 
 def _size(texts: Sequence[str]) -> int:
     return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
-
-
-def _too_long(limit: int, found: str) -> OmniError:
-    return bad_request(
-        f"This model's maximum context length is {limit} tokens. However, your messages resulted in {found}. Please "
-        "reduce the length of the messages.",
-        param="messages",
-        code="context_length_exceeded",
-    )

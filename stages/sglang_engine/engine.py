@@ -16,8 +16,9 @@ import torch
 from msgspec import Struct
 
 from omni_pipeline.contract.stage import Ranks
-from omni_pipeline.errors import OmniError, bad_request
+from omni_pipeline.errors import bad_request
 from omni_pipeline.os_process import free_port
+from stages.context_length import context_length_exceeded
 from stages.messages import FinishReason, IdLogprob, Sampling
 from stages.sglang_engine import arguments, engine_config, environment
 from stages.sglang_engine.prompt_rows import PromptRows, Stretch, gather
@@ -292,7 +293,7 @@ class Engine:
         spare = self._spare_tokens(sampling)
         limit = min(self.capacity - 1 - spare, int(self._scheduler.max_req_input_len) - 1)
         if prompt > limit:
-            raise _too_long(prompt, limit)
+            raise context_length_exceeded(limit, f"{prompt} tokens")
         # One invalid index would make the step fail, and every request in the batch would fail with it.
         _check_ids("logit_bias", sampling.logit_bias, self.vocabulary)
         _check_ids("stop_token_ids", sampling.stop_token_ids, self.vocabulary)
@@ -453,15 +454,6 @@ def _ending(req: Any) -> Event:
         req.rid,
         reason="stop" if stopped else "length",
         matched=reason.get("matched") if stopped else None,
-    )
-
-
-def _too_long(prompt: int, limit: int) -> OmniError:
-    return bad_request(
-        f"This model's maximum context length is {limit} tokens. However, your messages resulted in {prompt} tokens. "
-        "Please reduce the length of the messages.",
-        param="messages",
-        code="context_length_exceeded",
     )
 
 

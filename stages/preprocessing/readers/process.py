@@ -97,8 +97,8 @@ Question = Tokenise | Survey | Read
 Answer = Tokens | Surveys | ReadMedia
 
 EDGES: dict[tuple[str, str], Any] = {
-    (STAGE, READER): Tokenise | Survey | Read | Drop,
-    (READER, STAGE): Greeting | Reading | Tokens | Surveys | ReadMedia,
+    (STAGE, READER): Question | Drop,
+    (READER, STAGE): Greeting | Reading | Answer,
 }
 
 

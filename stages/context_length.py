@@ -1,0 +1,20 @@
+"""The error for a conversation that is longer than the model's context."""
+
+from __future__ import annotations
+
+from omni_pipeline.errors import OmniError, bad_request
+
+
+def context_length_exceeded(limit: int, found: str) -> OmniError:
+    """400 ``context_length_exceeded``.
+
+    Args:
+        limit: Maximum number of tokens.
+        found: What the messages resulted in, for example "9000 tokens".
+    """
+    return bad_request(
+        f"This model's maximum context length is {limit} tokens. However, your messages resulted in {found}. Please "
+        "reduce the length of the messages.",
+        param="messages",
+        code="context_length_exceeded",
+    )
