@@ -34,7 +34,7 @@ OPEN_TO_STAGES = (
     "omni_pipeline.gpus",
 )
 STAGES = (
-    ("stages", "stages.messages", "stages.cuda_habits", "stages.cpu_graphs"),
+    ("stages", "stages.messages", "stages.cuda_habits", "stages.cpu_graphs", "stages.context_length"),
     ("stages.flags", "stages.options", "stages.filtered_draws"),
     ("stages.checkpoint",),
     ("stages.sglang_engine", "stages.encoders"),
