@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import threading
 import time
@@ -79,20 +80,23 @@ class Observed:
 
     def ask(self, request_id: str, body: dict[str, Any], **headers: str) -> None:
         content = {"messages": [{"role": "user", "content": f"Say that {SECRET_TEXT}."}], **body}
-        request = urllib.request.Request(
-            f"{self.server.url}/v1/chat/completions",
-            data=json.dumps(content).encode(),
-            headers={
-                "Content-Type": "application/json",
-                "Authorization": f"Bearer {SECRET_KEY}",
-                "X-Request-Id": request_id,
-                **headers,
-            },
-        )
-        begin = time.monotonic()
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        own = {
+            "Content-Type": "application/json",
+            "Authorization": f"Bearer {SECRET_KEY}",
+            "X-Request-Id": request_id,
+            "Connection": "close",
+        }
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=120)
+        connection.connect()
+        with connection.sock.dup() as socket:
+            begin = time.monotonic()
+            connection.request("POST", "/v1/chat/completions", json.dumps(content).encode(), own | headers)
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.read()
             answer.read()
-        self.client_seconds[request_id] = time.monotonic() - begin
+            # A trace ends after the last byte of its answer, but before the server closes the connection.
+            assert socket.recv(1) == b""
+            self.client_seconds[request_id] = time.monotonic() - begin
 
     def trace(self, request_id: str) -> dict[str, Any]:
         documents = [json.loads(path.read_text()) for path in self.directory.iterdir()]
