@@ -1,4 +1,4 @@
-"""Sends a request for a streamed chat completion, and records when each piece of the answer arrives."""
+"""Sends a request for a chat completion, and records when each piece of the answer arrives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from types import TracebackType
 
 import aiohttp
 
-from gateway.bench.events import DONE, EventSplitter, StreamError, failure_of, read_event
+from gateway.bench.completion import read_completion
+from gateway.bench.events import DONE, AnswerError, EventSplitter, failure_of, read_event
 from gateway.bench.timeline import AudioChunk, Failure, RequestTimes
 from omni_pipeline.errors import StartupError
 
@@ -62,17 +63,24 @@ class Client:
         except (ValueError, LookupError, TypeError) as error:
             raise StartupError(f"{self._base}/v1/models lists no model: choose a model with --model.") from error
 
-    async def ask(self, body: bytes) -> RequestTimes:
-        """Send `body`, a JSON request with ``stream`` set, and read the answer. Failures are recorded in the result."""
+    async def ask(self, body: bytes, *, streamed: bool = True) -> RequestTimes:
+        """Send `body`, a JSON request, and read the answer. Failures are recorded in the result.
+
+        Args:
+            body: The request, with ``stream`` set if `streamed`.
+            streamed: Whether the answer is a stream of events, or one JSON object.
+        """
         timeline = RequestTimes()
         began = time.perf_counter()
         try:
             async with self._session.post(self._base + _PATH, data=body) as response:
-                if response.status == 200:
+                if response.status != 200:
+                    timeline.failure = _refusal(await response.read(), response.status)
+                elif streamed:
                     await _follow(response, timeline, began)
                 else:
-                    timeline.failure = _refusal(await response.read(), response.status)
-        except StreamError as error:
+                    await _read_whole(response, timeline, began)
+        except AnswerError as error:
             timeline.failure = Failure(error.code, str(error), status=200)
         except TimeoutError:
             timeline.failure = Failure("timeout", f"not answered within {self._timeout:g} s (--timeout)")
@@ -108,7 +116,16 @@ async def _follow(response: aiohttp.ClientResponse, timeline: RequestTimes, bega
                 timeline.tokens = event.tokens
             timeline.finish_reason = event.finish_reason or timeline.finish_reason
     if not timeline.ended:
-        raise StreamError("stream_cut", f"the stream ended without {DONE}")
+        raise AnswerError("stream_cut", f"the stream ended without {DONE}")
+
+
+async def _read_whole(response: aiohttp.ClientResponse, timeline: RequestTimes, began: float) -> None:
+    body = await response.read()
+    timeline.ended = time.perf_counter() - began  # before the body is decoded, which takes time in the client
+    answer = read_completion(body)
+    timeline.whole_seconds = answer.audio_seconds
+    timeline.tokens = answer.tokens
+    timeline.finish_reason = answer.finish_reason
 
 
 def _refusal(body: bytes, status: int) -> Failure:

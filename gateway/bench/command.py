@@ -47,7 +47,11 @@ def bench(
         Input, typer.Option("--input", help="Media in each request besides the text; mixed is one of each kind.",
                             rich_help_panel=_ASKED),
     ] = Input.TEXT,
-    output: Annotated[Output, typer.Option(help="What to ask for.", rich_help_panel=_ASKED)] = Output.TEXT,
+    output: Annotated[
+        Output,
+        typer.Option(help="What to ask for; whole-speech is not streamed, and mixed is half speech, a quarter text, a "
+                     "quarter whole-speech.", rich_help_panel=_ASKED),
+    ] = Output.TEXT,
     prompt_words: Annotated[
         int, typer.Option(help="Number of words in each prompt.", min=1, rich_help_panel=_ASKED)
     ] = 64,
@@ -125,9 +129,10 @@ def bench(
     """Measure any server that offers this API: latencies, continuity of speech, throughput."""
     # Imported inside the function, so that the other commands do not load the media decoders.
     from gateway.bench.display import ProgressBar, show
+    from gateway.bench.plan import BenchPlan
     from gateway.bench.plot import draw
     from gateway.bench.report import Load
-    from gateway.bench.run import BenchPlan, run
+    from gateway.bench.run import run
 
     if baseline != (model_path is not None):
         raise typer.BadParameter("--baseline and --model-path need each other: give both.")
@@ -135,12 +140,14 @@ def bench(
         raise typer.BadParameter(
             "--baseline does not work with --rate, because it compares answers in turns; use --concurrency."
         )
+    if baseline and output is Output.MIXED:
+        raise typer.BadParameter("--baseline does not work with --output mixed: compare one kind of answer at a time.")
     if plot is not None and plot.suffix != ".svg":
         raise typer.BadParameter(f"--plot writes SVG: name the file {plot.with_suffix('.svg')}.")
     for file in filter(None, (json_file, plot)):
         if not file.parent.is_dir():
             raise typer.BadParameter(f"There is no directory {file.parent} to write {file.name} to.")
-    if output is Output.SPEECH and not natural and audio_frames is None:
+    if output is not Output.TEXT and not natural and audio_frames is None:
         audio_frames = _FRAMES
     loads = [Load(concurrency=streams) for streams in concurrency or ([] if rate else [1])]
     loads += [Load(rate=per_second) for per_second in rate or []]

@@ -12,6 +12,7 @@ from gateway.bench.percentiles import Percentiles
 from gateway.bench.report import BenchReport, LevelReport
 
 _MILLI = 1000.0
+_BUSY = 0.7  # CPU seconds per second of the bench itself, from which its figures are doubtful
 # The measurements that have percentiles: title, field of `LevelReport`, factor and format.
 _ROWS = (
     ("first text (TTFT), ms", "ttft", _MILLI, ".1f"),
@@ -63,7 +64,10 @@ def show(report: BenchReport, console: Console) -> None:
     )
     for level in report.levels:
         console.print(f"[bold]{level.load}[/]: {level.completed} of {level.requests} answered", highlight=False)
-        if level.completed:
+        for kind, part in (level.kinds or {}).items():
+            console.print(f"  {kind}: {part.completed} of {part.requests} answered", highlight=False)
+            console.print(_table(part))
+        if level.completed and level.kinds is None:
             console.print(_table(level))
         for line in _notes(level):
             console.print(f"  {line}", highlight=False, soft_wrap=True)
@@ -84,15 +88,26 @@ def _table(level: LevelReport) -> Table:
 
 def _notes(level: LevelReport) -> list[str]:
     together = f"{level.requests_per_second:.2f} req/s · {level.tokens_per_second:.1f} tokens/s"
+    if level.audio_seconds_per_second:
+        together += f" · {level.audio_seconds_per_second:.2f} s of audio/s"
     if level.continuous is not None:
-        together += f" · {level.audio_seconds_per_second:.2f} s of audio/s · {level.continuous:.0%} played continuously"
-    notes = [together]
+        together += f" · {level.continuous:.0%} played continuously"
+    return [together, *_troubles(level), *_against_reference(level)]
+
+
+def _troubles(level: LevelReport) -> list[str]:
+    """What makes the results doubtful."""
+    notes = []
+    if level.client_cpu is not None and level.client_cpu > _BUSY:
+        notes.append(
+            f"[yellow]the bench itself used {level.client_cpu:.0%} of a CPU core and may have delayed answers[/]"
+        )
     if level.wrong_length:
         notes.append(f"[yellow]{level.wrong_length} answers differ from the requested length[/]")
     for code, error in level.errors.items():
         why = f" ({escape(error.explanation)})" if error.explanation else ""
         notes.append(f"[red]{error.count} × {escape(code)}[/]: {escape(error.message)}{why}")
-    return notes + _against_reference(level)
+    return notes
 
 
 def _against_reference(level: LevelReport) -> list[str]:

@@ -56,21 +56,23 @@ class Event(Struct, frozen=True):
     failure: Failure | None = None
 
 
-class StreamError(Exception):
-    """Raised for an event that cannot be read. `code` is one of the codes in `timeline.Failure`."""
+class AnswerError(Exception):
+    """Raised for an answer that cannot be read. `code` is one of the codes in `timeline.Failure`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
 
 
-class _ReceivedAudio(Struct):
+class ReceivedAudio(Struct):
+    """Sound in base64, in an event or in a whole answer."""
+
     data: str | None = None
 
 
 class _ReceivedDelta(Struct):
     content: str | None = None
-    audio: _ReceivedAudio | None = None
+    audio: ReceivedAudio | None = None
 
 
 class _ReceivedChoice(Struct):
@@ -82,12 +84,24 @@ class _TokenDetails(Struct):
     audio_tokens: int | None = None
 
 
-class _ReceivedUsage(Struct):
+class ReceivedUsage(Struct):
+    """The tokens of an answer, as the server counts them."""
+
     completion_tokens: int = 0
     completion_tokens_details: _TokenDetails | None = None
 
+    @property
+    def text_tokens(self) -> int:
+        """The completion tokens without the speech tokens. OpenAI includes the speech tokens in the total, and lists
+        their number in the details.
+        """
+        details = self.completion_tokens_details
+        return self.completion_tokens - ((details and details.audio_tokens) or 0)
 
-class _ReceivedAudioMetadata(Struct):
+
+class ReceivedAudioMetadata(Struct):
+    """The form of sound that is raw samples."""
+
     sample_rate_hz: int = 24_000
     channels: int = 1
 
@@ -95,8 +109,8 @@ class _ReceivedAudioMetadata(Struct):
 class _ReceivedChunk(Struct):
     choices: list[_ReceivedChoice] = []
     modality: str | None = None
-    audio_metadata: _ReceivedAudioMetadata | None = None
-    usage: _ReceivedUsage | None = None
+    audio_metadata: ReceivedAudioMetadata | None = None
+    usage: ReceivedUsage | None = None
     error: Any = None
 
 
@@ -111,15 +125,15 @@ def read_event(data: str) -> Event:
     at the rate in ``audio_metadata`` (24 kHz if the chunk has no ``audio_metadata``).
 
     Raises:
-        StreamError: ``invalid_stream`` or ``invalid_audio``.
+        AnswerError: ``invalid_stream`` or ``invalid_audio``.
     """
     try:
         chunk = _decoder.decode(data)
     except msgspec.MsgspecError as error:
-        raise StreamError("invalid_stream", f"an event is not a chunk of a chat completion: {error}") from error
+        raise AnswerError("invalid_stream", f"an event is not a chunk of a chat completion: {error}") from error
     if chunk.error is not None:
         return Event(failure=failure_of({"error": chunk.error}, status=200))
-    tokens = None if chunk.usage is None else _text_tokens(chunk.usage)
+    tokens = None if chunk.usage is None else chunk.usage.text_tokens
     if not chunk.choices:
         return Event(tokens=tokens)
     choice = chunk.choices[0]
@@ -128,7 +142,7 @@ def read_event(data: str) -> Event:
         sound = choice.delta.audio.data or ""
     elif chunk.modality == "audio":
         text, sound = "", text
-    seconds = _seconds(sound, chunk.audio_metadata or _ReceivedAudioMetadata()) if sound else 0.0
+    seconds = sound_seconds(sound, chunk.audio_metadata or ReceivedAudioMetadata()) if sound else 0.0
     return Event(text=text, audio_seconds=seconds, tokens=tokens, finish_reason=choice.finish_reason)
 
 
@@ -144,22 +158,19 @@ def failure_of(body: Any, status: int) -> Failure:
     return Failure(code, str(message), status, error.get("param"))
 
 
-def _text_tokens(usage: _ReceivedUsage) -> int:
-    """The completion tokens without the speech tokens. OpenAI includes the speech tokens in the total, and lists their
-    number in the details.
+def sound_seconds(encoded: str, metadata: ReceivedAudioMetadata) -> float:
+    """Length of a WAV file, or of 16-bit samples of the form in `metadata`.
+
+    Raises:
+        AnswerError: ``invalid_audio``.
     """
-    details = usage.completion_tokens_details
-    return usage.completion_tokens - ((details and details.audio_tokens) or 0)
-
-
-def _seconds(encoded: str, metadata: _ReceivedAudioMetadata) -> float:
     try:
         sound = base64.b64decode(encoded, validate=True)
     except binascii.Error as error:
-        raise StreamError("invalid_audio", f"a chunk of sound is not base64: {error}") from error
+        raise AnswerError("invalid_audio", f"sound is not base64: {error}") from error
     if not sound.startswith(b"RIFF"):
         return len(sound) / (_PCM16_BYTES * metadata.channels * metadata.sample_rate_hz)
     try:
         return float(soundfile.info(io.BytesIO(sound)).duration)
     except soundfile.LibsndfileError as error:
-        raise StreamError("invalid_audio", f"a chunk of sound is not a WAV file: {error}") from error
+        raise AnswerError("invalid_audio", f"sound is not a WAV file: {error}") from error

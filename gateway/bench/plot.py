@@ -7,7 +7,7 @@ from __future__ import annotations
 from html import escape
 
 from gateway.bench.percentiles import Percentiles
-from gateway.bench.report import BenchReport
+from gateway.bench.report import BenchReport, LevelReport
 
 _PANELS = (
     ("first text, s", "ttft"),
@@ -15,7 +15,7 @@ _PANELS = (
     ("whole answer, s", "e2e"),
     ("real-time factor", "rtf"),
 )
-_WIDTH, _ROW, _LABEL, _TITLE, _NUMBERS = 760, 26, 110, 44, 170
+_WIDTH, _ROW, _LABEL, _TITLE, _NUMBERS = 800, 26, 150, 44, 170
 _TO_P99, _TO_P90, _TO_P50 = "#cfe3f5", "#7fb3df", "#2b6ca3"
 
 
@@ -24,7 +24,7 @@ def draw(report: BenchReport) -> str:
     parts: list[str] = []
     y = _TITLE
     for title, field in _PANELS:
-        bars = [(str(level.load), getattr(level, field)) for level in report.levels]
+        bars = [(label, getattr(level, field)) for label, level in _rows(report)]
         known = [(label, bar) for label, bar in bars if bar is not None]
         if known:
             parts += _panel(title, known, y)
@@ -42,6 +42,17 @@ def draw(report: BenchReport) -> str:
             "",
         ]
     )
+
+
+def _rows(report: BenchReport) -> list[tuple[str, LevelReport]]:
+    """A label for each load and, with mixed output, each kind of answer."""
+    rows: list[tuple[str, LevelReport]] = []
+    for level in report.levels:
+        if level.kinds is None:
+            rows.append((str(level.load), level))
+        else:
+            rows += [(f"{level.load}, {kind}", part) for kind, part in level.kinds.items()]
+    return rows
 
 
 def _panel(title: str, bars: list[tuple[str, Percentiles]], top: int) -> list[str]:

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from gateway.bench.baseline import BaselineAnswer
 from gateway.bench.percentiles import Percentiles, percentiles_of
-from gateway.bench.scenarios import FRAME_SECONDS, Scenario, explanation
+from gateway.bench.scenarios import FRAME_SECONDS, Output, Scenario, explanation
 from gateway.bench.timeline import RequestTimes
 from gateway.playback import Player
 
@@ -93,6 +93,8 @@ class LevelReport(Struct, kw_only=True):
         continuous: Share of spoken answers that a player plays without an audible silence.
         underruns: Length of each audible silence.
         requests_per_second, tokens_per_second, audio_seconds_per_second: Throughput of all streams together.
+        client_cpu: CPU seconds that the bench itself used per second; None if it was not measured.
+        kinds: With mixed output, the results of each kind of answer. The fields above are then over all kinds.
         baseline: The comparison, with ``--baseline``.
     """
 
@@ -113,6 +115,8 @@ class LevelReport(Struct, kw_only=True):
     requests_per_second: float
     tokens_per_second: float
     audio_seconds_per_second: float
+    client_cpu: float | None = None
+    kinds: dict[Output, LevelReport] | None = None
     baseline: Comparison | None = None
 
 
@@ -152,6 +156,20 @@ def summarise(scenario: Scenario, load: Load, timelines: Sequence[RequestTimes],
         tokens_per_second=sum(one.text_tokens for one in done) / seconds,
         audio_seconds_per_second=sum(one.audio_seconds for one in done) / seconds,
     )
+
+
+def summarise_mix(
+    kinds: Sequence[Scenario], load: Load, timelines: Sequence[RequestTimes], seconds: float
+) -> LevelReport:
+    """The results of one load with mixed output. `kinds` has the kind of each request."""
+    by_kind: dict[Scenario, list[RequestTimes]] = {}
+    for kind, timeline in zip(kinds, timelines, strict=True):
+        by_kind.setdefault(kind, []).append(timeline)
+    reports = {kind.output: summarise(kind, load, found, seconds) for kind, found in by_kind.items()}
+    report = summarise(kinds[0], load, timelines, seconds)
+    report.wrong_length = sum(one.wrong_length for one in reports.values())
+    report.kinds = {output: reports[output] for output in Output if output in reports}
+    return report
 
 
 def right_length(scenario: Scenario, tokens: int | None, audio_seconds: float) -> bool:

@@ -8,56 +8,20 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Protocol
 
 from msgspec import Struct
 
 from gateway.bench.baseline import Baseline
 from gateway.bench.client import Client
+from gateway.bench.cpu_clock import CpuClock
 from gateway.bench.load import closed_loop, open_loop
+from gateway.bench.plan import BenchPlan, BenchProgress
 from gateway.bench.prompts import make_prompts
-from gateway.bench.report import BenchReport, LevelReport, Load, Round, compare, summarise
-from gateway.bench.scenarios import BenchPrompt, Scenario, body, explanation
+from gateway.bench.report import BenchReport, LevelReport, Load, Round, compare, summarise, summarise_mix
+from gateway.bench.scenarios import BenchPrompt, Output, Scenario, body, explanation, kinds_of
 from gateway.bench.timeline import RequestTimes
 from omni_pipeline import __version__
 from omni_pipeline.errors import StartupError
-
-
-class BenchPlan(Struct, frozen=True, kw_only=True):
-    """The measurements to make, and the server to measure.
-
-    Attributes:
-        url, model, api_key: Server and model to measure. If `model` is None, the first model that the server lists is
-            used.
-        loads: Loads, measured one after the other. With `baseline`, every load must be a closed loop.
-        requests: Number of requests to measure at each load. With `baseline`, the number is rounded up to a multiple of
-            the concurrency, because a round has one request per stream.
-        warmup: Number of requests that are sent before the measured requests and are not counted.
-        seed: Seed of prompts and arrival times.
-        timeout: Longest time for one request, in seconds.
-        baseline: Checkpoint with which Hugging Face answers the same requests.
-    """
-
-    url: str
-    model: str | None
-    api_key: str | None
-    scenario: Scenario
-    loads: Sequence[Load]
-    requests: int
-    warmup: int
-    seed: int
-    timeout: float
-    media_dir: Path
-    baseline: str | None = None
-
-
-class BenchProgress(Protocol):
-    """Receives the progress of a run."""
-
-    def begin(self, what: str, total: int) -> None: ...
-
-    def advance(self) -> None: ...
 
 
 async def run(plan: BenchPlan, progress: BenchProgress) -> BenchReport:
@@ -89,6 +53,21 @@ async def run(plan: BenchPlan, progress: BenchProgress) -> BenchReport:
     )
 
 
+class _Sent(Struct, frozen=True):
+    """Requests that were sent and answered.
+
+    Attributes:
+        kinds, timelines: The kind and the times of each request, in the order in which they were sent.
+        seconds: Time until the last answer was complete.
+        client_cpu: CPU seconds of the bench per second in this time.
+    """
+
+    kinds: list[Scenario]
+    timelines: list[RequestTimes]
+    seconds: float
+    client_cpu: float
+
+
 class _Bench:
     def __init__(
         self, plan: BenchPlan, model: str, client: Client, baseline: Baseline | None, progress: BenchProgress
@@ -105,8 +84,13 @@ class _Bench:
         if self._baseline is None:
             prompts = self._prompts(load, self._plan.requests, "measured")
             self._progress.begin(str(load), len(prompts))
-            timelines, seconds = await self._ask(prompts, load)
-            return summarise(self._plan.scenario, load, timelines, seconds)
+            sent = await self._ask(prompts, load)
+            if self._plan.scenario.output is Output.MIXED:
+                report = summarise_mix(sent.kinds, load, sent.timelines, sent.seconds)
+            else:
+                report = summarise(self._plan.scenario, load, sent.timelines, sent.seconds)
+            report.client_cpu = sent.client_cpu
+            return report
         rounds = await self._rounds(load, self._baseline)
         timelines = [timeline for one in rounds for timeline in one.timelines]
         report = summarise(self._plan.scenario, load, timelines, sum(one.seconds for one in rounds))
@@ -121,12 +105,12 @@ class _Bench:
         rounds = []
         for start in range(0, len(prompts), load.concurrency):
             turn = prompts[start : start + load.concurrency]
-            timelines, seconds = await self._ask(turn, load)
+            sent = await self._ask(turn, load)
             answers = []
             for prompt in turn:
                 answers.append(await baseline.answer(self._plan.scenario, prompt))
                 self._progress.advance()
-            rounds.append(Round(seconds, timelines, answers))
+            rounds.append(Round(sent.seconds, sent.timelines, answers))
         return rounds
 
     async def _warm_up(self, load: Load) -> None:
@@ -134,7 +118,7 @@ class _Bench:
         if not prompts:
             return
         self._progress.begin(f"{load}, warm-up", len(prompts))
-        timelines, _ = await self._ask(prompts, load)
+        timelines = (await self._ask(prompts, load)).timelines
         if self._baseline is not None:
             await self._baseline.answer(self._plan.scenario, prompts[0])
         failures = [timeline.failure for timeline in timelines if timeline.failure is not None]
@@ -151,17 +135,17 @@ class _Bench:
         plan = self._plan
         return make_prompts(plan.scenario, count, seed=f"{plan.seed} {purpose} {load}", directory=plan.media_dir)
 
-    async def _ask(self, prompts: Sequence[BenchPrompt], load: Load) -> tuple[list[RequestTimes], float]:
-        """Sends all requests. Returns the times of the answers, in the order of `prompts`, and the seconds until the
-        last answer was complete.
-        """
+    async def _ask(self, prompts: Sequence[BenchPrompt], load: Load) -> _Sent:
+        """Sends all requests, and waits for the answers."""
         timelines: dict[int, RequestTimes] = {}
-        bodies = [body(self._plan.scenario, prompt, self._model) for prompt in prompts]
+        kinds = kinds_of(self._plan.scenario, len(prompts), self._plan.seed)
+        bodies = [body(kind, prompt, self._model) for kind, prompt in zip(kinds, prompts, strict=True)]
 
         async def ask(number: int) -> None:
-            timelines[number] = await self._client.ask(bodies[number])
+            timelines[number] = await self._client.ask(bodies[number], streamed=kinds[number].streamed)
             self._progress.advance()
 
+        clock = CpuClock()
         began = time.perf_counter()
         if load.rate is not None:
             await open_loop(range(len(bodies)), load.rate, self._plan.seed, ask)
@@ -169,4 +153,4 @@ class _Bench:
             assert load.concurrency is not None
             await closed_loop(range(len(bodies)), load.concurrency, ask)
         seconds = time.perf_counter() - began
-        return [timelines[number] for number in range(len(bodies))], seconds
+        return _Sent(kinds, [timelines[number] for number in range(len(bodies))], seconds, clock.share())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import re
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from gateway.bench.media import Kind, Medium
 
@@ -27,10 +28,12 @@ class Input(StrEnum):
 
 
 class Output(StrEnum):
-    """The kind of answer that a request asks for."""
+    """The kind of answer that a request asks for. Only `WHOLE_SPEECH` is not streamed."""
 
     TEXT = "text"
     SPEECH = "speech"
+    WHOLE_SPEECH = "whole-speech"
+    MIXED = "mixed"
 
 
 class MediaAs(StrEnum):
@@ -50,11 +53,17 @@ KINDS: dict[Input, tuple[Kind, ...]] = {
 }
 
 
+# The answers that a run with mixed output asks for, in equal shares: half spoken streams, a quarter text, a quarter
+# whole spoken answers.
+MIX = (Output.SPEECH, Output.SPEECH, Output.TEXT, Output.WHOLE_SPEECH)
+
+
 class Scenario(Struct, frozen=True, kw_only=True):
-    """One kind of request.
+    """One kind of request, or with mixed output several kinds, which differ only in their answers.
 
     Attributes:
-        input, output: Media in each request, and kind of its answer; ``mixed`` means a picture, a clip and a sound.
+        input: Media in each request; ``mixed`` means a picture, a clip and a sound.
+        output: Kind of the answers; ``mixed`` means the kinds in `MIX`.
         prompt_words: Number of words in the prompt.
         tokens: Number of text tokens in the answer; with `natural`, the maximum number.
         audio_frames: Number of codec frames of speech, 80 ms each; with `natural`, the maximum number. With None, the
@@ -78,7 +87,11 @@ class Scenario(Struct, frozen=True, kw_only=True):
 
     @property
     def speech(self) -> bool:
-        return self.output is Output.SPEECH
+        return self.output is not Output.TEXT
+
+    @property
+    def streamed(self) -> bool:
+        return self.output is not Output.WHOLE_SPEECH
 
 
 class BenchPrompt(Struct, frozen=True):
@@ -88,16 +101,27 @@ class BenchPrompt(Struct, frozen=True):
     media: list[Medium] = []
 
 
+def kinds_of(scenario: Scenario, count: int, seed: int | str) -> list[Scenario]:
+    """The kinds of `count` requests, in the order in which they are sent. With mixed output, each group of four
+    requests contains the kinds of `MIX` in random order, so every part of a run has the same shares.
+    """
+    if scenario.output is not Output.MIXED:
+        return [scenario] * count
+    rng = random.Random(f"mix {seed}")
+    outputs = [output for _ in range(0, count, len(MIX)) for output in rng.sample(MIX, len(MIX))]
+    return [structs.replace(scenario, output=output) for output in outputs[:count]]
+
+
 def body(scenario: Scenario, prompt: BenchPrompt, model: str) -> bytes:
-    """The JSON body of a request for a streamed chat completion, as `scenario` describes it."""
+    """The JSON body of a request for a chat completion, as `scenario` describes it. The output must not be mixed."""
     fields: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": _content(scenario, prompt)}],
         "modalities": ["text", "audio"] if scenario.speech else ["text"],
         "max_tokens": scenario.tokens,
-        "stream": True,
-        "stream_options": {"include_usage": True},
     }
+    if scenario.streamed:
+        fields |= {"stream": True, "stream_options": {"include_usage": True}}
     if scenario.media_as is MediaAs.LISTS:
         for medium in prompt.media:
             fields.setdefault(f"{medium.kind}s", []).append(_data_url(medium))
@@ -132,7 +156,7 @@ _FLAGS = {
     "talker_max_new_tokens": "is sent because of --audio-frames; with --natural alone it is left out",
     "max_tokens": "comes from --tokens",
     "modalities": "comes from --output",
-    "audio": "is sent because of --output speech, --voice and --audio-format",
+    "audio": "is sent because of --output, --voice and --audio-format",
     "images": "is sent because of --media-as lists; try --media-as parts",
     "audios": "is sent because of --media-as lists; try --media-as parts",
     "videos": "is sent because of --media-as lists; try --media-as parts",

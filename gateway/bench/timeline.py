@@ -10,7 +10,8 @@ class Failure(Struct, frozen=True):
 
     Attributes:
         code: The server's error code, ``http_STATUS`` if the server sent no code, or one of the client's own codes:
-            ``connection_failed``, ``timeout``, ``stream_cut``, ``invalid_stream``, ``invalid_audio``.
+            ``connection_failed``, ``timeout``, ``stream_cut``, ``invalid_stream``, ``invalid_answer``,
+            ``invalid_audio``.
         message: One sentence.
         status: HTTP status; None if there was no response, 200 if the stream had begun.
         param: The request field that the server named.
@@ -37,6 +38,8 @@ class RequestTimes(Struct, kw_only=True):
     Attributes:
         texts: Arrival of each event that carried text.
         sounds: Each event that carried sound.
+        whole_seconds: Seconds of sound in an answer that was not streamed. Such an answer has no `texts` and no
+            `sounds`, because it arrives all at once.
         ended: Time when the answer was complete, or failed.
         tokens: Number of text tokens in the server's `usage`; None if the server sent no `usage`.
         finish_reason: The finish reason that the server sent.
@@ -45,6 +48,7 @@ class RequestTimes(Struct, kw_only=True):
 
     texts: list[float] = []
     sounds: list[AudioChunk] = []
+    whole_seconds: float = 0.0
     ended: float = 0.0
     tokens: int | None = None
     finish_reason: str | None = None
@@ -60,12 +64,14 @@ class RequestTimes(Struct, kw_only=True):
 
     @property
     def audio_seconds(self) -> float:
-        return sum(sound.seconds for sound in self.sounds)
+        return self.whole_seconds + sum(sound.seconds for sound in self.sounds)
 
     @property
     def real_time_factor(self) -> float | None:
-        """Seconds until the last sound had arrived, divided by the length of all sound in seconds."""
-        return self.sounds[-1].at / self.audio_seconds if self.audio_seconds else None
+        """Seconds until the last sound had arrived, divided by the length of all sound in seconds; None for an answer
+        that was not streamed.
+        """
+        return self.sounds[-1].at / self.audio_seconds if self.sounds else None
 
     @property
     def text_tokens(self) -> int:

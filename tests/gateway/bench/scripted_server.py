@@ -29,7 +29,13 @@ class Refusal(Struct):
     body: Any
 
 
-Script: TypeAlias = Callable[[dict[str, Any]], Sequence[Step] | Refusal]
+class WholeAnswer(Struct):
+    """The body of an answer that is not streamed."""
+
+    body: Any
+
+
+Script: TypeAlias = Callable[[dict[str, Any]], Sequence[Step] | Refusal | WholeAnswer]
 DONE = b"data: [DONE]\n\n"
 
 
@@ -62,10 +68,20 @@ def ending(tokens: int, reason: str = "length") -> list[Step]:
     return [chunk({}, finish_reason=reason), {"choices": [], "usage": {"completion_tokens": tokens}}, DONE]
 
 
+def whole(tokens: int, seconds: float | None = None) -> WholeAnswer:
+    """A complete answer that is not streamed, as our server, OpenAI and SGLang-Omni send it."""
+    message: dict[str, Any] = {"role": "assistant", "content": "a"}
+    if seconds is not None:
+        message["audio"] = {"id": "audio-1", "data": wav(seconds), "transcript": "a"}
+    choice = {"index": 0, "message": message, "finish_reason": "length"}
+    return WholeAnswer({"choices": [choice], "usage": {"completion_tokens": tokens}})
+
+
 class ScriptedServer:
     """Runs `script` for each request.
 
     Attributes:
+        open: Number of requests in progress.
         url: Address of the server.
         bodies: Bodies of the requests, in order.
         headers: Headers of the requests, in order.
@@ -80,14 +96,14 @@ class ScriptedServer:
         self.headers: list[dict[str, str]] = []
         self.peers: set[Any] = set()
         self.most = 0
-        self._open = 0
+        self.open = 0
 
     async def models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "scripted"}]})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        self._open += 1
-        self.most = max(self.most, self._open)
+        self.open += 1
+        self.most = max(self.most, self.open)
         try:
             self.bodies.append(await request.json())
             self.headers.append(dict(request.headers))
@@ -96,9 +112,11 @@ class ScriptedServer:
             answer = self._script(self.bodies[-1])
             if isinstance(answer, Refusal):
                 return web.json_response(answer.body, status=answer.status)
+            if isinstance(answer, WholeAnswer):
+                return web.json_response(answer.body)
             return await self._stream(request, answer)
         finally:
-            self._open -= 1
+            self.open -= 1
 
     async def _stream(self, request: web.Request, steps: Sequence[Step]) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -112,7 +130,7 @@ class ScriptedServer:
 
 
 @asynccontextmanager
-async def scripted(script: Script | Sequence[Step] | Refusal) -> AsyncIterator[ScriptedServer]:
+async def scripted(script: Script | Sequence[Step] | Refusal | WholeAnswer) -> AsyncIterator[ScriptedServer]:
     """A server that answers with `script`. If `script` is a function, the server calls it with the request's body and
     answers with the result.
     """

@@ -11,7 +11,18 @@ from gateway.bench.client import Client
 from gateway.bench.timeline import RequestTimes
 from omni_pipeline.errors import StartupError
 from omni_pipeline.os_process import free_port
-from tests.gateway.bench.scripted_server import DONE, Refusal, Step, ending, in_content, ours, scripted, text
+from tests.gateway.bench.scripted_server import (
+    DONE,
+    Refusal,
+    Step,
+    WholeAnswer,
+    ending,
+    in_content,
+    ours,
+    scripted,
+    text,
+    whole,
+)
 
 PAUSE = 0.01
 
@@ -48,6 +59,33 @@ async def test_events_without_content_leave_no_mark() -> None:
 async def test_texts_are_counted_where_usage_is_missing() -> None:
     timeline = await ask([text("a"), text("b"), DONE])
     assert (timeline.tokens, timeline.text_tokens) == (None, 2)
+
+
+async def ask_whole(answer: WholeAnswer | Refusal) -> RequestTimes:
+    async with scripted(answer) as server, Client(server.url) as client:
+        return await client.ask(b"{}", streamed=False)
+
+
+async def test_whole_answer_has_only_its_end_and_its_lengths() -> None:
+    timeline = await ask_whole(whole(3, 0.5))
+    assert timeline.failure is None
+    assert timeline.ended > 0
+    assert (timeline.first_text, timeline.first_audio, timeline.real_time_factor) == (None, None, None)
+    assert (timeline.text_tokens, timeline.audio_seconds, timeline.finish_reason) == (3, 0.5, "length")
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (WholeAnswer({"object": "list"}), "invalid_answer"),
+        (Refusal(429, {"error": {"message": "full", "code": "too_many_requests"}}), "too_many_requests"),
+    ],
+    ids=["no answer", "refused"],
+)
+async def test_failure_of_a_whole_answer_has_its_code(answer: WholeAnswer | Refusal, code: str) -> None:
+    timeline = await ask_whole(answer)
+    assert timeline.failure is not None
+    assert timeline.failure.code == code
 
 
 @pytest.mark.parametrize(

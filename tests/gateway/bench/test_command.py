@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.conftest import ROOT
-from tests.gateway.bench.scripted_server import Refusal, ending, in_content, ours, scripted, text
+from tests.gateway.bench.scripted_server import Refusal, ending, in_content, ours, scripted, text, whole
 from tests.server import Server, fused
 
 BENCH = [sys.executable, "-m", "omni_pipeline.cli", "bench"]
@@ -123,6 +123,27 @@ def test_baseline_that_cannot_run_says_why(server: Server, tmp_path: Path) -> No
     assert "The Hugging Face baseline ended with exit status 1:" in result.stderr
 
 
+async def test_kinds_of_a_mix_are_printed(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any]) -> Any:
+        if not body.get("stream"):
+            return whole(64, 4.8)
+        return [text("a"), ours(4.8), *ending(64)] if "audio" in body["modalities"] else [text("a"), *ending(64)]
+
+    figures = tmp_path / "figures.json"
+    async with scripted(answer) as server:
+        status, output, errors = await bench_scripted(
+            *["--url", server.url, "--output", "mixed", "--concurrency", "2", "--requests", "8"],
+            *["--json", str(figures)],
+        )
+    assert status == 0, errors
+    [level] = json.loads(figures.read_text())["levels"]
+    assert {kind: part["completed"] for kind, part in level["kinds"].items()} == {
+        "text": 2, "speech": 4, "whole-speech": 2,
+    }  # fmt: skip
+    for words in ("text: 2 of 2 answered", "speech: 4 of 4 answered", "whole-speech: 2 of 2 answered"):
+        assert words in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "flag"),
     [
@@ -133,6 +154,7 @@ def test_baseline_that_cannot_run_says_why(server: Server, tmp_path: Path) -> No
         (["--json", "nowhere/figures.json"], "nowhere"),
         (["--input", "smell"], "--input"),
         (["--concurrency", "0"], "--concurrency"),
+        (["--baseline", "--model-path", "x", "--output", "mixed"], "--output mixed"),
     ],
     ids=str,
 )

@@ -11,7 +11,7 @@ import numpy
 import pytest
 import soundfile
 
-from gateway.bench.events import Event, EventSplitter, StreamError, failure_of, read_event
+from gateway.bench.events import AnswerError, Event, EventSplitter, failure_of, read_event
 from gateway.bench.timeline import Failure
 
 
@@ -92,7 +92,7 @@ def test_chunk_is_read(data: str, event: Event) -> None:
     ],
 )
 def test_unreadable_event_is_an_error_with_its_code(data: str, code: str) -> None:
-    with pytest.raises(StreamError) as caught:
+    with pytest.raises(AnswerError) as caught:
         read_event(data)
     assert caught.value.code == code
 

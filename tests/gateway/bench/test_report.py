@@ -9,7 +9,16 @@ import pytest
 
 from gateway.bench.baseline import BaselineAnswer
 from gateway.bench.plot import draw
-from gateway.bench.report import BenchReport, Load, Round, compare, right_length, summarise
+from gateway.bench.report import (
+    BenchReport,
+    LevelReport,
+    Load,
+    Round,
+    compare,
+    right_length,
+    summarise,
+    summarise_mix,
+)
 from gateway.bench.scenarios import Output, Scenario
 from gateway.bench.timeline import AudioChunk, Failure, RequestTimes
 
@@ -80,6 +89,37 @@ def test_length_is_checked(scenario: Scenario, tokens: int | None, audio_seconds
     assert right_length(scenario, tokens, audio_seconds) is right
 
 
+WHOLE = Scenario(tokens=3, output=Output.WHOLE_SPEECH, audio_frames=25)
+
+
+def mixed_level() -> LevelReport:
+    """A level with two kinds: a text answer, a spoken stream, and two whole answers, one of which is short."""
+    timelines = [
+        timeline([1.0, 1.5, 2.0], 2.5),
+        timeline([0.25, 0.5, 0.75], 2.0, sounds=STEADY),
+        RequestTimes(ended=3.0, tokens=3, whole_seconds=2.0),
+        RequestTimes(ended=4.0, tokens=3, whole_seconds=1.0),
+    ]
+    return summarise_mix([TEXT, SPEECH, WHOLE, WHOLE], Load(2), timelines, seconds=5.0)
+
+
+def test_kinds_of_a_mix_are_reported_apart() -> None:
+    kinds = mixed_level().kinds
+    assert list(kinds) == [Output.TEXT, Output.SPEECH, Output.WHOLE_SPEECH]
+    text, speech, whole = kinds.values()
+    assert (text.ttft.p50, text.ttfa, text.continuous, text.e2e.p50) == (1.0, None, None, 2.5)
+    assert (speech.ttft.p50, speech.ttfa.p50, speech.continuous, speech.e2e.p50) == (0.25, 0.5, 1.0, 2.0)
+    assert (whole.ttft, whole.ttfa, whole.rtf, whole.continuous, whole.e2e.p50) == (None, None, None, None, 3.5)
+    assert [part.wrong_length for part in (text, speech, whole)] == [0, 0, 1]
+    assert [part.audio_seconds_per_second for part in (text, speech, whole)] == [0.0, 0.4, 0.6]
+
+
+def test_mix_has_the_sums_of_its_kinds() -> None:
+    report = mixed_level()
+    assert (report.requests, report.completed, report.wrong_length) == (4, 4, 1)
+    assert (report.requests_per_second, report.audio_seconds_per_second, report.continuous) == (0.8, 1.0, 1.0)
+
+
 def answer(seconds: float, frames: int = 0) -> BaselineAnswer:
     return BaselineAnswer(seconds=seconds, tokens=3, audio_samples=max(0, 1920 * frames - 555))
 
@@ -129,3 +169,12 @@ def test_plot_is_a_drawing_with_each_load_in_each_panel() -> None:
         assert words.count(title) == 1
     for load in ("1 stream", "8 streams", "2.5 req/s"):
         assert words.count(load) == 4
+
+
+def test_plot_of_a_mix_has_a_bar_for_each_kind() -> None:
+    report = BenchReport(
+        bench_version="0", url="u", model="m", started="now", seed=0, scenario=SPEECH, levels=[mixed_level()]
+    )  # fmt: skip
+    words = [element.text for element in ElementTree.fromstring(draw(report)).iter() if element.text]
+    counts = [words.count(f"2 streams, {kind}") for kind in ("text", "speech", "whole-speech")]
+    assert counts == [2, 4, 1]  # text has TTFT and E2E, and a whole answer has only E2E

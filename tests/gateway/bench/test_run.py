@@ -7,17 +7,27 @@ from typing import Any
 
 import pytest
 
+from gateway.bench.plan import BenchPlan
 from gateway.bench.report import Load
-from gateway.bench.run import BenchPlan, run
+from gateway.bench.run import run
 from gateway.bench.scenarios import Output, Scenario
 from omni_pipeline.errors import StartupError
-from tests.gateway.bench.scripted_server import Refusal, ending, ours, scripted, text
+from tests.gateway.bench.scripted_server import (
+    Refusal,
+    Step,
+    WholeAnswer,
+    ending,
+    ours,
+    scripted,
+    text,
+    whole,
+)
 
 REFUSED = Refusal(400, {"error": {"message": "Unknown.", "param": "ignore_eos", "code": "unknown_parameter"}})
 
 
 class Watcher:
-    """A `run.BenchProgress` that records its calls."""
+    """A `plan.BenchProgress` that records its calls."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, int]] = []
@@ -105,3 +115,29 @@ async def test_errors_among_answers_are_reported(data: Path) -> None:
         [level] = (await run(plan(server.url, data, loads=[Load(concurrency=1)]), Watcher())).levels
     assert (level.requests, level.completed) == (6, 4)
     assert level.errors["too_many_requests"].count == 2
+
+
+STEADY = [text("a"), ours(0.2), 0.01, ours(0.2), *ending(1)]
+
+
+async def test_mixed_run_reports_each_kind(data: Path) -> None:
+    def answer(body: dict[str, Any]) -> list[Step] | WholeAnswer:
+        if not body.get("stream"):
+            return whole(1, 0.4)
+        return STEADY if "audio" in body["modalities"] else [text("a"), *ending(1)]
+
+    scenario = Scenario(tokens=1, output=Output.MIXED, audio_frames=5)
+    async with scripted(answer) as server:
+        [level] = (await run(plan(server.url, data, scenario=scenario, requests=8), Watcher())).levels
+    assert (level.completed, level.errors, level.wrong_length) == (8, {}, 0)
+    assert {kind: part.requests for kind, part in level.kinds.items()} == {"text": 2, "speech": 4, "whole-speech": 2}
+    assert level.kinds[Output.SPEECH].continuous == 1.0
+    assert level.kinds[Output.TEXT].ttfa is None
+    assert level.kinds[Output.WHOLE_SPEECH].ttft is None
+    assert level.kinds[Output.WHOLE_SPEECH].e2e.count == 2
+
+
+async def test_busy_bench_is_seen(data: Path) -> None:
+    async with scripted([text("a"), *ending(2)]) as server:
+        [level] = (await run(plan(server.url, data), Watcher())).levels
+    assert level.client_cpu > 0

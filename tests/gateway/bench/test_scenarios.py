@@ -10,7 +10,7 @@ import pytest
 
 from gateway.api.schema import ChatCompletionRequest
 from gateway.bench.prompts import make_prompts
-from gateway.bench.scenarios import Input, MediaAs, Output, Scenario, body, explanation
+from gateway.bench.scenarios import MIX, Input, MediaAs, Output, Scenario, body, explanation, kinds_of
 from omni_pipeline.errors import StartupError
 from tests.gateway.json_bodies import parse
 
@@ -38,6 +38,32 @@ def test_speech_request_asks_for_one_talker_token_more_than_frames(data: Path) -
     assert fields["modalities"] == ["text", "audio"]
     assert fields["audio"] == {"format": "pcm16", "voice": "chelsie"}
     assert fields["talker_max_new_tokens"] == 41
+
+
+def test_whole_speech_is_not_streamed(data: Path) -> None:
+    fields = sent(data, output=Output.WHOLE_SPEECH, audio_frames=40)
+    assert {"stream", "stream_options"} & fields.keys() == set()
+    assert (fields["modalities"], fields["talker_max_new_tokens"]) == (["text", "audio"], 41)
+
+
+@pytest.mark.parametrize("count", [1, 6, 40])
+def test_every_part_of_a_mixed_run_has_the_same_shares(count: int) -> None:
+    kinds = kinds_of(Scenario(output=Output.MIXED, tokens=5), count, seed=0)
+    assert len(kinds) == count
+    assert {kind.tokens for kind in kinds} == {5}
+    outputs = [kind.output for kind in kinds]
+    for start in range(0, count - 3, 4):
+        assert sorted(outputs[start : start + 4]) == sorted(MIX)
+
+
+def test_order_of_a_mixed_run_is_random_and_repeatable() -> None:
+    mixed = Scenario(output=Output.MIXED)
+    assert kinds_of(mixed, 40, seed=1) == kinds_of(mixed, 40, seed=1) != kinds_of(mixed, 40, seed=2)
+    assert kinds_of(mixed, 40, seed=1)[:4] != kinds_of(mixed, 40, seed=1)[4:8]
+
+
+def test_plain_run_has_one_kind() -> None:
+    assert kinds_of(Scenario(tokens=5), 3, seed=0) == [Scenario(tokens=5)] * 3
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,48 @@
+"""Defines what a run of the bench measures, and what it tells while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
+
+from gateway.bench.report import Load
+from gateway.bench.scenarios import Scenario
+
+
+class BenchPlan(Struct, frozen=True, kw_only=True):
+    """The measurements to make, and the server to measure.
+
+    Attributes:
+        url, model, api_key: Server and model to measure. If `model` is None, the first model that the server lists is
+            used.
+        loads: Loads, measured one after the other. With `baseline`, every load must be a closed loop.
+        requests: Number of requests to measure at each load. With `baseline`, the number is rounded up to a multiple of
+            the concurrency, because a round has one request per stream.
+        warmup: Number of requests that are sent before the measured requests and are not counted.
+        seed: Seed of prompts and arrival times.
+        timeout: Longest time for one request, in seconds.
+        baseline: Checkpoint with which Hugging Face answers the same requests.
+    """
+
+    url: str
+    model: str | None
+    api_key: str | None
+    scenario: Scenario
+    loads: Sequence[Load]
+    requests: int
+    warmup: int
+    seed: int
+    timeout: float
+    media_dir: Path
+    baseline: str | None = None
+
+
+class BenchProgress(Protocol):
+    """Receives the progress of a run."""
+
+    def begin(self, what: str, total: int) -> None: ...
+
+    def advance(self) -> None: ...
