@@ -70,8 +70,8 @@ class Client:
             body: The request, with ``stream`` set if `streamed`.
             streamed: Whether the answer is a stream of events, or one JSON object.
         """
-        timeline = RequestTimes()
         began = time.perf_counter()
+        timeline = RequestTimes(began=began)
         try:
             async with self._session.post(self._base + _PATH, data=body) as response:
                 if response.status != 200:

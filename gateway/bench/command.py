@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,10 @@ from gateway.bench.scenarios import Input, MediaAs, Output, Scenario
 from omni_pipeline.errors import StartupError
 
 _SERVER, _ASKED, _LOAD, _RESULT, _BASE = "Server", "Requests", "Load", "Results", "Baseline"
+_CAPACITY = "Gapless capacity"
 _FRAMES = 60
+_REQUESTS, _CAPACITY_REQUESTS = 32, 50  # one gap in 50 answers is more than 1 %, and one in twice 50 is not
+_SHARE, _MOST = 0.99, 256
 
 
 class AudioFormat(StrEnum):
@@ -48,10 +52,10 @@ def bench(
                             rich_help_panel=_ASKED),
     ] = Input.TEXT,
     output: Annotated[
-        Output,
+        Output | None,
         typer.Option(help="What to ask for; whole-speech is not streamed, and mixed is half speech, a quarter text, a "
-                     "quarter whole-speech.", rich_help_panel=_ASKED),
-    ] = Output.TEXT,
+                     "quarter whole-speech.", rich_help_panel=_ASKED, show_default="text; with --capacity, speech"),
+    ] = None,
     prompt_words: Annotated[
         int, typer.Option(help="Number of words in each prompt.", min=1, rich_help_panel=_ASKED)
     ] = 64,
@@ -100,13 +104,29 @@ def bench(
                      rich_help_panel=_LOAD, show_default=False),
     ] = None,
     requests: Annotated[
-        int, typer.Option(help="Requests to measure at each load.", min=1, rich_help_panel=_LOAD)
-    ] = 32,
+        int | None,
+        typer.Option(help="Requests to measure at each load; with --capacity at least, because many streams need more.",
+                     min=1, rich_help_panel=_LOAD, show_default=f"{_REQUESTS}; with --capacity, {_CAPACITY_REQUESTS}"),
+    ] = None,
     warmup: Annotated[
         int, typer.Option(help="Warm-up requests at each load, sent first and not counted.", min=0,
                           rich_help_panel=_LOAD)
     ] = 2,
     seed: Annotated[int, typer.Option(help="Seed of the prompts and the arrival times.", rich_help_panel=_LOAD)] = 0,
+    capacity: Annotated[
+        bool, typer.Option("--capacity", help="Find by bisection the largest number of streamed spoken answers at once "
+                           "that play without a gap.", rich_help_panel=_CAPACITY),
+    ] = False,
+    gapless_share: Annotated[
+        float | None,
+        typer.Option(help="Share of the answers that must play without a gap.", min=0.01, max=1.0,
+                     rich_help_panel=_CAPACITY, show_default=str(_SHARE)),
+    ] = None,
+    max_streams: Annotated[
+        int | None,
+        typer.Option(help="Largest number of streams to try.", min=1, rich_help_panel=_CAPACITY,
+                     show_default=str(_MOST)),
+    ] = None,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", help="Write all results to this JSON file.", metavar="FILE", dir_okay=False,
@@ -129,11 +149,25 @@ def bench(
     """Measure any server that offers this API: latencies, continuity of speech, throughput."""
     # Imported inside the function, so that the other commands do not load the media decoders.
     from gateway.bench.display import ProgressBar, show
-    from gateway.bench.plan import BenchPlan
+    from gateway.bench.plan import BenchPlan, CapacityGoal
     from gateway.bench.plot import draw
     from gateway.bench.report import Load
     from gateway.bench.run import run
 
+    if capacity:
+        _refuse_with_capacity(
+            {
+                "--rate": rate is not None,
+                "--concurrency": concurrency is not None,
+                f"--output {output}": output not in (None, Output.SPEECH),
+                "--baseline": baseline,
+            }
+        )
+    elif gapless_share is not None or max_streams is not None:
+        flag = "--max-streams" if gapless_share is None else "--gapless-share"
+        raise typer.BadParameter(f"{flag} describes the search of --capacity: give both.")
+    if output is None:
+        output = Output.SPEECH if capacity else Output.TEXT
     if baseline != (model_path is not None):
         raise typer.BadParameter("--baseline and --model-path need each other: give both.")
     if baseline and rate:
@@ -156,8 +190,10 @@ def bench(
         natural=natural, same_media=same_media, voice=voice, audio_format=audio_format.value, media_as=media_as,
     )  # fmt: skip
     plan = BenchPlan(
-        url=url, model=model, api_key=api_key, scenario=scenario, loads=loads, requests=requests, warmup=warmup,
+        url=url, model=model, api_key=api_key, scenario=scenario, loads=loads,
+        requests=requests or (_CAPACITY_REQUESTS if capacity else _REQUESTS), warmup=warmup,
         seed=seed, timeout=timeout, media_dir=media_dir, baseline=model_path,
+        capacity=CapacityGoal(gapless_share or _SHARE, max_streams or _MOST) if capacity else None,
     )  # fmt: skip
     with ProgressBar(Console(stderr=True)) as progress:
         report = asyncio.run(run(plan, progress))
@@ -168,3 +204,15 @@ def bench(
         plot.write_text(draw(report))
     if not any(level.completed for level in report.levels):
         raise StartupError("No request was answered.")
+
+
+def _refuse_with_capacity(given: Mapping[str, bool]) -> None:
+    """Refuse flags that contradict ``--capacity``.
+
+    Args:
+        given: For each flag that does, whether it was given.
+    """
+    why = "--capacity chooses the number of streams itself, and measures streamed spoken answers"
+    for flag, present in given.items():
+        if present:
+            raise typer.BadParameter(f"{flag} does not work with --capacity: {why}.")

@@ -8,8 +8,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from gateway.bench.capacity import Capacity
 from gateway.bench.percentiles import Percentiles
-from gateway.bench.report import BenchReport, LevelReport
+from gateway.bench.report import BenchReport, LevelReport, Load
 
 _MILLI = 1000.0
 _BUSY = 0.7  # CPU seconds per second of the bench itself, from which its figures are doubtful
@@ -48,6 +49,9 @@ class ProgressBar:
     def advance(self) -> None:
         self._bar.advance(self._task)
 
+    def note(self, result: str) -> None:
+        self._bar.console.print(result, highlight=False, soft_wrap=True)
+
 
 def show(report: BenchReport, console: Console) -> None:
     """Print the report of every level."""
@@ -62,6 +66,9 @@ def show(report: BenchReport, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if report.capacity is not None:
+        _show_capacity(report.capacity, report.levels, console)
+        return
     for level in report.levels:
         console.print(f"[bold]{level.load}[/]: {level.completed} of {level.requests} answered", highlight=False)
         for kind, part in (level.kinds or {}).items():
@@ -71,6 +78,50 @@ def show(report: BenchReport, console: Console) -> None:
             console.print(_table(level))
         for line in _notes(level):
             console.print(f"  {line}", highlight=False, soft_wrap=True)
+
+
+def _show_capacity(capacity: Capacity, levels: list[LevelReport], console: Console) -> None:
+    table = Table()
+    for title in ("streams", "without a gap", "s of audio/s", "TTFA p50, ms", "p90", "E2E p50, ms", "p90"):
+        table.add_column(title, justify="right")
+    for trial, level in zip(capacity.trials, levels, strict=True):
+        table.add_row(
+            str(trial.streams),
+            f"{trial.gapless} of {trial.answers}",
+            f"{trial.audio_seconds_per_second:.2f}",
+            *_median_and_p90(level.ttfa),
+            *_median_and_p90(level.e2e),
+        )
+    console.print(table)
+    for line in _capacity_lines(capacity):
+        console.print(line, highlight=False, soft_wrap=True)
+    for level in levels:
+        for note in _troubles(level):
+            console.print(f"  {level.load}: {note}", highlight=False, soft_wrap=True)
+
+
+def _capacity_lines(capacity: Capacity) -> list[str]:
+    share = f"{100 * capacity.gapless_share:g} %"
+    end = "the search ended there" if capacity.fails_at is None else f"{capacity.fails_at} do not"
+    at_least = "at least " if capacity.fails_at is None else ""
+    lines = [
+        f"[bold]gapless capacity: {at_least}{Load(capacity.streams)}[/] "
+        f"(at least {share} of the answers play without a gap; {end})"
+    ]
+    sound = f"{capacity.loudest_audio_seconds_per_second:.2f} at most, with {Load(capacity.loudest)}"
+    if capacity.audio_seconds_per_second is not None:
+        sound = f"{capacity.audio_seconds_per_second:.2f} at the capacity; {sound}"
+    lines.append(f"seconds of audio per second: {sound}")
+    if capacity.ratio is not None:
+        lines.append(f"[bold]capacity / most seconds of audio per second: {capacity.ratio:.2f}[/]")
+    elif not capacity.saturated:
+        lines.append("[yellow]more streams may make more audio: raise --max-streams to compare with the capacity[/]")
+    return lines
+
+
+def _median_and_p90(found: Percentiles | None) -> tuple[str, str]:
+    """In milliseconds; empty if nothing was measured."""
+    return ("", "") if found is None else (f"{_MILLI * found.p50:.0f}", f"{_MILLI * found.p90:.0f}")
 
 
 def _table(level: LevelReport) -> Table:

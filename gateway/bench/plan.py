@@ -12,19 +12,31 @@ from gateway.bench.report import Load
 from gateway.bench.scenarios import Scenario
 
 
+class CapacityGoal(Struct, frozen=True):
+    """The goal of a search for the gapless capacity: the share of the answers that must play without a gap, and the
+    largest number of streams to measure.
+    """
+
+    share: float
+    most: int
+
+
 class BenchPlan(Struct, frozen=True, kw_only=True):
     """The measurements to make, and the server to measure.
 
     Attributes:
         url, model, api_key: Server and model to measure. If `model` is None, the first model that the server lists is
             used.
-        loads: Loads, measured one after the other. With `baseline`, every load must be a closed loop.
+        loads: Loads, measured one after the other. With `baseline`, every load must be a closed loop. Without effect
+            with `capacity`, which chooses the loads.
         requests: Number of requests to measure at each load. With `baseline`, the number is rounded up to a multiple of
-            the concurrency, because a round has one request per stream.
+            the concurrency, because a round has one request per stream. With `capacity`, it is the smallest number,
+            because levels with many streams need more.
         warmup: Number of requests that are sent before the measured requests and are not counted.
         seed: Seed of prompts and arrival times.
         timeout: Longest time for one request, in seconds.
         baseline: Checkpoint with which Hugging Face answers the same requests.
+        capacity: The goal of the search for the gapless capacity.
     """
 
     url: str
@@ -38,11 +50,14 @@ class BenchPlan(Struct, frozen=True, kw_only=True):
     timeout: float
     media_dir: Path
     baseline: str | None = None
+    capacity: CapacityGoal | None = None
 
 
 class BenchProgress(Protocol):
-    """Receives the progress of a run."""
+    """Receives the progress of a run: each set of requests that begins, each answer, and results as they are known."""
 
     def begin(self, what: str, total: int) -> None: ...
 
     def advance(self) -> None: ...
+
+    def note(self, result: str) -> None: ...

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 from gateway.bench.media import load_media
@@ -18,18 +20,21 @@ _WORDS = (
 
 
 def make_prompts(scenario: Scenario, count: int, *, seed: int | str, directory: Path) -> list[BenchPrompt]:
-    """Makes `count` prompts from a seed. The words are random and, without `same_media`, every media item is a new
-    variant, so prefix caches help little.
+    """The first `count` prompts of `endless_prompts`."""
+    return list(itertools.islice(endless_prompts(scenario, seed=seed, directory=directory), count))
+
+
+def endless_prompts(scenario: Scenario, *, seed: int | str, directory: Path) -> Iterator[BenchPrompt]:
+    """Makes prompts from a seed. The words are random and, without `same_media`, every media item is a new variant, so
+    prefix caches help little.
 
     Raises:
         StartupError: if `directory` lacks media that the scenario needs.
     """
     rng = random.Random(f"prompts {seed}")
     files = [load_media(directory, kind) for kind in KINDS[scenario.input]]
-    prompts = []
-    for number in range(count):
+    for number in itertools.count():
         media = [choices[number % len(choices)] for choices in files]
         if not scenario.same_media:
             media = [variant(medium, rng) for medium in media]
-        prompts.append(BenchPrompt(" ".join(rng.choices(_WORDS, k=scenario.prompt_words)), media))
-    return prompts
+        yield BenchPrompt(" ".join(rng.choices(_WORDS, k=scenario.prompt_words)), media)

@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from gateway.bench.baseline import BaselineAnswer
+from gateway.bench.capacity import Capacity
 from gateway.bench.percentiles import Percentiles, percentiles_of
 from gateway.bench.scenarios import FRAME_SECONDS, Output, Scenario, explanation
 from gateway.bench.timeline import RequestTimes
@@ -121,7 +122,9 @@ class LevelReport(Struct, kw_only=True):
 
 
 class BenchReport(Struct, kw_only=True):
-    """The results of all loads of a run."""
+    """The results of all loads of a run. `capacity` is the result of the search for the gapless capacity; its levels
+    are in `levels` too.
+    """
 
     bench_version: str
     url: str
@@ -130,6 +133,15 @@ class BenchReport(Struct, kw_only=True):
     seed: int
     scenario: Scenario
     levels: list[LevelReport]
+    capacity: Capacity | None = None
+
+
+class Throughput(Struct, frozen=True):
+    """Complete answers, their text tokens, and seconds of sound, per second."""
+
+    requests: float
+    tokens: float
+    audio_seconds: float
 
 
 def summarise(scenario: Scenario, load: Load, timelines: Sequence[RequestTimes], seconds: float) -> LevelReport:
@@ -170,6 +182,28 @@ def summarise_mix(
     report.wrong_length = sum(one.wrong_length for one in reports.values())
     report.kinds = {output: reports[output] for output in Output if output in reports}
     return report
+
+
+def throughput(timelines: Iterable[RequestTimes], began: float, ended: float) -> Throughput:
+    """What arrived between two times of the clock `time.perf_counter`, per second. Sound counts when it arrives, also
+    if its answer was not complete at the end; answers and their tokens count when the answer is complete.
+    """
+    answers = tokens = 0
+    sound = 0.0
+    for one in timelines:
+        sound += sum(chunk.seconds for chunk in one.sounds if began <= one.began + chunk.at <= ended)
+        if one.failure is None and began <= one.began + one.ended <= ended:
+            answers += 1
+            tokens += one.text_tokens
+    seconds = ended - began
+    return Throughput(answers / seconds, tokens / seconds, sound / seconds)
+
+
+def is_gapless(scenario: Scenario, timeline: RequestTimes) -> bool:
+    """Whether a streamed spoken answer is complete, has the requested length, and plays without an audible silence."""
+    if timeline.failure is not None or not timeline.sounds:
+        return False
+    return right_length(scenario, timeline.tokens, timeline.audio_seconds) and not _underruns(timeline)
 
 
 def right_length(scenario: Scenario, tokens: int | None, audio_seconds: float) -> bool:

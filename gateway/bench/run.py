@@ -1,5 +1,5 @@
 """Runs the bench: at each load, sends warm-up requests and measured requests. With a baseline, the server and the
-baseline take turns.
+baseline take turns. A search for the gapless capacity chooses the loads itself.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from msgspec import Struct
 
 from gateway.bench.baseline import Baseline
+from gateway.bench.capacity import find_capacity
 from gateway.bench.client import Client
 from gateway.bench.cpu_clock import CpuClock
 from gateway.bench.load import closed_loop, open_loop
@@ -19,6 +20,7 @@ from gateway.bench.plan import BenchPlan, BenchProgress
 from gateway.bench.prompts import make_prompts
 from gateway.bench.report import BenchReport, LevelReport, Load, Round, compare, summarise, summarise_mix
 from gateway.bench.scenarios import BenchPrompt, Output, Scenario, body, explanation, kinds_of
+from gateway.bench.steady import SteadyLevels
 from gateway.bench.timeline import RequestTimes
 from omni_pipeline import __version__
 from omni_pipeline.errors import StartupError
@@ -41,7 +43,14 @@ async def run(plan: BenchPlan, progress: BenchProgress) -> BenchReport:
             baseline = await stack.enter_async_context(Baseline(plan.baseline))
             progress.advance()
         bench = _Bench(plan, model, client, baseline, progress)
-        levels = [await bench.level(load) for load in plan.loads]
+        capacity = None
+        if plan.capacity is None:
+            levels = [await bench.level(load) for load in plan.loads]
+        else:
+            await bench.warm_up(Load(1))
+            steady = SteadyLevels(plan, model, client, progress)
+            capacity = await find_capacity(steady.measure, share=plan.capacity.share, most=plan.capacity.most)
+            levels = steady.reports()
     return BenchReport(
         bench_version=__version__,
         url=plan.url,
@@ -50,6 +59,7 @@ async def run(plan: BenchPlan, progress: BenchProgress) -> BenchReport:
         seed=plan.seed,
         scenario=plan.scenario,
         levels=levels,
+        capacity=capacity,
     )
 
 
@@ -80,7 +90,7 @@ class _Bench:
 
     async def level(self, load: Load) -> LevelReport:
         """Make all measurements at one load."""
-        await self._warm_up(load)
+        await self.warm_up(load)
         if self._baseline is None:
             prompts = self._prompts(load, self._plan.requests, "measured")
             self._progress.begin(str(load), len(prompts))
@@ -113,7 +123,12 @@ class _Bench:
             rounds.append(Round(sent.seconds, sent.timelines, answers))
         return rounds
 
-    async def _warm_up(self, load: Load) -> None:
+    async def warm_up(self, load: Load) -> None:
+        """Send the requests that are not measured.
+
+        Raises:
+            StartupError: if none of them is answered.
+        """
         prompts = self._prompts(load, self._plan.warmup, "warm-up")
         if not prompts:
             return

@@ -36,6 +36,7 @@ class RequestTimes(Struct, kw_only=True):
     """The times of one request, in seconds after it was sent.
 
     Attributes:
+        began: When the request was sent, by the clock `time.perf_counter`.
         texts: Arrival of each event that carried text.
         sounds: Each event that carried sound.
         whole_seconds: Seconds of sound in an answer that was not streamed. Such an answer has no `texts` and no
@@ -46,6 +47,7 @@ class RequestTimes(Struct, kw_only=True):
         failure: None for a complete answer.
     """
 
+    began: float = 0.0
     texts: list[float] = []
     sounds: list[AudioChunk] = []
     whole_seconds: float = 0.0

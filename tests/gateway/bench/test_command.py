@@ -123,6 +123,23 @@ def test_baseline_that_cannot_run_says_why(server: Server, tmp_path: Path) -> No
     assert "The Hugging Face baseline ended with exit status 1:" in result.stderr
 
 
+async def test_capacity_is_printed_and_written(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    async with scripted([text("a"), ours(4.8), *ending(64)]) as server:
+        status, output, errors = await bench_scripted(
+            *["--url", server.url, "--capacity", "--max-streams", "2", "--requests", "3", "--gapless-share", "0.9"],
+            *["--json", str(figures)],
+        )
+    assert status == 0, errors
+    report = json.loads(figures.read_text())
+    assert report["scenario"]["output"] == "speech"
+    assert (report["capacity"]["streams"], report["capacity"]["fails_at"]) == (2, None)
+    assert [(trial["streams"], trial["answers"]) for trial in report["capacity"]["trials"]] == [(1, 3), (2, 6)]
+    assert "gapless capacity: at least 2 streams (at least 90 % of the answers" in output
+    assert "seconds of audio per second:" in output
+    assert "2 streams: 6 of 6 answers without a gap" in errors
+
+
 async def test_kinds_of_a_mix_are_printed(tmp_path: Path) -> None:
     def answer(body: dict[str, Any]) -> Any:
         if not body.get("stream"):
@@ -154,6 +171,13 @@ async def test_kinds_of_a_mix_are_printed(tmp_path: Path) -> None:
         (["--json", "nowhere/figures.json"], "nowhere"),
         (["--input", "smell"], "--input"),
         (["--concurrency", "0"], "--concurrency"),
+        (["--capacity", "--rate", "1"], "--rate"),
+        (["--capacity", "--concurrency", "2"], "--concurrency"),
+        (["--capacity", "--output", "text"], "--output text"),
+        (["--capacity", "--output", "mixed"], "--output mixed"),
+        (["--capacity", "--baseline", "--model-path", "x"], "--baseline"),
+        (["--gapless-share", "0.9"], "--capacity"),
+        (["--max-streams", "4"], "--capacity"),
         (["--baseline", "--model-path", "x", "--output", "mixed"], "--output mixed"),
     ],
     ids=str,

@@ -1,5 +1,5 @@
-"""Tests the two ways in which the bench sends requests: with a fixed number in flight (closed loop), and at a given
-rate (open loop).
+"""Tests the ways in which the bench sends requests: with a fixed number in flight (closed loop, steady loop), and at a
+given rate (open loop).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import statistics
 
 import pytest
 
-from gateway.bench.load import closed_loop, open_loop, poisson_times
+from gateway.bench.load import closed_loop, open_loop, poisson_times, spread_starts, steady_loop
 
 
 class Requests:
@@ -57,6 +57,41 @@ async def test_closed_loop_sends_the_next_request_when_one_is_answered() -> None
     await loop
     assert requests.sent == [0, 1, 2, 3, 4]
     assert requests.most == 2
+
+
+async def test_steady_loop_measures_only_while_all_streams_are_busy() -> None:
+    requests = Requests()
+    loop = asyncio.create_task(steady_loop(itertools.count(), [0.0, 0.02], 3, requests.ask))
+    await settle()
+    await requests.answer(0)
+    assert requests.sent == [0, 1]
+    while len(requests.sent) < 3:
+        await settle()
+    await requests.answer(1)
+    await requests.answer(2)
+    await requests.answer(4)  # 3 and 5 are in flight now; 5 is not measured
+    await requests.answer(5)
+    assert requests.sent == [0, 1, 2, 3, 4, 5, 6]
+    await requests.answer(3)
+    assert not loop.done()
+    await requests.answer(6)
+    window = await loop
+    assert window.items == [2, 3, 4]
+    assert window.began < window.ended
+    assert requests.sent == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_streams_of_a_steady_loop_begin_at_random_within_the_time() -> None:
+    starts = spread_starts(200, 3.0, seed="x")
+    assert starts == spread_starts(200, 3.0, seed="x") != spread_starts(200, 3.0, seed="y")
+    assert starts == sorted(starts)
+    assert (len(starts), starts[0]) == (200, 0.0)
+    assert max(starts) <= 3.0
+    assert statistics.mean(starts) == pytest.approx(1.5, rel=0.1)
+
+
+def test_single_stream_begins_at_once() -> None:
+    assert spread_starts(1, 3.0, seed=0) == [0.0]
 
 
 async def test_open_loop_sends_on_whatever_is_unanswered() -> None:

@@ -14,10 +14,13 @@ from gateway.bench.report import (
     LevelReport,
     Load,
     Round,
+    Throughput,
     compare,
+    is_gapless,
     right_length,
     summarise,
     summarise_mix,
+    throughput,
 )
 from gateway.bench.scenarios import Output, Scenario
 from gateway.bench.timeline import AudioChunk, Failure, RequestTimes
@@ -118,6 +121,32 @@ def test_mix_has_the_sums_of_its_kinds() -> None:
     report = mixed_level()
     assert (report.requests, report.completed, report.wrong_length) == (4, 4, 1)
     assert (report.requests_per_second, report.audio_seconds_per_second, report.continuous) == (0.8, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "gapless"),
+    [
+        (timeline([0.25, 0.5, 0.75], 2.0, sounds=STEADY), True),
+        (timeline([0.25, 0.5, 0.75], 2.0, sounds=BROKEN), False),
+        (timeline([0.25, 0.5, 0.75], 2.0, sounds=STEADY[:1]), False),
+        (timeline([0.25, 0.5], 2.0, sounds=STEADY), False),
+        (timeline([0.25, 0.5, 0.75], 2.0), False),
+        (timeline([0.25, 0.5, 0.75], 2.0, sounds=STEADY, failure=Failure("stream_cut", "no")), False),
+    ],
+    ids=["steady", "silence", "short speech", "short text", "no sound", "failed"],
+)
+def test_gapless_answer_is_complete_and_has_its_length(one: RequestTimes, gapless: bool) -> None:
+    assert is_gapless(SPEECH, one) is gapless
+
+
+def test_answer_of_any_length_without_sound_is_not_gapless() -> None:
+    assert not is_gapless(Scenario(output=Output.SPEECH, natural=True), timeline([0.25], 2.0))
+
+
+def test_throughput_counts_what_arrives_in_the_window() -> None:
+    spoken = [timeline([0.25, 0.5, 0.75], 2.0, sounds=STEADY, began=began) for began in (8.75, 9.5, 11.5)]
+    spoken.append(failed("full"))
+    assert throughput(spoken, 10.0, 12.0) == Throughput(requests=2 / 2, tokens=6 / 2, audio_seconds=3.0 / 2)
 
 
 def answer(seconds: float, frames: int = 0) -> BaselineAnswer:
