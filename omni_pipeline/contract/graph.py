@@ -100,6 +100,7 @@ class Graph(Struct, frozen=True):
     Attributes:
         entry: The stage at which requests enter.
         checkpoint: The checkpoint that the stages load; None if the stages load nothing.
+        advice: Pairs of stages of which the first sends `wire.messages.Advice` to the second.
         text_stages: Names of the stages that a text-only deployment keeps; empty if there is no such deployment.
         flags: Additional command-line flags for this graph.
     """
@@ -109,6 +110,7 @@ class Graph(Struct, frozen=True):
     edges: tuple[Edge, ...]
     entry: str
     checkpoint: CheckpointSpec | None = None
+    advice: tuple[Edge, ...] = ()
     text_stages: frozenset[str] = frozenset()
     flags: tuple[Flag, ...] = ()
 
@@ -120,6 +122,9 @@ class Graph(Struct, frozen=True):
             for end, outside in ((edge.source, GATEWAY), (edge.target, COLLECTOR)):
                 if end not in names and end != outside:
                     raise ValueError(f"graph {self.name}: edge {edge.source} → {edge.target} leaves the graph")
+        for edge in self.advice:
+            if not {edge.source, edge.target} <= names:
+                raise ValueError(f"graph {self.name}: advice {edge.source} → {edge.target} leaves the graph")
         if self.entry not in names:
             raise ValueError(f"graph {self.name}: entry {self.entry} is not a stage")
 
@@ -138,6 +143,10 @@ class Graph(Struct, frozen=True):
         """Body type of each edge, as `wire.codec.Codec` expects it."""
         return {(edge.source, edge.target): edge.body for edge in self.edges}
 
+    def advice_types(self) -> dict[tuple[str, str], Any]:
+        """Body type of the advice between each pair of stages, as `wire.codec.Codec` expects it."""
+        return {(edge.source, edge.target): edge.body for edge in self.advice}
+
     def narrowed(self, names: frozenset[str]) -> Graph:
         """A graph with only the stages in `names` and the edges between them."""
         kept = names | {GATEWAY, COLLECTOR}
@@ -147,6 +156,7 @@ class Graph(Struct, frozen=True):
             edges=tuple(edge for edge in self.edges if edge.source in kept and edge.target in kept),
             entry=self.entry,
             checkpoint=self.checkpoint,
+            advice=tuple(edge for edge in self.advice if edge.source in names and edge.target in names),
         )
 
 

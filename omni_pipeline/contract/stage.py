@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from msgspec import Struct
 
-from omni_pipeline.wire.messages import Claim, Failed, Work
+from omni_pipeline.wire.messages import Advice, Claim, Failed, Work
 
 
 class Ranks(Struct, frozen=True):
@@ -73,7 +73,7 @@ class Stage(Protocol):
     def receive(self, message: Work) -> None:
         """Accept a message. May raise `errors.OmniError` to end the message's request with an error."""
 
-    def step(self) -> Iterable[Work | Failed | Claim]:
+    def step(self) -> Iterable[Work | Failed | Claim | Advice[Any]]:
         """Compute one batch and return the messages to send.
 
         An error of one request is returned as `wire.messages.Failed`, not raised. An exception means a bug: the worker
@@ -121,3 +121,22 @@ class ClaimingStage(Protocol):
 
     def grant(self, request_id: str) -> None:
         """Continue with a request whose claim has been granted. Ignore unknown ids. Never called during a step."""
+
+
+@runtime_checkable
+class AdvisedStage(Protocol):
+    """A stage to which another stage sends `wire.messages.Advice`."""
+
+    def advise(self, advice: Advice[Any]) -> None:
+        """Use advice from another stage. Must ignore requests that the stage does not know, and not raise an exception.
+        Never called during a step of this stage.
+        """
+
+
+@runtime_checkable
+class TimedStage(Protocol):
+    """A stage that gets work because time passes."""
+
+    @property
+    def wakes_at(self) -> float | None:
+        """The time, by `time.monotonic`, at which `has_work` may become true without a message; None if it cannot."""

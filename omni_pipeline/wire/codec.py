@@ -17,6 +17,7 @@ import msgspec
 
 from omni_pipeline.wire.messages import (
     Abort,
+    Advice,
     Chunk,
     Claim,
     Control,
@@ -31,7 +32,7 @@ from omni_pipeline.wire.messages import (
 from omni_pipeline.wire.tensor import Buffer, Tensor
 
 _NIL = msgspec.msgpack.encode(None)
-_Carrier: TypeAlias = Start[msgspec.Raw] | Chunk[msgspec.Raw] | End[msgspec.Raw]
+_Carrier: TypeAlias = Start[msgspec.Raw] | Chunk[msgspec.Raw] | End[msgspec.Raw] | Advice[msgspec.Raw]
 _Undecoded: TypeAlias = _Carrier | Abort | Forgotten | Claim | Granted | Failed | Control
 
 
@@ -51,14 +52,18 @@ class Codec:
 
     Args:
         body_types: For each edge ``(source, target)``, the struct type (or union of tagged structs) of its bodies.
+        advice_types: For each pair of stages ``(source, target)``, the type of the bodies of `Advice`.
     """
 
-    def __init__(self, body_types: dict[tuple[str, str], Any]) -> None:
+    def __init__(
+        self, body_types: dict[tuple[str, str], Any], advice_types: dict[tuple[str, str], Any] | None = None
+    ) -> None:
         self._frames: list[memoryview] = []
         self._encoder = msgspec.msgpack.Encoder(enc_hook=self._lift)
         self._decoder = msgspec.msgpack.Decoder(_Undecoded)
         self._received: Sequence[Buffer] = ()
         self._bodies = {edge: msgspec.msgpack.Decoder(body, dec_hook=self._lower) for edge, body in body_types.items()}
+        self._advice = {pair: msgspec.msgpack.Decoder(body) for pair, body in (advice_types or {}).items()}
 
     @property
     def edges(self) -> Collection[tuple[str, str]]:
@@ -89,6 +94,8 @@ class Codec:
             raise WireError(str(error)) from error
         if isinstance(message, (Start, Chunk, End)):
             message.body = self._decode_body(message, frames)
+        elif isinstance(message, Advice):
+            message.body = self._decode_advice(message)
         return message
 
     def _decode_body(self, message: Work, frames: Sequence[Buffer]) -> Any:
@@ -105,6 +112,15 @@ class Codec:
             raise WireError(f"{edge}: {error}", message.request_id) from error
         finally:
             self._received = ()
+
+    def _decode_advice(self, message: Advice[msgspec.Raw]) -> Any:
+        decoder = self._advice.get((message.source, message.target))
+        if decoder is None:
+            raise WireError(f"no advice {message.source} → {message.target}")
+        try:
+            return decoder.decode(message.body)
+        except msgspec.MsgspecError as error:
+            raise WireError(f"advice {message.source} → {message.target}: {error}") from error
 
     def _lift(self, value: Any) -> Any:
         if isinstance(value, Tensor):

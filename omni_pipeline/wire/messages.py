@@ -46,6 +46,16 @@ class End(Struct, Generic[Body], tag="end"):
     count: int = -1
 
 
+class Advice(Struct, Generic[Body], tag="advice"):
+    """Information from one stage that helps another stage to choose the order of its work. It belongs to no stream and
+    is not numbered. No answer may depend on it, because it may come late, or for a request that has ended.
+    """
+
+    source: str
+    target: str
+    body: Body
+
+
 class Abort(Struct, tag="abort"):
     """Orders a worker to free all data of a request that is no longer wanted. The worker must not send messages of the
     request any more.
@@ -201,4 +211,4 @@ class Shutdown(Struct, tag="shutdown"):
 
 Work: TypeAlias = Start[Any] | Chunk[Any] | End[Any]
 Control: TypeAlias = Ready | Heartbeat | Pulse | Notes | StartFailed | Moved | Step | Shutdown
-Message: TypeAlias = Work | Abort | Forgotten | Claim | Granted | Failed | Control
+Message: TypeAlias = Work | Advice[Any] | Abort | Forgotten | Claim | Granted | Failed | Control

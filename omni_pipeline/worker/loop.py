@@ -8,21 +8,24 @@ same worker are passed by reference.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections import deque
 from collections.abc import Container, Mapping
+from typing import Any
 
 from msgspec import structs
 
 from omni_pipeline.contract.graph import COLLECTOR
-from omni_pipeline.contract.stage import ClaimingStage, Stage, StageBroken, WaitsOutside
+from omni_pipeline.contract.stage import AdvisedStage, ClaimingStage, Stage, StageBroken, TimedStage, WaitsOutside
 from omni_pipeline.errors import ErrorInfo, OmniError, internal, worker_lost
 from omni_pipeline.logs import fields
 from omni_pipeline.wire.codec import Codec, WireError
 from omni_pipeline.wire.counters import Edges
 from omni_pipeline.wire.messages import (
     Abort,
+    Advice,
     Chunk,
     Claim,
     End,
@@ -92,6 +95,7 @@ class WorkerLoop:
         self._epoch = epoch
         self._stages = stages
         self._wakers = [stage.waits_on for stage in stages.values() if isinstance(stage, WaitsOutside)]
+        self._timed = [stage for stage in stages.values() if isinstance(stage, TimedStage)]
         self._addresses = dict(addresses)
         self._inbox = inbox
         self._outbox = outbox
@@ -139,7 +143,9 @@ class WorkerLoop:
 
     def _take_in(self) -> None:
         if not any(stage.has_work for stage in self._stages.values()):
-            seconds = self._next_beat - time.monotonic()
+            now = time.monotonic()
+            until = min(self._next_beat, *(at for stage in self._timed if (at := stage.wakes_at) is not None), math.inf)
+            seconds = max(until - now, 0.0)
             self._inbox.wait(min(seconds, SHOW_SECONDS) if self._unanswered else seconds, self._wakers)
         for received in self._inbox.drain(DRAIN_MESSAGES):
             try:
@@ -159,6 +165,8 @@ class WorkerLoop:
                 self._take_abort(message)
             case Granted() if isinstance(stage := self._stages.get(message.target), ClaimingStage):
                 stage.grant(message.request_id)
+            case Advice() if message.target in self._stages:
+                self._advise(message)
             case Moved():
                 self._redirect(message)
             case Shutdown():
@@ -167,6 +175,11 @@ class WorkerLoop:
             case _:
                 # the log must not contain the content of a message
                 logger.error("misdirected message: a %s", type(message).__name__)
+
+    def _advise(self, advice: Advice[Any]) -> None:
+        stage = self._stages[advice.target]
+        assert isinstance(stage, AdvisedStage)
+        stage.advise(advice)
 
     def _take_abort(self, abort: Abort) -> None:
         """Forget a request. If the abort comes from the main process, pass it on, after all earlier messages of the
@@ -247,6 +260,9 @@ class WorkerLoop:
         begin = time.monotonic()
         try:
             for message in stage.step():
+                if isinstance(message, Advice):
+                    self._send_advice(message)
+                    continue
                 told.add(message.request_id)
                 error = self._route(name, message, failed)
                 if error is not None:
@@ -273,6 +289,12 @@ class WorkerLoop:
 
     # --- out ---
 
+    def _send_advice(self, advice: Advice[Any]) -> None:
+        if advice.target in self._stages:
+            self._advise(advice)
+        else:
+            self._post_later(advice)
+
     def _route(self, name: str, message: Work | Failed | Claim, failed: Container[str]) -> ErrorInfo | None:
         """Send a message from a stage. Returns the error with which the request must end, if any."""
         if message.request_id in failed or message.request_id in self._ended:
@@ -287,13 +309,16 @@ class WorkerLoop:
             if message.target in self._stages:
                 self._local.append((message, time.monotonic()))
             else:
-                parcel = self._parcels.setdefault(self._addresses[message.target], [])
-                parcel.append(self._codec.encode(message))
+                self._post_later(message)
         except Exception:  # a bug in the stage: a body that cannot be encoded, or an unknown target
             logger.exception("%s gave a message that cannot be sent", name, extra=fields(answer_id=message.request_id))
             return _bug(name)
         self._stats[name].sent += 1
         return None
+
+    def _post_later(self, message: Work | Advice[Any]) -> None:
+        parcel = self._parcels.setdefault(self._addresses[message.target], [])
+        parcel.append(self._codec.encode(message))
 
     def _post(self) -> None:
         """Send the step's messages for other processes."""

@@ -150,7 +150,7 @@ def _serve(assignment: Assignment, inbox: Inbox, outbox: Outbox, parent: int) ->
     try:
         try:
             graph: Graph = load_object(assignment.graph_path).narrowed(assignment.stages)
-            codec = Codec(graph.body_types())
+            codec = Codec(graph.body_types(), graph.advice_types())
             _load(assignment, graph, stages, outbox, codec)
         except Exception as error:
             if not isinstance(error, StartupError):
@@ -191,7 +191,7 @@ def _follow(assignment: Assignment, place: Ranks, inbox: Inbox) -> int:
     _bound_threads(assignment)
     stage = factory(_context(assignment, graph.stage(plan.name), plan, place))
     try:
-        tensor_parallel.follow(stage, inbox, Codec(graph.body_types()))
+        tensor_parallel.follow(stage, inbox, Codec(graph.body_types(), graph.advice_types()))
     finally:
         stage.close()
     return 0

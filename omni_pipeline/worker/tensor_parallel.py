@@ -17,11 +17,12 @@ import select
 import subprocess
 import threading
 from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
-from omni_pipeline.contract.stage import Ranks, Stage, StageBroken
+from omni_pipeline.contract.stage import AdvisedStage, Ranks, Stage, StageBroken
 from omni_pipeline.os_process import free_port
 from omni_pipeline.wire.codec import Codec
-from omni_pipeline.wire.messages import Abort, Claim, Failed, Message, Shutdown, Step, Work
+from omni_pipeline.wire.messages import Abort, Advice, Claim, Failed, Message, Shutdown, Step, Work
 from omni_pipeline.wire.transport import Inbox, Outbox
 
 # If a follower cannot load, rank 0 has this number of seconds to fail too and to report the reason. After that, rank 0
@@ -92,7 +93,7 @@ class Leader:
         self._tell(message)
         self._stage.receive(message)
 
-    def step(self) -> Iterable[Work | Failed | Claim]:
+    def step(self) -> Iterable[Work | Failed | Claim | Advice[Any]]:
         self._tell(Step())
         try:
             return list(self._stage.step())
@@ -100,6 +101,11 @@ class Leader:
             # After an error, the ranks cannot continue together, because the other ranks may be at any point of the
             # step.
             raise StageBroken(f"a step of {len(self._processes) + 1} ranks failed") from error
+
+    def advise(self, advice: Advice[Any]) -> None:
+        if isinstance(self._stage, AdvisedStage):
+            self._tell(advice)
+            self._stage.advise(advice)
 
     def abort(self, request_id: str) -> None:
         self._tell(Abort(request_id))
@@ -158,6 +164,9 @@ def follow(stage: Stage, inbox: Inbox, codec: Codec) -> None:
                         pass
                 case Abort(request_id=request_id):
                     stage.abort(request_id)
+                case Advice() as advice:
+                    if isinstance(stage, AdvisedStage):
+                        stage.advise(advice)
                 case Shutdown():
                     return
                 case message:

@@ -22,7 +22,7 @@ from omni_pipeline.contract.graph import COLLECTOR, GATEWAY, Edge, Graph, StageS
 from omni_pipeline.contract.stage import StageBroken, StageContext
 from omni_pipeline.contract.stage_options import StageOptions
 from omni_pipeline.errors import StartupError, bad_request
-from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Work
+from omni_pipeline.wire.messages import Advice, Chunk, End, Failed, Start, Work
 from omni_pipeline.wire.tensor import Tensor
 
 # The duration of a slow operation.
@@ -87,6 +87,7 @@ class EchoStage:
         self.name = context.name
         self.queue: deque[Work] = deque()
         self.requests: dict[str, list[Word]] = {}
+        self.advised: list[str] = []
         self.closed = False
         self.batch: tuple[str, ...] = ()
 
@@ -102,7 +103,10 @@ class EchoStage:
             raise RuntimeError("stumbled")
         self.queue.append(message)
 
-    def step(self) -> Iterable[Work | Failed]:
+    def advise(self, advice: Advice[Text]) -> None:
+        self.advised.append(advice.body.text)
+
+    def step(self) -> Iterable[Work | Failed | Advice[Text]]:
         message = self.queue.popleft()
         self.batch = (message.request_id,)
         for word in _words(message):
@@ -172,6 +176,12 @@ class _Trouble:
     @staticmethod
     def fail(message: Work) -> Iterable[Failed]:
         yield Failed(message.request_id, message.target, bad_request("Cannot say that.", code="unspeakable").info)
+
+    @staticmethod
+    def advise(message: Work) -> Iterable[Advice[Text]]:
+        """Advise the stage before this stage."""
+        before = {"shout": "split", "join": "shout"}[message.target]
+        yield Advice(message.target, before, Text(f"advice about {message.request_id}"))
 
     @staticmethod
     def crash(message: Work) -> Iterable[Work]:
@@ -264,6 +274,7 @@ ECHO = Graph(
         Edge("shout", "join", Word),
         Edge("join", COLLECTOR, Answer),
     ),
+    advice=(Edge("shout", "split", Text), Edge("join", "shout", Text)),
 )
 
 # The dotted path of `ECHO`, for configurations.

@@ -15,6 +15,7 @@ from omni_pipeline.errors import ErrorInfo
 from omni_pipeline.wire.codec import Codec, WireError
 from omni_pipeline.wire.messages import (
     Abort,
+    Advice,
     Chunk,
     Claim,
     End,
@@ -45,12 +46,16 @@ class Tree(Struct, tag="tree"):
     maybe: Tensor | None = None
 
 
+class Hint(Struct):
+    first: list[str]
+
+
 EDGE = ("a", "b")
 
 
 @pytest.fixture
 def codec() -> Codec:
-    return Codec({EDGE: Leaf | Tree})
+    return Codec({EDGE: Leaf | Tree}, {("b", "a"): Hint})
 
 
 def there_and_back(codec: Codec, message: Message) -> Any:
@@ -219,3 +224,11 @@ def test_codec_serves_on_after_a_body_that_cannot_travel(codec: Codec) -> None:
     with pytest.raises(NotImplementedError):
         codec.encode(Start("r", *EDGE, Tree([], by_name={"x": object()})))  # type: ignore[dict-item]
     assert len(codec.encode(Abort("r"))) == 1
+
+
+def test_advice_has_the_type_of_its_pair_of_stages(codec: Codec) -> None:
+    advice = Advice("b", "a", Hint(["r2", "r1"]))
+    assert there_and_back(codec, advice) == advice
+    for wrong in (Advice("a", "b", Hint([])), Advice("b", "a", {"first": 1})):
+        with pytest.raises(WireError, match="advice"):
+            there_and_back(codec, wrong)

@@ -23,6 +23,7 @@ from omni_pipeline.contract.stage import StageBroken, StageContext
 from omni_pipeline.wire.codec import Codec
 from omni_pipeline.wire.messages import (
     Abort,
+    Advice,
     Chunk,
     Claim,
     End,
@@ -58,7 +59,7 @@ class Bench:
     def __init__(self, stages: dict[str, EchoStage], run_dir: Path, parent: int = os.getppid()) -> None:
         self.stages = stages
         self.error: BaseException | None = None
-        self.codec = Codec(ECHO.body_types())
+        self.codec = Codec(ECHO.body_types(), ECHO.advice_types())
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.home = Inbox(self.context, endpoint(str(run_dir), MAIN, 0))
         self.elsewhere = Inbox(self.context, endpoint(str(run_dir), "elsewhere", 0))
@@ -72,7 +73,7 @@ class Bench:
             {**addresses, COLLECTOR: self.home.address},
             inbox=self.inbox,
             outbox=Outbox(self.context),
-            codec=Codec(ECHO.body_types()),
+            codec=Codec(ECHO.body_types(), ECHO.advice_types()),
             parent=parent,
         )
         self.thread = threading.Thread(target=self._run)
@@ -478,3 +479,64 @@ def test_end_of_the_parent_ends_the_loop(run_root: Path) -> None:
     bench.start()
     bench.join()
     bench.close()
+
+
+# --- order of work ----------------------------------------------------------------------------------------------------
+
+
+def test_advice_reaches_a_stage_of_the_same_worker(bench: Bench) -> None:
+    bench.send(ask("please advise@join", "r1"))
+    while not isinstance(message := bench.next(), End | Start):
+        pass
+    assert message.body.text == "PLEASE advise@join"
+    bench.send(Shutdown())
+    bench.join()
+    assert bench.stages["shout"].advised == ["advice about r1"]
+
+
+@pytest.mark.parametrize("bench", [["shout"]], indirect=True)
+def test_advice_goes_to_the_worker_of_its_stage_and_comes_from_there(bench: Bench) -> None:
+    bench.send(Advice("join", "shout", Text("hurry")))
+    bench.send(Start("r1", "split", "shout", Word("advise@shout", [])))
+    assert bench.next(bench.elsewhere) == Advice("shout", "split", Text("advice about r1"))
+    bench.send(Shutdown())
+    bench.join()
+    assert bench.stages["shout"].advised == ["hurry"]
+
+
+@pytest.mark.parametrize("bench", [["shout"]], indirect=True)
+def test_advice_for_a_stage_of_another_worker_is_not_taken(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.send(Advice("shout", "split", Text("lost")), Start("r1", "split", "shout", Word("still", [])))
+    assert isinstance(bench.next(bench.elsewhere), Chunk)
+    assert "misdirected message: a Advice" in caplog.text
+
+
+class Alarm(Shout):
+    """Has work when the time has come, and no message tells it."""
+
+    wakes_at: float | None = None
+    rang = False
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.queue) or (self.wakes_at is not None and time.monotonic() >= self.wakes_at)
+
+    def step(self) -> Iterable[Any]:
+        if self.queue:
+            return super().step()
+        self.wakes_at, self.rang = None, True
+        return [Advice("shout", "split", Text("rang"))]
+
+
+def test_a_stage_gets_work_because_time_passes(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the time, the loop would sleep until its next heartbeat, which is far away here."""
+    monkeypatch.setattr("omni_pipeline.worker.loop.HEARTBEAT_SECONDS", 1000.0)
+    stage = Alarm(context_of("shout"))
+    bench = Bench({"shout": stage}, run_root)
+    stage.wakes_at = time.monotonic() + 0.2
+    bench.start()
+    try:
+        assert bench.next(bench.elsewhere) == Advice("shout", "split", Text("rang"))
+        assert stage.rang
+    finally:
+        bench.close()

@@ -10,15 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from omni_pipeline.config.schema import Config, StageConfig
+from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.deployment.checkpoint import described
 from omni_pipeline.deployment.resolve import resolve
 from omni_pipeline.deployment.stage_checks import check_stages
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import parse
 from omni_pipeline.supervision.pipeline import Supervisor
+from omni_pipeline.wire.codec import Codec
+from omni_pipeline.wire.messages import Advice, Shutdown
+from omni_pipeline.wire.transport import Inbox, Outbox, endpoint
+from omni_pipeline.worker.tensor_parallel import Leader, follow
 from stages.topology import QWEN3_OMNI
+from tests.omni_pipeline.echo_stages import ECHO, Options, Shout, Text
 from tests.omni_pipeline.sessions import Session, echo_config, gone, running
 
 
@@ -154,3 +161,24 @@ def refusal(data: Path, quantization: dict[str, Any], ranks: int, gpus: str = "6
     except StartupError as error:
         return error
     return None
+
+
+def test_followers_get_the_advice_that_their_leader_gets(run_root: Path) -> None:
+    """Otherwise, the ranks would form different batches."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    codec = Codec(ECHO.body_types(), ECHO.advice_types())
+    inbox, outbox = Inbox(context, endpoint(str(run_root), "follower", 0)), Outbox(context)
+    leader = object.__new__(Leader)
+    leader._outbox, leader._codec, leader._addresses = outbox, codec, [inbox.address]
+    leader._stage, stage = Shout(echo_context("shout")), Shout(echo_context("shout"))
+    leader.advise(Advice("join", "shout", Text("hurry")))
+    leader._tell(Shutdown())
+    follow(stage, inbox, codec)
+    assert leader._stage.advised == stage.advised == ["hurry"]
+    outbox.close(0)
+    inbox.close()
+    context.destroy(linger=0)
+
+
+def echo_context(name: str) -> StageContext:
+    return StageContext(name, "no/checkpoint", "cpu", Options(), frozenset(ECHO.stage_names), "/nowhere")
