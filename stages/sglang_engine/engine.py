@@ -8,7 +8,7 @@ import contextlib
 import io
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -196,6 +196,8 @@ class Engine:
         self._live: dict[str, _Live] = {}
         self._events: list[Event] = []
         self._counts = Counter[str]()
+        self._held: set[str] = set()  # requests that must not decode
+        self._stalled = False  # the latest step found no batch that could run, and nothing has changed since
         self.batch: list[str] = []
         # SGLang would draw loading bars on stderr, but the supervisor shows the progress.
         with self._configured(), quiet_single_rank_groups(), contextlib.redirect_stderr(io.StringIO()):
@@ -249,7 +251,9 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._live)
+        if self._stalled:
+            return False
+        return any(live.aborted or request_id not in self._held for request_id, live in self._live.items())
 
     @property
     def running(self) -> int:
@@ -307,6 +311,7 @@ class Engine:
         )
         params.normalize(None)
         self._live[generation.request_id] = _Live(generation)
+        self._stalled = False
         request = TokenizedGenerateReqInput(
             rid=generation.request_id,
             input_text="",
@@ -331,6 +336,15 @@ class Engine:
             live.aborted = True
             self._abort(request_id)
 
+    def hold(self, request_ids: Iterable[str]) -> None:
+        """Leave requests out of the batch until they are resumed. Unknown ids are ignored."""
+        self._held.update(request_id for request_id in request_ids if request_id in self._live)
+
+    def resume(self, request_ids: Iterable[str]) -> None:
+        """Let held requests decode again. Other ids are ignored."""
+        self._held.difference_update(request_ids)
+        self._stalled = False
+
     def close(self) -> None:
         """Leave torch.distributed, which holds a port."""
         from stages.sglang_engine import process
@@ -338,9 +352,14 @@ class Engine:
         process.leave()
 
     @torch.inference_mode()
-    def step(self) -> list[Event]:
-        """Run one batch. Returns its events."""
+    def step(self, *, decode_first: bool = False) -> list[Event]:
+        """Run one batch. Returns its events.
+
+        Args:
+            decode_first: Whether requests that can decode go before new prompts. Usually a batch of prompts goes first.
+        """
         self.batch = []
+        self._scheduler.decode_first = decode_first
         with self._configured():
             self._run_batch()
         events, self._events = self._events, []
@@ -355,20 +374,26 @@ class Engine:
         return 2 * int(self._scheduler.page_size) if sampling.ignore_eos and uncached else 1
 
     def _make_scheduler(self, *arguments: Any) -> Any:
-        from stages.sglang_engine.scheduler import InProcessScheduler
+        from stages.sglang_engine.parking import ParkingScheduler
 
-        return InProcessScheduler(*arguments)
+        return ParkingScheduler(*arguments)
 
     def _abort(self, request_id: str) -> None:
-        """Tell SGLang to drop a request."""
+        """Drop a request, at once if it waits outside SGLang's batch."""
         from sglang.srt.managers.io_struct import AbortReq
 
+        self._held.discard(request_id)
+        self._stalled = False
         with self._configured():
-            self._scheduler.abort_request(AbortReq(rid=request_id))
+            if not self._scheduler.drop_waiting(request_id):
+                self._scheduler.abort_request(AbortReq(rid=request_id))
 
     def _run_batch(self) -> None:
-        """Let SGLang run one batch."""
-        self._scheduler.step()
+        """Let SGLang run one batch, without the requests that are held."""
+        if self._held or self._scheduler.waits:
+            self._stalled = not self._scheduler.step_ready(_Without(self._held))
+        else:
+            self._scheduler.step()
 
     def _prepare(self, batch: Any) -> None:
         self.batch = [req.rid for req in batch.reqs]
@@ -430,13 +455,25 @@ class Engine:
             live.sent = len(req.output_ids)
         if req.finished():
             del self._live[req.rid]
+            self._held.discard(req.rid)
             if not live.aborted:
                 self._events.append(_ending(req))
 
     def _dropped(self, request_id: str) -> None:
         live = self._live.pop(request_id, None)
+        self._held.discard(request_id)
         if live is not None and not live.aborted:
             self._events.append(Broken(request_id, "the scheduler dropped the request"))
+
+
+class _Without(Container[str]):
+    """All request ids except the given ones."""
+
+    def __init__(self, held: Container[str]) -> None:
+        self._held = held
+
+    def __contains__(self, request_id: object) -> bool:
+        return request_id not in self._held
 
 
 def _slots(batch: Any) -> list[int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 
-from stages.sglang_engine.engine import Engine, Generation
+from stages.sglang_engine.engine import Engine
 
 
 class FedEngine(Engine):
@@ -22,7 +22,6 @@ class FedEngine(Engine):
         super().__init__(**arguments)
         # For each request that may decode, the two parts of its next input row.
         self._rows: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._stalled = False  # the latest step found no batch that could run, and nothing has changed since
 
     @property
     def has_work(self) -> bool:
@@ -35,6 +34,11 @@ class FedEngine(Engine):
         return bool(scheduler.waiting_queue or scheduler.chunked_req is not None)
 
     @property
+    def fed(self) -> Collection[str]:
+        """The requests that have been fed and have not decoded since."""
+        return self._rows.keys()
+
+    @property
     def ready(self) -> int:
         """Number of requests that have been fed and have not decoded since."""
         return len(self._rows)
@@ -45,10 +49,6 @@ class FedEngine(Engine):
 
     def stats(self) -> dict[str, float]:
         return {**super().stats(), "queued_requests": self.waiting + self.ready}
-
-    def add(self, generation: Generation) -> None:
-        super().add(generation)
-        self._stalled = False
 
     def feed(self, request_id: str, sent: torch.Tensor, own: torch.Tensor) -> None:
         """Give the input row [hidden] of a request's next decode step as two parts. Unknown request ids are ignored.
@@ -64,16 +64,7 @@ class FedEngine(Engine):
 
     def _abort(self, request_id: str) -> None:
         self._rows.pop(request_id, None)
-        self._stalled = False
-        with self._configured():
-            dropped = self._scheduler.drop_waiting(request_id)
-        if not dropped:
-            super()._abort(request_id)
-
-    def _make_scheduler(self, *arguments: Any) -> Any:
-        from stages.sglang_engine.parking import ParkingScheduler
-
-        return ParkingScheduler(*arguments)
+        super()._abort(request_id)
 
     def _run_batch(self) -> None:
         self._stalled = not self._scheduler.step_ready(self._rows.keys())

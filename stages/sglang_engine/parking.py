@@ -1,4 +1,4 @@
-"""Lets requests wait, outside SGLang's batch, for the input of their next decode step.
+"""Lets requests wait outside SGLang's batch: for the input of their next decode step, or until others have caught up.
 
 SGLang sees only the requests that can run now. So this module counts the waiting requests when a new request needs
 memory, and takes memory back from waiting requests in the same way as SGLang takes memory back from requests in its
@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Container
 from typing import Any
 
-from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang.srt.managers.schedule_batch import NextBatchPlan, Req, ScheduleBatch
 from sglang.srt.managers.schedule_policy import PrefillAdder
 from sglang.srt.managers.scheduler_components.new_token_ratio_tracker import NewTokenRatioTracker
 
@@ -19,7 +19,7 @@ from stages.sglang_engine.scheduler import InProcessScheduler
 
 
 class ParkingScheduler(InProcessScheduler):
-    """A scheduler in which a request decodes only after its next input has arrived.
+    """A scheduler in which a request decodes only while its owner says that it is ready.
 
     Between steps, a request whose prefill is complete is either parked or displaced. A displaced request has lost its
     KV memory while it waited. When the input of a displaced request has arrived, the request is queued and then
@@ -28,15 +28,22 @@ class ParkingScheduler(InProcessScheduler):
     Attributes:
         parked: The requests that wait and hold memory.
         displaced: The requests that wait and have lost their memory, by id.
+        decode_first: Whether the next step decodes even if a prompt waits, unless no request can decode.
     """
 
     parked: ScheduleBatch | None
     displaced: dict[str, Req]
+    decode_first: bool = False
 
     def __init__(self, *arguments: Any) -> None:
         self.parked = None
         self.displaced = {}
         super().__init__(*arguments)
+
+    @property
+    def waits(self) -> bool:
+        """Whether any request is parked or displaced."""
+        return self.parked is not None or bool(self.displaced)
 
     def step_ready(self, ready: Container[str]) -> bool:
         """Run one batch, prefill before decode. Returns False if no batch can run.
@@ -64,6 +71,11 @@ class ParkingScheduler(InProcessScheduler):
         self._release_aborted_request(req)
         self.on_dropped(request_id)
         return True
+
+    def get_new_batch_prefill(self, running_batch: ScheduleBatch) -> NextBatchPlan:
+        if self.decode_first and self.chunked_req is None and not running_batch.is_empty():
+            return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
+        return super().get_new_batch_prefill(running_batch)
 
     def update_running_batch(self, batch: ScheduleBatch) -> ScheduleBatch | None:
         """Prepare the next decode step, as SGLang does. Parked requests may also lose their memory for this step."""

@@ -377,3 +377,86 @@ def test_tables_are_made_by_the_first_step_and_stay_where_they_are(
     model.reserve(len(table))
     assert model.position_deltas is made
     model.recorded, model.position_deltas = recorded, table
+
+
+# --- held requests ----------------------------------------------------------------------------------------------------
+
+
+def test_a_held_request_waits_and_continues_with_the_same_tokens(
+    engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]
+) -> None:
+    for index in range(3):
+        engine.add(generation(f"r{index}", prompts[index]))
+    events: dict[str, list[Event]] = {f"r{index}": [] for index in range(3)}
+
+    def step() -> None:
+        for event in engine.step():
+            events[event.request_id].append(event)
+
+    while len(ids(events["r0"])) < 3:
+        step()
+    engine.hold(["r0", "never seen"])
+    for _ in range(2):
+        step()  # a held request may still be in the batch that was already formed
+    kept = len(ids(events["r0"]))
+    while engine.has_work:
+        step()
+    assert ids(events["r1"]) == truths[1].ids
+    assert ids(events["r2"]) == truths[2].ids
+    assert len(ids(events["r0"])) == kept < len(truths[0].ids)
+    assert engine.running == 1
+    engine.resume(["r0", "never seen"])
+    while engine.has_work:
+        step()
+    assert ids(events["r0"]) == truths[0].ids
+    assert engine.stats()["kv_tokens_used"] == 0
+
+
+def test_held_requests_give_their_memory_to_others(
+    engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]
+) -> None:
+    """Held requests lose their memory when the others need it, and are computed again later."""
+    held = [generation(f"h{index}", prompts[2], max_tokens=60, ignore_eos=True) for index in range(4)]
+    for one in held:
+        engine.add(one)
+    while engine.stats()["generated_tokens"] < 0 or len(engine.batch) < 1:
+        engine.step()
+    for _ in range(30):
+        engine.step()
+    names = [one.request_id for one in held]
+    engine.hold(names)
+    for index in range(4):
+        engine.add(generation(f"r{index}", prompts[index]))
+    events = drain(engine)
+    assert [ids(events[f"r{index}"]) for index in range(4)] == [truth.ids for truth in truths[:4]]
+    engine.resume(names)
+    events = drain(engine)
+    assert all(isinstance(events[name][-1], Done) for name in names)
+    assert engine.stats()["kv_tokens_used"] == 0
+
+
+def test_an_abort_frees_a_held_request(engine: Engine, prompts: list[torch.Tensor]) -> None:
+    engine.add(generation("a", prompts[0], ignore_eos=True))
+    while not engine.batch:
+        engine.step()
+    engine.hold(["a"])
+    while engine.has_work:
+        engine.step()
+    engine.abort("a")
+    assert not drain(engine)
+    assert not engine.has_work
+    assert engine.stats()["kv_tokens_used"] == 0
+
+
+def test_a_request_that_is_held_before_its_prompt_is_computed(
+    engine: Engine, prompts: list[torch.Tensor], truths: list[Greedy]
+) -> None:
+    engine.add(generation("a", prompts[0]))
+    engine.hold(["a"])
+    assert not engine.has_work
+    engine.add(generation("b", prompts[1]))
+    events = drain(engine)
+    assert ids(events["b"]) == truths[1].ids
+    engine.resume(["a"])
+    later = drain(engine)
+    assert ids(events.get("a", [])) + ids(later["a"]) == truths[0].ids
