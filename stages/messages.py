@@ -154,11 +154,13 @@ class SpeechOptions(Struct):
         talker: Parameters for codebook-0 codes. Their `max_tokens` is the reference's `talker_max_new_tokens`: an
             utterance has at most `max_tokens` - 1 frames.
         predictor: Parameters for residual codes; their `max_tokens` and penalties have no effect.
+        streamed: Whether the client gets the speech while it is generated, and so can play it at once.
     """
 
     speaker: str
     talker: Sampling
     predictor: Sampling
+    streamed: bool = True
 
 
 class ChatRequest(Struct):
@@ -477,9 +479,19 @@ class TalkerPrompt(Struct, tag="talker_prompt"):
 
 
 class PredictorStart(Struct, tag="predictor_start"):
-    """The first message of an utterance to the code predictor: the sampling parameters for its residual codes."""
+    """The first message of an utterance to the code predictor: the sampling parameters for its residual codes.
+
+    `streamed` is the client's option, which the code predictor passes on.
+    """
 
     sampling: Sampling
+    streamed: bool = True
+
+
+class VocoderStart(Struct, tag="vocoder_start"):
+    """The first message of an utterance to the vocoder. `streamed` is the client's option."""
+
+    streamed: bool = True
 
 
 class FrameSeed(Struct, tag="frame_seed"):
@@ -524,3 +536,24 @@ class AudioDone(Struct, tag="audio_done"):
 
     frames: int
     reason: FinishReason
+
+
+# --- advice about the order of work: code2wav → talker_ar → thinker ---------------------------------------------------
+
+
+class Playing(Struct):
+    """The times at which the players of some utterances would have started if they had never been silent, by
+    `time.monotonic`. So frame i of an utterance, counted from 0, must be heard i · 80 ms later.
+    """
+
+    since: dict[str, float]
+    behind: bool = False
+
+
+class TextPace(Struct):
+    """The answers whose text is far enough ahead of its speech, so that the thinker can leave them aside, and the
+    answers whose text is wanted again.
+    """
+
+    hold: list[str]
+    resume: list[str]

@@ -105,9 +105,12 @@ class TalkerOptions(EngineOptions, frozen=True, forbid_unknown_fields=True, kw_o
 
     Attributes:
         default_max_tokens: Maximum number of talker tokens for a request without a limit (a codec frame is 80 ms).
+        just_in_time: Whether an utterance, and the thinker's text for it, waits while its listener has ample speech to
+            hear and another listener has not.
     """
 
     default_max_tokens: Positive = 4096
+    just_in_time: bool = True
 
 
 class CodePredictorOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -141,10 +144,15 @@ class Code2WavOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_
         max_batch: Maximum number of utterances decoded together in one step. null means all utterances that are ready
             on a GPU, and one utterance on a CPU. On a CPU a batch is hardly faster. If utterances are decoded one at a
             time, the speech is bit-identical, whatever other requests there are.
+        just_in_time: Whether the order and the length of chunks follow what each listener has left to hear. If there
+            is more than one utterance, a chunk can then be longer than `chunk_frames` says, up to its largest entry, or
+            shorter, so that nobody hears a silence. The first chunk then waits until the next one is sure to come in
+            time.
         dtype: Data type of weights and activations; null means float32 on a CPU and the checkpoint's type on a GPU.
     """
 
     max_streams: Positive = 32
     max_batch: Positive | None = None
     chunk_frames: tuple[Positive, ...] = (1, 1, 2, 3, 4, 6, 8)
+    just_in_time: bool = True
     dtype: str | None = None

@@ -121,7 +121,11 @@ QWEN3_OMNI = Graph(
         Edge("thinker", "talker_ar", messages.TalkerPrompt | messages.Tokens | messages.Finished),
         Edge("talker_ar", "code_predictor", messages.PredictorStart | messages.FrameSeed | messages.SpeechFinished),
         Edge("code_predictor", "talker_ar", messages.FrameFeedback),
-        Edge("code_predictor", "code2wav", messages.Frame | messages.SpeechFinished),
+        Edge("code_predictor", "code2wav", messages.VocoderStart | messages.Frame | messages.SpeechFinished),
         Edge("code2wav", COLLECTOR, messages.AudioDelta | messages.AudioDone),
+    ),
+    advice=(
+        Edge("code2wav", "talker_ar", messages.Playing),
+        Edge("talker_ar", "thinker", messages.TextPace),
     ),
 )

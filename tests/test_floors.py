@@ -34,7 +34,14 @@ OPEN_TO_STAGES = (
     "omni_pipeline.gpus",
 )
 STAGES = (
-    ("stages", "stages.messages", "stages.cuda_habits", "stages.cpu_graphs", "stages.context_length"),
+    (
+        "stages",
+        "stages.messages",
+        "stages.cuda_habits",
+        "stages.cpu_graphs",
+        "stages.context_length",
+        "stages.playback",
+    ),
     ("stages.flags", "stages.options", "stages.filtered_draws"),
     ("stages.checkpoint",),
     ("stages.sglang_engine", "stages.encoders"),

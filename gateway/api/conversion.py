@@ -205,7 +205,12 @@ def _speech(request: ChatCompletionRequest, voices: Voices | None, limits: Limit
             code="unsupported_value",
         )
     talker = talker_sampling(request, limits)
-    return SpeechOptions(speaker=voices.choose(request), talker=talker, predictor=predictor_sampling(request, talker))
+    return SpeechOptions(
+        speaker=voices.choose(request),
+        talker=talker,
+        predictor=predictor_sampling(request, talker),
+        streamed=bool(request.stream),
+    )
 
 
 def _text_output(request: ChatCompletionRequest) -> TextOutput:

@@ -12,7 +12,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
 
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.errors import internal
-from omni_pipeline.wire.messages import Chunk, End, Failed, Work
+from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Work
 from omni_pipeline.wire.tensor import Tensor
 from stages import cuda_habits
 from stages.checkpoint.weights import encoder_dtype, load_part, read_tensors
@@ -20,7 +20,7 @@ from stages.code_predictor.choice import CodeChoice, Draws
 from stages.code_predictor.graphs import MOST_TRACED, NARROW, TRACED_BEFOREHAND, Capture, FrameGraphs, Record, trace
 from stages.code_predictor.network import ResidualNetwork
 from stages.cpu_graphs import GraphPool
-from stages.messages import Frame, FrameFeedback, FrameSeed, PredictorStart, SpeechFinished
+from stages.messages import Frame, FrameFeedback, FrameSeed, PredictorStart, SpeechFinished, VocoderStart
 from stages.options import CodePredictorOptions
 
 TALKER = "talker_ar"
@@ -70,6 +70,7 @@ class CodePredictor:
         request_id, body = message.request_id, message.body
         if isinstance(body, PredictorStart):
             self._voices[request_id] = _FrameStream(body)
+            self._outbox.append(Start(request_id, self.name, VOCODER, VocoderStart(body.streamed)))
         elif isinstance(body, SpeechFinished):  # the talker never sends the code that ends an utterance
             self._end(request_id, body)
         elif isinstance(body, FrameSeed):

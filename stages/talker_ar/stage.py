@@ -2,11 +2,14 @@
 
 Each utterance goes round a ring. The engine picks codebook 0 of a frame. The code predictor fills in the other
 codebooks and returns the frame's summed embedding. This embedding plus the next row of text is the engine's next input.
-If an utterance's text or frame is late, only this utterance waits.
+If an utterance's text or frame is late, only this utterance waits. An utterance whose listener has enough to hear may
+wait too, while others have not; see `voice_order`.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +19,7 @@ import torch
 
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.errors import unavailable
-from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Work
+from omni_pipeline.wire.messages import Advice, Chunk, End, Failed, Start, Work
 from omni_pipeline.wire.tensor import Tensor
 from stages.checkpoint.weights import read_config, read_tensors
 from stages.messages import (
@@ -24,9 +27,11 @@ from stages.messages import (
     FinishReason,
     FrameFeedback,
     FrameSeed,
+    Playing,
     PredictorStart,
     SpeechFinished,
     TalkerPrompt,
+    TextPace,
     Tokens,
 )
 from stages.options import TalkerOptions
@@ -34,13 +39,19 @@ from stages.sglang_engine.checkpoint_view import talker_view
 from stages.sglang_engine.engine import Broken, Done, Engine, Event, Generation, Token
 from stages.sglang_engine.fed_engine import FedEngine
 from stages.sglang_engine.prompt_rows import PromptRows
+from stages.talker_ar.text_pace import TextOrder
+from stages.talker_ar.voice_order import VoiceOrder
 
 ARCHITECTURE = "Qwen3OmniTalker"
 PREDICTOR = "code_predictor"
+THINKER = "thinker"
 
 # Number of control codes, which are the last ids of the vocabulary. The only control code that the engine may pick is
 # the code that ends an utterance.
 CONTROL_CODES = 1024
+
+# Maximum number of steps in a row that are made for urgent utterances while new prompts wait.
+URGENT_STEPS = 3
 
 
 @dataclass(slots=True)
@@ -54,7 +65,8 @@ class _Utterance:
         ended: Whether the text is complete.
         begun: Whether the engine has the prompt.
         frames: Number of frames whose text row has been used.
-        feedback: Summed embedding of the latest frame, kept until the row of text for the same input has arrived.
+        feedback: Summed embedding of the latest frame, kept until the row of text for the same input has arrived and
+            the frame is to be made.
     """
 
     prompt: TalkerPrompt
@@ -76,8 +88,13 @@ class Talker:
         self.name = context.name
         self._default_max_tokens = options.default_max_tokens
         self._voices: dict[str, _Utterance] = {}
-        self._outbox: list[Work] = []
+        self._outbox: list[Work | Advice[TextPace]] = []
         self._out: set[str] = set()  # utterances whose frame is at the predictor
+        # for each utterance whose next frame can be made: its row of text
+        self._makeable: dict[str, torch.Tensor] = {}
+        self._order = VoiceOrder() if options.just_in_time else None
+        self._text_order = TextOrder()
+        self._urgent_steps = 0
         self.batch: list[str] = []
         self._engine = FedEngine(
             model_path=talker_view(context.model_path, context.scratch),
@@ -110,13 +127,27 @@ class Talker:
         """
         if self._outbox:
             return True
+        if self._makeable:
+            self._feed()
         enough = self._engine.ready >= len(self._out)
         return self._engine.has_work and (enough or self._engine.must_step)
+
+    @property
+    def wakes_at(self) -> float | None:
+        return None if self._order is None else self._order.wakes_at(self._makeable, time.monotonic())
+
+    def advise(self, advice: Advice[Playing]) -> None:
+        if self._order is not None:
+            self._order.behind = advice.body.behind
+            for request_id, since in advice.body.since.items():
+                self._order.play_since(request_id, since)
 
     def receive(self, message: Work) -> None:
         request_id, body = message.request_id, message.body
         if isinstance(body, TalkerPrompt):
             self._voices[request_id] = _Utterance(body)
+            if self._order is not None:
+                self._order.begin(request_id, streamed=body.speech.streamed)
             return
         voice = self._voices.get(request_id)
         if voice is None:  # the utterance has ended, but the sender did not know this yet
@@ -135,25 +166,29 @@ class Talker:
             raise TypeError(f"talker_ar cannot take a {type(body).__name__}")
         self._advance(request_id, voice)
 
-    def step(self) -> Iterable[Work | Failed]:
+    def step(self) -> Iterable[Work | Failed | Advice[TextPace]]:
         outbox, self._outbox = self._outbox, []
         yield from outbox
         seeds: dict[str, FrameSeed] = {}
         self.batch = []
         if self._engine.has_work:
-            events = self._engine.step()
+            events = self._engine.step(decode_first=self._decodes_first())
             self.batch = self._engine.batch
             for event in events:
                 yield from self._tell(event, seeds)
         self._out.update(seeds)
         for request_id, seed in seeds.items():
             yield Chunk(request_id, self.name, PREDICTOR, seed)
+        if self._order is not None:
+            yield from self._pace_text(self._order)
 
     def abort(self, request_id: str) -> None:
-        self._voices.pop(request_id, None)
+        self._drop(request_id)
         self._out.discard(request_id)
         self._engine.abort(request_id)
-        self._outbox = [message for message in self._outbox if message.request_id != request_id]
+        self._outbox = [
+            message for message in self._outbox if isinstance(message, Advice) or message.request_id != request_id
+        ]
 
     def live(self) -> Collection[str]:
         return self._voices.keys()
@@ -175,9 +210,48 @@ class Talker:
         elif voice.feedback is not None:
             text = self._next_text(voice)
             if text is not None:
-                self._engine.feed(request_id, voice.feedback, text)
-                voice.feedback = None
-                voice.frames += 1
+                self._makeable[request_id] = text
+
+    def _feed(self) -> None:
+        """Give the engine the inputs of the frames that are to be made now."""
+        going = (
+            list(self._makeable)
+            if self._order is None
+            else self._order.next_step(self._makeable, time.monotonic(), running=self._engine.ready > 0)
+        )
+        for request_id in going:
+            voice = self._voices[request_id]
+            assert voice.feedback is not None
+            self._engine.feed(request_id, voice.feedback, self._makeable.pop(request_id))
+            voice.feedback = None
+            voice.frames += 1
+            if self._order is not None:
+                self._order.make_frame(request_id)
+
+    def _decodes_first(self) -> bool:
+        """Whether the next step is made for utterances that are spoken already, although new prompts wait."""
+        urgent = (
+            self._order is not None
+            and self._engine.must_step
+            and self._urgent_steps < URGENT_STEPS
+            and self._order.urgent(self._engine.fed, time.monotonic())
+        )
+        self._urgent_steps = self._urgent_steps + 1 if urgent else 0
+        return urgent
+
+    def _pace_text(self, order: VoiceOrder) -> Iterable[Advice[TextPace]]:
+        ahead = {
+            request_id: len(voice.text) - voice.frames for request_id, voice in self._voices.items() if not voice.ended
+        }
+        pace = self._text_order.pace(ahead, pressed=order.sufficient_lead(time.monotonic()) < math.inf)
+        if pace is not None:
+            yield Advice(self.name, THINKER, pace)
+
+    def _drop(self, request_id: str) -> None:
+        self._voices.pop(request_id, None)
+        self._makeable.pop(request_id, None)
+        if self._order is not None:
+            self._order.forget(request_id)
 
     def _next_text(self, voice: _Utterance) -> torch.Tensor | None:
         """The row of text for the next frame, or None while it is not known."""
@@ -211,13 +285,19 @@ class Talker:
             )
         )
         voice.begun = True
+        if self._order is not None:
+            self._order.make_frame(request_id)
         self._begin_stream(request_id, voice)
 
     def _begin_stream(self, request_id: str, voice: _Utterance) -> None:
-        self._outbox.append(Start(request_id, self.name, PREDICTOR, PredictorStart(voice.prompt.speech.predictor)))
+        speech = voice.prompt.speech
+        started = PredictorStart(speech.predictor, streamed=speech.streamed)
+        self._outbox.append(Start(request_id, self.name, PREDICTOR, started))
 
     def _finish(self, request_id: str, reason: FinishReason) -> None:
-        del self._voices[request_id]
+        if not self._voices[request_id].ended:
+            self._outbox.append(Advice(self.name, THINKER, TextPace([], [request_id])))
+        self._drop(request_id)
         self._outbox.append(End(request_id, self.name, PREDICTOR, SpeechFinished(reason)))
 
     def _tell(self, event: Event, seeds: dict[str, FrameSeed]) -> Iterable[Work | Failed]:
@@ -233,7 +313,7 @@ class Talker:
             self._finish(request_id, event.reason)
         elif isinstance(event, Broken):
             seeds.pop(request_id, None)
-            del self._voices[request_id]
+            self._drop(request_id)
             error = unavailable(event.message, code="engine", retry_after=None)
             yield Failed(request_id, self.name, error.info)
 

@@ -15,7 +15,7 @@ import torch
 
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.errors import unavailable
-from omni_pipeline.wire.messages import Chunk, End, Failed, Start, Work
+from omni_pipeline.wire.messages import Advice, Chunk, End, Failed, Start, Work
 from omni_pipeline.wire.tensor import Tensor
 from stages.checkpoint.weights import read_config
 from stages.messages import (
@@ -25,6 +25,7 @@ from stages.messages import (
     SpokenPrompt,
     StopGenerating,
     TalkerPrompt,
+    TextPace,
     ThinkerRequest,
     Tokens,
 )
@@ -104,7 +105,7 @@ class Thinker:
         outbox, self._outbox = self._outbox, []
         yield from outbox
         fresh: dict[str, Tokens] = {}
-        for event in self._engine.step():
+        for event in self._engine.step() if self._engine.has_work else ():
             yield from self._tell(event, fresh)
         for request_id, tokens in fresh.items():
             yield Chunk(request_id, self.name, TARGET, tokens)
@@ -114,6 +115,11 @@ class Thinker:
         self._answers.pop(request_id, None)
         self._engine.abort(request_id)
         self._outbox = [message for message in self._outbox if message.request_id != request_id]
+
+    def advise(self, advice: Advice[TextPace]) -> None:
+        """Leave out the answers whose speech is far behind their text."""
+        self._engine.hold(advice.body.hold)
+        self._engine.resume(advice.body.resume)
 
     def live(self) -> Collection[str]:
         return self._answers.keys()

@@ -30,6 +30,7 @@ from stages.messages import (
     VideoOptions,
     VisionItem,
     VisionWork,
+    VocoderStart,
 )
 from stages.options import Code2WavOptions, CodePredictorOptions, EncoderOptions
 from stages.preprocessing.features import Features
@@ -201,12 +202,14 @@ class StagesUnderTest:
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         stage = self._vocoder
+        stage.receive(Start("a", "code_predictor", "code2wav", VocoderStart()))
         for frame in codes:
             stage.receive(Chunk("a", "code_predictor", "code2wav", Frame(Tensor.of(frame))))
         stage.receive(End("a", "code_predictor", "code2wav", SpeechFinished("stop")))
         parts: list[torch.Tensor] = []
         while stage.has_work:
-            parts += [message.body.samples.torch() for message in stage.step() if isinstance(message.body, AudioDelta)]
+            bodies = [message.body for message in stage.step()]
+            parts += [body.samples.torch() for body in bodies if isinstance(body, AudioDelta)]
         return torch.cat(parts)
 
 

@@ -32,7 +32,7 @@ TALKER, PREDICTOR = "talker_ar", "code_predictor"
 BODIES = {
     (TALKER, PREDICTOR): messages.PredictorStart | messages.FrameSeed | messages.SpeechFinished,
     (PREDICTOR, TALKER): messages.FrameFeedback,
-    (PREDICTOR, "code2wav"): messages.Frame | messages.SpeechFinished,
+    (PREDICTOR, "code2wav"): messages.VocoderStart | messages.Frame | messages.SpeechFinished,
 }
 VOICES = (1, 8, 32)
 FRAMES, WARM = 100, 20

@@ -230,7 +230,7 @@ class _Ring:
             assistant_ids=[1, 2, 3],
             positions=None,
             position_delta=0.0,
-            speech=SpeechOptions("ethan", sampling, sampling),
+            speech=SpeechOptions("ethan", sampling, sampling, streamed=False),
         )
         self.talker.receive(Start(name, "thinker", "talker_ar", prompt))
         self.talker.receive(Chunk(name, "thinker", "talker_ar", Tokens([5, 6])))

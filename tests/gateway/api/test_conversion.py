@@ -177,14 +177,16 @@ def test_an_answer_is_written_unless_speech_is_asked_for(modalities):
     assert request.speech is None
 
 
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("modalities", [["text", "audio"], ["audio", "text"], ["audio"]])
-def test_a_spoken_answer_has_the_defaults_of_the_reference(modalities):
-    request, _ = converted(modalities=modalities)
+def test_a_spoken_answer_has_the_defaults_of_the_reference(modalities, stream):
+    request, _ = converted(modalities=modalities, stream=stream, **({"audio": {"format": "pcm16"}} if stream else {}))
     assert request.thinker == Sampling()
     assert request.speech == SpeechOptions(
         speaker="ethan",
         talker=Sampling(temperature=0.9, top_k=50, top_p=1.0, repetition_penalty=1.05),
         predictor=Sampling(temperature=1.0, top_k=50, top_p=0.8),
+        streamed=stream,
     )
 
 

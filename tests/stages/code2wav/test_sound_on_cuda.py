@@ -9,12 +9,12 @@ import torch
 from transformers import Qwen3OmniMoeConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeCode2Wav
 
-from omni_pipeline.wire.messages import Chunk
+from omni_pipeline.wire.messages import Chunk, Start
 from omni_pipeline.wire.tensor import Tensor
 from stages.code2wav import Code2Wav
 from stages.code2wav.history import Streams
 from stages.code2wav.network import StreamingVocoder
-from stages.messages import AudioDelta, Frame
+from stages.messages import AudioDelta, Frame, VocoderStart
 from stages.options import Code2WavOptions
 from tests.cuda_rules import CudaRules
 
@@ -24,10 +24,12 @@ KERNELS = {"first": 496, "later": 511, "together": 547}
 
 
 def test_a_chunk_copies_as_often_for_many_voices_as_for_one(cuda: CudaRules, on_cuda: Callable[..., Any]) -> None:
-    stage = Code2Wav(on_cuda("code2wav", Code2WavOptions(dtype="bfloat16", max_streams=4, chunk_frames=(1, 2))))
+    options = Code2WavOptions(dtype="bfloat16", max_streams=4, chunk_frames=(1, 2), just_in_time=False)
+    stage = Code2Wav(on_cuda("code2wav", options))
     codes = torch.zeros(stage._vocoder.codebooks, dtype=torch.int64)
     for voices in (1, 4):
         for voice in range(voices):
+            stage.receive(Start(f"v{voice}", "code_predictor", "code2wav", VocoderStart()))
             for _ in range(3):
                 stage.receive(Chunk(f"v{voice}", "code_predictor", "code2wav", Frame(Tensor.of(codes))))
         while stage.has_work:

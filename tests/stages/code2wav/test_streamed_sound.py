@@ -13,10 +13,10 @@ import torch
 
 from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.errors import OmniError
-from omni_pipeline.wire.messages import Chunk, End, Work
+from omni_pipeline.wire.messages import Advice, Chunk, End, Start, Work
 from omni_pipeline.wire.tensor import Tensor
 from stages.code2wav import Code2Wav
-from stages.messages import AudioDone, FinishReason, Frame, SpeechFinished
+from stages.messages import AudioDone, FinishReason, Frame, SpeechFinished, VocoderStart
 from tests.device import EXACTNESS
 
 TOLERANCE = EXACTNESS.samples
@@ -28,22 +28,31 @@ class Listener:
 
     def __init__(self, stage: Code2Wav) -> None:
         self.stage = stage
+        self.begun: set[str] = set()
         self.chunks: dict[str, list[torch.Tensor]] = {}
         self.done: dict[str, int] = {}
         self.reasons: dict[str, str] = {}
 
+    def begin(self, voice: str, *, streamed: bool = True) -> None:
+        if voice not in self.begun:
+            self.begun.add(voice)
+            self.stage.receive(Start(voice, "code_predictor", "code2wav", VocoderStart(streamed)))
+
     def send(self, voice: str, frames: Iterable[torch.Tensor]) -> None:
+        self.begin(voice)
         for codes in frames:
             self.stage.receive(Chunk(voice, "code_predictor", "code2wav", Frame(Tensor.of(codes))))
 
     def end(self, voice: str, reason: FinishReason = "stop") -> None:
+        self.begin(voice)
         self.stage.receive(End(voice, "code_predictor", "code2wav", SpeechFinished(reason)))
 
     def run(self, steps: int | None = None) -> None:
         """Step while there is work, or at most `steps` times."""
         while self.stage.has_work and steps != 0:
             for message in self.stage.step():
-                self._hear(message)
+                if not isinstance(message, Advice):
+                    self._hear(message)
             steps = None if steps is None else steps - 1
 
     def _hear(self, message: Work) -> None:
@@ -63,7 +72,11 @@ class Listener:
 @pytest.fixture
 def listener(voice_context: Any) -> Callable[..., Listener]:
     """A function that returns a `Listener` around a stage, for the name of a checkpoint and the stage's options."""
-    return lambda checkpoint, **options: Listener(Code2Wav(voice_context(checkpoint, "code2wav", **options)))
+
+    def make(checkpoint: str, *, just_in_time: bool = False, **options: Any) -> Listener:
+        return Listener(Code2Wav(voice_context(checkpoint, "code2wav", just_in_time=just_in_time, **options)))
+
+    return make
 
 
 def frames(model: Any, count: int, seed: int = 0) -> torch.Tensor:
@@ -89,15 +102,21 @@ def assert_equal(sound: torch.Tensor, model: Any, codes: torch.Tensor) -> None:
 SCHEDULES = [(1,), (2,), (1, 2, 4, 8), (3, 1, 7), (16,), (1000,)]
 
 
+@pytest.mark.parametrize("just_in_time", [True, False], ids=["just in time", "by arrival"])
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("count", [1, 2, 37])
 def test_any_division_into_chunks_gives_the_whole_decode(
-    checkpoint: str, schedule: tuple[int, ...], count: int, listener: Callable[..., Listener], reference: Any
+    checkpoint: str,
+    schedule: tuple[int, ...],
+    count: int,
+    just_in_time: bool,
+    listener: Callable[..., Listener],
+    reference: Any,
 ) -> None:
     model = reference(checkpoint)
     codes = frames(model, count)
-    ears = listener(checkpoint, chunk_frames=schedule)
+    ears = listener(checkpoint, chunk_frames=schedule, just_in_time=just_in_time)
     ears.send("a", codes)
     ears.end("a")
     ears.run()
@@ -120,18 +139,21 @@ def test_beyond_the_references_chunks_of_300_frames_nothing_is_lost(
     assert_equal(ears.sound("long"), model, codes)
 
 
+@pytest.mark.parametrize("just_in_time", [True, False], ids=["just in time", "by arrival"])
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_voices_that_begin_and_end_at_different_times_do_not_hear_each_other(
-    checkpoint: str, listener: Callable[..., Listener], reference: Any
+    checkpoint: str, just_in_time: bool, listener: Callable[..., Listener], reference: Any
 ) -> None:
     """Ten utterances share four slots. Their frames arrive in random portions, and every third utterance is aborted
-    before its end.
+    before its end. Every second utterance is streamed.
     """
     model = reference(checkpoint)
     dice = random.Random(5)
     said = {f"voice {number}": frames(model, dice.randint(1, 45), seed=number) for number in range(10)}
     aborted = {f"voice {number}": dice.randint(0, 20) for number in (2, 5, 8)}
-    ears = listener(checkpoint, max_streams=4)
+    ears = listener(checkpoint, max_streams=4, just_in_time=just_in_time)
+    for number, voice in enumerate(said):
+        ears.begin(voice, streamed=number % 2 == 0)
     sent = dict.fromkeys(said, 0)
     speaking = list(said)
     while speaking:

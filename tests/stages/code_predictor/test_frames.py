@@ -17,7 +17,16 @@ from omni_pipeline.errors import OmniError
 from omni_pipeline.wire.messages import Chunk, End, Start
 from omni_pipeline.wire.tensor import Tensor
 from stages.code_predictor import CodePredictor
-from stages.messages import FinishReason, Frame, FrameFeedback, FrameSeed, PredictorStart, Sampling, SpeechFinished
+from stages.messages import (
+    FinishReason,
+    Frame,
+    FrameFeedback,
+    FrameSeed,
+    PredictorStart,
+    Sampling,
+    SpeechFinished,
+    VocoderStart,
+)
 from tests.device import EXACTNESS
 
 CHECKPOINTS = ("tiny", "nano")
@@ -41,6 +50,7 @@ class Heard:
 
     frames: list[list[int]] = field(default_factory=list)
     embeddings: list[torch.Tensor] = field(default_factory=list)
+    streamed: bool | None = None
     ended: bool = False
     ending: SpeechFinished | None = None
 
@@ -52,9 +62,9 @@ class Partners:
         self.stage = stage
         self.heard: dict[str, Heard] = {}
 
-    def start(self, voice: str, sampling: Sampling = GREEDY) -> None:
+    def start(self, voice: str, sampling: Sampling = GREEDY, *, streamed: bool = True) -> None:
         self.heard[voice] = Heard()
-        self.stage.receive(Start(voice, "talker_ar", "code_predictor", PredictorStart(sampling)))
+        self.stage.receive(Start(voice, "talker_ar", "code_predictor", PredictorStart(sampling, streamed)))
 
     def send(self, voice: str, seed: Seed) -> None:
         body = FrameSeed(Tensor.of(seed.hidden), seed.code)
@@ -67,7 +77,11 @@ class Partners:
         for message in self.stage.step():
             heard = self.heard[message.request_id]
             assert not heard.ended
-            if isinstance(message, End):
+            if isinstance(message.body, VocoderStart):
+                assert message.target == "code2wav"
+                assert not heard.frames
+                heard.streamed = message.body.streamed
+            elif isinstance(message, End):
                 # Both streams of an utterance are closed: first the stream to the talker, then the stream to the
                 # vocoder.
                 heard.ended = message.target == "code2wav"
@@ -304,7 +318,7 @@ def test_the_end_of_a_voice_is_passed_on_after_its_last_frame_with_its_reason(
 
 
 def test_a_voice_without_frames_ends_too(partners: Callable[..., Partners]) -> None:
-    assert partners("nano").say("a", []) == Heard(ended=True, ending=SpeechFinished("stop"))
+    assert partners("nano").say("a", []) == Heard(streamed=True, ended=True, ending=SpeechFinished("stop"))
 
 
 def test_an_aborted_voice_is_forgotten_with_its_seed(partners: Callable[..., Partners], reference: Any) -> None:
@@ -335,3 +349,11 @@ def test_a_seed_that_does_not_fit_the_model_fails_its_voice_only(
     with pytest.raises(OmniError) as raised:
         room.send("a", Seed(torch.zeros(width), code))
     assert raised.value.info.code == "bad_frame"
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_the_vocoder_learns_whether_somebody_listens(streamed: bool, partners: Callable[..., Partners]) -> None:
+    room = partners("nano")
+    room.start("a", streamed=streamed)
+    room.step()
+    assert room.heard["a"].streamed is streamed

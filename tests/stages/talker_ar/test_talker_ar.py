@@ -8,6 +8,7 @@ predictor, and shows that the codes equal the reference's codes.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -16,12 +17,13 @@ import pytest
 import torch
 
 from omni_pipeline.errors import OmniError
-from omni_pipeline.wire.messages import Chunk, End, Failed, Start
+from omni_pipeline.wire.messages import Advice, Chunk, End, Failed, Start
 from omni_pipeline.wire.tensor import Tensor
 from stages.messages import (
     Finished,
     FrameFeedback,
     FrameSeed,
+    Playing,
     Sampling,
     SpeechFinished,
     SpeechOptions,
@@ -29,6 +31,7 @@ from stages.messages import (
     Tokens,
 )
 from stages.options import TalkerOptions
+from stages.playback import FRAME_SECONDS
 from stages.talker_ar.stage import Talker
 from tests.stages.plans import engine_bytes, needs
 
@@ -61,12 +64,13 @@ class Ring:
         self.ended: set[str] = set()
         self.reasons: dict[str, str] = {}
         self.due: dict[str, int] = {}
+        self.held: set[str] = set()  # answers whose text the thinker leaves aside
 
-    def begin(self, name: str, which: int, *, length: int = 24, **sampling: Any) -> None:
+    def begin(self, name: str, which: int, *, length: int = 24, streamed: bool = False, **sampling: Any) -> None:
         """Send a prompt of `length` tokens. Each value of `which` gives a different prompt."""
         ids = torch.randint(0, 2000, (length,), generator=torch.Generator().manual_seed(which))
         greedy = Sampling(**{"repetition_penalty": 1.05, "max_tokens": FRAMES + 1, "ignore_eos": True, **sampling})
-        speech = SpeechOptions("ethan", greedy, greedy)
+        speech = SpeechOptions("ethan", greedy, greedy, streamed)
         prompt = TalkerPrompt(Tensor.of(ids), None, None, ids[:3].tolist(), None, 0.0, speech)
         self.codes[name] = []
         self.talker.receive(Start(name, "thinker", "talker_ar", prompt))
@@ -93,7 +97,10 @@ class Ring:
             return
         for message in self.talker.step():
             assert not isinstance(message, Failed), message
-            if isinstance(message, End):
+            if isinstance(message, Advice):
+                self.held.update(message.body.hold)
+                self.held.difference_update(message.body.resume)
+            elif isinstance(message, End):
                 assert isinstance(message.body, SpeechFinished)
                 self.ended.add(message.request_id)
                 self.reasons[message.request_id] = message.body.reason
@@ -120,6 +127,11 @@ class Ring:
         """Go on until an utterance has this many frames. The predictor's reply to the last frame is not sent."""
         while len(self.codes[name]) < frames:
             self.turn()
+
+    def hears(self, name: str, seconds: float, *, behind: bool = False) -> None:
+        """Tell the talker that a listener has this much to hear of what has been made."""
+        since = time.monotonic() + seconds - FRAME_SECONDS * len(self.codes[name])
+        self.talker.advise(Advice("code2wav", "talker_ar", Playing({name: since}, behind)))
 
     def leave(self, name: str) -> None:
         """Abort an utterance."""
@@ -437,3 +449,114 @@ def test_cache_takes_what_the_plan_says(talker: Talker, tiny_checkpoint: Any) ->
     cache = needs(tiny_checkpoint, "talker_ar", TalkerOptions()).cache
     assert cache is not None
     assert token == cache.token_bytes
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+def far_ahead(ring: Ring, name: str, frames: int = 4) -> None:
+    """Let an utterance make some frames, and tell the talker that its listener has a minute to hear."""
+    ring.run_until(name, frames)
+    ring.hears(name, 60.0)
+
+
+def test_an_utterance_with_ample_speech_waits_for_one_that_is_short(ring: Ring) -> None:
+    alone = Ring(ring.talker)
+    alone.begin("a", 1, streamed=True)
+    alone.say("a", *range(5, 15))
+    expected = alone.run()["a"]
+    ring.begin("a", 1, streamed=True)
+    ring.say("a", *range(5, 15))
+    far_ahead(ring, "a")
+    ring.begin("b", 2, streamed=True)  # nobody has heard anything of it
+    ring.say("b", 3, 4, 5)
+    made = len(ring.codes["a"])
+    while len(ring.codes["b"]) < 5:
+        ring.turn()
+    assert len(ring.codes["a"]) <= made + 1  # its frame may have been on the way
+    waiting = len(ring.codes["a"])
+    assert ring.talker.wakes_at is not None
+    ring.hears("b", 0.2)
+    ring.turn()
+    assert len(ring.codes["a"]) == waiting
+    ring.hears("b", 0.9)  # no longer short
+    assert ring.run()["a"] == expected
+
+
+def test_whole_answers_never_wait(ring: Ring) -> None:
+    ring.begin("whole", 1)
+    ring.say("whole", *range(5, 15))
+    ring.run_until("whole", 4)
+    ring.begin("b", 2, streamed=True)
+    ring.say("b", 3, 4, 5)
+    while len(ring.codes["b"]) < 3:
+        ring.turn()
+    assert len(ring.codes["whole"]) >= 6
+    ring.run()
+
+
+def test_utterances_wait_while_the_vocoder_is_behind(ring: Ring) -> None:
+    ring.begin("a", 1, streamed=True)
+    ring.say("a", *range(5, 15))
+    far_ahead(ring, "a")
+    ring.hears("a", 60.0, behind=True)
+    made = len(ring.codes["a"])
+    ring.turn()
+    assert not ring.talker.has_work
+    assert len(ring.codes["a"]) == made
+    ring.hears("a", 60.0, behind=False)
+    assert len(ring.run()["a"]) == FRAMES
+
+
+def test_an_utterance_wakes_when_its_lead_is_used_up(ring: Ring) -> None:
+    ring.begin("a", 1, streamed=True)
+    ring.say("a", *range(5, 15))
+    ring.run_until("a", 4)
+    ring.hears("a", 0.7, behind=True)  # a little more than suffices
+    ring.turn()
+    while not ring.talker.has_work:
+        assert ring.talker.wakes_at is not None
+        time.sleep(max(ring.talker.wakes_at - time.monotonic(), 0.0))
+    ring.hears("a", 0.7)
+    ring.run()
+
+
+def test_a_waiting_utterance_can_be_aborted(ring: Ring) -> None:
+    ring.begin("a", 1, streamed=True)
+    ring.say("a", *range(5, 15))
+    far_ahead(ring, "a")
+    ring.hears("a", 60.0, behind=True)
+    ring.turn()
+    ring.leave("a")
+    assert not ring.talker.live()
+    assert not ring.talker.has_work
+    assert ring.talker.wakes_at is None
+    ring.hears("a", 60.0, behind=False)
+
+
+def test_text_far_ahead_of_its_speech_waits_while_others_are_short(ring: Ring) -> None:
+    ring.begin("a", 1, streamed=True, max_tokens=40)
+    ring.say("a", *range(5, 25), last=False)
+    ring.begin("b", 2, streamed=True)
+    ring.say("b", 3, 4, 5, last=False)
+    ring.turn()
+    assert ring.held == {"a"}
+    while len(ring.codes["a"]) < 16:
+        ring.hears("a", 0.5)
+        ring.turn()
+    assert ring.held == set()  # the text is continued before the speech has used it up
+    ring.say("a", *range(5, 40))
+    ring.say("b")
+    assert ring.run().keys() == {"a", "b"}
+    assert ring.ended == {"a", "b"}
+    assert ring.held == set()
+
+
+def test_text_goes_on_when_the_speech_has_ended_before_it(ring: Ring) -> None:
+    ring.begin("a", 1, streamed=True, max_tokens=3)
+    ring.say("a", *range(5, 25), last=False)
+    ring.begin("b", 2, streamed=True)
+    ring.say("b", 3, 4, 5)
+    ring.run()
+    assert ring.ended == {"a", "b"}
+    assert ring.held == set()

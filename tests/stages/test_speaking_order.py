@@ -1,0 +1,315 @@
+"""What listeners hear is decided by the order of work. The tests run the real orders in a simulation."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from stages.code2wav.chunk_cost import ChunkCost
+from stages.code2wav.chunk_order import (
+    LONGEST_HOLD_SECONDS,
+    PATIENCE_SECONDS,
+    ArrivalOrder,
+    ChunkOrder,
+    ListenerOrder,
+    NextChunk,
+)
+from stages.messages import Playing, TextPace
+from stages.talker_ar.text_pace import TextOrder
+from stages.talker_ar.voice_order import VoiceOrder
+from tests.stages.speaking import Laws, Speakers, Utterance
+
+SIZES = (1, 1, 2, 3, 4, 6, 8)
+
+# About the laws of the demo model on one core: the vocoder makes 32 s of sound in a second with full chunks, and 13 s
+# with chunks of one frame.
+CPU = Laws(prompt=0.02, step=lambda voices: 0.004 + 0.0004 * voices, chunk=lambda _, frames: 0.004 + 0.002 * frames)
+
+
+def first_come(slots: int = 64) -> tuple[None, ChunkOrder]:
+    return None, ArrivalOrder(SIZES, slots, 1)
+
+
+def just_in_time(slots: int = 64) -> tuple[VoiceOrder, ChunkOrder]:
+    return VoiceOrder(), ListenerOrder(SIZES, slots, 1)
+
+
+def closed_loop(streams: int, answers: int, frames: int, seed: int) -> list[Utterance]:
+    """`streams` clients that ask again as soon as they have an answer. Returns all utterances; the clients begin at
+    random times within the first second.
+    """
+    dice = random.Random(seed)
+    utterances = []
+    for stream in range(streams):
+        chain = [Utterance(f"{stream}-{number}", 0.0, frames) for number in range(answers)]
+        chain[0].begins = dice.random()
+        for each, following in itertools.pairwise(chain):
+            each.then = following
+        utterances += chain
+    return utterances
+
+
+def gapless(utterances: Sequence[Utterance]) -> float:
+    assert all(each.ended_at is not None and each.heard == each.frames for each in utterances)
+    return sum(not each.player.underruns for each in utterances) / len(utterances)
+
+
+def play(utterances: Sequence[Utterance], orders: tuple[VoiceOrder | None, ChunkOrder], laws: Laws = CPU) -> None:
+    later = {id(each.then) for each in utterances}
+    Speakers(laws, *orders).run([each for each in utterances if id(each) not in later])
+
+
+@pytest.mark.parametrize("streams", [1, 8, 16, 24, 26])
+def test_answers_play_without_a_gap_up_to_the_throughput(streams: int) -> None:
+    """A full chunk of 8 frames takes 20 ms for 640 ms of sound, so no order can play more than 32 streams."""
+    utterances = closed_loop(streams, 8, 60, seed=streams)
+    play(utterances, just_in_time())
+    assert gapless(utterances) >= 0.99
+
+
+def test_first_come_first_served_stutters_long_before() -> None:
+    utterances = closed_loop(16, 8, 60, seed=16)
+    play(utterances, first_come())
+    assert gapless(utterances) < 0.9
+
+
+def test_order_costs_little_throughput() -> None:
+    """Each stage has a processor of its own here, and rests while utterances that are far ahead wait for others."""
+    spans = []
+    for orders in (first_come(), just_in_time()):
+        utterances = closed_loop(16, 8, 60, seed=3)
+        play(utterances, orders)
+        spans.append(max(each.ended_at or 0.0 for each in utterances))
+    assert spans[1] <= 1.1 * spans[0]
+
+
+def test_nobody_waits_while_nobody_else_is_short() -> None:
+    """A single answer is made as fast as without any order, with the same chunks."""
+    for frames in (1, 5, 200):
+        ends = []
+        for orders in (first_come(), just_in_time()):
+            alone = Utterance("alone", 0.0, frames)
+            play([alone], orders)
+            ends.append((alone.first_at, alone.ended_at))
+        assert ends[0] == ends[1]
+
+
+def test_whole_answers_are_not_delayed_by_listeners() -> None:
+    """A quarter of the answers are not streamed. They take hardly longer than with the order of arrival."""
+    times = []
+    for orders in (first_come(), just_in_time()):
+        utterances = closed_loop(12, 8, 60, seed=5)
+        for each in utterances:
+            each.streamed = int(each.name.split("-")[0]) % 4 != 0
+        play(utterances, orders)
+        whole = [(each.ended_at or 0.0) - each.begins for each in utterances if not each.streamed]
+        times.append(sum(whole) / len(whole))
+    assert times[1] <= 1.15 * times[0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_answer_ends_and_begins_in_bounded_time(seed: int) -> None:
+    """For random arrivals, lengths and slots, also far beyond the throughput: every utterance ends. While an utterance
+    waits that needs nothing more, the vocoder does not rest for longer than documented.
+    """
+    dice = random.Random(seed)
+    count, slots = dice.randint(1, 60), dice.choice([2, 8, 64])
+    utterances = [
+        Utterance(f"u{number}", dice.uniform(0, 4), dice.randint(1, 80), streamed=dice.random() < 0.7)
+        for number in range(count)
+    ]
+    watch = Watch(ListenerOrder(SIZES, slots, 1))
+    play(utterances, (VoiceOrder(), watch))
+    assert all(each.ended_at is not None and each.heard == each.frames for each in utterances)
+    assert watch.longest_idle <= LONGEST_HOLD_SECONDS + 0.01
+
+
+class Watch(ListenerOrder):
+    """Measures how long frames wait while the vocoder does nothing."""
+
+    longest_idle = 0.0
+    _idle_since: float | None = None
+
+    def __init__(self, order: ListenerOrder) -> None:
+        self.__dict__.update(order.__dict__)
+
+    def next_chunk(self, now: float) -> NextChunk:
+        chunk = super().next_chunk(now)
+        ready = any(each.waiting for each in self._utterances.values() if each.ended or not each.streamed)
+        if chunk.request_ids or not ready:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        if self._idle_since is not None:
+            self.longest_idle = max(self.longest_idle, now - self._idle_since)
+        return chunk
+
+
+def test_an_overloaded_vocoder_starts_everybody_in_the_end() -> None:
+    """Far more listeners than the vocoder can serve: each hears something after `LONGEST_HOLD_SECONDS` and a turn."""
+    utterances = [Utterance(f"u{number}", 0.0, 60) for number in range(50)]
+    play(utterances, just_in_time())
+    turn = 50 * (CPU.prompt + CPU.chunk(1, 8))
+    for each in utterances:
+        assert each.first_at is not None
+        assert each.first_at <= LONGEST_HOLD_SECONDS + PATIENCE_SECONDS + turn
+
+
+def test_a_start_waits_until_the_next_chunk_will_be_in_time() -> None:
+    """Another utterance has just got its first frames 150 ms apart, so one frame would have been played too early."""
+    order = ListenerOrder(SIZES, 8, 1)
+    order.begin("slow", 0.0, streamed=True)
+    for number in range(3):
+        order.add_frame("slow", 0.15 * number)
+    order.sent(order.next_chunk(0.3), 0.3, 0.3)
+    assert order.next_chunk(0.3).request_ids == ["slow"]
+    order.sent(order.next_chunk(0.3), 0.3, 0.3)
+    order.begin("new", 0.3, streamed=True)
+    waited = []
+    for _ in range(4):
+        order.add_frame("new", 0.3)
+        waited.append("new" not in order.next_chunk(0.3).request_ids)
+    assert waited == [True, False, False, False]
+    order = ListenerOrder(SIZES, 8, 1)
+    order.begin("other", 0.0, streamed=True)
+    order.begin("new", 0.0, streamed=True)
+    order.add_frame("new", 0.0)
+    assert order.next_chunk(0.0) == NextChunk(["new"], 1)
+
+
+@pytest.mark.parametrize("make", [first_come, just_in_time])
+def test_utterances_wait_for_a_slot(make: Callable[..., tuple[VoiceOrder | None, ChunkOrder]]) -> None:
+    utterances = [Utterance(f"u{number}", 0.0, 12, streamed=number % 2 == 0) for number in range(9)]
+    order, chunks = make(slots=2)
+    decoding: set[str] = set()
+    sent, forget = chunks.sent, chunks.forget
+
+    def send(chunk: NextChunk, began: float, now: float) -> object:
+        decoding.update(chunk.request_ids)
+        assert len(decoding) <= 2
+        return sent(chunk, began, now)
+
+    def leave(name: str) -> None:
+        decoding.discard(name)
+        forget(name)
+
+    chunks.sent, chunks.forget = send, leave  # type: ignore[method-assign, assignment]
+    play(utterances, (order, chunks))
+    assert all(each.ended_at is not None for each in utterances)
+
+
+def test_utterances_that_can_be_decoded_together_are_one_batch() -> None:
+    order = ListenerOrder(SIZES, 8, 4)
+    for name in "abcdef":
+        order.begin(name, 0.0, streamed=True)
+        for _ in range(3):
+            order.add_frame(name, 0.0)
+    chunk = order.next_chunk(0.0)
+    assert chunk == NextChunk(["a", "b", "c", "d"], 1)
+    order.sent(chunk, 0.0, 0.01)
+    assert order.next_chunk(0.01) == NextChunk(["e", "f"], 1)
+
+
+# --- the talker -------------------------------------------------------------------------------------------------------
+
+
+def leads(**seconds: float) -> VoiceOrder:
+    """An order in which each utterance has this lead at the time 0."""
+    order = VoiceOrder()
+    for name, lead in seconds.items():
+        order.begin(name, streamed=True)
+        order.play_since(name, lead)
+    return order
+
+
+@pytest.mark.parametrize(
+    ("order", "behind", "going"),
+    [
+        (leads(a=9.0, b=0.5), False, "ab"),  # nobody is short
+        (leads(a=9.0, b=0.3), False, "b"),
+        (leads(a=1.4, b=0.3), False, "ab"),  # a joins the step that is made for b
+        (leads(a=1.6, b=0.3), False, "b"),
+        (leads(a=9.0, b=0.7), True, ""),
+        (leads(a=9.0, b=0.6), True, "b"),
+        (leads(a=1.1, b=0.6), True, "ab"),
+    ],
+)
+def test_a_step_is_made_for_those_who_need_it(order: VoiceOrder, behind: bool, going: str) -> None:
+    order.behind = behind
+    assert order.next_step("ab", 0.0, running=False) == list(going)
+
+
+def test_those_who_wait_join_a_step_that_is_made_anyway() -> None:
+    order = leads(a=1.1, b=9.0)
+    order.behind = True
+    assert order.next_step("ab", 0.0, running=False) == []
+    assert order.next_step("ab", 0.0, running=True) == ["a"]
+
+
+def test_the_talker_wakes_when_a_lead_no_longer_suffices() -> None:
+    order = leads(a=2.0, b=0.3)
+    assert order.wakes_at([], 0.0) is None
+    assert order.wakes_at(["a"], 0.0) == pytest.approx(1.0)
+    assert order.next_step("a", 1.01, running=False) == ["a"]
+    order.forget("b")
+    assert order.wakes_at(["a"], 0.0) == 0.0  # nobody is short any more
+
+
+def test_only_players_that_have_begun_are_urgent() -> None:
+    order = leads(a=0.2, b=0.3)
+    order.begin("new", streamed=True)
+    assert order.urgent(["b", "a"], 0.0)
+    assert not order.urgent(["b", "new"], 0.0)
+
+
+def test_texts_go_on_together() -> None:
+    order = TextOrder()
+    assert order.pace({"a": 13, "b": 14, "c": 2}, pressed=True) == TextPace(["a", "b"], [])
+    assert order.pace({"a": 9, "b": 14, "c": 2}, pressed=True) is None
+    assert order.pace({"a": 6, "b": 11, "c": 13}, pressed=True) == TextPace(["c"], ["a", "b"])
+    assert order.pace({"a": 20, "c": 13}, pressed=False) == TextPace([], ["c"])
+    assert order.pace({"a": 20, "c": 13}, pressed=False) is None
+
+
+def test_a_text_that_has_ended_is_forgotten() -> None:
+    order = TextOrder()
+    order.pace({"a": 13}, pressed=True)
+    assert order.pace({}, pressed=False) is None
+
+
+# --- the vocoder's pace -----------------------------------------------------------------------------------------------
+
+
+def test_the_cost_of_a_chunk_is_learned() -> None:
+    cost = ChunkCost()
+    assert cost.seconds(8) == 0.0
+    cost.note(4, 0.02)
+    assert cost.seconds(4) == pytest.approx(0.02)
+    assert 0.0 < cost.seconds(1) < cost.seconds(8)
+    for _ in range(30):
+        for frames in (1, 2, 8):
+            cost.note(frames, 0.004 + 0.002 * frames)
+    for frames in range(1, 9):
+        assert cost.seconds(frames) == pytest.approx(0.004 + 0.002 * frames, rel=0.02)
+    for _ in range(200):  # another machine load
+        for frames in (1, 2, 8):
+            cost.note(frames, 2 * (0.004 + 0.002 * frames))
+    assert cost.seconds(8) == pytest.approx(0.04, rel=0.02)
+
+
+def test_the_vocoder_says_when_it_falls_behind_and_when_it_has_caught_up() -> None:
+    order = ListenerOrder(SIZES, 8, 1)
+    for name in "ab":
+        order.begin(name, 0.0, streamed=False)
+        for _ in range(200):
+            order.add_frame(name, 0.0)
+    told = []
+    now = 0.0
+    while (chunk := order.next_chunk(now)).request_ids:
+        began, now = now, now + 0.02
+        told.append(order.sent(chunk, began, now))
+    advice = [each for each in told if each is not None]
+    assert advice == [Playing({}, behind=True), Playing({}, behind=False)]
