@@ -5,6 +5,7 @@ computes each item once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -37,6 +38,18 @@ class PendingItem(Struct, Generic[Item]):
         return all(item.key in self.found for item in self.items)
 
 
+class PartlyEncoded(Struct, Generic[Item]):
+    """An item that is larger than a batch. Each step computes one of its pieces.
+
+    Attributes:
+        pieces: The pieces that have not been computed.
+        done: The embeddings of the other pieces, in order.
+    """
+
+    pieces: deque[Item]
+    done: list[Embeddings] = []
+
+
 class MediaEncoder(ABC, Generic[Item]):
     """A stage that turns media into embedding rows. Each subclass adds a model.
 
@@ -51,6 +64,7 @@ class MediaEncoder(ABC, Generic[Item]):
         self._max_batch_rows: int = context.options.max_batch_tokens
         self._cache = EmbeddingCache(context.options.cache_bytes)
         self._waiting: dict[str, PendingItem[Item]] = {}
+        self._partly: dict[bytes, PartlyEncoded[Item]] = {}
         self._encoded_items = 0
         self._encoded_rows = 0
         self.batch: list[str] = []
@@ -90,15 +104,18 @@ class MediaEncoder(ABC, Generic[Item]):
                 request.found[item.key] = known
 
     def step(self) -> Iterator[Work]:
-        """Encode one batch, oldest requests first, and answer every request whose items are all encoded."""
+        """Encode one batch, and answer every request whose items are all encoded. Requests take turns: a request that
+        needs further batches goes behind the others.
+        """
         batch, pad_frames = self._next_batch()
         self.batch = self._wanting({item.key for item in batch})
-        if batch:
-            for item, result in zip(batch, self._encoded(batch, pad_frames), strict=True):
-                self._cache.put(item.key, result)
-                self._hand_out(item.key, result)
-            self._encoded_items += len(batch)
-            self._encoded_rows += sum(map(self.row_count, batch))
+        for item, result in self._encoded(batch, pad_frames):
+            self._cache.put(item.key, result)
+            self._hand_out(item.key, result)
+            self._encoded_items += 1
+            self._encoded_rows += self.row_count(item)
+        for request_id in self.batch:
+            self._waiting[request_id] = self._waiting.pop(request_id)
         for request_id in [id_ for id_, request in self._waiting.items() if request.complete]:
             request = self._waiting.pop(request_id)
             results = [request.found[item.key] for item in request.items]
@@ -106,6 +123,7 @@ class MediaEncoder(ABC, Generic[Item]):
 
     def abort(self, request_id: str) -> None:
         self._waiting.pop(request_id, None)
+        self._partly = {key: item for key, item in self._partly.items() if self._wanting({key})}
 
     def live(self) -> Collection[str]:
         return self._waiting.keys()
@@ -143,16 +161,22 @@ class MediaEncoder(ABC, Generic[Item]):
                 pad_frames = request.pad_frames
         return list(batch.values()), pad_frames
 
-    def _encoded(self, batch: Sequence[Item], pad_frames: int) -> Iterable[Embeddings]:
-        """The embeddings of a batch's items, in order. An item that is larger than a batch is computed in pieces, to
-        bound the memory.
+    def _encoded(self, batch: Sequence[Item], pad_frames: int) -> Iterator[tuple[Item, Embeddings]]:
+        """The items of a batch whose embeddings are now complete, with the embeddings.
+
+        Of an item that is larger than a batch, only the next piece is computed, to bound the memory and the time.
         """
         if sum(map(self.row_count, batch)) <= self._max_batch_rows:
-            return self.encode(batch, pad_frames)
-        return [
-            _joined([part for piece in self.pieces(item) for part in self.encode([piece], pad_frames)])
-            for item in batch
-        ]
+            if batch:
+                yield from zip(batch, self.encode(batch, pad_frames), strict=True)
+            return
+        (item,) = batch
+        partly = self._partly.pop(item.key, None) or PartlyEncoded(deque(self.pieces(item)))
+        partly.done += self.encode([partly.pieces.popleft()], pad_frames)
+        if partly.pieces:
+            self._partly[item.key] = partly
+        else:
+            yield item, _joined(partly.done)
 
     def _wanting(self, keys: Collection[bytes]) -> list[str]:
         """Ids of the requests that wait for an item with one of these keys."""

@@ -131,6 +131,40 @@ def test_a_small_row_limit_splits_the_work_but_not_the_answers(
         assert_vision_equals_reference(work, rows, thinker)
 
 
+def test_a_long_clip_delays_another_picture_by_one_piece(stage_context: Any, vision_works: list[VisionWork]) -> None:
+    stage = ImageEncoder(stage_context("image_encoder", cache_bytes=0, max_batch_tokens=20))
+    picture_work, *_, clip_work = vision_works
+    (clip,) = clip_work.items
+    assert clip.grid[0] == len(list(stage.pieces(clip))) == 3
+    expected = encoded(stage, [clip_work])[0]
+    for name, work in (("clip", clip_work), ("picture", picture_work)):
+        stage.receive(Start(name, "preprocessing", stage.name, work))
+    steps = []
+    while stage.has_work:
+        messages = list(stage.step())
+        steps.append((list(stage.batch), {message.request_id: message.body for message in messages}))
+    assert [(batch, list(answers)) for batch, answers in steps] == [
+        (["clip"], []),
+        (["picture"], ["picture"]),
+        (["clip"], []),
+        (["clip"], ["clip"]),
+    ]
+    (rows,) = steps[-1][1]["clip"].embeds
+    assert torch.equal(rows.torch(), expected.embeds[0].torch())
+
+
+def test_pieces_of_an_aborted_clip_are_forgotten(stage_context: Any, vision_works: list[VisionWork]) -> None:
+    stage = ImageEncoder(stage_context("image_encoder", cache_bytes=0, max_batch_tokens=20))
+    for name in ("gone", "kept"):
+        stage.receive(Start(name, "preprocessing", stage.name, vision_works[3]))
+    assert not list(stage.step())
+    stage.abort("gone")
+    assert stage._partly, "the other request still needs the piece"
+    stage.abort("kept")
+    assert not stage._partly
+    assert not stage.has_work
+
+
 @pytest.mark.parametrize("limit", [104, 208])
 def test_a_sound_longer_than_a_batch_is_computed_in_pieces_to_the_same_end(
     limit: int, stage_context: Any, audio_works: list[AudioWork], thinker: Any
