@@ -18,6 +18,13 @@ class PreprocessingOptions(StageOptions, frozen=True, forbid_unknown_fields=True
 
     Attributes:
         max_image_pixels: Maximum number of pixels of one decoded picture.
+        max_resized_pixels: Maximum number of pixels of a picture, or of one frame of a clip, after it is resized for
+            image_encoder. The encoder's work for a picture grows with the square of this number. null means the larger
+            one of the two upper bounds that the checkpoint's processor has for pictures and for frames, 12845056 for
+            released checkpoints. A request may ask for any size up to this limit (`min_pixels`, `max_pixels`). Pictures
+            and frames of a request that asks for no size are scaled down to this limit. If you raise the limit above
+            12845056, set `max_batch_tokens` of image_encoder to at least 1/1024 of it, so that the memory plan counts
+            such pictures.
         max_audio_seconds: Maximum length of one sound. The maximum is lower for a sound with more samples per second
             than eight channels at 96 kHz.
         max_video_seconds: Maximum length of one clip.
@@ -38,6 +45,7 @@ class PreprocessingOptions(StageOptions, frozen=True, forbid_unknown_fields=True
     """
 
     max_image_pixels: Positive = 64 * 1024 * 1024
+    max_resized_pixels: Positive | None = None
     max_audio_seconds: Positive = 3600
     max_video_seconds: Positive = 3600
     max_video_pixels: Positive = 16 * 1024 * 1024
@@ -56,7 +64,7 @@ class EncoderOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_o
         cache_bytes: Memory for embeddings of earlier media; 0 turns the cache off.
         max_batch_tokens: Maximum number of embedding rows computed at once, over all requests. A clip with more rows is
             cut between its frames, and a sound with more rows is cut every eight seconds. The towers' attention does
-            not cross these borders. A picture is never cut.
+            not cross these borders. A picture is never cut. Between two pieces, the encoder works for other requests.
         dtype: Data type of weights and activations; null means float32 on a CPU and the checkpoint's type on a GPU.
     """
 

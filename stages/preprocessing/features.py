@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy
 import torch
@@ -15,7 +15,7 @@ from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import Qwen3Om
 
 from omni_pipeline.wire.tensor import Tensor
 from stages.checkpoint.audio_lengths import audio_rows
-from stages.messages import AudioItem, AudioWork, PictureSize, VideoOptions, VisionItem
+from stages.messages import AudioItem, AudioWork, Modality, PictureSize, VideoOptions, VisionItem
 from stages.preprocessing.hashing import audio_key, vision_key
 
 # The arguments that the reference's processor passes to its parts by default.
@@ -31,11 +31,19 @@ class FrameSize(Struct, frozen=True):
     least: int
     most: int
 
+    def within(self, limit: int) -> FrameSize:
+        """These bounds, lowered to at most `limit`."""
+        return FrameSize(min(self.least, limit), min(self.most, limit))
+
 
 class Features:
-    """The processors of one checkpoint."""
+    """The processors of one checkpoint.
 
-    def __init__(self, processor: Qwen3OmniMoeProcessor) -> None:
+    Args:
+        max_resized_pixels: See `PreprocessingOptions`.
+    """
+
+    def __init__(self, processor: Qwen3OmniMoeProcessor, max_resized_pixels: int | None = None) -> None:
         self._images = processor.image_processor
         self._videos = processor.video_processor
         self._sounds = processor.feature_extractor
@@ -45,6 +53,11 @@ class Features:
         self.frames_per_row: int = self._videos.temporal_patch_size
         self.min_frames: int = self._videos.min_frames
         self.merge: int = self._videos.merge_size
+        self._factor: int = self._images.patch_size * self.merge  # pixels of the side of a square that makes one row
+        pictures, frames = _bounds(self._images.size), _bounds(DEFAULTS["videos_kwargs"]["size"])
+        self.max_resized_pixels: int = max_resized_pixels or max(pictures.most, frames.most)
+        # the bounds for requests that ask for no size
+        self._picture_size, self._frame_size = (size.within(self.max_resized_pixels) for size in (pictures, frames))
 
     def picture(self, image: Image.Image, asked: PictureSize | None = None) -> VisionItem:
         """The `VisionItem` of an RGB image. Pictures do not affect each other, so each picture can be processed as soon
@@ -58,9 +71,9 @@ class Features:
 
     def picture_size(self, asked: PictureSize | None) -> FrameSize:
         """Bounds on the size of a picture. The upper one wins over the processor's lower one."""
-        least, most = self._images.size["shortest_edge"], self._images.size["longest_edge"]
+        least, most = self._picture_size.least, self._picture_size.most
         if asked is None:
-            return FrameSize(least, most)
+            return self._picture_size
         most = most if asked.max_pixels is None else asked.max_pixels
         least = min(least, most) if asked.min_pixels is None else asked.min_pixels
         return FrameSize(least, max(least, most))
@@ -71,13 +84,13 @@ class Features:
         `total_pixels` is divided among the frames in the same way as in other tools for Qwen models. The two frames of
         a grid step count as one frame, and the upper bound never falls below the lower bound.
         """
-        default = DEFAULTS["videos_kwargs"]["size"]
-        least = default["shortest_edge"] if options.min_pixels is None else options.min_pixels
-        most = default["longest_edge"] if options.max_pixels is None else options.max_pixels
+        least = self._frame_size.least if options.min_pixels is None else options.min_pixels
+        most = self._frame_size.most if options.max_pixels is None else options.max_pixels
         if options.min_pixels is None:
             least = min(least, most)
         if options.total_pixels is not None:
-            most = max(min(most, options.total_pixels * self.frames_per_row // frames), int(least * 1.05))
+            lowest = min(int(least * 1.05), self.max_resized_pixels)
+            most = max(min(most, options.total_pixels * self.frames_per_row // frames), lowest)
         return FrameSize(least, most)
 
     def merged_grid(self, item: VisionItem) -> tuple[int, int, int]:
@@ -91,16 +104,28 @@ class Features:
 
     def clip_rows(self, frames: int, width: int, height: int, size: FrameSize) -> int:
         """Number of embedding rows that a clip of `frames` sampled frames will make."""
-        factor = self._videos.patch_size * self.merge
-        resized = smart_resize(height, width, factor=factor, min_pixels=size.least, max_pixels=size.most)
-        return -(-frames // self.frames_per_row) * (resized[0] // factor) * (resized[1] // factor)
+        return -(-frames // self.frames_per_row) * self._rows(width, height, size)
 
     def picture_rows(self, width: int, height: int, asked: PictureSize | None = None) -> int:
         """Number of embedding rows that a picture of this size will make."""
-        size = self.picture_size(asked)
-        factor = self._images.patch_size * self.merge
-        resized = smart_resize(height, width, factor=factor, min_pixels=size.least, max_pixels=size.most)
-        return (resized[0] // factor) * (resized[1] // factor)
+        return self._rows(width, height, self.picture_size(asked))
+
+    def pixels_beyond_limit(self, kind: Modality, width: int, height: int, size: FrameSize) -> int:
+        """Number of pixels that a picture or a frame would have after it is resized, if there are more than
+        `max_resized_pixels`; otherwise 0.
+
+        A very narrow picture may have more even without a wish of the request. So many are allowed in any case.
+        """
+        usual = self._picture_size if kind == "image" else self._frame_size
+        pixels, usual_pixels = (math.prod(self._resized(width, height, bounds)) for bounds in (size, usual))
+        return pixels if pixels > max(self.max_resized_pixels, usual_pixels) else 0
+
+    def _rows(self, width: int, height: int, size: FrameSize) -> int:
+        return math.prod(self._resized(width, height, size)) // self._factor**2
+
+    def _resized(self, width: int, height: int, size: FrameSize) -> tuple[int, int]:
+        """Height and width of a picture or frame after it is resized."""
+        return smart_resize(height, width, factor=self._factor, min_pixels=size.least, max_pixels=size.most)
 
     def clip(self, chunks: Iterable[numpy.ndarray], size: FrameSize) -> VisionItem:
         """The `VisionItem` of a clip.
@@ -160,6 +185,11 @@ class Features:
         """
         window: int = self._sounds.n_fft
         return wave if len(wave) > window // 2 else numpy.pad(wave, (0, window - len(wave)))
+
+
+def _bounds(size: Mapping[str, int]) -> FrameSize:
+    """The bounds in the form of the reference's processors."""
+    return FrameSize(size["shortest_edge"], size["longest_edge"])
 
 
 def _vision_item(patches: torch.Tensor, grid: tuple[int, int, int]) -> VisionItem:

@@ -173,6 +173,7 @@ class MediaReader:
     def _picture(self, medium: Media, tokens: int) -> VisionItem:
         image = decode_image(medium.data.buffer(), max_pixels=self._options.max_image_pixels, param=medium.param)
         if medium.size is not None:  # it may be made much larger than it is
+            self._check_resized(medium, *image.size, self._features.picture_size(medium.size))
             rows = self._features.picture_rows(*image.size, medium.size)
             self._limit.check(tokens + rows)
             allow_time_for(rows * PIXELS_OF_ROW)
@@ -186,6 +187,7 @@ class MediaReader:
         size = picture_size(medium.data.buffer(), self._options.max_image_pixels)
         if size is None:
             return MediumSurvey("image")
+        self._check_resized(medium, *size, self._features.picture_size(medium.size))
         rows = self._features.picture_rows(*size, medium.size)
         return MediumSurvey("image", *size, frames=1, taken=1, rows=rows, least_rows=rows)
 
@@ -226,10 +228,27 @@ class MediaReader:
                 code="video_too_many_frames",
             )
         size = self._features.frame_size(options, len(indices))
+        self._check_resized(medium, clip.width, clip.height, size)
         rows = self._features.clip_rows(len(indices), clip.width, clip.height, size)
         self._limit.check(tokens + rows)
         allow_time_for(rows * PIXELS_OF_ROW)
         return _ClipPlan(clip, indices, size)
+
+    def _check_resized(self, medium: Media, width: int, height: int, size: FrameSize) -> None:
+        """Raises OmniError 400 if a picture or a frame of a clip would be larger after resizing than is allowed."""
+        pixels = self._features.pixels_beyond_limit(medium.kind, width, height, size)
+        if not pixels:
+            return
+        limit = self._features.max_resized_pixels
+        if medium.kind == "image":
+            what, fields = "The picture", "'min_pixels' or 'max_pixels'"
+        else:
+            what, fields = "A frame of the video", "'min_pixels' or 'max_pixels' ('video_…' as a field of the request)"
+        raise bad_request(
+            f"{what} would have {pixels} pixels after resizing, and {limit} are allowed; lower {fields}.",
+            param=medium.param,
+            code=f"{medium.kind}_too_large",
+        )
 
     def _probe(self, medium: Media, options: VideoOptions) -> DecodedClip:
         limits = self._options

@@ -123,7 +123,7 @@ class Preprocessing:
         self._limit = TokenLimit(options.max_prompt_tokens or config.text_config.max_position_embeddings)
         self._text_limit = TextLimit.of(self._limit, processor.tokenizer.backend_tokenizer)
         self._chat = ChatTokenizer(processor, self._text_limit)
-        features = Features(processor)
+        features = Features(processor, options.max_resized_pixels)
         self._merge, self._mel_rate = features.merge, features.mel_rate
         self._sizes = ByteSizes.of(read(read_config(context.model_path)))
         work = ReaderWork(self._chat, MediaReader(features, options, self._limit))

@@ -147,6 +147,25 @@ def test_a_picture_within_bounds_is_the_references(
     assert at is None or truth.margins[at] < NEAR_TIE
 
 
-def test_a_picture_that_would_be_too_large_is_refused_before_it_is_resized(server: Server) -> None:
-    status, answer = server.post(asking({"type": "image", "image": FILES["image"], "min_pixels": 2**31 - 1}))
-    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        ({"min_pixels": 50_437_058}, "messages[0].content[0].image", "image_too_large"),
+        ({"mm_processor_kwargs": {"min_pixels": 12_845_057}}, "images[0]", "image_too_large"),
+        ({"mm_processor_kwargs": {"min_pixels": 12_845_057}}, "videos[0]", "video_too_large"),
+        ({"video_min_pixels": 2**31 - 1}, "videos[0]", "video_too_large"),
+    ],
+)
+def test_a_picture_that_would_be_too_large_is_refused_before_it_is_resized(
+    server: Server, body: dict[str, Any], param: str, code: str
+) -> None:
+    """Encoding such a picture would take minutes, in which all other pictures would wait."""
+    kind, listed, _ = param.partition("[0]")
+    if listed and kind != "messages":
+        asked = asking(**body, **{kind: [FILES[kind.removesuffix("s")]]})
+    else:
+        asked = asking({"type": "image", "image": FILES["image"]} | body)
+    status, answer = server.post(asked)
+    error = answer["error"]
+    assert (status, error["code"], error["param"]) == (400, code, param)
+    assert "12845056 are allowed" in error["message"]
