@@ -82,21 +82,31 @@ def _always_there(kind: type[msgspec.Struct]) -> list[str]:
 
 
 def _describe_request(schemas: Json) -> None:
-    """Add to the schemas of a request what its structs do not say: foreign fields, and nulls in place of nothing."""
+    """Add to the schemas of a request what its structs do not say: foreign fields, nulls in place of nothing, and
+    fields that may be inside of `extra_body`.
+    """
+    request = schemas[ChatCompletionRequest.__name__]
+    (required,) = request.pop("required")
     objects = _reachable(ChatCompletionRequest.__name__, schemas)
     for described in objects:
-        required = described.get("required", ())
+        always = described.get("required", ())
         for name, field in described["properties"].items():
-            if name not in required and {"type": "null"} not in field.get("anyOf", ()):
+            if name not in always and {"type": "null"} not in field.get("anyOf", ()):
                 described["properties"][name] = {"anyOf": [field, {"type": "null"}]}
         described["additionalProperties"] = {"type": "null"}
     for union, names in ((schema.ChatMessage, companions.OF_MESSAGES), (schema.Part, companions.OF_PARTS)):
         for kind in get_args(union):
             schemas[kind.__name__]["properties"] |= _ignored(names)
-    fields = schemas[ChatCompletionRequest.__name__]["properties"]
+    fields = request["properties"]
     fields |= _unserved_fields()
     extra = {"type": "object", "properties": dict(fields), "additionalProperties": {"type": "null"}}
     fields[EXTRA] = {"anyOf": [extra, {"type": "null"}], "description": "Its fields count as fields of the request."}
+    request["anyOf"] = [_with(required, {"type": "array"}), _with(EXTRA, _with(required, {"type": "array"}))]
+
+
+def _with(name: str, value: Json) -> Json:
+    """The schema of an object whose field `name` matches the schema `value`."""
+    return {"type": "object", "required": [name], "properties": {name: value}}
 
 
 def _reachable(name: str, schemas: Json) -> list[Json]:

@@ -13,9 +13,10 @@ from gateway.api.openapi import CHAT_ERRORS, openapi_document
 from gateway.api.schema import EXTRA, ChatCompletionRequest
 from gateway.api.unserved_fields import IGNORED, REFUSED
 from omni_pipeline import __version__
-from omni_pipeline.errors import ErrorInfo
+from omni_pipeline.errors import ErrorInfo, OmniError
 from omni_pipeline.wire.messages import StageStats
 from tests.gateway.api.test_validation import GOOD, WRONG, body, messages
+from tests.gateway.json_bodies import parse
 from tests.gateway.scripted import HELLO, ScriptedPipeline, serving, tone
 
 DOCUMENT = json.loads(json.dumps(openapi_document(with_keys=False)))
@@ -72,6 +73,33 @@ CONTRADICTIONS = [
     messages({"role": "assistant", "audio": {"data": "AAAA"}}),
     body(stream=True, audio={"format": "mp3", "chunks": "files"}),
 ]
+
+
+TALK = [{"role": "user", "content": "Hello?"}]
+
+
+@pytest.mark.parametrize(
+    ("sent", "taken"),
+    [
+        ({"extra_body": {"messages": TALK}}, True),
+        ({"messages": None, "extra_body": {"messages": TALK, "top_k": 1}}, True),
+        ({"messages": TALK, "extra_body": {"messages": TALK}}, True),
+        ({"messages": TALK, "extra_body": {"messages": None}}, True),
+        ({"messages": TALK, "extra_body": None}, True),
+        ({"messages": None, "extra_body": {"messages": None}}, False),
+        ({"extra_body": {"messages": []}}, False),
+        ({"extra_body": {"top_k": 1}}, False),
+        ({"messages": None}, False),
+        ({}, False),
+    ],
+)
+def test_messages_are_required_here_or_in_the_extra_body(sent, taken):
+    assert REQUEST.is_valid(sent) == taken
+    if taken:
+        assert parse(json.dumps(sent).encode()).messages[0].content == "Hello?"
+    else:
+        with pytest.raises(OmniError):
+            parse(json.dumps(sent).encode())
 
 
 @pytest.mark.parametrize("data", [data for data, _, _ in WRONG])
