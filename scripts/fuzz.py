@@ -1,7 +1,11 @@
 """Fuzzes a running server with requests generated from its OpenAPI description, and with damaged media of all kinds.
 
-    sgl-omni serve --model-path checkpoints/tiny --port 8008        # in another terminal
+    sgl-omni serve --model-path checkpoints/tiny --port 8008 \\
+        --set stages.preprocessing.options.max_resized_pixels=1000000        # in another terminal
     python scripts/fuzz.py --url http://127.0.0.1:8008 --part media --cases 10000 --seed 1
+
+A generated request may ask for pictures of any size (`min_pixels`). On a few CPU cores, the encoder takes longer for a
+picture of the server's usual limit than the minute that a case has, hence the lower limit.
 
 The same seed makes the same cases, and `--first` starts at a later case: so a long run can be done in parts, and a
 single case can be repeated. The script prints a report, and writes it as JSON with `--report`. The exit status is 1 if
