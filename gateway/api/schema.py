@@ -72,7 +72,7 @@ class ImageAddress(Address):
     has one resolution policy.
     """
 
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
 
 class InputAudio(_Strict):

@@ -34,6 +34,10 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "web_search_options": ((), "this server does not search the web"),
     "response_format": (({"type": "text"},), "only {'type': 'text'} is supported"),
     "moderation": ((), "this server does not moderate content"),
+    "media_io_kwargs": (({},), "use 'video_fps' and 'video_max_frames'"),
+    "request_id": ((), "send the id in the header 'X-Request-Id'"),
+    "sampling_params_list": (([],), "use 'stage_sampling', which names the stages"),
+    "stage_params": (({},), "use 'stage_sampling'"),
 }
 
 # Options of content parts and of `mm_processor_kwargs` that would change the answer: refused by name, with the reason.
@@ -42,8 +46,10 @@ REFUSED_OPTIONS: dict[str, str] = {
     "min_frames": "use 'fps'",
     "nframes": "use 'fps' and 'max_frames'",
     "num_frames": "use 'fps' and 'max_frames'",
+    "raw_fps": "use 'fps'",
     "resized_height": "use 'min_pixels' and 'max_pixels'",
     "resized_width": "use 'min_pixels' and 'max_pixels'",
+    "sample_fps": "use 'fps'",
     "video_end": "the model gets the whole clip",
     "video_metadata": "the clip's own times count",
     "video_start": "the model gets the whole clip",

@@ -125,6 +125,11 @@ WRONG = [
         "unsupported_parameter",
     ),
     (
+        parts({"type": "video", "video": ["x"], "sample_fps": 2}),
+        "messages[0].content[0].sample_fps",
+        "unsupported_parameter",
+    ),
+    (
         parts({"type": "audio", "audio": "x", "use_audio_in_video": True}),
         "messages[0].content[0].use_audio_in_video",
         "unknown_parameter",
@@ -233,6 +238,10 @@ WRONG = [
     (body(functions=[{}]), "functions", "unsupported_parameter"),
     (body(response_format={"type": "json_object"}), "response_format", "unsupported_parameter"),
     (body(web_search_options={}), "web_search_options", "unsupported_parameter"),
+    (body(request_id="mine"), "request_id", "unsupported_parameter"),
+    (body(sampling_params_list=[{"temperature": 0}]), "sampling_params_list", "unsupported_parameter"),
+    (body(media_io_kwargs={"video": {"fps": 1}}), "media_io_kwargs", "unsupported_parameter"),
+    (body(stage_params={"thinker": {"top_k": 1}}), "stage_params", "unsupported_parameter"),
     (body(best_of=2), "best_of", "unknown_parameter"),
     (body(max_tokens=16.5), "max_tokens", "invalid_value"),
     (body(mm_processor_kwargs=[]), "mm_processor_kwargs", "invalid_value"),
@@ -342,7 +351,15 @@ def test_refused_fields_may_be_null(field):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"tools": []}, {"tool_choice": "none"}, {"response_format": {"type": "text"}}, {"function_call": "auto"}],
+    [
+        {"tools": []},
+        {"tool_choice": "none"},
+        {"response_format": {"type": "text"}},
+        {"function_call": "auto"},
+        {"sampling_params_list": []},
+        {"media_io_kwargs": {}},
+        {"stage_params": {}},
+    ],
 )
 def test_refused_fields_may_ask_for_nothing(fields):
     parse(body(**fields))
@@ -396,6 +413,7 @@ GOOD = [
             {"type": "input_text", "text": "x", "prompt_cache_breakpoint": {"mode": "explicit"}},
             {"type": "image_url", "image_url": "x", "max_pixels": 100_000, "uuid": "u"},
             {"type": "image_url", "image_url": {"url": "x", "detail": None, "format": "image/png"}},
+            {"type": "image_url", "image_url": {"url": "x", "detail": "original"}},
             {"type": "input_image", "image_url": "x", "detail": "auto", "file_id": None},
             {"type": "image", "image": "x", "min_pixels": 1, "max_pixels": 1},
             {"type": "audio", "audio": "x"},
