@@ -84,3 +84,19 @@ def conversations() -> list[Case]:
             heard,
         ),
     ]
+
+
+@cache
+def media_of_every_kind() -> list[Case]:
+    """Requests with one or more media items of one kind, and one with all kinds."""
+    heard = VideoOptions(use_audio=True)
+    return [
+        Case("picture", [("user", [picture(), "What?"])]),
+        Case("pictures", [("user", [picture(64, 64), picture(300, 40, seed=1), "What?"])]),
+        Case("sound", [("user", [tone(2.345), "What?"])]),
+        Case("short sounds", [("user", [tone(0.3), tone(0.1, seed=1), "What?"])]),
+        Case("clip", [("user", [film(7), "What?"])]),
+        Case("clip with sound", [("user", [film(8, seconds=2), "What?"])], heard),
+        Case("clip with silence", [("user", [film(8), "What?"])], heard),
+        Case("everything", [("user", [picture(), tone(1), film(5), "What?"])]),
+    ]

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from cases import film
+from cases import film, media_of_every_kind
 from conversations import Case, names, start_of
 from driving import PATIENCE_SECONDS
-from media_files import image_file, picture, tone
+from media_files import image_file
 from PIL import Image
 
 from gateway.grants import Grants, HeldClaim
@@ -22,16 +22,7 @@ from omni_pipeline.wire.tensor import Tensor
 from stages.messages import ChatRequest, Media, MediaRef, Modality, Turn, VideoOptions
 from stages.preprocessing import Preprocessing
 
-MEDIA_CASES = [
-    Case("picture", [("user", [picture(), "What?"])]),
-    Case("pictures", [("user", [picture(64, 64), picture(300, 40, seed=1), "What?"])]),
-    Case("sound", [("user", [tone(2.345), "What?"])]),
-    Case("short sounds", [("user", [tone(0.3), tone(0.1, seed=1), "What?"])]),
-    Case("clip", [("user", [film(7), "What?"])]),
-    Case("clip with sound", [("user", [film(8, seconds=2), "What?"])], video=VideoOptions(use_audio=True)),
-    Case("clip with silence", [("user", [film(8), "What?"])], video=VideoOptions(use_audio=True)),
-    Case("everything", [("user", [picture(), tone(1), film(5), "What?"])]),
-]
+MEDIA_CASES = media_of_every_kind()
 
 
 class Driven:

@@ -11,23 +11,13 @@ import numpy
 import pytest
 import soundfile
 import soxr
+from heard_sounds import MAX_SECONDS, decoded, refused
 from media_files import RATE, clip_file, sound_file, tone
 
-from omni_pipeline.errors import ErrorInfo, OmniError
-from stages.preprocessing.decode_audio import BLOCK_SAMPLES, decode_audio
+from omni_pipeline.errors import OmniError
+from stages.preprocessing.decode_audio import BLOCK_SAMPLES
 
-MAX_SECONDS = 5
 WAVE_HEADER = 44
-
-
-def decoded(data: bytes) -> numpy.ndarray:
-    return decode_audio(data, rate=RATE, max_seconds=MAX_SECONDS, param="media[0]")
-
-
-def refused(data: bytes) -> ErrorInfo:
-    with pytest.raises(OmniError) as caught:
-        decoded(data)
-    return caught.value.info
 
 
 def similar(heard: numpy.ndarray, played: numpy.ndarray) -> float:

@@ -7,30 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import film
+from cases import media_of_every_kind
 from conversations import Case, names, start_of
 from driving import finish
-from media_files import picture, tone
 
 from omni_pipeline.wire.tensor import Tensor
 from stages.checkpoint.model_config import read
 from stages.encoders.audio_encoder import AudioEncoder
 from stages.encoders.image_encoder import ImageEncoder
-from stages.messages import AudioWork, ThinkerRequest, VideoOptions, VisionWork
+from stages.messages import AudioWork, ThinkerRequest, VisionWork
 from stages.mm_aggregate.stage import Aggregate
 from stages.preprocessing import Preprocessing
 from stages.preprocessing.decoded_size import ByteSizes, DecodedBytes, DecodedMedia, size_in_headers, size_of
 from stages.preprocessing.survey import MediumSurvey
 
-CASES = [
-    Case("picture", [("user", [picture(), "What?"])]),
-    Case("pictures", [("user", [picture(64, 64), picture(300, 40, seed=1), "What?"])]),
-    Case("sound", [("user", [tone(2.345), "What?"])]),
-    Case("short sounds", [("user", [tone(0.3), tone(0.1, seed=1), "What?"])]),
-    Case("clip", [("user", [film(7), "What?"])]),
-    Case("clip with sound", [("user", [film(8, seconds=2), "What?"])], video=VideoOptions(use_audio=True)),
-    Case("everything", [("user", [picture(), tone(1), film(5), "What?"])]),
-]
+CASES = media_of_every_kind()
 
 
 @pytest.fixture(scope="module")

@@ -7,20 +7,19 @@ import numpy
 import pytest
 import soundfile
 from fuzzing.odd_files import EMPTY_TRACKS, RATE, TAGS, clip, piped, sound_file, unsized_sounds, wav_of_size
+from heard_sounds import MAX_SECONDS, decoded, refused
 from media_files import clip_file, tone
 
 from gateway.answers.audio_formats import stream_encoder
 from gateway.api.schema import AudioFormat
-from omni_pipeline.errors import ErrorInfo, OmniError
 from stages.preprocessing import decode_audio as decoder
 from stages.preprocessing import mpeg_pieces
-from stages.preprocessing.decode_audio import decode_audio, decode_sound_track
+from stages.preprocessing.decode_audio import decode_sound_track
 from stages.preprocessing.headers import sound_length
 from stages.preprocessing.sound_pieces import find_pieces
 from stages.preprocessing.waveform import sound_budget
 from tests.reference import sound as reference_sound
 
-MAX_SECONDS = 5
 SOUNDS = [tone(0.5, seed=seed) for seed in range(3)]
 STEP = 1 / 16_000  # more than one step of 16 bits
 
@@ -31,16 +30,6 @@ BETWEEN = {
     "text": b"junk" * 5000,
     "half frames": b"\xff\xfb\x90\x64" * 500,
 } | TAGS
-
-
-def decoded(data: bytes) -> numpy.ndarray:
-    return decode_audio(data, rate=RATE, max_seconds=MAX_SECONDS, param="media[0]")
-
-
-def refused(data: bytes) -> ErrorInfo:
-    with pytest.raises(OmniError) as caught:
-        decoded(data)
-    return caught.value.info
 
 
 def difference(heard: numpy.ndarray, expected: numpy.ndarray) -> float:
