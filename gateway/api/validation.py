@@ -353,6 +353,13 @@ def _known(param: str, what: str) -> str:
 
 
 def _suggestion(name: str, names: Collection[str]) -> str:
+    """The end of a message about an unknown field.
+
+    Args:
+        names: The known fields of the object. For messages and parts, these are the fields of all types together.
+    """
+    if name in names:
+        return "; it is a field of other types of messages or parts"
     close = difflib.get_close_matches(name[:64], names, n=1, cutoff=0.7)
     if close:
         return f" (did you mean '{close[0]}'?)"

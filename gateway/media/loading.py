@@ -25,6 +25,7 @@ from stages.messages import Media
 
 _AT_ONCE = 8  # maximum number of media items of one request that are loaded at the same time
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):")
+_LONGEST_PATH = 4095  # PATH_MAX of Linux, without the zero at the end; base64 of a file is often longer
 _LONGEST_HEAD = 1024  # maximum number of characters of a data URL before the comma
 # Base64 characters that are decoded at a time. Every stream stands still meanwhile, because `binascii` holds the
 # interpreter lock.
@@ -117,6 +118,13 @@ class MediaLoader:
             case "file":
                 await self._read(_file_path(value, source.param), source.param, intake, client)
             case "path":
+                if len(value) > _LONGEST_PATH:
+                    raise bad_request(
+                        f"'{source.param}' is too long for a path; base64 must be sent as a data URL, "
+                        "data:TYPE;base64,DATA.",
+                        param=source.param,
+                        code="invalid_url",
+                    )
                 await self._read(value, source.param, intake, client)
             case _:
                 raise bad_request(

@@ -311,6 +311,18 @@ def test_a_misspelt_field_gets_a_suggestion(data, meant):
 
 
 @pytest.mark.parametrize(
+    ("data", "path"),
+    [
+        (parts({"type": "image", "image": "x", "fps": 1}), "messages[0].content[0].fps"),
+        (messages(USER | {"tool_call_id": "x"}), "messages[0].tool_call_id"),
+        (body(audio={"id": "x"}), "audio.id"),
+    ],
+)
+def test_a_field_of_another_type_is_not_suggested_again(data, path):
+    assert refusal(data).message == f"Unknown field '{path}'; it is a field of other types of messages or parts."
+
+
+@pytest.mark.parametrize(
     ("data", "known"),
     [
         (body(modalities=["smell"]), "text, audio"),

@@ -106,6 +106,8 @@ async def test_the_media_type_of_a_data_url_does_not_matter(prefix):
         ("data:,hello", "invalid_url"),
         ("data:text/plain,hello", "invalid_url"),
         ("data:" + "x" * 5000 + ";base64,AAAA", "invalid_url"),
+        ("/9j/" + "A" * 4092, "invalid_url"),
+        ("/9j/" + "A" * 4091, "media_not_allowed"),
         ("data:image/png;base64,", "invalid_image"),
         ("data:image/png;base64,A", "invalid_base64"),
         ("data:image/png;base64,AAAAA", "invalid_base64"),
