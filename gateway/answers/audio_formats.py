@@ -51,7 +51,7 @@ def stream_encoder(audio_format: AudioFormat, *, one_file: bool = False) -> Spee
     length. The base64 of pieces that belong together can be joined too.
     """
     if audio_format in _CODINGS:
-        return _Joinable(_Compressed(_CODINGS[audio_format], _Pipe()))
+        return _Joinable(_Compressed(_CODINGS[audio_format], Pipe()))
     if audio_format == "wav":
         return _Joinable(_RawPieces(_wav_header(None)), sample_bytes=_SAMPLE_BYTES) if one_file else _WavPieces()
     return _Joinable(_RawPieces(), sample_bytes=_SAMPLE_BYTES)
@@ -244,7 +244,7 @@ _CODINGS: dict[str, _Coding] = {
 }
 
 
-class _Pipe:
+class Pipe:
     """The output file of a muxer that cannot seek back. `take` returns the bytes written since the last call."""
 
     def __init__(self) -> None:
@@ -277,7 +277,7 @@ class _Compressed:
 
     held = 0
 
-    def __init__(self, coding: _Coding, sink: _Pipe | _WaveFile) -> None:
+    def __init__(self, coding: _Coding, sink: Pipe | _WaveFile) -> None:
         import av
 
         self._sink = sink

@@ -15,6 +15,8 @@ import numpy
 import soundfile
 from PIL import Image
 
+from gateway.answers.audio_formats import Pipe
+
 RATE = 16_000
 
 # Tags that stand between the pieces of a joined file: ID3v1, ID3v2 with what looks like frames of an MP3, APE.
@@ -30,26 +32,15 @@ TAGS = {
 _WAV_SIZE_AT = 40
 
 
-class _Pipe:
-    """The output of a program that cannot seek back."""
-
-    def __init__(self) -> None:
-        self.written = bytearray()
-
-    def write(self, data: bytes) -> int:
-        self.written += data
-        return len(data)
-
-
 def piped(sound: numpy.ndarray, container: str, codec: str, **options: str) -> bytes:
     """A sound, float32 [samples] at `RATE`, as FFmpeg writes it to a pipe."""
-    pipe = _Pipe()
+    pipe = Pipe()
     with av.open(pipe, "w", format=container, options=options) as output:
         stream = output.add_stream(codec, rate=RATE)
         assert isinstance(stream, av.AudioStream)
         stream.layout = "mono"
         _encode_sound(output, stream, sound, 0)
-    return bytes(pipe.written)
+    return pipe.take()
 
 
 def wav_of_size(sound: numpy.ndarray, size: int) -> bytes:
