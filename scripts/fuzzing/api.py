@@ -32,10 +32,11 @@ BATCH = 50
 _SECONDS = 60.0
 _MEDIA = {"image": ("images", "image_url"), "audio": ("audios", "audio_url"), "video": ("videos", "video_url")}
 # Error codes that a request may get although it follows the description, which cannot express every rule.
-_REFUSABLE = {
+REFUSABLE = {
     "invalid_value", "unsupported_value", "missing_required_parameter", "invalid_url", "invalid_base64",
     "media_not_allowed", "media_not_found", "media_fetch_failed", "invalid_image", "invalid_audio", "invalid_video",
-    "image_too_large", "video_too_large", "audio_not_found", "context_length_exceeded", "too_many_media", "ok",
+    "image_too_large", "video_too_large", "audio_too_long", "video_too_long", "video_too_many_frames",
+    "audio_not_found", "context_length_exceeded", "too_many_media", "ok",
 }  # fmt: skip
 
 
@@ -112,7 +113,7 @@ class ApiFuzzer:
             checks.append(response_schema_conformance)
         if mode is GenerationMode.NEGATIVE:
             checks.append(negative_data_rejection)
-        elif code not in _REFUSABLE | DELIBERATE:
+        elif code not in REFUSABLE | DELIBERATE:
             yield f"a valid request was refused with {code}"
         try:
             case.validate_response(response, checks=checks, excluded_checks=[not_a_server_error])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 
 import pytest
+from fuzzing.api import REFUSABLE
 from fuzzing.damage import DAMAGES, damaged
 from fuzzing.findings import FuzzReport
 from fuzzing.media import make
@@ -38,6 +41,13 @@ def test_even_the_smallest_file_can_be_damaged(data):
     for seed in range(200):
         _, result = damaged(data, random.Random(seed), [b"other"])
         assert result
+
+
+def test_a_valid_request_may_be_refused_for_the_size_of_its_media():
+    rows = re.findall(r"^\| 400 \| (.*?) \|", (Path(__file__).parents[2] / "docs" / "api.md").read_text(), re.MULTILINE)
+    codes = re.findall(r"`((?:image|audio|video)_too_\w+)`", " ".join(rows))
+    assert len(codes) == 5
+    assert set(codes) <= REFUSABLE
 
 
 def test_a_case_is_the_same_for_the_same_seed_and_number():
