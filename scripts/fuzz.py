@@ -8,10 +8,11 @@ A generated request may ask for pictures of any size (`min_pixels`). On a few CP
 picture of the server's usual limit than the minute that a case has, hence the lower limit.
 
 The same seed makes the same cases, and `--first` starts at a later case: so a long run can be done in parts, and a
-single case can be repeated. The script prints a report, and writes it as JSON with `--report`. The exit status is 1 if
-an answer was wrong: a 5xx that is not a deliberate 503, an answer that the API's description does not allow, or no
-answer at all. The status is also 1 if the crash of a codec library affected more requests than the one that caused the
-crash.
+single case can be repeated. (Generated requests also contain constants from the project's sources, which Hypothesis
+collects: so they are the same only for the same sources.) The script prints a report, and writes it as JSON with
+`--report`. The exit status is 1 if an answer was wrong: a 5xx that is not a deliberate 503, an answer that the API's
+description does not allow, or no answer at all. The status is also 1 if the crash of a codec library affected more
+requests than the one that caused the crash.
 """
 
 from __future__ import annotations
