@@ -8,6 +8,7 @@ Each form in this module computes the same result in a few calls.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
-from torch.nn import functional
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
@@ -29,6 +29,53 @@ if TYPE_CHECKING:
 # at most `FREE_PLACES` places.
 MOST_PADDING = 2.0
 FREE_PLACES = 4096
+
+# Keys and values of a part of the requests are gathered and used before those of the next part, so that the copies stay
+# in a core's cache. This is the number of bytes of the keys, and of the values, of one part.
+ATTENTION_BYTES = 1 << 18
+
+# The experts of a single row are computed by `few_experts` if at most this many bytes of their first matrices are
+# copied. The copy takes longer than the look at all experts if the matrices are large.
+LARGEST_COPY = 1 << 20
+
+
+@torch.jit.script
+def padded_attention(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    places: torch.Tensor,
+    mask: torch.Tensor,
+    scale: float,
+    most_bytes: int,
+) -> torch.Tensor:
+    """Attention of some query tokens for each request to all tokens of the request.
+
+    This is a script, so that a recording contains the loop.
+
+    Args:
+        q: [requests, KV heads, query tokens, head_dim]; the result has the same shape.
+        keys, values: The KV cache, [places, KV heads, head_dim].
+        places, mask: As in `PaddedDecodeAttention`.
+        most_bytes: Number of bytes of keys that are gathered at once, if this is not less than one request.
+    """
+    requests, longest = places.size(0), places.size(1)
+    kv_heads, width = keys.size(1), keys.size(2)
+    most = max(1, most_bytes // (longest * kv_heads * width * keys.element_size()))
+    # The embedding function copies whole rows, which is five times faster than indexing.
+    key_rows, value_rows = keys.flatten(1), values.flatten(1)
+    results: list[torch.Tensor] = []
+    for first in range(0, requests, most):
+        count = min(most, requests - first)
+        own = places.narrow(0, first, count)
+        own_keys = torch.embedding(key_rows, own).view(count, longest, kv_heads, width).transpose(1, 2)
+        own_values = torch.embedding(value_rows, own).view(count, longest, kv_heads, width).transpose(1, 2)
+        results.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                q.narrow(0, first, count), own_keys, own_values, attn_mask=mask.narrow(0, first, count), scale=scale
+            )
+        )
+    return results[0] if len(results) == 1 else torch.cat(results)
 
 
 class PaddedDecodeAttention(TorchNativeAttnBackend):
@@ -75,12 +122,9 @@ class PaddedDecodeAttention(TorchNativeAttnBackend):
         kv_heads, width = layer.tp_k_head_num, layer.head_dim
         for buffer, new in zip(cache, (k, v), strict=True):
             buffer.index_copy_(0, forward_batch.out_cache_loc, new.view(-1, kv_heads, width))
-        keys, values = (buffer[self.places].transpose(1, 2) for buffer in cache)
         # Query heads that share a key head are treated as query tokens, so that keys need not be repeated.
         grouped = q.view(-1, kv_heads, layer.tp_q_head_num // kv_heads, width)
-        result = functional.scaled_dot_product_attention(
-            grouped, keys, values, attn_mask=self.mask, scale=layer.scaling
-        )
+        result = padded_attention(grouped, cache[0], cache[1], self.places, self.mask, layer.scaling, ATTENTION_BYTES)
         return result.reshape(-1, layer.tp_q_head_num * width)
 
 
@@ -92,18 +136,30 @@ def rms_norm(
     quant_linear: Any = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Without a residual, the RMSNorm of x. With a residual, the RMSNorm of x + residual, and this sum. The same as
-    `RMSNorm.forward_native`, but fused and without casts.
+    `RMSNorm.forward_native`, but in few operations and without casts.
     """
     if x.dtype != torch.float32 or norm.weight.dtype != torch.float32 or norm.variance_size_override is not None:
         return norm.forward_native(x, residual, post_residual_addition, quant_linear)
     if residual is None:
-        return functional.rms_norm(x, (norm.hidden_size,), norm.weight, norm.variance_epsilon)
+        return _normed(norm, x)
     total = x + residual
     if post_residual_addition is not None:
         total = total + post_residual_addition
-    return functional.rms_norm(total, (norm.hidden_size,), norm.weight, norm.variance_epsilon), total
+    return _normed(norm, total), total
 
 
+def _normed(norm: RMSNorm, x: torch.Tensor) -> torch.Tensor:
+    """The RMSNorm of x as x / hypot(|x|, √(width · epsilon)) · √width · weight. On a CPU, torch's own RMSNorm consists
+    of seven operations.
+    """
+    if not hasattr(norm, "scaled_weight"):  # made when the weights have been loaded
+        norm.scaled_weight = norm.weight.detach() * math.sqrt(norm.hidden_size)
+        norm.floor = torch.tensor(math.sqrt(norm.hidden_size * norm.variance_epsilon))
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(norm.floor)
+    return x.div(length).mul_(norm.scaled_weight)
+
+
+@torch.jit.script
 def grouped_experts(
     x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
 ) -> torch.Tensor:
@@ -119,17 +175,52 @@ def grouped_experts(
     order = flat.argsort()
     ends = torch.bincount(flat, minlength=w13.shape[0]).cumsum(0, dtype=torch.int32)
     token = order // experts.shape[1]
-    gate, up = functional.grouped_mm(x[token], w13.transpose(1, 2), offs=ends).chunk(2, dim=-1)
-    rows = functional.grouped_mm(functional.silu(gate) * up, w2.transpose(1, 2), offs=ends)
-    rows = rows * weights.reshape(-1)[order, None].to(rows.dtype)
+    gate, up = torch._grouped_mm(x.index_select(0, token), w13.transpose(1, 2), offs=ends).chunk(2, dim=-1)
+    rows = torch._grouped_mm(torch.nn.functional.silu(gate) * up, w2.transpose(1, 2), offs=ends)
+    rows = rows * weights.reshape(-1).index_select(0, order).unsqueeze(1).to(rows.dtype)
     return torch.zeros_like(x).index_add_(0, token, rows)
+
+
+@torch.jit.script
+def few_experts(
+    x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
+) -> torch.Tensor:
+    """Computes the experts of one row, whose matrices are copied to a batch of matrices. The arguments are those of
+    `grouped_experts`.
+
+    `functional.grouped_mm` looks at every expert. If a row uses few small experts out of many, this takes longer than
+    the copy.
+    """
+    used = experts.reshape(-1)
+    gate, up = torch.matmul(w13.index_select(0, used), x[0]).chunk(2, dim=-1)
+    inner = torch.nn.functional.silu(gate) * up * weights.reshape(-1, 1)
+    return torch.bmm(w2.index_select(0, used), inner.unsqueeze(2)).sum(0).t()
+
+
+@torch.jit.script
+def _experts_for_recording(
+    x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, most: int
+) -> torch.Tensor:
+    # A script, so that a recording contains the condition and not only one of its branches.
+    if x.size(0) == 1 and experts.numel() <= most:
+        return few_experts(x, weights, experts, w13, w2)
+    return grouped_experts(x, weights, experts, w13, w2)
+
+
+def cpu_experts(
+    x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
+) -> torch.Tensor:
+    """Computes gated SiLU experts in the way that is faster for the number of rows."""
+    most = LARGEST_COPY // (w13[0].numel() * w13.element_size())
+    result: torch.Tensor = _experts_for_recording(x, weights, experts, w13, w2, most)
+    return result
 
 
 def routed_experts(
     method: UnquantizedFusedMoEMethod,
     layer: Any,
     dispatch_output: Any,
-    compute: Callable[..., torch.Tensor] = grouped_experts,
+    compute: Callable[..., torch.Tensor] = cpu_experts,
 ) -> StandardCombineInput:
     """A layer's routed experts, computed by `compute`, or by SGLang if `compute` does not support their kind."""
     config = method.moe_runner_config

@@ -26,7 +26,9 @@ _OF_CACHE = ("k_buffer", "v_buffer")
 
 
 class DecodeTrace:
-    """Repeats a recording of a model's `decode`, which is made with the first batch.
+    """Repeats a recording of a model's `decode_states`, which is made with the first batch.
+
+    The product with the vocabulary's matrix is not recorded, because TorchScript cannot hold a packed matrix.
 
     Everything that changes from batch to batch is an input of the recording. The tables and the KV cache that decoding
     writes to are inputs too, because TorchScript merges equal constants.
@@ -59,7 +61,8 @@ class DecodeTrace:
         with torch.jit.optimized_execution(False):
             if self._traced is None:
                 self._traced = self._record(inputs, batch)
-            return LogitsProcessorOutput(self._traced(*inputs))
+            states = self._traced(*inputs)
+        return LogitsProcessorOutput(self._model.logits_processor.all_logits(states, self._model.lm_head))
 
     def _record(self, inputs: list[torch.Tensor], batch: ForwardBatch) -> Any:
         batch = copy.copy(batch)
@@ -75,7 +78,7 @@ class DecodeTrace:
                 for name in _OF_CACHE:
                     layers = [next(rest) for _ in getattr(self._cache, name)]
                     undo.enter_context(_attribute(self._cache, name, layers))
-                return self._model.decode(input_ids, batch).next_token_logits
+                return self._model.decode_states(input_ids, batch)
 
         self._model.requires_grad_(False)  # only weights without gradients can be constants
         with warnings.catch_warnings():

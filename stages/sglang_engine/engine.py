@@ -221,6 +221,7 @@ class Engine:
         # a recording cannot contain communication between ranks
         single = server_args.tp_size == server_args.pp_size == 1
         if device == "cpu" and single and runner.decode_cuda_graph_runner is None:
+            self._model.logits_processor.pack(self._model.lm_head)
             self._model.recorded = DecodeTrace(self._model, runner.attn_backend, runner.token_to_kv_pool)
 
     @property

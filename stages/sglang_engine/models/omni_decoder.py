@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.forward_context import get_req_to_token_pool
@@ -28,6 +28,7 @@ from stages.sglang_engine.completeness import missing_tensors, stray_tensors
 from stages.sglang_engine.decode_trace import DecodeTrace
 from stages.sglang_engine.dequantise import plain_weights
 from stages.sglang_engine.engine_config import STORED
+from stages.sglang_engine.packed_head import OmniLogits
 from stages.sglang_engine.prompt_rows import PrefillInput
 from stages.sglang_engine.rotary import ApplyAngles, InterleavedAngles
 
@@ -63,7 +64,7 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         )
         self.model.deepstack_embed_to_decoder_layer = range(deepstack_layers)
         self.lm_head = ParallelLMHead(text.vocab_size, text.hidden_size, quant_config=quant_config, prefix="lm_head")
-        self.logits_processor = LogitsProcessor(text)
+        self.logits_processor = OmniLogits(text)
         self.capture_aux_hidden_states = False
 
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -140,8 +141,13 @@ class OmniDecoder(Qwen3MoeForCausalLM):
 
     def decode(self, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> LogitsProcessorOutput:
         """Logits for one more token of each request. `input_ids` is int64 [requests]."""
-        hidden = self.model(input_ids, self.current_angles(forward_batch), forward_batch)
+        hidden = self.decode_states(input_ids, forward_batch)
         return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
+
+    def decode_states(self, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
+        """The states [requests, hidden], after the final norm, from which the logits are computed."""
+        hidden: torch.Tensor = self.model(input_ids, self.current_angles(forward_batch), forward_batch)
+        return hidden
 
     def fill(self, extras: PrefillInput, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         """The hidden states [tokens, hidden] of the prompt pieces in a prefill batch."""

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.models.qwen2_moe import Qwen2MoeMLP
 from sglang.srt.models.qwen3_moe import Qwen3MoeDecoderLayer, Qwen3MoeSparseMoeBlock
@@ -97,13 +96,13 @@ class Qwen3OmniTalker(OmniDecoder):
         self.next_rows = torch.zeros(slots, self.config.hidden_size, dtype=table.dtype, device=table.device)
         self.last_states = torch.zeros_like(self.next_rows)
 
-    def decode(self, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> LogitsProcessorOutput:
-        """Logits of codebook 0 from the rows in `next_rows`; the ids are ignored."""
+    def decode_states(self, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
+        """The states from which codebook 0 is picked, from the rows in `next_rows`; the ids are ignored."""
         slots = forward_batch.req_pool_indices
         angles = self.current_angles(forward_batch)
-        hidden = self.model(input_ids, angles, forward_batch, self.next_rows.index_select(0, slots))
+        hidden: torch.Tensor = self.model(input_ids, angles, forward_batch, self.next_rows.index_select(0, slots))
         self.last_states.index_copy_(0, slots, hidden)
-        return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
+        return hidden
 
     def fill(self, extras: PrefillInput, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         angles = self.current_angles(forward_batch)

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from stages.messages import Sampling
-from stages.sglang_engine import cpu_kernels
+from stages.sglang_engine import cpu_kernels, packed_head
 from stages.sglang_engine.decode_trace import DecodeTrace
-from stages.sglang_engine.engine import Engine, Generation
+from stages.sglang_engine.engine import Engine, Generation, Token
 from stages.sglang_engine.prompt_rows import PromptRows
 from stages.thinker.stage import ARCHITECTURE
 
@@ -61,16 +61,18 @@ def compared(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Compared:
     return compared
 
 
-def generate(engine: Engine, lengths: dict[int, int]) -> None:
+def generate(engine: Engine, lengths: dict[int, int]) -> list[tuple[str, int]]:
     """Answer several prompts at once. `lengths` maps the length of each prompt to the number of tokens of the
-    answer.
+    answer. Returns the tokens.
     """
     for prompt, tokens in lengths.items():
         ids = torch.randint(2, 2000, (prompt,), generator=torch.Generator().manual_seed(prompt))
         rows = PromptRows(ids=ids, positions=None, delta=0.0)
         engine.add(Generation(str(prompt), ids, rows, Sampling(max_tokens=tokens, ignore_eos=True)))
+    tokens = []
     while engine.has_work:
-        engine.step()
+        tokens += [(event.request_id, event.id) for event in engine.step() if isinstance(event, Token)]
+    return tokens
 
 
 @pytest.mark.parametrize("first", [{12: 3}, {12: 3, 9: 3, 40: 3}])
@@ -88,3 +90,12 @@ def test_lengths_that_padding_does_not_suit_are_computed(
     monkeypatch.setattr(cpu_kernels, "FREE_PLACES", 0)
     generate(engine, {10: 4, 11: 4, 12: 4, 400: 6})
     assert {rows for rows, _ in compared.seen} == {1}
+
+
+def test_a_packed_head_picks_the_same_tokens(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = {20: 12, 57: 12, 130: 12}
+    before = generate(engine, lengths)
+    monkeypatch.setattr(packed_head, "LEAST_WEIGHTS", 1)
+    engine.model.logits_processor.pack(engine.model.lm_head)
+    assert not engine.model.lm_head.weight.numel()
+    assert generate(engine, lengths) == before
