@@ -91,6 +91,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     sizes.add_argument("--vocab", type=int, metavar="RANKS", help="byte-pair ranks to keep; 151643 gives the real ids")
     sizes.add_argument("--hidden", type=int, help="the thinker's hidden size")
     sizes.add_argument("--layers", type=int, help="the thinker's layers")
+    sizes.add_argument("--head-dim", type=int, help="the width of the thinker's attention heads")
     sizes.add_argument("--experts", type=int, help="the thinker's experts")
     sizes.add_argument("--talker-layers", type=int, help="the talker's layers")
     return parser.parse_args(arguments)
@@ -98,7 +99,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def resized(shapes: Shapes, options: argparse.Namespace) -> Shapes:
     """`shapes` with the sizes from the command line."""
-    thinker = {"hidden": options.hidden, "layers": options.layers, "experts": options.experts}
+    thinker = {
+        "hidden": options.hidden,
+        "layers": options.layers,
+        "head_dim": options.head_dim,
+        "experts": options.experts,
+    }
     talker = {"layers": options.talker_layers}
     return dataclasses.replace(
         shapes,
