@@ -395,13 +395,15 @@ class ListenerOrder:
                 yield each.dry_at - AMPLE_SECONDS
 
     def _next_size(self, request_id: str, now: float) -> int:
-        """The largest chunk with which all other players get their next chunks in time. If there is none, the largest
-        chunk, because it takes the least time for a frame.
+        """The largest chunk with which all other players get their next chunks in time. If there is none, a short chunk
+        keeps the others from being late for long; the largest chunk is chosen if the load is too high for short ones.
         """
-        most = min(self._utterances[request_id].waiting, self._sizes.full)
+        each = self._utterances[request_id]
+        most = min(each.waiting, self._sizes.full)
         ends = self._ends(without=request_id)
+        late = most if self._load(len(ends) + 1) > MOST_LOAD else min(each.waiting, self._sizes.after(each.decoded))
         sizes = (size for size in range(most, 0, -1) if self._in_time(now + self._cost.seconds(size), ends))
-        return next(sizes, most)
+        return next(sizes, late)
 
     def _start_size(self, request_id: str, now: float) -> int:
         """The smallest first chunk with which a streamed utterance can start now; 0 if it has to wait."""
@@ -410,10 +412,13 @@ class ListenerOrder:
         if each.ended or now - each.first_at >= LONGEST_HOLD_SECONDS:
             return most
         ends = self._ends(without=request_id)
-        load = (len(ends) + 1) * self._cost.seconds(self._sizes.full) / self._max_batch
-        if load > MOST_LOAD * FRAME_SECONDS * self._sizes.full:
+        if self._load(len(ends) + 1) > MOST_LOAD:
             return 0
         return next((size for size in range(1, most + 1) if self._can_start(each, size, now, ends)), 0)
+
+    def _load(self, players: int) -> float:
+        """The part of the vocoder's time that so many players need, if their chunks are full."""
+        return players * self._cost.seconds(self._sizes.full) / (self._max_batch * FRAME_SECONDS * self._sizes.full)
 
     def _can_start(self, each: _Frames, size: int, now: float, ends: list[tuple[float, float]]) -> bool:
         begun = now + self._cost.seconds(size)

@@ -105,8 +105,13 @@ class Talker:
             max_total_tokens=options.max_total_tokens,
             max_running_requests=options.max_running_requests,
             static_bytes=context.static,
-            # Prompts with equal ids may have different rows, so two prompts cannot share cached keys and values.
-            options={"disable_radix_cache": True, **options.engine},
+            # Prompts with equal ids may have different rows, so two prompts cannot share cached keys and values. On a
+            # CPU a batch of prompts is not faster than single prompts, and would delay the frames of others.
+            options={
+                "disable_radix_cache": True,
+                **({"prefill_max_requests": 1} if context.device == "cpu" else {}),
+                **options.engine,
+            },
         )
         self._rows = TalkerRows(self._engine, config, context.model_path)
         vocabulary = talker["text_config"]["vocab_size"]
