@@ -107,4 +107,8 @@ class VoiceOrder:
         if not voice.streamed:
             return 0.0
         made = FRAME_SECONDS * voice.made
-        return made if voice.since is None else voice.since + made - now
+        if voice.since is None:
+            # The lead shrinks only when the player starts, which the talker might not learn. So it is never more than
+            # ample: otherwise, the utterance might wait for ever for one that is short of speech.
+            return min(made, AMPLE_SECONDS)
+        return voice.since + made - now

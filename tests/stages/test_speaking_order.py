@@ -265,6 +265,15 @@ def test_only_players_that_have_begun_are_urgent() -> None:
     assert not order.urgent(["b", "new"], 0.0)
 
 
+def test_an_utterance_whose_player_is_unknown_does_not_wait_for_others() -> None:
+    """The vocoder tells nothing of its players if its own order is turned off."""
+    order = leads(short=0.1)
+    order.begin("unknown", streamed=True)
+    for _ in range(100):
+        order.make_frame("unknown")
+        assert order.next_step(["unknown"], 0.0, running=False) == ["unknown"]
+
+
 def test_texts_go_on_together() -> None:
     order = TextOrder()
     assert order.pace({"a": 13, "b": 14, "c": 2}, pressed=True) == TextPace(["a", "b"], [])
