@@ -172,10 +172,14 @@ class Talker:
         self._advance(request_id, voice)
 
     def step(self) -> Iterable[Work | Failed | Advice[TextPace]]:
-        outbox, self._outbox = self._outbox, []
-        yield from outbox
-        seeds: dict[str, FrameSeed] = {}
         self.batch = []
+        if self._outbox:
+            # These messages leave before the engine's step. So the vocoder knows of an utterance while its prompt is
+            # computed, and expects the frames of others to be late.
+            outbox, self._outbox = self._outbox, []
+            yield from outbox
+            return
+        seeds: dict[str, FrameSeed] = {}
         if self._engine.has_work:
             events = self._engine.step(decode_first=self._decodes_first())
             self.batch = self._engine.batch

@@ -25,9 +25,9 @@ FIRST_PICKED = {RESULTS + "process_batch_result_prefill": 1}
 SAMPLER = "stages.sglang_engine.sampler:"
 ENGINE = "stages.sglang_engine.fed_engine:FedEngine."
 
-# Copies to the device in a sampling step: the indices of the sampled rows, and the random numbers. The filters'
-# parameters are further copies.
-DRAWN = {SAMPLER + "OmniSampler.forward": 1, SAMPLER + "draw": 1}
+# The copy to the device in a step that samples every row: the random numbers. The filters' parameters are further
+# copies.
+DRAWN = {SAMPLER + "draw": 1}
 FILTERS = "stages.filtered_draws:Filters.of.<locals>.column"
 
 # Numbers of kernels in the graphs of decode steps with 8, 4, 2 and 1 requests.
@@ -97,11 +97,11 @@ def test_a_sampled_step_copies_as_often_for_many_requests_as_for_one(thinker: di
     *_, step = steps(thinker, f"sampled {size}", prefill=False)
     assert len(step.batch) == size
     assert step.to_host == {**PICKED, SAMPLER + "_report": 1}
-    # Two copies are for the indices: of the sampled rows, and of the rows whose log-probabilities are reported. One
-    # copy is for the tokens since the previous step.
+    # One copy is for the indices of the rows whose log-probabilities are reported, and one for the tokens since the
+    # previous step.
     assert step.to_device == {
         **DRAWN,
-        SAMPLER + "OmniSampler.forward": 2,
+        SAMPLER + "OmniSampler.forward": 1,
         SAMPLER + "count_output": 1,
         FILTERS: 4,
     }

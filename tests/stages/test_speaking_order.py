@@ -180,6 +180,23 @@ def test_a_start_waits_until_the_next_chunk_will_be_in_time() -> None:
     assert order.next_chunk(0.0) == NextChunk(["new"], 1)
 
 
+def test_a_start_expects_the_prompts_of_others_to_delay_its_next_frame() -> None:
+    """The prompt of an earlier utterance took 200 ms. While another prompt is computed, one frame is not enough."""
+    order = ListenerOrder(SIZES, 8, 1)
+    order.begin("earlier", 0.0, streamed=True)
+    order.add_frame("earlier", 0.2)
+    order.end("earlier", 0.2)
+    order.begin("new", 0.2, streamed=True)
+    order.add_frame("new", 0.21)
+    order.sent(NextChunk(["earlier"], 1), 0.21, 0.21)
+    order.forget("earlier")
+    order.begin("third", 0.21, streamed=True)
+    assert not order.next_chunk(0.21).request_ids
+    for _ in range(2):
+        order.add_frame("new", 0.22)
+    assert order.next_chunk(0.22).request_ids == ["new"]
+
+
 @pytest.mark.parametrize("make", [first_come, just_in_time])
 def test_utterances_wait_for_a_slot(make: Callable[..., tuple[VoiceOrder | None, ChunkOrder]]) -> None:
     utterances = [Utterance(f"u{number}", 0.0, 12, streamed=number % 2 == 0) for number in range(9)]

@@ -194,7 +194,7 @@ def talker(model_path: str) -> dict[str, Any]:
         ring.begin("stays", frames=6)
         ring.begin("waits", frames=6, ended=False)
         ring.begin("goes", frames=6)
-        ring.run(turns=5)
+        ring.run(turns=6)
         ring.talker.abort("goes")
         ring.run()
         ring.end("waits")

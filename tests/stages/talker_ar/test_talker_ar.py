@@ -539,7 +539,8 @@ def test_text_far_ahead_of_its_speech_waits_while_others_are_short(ring: Ring) -
     ring.say("a", *range(5, 25), last=False)
     ring.begin("b", 2, streamed=True)
     ring.say("b", 3, 4, 5, last=False)
-    ring.turn()
+    for _ in range(2):  # the first step only sends messages
+        ring.turn()
     assert ring.held == {"a"}
     while len(ring.codes["a"]) < 16:
         ring.hears("a", 0.5)
