@@ -148,19 +148,18 @@ class Code2WavOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_
             later chunks. A codec frame is 80 ms. A player starts with the first chunk, so each chunk must arrive before
             the chunks before it have been played. With the default sizes, each chunk arrives in time as long as
             generating a frame takes at most 0.57 of the frame's length. If each chunk were twice as long as the chunk
-            before, the limit would be 0.35.
+            before, the limit would be 0.35. Longer chunks take less time for each frame, but listeners then need more
+            speech in advance.
         max_batch: Maximum number of utterances decoded together in one step. null means all utterances that are ready
             on a GPU, and one utterance on a CPU. On a CPU a batch is hardly faster. If utterances are decoded one at a
             time, the speech is bit-identical, whatever other requests there are.
-        just_in_time: Whether the order and the length of chunks follow what each listener has left to hear. If there
-            is more than one utterance, a chunk can then be longer than `chunk_frames` says, up to its largest entry, or
-            shorter, so that nobody hears a silence. The first chunk then waits until the next one is sure to come in
-            time.
+        just_in_time: Whether the order of chunks follows what each listener has left to hear. A first chunk then waits
+            until the next one is expected in time.
         dtype: Data type of weights and activations; null means float32 on a CPU and the checkpoint's type on a GPU.
     """
 
     max_streams: Positive = 32
     max_batch: Positive | None = None
-    chunk_frames: tuple[Positive, ...] = (1, 1, 2, 3, 4, 6, 8)
+    chunk_frames: tuple[Positive, ...] = (1, 1, 2, 3, 4, 6)
     just_in_time: bool = True
     dtype: str | None = None

@@ -13,7 +13,7 @@ FRAME_SECONDS = 0.08
 SHORT_SECONDS = 0.4
 """An utterance with a smaller lead is short of speech: a stage that is busy elsewhere for this long ends the lead."""
 
-AMPLE_SECONDS = 1.0
+AMPLE_SECONDS = 1.3
 """An utterance with a greater lead can wait while another utterance is short of speech."""
 
 

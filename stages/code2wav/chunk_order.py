@@ -1,22 +1,18 @@
-"""Decides which utterances the vocoder decodes next, and how many frames of each.
+"""Decides which utterances the vocoder decodes next.
 
-There are two orders. `ArrivalOrder` decodes chunks of fixed sizes, first come, first served. `ListenerOrder` serves the
-listener first who would be the first to hear a silence. It starts an utterance only when that delays nobody's next
-chunk too long, and when the next chunk of the new utterance is expected in time too.
+There are two orders. `ArrivalOrder` is first come, first served. `ListenerOrder` serves the listener first who would be
+the first to hear a silence. It starts an utterance only when that delays nobody's next chunk too long, and when the
+next chunk of the new utterance is expected in time too.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from stages.code2wav.chunk_cost import ChunkCost
 from stages.messages import Playing
 from stages.playback import AMPLE_SECONDS, FRAME_SECONDS, SHORT_SECONDS, Player
-
-GUARD_SECONDS = 0.1
-"""If a player runs dry within this time, its next chunk is decoded with the frames that there are."""
 
 PATIENCE_SECONDS = 0.5
 """A chunk of speech that nobody plays while it is made is due this long after it became complete."""
@@ -58,7 +54,7 @@ NOTHING = NextChunk([], 0)
 class ChunkOrder(Protocol):
     """The frames that wait, by utterance, and the order of decoding them. Times are by `time.monotonic`."""
 
-    def begin(self, request_id: str, now: float, *, streamed: bool) -> None:
+    def begin(self, request_id: str, *, streamed: bool) -> None:
         """Note a new utterance, whose prompt the talker is about to compute."""
 
     def add_frame(self, request_id: str, now: float) -> None:
@@ -92,16 +88,14 @@ class _Frames:
         player: The listener's player, if `streamed`.
         waiting, decoded: Numbers of frames.
         ended: Whether all frames have arrived.
-        begun_at: Time at which the talker has begun the utterance.
         first_at, last_at: Arrival of the first and of the latest frame.
-        complete_at: Time since which a full chunk, or the end of the utterance, waits.
+        complete_at: Time since which a complete chunk, or the end of the utterance, waits.
     """
 
-    __slots__ = ("begun_at", "complete_at", "decoded", "ended", "first_at", "last_at", "player", "streamed", "waiting")
+    __slots__ = ("complete_at", "decoded", "ended", "first_at", "last_at", "player", "streamed", "waiting")
 
-    def __init__(self, begun_at: float, *, streamed: bool) -> None:
+    def __init__(self, *, streamed: bool) -> None:
         self.streamed = streamed
-        self.begun_at = begun_at
         self.player = Player()
         self.waiting = self.decoded = 0
         self.ended = False
@@ -110,6 +104,10 @@ class _Frames:
     @property
     def playing(self) -> bool:
         return self.player.since is not None
+
+    @property
+    def starting(self) -> bool:
+        return self.streamed and not self.playing
 
     @property
     def dry_at(self) -> float:
@@ -125,7 +123,7 @@ class _Frames:
 
 
 class _Sizes:
-    """The sizes of an utterance's chunks if there is no other utterance."""
+    """The sizes of an utterance's chunks."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self._sizes = sizes
@@ -197,8 +195,8 @@ class ArrivalOrder:
         self._utterances: dict[str, _Frames] = {}
         self._complete: dict[str, None] = {}  # utterances with a complete chunk, oldest chunk first
 
-    def begin(self, request_id: str, now: float, *, streamed: bool) -> None:
-        self._utterances[request_id] = _Frames(now, streamed=streamed)
+    def begin(self, request_id: str, *, streamed: bool) -> None:
+        self._utterances[request_id] = _Frames(streamed=streamed)
 
     def add_frame(self, request_id: str, now: float) -> None:
         self._utterances[request_id].waiting += 1
@@ -250,11 +248,11 @@ class ListenerOrder:
 
     There are three kinds of utterances. *Playing* utterances go by the time at which their player runs dry. A
     *starting* utterance goes before them, as soon as all players, also its own, are expected to get their next chunks
-    in time. An utterance that nobody plays goes as if it were due `PATIENCE_SECONDS` after a full chunk is complete, so
-    that the players do not delay it for ever.
+    in time. An utterance that nobody plays goes as if it were due `PATIENCE_SECONDS` after a chunk is complete, so that
+    the players do not delay it for ever.
 
-    If there is only one utterance, its chunks have the given sizes, so that the same request always gives exactly the
-    same samples. Otherwise, a chunk has all frames that wait, up to the largest size, or fewer if others would be late.
+    The sizes of chunks do not depend on other utterances, so that an utterance has exactly the same samples alone and
+    in company.
     """
 
     def __init__(self, sizes: Sequence[int], slots: int, max_batch: int) -> None:
@@ -264,54 +262,47 @@ class ListenerOrder:
         self._utterances: dict[str, _Frames] = {}
         self._cost = ChunkCost()
         self._frame_delay = _Recent()  # between two early frames of an utterance
-        self._prompt_delay = _Recent()  # from the start of an utterance to its first frame
         self._behind = False
 
-    def begin(self, request_id: str, now: float, *, streamed: bool) -> None:
-        self._utterances[request_id] = _Frames(now, streamed=streamed)
+    def begin(self, request_id: str, *, streamed: bool) -> None:
+        self._utterances[request_id] = _Frames(streamed=streamed)
 
     def add_frame(self, request_id: str, now: float) -> None:
         each = self._utterances[request_id]
         made = each.decoded + each.waiting
         if not made:
             each.first_at = now
-            self._prompt_delay.note(now - each.begun_at, now)
         elif made < EARLY_FRAMES:
             self._frame_delay.note(now - each.last_at, now)
         each.last_at = now
         each.waiting += 1
-        if each.waiting == self._sizes.full:
+        if each.waiting == self._sizes.after(each.decoded):
             each.complete_at = now
 
     def end(self, request_id: str, now: float) -> None:
         each = self._utterances[request_id]
         each.ended = True
-        each.complete_at = now
+        if not self._complete(each):
+            each.complete_at = now
 
     def forget(self, request_id: str) -> None:
         self._utterances.pop(request_id, None)
 
     def next_chunk(self, now: float) -> NextChunk:
-        waiting = [request_id for request_id, each in self._utterances.items() if each.waiting]
-        if not waiting:
+        ready = {request_id: each for request_id, each in self._utterances.items() if self._ready(each)}
+        if not ready:
             return NOTHING
-        if len(self._utterances) == 1:
-            return self._only_chunk(waiting[0], now)
         free = self._slots.free(self._utterances)
-        starting = sorted(
-            (each.first_at, request_id)
-            for request_id in waiting
-            if (each := self._utterances[request_id]).streamed and not each.playing
-        )
-        for _, request_id in starting if free else ():
-            if frames := self._start_size(request_id, now):
-                others = [each for _, each in starting if each != request_id]
-                return NextChunk(self._slots.batch([request_id, *others], frames, self._utterances), frames)
-        order = [request_id for _, request_id in sorted(self._due(waiting, now)) if free or self._begun(request_id)]
+        starting = sorted((each.first_at, request_id) for request_id, each in ready.items() if each.starting)
+        order = [request_id for _, request_id in starting if free and self._can_start(request_id, now)][:1]
+        if not order:
+            order = [request_id for _, request_id in sorted(self._due(ready, now)) if free or ready[request_id].decoded]
         if not order:
             return NOTHING
-        frames = self._next_size(order[0], now)
-        return NextChunk(self._slots.batch(order, frames, self._utterances), frames)
+        order += [request_id for _, request_id in starting if request_id not in order]
+        frames = self._size(ready[order[0]])
+        same = [request_id for request_id in order if self._size(ready[request_id]) == frames]
+        return NextChunk(self._slots.batch(same, frames, self._utterances), frames)
 
     def wakes_at(self, now: float) -> float | None:
         return min((time for time in self._changes() if time > now), default=None)
@@ -325,50 +316,34 @@ class ListenerOrder:
                 assert each.player.since is not None
                 since[request_id] = each.player.since
             each.take(chunk.frames)
-            if each.waiting >= self._sizes.full or each.ended:
-                each.complete_at = now
+            each.complete_at = now
         if not self._turned() and not since:
             return None
         return Playing(since, self._behind)
 
     @property
     def ready(self) -> int:
-        return sum(
-            each.ended or each.waiting >= self._sizes.after(each.decoded)
-            for each in self._utterances.values()
-            if each.waiting
-        )
+        return sum(self._ready(each) for each in self._utterances.values())
 
-    def _begun(self, request_id: str) -> bool:
-        return self._utterances[request_id].decoded > 0
+    def _complete(self, each: _Frames) -> bool:
+        return each.waiting >= self._sizes.after(each.decoded)
 
-    def _only_chunk(self, request_id: str, now: float) -> NextChunk:
-        """The next chunk of the only utterance: it is shorter than the sizes say only at the last moment."""
-        each = self._utterances[request_id]
-        size = self._sizes.after(each.decoded)
-        if each.ended or each.waiting >= size or now >= self._last_moment(each):
-            return NextChunk([request_id], min(size, each.waiting))
-        return NOTHING
+    def _ready(self, each: _Frames) -> bool:
+        return each.waiting > 0 and (each.ended or self._complete(each))
 
-    def _last_moment(self, each: _Frames) -> float:
-        """The latest time at which the only utterance's next chunk can be begun; infinite if nobody plays it."""
-        return each.dry_at - MARGIN_SECONDS - self._cost.seconds(self._sizes.full) if each.playing else math.inf
+    def _size(self, each: _Frames) -> int:
+        return min(self._sizes.after(each.decoded), each.waiting)
 
-    def _due(self, waiting: Iterable[str], now: float) -> Iterator[tuple[float, str]]:
-        """When the next chunk of each utterance is due, for those that play or are not streamed and should be decoded
-        now.
+    def _due(self, ready: dict[str, _Frames], now: float) -> Iterator[tuple[float, str]]:
+        """When the next chunk of each utterance is due, without the starting utterances, and without players with ample
+        speech if another utterance is short.
         """
         short = self._anyone_short(now)
-        for request_id in waiting:
-            each = self._utterances[request_id]
+        for request_id, each in ready.items():
             if not each.streamed:
-                if each.ended or each.waiting >= self._sizes.full:
-                    yield each.complete_at + PATIENCE_SECONDS, request_id
-            elif each.playing:
-                lead = each.dry_at - now
-                enough = each.ended or each.waiting >= self._sizes.after(each.decoded)
-                if lead <= GUARD_SECONDS or (enough and not (short and lead > AMPLE_SECONDS)):
-                    yield each.dry_at, request_id
+                yield each.complete_at + PATIENCE_SECONDS, request_id
+            elif each.playing and not (short and each.dry_at - now > AMPLE_SECONDS):
+                yield each.dry_at, request_id
 
     def _anyone_short(self, now: float) -> bool:
         """Whether an utterance is short of speech that other stages have to make. They need the processors more."""
@@ -382,59 +357,39 @@ class ListenerOrder:
 
     def _changes(self) -> Iterator[float]:
         """Times at which `next_chunk` may change although nothing arrives."""
-        alone = len(self._utterances) == 1
         for each in self._utterances.values():
-            if not each.waiting or not each.streamed:
-                continue
-            if not each.playing:
+            if each.waiting and each.starting:
                 yield each.first_at + LONGEST_HOLD_SECONDS
-            elif alone:
-                yield self._last_moment(each)
-            else:
-                yield each.dry_at - GUARD_SECONDS
+            elif each.waiting and each.playing:
                 yield each.dry_at - AMPLE_SECONDS
 
-    def _next_size(self, request_id: str, now: float) -> int:
-        """The largest chunk with which all other players get their next chunks in time. If there is none, a short chunk
-        keeps the others from being late for long; the largest chunk is chosen if the load is too high for short ones.
+    def _can_start(self, request_id: str, now: float) -> bool:
+        """Whether all players, also the utterance's own, are expected to get their next chunks in time if the utterance
+        starts now.
         """
         each = self._utterances[request_id]
-        most = min(each.waiting, self._sizes.full)
-        ends = self._ends(without=request_id)
-        late = most if self._load(len(ends) + 1) > MOST_LOAD else min(each.waiting, self._sizes.after(each.decoded))
-        sizes = (size for size in range(most, 0, -1) if self._in_time(now + self._cost.seconds(size), ends))
-        return next(sizes, late)
-
-    def _start_size(self, request_id: str, now: float) -> int:
-        """The smallest first chunk with which a streamed utterance can start now; 0 if it has to wait."""
-        each = self._utterances[request_id]
-        most = min(each.waiting, self._sizes.full)
-        if each.ended or now - each.first_at >= LONGEST_HOLD_SECONDS:
-            return most
-        ends = self._ends(without=request_id)
-        if self._load(len(ends) + 1) > MOST_LOAD:
-            return 0
-        return next((size for size in range(1, most + 1) if self._can_start(each, size, now, ends)), 0)
-
-    def _load(self, players: int) -> float:
-        """The part of the vocoder's time that so many players need, if their chunks are full."""
-        return players * self._cost.seconds(self._sizes.full) / (self._max_batch * FRAME_SECONDS * self._sizes.full)
-
-    def _can_start(self, each: _Frames, size: int, now: float, ends: list[tuple[float, float]]) -> bool:
-        begun = now + self._cost.seconds(size)
-        dry = begun + FRAME_SECONDS * size
-        delay = 0.0 if each.waiting > size else self._expected_delay(now)
-        if begun + delay + self._cost.seconds(1) + MARGIN_SECONDS > dry + TOLERANCE_SECONDS:
+        if len(self._utterances) == 1 or each.ended or now - each.first_at >= LONGEST_HOLD_SECONDS:
+            return True
+        ends = self._ends()
+        load = (len(ends) + 1) * self._cost.seconds(self._sizes.full) / self._max_batch
+        if load > MOST_LOAD * FRAME_SECONDS * self._sizes.full:
             return False
+        size = self._size(each)
+        begun = now + self._cost.seconds(size)
+        # The frames that wait are decoded soon after the first chunk, so they bridge the time until the next frame.
+        bridged = FRAME_SECONDS * each.waiting + TOLERANCE_SECONDS
+        if self._frame_delay.seconds(now) + self._cost.seconds(1) + MARGIN_SECONDS > bridged:
+            return False
+        dry = begun + FRAME_SECONDS * size
         return self._in_time(begun, sorted([*ends, (dry, self._cost.seconds(self._sizes.after(size)))]))
 
-    def _ends(self, *, without: str) -> list[tuple[float, float]]:
-        """For each other utterance that plays, soonest first: when its player runs dry, and its next chunk's time."""
-        return sorted(
+    def _ends(self) -> list[tuple[float, float]]:
+        """For each utterance that plays: when its player runs dry, and the time for its next chunk."""
+        return [
             (each.dry_at, self._cost.seconds(self._sizes.after(each.decoded)))
-            for request_id, each in self._utterances.items()
-            if request_id != without and each.playing and not each.exhausted
-        )
+            for each in self._utterances.values()
+            if each.playing and not each.exhausted
+        ]
 
     def _in_time(self, begin: float, ends: list[tuple[float, float]]) -> bool:
         """Whether each player gets its next chunk in time, if they are decoded one after the other from `begin` on."""
@@ -444,13 +399,6 @@ class ListenerOrder:
             if done > end + TOLERANCE_SECONDS:
                 return False
         return True
-
-    def _expected_delay(self, now: float) -> float:
-        """Seconds in which the next frame of a starting utterance is expected. The talker may first compute prompts."""
-        delay = self._frame_delay.seconds(now)
-        if any(not each.decoded and not each.waiting and not each.ended for each in self._utterances.values()):
-            delay = max(delay, self._prompt_delay.seconds(now))
-        return delay
 
     def _turned(self) -> bool:
         """Whether the vocoder has fallen behind, or has caught up, since the last call."""

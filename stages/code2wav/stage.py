@@ -75,7 +75,7 @@ class Code2Wav:
         request_id, body = message.request_id, message.body
         if isinstance(body, VocoderStart):
             self._voices[request_id] = _SpeechStream()
-            self._order.begin(request_id, time.monotonic(), streamed=body.streamed)
+            self._order.begin(request_id, streamed=body.streamed)
         elif isinstance(body, SpeechFinished):
             self._end(request_id, body)
         elif isinstance(body, Frame):

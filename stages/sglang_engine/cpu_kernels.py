@@ -193,7 +193,7 @@ def few_experts(
     """
     used = experts.reshape(-1)
     gate, up = torch.matmul(w13.index_select(0, used), x[0]).chunk(2, dim=-1)
-    inner = torch.nn.functional.silu(gate) * up * weights.reshape(-1, 1)
+    inner = torch.nn.functional.silu(gate) * up * weights.reshape(-1, 1).to(x.dtype)
     return torch.bmm(w2.index_select(0, used), inner.unsqueeze(2)).sum(0).t()
 
 

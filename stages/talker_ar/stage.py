@@ -175,7 +175,7 @@ class Talker:
         self.batch = []
         if self._outbox:
             # These messages leave before the engine's step. So the vocoder knows of an utterance while its prompt is
-            # computed, and expects the frames of others to be late.
+            # computed, and leaves players with ample speech aside.
             outbox, self._outbox = self._outbox, []
             yield from outbox
             return

@@ -37,7 +37,7 @@ class TextOrder:
                 if tokens > MOST_AHEAD and request_id not in self._held
             ]
         if not pressed or any(ahead[request_id] <= LEAST_AHEAD for request_id in self._held):
-            resume = [request_id for request_id in self._held if not pressed or ahead[request_id] <= MOST_AHEAD]
+            resume = [request_id for request_id in sorted(self._held) if not pressed or ahead[request_id] <= MOST_AHEAD]
         if not hold and not resume:
             return None
         self._held = self._held.difference(resume).union(hold)

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 
 from stages.playback import AMPLE_SECONDS, FRAME_SECONDS, SHORT_SECONDS
 
-BEHIND_SECONDS = 0.64
-"""The lead, in seconds, that suffices while the vocoder is behind: a full chunk of frames."""
+BEHIND_SECONDS = 1.0
+"""The lead, in seconds, that suffices while the vocoder is behind: two full chunks of frames."""
 
 JOIN_SECONDS = 0.48
 """An utterance joins a step that is made for others if its lead is at most this much more than suffices."""

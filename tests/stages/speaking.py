@@ -102,7 +102,7 @@ class Speakers:
         self._prompts.append(each.name)
         if self._order is not None:
             self._order.begin(each.name, streamed=each.streamed)
-        self._chunks.begin(each.name, self.now, streamed=each.streamed)
+        self._chunks.begin(each.name, streamed=each.streamed)
 
     def _talk(self) -> None:
         if self._talking:

@@ -22,7 +22,7 @@ from stages.talker_ar.text_pace import TextOrder
 from stages.talker_ar.voice_order import VoiceOrder
 from tests.stages.speaking import Laws, Speakers, Utterance
 
-SIZES = (1, 1, 2, 3, 4, 6, 8)
+SIZES = (1, 1, 2, 3, 4, 6)
 
 # About the laws of the demo model on one core: the vocoder makes 32 s of sound in a second with full chunks, and 13 s
 # with chunks of one frame.
@@ -62,9 +62,9 @@ def play(utterances: Sequence[Utterance], orders: tuple[VoiceOrder | None, Chunk
     Speakers(laws, *orders).run([each for each in utterances if id(each) not in later])
 
 
-@pytest.mark.parametrize("streams", [1, 8, 16, 24, 26])
+@pytest.mark.parametrize("streams", [1, 8, 16, 20, 24])
 def test_answers_play_without_a_gap_up_to_the_throughput(streams: int) -> None:
-    """A full chunk of 8 frames takes 20 ms for 640 ms of sound, so no order can play more than 32 streams."""
+    """A full chunk of 6 frames takes 16 ms for 480 ms of sound, so no order can play more than 30 streams."""
     utterances = closed_loop(streams, 8, 60, seed=streams)
     play(utterances, just_in_time())
     assert gapless(utterances) >= 0.99
@@ -124,7 +124,7 @@ def test_every_answer_ends_and_begins_in_bounded_time(seed: int) -> None:
     watch = Watch(ListenerOrder(SIZES, slots, 1))
     play(utterances, (VoiceOrder(), watch))
     assert all(each.ended_at is not None and each.heard == each.frames for each in utterances)
-    assert watch.longest_idle <= LONGEST_HOLD_SECONDS + 0.01
+    assert watch.longest_idle <= LONGEST_HOLD_SECONDS + 2 * CPU.chunk(1, max(SIZES))
 
 
 class Watch(ListenerOrder):
@@ -161,40 +161,23 @@ def test_an_overloaded_vocoder_starts_everybody_in_the_end() -> None:
 def test_a_start_waits_until_the_next_chunk_will_be_in_time() -> None:
     """Another utterance has just got its first frames 150 ms apart, so one frame would have been played too early."""
     order = ListenerOrder(SIZES, 8, 1)
-    order.begin("slow", 0.0, streamed=True)
+    order.begin("slow", streamed=True)
     for number in range(3):
         order.add_frame("slow", 0.15 * number)
     order.sent(order.next_chunk(0.3), 0.3, 0.3)
     assert order.next_chunk(0.3).request_ids == ["slow"]
     order.sent(order.next_chunk(0.3), 0.3, 0.3)
-    order.begin("new", 0.3, streamed=True)
+    order.begin("new", streamed=True)
     waited = []
     for _ in range(4):
         order.add_frame("new", 0.3)
         waited.append("new" not in order.next_chunk(0.3).request_ids)
     assert waited == [True, False, False, False]
     order = ListenerOrder(SIZES, 8, 1)
-    order.begin("other", 0.0, streamed=True)
-    order.begin("new", 0.0, streamed=True)
+    order.begin("other", streamed=True)
+    order.begin("new", streamed=True)
     order.add_frame("new", 0.0)
     assert order.next_chunk(0.0) == NextChunk(["new"], 1)
-
-
-def test_a_start_expects_the_prompts_of_others_to_delay_its_next_frame() -> None:
-    """The prompt of an earlier utterance took 200 ms. While another prompt is computed, one frame is not enough."""
-    order = ListenerOrder(SIZES, 8, 1)
-    order.begin("earlier", 0.0, streamed=True)
-    order.add_frame("earlier", 0.2)
-    order.end("earlier", 0.2)
-    order.begin("new", 0.2, streamed=True)
-    order.add_frame("new", 0.21)
-    order.sent(NextChunk(["earlier"], 1), 0.21, 0.21)
-    order.forget("earlier")
-    order.begin("third", 0.21, streamed=True)
-    assert not order.next_chunk(0.21).request_ids
-    for _ in range(2):
-        order.add_frame("new", 0.22)
-    assert order.next_chunk(0.22).request_ids == ["new"]
 
 
 @pytest.mark.parametrize("make", [first_come, just_in_time])
@@ -221,7 +204,7 @@ def test_utterances_wait_for_a_slot(make: Callable[..., tuple[VoiceOrder | None,
 def test_utterances_that_can_be_decoded_together_are_one_batch() -> None:
     order = ListenerOrder(SIZES, 8, 4)
     for name in "abcdef":
-        order.begin(name, 0.0, streamed=True)
+        order.begin(name, streamed=True)
         for _ in range(3):
             order.add_frame(name, 0.0)
     chunk = order.next_chunk(0.0)
@@ -247,11 +230,11 @@ def leads(**seconds: float) -> VoiceOrder:
     [
         (leads(a=9.0, b=0.5), False, "ab"),  # nobody is short
         (leads(a=9.0, b=0.3), False, "b"),
-        (leads(a=1.4, b=0.3), False, "ab"),  # a joins the step that is made for b
-        (leads(a=1.6, b=0.3), False, "b"),
-        (leads(a=9.0, b=0.7), True, ""),
-        (leads(a=9.0, b=0.6), True, "b"),
-        (leads(a=1.1, b=0.6), True, "ab"),
+        (leads(a=1.7, b=0.3), False, "ab"),  # a joins the step that is made for b
+        (leads(a=1.9, b=0.3), False, "b"),
+        (leads(a=9.0, b=1.1), True, ""),
+        (leads(a=9.0, b=0.9), True, "b"),
+        (leads(a=1.4, b=0.9), True, "ab"),
     ],
 )
 def test_a_step_is_made_for_those_who_need_it(order: VoiceOrder, behind: bool, going: str) -> None:
@@ -260,7 +243,7 @@ def test_a_step_is_made_for_those_who_need_it(order: VoiceOrder, behind: bool, g
 
 
 def test_those_who_wait_join_a_step_that_is_made_anyway() -> None:
-    order = leads(a=1.1, b=9.0)
+    order = leads(a=1.4, b=9.0)
     order.behind = True
     assert order.next_step("ab", 0.0, running=False) == []
     assert order.next_step("ab", 0.0, running=True) == ["a"]
@@ -269,8 +252,8 @@ def test_those_who_wait_join_a_step_that_is_made_anyway() -> None:
 def test_the_talker_wakes_when_a_lead_no_longer_suffices() -> None:
     order = leads(a=2.0, b=0.3)
     assert order.wakes_at([], 0.0) is None
-    assert order.wakes_at(["a"], 0.0) == pytest.approx(1.0)
-    assert order.next_step("a", 1.01, running=False) == ["a"]
+    assert order.wakes_at(["a"], 0.0) == pytest.approx(0.7)
+    assert order.next_step("a", 0.71, running=False) == ["a"]
     order.forget("b")
     assert order.wakes_at(["a"], 0.0) == 0.0  # nobody is short any more
 
@@ -329,7 +312,7 @@ def test_the_cost_of_a_chunk_is_learned() -> None:
 def test_the_vocoder_says_when_it_falls_behind_and_when_it_has_caught_up() -> None:
     order = ListenerOrder(SIZES, 8, 1)
     for name in "ab":
-        order.begin(name, 0.0, streamed=False)
+        order.begin(name, streamed=False)
         for _ in range(200):
             order.add_frame(name, 0.0)
     told = []

@@ -53,7 +53,9 @@ def _encoded(
     results: list[Any] = []
 
     def work() -> None:
-        results[:] = list(stage._encoded([item], 100))
+        results.clear()
+        while not results:  # a large item is encoded piece by piece
+            results.extend(result for _, result in stage._encoded([item], 100))
 
     rows = stage.row_count(item)
     taken_ms = times(work, setup.device, setup.runs(5))

@@ -173,7 +173,7 @@ def test_a_cpu_captures_no_graphs(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize("given", [{"top_k": 50, "top_p": 0.8, "min_p": 0.1}, {"top_p": 0.8}])
 def test_peak_of_sampling(given: dict[str, Any]) -> None:
     """The test measures the peak of `draw`, which makes float32 logits in addition to the engine's logits."""
-    rows, vocabulary = 4, 50_000
+    rows, vocabulary = 4, 16_000  # from a larger vocabulary, a CPU draws without sorting it
     states = [
         SamplingState(
             Sampling(temperature=0.9, **given),

@@ -512,7 +512,7 @@ def test_an_utterance_wakes_when_its_lead_is_used_up(ring: Ring) -> None:
     ring.begin("a", 1, streamed=True)
     ring.say("a", *range(5, 15))
     ring.run_until("a", 4)
-    ring.hears("a", 0.7, behind=True)  # a little more than suffices
+    ring.hears("a", 1.05, behind=True)  # a little more than suffices
     ring.turn()
     while not ring.talker.has_work:
         assert ring.talker.wakes_at is not None
