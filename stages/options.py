@@ -160,6 +160,6 @@ class Code2WavOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_
 
     max_streams: Positive = 32
     max_batch: Positive | None = None
-    chunk_frames: tuple[Positive, ...] = (1, 1, 2, 3, 4, 6)
+    chunk_frames: tuple[Positive, ...] = (1, 1, 2, 3, 4, 6, 8)
     just_in_time: bool = True
     dtype: str | None = None
