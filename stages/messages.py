@@ -544,6 +544,8 @@ class AudioDone(Struct, tag="audio_done"):
 class Playing(Struct):
     """The times at which the players of some utterances would have started if they had never been silent, by
     `time.monotonic`. So frame i of an utterance, counted from 0, must be heard i · 80 ms later.
+
+    `behind` says whether the vocoder has more frames waiting than it can decode soon.
     """
 
     since: dict[str, float]

@@ -1,4 +1,4 @@
-"""The clock of a listener who plays streamed speech: how long what he has got will last.
+"""The clock of a listener who plays streamed speech: when the speech that has been sent will have been played.
 
 Each stage that speaks decides by this clock which utterances go first. A player starts with the first chunk, and then
 needs a codec frame every 80 ms. The *lead* of an utterance is the length of the speech that has been made and not been
@@ -11,7 +11,7 @@ FRAME_SECONDS = 0.08
 """Length of the sound of one codec frame."""
 
 SHORT_SECONDS = 0.4
-"""An utterance with a smaller lead is short of speech: a stage that is busy elsewhere for this long ends the lead."""
+"""An utterance with a smaller lead is short of speech: its listener will soon hear a silence."""
 
 AMPLE_SECONDS = 1.3
 """An utterance with a greater lead can wait while another utterance is short of speech."""

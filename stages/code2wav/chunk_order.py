@@ -152,36 +152,8 @@ class _Recent:
         return float(self._longest * 0.5 ** ((now - self._at) / HALF_LIFE_SECONDS))
 
 
-class _Slots:
-    """Chooses the utterances of one batch, so that no more utterances begin than the vocoder has slots."""
-
-    def __init__(self, slots: int, max_batch: int) -> None:
-        self._slots = slots
-        self._max_batch = max_batch
-
-    def batch(self, order: Iterable[str], frames: int, utterances: dict[str, _Frames]) -> list[str]:
-        """The utterances in `order` that can be decoded together with the first of them, in chunks of `frames`."""
-        chosen: list[str] = []
-        free = self.free(utterances)
-        for request_id in order:
-            each = utterances[request_id]
-            fresh = not each.decoded
-            if chosen and fresh != (not utterances[chosen[0]].decoded):
-                continue
-            if each.waiting < frames or (fresh and not free):
-                continue
-            free -= fresh
-            chosen.append(request_id)
-            if len(chosen) == self._max_batch:
-                break
-        return chosen
-
-    def free(self, utterances: dict[str, _Frames]) -> int:
-        return self._slots - sum(each.decoded > 0 for each in utterances.values())
-
-
-class ArrivalOrder:
-    """Chunks in the order in which they became complete; see `ChunkOrder`.
+class _Utterances:
+    """The utterances of an order, and the batches that they can form.
 
     Args:
         sizes: Sizes of the first chunk, the second chunk, and so on. The last size applies to all later chunks.
@@ -191,60 +163,94 @@ class ArrivalOrder:
 
     def __init__(self, sizes: Sequence[int], slots: int, max_batch: int) -> None:
         self._sizes = _Sizes(sizes)
-        self._slots = _Slots(slots, max_batch)
+        self._slots = slots
+        self._max_batch = max_batch
         self._utterances: dict[str, _Frames] = {}
-        self._complete: dict[str, None] = {}  # utterances with a complete chunk, oldest chunk first
 
     def begin(self, request_id: str, *, streamed: bool) -> None:
         self._utterances[request_id] = _Frames(streamed=streamed)
 
+    def forget(self, request_id: str) -> None:
+        self._utterances.pop(request_id, None)
+
+    def _complete(self, each: _Frames) -> bool:
+        return each.waiting >= self._sizes.after(each.decoded)
+
+    def _ready(self, each: _Frames) -> bool:
+        return each.waiting > 0 and (each.ended or self._complete(each))
+
+    def _size(self, each: _Frames) -> int:
+        return min(self._sizes.after(each.decoded), each.waiting)
+
+    def _free(self) -> int:
+        """Number of slots that no utterance has."""
+        return self._slots - sum(each.decoded > 0 for each in self._utterances.values())
+
+    def _batch(self, order: Iterable[str]) -> NextChunk:
+        """A chunk of the first utterance in `order` that has a slot or can get one, and of the utterances after it that
+        can be decoded in the same batch.
+        """
+        chosen: list[str] = []
+        shape: tuple[int, bool] | None = None
+        free = self._free()
+        for request_id in order:
+            each = self._utterances[request_id]
+            fresh = not each.decoded
+            own = self._size(each), fresh
+            if own != (shape or own) or (fresh and not free):
+                continue
+            shape = own
+            free -= fresh
+            chosen.append(request_id)
+            if len(chosen) == self._max_batch:
+                break
+        return NextChunk(chosen, shape[0]) if shape else NOTHING
+
+
+class ArrivalOrder(_Utterances):
+    """Chunks in the order in which they became complete; see `ChunkOrder`, and `_Utterances` for the arguments."""
+
+    def __init__(self, sizes: Sequence[int], slots: int, max_batch: int) -> None:
+        super().__init__(sizes, slots, max_batch)
+        self._queue: dict[str, None] = {}  # utterances with a complete chunk, oldest chunk first
+
     def add_frame(self, request_id: str, now: float) -> None:
         self._utterances[request_id].waiting += 1
-        self._queue(request_id)
+        self._queue_if_ready(request_id)
 
     def end(self, request_id: str, now: float) -> None:
         self._utterances[request_id].ended = True
-        self._queue(request_id)
+        self._queue_if_ready(request_id)
 
     def forget(self, request_id: str) -> None:
-        self._utterances.pop(request_id, None)
-        self._complete.pop(request_id, None)
+        super().forget(request_id)
+        self._queue.pop(request_id, None)
 
     def next_chunk(self, now: float) -> NextChunk:
-        free = self._slots.free(self._utterances)
-        order = [each for each in self._complete if free or self._utterances[each].decoded]
-        if not order:
-            return NOTHING
-        frames = self._size(self._utterances[order[0]])
-        same = [each for each in order if self._size(self._utterances[each]) == frames]
-        return NextChunk(self._slots.batch(same, frames, self._utterances), frames)
+        return self._batch(self._queue)
 
     def wakes_at(self, now: float) -> float | None:
         return None
 
     def sent(self, chunk: NextChunk, began: float, now: float) -> Playing | None:
         for request_id in chunk.request_ids:
-            del self._complete[request_id]
+            del self._queue[request_id]
             self._utterances[request_id].take(chunk.frames)
-            self._queue(request_id)  # behind the utterances that have waited longer
+            self._queue_if_ready(request_id)  # behind the utterances that have waited longer
         return None
 
     @property
     def ready(self) -> int:
-        return len(self._complete)
+        return len(self._queue)
 
-    def _queue(self, request_id: str) -> None:
-        each = self._utterances[request_id]
-        if each.waiting >= self._sizes.after(each.decoded) or (each.ended and each.waiting):
-            self._complete.setdefault(request_id)
-
-    def _size(self, each: _Frames) -> int:
-        return min(self._sizes.after(each.decoded), each.waiting)
+    def _queue_if_ready(self, request_id: str) -> None:
+        if self._ready(self._utterances[request_id]):
+            self._queue.setdefault(request_id)
 
 
-class ListenerOrder:
-    """The listener who would be the first to hear a silence goes first; see `ChunkOrder`. The arguments are those of
-    `ArrivalOrder`.
+class ListenerOrder(_Utterances):
+    """The listener who would be the first to hear a silence goes first; see `ChunkOrder`, and `_Utterances` for the
+    arguments.
 
     There are three kinds of utterances. *Playing* utterances go by the time at which their player runs dry. A
     *starting* utterance goes before them, as soon as all players, also its own, are expected to get their next chunks
@@ -256,16 +262,10 @@ class ListenerOrder:
     """
 
     def __init__(self, sizes: Sequence[int], slots: int, max_batch: int) -> None:
-        self._sizes = _Sizes(sizes)
-        self._slots = _Slots(slots, max_batch)
-        self._max_batch = max_batch
-        self._utterances: dict[str, _Frames] = {}
+        super().__init__(sizes, slots, max_batch)
         self._cost = ChunkCost()
         self._frame_delay = _Recent()  # between two early frames of an utterance
         self._behind = False
-
-    def begin(self, request_id: str, *, streamed: bool) -> None:
-        self._utterances[request_id] = _Frames(streamed=streamed)
 
     def add_frame(self, request_id: str, now: float) -> None:
         each = self._utterances[request_id]
@@ -285,24 +285,15 @@ class ListenerOrder:
         if not self._complete(each):
             each.complete_at = now
 
-    def forget(self, request_id: str) -> None:
-        self._utterances.pop(request_id, None)
-
     def next_chunk(self, now: float) -> NextChunk:
         ready = {request_id: each for request_id, each in self._utterances.items() if self._ready(each)}
-        if not ready:
-            return NOTHING
-        free = self._slots.free(self._utterances)
         starting = sorted((each.first_at, request_id) for request_id, each in ready.items() if each.starting)
-        order = [request_id for _, request_id in starting if free and self._can_start(request_id, now)][:1]
-        if not order:
-            order = [request_id for _, request_id in sorted(self._due(ready, now)) if free or ready[request_id].decoded]
-        if not order:
-            return NOTHING
-        order += [request_id for _, request_id in starting if request_id not in order]
-        frames = self._size(ready[order[0]])
-        same = [request_id for request_id in order if self._size(ready[request_id]) == frames]
-        return NextChunk(self._slots.batch(same, frames, self._utterances), frames)
+        if self._free():
+            for number, (_, request_id) in enumerate(starting):
+                if self._can_start(request_id, now):
+                    others = starting[:number] + starting[number + 1 :]
+                    return self._batch([request_id, *(other for _, other in others)])
+        return self._batch(request_id for _, request_id in sorted(self._due(ready, now)))
 
     def wakes_at(self, now: float) -> float | None:
         return min((time for time in self._changes() if time > now), default=None)
@@ -324,15 +315,6 @@ class ListenerOrder:
     @property
     def ready(self) -> int:
         return sum(self._ready(each) for each in self._utterances.values())
-
-    def _complete(self, each: _Frames) -> bool:
-        return each.waiting >= self._sizes.after(each.decoded)
-
-    def _ready(self, each: _Frames) -> bool:
-        return each.waiting > 0 and (each.ended or self._complete(each))
-
-    def _size(self, each: _Frames) -> int:
-        return min(self._sizes.after(each.decoded), each.waiting)
 
     def _due(self, ready: dict[str, _Frames], now: float) -> Iterator[tuple[float, str]]:
         """When the next chunk of each utterance is due, without the starting utterances, and without players with ample

@@ -264,7 +264,7 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Number of sequences that wait for room in the batch or in the KV cache."""
-        return len(self._scheduler.waiting_queue)
+        return len(self._scheduler.waiting_queue) + len(self._scheduler.displaced)
 
     def stats(self) -> dict[str, float]:
         """The engine's metrics for `StageStats.extra`."""

@@ -43,10 +43,6 @@ class FedEngine(Engine):
         """Number of requests that have been fed and have not decoded since."""
         return len(self._rows)
 
-    @property
-    def waiting(self) -> int:
-        return super().waiting + len(self._scheduler.displaced)
-
     def stats(self) -> dict[str, float]:
         return {**super().stats(), "queued_requests": self.waiting + self.ready}
 

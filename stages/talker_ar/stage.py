@@ -92,7 +92,7 @@ class Talker:
         self._out: set[str] = set()  # utterances whose frame is at the predictor
         # for each utterance whose next frame can be made: its row of text
         self._makeable: dict[str, torch.Tensor] = {}
-        self._order = VoiceOrder() if options.just_in_time else None
+        self._order = VoiceOrder(just_in_time=options.just_in_time)
         self._text_order = TextOrder()
         self._urgent_steps = 0
         self.batch: list[str] = []
@@ -139,20 +139,18 @@ class Talker:
 
     @property
     def wakes_at(self) -> float | None:
-        return None if self._order is None else self._order.wakes_at(self._makeable, time.monotonic())
+        return self._order.wakes_at(self._makeable, time.monotonic())
 
     def advise(self, advice: Advice[Playing]) -> None:
-        if self._order is not None:
-            self._order.behind = advice.body.behind
-            for request_id, since in advice.body.since.items():
-                self._order.play_since(request_id, since)
+        self._order.behind = advice.body.behind
+        for request_id, since in advice.body.since.items():
+            self._order.play_since(request_id, since)
 
     def receive(self, message: Work) -> None:
         request_id, body = message.request_id, message.body
         if isinstance(body, TalkerPrompt):
             self._voices[request_id] = _Utterance(body)
-            if self._order is not None:
-                self._order.begin(request_id, streamed=body.speech.streamed)
+            self._order.begin(request_id, streamed=body.speech.streamed)
             return
         voice = self._voices.get(request_id)
         if voice is None:  # the utterance has ended, but the sender did not know this yet
@@ -188,8 +186,7 @@ class Talker:
         self._out.update(seeds)
         for request_id, seed in seeds.items():
             yield Chunk(request_id, self.name, PREDICTOR, seed)
-        if self._order is not None:
-            yield from self._pace_text(self._order)
+        yield from self._pace_text()
 
     def abort(self, request_id: str) -> None:
         self._drop(request_id)
@@ -223,44 +220,37 @@ class Talker:
 
     def _feed(self) -> None:
         """Give the engine the inputs of the frames that are to be made now."""
-        going = (
-            list(self._makeable)
-            if self._order is None
-            else self._order.next_step(self._makeable, time.monotonic(), running=self._engine.ready > 0)
-        )
+        going = self._order.next_step(self._makeable, time.monotonic(), running=self._engine.ready > 0)
         for request_id in going:
             voice = self._voices[request_id]
             assert voice.feedback is not None
             self._engine.feed(request_id, voice.feedback, self._makeable.pop(request_id))
             voice.feedback = None
             voice.frames += 1
-            if self._order is not None:
-                self._order.make_frame(request_id)
+            self._order.make_frame(request_id)
 
     def _decodes_first(self) -> bool:
         """Whether the next step is made for utterances that are spoken already, although new prompts wait."""
         urgent = (
-            self._order is not None
-            and self._engine.must_step
+            self._engine.must_step
             and self._urgent_steps < URGENT_STEPS
             and self._order.urgent(self._engine.fed, time.monotonic())
         )
         self._urgent_steps = self._urgent_steps + 1 if urgent else 0
         return urgent
 
-    def _pace_text(self, order: VoiceOrder) -> Iterable[Advice[TextPace]]:
+    def _pace_text(self) -> Iterable[Advice[TextPace]]:
         ahead = {
             request_id: len(voice.text) - voice.frames for request_id, voice in self._voices.items() if not voice.ended
         }
-        pace = self._text_order.pace(ahead, pressed=order.sufficient_lead(time.monotonic()) < math.inf)
+        pace = self._text_order.pace(ahead, pressed=self._order.sufficient_lead(time.monotonic()) < math.inf)
         if pace is not None:
             yield Advice(self.name, THINKER, pace)
 
     def _drop(self, request_id: str) -> None:
         self._voices.pop(request_id, None)
         self._makeable.pop(request_id, None)
-        if self._order is not None:
-            self._order.forget(request_id)
+        self._order.forget(request_id)
 
     def _next_text(self, voice: _Utterance) -> torch.Tensor | None:
         """The row of text for the next frame, or None while it is not known."""
@@ -294,8 +284,7 @@ class Talker:
             )
         )
         voice.begun = True
-        if self._order is not None:
-            self._order.make_frame(request_id)
+        self._order.make_frame(request_id)
         self._begin_stream(request_id, voice)
 
     def _begin_stream(self, request_id: str, voice: _Utterance) -> None:

@@ -43,11 +43,15 @@ class _Voice:
 class VoiceOrder:
     """The leads of all utterances, and what follows from them. Times are by `time.monotonic`.
 
+    Args:
+        just_in_time: False if no utterance waits for another.
+
     Attributes:
         behind: Whether the vocoder has more frames waiting than it can decode soon.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, just_in_time: bool = True) -> None:
+        self._just_in_time = just_in_time
         self._voices: dict[str, _Voice] = {}
         self.behind = False
 
@@ -73,6 +77,8 @@ class VoiceOrder:
 
     def sufficient_lead(self, now: float) -> float:
         """The lead, in seconds, with which an utterance can wait at this moment; infinite if nobody has to wait."""
+        if not self._just_in_time:
+            return math.inf
         if self.behind:
             return BEHIND_SECONDS
         short = any(voice.streamed and self._lead(voice, now) < SHORT_SECONDS for voice in self._voices.values())
@@ -98,7 +104,7 @@ class VoiceOrder:
 
     def urgent(self, request_ids: Iterable[str], now: float) -> bool:
         """Whether the player of one of the utterances will soon be silent."""
-        return any(
+        return self._just_in_time and any(
             voice.since is not None and self._lead(voice, now) < URGENT_SECONDS
             for voice in (self._voices[request_id] for request_id in request_ids)
         )
