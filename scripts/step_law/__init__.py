@@ -1,0 +1,17 @@
+"""Serves a tiny model at the speed of a large model on GPUs. Each step takes the time that a *law* gives for a step of
+the large model.
+
+Only the networks differ from the server: they are the networks of a tiny checkpoint. Everything else is the server's
+own code: the gateway, the workers, the messages, SGLang's schedulers, and the code that decides the order of the work.
+A step computes its results, and then sleeps until the time of its law is over. A GPU is represented by a lock, which
+only one step of all processes can hold at a time. So a CPU with two cores shows in which order the server would do the
+work on GPUs.
+
+- `laws`: the times of the steps, and their sources.
+- `gpu`: the lock.
+- `stages`: the stages of Qwen3-Omni, with steps that take the time of the law.
+- `graph`: the stage graph with these stages: `--set graph=step_law.graph:STEP_LAW`, with this folder's parent on
+  ``PYTHONPATH``.
+
+`scripts/measure_step_law.py` measures the gapless capacity with these stages.
+"""
