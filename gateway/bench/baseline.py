@@ -1,4 +1,6 @@
-"""Implements `--baseline` in the bench: starts a process that runs Hugging Face Transformers, and sends it requests."""
+"""Implements the flag `--baseline` of the bench. Starts a process that runs Hugging Face Transformers, and sends
+requests to this process.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,19 @@ from gateway.bench.scenarios import BenchPrompt, Scenario
 from omni_pipeline.errors import StartupError
 
 READY = b"ready"
-_TAIL = 2000  # number of characters at the end of the process's output that an error quotes
+_TAIL = 2000  # number of characters that an error quotes from the end of the process's output
 
 
 class BaselineQuestion(Struct, frozen=True):
-    """A prompt to answer, and the scenario, which sets the length of the answer."""
+    """A prompt to answer, and the scenario that determines the length of the answer."""
 
     scenario: Scenario
     prompt: BenchPrompt
 
 
 class BaselineAnswer(Struct):
-    """The length of an answer, and the time that the reference needed for it, from the encoded media to the last
-    sample.
+    """The length of an answer, and the time that the reference needed for it. The time begins before the media are
+    decoded, and ends with the last sample.
     """
 
     seconds: float
@@ -39,8 +41,7 @@ class BaselineAnswer(Struct):
 class Baseline:
     """Runs Hugging Face Transformers on a checkpoint. As a context manager, starts and ends the baseline's process.
 
-    The baseline's process sleeps while the server answers, and the bench sleeps while the baseline answers, so that
-    they do not slow each other down.
+    The server and the baseline's process never work at the same time, so that they do not slow each other down.
     """
 
     def __init__(self, model_path: str) -> None:
@@ -71,7 +72,8 @@ class Baseline:
         """Send one request to the baseline's process and return the answer.
 
         Raises:
-            StartupError: if the process has ended. The message shows its last output.
+            StartupError: The baseline's process has ended. The error message contains the last output of the process on
+                standard error.
         """
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(BaselineQuestion(scenario, prompt)) + b"\n")

@@ -1,7 +1,9 @@
-"""Finds by bisection how many spoken streams a server plays at once without a gap.
+"""Finds by bisection how many spoken streams a server can generate at once, so that all streams play without a gap.
 
-The search assumes that a server that plays N streams also plays fewer. A level near the border may fail by chance, and
-then the search finds less than the true capacity. So a level is measured once more if only a few answers had gaps.
+A *level* is a number of streams. A level *plays* if enough answers play without a gap; otherwise it *fails*. The search
+assumes that all levels below a level that plays would play too. A level near the capacity may fail by chance, and the
+search would then find less than the true capacity. So if only a few answers at a level had gaps, the level is measured
+once more.
 """
 
 from __future__ import annotations
@@ -11,8 +13,11 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-_GROWTH = 1.05  # the sound per second of twice the streams, divided by the most so far, of a server with room for more
-_RESOLUTION = 20  # the streams between the greatest level that plays and the next that was measured: 1 in 20 at most
+# If doubling the streams multiplies the sound per second by at most this factor, the server is saturated.
+_GROWTH = 1.05
+# The search ends when the largest level that plays and the next larger level that fails are close: their difference is
+# 1 stream, or at most a twentieth (1 / `_RESOLUTION`) of the level that plays.
+_RESOLUTION = 20
 _ROUNDING = 1e-9
 
 
@@ -22,7 +27,7 @@ class Trial(Struct, frozen=True):
     Attributes:
         streams: Number of requests in flight.
         answers: Number of measured requests.
-        gapless: Number of them that played without a gap to the end and had the requested length.
+        gapless: Number of measured requests whose answers played to the end without a gap and had the requested length.
         audio_seconds_per_second: Seconds of sound that arrived per second.
     """
 
@@ -35,7 +40,7 @@ class Trial(Struct, frozen=True):
         return self.gapless >= share * self.answers - _ROUNDING
 
     def joined(self, other: Trial) -> Trial:
-        """Both measurements as one."""
+        """Two measurements of one level, joined into one."""
         both = self.audio_seconds_per_second + other.audio_seconds_per_second
         return Trial(self.streams, self.answers + other.answers, self.gapless + other.gapless, both / 2)
 
@@ -44,16 +49,19 @@ class Capacity(Struct, frozen=True):
     """The result of a search.
 
     Attributes:
-        gapless_share: Share of the answers that must play without a gap.
-        streams: The largest measured level at which this share played; 0 if one stream alone has gaps.
-        fails_at: The smallest larger level at which it did not; None if the search ended at its limit.
+        gapless_share: Fraction of the answers that must play without a gap.
+        streams: The largest measured level at which at least this fraction of the answers played without a gap. 0 if
+            one stream already has gaps.
+        fails_at: The smallest larger level at which less than this fraction played without a gap. None if the search
+            ended at its limit.
         audio_seconds_per_second: Seconds of sound per second at the capacity; None if the capacity is 0.
-        loudest: The level at which most sound arrived.
+        loudest: The level at which the most sound per second arrived.
         loudest_audio_seconds_per_second: Seconds of sound per second at that level.
-        saturated: Whether twice the streams made hardly more sound, so that no larger level would make more.
-        ratio: If the server was saturated, `streams` divided by `loudest_audio_seconds_per_second`. A stream needs one
-            second of sound per second, so about 1 is the most that the throughput allows.
-        trials: What was measured at each level, by the number of streams.
+        saturated: Whether doubling the number of streams hardly increased the sound per second. If True, still larger
+            levels would not increase the sound per second either.
+        ratio: If the server was saturated, `streams` divided by `loudest_audio_seconds_per_second`. The ratio is at
+            most about 1, because each stream needs one second of sound per second.
+        trials: The measurements of all levels. The order is by the number of streams.
     """
 
     gapless_share: float
@@ -71,16 +79,17 @@ Measure: TypeAlias = Callable[[int], Awaitable[Trial]]
 
 
 async def find_capacity(measure: Measure, *, share: float, most: int) -> Capacity:
-    """Search the levels from 1 to `most`.
+    """Search the levels from 1 to `most`, in two steps:
 
-    1. Double the streams, until a level has gaps and makes hardly more sound than the levels before. Levels that have
-       gaps but make more sound are passed, to find the most sound that the server makes.
-    2. Bisect between the largest level that plays and the next larger one that does not, until they are neighbours, or
-       less than 5 % apart.
+    1. Double the number of streams until a level fails and has hardly more sound per second than the smaller levels.
+       While the sound per second still grows, double the number even after a level has failed. In this way, the search
+       also finds the maximum of the sound per second.
+    2. Bisect between the largest level that plays and the next larger level that fails, until their difference is 1
+       stream or at most 5 % of the level that plays.
 
     Args:
-        measure: Measures the level with that number of streams.
-        share: Share of the answers that must play without a gap.
+        measure: Measures the level with the given number of streams.
+        share: Fraction of the answers that must play without a gap.
         most: The largest level to measure.
     """
     trials: dict[int, Trial] = {}
@@ -117,8 +126,8 @@ async def find_capacity(measure: Measure, *, share: float, most: int) -> Capacit
 
 
 async def _judge(measure: Measure, streams: int, share: float) -> Trial:
-    """Measure a level. If it does not play, but would if the same number of answers more had no gap, measure it once
-    more; both measurements count.
+    """Measure a level. If the level fails, but a second measurement without any gap would make the level play, measure
+    the level once more. In this case, the result joins both measurements.
     """
     trial = await measure(streams)
     hopeful = Trial(streams, 2 * trial.answers, trial.gapless + trial.answers, 0.0)

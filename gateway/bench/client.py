@@ -17,7 +17,7 @@ _PATH = "/v1/chat/completions"
 
 
 class Client:
-    """Connections to one server. As a context manager, closes them.
+    """Connections to one server. As a context manager, closes the connections.
 
     Args:
         url: Address of the server, with or without ``/v1``.
@@ -50,7 +50,7 @@ class Client:
         """Name of the first model that the server lists.
 
         Raises:
-            StartupError: if no server answers, or if it lists no model.
+            StartupError: if no server answers, or if the server lists no model.
         """
         try:
             async with self._session.get(f"{self._base}/v1/models") as response:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -16,15 +16,24 @@ from gateway.bench.media import COMMITTED
 from gateway.bench.scenarios import Input, MediaAs, Output, Scenario
 from omni_pipeline.errors import StartupError
 
+if TYPE_CHECKING:
+    from gateway.bench.talk.run import TalkPlan
+
 _SERVER, _ASKED, _LOAD, _RESULT, _BASE = "Server", "Requests", "Load", "Results", "Baseline"
 _CAPACITY = "Gapless capacity"
+_TALK = "Conversations"
 _FRAMES = 60
-_REQUESTS, _CAPACITY_REQUESTS = 32, 50  # one gap in 50 answers is more than 1 %, and one in twice 50 is not
+# The default of --gapless-share allows 1 % of answers with gaps. One such answer in a measurement of 50 answers is 2 %,
+# which is too many. One such answer in two measurements is 1 %, which is allowed.
+_REQUESTS, _CAPACITY_REQUESTS = 32, 50
 _SHARE, _MOST = 0.99, 256
+_SILENCE_MS, _INTERRUPTED = 500, 0.25
 
 
 class AudioFormat(StrEnum):
-    """Choices of ``--audio-format``: the formats in which the length of a chunk is known when the chunk arrives."""
+    """The formats that ``--audio-format`` accepts. In these formats, the length of a chunk is known when the chunk
+    arrives.
+    """
 
     WAV = "wav"
     PCM16 = "pcm16"
@@ -48,24 +57,25 @@ def bench(
         float, typer.Option(help="Longest time for one request, in seconds.", min=0.1, rich_help_panel=_SERVER)
     ] = 600.0,
     input_: Annotated[
-        Input, typer.Option("--input", help="Media in each request besides the text; mixed is one of each kind.",
+        Input, typer.Option("--input", help="Media in each request besides the text; mixed: one item of each kind.",
                             rich_help_panel=_ASKED),
     ] = Input.TEXT,
     output: Annotated[
         Output | None,
-        typer.Option(help="What to ask for; whole-speech is not streamed, and mixed is half speech, a quarter text, a "
-                     "quarter whole-speech.", rich_help_panel=_ASKED, show_default="text; with --capacity, speech"),
+        typer.Option(help="Kind of the answers; whole-speech is not streamed. mixed: half of the answers are speech, a "
+                     "quarter text and a quarter whole-speech.", rich_help_panel=_ASKED,
+                     show_default="text; with --capacity, speech"),
     ] = None,
     prompt_words: Annotated[
         int, typer.Option(help="Number of words in each prompt.", min=1, rich_help_panel=_ASKED)
     ] = 64,
     tokens: Annotated[
-        int, typer.Option(help="Text tokens of each answer: the exact number (by ignore_eos).", min=1,
+        int, typer.Option(help="Exact number of text tokens in each answer (sets ignore_eos).", min=1,
                           rich_help_panel=_ASKED),
     ] = 64,
     audio_frames: Annotated[
         int | None,
-        typer.Option(help="Exact number of codec frames of speech in each answer (80 ms each).", min=1,
+        typer.Option(help="Exact number of codec frames (80 ms each) of speech in each answer.", min=1,
                      rich_help_panel=_ASKED, show_default=f"{_FRAMES}; with --natural, the server's limit"),
     ] = None,
     natural: Annotated[
@@ -105,7 +115,7 @@ def bench(
     ] = None,
     requests: Annotated[
         int | None,
-        typer.Option(help="Requests to measure at each load; with --capacity at least, because many streams need more.",
+        typer.Option(help="Requests to measure at each load; with --capacity, the minimum for each number of streams.",
                      min=1, rich_help_panel=_LOAD, show_default=f"{_REQUESTS}; with --capacity, {_CAPACITY_REQUESTS}"),
     ] = None,
     warmup: Annotated[
@@ -114,18 +124,39 @@ def bench(
     ] = 2,
     seed: Annotated[int, typer.Option(help="Seed of the prompts and the arrival times.", rich_help_panel=_LOAD)] = 0,
     capacity: Annotated[
-        bool, typer.Option("--capacity", help="Find by bisection the largest number of streamed spoken answers at once "
-                           "that play without a gap.", rich_help_panel=_CAPACITY),
+        bool, typer.Option("--capacity", help="Find by bisection how many streamed spoken answers the server can send "
+                           "at once, so that they play without a gap.", rich_help_panel=_CAPACITY),
     ] = False,
     gapless_share: Annotated[
         float | None,
-        typer.Option(help="Share of the answers that must play without a gap.", min=0.01, max=1.0,
+        typer.Option(help="Fraction of the answers that must play without a gap.", min=0.01, max=1.0,
                      rich_help_panel=_CAPACITY, show_default=str(_SHARE)),
     ] = None,
     max_streams: Annotated[
         int | None,
         typer.Option(help="Largest number of streams to try.", min=1, rich_help_panel=_CAPACITY,
                      show_default=str(_MOST)),
+    ] = None,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="Simulate spoken conversations over /v1/realtime. --concurrency is the "
+                           "number of sessions. --media-dir contains the recordings that the simulated users speak. "
+                           "--requests is the number of turns in all sessions together. --audio-frames fixes the "
+                           "length of the answers.", rich_help_panel=_TALK),
+    ] = False,
+    interruptions: Annotated[
+        float | None,
+        typer.Option(help="Fraction of the answers that the simulated users interrupt.", min=0.0, max=1.0,
+                     rich_help_panel=_TALK, show_default=str(_INTERRUPTED)),
+    ] = None,
+    silence_ms: Annotated[
+        int | None,
+        typer.Option(help="Length in ms of the silence that ends a turn. Each session sends this setting.", min=0,
+                     max=10_000, rich_help_panel=_TALK, show_default=str(_SILENCE_MS)),
+    ] = None,
+    talk_speed: Annotated[
+        float | None,
+        typer.Option(help="Seconds of sound that a simulated user speaks per second.", min=0.1, max=100.0,
+                     rich_help_panel=_TALK, show_default="1, which is real time"),
     ] = None,
     json_file: Annotated[
         Path | None,
@@ -138,8 +169,8 @@ def bench(
                      rich_help_panel=_RESULT, show_default=False),
     ] = None,
     baseline: Annotated[
-        bool, typer.Option("--baseline", help="Run the same requests through Hugging Face Transformers too, in "
-                           "alternation with the server, and compare. Needs --model-path.", rich_help_panel=_BASE),
+        bool, typer.Option("--baseline", help="Also send the same requests to Hugging Face Transformers, "
+                           "alternating with the server, and compare. Needs --model-path.", rich_help_panel=_BASE),
     ] = False,
     model_path: Annotated[
         str | None,
@@ -147,40 +178,71 @@ def bench(
     ] = None,
 ) -> None:  # fmt: skip
     """Measure any server that offers this API: latencies, continuity of speech, throughput."""
-    # Imported inside the function, so that the other commands do not load the media decoders.
+    # Imported in this function, so that other commands do not load the media decoders.
     from gateway.bench.display import ProgressBar, show
     from gateway.bench.plan import BenchPlan, CapacityGoal
     from gateway.bench.plot import draw
     from gateway.bench.report import Load
     from gateway.bench.run import run
 
+    for file in filter(None, (json_file, plot)):
+        if not file.parent.is_dir():
+            raise typer.BadParameter(f"There is no directory {file.parent} to write {file.name} to.")
+    if realtime:
+        _refuse(
+            "--realtime, which simulates spoken conversations",
+            {
+                "--capacity": capacity,
+                "--rate": rate is not None,
+                f"--input {input_}": input_ is not Input.TEXT,
+                f"--output {output}": output is not None,
+                "--baseline": baseline,
+                "--plot": plot is not None,
+            },
+        )
+        from gateway.bench.talk.run import TalkPlan
+        from gateway.bench.talk.session import TalkSettings
+
+        settings = TalkSettings(
+            url=url, model=model or "", api_key=api_key, voice=voice, timeout=timeout, speed=talk_speed or 1.0,
+            silence_ms=_SILENCE_MS if silence_ms is None else silence_ms,
+            lengths=None if audio_frames is None else (tokens, audio_frames),
+        )  # fmt: skip
+        talk = TalkPlan(
+            settings=settings, sessions=concurrency or [1], turns=requests or _REQUESTS, warmup=warmup, seed=seed,
+            media_dir=media_dir, interrupted_share=_INTERRUPTED if interruptions is None else interruptions,
+        )  # fmt: skip
+        _hold_conversations(talk, json_file)
+        return
+    for flag, given in (("--interruptions", interruptions), ("--silence-ms", silence_ms), ("--talk-speed", talk_speed)):
+        if given is not None:
+            raise typer.BadParameter(f"{flag} needs --realtime, because it is about spoken conversations.")
     if capacity:
-        _refuse_with_capacity(
+        _refuse(
+            "--capacity, which chooses the number of streams itself, and measures streamed spoken answers",
             {
                 "--rate": rate is not None,
                 "--concurrency": concurrency is not None,
                 f"--output {output}": output not in (None, Output.SPEECH),
                 "--baseline": baseline,
-            }
+            },
         )
     elif gapless_share is not None or max_streams is not None:
         flag = "--max-streams" if gapless_share is None else "--gapless-share"
-        raise typer.BadParameter(f"{flag} describes the search of --capacity: give both.")
+        raise typer.BadParameter(f"{flag} needs --capacity, because it is about the search for the capacity.")
     if output is None:
         output = Output.SPEECH if capacity else Output.TEXT
     if baseline != (model_path is not None):
-        raise typer.BadParameter("--baseline and --model-path need each other: give both.")
+        raise typer.BadParameter("--baseline and --model-path must be given together.")
     if baseline and rate:
         raise typer.BadParameter(
-            "--baseline does not work with --rate, because it compares answers in turns; use --concurrency."
+            "--baseline does not work with --rate, because the server and the baseline answer in turns; use "
+            "--concurrency."
         )
     if baseline and output is Output.MIXED:
         raise typer.BadParameter("--baseline does not work with --output mixed: compare one kind of answer at a time.")
     if plot is not None and plot.suffix != ".svg":
-        raise typer.BadParameter(f"--plot writes SVG: name the file {plot.with_suffix('.svg')}.")
-    for file in filter(None, (json_file, plot)):
-        if not file.parent.is_dir():
-            raise typer.BadParameter(f"There is no directory {file.parent} to write {file.name} to.")
+        raise typer.BadParameter(f"--plot writes SVG: use the file name {plot.with_suffix('.svg')}.")
     if output is not Output.TEXT and not natural and audio_frames is None:
         audio_frames = _FRAMES
     loads = [Load(concurrency=streams) for streams in concurrency or ([] if rate else [1])]
@@ -198,21 +260,38 @@ def bench(
     with ProgressBar(Console(stderr=True)) as progress:
         report = asyncio.run(run(plan, progress))
     show(report, Console())
-    if json_file is not None:
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    _write(report, json_file)
     if plot is not None:
         plot.write_text(draw(report))
     if not any(level.completed for level in report.levels):
         raise StartupError("No request was answered.")
 
 
-def _refuse_with_capacity(given: Mapping[str, bool]) -> None:
-    """Refuse flags that contradict ``--capacity``.
+def _hold_conversations(plan: TalkPlan, json_file: Path | None) -> None:
+    from gateway.bench.display import ProgressBar
+    from gateway.bench.talk.display import show_talk
+    from gateway.bench.talk.run import run_talk
+
+    with ProgressBar(Console(stderr=True)) as progress:
+        report = asyncio.run(run_talk(plan, progress))
+    show_talk(report, Console())
+    _write(report, json_file)
+    if not any(level.answered for level in report.levels):
+        raise StartupError("No turn was answered.")
+
+
+def _refuse(mode: str, given: Mapping[str, bool]) -> None:
+    """Refuse flags that contradict a mode.
 
     Args:
-        given: For each flag that does, whether it was given.
+        mode: The flag of the mode, and a short explanation of the mode.
+        given: The flags that contradict the mode. The value of a flag says whether the flag was given.
     """
-    why = "--capacity chooses the number of streams itself, and measures streamed spoken answers"
     for flag, present in given.items():
         if present:
-            raise typer.BadParameter(f"{flag} does not work with --capacity: {why}.")
+            raise typer.BadParameter(f"{flag} does not work with {mode}.")
+
+
+def _write(report: msgspec.Struct, file: Path | None) -> None:
+    if file is not None:
+        file.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")

@@ -42,8 +42,8 @@ _decoder = msgspec.json.Decoder(_ReceivedCompletion)
 def read_completion(body: bytes) -> Completion:
     """Read the body of an answer with status 200.
 
-    Sound is base64 in ``message.audio.data``, of the first choice (this server, OpenAI, SGLang-Omni) or of a choice of
-    its own (vLLM-Omni).
+    The sound is base64 in ``message.audio.data``: in the first choice (this server, OpenAI, SGLang-Omni), or in a
+    separate choice (vLLM-Omni).
 
     Raises:
         AnswerError: ``invalid_answer`` or ``invalid_audio``.

@@ -1,4 +1,4 @@
-"""Measures how busy the bench itself is, because a busy client sees answers later than they arrive."""
+"""Measures how busy the bench itself is, because a busy client notices answers later than they arrive."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import time
 
 
 class CpuClock:
-    """Starts with the object."""
+    """The measurement starts when the object is created."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
         self._used = time.process_time()
 
     def share(self) -> float:
-        """CPU seconds of this process per second since the start. One event loop cannot use more than one."""
+        """The CPU time that this process has used since the start, divided by the time that has passed since the start.
+        One event loop uses at most one core, so for an event loop alone, the result is at most 1.
+        """
         return (time.process_time() - self._used) / (time.perf_counter() - self._began)

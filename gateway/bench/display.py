@@ -13,7 +13,8 @@ from gateway.bench.percentiles import Percentiles
 from gateway.bench.report import BenchReport, LevelReport, Load
 
 _MILLI = 1000.0
-_BUSY = 0.7  # CPU seconds per second of the bench itself, from which its figures are doubtful
+# If the bench itself keeps more than this number of cores busy on average, its results are doubtful.
+_BUSY = 0.7
 # The measurements that have percentiles: title, field of `LevelReport`, factor and format.
 _ROWS = (
     ("first text (TTFT), ms", "ttft", _MILLI, ".1f"),
@@ -27,7 +28,7 @@ _ROWS = (
 
 
 class ProgressBar:
-    """A `run.BenchProgress` on a console; as a context manager, removes the bar at the end."""
+    """A `plan.BenchProgress` on a console; as a context manager, removes the bar at the end."""
 
     def __init__(self, console: Console) -> None:
         self._bar = Bar(
@@ -102,7 +103,7 @@ def _show_capacity(capacity: Capacity, levels: list[LevelReport], console: Conso
 
 def _capacity_lines(capacity: Capacity) -> list[str]:
     share = f"{100 * capacity.gapless_share:g} %"
-    end = "the search ended there" if capacity.fails_at is None else f"{capacity.fails_at} do not"
+    end = "the search ended there" if capacity.fails_at is None else f"{capacity.fails_at} streams are too many"
     at_least = "at least " if capacity.fails_at is None else ""
     lines = [
         f"[bold]gapless capacity: {at_least}{Load(capacity.streams)}[/] "
@@ -113,14 +114,14 @@ def _capacity_lines(capacity: Capacity) -> list[str]:
         sound = f"{capacity.audio_seconds_per_second:.2f} at the capacity; {sound}"
     lines.append(f"seconds of audio per second: {sound}")
     if capacity.ratio is not None:
-        lines.append(f"[bold]capacity / most seconds of audio per second: {capacity.ratio:.2f}[/]")
+        lines.append(f"[bold]capacity divided by the maximum seconds of audio per second: {capacity.ratio:.2f}[/]")
     elif not capacity.saturated:
-        lines.append("[yellow]more streams may make more audio: raise --max-streams to compare with the capacity[/]")
+        lines.append("[yellow]with more streams, the server may make more audio: raise --max-streams to find out[/]")
     return lines
 
 
 def _median_and_p90(found: Percentiles | None) -> tuple[str, str]:
-    """In milliseconds; empty if nothing was measured."""
+    """Cells in milliseconds; empty if nothing was measured."""
     return ("", "") if found is None else (f"{_MILLI * found.p50:.0f}", f"{_MILLI * found.p90:.0f}")
 
 
@@ -147,7 +148,7 @@ def _notes(level: LevelReport) -> list[str]:
 
 
 def _troubles(level: LevelReport) -> list[str]:
-    """What makes the results doubtful."""
+    """Warnings about results that are doubtful."""
     notes = []
     if level.client_cpu is not None and level.client_cpu > _BUSY:
         notes.append(
@@ -174,7 +175,7 @@ def _against_reference(level: LevelReport) -> list[str]:
         ratios.append(f"{against.first_audio_ratio:.1f}× to the first audio")
     alone = _MILLI * against.reference_seconds.p50
     notes = [
-        f"speed against Hugging Face, which answers one at a time: {', '.join(ratios)} "
+        f"speed against Hugging Face, which answers one request at a time: {', '.join(ratios)} "
         f"(median of {against.rounds} rounds; Hugging Face takes {alone:.1f} ms for one answer)"
     ]
     if against.reference_wrong_length:

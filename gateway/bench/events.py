@@ -18,7 +18,7 @@ DONE = "[DONE]"
 
 
 class EventSplitter:
-    """Splits a byte stream into the data of its server-sent events. The network may split the stream at any byte."""
+    """Splits a byte stream into the data of its server-sent events. The pieces from the network may end at any byte."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -39,7 +39,7 @@ class EventSplitter:
 
 
 class Event(Struct, frozen=True):
-    """The content of one event of a stream.
+    """The content of one event in a stream.
 
     Attributes:
         text: New text, or empty.
@@ -85,7 +85,7 @@ class _TokenDetails(Struct):
 
 
 class ReceivedUsage(Struct):
-    """The tokens of an answer, as the server counts them."""
+    """The `usage` of an answer, as the server counts the tokens."""
 
     completion_tokens: int = 0
     completion_tokens_details: _TokenDetails | None = None
@@ -100,7 +100,7 @@ class ReceivedUsage(Struct):
 
 
 class ReceivedAudioMetadata(Struct):
-    """The form of sound that is raw samples."""
+    """The format of sound without a file header."""
 
     sample_rate_hz: int = 24_000
     channels: int = 1
@@ -147,7 +147,9 @@ def read_event(data: str) -> Event:
 
 
 def failure_of(body: Any, status: int) -> Failure:
-    """The error in a response body: an error of OpenAI's form, FastAPI's ``detail``, or else the body itself."""
+    """The error in a response body. It is an error with the structure of OpenAI's errors, or FastAPI's ``detail``. If
+    the body has neither, it is the body itself.
+    """
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):
         return Failure(f"http_{status}", str(error), status)
@@ -159,7 +161,7 @@ def failure_of(body: Any, status: int) -> Failure:
 
 
 def sound_seconds(encoded: str, metadata: ReceivedAudioMetadata) -> float:
-    """Length of a WAV file, or of 16-bit samples of the form in `metadata`.
+    """Length of a WAV file, or of 16-bit samples in the format that `metadata` describes.
 
     Raises:
         AnswerError: ``invalid_audio``.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-# this variable must be set before torch is imported; the server's workers set the variable too
+# This variable must be set before torch is imported. The server's workers set this variable too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import io
@@ -37,8 +37,8 @@ _NO_TOKEN = -1
 
 
 class Reference:
-    """A checkpoint that is loaded into Hugging Face's classes. On a GPU its weights have the stored type; without a GPU
-    they are float32 on the CPU.
+    """A checkpoint in Hugging Face's classes. On a GPU, its weights have the stored data type. Without a GPU, its
+    weights are float32 on the CPU.
     """
 
     def __init__(self, checkpoint: str) -> None:
@@ -51,7 +51,7 @@ class Reference:
         ).eval()
         if self._model.has_talker:
             # The talker needs `audio_config` for a prompt with both sound and pictures, but the talker's configuration
-            # lacks it.
+            # does not contain `audio_config`.
             self._model.talker.config.audio_config = self._model.config.thinker_config.audio_config
 
     @torch.no_grad()
@@ -72,7 +72,8 @@ class Reference:
         return answer
 
     def _lengths(self, scenario: Scenario) -> dict[str, Any]:
-        """Arguments of `generate` for an answer of exactly the wanted length or, if `natural`, of at most that length.
+        """Arguments of `generate` for an answer of exactly the requested length. If `natural` is set, the answer may be
+        shorter.
 
         A natural answer has at least two tokens and one frame, because the reference fails on shorter answers.
         """
@@ -103,7 +104,7 @@ class Reference:
                 "video_metadata": [metadata for _, metadata in clips],
                 "do_sample_frames": True,
                 "fps": 2.0,
-                "cap_pixels_per_frame": False,  # the server does not cap the pixels of a frame either
+                "cap_pixels_per_frame": False,  # as in the server, the pixels of a frame are not limited
             }
         return self._processor(
             text=self._processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False),

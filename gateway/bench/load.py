@@ -1,4 +1,6 @@
-"""Sends requests as soon as a stream is free (closed loop, steady loop), or at random times (open loop)."""
+"""Sends requests as soon as a stream is free (closed loop, steady loop), or at random times (open loop). A *stream* is
+a sequence of requests in which each request begins after the answer to the previous request.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,13 @@ Ask: TypeAlias = Callable[[Item], Coroutine[Any, Any, None]]
 
 
 async def closed_loop(items: Iterable[Item], concurrency: int, ask: Ask[Item]) -> None:
-    """Send `items` in order, `concurrency` at a time. When an answer is complete, the next item is sent."""
+    """Send `items` in order. `concurrency` is the number of items in flight. When an answer is complete, the next item
+    is sent.
+    """
     waiting = iter(items)
 
     async def stream() -> None:
-        for item in waiting:  # all streams take items from this one iterator
+        for item in waiting:  # all streams get their items from the same iterator
             await ask(item)
 
     async with asyncio.TaskGroup() as streams:
@@ -29,12 +33,12 @@ async def closed_loop(items: Iterable[Item], concurrency: int, ask: Ask[Item]) -
 
 
 class SteadyWindow(Struct, Generic[Item]):
-    """The part of a steady loop in which all streams were busy.
+    """The part of a steady loop during which all streams were busy.
 
     Attributes:
-        items: The measured items: all that were sent, and are answered, while every stream was busy.
-        began, ended: When the last stream began, and when the last measured item was answered, by the clock
-            `time.perf_counter`.
+        items: The measured items. All these items were sent while every stream was busy.
+        began, ended: The time at which the last stream began, and the time at which the last measured item was
+            answered. Both are from the clock `time.perf_counter`.
     """
 
     items: list[Item]
@@ -43,11 +47,13 @@ class SteadyWindow(Struct, Generic[Item]):
 
 
 async def steady_loop(items: Iterator[Item], starts: Sequence[float], count: int, ask: Ask[Item]) -> SteadyWindow[Item]:
-    """Keep one item in flight for each of `starts`, until `count` items are measured.
+    """Keep one item in flight for each stream, until enough items are measured. `count` is the number of items to
+    measure.
 
-    A stream begins at each of `starts`, in seconds. The items that are sent before the last stream has begun are not
-    measured; the next `count` items are. Free streams send further items until all measured items are answered, so that
-    no measured item meets a lighter load than the others. The function returns when everything is answered.
+    A stream begins at each of the times `starts`, in seconds after the call. The items that are sent before the last
+    stream has begun are not measured. The items after that are measured, up to the number `count`. Streams continue to
+    send items until all measured items are answered, so the load is the same for all measured items. The function
+    returns when all items are answered.
 
     Args:
         items: An endless iterator.
@@ -77,13 +83,17 @@ async def steady_loop(items: Iterator[Item], starts: Sequence[float], count: int
 
 
 def spread_starts(streams: int, seconds: float, seed: int | str) -> list[float]:
-    """When each stream of a steady loop begins: the first at 0, the others at random times within `seconds`."""
+    """The times at which the streams of a steady loop begin. The first stream begins at 0, and the other streams begin
+    at random times between 0 and `seconds`.
+    """
     rng = random.Random(f"starts {seed}")
     return [0.0, *sorted(rng.uniform(0.0, seconds) for _ in range(streams - 1))]
 
 
 async def open_loop(items: Sequence[Item], rate: float, seed: int, ask: Ask[Item]) -> None:
-    """Send each of `items` at its time in a Poisson process, even if earlier items are still being answered."""
+    """Send the items at random (Poisson) times. `rate` is the average number of items per second. Do not wait for
+    answers.
+    """
     clock = asyncio.get_running_loop().time
     began = clock()
     async with asyncio.TaskGroup() as requests:
@@ -93,6 +103,8 @@ async def open_loop(items: Sequence[Item], rate: float, seed: int, ask: Ask[Item
 
 
 def poisson_times(count: int, rate: float, seed: int) -> list[float]:
-    """Seconds after the start at which `count` requests are sent: `rate` per second on average, the first at 0."""
+    """The times at which requests are sent, in seconds after the start. The first request is sent at 0. `count` is the
+    number of requests, and `rate` is the average number of requests per second.
+    """
     rng = random.Random(f"arrivals {seed}")
     return [0.0, *itertools.accumulate(rng.expovariate(rate) for _ in range(count - 1))][:count]

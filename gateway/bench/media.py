@@ -1,4 +1,4 @@
-"""Loads the media files that requests carry."""
+"""Loads the media files for the requests."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ def load_media(directory: Path, kind: Kind) -> list[Medium]:
     ]
     if not found:
         suffixes = ", ".join(suffix for suffix, (known, _) in SUFFIXES.items() if known == kind)
-        raise StartupError(f"There is no {kind} ({suffixes}) in {directory}: name a directory with --media-dir.")
+        raise StartupError(f"There is no {kind} ({suffixes}) in {directory}: choose a directory with --media-dir.")
     return found

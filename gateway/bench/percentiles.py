@@ -9,7 +9,7 @@ from msgspec import Struct
 
 
 class Percentiles(Struct, frozen=True):
-    """Mean, percentiles and maximum of `count` measurements, in the unit of the measurements."""
+    """Mean, percentiles and maximum of some measurements, in their unit. `count` is the number of measurements."""
 
     count: int
     mean: float
@@ -20,8 +20,8 @@ class Percentiles(Struct, frozen=True):
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The value below which the share `share` (0 … 1) of `ordered` lies. Interpolates linearly between neighbours, as
-    numpy does by default.
+    """A percentile of `ordered`. `share` (0 … 1) is the fraction of the values that lie below the result. Interpolates
+    linearly between neighbours, as numpy does by default.
 
     >>> percentile([1.0, 2.0, 4.0], 0.75)
     3.0

@@ -1,5 +1,5 @@
-"""Draws the results of a run as one SVG file. The file has a panel for each latency. In a panel, a bar for each load
-shows p50, p90 and p99.
+"""Draws the results of a run as one SVG file. The file has a panel for each latency. A panel has a bar for each load.
+The bar shows p50, p90 and p99.
 """
 
 from __future__ import annotations

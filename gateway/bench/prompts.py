@@ -25,11 +25,11 @@ def make_prompts(scenario: Scenario, count: int, *, seed: int | str, directory: 
 
 
 def endless_prompts(scenario: Scenario, *, seed: int | str, directory: Path) -> Iterator[BenchPrompt]:
-    """Makes prompts from a seed. The words are random and, without `same_media`, every media item is a new variant, so
-    prefix caches help little.
+    """Makes prompts from a seed. The words are random. Without `same_media`, every media item is a new variant. So a
+    server can reuse only little from its prefix cache.
 
     Raises:
-        StartupError: if `directory` lacks media that the scenario needs.
+        StartupError: if `directory` does not contain the kinds of media that the scenario needs.
     """
     rng = random.Random(f"prompts {seed}")
     files = [load_media(directory, kind) for kind in KINDS[scenario.input]]

@@ -40,7 +40,8 @@ class ErrorCount(Struct):
 
 
 class Round(Struct, frozen=True):
-    """One set of requests, which the server answers all at once and the reference answers one after the other.
+    """One set of requests. The server answers all requests of the set concurrently, and the reference answers one
+    request after the other.
 
     Attributes:
         seconds: Time from sending the requests until the server had answered all of them.
@@ -54,16 +55,16 @@ class Round(Struct, frozen=True):
 
 
 class Comparison(Struct):
-    """The server compared to the reference, by medians over rounds. In each round, the server answers first, and then
-    the reference.
+    """A comparison of the server with the reference, by medians over rounds. In each round, the server answers first,
+    and the reference answers after the server.
 
     A ratio above 1 favours the server.
 
     Attributes:
         rounds: Number of rounds in which every answer was complete. Only these rounds count.
         reference_seconds: Time that the reference needs for one request.
-        total_ratio: Time until the reference has answered all requests of a round, divided by the same time of the
-            server.
+        total_ratio: Median over rounds of a ratio of two times. The first is the time until the reference has answered
+            all requests of the round. The second is the time until the server has answered all requests of the round.
         first_text_ratio, first_audio_ratio: Median wait for the first text or sound of an answer from the reference,
             divided by the same wait for the server. The reference returns an answer only when it is complete, and
             answers the requests of a round in order.
@@ -91,11 +92,11 @@ class LevelReport(Struct, kw_only=True):
         inter_token: Time between successive events with text.
         inter_chunk: Time between successive events with sound.
         rtf: Real-time factor: the time until the last sound arrived, divided by the length of the sound (no unit).
-        continuous: Share of spoken answers that a player plays without an audible silence.
+        continuous: Fraction of the spoken answers that a player plays without an audible silence.
         underruns: Length of each audible silence.
         requests_per_second, tokens_per_second, audio_seconds_per_second: Throughput of all streams together.
-        client_cpu: CPU seconds that the bench itself used per second; None if it was not measured.
-        kinds: With mixed output, the results of each kind of answer. The fields above are then over all kinds.
+        client_cpu: CPU time of the bench itself, divided by the elapsed time; None if it was not measured.
+        kinds: With mixed output, the results of each kind of answer. The other fields then cover all kinds.
         baseline: The comparison, with ``--baseline``.
     """
 
@@ -122,8 +123,8 @@ class LevelReport(Struct, kw_only=True):
 
 
 class BenchReport(Struct, kw_only=True):
-    """The results of all loads of a run. `capacity` is the result of the search for the gapless capacity; its levels
-    are in `levels` too.
+    """The results of all loads of a run. `capacity` is the result of the search for the gapless capacity. After a
+    search, `levels` contains the levels of the search.
     """
 
     bench_version: str
@@ -137,7 +138,7 @@ class BenchReport(Struct, kw_only=True):
 
 
 class Throughput(Struct, frozen=True):
-    """Complete answers, their text tokens, and seconds of sound, per second."""
+    """Three rates: complete answers, their text tokens, and seconds of sound, each per second."""
 
     requests: float
     tokens: float
@@ -185,8 +186,9 @@ def summarise_mix(
 
 
 def throughput(timelines: Iterable[RequestTimes], began: float, ended: float) -> Throughput:
-    """What arrived between two times of the clock `time.perf_counter`, per second. Sound counts when it arrives, also
-    if its answer was not complete at the end; answers and their tokens count when the answer is complete.
+    """The throughput between two times of the clock `time.perf_counter`. Sound counts if it arrives between these
+    times, even if its answer is not complete at the second time. An answer and its tokens count if the answer is
+    completed between these times.
     """
     answers = tokens = 0
     sound = 0.0

@@ -1,5 +1,5 @@
-"""Runs the bench: at each load, sends warm-up requests and measured requests. With a baseline, the server and the
-baseline take turns. A search for the gapless capacity chooses the loads itself.
+"""Runs the bench: at each load, sends warm-up requests and measured requests. If there is a baseline, the server and
+the baseline take turns. A search for the gapless capacity chooses the loads itself.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ async def run(plan: BenchPlan, progress: BenchProgress) -> BenchReport:
 
 
 class _Sent(Struct, frozen=True):
-    """Requests that were sent and answered.
+    """The requests of one set, after all answers have arrived.
 
     Attributes:
         kinds, timelines: The kind and the times of each request, in the order in which they were sent.
         seconds: Time until the last answer was complete.
-        client_cpu: CPU seconds of the bench per second in this time.
+        client_cpu: CPU time of the bench during `seconds`, divided by `seconds`.
     """
 
     kinds: list[Scenario]
@@ -124,10 +124,10 @@ class _Bench:
         return rounds
 
     async def warm_up(self, load: Load) -> None:
-        """Send the requests that are not measured.
+        """Send the warm-up requests, which are not measured.
 
         Raises:
-            StartupError: if none of them is answered.
+            StartupError: if all of these requests fail.
         """
         prompts = self._prompts(load, self._plan.warmup, "warm-up")
         if not prompts:
@@ -146,12 +146,14 @@ class _Bench:
             )
 
     def _prompts(self, load: Load, count: int, purpose: str) -> list[BenchPrompt]:
-        """Prompts that differ for each load and purpose, so that the server has not answered any of them before."""
+        """Prompts that are different for each load and each `purpose` (warm-up or measurement). So the server has not
+        answered any of these prompts before.
+        """
         plan = self._plan
         return make_prompts(plan.scenario, count, seed=f"{plan.seed} {purpose} {load}", directory=plan.media_dir)
 
     async def _ask(self, prompts: Sequence[BenchPrompt], load: Load) -> _Sent:
-        """Sends all requests, and waits for the answers."""
+        """Send all requests, and wait for the answers."""
         timelines: dict[int, RequestTimes] = {}
         kinds = kinds_of(self._plan.scenario, len(prompts), self._plan.seed)
         bodies = [body(kind, prompt, self._model) for kind, prompt in zip(kinds, prompts, strict=True)]

@@ -53,25 +53,27 @@ KINDS: dict[Input, tuple[Kind, ...]] = {
 }
 
 
-# The answers that a run with mixed output asks for, in equal shares: half spoken streams, a quarter text, a quarter
+# The kinds of answers that a run with mixed output asks for: half of them streamed speech, a quarter text, a quarter
 # whole spoken answers.
 MIX = (Output.SPEECH, Output.SPEECH, Output.TEXT, Output.WHOLE_SPEECH)
 
 
 class Scenario(Struct, frozen=True, kw_only=True):
-    """One kind of request, or with mixed output several kinds, which differ only in their answers.
+    """One kind of request. If the output is mixed, there are several kinds of requests, which differ only in the kind
+    of the answer.
 
     Attributes:
         input: Media in each request; ``mixed`` means a picture, a clip and a sound.
         output: Kind of the answers; ``mixed`` means the kinds in `MIX`.
         prompt_words: Number of words in the prompt.
         tokens: Number of text tokens in the answer; with `natural`, the maximum number.
-        audio_frames: Number of codec frames of speech, 80 ms each; with `natural`, the maximum number. With None, the
-            server decides the number; None is only possible with `natural`.
+        audio_frames: Number of codec frames of speech, 80 ms each; with `natural`, the maximum number. None means that
+            the server decides the number. For spoken answers, None is only possible with `natural`.
         natural: Whether the model decides when an answer ends.
         same_media: Whether to send the same files each time, to measure the server's caches.
         voice, audio_format: Values in the `audio` field. If `voice` is None, the server uses its default voice.
-        media_as: Place of media: content parts of the message, or the top-level lists `images`, `audios`, `videos`.
+        media_as: Whether media are sent as content parts of the message, or in the top-level lists `images`, `audios`
+            and `videos`.
     """
 
     input: Input = Input.TEXT
@@ -102,8 +104,9 @@ class BenchPrompt(Struct, frozen=True):
 
 
 def kinds_of(scenario: Scenario, count: int, seed: int | str) -> list[Scenario]:
-    """The kinds of `count` requests, in the order in which they are sent. With mixed output, each group of four
-    requests contains the kinds of `MIX` in random order, so every part of a run has the same shares.
+    """The kinds of the requests, in the order in which the requests are sent. `count` is the number of requests. If the
+    output is mixed, each group of four requests contains the kinds of `MIX` in random order, so every part of a run has
+    the same mixture.
     """
     if scenario.output is not Output.MIXED:
         return [scenario] * count
@@ -149,11 +152,11 @@ def _data_url(medium: Medium) -> str:
     return f"data:{medium.type};base64,{base64.b64encode(medium.data).decode()}"
 
 
-# For each field that a server may refuse: the flag that makes the bench send the field. For some fields, also how to
-# avoid sending the field.
+# Some fields may be refused by a server. This says which flag makes the bench send each of these fields. For some
+# fields, it also says how to avoid the field.
 _FLAGS = {
     "ignore_eos": "is sent because lengths are fixed; with --natural the field is left out",
-    "talker_max_new_tokens": "is sent because of --audio-frames; with --natural alone it is left out",
+    "talker_max_new_tokens": "is sent because of --audio-frames; with --natural only, the field is left out",
     "max_tokens": "comes from --tokens",
     "modalities": "comes from --output",
     "audio": "is sent because of --output, --voice and --audio-format",
@@ -168,8 +171,8 @@ _FLAGS = {
 
 
 def explanation(param: str | None, message: str) -> str | None:
-    """Explains a server's refusal by the flag that made the bench send the refused field. The name of the field is in
-    `param`, or else in quotes in `message`.
+    """Explains why the bench sent the field that a server has refused: because of a flag, or because a flag is missing.
+    The name of the field is in `param` or, if that is missing, in quotes in `message`.
     """
     named = re.findall(r"\w+", param or "") or re.findall(r"""['"`](\w+)['"`]""", message)
     return next((f"`{field}` {_FLAGS[field]}" for field in named if field in _FLAGS), None)

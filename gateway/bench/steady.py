@@ -1,8 +1,8 @@
 """Measures levels of steady load for the search for the gapless capacity.
 
-A level begins with streams that start at random times within the length of one answer. If they started together, all
-answers of a fixed length would also end together, and the server would get bursts of N requests for as long as the
-level lasts. Users do not ask in such bursts, and do not take regular turns either.
+The streams of a level start at random times within the duration of one answer. If the N streams started together, all
+answers of a fixed length would also end together, and the server would get bursts of N requests again and again. Real
+users do not send requests in bursts or at regular intervals.
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ from gateway.bench.report import LevelReport, Load, Throughput, is_gapless, summ
 from gateway.bench.scenarios import body
 from gateway.bench.timeline import RequestTimes
 
-_PER_STREAM = 3  # measured requests of each stream
-_PAUSE = 1.0  # seconds for which a stream waits after a failure, so that a server that refuses is not flooded
+# Number of measured requests of each stream.
+_PER_STREAM = 3
+# Seconds that a stream waits after a failure, so that a server that refuses requests is not flooded.
+_PAUSE = 1.0
 
 
 class _Measurement(Struct):
-    """What was measured at a level.
+    """The measurements at one level.
 
     Attributes:
         timelines: The measured requests.
         seconds: Time during which every stream was busy.
-        throughput: What arrived in this time, from all requests.
-        client_cpu: CPU seconds of the bench per second.
+        throughput: The throughput of all requests during this time.
+        client_cpu: CPU time of the bench, divided by the elapsed time.
     """
 
     timelines: list[RequestTimes]
@@ -45,7 +47,7 @@ class _Measurement(Struct):
 
 
 class SteadyLevels:
-    """Measures levels, and remembers what was measured."""
+    """Measures levels, and keeps the measurements."""
 
     def __init__(self, plan: BenchPlan, model: str, client: Client, progress: BenchProgress) -> None:
         self._plan = plan
@@ -55,7 +57,9 @@ class SteadyLevels:
         self._measured: dict[int, list[_Measurement]] = {}
 
     async def measure(self, streams: int) -> Trial:
-        """Measure the level with `streams` requests in flight. A level that is measured again gets other requests."""
+        """Measure a level. `streams` is the number of requests in flight. If a level is measured again, it gets other
+        requests.
+        """
         measurement = await self._run(streams)
         self._measured.setdefault(streams, []).append(measurement)
         timelines = measurement.timelines
@@ -72,13 +76,16 @@ class SteadyLevels:
         return trial
 
     def reports(self) -> list[LevelReport]:
-        """The results of each level, by the number of streams. A level that was measured twice has one report."""
+        """The results of all levels, ordered by the number of streams. A level that was measured twice has one
+        report.
+        """
         return [self._report(streams, self._measured[streams]) for streams in sorted(self._measured)]
 
     async def _run(self, streams: int) -> _Measurement:
         seed = f"{self._plan.seed} capacity {streams} {len(self._measured.get(streams, []))}"
         count = max(self._plan.requests, _PER_STREAM * streams)
-        ready = count + 2 * streams  # about as many as are sent, with those before and after the measured ones
+        # approximate number of all requests, including the requests before and after the measured requests
+        ready = count + 2 * streams
         requests = enumerate(self._bodies(seed, ready))
         timelines: dict[int, RequestTimes] = {}
 
@@ -101,14 +108,16 @@ class SteadyLevels:
         )
 
     def _bodies(self, seed: str, ready: int) -> Iterator[bytes]:
-        """Requests without end. The first `ready` of them are made now, so that the server does not wait for them."""
+        """Yields the bodies of requests without end. Some bodies are made now, so that the server does not wait for
+        requests. `ready` is their number.
+        """
         plan = self._plan
         prompts = endless_prompts(plan.scenario, seed=seed, directory=plan.media_dir)
         bodies = (body(plan.scenario, prompt, self._model) for prompt in prompts)
         return itertools.chain(list(itertools.islice(bodies, ready)), bodies)
 
     def _answer_seconds(self, streams: int) -> float:
-        """How long an answer took at the largest level so far that does not exceed `streams`; 0 if this is unknown."""
+        """The duration of an answer at the largest measured level up to `streams`; 0 if no such level was measured."""
         below = max((level for level in self._measured if level <= streams), default=None)
         if below is None:
             return 0.0

@@ -14,7 +14,7 @@ class Failure(Struct, frozen=True):
             ``invalid_audio``.
         message: One sentence.
         status: HTTP status; None if there was no response, 200 if the stream had begun.
-        param: The request field that the server named.
+        param: The request field in the server's error.
     """
 
     code: str
@@ -25,7 +25,7 @@ class Failure(Struct, frozen=True):
 
 class AudioChunk(Struct, frozen=True):
     """One piece of speech: the seconds from sending the request to the arrival of the piece, and the seconds of sound
-    in it.
+    in the piece.
     """
 
     at: float
@@ -33,14 +33,14 @@ class AudioChunk(Struct, frozen=True):
 
 
 class RequestTimes(Struct, kw_only=True):
-    """The times of one request, in seconds after it was sent.
+    """The times of one request, in seconds after the request was sent.
 
     Attributes:
-        began: When the request was sent, by the clock `time.perf_counter`.
-        texts: Arrival of each event that carried text.
-        sounds: Each event that carried sound.
-        whole_seconds: Seconds of sound in an answer that was not streamed. Such an answer has no `texts` and no
-            `sounds`, because it arrives all at once.
+        began: Time at which the request was sent, from the clock `time.perf_counter`.
+        texts: Arrival time of each event with text.
+        sounds: Each event with sound.
+        whole_seconds: Seconds of sound in an answer that was not streamed. An answer that was not streamed has no
+            `texts` and no `sounds`, because it arrives in one piece.
         ended: Time when the answer was complete, or failed.
         tokens: Number of text tokens in the server's `usage`; None if the server sent no `usage`.
         finish_reason: The finish reason that the server sent.

@@ -1,4 +1,4 @@
-"""Makes variants of media items that no cache of a server contains."""
+"""Makes variants of media items. No cache of the server contains these variants."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from PIL import Image
 
 from gateway.bench.media import Medium
 
-_PATCH = 32  # the side, in pixels, of the square of noise that marks a variant
-_NOISE = 1e-3  # the amplitude of the noise, relative to full scale
+# The side, in pixels, of the square of noise that marks a variant.
+_PATCH = 32
+# The amplitude of the noise, relative to full scale.
+_NOISE = 1e-3
 
 
 def variant(medium: Medium, rng: random.Random) -> Medium:
     """The same picture or clip with a small patch of noise in the corner, or the same sound with faint noise added.
 
-    A server recognises a media item by its content, so it has to decode, encode and prefill a variant like a new item.
+    A server recognises a media item by its content. So the server must decode, encode and prefill a variant like a new
+    item.
     A variant of a clip has no sound track, because by default the server does not use the sound track.
     """
     noise = numpy.random.default_rng(rng.getrandbits(64))

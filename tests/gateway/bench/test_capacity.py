@@ -14,8 +14,9 @@ ANSWERS = 50
 
 
 class Law:
-    """A server of which a function says how many of 50 answers play without a gap, given the number of streams, and how
-    often this level was measured before. Streams make `each` seconds of sound per second, all together at most `most`.
+    """A simulated server. Its function `gapless` returns how many of 50 answers play without a gap. The function gets
+    the number of streams, and the number of earlier measurements of this level. Each stream generates `each` seconds of
+    sound per second. All streams together generate at most `most` seconds of sound per second.
 
     Attributes:
         measured: How often each level was measured.

@@ -96,7 +96,9 @@ WHOLE = Scenario(tokens=3, output=Output.WHOLE_SPEECH, audio_frames=25)
 
 
 def mixed_level() -> LevelReport:
-    """A level with two kinds: a text answer, a spoken stream, and two whole answers, one of which is short."""
+    """A level with three kinds of answers: one text answer, one spoken stream, and two whole answers, of which one is
+    short.
+    """
     timelines = [
         timeline([1.0, 1.5, 2.0], 2.5),
         timeline([0.25, 0.5, 0.75], 2.0, sounds=STEADY),
