@@ -1,8 +1,9 @@
-"""Defines errors as data: each error has a message, an HTTP status, a code, and the request field that caused the
+"""Defines errors as data. Each error has a message, an HTTP status, a code, and the request field that caused the
 error.
 
-The code that detects a problem raises the error (for a field, a corrupt picture, a full cache or a dead worker). An
-error passes between processes as an `ErrorInfo`. Only the gateway turns errors into HTTP responses.
+The code that detects a problem raises the error. A problem is, for example, a wrong field, a corrupt picture, a full
+cache or a dead worker. Processes send errors to each other as `ErrorInfo`. Only the gateway turns errors into HTTP
+responses.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class ErrorInfo(Struct, frozen=True, omit_defaults=True):
         code: Machine-readable reason, such as ``invalid_image``.
         param: Path of the offending request field, such as ``messages[0].content[1].image_url.url``.
         stage: Name of the stage that found the error; empty if the gateway found it.
-        retry_after: Seconds after which a retry makes sense, for 429 and 503.
+        retry_after: Seconds after which the client should retry, for 429 and 503.
     """
 
     status: int
@@ -36,7 +37,7 @@ class ErrorInfo(Struct, frozen=True, omit_defaults=True):
 
 
 class OmniError(Exception):
-    """Base class of every error that ends one request and does not affect others."""
+    """Base class of every error that ends one request and does not affect other requests."""
 
     def __init__(self, info: ErrorInfo) -> None:
         super().__init__(info.message)
@@ -65,13 +66,22 @@ def worker_lost(worker: str) -> OmniError:
     return unavailable(f"The {worker} worker ended unexpectedly while it worked on this request.", code="worker_lost")
 
 
+def connection_lost(sender: str, receiver: str) -> OmniError:
+    """An error for a request whose messages may have been lost between two processes on different hosts. The same
+    request may succeed if it is sent again.
+    """
+    return unavailable(
+        f"The connection from {sender} to {receiver} ended while they worked on this request.", code="worker_lost"
+    )
+
+
 class StartupError(Exception):
     """Raised when the service cannot start. The message explains the problem and how to solve it."""
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """A hint about an unknown name: a question with the most similar known name or, if no known name is similar, all
-    known names.
+    """A hint about an unknown name: a question with the most similar known name. If no known name is similar, a list of
+    all known names.
     """
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)

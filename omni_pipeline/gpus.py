@@ -19,7 +19,7 @@ from omni_pipeline.sizes import MIB, parse_size
 Answer = TypeVar("Answer")
 
 
-# The memory in MiB that the driver reports for well-known cards, by the card's name and its nominal size in GB.
+# The memory in MiB that the driver reports for well-known cards, keyed by the card's name and its nominal size in GB.
 _REPORTED = {
     ("H100", "80"): 81559,
     ("H200", "141"): 143771,
@@ -32,7 +32,7 @@ _REPORTED = {
     ("RTX3090", "24"): 24576,
 }
 
-# Compute capabilities, each with words that occur in the names or descriptions of cards with this capability.
+# Compute capabilities. The value of each capability lists words that occur in the names or descriptions of its cards.
 _CAPABILITIES = {
     (7, 0): ("V100",),
     (7, 5): ("T4", "RTX 2080", "RTX 8000"),
@@ -53,17 +53,38 @@ class Gpu(Struct, frozen=True):
     """One GPU.
 
     Attributes:
-        index: Number of the GPU in this server, counted from 0 among the GPUs that the server may see.
+        index: Number of the GPU in this server, counted from 0 among the GPUs that the server may see. If a deployment
+            has several hosts, the GPUs of the main host come first, and each GPU of the deployment has its own index.
         name: Name of the GPU from the driver, or from the description.
         memory: Total bytes.
         device: The GPU's entry in ``CUDA_VISIBLE_DEVICES``. For an undivided card, the entry is the driver's index,
             because some libraries accept only an index. A MIG instance has no index, so the entry is its unique id.
+            On different hosts, GPUs can have the same entry.
+        host: Name of the GPU's host; empty for the host of the main process.
+        offset: `index` of the first GPU of the same host.
     """
 
     index: int
     name: str
     memory: int
     device: str
+    host: str = ""
+    offset: int = 0
+
+    @property
+    def number(self) -> int:
+        """Number of the GPU on its own host, counted from 0. Operators know the GPU by this number."""
+        return self.index - self.offset
+
+    @property
+    def title(self) -> str:
+        """The GPU in messages: ``GPU 0``, or ``GPU 0 of b`` for a GPU of the host b."""
+        return f"GPU {self.number} of {self.host}" if self.host else f"GPU {self.number}"
+
+    @property
+    def label(self) -> str:
+        """The GPU in messages, with its name: ``GPU 0 (H100-80GB)``."""
+        return f"{self.title} ({self.name})"
 
     @property
     def is_mig(self) -> bool:
@@ -75,11 +96,12 @@ class _Listed(Struct, Generic[Answer], frozen=True):
     """One entry of the driver's list: a card, or a MIG instance.
 
     Attributes:
-        names: Entries of ``CUDA_VISIBLE_DEVICES`` that can name the card or instance, `Gpu.device` first. An entry may
-            be shortened to a prefix unless it is an index.
-        instances: Ids of the MIG instances, for a card that MIG divides; otherwise None. Programs can run on the
+        names: The entries with which ``CUDA_VISIBLE_DEVICES`` can select the card or instance. `Gpu.device` comes
+            first. ``CUDA_VISIBLE_DEVICES`` must contain an index completely. For any other entry, a prefix is
+            sufficient.
+        instances: Ids of the MIG instances of a card that MIG divides; None for any other card. Programs can run on the
             instances, but not on the divided card itself.
-        answer: NVML's answer to the `question` that `_each_gpu` was called with; None for a divided card.
+        answer: NVML's answer to the argument `question` of `_each_gpu`; None for a divided card.
     """
 
     names: tuple[str, ...]
@@ -116,11 +138,12 @@ def parse(description: str) -> tuple[Gpu, ...]:
 
 
 def detect(environment: Mapping[str, str] = os.environ) -> tuple[Gpu, ...]:
-    """The NVIDIA GPUs that this process may use, in the order of ``CUDA_VISIBLE_DEVICES`` or of the PCI bus.
+    """The NVIDIA GPUs that this process may use, in the order of ``CUDA_VISIBLE_DEVICES``. If this variable is not set,
+    the GPUs are in the order of the PCI bus.
 
     Raises:
-        StartupError: there are GPUs, but the driver does not answer; or ``CUDA_VISIBLE_DEVICES`` names a GPU that does
-            not exist.
+        StartupError: the machine has GPUs but the driver does not answer, or ``CUDA_VISIBLE_DEVICES`` contains a GPU
+            that does not exist.
     """
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1", "none", "NoDevFiles"):
@@ -129,7 +152,7 @@ def detect(environment: Mapping[str, str] = os.environ) -> tuple[Gpu, ...]:
 
 
 def least_free() -> tuple[int, int]:
-    """Free and total bytes of the GPU with the least free memory, among the GPUs that this process sees."""
+    """Free bytes and total bytes of one GPU: the one with the least free memory among those that this process sees."""
     own = detect()
     used = memory_used(own)
     return min((gpu.memory - used[gpu.index], gpu.memory) for gpu in own)
@@ -145,7 +168,7 @@ def memory_used(gpus: Sequence[Gpu]) -> dict[int, int]:
 
 
 def known_capability(gpu: Gpu) -> tuple[int, int] | None:
-    """Compute capability that a GPU's name implies, even if the GPU is in another machine; None for an unknown name."""
+    """Compute capability of a GPU, derived from its name. The GPU may be elsewhere. None for an unknown name."""
     for found, names in _CAPABILITIES.items():
         if any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", gpu.name) for name in names):
             return found
@@ -153,7 +176,7 @@ def known_capability(gpu: Gpu) -> tuple[int, int] | None:
 
 
 def capability(gpu: Gpu) -> tuple[int, int]:
-    """Compute capability of a GPU, as in (9, 0) for Hopper. Raises StartupError."""
+    """Compute capability of a GPU, such as (9, 0) for Hopper. Raises StartupError if the driver does not answer."""
     answers = _answers([gpu], lambda nvml, handle, card: nvml.nvmlDeviceGetCudaComputeCapability(card))
     major, minor = answers[gpu.index]
     return int(major), int(minor)
@@ -166,9 +189,9 @@ def _has_device_files() -> bool:
 def _visible(there: Sequence[_Listed[Any]], visible: str | None) -> tuple[Gpu, ...]:
     """The GPUs that `visible` lists, numbered in the order of the list; every GPU if `visible` is None.
 
-    CUDA silently ends the list at the first entry that names no GPU. We refuse an entry that names no GPU, because the
-    server would otherwise run on fewer GPUs than the operator intended, or on the CPU. Only -1 ends the list, as CUDA
-    documents.
+    CUDA silently ends the list at the first entry that selects no GPU. With such a shorter list, the server would run
+    on fewer GPUs than the operator intended, or on the CPU. So we refuse an entry that selects no GPU. The only
+    exception is the entry -1: it ends the list here too, because CUDA documents this use of -1.
     """
     if visible is None:
         chosen = [listed for listed in there if listed.instances is None]
@@ -184,21 +207,23 @@ def _visible(there: Sequence[_Listed[Any]], visible: str | None) -> tuple[Gpu, .
                 break
             listed = _named(entry, there)
             if listed in chosen:
-                raise _misnamed(f"{entry!r} names GPU {listed} a second time", there)
+                raise _misnamed(f"{entry!r} selects GPU {listed} a second time", there)
             chosen.append(listed)
     return tuple(Gpu(index, gpu.name, gpu.memory, gpu.names[0]) for index, gpu in enumerate(chosen))
 
 
 def _named(entry: str, there: Sequence[_Listed[Any]]) -> _Listed[Any]:
-    """The GPU that an entry of ``CUDA_VISIBLE_DEVICES`` names. Raises StartupError."""
+    """The GPU that an entry of ``CUDA_VISIBLE_DEVICES`` selects. Raises StartupError if the entry does not select
+    exactly one usable GPU.
+    """
     exact = [listed for listed in there if entry in listed.names]
     whole_id = re.match("(GPU|MIG)-.", entry)
     found = exact or [listed for listed in there if whole_id and any(name.startswith(entry) for name in listed.names)]
     if len(found) != 1:
-        raise _misnamed(f"{entry!r} names {'more than one GPU' if found else 'no GPU'}", there)
+        raise _misnamed(f"{entry!r} selects {'more than one GPU' if found else 'no GPU'}", there)
     if found[0].instances is not None:
         instances = ", ".join(found[0].instances) or "it has none; nvidia-smi mig -cgi makes them"
-        raise _misnamed(f"{entry!r} names a card that MIG divides; name its instances ({instances})", there)
+        raise _misnamed(f"{entry!r} selects a card that MIG divides; list its instances instead ({instances})", there)
     return found[0]
 
 
@@ -206,7 +231,7 @@ def _misnamed(what: str, there: Iterable[_Listed[Any]]) -> StartupError:
     known = ", ".join(str(listed) for listed in there if listed.instances is None)
     return StartupError(
         f"CUDA_VISIBLE_DEVICES: {what}. On this machine: {known or 'no GPU'}. "
-        "Correct the variable, unset it to use all of them, or pass --device cpu."
+        "Correct the variable, unset it to use all GPUs, or pass --device cpu."
     )
 
 

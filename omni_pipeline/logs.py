@@ -1,8 +1,8 @@
 """Formats the log of every process: as lines of text for people, or as one JSON object per line.
 
-A record may have fields besides its message: ``log.info("answered", extra=fields(request_id=…))``. Each record is one
-line, even if a client puts line breaks into a path or an id. Only a traceback in the text format spans several lines.
-The length of a record is bounded: the middle of a long message, field or traceback is left out.
+A record can have fields in addition to its message: ``log.info("answered", extra=fields(request_id=…))``. Each record
+is one line, even if a client puts line breaks into a path or an id. Only a traceback in the text format has several
+lines. The length of a record is limited: the middle of a long message, field or traceback is left out.
 """
 
 from __future__ import annotations
@@ -42,12 +42,14 @@ def configure(process: str, level: str, form: Format) -> None:
 
 
 def fields(**values: Any) -> dict[str, Any]:
-    """The argument `extra` of a logging call, which adds these fields to the record. Leaves out None fields."""
+    """The argument `extra` of a logging call, which adds these fields to the record. Leaves out fields whose value is
+    None.
+    """
     return {_FIELDS: {name: value for name, value in values.items() if value is not None}}
 
 
 class _BoundedFormatter(logging.Formatter):
-    """Bounds tracebacks, which quote the message of an exception."""
+    """Limits the length of tracebacks, because a traceback contains the message of an exception."""
 
     def formatException(self, ei: Any) -> str:
         """The traceback."""
@@ -63,17 +65,17 @@ class TextFormatter(_BoundedFormatter):
         super().__init__(f"%(asctime)s %(levelname)s {process} %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line without a traceback."""
+        """The line for a record, without a traceback."""
         record.message = _CONTROL.sub(_escaped, _shortened(record.message, LONGEST_MESSAGE))
         line = super().formatMessage(record)
         return " ".join([line, *(f"{name}={_shown(value)}" for name, value in _fields_of(record).items())])
 
 
 class JsonFormatter(_BoundedFormatter):
-    """Formats a record as an object with ``time`` (UTC), ``level``, ``process``, ``pid``, ``logger``, ``message``, and
-    the record's fields.
+    """Formats a record as an object with the keys ``time`` (UTC), ``level``, ``process``, ``pid``, ``logger`` and
+    ``message``, and with the record's fields.
 
-    The field ``exception`` contains the traceback, if there is one.
+    The key ``exception`` contains the traceback, if there is one.
     """
 
     def __init__(self, process: str) -> None:
@@ -105,14 +107,16 @@ def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _shortened(text: str, most: int) -> str:
-    """`text`. If it has more than `most` characters, its middle is left out."""
+    """Returns `text`. If `text` has more than `most` characters, its middle is left out."""
     if len(text) <= most:
         return text
     return f"{text[: most // 2]}[… {len(text) - most} characters …]{text[len(text) - most // 2 :]}"
 
 
 def _shown(value: Any) -> str:
-    """A value as text, in quotes if it contains a space or another character that would make the line ambiguous."""
+    """A value as text. The text is in quotes if it contains a space or another character that would make the line
+    ambiguous.
+    """
     text = format(value, ".6g") if isinstance(value, float) else str(value)
     if _PLAIN.fullmatch(text):
         return text

@@ -1,11 +1,13 @@
-"""Functions for processes of the operating system: signals, the death of a parent, titles, resource usage and free
-ports.
+"""Functions for processes of the operating system: signals, the end of a parent process, titles, resource usage and
+free ports.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import sys
@@ -16,12 +18,18 @@ from msgspec import Struct
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
+_KERNEL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+# `free_port` chooses among this number of ports below the kernel's range, and tries at most `_TRIES` of them.
+_PORTS = 16384
+_TRIES = 100
+
 
 def die_with_parent(parent: int, number: signal.Signals) -> None:
     """Ask the kernel to send signal `number` to this process when its parent ends for any reason.
 
-    The kernel watches the *thread* that started this process, so that thread must live as long as the service.
-    The setting survives ``exec`` but not ``fork``: in a chain of forks, every process has to call this.
+    The kernel watches the *thread* that started this process, so that thread must run as long as the service. The
+    setting remains after ``exec``, but a forked child does not inherit it. So in a chain of forks, every process has to
+    call this function.
 
     Args:
         parent: Process id that the parent had when it started this process. If this parent has already ended,
@@ -34,7 +42,7 @@ def die_with_parent(parent: int, number: signal.Signals) -> None:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every descendant whose own parent ends."""
+    """Make this process the new parent of every descendant whose own parent ends."""
     if sys.platform == "linux":
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
@@ -54,7 +62,8 @@ def leave_stopping_to_parent() -> None:
     """Ignore SIGINT and SIGTERM.
 
     A terminal or a service manager sends these signals to all processes of the group at once. The main process then
-    finishes its requests. It needs the workers for that, and asks the workers to exit afterwards.
+    finishes its requests. The main process needs the workers for these requests, so the workers must not end at the
+    signal. The main process asks them to exit afterwards.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -98,8 +107,40 @@ def usage(pid: int) -> ProcessUsage | None:
     return ProcessUsage(int(fields[21]) * os.sysconf("SC_PAGE_SIZE"), ticks / os.sysconf("SC_CLK_TCK"))
 
 
+def lower_priority(pid: int, niceness: int) -> None:
+    """Set the niceness of process `pid`, see `nice(2)`. Without privileges, a process can only be given a larger
+    niceness. Does nothing if the process has ended.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.setpriority(os.PRIO_PROCESS, pid, niceness)
+
+
 def free_port() -> int:
-    """A TCP port of this machine that no process listens on now."""
+    """A TCP port of this machine that no process uses now.
+
+    The port is below the range from which the kernel chooses ports. So until the caller uses the port, no outgoing
+    connection and no server without a fixed port gets it. The port is random, so two processes that call this function
+    at the same time get different ports.
+    """
+    first = int(_KERNEL_PORTS.read_text().split()[0]) if _KERNEL_PORTS.exists() else 0
+    choices = range(max(first - _PORTS, 1024), first)
+    for port in random.SystemRandom().sample(choices, min(len(choices), _TRIES)):
+        if _is_free(port):
+            return port
+    return _bound_to(0)
+
+
+def _is_free(port: int) -> bool:
+    try:
+        return _bound_to(port) == port
+    except OSError:
+        return False
+
+
+def _bound_to(port: int) -> int:
+    """Bind a socket to `port` on all addresses, and close it again. If `port` is 0, the system chooses a free port.
+    Returns the port to which the socket was bound.
+    """
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", port))
         return int(probe.getsockname()[1])

@@ -14,7 +14,9 @@ _BYTES = {"GiB": 1024**3, "GB": 10**9, "MiB": MIB, "MB": 10**6}
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as ``12GiB`` or ``800 MB``, in the form of `config.schema.Size`. Raises ValueError."""
+    """The number of bytes of a size such as ``12GiB`` or ``800 MB``. The text has the form of `config.schema.Size`.
+    Raises ValueError.
+    """
     found = _SIZE.fullmatch(text)
     if found is None:
         raise ValueError(f"{text!r} is not a size")

@@ -1,4 +1,5 @@
-"""The subcommands `config` and `plan`, the options that all subcommands share, and the display of a start.
+"""The subcommands `config`, `plan` and `scale`, the options that subcommands share, and the display of the server's
+start.
 
 Code that parses options or displays results belongs in this package. The decisions behind the results belong in
 `config` and `deployment`.

@@ -27,7 +27,7 @@ _CONFIG = Annotated[
     typer.Option(
         "--config",
         help="YAML file with these and other settings, or the name of a layout (see sgl-omni config list). "
-        "Flags override it.",
+        "Flags override the file.",
         metavar="FILE|NAME",
         autocompletion=layout_files.complete,
         rich_help_panel=MODEL,
@@ -39,7 +39,7 @@ _SET = Annotated[
     typer.Option(
         SET,
         help="Any other setting of the configuration file, such as thinker.engine.chunked_prefill_size=2048 or "
-        "server.limits.requests=8; see docs/configuration.md. Repeatable; overrides everything else.",
+        "server.limits.requests=8; see docs/configuration.md. Repeatable. --set overrides all other sources.",
         metavar="PATH=VALUE",
         rich_help_panel=MODEL,
         show_default=False,
@@ -57,7 +57,8 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Returns `command` with all flags, ``--config`` and ``--set``, in addition to its own parameters.
 
     Args:
-        command: The function to extend. Its first parameter, `settings`, receives the `config.layers.Settings`.
+        command: The function to extend. The function's first parameter, `settings`, receives the
+            `config.layers.Settings`.
     """
     flags = all_flags()
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
@@ -123,15 +124,15 @@ def _parser(flag: Flag) -> Callable[[str], Any] | None:
 def _layers(
     flags: list[Flag], given: dict[str, Any], context: typer.Context, *, environment: bool
 ) -> list[SettingsLayer]:
-    """The settings layers of all flags that are set by environment variables or, if not `environment`, on the command
-    line.
+    """One layer of settings for each flag that is set. If `environment` is true, includes only flags that are set by an
+    environment variable; otherwise, only flags that are set on the command line.
     """
     layers = []
     for flag in flags:
         value = given[flag.parameter]
         if environment and flag.guards and not value and os.environ.get(flag.variable, "-").strip() == "":
-            # An operator who sets this variable wants protection, but an empty value would give the flag's unprotected
-            # default.
+            # An operator sets this variable to protect the server. With an empty value, the flag would get its default,
+            # which does not protect the server.
             if flag.kind is not str:
                 raise StartupError(f"{flag.variable} is set, but it is empty: give it a value, or unset it.")
             layers.append(SettingsLayer(flag.variable, nest(flag.settings[0], "")))

@@ -10,8 +10,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from omni_pipeline.config.schema import MAIN_HOST
 from omni_pipeline.deployment.alternatives import Remedy, told
+from omni_pipeline.deployment.host_traffic import HostEdge, heavy_notes
 from omni_pipeline.deployment.memory_plan import CachePlan, DevicePlan, Holding, Placement
+from omni_pipeline.deployment.replica_rooms import ReplicaRoom, bottleneck, group_requests
 
 WIDTH = 64
 """Number of characters that represent the memory of a whole device."""
@@ -25,15 +28,28 @@ _PARTS = ("weights", "cache", "state", "activations", "graphs", "process")
 _HEADINGS = ("weights", "KV cache", "state", "peak", "graphs", "process")
 
 
-def draw(placement: Placement, found: Sequence[Remedy]) -> RenderableType:
-    """Everything that `plan` shows on a console."""
+def draw(
+    placement: Placement,
+    found: Sequence[Remedy],
+    replicas: Sequence[ReplicaRoom] = (),
+    edges: Sequence[HostEdge] = (),
+) -> RenderableType:
+    """Everything that `plan` shows on a console.
+
+    Args:
+        replicas, edges: As in `plan.PlanReport`.
+    """
     colors = _colors(placement)
     parts: list[RenderableType] = []
     for device in placement.devices:
         parts += [*_device(device, colors), ""]
     if placement.caches:
         parts += [_caches(placement.caches), ""]
-    parts += _verdict(placement, found)
+    if replicas:
+        parts += [_replicas(replicas), ""]
+    if edges:
+        parts += [_edges(edges), ""]
+    parts += _verdict(placement, found, replicas, heavy_notes(edges))
     return Group(*parts)
 
 
@@ -45,8 +61,8 @@ def _colors(placement: Placement) -> dict[str, str]:
 def _device(device: DevicePlan, colors: dict[str, str]) -> Iterator[RenderableType]:
     unused = " (unused)" if not device.holdings else ""
     yield Text.from_markup(
-        f"[bold]{escape(device.label)}[/]  {_gib(device.memory)} GiB, of which {_gib(device.usable)} can be used and "
-        f"{_gib(device.taken)} are taken{unused}"
+        f"[bold]{escape(device.label)}[/]  {_gib(device.memory)} GiB, of which {_gib(device.usable)} are usable and "
+        f"{_gib(device.taken)} are used{unused}"
     )
     yield _bar(device, colors)
     if device.holdings:
@@ -54,8 +70,8 @@ def _device(device: DevicePlan, colors: dict[str, str]) -> Iterator[RenderableTy
 
 
 def _bar(device: DevicePlan, colors: dict[str, str]) -> Text:
-    """A bar that shows the memory of a device: first a block for each stage, whose length is the stage's share of the
-    memory, then free memory, then reserved memory.
+    """A bar that shows the memory of a device: first the stages, then free memory, then reserved memory. The length of
+    a stage's block is proportional to the memory of the stage.
     """
     bar = Text()
     scale = WIDTH / max(device.memory, device.taken, 1)
@@ -95,19 +111,55 @@ def _caches(caches: Sequence[CachePlan]) -> Table:
     for cache in caches:
         each = (cache.token_bytes + cache.beside_bytes) / _KIB
         figures = (f"{each:g}", f"{cache.tokens:,}", f"{cache.request_tokens:,}", str(cache.requests))
-        table.add_row(cache.stage, *figures)
+        name = cache.worker if cache.worker.startswith(f"{cache.stage}@") else cache.stage
+        table.add_row(name, *figures)
     return table
 
 
-def _verdict(placement: Placement, found: Sequence[Remedy]) -> Iterator[RenderableType]:
+def _replicas(replicas: Sequence[ReplicaRoom]) -> Table:
+    """The replicas of each group, and the number of requests that each replica can process at the same time."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("replica", "host", "runs on"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("requests at a time", justify="right")
+    table.add_column("of the group", justify="right")
+    sums = group_requests(replicas)
+    for room in replicas:
+        requests = str(room.requests) if room.requests is not None else "–"
+        group = str(sums.get(room.group, "–")) if room.replica == 0 else ""
+        devices = ", ".join(room.devices) or ("CPU" if not room.host else f"CPU of {room.host}")
+        table.add_row(f"{room.group}@{room.replica}", room.host or MAIN_HOST, devices, requests, group)
+    return table
+
+
+def _edges(edges: Sequence[HostEdge]) -> Table:
+    """The edges between hosts, with the megabytes of the example request. They depend on whether the prompt is text or
+    media.
+    """
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("between hosts", no_wrap=True)
+    for heading in ("MB: text", "media", "of requests"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("from → to")
+    for edge in edges:
+        routes = ", ".join(f"{source or MAIN_HOST} → {target or MAIN_HOST}" for source, target in edge.routes)
+        sizes = (edge.traffic.text, edge.traffic.media) if edge.traffic is not None else (None, None)
+        megabytes = ("unknown" if size is None else f"{size / 10**6:.1f}" for size in sizes)
+        table.add_row(f"{edge.source} → {edge.target}", *megabytes, f"{edge.share:.0%}", routes)
+    return table
+
+
+def _verdict(
+    placement: Placement, found: Sequence[Remedy], replicas: Sequence[ReplicaRoom], notes: Sequence[str]
+) -> Iterator[RenderableType]:
     request = placement.request
-    kind = f"requests of {request.prompt_tokens:,} tokens in and {request.answer_tokens:,} out"
+    kind = f"requests of {request.prompt_tokens:,} prompt tokens and {request.answer_tokens:,} answer tokens"
     if placement.fits:
-        number = placement.requests
+        number, bounds = bottleneck(placement, replicas)
         room = f", with room for {number} {kind} at a time" if number is not None else ""
-        bound = f" {' and '.join(placement.bounded_by)} can take no more." if number is not None else ""
+        bound = f" This number is limited by {' and '.join(bounds)}." if number is not None else ""
         yield Text.from_markup(f"[bold green]It fits[/]{room}.{bound}")
-        yield from map(Text, placement.notes)
+        yield from map(Text, (*placement.notes, *notes))
         return
     yield Text.from_markup("[bold red]It does not fit.[/]")
     for problem in placement.problems:

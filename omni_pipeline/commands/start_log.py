@@ -1,4 +1,4 @@
-"""Logs the progress of a start, for programs that read logs. `start_terminal` shows the progress to people."""
+"""Logs the progress of the server's start, for programs that read logs. `start_terminal` shows it to people."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import logging
 from omni_pipeline import __version__
 from omni_pipeline.deployment.resolve import Deployment
 from omni_pipeline.logs import fields
-from omni_pipeline.supervision.fleet import StartProgress
 from omni_pipeline.supervision.fork_server import Preloaded
+from omni_pipeline.supervision.worker_lifecycle import StartProgress
 
 log = logging.getLogger("omni_pipeline.start")
 
@@ -17,7 +17,7 @@ class LogDisplay:
     """A `service.Display` that logs."""
 
     def begin(self, deployment: Deployment) -> None:
-        workers = [worker.name for worker in deployment.workers]
+        workers = [worker.name for worker in deployment.workers if not worker.spare]
         log.info("starting", extra=fields(version=__version__, model_path=deployment.model_path, workers=workers))
 
     def note(self, text: str) -> None:

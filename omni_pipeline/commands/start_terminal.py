@@ -1,4 +1,4 @@
-"""Shows the progress of a start to people: as lines of text and, on a terminal, also with a spinner."""
+"""Shows the progress of the server's start to people: as lines of text and, on a terminal, also with a spinner."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich.status import Status
 
 from omni_pipeline import __version__
 from omni_pipeline.deployment.resolve import Deployment
-from omni_pipeline.supervision.fleet import StartProgress
 from omni_pipeline.supervision.fork_server import Preloaded
+from omni_pipeline.supervision.worker_lifecycle import StartProgress
 
 
 class Terminal:
@@ -32,7 +32,7 @@ class Terminal:
         self._status.stop()
 
     def begin(self, deployment: Deployment) -> None:
-        self._loading = [worker.name for worker in deployment.workers]
+        self._loading = [worker.name for worker in deployment.workers if not worker.spare]
         self._total = len(self._loading)
         device = "cuda" if deployment.uses_cuda else "cpu"
         workers = f"{self._total} worker{'s' if self._total > 1 else ''}"
@@ -58,7 +58,9 @@ class Terminal:
 
     def ready(self, url: str, seconds: float) -> None:
         self._status.stop()
-        self._line(f"[bold green]Ready[/] after {seconds:.1f} s. Health at {url}/health. Try it:")
+        self._line(
+            f"[bold green]Ready[/] after {seconds:.1f} s. Health at {url}/health. Open {url} in a browser, or try:"
+        )
         self._line(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\")
         self._line("""    -d '{"messages": [{"role": "user", "content": "Hello!"}]}'""")
 

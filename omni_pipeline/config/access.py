@@ -18,7 +18,7 @@ PREFIX = "SGL_OMNI_"
 
 _HOST = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+/?", re.IGNORECASE)
-# Variables that Kubernetes sets beside services whose names begin with "sgl-omni".
+# Variables that Kubernetes sets in every container for services whose names begin with "sgl-omni".
 _OF_SERVICES = re.compile(r"SGL_OMNI_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_[0-9]+_\w+)?)")
 
 
@@ -29,8 +29,8 @@ def check(server: Server, source: str) -> None:
         source: The beginning of error messages.
 
     Raises:
-        StartupError: an API key is empty or cannot be sent, the directory of local media files is `/`, or a value is
-            not a valid host or origin.
+        StartupError: an API key is empty or cannot be sent in a header, the directory of local media files is `/`, or a
+            value is not a valid host or origin.
     """
     for key in server.api_keys:
         if not key or key != key.strip() or not key.isprintable():
@@ -39,7 +39,7 @@ def check(server: Server, source: str) -> None:
     root = server.media.local_path
     if root and os.path.realpath(root) == "/":
         raise StartupError(
-            f"{source}server.media.local_path: {root} would let clients name every file of this machine; "
+            f"{source}server.media.local_path: {root} would allow clients to read every file of this machine; "
             "name the directory of the media files, or an empty string to forbid local files."
         )
     for domain in server.media.allowed_domains:
@@ -59,8 +59,9 @@ def check(server: Server, source: str) -> None:
 
 
 def without_root(server: Server) -> Server:
-    """Returns `server`. Forbids local media files if their directory would be the root of the file system, which is the
-    current directory of a systemd service.
+    """Returns `server`. If the directory of local media files would be the root of the file system, local media files
+    are forbidden in the result, because clients could otherwise read every file. A systemd service has the root as its
+    current directory.
     """
     if server.media.local_path is None and Path.cwd() == Path("/"):
         return structs.replace(server, media=structs.replace(server.media, local_path=""))
@@ -69,11 +70,11 @@ def without_root(server: Server) -> Server:
 
 def readable_keys(path: Path, tree: dict[str, Any]) -> tuple[str, ...]:
     """A remark for the operator if the configuration file at `path` contains API keys and every user of the machine can
-    read it.
+    read the file.
     """
     server = tree.get("server")
     if isinstance(server, dict) and server.get("api_keys") and path.stat().st_mode & stat.S_IROTH:
-        return (f"{path} holds API keys, and every user of this machine can read it: chmod o-r {path}",)
+        return (f"{path} contains API keys, and every user of this machine can read it: chmod o-r {path}",)
     return ()
 
 
@@ -81,17 +82,17 @@ def notes(server: Server) -> tuple[str, ...]:
     """Remarks on settings that allow more access than an operator may expect."""
     if "*" in server.allowed_origins and not server.api_keys:
         return (
-            "server.allowed_origins: * and no API key: every web page that is opened on a machine that reaches this "
-            "server can use it, and read its local media files",
+            "server.allowed_origins is * and there is no API key: any web page can use this server and read its local "
+            "media files, if the page is opened on a machine that can reach the server",
         )
     return ()
 
 
 def check_environment(known: set[str]) -> tuple[str, ...]:
-    """Remarks on environment variables whose names have our prefix but belong to no flag.
+    """Remarks on environment variables whose names begin with `PREFIX` but belong to no flag.
 
     Raises:
-        StartupError: a variable resembles the variable of a flag.
+        StartupError: the name of a variable is similar to the name of a flag's variable.
     """
     unknown = sorted(
         name
@@ -104,4 +105,4 @@ def check_environment(known: set[str]) -> tuple[str, ...]:
             raise StartupError(
                 f"{name}: no setting is read from this environment variable; {hint.replace('mean ', f'mean {PREFIX}')}"
             )
-    return tuple(f"the environment variable {name} has no effect: no flag has it" for name in unknown)
+    return tuple(f"the environment variable {name} has no effect, because no flag uses it" for name in unknown)

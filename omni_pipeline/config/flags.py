@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from omni_pipeline.contract.flag import INSIGHT, LIMITS, MEDIA, MODEL, NETWORK, PLACEMENT, Flag
-from omni_pipeline.contract.flag_values import port, positive, seconds, size
+from omni_pipeline.contract.flag_values import port, positive, replicas, seconds, size
 
 
 class Device(StrEnum):
@@ -37,7 +37,7 @@ COMMON = (
     Flag(
         "--model-path",
         ("model_path",),
-        "Checkpoint directory or hub name. Required unless the configuration file names one.",
+        "Checkpoint directory or hub name. Required, except if the configuration file contains model_path.",
         MODEL,
         metavar="DIR|NAME",
     ),
@@ -49,7 +49,14 @@ COMMON = (
         metavar="NAME",
         default="last part of the model path",
     ),
-    Flag("--text-only", ("text_only",), "Leave out the speech stages.", MODEL, kind=bool, default="off"),
+    Flag(
+        "--text-only",
+        ("text_only",),
+        "Leave out the speech stages.",
+        MODEL,
+        kind=bool,
+        default="off; on for a checkpoint that cannot speak",
+    ),
     Flag(
         "--device",
         ("device",),
@@ -67,9 +74,27 @@ COMMON = (
         default="off",
     ),
     Flag(
+        "--replicas",
+        ("groups",),
+        "Number of replicas of groups of stages, such as voice=2,vocoder=3; all=2 runs the whole pipeline twice.",
+        PLACEMENT,
+        metavar="GROUP=N,…",
+        parse=replicas,
+        default="one replica of each stage",
+    ),
+    Flag(
+        "--ray-address",
+        ("cluster.ray_address",),
+        "Ray cluster that starts the agents of the hosts in the configuration file; auto means the cluster of this "
+        "machine. See docs/scaling.md.",
+        PLACEMENT,
+        metavar="ADDRESS:PORT|auto",
+        default="hosts join with sgl-omni join",
+    ),
+    Flag(
         "--host",
         ("server.host",),
-        "Address to listen on; 0.0.0.0 for every interface.",
+        "Address to listen on; 0.0.0.0 means every interface.",
         NETWORK,
         metavar="ADDRESS",
         default="127.0.0.1",
@@ -88,8 +113,8 @@ COMMON = (
     Flag(
         "--api-key",
         ("server.api_keys",),
-        "Require this API key as bearer token, or one of several keys. Repeatable. The variable SGL_OMNI_API_KEY is "
-        "safer, because lists of processes show flags.",
+        "Require this API key as bearer token. Repeat the flag to allow several keys. The environment variable "
+        "SGL_OMNI_API_KEY is safer, because process listings show flags.",
         NETWORK,
         metavar="KEY",
         kind=list[str],
@@ -99,8 +124,8 @@ COMMON = (
     Flag(
         "--allowed-host",
         ("server.allowed_hosts",),
-        "Host name by which clients reach this server, for example behind a proxy (gpu1.example.org, *.example.org; * "
-        "for all). Repeatable. Without an API key, other names are refused.",
+        "Host name that clients use for this server, for example behind a proxy (gpu1.example.org, *.example.org, or * "
+        "for all names). Repeatable. If there is no API key, requests to other host names are refused.",
         NETWORK,
         metavar="NAME",
         kind=list[str],
@@ -110,7 +135,7 @@ COMMON = (
     Flag(
         "--allowed-local-media-path",
         ("server.media.local_path",),
-        "Directory that local media files must be in; an empty string forbids local files.",
+        "Directory that contains all local media files that clients may name; an empty string forbids local files.",
         MEDIA,
         metavar="DIR",
         default="current directory",
@@ -119,8 +144,8 @@ COMMON = (
     Flag(
         "--allowed-media-domain",
         ("server.media.allowed_domains",),
-        "Download media only from this host, or from one of several hosts (example.org, 10.0.0.5:9000). Repeatable. A "
-        "listed host may have a private address.",
+        "Download media only from this host (example.org, 10.0.0.5:9000). Repeat the flag to allow several hosts. A "
+        "listed host is also allowed if its address is private.",
         MEDIA,
         metavar="HOST",
         kind=list[str],
@@ -161,7 +186,8 @@ COMMON = (
         kind=LogFormat, default="text",
     ),
     Flag(
-        "--trace-dir", ("trace.dir",), "Directory for a timeline of each request, for Perfetto (ui.perfetto.dev).",
+        "--trace-dir", ("trace.dir",),
+        "Directory for trace files, one for each request, to open in Perfetto (ui.perfetto.dev).",
         INSIGHT, metavar="DIR", default="off",
     ),
 )  # fmt: skip

@@ -1,4 +1,6 @@
-"""Writes a JSON schema of the configuration, with each stage's own options and with docstrings as descriptions."""
+"""Makes a JSON schema of the configuration. The schema includes each stage's own options, and uses docstrings as
+descriptions.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from omni_pipeline.config.schema import Config, StageConfig
+from omni_pipeline.config.schema import Config, GroupConfig, HostConfig, StageConfig
 from omni_pipeline.contract.graph import Graph
 
 _ENTRY = re.compile(r"^(\w+(?:, \w+)*): (.*)$")
@@ -17,7 +19,9 @@ _ENTRY = re.compile(r"^(\w+(?:, \w+)*): (.*)$")
 
 def json_schema(graph: Graph) -> dict[str, Any]:
     """JSON schema of a configuration file for `graph`."""
-    kinds = {kind.__name__: kind for kind in structs(Config)}
+    kinds = {kind.__name__: kind for kind in structs(Config)} | {
+        listed.__name__: listed for listed in (GroupConfig, HostConfig)
+    }
     by_stage: list[tuple[str, Any, Any]] = []
     for spec in graph.stages:
         options = ("options", spec.options, None)
@@ -31,7 +35,7 @@ def json_schema(graph: Graph) -> dict[str, Any]:
         component.pop("description", None)
         texts = descriptions(kinds.get(name, Config))
         for field, content in component["properties"].items():
-            if "$ref" in content:  # the schema has the defaults of a struct's fields at the fields themselves
+            if "$ref" in content:  # a struct needs no default of its own, because each of its fields has a default
                 content.pop("default", None)
             if field in texts:
                 content["description"] = texts[field]

@@ -1,4 +1,4 @@
-"""Merges the layers of the configuration, and records which layer each value comes from.
+"""Merges the layers of the configuration, and records the source layer of each value.
 
 The layers are the defaults, the file, the environment, flags, and ``--set``. Each layer overrides the layers before it.
 """
@@ -14,7 +14,7 @@ import yaml
 from msgspec import Struct
 
 from omni_pipeline.config import access, strict_yaml
-from omni_pipeline.config.schema import Config, StageConfig, convert, merge, read
+from omni_pipeline.config.schema import Config, GroupConfig, HostConfig, StageConfig, convert, merge, read
 from omni_pipeline.contract.graph import Graph, load_graph
 from omni_pipeline.errors import StartupError, suggestion
 
@@ -22,8 +22,8 @@ SET = "--set"
 
 
 class SettingsLayer(Struct, frozen=True):
-    """The settings of one layer. `tree` is nested like a configuration file. `source` is a name of the layer that the
-    operator recognises.
+    """The settings of one layer. `tree` is nested like a configuration file. `source` is the name of the layer in
+    messages to the operator.
     """
 
     source: str
@@ -35,16 +35,18 @@ class Settings(Struct, frozen=True):
 
     Attributes:
         origins: Source of each value that is not a default, by dotted path.
-        notes: Remarks for the operator on how the settings were read.
+        notes: Remarks for the operator about the source of the settings.
+        given: The layers that the operator has chosen for this start: the environment, flags and ``--set``.
     """
 
     config: Config
     origins: dict[str, str]
     notes: tuple[str, ...] = ()
+    given: tuple[SettingsLayer, ...] = ()
 
     def origin(self, path: str) -> str | None:
-        """Source of the value at `path`, or of the nearest path above it that was set; None if the value is a
-        default.
+        """Source of the value at `path`. If no layer sets this path, returns the source of the nearest enclosing path
+        that a layer sets. None if the value is a default.
         """
         while path:
             if path in self.origins:
@@ -79,13 +81,34 @@ def gather(path: Path | None, layers: Iterable[SettingsLayer] = (), assignments:
             origins = {known: source for known, source in origins.items() if not known.startswith(f"{place}.")}
             origins[place] = layer.source
     config = convert(tree, Config, "")
+    notes = access.readable_keys(path, file[0].tree) if path else ()
+    settings = Settings(config, origins, notes, tuple(said[len(file) :]))
     if config.text_only:
-        _refuse_absent_stages(said[len(file) :], graph)
-    return Settings(config, origins, access.readable_keys(path, file[0].tree) if path else ())
+        _refuse_absent_stages(settings.given, graph, "a text-only server")
+    return settings
+
+
+def limit_to_text(settings: Settings, reason: str, origin: str) -> Settings:
+    """`settings` with `text_only` set, because the checkpoint cannot speak.
+
+    Args:
+        reason: The reason why the checkpoint cannot speak, as a sentence without its full stop.
+        origin: The source of the setting.
+
+    Raises:
+        StartupError: a flag configures a stage that a text-only server leaves out.
+    """
+    graph = load_graph(settings.config.graph)
+    _refuse_absent_stages(settings.given, graph, f"this checkpoint ({reason})")
+    config = msgspec.structs.replace(settings.config, text_only=True)
+    note = f"Text only: the checkpoint has no speech, because {reason}."
+    return msgspec.structs.replace(
+        settings, config=config, origins={**settings.origins, "text_only": origin}, notes=(*settings.notes, note)
+    )
 
 
 def nest(path: str, value: Any) -> Any:
-    """A settings tree that holds only `value`, at `path`: ``{"a": {"b": value}}`` for ``a.b``."""
+    """A settings tree that contains only `value`, at `path`: ``{"a": {"b": value}}`` for the path ``a.b``."""
     for name in reversed(path.split(".")):
         value = {name: value}
     return value
@@ -111,6 +134,12 @@ def _check(layer: SettingsLayer, graph: Graph) -> None:
     stages = layer.tree.get("stages")
     for name, stage in stages.items() if isinstance(stages, dict) else ():
         convert(stage, StageConfig, f"stages.{name}", source=f"{layer.source}: ")
+    groups = layer.tree.get("groups")
+    for name, group in groups.items() if isinstance(groups, dict) else ():
+        convert(group, GroupConfig, f"groups.{name}", source=f"{layer.source}: ")
+    hosts = layer.tree.get("hosts")
+    for name, host in hosts.items() if isinstance(hosts, dict) else ():
+        convert(host, HostConfig, f"hosts.{name}", source=f"{layer.source}: ")
     config = convert(layer.tree, Config, "", source=f"{layer.source}: ")
     access.check(config.server, f"{layer.source}: ")
     for name, stage in config.stages.items():
@@ -135,7 +164,7 @@ def _assignment(text: str, graph: Graph) -> dict[str, Any]:
 
 
 def _source(text: str) -> str:
-    """The source of an assignment. The value of an API key is not shown."""
+    """The source of an assignment, for messages. Hides the value of an API key."""
     path, _, value = text.partition("=")
     return f"{SET} {path}=(hidden)" if "api_key" in f"{path}{value}" else f"{SET} {text}"
 
@@ -167,11 +196,17 @@ def _names(kind: type[Struct]) -> list[str]:
     return [field.encode_name for field in msgspec.structs.fields(kind)]
 
 
-def _refuse_absent_stages(layers: Iterable[SettingsLayer], graph: Graph) -> None:
+def _refuse_absent_stages(layers: Iterable[SettingsLayer], graph: Graph, served: str) -> None:
     """Refuse a flag if all its settings belong to stages that a text-only server leaves out. A file may contain such
     settings.
+
+    Args:
+        served: The subject of the error message: the server or the checkpoint that has no speech stages.
     """
     for layer in layers:
+        for name in layer.tree.get("groups", {}):
+            if name in graph.groups and not graph.groups[name] & graph.text_stages:
+                raise StartupError(f"{layer.source}: {served} has no stage of the group {name}.")
         stages = layer.tree.get("stages", {})
         if stages and set(layer.tree) == {"stages"} and not graph.text_stages & set(stages):
-            raise StartupError(f"{layer.source}: a text-only server has no {', '.join(stages)}.")
+            raise StartupError(f"{layer.source}: {served} has no {', '.join(stages)}.")

@@ -17,8 +17,8 @@ from omni_pipeline.errors import StartupError, suggestion
 
 DIRECTORY = Path(omni_pipeline.__file__).parent / "layouts"
 
-# Folders of configuration files, as written in the guides. They are relative to the directory in which a reader runs
-# the commands of a guide.
+# Folders of configuration files in the commands of published guides. These commands run in the directory that contains
+# the folders.
 _IN_GUIDES = (Path("configs"), Path("examples/configs"))
 
 _PREFIX = "qwen3_omni_"
@@ -52,8 +52,8 @@ def find(given: str) -> Found:
     """The file that `given` names. An existing file takes precedence over a layout.
 
     Args:
-        given: A path, the name of a layout or its file name. A path from the guides (``configs/…``) also
-            finds the layout with that file name, so that the guides' commands work outside a checkout.
+        given: A path, the name of a layout, or the file name of a layout. A path from the guides (``configs/…``) also
+            finds the layout with this file name. So the guides' commands also work outside a checkout.
 
     Raises:
         StartupError: no file and no layout has that name.
@@ -81,7 +81,7 @@ def complete(incomplete: str) -> Iterator[str]:
 
 
 def _nor_layout(path: Path, shipped: list[Layout]) -> str:
-    """The end of an error message about a path that does not exist. It suggests a layout."""
+    """The end of an error message about a path that does not exist. Suggests a layout."""
     same = next((layout.name for layout in shipped if layout.path.name == path.name), None)
     if same is not None:
         return f"but there is a layout of that name: pass --config {same}."
@@ -98,7 +98,7 @@ def _name(path: Path) -> str:
 
 
 def _first_sentence(text: str) -> str:
-    """The first sentence of the comment that a file begins with."""
+    """The first sentence of the comment at the beginning of a file."""
     words: list[str] = []
     for line in text.splitlines():
         if not line.startswith("# "):

@@ -1,5 +1,5 @@
-"""Decides the destination of traces: a directory, or a collector that is named in the settings or in OpenTelemetry's
-variables.
+"""Decides the destination of traces: a directory, or a collector that the settings or OpenTelemetry's environment
+variables name.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ _PATH = "/v1/traces"
 
 
 def resolve_trace(trace: Trace, environment: Mapping[str, str]) -> Trace:
-    """`trace` with the full URL to which spans are sent, or without a URL. An empty directory name becomes None.
+    """`trace` with the full URL to which spans are sent, or with None instead of the URL. An empty directory name
+    becomes None.
 
     Raises:
-        StartupError: the configuration names a collector, but the packages for sending to it are not installed.
+        StartupError: the configuration contains a collector, but the packages for sending to it are not installed.
     """
     trace = structs.replace(trace, dir=trace.dir or None)
     if trace.otlp_endpoint is not None:

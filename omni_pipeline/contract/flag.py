@@ -11,7 +11,7 @@ from msgspec import Struct
 MODEL = "Model"
 
 
-PLACEMENT = "Where it computes"
+PLACEMENT = "Devices and placement"
 
 
 MEMORY = "GPU memory"
@@ -20,7 +20,7 @@ MEMORY = "GPU memory"
 NETWORK = "Network"
 
 
-MEDIA = "Media the server may read"
+MEDIA = "Media that the server may read"
 
 
 LIMITS = "Limits"
@@ -30,18 +30,21 @@ INSIGHT = "Logs and traces"
 
 
 class Flag(Struct, frozen=True):
-    """One flag. The value of a flag can also come from an environment variable, see `variable`.
+    """One flag. The value of a flag can also come from an environment variable (see `variable`).
 
     Attributes:
         name: Name of the flag, with its dashes.
         settings: Dotted paths of the settings that the flag sets.
-        help, panel, metavar: Help text, group and placeholder of the value, for ``--help``.
+        help, panel, metavar: The flag's help text, its group, and the placeholder of its value, for ``--help``.
         default: The default that ``--help`` shows; with False, ``--help`` shows no default.
         kind: Type of the value; `bool` for a flag without a value, ``list[…]`` for a flag that can be repeated.
-        environment: Name of the flag's environment variable, if it is not ``SGL_OMNI_`` and the flag's name.
-        guards: Whether the flag restricts the rights of clients. The environment variable of such a flag must not be
-            empty by mistake.
-        parse: Converts the text to the value, if `kind` alone cannot. Raises ValueError with the reason.
+        environment: Name of the flag's environment variable. None if the name consists of ``SGL_OMNI_`` and the flag's
+            name.
+        guards: Whether the flag restricts the rights of clients. If the environment variable of such a flag is set but
+            empty, the flag does not get its default. Instead, the value of a flag of kind `str` is empty, and for flags
+            of other kinds the start fails.
+        parse: Function that converts the text to the value; None if `kind` is sufficient for the conversion. The
+            function raises ValueError with the reason.
     """
 
     name: str

@@ -6,7 +6,7 @@ from omni_pipeline.sizes import parse_size
 
 
 def fraction(text: str) -> float:
-    """A number between 0 and 1, both excluded. Raises ValueError."""
+    """A number that is greater than 0 and less than 1. Raises ValueError."""
     try:
         value = float(text)
     except ValueError:
@@ -44,6 +44,21 @@ def size(text: str) -> int:
         return positive(text) if text.isdigit() else parse_size(text)
     except ValueError as error:
         raise ValueError(f"{text!r} is not a size in bytes, MB, MiB, GB or GiB.") from error
+
+
+def replicas(text: str) -> dict[str, dict[str, int]]:
+    """The settings of groups of stages, from the number of replicas of each group: ``voice=2`` or
+    ``voice=2,vocoder=3``. Raises ValueError.
+    """
+    groups: dict[str, dict[str, int]] = {}
+    for part in text.split(","):
+        name, equals, number = (word.strip() for word in part.partition("="))
+        if not (name and equals and number.isascii() and number.isdigit() and int(number)):
+            raise ValueError(f"{part.strip()!r} is not a group and its number of replicas, such as vocoder=3.")
+        if name in groups:
+            raise ValueError(f"the group {name} is named twice.")
+        groups[name] = {"replicas": int(number)}
+    return groups
 
 
 def seconds(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Describes which stages of a graph one request passes through, and how long the request needs each stage."""
+"""Describes which stages of a graph one request passes through, and until when the request needs each stage."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class AnswerStream(Struct, frozen=True):
     """One of the streams that make up an answer.
 
     Attributes:
-        stages: Stages needed until the stream has ended.
-        first: Further stages, needed until the first message of the stream has come.
+        stages: Stages that are needed until the stream has ended.
+        first: Further stages that are needed only until the first message of the stream has arrived.
     """
 
     stages: frozenset[str]
@@ -23,7 +23,7 @@ class Route(Struct, frozen=True):
     """The stages of one request.
 
     Attributes:
-        before: Stages needed until the first message of the answer has come.
+        before: Stages that are needed until the first message of the answer has arrived.
         outputs: The streams, by the stage that sends them to the collector. The answer is complete when all
             streams have ended.
     """

@@ -2,8 +2,9 @@
 
 A stage is an object whose methods are called by a single-threaded loop (see `worker.loop`). `receive` queues work and
 returns at once. `step` computes one batch for all requests that are ready, and returns the messages to send. A stage
-does not block, use locks or start threads. A stage that has its own processes is also a `WaitsOutside`: the loop then
-sleeps until a message arrives or one of these processes answers.
+does not block, use locks or start threads. A stage that has its own processes is also a `WaitsOutside`. While no stage
+has work, the loop sleeps until a message arrives, or until one of these processes answers. The loop also wakes up for
+heartbeats, and at the times that a `TimedStage` requests.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from typing import Any, Protocol, runtime_checkable
 
 from msgspec import Struct
 
-from omni_pipeline.wire.messages import Advice, Claim, Failed, Work
+from omni_pipeline.wire.messages import Advice, Claim, Failed, Paused, Work
 
 
 class Ranks(Struct, frozen=True):
     """The position of a process among the processes that share a stage's work.
 
     Attributes:
-        rank: Number of the process; 0 is the stage's worker.
+        rank: Number of the process. Process 0 is the stage's worker.
         size: Number of processes that share the stage's work.
-        port: TCP port of this host where the processes find each other; 0 if there is only one process.
+        port: TCP port of this host through which the processes find each other; 0 if there is only one process.
     """
 
     rank: int = 0
@@ -31,7 +32,7 @@ class Ranks(Struct, frozen=True):
 
 
 class StageContext(Struct, frozen=True):
-    """The information that a stage receives when it is built in its worker process.
+    """The input of a stage when its worker process builds the stage.
 
     Attributes:
         name: The stage's name in the graph.
@@ -39,10 +40,11 @@ class StageContext(Struct, frozen=True):
         device: ``cpu`` or ``cuda``; the worker already sees only its own GPUs.
         options: An instance of the stage's options struct.
         stages: Names of all stages that this deployment runs.
-        scratch: Private directory (mode 0700) of this process for short-lived files; it is removed with the process.
-        ranks: The position of this process among the processes that share the stage's work. A stage of several ranks
-            must depend only on its messages, aborts and steps, see `worker.tensor_parallel`.
-        static: Number of bytes on each GPU for weights and KV cache; None if the stage decides the number.
+        scratch: Private directory (mode 0700) of this process for short-lived files; it is removed when the process
+            ends.
+        ranks: The position of this process among the processes that share the stage's work. The behaviour of a stage
+            with several ranks must depend only on its messages, aborts and steps (see `worker.tensor_parallel`).
+        static: Number of bytes on each GPU for weights and KV cache; None if the stage chooses the number.
     """
 
     name: str
@@ -68,29 +70,32 @@ class Stage(Protocol):
 
     @property
     def batch(self) -> Collection[str]:
-        """Ids of the requests in the latest `step`'s batch, without requests for which the step only sent messages."""
+        """Ids of the requests in the batch of the latest `step`. Requests for which the step sent messages but computed
+        nothing are not included.
+        """
 
     def receive(self, message: Work) -> None:
         """Accept a message. May raise `errors.OmniError` to end the message's request with an error."""
 
-    def step(self) -> Iterable[Work | Failed | Claim | Advice[Any]]:
+    def step(self) -> Iterable[Work | Failed | Claim | Paused | Advice[Any]]:
         """Compute one batch and return the messages to send.
 
         An error of one request is returned as `wire.messages.Failed`, not raised. An exception means a bug: the worker
-        then fails every request that the stage holds. If the exception is a `StageBroken`, the worker also ends.
-        `abort` is never called during a step.
+        then fails all requests for which the stage stores data. If the exception is a `StageBroken`, the worker also
+        ends. `abort` is never called during a step.
         """
 
     def abort(self, request_id: str) -> None:
         """Forget a request and free all its resources in the stage. Ignore unknown ids."""
 
     def live(self) -> Collection[str]:
-        """Ids of the requests for which the stage holds data."""
+        """Ids of the requests for which the stage stores data."""
 
     def stats(self) -> dict[str, float]:
         """The stage's own metrics for `wire.messages.StageStats.extra`; `gateway.metrics` explains each name.
 
-        ``queued_requests`` is the number of requests that are ready to be worked on but that the stage has not started.
+        ``queued_requests`` is the number of requests that the stage could start, but has not started yet. A stage with
+        a `StageSpec.prefix_cache` has a metric of that name.
         """
 
     def close(self) -> None:
@@ -99,28 +104,30 @@ class Stage(Protocol):
 
 @runtime_checkable
 class WaitsOutside(Protocol):
-    """A stage that leaves work to other processes and must be woken when they answer."""
+    """A stage that has its own processes. When one of these processes answers, the worker's loop must wake up."""
 
     @property
     def waits_on(self) -> int:
         """A file descriptor that becomes readable as soon as another process has made `has_work` true.
 
-        The descriptor must not stay readable after a `step` that had nothing to do, because the loop would then never
-        sleep. The loop reads `has_work` at least at each heartbeat, so `has_work` may also become true because time has
-        passed.
+        The descriptor must not stay readable after a `step` without work, because the loop would then never sleep. Even
+        if the descriptor never becomes readable, the loop reads `has_work` at least once per heartbeat. So `has_work`
+        may also become true only because time has passed.
         """
 
 
 @runtime_checkable
 class ClaimingStage(Protocol):
-    """A stage that asks for memory before it allocates large data.
+    """A stage that asks for permission before it continues with a request. The reason is that the stage needs memory,
+    or that the client may not have read enough of the answer yet.
 
-    The stage's `step` returns a `wire.messages.Claim`. Until `grant` is called for the request, the stage allocates
-    nothing for the request, and continues with other requests. A stage of several ranks cannot claim.
+    The stage's `step` returns a `wire.messages.Claim` or a `wire.messages.Paused`. Until `grant` is called for the
+    request, the stage allocates nothing and makes no output for this request, and continues with other requests. A
+    stage with several ranks cannot ask for permission.
     """
 
     def grant(self, request_id: str) -> None:
-        """Continue with a request whose claim has been granted. Ignore unknown ids. Never called during a step."""
+        """Continue with a request. Ignore unknown ids. The loop never calls this method during a step."""
 
 
 @runtime_checkable
@@ -128,15 +135,49 @@ class AdvisedStage(Protocol):
     """A stage to which another stage sends `wire.messages.Advice`."""
 
     def advise(self, advice: Advice[Any]) -> None:
-        """Use advice from another stage. Must ignore requests that the stage does not know, and not raise an exception.
-        Never called during a step of this stage.
+        """Use advice from another stage. The method must ignore unknown requests, and must not raise an exception. The
+        loop never calls this method during a step of this stage.
         """
 
 
 @runtime_checkable
+class TimedAdvice(Protocol):
+    """The body of `wire.messages.Advice` that contains times of `time.monotonic`. Each host has its own clock, so the
+    loop converts these times when the advice goes to another host.
+    """
+
+    def shifted(self, seconds: float) -> Any:
+        """The same body with `seconds` added to every time."""
+
+
+@runtime_checkable
 class TimedStage(Protocol):
-    """A stage that gets work because time passes."""
+    """A stage that can get work at a certain time, even if no message arrives."""
 
     @property
     def wakes_at(self) -> float | None:
-        """The time, by `time.monotonic`, at which `has_work` may become true without a message; None if it cannot."""
+        """The time (`time.monotonic`) at which `has_work` can become true without a message; None if there is no such
+        time.
+        """
+
+
+@runtime_checkable
+class UrgentStage(Protocol):
+    """A stage whose step is sometimes needed earlier than the steps of a `PatientStage` in the same worker."""
+
+    @property
+    def urgent(self) -> bool:
+        """Whether a client will notice if the next step is late. The loop reads this property only while `has_work` is
+        true.
+        """
+
+
+@runtime_checkable
+class PatientStage(Protocol):
+    """A stage whose steps are not urgent. While another stage is urgent, the worker's loop may skip this stage for some
+    rounds.
+    """
+
+    @property
+    def patient(self) -> bool:
+        """Whether the next step may wait. The loop reads this property only while `has_work` is true."""

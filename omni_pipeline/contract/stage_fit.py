@@ -1,4 +1,6 @@
-"""Types for checking, before a stage is loaded, whether it can compute with a checkpoint on its devices."""
+"""Types for the check whether a stage can compute with a checkpoint on its devices. The check is made before the stage
+is loaded.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from msgspec import Struct
 
 
 class Share(Struct, frozen=True):
-    """The weights and devices with which a stage has to compute.
+    """The weights and the devices of one stage.
 
     Attributes:
         config: The checkpoint's ``config.json``.
@@ -27,4 +29,6 @@ class Share(Struct, frozen=True):
 
 
 TellMisfit: TypeAlias = Callable[[Share], str | None]
-"""Returns the reason why a stage cannot compute with its weights, as the end of a sentence; None if it can."""
+"""Returns the reason why a stage cannot compute with its weights, as the end of a sentence; None if the stage can
+compute.
+"""

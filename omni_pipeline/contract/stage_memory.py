@@ -1,4 +1,4 @@
-"""Types for the memory that a stage needs besides its weights. `contract.graph.StageSpec.needs` computes that
+"""Types for the memory that a stage needs in addition to its weights. `contract.graph.StageSpec.needs` computes this
 memory.
 """
 
@@ -23,7 +23,7 @@ class Request(Struct, frozen=True):
 
 
 class Situation(Struct, frozen=True):
-    """The facts on which a stage's memory needs depend.
+    """The facts that determine how much memory a stage needs.
 
     Attributes:
         config: The checkpoint's ``config.json``.
@@ -47,16 +47,16 @@ class Situation(Struct, frozen=True):
 
 
 class Cache(Struct, frozen=True):
-    """Memory that grows with the number of tokens that a stage can hold.
+    """Memory of a stage for the keys, values and other data of tokens.
 
     Attributes:
         token_bytes: Bytes on each device for a token's keys and values.
-        beside_bytes: Number of bytes on each device for all other data that is kept for a token.
-        request_tokens: Number of this cache's tokens that the example request needs.
-        most_tokens: Maximum number of tokens that the cache can use; None if the cache keeps tokens of earlier requests
-            for later requests.
-        default_tokens: Size of the cache if no plan decides it, as on a CPU; None if the cache then uses all free
-            memory.
+        beside_bytes: Bytes on each device for all other data of a token.
+        request_tokens: Number of tokens that the example request needs in this cache.
+        most_tokens: Maximum number of tokens that the cache can use. None means that there is no maximum, because the
+            cache keeps tokens of earlier requests for later requests.
+        default_tokens: Number of tokens of the cache on a CPU if the operator sets no size. None means the number of
+            tokens that one example request needs.
     """
 
     token_bytes: int
@@ -71,11 +71,11 @@ class Cache(Struct, frozen=True):
 
 
 class Needs(Struct, frozen=True):
-    """Bytes that a stage needs on each of its devices, besides its weights.
+    """Bytes that a stage needs on each of its devices, in addition to its weights.
 
     Attributes:
-        activations: Bytes at the peak of a step. The stages of one worker take turns, so only the largest value in a
-            worker counts.
+        activations: Bytes at the peak of a step. The stages of one worker compute one after the other, so only the
+            largest value in a worker counts.
         state: Bytes that are in use all the time: tables, slots for streams, workspaces.
         graphs: Bytes for CUDA graphs.
         requests: Maximum number of requests on which the stage works at the same time; None for no limit.

@@ -1,4 +1,4 @@
-"""Base types of the stages' own options. They contain the options that the framework also reads.
+"""Base types of the stages' own options. The base types contain those options that the framework reads too.
 
 A model's option structs extend these types, so that no framework code looks up an option by its name.
 """
@@ -15,8 +15,8 @@ class StageOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     @property
     def dtype(self) -> str | None:
-        """Data type of weights and activations. None means the default: float32 on a CPU, the checkpoint's data type on
-        a GPU.
+        """Data type of weights and activations. None means the default. On a GPU, the default is the checkpoint's data
+        type. On a CPU, the default is the data type that the graph chooses, or float32 if the graph chooses no type.
         """
         return None
 
@@ -32,13 +32,14 @@ class StageOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class CacheOptions(StageOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Options of a stage whose cache fills all the memory that the stage is given.
+    """Options of a stage whose cache fills the stage's whole memory budget.
 
     Attributes:
-        max_total_tokens: Size of the KV cache in tokens; with null, the cache gets a share of the GPU memory that
-            remains after all other needs, as `sgl-omni plan` shows (on a CPU: 65536 tokens).
-        mem_fraction_static: Memory for weights and KV cache together, as a fraction of each whole GPU; null uses
-            the stage's memory budget or, without a budget, lets the server decide.
+        max_total_tokens: Size of the KV cache in tokens. null means 65536 tokens on a CPU. On a GPU, null means that
+            the size follows from the memory settings of the stage or, if the stage has no memory settings, from the
+            memory that is left on the GPU. `sgl-omni plan` shows the size.
+        mem_fraction_static: Memory for weights and KV cache together, as a fraction of each whole GPU. null means that
+            the stage's setting `memory` limits this memory. If `memory` is null too, the server decides.
     """
 
     max_total_tokens: Annotated[int, Meta(ge=1)] | None = None

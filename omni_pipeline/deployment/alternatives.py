@@ -1,4 +1,4 @@
-"""Finds changes that make a deployment fit: other layouts and checkpoints, each of which is tried before it is
+"""Finds changes that make a deployment fit: other layouts and checkpoints. Each change is tested before it is
 suggested.
 """
 
@@ -28,6 +28,8 @@ _GIB = 1024**3
 _STEP = 8
 _MOST_STEPS = 512
 _RANKS = (2, 4, 8)
+_ONCE = "run each stage once, without groups"
+_ONE_HOST = "run each stage once, on the main host, without groups and hosts"
 _FP8, _SILENT, _TOGETHER = "an FP8 checkpoint", "--text-only", "--colocate"
 
 
@@ -39,7 +41,7 @@ class Remedy(Struct, frozen=True):
 
 
 class _Room(Struct, frozen=True):
-    """GPUs, and the memory that is free on them."""
+    """GPUs of the main host, and the memory that is free on them and on the other hosts."""
 
     gpus: tuple[Gpu, ...]
     free: FreeMemory
@@ -59,7 +61,11 @@ class _Attempt(Struct, frozen=True):
 def remedies(
     config: Config, checkpoint: Checkpoint, gpus: Sequence[Gpu], free: FreeMemory, request: Request
 ) -> tuple[Remedy, ...]:
-    """Changes that make `config` fit on `gpus`, the smallest change first. Each change is enough by itself."""
+    """Changes that make `config` fit on `gpus`, the smallest change first. Each change is enough by itself.
+
+    Args:
+        gpus: The GPUs of the main host. The GPUs of the other hosts are in `free`.
+    """
     found: list[Remedy] = []
     for group in _groups(config, checkpoint, _Room(tuple(gpus), free)):
         tried = ((attempt, _tried(attempt, request)) for attempt in group)
@@ -77,6 +83,8 @@ def _groups(config: Config, checkpoint: Checkpoint, room: _Room) -> Iterator[Ite
     graph = load_graph(config.graph)
     quantised = _quantised(graph, checkpoint)
     silent = structs.replace(config, text_only=True)
+    if config.groups:
+        yield _without_groups(config, checkpoint, room)
     yield _layouts((), (), config, checkpoint, room)
     if quantised is not None:
         yield _layouts((_FP8,), (), config, quantised, room)
@@ -84,7 +92,15 @@ def _groups(config: Config, checkpoint: Checkpoint, room: _Room) -> Iterator[Ite
         yield _layouts((), (_SILENT,), silent, checkpoint, room)
         if quantised is not None:
             yield _layouts((_FP8,), (_SILENT,), silent, quantised, room)
-    yield _one_gpu(config, checkpoint, room.free.ram)
+    if not config.hosts:
+        yield _one_gpu(config, checkpoint, room.free.ram)
+
+
+def _without_groups(config: Config, checkpoint: Checkpoint, room: _Room) -> Iterator[_Attempt]:
+    once, change = structs.replace(config, groups={}, hosts={}), _ONE_HOST if config.hosts else _ONCE
+    yield _Attempt(change, once, checkpoint, room)
+    for attempt in _layouts((), (), once, checkpoint, room):
+        yield structs.replace(attempt, change=f"{change}, and {attempt.change}")
 
 
 def _layouts(
@@ -94,12 +110,12 @@ def _layouts(
     checkpoint: Checkpoint,
     room: _Room,
 ) -> Iterator[_Attempt]:
-    """Attempts with this configuration: with its own layout, with all stages on one GPU, and with stages on several
-    GPUs.
+    """Attempts with this configuration. The first attempt has the configuration's own layout, the second has all stages
+    on one GPU, and the others have the stages on several GPUs.
 
     Args:
-        takes, flags: Differences from the operator's configuration. Without a difference, the attempt with the
-            configuration's own layout is left out.
+        takes, flags: Differences from the operator's configuration. If there are no differences, the attempt with the
+            configuration's own layout is left out, because the operator's deployment does not fit.
     """
     if takes or flags:
         yield _Attempt(_change(takes, flags), config, checkpoint, room)
@@ -112,12 +128,12 @@ def _layouts(
 
 
 def _change(takes: tuple[str, ...], flags: tuple[str, ...]) -> str:
-    return " and ".join([*(f"take {what}" for what in takes), *([f"pass {' '.join(flags)}"] if flags else [])])
+    return " and ".join([*(f"use {what}" for what in takes), *([f"pass {' '.join(flags)}"] if flags else [])])
 
 
 def _anywhere(stages: Mapping[str, StageConfig]) -> dict[str, StageConfig]:
-    """The settings of the stages, except the settings that decide the place of a stage: GPUs, worker, memory and
-    ranks.
+    """A copy of the settings of the stages. It leaves out the GPUs, the worker, the memory and the number of ranks, so
+    that every layout is possible.
     """
     return {
         name: structs.replace(stage, gpus=[], worker=None, memory=None, tp_size=None) for name, stage in stages.items()
@@ -135,7 +151,7 @@ def _spreads(config: Config, checkpoint: Checkpoint, room: _Room) -> Iterator[tu
         if spec.accelerated and not (config.text_only and graph.text_stages and spec.name not in graph.text_stages)
     ]
     shared = next((spec.name for spec in stages if spec.parallel), None)
-    if shared is None or len(room.gpus) < 2:
+    if shared is None or len(room.gpus) < 2 or config.hosts:  # with hosts, an index is a GPU of each stage's own host
         return
     for ranks in (1, *(ranks for ranks in _RANKS if ranks <= len(room.gpus))):
         placed = {shared: list(range(ranks))}
@@ -179,7 +195,7 @@ def _sizes(config: Config, checkpoint: Checkpoint, room: _Room) -> dict[str, int
 
 
 def _quantised(graph: Graph, checkpoint: Checkpoint) -> Checkpoint | None:
-    """The checkpoint with its weights in FP8; None if the checkpoint is quantised already, or if its model has no FP8
+    """The checkpoint with its weights in FP8; None if the checkpoint is already quantised, or if its model has no FP8
     form.
     """
     spec = graph.checkpoint
@@ -189,7 +205,9 @@ def _quantised(graph: Graph, checkpoint: Checkpoint) -> Checkpoint | None:
 
 
 def _one_gpu(config: Config, checkpoint: Checkpoint, ram: int | None) -> Iterator[_Attempt]:
-    """An attempt with all stages on one empty GPU. The GPU is the smallest that is large enough, in steps of 8 GiB."""
+    """An attempt with all stages on one empty GPU. The memory of this GPU is the smallest multiple of 8 GiB that is
+    large enough.
+    """
     together = structs.replace(config, stages=_anywhere(config.stages), colocate=True)
 
     def attempt(step: int) -> _Attempt:
@@ -207,8 +225,8 @@ def _one_gpu(config: Config, checkpoint: Checkpoint, ram: int | None) -> Iterato
 def _tried(attempt: _Attempt, request: Request) -> Placement | None:
     """The memory placement of an attempt; None if its configuration is refused."""
     try:
-        deployment = resolve(attempt.config, attempt.room.gpus)
-        # without tensors, because the names of the tensors were checked before
+        deployment = resolve(attempt.config, attempt.room.gpus, attempt.room.free.hosts)
+        # without tensors, because the names of the tensors have already been checked
         check_stages(deployment, structs.replace(attempt.checkpoint, tensors={}))
     except StartupError:
         return None

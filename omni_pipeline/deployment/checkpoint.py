@@ -17,7 +17,7 @@ from omni_pipeline.errors import StartupError
 
 _INDEX = "model.safetensors.index.json"
 
-# A tensor that is stored in one of these types is converted, at loading, to the type in which its stage computes.
+# When a tensor of one of these types is loaded, it is converted to the type in which its stage computes.
 _CAST = ("F64", "F32", "F16", "BF16")
 
 # Maximum length of a safetensors header, in bytes. A longer header is an error.
@@ -55,7 +55,7 @@ class _Weight(Struct):
 
 
 class Checkpoint(Struct, frozen=True):
-    """A checkpoint with weights, or a checkpoint of which only the ``config.json`` exists.
+    """A checkpoint with weights, or only with a ``config.json``.
 
     Attributes:
         path: Absolute path of the checkpoint's directory.
@@ -86,25 +86,25 @@ class Checkpoint(Struct, frozen=True):
 
 
 def find_checkpoint(model_path: str, spec: CheckpointSpec, announce: Callable[[str], None]) -> Checkpoint:
-    """The checkpoint in a directory, or the checkpoint with a name on the Hugging Face hub.
+    """Finds a checkpoint by its directory, or by its name on the Hugging Face hub.
 
     Args:
         announce: Called with a message before a search on the hub, which may take long.
 
     Raises:
-        StartupError: the checkpoint does not exist, is not of the graph's model, or is not complete.
+        StartupError: the checkpoint does not exist, belongs to another model, or is not complete.
     """
     if os.path.isdir(model_path):
         return inspect(Path(model_path), spec)
     if os.path.exists(model_path):
-        raise StartupError(f"{model_path} is a file: --model-path takes the checkpoint's directory.")
+        raise StartupError(f"{model_path} is a file: --model-path needs the checkpoint's directory.")
     if not _is_hub_name(model_path):
         raise StartupError(f"There is no directory {model_path}: check --model-path.")
     return inspect(_download(model_path, announce), spec)
 
 
 def inspect(path: Path, spec: CheckpointSpec) -> Checkpoint:
-    """The checkpoint in a directory, if it is complete. Raises StartupError."""
+    """The checkpoint in a directory. Raises StartupError if the checkpoint is not complete."""
     config = _config(path, spec)
     for alternatives in spec.files:
         if not any(all((path / name).is_file() for name in names) for names in alternatives):
@@ -115,13 +115,14 @@ def inspect(path: Path, spec: CheckpointSpec) -> Checkpoint:
         weights = _weights(path, name)
         missing = expected - weights.keys()
         if missing:
-            raise _incomplete(path, f"{name} lacks the tensor {min(missing)} that {_INDEX} promises")
+            raise _incomplete(path, f"{name} lacks the tensor {min(missing)} that {_INDEX} lists")
         tensors.update({tensor: weight.stored for tensor, weight in weights.items()})
     return Checkpoint(str(path.resolve()), config, tensors)
 
 
 def describe_checkpoint(model_path: str, spec: CheckpointSpec) -> Checkpoint:
-    """Describes a checkpoint without loading it: from its weights' headers or, without weights, from ``config.json``.
+    """Describes a checkpoint without loading it. Reads the headers of the weight files or, without weights,
+    ``config.json``.
 
     Args:
         model_path: A directory, with or without weights; or the path of a ``config.json``; or a hub name of a model
@@ -137,15 +138,39 @@ def describe_checkpoint(model_path: str, spec: CheckpointSpec) -> Checkpoint:
         path = path.parent
     if not path.is_dir():
         where = (
-            " nor is it in the hub's cache, and a plan does not download anything" if _is_hub_name(model_path) else ""
+            ". The hub's cache has no such model either, and a plan downloads nothing"
+            if _is_hub_name(model_path)
+            else ""
         )
         raise StartupError(
-            f"There is no directory {model_path}{where}: set --model-path to the directory of a checkpoint, or to a "
+            f"There is no directory {model_path}{where}. Set --model-path to the directory of a checkpoint, or to a "
             "directory that has only the config.json of a checkpoint."
         )
     if spec.tensors is None or any(path.glob("*.safetensors")):
         return inspect(path, spec)
     return described(str(path.resolve()), _config(path, spec), spec)
+
+
+def config_of(model_path: str, spec: CheckpointSpec, *, download: bool) -> dict[str, Any] | None:
+    """The parsed ``config.json`` of a checkpoint. The other files of the checkpoint need not exist.
+
+    Args:
+        model_path: The same as for `find_checkpoint` and `describe_checkpoint`.
+        download: Whether to ask the hub for a model that is not in the hub's cache.
+
+    Returns:
+        None if there is no ``config.json``. In this case, `find_checkpoint` and `describe_checkpoint` raise an error
+            with the reason.
+
+    Raises:
+        StartupError: the file is damaged, or belongs to another model.
+    """
+    path = Path(model_path)
+    if not path.exists() and _is_hub_name(model_path):
+        path = (_config_on_hub(model_path) if download else _cached(model_path)) or path
+    if path.name == "config.json":
+        path = path.parent
+    return _config(path, spec) if (path / "config.json").is_file() else None
 
 
 def described(path: str, config: dict[str, Any], spec: CheckpointSpec) -> Checkpoint:
@@ -161,14 +186,16 @@ def _config(path: Path, spec: CheckpointSpec) -> dict[str, Any]:
     model_type = config.get("model_type", "")
     if model_type not in spec.model_types:
         raise StartupError(
-            f"{path} is not a {spec.title} model: its config.json says model_type {model_type!r}, "
+            f"{path} is not a {spec.title} model: its config.json has the model_type {model_type!r}, "
             f"not {' or '.join(map(repr, spec.model_types))}."
         )
     return config
 
 
 def _weight_files(path: Path) -> dict[str, set[str]]:
-    """Names of the weight files, with the tensors that each file has to contain (an empty set if there is no index)."""
+    """Names of the weight files, each with the tensors that the file must contain. If there is no index, the sets of
+    tensors are empty.
+    """
     if not (path / _INDEX).is_file():
         names = sorted(file.name for file in path.glob("*.safetensors"))
         if not names:
@@ -179,7 +206,7 @@ def _weight_files(path: Path) -> dict[str, set[str]]:
         files.setdefault(name, set()).add(tensor)
     missing = [name for name in files if not (path / name).is_file()]
     if missing:
-        raise _incomplete(path, f"{len(missing)} of {len(files)} weight files are missing, first {min(missing)}")
+        raise _incomplete(path, f"{len(missing)} of {len(files)} weight files are missing, for example {min(missing)}")
     return files
 
 
@@ -224,11 +251,23 @@ def _is_hub_name(model_path: str) -> bool:
 
 
 def _cached(name: str) -> Path | None:
-    """The ``config.json`` of a model in the hub's cache, if it has been downloaded."""
+    """The ``config.json`` of a model in the hub's cache; None if it has not been downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(name, "config.json")
     return Path(found) if isinstance(found, str) else None
+
+
+def _config_on_hub(name: str) -> Path | None:
+    """The ``config.json`` of a model on the hub or, if the hub cannot be reached, in the hub's cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        # `hf_hub_download` would repeat a request that fails, but `snapshot_download` does not
+        return Path(snapshot_download(name, allow_patterns=["config.json"])) / "config.json"
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
+        return None
 
 
 def _download(name: str, announce: Callable[[str], None]) -> Path:
@@ -240,11 +279,11 @@ def _download(name: str, announce: Callable[[str], None]) -> Path:
         return Path(snapshot_download(name))
     except RepositoryNotFoundError as error:
         raise StartupError(
-            f"There is no directory {name}, and the hub has no such model or needs a login: check --model-path, or log "
-            "in to the hub."
+            f"There is no directory {name}, and the hub gives no access to a model of this name. Check --model-path. "
+            "If the model needs a login, log in to the hub."
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise StartupError(
-            f"{name} is neither a directory here nor in the hub's cache, and the hub cannot be reached: "
-            "pass --model-path with a directory."
+            f"There is no directory {name}. The hub's cache contains no model of this name, and the hub cannot be "
+            "reached. Set --model-path to the directory of a checkpoint."
         ) from error

@@ -1,4 +1,4 @@
-"""Finds out how much memory the machine has, and how much of it is available."""
+"""Reads the total and the available memory of the machine."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
-    """Number of bytes of RAM that this process may still use: the available RAM of the system or of the control group,
-    whichever is smaller. None if unknown.
+    """Number of bytes of RAM that this process may still use: the smaller of the available RAM of the system and the
+    available RAM of the control group. None if unknown.
 
     Args:
         root: The directory that contains ``proc`` and ``sys``.

@@ -1,9 +1,12 @@
-"""Computes the memory that a deployment needs on each device, and divides the rest among the stages' caches."""
+"""Computes the memory that a deployment needs on each device, and divides the remaining memory among the stages'
+caches.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from msgspec import Struct, structs
 
@@ -11,13 +14,14 @@ from omni_pipeline.contract.plan import StagePlan, WorkerPlan
 from omni_pipeline.contract.stage_memory import Cache, Needs, Request, Situation
 from omni_pipeline.contract.stage_options import CacheOptions, StageOptions
 from omni_pipeline.deployment.checkpoint import Checkpoint, described
+from omni_pipeline.deployment.host_facts import HostFacts
 from omni_pipeline.deployment.resolve import Deployment
 from omni_pipeline.errors import StartupError
 from omni_pipeline.gpus import Gpu
 from omni_pipeline.sizes import MIB
 from omni_pipeline.wire.tensor import ITEM_SIZE
 
-# On the CPU, a stage holds its weights in this type, unless its `dtype` option names another type.
+# On the CPU, a stage stores its weights in this type, except if its `dtype` option specifies another type.
 CPU_DTYPE = "float32"
 
 PROCESS_BYTES = 600 * MIB
@@ -27,16 +31,22 @@ RANK_BYTES = 400 * MIB
 """Memory of a GPU for each rank of a stage with several ranks: NCCL's buffers. An estimate, not a measurement."""
 
 KEPT_FREE = 0.03
-"""Fraction of each GPU for memory that the driver reserves and that torch's allocator loses between blocks."""
+"""Fraction of each GPU's memory that no stage may use. The driver reserves a part of the memory, and torch's allocator
+loses a part between blocks.
+"""
+
+
+Place: TypeAlias = int | str
+"""A device of a deployment: the index of a GPU, or the name of the host whose RAM it is."""
 
 
 class Holding(Struct, frozen=True):
     """The memory, in bytes, that one stage needs on one device.
 
     Attributes:
-        activations: Bytes at the peak of a step. The stages of a worker take turns, so only the stage with the largest
-            need has this value. The other stages have 0.
-        process: The stage's share of the memory that its worker process needs independently of its stages.
+        activations: Bytes at the peak of a step. The stages of a worker compute one after the other, so only the stage
+            with the largest peak has this value. The other stages have 0.
+        process: The stage's part of the memory that the worker process needs for itself, and not for one of its stages.
     """
 
     stage: str
@@ -62,11 +72,14 @@ class DevicePlan(Struct, frozen=True):
     """One device and the stages on it.
 
     Attributes:
-        index: Index of the GPU; None for the machine's RAM.
+        index: Index of the GPU among the GPUs of all hosts; None for a host's RAM.
         memory: Total bytes of the GPU, or available bytes of RAM.
-        usable: The part of `memory` that the server divides among stages.
-        limit: The largest part of `memory` that stages may use. The limit is larger than `usable` if the operator has
-            set the memory of a stage.
+        usable: Number of bytes of `memory` that the server divides among the stages. On a GPU, this is the free memory,
+            but at most `memory` minus a reserve.
+        limit: Maximum number of bytes of `memory` that the stages may occupy. Usually, this is `usable`. If the
+            operator has set the memory of a stage on the GPU, this is all free memory of the GPU.
+        host: Name of the host; empty for the main host.
+        offset: `index` of the first GPU of the same host.
     """
 
     index: int | None
@@ -75,6 +88,12 @@ class DevicePlan(Struct, frozen=True):
     usable: int
     limit: int
     holdings: tuple[Holding, ...]
+    host: str = ""
+    offset: int = 0
+
+    @property
+    def place(self) -> Place:
+        return self.host if self.index is None else self.index
 
     @property
     def taken(self) -> int:
@@ -90,22 +109,29 @@ class DevicePlan(Struct, frozen=True):
         return self.taken <= self.limit
 
     @property
+    def title(self) -> str:
+        """The device in messages: ``GPU 0``, or ``RAM of b``."""
+        short = "RAM" if self.index is None else f"GPU {self.index - self.offset}"
+        return f"{short} of {self.host}" if self.host else short
+
+    @property
     def label(self) -> str:
-        return self.name if self.index is None else f"GPU {self.index} ({self.name})"
+        return self.title if self.index is None else f"{self.title} ({self.name})"
 
 
 class CachePlan(Struct, frozen=True):
-    """The cache of one stage.
+    """The cache of one stage in one worker.
 
     Attributes:
-        tokens: Number of tokens that the cache holds.
+        tokens: Size of the cache in tokens.
         token_bytes: Bytes on each of the stage's devices for a token's keys and values.
-        beside_bytes: Number of bytes on each of the stage's devices for all other data that is kept for a token.
+        beside_bytes: Bytes on each of the stage's devices for all other data of a token.
         request_tokens: Number of tokens that the example request needs.
         limit: Maximum number of requests that the stage works on at the same time.
     """
 
     stage: str
+    worker: str
     tokens: int
     token_bytes: int
     beside_bytes: int
@@ -114,7 +140,7 @@ class CachePlan(Struct, frozen=True):
 
     @property
     def requests(self) -> int:
-        """Number of example requests for which there is room at the same time."""
+        """Maximum number of example requests that can use the cache at the same time."""
         held = self.tokens // self.request_tokens
         return held if self.limit is None else min(held, self.limit)
 
@@ -123,10 +149,11 @@ class Placement(Struct, frozen=True):
     """A deployment's memory, device by device.
 
     Attributes:
-        devices: The GPUs in order, and the machine's RAM if it holds weights.
+        devices: The devices of each host, the main host first: its GPUs in order, and its RAM if it holds weights.
         caches: The caches in graph order.
         request: The example request.
-        limits: Maximum number of simultaneous requests, by stage, for stages without a cache that have a limit.
+        limits: For each stage that has a limit on requests and no cache: the maximum number of simultaneous requests of
+            all its replicas together.
         problems: Reasons why the deployment does not fit, as sentences; empty if it fits.
         notes: Warnings about a deployment that fits, as sentences.
     """
@@ -144,31 +171,43 @@ class Placement(Struct, frozen=True):
 
     @property
     def requests(self) -> int | None:
-        """Number of example requests for which every stage has room at the same time; None if no stage limits the
+        """Maximum number of example requests that every stage can process at the same time; None if no stage limits the
         number.
         """
         return min(self._rooms.values(), default=None)
 
     @property
     def bounded_by(self) -> tuple[str, ...]:
-        """Names of the stages that limit `requests`: they have room for exactly `requests` requests."""
+        """Names of the stages that determine `requests`. Each of them can process exactly this number of example
+        requests at the same time.
+        """
         return tuple(stage for stage, room in self._rooms.items() if room == self.requests)
 
     @property
     def _rooms(self) -> dict[str, int]:
-        """Number of example requests for which each stage has room, for the stages that have a limit."""
-        return {cache.stage: cache.requests for cache in self.caches} | self.limits
+        """For each stage that has a limit, the maximum number of example requests that the stage can process at the
+        same time.
+        """
+        rooms: Counter[str] = Counter()
+        for cache in self.caches:
+            rooms[cache.stage] += cache.requests
+        return {**rooms, **self.limits}
 
-    def cache(self, stage: str) -> CachePlan | None:
-        return next((cache for cache in self.caches if cache.stage == stage), None)
+    def cache(self, stage: str, worker: str | None = None) -> CachePlan | None:
+        """The cache of a stage in `worker`, or in the stage's first worker."""
+        return next(
+            (cache for cache in self.caches if cache.stage == stage and worker in (None, cache.worker)),
+            None,
+        )
 
 
 class _Demand(Struct):
-    """The needs of one stage on its devices. `tokens`, the size of the stage's cache, is decided later."""
+    """The memory that one stage needs on its devices. `tokens`, the size of the stage's cache, is set later."""
 
     plan: StagePlan
     worker: str
-    places: tuple[int | None, ...]
+    host: str
+    places: tuple[Place, ...]
     weights: int
     needs: Needs
     tokens: int | None = None
@@ -180,13 +219,15 @@ def place(
     *,
     ram: int | None = None,
     used: Mapping[int, int] | None = None,
+    hosts: Mapping[str, HostFacts] | None = None,
     request: Request | None = None,
 ) -> Placement:
     """The memory placement of a deployment.
 
     Args:
-        ram: Available bytes of the machine's RAM; None for no limit.
-        used: Bytes of each GPU that other programs use, by the GPU's index.
+        ram: Available bytes of the main host's RAM; None for no limit.
+        used: Bytes of each GPU of the main host that other programs use, by the GPU's index.
+        hosts: The facts of the other hosts, by the host's name. The RAM of a host without facts has no limit.
         request: The example request, for counting requests and for dividing memory between caches.
     """
     request = request or Request()
@@ -196,18 +237,13 @@ def place(
         for worker in deployment.workers
         for plan in worker.stages
     ]
+    facts = {"": HostFacts(ram=ram, used=dict(used or {})), **(hosts or {})}
     devices = [
-        _empty(
-            gpu,
-            (used or {}).get(gpu.index, 0),
-            any(_pinned(demand.plan) for demand in demands if gpu.index in demand.places),
-        )
-        for gpu in deployment.gpus
+        device
+        for host in dict.fromkeys(("", *(gpu.host for gpu in deployment.gpus), *deployment.hosts))
+        for device in _devices(host, deployment.gpus, facts.get(host, HostFacts()), demands)
     ]
-    if any(demand.places == (None,) and demand.weights for demand in demands):
-        unlimited = sum(demand.weights for demand in demands) if ram is None else ram
-        devices.append(DevicePlan(None, "RAM", unlimited, unlimited, unlimited, ()))
-    devices = [structs.replace(device, holdings=_holdings(device.index, demands)) for device in devices]
+    devices = [structs.replace(device, holdings=_holdings(device, demands)) for device in devices]
     problems = _decide(demands, devices)
     devices = [
         structs.replace(device, holdings=tuple(_with_cache(holding, demands) for holding in device.holdings))
@@ -216,26 +252,26 @@ def place(
     caches = tuple(_cache_plan(demand) for demand in demands if demand.needs.cache is not None)
     problems += [_overfull(device) for device in devices if not device.fits]
     problems += [
-        f"{cache.stage} holds {cache.tokens:,} tokens, and one request takes {cache.request_tokens:,}."
+        f"the cache of {_label(cache)} has {cache.tokens:,} tokens, but one request needs {cache.request_tokens:,}."
         for cache in caches
         if cache.tokens < cache.request_tokens and all(device.fits for device in devices)
     ]
+    limits: Counter[str] = Counter()
+    for demand in demands:
+        if demand.needs.requests is not None and demand.needs.cache is None:
+            limits[demand.plan.name] += demand.needs.requests
     return Placement(
         devices=tuple(devices),
         caches=caches,
         request=request,
-        limits={
-            demand.plan.name: demand.needs.requests
-            for demand in demands
-            if demand.needs.requests is not None and demand.needs.cache is None
-        },
+        limits=dict(limits),
         problems=tuple(problems),
         notes=tuple(_tight(device) for device in devices if device.fits and device.left < 0),
     )
 
 
 def _unpacked(deployment: Deployment, checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint in the form in which a CPU holds it: dequantised weights in place of quantised weights."""
+    """The checkpoint as it is in the memory of a CPU: with dequantised weights instead of quantised weights."""
     spec = deployment.graph.checkpoint
     weighty = {stage.name for stage in deployment.graph.stages if stage.weights}
     plans = (plan for worker in deployment.workers for plan in worker.stages)
@@ -246,10 +282,23 @@ def _unpacked(deployment: Deployment, checkpoint: Checkpoint) -> Checkpoint:
     return described(checkpoint.path, spec.plain(checkpoint.config), spec)
 
 
+def _devices(host: str, gpus: Sequence[Gpu], facts: HostFacts, demands: Sequence[_Demand]) -> Iterator[DevicePlan]:
+    """The GPUs of a host, and its RAM if it holds weights. No stage is on the devices yet."""
+    for gpu in gpus:
+        if gpu.host == host:
+            pinned = any(_pinned(demand.plan) for demand in demands if gpu.index in demand.places)
+            yield _empty(gpu, facts.used.get(gpu.number, 0), pinned)
+    here = [demand for demand in demands if demand.host == host]
+    if any(demand.places == (host,) and demand.weights for demand in here):
+        unlimited = sum(demand.weights for demand in here) if facts.ram is None else facts.ram
+        yield DevicePlan(None, "RAM", unlimited, unlimited, unlimited, (), host)
+
+
 def _empty(gpu: Gpu, used: int, pinned: bool) -> DevicePlan:
     free = max(0, gpu.memory - used)
     usable = min(int(gpu.memory * (1 - KEPT_FREE)), free)
-    return DevicePlan(gpu.index, gpu.name, gpu.memory, usable, free if pinned else usable, ())
+    limit = free if pinned else usable
+    return DevicePlan(gpu.index, gpu.name, gpu.memory, usable, limit, (), gpu.host, gpu.offset)
 
 
 def _pinned(plan: StagePlan) -> bool:
@@ -260,8 +309,8 @@ def _pinned(plan: StagePlan) -> bool:
 
 
 def sized(deployment: Deployment, placement: Placement) -> Deployment:
-    """The deployment with a memory size for every stage on a GPU, and with a cache size wherever the operator has not
-    set one.
+    """The deployment with a memory size for every stage on a GPU. Each cache has a size, which is the operator's size
+    if the operator has set one.
     """
     return structs.replace(deployment, workers=tuple(_sized_worker(worker, placement) for worker in deployment.workers))
 
@@ -270,20 +319,25 @@ def refuse(placement: Placement) -> None:
     """Raise StartupError with the reasons if the deployment does not fit."""
     if not placement.fits:
         on_gpus = any(device.index is not None for device in placement.devices)
-        hint = " `sgl-omni plan` with the same flags says what would fit." if on_gpus else ""
+        hint = " `sgl-omni plan` with the same flags shows what would fit." if on_gpus else ""
         raise StartupError(f"Not enough memory: {' '.join(placement.problems)}{hint}")
 
 
 def _sized_worker(worker: WorkerPlan, placement: Placement) -> WorkerPlan:
-    return structs.replace(worker, stages=tuple(_sized_stage(plan, placement) for plan in worker.stages))
+    return structs.replace(worker, stages=tuple(_sized_stage(plan, worker.name, placement) for plan in worker.stages))
 
 
-def _sized_stage(plan: StagePlan, placement: Placement) -> StagePlan:
+def _sized_stage(plan: StagePlan, worker: str, placement: Placement) -> StagePlan:
     if plan.device != "cuda":
         return plan
-    held = [holding for device in placement.devices for holding in device.holdings if holding.stage == plan.name]
+    held = [
+        holding
+        for device in placement.devices
+        for holding in device.holdings
+        if (holding.stage, holding.worker) == (plan.name, worker)
+    ]
     memory = max(holding.total for holding in held)
-    cache = placement.cache(plan.name)
+    cache = placement.cache(plan.name, worker)
     if cache is None:
         return structs.replace(plan, memory=memory)
     options: CacheOptions = plan.options
@@ -297,32 +351,43 @@ def _demand(
     deployment: Deployment, checkpoint: Checkpoint, worker: WorkerPlan, plan: StagePlan, request: Request
 ) -> _Demand:
     spec = deployment.graph.stage(plan.name)
-    options: StageOptions = plan.options
-    dtype = options.dtype or (CPU_DTYPE if plan.device == "cpu" else None)
-    situation = Situation(
-        config=checkpoint.config,
-        options=options,
-        device=plan.device,
-        item_size=ITEM_SIZE.get(dtype or checkpoint.dtype, ITEM_SIZE[CPU_DTYPE]),
-        ranks=plan.tp_size,
-        device_memory=min((deployment.gpus[index].memory for index in plan.gpus), default=0),
-        stages=frozenset(deployment.graph.stage_names),
-        request=request,
-    )
+    dtype = _chosen_dtype(plan)
+    situation = situation_of(deployment, checkpoint, plan, request)
     weights = checkpoint.held_bytes(spec.weights, ITEM_SIZE.get(dtype) if dtype else None) if spec.weights else 0
     return _Demand(
         plan=plan,
         worker=worker.name,
-        places=plan.gpus or (None,),
+        host=worker.host,
+        places=plan.gpus or (worker.host,),
         weights=-(-weights // max(1, len(plan.gpus))),
         needs=spec.needs(situation) if spec.needs else Needs(),
     )
 
 
-def _holdings(place: int | None, demands: Sequence[_Demand]) -> tuple[Holding, ...]:
+def situation_of(deployment: Deployment, checkpoint: Checkpoint, plan: StagePlan, request: Request) -> Situation:
+    """The facts about a stage from which its memory and its messages are computed."""
+    return Situation(
+        config=checkpoint.config,
+        options=plan.options,
+        device=plan.device,
+        item_size=ITEM_SIZE.get(_chosen_dtype(plan) or checkpoint.dtype, ITEM_SIZE[CPU_DTYPE]),
+        ranks=plan.tp_size,
+        device_memory=min((deployment.gpus[index].memory for index in plan.gpus), default=0),
+        stages=frozenset(deployment.graph.stage_names),
+        request=request,
+    )
+
+
+def _chosen_dtype(plan: StagePlan) -> str | None:
+    """The type in which a stage stores its weights; None for the type of the checkpoint."""
+    options: StageOptions = plan.options
+    return options.dtype or (CPU_DTYPE if plan.device == "cpu" else None)
+
+
+def _holdings(device: DevicePlan, demands: Sequence[_Demand]) -> tuple[Holding, ...]:
     """The memory of each stage on a device, without its cache."""
-    here = [demand for demand in demands if place in demand.places]
-    if place is None:  # on the CPU, only weights are planned; other memory is allocated when it is needed
+    here = [demand for demand in demands if device.place in demand.places]
+    if device.index is None:  # on the CPU, only weights are planned; other memory is allocated when it is needed
         return tuple(
             Holding(demand.plan.name, demand.worker, weights=demand.weights) for demand in here if demand.weights
         )
@@ -348,25 +413,26 @@ def _holdings(place: int | None, demands: Sequence[_Demand]) -> tuple[Holding, .
 def _decide(demands: Sequence[_Demand], devices: Sequence[DevicePlan]) -> list[str]:
     """Set the tokens of every cache. Returns a sentence for each memory budget that is too small for its stage."""
     problems: list[str] = []
-    own = {(holding.stage, device.index): holding for device in devices for holding in device.holdings}
-    memory = {device.index: device.memory for device in devices}
+    own = {(holding.worker, holding.stage, device.place): holding for device in devices for holding in device.holdings}
+    memory = {device.place: device.memory for device in devices}
+    titles = {device.place: device.title for device in devices}
     open_: list[_Demand] = []
     for demand in demands:
         cache, plan = demand.needs.cache, demand.plan
         if plan.memory is not None:
             problems += [
-                f"{plan.name} may take {_gib(plan.memory)} of GPU {place}, and needs "
-                f"{_gib(own[plan.name, place].fixed)}{' before its cache' if cache else ''}: "
+                f"{plan.name} may use {_gib(plan.memory)} of {titles[place]}, but needs "
+                f"{_gib(own[demand.worker, plan.name, place].fixed)}{' without its cache' if cache else ''}: "
                 f"raise stages.{plan.name}.memory."
                 for place in plan.gpus
-                if own[plan.name, place].fixed > plan.memory
+                if own[demand.worker, plan.name, place].fixed > plan.memory
             ]
         if cache is None:
             continue
         demand.tokens = _given_tokens(demand, cache, memory, own)
         if demand.tokens is None:
             open_.append(demand)
-    left = {device.index: device.left for device in devices}  # the caches have no size yet
+    left = {device.place: device.left for device in devices}  # the caches have no size yet
     for demand in demands:
         if demand.tokens is not None:
             _take(left, demand, demand.tokens)
@@ -375,7 +441,7 @@ def _decide(demands: Sequence[_Demand], devices: Sequence[DevicePlan]) -> list[s
 
 
 def _given_tokens(
-    demand: _Demand, cache: Cache, memory: Mapping[int | None, int], own: Mapping[tuple[str, int | None], Holding]
+    demand: _Demand, cache: Cache, memory: Mapping[Place, int], own: Mapping[tuple[str, str, Place], Holding]
 ) -> int | None:
     """Number of tokens of a cache, if the configuration decides the number; otherwise None."""
     plan = demand.plan
@@ -388,18 +454,19 @@ def _given_tokens(
         smallest = min(memory[place] for place in plan.gpus)
         return max(0, int(options.mem_fraction_static * smallest - demand.weights) // cache.bytes_per_token)
     if plan.memory is not None:
-        most = max(own[plan.name, place].fixed for place in plan.gpus)
+        most = max(own[demand.worker, plan.name, place].fixed for place in plan.gpus)
         return max(0, (plan.memory - most) // cache.bytes_per_token)
     return None
 
 
-def _share(open_: list[_Demand], left: dict[int | None, int]) -> None:
-    """Divide the memory that is left: first give each cache room for the same number of requests, then divide the
-    rest.
+def _share(open_: list[_Demand], left: dict[Place, int]) -> None:
+    """Divide the remaining memory among the caches. Each cache gets room for the same number of requests, or for its
+    maximum if the maximum is smaller. Afterwards, each cache in the order of `open_` gets as much of the rest as it can
+    use.
     """
     unfilled = list(open_)
     while unfilled:
-        weight: dict[int | None, int] = {}
+        weight: dict[Place, int] = {}
         for demand in unfilled:
             for place in demand.places:
                 weight[place] = weight.get(place, 0) + _cache(demand).request_tokens * _cache(demand).bytes_per_token
@@ -417,9 +484,9 @@ def _share(open_: list[_Demand], left: dict[int | None, int]) -> None:
         _take(left, demand, more)
 
 
-def _take(left: dict[int | None, int], demand: _Demand, tokens: int) -> None:
+def _take(left: dict[Place, int], demand: _Demand, tokens: int) -> None:
     for place in demand.places:
-        if place is not None:
+        if not isinstance(place, str):  # the RAM of a host has no planned cache
             left[place] -= tokens * _cache(demand).bytes_per_token
 
 
@@ -434,7 +501,7 @@ def _cap(demand: _Demand) -> int:
 
 
 def _with_cache(holding: Holding, demands: Iterable[_Demand]) -> Holding:
-    demand = next(demand for demand in demands if demand.plan.name == holding.stage)
+    demand = next(each for each in demands if (each.plan.name, each.worker) == (holding.stage, holding.worker))
     if demand.tokens is None or demand.plan.device == "cpu":
         return holding
     return structs.replace(holding, cache=demand.tokens * _cache(demand).bytes_per_token)
@@ -445,6 +512,7 @@ def _cache_plan(demand: _Demand) -> CachePlan:
     assert demand.tokens is not None
     return CachePlan(
         stage=demand.plan.name,
+        worker=demand.worker,
         tokens=demand.tokens,
         token_bytes=cache.token_bytes,
         beside_bytes=cache.beside_bytes,
@@ -453,24 +521,28 @@ def _cache_plan(demand: _Demand) -> CachePlan:
     )
 
 
+def _label(part: Holding | CachePlan) -> str:
+    """The name of a stage and, if the stage has replicas, the number of the replica."""
+    return f"{part.stage}@{part.worker.rpartition('@')[2]}" if "@" in part.worker else part.stage
+
+
 def _overfull(device: DevicePlan) -> str:
     parts = ", ".join(
-        f"{holding.stage} {holding.total / 1024**3:.1f}"
+        f"{_label(holding)} {holding.total / 1024**3:.1f}"
         for holding in sorted(device.holdings, key=lambda holding: -holding.total)
     )
     if device.index is None:
+        host = f" of {device.host}" if device.host else ""
         return (
-            f"the weights need {_gib(device.taken)} on the CPU ({parts}), but only {_gib(device.usable)} is available. "
-            "Free some, use a GPU (--device cuda), or give the stages a smaller dtype option."
+            f"the weights need {_gib(device.taken)} on the CPU{host} ({parts}), but only {_gib(device.usable)} is "
+            "available. Free some memory, use a GPU (--device cuda), or set a smaller dtype for the stages."
         )
-    return (
-        f"{device.label} would have to hold {_gib(device.taken)} ({parts}), but only {_gib(device.limit)} can be used."
-    )
+    return f"the stages on {device.label} need {_gib(device.taken)} ({parts}), but can use only {_gib(device.limit)}."
 
 
 def _tight(device: DevicePlan) -> str:
     return (
-        f"{device.label} is tight: the requested memory leaves {_gib(device.memory - device.taken)} of "
+        f"{device.label} has little free memory: the requested memory leaves {_gib(device.memory - device.taken)} of "
         f"{_gib(device.memory)} for the driver and for fragments of memory."
     )
 

@@ -1,7 +1,7 @@
-"""Checks a deployment against its checkpoint, and computes whether it fits into the free memory.
+"""Checks a deployment against its checkpoint, adapts it to the CPU, and computes whether it fits into the free memory.
 
-`serve`, `config show`, `config check`, `plan` and the search for alternatives all use this module. So they always agree
-on whether a deployment fits.
+`serve`, `config show`, `config check`, `plan` and the search for alternatives all use this module. So these commands
+and the search always agree on whether a deployment fits.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from omni_pipeline import gpus
+from omni_pipeline import cpu_detection, gpus
 from omni_pipeline.contract.stage_memory import Request
+from omni_pipeline.cpu_detection import Cpu
 from omni_pipeline.deployment import host_memory
+from omni_pipeline.deployment.apply_cpu_choices import with_cpu_choices
 from omni_pipeline.deployment.checkpoint import Checkpoint
+from omni_pipeline.deployment.host_facts import HostFacts
 from omni_pipeline.deployment.memory_plan import Placement, place, refuse, sized
 from omni_pipeline.deployment.resolve import Deployment
 from omni_pipeline.deployment.stage_checks import check_stages
@@ -21,15 +24,24 @@ from omni_pipeline.gpus import Gpu
 
 
 class FreeMemory(Struct, frozen=True):
-    """The memory that a deployment may use.
+    """The memory that a deployment may use, and the CPUs.
 
     Attributes:
-        ram: Bytes of the machine's memory that are available; None for no limit.
-        used: Bytes of each GPU that other programs already use, by the GPU's index.
+        ram: Available bytes of the main host's RAM; None for no limit.
+        used: Bytes of each GPU of the main host that other programs already use, by the GPU's index.
+        cpu: The CPU of the main host.
+        hosts: The facts of the other hosts, by the host's name.
     """
 
     ram: int | None = None
     used: Mapping[int, int] = {}
+    cpu: Cpu = Cpu()
+    hosts: Mapping[str, HostFacts] = {}
+
+    @property
+    def cpus(self) -> dict[str, Cpu]:
+        """The CPU of each host, by the host's name; the name of the main host is empty."""
+        return {"": self.cpu, **{name: facts.cpu for name, facts in self.hosts.items()}}
 
 
 class Prepared(Struct, frozen=True):
@@ -48,16 +60,20 @@ class Prepared(Struct, frozen=True):
         return sized(self.deployment, self.placement)
 
 
-def free_memory(own: Sequence[Gpu]) -> FreeMemory:
-    """The memory that is free on this machine now.
+def free_memory(own: Sequence[Gpu], hosts: Mapping[str, HostFacts] | None = None) -> FreeMemory:
+    """The memory that is free on this machine now, and its CPU.
 
     Args:
-        own: GPUs of this machine. Leave out GPUs that are only described: such GPUs count as empty.
+        own: GPUs of this machine. GPUs of other hosts are ignored. Do not include GPUs that exist only in a
+            description, because all their memory counts as free.
+        hosts: The facts of the other hosts, by the host's name.
 
     Raises:
         StartupError: the driver of the GPUs does not answer.
     """
-    return FreeMemory(host_memory.available_bytes(), gpus.memory_used(own) if own else {})
+    local = [gpu for gpu in own if not gpu.host]
+    used = gpus.memory_used(local) if local else {}
+    return FreeMemory(host_memory.available_bytes(), used, cpu_detection.detect(), hosts or {})
 
 
 def prepare(
@@ -68,8 +84,9 @@ def prepare(
     request: Request | None = None,
     checked: bool = True,
 ) -> Prepared:
-    """Compute the memory placement of `deployment`. If the deployment does not fit, `Prepared.refuse` on the result
-    raises an error.
+    """Choose threads and data types on the CPU, and compute the memory placement of `deployment`.
+
+    If the deployment does not fit, `Prepared.refuse` on the result raises an error.
 
     Args:
         request: The example request whose size the placement uses; None for the default request.
@@ -79,7 +96,8 @@ def prepare(
     Raises:
         StartupError: a stage cannot compute with its weights.
     """
+    deployment = with_cpu_choices(deployment, checkpoint, free.cpus)
     if checked:
         check_stages(deployment, checkpoint)
-    placement = place(deployment, checkpoint, ram=free.ram, used=free.used, request=request)
+    placement = place(deployment, checkpoint, ram=free.ram, used=free.used, hosts=free.hosts, request=request)
     return Prepared(deployment, checkpoint, placement)

@@ -1,5 +1,5 @@
-"""Finds or assembles the tools with which libraries compile GPU kernels at first use.
+"""Finds or assembles the tools that libraries use to compile GPU kernels at first use.
 
-The search for compilers, ``ninja`` and a CUDA toolkit belongs in this package. The kernels themselves belong to the
+The search for compilers, ``ninja`` and a CUDA toolkit belongs in this package. The kernels themselves are in the
 libraries.
 """

@@ -1,7 +1,7 @@
 """Finds a CUDA toolkit directory, or makes a toolkit directory from the environment's Python packages.
 
 NVIDIA's packages contain all files that are needed to compile kernels, but with paths and names that libraries do not
-expect. Older packages are spread over several directories. The directory of libraries is called ``lib`` instead of
+expect. The files of older packages are in several directories. The directory of libraries is called ``lib`` instead of
 ``lib64``, and contains ``libcudart.so.13`` but no ``libcudart.so``. So this module makes a directory of links that
 looks like an installed toolkit.
 """
@@ -9,6 +9,7 @@ looks like an installed toolkit.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -27,7 +28,7 @@ PARTS = ("bin/nvcc", "include/cuda_runtime.h", "lib64/libcudart.so")
 # The directory in which installers put the toolkit.
 USUAL = Path("/usr/local/cuda")
 
-# Increase this number when the way of making toolkits changes, so that older toolkits are not used any more.
+# Increase this number when `assemble` makes toolkits in a different way. Older toolkits are then not used any more.
 _FORM = "1"
 
 # The headers of CCCL refuse a compiler whose release differs from the release of the runtime's headers. Installed
@@ -44,7 +45,8 @@ def lacking(home: Path) -> list[str]:
 
 
 def installed(environment: Mapping[str, str]) -> Path | None:
-    """The complete toolkit that contains the ``nvcc`` on ``PATH``, or else the complete toolkit in the usual place.
+    """The complete toolkit that contains the ``nvcc`` on ``PATH``. If there is no such toolkit, the complete toolkit in
+    the usual directory.
 
     Incomplete directories do not count. For example, if ``nvcc`` is a wrapper in ``/usr/local/bin``, the directory
     above ``bin`` is not a toolkit.
@@ -55,10 +57,10 @@ def installed(environment: Mapping[str, str]) -> Path | None:
 
 
 def packages() -> list[Path]:
-    """Directories of the environment's ``nvidia`` packages that together make a toolkit; empty when parts are missing.
+    """Directories of the environment's ``nvidia`` packages that together form a toolkit; empty if parts are missing.
 
-    Packages for CUDA 13 share a directory, ``nvidia/cu13``. Each package for
-    an older CUDA has its own directory, such as ``nvidia/cuda_nvcc``.
+    Packages for CUDA 13 share a directory, ``nvidia/cu13``. Each package for an older CUDA has its own directory, such
+    as ``nvidia/cuda_nvcc``.
     """
     spec = importlib.util.find_spec("nvidia")
     places = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
@@ -67,9 +69,7 @@ def packages() -> list[Path]:
 
 
 def toolkit_of(directories: Sequence[Path]) -> list[Path]:
-    """The directories that together make a toolkit, beginning with the compiler's directory; empty if parts are
-    missing.
-    """
+    """The directories that together form a toolkit, with the compiler's directory first; empty if parts are missing."""
     compilers = [directory for directory in directories if (directory / "bin/nvcc").is_file()]
     for compiler in sorted(compilers, reverse=True):  # the newest compiler first
         own = [compiler]
@@ -82,7 +82,7 @@ def toolkit_of(directories: Sequence[Path]) -> list[Path]:
 
 
 def driver_library(environment: Mapping[str, str]) -> Path | None:
-    """The CUDA driver's library, which belongs to no toolkit and has no fixed place; None if it is not found."""
+    """The CUDA driver's library, which is not part of a toolkit and has no fixed path; None if it is not found."""
     for directory in filter(None, environment.get("LD_LIBRARY_PATH", "").split(":")):
         if (Path(directory) / _DRIVER).exists():
             return Path(directory) / _DRIVER
@@ -96,11 +96,12 @@ def driver_library(environment: Mapping[str, str]) -> Path | None:
 
 
 def assemble(sources: Sequence[Path], environment: Mapping[str, str]) -> Path:
-    """Make a toolkit directory of links to packages. All processes of this user with the same packages share it.
+    """Make a toolkit directory of links to packages. All processes of this user with the same packages share this
+    directory.
 
     Args:
         sources: The directories from `packages`.
-        environment: Environment variables with the places of the user's cache and the driver's library.
+        environment: Environment variables with the paths of the user's cache and the driver's library.
     """
     driver = driver_library(environment)
     cache = _private(
@@ -109,17 +110,35 @@ def assemble(sources: Sequence[Path], environment: Mapping[str, str]) -> Path:
     home = cache / _key(sources, driver)
     with _locked(cache / "lock"):
         if lacking(home):
-            shutil.rmtree(home, ignore_errors=True)
             made = Path(tempfile.mkdtemp(prefix="new-", dir=cache))
             try:
                 _fill(made, sources, driver)
-                made.rename(home)
-            except OSError:
-                if lacking(home):  # otherwise, another process has made the same toolkit in the meantime
-                    raise
+                _put_in_place(made, home)
             finally:
                 shutil.rmtree(made, ignore_errors=True)
     return home
+
+
+def _put_in_place(made: Path, home: Path) -> None:
+    """Rename `made` to `home`. Does nothing if another process has put a complete toolkit there in the meantime.
+
+    If the file system has no locks, several processes may call this function at the same time. So an incomplete toolkit
+    at `home` is renamed before it is deleted. A slow deletion at `home` itself could remove files of another process's
+    new toolkit.
+    """
+    while True:
+        try:
+            made.rename(home)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        if not lacking(home):
+            return
+        old = Path(tempfile.mkdtemp(prefix="old-", dir=home.parent))
+        with contextlib.suppress(FileNotFoundError):  # another process has renamed it
+            home.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _home(environment: Mapping[str, str]) -> Path:
@@ -127,7 +146,9 @@ def _home(environment: Mapping[str, str]) -> Path:
 
 
 def _private(directory: Path) -> Path:
-    """`directory`, created if missing, or a temporary directory if other users can write to `directory`."""
+    """Returns `directory`, which is created if it is missing. If other users can write to `directory`, returns a
+    temporary directory.
+    """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = directory.lstat()
@@ -136,7 +157,7 @@ def _private(directory: Path) -> Path:
             return directory
     except OSError:
         pass
-    # if a worker makes the temporary directory, it is removed after the run
+    # a temporary directory that a worker makes is removed after the run
     return Path(tempfile.mkdtemp(prefix="cuda-"))
 
 
@@ -180,8 +201,8 @@ def _fill(home: Path, sources: Sequence[Path], driver: Path | None) -> None:
 
 
 def _merge(sources: Sequence[Path], target: Path) -> None:
-    """Link the entries of `sources` into a new directory. If several sources have a directory of the same name, link
-    the files in it one by one.
+    """Make a new directory with links to the entries of `sources`. If several sources have a directory of the same
+    name, link the files in these directories one by one.
     """
     target.mkdir()
     names = sorted({entry.name for source in sources for entry in source.iterdir()})

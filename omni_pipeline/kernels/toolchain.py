@@ -1,8 +1,8 @@
 """Finds the tools that compile GPU kernels at first use, and reports missing tools before a worker starts.
 
-Libraries ship many of their kernels as source code, and compile each kernel when the machine first needs the kernel.
-Libraries look for ``ninja`` and a C++ compiler on ``PATH``, and for a CUDA toolkit in ``CUDA_HOME``. Without these
-tools, the first request fails, or the start fails after minutes of loading. So this module sets ``PATH`` and
+Libraries contain many of their kernels as source code, and compile each kernel when the machine first needs this
+kernel. Libraries look for ``ninja`` and a C++ compiler on ``PATH``, and for a CUDA toolkit in ``CUDA_HOME``. Without
+these tools, the first request fails, or the start fails after minutes of loading. So this module sets ``PATH`` and
 ``CUDA_HOME`` for workers on GPUs, and reports missing tools before the start.
 """
 
@@ -28,7 +28,7 @@ _GCC = "install it (Debian, Ubuntu: apt install g++; Fedora, RHEL: dnf install g
 
 
 class Toolchain(Struct, frozen=True):
-    """The tools to compile kernels with.
+    """The tools that compile kernels.
 
     Attributes:
         path: Directories to search before the directories of ``PATH``.
@@ -53,9 +53,9 @@ def find(environment: Mapping[str, str]) -> Toolchain:
     missing: list[str] = []
     cxx, gcc = environment.get("CXX", "c++"), environment.get("NVCC_CCBIN", "gcc")
     if not _on_path(cxx, search):
-        missing.append(f"{cxx}: the C++ compiler for kernels; {_GCC}, or name another with CXX")
+        missing.append(f"{cxx}: the C++ compiler for kernels; {_GCC}, or set CXX to another compiler")
     if not _on_path(gcc, search):
-        missing.append(f"{gcc}: the compiler that nvcc passes code to; {_GCC}, or name another with NVCC_CCBIN")
+        missing.append(f"{gcc}: the compiler that nvcc passes code to; {_GCC}, or set NVCC_CCBIN to another compiler")
     if not _on_path("ninja", search):
         missing.append("ninja: runs the compilers; pip install ninja into this environment")
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
@@ -74,8 +74,8 @@ def find(environment: Mapping[str, str]) -> Toolchain:
 
 
 def prepared(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a worker on a GPU, with the toolchain on ``PATH``, and with ``CUDA_HOME`` if ``CUDA_HOME`` was
-    unset.
+    """The environment of a worker on a GPU. The result has the toolchain on ``PATH``, and sets ``CUDA_HOME`` if
+    `environment` does not set it.
     """
     found = find(environment)
     toolkit = found.toolkit
@@ -100,7 +100,7 @@ def check(workers: Iterable[WorkerPlan]) -> None:
 
 
 def notes(workers: Iterable[WorkerPlan]) -> tuple[str, ...]:
-    """The message of `check` as a remark instead of an error, for a plan whose GPUs are in another machine."""
+    """The message of `check` as a remark instead of an error. Used for a plan whose GPUs are in another machine."""
     lines = missing(workers)
     return (describe(lines),) if lines else ()
 

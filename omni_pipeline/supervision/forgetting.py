@@ -1,10 +1,10 @@
-"""Tracks which workers may still hold data of an aborted request.
+"""Tracks which workers may still store data of an aborted request.
 
-A worker that has handled an abort holds no data of the request. But a message of the request may still be in transit to
-the worker, or may wait in the worker's socket. So each worker passes the abort on to all workers to which its stages
-may send messages, and answers each abort that it receives. Messages between two processes arrive in order. So when
-worker B answers the abort that worker A has passed on, all earlier messages from A to B have arrived and have been
-dropped.
+A worker that has handled an abort stores no data of the request any more. But a message of the request may still be in
+transit to the worker, or may wait in the worker's socket. So each worker passes the abort on to all workers to which
+its stages may send messages. Each worker answers every abort that it receives. Messages between two processes arrive in
+order. So when worker B answers the abort that worker A has passed on, all earlier messages from A to B have arrived,
+and B has dropped them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Abandoned(Struct):
 
 
 class Forgetting:
-    """The aborted requests of which a worker may still hold data.
+    """The aborted requests for which a worker may still store data.
 
     Args:
         receivers: For each worker, the other workers to which its stages may send messages.
@@ -43,14 +43,14 @@ class Forgetting:
         self._requests: dict[str, _Abandoned] = {}
 
     def __len__(self) -> int:
-        """Number of aborted requests of which a worker may still hold data."""
+        """Number of aborted requests for which a worker may still store data."""
         return len(self._requests)
 
     def begin(self, request_id: str, workers: Collection[str], done: Callable[[], None]) -> None:
         """Expect answers from `workers`, to which the main process sends an abort.
 
         Args:
-            done: Called when no worker can hold data of the request any more. Called at once if there are no workers.
+            done: Called when no worker can have data of the request any more. Called at once if there are no workers.
         """
         unanswered = {("", worker) for worker in workers}
         for sender in workers:
@@ -66,11 +66,22 @@ class Forgetting:
             self._settle(message.request_id)
 
     def end_worker(self, worker: str) -> None:
-        """Note that a worker's process has ended. The data of the process, and all messages from and to the process,
-        are lost with it.
+        """Note that a worker's process has ended. The data of the process are lost, and so are all messages from and to
+        the process.
         """
         for request_id, abandoned in list(self._requests.items()):
             abandoned.unanswered = {pair for pair in abandoned.unanswered if worker not in pair}
+            self._settle(request_id)
+
+    def end_connection(self, sender: str, receiver: str) -> None:
+        """Note that a connection between two processes has ended, and with it all messages in transit. The main process
+        has an empty name. If the receiver is the main process, the sender's answers are lost.
+        """
+        for request_id, abandoned in list(self._requests.items()):
+            if receiver:
+                abandoned.unanswered.discard((sender, receiver))
+            else:
+                abandoned.unanswered = {pair for pair in abandoned.unanswered if pair[1] != sender}
             self._settle(request_id)
 
     def _settle(self, request_id: str) -> None:

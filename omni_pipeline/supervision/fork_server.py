@@ -1,14 +1,14 @@
-"""The fork server: imports shared modules once, forks a worker for each order, and reports when a worker ends.
+"""The fork server imports shared modules once, forks a worker for each order, and reports when a worker ends.
 
 The fork server is a separate program (``python -m omni_pipeline.supervision.fork_server``) with one thread.
-`fork_server_client` controls it over a socket. A forked worker has the imported modules at once and shares their memory
-pages. A worker on a GPU starts in a fresh interpreter instead, because a CUDA context cannot be forked. A worker with
-its own environment variables also starts in a fresh interpreter, because libraries read the variables when they are
-imported. Every worker sees only the GPUs of its plan. A forked worker sees no GPU.
+`fork_server_client` controls it over a socket. A forked worker has the imported modules at once, and all forked workers
+share the memory pages of these modules. A worker on a GPU starts in a fresh interpreter instead, because a CUDA context
+cannot be forked. A worker with its own environment variables also starts in a fresh interpreter, because libraries read
+the variables when they are imported. Every worker sees only the GPUs of its plan. A forked worker sees no GPU.
 
-The fork server ends when the main process ends for any reason. The fork server then ends the workers and removes the
-run directory. If the fork server itself is killed, the kernel kills the workers. When a worker has ended, the fork
-server also ends the processes that the worker has started.
+When the main process ends for any reason, the fork server ends the workers, removes the run directory, and ends itself.
+If the fork server is killed, the kernel kills the workers. When a worker has ended, the fork server also ends the
+processes that the worker has started.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ PACKET_BYTES = 128 * 1024
 # signal leaves time to clean up.
 ORPHANED = signal.SIGUSR1
 
-# Maximum time, in seconds, to wait for the end of processes that a dead worker had started and that have been killed. A
-# killed process may end late, for example because a driver works for it or a debugger holds it.
+# When a worker has ended, the fork server kills the processes that the worker started. This is the maximum time, in
+# seconds, to wait for the end of these processes. A killed process may end late, for example because of a driver or a
+# debugger.
 BURIAL_SECONDS = 1.0
 
-# Maximum number of characters of the reason why a module could not be imported. The limit lets the report fit into a
+# Maximum number of characters of the reason why a module could not be imported. With this limit, the report fits into a
 # packet.
 REASON_CHARACTERS = 1000
 
@@ -86,8 +87,8 @@ class Launched(Struct, tag="launched"):
 
 
 class Exited(Struct, tag="exited"):
-    """A report that a worker process has ended. `code` is its exit code, or minus the number of the signal that ended
-    it.
+    """A report that a worker process has ended. `code` is the exit code of the process. If a signal ended the process,
+    `code` is the negative number of the signal.
 
     `last_words` are the last lines that the process wrote to its standard output and standard error.
     """
@@ -103,7 +104,7 @@ Report: TypeAlias = Preloaded | Launched | Exited
 
 
 class Options(Struct):
-    """The fork server's options. Its command line contains them as JSON.
+    """The fork server's options. The command line of the fork server contains these options as JSON.
 
     Attributes:
         control: Descriptor of the socket on which orders arrive.
@@ -144,14 +145,14 @@ class ForkServer:
     def serve(self) -> None:
         """Import the shared modules, then carry out orders until the main process closes the connection."""
         preloaded = _preload(self._options.preload)
-        # From now on, the end of the main process closes the socket, which the loop below notices. The signal is not
-        # needed any more, and would interrupt the clean-up.
+        # From now on, the loop below notices the end of the main process, because the end of the main process closes
+        # the socket. The signal is not needed any more, and would interrupt the clean-up.
         signal.signal(ORPHANED, signal.SIG_IGN)
         self._own = set(children())
         self._report(preloaded)
         while not self._hung_up:
             for key, _ in self._selector.select():
-                # The handler of an earlier event may have closed this descriptor, and a new descriptor may have the
+                # The handler of an earlier event may have closed this descriptor. A new descriptor may then have the
                 # same number.
                 if self._selector.get_map().get(key.fd) is key:
                     key.data()
@@ -213,8 +214,8 @@ class ForkServer:
             raise
 
     def _become(self, assignment: Assignment, parent: int, relay: Relay) -> NoReturn:
-        """Called in the child: run the worker and exit. The exit skips the fork server's clean-up, which is not the
-        worker's task.
+        """Called in the child: run the worker and exit. The exit skips the fork server's clean-up, because a worker
+        must not run this clean-up.
         """
         code = 1
         try:
@@ -294,7 +295,7 @@ def _preload(modules: list[str]) -> Preloaded:
 
 def _exec(assignment: Assignment, parent: int) -> NoReturn:
     plan = assignment.plan
-    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(plan.threads))
+    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(plan.threads or 1))
     environment |= {"CUDA_VISIBLE_DEVICES": ",".join(plan.gpus)} | plan.environment
     if plan.gpus:
         environment = toolchain.prepared(environment)

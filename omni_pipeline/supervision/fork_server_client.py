@@ -26,8 +26,8 @@ from omni_pipeline.supervision.fork_server import (
 )
 from omni_pipeline.worker.process import Assignment
 
-# No GPU is visible until the fork server sets the GPUs of a worker. CUDA numbers GPUs as the driver does. Thread pools
-# have one thread until a worker sets another number. Libraries do not use the network.
+# With these variables, no GPU is visible until the fork server sets the GPUs of a worker. CUDA numbers GPUs in the same
+# way as the driver. Thread pools have one thread until a worker sets another number. Libraries do not use the network.
 _ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -37,18 +37,18 @@ _ENVIRONMENT = {
     "TRANSFORMERS_OFFLINE": "1",
 }
 
-# Switches off warnings of libraries about devices and models that are not in use. An operator who wants to see the
-# warnings sets these variables to other values.
+# Switch off warnings of libraries about devices and models that are not in use. An operator can set these variables to
+# other values to see the warnings.
 _QUIET = {"PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
 
 
-# The variable for the directory in which torch keeps compiled kernels. Torch's default is the temporary directory, but
-# our temporary directory is removed after each run, and compiled kernels should be kept.
+# The variable for the directory in which torch keeps compiled kernels. Torch's default is the temporary directory. But
+# the server's temporary directory is removed after each run, and compiled kernels should be kept.
 _COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 
 
 class LauncherState(Enum):
-    """The phases of a fork server's life, according to its reports."""
+    """The state of a fork server, according to its reports."""
 
     IMPORTING = "importing"
     READY = "ready"
@@ -58,18 +58,18 @@ class LauncherState(Enum):
 class Launcher:
     """A running fork server. The constructor returns at once, while the fork server is still importing modules.
 
-    The run directory is the temporary directory of the fork server and the workers, so files that libraries leave there
-    are removed after the run.
+    The run directory is also the temporary directory of the fork server and the workers. So files that libraries leave
+    in the temporary directory are removed after the run.
 
-    Create the object on a thread that lives as long as the service, such as the main thread, because the fork server
-    ends when that thread ends.
+    The fork server ends when the thread that created the object ends. So create the object on a thread that runs as
+    long as the service, such as the main thread.
 
     Args:
         run_dir: Directory that the fork server removes at its end.
         preload: Modules to import once for all workers.
 
     Attributes:
-        state: The state of the fork server as of the latest call of `reports`.
+        state: The state of the fork server at the latest call of `reports`.
     """
 
     def __init__(self, run_dir: str, preload: tuple[str, ...]) -> None:
@@ -96,7 +96,7 @@ class Launcher:
         return self._control.fileno()
 
     def launch(self, assignment: Assignment) -> None:
-        """Order the start of a worker. Does nothing if the fork server has ended, which `state` shows."""
+        """Order the start of a worker. Does nothing if the fork server has ended. In this case, `state` is GONE."""
         self._order(Launch(assignment))
 
     def kill(self, pid: int) -> None:
@@ -123,8 +123,8 @@ class Launcher:
         return reports
 
     def hang_up(self) -> None:
-        """Close the connection, after which the fork server kills the workers that still run and ends. `state` shows
-        when the fork server has ended.
+        """Close the connection. The fork server then kills the workers that still run, and ends. `state` is GONE when
+        the fork server has ended.
         """
         self._control.shutdown(socket.SHUT_WR)
 
@@ -141,7 +141,7 @@ class Launcher:
     def _order(self, order: Order) -> None:
         try:
             self._control.send(msgspec.msgpack.encode(order))
-        except BlockingIOError:  # dozens of orders wait, so the fork server hangs and has to be replaced
+        except BlockingIOError:  # dozens of orders are waiting, so the fork server hangs and has to be replaced
             self.kill_all()
         except (BrokenPipeError, ConnectionResetError):
             return

@@ -1,19 +1,26 @@
 """Distinguishes a worker that hangs from a worker that is busy with a long step.
 
 A worker sends heartbeats between steps. When heartbeats do not arrive, this module examines the process from outside. A
-worker counts as busy as long as its process, or a descendant of its process, uses the CPU or waits for a disk.
-Otherwise a signal has stopped the worker, or the worker waits for an event that will never happen. Even a busy worker
-counts as hung if a single step takes too long.
+worker counts as busy as long as its process, or a descendant of its process, uses the CPU or waits for a disk. A worker
+that is not busy has been stopped by a signal, or waits for an event that will never happen. A busy worker also counts
+as hung if a single step takes too long.
 
-A worker that waits for its GPU spins. So the worker looks busy even when the GPU hangs, or when the ranks of a stage
-wait for each other. For this reason, CPU time of the process and the ranks of a worker on a GPU counts as a sign of
-life only for `gpu_wait_seconds`, which is normally much shorter than `step_seconds`. Three things prove progress: the
-worker's pulse (see `worker.pulse`), processes that compile kernels for the worker, and memory that the worker
-allocates. Memory counts because compilers inside the worker allocate memory. While one worker compiles, other workers
-on GPUs may wait for the same kernels without any sign of life.
+While a worker waits for its GPU, it uses the CPU all the time. So the worker seems to be busy even if the GPU hangs, or
+if the ranks of a stage wait for each other. For this reason, CPU time of a worker on a GPU and of its ranks counts as
+activity only for `gpu_wait_seconds` after the latest progress. This time is normally much shorter than `step_seconds`.
+These signs show progress:
 
-Each look adds only a bounded time, because time in which the whole service was stopped (by Ctrl-Z, or because the
-machine was suspended) is not a sign of a hang.
+- the worker's pulse (see `worker.pulse`);
+- processes that compile kernels for the worker;
+- a wait for a disk;
+- memory that the worker allocates, because compilers inside the worker allocate memory.
+
+While one worker compiles, other workers on GPUs may wait for the same kernels without any visible activity. So the time
+in which one worker compiles does not count for the other workers either.
+
+The main process examines each worker about once a second. Each examination adds only a limited time to the measured
+times, even if the previous examination was long ago. The reason is that the whole service may have been stopped in
+between, by Ctrl-Z or because the machine was suspended. Such a pause is not a sign of a hang.
 """
 
 from __future__ import annotations
@@ -26,20 +33,22 @@ from pathlib import Path
 from msgspec import Struct
 
 from omni_pipeline.os_process import stat
+from omni_pipeline.wire.host_messages import Sample
 
-# Number of seconds between two looks at a worker, and the maximum number of seconds that a look may add to the counts.
+# `LOOK_SECONDS` is the time between two examinations of a worker. `_MOST_SECONDS` is the maximum time that one
+# examination adds to the measured times.
 LOOK_SECONDS = 1.0
 _MOST_SECONDS = 2 * LOOK_SECONDS
 
 # Heartbeats come every second. A process is examined only if its latest heartbeat is older than this number of seconds.
 _LATE_SECONDS = 2.0
 
-# A process that uses less than this share of a CPU core is idle. Even in an idle process, the I/O thread uses a little
+# A process that uses less than this share of a CPU core is idle. The I/O thread of an idle process also uses a little
 # CPU time when messages arrive.
 _BUSY_SHARE = 0.02
 
-# A process with this many page faults a second allocates memory. Compilers cause thousands of page faults a second. A
-# thread that spins causes no page faults.
+# A process with at least this number of page faults per second allocates memory. Compilers cause thousands of page
+# faults per second. A thread that spins causes no page faults.
 _FAULTS = 100
 
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
@@ -50,11 +59,11 @@ class Bounds(Struct, frozen=True):
 
     Attributes:
         silent_seconds: Maximum time without a heartbeat and without computation, for a process that has finished
-            loading. If a signal has stopped the process, this limit also holds during loading.
-        step_seconds: Maximum time for which a process that has finished loading is busy without a heartbeat. Also the
-            maximum time without computation for a process that is still loading.
-        gpu_wait_seconds: Maximum time for which a process on a GPU is busy without progress after it has finished
-            loading. During loading, `step_seconds` is the limit instead.
+            loading. If a signal has stopped the process, this limit also applies during loading.
+        step_seconds: For a process that has finished loading: maximum time for which it may be busy without a
+            heartbeat. For a process that is still loading: maximum time without computation.
+        gpu_wait_seconds: For a process on a GPU that has finished loading: maximum time for which it may be busy
+            without progress. During loading, `step_seconds` is the limit instead.
     """
 
     silent_seconds: float
@@ -62,33 +71,17 @@ class Bounds(Struct, frozen=True):
     gpu_wait_seconds: float
 
 
-class Sample(Struct, frozen=True):
-    """The state of a process at one moment.
-
-    Attributes:
-        state: The letter that ``/proc`` gives for the state of the process.
-        cpu_seconds: CPU time of the process and of all its descendants.
-        helper_seconds: The part of `cpu_seconds` that belongs to descendants other than ranks.
-        faults: Number of page faults of the process and its ranks.
-    """
-
-    state: str
-    cpu_seconds: float
-    helper_seconds: float = 0.0
-    faults: int = 0
-
-
 class Vitals:
-    """The signs of life of one process.
+    """Measures how long one process has been inactive, and decides whether it hangs.
 
     Args:
         pid: Id of the process.
         bounds: Time limits after which the process counts as hung.
         sample: Function that takes a sample of the process and its ranks.
-        on_gpu: Whether the process uses a GPU, and so may spin while it waits.
+        on_gpu: Whether the process uses a GPU. Such a process may spin while it waits.
 
     Attributes:
-        compiles: Whether, at the last look, kernels were being compiled for the process.
+        compiles: Whether kernels were being compiled for the process at the last examination.
     """
 
     def __init__(
@@ -126,7 +119,7 @@ class Vitals:
         None.
 
         Args:
-            elapsed: Seconds since the last look.
+            elapsed: Seconds since the last examination.
             ranks: Ids of the processes that share the work of this process.
             others_compile: Whether kernels are being compiled for any worker.
         """
@@ -154,7 +147,7 @@ class Vitals:
         self.compiles = sample.helper_seconds - last.helper_seconds >= _BUSY_SHARE * elapsed
         if self.compiles or (others_compile and sample.state != "T"):
             self._silent = self._stuck = 0.0
-            # time for compiling does not count as time without a heartbeat, because compilers end by themselves
+            # compilers end by themselves, so the time in which they run does not count as time without a heartbeat
             self._unheard -= elapsed
         elif sample.state == "D" or sample.faults - last.faults >= _FAULTS * elapsed:
             self._stuck = 0.0
@@ -163,10 +156,10 @@ class Vitals:
         bounds = self._bounds
         patience = bounds.silent_seconds if self._loaded or sample.state == "T" else bounds.step_seconds
         if self._silent + LOOK_SECONDS > patience:
-            return f"gave no sign of life for {self._silent:.0f} s"
+            return f"was inactive for {self._silent:.0f} s"
         patience = bounds.gpu_wait_seconds if self._loaded else bounds.step_seconds
         if self._on_gpu and self._stuck + LOOK_SECONDS > patience:
-            return f"was busy but made no progress for {self._stuck:.0f} s, as when its GPU hangs"
+            return f"was busy but made no progress for {self._stuck:.0f} s (its GPU may hang)"
         if self._loaded and self._unheard > bounds.step_seconds:
             return f"was busy with a single step for {self._unheard:.0f} s"
         return None

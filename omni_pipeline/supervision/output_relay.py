@@ -1,8 +1,7 @@
-"""Passes on the output that child processes write to standard output and standard error, and keeps each child's last
-lines.
+"""Passes on the output of child processes (standard output and standard error), and keeps each child's last lines.
 
-Neither a child nor the reader of the output can block the process that passes on the output. Each call does a bounded
-amount of work, and output that the reader does not take in time is dropped.
+A child cannot block the process that passes on the output, because each call does a limited amount of work. The reader
+of the output cannot block this process either, because output that is not read in time is dropped.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ _STDOUT, _STDERR = 1, 2
 # Maximum number of reads in one call, so that a call ends even if a child never stops writing.
 _READS = 4
 
-# Maximum number of reads after a child's end. A pipe normally holds 64 KiB, and at most 1 MiB.
+# Maximum number of reads after a child's end. A pipe normally contains up to 64 KiB, and never more than 1 MiB.
 _LAST_READS = 16
 
-# Number of bytes that a writable pipe, socket or terminal accepts without blocking.
+# A writable pipe, socket or terminal accepts this number of bytes without blocking.
 _WRITE_BYTES = select.PIPE_BUF
 
 # Maximum time, in milliseconds, to wait for the reader of our standard error before output is dropped.
 _READER_MS = 500
 
-# Maximum length, in bytes, of an unfinished line that is held back. Lines are held back so that lines of different
-# children are not mixed.
+# Maximum length, in bytes, of an unfinished line that is kept until it is complete. Unfinished lines are kept so that
+# lines of different children are not mixed.
 _LINE_BYTES = 16 * 1024
 
 # The number of bytes that are kept from the end of the output, and the maximum number and length of the lines that
@@ -47,7 +46,7 @@ class StandardError:
         self._dropped = 0  # number of bytes that were dropped since the reader stopped reading
 
     def write(self, data: bytes) -> None:
-        """Write `data`. Bytes that the reader does not take in time are dropped; their number is written later."""
+        """Write `data`. Bytes that are not read in time are dropped. The number of dropped bytes is written later."""
         rest = memoryview(data)
         while rest:
             if not self._poll.poll(0 if self._dropped else _READER_MS):
@@ -108,8 +107,8 @@ class Relay:
         return True
 
     def finish(self) -> None:
-        """Called after the child's end: pass on the rest, and close the pipe. Descendants of the child may still hold
-        the writing end open.
+        """Called after the child's end: pass on the remaining output, and close the pipe. Descendants of the child may
+        still have the writing end open.
         """
         self.pass_on(_LAST_READS)
         if self._line:

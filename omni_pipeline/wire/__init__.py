@@ -1,5 +1,7 @@
-"""Carries messages between processes: message types, their encoding, sockets, stream numbers, counters.
+"""Sends messages between processes: message types, their encoding, sockets, stream numbers, counters.
 
-The code in this package does not act on messages. Workers handle messages in `worker`. The main process handles
-messages in `supervision` and in `gateway`.
+The modules `keys`, `network` and `remote` are only used if there are other hosts.
+
+The code in this package does not handle messages. Code in `worker` handles messages in worker processes. Code in
+`supervision` and `gateway` handles messages in the main process.
 """

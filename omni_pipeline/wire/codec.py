@@ -1,6 +1,6 @@
-"""Turns messages into ZeroMQ frames and back.
+"""Converts messages to ZeroMQ frames and back.
 
-Each tensor inside a body becomes a separate raw frame, so that no data is pickled, base64-coded or copied:
+Each tensor inside a body becomes a separate raw frame. So no tensor data is pickled, converted to base64 or copied:
 
     frame 0   msgpack of the message; a tensor in it is [frame number, dtype, shape]
     frame 1…  the bytes of each tensor, in order
@@ -26,6 +26,7 @@ from omni_pipeline.wire.messages import (
     Forgotten,
     Granted,
     Message,
+    Paused,
     Start,
     Work,
 )
@@ -33,11 +34,11 @@ from omni_pipeline.wire.tensor import Buffer, Tensor
 
 _NIL = msgspec.msgpack.encode(None)
 _Carrier: TypeAlias = Start[msgspec.Raw] | Chunk[msgspec.Raw] | End[msgspec.Raw] | Advice[msgspec.Raw]
-_Undecoded: TypeAlias = _Carrier | Abort | Forgotten | Claim | Granted | Failed | Control
+_Undecoded: TypeAlias = _Carrier | Abort | Forgotten | Claim | Paused | Granted | Failed | Control
 
 
 class WireError(Exception):
-    """Raised for frames that are not a message, or for a body that does not fit its edge.
+    """Raised for frames that are not a message, or for a body whose type is wrong for its edge.
 
     `request_id` is the id of the request that cannot continue, if the id could be read from the frames.
     """
@@ -48,7 +49,7 @@ class WireError(Exception):
 
 
 class Codec:
-    """Turns messages into frames and back. A codec keeps state during a call, so each thread needs its own codec.
+    """Converts messages to frames and back. A codec keeps state during a call, so each thread needs its own codec.
 
     Args:
         body_types: For each edge ``(source, target)``, the struct type (or union of tagged structs) of its bodies.
@@ -71,7 +72,7 @@ class Codec:
         return self._bodies.keys()
 
     def encode(self, message: Message) -> list[Buffer]:
-        """The frames of a message. The frames share memory with the message's tensors, so do not change the tensors
+        """The frames of a message. The frames share memory with the message's tensors. So the tensors must not change
         before the frames are sent.
         """
         self._frames = []
@@ -81,7 +82,7 @@ class Codec:
             self._frames = []
 
     def decode(self, frames: Sequence[Buffer]) -> Message:
-        """The message in `frames`. Its tensors are views of the frames.
+        """The message in `frames`. The tensors of the message are views of the frames.
 
         Raises:
             WireError: the frames are not a message, or the body does not fit the edge that the message names.
@@ -126,11 +127,11 @@ class Codec:
         if isinstance(value, Tensor):
             self._frames.append(value.buffer())
             return [len(self._frames), value.dtype, value.shape]
-        raise NotImplementedError(f"a {type(value).__name__} cannot travel")
+        raise NotImplementedError(f"a {type(value).__name__} cannot be sent")
 
     def _lower(self, kind: type, value: Any) -> Any:
         if kind is not Tensor:
-            raise NotImplementedError(f"a {kind.__name__} cannot arrive")
+            raise NotImplementedError(f"a {kind.__name__} cannot be received")
         try:
             number, dtype, shape = value
             source = memoryview(self._received[number]).cast("B")

@@ -1,6 +1,4 @@
-"""Defines counters that a process keeps for its stages and for the edges that end in the process. A counter only
-grows.
-"""
+"""Defines the counters of a process for its stages, and for the edges that end in the process. A counter only grows."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ class Distribution(Struct):
     """A histogram, which counts the values in each bucket.
 
     Attributes:
-        bounds: The greatest value of each bucket, except of the last bucket, which has no bound.
+        bounds: The largest value of each bucket, except the last bucket. The last bucket has no upper bound.
         counts: Number of values in each bucket. The list has one more entry than `bounds`.
         total: Sum of all values.
     """
@@ -37,6 +35,11 @@ class Distribution(Struct):
         self.counts[bisect_left(self.bounds, figure)] += 1
         self.total += figure
 
+    def plus(self, other: Distribution) -> Distribution:
+        """The histogram of the values of both histograms, which must have the same bounds."""
+        counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        return Distribution(self.bounds, counts, self.total + other.total)
+
 
 class EdgeStats(Struct):
     """Counters of the messages that have arrived over one edge since the receiving process started.
@@ -44,8 +47,8 @@ class EdgeStats(Struct):
     Attributes:
         messages: Number of messages.
         bytes: Number of bytes of the messages' frames; 0 for messages that are passed inside a process.
-        seconds: Histogram of the time from the moment the sender sends a message until the receiver begins to handle
-            the message.
+        seconds: Histogram of the time from sending a message until the receiver begins to handle it.
+        replica: Number of the replica of `target` in which the edge ends.
     """
 
     source: str
@@ -53,19 +56,23 @@ class EdgeStats(Struct):
     messages: int = 0
     bytes: int = 0
     seconds: Distribution = field(default_factory=lambda: Distribution.over(EDGE_SECONDS))
+    replica: int = 0
 
 
 class Edges:
-    """Counts messages on the edges that end in one process."""
+    """Counts messages on the edges that end in one process. `replica` is the number of the replica that the process
+    runs.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, replica: int = 0) -> None:
+        self._replica = replica
         self._edges: dict[tuple[str, str], EdgeStats] = {}
 
     def add(self, source: str, target: str, size: int, seconds: float) -> None:
         """Count a message of `size` bytes that took `seconds` to arrive."""
         edge = self._edges.get((source, target))
         if edge is None:
-            edge = self._edges[source, target] = EdgeStats(source, target)
+            edge = self._edges[source, target] = EdgeStats(source, target, replica=self._replica)
         edge.messages += 1
         edge.bytes += size
         edge.seconds.add(seconds)

@@ -1,18 +1,19 @@
-"""Numbers stream chunks when they are sent, and checks the numbers on arrival, so that a lost chunk is noticed at once.
+"""Numbers stream chunks when they are sent, and checks the numbers when they arrive. So the receiver notices a lost
+chunk at once.
 
-Only open streams have a counter. If a stream never gets an `End`, its counter stays until the request is forgotten, or
-until `KEPT_REQUESTS` newer requests have come.
+Only open streams have a counter. If a stream never gets an `End`, its counter stays until `forget` is called for its
+request, or until `KEPT_REQUESTS` newer requests have opened streams.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Collection, Container
 
 from omni_pipeline.errors import internal
 from omni_pipeline.wire.messages import Chunk, End, Start, Work
 
-# This number is far larger than the number of requests that are admitted at a time. So only counters of requests that
-# ended long ago are dropped.
+# This number is far larger than the number of requests in progress. So only counters of requests that ended long ago
+# are dropped.
 KEPT_REQUESTS = 16_384
 
 
@@ -30,6 +31,11 @@ class _Counters:
         """Drop the counters of a request that has ended. Ignores unknown ids."""
         self._requests.pop(request_id, None)
 
+    @property
+    def requests(self) -> Collection[str]:
+        """Ids of the requests that have open streams."""
+        return self._requests.keys()
+
     def open_with(self, stages: Container[str]) -> list[str]:
         """Ids of the requests that have an open stream from or to one of `stages`."""
         return [
@@ -39,7 +45,9 @@ class _Counters:
         ]
 
     def _advance(self, message: Chunk | End) -> int:
-        """Count `message`. If it is an `End`, forget its stream. Returns the number of earlier chunks in the stream."""
+        """Count `message`. If `message` is an `End`, forget its stream. Returns the number of earlier chunks in the
+        stream.
+        """
         request_id, edge = message.request_id, (message.source, message.target)
         streams = self._requests.get(request_id)
         before = streams.get(edge, 0) if streams else 0
@@ -61,7 +69,7 @@ class SendLedger(_Counters):
     """Numbers the messages that a process sends."""
 
     def stamp(self, message: Work) -> None:
-        """Fill in `Chunk.seq` or `End.count`."""
+        """Set `Chunk.seq` or `End.count`."""
         if isinstance(message, Chunk):
             message.seq = self._advance(message)
         elif isinstance(message, End):
@@ -69,23 +77,33 @@ class SendLedger(_Counters):
 
 
 class ReceiveLedger(_Counters):
-    """Checks the numbers of the messages that a process receives."""
+    """Checks that no chunk is missing or repeated in the streams that a process receives."""
 
     def check(self, message: Work) -> None:
         """Count `message`, and check its number.
 
         Raises:
-            OmniError: (500, ``stream_gap``) earlier chunks were lost or came twice. The request cannot continue, so the
-                caller must fail it and call `forget`.
+            OmniError: (500, ``stream_gap``) earlier chunks were lost or arrived twice. The request cannot continue, so
+                the caller must end the request with an error and call `forget`.
         """
         if isinstance(message, Start):
             return
         expected = self._advance(message)
         number = message.seq if isinstance(message, Chunk) else message.count
         if number != expected:
-            kind = "chunk" if isinstance(message, Chunk) else "the end after"
+            kind = "the chunk with number" if isinstance(message, Chunk) else "an end with the chunk count"
             raise internal(
                 f"The stream {message.source} → {message.target} has a gap: "
-                f"{kind} {number} came where {expected} was expected.",
+                f"{kind} {number} arrived, but {expected} was expected.",
                 code="stream_gap",
             )
+
+
+def is_first(message: Work) -> bool:
+    """Whether `message` is the first message of its request on its edge. The message must already have its number."""
+    match message:
+        case Chunk():
+            return message.seq == 0
+        case End():
+            return message.count == 0
+    return True

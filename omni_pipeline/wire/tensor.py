@@ -1,4 +1,4 @@
-"""Defines arrays inside messages. An array is a torch tensor, a numpy array or bytes, and is sent as a raw frame."""
+"""Defines the arrays in messages. An array is a torch tensor, a numpy array or bytes. It is sent as a raw frame."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Tensor:
     torch nor numpy.
 
     The array is not copied. In the process that made the array, `torch()` returns the same tensor. In another process,
-    `torch()` returns a view of the received frame, which must not be changed.
+    `torch()` returns a view of the received frame. Do not change this view.
     """
 
     __slots__ = ("_source", "dtype", "shape")
@@ -40,7 +40,7 @@ class Tensor:
             return cls(array, "uint8", (memoryview(array).nbytes,))
         name = str(array.dtype).removeprefix("torch.")
         if name not in ITEM_SIZE:
-            raise TypeError(f"a {name} tensor cannot travel; known: {', '.join(ITEM_SIZE)}")
+            raise TypeError(f"a {name} tensor cannot be sent; known: {', '.join(ITEM_SIZE)}")
         return cls(array, name, tuple(array.shape))
 
     @property
@@ -81,7 +81,7 @@ class Tensor:
         """The elements as a numpy array. Raises TypeError for bfloat16, because numpy does not have this type."""
         import numpy
 
-        if self.dtype == "bfloat16":  # refuse this type even if some library has added it to numpy
+        if self.dtype == "bfloat16":  # refuse bfloat16 even if some library has added this type to numpy
             raise TypeError("numpy has no bfloat16")
         if isinstance(self._source, numpy.ndarray):
             return self._source

@@ -1,4 +1,4 @@
-"""Runs a worker process: sets it up, builds its stages, runs the loop, and cleans up."""
+"""Runs a worker process. Sets up the process, builds its stages, runs the loop, and cleans up."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import zmq
 from msgspec import Struct
 
 from omni_pipeline import logs
-from omni_pipeline.contract.graph import COLLECTOR, Graph, StageSpec, load_factory, load_object
+from omni_pipeline.contract.graph import Graph, StageSpec, load_factory, load_object
 from omni_pipeline.contract.plan import StagePlan, WorkerPlan
 from omni_pipeline.contract.stage import Ranks, Stage, StageContext
 from omni_pipeline.errors import StartupError
@@ -27,12 +27,14 @@ from omni_pipeline.logs import Format
 from omni_pipeline.os_process import die_with_parent, leave_stopping_to_parent, set_title
 from omni_pipeline.wire.codec import Codec
 from omni_pipeline.wire.messages import Pulse, Ready, StartFailed
+from omni_pipeline.wire.network import HostLink, Network
 from omni_pipeline.wire.transport import Inbox, Outbox, endpoint
 from omni_pipeline.worker import tensor_parallel
 from omni_pipeline.worker.loop import WorkerLoop
 from omni_pipeline.worker.pulse import PulseThread
+from omni_pipeline.worker.routing import Routing
 
-# The import path of this module. `__name__` cannot serve, because it is ``__main__`` when this module is run as a
+# The import path of this module. `__name__` cannot be used, because it is ``__main__`` when this module is run as a
 # program.
 MODULE = "omni_pipeline.worker.process"
 
@@ -40,8 +42,8 @@ logger = logging.getLogger(__name__)
 
 
 class Assignment(Struct, frozen=True):
-    """The input of a worker process at its start. The assignment is sent as msgpack, with the options of stages as
-    mappings.
+    """The input of a worker process at its start. The assignment is sent as msgpack, and the options of stages are sent
+    as mappings.
 
     Attributes:
         plan: The worker's plan.
@@ -50,10 +52,14 @@ class Assignment(Struct, frozen=True):
         model_path: Directory of the checkpoint.
         run_dir: Private directory of the service for sockets and short-lived files.
         ranks: Set only in a follower, a process that shares the work of the worker's tensor-parallel stage.
-        addresses: Endpoint of each stage's process, by stage, and of the main process under `COLLECTOR`.
-        epoch: The last `wire.messages.Moved.epoch` that `addresses` reflects.
+        addresses: Known endpoint of each process, by stage and number of the replica.
+        home: Endpoint of the main process.
+        groups: For each stage in a replicated group of stages: the name of the group.
+        epoch: The last `wire.messages.Moved.epoch` that is already included in `addresses`.
         log_level, log_format: Arguments of `logs.configure`.
         traced: Whether to record notes for traces of requests.
+        link: How to reach other hosts; None if the service runs on one host.
+        clock_offset: Seconds to add to the clock of this host to get the clock of the main host.
     """
 
     plan: WorkerPlan
@@ -61,17 +67,21 @@ class Assignment(Struct, frozen=True):
     graph_path: str
     model_path: str
     run_dir: str
-    addresses: dict[str, str]
+    addresses: dict[str, dict[int, str]]
+    home: str
     epoch: int
     log_level: str
     log_format: Format
+    groups: dict[str, str] = {}
     traced: bool = False
     ranks: Ranks | None = None
+    link: HostLink | None = None
+    clock_offset: float = 0.0
 
     @property
     def stages(self) -> frozenset[str]:
         """Names of all stages of the deployment."""
-        return frozenset(self.addresses) - {COLLECTOR}
+        return frozenset(self.addresses)
 
     @property
     def address(self) -> str:
@@ -85,8 +95,8 @@ class Assignment(Struct, frozen=True):
 
     @property
     def scratch(self) -> str:
-        """Directory for the short-lived files of this process, inside `run_dir`. It is removed when the process
-        ends.
+        """Directory for the short-lived files of this process, inside `run_dir`. The directory is removed when the
+        process ends.
         """
         return os.path.join(self.run_dir, f"{self._file_name}.{self.incarnation}.scratch")
 
@@ -106,45 +116,70 @@ def run(assignment: Assignment, parent: int) -> int:
     """
     leave_stopping_to_parent()
     faulthandler.enable()
-    # Temporary files that libraries leave behind are removed after the process ends, even if it is killed.
+    # Temporary files of libraries are in this directory. This directory is removed after the process ends, even if the
+    # process is killed.
     os.mkdir(assignment.scratch, mode=0o700)
     os.environ["TMPDIR"] = tempfile.tempdir = assignment.scratch
     set_title(assignment.title)
     logs.configure(assignment.title, assignment.log_level, assignment.log_format)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    inbox = Inbox(context, assignment.address)
-    outbox = Outbox(context)
     try:
-        if assignment.ranks is not None:
-            return _follow(assignment, assignment.ranks, inbox)
-        with _pulses(assignment, context):
-            return _serve(assignment, inbox, outbox, parent)
+        with _network(assignment, context) as network, _sockets(assignment, context, network) as (inbox, outbox):
+            if assignment.ranks is not None:
+                return _follow(assignment, assignment.ranks, inbox)
+            with _pulses(assignment, context, network):
+                return _serve(assignment, network, inbox, outbox, parent)
     except Exception:
         logger.exception("worker %s ends", assignment.title)
         return 1
     finally:
-        inbox.close()
-        outbox.close()
         context.term()
 
 
 @contextlib.contextmanager
-def _pulses(assignment: Assignment, context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[None]:
-    """While the block runs, send pulses if the worker has a GPU, because a call may wait for a GPU for ever."""
+def _network(assignment: Assignment, context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Network | None]:
+    """The link to other hosts while the block runs; None if the service runs on one host."""
+    if assignment.link is None:
+        yield None
+        return
+    network = Network(context, assignment.link)
+    network.offset = assignment.clock_offset
+    try:
+        yield network
+    finally:
+        network.close()
+
+
+@contextlib.contextmanager
+def _sockets(
+    assignment: Assignment, context: zmq.Context[zmq.Socket[bytes]], network: Network | None
+) -> Iterator[tuple[Inbox, Outbox]]:
+    inbox = Inbox(context, assignment.address, network)
+    outbox = Outbox(context, network)
+    try:
+        yield inbox, outbox
+    finally:
+        inbox.close()
+        outbox.close()
+
+
+@contextlib.contextmanager
+def _pulses(assignment: Assignment, context: zmq.Context[zmq.Socket[bytes]], network: Network | None) -> Iterator[None]:
+    """If the worker has a GPU, send pulses while the block runs. Pulses show that no call waits for ever."""
     if not assignment.plan.gpus:
         yield
         return
     pulse = Pulse(assignment.plan.name, assignment.incarnation)
-    thread = PulseThread(Outbox(context), assignment.addresses[COLLECTOR], pulse)
+    thread = PulseThread(Outbox(context, network), assignment.home, pulse)
     try:
         yield
     finally:
         thread.close()
 
 
-def _serve(assignment: Assignment, inbox: Inbox, outbox: Outbox, parent: int) -> int:
+def _serve(assignment: Assignment, network: Network | None, inbox: Inbox, outbox: Outbox, parent: int) -> int:
     begin = time.monotonic()
-    name, home = assignment.plan.name, assignment.addresses[COLLECTOR]
+    name, home = assignment.plan.name, assignment.home
     codec = Codec({})
     stages: dict[str, Stage] = {}
     try:
@@ -161,7 +196,7 @@ def _serve(assignment: Assignment, inbox: Inbox, outbox: Outbox, parent: int) ->
         worker = WorkerLoop(
             name,
             stages,
-            assignment.addresses,
+            Routing(assignment.addresses, home, assignment.groups, assignment.plan.group, assignment.plan.replica),
             inbox=inbox,
             outbox=outbox,
             codec=codec,
@@ -169,12 +204,13 @@ def _serve(assignment: Assignment, inbox: Inbox, outbox: Outbox, parent: int) ->
             incarnation=assignment.incarnation,
             epoch=assignment.epoch,
             traced=assignment.traced,
+            network=network,
         )
         seconds = time.monotonic() - begin
         followers = [
             pid for stage in stages.values() if isinstance(stage, tensor_parallel.Leader) for pid in stage.pids
         ]
-        ready = Ready(name, assignment.incarnation, os.getpid(), list(stages), seconds, followers)
+        ready = Ready(name, assignment.incarnation, os.getpid(), list(stages), seconds, followers, inbox.remote_address)
         outbox.send(home, codec.encode(ready))
         worker.run()
     finally:
@@ -184,7 +220,7 @@ def _serve(assignment: Assignment, inbox: Inbox, outbox: Outbox, parent: int) ->
 
 
 def _follow(assignment: Assignment, place: Ranks, inbox: Inbox) -> int:
-    """Run a follower of the worker's one tensor-parallel stage."""
+    """Run a follower of the worker's tensor-parallel stage."""
     graph: Graph = load_object(assignment.graph_path).narrowed(assignment.stages)
     plan = next(plan for plan in assignment.plan.stages if plan.tp_size > 1)
     factory = load_factory(graph.stage(plan.name))
@@ -216,14 +252,14 @@ def _load(assignment: Assignment, graph: Graph, stages: dict[str, Stage], outbox
 
 def _launch_follower(assignment: Assignment, place: Ranks) -> tuple[subprocess.Popen[bytes], str]:
     """Start the process of another rank in a fresh interpreter. Returns the process and the endpoint of its inbox."""
-    # in the scratch directory of the worker
-    own = msgspec.structs.replace(assignment, ranks=place, run_dir=assignment.scratch)
+    # the follower's files are in the scratch directory of the worker
+    own = msgspec.structs.replace(assignment, ranks=place, run_dir=assignment.scratch, link=None)
     return subprocess.Popen(command(own, os.getpid()), stdin=subprocess.DEVNULL), own.address
 
 
 def _bound_threads(assignment: Assignment) -> None:
     if "torch" in sys.modules:  # a worker without torch needs no limit on threads
-        sys.modules["torch"].set_num_threads(assignment.plan.threads)
+        sys.modules["torch"].set_num_threads(assignment.plan.threads or 1)
 
 
 def _context(assignment: Assignment, spec: StageSpec, plan: StagePlan, place: Ranks) -> StageContext:

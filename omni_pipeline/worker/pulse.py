@@ -1,10 +1,11 @@
-"""Reports to the main process, even during a long step, that a worker's main thread still executes Python code.
+"""Reports to the main process that a worker's main thread still executes Python code, even during a long step.
 
-A thread that waits for its GPU spins, so from outside the thread looks like a thread that computes. But such a thread
-is inside a single call into a library, and executes no Python code. So once a second, another thread asks the main
-thread to set a mark. The interpreter sets the mark between two instructions, with its mechanism for signal handlers. No
-signal is sent, because a signal would interrupt system calls of libraries. If the main thread has set the mark, a
-`wire.messages.Pulse` is sent. If a call holds the interpreter's lock, neither thread can run, so no pulse is sent
+While a thread waits for its GPU, the thread uses the CPU all the time (it spins). So another process cannot distinguish
+a waiting thread from a thread that computes. But a thread that waits for its GPU is inside a single call of a library,
+and executes no Python code. So once a second, another thread of the worker asks the main thread to set a mark. The
+interpreter sets the mark between two instructions, with its mechanism for signal handlers. No signal is sent, because a
+signal would interrupt system calls of libraries. If the main thread has set the mark, the other thread sends a
+`wire.messages.Pulse`. If a call keeps the interpreter's lock, neither of the two threads can run, so no pulse is sent
 either.
 """
 
@@ -21,8 +22,8 @@ from omni_pipeline.wire.transport import Outbox
 
 PULSE_SECONDS = 1.0
 
-# The number of a signal under which the handler is installed; the signal itself is not sent. A worker has no other
-# handler for this signal, and its default action is to do nothing.
+# The handler is installed for the signal with this number, but the signal is never sent. A worker has no other handler
+# for this signal, and the default action of this signal is to do nothing.
 _NUMBER = signal.SIGURG
 
 

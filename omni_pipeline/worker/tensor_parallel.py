@@ -1,10 +1,11 @@
 """Runs one stage in several processes, each with a part of the model (tensor parallelism).
 
-The stage's worker is rank 0. It starts the other ranks, which are called followers. Before rank 0 handles a message, an
-abort or a step, it sends the message, the abort or the order for the step to all followers. Each follower has one
-socket, so all followers receive the same sequence. A stage whose behaviour depends only on messages, aborts and steps
-then does the same work in every rank, and all ranks take part in the collective operations of each step. Followers
-block until a message arrives. Their output is dropped, because rank 0 sends the same output.
+The stage's worker is rank 0. Rank 0 starts the other ranks, which are called followers. Before rank 0 handles a message
+or an abort, it sends the same message or abort to all followers. Before rank 0 computes a step, it orders all followers
+to compute this step too. Each follower has one socket, so all followers receive the same sequence of messages, aborts
+and steps. The behaviour of a stage must depend only on messages, aborts and steps. Then the stage does the same work in
+every rank, and all ranks take part in the collective operations of each step. A follower blocks until a message
+arrives. The output of followers is dropped, because rank 0 sends the same output.
 
 Ranks end together: a follower ends when its worker ends, and a worker ends when any of its followers ends.
 """
@@ -22,11 +23,11 @@ from typing import Any
 from omni_pipeline.contract.stage import AdvisedStage, Ranks, Stage, StageBroken
 from omni_pipeline.os_process import free_port
 from omni_pipeline.wire.codec import Codec
-from omni_pipeline.wire.messages import Abort, Advice, Claim, Failed, Message, Shutdown, Step, Work
+from omni_pipeline.wire.messages import Abort, Advice, Claim, Failed, Message, Paused, Shutdown, Step, Work
 from omni_pipeline.wire.transport import Inbox, Outbox
 
-# If a follower cannot load, rank 0 has this number of seconds to fail too and to report the reason. After that, rank 0
-# is ended.
+# If a follower cannot load, rank 0 has this number of seconds to fail too and to report the reason. After this time,
+# rank 0 is ended.
 GRACE_SECONDS = 10.0
 
 # Maximum time, in seconds, that a follower may take to exit before it is killed.
@@ -65,8 +66,8 @@ class Leader:
         launched = [launch(Ranks(rank, size, port)) for rank in range(1, size)]
         self._processes = [process for process, _ in launched]
         self._addresses = [address for _, address in launched]
-        # A separate thread waits for the end of a follower, because the main thread may be in a collective operation
-        # that never ends.
+        # A separate thread waits for the end of a follower. The main thread cannot wait, because it may be in a
+        # collective operation that never ends.
         threading.Thread(target=self._watch, name="watch followers", daemon=True).start()
         try:
             self._stage = build(Ranks(0, size, port))
@@ -93,14 +94,14 @@ class Leader:
         self._tell(message)
         self._stage.receive(message)
 
-    def step(self) -> Iterable[Work | Failed | Claim | Advice[Any]]:
+    def step(self) -> Iterable[Work | Failed | Claim | Paused | Advice[Any]]:
         self._tell(Step())
         try:
             return list(self._stage.step())
         except Exception as error:
-            # After an error, the ranks cannot continue together, because the other ranks may be at any point of the
-            # step.
-            raise StageBroken(f"a step of {len(self._processes) + 1} ranks failed") from error
+            # After an error, the ranks cannot continue together, because each of the other ranks may be at a different
+            # point of the step.
+            raise StageBroken(f"a step failed, and the {len(self._processes) + 1} ranks cannot continue") from error
 
     def advise(self, advice: Advice[Any]) -> None:
         if isinstance(self._stage, AdvisedStage):
@@ -137,7 +138,7 @@ class Leader:
                 process.wait()
 
     def _watch(self) -> None:
-        """End this process when a follower ends without being asked to."""
+        """End this process when a follower ends without an order to end."""
         ends = [os.pidfd_open(process.pid) for process in self._processes]
         try:
             select.select(ends, [], [])
@@ -150,7 +151,7 @@ class Leader:
 
 
 def follow(stage: Stage, inbox: Inbox, codec: Codec) -> None:
-    """The loop of a follower. Does the same work as the leader until the leader sends a `Shutdown`.
+    """The loop of a follower. The follower does the same work as the leader until the leader sends a `Shutdown`.
 
     Raises:
         Exception: a step failed.

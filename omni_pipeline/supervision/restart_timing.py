@@ -1,20 +1,21 @@
-"""Decides when to restart a worker that has ended. Also decides after how many restarts a worker counts as looping,
-which an operator must look into.
+"""Decides when to restart a worker that has ended. Also decides after how many ends in a row a worker counts as
+looping. An operator must look for the cause of a loop.
 """
 
 from __future__ import annotations
 
 from msgspec import Struct
 
-# Number of seconds to wait before the next start. The first value is for the first end in a row, and so on. The last
-# value holds for all further ends.
+# Number of seconds to wait before the next start. The first value applies to the first end in a row, the second value
+# to the second end, and so on. The last value also applies to all further ends.
 PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
 # After this number of ends in a row, the worker counts as looping. The worker is still restarted, because the cause may
 # disappear.
 LOOP = 5
 
-# A worker that has served for this number of seconds is stable: its next end is counted as the first in a row.
+# A worker that has served for this number of seconds is stable. The next end of a stable worker counts as the first end
+# in a row.
 STABLE_SECONDS = 10.0
 
 
@@ -23,7 +24,7 @@ class Restarts(Struct):
 
     Attributes:
         total: Number of ends since the service began.
-        in_a_row: Number of ends without a stable time between them.
+        in_a_row: Number of ends since the worker was last stable (see `STABLE_SECONDS`).
         ready_since: Time at which the current process became ready; None while it loads.
     """
 
@@ -46,5 +47,5 @@ class Restarts(Struct):
 
     @property
     def looping(self) -> bool:
-        """Whether the worker keeps ending and is not serving at the moment."""
+        """Whether the worker's process has ended at least `LOOP` times in a row, and the worker is not ready now."""
         return self.in_a_row >= LOOP and self.ready_since is None
