@@ -10,7 +10,7 @@ def context_length_exceeded(limit: int, found: str) -> OmniError:
 
     Args:
         limit: Maximum number of tokens.
-        found: What the messages resulted in, for example "9000 tokens".
+        found: The length of the conversation in words, for example "9000 tokens".
     """
     return bad_request(
         f"This model's maximum context length is {limit} tokens. However, your messages resulted in {found}. Please "

@@ -1,10 +1,10 @@
-"""Provides stand-ins for CUDA graphs on a CPU. A stand-in records the operations of one run, and repeats the operations
-on the same memory.
+"""Provides graphs on a CPU that behave like CUDA graphs. A graph records the operations of one run, and repeats them on
+the same memory.
 
 TorchScript cannot replace this module: a TorchScript trace allocates new memory for its results, and merges two tensors
-of equal content into one constant. A recording of this module contains the same things as a CUDA graph: operations,
-with the addresses that the operations read and write. A number that Python computed keeps its recorded value. A graph's
-result becomes garbage when another graph of the same pool runs.
+of equal content into one constant. A recording of this module contains the same data as a CUDA graph: operations, and
+the memory addresses that each operation reads and writes. If Python has computed a number during the recording, each
+repetition uses the same number. A graph's result becomes garbage when another graph of the same pool runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class GraphPool:
-    """Records graphs that share their memory, as the graphs of one engine or of the predictor do on a GPU."""
+    """Records graphs that use the same memory. On a GPU, the graphs of one engine share memory in this way, and so do
+    the predictor's graphs.
+    """
 
     def __init__(self) -> None:
         self._latest: _RecordedGraph | None = None
@@ -92,7 +94,7 @@ class _OperationRecorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if _waits(func, args):
-            raise RuntimeError(f"{func} reads a tensor on the host, or makes one of unknown size: no graph can hold it")
+            raise RuntimeError(f"{func} reads a tensor on the host, or makes one of unknown size: no graph can do this")
         result = func(*args, **kwargs)
         given = {_memory(tensor) for tensor in _tensors_of([args, kwargs])}
         allocated = tuple(
@@ -104,7 +106,7 @@ class _OperationRecorder(TorchDispatchMode):
 
 
 def _waits(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether the host would have to wait for a GPU in order to know a number or the size of the result."""
+    """Whether the operation makes the host wait for the GPU, because the host needs a number or a size."""
     if func._schema.name in ("aten::index", "aten::index_put", "aten::index_put_"):
         return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
     return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags

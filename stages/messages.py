@@ -1,5 +1,11 @@
 """The bodies of the messages between the stages of Qwen3-Omni, one struct for each kind.
 
+A *row* is the vector of numbers that represents one token of a prompt. Each picture, clip or sound occupies several
+tokens. Their rows, the media rows, come from the encoders. A *codec frame* is 80 ms of speech as codes, one code
+from each codebook. An *utterance* is the speech of one answer. *Deepstack* embeddings are additional rows for pictures
+and clips, which are added to the thinker's states after its first layers. The *collector* is the part of the main
+process that receives the answers.
+
 Shapes: n = prompt tokens, m = media rows of the prompt, v = visual rows among them, h = hidden size of the thinker.
 """
 
@@ -14,8 +20,10 @@ from omni_pipeline.wire.tensor import Tensor
 Modality: TypeAlias = Literal["image", "audio", "video"]
 
 ASSISTANT_ROWS = 9
-"""Number of rows of the talker's prompt that open the assistant's turn, after the r rows of the user's turns: three
-for `<|im_start|>assistant\\n`, four control rows, one begin row, and one with the first text token."""
+"""The talker's prompt consists of r rows for the user's turns, and then of this number of rows, which open the
+assistant's turn. These are: three rows for the tokens `<|im_start|>`, `assistant` and newline; four control rows; one
+begin row; and one row with the first text token.
+"""
 
 
 # --- gateway → preprocessing ------------------------------------------------------------------------------------------
@@ -28,26 +36,44 @@ class Text(Struct, tag="text"):
 
 
 class MediaRef(Struct, tag="media"):
-    """The place of `ChatRequest.media[index]` inside a turn."""
+    """Marks the position of the item `ChatRequest.media[index]` inside a turn."""
 
     index: int
 
 
+class ToolCall(Struct):
+    """A call of a function: the function's name, and its arguments as a string that contains a JSON object."""
+
+    name: str
+    arguments: str
+
+
 class Turn(Struct):
-    """One message of the conversation."""
+    """One message of the conversation.
+
+    Attributes:
+        reasoning: The reasoning of an earlier answer, before its content. None if the client has not sent it.
+        calls: The tool calls of an earlier answer. They come after its content.
+        ids: The ids that the model has generated for this turn; empty if they are not known. If the answer has been cut
+            after its generation, `ids` may also contain the ids of the part that was cut off.
+    """
 
     role: str
     content: list[Text | MediaRef]
+    calls: list[ToolCall] = []
+    reasoning: str | None = None
+    ids: list[int] = []
 
 
 class VideoOptions(Struct):
-    """Options for sampling frames from clips, with the defaults of the reference processor.
+    """Options for taking frames from clips. The defaults are those of the reference's processor.
 
     Attributes:
         fps: Number of frames that are taken from each second of video.
         max_frames: Maximum number of frames taken from one clip.
-        min_pixels, max_pixels: Bounds on the pixels of one resized frame; None keeps the processor's own bounds.
-        total_pixels: Bound on the pixels of all frames of a clip together.
+        min_pixels, max_pixels: Limits on the number of pixels of one resized frame; None keeps the limits of the
+            checkpoint's processor.
+        total_pixels: Limit on the total number of pixels in all frames of a clip.
         use_audio: Whether the model also receives the sound track, interleaved with the frames.
     """
 
@@ -60,7 +86,7 @@ class VideoOptions(Struct):
 
 
 class PictureSize(Struct):
-    """Bounds on the pixels of a resized picture; None leaves the processor's own."""
+    """Limits on the number of pixels of a resized picture; None keeps the limits of the checkpoint's processor."""
 
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -72,10 +98,12 @@ class Media(Struct):
     Attributes:
         kind: The kind that the client names; the container format is detected from the content.
         data: The file's bytes, uint8 [size]; empty for a clip that consists of pictures.
-        param: The request field that holds the item, for error messages.
-        size: Bounds on the size of a picture.
-        video: Options for a clip; None leaves the options of the request.
-        frames: The bytes of each picture of a clip that consists of pictures, in order; else empty.
+        param: The request field that contains the item, for error messages.
+        size: Limits on the size of a picture.
+        video: Options for a clip; with None, the options of the request apply.
+        frames: For a clip that consists of pictures, the bytes of each picture, in order. Empty for other media.
+        decoded: Whether `data` is a decoded sound: float32 [samples] at the model's sampling rate. Only the stage
+            preprocessing makes such items.
     """
 
     kind: Modality
@@ -84,30 +112,73 @@ class Media(Struct):
     size: PictureSize | None = None
     video: VideoOptions | None = None
     frames: list[Tensor] = []
+    decoded: bool = False
 
     @property
     def nbytes(self) -> int:
         return self.data.nbytes + sum(frame.nbytes for frame in self.frames)
 
 
+class Grammar(Struct, frozen=True):
+    """A grammar that the whole text must follow.
+
+    Attributes:
+        kind: The language in which the grammar is written.
+        source: The grammar: a JSON schema as JSON text, a regular expression for the whole text, rules of EBNF, or a
+            structural tag as JSON text.
+        param: The request field that is named in errors about the grammar.
+        lenient: Whether parts of a JSON schema that cannot be enforced are ignored. If not, they are an error.
+    """
+
+    kind: Literal["json_schema", "regex", "ebnf", "structural_tag"]
+    source: str
+    param: str = "response_format"
+    lenient: bool = False
+
+
+class ReasoningForm(Struct):
+    """The markers with which a model encloses the reasoning before its answer.
+
+    Attributes:
+        opening, closing: The texts before and after the reasoning.
+        opening_id, closing_id: The token ids of these texts.
+        interrupting: The text with which a tool call begins. A tool call ends reasoning that has no closing marker.
+            Empty if the model cannot call tools.
+        begun: Whether the answer begins inside the reasoning, because the prompt ends with the opening marker.
+    """
+
+    opening: str
+    closing: str
+    opening_id: int
+    closing_id: int
+    interrupting: str = ""
+    begun: bool = False
+
+
 class Sampling(Struct):
-    """Parameters with which a language-model stage picks tokens. By default, sampling is greedy, as in the reference's
-    thinker.
+    """Sampling parameters of a language-model stage. By default, sampling is greedy, as in the reference's thinker.
 
     Attributes:
         temperature: 0 is greedy.
         top_p: Nucleus mass; 1 is off.
         top_k: Number of candidates; 0 is off.
-        min_p: Least probability relative to the best candidate; 0 is off.
-        repetition_penalty: As in the reference, over prompt and output; 1 is off.
-        presence_penalty, frequency_penalty: As in the OpenAI API, over the output alone; 0 is off.
+        min_p: Minimum probability relative to the best candidate; 0 is off.
+        repetition_penalty: As in the reference, this penalty counts the tokens of the prompt and the output; 1 is off.
+        presence_penalty, frequency_penalty: As in the OpenAI API, these penalties count only the output; 0 is off.
         logit_bias: Numbers that are added to the logits of the given token ids, as in the OpenAI API.
-        seed: Makes sampling repeatable, alone or in a batch; None draws a random seed.
+        seed: Makes sampling repeatable, whether the request runs alone or in a batch. None means a random seed.
         max_tokens: Maximum number of tokens to generate; None is the server's default.
-        min_tokens: Minimum number of tokens before an end-of-turn token.
-        ignore_eos: Whether to generate `max_tokens` tokens even if an end-of-turn token or one of the `stop_token_ids`
-            is generated earlier.
+        min_tokens: Minimum number of tokens to generate before an end-of-turn token.
+        ignore_eos: Whether to generate `max_tokens` tokens in any case. If set, the text does not end at an end-of-turn
+            token or at one of the `stop_token_ids`.
         stop_token_ids: Ids that end the text, besides the end-of-turn token.
+        grammar: The thinker picks only ids that this grammar allows, and ends the text exactly where the grammar may
+            end. None allows every text.
+        thinking_budget: Maximum number of tokens between the markers of reasoning. When this number is reached, the
+            closing marker is picked next. None means no limit.
+        reasoning: The markers of the reasoning; None if the model does not reason. Set by the stage preprocessing.
+        sender: A number that stands for the client. While requests of several clients wait for a stage, the clients
+            take turns. The number has no effect on the tokens.
     """
 
     temperature: float = 0.0
@@ -123,6 +194,55 @@ class Sampling(Struct):
     min_tokens: int = 0
     ignore_eos: bool = False
     stop_token_ids: list[int] = []
+    grammar: Grammar | None = None
+    thinking_budget: int | None = None
+    reasoning: ReasoningForm | None = None
+    sender: int = 0
+
+
+class Tool(Struct):
+    """A function that the model may call.
+
+    Attributes:
+        definition: The JSON text of the object that the chat template shows to the model.
+        parameters: The JSON text of the schema of the arguments; empty if there is none.
+        strict: Whether the arguments must follow the schema.
+    """
+
+    name: str
+    definition: str
+    parameters: str = ""
+    strict: bool = False
+
+
+class ToolUse(Struct):
+    """The tools of a request, and which calls the answer may contain.
+
+    Attributes:
+        tools: The tools that the model sees.
+        callable: Names of the tools that the model may call.
+        required: Whether the answer must consist of calls.
+        parallel: Whether the answer may have more than one call.
+    """
+
+    tools: list[Tool]
+    callable: list[str]
+    required: bool = False
+    parallel: bool = True
+
+
+class CallParsing(Struct):
+    """How tool calls are found in a text.
+
+    Attributes:
+        parser: SGLang's name of the format.
+        names: Names of the functions that may be called.
+        parallel: Whether the text may have more than one call. If not, the first call ends the text.
+    """
+
+    parser: str
+    names: list[str]
+    parallel: bool = True
 
 
 class TextOutput(Struct):
@@ -134,8 +254,14 @@ class TextOutput(Struct):
         top_logprobs: Number of alternatives reported with each token.
         skip_special_tokens: Whether special tokens are left out of the text.
         return_token_ids: Whether the generated ids are wanted too.
-        stream: Whether the client wants each piece of text as soon as possible. If not, all text after the first piece
-            is sent as one piece at the end, because a message for each token would be work for three processes.
+        stream: Whether the client wants each piece of text as soon as possible. If not, the text after the first piece
+            is sent as one piece at the end. This saves time, because a message for each token costs time in three
+            processes.
+        choices: Number of texts that are generated for the prompt. 1 for a spoken answer.
+        calls: How tool calls are found in the text; None if the text cannot contain calls. Set by the stage
+            preprocessing.
+        reasoning: The markers of the reasoning; None if the model does not reason. Set by the stage preprocessing.
+        separate_reasoning: Whether the reasoning is sent separately. If not, it is a part of the content.
     """
 
     stop: list[str] = []
@@ -144,6 +270,17 @@ class TextOutput(Struct):
     skip_special_tokens: bool = True
     return_token_ids: bool = False
     stream: bool = True
+    choices: int = 1
+    calls: CallParsing | None = None
+    reasoning: ReasoningForm | None = None
+    separate_reasoning: bool = True
+
+    @property
+    def judged(self) -> bool:
+        """Whether the stage decode decides which tokens are spoken. This is necessary if a part of the text may be
+        something other than content, because only content is spoken.
+        """
+        return bool(self.stop) or self.calls is not None or self.reasoning is not None
 
 
 class SpeechOptions(Struct):
@@ -151,9 +288,9 @@ class SpeechOptions(Struct):
 
     Attributes:
         speaker: Name of a voice of the checkpoint, lower case.
-        talker: Parameters for codebook-0 codes. Their `max_tokens` is the reference's `talker_max_new_tokens`: an
-            utterance has at most `max_tokens` - 1 frames.
-        predictor: Parameters for residual codes; their `max_tokens` and penalties have no effect.
+        talker: Parameters for sampling the codes of codebook 0. Their `max_tokens` is the reference's
+            `talker_max_new_tokens`: an utterance has at most `max_tokens` - 1 frames.
+        predictor: Parameters for sampling the residual codes. Their `max_tokens` and penalties have no effect.
         streamed: Whether the client gets the speech while it is generated, and so can play it at once.
     """
 
@@ -163,13 +300,14 @@ class SpeechOptions(Struct):
     streamed: bool = True
 
 
-class ChatRequest(Struct):
-    """A validated request, as the gateway hands it to the pipeline.
+class ChatRequest(Struct, tag="chat_request"):
+    """A validated request, in the form in which the gateway sends it to the pipeline.
 
     Attributes:
-        video: Options for clips that have none of their own.
+        video: Options for clips without their own options.
         speech: None when only text is wanted.
         thinking: The variable `enable_thinking` of the chat template; None leaves the variable undefined.
+        tools: None if the model must not call anything.
     """
 
     turns: list[Turn]
@@ -179,6 +317,95 @@ class ChatRequest(Struct):
     text: TextOutput = field(default_factory=TextOutput)
     speech: SpeechOptions | None = None
     thinking: bool | None = None
+    tools: ToolUse | None = None
+
+
+class SpeechRequest(Struct, tag="speech_request"):
+    """A validated request to read a text aloud.
+
+    Attributes:
+        text: The text, with at least one character that is not white space.
+        instructions: The user's turn that the talker's prompt contains before the text; empty if there is no such turn.
+        speech: How to speak the text. `speech.talker.max_tokens` limits the speech of the whole text. If it is None,
+            the server's default limit applies to each passage separately.
+    """
+
+    text: str
+    instructions: str
+    speech: SpeechOptions
+
+
+# --- transcripts: gateway → preprocessing, and back to the collector --------------------------------------------------
+
+# A recording is transcribed piece by piece. The recording is one request, and preprocessing answers it with the times
+# of the pieces. Each piece is a separate request. Preprocessing keeps the recording until the main process aborts the
+# recording's request.
+
+TranscriptTask: TypeAlias = Literal["transcribe", "translate"]
+
+
+class Recording(Struct, tag="recording"):
+    """A sound to transcribe or to translate in pieces.
+
+    Attributes:
+        sound: The undecoded sound.
+        task: Whether to transcribe or to translate the speech.
+        language: Language of the sound: its code, or its name in English. None if the client has not named it.
+        target: Language of the translation, in the same form. Has no effect for ``transcribe``.
+        context: Text that the model reads before the sound; empty if there is no such text.
+        at_once: Maximum number of pieces in the pipeline at a time.
+        sender: As in `Sampling`.
+    """
+
+    sound: Media
+    task: TranscriptTask = "transcribe"
+    language: str | None = None
+    target: str = "en"
+    context: str = ""
+    at_once: int = 1
+    sender: int = 0
+
+
+class PieceRequest(Struct, tag="piece_request"):
+    """A request for the text of one piece of a recording.
+
+    Attributes:
+        recording: Id of the request for the whole recording.
+        index: Number of the piece. The first piece has the number 0.
+        thinker, text: The same as in `ChatRequest`.
+    """
+
+    recording: str
+    index: int
+    thinker: Sampling = field(default_factory=Sampling)
+    text: TextOutput = field(default_factory=TextOutput)
+
+
+class RecordingCut(Struct, tag="recording_cut"):
+    """The times of the pieces into which a recording is cut. Together, the pieces are the whole recording.
+
+    Attributes:
+        ends: Time in seconds at which each piece ends and the next begins.
+        language: English name of the language in which the pieces will be transcribed or translated; None if it is not
+            known.
+    """
+
+    ends: list[float]
+    language: str | None
+
+
+EntryRequest: TypeAlias = ChatRequest | SpeechRequest | Recording | PieceRequest
+
+
+def sender_of(request: EntryRequest) -> int:
+    """The number of the client that sent a request; see `Sampling.sender`."""
+    match request:
+        case ChatRequest() | PieceRequest():
+            return request.thinker.sender
+        case SpeechRequest():
+            return request.speech.talker.sender
+        case Recording():
+            return request.sender
 
 
 # --- preprocessing → image_encoder, audio_encoder, mm_aggregate -------------------------------------------------------
@@ -189,7 +416,7 @@ class VisionItem(Struct):
 
     Attributes:
         key: Content hash; equal keys mean equal embeddings.
-        grid: Patches (time, height, width), before merging.
+        grid: Numbers of patches in (time, height, width), before merging.
         patches: float32 [time·height·width, channels·2·16·16].
     """
 
@@ -199,9 +426,14 @@ class VisionItem(Struct):
 
 
 class VisionWork(Struct):
-    """The pictures and clips of one request: first all pictures in prompt order, then all clips in prompt order."""
+    """The pictures and clips of one request: first all pictures in prompt order, then all clips in prompt order.
+
+    Attributes:
+        sender: As in `Sampling`.
+    """
 
     items: list[VisionItem]
+    sender: int = 0
 
 
 class AudioItem(Struct):
@@ -219,22 +451,26 @@ class AudioItem(Struct):
 class AudioWork(Struct):
     """The sounds of one request in prompt order.
 
-    `pad_frames` is the length to which the reference pads every 100-frame chunk of this request's sounds: 100, or less
-    if all sounds of the request are shorter than a second. The length changes the embeddings of sounds that are shorter
-    than a second, and therefore their keys.
+    The reference cuts the sounds of a request into chunks of 100 frames (one second), and pads every chunk to the same
+    length. `pad_frames` is this length: 100, or less if all sounds of the request are shorter than a second. The length
+    changes the embeddings of sounds that are shorter than a second, so it is part of the keys of these sounds.
+
+    `sender` is the number of the client, as in `Sampling`.
     """
 
     items: list[AudioItem]
     pad_frames: int
+    sender: int = 0
 
 
 class MediaSpan(Struct):
-    """The places of one media item's embedding rows in the prompt.
+    """Says where the embedding rows of one media item are in the prompt.
 
     Attributes:
-        kind: The kind of media, which determines the encoder; images and videos both go to the vision tower.
+        kind: The kind of media. It determines the encoder: images and videos go to the vision tower, sounds to the
+            audio tower.
         key: Content hash, as in the encoder's work item.
-        rows: int64 [rows], ascending prompt indices (a clip's rows may be interleaved with the rows of its sound).
+        rows: int64 [rows], ascending prompt indices (the rows of a clip may alternate with the rows of its sound).
     """
 
     kind: Modality
@@ -243,12 +479,12 @@ class MediaSpan(Struct):
 
 
 class SpokenPrompt(Struct):
-    """The rows of a prompt of n tokens that the talker receives, and the options for speaking the answer.
+    """Which rows of a prompt the talker receives, and the options for speaking the answer.
 
     Attributes:
         user_rows: int64 [r], ascending prompt indices of the user turns' rows.
-        positions: float32 [3, r + 9], M-RoPE positions of the user rows and of the nine assistant rows after them, or
-            None if the positions are 0 … r+8.
+        positions: float32 [3, r + 9], M-RoPE positions of the user rows and of the nine assistant rows after them. None
+            if the positions are 0 … r+8.
         position_delta: Position minus index, for the codec tokens after the assistant rows.
         speech: The client's options.
     """
@@ -263,9 +499,10 @@ class Prompt(Struct):
     """The tokenised conversation, without its media.
 
     Attributes:
-        ids: int64 [n]; media rows hold their placeholder id.
-        positions: float32 [3, n] M-RoPE positions (time, height, width), or None if all three positions are 0 … n-1.
-        position_delta: Added to the index of a token after the prompt to get its position; may be fractional.
+        ids: int64 [n]; media rows have their placeholder id.
+        positions: float32 [3, n] M-RoPE positions (time, height, width). None if all three positions of each token
+            equal the token's index.
+        position_delta: The difference between position and index of every token after the prompt. It may be fractional.
         vision: Spans of images and videos in the order of `VisionWork.items`.
         audio: Spans in the order of `AudioWork.items`.
         thinker, text: Options that later stages use.
@@ -312,12 +549,12 @@ class ThinkerRequest(Struct):
     Attributes:
         ids: int64 [n] as in `Prompt`.
         cache_ids: int64 [n]: `ids`, with media rows replaced by numbers that are derived from the content hashes. So
-            prompts share entries of the prefix cache exactly as far as the prompts are equal. In a prompt without
-            media, `cache_ids` equals `ids`.
+            two prompts share entries of the prefix cache up to the point where they differ, and not beyond it. In a
+            prompt without media, `cache_ids` equals `ids`.
         positions, position_delta: As in `Prompt`.
-        media_rows: int64 [m], ascending indices of the rows that come from an encoder.
+        media_rows: int64 [m], ascending indices of the prompt rows that come from an encoder.
         media_embeds: [m, h], the embeddings for `media_rows`.
-        visual_rows: int64 [v], ascending indices of the rows that take deepstack embeddings.
+        visual_rows: int64 [v], ascending indices of the rows that get deepstack embeddings.
         deepstack: [injection layers, v, h], the deepstack embeddings for `visual_rows`.
         media_tokens: Number of rows by modality, for usage.
         spoken: The talker's part; None when only text is wanted.
@@ -341,10 +578,11 @@ class ThinkerRequest(Struct):
 
 
 class DecodeStart(Struct, tag="decode_start"):
-    """Informs decode that the prompt has been computed, and carries the data that decode needs before the first token.
+    """Informs the stage decode that the prompt has been computed, and contains the data that decode needs before the
+    first token.
 
-    `cached_tokens` of the `prompt_tokens` were found in the prefix cache. If the text is `awaited`, decode reports to
-    the thinker the number of tokens that no stop string can remove any more: these tokens can be spoken.
+    `cached_tokens` counts the prompt tokens that were found in the prefix cache. If `awaited` is set, the thinker waits
+    for reports from decode. Each report states which tokens are spoken, as soon as this is certain.
     """
 
     prompt_tokens: int
@@ -355,50 +593,66 @@ class DecodeStart(Struct, tag="decode_start"):
 
 
 class IdLogprob(Struct, array_like=True):
-    """A token id with its natural-log probability (before temperature and filters)."""
+    """A token id with the natural logarithm of its probability (before temperature and filters)."""
 
     id: int
     logprob: float
 
 
 class Tokens(Struct, tag="tokens"):
-    """Newly generated ids. On request, each id comes with its log-probability and the best alternatives."""
+    """Newly generated ids of one choice. If the client has asked for them, each id comes with its log-probability and
+    the best alternatives.
+    """
 
     ids: list[int]
     logprobs: list[float] = []
     alternatives: list[list[IdLogprob]] = []
+    choice: int = 0
 
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 
 
 class Finished(Struct, tag="finished"):
-    """The thinker has generated its last token.
+    """The thinker has generated the last token of one choice. The last choice that ends also ends the stream.
 
     Attributes:
-        reason: ``stop`` for an end-of-turn or stop token, ``length`` for a limit.
-        matched: The id that ended the text, or None. The id is not sent as a token, because it is not part of the text.
+        reason: ``stop`` if an end-of-turn token or a stop token ended the text, ``length`` if the text reached a limit.
+        matched: The id that ended the text; None if no id ended it. The id is not sent as a token, because it is not
+            part of the text.
     """
 
     reason: FinishReason
     matched: int | None
+    choice: int = 0
 
 
 class StopGenerating(Struct, tag="stop_generating"):
-    """Decode has found a stop string. The thinker ends the text, as if the thinker had generated an end-of-turn token.
+    """The stage decode has found the end of the text: a stop string, or a call if only one call is allowed. The thinker
+    then ends the text as if it had generated an end-of-turn token.
 
-    `tokens` is the number of the text's tokens before the stop string.
+    `tokens` and `silent` have the same meaning as in `Certain`. Here, `tokens` is the number of all tokens before the
+    end of the text.
     """
 
     tokens: int
+    choice: int = 0
+    silent: list[int] = []
 
 
 class Certain(Struct, tag="certain"):
-    """Decode's report on an awaited text: no stop string can remove the first `tokens` tokens any more. Decode sends
-    the last report after the end of the text.
+    """Report of the stage decode to the thinker: which tokens of a text are spoken. Decode sends the last report after
+    the end of the text.
+
+    Attributes:
+        tokens: Number of tokens that are certain: each of them is certainly spoken or certainly not spoken. They are
+            the first tokens of the text.
+        silent: Among these tokens, the indices of the tokens that are not spoken, because they are not content. Indices
+            of earlier reports are not repeated.
     """
 
     tokens: int
+    silent: list[int] = []
 
 
 # --- decode → collector -----------------------------------------------------------------------------------------------
@@ -413,37 +667,60 @@ class TokenText(Struct):
 
 
 class TokenLogprob(Struct):
-    """A generated token with its alternatives, most likely first."""
+    """A generated token with its alternatives, most likely first.
+
+    Attributes:
+        reasoning: Whether the token belongs to the reasoning before the answer. The markers of reasoning belong to it.
+    """
 
     chosen: TokenText
     top: list[TokenText]
+    reasoning: bool = False
 
 
 class TextDelta(Struct, tag="text"):
-    """New text, possibly empty when only log-probabilities or ids are new. Never splits a UTF-8 character.
+    """The next part of one choice. Any of its fields may be empty.
 
-    `ids`, sent on request, are all ids generated since the last delta, including the id that ended the text.
+    Attributes:
+        text: New content. Never splits a UTF-8 character.
+        reasoning: New reasoning, which comes before `text`.
+        logprobs: The log-probabilities of the tokens in this part, including the tokens of calls. Empty unless the
+            client has asked for them.
+        ids: All ids generated since the last delta, including the id that ended the text. Empty unless the client has
+            asked for them.
+        calls: Complete calls, which come after `text`.
     """
 
     text: str
     logprobs: list[TokenLogprob] = []
     ids: list[int] = []
+    choice: int = 0
+    calls: list[ToolCall] = []
+    reasoning: str = ""
 
 
 class TokenUsage(Struct):
-    """Token counts of one answer."""
+    """Token counts of one choice. The counts of the prompt are the same in all choices of a request.
+
+    Attributes:
+        reasoning_tokens: Number of completion tokens that belong to the reasoning, including its markers.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     media_tokens: dict[Modality, int]
+    reasoning_tokens: int = 0
 
 
 class TextDone(Struct, tag="text_done"):
-    """The text is complete."""
+    """The text of one choice is complete. The reason is ``tool_calls`` if the text contains calls and has not reached a
+    limit. The message for the last choice also ends the stream.
+    """
 
-    finish_reason: FinishReason
+    finish_reason: FinishReason | Literal["tool_calls"]
     usage: TokenUsage
+    choice: int = 0
 
 
 # --- thinker → talker_ar ----------------------------------------------------------------------------------------------
@@ -454,13 +731,16 @@ class TalkerPrompt(Struct, tag="talker_prompt"):
 
     Attributes:
         ids: int64 [r], token ids of the user turns' rows; media rows have their placeholder.
-        media_rows: int64 [k], ascending indices into `ids` of the media rows.
-        media_hidden: [k, thinker hidden], the states of the thinker's accept layer for these media rows.
+        media_rows: int64 [k], the indices of the media rows in `ids`, ascending.
+        media_hidden: [k, thinker hidden], the hidden states of these media rows at the layer whose states the talker
+            uses (`accept_hidden_layer`).
         assistant_ids: The last three ids of the prompt, which open the assistant's turn.
-        positions: float32 [3, r + 9], M-RoPE positions of the user rows and the nine assistant rows, or None if the
+        positions: float32 [3, r + 9], M-RoPE positions of the user rows and of the nine assistant rows. None if the
             positions are 0 … r+8.
         position_delta: Position minus index, for the codec tokens after the assistant rows.
         speech: The client's options.
+        media_ids: int64 [k], an id in [2**62, 2**63) for each row of `media_hidden`. Rows with the same id are equal,
+            even in different prompts. None if there are no media rows.
     """
 
     ids: Tensor
@@ -470,9 +750,21 @@ class TalkerPrompt(Struct, tag="talker_prompt"):
     positions: Tensor | None
     position_delta: float
     speech: SpeechOptions
+    media_ids: Tensor | None = None
 
 
-# A `TalkerPrompt` is followed by `Tokens` as they are generated, then by `Finished`.
+# After a `TalkerPrompt`, the thinker sends `Tokens` as they are generated, and then `Finished`.
+
+
+# --- preprocessing → talker_ar ----------------------------------------------------------------------------------------
+
+
+class Passage(Struct, tag="passage"):
+    """The token ids of the next passage of a text that is read aloud. A `TalkerPrompt` comes before the first passage.
+    Each passage is spoken as a separate answer to this prompt.
+    """
+
+    ids: list[int]
 
 
 # --- talker_ar ⇄ code_predictor → code2wav ----------------------------------------------------------------------------
@@ -481,7 +773,7 @@ class TalkerPrompt(Struct, tag="talker_prompt"):
 class PredictorStart(Struct, tag="predictor_start"):
     """The first message of an utterance to the code predictor: the sampling parameters for its residual codes.
 
-    `streamed` is the client's option, which the code predictor passes on.
+    `streamed` is the client's option. The code predictor sends it on to the vocoder.
     """
 
     sampling: Sampling
@@ -495,14 +787,18 @@ class VocoderStart(Struct, tag="vocoder_start"):
 
 
 class FrameSeed(Struct, tag="frame_seed"):
-    """The code predictor's input for one frame: the talker's post-norm state [talker hidden] and codebook-0 code."""
+    """The code predictor's input for one frame: the talker's state [talker hidden] after the final norm, and the
+    frame's code of codebook 0.
+    """
 
     hidden: Tensor
     code: int
 
 
 class FrameFeedback(Struct, tag="frame_feedback"):
-    """A finished frame, returned to the talker: the sum of its codec embeddings over all codebooks, [talker hidden]."""
+    """The code predictor's answer to the talker when a frame is finished: the sum of the frame's codec embeddings over
+    all codebooks, [talker hidden].
+    """
 
     embedding: Tensor
 
@@ -514,12 +810,18 @@ class Frame(Struct, tag="frame"):
 
 
 class SpeechFinished(Struct, tag="speech_finished"):
-    """The utterance has no further frame: the last message of the talker, which the code predictor passes on.
+    """The utterance has no further frame. The talker sends this message last, and the code predictor sends it on to the
+    vocoder.
 
-    `reason` is ``stop`` for the code that ends an utterance, ``length`` for a limit.
+    Attributes:
+        reason: ``stop`` if the talker picked the code that ends an utterance, ``length`` if the utterance reached a
+            limit.
+        text_tokens: Number of text tokens that were read aloud, including those of the user's turn. 0 if the thinker
+            wrote the text.
     """
 
     reason: FinishReason
+    text_tokens: int = 0
 
 
 # --- code2wav → collector ---------------------------------------------------------------------------------------------
@@ -532,29 +834,37 @@ class AudioDelta(Struct, tag="audio"):
 
 
 class AudioDone(Struct, tag="audio_done"):
-    """The utterance has ended; `frames` is its number of codec frames, and `reason` says why it has no more."""
+    """The utterance has ended; `frames` is its number of codec frames. `reason` and `text_tokens` are those of
+    `SpeechFinished`.
+    """
 
     frames: int
     reason: FinishReason
+    text_tokens: int = 0
 
 
-# --- advice about the order of work: code2wav → talker_ar → thinker ---------------------------------------------------
+# --- code2wav → talker_ar → thinker: advice about the order of work ---------------------------------------------------
 
 
 class Playing(Struct):
-    """The times at which the players of some utterances would have started if they had never been silent, by
-    `time.monotonic`. So frame i of an utterance, counted from 0, must be heard i · 80 ms later.
+    """The state of some players. `since` has a time of `time.monotonic` for each utterance. At this time, the player
+    would have started if it had never run out of sound. So frame i of the utterance, counted from 0, must be played
+    i · 80 ms after this time.
 
-    `behind` says whether the vocoder has more frames waiting than it can decode soon.
+    `behind` is true if more frames wait at the vocoder than the vocoder can decode soon.
     """
 
     since: dict[str, float]
     behind: bool = False
 
+    def shifted(self, seconds: float) -> Playing:
+        """See `contract.stage.TimedAdvice`."""
+        return Playing({request_id: since + seconds for request_id, since in self.since.items()}, self.behind)
+
 
 class TextPace(Struct):
-    """The answers whose text is far enough ahead of its speech, so that the thinker can leave them aside, and the
-    answers whose text is wanted again.
+    """Advises the thinker how to divide its time between answers. `hold` lists the answers that the thinker can pause
+    now, because their text is far enough ahead of their speech. `resume` lists the paused answers to continue.
     """
 
     hold: list[str]

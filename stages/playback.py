@@ -1,7 +1,8 @@
-"""The clock of a listener who plays streamed speech: when the speech that has been sent will have been played.
+"""Models the player of a client that plays streamed speech. The model computes when the player will have played all
+speech that has been sent.
 
-Each stage that speaks decides by this clock which utterances go first. A player starts with the first chunk, and then
-needs a codec frame every 80 ms. The *lead* of an utterance is the length of the speech that has been made and not been
+The speech stages use this model to decide which utterances go first. A player starts with the first chunk, and then
+needs a codec frame every 80 ms. The *lead* of an utterance is the length of the speech that has been made but not yet
 played. If the lead reaches zero, the listener hears a silence.
 """
 
@@ -18,11 +19,12 @@ AMPLE_SECONDS = 1.3
 
 
 class Player:
-    """A listener's player, as the vocoder sees it: it plays a chunk when the chunk is sent, or after the chunk before.
+    """A model of a listener's player. The model assumes that the player plays a chunk as soon as two conditions are
+    true: the chunk has been sent, and the chunk before it has been played.
 
     Attributes:
-        since: The time, by `time.monotonic`, at which the player would have started if it had never been silent; None
-            before the first chunk. So the player needs frame i, counted from 0, at `since` + i · 80 ms.
+        since: The time, by `time.monotonic`, at which the player would have started if it had never run out of
+            sound; None before the first chunk. So the player needs frame i, counted from 0, at `since` + i · 80 ms.
     """
 
     __slots__ = ("since",)
@@ -31,13 +33,14 @@ class Player:
         self.since: float | None = None
 
     def dry_at(self, frames: int) -> float:
-        """The time at which the first `frames` frames have been played. The player must have started."""
+        """The time at which the player has played this number of frames. The player must have started."""
         assert self.since is not None
         return self.since + FRAME_SECONDS * frames
 
     def receive(self, now: float, frames: int) -> bool:
-        """Note that a chunk after the first `frames` frames is sent. Returns whether `since` has changed, because the
-        player starts or has been silent.
+        """Note that a chunk is sent now. `frames` is the number of frames that were sent before this chunk. Returns
+        whether `since` has changed. `since` changes when the player starts, and when a chunk arrives after the player
+        has run out of sound.
         """
         if self.since is not None and self.dry_at(frames) >= now:
             return False

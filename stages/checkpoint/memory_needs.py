@@ -1,8 +1,10 @@
-"""Computes the GPU memory that each stage needs besides its weights, from the model's sizes alone.
+"""Computes the GPU memory that each stage needs besides its weights. The sizes in the model's config are the only
+input.
 
-The peak of a reference module is the sum of the sizes of the tensors that are alive at the same time. A test compares
-the peak with the count of torch's profiler (tests/stages/checkpoint/test_memory_needs.py). The memory that SGLang and
-CUDA need is derived from their source code, and has not been measured on a GPU.
+For a module of the reference, this module computes the peak of the memory use: the sum of the sizes of all tensors that
+exist at the same time. A test compares this peak with the peak that torch's profiler counts
+(tests/stages/checkpoint/test_memory_needs.py). The memory that SGLang and CUDA need is derived from their source code,
+and has not been measured on a GPU.
 """
 
 from __future__ import annotations
@@ -17,19 +19,25 @@ from stages.messages import ASSISTANT_ROWS
 from stages.options import Code2WavOptions, CodePredictorOptions, EncoderOptions, TalkerOptions, ThinkerOptions
 
 LARGEST_PICTURE_ROWS = 12845056 // 32**2
-"""Embedding rows of the largest picture that the processor makes (`max_pixels`); attention cannot divide a picture."""
+"""Embedding rows of the largest picture that the processor makes (`max_pixels`). A picture cannot be cut into pieces,
+because attention covers the whole picture.
+"""
 
 FRAMES_PER_TOKEN = 4
-"""Approximate number of codec frames (80 ms each) for a spoken text token: speech has three tokens a second."""
+"""Approximate number of codec frames (80 ms each) for a spoken text token. About three text tokens are spoken in a
+second.
+"""
 
 SAMPLING_BYTES = 60
-"""Bytes per vocabulary id of one sampled row, for all the forms of its logits that exist at the same time."""
+"""When a token is sampled, several copies of the row of logits exist at the same time. This is their total number of
+bytes for each id of the vocabulary.
+"""
 
 CPU_KV_TOKENS = 65536
 """Tokens in the KV cache on a CPU, where SGLang's default would allocate 40 % of the machine's memory."""
 
-# Pairs of a GPU memory in GiB, and the number of tokens of a prefill step that SGLang chooses for a GPU with less
-# memory (sglang 0.5.23, arg_groups/memory_hook.py).
+# Each pair is a GPU memory size in GiB and a number of tokens. On a GPU with less memory than this size, a prefill step
+# of SGLang computes this number of tokens (sglang 0.5.23, arg_groups/memory_hook.py).
 _CHUNKS = ((20, 2048), (60, 4096), (160, 8192))
 _LARGEST_CHUNK = 16384
 
@@ -41,13 +49,13 @@ _GRAPH_BYTES_PER_SEQUENCE = 2 * MIB
 # Bytes of the predictor's graphs: about twenty graphs with about a thousand kernels each, and the memory that all of
 # them share.
 _PREDICTOR_GRAPHS = 256 * MIB
-# Bytes that a sequence with penalties needs for each id of the vocabulary: a count of how often the id was generated,
-# and a mark if the id is in the prompt.
+# Bytes that a sequence with penalties needs for each id of the vocabulary. Four bytes count how often the id was
+# generated. One byte stores whether the id is in the prompt.
 _PENALTY_BYTES = 5
 
 
 def vision(situation: Situation) -> Needs:
-    """The needs of image_encoder. Memory use is highest in the attention, where queries and keys are rotated in
+    """The memory that image_encoder needs. Its memory use is highest when the attention rotates queries and keys in
     float32.
     """
     options: EncoderOptions = situation.options
@@ -60,8 +68,8 @@ def vision(situation: Situation) -> Needs:
 
 
 def audio(situation: Situation) -> Needs:
-    """The needs of audio_encoder. Memory use is highest in the first convolutions or, if there are many rows, in the
-    feed-forward of a layer.
+    """The memory that audio_encoder needs. Its memory use is highest in the first convolutions. If there are many rows,
+    it is highest in the feed-forward part of a layer.
     """
     options: EncoderOptions = situation.options
     config = read(situation.config).thinker_config.audio_config
@@ -76,8 +84,8 @@ def audio(situation: Situation) -> Needs:
 
 
 def thinker(situation: Situation) -> Needs:
-    """The needs of the thinker: SGLang's decoder, its KV cache and, if answers are spoken, a tapped row for each cached
-    token.
+    """The memory that the thinker needs for SGLang's decoder and its KV cache. If answers are spoken, the thinker also
+    needs one row of hidden states for each cached token. These rows are for the talker.
     """
     options: ThinkerOptions = situation.options
     model = read(situation.config)
@@ -101,8 +109,8 @@ def thinker(situation: Situation) -> Needs:
 
 
 def talker(situation: Situation) -> Needs:
-    """The needs of talker_ar: SGLang's decoder, its KV cache, and rows for prompts and frames. The cache need not keep
-    anything for later requests.
+    """The memory that talker_ar needs for SGLang's decoder, its KV cache, and the rows of prompts and frames. Prompts
+    for later requests stay only in the part of the KV cache that no utterance uses.
     """
     options: TalkerOptions = situation.options
     config = _speaking(read(situation.config))[0].text_config
@@ -125,7 +133,7 @@ def talker(situation: Situation) -> Needs:
 
 
 def predictor(situation: Situation) -> Needs:
-    """The needs of code_predictor: a small static cache, and graphs of whole frames."""
+    """The memory that code_predictor needs for a small static cache, and for graphs that compute whole frames."""
     options: CodePredictorOptions = situation.options
     talker_config, _ = _speaking(read(situation.config))
     config = talker_config.code_predictor_config
@@ -142,17 +150,17 @@ def predictor(situation: Situation) -> Needs:
 
 
 def vocoder(situation: Situation) -> Needs:
-    """The needs of code2wav: the state of all its slots, and the activations of its last layers, which have one step
-    for each sample.
+    """The memory that code2wav needs for the state of all slots, and for the activations of the last layers. These
+    layers have one step for each sample.
     """
     options: Code2WavOptions = situation.options
     _, config = _speaking(read(situation.config))
     item = situation.item_size
     batch = options.max_batch or (1 if situation.device == "cpu" else options.max_streams)
     frames = max(options.chunk_frames)
-    # The last blocks have the most values per frame: each block has half the channels of the block before, but three to
-    # five times its steps. A residual unit's input, the outputs of its two layers, and the histories joined to their
-    # inputs are alive at the same time.
+    # The last blocks have the most values per frame: each block has half as many channels as the block before it, but
+    # at least three times as many steps. In a residual unit, these tensors exist at the same time: the unit's input,
+    # the outputs of its two layers, and the inputs of these layers with their histories in front.
     steps, width, largest = 1, config.decoder_dim, config.decoder_dim
     for ratio in config.upsampling_ratios:
         steps *= ratio
@@ -179,9 +187,9 @@ def _engine(
     item = situation.item_size
     chunk = int(engine.get("chunked_prefill_size") or _chunk(situation.device_memory))
     hidden, heads = decoder.hidden_size, decoder.query_width + 2 * decoder.key_width
-    # Attention holds the joined projections, their normalised copies, and the results of the rotation. The experts hold
-    # two intermediates for each expert of a token (SGLang's fused kernel uses the memory of the first intermediate for
-    # the output).
+    # Attention needs memory for the joined projections, their normalised copies, and the results of the rotation. The
+    # experts need memory for two intermediate results for each expert of a token. The experts' output needs no further
+    # memory, because SGLang's fused kernel writes the output over the first intermediate result.
     attention = (4 * heads + hidden) * item // situation.ranks + 2 * decoder.head_width * (4 + item)
     expert = decoder.moe_intermediate_size // situation.ranks
     experts = decoder.num_experts_per_tok * (max(2 * expert, hidden) + expert) * item + decoder.experts * 4
@@ -200,7 +208,9 @@ def _engine(
 
 
 def _kv_bytes(decoder: DecoderConfig, situation: Situation) -> int:
-    """Bytes of one token's keys and values on each rank; if there are fewer heads than ranks, heads are repeated."""
+    """Bytes of one token's keys and values on each rank. A rank has at least one KV head. If there are fewer KV heads
+    than ranks, several ranks have the same head.
+    """
     heads = -(-decoder.num_key_value_heads // situation.ranks)
     item = 1 if str(situation.options.engine.get("kv_cache_dtype", "auto")).startswith("fp8") else situation.item_size
     return 2 * decoder.num_hidden_layers * heads * decoder.head_width * item

@@ -1,5 +1,5 @@
-"""Finds the reason why a stage cannot compute with a checkpoint's weights: the quantisation of the weights, or the GPU
-or the ranks of the stage.
+"""Finds out whether a stage can compute with a checkpoint's weights, and returns the reason if it cannot. Possible
+reasons are the quantisation of the weights, the GPU of the stage, and the number of the stage's ranks.
 
 The statements about SGLang come from its sources (0.5.23, ``srt/layers/quantization``).
 `tests/stages/checkpoint/test_misfits.py` checks the statements that need no GPU.
@@ -18,18 +18,17 @@ from stages.checkpoint.model_config import DecoderConfig, read
 from stages.checkpoint.quantised_parts import misplaced
 from stages.checkpoint.quantization import FLOATS, Form, Quantization, Sharing
 
-# Number of rows of a tile in Marlin's expert kernels. Widths of AWQ weights need not be multiples of this number,
-# because SGLang also has Triton kernels for AWQ with smaller groups.
+# Marlin's expert kernels need widths that are multiples of this number. AWQ weights may have other widths, because
+# SGLang also has Triton kernels for AWQ, with smaller groups.
 _MARLIN_ROWS = 64
 
-# Lowest compute capabilities. Marlin's kernels for integers need the first, and the Triton or CUTLASS kernels for FP8
-# experts need the second.
+# Minimum compute capability of a GPU: for Marlin's integer kernels, and for FP8 experts (Triton or CUTLASS kernels).
 _MARLIN_CAPABILITY = (8, 0)
 _FP8_CAPABILITY = (8, 9)
 
 
 class _Width(Struct, frozen=True):
-    """A width of the model that is divided among the ranks.
+    """A width of the model, such as its number of attention heads. Each rank gets an equal share of the width.
 
     Attributes:
         unit: Each rank's share must be a multiple of this number.
@@ -57,7 +56,7 @@ def plain(prefix: str) -> TellMisfit:
     def misfit(share: Share) -> str | None:
         held = (name for name in share.tensors if name.startswith(prefix))
         name = next(filter(quantization.is_quantised, held), None)
-        return name and f"{name} is quantised, and only the decoders of thinker and talker may be"
+        return name and f"{name} is quantised, and only the decoders of thinker and talker may be quantised"
 
     return misfit
 
@@ -82,12 +81,12 @@ def _unable(found: Quantization, share: Share) -> str | None:
     if floats:
         return None
     if found.sharing is Sharing.GROUP and found.group not in (32, 64, 128):
-        return f"SGLang's kernels take groups of 32, 64 or 128, not {found.group} ({found.title})"
+        return f"SGLang's kernels support groups of 32, 64 or 128, not {found.group} ({found.title})"
     if found.form is Form.AWQ:
         return None
     if not found.symmetric:
         return (
-            f"SGLang has no kernels for experts in {found.title} with zero points; take a symmetric checkpoint, or AWQ"
+            f"SGLang has no kernels for experts in {found.title} with zero points; use a symmetric checkpoint, or AWQ"
         )
     if share.ranks > 1 and (found.form is Form.GPTQ or found.reordered):
         return (
@@ -101,8 +100,8 @@ def _uneven(share: Share, decoder: DecoderConfig, found: Quantization | None) ->
     for width in _widths(share.ranks, decoder, found):
         part = width.size / share.ranks
         if part % width.unit:
-            rest = "" if part == int(part) else "not a whole number, "
-            shared = f", {rest}for each" if share.ranks > 1 else ""
+            rest = "" if part == int(part) else " (not a whole number)"
+            shared = f" for each rank{rest}" if share.ranks > 1 else ""
             unit = f", which is not a multiple of {width.unit} ({found.title})" if found and width.unit > 1 else ""
             yield f"{width.name} is {width.size}: {part:g}{shared}{unit}"
 
@@ -120,7 +119,7 @@ def _widths(ranks: int, decoder: DecoderConfig, found: Quantization | None) -> I
         experts = inputs if found.form in (*FLOATS, Form.AWQ) else math.lcm(inputs, _MARLIN_ROWS)
     yield _Width("moe_intermediate_size", decoder.moe_intermediate_size, experts)
     yield _Width("num_attention_heads · head_dim", decoder.query_width, math.lcm(outputs, inputs))
-    # If there are fewer key heads than ranks, SGLang repeats heads.
+    # If there are fewer key heads than ranks, SGLang assigns the same head to several ranks.
     yield _Width(
         "num_key_value_heads · head_dim", max(decoder.num_key_value_heads, ranks) * decoder.head_width, outputs
     )

@@ -15,8 +15,8 @@ class DecoderConfig(Struct, frozen=True, kw_only=True):
     """The sizes of a causal transformer. If the transformer has experts, `moe_intermediate_size` is the width of each
     expert.
 
-    The number of experts has two names: one in the files on the hub, and another in talker configs that transformers 5
-    has written.
+    The number of experts is in `num_experts` or in `num_local_experts`. Files on the Hugging Face hub use
+    `num_experts`. Talker configs that transformers 5 has written use `num_local_experts`.
     """
 
     hidden_size: int
@@ -98,16 +98,19 @@ class ThinkerConfig(Struct, frozen=True, kw_only=True):
 
 
 class TalkerConfig(Struct, frozen=True, kw_only=True):
-    """The sizes of the talker with its code predictor."""
+    """The sizes of the talker with its code predictor, and the ids of its voices."""
 
     text_config: DecoderConfig
     code_predictor_config: DecoderConfig
     thinker_hidden_size: int
     num_code_groups: int = 16
+    speaker_id: dict[str, int] | None = None
 
 
 class VocoderConfig(DecoderConfig, frozen=True, kw_only=True):
-    """The sizes of code2wav: a transformer, then convolutions that turn each frame into `samples_per_frame` samples."""
+    """The sizes of code2wav. It consists of a transformer, and of convolutions after the transformer. The convolutions
+    turn each frame into samples; their number is `samples_per_frame`.
+    """
 
     codebook_size: int
     num_quantizers: int
@@ -121,7 +124,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
     """The sizes of a complete Qwen3-Omni model. `talker_config` and `code2wav_config` are None if the model only writes
     text.
 
-    `dtype` is torch's name for the type that most weights are stored in.
+    `dtype` is torch's name for the data type in which most weights are stored.
     """
 
     thinker_config: ThinkerConfig
@@ -133,8 +136,41 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
     quantization_config: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def speaks(self) -> bool:
+        """Whether the model has a talker."""
+        return self.enable_audio_output and self.talker_config is not None
+
+    @property
     def stored_dtype(self) -> str:
         return self.dtype or self.torch_dtype or "bfloat16"
+
+
+def without_speech(config: Mapping[str, Any]) -> str | None:
+    """The reason why the model of a parsed ``config.json`` only writes text; None if the model speaks.
+
+    Raises:
+        StartupError: The config says that the model speaks, but describes only a part of the speech modules.
+    """
+    model = read(config)
+    if not model.enable_audio_output:
+        return "its config.json says enable_audio_output: false"
+    if model.talker_config is None and model.code2wav_config is None:
+        return "its config.json has neither talker_config nor code2wav_config"
+    missing = [
+        name
+        for name, part in (
+            ("talker_config", model.talker_config),
+            ("code2wav_config", model.code2wav_config),
+            ("talker_config.speaker_id", model.talker_config is None or model.talker_config.speaker_id),
+        )
+        if not part
+    ]
+    if missing:
+        raise StartupError(
+            f"config.json says that the model speaks, but config.json has no {' and no '.join(missing)}. Complete "
+            "config.json or, to serve text only, pass --text-only."
+        )
+    return None
 
 
 def read(config: Mapping[str, Any]) -> ModelConfig:

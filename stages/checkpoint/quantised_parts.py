@@ -23,8 +23,8 @@ _FUSED = (
 
 
 def layers(part: str, tensors: Collection[str]) -> dict[str, dict[str, set[str]]]:
-    """The linear layers of a part's decoder, grouped as SGLang fuses them. Each layer comes with the last parts of the
-    names of its tensors.
+    """The linear layers of a part's decoder, grouped as SGLang fuses them. Each layer comes with the endings of its
+    tensor names, such as ``weight``.
 
     Args:
         tensors: Names of the checkpoint's tensors.
@@ -41,7 +41,7 @@ def layers(part: str, tensors: Collection[str]) -> dict[str, dict[str, set[str]]
     return dict(found)
 
 
-@functools.lru_cache(maxsize=1024)  # all layers of the decoder have the same names
+@functools.lru_cache(maxsize=1024)  # the same few names occur in every layer of the decoder
 def _fused(name: str) -> str:
     for pattern, fused in _FUSED:
         if match := pattern.fullmatch(name):
@@ -50,14 +50,13 @@ def _fused(name: str) -> str:
 
 
 def quantised_modules(modules: dict[str, set[str]]) -> list[str]:
-    """Names of the quantised modules. `modules` maps each module's name to the last parts of the names of its
-    tensors.
-    """
+    """Names of the quantised modules. `modules` maps each module's name to the endings of its tensor names."""
     return [module for module, suffixes in modules.items() if any(is_quantised(f".{suffix}") for suffix in suffixes)]
 
 
 def misplaced(quantization: Quantization | None, part: str, tensors: Collection[str]) -> str | None:
-    """A fault of a part's quantised layers, worded as the end of a sentence; None if there is no fault.
+    """Check the quantised layers of a part. If something is wrong with them, the result says what is wrong. It is the
+    end of a sentence for an error message. None if nothing is wrong.
 
     Args:
         quantization: The part's quantisation according to the configuration.
@@ -73,7 +72,7 @@ def _misplaced(quantization: Quantization | None, part: str, tensors: Collection
         if quantization is None:
             yield f"{name} is quantised, and config.json has no quantization_config for the {part}"
         elif not _LAYER.fullmatch(module):
-            yield f"{name} is quantised, and only projections in decoder layers may be"
+            yield f"{name} is quantised, and only projections in decoder layers may be quantised"
     if quantization is None:
         return
     wanted = needed(quantization)
@@ -85,4 +84,4 @@ def _misplaced(quantization: Quantization | None, part: str, tensors: Collection
         for module in quantised:
             lacking = wanted - modules[module]
             if lacking:
-                yield f"there is no {module}.{min(lacking)}, and {quantization.title} needs one"
+                yield f"there is no {module}.{min(lacking)}, and {quantization.title} needs it"

@@ -1,4 +1,6 @@
-"""Gives the names, shapes and types of the tensors that a checkpoint stores for a quantised weight of each form."""
+"""Lists the tensors that a checkpoint stores for a quantised weight: their names, shapes and types. These depend on the
+form of the weight.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +16,21 @@ BODIES = {
     Form.PACKED: "weight_packed",
     Form.FLOAT: "weight",
 }
-"""Last parts of the names of the tensors that hold the quantised numbers."""
+"""Tensors that contain quantised numbers have names with these endings."""
 
 Entry = tuple[str, tuple[int, ...], int]
-"""Last part of a tensor's name, its shape, and the bytes of an element."""
+"""The ending of a tensor's name, the tensor's shape, and the bytes of one element."""
 
 
 def scale_name(quantization: Quantization) -> str:
-    """The last part of the names of the tensors that hold the scales."""
+    """The names of tensors that contain scales end with this text."""
     if quantization.form in (Form.AWQ, Form.GPTQ):
         return "scales"
     return "weight_scale_inv" if quantization.form is Form.FP8 and quantization.block[0] else "weight_scale"
 
 
 def needed(quantization: Quantization) -> frozenset[str]:
-    """The last parts of the names of the tensors from which a weight is computed."""
+    """The endings of the names of all tensors that are needed to compute a weight."""
     names = {BODIES[quantization.form], scale_name(quantization)}
     packed = quantization.form is Form.PACKED
     if not quantization.symmetric:
@@ -42,7 +44,7 @@ def entries(quantization: Quantization, outputs: int, inputs: int, item_size: in
     """The tensors that are stored in place of a quantised weight [outputs, inputs].
 
     Args:
-        item_size: Bytes of one number in the type in which the other weights are stored.
+        item_size: Bytes of one number of an unquantised weight.
     """
     if quantization.form in FLOATS:
         yield from _float(quantization, outputs, inputs, item_size)
@@ -81,8 +83,8 @@ def _float(quantization: Quantization, outputs: int, inputs: int, item_size: int
 def sizes(
     quantization: Quantization, module: str, shape: tuple[int, ...], item_size: int
 ) -> Iterator[tuple[str, tuple[int, int, bool]]]:
-    """For each stored tensor of a quantised weight, by name: the number of elements, the number of bytes, and whether
-    the tensor keeps its type when it is loaded.
+    """Yields a pair for each stored tensor of a quantised weight: the tensor's name, and three facts. The facts are the
+    number of elements, the number of bytes, and whether the tensor keeps its type when it is loaded.
     """
     outputs, inputs = shape
     for name, own, size in entries(quantization, outputs, inputs, item_size):
@@ -92,7 +94,9 @@ def sizes(
 
 
 def _words(numbers: int, bits: int) -> int:
-    """Number of 32-bit integers that hold `numbers` numbers of `bits` bits each."""
+    """Number of 32-bit integers that are needed for packed numbers. `numbers` is the count of the packed numbers, and
+    `bits` is the size of each.
+    """
     return -(-numbers * bits // 32)
 
 

@@ -28,7 +28,9 @@ _ENDINGS = tuple(
 )
 
 PLACES = ("quantization_config", "compression_config")
-"""Keys under which a configuration may hold the quantisation; the first key that is present counts."""
+"""Keys under which a configuration may have the quantisation. If several of these keys are present, the first one
+counts.
+"""
 
 # Names of quantisation methods that are always refused, each with the reason.
 _REFUSED = {
@@ -54,11 +56,11 @@ class Form(Enum):
 
 
 class Sharing(Enum):
-    """The group of a weight's numbers that share one scale."""
+    """Which numbers of a weight share one scale."""
 
     TENSOR = "all"
-    CHANNEL = "those of one output"
-    GROUP = "so many neighbouring inputs of one output"
+    CHANNEL = "the numbers of one output"
+    GROUP = "the numbers of some neighbouring inputs of one output"
     BLOCK = "a rectangle of outputs and inputs"
 
 
@@ -66,12 +68,14 @@ FLOATS = (Form.FP8, Form.FLOAT)
 
 
 class Names(Struct, frozen=True):
-    """A set of modules, described by names and patterns as in the quantisation formats. Names are looked up in sets,
-    because a checkpoint may list thousands of modules.
+    """A set of modules. As in the quantisation formats, the modules are described by names and by patterns. The names
+    are kept in sets, because a checkpoint may list thousands of modules, and every layer is searched for in them.
 
     Attributes:
-        ends: Complete names of modules, or the last parts of names, after a dot.
-        runs: Parts of names between two dots, or between a dot and the end.
+        ends: Names that match a module if they are the complete name of the module, or the part of its name after any
+            dot.
+        runs: Parts of names. A part matches a module if it occurs anywhere in the module's name. It must begin at the
+            beginning of the name or after a dot, and end before a dot or at the end of the name.
         patterns: Regular expressions that match a name from its beginning.
     """
 
@@ -99,14 +103,14 @@ class Quantization(Struct, frozen=True, kw_only=True):
         part: ``thinker`` or ``talker``.
         form: The format in which the weights are stored.
         bits: Number of bits of one stored number.
-        sharing: The group of numbers that share a scale.
-        group: If groups share a scale: the number of inputs in a group.
-        block: If blocks share a scale: the numbers of outputs and inputs of a block.
-        symmetric: Whether zero is in the middle of the stored range; if not, every group has a zero point of its own.
-        reordered: Whether a tensor contains the index of each input's group; if not, neighbouring inputs form a group.
+        sharing: Which numbers share a scale.
+        group: The number of inputs in a group, if the numbers of a group share a scale.
+        block: The numbers of outputs and inputs of a block, if the numbers of a block share a scale.
+        symmetric: Whether zero is in the middle of the stored range. If not, every group has its own zero point.
+        reordered: Whether a tensor lists the group of each input. If not, neighbouring inputs form a group.
         lowered_zeros: Whether the stored zero points are too low by 1, as AutoGPTQ writes them.
         static_inputs: Whether scales of activations are stored too.
-        left: The modules that are not quantised.
+        left: The modules that stay unquantised.
         only: The modules that are quantised; None means all modules except those in `left`.
     """
 
@@ -137,7 +141,7 @@ class Quantization(Struct, frozen=True, kw_only=True):
         """
         if not _LINEAR.fullmatch(module) or not module.startswith(f"{self.part}."):
             return False
-        # In a part's own section, names of modules may lack the part's prefix.
+        # If the configuration is in the section of one part, it may contain module names without the part's prefix.
         names = (module, module.removeprefix(f"{self.part}."))
         return not any(map(self.left.has, names)) and (self.only is None or any(map(self.only.has, names)))
 
@@ -145,7 +149,7 @@ class Quantization(Struct, frozen=True, kw_only=True):
 def said(config: Mapping[str, Any], part: str) -> Mapping[str, Any] | None:
     """The ``quantization_config`` of a part, unchanged from the file; None if the part has no such entry.
 
-    The entry is at the top of ``config.json``, or in the part's own section.
+    The entry may be at the top level of ``config.json`` or in the part's own section.
     """
     own = config.get(f"{part}_config") or {}
     sections = (config, own, own.get("text_config") or {})
@@ -193,7 +197,7 @@ def _method(source: Mapping[str, Any]) -> str:
     method = str(source.get("quant_method", "")).lower().replace("_", "-")
     if method not in _READERS:
         reason = next((reason for name, reason in _REFUSED.items() if method.startswith(name)), None)
-        raise _refusal(f"quant_method {method!r}", reason or f"take one of {', '.join(_READERS)}")
+        raise _refusal(f"quant_method {method!r}", reason or f"use one of {', '.join(_READERS)}")
     return method
 
 
@@ -201,7 +205,10 @@ def _fp8(source: Mapping[str, Any], part: str) -> Quantization:
     block = source.get("weight_block_size")
     scheme = source.get("activation_scheme", "dynamic")
     if block and scheme != "dynamic":
-        raise _refusal(f"activation_scheme {scheme!r} with weight_block_size", "blocks need 'dynamic'")
+        raise _refusal(
+            f"activation_scheme {scheme!r} with weight_block_size",
+            "weights with weight_block_size need the activation_scheme 'dynamic'",
+        )
     left = source.get("ignored_layers") or source.get("modules_to_not_convert") or ()
     return Quantization(
         part=part,
@@ -250,8 +257,8 @@ def _gptq(source: Mapping[str, Any], part: str) -> Quantization:
 
 
 def _dynamic(rules: Mapping[str, Any]) -> Iterator[str]:
-    """Patterns of the modules that GPTQModel's rules exclude. A rule that changes the format of a module is refused,
-    because only one format is supported.
+    """Patterns of the modules that GPTQModel's rules exclude from quantisation. A rule that changes the format of a
+    module is refused, because all quantised modules must have the same format.
     """
     for rule, changed in rules.items():
         if rule.startswith("-:"):
@@ -261,15 +268,17 @@ def _dynamic(rules: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _auto_round(source: Mapping[str, Any], part: str) -> Quantization:
-    """The quantisation of a checkpoint that AutoRound has written. The weights are packed as by AutoGPTQ or AutoAWQ,
-    and the configuration lists the layers that are not quantised.
+    """The quantisation of a checkpoint that AutoRound has written. AutoRound packs the weights in the same way as
+    AutoGPTQ or AutoAWQ. The configuration lists the layers that are not quantised.
     """
     packing = source.get("packing_format", "auto_round:auto_gptq")
     if packing not in ("auto_round:auto_gptq", "auto_round:auto_awq") or source.get("data_type", "int") != "int":
-        raise _refusal(f"AutoRound packing_format {packing!r}", "take 'auto_round:auto_gptq' or 'auto_round:auto_awq'")
+        raise _refusal(f"AutoRound packing_format {packing!r}", "use 'auto_round:auto_gptq' or 'auto_round:auto_awq'")
     bits = _four_or_eight(source["bits"], "AutoRound")
     if packing.endswith("awq") and (bits != 4 or source["sym"]):
-        raise _refusal(f"{packing} with {bits} bits, sym {source['sym']}", "AWQ's kernels take 4 bits with zero points")
+        raise _refusal(
+            f"{packing} with {bits} bits, sym {source['sym']}", "AWQ's kernels support only 4 bits with zero points"
+        )
     names: list[str] = []
     patterns: list[str] = []
     for name, changed in (source.get("extra_config") or {}).items():
@@ -297,15 +306,19 @@ def _compressed(source: Mapping[str, Any], part: str) -> Quantization:
     weights, form = groups[0]["weights"], groups[0].get("format") or source.get("format")
     kinds = {"pack-quantized": (Form.PACKED, "int"), "float-quantized": (Form.FLOAT, "float")}
     kinds["naive-quantized"] = kinds["float-quantized"]
-    if form not in kinds or weights.get("type", "int") != kinds[form][1] or source.get("sparsity_config"):
+    if source.get("sparsity_config"):
+        raise _refusal("a sparsity_config", "this server does not read sparse weights")
+    if form not in kinds or weights.get("type", "int") != kinds[form][1]:
         raise _refusal(
-            f"compressed-tensors format {form!r} of {weights.get('type')!r}",
-            "SGLang's experts accept 'pack-quantized' weights of type 'int', or 'float-quantized' or 'naive-quantized' "
-            "weights of type 'float' with 8 bits",
+            f"compressed-tensors weights with the format {form!r} and the type {weights.get('type', 'int')!r}",
+            "SGLang's experts accept the format 'pack-quantized' only with the type 'int', and the formats "
+            "'float-quantized' and 'naive-quantized' only with the type 'float' and 8 bits",
         )
     inputs = groups[0].get("input_activations")
     if kinds[form][0] is Form.PACKED and inputs:
-        raise _refusal("input_activations with 'pack-quantized'", "SGLang computes experts with plain activations")
+        raise _refusal(
+            "input_activations with 'pack-quantized'", "SGLang does not quantise activations for experts in this format"
+        )
     strategy = weights.get("strategy") or ("group" if weights.get("group_size") else "channel")
     sharing = Sharing[strategy.upper()]
     block = weights.get("block_structure")
@@ -353,12 +366,12 @@ def _four_or_eight(bits: Any, form: str) -> int:
 
 def _eight(bits: int) -> int:
     if bits != 8:
-        raise _refusal(f"float weights of {bits} bits", "take 8")
+        raise _refusal(f"float weights of {bits} bits", "use 8 bits")
     return bits
 
 
 def _refusal(what: str, reason: str) -> StartupError:
-    return StartupError(f"config.json: quantization_config says {what}, which cannot be served: {reason}.")
+    return StartupError(f"config.json: quantization_config specifies {what}, which cannot be served: {reason}.")
 
 
 _READERS = {

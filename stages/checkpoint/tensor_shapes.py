@@ -35,7 +35,7 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def stored_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, int, bool]]:
-    """For each tensor, by name: the number of elements, the number of bytes, and whether the tensor keeps its type when
+    """Maps the name of each tensor to its number of elements, its number of bytes, and whether it keeps its type when
     it is loaded.
 
     Raises:

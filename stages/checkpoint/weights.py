@@ -24,7 +24,8 @@ Part = TypeVar("Part", bound=PreTrainedModel)
 def load_part(
     part: type[Part], config: Any, model_path: str | Path, prefix: str, dtype: torch.dtype, device: str
 ) -> Part:
-    """Build `part` from its own config and the checkpoint's tensors under `prefix`, ready for inference.
+    """Build `part`, ready for inference, from its own config and the checkpoint's tensors whose names start with
+    `prefix`.
 
     Raises:
         StartupError: The weights are missing, damaged, or do not fit the configuration.
@@ -91,18 +92,18 @@ def _names(path: Path) -> list[str]:
 
 
 def _plain(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor of a weight file. Raises StartupError if the tensor is quantised."""
+    """Returns `tensor` unchanged. Raises StartupError if the tensor is quantised."""
     if tensor.dtype.itemsize == 1 or is_quantised(name):
         raise StartupError(
-            f"{name} is quantised: only the language models of thinker and talker may be; take a checkpoint that keeps "
-            "the precision of the encoders, the code predictor and the vocoder"
+            f"{name} is quantised: only the language models of thinker and talker may be quantised; use a checkpoint "
+            "in which the encoders, the code predictor and the vocoder are not quantised"
         )
     return tensor
 
 
 def encoder_dtype(option: str | None, config: Qwen3OmniMoeConfig, device: str) -> torch.dtype:
-    """The data type in which a stage computes: the configured type or, if no type is configured, float32 on a CPU and
-    the checkpoint's type on a GPU.
+    """The data type in which a stage computes: the configured type, if there is one. Without a configured type, the
+    stage computes in float32 on a CPU, and in the checkpoint's type on a GPU.
 
     Raises:
         StartupError: The configured name is not the name of a floating-point type.
@@ -116,8 +117,8 @@ def encoder_dtype(option: str | None, config: Qwen3OmniMoeConfig, device: str) -
 
 
 def _files_with(root: Path, prefix: str) -> dict[str, list[str] | None]:
-    """The weight files to open, each with the names of the wanted tensors. None instead of the names means that only
-    the file itself lists its tensors.
+    """The weight files to open, each with the names of the wanted tensors. Without an index, the names are None: the
+    caller must then look into the file.
     """
     index = root / INDEX_FILE
     if not index.is_file():

@@ -1,8 +1,5 @@
-"""The stage code2wav: turns codec frames into sound, as they arrive.
+"""The stage code2wav, also called the vocoder: turns codec frames into sound, as they arrive.
 
 The streaming vocoder and its state belong in this package. Audio file formats belong in `gateway.answers`.
+The package imports nothing by itself, because the simulation uses the order of work without torch.
 """
-
-from stages.code2wav.stage import Code2Wav
-
-__all__ = ["Code2Wav"]

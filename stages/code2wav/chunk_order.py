@@ -1,8 +1,9 @@
 """Decides which utterances the vocoder decodes next.
 
-There are two orders. `ArrivalOrder` is first come, first served. `ListenerOrder` serves the listener first who would be
-the first to hear a silence. It starts an utterance only when that delays nobody's next chunk too long, and when the
-next chunk of the new utterance is expected in time too.
+A chunk is a number of consecutive frames of one utterance, which are decoded and sent together. There are two orders.
+`ArrivalOrder` decodes chunks in the order of their arrival. `ListenerOrder` decodes for the listener whose player will
+run out of sound first. `ListenerOrder` delays the start of a new utterance while this start would probably make a later
+chunk arrive too late, either of this utterance or of another.
 """
 
 from __future__ import annotations
@@ -15,33 +16,45 @@ from stages.messages import Playing
 from stages.playback import AMPLE_SECONDS, FRAME_SECONDS, SHORT_SECONDS, Player
 
 PATIENCE_SECONDS = 0.5
-"""A chunk of speech that nobody plays while it is made is due this long after it became complete."""
+"""If nobody plays an utterance while it is made, a chunk is due this number of seconds after it is complete."""
 
 MARGIN_SECONDS = 0.02
-"""Time that a chunk needs from the vocoder to the player."""
+"""Time, in seconds, that a chunk needs to get from the vocoder to the player."""
 
 TOLERANCE_SECONDS = 0.03
-"""A silence of this length is risked in predictions. It is shorter than what a listener notices."""
+"""A predicted silence of up to this length, in seconds, is accepted. A listener does not notice it."""
 
 LONGEST_HOLD_SECONDS = 3.0
-"""An utterance that has waited this long starts even if silences will follow."""
+"""After waiting for this number of seconds, an utterance starts even if silences are expected to follow."""
 
 MOST_LOAD = 0.9
-"""The largest part of the vocoder's time that players may need, before further utterances wait for their start."""
+"""The largest share of the vocoder's time that playing utterances may need. A new utterance does not start if all
+playing utterances, including the new one, would then need more than this share.
+"""
 
 BEHIND_SECONDS = 0.3
-"""The vocoder is behind when the frames that wait need this time, until they need half of it."""
+"""The vocoder counts as behind when it would need this number of seconds to decode the waiting frames. It no longer
+counts as behind when it would need only half of this time.
+"""
+
+PACE_RESERVE = 1.1
+"""The later frames of an utterance are expected to take longer than its early frames by this factor."""
 
 EARLY_FRAMES = 8
-"""The first frames of an utterance, whose pace says when the second chunk of another utterance will come."""
+"""Number of frames that count as the early frames of an utterance. Their pace predicts when the second chunk of a new
+utterance will be complete.
+"""
+
+MEAN_OF = 20
+"""A mean covers about this number of recent delays."""
 
 HALF_LIFE_SECONDS = 2.0
-"""The time after which an observed delay counts half."""
+"""After this number of seconds, an observed delay has half of its weight."""
 
 
 class NextChunk(NamedTuple):
-    """The next work: a chunk of `frames` frames of each utterance in `request_ids`. Either all or none of these
-    utterances are in their first chunk.
+    """The chunks to decode next: one chunk of each utterance in `request_ids`. All these chunks have the same number of
+    `frames`. Either all of them are the first chunks of their utterances, or all of them are later chunks.
     """
 
     request_ids: list[str]
@@ -52,7 +65,9 @@ NOTHING = NextChunk([], 0)
 
 
 class ChunkOrder(Protocol):
-    """The frames that wait, by utterance, and the order of decoding them. Times are by `time.monotonic`."""
+    """Counts the waiting frames of each utterance, and decides the order of decoding. Times are from
+    `time.monotonic`.
+    """
 
     def begin(self, request_id: str, *, streamed: bool) -> None:
         """Note a new utterance, whose prompt the talker is about to compute."""
@@ -64,16 +79,18 @@ class ChunkOrder(Protocol):
         """Note that no frame will follow."""
 
     def forget(self, request_id: str) -> None:
-        """Forget an utterance, and free its slot of the vocoder. Ignores unknown ids."""
+        """Forget an utterance, and free its slot in the vocoder. Ignores unknown ids."""
 
     def next_chunk(self, now: float) -> NextChunk:
         """The chunk to decode now, or `NOTHING`."""
 
     def wakes_at(self, now: float) -> float | None:
-        """The next time at which there may be a chunk to decode although no further frame has arrived."""
+        """The next time at which `next_chunk` must be called again even if no further frame arrives."""
 
     def sent(self, chunk: NextChunk, began: float, now: float) -> Playing | None:
-        """Note that a chunk has been decoded and is sent. Returns advice for the talker, if there is any."""
+        """Note that a chunk has been decoded and is being sent. Returns a report about the players, which the talker
+        uses to order its work. Returns None if there is nothing to report.
+        """
 
     @property
     def ready(self) -> int:
@@ -84,12 +101,12 @@ class _Frames:
     """The frames of one utterance.
 
     Attributes:
-        streamed: Whether somebody plays the utterance while it is made.
+        streamed: Whether a client plays the utterance while it is made.
         player: The listener's player, if `streamed`.
         waiting, decoded: Numbers of frames.
         ended: Whether all frames have arrived.
         first_at, last_at: Arrival of the first and of the latest frame.
-        complete_at: Time since which a complete chunk, or the end of the utterance, waits.
+        complete_at: Time at which the waiting chunk became complete, or at which the utterance ended.
     """
 
     __slots__ = ("complete_at", "decoded", "ended", "first_at", "last_at", "player", "streamed", "waiting")
@@ -130,7 +147,7 @@ class _Sizes:
         self.full = max(sizes)
 
     def after(self, decoded: int) -> int:
-        """Size of the chunk that follows the first `decoded` frames."""
+        """Size of the chunk that begins when this number of frames has been decoded."""
         for size in self._sizes:
             if decoded < size:
                 return size
@@ -139,7 +156,7 @@ class _Sizes:
 
 
 class _Recent:
-    """The longest of some delays, of which each counts less and less."""
+    """The longest of the recent delays. The older a delay is, the less it counts."""
 
     def __init__(self) -> None:
         self._longest = self._at = 0.0
@@ -150,6 +167,22 @@ class _Recent:
 
     def seconds(self, now: float) -> float:
         return float(self._longest * 0.5 ** ((now - self._at) / HALF_LIFE_SECONDS))
+
+
+class _Mean:
+    """The mean of recent delays; 0 before the first delay.
+
+    Attributes:
+        seconds: The mean.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._notes = 0
+
+    def note(self, seconds: float) -> None:
+        self._notes = min(self._notes + 1, MEAN_OF)
+        self.seconds += (seconds - self.seconds) / self._notes
 
 
 class _Utterances:
@@ -183,12 +216,12 @@ class _Utterances:
         return min(self._sizes.after(each.decoded), each.waiting)
 
     def _free(self) -> int:
-        """Number of slots that no utterance has."""
+        """Number of slots that no utterance uses."""
         return self._slots - sum(each.decoded > 0 for each in self._utterances.values())
 
     def _batch(self, order: Iterable[str]) -> NextChunk:
-        """A chunk of the first utterance in `order` that has a slot or can get one, and of the utterances after it that
-        can be decoded in the same batch.
+        """A batch of chunks. The first chunk belongs to the first utterance in `order` that has a slot or can get a
+        slot. The other chunks belong to later utterances, and can be decoded together with the first chunk.
         """
         chosen: list[str] = []
         shape: tuple[int, bool] | None = None
@@ -208,7 +241,9 @@ class _Utterances:
 
 
 class ArrivalOrder(_Utterances):
-    """Chunks in the order in which they became complete; see `ChunkOrder`, and `_Utterances` for the arguments."""
+    """Decodes chunks in the order in which they became complete. `ChunkOrder` describes the methods, and `_Utterances`
+    the arguments.
+    """
 
     def __init__(self, sizes: Sequence[int], slots: int, max_batch: int) -> None:
         super().__init__(sizes, slots, max_batch)
@@ -236,7 +271,7 @@ class ArrivalOrder(_Utterances):
         for request_id in chunk.request_ids:
             del self._queue[request_id]
             self._utterances[request_id].take(chunk.frames)
-            self._queue_if_ready(request_id)  # behind the utterances that have waited longer
+            self._queue_if_ready(request_id)  # goes behind the utterances that have waited longer
         return None
 
     @property
@@ -249,22 +284,23 @@ class ArrivalOrder(_Utterances):
 
 
 class ListenerOrder(_Utterances):
-    """The listener who would be the first to hear a silence goes first; see `ChunkOrder`, and `_Utterances` for the
-    arguments.
+    """Decodes first for the listener whose player will run out of sound first. `ChunkOrder` describes the methods, and
+    `_Utterances` the arguments.
 
-    There are three kinds of utterances. *Playing* utterances go by the time at which their player runs dry. A
-    *starting* utterance goes before them, as soon as all players, also its own, are expected to get their next chunks
-    in time. An utterance that nobody plays goes as if it were due `PATIENCE_SECONDS` after a chunk is complete, so that
-    the players do not delay it for ever.
+    There are three kinds of utterances. A *playing* utterance is due when its player runs out of sound. A *starting*
+    utterance goes before the playing utterances if all players, including its own, are expected to get their next
+    chunks in time. An utterance that nobody plays is due `PATIENCE_SECONDS` after its chunk is complete. So an
+    utterance that nobody plays does not wait for ever.
 
-    The sizes of chunks do not depend on other utterances, so that an utterance has exactly the same samples alone and
-    in company.
+    The sizes of chunks do not depend on other utterances. So an utterance has exactly the same samples whether it is
+    decoded alone or together with others.
     """
 
     def __init__(self, sizes: Sequence[int], slots: int, max_batch: int) -> None:
         super().__init__(sizes, slots, max_batch)
         self._cost = ChunkCost()
-        self._frame_delay = _Recent()  # between two early frames of an utterance
+        self._frame_delay = _Recent()  # delay between two early frames of an utterance
+        self._frame_pace = _Mean()
         self._behind = False
 
     def add_frame(self, request_id: str, now: float) -> None:
@@ -274,6 +310,7 @@ class ListenerOrder(_Utterances):
             each.first_at = now
         elif made < EARLY_FRAMES:
             self._frame_delay.note(now - each.last_at, now)
+            self._frame_pace.note(now - each.last_at)
         each.last_at = now
         each.waiting += 1
         if each.waiting == self._sizes.after(each.decoded):
@@ -317,8 +354,9 @@ class ListenerOrder(_Utterances):
         return sum(self._ready(each) for each in self._utterances.values())
 
     def _due(self, ready: dict[str, _Frames], now: float) -> Iterator[tuple[float, str]]:
-        """When the next chunk of each utterance is due, without the starting utterances, and without players with ample
-        speech if another utterance is short.
+        """Yields the utterances that have a chunk to decode, each with the time at which the chunk is due. Starting
+        utterances are left out. If any utterance is short of speech, the utterances whose players have ample speech are
+        left out too.
         """
         short = self._anyone_short(now)
         for request_id, each in ready.items():
@@ -328,7 +366,9 @@ class ListenerOrder(_Utterances):
                 yield each.dry_at, request_id
 
     def _anyone_short(self, now: float) -> bool:
-        """Whether an utterance is short of speech that other stages have to make. They need the processors more."""
+        """Whether an utterance is short of speech because its next frames are not made yet. If so, the stages that make
+        frames need the processors more urgently than the vocoder does.
+        """
         return any(
             each.streamed
             and not each.waiting
@@ -338,7 +378,7 @@ class ListenerOrder(_Utterances):
         )
 
     def _changes(self) -> Iterator[float]:
-        """Times at which `next_chunk` may change although nothing arrives."""
+        """Times at which the result of `next_chunk` may change although nothing arrives."""
         for each in self._utterances.values():
             if each.waiting and each.starting:
                 yield each.first_at + LONGEST_HOLD_SECONDS
@@ -346,8 +386,8 @@ class ListenerOrder(_Utterances):
                 yield each.dry_at - AMPLE_SECONDS
 
     def _can_start(self, request_id: str, now: float) -> bool:
-        """Whether all players, also the utterance's own, are expected to get their next chunks in time if the utterance
-        starts now.
+        """Whether all players, including the utterance's own, are expected to get their next chunks in time if the
+        utterance starts now.
         """
         each = self._utterances[request_id]
         if len(self._utterances) == 1 or each.ended or now - each.first_at >= LONGEST_HOLD_SECONDS:
@@ -358,15 +398,39 @@ class ListenerOrder(_Utterances):
             return False
         size = self._size(each)
         begun = now + self._cost.seconds(size)
-        # The frames that wait are decoded soon after the first chunk, so they bridge the time until the next frame.
+        # The waiting frames are decoded soon after the first chunk. While they are played, the next frame can be made.
         bridged = FRAME_SECONDS * each.waiting + TOLERANCE_SECONDS
         if self._frame_delay.seconds(now) + self._cost.seconds(1) + MARGIN_SECONDS > bridged:
+            return False
+        if not self._keeps_up(size, each.waiting):
             return False
         dry = begun + FRAME_SECONDS * size
         return self._in_time(begun, sorted([*ends, (dry, self._cost.seconds(self._sizes.after(size)))]))
 
+    def _keeps_up(self, first: int, waiting: int) -> bool:
+        """Whether each later chunk of an utterance, up to the second full chunk, is expected in time. The prediction
+        assumes:
+        - the first chunk is sent now, and `first` is the number of its frames;
+        - `waiting` is the number of frames that have been made and wait;
+        - the other frames come at the usual pace.
+        """
+        sent, full = first, 0
+        while full < 2:
+            size = self._sizes.after(sent)
+            made_in = max(sent + size - waiting, 0) * self._frame_pace.seconds * PACE_RESERVE
+            if (
+                made_in + self._cost.seconds(size) - self._cost.seconds(first)
+                > FRAME_SECONDS * sent + TOLERANCE_SECONDS
+            ):
+                return False
+            sent += size
+            full += size == self._sizes.full
+        return True
+
     def _ends(self) -> list[tuple[float, float]]:
-        """For each utterance that plays: when its player runs dry, and the time for its next chunk."""
+        """A pair for each playing utterance: the time at which its player runs out of sound, and the seconds that the
+        decoding of its next chunk will take.
+        """
         return [
             (each.dry_at, self._cost.seconds(self._sizes.after(each.decoded)))
             for each in self._utterances.values()
@@ -374,7 +438,7 @@ class ListenerOrder(_Utterances):
         ]
 
     def _in_time(self, begin: float, ends: list[tuple[float, float]]) -> bool:
-        """Whether each player gets its next chunk in time, if they are decoded one after the other from `begin` on."""
+        """Whether each player gets its next chunk in time, if the chunks are decoded one by one from `begin` on."""
         done = begin + MARGIN_SECONDS
         for end, seconds in ends:
             done += seconds / self._max_batch
@@ -383,7 +447,7 @@ class ListenerOrder(_Utterances):
         return True
 
     def _turned(self) -> bool:
-        """Whether the vocoder has fallen behind, or has caught up, since the last call."""
+        """Whether the vocoder has fallen behind or caught up since the last call. The talker must then be informed."""
         waiting = sum(each.waiting for each in self._utterances.values())
         seconds = waiting * self._cost.seconds(self._sizes.full) / self._sizes.full / self._max_batch
         before, self._behind = self._behind, seconds > BEHIND_SECONDS / (2 if self._behind else 1)

@@ -1,5 +1,5 @@
-"""Holds the state that streaming layers keep of each utterance between two chunks: preallocated tensors with one row
-for each slot.
+"""Stores the state of streaming layers between two chunks of an utterance. The memory is allocated once, with one row
+for each slot. A slot stores the state of one utterance at a time.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Streams(NamedTuple):
     Attributes:
         slots: The slot that keeps each utterance's state.
         places: `slots` as int64 [batch].
-        done: int64 [batch], frames decoded before this chunk.
-        fresh: Whether this is the utterances' first chunk. Their slots then hold the state of earlier utterances, which
-            is overwritten and not read.
+        done: int64 [batch], the number of frames that were decoded before this chunk.
+        fresh: Whether this is the first chunk of the utterances. If so, their slots still contain the state of earlier
+            utterances. This old state is overwritten and not read.
     """
 
     slots: Sequence[int]
@@ -30,14 +30,14 @@ class Streams(NamedTuple):
 
     @classmethod
     def of(cls, slots: Sequence[int], done: Sequence[int], device: torch.device) -> Streams:
-        """The streams of a batch of utterances. `done` is the number of decoded frames of each utterance; these numbers
-        are all 0 or all positive.
+        """The streams of a batch of utterances. `done` has the number of decoded frames of each utterance: all of these
+        numbers are 0, or all are greater than 0.
         """
         return cls(slots, torch.tensor(slots, device=device), torch.tensor(done, device=device), not done[0])
 
     def read(self, kept: Tensor) -> Tensor:
-        """The rows [batch, …] of the batch's utterances in `kept` [slots, …]. The row of a single utterance is a view,
-        because indexing takes much longer.
+        """The rows [batch, …] of the batch's utterances in `kept` [slots, …]. For a batch of one utterance, the result
+        is a view into `kept`, because indexing would take much longer.
         """
         return kept[self.slots[0] :][:1] if len(self.slots) == 1 else kept.index_select(0, self.places)
 
@@ -50,12 +50,11 @@ class Streams(NamedTuple):
 
 
 class History:
-    """The last `length` steps of a layer's input, for every slot.
+    """The most recent steps of a layer's input, for every slot.
 
     Args:
         kept: [slots, channels, length], the memory to use.
-        silence: Whether zeros precede an utterance, as for a causal convolution; if not, nothing precedes the
-            utterance.
+        silence: Whether the layer needs zeros before the first step of an utterance, as a causal convolution does.
     """
 
     def __init__(self, kept: Tensor, *, silence: bool) -> None:

@@ -1,4 +1,6 @@
-"""The stage code2wav: schedules chunks of frames of many utterances over the slots of the streaming vocoder."""
+"""The stage code2wav: decides when each utterance gets a slot of the streaming vocoder, and decodes chunks of
+frames.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from omni_pipeline.wire.tensor import Tensor
 from stages.checkpoint.weights import encoder_dtype, load_part
 from stages.code2wav.chunk_order import ArrivalOrder, ChunkOrder, ListenerOrder
 from stages.code2wav.history import Streams
-from stages.code2wav.network import StreamingVocoder
+from stages.code2wav.streaming_vocoder import StreamingVocoder
 from stages.messages import AudioDelta, AudioDone, Frame, Playing, SpeechFinished, VocoderStart
 from stages.options import Code2WavOptions
 
@@ -30,7 +32,7 @@ class _SpeechStream:
 
     Attributes:
         waiting: Frames not decoded yet, each int64 [codebooks].
-        slot: The vocoder's slot that holds the utterance's state; None before its first chunk.
+        slot: The vocoder's slot that stores the utterance's state; None before the utterance's first chunk.
         frames: Number of frames decoded so far.
         ending: The message after the last frame; None until it has arrived.
     """
@@ -45,8 +47,8 @@ class _SpeechStream:
 
 
 class Code2Wav:
-    """Decodes one batch of equally long chunks in each step; see `contract.stage.Stage` for the methods. `chunk_order`
-    chooses the batch.
+    """Decodes one batch of chunks in each step. `chunk_order` chooses the chunks. All chunks of a batch have the same
+    length. See `contract.stage.Stage` for the methods.
     """
 
     def __init__(self, context: StageContext) -> None:
@@ -81,7 +83,7 @@ class Code2Wav:
         elif isinstance(body, Frame):
             self._queue(request_id, body.codes.torch())
         else:
-            raise TypeError(f"code2wav cannot take a {type(body).__name__}")
+            raise TypeError(f"code2wav does not accept messages of the type {type(body).__name__}")
 
     @torch.inference_mode()
     def step(self) -> Iterable[Work | Failed | Advice[Playing]]:
@@ -124,7 +126,7 @@ class Code2Wav:
         }
 
     def close(self) -> None:
-        """Do nothing: the stage holds nothing that outlives its process."""
+        """Do nothing: the stage has no resources that outlive its process."""
 
     def _queue(self, request_id: str, codes: torch.Tensor) -> None:
         vocoder = self._vocoder
@@ -141,7 +143,9 @@ class Code2Wav:
             self._outbox.append(self._closed(request_id, ending))
 
     def _decode(self, voices: list[_SpeechStream], size: int) -> torch.Tensor:
-        """The sound of the next `size` frames of each utterance, float32 [batch, samples] on the CPU."""
+        """The sound of the next chunk of each utterance, float32 [batch, samples] on the CPU. `size` is the number of
+        frames in a chunk.
+        """
         device = self._vocoder.device
         for voice in voices:
             if voice.slot is None:  # the utterance keeps this slot until it ends
@@ -156,7 +160,8 @@ class Code2Wav:
         return self._vocoder.decode(torch.stack(frames).to(device), streams).cpu()
 
     def _closed(self, request_id: str, ending: SpeechFinished) -> Work:
-        return End(request_id, self.name, COLLECTOR, AudioDone(self._forget(request_id).frames, ending.reason))
+        done = AudioDone(self._forget(request_id).frames, ending.reason, ending.text_tokens)
+        return End(request_id, self.name, COLLECTOR, done)
 
     def _forget(self, request_id: str) -> _SpeechStream:
         voice = self._voices.pop(request_id)

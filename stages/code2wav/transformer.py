@@ -30,7 +30,7 @@ class SlidingTransformer:
     so far.
 
     Args:
-        model: The reference's `pre_transformer`; its weights are taken over.
+        model: The reference's `pre_transformer`. This object takes over its weights.
         slots: Number of utterances whose state is kept.
     """
 
@@ -43,11 +43,13 @@ class SlidingTransformer:
         self._layers = [_take_over(layer) for layer in model.layers]
         head_dim = self._layers[0].qkv.shape[0] // (self._heads + 2 * self._kv_heads)
         self._past: int = config.sliding_window - 1  # a frame attends to itself and this many earlier frames
-        # Keys (already rotated) and values of the last frames, newest last.
+        # Keys (already rotated) and values of the most recent frames. The newest frame is last.
         self._kept = self._layers[0].qkv.new_zeros(len(model.layers), 2, slots, self._kv_heads, self._past, head_dim)
 
     def __call__(self, x: Tensor, streams: Streams) -> Tensor:
-        """The transformer's output for x [batch, frames, hidden] after the final norm. It has the shape of x."""
+        """The transformer's output for x [batch, frames, hidden], after the final norm. The output has the same
+        shape.
+        """
         batch, frames, _ = x.shape
         heads, kv_heads = self._heads, self._kv_heads
         cos, sin = self._rotary(x, streams.done[:, None] + torch.arange(frames, device=x.device))
@@ -71,14 +73,16 @@ class SlidingTransformer:
         return self._norm(x)
 
     def _mask(self, streams: Streams, frames: int) -> Tensor:
-        """Mask of the kept and new frames that each new frame attends to: bool [batch, 1, frames, kept + frames]."""
+        """A mask that says which frames each new frame attends to: bool [batch, 1, new frames, kept frames + new
+        frames]. If the utterances are fresh, there are no kept frames, and all utterances share one mask.
+        """
         past = 0 if streams.fresh else self._past
         own = torch.arange(past, past + frames, device=self._kept.device)[:, None]
         other = torch.arange(past + frames, device=self._kept.device)
         window = (other <= own) & (other >= own - self._past)
         if streams.fresh:
             return window[None, None]
-        # in the kept window, the places before the utterance's first frame are empty
+        # the part of the kept window before the utterance's first frame is empty
         known = other >= past - streams.done[:, None]
         return (window & known[:, None])[:, None]
 

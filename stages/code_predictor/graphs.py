@@ -1,8 +1,7 @@
 """Records the computation of whole frames once and repeats it, for batches padded to a power of two.
 
 A frame is about a thousand small operations. On a GPU they become one launch, a CUDA graph. On a CPU they become a
-TorchScript trace, which runs the same operations without Python between them, in half the time that they take with
-Python.
+TorchScript trace, which runs the same operations without Python in between, and takes half the time.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from stages.code_predictor.choice import CodeChoice
 from stages.code_predictor.network import ResidualNetwork
-from stages.filtered_draws import ALL, Filters
+from stages.sampling_filters import ALL, Filters
 
 Work: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
 Replay: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
@@ -28,20 +27,20 @@ Record: TypeAlias = Callable[[Work, tuple[Tensor, ...]], Replay]
 WARM_UPS = 3
 
 # The largest batch for which a trace is made. For larger batches, the arithmetic takes longer than the Python code, so
-# a trace gains little. Making a trace takes a fifth of a second, and much longer on a busy machine. A worker that
-# replaces a lost worker must serve soon. So at the start, traces are made only for batches of up to `TRACED_BEFOREHAND`
-# frames.
+# a trace gains little. Making a trace takes a fifth of a second, and much longer on a busy machine. But a worker that
+# replaces a lost worker must serve soon. So when a worker starts, it makes traces only for batches of up to
+# `TRACED_BEFOREHAND` frames.
 MOST_TRACED = 8
 TRACED_BEFOREHAND = 1
 
-# Number of likeliest codes from which the usual recordings sample. The number is small, because sorting the candidates
-# takes longer than the rest of sampling, and few requests ask for more candidates.
+# Number of likeliest codes from which most recordings sample. The number is small, because sorting the candidates takes
+# longer than the rest of sampling, and few requests ask for more candidates.
 NARROW = 64
 GREEDY = 1
 
 
 class Capture:
-    """Makes CUDA graphs that share their memory: a graph's result is lost when another graph runs."""
+    """Makes CUDA graphs. They all use the same memory, so a graph's result is overwritten when another graph runs."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -87,10 +86,11 @@ def trace(work: Work, inputs: tuple[Tensor, ...]) -> Replay:
 
 
 class _Recorded:
-    """A recorded computation with the memory that it reads: the inputs for `rows` frames.
+    """A recorded computation of a fixed number of frames (`rows`), and the memory from which the computation reads its
+    inputs.
 
-    Either all frames are greedy, or the codes of each frame are picked with the frame's own parameters, from at most
-    the `widest` likeliest codes.
+    There are two kinds of recorded computations. In the first kind, all frames are greedy. In the second kind, each
+    frame has its own sampling parameters, and its codes are picked from at most the `widest` likeliest codes.
     """
 
     def __init__(self, network: ResidualNetwork, rows: int, widest: int, record: Record) -> None:
@@ -134,7 +134,8 @@ class _Recorded:
 
 
 class FrameGraphs:
-    """Computes frames by replaying recordings, which are made at the start, when first needed, or by `record_next`.
+    """Computes frames by replaying recordings. A recording is made at the start, when it is first needed, or by
+    `record_next`.
 
     Args:
         network: Computes the frames.
@@ -142,8 +143,8 @@ class FrameGraphs:
         largest: The largest recorded batch. The network itself computes larger batches.
         widest: The largest number of candidates in a recording. If a frame needs more candidates, the network itself
             computes the batch.
-        beforehand: The largest batch that is recorded at the start; None records all batch sizes, as graphs on a GPU
-            require.
+        beforehand: The largest batch that is recorded at the start. None means that all batch sizes are recorded at the
+            start, as graphs on a GPU require.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class FrameGraphs:
         self._widths = sorted({GREEDY, min(NARROW, widest), widest})
         self._recorded: dict[tuple[int, int], _Recorded] = {}
         # Recordings that are still missing. `record_next` makes the last recording of this list. The smallest batches
-        # are last, because they will be needed most.
+        # are last in the list, because they will be needed most often.
         self._missing = [(rows, width) for rows in reversed(self._sizes) for width in self._widths]
         now = [key for key in self._missing if beforehand is None or key[0] <= beforehand]
         for key in now:  # largest batch first, so that all recordings can use the memory of the largest
@@ -172,7 +173,7 @@ class FrameGraphs:
         self._add(self._missing[-1])
 
     def frames(self, hidden: Tensor, first_codes: Tensor, choice: CodeChoice) -> tuple[Tensor, Tensor]:
-        """As `ResidualNetwork.frames`."""
+        """Does the same as `ResidualNetwork.frames`."""
         if len(hidden) > self._sizes[-1] or choice.widest > self._widths[-1]:
             return self._network.frames(hidden, first_codes, choice)
         rows = next(size for size in self._sizes if size >= len(hidden))
@@ -188,8 +189,8 @@ class FrameGraphs:
 
 
 def _fill(target: Tensor | None, given: Tensor | None, neutral: float) -> None:
-    """Copy `given` to the first rows of `target`; if `given` is None, fill `target` with `neutral`, a value that has no
-    effect.
+    """Copy `given` to the first rows of `target`. If `given` is None, fill `target` with the value `neutral`, which has
+    no effect.
     """
     if target is None:
         return

@@ -1,10 +1,13 @@
-"""Runs the residual-code transformer over a static KV cache, with few and small operations.
+"""Runs the transformer for residual codes over a static KV cache, with as few operations as possible.
 
-A frame takes fifteen passes of one or two rows through a small model. Their time depends on the number of operations,
-not on the arithmetic. So weights with the same input are joined, the attention's scale is part of the head norms'
-weights, and the rotary factors of all positions are prepared beforehand. All tensor sizes follow from the batch size,
-so that a frame can be recorded and repeated (see `graphs`). Norms, rotary angles and attention scores are float32
-whatever the data type.
+A frame needs fifteen passes of one or two rows through a small model. The time for a pass depends on the number of
+operations, not on the arithmetic. So this module uses few operations:
+- weights with the same input are joined;
+- the attention's scale is multiplied into the weights of the head norms;
+- the rotary factors of all positions are computed beforehand.
+
+All tensor sizes follow from the batch size, so that a frame can be recorded and repeated (see `graphs`). Norms, rotary
+angles and attention scores are always float32.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ Choose = Callable[[Tensor, int], Tensor]
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Converts x to a data type. If x already has this type, no operation is recorded, whereas `Tensor.to` would record
-    an operation.
+    """Converts x to a data type. If x already has this type, nothing is recorded. (`Tensor.to` would record an
+    operation even then.)
     """
     return x if x.dtype == dtype else x.to(dtype)
 
@@ -88,7 +91,7 @@ class Places(NamedTuple):
 
 
 class ResidualNetwork:
-    """Computes frames for up to `max_batch` utterances at once.
+    """Computes frames for several utterances at once.
 
     Args:
         model: The reference's code predictor. The network takes over the model's weights, so the caller may drop the
@@ -99,7 +102,12 @@ class ResidualNetwork:
     Attributes:
         codebooks: Number of codes in a frame, codebook 0 included.
         vocab: Number of different codes in each residual codebook.
-        first_vocab: Number of the talker's ids: the codes of codebook 0, and ids that are not codec codes.
+        first_vocab: Number of the talker's ids. These are the codes of codebook 0, and ids that are not codec codes.
+        embeddings: The codec embedding of each codebook, [codes, hidden].
+        lm_heads: The output matrix of each residual codebook, [hidden, vocab].
+        layers, norm: The decoder layers, and the norm after them.
+        head_floor: The floor of the norms of queries and keys.
+        rotations: complex64 [positions, 1, head_dim / 2], the rotary factors.
     """
 
     def __init__(self, model: Any, first_codebook: Tensor, max_batch: int) -> None:
@@ -112,21 +120,20 @@ class ResidualNetwork:
         self.device = first_codebook.device
         self.dtype = first_codebook.dtype
         self._heads: int = config.num_attention_heads
-        self._kv_heads: int = config.num_key_value_heads
+        self.kv_heads: int = config.num_key_value_heads
         self._head_dim: int = config.head_dim
-        self._embeddings = [first_codebook, *(table.weight for table in model.model.codec_embedding)]
-        self._lm_heads = [head.weight.t() for head in model.lm_head]
-        self._layers = [self._take_over(layer, config.rms_norm_eps) for layer in model.model.layers]
-        self._norm = Norm.of(model.model.norm.weight, config.rms_norm_eps)
-        self._head_floor = Norm.of(model.model.layers[0].self_attn.q_norm.weight, config.rms_norm_eps).floor
+        self.embeddings = [first_codebook, *(table.weight for table in model.model.codec_embedding)]
+        self.lm_heads = [head.weight.t() for head in model.lm_head]
+        self.layers = [self._take_over(layer, config.rms_norm_eps) for layer in model.model.layers]
+        self.norm = Norm.of(model.model.norm.weight, config.rms_norm_eps)
+        self.head_floor: Tensor = Norm.of(model.model.layers[0].self_attn.q_norm.weight, config.rms_norm_eps).floor
         # One position for the talker's state, and one for each code except the last. The embedding of the last code is
-        # summed, but is never an input.
+        # a part of the sum of embeddings, but is never an input of the network.
         self._positions = self.codebooks
         positions = torch.arange(self._positions, device=self.device)[None]
         cos, sin = model.model.rotary_emb(torch.empty(0, dtype=torch.float32, device=self.device), positions)
         half = self._head_dim // 2
-        # complex64 [positions, 1, head_dim / 2]
-        self._rotations = torch.complex(cos[0, :, :half], sin[0, :, :half])[:, None]
+        self.rotations = torch.complex(cos[0, :, :half], sin[0, :, :half])[:, None]
         self._later = torch.tensor([[0.0, -torch.inf], [0.0, 0.0]], device=self.device)
 
     def frames(self, hidden: Tensor, first_codes: Tensor, choose: Choose) -> tuple[Tensor, Tensor]:
@@ -143,25 +150,25 @@ class ResidualNetwork:
         batch = len(hidden)
         places = self._places(batch)
         codes = [first_codes]
-        embeddings = [self._embeddings[0].index_select(0, first_codes)]
+        embeddings = [self.embeddings[0].index_select(0, first_codes)]
         x = torch.stack((hidden, embeddings[0]), 1).view(batch * 2, self.hidden_size)
-        x = self._pass(x, 2, self._rotations[:2], places[0]).view(batch, 2, self.hidden_size)[:, 1]
+        x = self._pass(x, 2, self.rotations[:2], places[0]).view(batch, 2, self.hidden_size)[:, 1]
         for codebook in range(1, self.codebooks):
-            logits = torch.mm(self._norm(x), self._lm_heads[codebook - 1])
+            logits = torch.mm(self.norm(x), self.lm_heads[codebook - 1])
             codes.append(choose(logits, codebook - 1))
-            embeddings.append(self._embeddings[codebook].index_select(0, codes[-1]))
+            embeddings.append(self.embeddings[codebook].index_select(0, codes[-1]))
             if codebook + 1 < self.codebooks:
                 position = codebook + 1
-                x = self._pass(embeddings[-1], 1, self._rotations[position], places[codebook])
+                x = self._pass(embeddings[-1], 1, self.rotations[position], places[codebook])
         return torch.stack(codes, 1), torch.stack(embeddings, 1).sum(1)
 
     def _pass(self, x: Tensor, rows: int, rotations: Tensor, places: list[Places]) -> Tensor:
-        """Run rows [batch · rows, hidden] through all layers, without the final norm."""
+        """Run x [batch · rows, hidden] through all layers, without the final norm."""
         batch = len(x) // rows
-        heads, kv_heads, head_dim = self._heads, self._kv_heads, self._head_dim
+        heads, kv_heads, head_dim = self._heads, self.kv_heads, self._head_dim
         turned = heads + kv_heads
-        intermediate = self._layers[0].down.shape[0]
-        for layer, place in zip(self._layers, places, strict=True):
+        intermediate = self.layers[0].down.shape[0]
+        for layer, place in zip(self.layers, places, strict=True):
             qkv = torch.mm(layer.input_norm(x), layer.qkv).view(batch, rows, turned + kv_heads, head_dim)
             qk = self._turn(qkv.narrow(2, 0, turned), layer, rotations)
             place.new_keys.copy_(qk.narrow(2, heads, kv_heads).permute(0, 2, 3, 1))
@@ -183,7 +190,7 @@ class ResidualNetwork:
     def _turn(self, qk: Tensor, layer: CachedLayer, rotations: Tensor) -> Tensor:
         """Queries and keys, float32 [batch, rows, heads + kv heads, head_dim], normalised per head and rotated."""
         wide = _cast(qk, torch.float32)
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).hypot_(self._head_floor)
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).hypot_(self.head_floor)
         normed = (wide * layer.head_weights).div_(length)
         pairs = torch.view_as_complex(normed.unflatten(-1, (-1, 2)))
         pairs.mul_(rotations)  # this rotates `normed` in place, because `pairs` is a view of `normed`
@@ -200,11 +207,11 @@ class ResidualNetwork:
         attention, mlp = layer.self_attn, layer.mlp
         query = Norm.of(attention.q_norm.weight, epsilon).weight * self._head_dim**-0.5
         key = Norm.of(attention.k_norm.weight, epsilon).weight
-        weights = torch.cat((query.expand(self._heads, -1), key.expand(self._kv_heads, -1)))
+        weights = torch.cat((query.expand(self._heads, -1), key.expand(self.kv_heads, -1)))
         qkv = torch.cat(
             (
                 self._paired(attention.q_proj.weight.unflatten(0, (self._heads, -1))).flatten(0, 1),
-                self._paired(attention.k_proj.weight.unflatten(0, (self._kv_heads, -1))).flatten(0, 1),
+                self._paired(attention.k_proj.weight.unflatten(0, (self.kv_heads, -1))).flatten(0, 1),
                 attention.v_proj.weight,
             )
         )
@@ -223,16 +230,17 @@ class ResidualNetwork:
         return heads.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
     def _places(self, batch: int) -> list[list[Places]]:
-        """The places of all layers in a new cache, for each pass: the two-row pass, then a single-row pass for each
-        later position.
+        """Makes a new cache. Returns one list for each pass, with the views for each layer. The first pass has two
+        rows, for the first two positions. Each later pass has one row, for the next position.
 
-        The cache is made anew for each frame, so that it is part of the frame's recording. If it were a constant of a
-        trace, the trace might merge it with another constant, and writes to it would get lost.
+        Each frame gets a new cache, so that making the cache is a part of the frame's recording. If a trace referred to
+        an existing cache, TorchScript would treat the cache as a constant. It might merge this constant with another
+        constant. Then data that is written to the cache would be lost.
         """
-        slots, width = batch * self._kv_heads, self._head_dim
+        slots, width = batch * self.kv_heads, self._head_dim
         spans = [(0, 2), *((position, position + 1) for position in range(2, self._positions))]
         passes: list[list[Places]] = [[] for _ in spans]
-        for _ in self._layers:
+        for _ in self.layers:
             keys = torch.empty(slots, width, self._positions, dtype=self.dtype, device=self.device)
             values = torch.empty(slots, self._positions, width, dtype=self.dtype, device=self.device)
             for places, (start, stop) in zip(passes, spans, strict=True):

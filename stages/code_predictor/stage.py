@@ -1,8 +1,10 @@
-"""The stage code_predictor: completes codec frames from talker states and codebook-0 codes, batched over utterances."""
+"""The stage code_predictor: completes codec frames from the talker's states and the codes of codebook 0. The frames of
+several utterances are computed together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from transformers import Qwen3OmniMoeConfig
@@ -17,6 +19,7 @@ from omni_pipeline.wire.tensor import Tensor
 from stages import cuda_habits
 from stages.checkpoint.weights import encoder_dtype, load_part, read_tensors
 from stages.code_predictor.choice import CodeChoice, Draws
+from stages.code_predictor.compiled_frames import CompiledFrames
 from stages.code_predictor.graphs import MOST_TRACED, NARROW, TRACED_BEFOREHAND, Capture, FrameGraphs, Record, trace
 from stages.code_predictor.network import ResidualNetwork
 from stages.cpu_graphs import GraphPool
@@ -47,14 +50,20 @@ class _FrameStream:
 
 
 class CodePredictor:
-    """Computes one frame for every utterance that has a seed; see `contract.stage.Stage` for the methods."""
+    """Computes one frame for every utterance whose seed has arrived. `contract.stage.Stage` describes the methods."""
 
     def __init__(self, context: StageContext) -> None:
         options: CodePredictorOptions = context.options
         self.name = context.name
         self._network = load_network(context.model_path, context.device, options)
-        self._graphs = frame_graphs(self._network, context.device, options)
-        self._frames_of = self._network.frames if self._graphs is None else self._graphs.frames
+        self._graphs: FrameGraphs | None = None
+        self._frames_of: Callable[[torch.Tensor, torch.Tensor, CodeChoice], tuple[torch.Tensor, torch.Tensor]]
+        self._frames_of = self._network.frames
+        if options.record and CompiledFrames.suits(self._network) and not cuda_habits.enabled():
+            self._frames_of = CompiledFrames(self._network).frames
+        elif options.record:
+            self._graphs = frame_graphs(self._network, context.device)
+            self._frames_of = self._graphs.frames
         self._voices: dict[str, _FrameStream] = {}
         self._ready: dict[str, None] = {}  # utterances with a seed, in the order in which the seeds arrived
         self._outbox: list[Work] = []
@@ -76,7 +85,7 @@ class CodePredictor:
         elif isinstance(body, FrameSeed):
             self._queue(request_id, body)
         else:
-            raise TypeError(f"code_predictor cannot take a {type(body).__name__}")
+            raise TypeError(f"code_predictor does not accept messages of the type {type(body).__name__}")
 
     @torch.inference_mode()
     def step(self) -> Iterable[Work | Failed]:
@@ -84,10 +93,10 @@ class CodePredictor:
         batch = self.batch = list(self._ready)[: self._network.max_batch]
         if not batch:
             if self._graphs is not None and not outbox and not self._graphs.complete:
-                self._graphs.record_next()  # no frame is waiting, so there is time for a recording
+                self._graphs.record_next()  # no frame is waiting, so there is time to make a recording
             return outbox
         codes, embeddings = self._compute([self._voices[request_id] for request_id in batch])
-        # The talker gets its message first, since it waits for the feedback; the vocoder has a queue.
+        # The talker gets its message first, because it waits for the feedback. The vocoder has a queue and can wait.
         for request_id, embedding in zip(batch, embeddings, strict=True):
             outbox.append(Chunk(request_id, self.name, TALKER, FrameFeedback(Tensor.of(embedding))))
         for request_id, frame in zip(batch, codes, strict=True):
@@ -114,14 +123,14 @@ class CodePredictor:
         return {"queued_requests": len(self._ready), "frames": self._frames}
 
     def close(self) -> None:
-        """Do nothing: the stage holds nothing that outlives its process."""
+        """Do nothing: the stage has no resources that outlive its process."""
 
     def _queue(self, request_id: str, seed: FrameSeed) -> None:
         voice = self._voices.get(request_id)
         if voice is None or voice.ending is not None or voice.seed is not None:
-            raise internal("The talker sent a codec frame's seed out of turn.", code="frame_out_of_turn")
+            raise internal("The talker sent the input for a codec frame at the wrong time.", code="frame_out_of_turn")
         if seed.hidden.shape != (self._network.hidden_size,) or not 0 <= seed.code < self._network.first_vocab:
-            raise internal("The talker sent a codec frame's seed that does not fit the model.", code="bad_frame")
+            raise internal("The input that the talker sent for a codec frame does not fit the model.", code="bad_frame")
         voice.seed = seed
         self._ready[request_id] = None
 
@@ -165,10 +174,8 @@ def load_network(model_path: str, device: str, options: CodePredictorOptions) ->
     return ResidualNetwork(model, table.to(device, dtype), options.max_batch)
 
 
-def frame_graphs(network: ResidualNetwork, device: str, options: CodePredictorOptions) -> FrameGraphs | None:
-    """Recordings of `ResidualNetwork.frames`; None if the options turn recording off."""
-    if not options.record:
-        return None
+def frame_graphs(network: ResidualNetwork, device: str) -> FrameGraphs:
+    """Recordings of `ResidualNetwork.frames`."""
     if device == "cpu" and not cuda_habits.enabled():
         largest, widest = min(network.max_batch, MOST_TRACED), min(network.vocab, NARROW)
         return FrameGraphs(network, trace, largest, widest, TRACED_BEFOREHAND)

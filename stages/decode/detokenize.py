@@ -1,5 +1,5 @@
-"""Turns token ids into text one by one. Only complete UTF-8 characters are shown, and text that may be part of a stop
-string is held back.
+"""Turns token ids into text one by one. Shows only complete UTF-8 characters, and holds back text that may be part of a
+stop string.
 """
 
 from __future__ import annotations
@@ -10,25 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stages.decode.spoken import Span
 from stages.messages import IdLogprob, TokenLogprob, TokenText
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The byte for which each character of byte-level BPE stands. Characters from U+0100 on stand for bytes that are
-    not printable.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    alphabet = {chr(byte): byte for byte in printable}
-    rest = (byte for byte in range(256) if byte not in set(printable))
-    alphabet.update({chr(0x100 + index): byte for index, byte in enumerate(rest)})
-    return alphabet
+from stages.token_bytes import token_bytes
 
 
 class TokenTable:
     """The bytes of every token, and the ids of special tokens.
 
     Args:
-        pieces: Bytes by id; None where the vocabulary has a hole.
+        pieces: Bytes by id; None for an id without a token.
         special: Ids of control tokens.
     """
 
@@ -39,19 +30,11 @@ class TokenTable:
     @classmethod
     def of(cls, tokenizer: Any) -> TokenTable:
         """Read a Hugging Face byte-level BPE tokenizer."""
-        alphabet = _byte_alphabet()
-        added = tokenizer.added_tokens_decoder
-        vocabulary = tokenizer.get_vocab()
-        pieces: list[bytes | None] = [None] * (max(vocabulary.values()) + 1)
-        for token, index in vocabulary.items():
-            if index in added:
-                pieces[index] = added[index].content.encode()
-            else:
-                pieces[index] = bytes(alphabet[character] for character in token)
-        return cls(pieces, frozenset(index for index, token in added.items() if token.special))
+        special = frozenset(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+        return cls(token_bytes(tokenizer), special)
 
     def bytes_of(self, token: int) -> bytes:
-        """The UTF-8 bytes of a token. They may be a part of a character, and are empty for an id without a token."""
+        """The UTF-8 bytes of a token. They may be only a part of a character. An id without a token has no bytes."""
         piece = self._pieces[token] if 0 <= token < len(self._pieces) else None
         return piece or b""
 
@@ -63,7 +46,7 @@ class TokenTable:
 
 @dataclass(slots=True)
 class _HeldText:
-    """A token's log-probability that waits until the token's text may be shown."""
+    """The log-probability of a token whose text may not be shown yet."""
 
     start: int  # number of characters in the text before this token
     logprob: TokenLogprob
@@ -73,10 +56,12 @@ class _StopString:
     """Searches a growing text for one stop string, with a bounded number of steps for each character.
 
     The search uses the algorithm of Knuth, Morris and Pratt. A simpler search would compare each token of a long text
-    with every prefix of every stop string. This would delay all answers, because they share one process.
+    with every prefix of every stop string. For a long text, this would take so long that it delays all other answers,
+    because all answers share one process.
 
     Attributes:
-        matched: Length of the longest prefix of the stop string that is at the end of the text so far.
+        matched: Number of characters at the end of the text so far that equal the beginning of the stop string. If
+            several numbers are possible, the largest counts.
     """
 
     __slots__ = ("_borders", "matched", "text")
@@ -84,8 +69,8 @@ class _StopString:
     def __init__(self, text: str) -> None:
         self.text = text
         self.matched = 0
-        # For each prefix of the string: the length of the longest shorter prefix that is also at the end of this
-        # prefix.
+        # `_borders[i]` belongs to the first i + 1 characters of the stop string. It is the length of their longest
+        # border. A border of some characters is a shorter text with which these characters both begin and end.
         self._borders = [0]
         for character in text[1:]:
             self._borders.append(self._advanced(self._borders[-1], character))
@@ -101,7 +86,9 @@ class _StopString:
         return None
 
     def _advanced(self, matched: int, character: str) -> int:
-        """The matched length after one more character. The argument `matched` is less than the length of the string."""
+        """The new value of `self.matched` after one more character. The argument `matched` is the old value, which is
+        less than the length of the stop string.
+        """
         while matched and self.text[matched] != character:
             matched = self._borders[matched - 1]
         return matched + (self.text[matched] == character)
@@ -116,7 +103,7 @@ class Transcript:
         skip_special: Whether special tokens are left out of the text.
 
     Attributes:
-        stopped: Whether a stop string has been found; nothing may be pushed after that.
+        stopped: Whether a stop string has been found. After this, `push` must not be called any more.
     """
 
     def __init__(self, table: TokenTable, *, stop: Sequence[str] = (), skip_special: bool = True) -> None:
@@ -127,34 +114,35 @@ class Transcript:
         self._held = ""  # decoded text that has not been shown yet
         self._shown = 0  # number of characters shown
         self._pending: deque[_HeldText] = deque()
-        # for each token that is not certain yet, the number of characters up to its end
-        self._ends: deque[int] = deque()
-        self._certain = 0
+        self._spans: deque[Span] = deque()  # the spans of the tokens whose text is not certain yet
         self.stopped = False
 
     def push(self, token: int, logprob: TokenLogprob | None = None) -> None:
         """Add a generated token."""
+        before = len(self._held)
+        start = self._shown + before
         if self._skip_special and token in self._table.special:
-            self._ends.append(self._shown + len(self._held))
+            self._spans.append((start, start))
             return
         if logprob is not None:
-            self._pending.append(_HeldText(self._shown + len(self._held), logprob))
-        before = len(self._held)
+            self._pending.append(_HeldText(start, logprob))
         self._held += self._decoder.decode(self._table.bytes_of(token))
         unfinished, _ = self._decoder.getstate()
-        self._ends.append(self._shown + len(self._held) + bool(unfinished))
+        self._spans.append((start, self._shown + len(self._held) + bool(unfinished)))
         self._cut_at_stop(before)
 
-    def certain(self) -> int:
-        """Number of tokens so far whose text cannot become part of a stop string."""
+    def certain(self) -> list[Span]:
+        """The spans of the tokens that have become certain since the last call. A token is certain when its text can no
+        longer become part of a stop string.
+        """
         reach = self._shown + len(self._held) - self._uncertain()
-        while self._ends and self._ends[0] <= reach:
-            self._ends.popleft()
-            self._certain += 1
-        return self._certain
+        certain = []
+        while self._spans and self._spans[0][1] <= reach:
+            certain.append(self._spans.popleft())
+        return certain
 
     def finish(self) -> None:
-        """End the text: an unfinished character becomes U+FFFD, and nothing is held back any longer."""
+        """End the text. An unfinished character becomes U+FFFD, and all held text may be shown."""
         if not self.stopped:
             before = len(self._held)
             self._held += self._decoder.decode(b"", final=True)
@@ -162,7 +150,7 @@ class Transcript:
             self._stop = []
 
     def take(self) -> tuple[str, list[TokenLogprob]]:
-        """Text that may be shown now, and the log-probabilities of its tokens."""
+        """The text that may be shown now and has not been taken before, and the log-probabilities of its tokens."""
         text = self._held[: len(self._held) - self._uncertain()]
         self._held = self._held[len(text) :]
         self._shown += len(text)
@@ -172,8 +160,8 @@ class Transcript:
         return text, ready
 
     def _cut_at_stop(self, before: int) -> None:
-        """Look for a stop string that ends after the first `before` held characters, and cut the text where the stop
-        string begins.
+        """Look for a stop string, and cut the text where it begins. Only a stop string whose end lies in the new held
+        text counts. `before` is the number of held characters before the new text.
         """
         new = self._held[before:]
         ends = [(before + end - len(stop.text)) for stop in self._stop if (end := stop.read(new)) is not None]
@@ -185,7 +173,7 @@ class Transcript:
                 self._pending.pop()
 
     def _uncertain(self) -> int:
-        """Length of the longest suffix of the held text that is a prefix of a stop string; 0 after a stop string has
-        been found.
+        """Number of characters at the end of the held text that equal the beginning of a stop string. If several
+        numbers are possible, the largest counts. 0 after a stop string has been found.
         """
         return 0 if self.stopped else max((stop.matched for stop in self._stop), default=0)

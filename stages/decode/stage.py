@@ -1,5 +1,5 @@
-"""The stage decode: turns token ids into text as they arrive, finds stop strings, and reports log-probabilities and
-usage.
+"""The stage decode: turns token ids into text and calls as they arrive, finds stop strings, and reports
+log-probabilities and usage.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.wire.messages import Chunk, End, Failed, Work
-from stages.decode.detokenize import TokenTable, Transcript
+from stages.decode.answer import DecodedAnswer
+from stages.decode.detokenize import TokenTable
 from stages.messages import (
     Certain,
     DecodeStart,
@@ -19,33 +20,26 @@ from stages.messages import (
     FinishReason,
     IdLogprob,
     StopGenerating,
-    TextDelta,
-    TextDone,
     TokenLogprob,
     Tokens,
-    TokenUsage,
 )
 
 THINKER = "thinker"
 
 
-class _DecodedText:
-    """The text of one request so far."""
+class _Choices:
+    """The choices of one request. A choice that has ended is removed.
 
-    __slots__ = ("completion_tokens", "ids", "shown", "start", "transcript")
+    Attributes:
+        answers: The choices by index.
+        reported: Whether the stream of reports to the thinker has begun but not ended.
+    """
+
+    __slots__ = ("answers", "reported")
 
     def __init__(self, start: DecodeStart, table: TokenTable) -> None:
-        self.start = start
-        self.transcript = Transcript(table, stop=start.text.stop, skip_special=start.text.skip_special_tokens)
-        self.completion_tokens = 0
-        self.shown = False
-        self.ids: list[int] = []  # ids that have not been sent to the client yet
-
-    def count(self, token: int) -> None:
-        """Count a generated id, whether or not the id becomes text."""
-        self.completion_tokens += 1
-        if self.start.text.return_token_ids:
-            self.ids.append(token)
+        self.answers = {choice: DecodedAnswer(start, table, choice) for choice in range(start.text.choices)}
+        self.reported = False
 
 
 class Decode:
@@ -54,7 +48,7 @@ class Decode:
     def __init__(self, context: StageContext) -> None:
         self.name = context.name
         self._table = TokenTable.of(AutoTokenizer.from_pretrained(context.model_path))
-        self._answers: dict[str, _DecodedText] = {}
+        self._open: dict[str, _Choices] = {}
         self._outbox: list[Work] = []
         self.batch: set[str] = set()
 
@@ -65,25 +59,25 @@ class Decode:
     def receive(self, message: Work) -> None:
         request_id, body = message.request_id, message.body
         if isinstance(body, DecodeStart):
-            self._answers[request_id] = _DecodedText(body, self._table)
+            self._open[request_id] = _Choices(body, self._table)
             return
-        answer = self._answers.get(request_id)
-        if answer is None:  # the text has ended at a stop string, but the thinker did not know this yet
+        if not isinstance(body, Tokens | Finished):
+            raise TypeError(f"decode does not accept messages of the type {type(body).__name__}")
+        choices = self._open.get(request_id)
+        answer = None if choices is None else choices.answers.get(body.choice)
+        # This stage has already ended the text. The thinker sent these tokens before it was informed of the end.
+        if answer is None:
             return
         if isinstance(body, Tokens):
             self._extend(request_id, answer, body)
-        elif isinstance(body, Finished):
-            # The id that ended the text is not part of the text, but the id was generated and is counted.
-            if body.matched is not None:
-                answer.count(body.matched)
-            answer.transcript.finish()
-            if answer.start.awaited:
-                certain = answer.transcript.certain()
-                last = StopGenerating(certain) if answer.transcript.stopped else Certain(certain)
-                self._outbox.append(End(request_id, self.name, THINKER, last))
-            self._end(request_id, answer, "stop" if answer.transcript.stopped else body.reason)
-        else:
-            raise TypeError(f"decode cannot take a {type(body).__name__}")
+            return
+        # The id that ended the text is not part of the text, but the id was generated and is counted.
+        if body.matched is not None:
+            answer.count(body.matched)
+        answer.finish()
+        if answer.start.awaited:
+            self._report(request_id, answer.stop() if answer.ended else answer.certain(), last=True)
+        self._end(request_id, answer, "stop" if answer.ended else body.reason)
 
     def step(self) -> Iterable[Work | Failed]:
         outbox, self._outbox = self._outbox, []
@@ -91,11 +85,11 @@ class Decode:
         return outbox
 
     def abort(self, request_id: str) -> None:
-        self._answers.pop(request_id, None)
+        self._open.pop(request_id, None)
         self._outbox = [message for message in self._outbox if message.request_id != request_id]
 
     def live(self) -> Collection[str]:
-        return self._answers.keys()
+        return self._open.keys()
 
     def stats(self) -> dict[str, float]:
         return {"queued_requests": len({message.request_id for message in self._outbox})}
@@ -103,37 +97,42 @@ class Decode:
     def close(self) -> None:
         pass
 
-    def _extend(self, request_id: str, answer: _DecodedText, tokens: Tokens) -> None:
+    def _extend(self, request_id: str, answer: DecodedAnswer, tokens: Tokens) -> None:
         for index, token in enumerate(tokens.ids):
-            answer.count(token)
-            answer.transcript.push(token, self._logprob(tokens, index) if tokens.logprobs else None)
-            if answer.transcript.stopped:
-                said = StopGenerating(answer.transcript.certain())
-                self._outbox.append(End(request_id, self.name, THINKER, said))
+            answer.push(token, self._logprob(tokens, index) if tokens.logprobs else None)
+            if answer.ended:
+                answer.finish()
+                self._report(request_id, answer.stop(), last=len(self._open[request_id].answers) == 1)
                 self._end(request_id, answer, "stop")
                 return
         if answer.start.awaited:
-            self._outbox.append(Chunk(request_id, self.name, THINKER, Certain(answer.transcript.certain())))
+            self._report(request_id, answer.certain())
         if answer.start.text.stream or not answer.shown:
             self._show(request_id, answer)
 
-    def _show(self, request_id: str, answer: _DecodedText) -> None:
-        text, logprobs = answer.transcript.take()
-        ids, answer.ids = answer.ids, []
-        if text or logprobs or ids:
-            answer.shown = True
-            self._outbox.append(Chunk(request_id, self.name, COLLECTOR, TextDelta(text, logprobs, ids)))
+    def _report(self, request_id: str, body: StopGenerating | Certain | None, *, last: bool = False) -> None:
+        """Send the thinker a report. The last report ends the stream of reports."""
+        self._open[request_id].reported = not last
+        message = End if last else Chunk
+        self._outbox.append(message(request_id, self.name, THINKER, body))
 
-    def _end(self, request_id: str, answer: _DecodedText, reason: FinishReason) -> None:
+    def _show(self, request_id: str, answer: DecodedAnswer) -> None:
+        delta = answer.take()
+        if delta is not None:
+            self._outbox.append(Chunk(request_id, self.name, COLLECTOR, delta))
+
+    def _end(self, request_id: str, answer: DecodedAnswer, reason: FinishReason) -> None:
         self._show(request_id, answer)
-        del self._answers[request_id]
-        usage = TokenUsage(
-            prompt_tokens=answer.start.prompt_tokens,
-            completion_tokens=answer.completion_tokens,
-            cached_tokens=answer.start.cached_tokens,
-            media_tokens=answer.start.media_tokens,
-        )
-        self._outbox.append(End(request_id, self.name, COLLECTOR, TextDone(reason, usage)))
+        done = answer.done(reason)
+        choices = self._open[request_id]
+        del choices.answers[answer.choice]
+        if choices.answers:
+            self._outbox.append(Chunk(request_id, self.name, COLLECTOR, done))
+            return
+        if choices.reported:
+            self._report(request_id, None, last=True)
+        del self._open[request_id]
+        self._outbox.append(End(request_id, self.name, COLLECTOR, done))
 
     def _logprob(self, tokens: Tokens, index: int) -> TokenLogprob:
         return TokenLogprob(

@@ -22,8 +22,9 @@ class AudioEncoder(MediaEncoder[AudioItem]):
     """Turns `AudioWork` into `AudioRows`.
 
     The tower cuts sounds into chunks of 100 frames, and pads each chunk to the length of the longest chunk of the call.
-    The padding changes the last rows of a shorter chunk. So this class itself pads the chunks, to the length to which
-    the reference would pad them. Sounds with the same padded length are batched, even if they belong to different
+    The padding changes the last rows of a shorter chunk, so the result would depend on the other sounds in the call.
+    The reference computes the sounds of one request in one call. So this class itself pads the chunks to the length
+    that they have in the reference. Sounds with the same padded length share a batch, even if they belong to different
     requests.
     """
 
@@ -42,7 +43,7 @@ class AudioEncoder(MediaEncoder[AudioItem]):
         self._tower.conv_chunksize = CONVOLVED_CHUNKS
 
     def pending(self, body: AudioWork) -> PendingItem[AudioItem]:
-        return PendingItem(body.items, body.pad_frames)
+        return PendingItem(body.items, body.pad_frames, body.sender)
 
     def row_count(self, item: AudioItem) -> int:
         return audio_rows(item.mel.shape[1], self._chunk_frames)
@@ -58,9 +59,9 @@ class AudioEncoder(MediaEncoder[AudioItem]):
         lengths = [chunk.shape[1] for chunk in chunks]
         padded = torch.stack([functional.pad(chunk, (0, pad_frames - chunk.shape[1])) for chunk in chunks])
         counts = [self.row_count(item) for item in items]
-        # The tower could compute these arguments itself, but would then pad to the longest chunk of this batch. The
-        # borders of the attention windows stay on the CPU: every layer reads the borders as numbers, and would have to
-        # wait for the device.
+        # The tower could compute these arguments itself, but it would then pad to the longest chunk of this batch. The
+        # boundaries of the attention windows stay on the CPU, because every layer reads them as Python numbers. If the
+        # boundaries were on the device, every layer would have to wait for the device.
         output = self._tower(
             padded_feature=padded.to(self._device, self._tower.dtype),
             chunk_lengths=torch.tensor(lengths),
@@ -80,8 +81,9 @@ class AudioEncoder(MediaEncoder[AudioItem]):
         return (grid < rows[:, None]).flatten().nonzero().squeeze(1)
 
     def _attention_windows(self, counts: Sequence[int]) -> torch.Tensor:
-        """Borders (int32, from 0) of the attention windows. A window contains at most eight seconds of one sound, and
-        attention does not cross its borders.
+        """The row indices at which the attention windows begin and end: int32 [windows + 1], beginning with 0. Each
+        window begins where the previous window ends. A window contains at most eight seconds of one sound, and its rows
+        attend only to each other.
         """
         borders = [0]
         for count in counts:

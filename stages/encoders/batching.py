@@ -1,5 +1,5 @@
-"""Contains the base class of both media encoders. The base class batches the media items of all waiting requests, and
-computes each item once.
+"""The base class of both media encoders. It batches the media items of all waiting requests, and computes each item
+once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from omni_pipeline.contract.stage import StageContext
 from omni_pipeline.wire.messages import Start, Work
 from stages.encoders.embedding_cache import EmbeddingCache, Embeddings
 from stages.messages import AudioItem, VisionItem
+from stages.queue_order import TurnOrder
 
 Item = TypeVar("Item", VisionItem, AudioItem)
 
@@ -26,11 +27,13 @@ class PendingItem(Struct, Generic[Item]):
     Attributes:
         items: The media items of the request, in order.
         pad_frames: See `AudioWork.pad_frames`; 0 for pictures and clips.
-        found: The embeddings that are known already, by key.
+        sender: Number of the client, see `messages.Sampling.sender`.
+        found: The embeddings that have been computed already. The keys are the keys of the items.
     """
 
     items: list[Item]
     pad_frames: int
+    sender: int = 0
     found: dict[bytes, Embeddings] = field(default_factory=dict)
 
     @property
@@ -39,7 +42,7 @@ class PendingItem(Struct, Generic[Item]):
 
 
 class PartlyEncoded(Struct, Generic[Item]):
-    """An item that is larger than a batch. Each step computes one of its pieces.
+    """A media item that is larger than a batch, and is encoded piece by piece. Each step computes one piece.
 
     Attributes:
         pieces: The pieces that have not been computed.
@@ -65,6 +68,7 @@ class MediaEncoder(ABC, Generic[Item]):
         self._cache = EmbeddingCache(context.options.cache_bytes)
         self._waiting: dict[str, PendingItem[Item]] = {}
         self._partly: dict[bytes, PartlyEncoded[Item]] = {}
+        self._turns = TurnOrder()
         self._encoded_items = 0
         self._encoded_rows = 0
         self.batch: list[str] = []
@@ -79,8 +83,8 @@ class MediaEncoder(ABC, Generic[Item]):
 
     @abstractmethod
     def pieces(self, item: Item) -> Iterable[Item]:
-        """Cuts `item` into pieces. Each piece fits a batch, if possible. The model's attention does not cross the
-        borders between pieces.
+        """Cuts `item` into pieces. Each piece fits into a batch, if possible. Items are cut only at points that the
+        model's attention does not cross, so the results do not change.
         """
 
     @abstractmethod
@@ -90,6 +94,13 @@ class MediaEncoder(ABC, Generic[Item]):
     @abstractmethod
     def answer(self, results: Sequence[Embeddings]) -> Any:
         """The body that carries the results of one request, in the order of its items."""
+
+    @property
+    def patient(self) -> bool:
+        """Always true: a batch may wait while another stage is urgent. A batch takes so long that a client does not
+        notice a later start.
+        """
+        return True
 
     @property
     def has_work(self) -> bool:
@@ -104,8 +115,8 @@ class MediaEncoder(ABC, Generic[Item]):
                 request.found[item.key] = known
 
     def step(self) -> Iterator[Work]:
-        """Encode one batch, and answer every request whose items are all encoded. Requests take turns: a request that
-        needs further batches goes behind the others.
+        """Encode one batch, and answer every request whose items are all encoded. A request that needs further batches
+        goes to the end of its client's queue. Clients take turns.
         """
         batch, pad_frames = self._next_batch()
         self.batch = self._wanting({item.key for item in batch})
@@ -115,7 +126,8 @@ class MediaEncoder(ABC, Generic[Item]):
             self._encoded_items += 1
             self._encoded_rows += self.row_count(item)
         for request_id in self.batch:
-            self._waiting[request_id] = self._waiting.pop(request_id)
+            request = self._waiting[request_id] = self._waiting.pop(request_id)
+            self._turns.serve(request.sender)
         for request_id in [id_ for id_, request in self._waiting.items() if request.complete]:
             request = self._waiting.pop(request_id)
             results = [request.found[item.key] for item in request.items]
@@ -139,16 +151,20 @@ class MediaEncoder(ABC, Generic[Item]):
         }
 
     def close(self) -> None:
-        """Do nothing: the stage holds nothing that outlives its process."""
+        """Do nothing: the stage has no resources that outlive its process."""
 
     def _next_batch(self) -> tuple[list[Item], int]:
-        """Distinct items to encode together (at least one, up to the row limit), and the padded length of their chunks.
+        """Distinct items to encode together, and the padded length of their chunks. There is at least one item. Further
+        items are added up to the row limit, in the order of the clients' turns. So if one client sends many or large
+        media, another client waits only one batch longer.
 
-        If the padding of an item differs from the padding of the first item, the item waits for another batch.
+        All items of a batch have the same padded length. Items with another padded length wait for another batch.
         """
         batch: dict[bytes, Item] = {}
         pad_frames = rows = 0
-        for request in self._waiting.values():
+        waiting = list(self._waiting.values())
+        for index in self._turns.order([request.sender for request in waiting]):
+            request = waiting[index]
             if batch and request.pad_frames != pad_frames:
                 continue
             for item in request.items:
@@ -162,9 +178,10 @@ class MediaEncoder(ABC, Generic[Item]):
         return list(batch.values()), pad_frames
 
     def _encoded(self, batch: Sequence[Item], pad_frames: int) -> Iterator[tuple[Item, Embeddings]]:
-        """The items of a batch whose embeddings are now complete, with the embeddings.
+        """Encode a batch. Yields the items whose embeddings are now complete, each with its embeddings.
 
-        Of an item that is larger than a batch, only the next piece is computed, to bound the memory and the time.
+        If an item is larger than a batch, only its next piece is computed. This bounds the memory and the time of a
+        step.
         """
         if sum(map(self.row_count, batch)) <= self._max_batch_rows:
             if batch:

@@ -27,8 +27,8 @@ class Embeddings(Struct, frozen=True):
 class EmbeddingCache:
     """A cache of embeddings by content key.
 
-    The tensors are handed out without a copy and must not be written to. Each tensor must own its memory: a view into a
-    batch would keep the memory of the whole batch.
+    The cache returns its own tensors, not copies, so do not write to the returned tensors. A tensor that is put into
+    the cache must own its memory, because a view into a batch would keep the memory of the whole batch.
 
     Args:
         limit: Maximum bytes of embeddings to keep; 0 turns the cache off.
@@ -52,8 +52,8 @@ class EmbeddingCache:
         return entry
 
     def put(self, key: bytes, entry: Embeddings) -> None:
-        """Keep `entry`, and drop the least recently used entries to make room. An entry larger than the limit is not
-        kept.
+        """Store `entry`. If there is not enough memory within the limit, drop the least recently used entries. An entry
+        that is larger than the limit is not stored.
         """
         if key in self._entries or entry.nbytes > self.limit:
             return

@@ -40,7 +40,7 @@ class ImageEncoder(MediaEncoder[VisionItem]):
         )
 
     def pending(self, body: VisionWork) -> PendingItem[VisionItem]:
-        return PendingItem(body.items, pad_frames=0)
+        return PendingItem(body.items, pad_frames=0, sender=body.sender)
 
     def row_count(self, item: VisionItem) -> int:
         return math.prod(item.grid) // self._patches_per_row
@@ -65,10 +65,10 @@ class ImageEncoder(MediaEncoder[VisionItem]):
             yield Embeddings(own.clone(), own_deepstack.clone(memory_format=torch.contiguous_format))
 
     def _bookkeeping(self, grids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The arguments of the tower that follow from `grids`. Without these arguments, the tower would compute the
-        values on the device and wait for the results.
+        """The arguments of the tower that follow from `grids`. Without these arguments, the tower would compute them on
+        the device, and the host would have to wait for the device.
 
-        The borders of the frames stay on the CPU, because every layer reads them as numbers.
+        The start index of each frame stays on the CPU, because every layer reads these indices as numbers.
         """
         tower = self._tower
         indices, weights = get_vision_interpolation_indices_and_weights(

@@ -1,12 +1,12 @@
-"""Makes the ids of media rows for the prefix cache. The ids of two media rows are equal exactly if the model would
-compute the same values for both rows.
+"""Makes the ids of media rows for the prefix cache. Two media rows get the same id if, and only if, the model would
+compute the same values for both.
 
 SGLang's radix cache compares prompts id by id, and all media of a kind have the same placeholder id. Each media row
 gets a 63-bit number instead. The number comes from a hash of the media item's content key and positions. The hash
-includes the positions, because the same frames at another speed make a different prompt. So 62·k bits identify a media
-item of k rows.
+includes the positions, because the same frames at another frame rate make a different prompt. The number has 62 free
+bits, so 62·k bits identify a media item of k rows.
 
-SGLang 0.5.23 holds ids as int64 everywhere, and makes similar numbers for its own multimodal path. The numbers of this
+SGLang 0.5.23 stores ids as int64 everywhere, and makes similar numbers for its own multimodal path. The numbers of this
 module have the highest value bit (2**62) set, so that no number can be a token id.
 """
 

@@ -32,7 +32,7 @@ class Assembly(Struct):
 
 
 class Aggregate:
-    """Takes `Prompt`, `VisionRows` and `AudioRows` in any order, and sends `ThinkerRequest`."""
+    """Receives `Prompt`, `VisionRows` and `AudioRows` in any order, and sends `ThinkerRequest`."""
 
     def __init__(self, context: StageContext) -> None:
         self.name = context.name
@@ -61,7 +61,7 @@ class Aggregate:
         ready, self._ready = self._ready, []
         self.batch = ready
         for request_id in ready:
-            # None if an earlier message of this step has led to the request's abort
+            # None if the request was aborted because of an earlier message of this step
             assembly = self._waiting.pop(request_id, None)
             if assembly is not None:
                 yield Start(request_id, self.name, "thinker", assemble(assembly))
@@ -78,7 +78,7 @@ class Aggregate:
         return {"queued_requests": len(self._ready)}
 
     def close(self) -> None:
-        """Do nothing: the stage holds nothing that outlives its process."""
+        """Do nothing: the stage has no resources that outlive its process."""
 
 
 def assemble(assembly: Assembly) -> ThinkerRequest:
@@ -116,8 +116,9 @@ def assemble(assembly: Assembly) -> ThinkerRequest:
 
 
 def _in_prompt_order(spans: Sequence[MediaSpan]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows of all spans in ascending order, and the indices that bring values into this order if the values are
-    concatenated span by span. Both tensors are int64 [m].
+    """Two tensors int64 [m]. The first tensor has the rows of all spans in ascending order. The second tensor sorts
+    values in the same way: if `values` are the concatenated values of all spans, `values[second]` are the values in the
+    order of the first tensor.
     """
     return torch.cat([span.rows.torch() for span in spans]).sort()
 

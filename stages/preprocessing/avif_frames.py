@@ -1,5 +1,5 @@
-"""Finds the sizes of the AV1 pictures in an AVIF file. The decoder uses these sizes, whatever other parts of the file
-claim.
+"""Finds the sizes of the AV1 pictures in an AVIF file. The decoder uses these sizes, even if other parts of the file
+claim other sizes.
 
 An AVIF file may contain a grid of pictures, and several pictures may use the same bytes of the file. The decoder
 decodes each picture in the size of its AV1 sequence header, and scales it to the size that the file claims.
@@ -16,17 +16,17 @@ from stages.preprocessing.budget import PACKET_WORK, DecodingBudget
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6  # types of AV1's units (OBU)
 
 
-# Work to look at one unit of AV1, and number of bytes that are copied with one unit of work.
+# The first number is the work that is charged for reading one unit (OBU) of AV1 (see `budget`). The second number is
+# the number of copied bytes that are charged as one unit of work.
 _UNIT_WORK, _COPIES_PER_WORK = 64, 32
 
 
 def find_frames(data: Buffer, budget: DecodingBudget) -> Iterator[tuple[int, int]]:
-    """The largest width and height of each AV1 frame of each picture item. If the file is damaged, the search ends at
-    the damage.
+    """Width and height of each AV1 frame of each picture item. If the file is damaged, the search ends at the damage.
 
     Args:
-        budget: The work of the search is charged to this budget, because a file may make the search visit the same
-            bytes very often.
+        budget: The work of the search is charged to this budget. This is needed because a file can make the search
+            visit the same bytes very often.
     """
     view = memoryview(data).cast("B")
     boxes = dict(_boxes(view))
@@ -69,7 +69,9 @@ def _av1_items(iinf: memoryview) -> set[int]:
 
 
 def _locations(iloc: memoryview, budget: DecodingBudget) -> Iterator[tuple[int, bool, list[tuple[int, int]]]]:
-    """For each item: its id, whether its bytes are in the meta box, and the start and size of each of its parts."""
+    """Yields for each item: the item's id, whether the item's bytes are in the meta box, and start and size of each
+    part of the item.
+    """
     fields = _Fields(iloc)
     version = fields.take(1)
     fields.take(3)
@@ -140,7 +142,7 @@ class _Bits:
         return self._value >> self._left & (1 << count) - 1
 
     def take_unary(self) -> int:
-        """Take a number in AV1's variable-length code uvlc."""
+        """Read a number in AV1's variable-length code uvlc."""
         zeros = 0
         while zeros < 32 and self._left and not self.take(1):
             zeros += 1

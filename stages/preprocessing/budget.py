@@ -1,9 +1,8 @@
-"""Counts the work of decoding one media item while it is decoded, and ends decoding that costs too much.
+"""Counts the work of decoding a media item while it is decoded, and stops the decoding if the work exceeds a limit.
 
-One unit of work is the decoding of one pixel, or of one sample of one channel. Parts of a file that a decoder must
-visit without getting a new pixel or sample cost work too: see `PACKET_WORK` and `pass_work`. So every costly file is
-charged, even if its cost comes from pixels that the decoder visits again and again, or from very many parts that are
-almost empty.
+One unit of work is the decoding of one pixel, or of one sample of one channel. Some parts of a file take a decoder's
+time but yield no new pixel or sample. They cost work too: see `PACKET_WORK` and `pass_work`. So a file cannot occupy a
+decoder for long with thousands of almost empty parts, or with pixels that are visited again and again.
 """
 
 from __future__ import annotations
@@ -12,32 +11,32 @@ from collections.abc import Callable
 
 from stages.preprocessing import cpu_time
 
-# Least work that is charged for one packet of a container, or for another part of a file that has its own size,
-# whatever the part contains.
+# Each part of a file counts as at least this much work. A part is a packet of a container, or anything else in the file
+# that has its own size.
 PACKET_WORK = 1024
 
-# Work of a piece of a sound file, for which a decoder and a resampler are set up.
+# Setting up a decoder and a resampler for one piece of a sound file counts as this much work.
 PIECE_WORK = 16 * PACKET_WORK
 
-# Number of passes over unchanged coefficients that cost a JPEG decoder as much work as decoding the pixels of these
-# coefficients once.
+# A progressive JPEG decoder passes over the coefficients of its pixels several times. This number of passes takes as
+# long as decoding the pixels once.
 _PASSES_PER_PIXEL = 8
 
-# Number of pixels or samples, and number of bytes of a file, that the slowest decoders of usual formats decode in a
-# second on one core.
+# Work that a decoder can do in a second on one core: decode this number of pixels or samples, or read this number of
+# bytes of a file. The slowest decoders of common formats reach this speed.
 WORK_PER_SECOND = 16_000_000
 BYTES_PER_SECOND = 4_000_000
 
 
 class DecodingBudget:
-    """A limit on the work of decoding one media item.
+    """A limit on the work of decoding one media item. To charge work means to add it to the work that has been counted.
 
     Attributes:
-        spent: Work that was charged so far.
+        spent: Work that has been charged so far.
 
     Args:
         limit: Maximum work.
-        refusal: Makes the error for a media item that costs more than `limit`.
+        refusal: Makes the error for a media item whose work exceeds `limit`.
     """
 
     def __init__(self, limit: int, refusal: Callable[[], Exception]) -> None:
@@ -46,8 +45,8 @@ class DecodingBudget:
         self._refusal = refusal
 
     def charge(self, work: int) -> None:
-        """Charge work to the budget, if possible before the decoder does the work. Each unit of work also allows the
-        process some CPU time.
+        """Charge work to the budget. If possible, call this before the decoder does the work. Each unit of work also
+        extends the CPU time that the process may use.
 
         Raises:
             OmniError: The error that `refusal` makes, if the limit is exceeded.
@@ -59,10 +58,12 @@ class DecodingBudget:
 
 
 def allow_time_for(work: int) -> None:
-    """Allow the process CPU time for work that another limit bounds."""
+    """Extend the CPU time that the process may use. This is for work that is not charged, because another limit bounds
+    it.
+    """
     cpu_time.extend(work / WORK_PER_SECOND)
 
 
 def pass_work(samples: int) -> int:
-    """Work of one pass over the coefficients of `samples` samples that are already decoded."""
+    """Work of one pass over the coefficients of samples that are already decoded. `samples` is their number."""
     return samples // _PASSES_PER_PIXEL

@@ -1,5 +1,5 @@
-"""Renders the checkpoint's chat template. In the result, the template's own special tokens differ from texts with the
-same spelling.
+"""Renders the checkpoint's chat template. In the result, the template's own special tokens are separate from texts with
+the same spelling.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from omni_pipeline.errors import StartupError, bad_request
 # Maximum number of characters of a template's error message that are shown to the client.
 _REASON = 300
 
-# A conversation without special tokens, in the form that every chat template accepts.
+# A conversation without special tokens that every chat template accepts.
 _PLAIN = [
     {"role": "user", "content": "a"},
     {"role": "assistant", "content": "b"},
@@ -26,12 +26,12 @@ _PLAIN = [
 
 
 class MarkedTemplate:
-    """A chat template in which a mark stands in the place of each special token.
+    """A chat template in which each special token is replaced by a mark.
 
     A mark is a random word that no client can know. The template writes the marks; the texts of the conversation pass
-    through the template unchanged. So after rendering, each mark stands for a special token of the template, and
-    everything else is text. This also holds where texts join: if two parts of a message, or a part and the template,
-    together spell a special token, the result is still text.
+    through the template unchanged. So after rendering, each mark represents a special token of the template, and
+    everything else is text. This is also true where two texts meet: if the end of the first text and the beginning of
+    the second text together spell a special token, the result is still text.
 
     Args:
         source: The template in Jinja's language.
@@ -43,7 +43,7 @@ class MarkedTemplate:
     """
 
     def __init__(self, source: str, variables: Mapping[str, Any], special: Collection[str]) -> None:
-        # The longest token comes first, so that a token that begins with another token is found completely.
+        # Longer tokens come first. If one token is a prefix of another, the longer one is then found.
         spellings = sorted(special, key=len, reverse=True)
         nonce = secrets.token_hex(16)
         self._spelling = re.compile("|".join(map(re.escape, spellings)))
@@ -55,26 +55,26 @@ class MarkedTemplate:
         marks = [mark for _, mark in self.pieces(_PLAIN) if mark]
         if marks != self._spelling.findall(_render(source, variables, _PLAIN)):
             raise StartupError(
-                "The model's chat template composes special tokens from pieces, so the server cannot tell them from "
-                "the same text in a conversation: write each token in the template as one word."
+                "The model's chat template composes special tokens from pieces, so the server cannot distinguish them "
+                "from the same text in a conversation. Write each special token in the template as one word."
             )
 
     def pieces(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Iterator[tuple[str, str]]:
         """The rendered conversation, as pairs of a text and the special token after the text ("" at the end).
 
         Args:
-            options: Variables of the template for this conversation.
+            options: Variables of the template for this conversation, such as `tools`.
 
         Raises:
             OmniError: 400 if the template refuses the conversation.
         """
         try:
             rendered = _render(self._source, {**self._variables, **options}, messages)
-        # any exception is possible, because the template is a program of the checkpoint that runs on the client's data
+        # any exception is possible, because the template is a program that runs on the client's data
         except Exception as error:
             reason = f": {str(error)[:_REASON]}" if isinstance(error, TemplateError) else "."
             raise bad_request(
-                f"The model's chat template cannot show this conversation{reason}",
+                f"The model's chat template cannot render this conversation{reason}",
                 param="messages",
                 code="invalid_value",
             ) from error
@@ -85,7 +85,7 @@ class MarkedTemplate:
         yield rendered[written:], ""
 
     def _marked(self, value: Any) -> Any:
-        """`value` with marks in place of special tokens, in all strings that `value` contains."""
+        """A copy of `value`. In all strings that it contains, each special token is replaced by its mark."""
         if isinstance(value, str):
             return self._spelling.sub(lambda found: self._marks[found.group()], value)
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Opens audio and video containers with FFmpeg so that a container can access only its own bytes."""
+"""Opens audio and video containers with FFmpeg. A container can access only its own bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
 
-# Self-contained formats only: playlists (HLS, DASH, concat) name further files and URLs, which FFmpeg would open.
+# The list has only formats that contain all their data. Playlists (HLS, DASH, concat) name other files and URLs, and
+# FFmpeg would open these files and URLs.
 DEMUXERS = (
     "mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "flv", "mpegts", "mpeg", "asf", "ogg", "wav",
     "w64", "mp3", "aac", "flac", "aiff", "caf", "au", "amr", "ac3", "eac3", "gif", "ivf",
@@ -31,12 +32,12 @@ MAX_PROBED_PIXELS = 64 * 1024 * 1024
 # dozen streams.
 MAX_STREAMS = 64
 
-# Formats whose duration FFmpeg reads from the header, if the header states a duration, instead of estimating the
-# duration.
+# Formats for which FFmpeg reads the duration from the header, if the header states a duration. For other formats,
+# FFmpeg estimates the duration.
 _TELLS_ITS_LENGTH = "matroska,webm"
 
-# At least this share of the length that a header promises must be present. Muxers miscount by a frame or two; a
-# truncated file lacks more frames.
+# A file counts as truncated if its content has less than this share of the length that its header states. A smaller
+# difference is normal, because many programs write a length that is wrong by a frame or two.
 PROMISE_KEPT = 0.9
 
 
@@ -44,11 +45,13 @@ PROMISE_KEPT = 0.9
 def open_container(
     data: Buffer, *, param: str, code: str, max_pixels: int = MAX_PROBED_PIXELS
 ) -> Iterator[InputContainer]:
-    """Open `data`, and turn FFmpeg's errors, now or while the data is read, into errors of the request.
+    """Open `data`, and turn FFmpeg's errors into errors of the request, both when the data is opened and while it is
+    read.
 
     Args:
-        max_pixels: Maximum number of pixels of a picture. FFmpeg decodes no larger picture, not even to examine the
-            file, because the size in a header may be false.
+        max_pixels: Maximum number of pixels of a picture. FFmpeg enforces this limit for every picture that it decodes,
+            even while it examines the file. A check of the size in the header is not enough, because this size may be
+            false.
 
     Raises:
         OmniError: 400 with `code`.
@@ -60,12 +63,12 @@ def open_container(
     }
     if is_joined(data):
         kind = code.removeprefix("invalid_")
-        message = f"The {kind} is several files, one after the other. Send each file as a media item of its own."
+        message = f"The {kind} consists of several files that were joined. Send each file as a separate media item."
         raise bad_request(message, param=param, code=code)
     try:
         with av.open(
             io.BytesIO(data),
-            options={"max_pixels": str(max_pixels)},  # limits the decoders that FFmpeg opens to probe the file
+            options={"max_pixels": str(max_pixels)},  # this limits the decoders that FFmpeg opens to probe the file
             container_options=options,
             metadata_errors="replace",
         ) as container:
@@ -82,8 +85,8 @@ def open_container(
 
 
 def truncated(promised: int, found: int) -> bool:
-    """Whether `found` is so much less than `promised`, the value in the header (0 if the header has no value), that the
-    file must be truncated.
+    """Whether the file is certainly truncated, because `found` is much less than `promised`. `promised` is the value in
+    the header, or 0 if the header has no value.
     """
     return found < PROMISE_KEPT * promised
 
@@ -106,5 +109,5 @@ class Extent:
         """Raises OmniError 400 with `code` if the file is clearly shorter than its header promises."""
         if self._reached < PROMISE_KEPT * self._promised:
             kind = code.removeprefix("invalid_")
-            message = f"The {kind} is cut short: {self._reached:.1f} of {self._promised:.1f} seconds are there."
+            message = f"The {kind} is cut short: {self._reached:.1f} of {self._promised:.1f} seconds are present."
             raise bad_request(message, param=param, code=code)

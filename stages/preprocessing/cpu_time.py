@@ -1,7 +1,8 @@
 """Ends this process when a media item uses more CPU time than is allowed for its work.
 
-A decoder is one long call in C, which no Python code can interrupt. But the kernel can end the process: its timer
-counts the CPU time of all threads of the process, and then sends a signal. The parent process recognises this signal.
+A decoder is one long call in C, which no Python code can interrupt. But the kernel can end the process. A timer of the
+kernel counts the CPU time of all threads of the process, and sends a signal when the allowed time is used up. The
+parent process recognises this signal.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ OUT_OF_TIME = signal.SIGPROF
 
 @contextmanager
 def limited_cpu_time(seconds: float) -> Iterator[None]:
-    """Allow the block `seconds` of CPU time, and the time that `extend` adds. If the block uses more, the process
-    ends.
+    """Inside the `with` block, the process may use `seconds` of CPU time, plus the time that `extend` adds. If it uses
+    more, the process ends.
     """
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
@@ -27,7 +28,7 @@ def limited_cpu_time(seconds: float) -> Iterator[None]:
 
 
 def extend(seconds: float) -> None:
-    """Allow the running block `seconds` more. Without a running block, the call has no effect."""
+    """Let the running `with` block use `seconds` more CPU time. Without a running block, the call has no effect."""
     left = signal.getitimer(signal.ITIMER_PROF)[0]
     if left:
         signal.setitimer(signal.ITIMER_PROF, left + seconds)

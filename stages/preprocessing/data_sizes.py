@@ -1,6 +1,7 @@
-"""Finds the size of the sound data in the headers of sound files, and completes a size that the writer did not know.
+"""Corrects sound files whose header does not state the size of the sound data: writes the true size into the header.
 
-A writer that streams cannot know the size when it writes the header, and cannot go back later.
+A program that streams a sound file does not know the size when it writes the header, and cannot correct the header
+later.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from msgspec import Struct
 
 from stages.preprocessing.container import truncated
 
-# Sizes that writers use for "unknown", beside 0: the largest signed and unsigned numbers of 32 bits, minus a header or
-# rounded down to whole samples (FFmpeg, SoX, arecord, GStreamer); and 0x7F000000 (SoX in AIFF).
+# Sizes that writers use for "unknown", in addition to 0. FFmpeg, SoX, arecord and GStreamer use the largest signed or
+# unsigned number of 32 bits. Some of them subtract the length of a header, or round down to whole samples. SoX uses
+# 0x7F000000 in AIFF.
 _UNKNOWN_32 = (
     range(0x7EFF_0000, 0x7F00_0100),
     range(0x7FFF_0000, 0x8000_0100),
@@ -29,9 +31,9 @@ _W64_CHUNK = b"\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 
 
 class DataSize(Enum):
-    """What a header says of the size of the sound data."""
+    """Says whether a header states the right size of the sound data."""
 
-    HONEST = auto()  # or the format has no size in its header
+    HONEST = auto()  # the size is right, or the format has no size in its header
     UNKNOWN = auto()
     TOO_LARGE = auto()
 
@@ -43,10 +45,11 @@ class _Field(Struct, frozen=True):
         at: Offset of the field.
         form: Format of the field for `struct`.
         start: Offset of the sound data.
-        more: Number of bytes that the field counts beside the sound data.
-        whole: Offset and format of the file-size field, and the number of bytes at the beginning of the file that the
-            file-size field does not count; None if the format has no such field.
-        chunks: Format of the size of chunks that may follow the sound data; empty if no chunks follow.
+        more: Number of bytes that the field counts in addition to the sound data.
+        whole: The field for the size of the whole file: its offset, its format, and the number of bytes at the
+            beginning of the file that are not counted in it. None if the format has no such field.
+        chunks: Other chunks may follow the sound data. This is the format of the field that states a chunk's size.
+            Empty if no chunks can follow in this file format.
     """
 
     at: int
@@ -84,7 +87,9 @@ def _is_unknown(size: int, claimed: int, field: _Field, file: memoryview) -> boo
 
 
 def _are_chunks(file: memoryview, at: int, form: str) -> bool:
-    """Whether chunks follow from here up to the end, so that the sound data before them is really empty."""
+    """Whether the file consists of chunks from the offset `at` to its end. If so, a size of 0 before these chunks is
+    right: the sound data is empty.
+    """
     end = at
     for name, _, start, size in _chunks(file, at, form):
         if not all(0x20 <= byte < 0x7F for byte in name):
@@ -94,7 +99,9 @@ def _are_chunks(file: memoryview, at: int, form: str) -> bool:
 
 
 def _chunks(file: memoryview, at: int, form: str) -> Iterator[tuple[bytes, int, int, int]]:
-    """The name of each chunk, and the offset of its size field, the offset of its content, and its size."""
+    """Yields for each chunk: the chunk's name, the offset of the field with its size, the offset of its content, and
+    its size.
+    """
     while at + 4 + struct.calcsize(form) <= len(file):
         start = at + 4 + struct.calcsize(form)
         (size,) = struct.unpack_from(form, file, at + 4)

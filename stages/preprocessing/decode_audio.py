@@ -20,18 +20,18 @@ from stages.preprocessing.waveform import Waveform
 
 CODE = "invalid_audio"
 
-# Maximum numbers of samples that libsndfile decodes at a time: of all channels together, and of one channel. The first
-# limit is needed because a header may claim a thousand channels.
+# Maximum numbers of samples that libsndfile decodes at a time. The first limit is for all channels together; it is
+# needed because a header may claim a thousand channels. The second limit is for one channel.
 BLOCK_SAMPLES = 524_288
 BLOCK_FRAMES = 65_536
 
 
 def decode_audio(data: Buffer, *, rate: int, max_seconds: float, param: str) -> numpy.ndarray:
-    """The whole sound as float32 [samples] at `rate`, with channels averaged and band-limited resampling.
+    """The whole sound as float32 [samples] at `rate`. Channels are averaged, and the resampling is band-limited.
 
-    libsndfile reads the usual formats; FFmpeg reads the others, such as m4a and webm, and what libsndfile cannot read
-    to its end. All pieces of a joined file are read. Memory grows with the sound that is really present, not with a
-    header's claims.
+    libsndfile reads the usual formats. FFmpeg reads the other formats, such as m4a and webm, and files that libsndfile
+    cannot read completely. All pieces of a joined file are read. The memory that is used depends on the sound in the
+    file, not on the length that its header claims.
 
     Raises:
         OmniError: 400 ``invalid_audio`` or ``audio_too_long``.
@@ -45,10 +45,12 @@ def decode_audio(data: Buffer, *, rate: int, max_seconds: float, param: str) -> 
 
 
 def decode_sound_track(data: Buffer, *, rate: int, max_seconds: float, param: str, code: str) -> numpy.ndarray | None:
-    """The first sound track of a container, from its first sample, as `decode_audio` gives it; None if it is empty.
+    """The first sound track of a container, in the form that `decode_audio` returns. The result begins with the first
+    sample of the track. None if the track is empty.
 
     Raises:
-        OmniError: 400 with `code` for a damaged container or a container without sound; or ``audio_too_long``.
+        OmniError: 400. The error's code is `code` if the container is damaged or has no sound, and ``audio_too_long``
+            if the sound is too long.
     """
     wave = Waveform(rate, max_seconds=max_seconds, param=param)
     _read_track(data, wave, param, code)
@@ -82,7 +84,7 @@ def _read_soundfile(source: soundfile.SoundFile, wave: Waveform) -> None:
 
 
 def _read_track_instead(piece: Buffer, wave: Waveform, param: str, reason: str) -> None:
-    """Read a piece with FFmpeg that libsndfile could not read, for the given reason."""
+    """Read a piece with FFmpeg, because libsndfile could not read it. `reason` is the reason why libsndfile failed."""
     try:
         _read_track(piece, wave, param, CODE)
     except OmniError as error:
@@ -92,7 +94,9 @@ def _read_track_instead(piece: Buffer, wave: Waveform, param: str, reason: str) 
 
 
 def _read_track(data: Buffer, wave: Waveform, param: str, code: str) -> None:
-    """Add the first sound track of a container. A recording may end within a packet, which is then left out."""
+    """Add the first sound track of a container to `wave`. If the file ends in the middle of a packet, this packet is
+    left out.
+    """
     with open_container(data, param=param, code=code) as container:
         stream = _sound(container, param, code)
         rate = 0
@@ -120,7 +124,7 @@ def _read_track(data: Buffer, wave: Waveform, param: str, code: str) -> None:
                     wave.begin(rate)
                 for block in samples.of(frame):
                     wave.add(block)
-        # A packet of plain samples holds many of what the header counts as frames.
+        # A packet of PCM samples contains many of the units that the header counts as frames.
         if truncated(stream.frames, packets) and (stream.duration is None or truncated(stream.duration, duration)):
             raise _cut_short(param, code)
         extent.check(param, code)
@@ -134,14 +138,14 @@ class _Samples:
         self._interleaved = av.AudioResampler(format="flt")
 
     def of(self, frame: av.AudioFrame) -> Iterator[numpy.ndarray]:
-        """Blocks of float32 [frames, channels]."""
+        """Yields blocks of float32 [frames, channels]."""
         form = (frame.format.name, frame.layout.name, frame.sample_rate)
         if form != self._form:
             self._form = form
             self._interleaved = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
         for part in self._interleaved.resample(frame):
-            # The resampled frame has one plane for all channels. With one plane per channel, PyAV 18 would read a ninth
-            # plane where only eight exist.
+            # The resampler is configured to put all channels into one plane. With one plane per channel and more than
+            # eight channels, PyAV 18 would read a ninth plane, but only eight planes exist.
             yield part.to_ndarray().reshape(-1, part.layout.nb_channels)
 
 
@@ -154,4 +158,4 @@ def _sound(container: InputContainer, param: str, code: str) -> AudioStream:
 
 def _cut_short(param: str, code: str) -> Exception:
     kind = code.removeprefix("invalid_")
-    return bad_request(f"The {kind} is cut short: its header promises more than there is.", param=param, code=code)
+    return bad_request(f"The {kind} is cut short: it has less data than its header states.", param=param, code=code)

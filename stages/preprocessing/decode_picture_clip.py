@@ -19,13 +19,13 @@ from stages.preprocessing.headers import picture_size
 def probe_picture_clip(
     frames: Sequence[Buffer], rate: float, *, max_seconds: float, max_pixels: int, max_total_pixels: int, param: str
 ) -> DecodedClip:
-    """Examine a clip of pictures by their headers. The sizes are those of the pictures before their rotation.
+    """Examine the headers of the pictures of a clip. The returned sizes are the sizes before the rotation by EXIF data.
 
     Args:
         rate: Number of pictures for each second.
         max_pixels: Maximum number of pixels of one picture.
-        max_total_pixels: Maximum number of pixels of all pictures together, with each picture at least as large as the
-            first, to whose size it will be scaled.
+        max_total_pixels: Maximum number of pixels of all pictures together. A picture that is smaller than the first
+            picture counts as much as the first picture, because it will be scaled up to that size.
 
     Raises:
         OmniError: 400 ``invalid_image``, ``image_too_large``, ``video_too_long`` or ``video_too_large``.
@@ -33,7 +33,7 @@ def probe_picture_clip(
     budget = pixel_budget(max_total_pixels, param)
     sizes: list[tuple[int, int]] = []
     for frame in frames:
-        # The decoder says what is wrong with a picture whose header cannot be used.
+        # If `picture_size` cannot use a header, the picture is decoded. This raises the error, if there is one.
         size = picture_size(frame, max_pixels) or _picture(frames, len(sizes), max_pixels, param).size
         sizes.append(size)
         budget.charge(max(_area(size), _area(sizes[0]), PACKET_WORK))
@@ -47,7 +47,8 @@ def decode_picture_clip(
 ) -> Iterator[numpy.ndarray]:
     """Yields all pictures, upright and in RGB, as uint8 [at most `at_once`, height, width, 3].
 
-    Pictures that differ in size from the first are scaled to it. The reference has no rule for such clips, and fails.
+    Pictures that differ in size from the first are scaled to the size of the first. The reference has no rule for such
+    clips, and fails.
 
     Args:
         max_pixels, max_total_pixels: As in `probe_picture_clip`.

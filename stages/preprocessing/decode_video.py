@@ -20,8 +20,7 @@ from stages.preprocessing.jpeg_scans import scanned_samples
 
 CODE = "invalid_video"
 
-# If the header's frame rate is wrong by more than this factor, the rate is computed from the times of the frames
-# instead.
+# If the frame rate in the header is wrong by more than this factor, the rate is computed from the times of the frames.
 RATE_TOLERANCE = 1.25
 DEFAULT_RATE = 25.0
 
@@ -37,7 +36,7 @@ class DecodedClip(Struct, frozen=True):
         rate: Average number of frames per second.
         width, height: Pixels of a frame, before the rotation that the file asks for.
         has_sound: Whether there is a sound track.
-        largest: Width and height of the largest frame, if there may be larger ones than the first.
+        largest: Width and height of the largest frame. Set only if a frame may be larger than the first one.
     """
 
     frames: int
@@ -55,7 +54,7 @@ class DecodedClip(Struct, frozen=True):
 def check_length(clip: DecodedClip, max_seconds: float, param: str) -> None:
     """Refuse a clip that is too long. Raises OmniError 400 ``video_too_long``."""
     if clip.seconds > max_seconds:
-        message = f"The video is {clip.seconds:.0f} seconds long, and {max_seconds:g} are allowed."
+        message = f"The video is {clip.seconds:.0f} seconds long, but only {max_seconds:g} are allowed."
         raise bad_request(message, param=param, code="video_too_long")
 
 
@@ -63,7 +62,7 @@ def pixel_budget(max_total_pixels: int, param: str) -> DecodingBudget:
     """A budget for the pixels of all frames of a clip. Raises OmniError 400 ``video_too_large`` if it is exceeded."""
 
     def refusal() -> OmniError:
-        message = f"The video has more pixels in all its frames than the {max_total_pixels} that are allowed."
+        message = f"All frames of the video together have more than the {max_total_pixels} pixels that are allowed."
         return bad_request(message, param=param, code="video_too_large")
 
     return DecodingBudget(max_total_pixels, refusal)
@@ -77,7 +76,7 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_p
     Args:
         max_pixels: Maximum number of pixels of one frame.
         max_total_pixels: Maximum number of pixels of all frames together, which bounds the time to decode the clip. An
-            almost empty packet, of any stream, counts as `PACKET_WORK` pixels.
+            almost empty packet of any stream counts as `PACKET_WORK` pixels.
 
     Raises:
         OmniError: 400 ``invalid_video``, ``video_too_long`` or ``video_too_large``.
@@ -87,7 +86,7 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_p
         stream = _pictures(container, param)
         width, height = stream.codec_context.width, stream.codec_context.height
         if width * height > max_pixels:
-            message = f"The video has {width}×{height} pixels, and {max_pixels} are allowed."
+            message = f"The video has {width}×{height} pixels, but only {max_pixels} are allowed."
             raise bad_request(message, param=param, code="video_too_large")
         extent = Extent(container)
         times = []
@@ -101,7 +100,7 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_p
         if not frames or not width * height:
             raise bad_request("The video has no frames.", param=param, code=CODE)
         if truncated(stream.frames, frames):
-            message = f"The video is cut short: {frames} of {stream.frames} frames are there."
+            message = f"The video is cut short: {frames} of {stream.frames} frames are present."
             raise bad_request(message, param=param, code=CODE)
         extent.check(param, CODE)
         rate = _frame_rate(stream, times)
@@ -112,8 +111,8 @@ def probe_clip(data: Buffer, *, max_seconds: float, max_pixels: int, max_total_p
 
 
 def sampled_frames(clip: DecodedClip, *, fps: float, min_frames: int, max_frames: int, multiple: int) -> list[int]:
-    """Indices of the frames that the reference takes: evenly spread, `fps` per second, within the bounds `min_frames`
-    and `max_frames`.
+    """Indices of the frames that the reference takes. The frames are spread evenly over the clip. `fps` is their number
+    for each second of the clip. The total number of frames is at least `min_frames` and at most `max_frames`.
 
     The number of indices is a multiple of `multiple`. If the clip has fewer frames than `multiple`, all of its frames
     are taken; the reference fails on such a clip.
@@ -124,7 +123,7 @@ def sampled_frames(clip: DecodedClip, *, fps: float, min_frames: int, max_frames
     most = min(max_frames, total) // multiple * multiple
     wanted = min(max(total / clip.rate * fps, min_frames), most)
     count = max(int(wanted) // multiple * multiple, multiple)
-    # Compute in torch's float32, like the reference, because rounding decides which of two neighbouring frames is
+    # Compute in torch's float32, as the reference does, because rounding decides which of two neighbouring frames is
     # taken.
     return [index for index in torch.arange(0, total, total / count).int().tolist() if index < total]
 
@@ -141,12 +140,13 @@ def decode_frames(
 ) -> Iterator[numpy.ndarray]:
     """Yields the frames at `indices` (ascending), upright and in RGB, as uint8 [at most `at_once`, height, width, 3].
 
-    Frames that differ in size from the first frame are scaled to its size. If a few of the counted frames (`total`)
-    turn out to be missing, the last frame is repeated in their place.
+    Frames that differ in size from the first frame are scaled to the size of the first frame. `total` is the number of
+    frames that `probe_clip` has counted. If a few of these frames turn out to be missing, the last frame is repeated in
+    their place.
 
     Args:
-        max_pixels, max_total_pixels: As in `probe_clip`, but checked on the decoded frames: a header may claim smaller
-            frames.
+        max_pixels, max_total_pixels: As in `probe_clip`, but checked on the decoded frames, because a header may claim
+            smaller frames.
 
     Raises:
         OmniError: 400 ``invalid_video`` or ``video_too_large``.
@@ -184,7 +184,7 @@ def decode_frames(
 
 
 def _jpeg_work(packet: av.Packet) -> int:
-    """Work of the scans of a packet that a JPEG decoder gets; 0 for other packets."""
+    """The work of decoding the scans in a packet, if the packet is for a JPEG decoder. 0 for other packets."""
     if packet.stream.codec_context.codec.name not in _JPEG_DECODERS:
         return 0
     return pass_work(scanned_samples(packet, all_pictures=True))
@@ -196,10 +196,11 @@ def _upright(frame: av.VideoFrame, rotation: int) -> numpy.ndarray:
 
 
 def _frame_rate(stream: VideoStream, times: Sequence[int | None]) -> float:
-    """Frames per second: the header's value, as in the reference, unless the times of the frames contradict this value.
+    """Frames per second. As in the reference, this is usually the header's value. But if the times of the frames
+    contradict the header, the rate is computed from the times.
 
-    Browsers record clips with a variable rate, and the headers of these clips may claim any rate. A clip without times
-    is assumed to play at a usual rate.
+    Browsers record clips with a variable rate, and the rate that they write into the header may be wrong. If a clip has
+    neither times nor a rate in its header, `DEFAULT_RATE` is assumed.
     """
     claimed = float(stream.average_rate or 0)
     known = [time for time in times if time is not None]

@@ -3,11 +3,11 @@
 The tensors of a request, in the order in which they exist:
 
 - the inputs of the encoders: patches from preprocessing to image_encoder, mel features to audio_encoder;
-- the embedding rows: from the encoders through mm_aggregate to the thinker, which keeps them until the request ends,
-  because it may have to compute the prompt again;
-- for a spoken answer, a state of the thinker for each row, which the talker keeps.
+- the embedding rows: from the encoders through mm_aggregate to the thinker. The thinker keeps these rows until the
+  request ends, because it may have to compute the prompt again;
+- for a spoken answer, one hidden state of the thinker for each embedding row. The talker keeps these states.
 
-While a tensor is sent from one process to another, both processes hold the tensor.
+While a tensor is sent from one process to another, both processes have the tensor in memory.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from stages.preprocessing.features import CHUNK_FRAMES
 from stages.preprocessing.media import FRAMES_AT_ONCE
 from stages.preprocessing.survey import MediumSurvey
 
-# Number of mel frames that rounding and padding may add to a sound: the frames of one row.
+# Number of mel frames that rounding and padding may add to a sound. This is the number of frames of one row.
 _MORE_MEL_FRAMES = 8
 
-_FLOAT32 = 4  # preprocessing and the encoders send float32, whatever type a tower computes in
+_FLOAT32 = 4  # preprocessing and the encoders send float32, even if a tower computes in another type
 
 
 class DecodedMedia(Struct, frozen=True):
@@ -37,7 +37,8 @@ class DecodedMedia(Struct, frozen=True):
         visual_rows: Number of embedding rows of pictures and clips.
         mel_frames: Number of mel frames of all sounds.
         audio_rows: Number of embedding rows of all sounds.
-        pixels: Number of full-size pixels that are in memory at a time while the media are decoded.
+        pixels: Maximum number of pixels, before resizing, that are in memory at the same time while the media are
+            decoded.
     """
 
     visual_rows: int = 0
@@ -53,7 +54,7 @@ class DecodedBytes(Struct, frozen=True):
         pixels: Bytes of the pixels that are in memory while the media are decoded.
         inputs: Bytes of the encoders' inputs.
         rows: Bytes of the embedding rows.
-        heard: Bytes of the states for the talker.
+        heard: Bytes of the thinker's hidden states that the talker keeps.
     """
 
     pixels: int = 0
@@ -63,12 +64,12 @@ class DecodedBytes(Struct, frozen=True):
 
     @property
     def passing(self) -> int:
-        """Bytes that no stage holds any more when the answer begins."""
+        """Bytes that are free again when the answer begins."""
         return self.pixels + 2 * self.inputs + self.rows
 
     @property
     def lasting(self) -> int:
-        """Bytes that some stage may hold until the request ends."""
+        """Bytes that a stage may need until the request ends."""
         return self.rows + self.heard
 
     def beyond(self, other: DecodedBytes) -> DecodedBytes:
@@ -88,14 +89,14 @@ class DecodedBytes(Struct, frozen=True):
 
 
 class ByteSizes(Struct, frozen=True):
-    """Bytes of one unit of each kind of decoded media, for one checkpoint.
+    """Sizes in bytes of the units in which decoded media are counted. The sizes belong to one checkpoint.
 
     Attributes:
         row_patches: Patches of one visual row.
         visual_row: A visual row with its deepstack rows.
         mel_frame: A mel frame.
         audio_row: A row of a sound.
-        state: A state of the thinker.
+        state: A hidden state of the thinker.
     """
 
     row_patches: int
@@ -132,8 +133,8 @@ class ByteSizes(Struct, frozen=True):
 
 
 def size_in_headers(surveys: Sequence[MediumSurvey], mel_rate: float, most_rows: int) -> DecodedMedia:
-    """The sizes of media according to their headers. The headers may be false, so the sizes are limited to the sizes
-    that fit a prompt.
+    """The sizes of media according to their headers. Headers may claim any size. So the numbers of rows and mel frames
+    are limited to the numbers for media that fill a whole prompt.
 
     Args:
         mel_rate: Number of mel frames for each second of sound.
@@ -155,7 +156,7 @@ def size_of(visuals: Iterable[VisionItem], sounds: Iterable[AudioItem], merge: i
 
     Args:
         visuals: Pictures and clips.
-        merge: Side of the square of patches that makes one row.
+        merge: Number of patches along each side of the square that becomes one row.
     """
     frames = [sound.mel.shape[1] for sound in sounds]
     return DecodedMedia(

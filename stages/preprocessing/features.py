@@ -1,4 +1,4 @@
-"""Runs the reference's image, video and audio processors, batched exactly as the reference batches one request."""
+"""Runs the reference's image, video and audio processors. Each request is one batch, as in the reference."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ CHUNK_FRAMES = 2 * DEFAULTS["audio_kwargs"]["n_window"]
 
 
 class FrameSize(Struct, frozen=True):
-    """Bounds on the pixels of one resized frame or picture."""
+    """Limits on the number of pixels of one resized frame or picture."""
 
     least: int
     most: int
 
     def within(self, limit: int) -> FrameSize:
-        """These bounds, lowered to at most `limit`."""
+        """A copy of these limits, in which each limit that is larger than `limit` is lowered to `limit`."""
         return FrameSize(min(self.least, limit), min(self.most, limit))
 
 
@@ -53,7 +53,7 @@ class Features:
         self.frames_per_row: int = self._videos.temporal_patch_size
         self.min_frames: int = self._videos.min_frames
         self.merge: int = self._videos.merge_size
-        self._factor: int = self._images.patch_size * self.merge  # pixels of the side of a square that makes one row
+        self._factor: int = self._images.patch_size * self.merge  # width in pixels of the square that becomes a row
         pictures, frames = _bounds(self._images.size), _bounds(DEFAULTS["videos_kwargs"]["size"])
         self.max_resized_pixels: int = max_resized_pixels or max(pictures.most, frames.most)
         # the bounds for requests that ask for no size
@@ -70,7 +70,9 @@ class Features:
         return _vision_item(output["pixel_values"], (time, height, width))
 
     def picture_size(self, asked: PictureSize | None) -> FrameSize:
-        """Bounds on the size of a picture. The upper one wins over the processor's lower one."""
+        """Limits on the size of a picture. A limit that the request sets takes precedence over the processor's
+        limits.
+        """
         least, most = self._picture_size.least, self._picture_size.most
         if asked is None:
             return self._picture_size
@@ -79,10 +81,10 @@ class Features:
         return FrameSize(least, max(least, most))
 
     def frame_size(self, options: VideoOptions, frames: int) -> FrameSize:
-        """Bounds on the size of a frame, in a clip of `frames` sampled frames.
+        """Bounds on the size of each frame of a clip. `frames` is the number of frames that are sampled from the clip.
 
-        `total_pixels` is divided among the frames in the same way as in other tools for Qwen models. The two frames of
-        a grid step count as one frame, and the upper bound never falls below the lower bound.
+        `total_pixels` is divided among the frames in the same way as in other tools for Qwen models. The frames are
+        processed in pairs (grid steps), and a pair counts as one frame. The upper limit is never below the lower limit.
         """
         least = self._frame_size.least if options.min_pixels is None else options.min_pixels
         most = self._frame_size.most if options.max_pixels is None else options.max_pixels
@@ -103,7 +105,9 @@ class Features:
         return math.prod(self.merged_grid(item))
 
     def clip_rows(self, frames: int, width: int, height: int, size: FrameSize) -> int:
-        """Number of embedding rows that a clip of `frames` sampled frames will make."""
+        """Number of embedding rows that a clip will make. `frames` is the number of frames that are sampled from the
+        clip.
+        """
         return -(-frames // self.frames_per_row) * self._rows(width, height, size)
 
     def picture_rows(self, width: int, height: int, asked: PictureSize | None = None) -> int:
@@ -111,10 +115,11 @@ class Features:
         return self._rows(width, height, self.picture_size(asked))
 
     def pixels_beyond_limit(self, kind: Modality, width: int, height: int, size: FrameSize) -> int:
-        """Number of pixels that a picture or a frame would have after it is resized, if there are more than
-        `max_resized_pixels`; otherwise 0.
+        """Checks the size of a picture or a frame after it is resized. Returns 0 if the size is allowed. If not,
+        returns the number of pixels, which is larger than `max_resized_pixels`.
 
-        A very narrow picture may have more even without a wish of the request. So many are allowed in any case.
+        The size that a picture gets when the request asks for no size is always allowed. For a very narrow picture,
+        this size may exceed `max_resized_pixels`.
         """
         usual = self._picture_size if kind == "image" else self._frame_size
         pixels, usual_pixels = (math.prod(self._resized(width, height, bounds)) for bounds in (size, usual))
@@ -131,7 +136,7 @@ class Features:
         """The `VisionItem` of a clip.
 
         Args:
-            chunks: The frames in pieces of uint8 [frames, height, width, 3]; every piece but the last holds an even
+            chunks: The frames in pieces of uint8 [frames, height, width, 3]. Every piece except the last has an even
                 number of frames. A grid step depends only on its own two frames, so the pieces can be processed one by
                 one.
         """
@@ -142,7 +147,7 @@ class Features:
             output = self._videos(
                 videos=[torch.from_numpy(chunk).permute(0, 3, 1, 2)],
                 size=bounds,
-                cap_pixels_per_frame=False,  # the default does the same, with a warning
+                cap_pixels_per_frame=False,  # the default does the same but prints a warning
                 return_tensors="pt",
             )
             patches.append(output["pixel_values_videos"])
@@ -151,8 +156,8 @@ class Features:
         return _vision_item(torch.cat(patches), (steps, height, width))
 
     def sound_rows(self, samples: int) -> int:
-        """Number of embedding rows of a sound (`samples` at `rate`). In a request with longer sounds, the sound may get
-        one row more.
+        """Number of embedding rows of a sound that is the only sound of its request. `samples` is the length of the
+        sound in samples at `rate`. If the request also has longer sounds, the sound may get one more row.
         """
         return audio_rows(samples // self._sounds.hop_length, CHUNK_FRAMES)
 
@@ -178,17 +183,17 @@ class Features:
         return numpy.zeros(max(1, round(seconds * self.rate)), numpy.float32)
 
     def _long_enough(self, wave: numpy.ndarray) -> numpy.ndarray:
-        """The sound, made long enough for the reference: a sound of at most half an analysis window (25 ms) is filled
-        up with silence to a complete window.
+        """The sound, made long enough for the reference. A sound of at most half an analysis window (the window is 25
+        ms) is extended by silence to a whole window.
 
-        The reference fails on shorter sounds, because it cannot mirror their edges.
+        The reference fails on such a short sound, because it cannot mirror the edges of the sound.
         """
         window: int = self._sounds.n_fft
         return wave if len(wave) > window // 2 else numpy.pad(wave, (0, window - len(wave)))
 
 
 def _bounds(size: Mapping[str, int]) -> FrameSize:
-    """The bounds in the form of the reference's processors."""
+    """The bounds in `size`, which is a setting of one of the reference's processors."""
     return FrameSize(size["shortest_edge"], size["longest_edge"])
 
 

@@ -1,7 +1,7 @@
-"""Reads the sizes of pictures and sounds from their headers. For a header that cannot be read, the module reports no
-size.
+"""Reads the sizes of pictures and sounds from their headers. If a header cannot be read, these functions return no size
+and raise no error.
 
-The decoders report errors, because they read the same header again.
+The decoder reads the same header again later, and reports the error.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from stages.preprocessing.waveform import sound_budget
 
 
 class SoundLength(Struct, frozen=True):
-    """The length of a sound in seconds: the length that its header states, and the least length that the sound has if
-    it can be decoded.
+    """The length of a sound in seconds. The first field is the length that the header states. The second field is the
+    minimum length: a sound that is shorter cannot be decoded.
     """
 
     seconds: float = 0.0

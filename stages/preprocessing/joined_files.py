@@ -1,4 +1,4 @@
-"""Recognises containers that several files were joined into, of which FFmpeg would read only the first."""
+"""Recognises containers that were made by joining several files. FFmpeg would read only the first of these files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import struct
 
 from omni_pipeline.wire.tensor import Buffer
 
-# Names of the boxes with which an MP4 or MOV begins.
+# Names of boxes. An MP4 or MOV begins with one of these boxes.
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
 
-# The beginnings of FLV, ASF and IVF files. FFmpeg reads joined files of the other containers to their end.
+# The beginnings of FLV, ASF and IVF files. Other containers need no mark here, because FFmpeg reads all of the joined
+# files.
 _MARKS = [
     re.compile(mark, re.DOTALL)
     for mark in (
@@ -22,7 +23,7 @@ _MARKS = [
 
 
 def is_joined(data: Buffer) -> bool:
-    """Whether the file is several files of a container of this kind."""
+    """Whether the file was made by joining several files of which FFmpeg would read only the first."""
     file = memoryview(data).cast("B")
     if bytes(file[4:8]) in _FIRST_BOXES:
         return _has_second_index(file)
@@ -32,7 +33,7 @@ def is_joined(data: Buffer) -> bool:
 def _has_second_index(file: memoryview) -> bool:
     """Whether an MP4 has a second index of frames.
 
-    An index that only prepares for fragments has no frames, and does not count.
+    If an MP4 consists of fragments, its first index lists no frames. An index without frames does not count.
     """
     at, indices = 0, 0
     while at + 8 <= len(file):

@@ -1,7 +1,7 @@
-"""Counts the parts into which a JPEG 2000 codestream divides its picture. The decoder makes tables for each part.
+"""Counts the parts into which a JPEG 2000 codestream divides its picture.
 
-A header of 60 bytes may ask for one part for each pixel, and the decoder makes tables of a few hundred bytes for each
-part.
+A decoder makes tables of a few hundred bytes for each part. A header of only 60 bytes may define one part for each
+pixel.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from msgspec import Struct
 
 from omni_pipeline.wire.tensor import Buffer
 
-# The beginning of a codestream, with its first marker, which holds the size.
+# The beginning of a codestream, with its first marker, which contains the size.
 _CODESTREAM = re.compile(rb"\xff\x4f\xff\x51")
 _SIZE = struct.Struct(">HHIIIIIIIIH")
 _CODING, _COMPONENT_CODING, _TILE_PART, _TILE_DATA = 0x52, 0x53, 0x90, 0x93
 
-_LARGEST_PRECINCT = 15  # the size, as a power of two, of a precinct for which the codestream gives no size
+_LARGEST_PRECINCT = 15  # the size, as a power of two, of a precinct for which the codestream states no size
 
 
 class Codestream(Struct, frozen=True):
@@ -28,9 +28,9 @@ class Codestream(Struct, frozen=True):
     Attributes:
         width, height: The size of the picture.
         tiles: Number of tiles.
-        precincts: Number of precincts: rectangles of one tile, component and resolution.
-        precincts_at_once: Number of precincts of one tile, which a decoder holds at a time.
-        packets: Number of packets: the parts of a precinct, one in each quality layer.
+        precincts: Number of precincts. A precinct is a rectangle of one component of one tile, at one resolution.
+        precincts_at_once: Number of precincts of one tile. A decoder keeps all of these precincts in memory.
+        packets: Number of packets. Each quality layer has one packet for each precinct.
         blocks: Number of code blocks.
     """
 
@@ -44,7 +44,7 @@ class Codestream(Struct, frozen=True):
 
 
 class _Coding(Struct, frozen=True):
-    """The division of a tile's component into parts. Sizes are powers of two, and are given as exponents."""
+    """How a component of a tile is divided into parts. Sizes are powers of two, and are given as exponents."""
 
     layers: int
     levels: int
@@ -53,7 +53,7 @@ class _Coding(Struct, frozen=True):
 
 
 def find_codestreams(data: Buffer) -> Iterator[Codestream]:
-    """Every codestream in a file. Claims in the boxes around a codestream are ignored."""
+    """Every codestream in a file. The boxes around a codestream are ignored, because they may contain false sizes."""
     view = memoryview(data).cast("B")
     for found in _CODESTREAM.finditer(view):
         at = found.end()
@@ -76,8 +76,8 @@ def _read_codestream(view: memoryview, at: int) -> Codestream:
 
 
 def _codings(view: memoryview, at: int) -> Iterator[_Coding]:
-    """The divisions that the headers of the codestream and of its tiles define. `at` is the position after the first
-    marker.
+    """Yields every division into parts. The headers of the codestream and of its tiles define these divisions. `at` is
+    the position after the first marker.
     """
     layers = 1
     marker, tile_part, tile_end = 0, 0, 0

@@ -11,11 +11,11 @@ import struct
 
 from omni_pipeline.wire.tensor import Buffer
 
-# The markers that decoders act on. In pixel data, an FF byte is followed by 00, or by a restart marker (D0 to D7).
-# Decoders skip bytes that are not markers, so this search skips these bytes too.
+# The markers that decoders process. In pixel data, an FF byte is followed by 00, or it begins a restart marker (D0 to
+# D7). Decoders skip bytes that are not markers, and so does this search.
 _MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xef\xfe])")
 _START, _END, _SCAN = 0xD8, 0xD9, 0xDA
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # C4 and CC hold tables, and C8 is reserved
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # C4 and CC contain tables, and C8 is reserved
 
 
 def scanned_samples(data: Buffer, *, start: int = 0, end: int | None = None, all_pictures: bool = False) -> int:
@@ -23,7 +23,7 @@ def scanned_samples(data: Buffer, *, start: int = 0, end: int | None = None, all
 
     Args:
         start, end: The part of `data` that the decoder gets.
-        all_pictures: Whether the decoder goes on after the end of the first picture, as FFmpeg does.
+        all_pictures: Whether the decoder continues after the end of the first picture, as FFmpeg does.
     """
     view = memoryview(data).cast("B")[:end]
     samples: dict[int, int] = {}  # the number of samples of each component, by the component's id

@@ -1,4 +1,4 @@
-"""Lays media rows out in the prompt: assigns a place to each row of each media item."""
+"""Assigns a place in the prompt to each row of each media item."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MediumRows(Struct, frozen=True):
 
     Attributes:
         kind: The kind of media.
-        grid: Visual rows by (time, height, width), after merging; None for a sound.
+        grid: Numbers of visual rows in (time, height, width), after merging; None for a sound.
         audio: Number of rows of the item's sound; 0 for a picture, or for a clip whose sound is not used.
         seconds_per_step: Time between two steps of a clip's grid.
     """
@@ -36,7 +36,7 @@ class MediumRows(Struct, frozen=True):
 
     @property
     def interleaved(self) -> bool:
-        """Whether a clip's sound stands between its frames."""
+        """Whether the rows of a clip's sound are placed between the rows of its frames."""
         return self.grid is not None and self.audio > 0
 
 
@@ -51,13 +51,13 @@ class MediaTokens(Struct, frozen=True):
 
 
 class PromptLayout(Struct, frozen=True):
-    """A prompt with room for its media.
+    """A tokenised prompt in which every row of every media item has a token.
 
     Attributes:
         ids: int64 [n].
         visual_rows, audio_rows: int64 [rows] for each media item, ascending indices into `ids`; may be empty.
-        gaps: For each media item, the number of tokens between the previous item's closing token and its own opening
-            token; then the number of tokens after the last item.
+        gaps: Numbers of text tokens. For each media item, the number of tokens between the closing token of the item
+            before it and the opening token of this item. The last number counts the tokens after the last item.
     """
 
     ids: IntArray
@@ -69,13 +69,16 @@ class PromptLayout(Struct, frozen=True):
 def lay_out(
     skeleton: Sequence[int], media: Sequence[MediumRows], tokens: MediaTokens, ids_per_second: float
 ) -> PromptLayout:
-    """Give every placeholder of the tokenised conversation as many rows as its media item has.
+    """Replace each placeholder in the tokenised conversation by tokens: one token for each row of the placeholder's
+    media item. If the sound of a clip is used, the rows of the sound are placed between the rows of the frames. The
+    clip then gets two more markers.
 
     Args:
         skeleton: Token ids with one placeholder for each media item, between an opening and a closing token.
         media: The media in the order of their placeholders.
         tokens: The ids that mark media.
-        ids_per_second: Time scale on which a clip's frames and sound are merged.
+        ids_per_second: Number of position ids for each second. Used to order the rows of a clip's frames and of its
+            sound by time.
     """
     flat = numpy.asarray(skeleton, dtype=numpy.int64)
     placeholders = numpy.flatnonzero(numpy.isin(flat, (tokens.image, tokens.video, tokens.audio)))
@@ -118,8 +121,8 @@ def clip_times(medium: MediumRows, ids_per_second: float) -> numpy.ndarray:
 
 
 def merge_order(clip: numpy.ndarray, sound: numpy.ndarray) -> IntArray:
-    """The indices that sort by time the rows of a clip, followed by the rows of its sound. At equal times the clip's
-    rows come first.
+    """The indices that sort the rows of a clip and of its sound by time. Indices count the clip's rows first, then the
+    rows of the sound. At equal times the clip's rows come first.
 
     Args:
         clip, sound: Times, each ascending.

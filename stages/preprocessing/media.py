@@ -1,6 +1,7 @@
 """Reads the media of one request: turns bytes into encoder inputs, and counts the prompt rows of each item.
 
-`MediaReader.survey` finds the sizes from headers, and `MediaReader.read` decodes. Both parse untrusted bytes.
+`MediaReader.survey` finds the sizes from headers, and `MediaReader.read` decodes. For a recording to transcribe,
+`MediaReader.measure` finds the size, and `MediaReader.cut` decodes. All four methods parse untrusted bytes.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from stages.preprocessing.decode_video import DecodedClip, decode_frames, probe_
 from stages.preprocessing.features import CHUNK_FRAMES, Features, FrameSize
 from stages.preprocessing.headers import picture_size, sound_length
 from stages.preprocessing.layout import MediumRows
+from stages.preprocessing.sound_cuts import piece_ends
 from stages.preprocessing.survey import MediumSurvey
 from stages.preprocessing.token_limit import TokenLimit
 
 # Maximum number of decoded full-size frames in memory at a time; an even number, see `Features.clip`.
 FRAMES_AT_ONCE = 8
 
-# Number of pixels of the scaled frames that make one prompt row: in each of two frames, 2×2 patches of 16×16 pixels.
+# Number of pixels of scaled frames that become one prompt row: 2×2 patches of 16×16 pixels, in each of two frames.
 PIXELS_OF_ROW = 2048
 
 
@@ -50,7 +52,7 @@ class ReadMedia(Struct, tag="read"):
 
 
 class _ClipPlan(Struct, frozen=True):
-    """The frames that are taken from a clip, and the bounds on their size."""
+    """The frames that are taken from a clip, and the limits on their size."""
 
     clip: DecodedClip
     indices: list[int]
@@ -60,7 +62,7 @@ class _ClipPlan(Struct, frozen=True):
 class MediaReader:
     """Decodes and processes media within the configured limits.
 
-    A media item that uses too much CPU time ends the process, so the reader needs a process of its own.
+    Use this class only in a separate process, because a media item that uses too much CPU time ends the process.
     """
 
     def __init__(self, features: Features, options: PreprocessingOptions, limit: TokenLimit) -> None:
@@ -78,7 +80,8 @@ class MediaReader:
         """Find the sizes of a prompt's media from their headers. Nothing is decoded. The arguments are as for `read`.
 
         Raises:
-            OmniError: 400 for a clip that cannot be used, or if the items certainly have too many rows.
+            OmniError: 400 for a clip that cannot be used, or if even the lowest estimate of the number of rows is too
+                large.
         """
         surveys: list[MediumSurvey] = []
         tokens = text_tokens
@@ -104,17 +107,19 @@ class MediaReader:
         begin: Callable[[int], None] = lambda index: None,
         surveys: Sequence[MediumSurvey] = (),
     ) -> ReadMedia:
-        """Read the media of a prompt, given in prompt order.
+        """Read the media of a prompt.
 
         Args:
-            video: Options for the clips that have none of their own.
-            begin: Called with the index of each media item before it is read.
-            text_tokens: Number of prompt tokens besides the media. Once the token limit is exceeded, nothing more is
-                read. A clip that would exceed the limit is not even decoded, and a picture is not made larger.
-            surveys: The result of `survey` for these media, so that clips need not be examined again.
+            media: The media items in the order in which they occur in the prompt.
+            video: Options for clips without their own options.
+            begin: Called with the index of each media item before the item is read.
+            text_tokens: Number of prompt tokens besides the media. As soon as the token limit is exceeded, no further
+                item is read. A clip that would exceed the limit is not decoded. If the request enlarges a picture
+                beyond the limit, the picture is refused before it is enlarged.
+            surveys: The result of `survey` for these media. If they are given, clips need not be examined again.
 
         Raises:
-            OmniError: 400 with the `param` of the media item at fault.
+            OmniError: 400 with the `param` of the media item that caused the error.
         """
         pictures: list[VisionItem] = []
         clips: list[VisionItem] = []
@@ -141,6 +146,24 @@ class MediaReader:
             self._limit.check(tokens)
         sounds = self._features.sounds(waves)
         return ReadMedia(pictures, clips, sounds, self._rows(media, video, pictures, clips, sounds))
+
+    def measure(self, sound: Media) -> MediumSurvey:
+        """Find the length of a recording from its headers. A recording that is too long for one prompt is not refused,
+        because it will be cut.
+        """
+        with self._limited_cpu_time(sound):
+            return self._survey_sound(sound)
+
+    def cut(self, sound: Media, piece_seconds: float) -> tuple[numpy.ndarray, list[int]]:
+        """Decode a recording. Returns its sound, float32 [samples], and the ends of its pieces as `piece_ends` finds
+        them.
+
+        Raises:
+            OmniError: 400 with the `param` of `sound`.
+        """
+        with self._limited_cpu_time(sound):
+            wave = self._wave(sound)
+            return wave, piece_ends(wave, self._features.rate, piece_seconds)
 
     def _rows(
         self,
@@ -172,7 +195,7 @@ class MediaReader:
 
     def _picture(self, medium: Media, tokens: int) -> VisionItem:
         image = decode_image(medium.data.buffer(), max_pixels=self._options.max_image_pixels, param=medium.param)
-        if medium.size is not None:  # it may be made much larger than it is
+        if medium.size is not None:  # resizing may make the picture much larger than it is
             self._check_resized(medium, *image.size, self._features.picture_size(medium.size))
             rows = self._features.picture_rows(*image.size, medium.size)
             self._limit.check(tokens + rows)
@@ -180,6 +203,8 @@ class MediaReader:
         return self._features.picture(image, medium.size)
 
     def _wave(self, medium: Media) -> numpy.ndarray:
+        if medium.decoded:
+            return medium.data.numpy()
         seconds = self._options.max_audio_seconds
         return decode_audio(medium.data.buffer(), rate=self._features.rate, max_seconds=seconds, param=medium.param)
 
@@ -192,6 +217,10 @@ class MediaReader:
         return MediumSurvey("image", *size, frames=1, taken=1, rows=rows, least_rows=rows)
 
     def _survey_sound(self, medium: Media) -> MediumSurvey:
+        if medium.decoded:
+            rows = self._features.sound_rows(medium.data.shape[0])
+            seconds = medium.data.shape[0] / self._features.rate
+            return MediumSurvey("audio", sound_seconds=seconds, rows=rows, least_rows=rows)
         length = sound_length(medium.data.buffer(), self._options.max_audio_seconds)
         rows, least = (self._rows_of_sound(seconds) for seconds in (length.seconds, length.least_seconds))
         return MediumSurvey("audio", sound_seconds=length.seconds, rows=rows, least_rows=least)
@@ -222,8 +251,8 @@ class MediaReader:
         if len(indices) > self._options.max_video_frames:
             way_out = "send fewer pictures" if medium.frames else "ask for fewer with 'video_max_frames' or 'video_fps'"
             raise bad_request(
-                f"{len(indices)} frames would be taken of the video, and {self._options.max_video_frames} are allowed; "
-                f"{way_out}.",
+                f"{len(indices)} frames would be taken from the video, but only "
+                f"{self._options.max_video_frames} are allowed; {way_out}.",
                 param=medium.param,
                 code="video_too_many_frames",
             )
@@ -235,7 +264,7 @@ class MediaReader:
         return _ClipPlan(clip, indices, size)
 
     def _check_resized(self, medium: Media, width: int, height: int, size: FrameSize) -> None:
-        """Raises OmniError 400 if a picture or a frame of a clip would be larger after resizing than is allowed."""
+        """Raises OmniError 400 if a picture or a frame of a clip would be too large after resizing."""
         pixels = self._features.pixels_beyond_limit(medium.kind, width, height, size)
         if not pixels:
             return
@@ -243,9 +272,12 @@ class MediaReader:
         if medium.kind == "image":
             what, fields = "The picture", "'min_pixels' or 'max_pixels'"
         else:
-            what, fields = "A frame of the video", "'min_pixels' or 'max_pixels' ('video_…' as a field of the request)"
+            what, fields = (
+                "A frame of the video",
+                "'min_pixels' or 'max_pixels' (as fields of the request: 'video_min_pixels' or 'video_max_pixels')",
+            )
         raise bad_request(
-            f"{what} would have {pixels} pixels after resizing, and {limit} are allowed; lower {fields}.",
+            f"{what} would have {pixels} pixels after resizing, but only {limit} are allowed; lower {fields}.",
             param=medium.param,
             code=f"{medium.kind}_too_large",
         )
@@ -271,7 +303,9 @@ class MediaReader:
         )
 
     def _taken_frames(self, medium: Media, clip: DecodedClip, options: VideoOptions) -> list[int]:
-        """The indices of the frames that are taken: all of a clip of pictures, because its sender has chosen them."""
+        """The indices of the frames that are taken. From a clip of pictures, all pictures are taken, because the client
+        has chosen them.
+        """
         if medium.frames:
             return list(range(clip.frames))
         return sampled_frames(
@@ -301,7 +335,7 @@ class MediaReader:
         return item, self._features.silence(plan.clip.seconds) if sound is None else sound
 
     def _frames(self, medium: Media, plan: _ClipPlan) -> Iterator[numpy.ndarray]:
-        """The frames that are taken of a clip, in pieces as `Features.clip` needs them."""
+        """The frames that are taken from a clip, in pieces as `Features.clip` needs them."""
         max_pixels, max_total_pixels = self._options.max_video_pixels, self._options.max_video_total_pixels
         if medium.frames:
             return decode_picture_clip(

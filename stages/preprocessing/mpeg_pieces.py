@@ -1,7 +1,8 @@
 """Finds the pieces of an MP3 that was joined from several files, and leaves out the tags and the junk between them.
 
-An MP3 is a sequence of frames. Its first frame may hold no sound but a header (Xing, Info, VBRI), which tells the
-number of frames; decoders stop after this number, at a tag that they do not know, and after some junk.
+An MP3 is a sequence of frames. Instead of sound, the first frame may contain a header (Xing, Info, VBRI) with the
+number of frames. A decoder stops after this number of frames. It also stops at an unknown tag, and after some junk. So
+if a file was joined from several files, the decoder would miss the files after the first.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from omni_pipeline.errors import bad_request
 from stages.preprocessing.budget import PACKET_WORK, DecodingBudget
 from stages.preprocessing.container import truncated
 
-# Where a frame or a tag may begin.
+# The bytes with which a frame or a tag may begin.
 _CANDIDATE = re.compile(rb"\xff[\xe2-\xff]|ID3|TAG|APETAGEX")
 _CANDIDATE_WORK = 128
 
 _NOT_ZERO = re.compile(rb"[^\0]")
 
-# Fewer frames than this, after the number that a piece's header tells, are a mistake in that number and not a piece.
+# The number of frames that a header states may be a little too small. If fewer frames than `_FRAMES_OF_PIECE` follow
+# the counted frames, these further frames still belong to the same piece.
 _FRAMES_OF_PIECE = 8
 
-# Bits per second divided by 1000, by version (1, or 2 and 2.5), layer, and index.
+# Bit rate in kbit/s, by version (1, or 2 and 2.5), layer, and index.
 _BIT_RATES = {
     (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -44,7 +46,8 @@ class _Frame(Struct, frozen=True):
     """The header of a frame.
 
     Attributes:
-        form: What cannot change within a piece: version, layer, sampling rate, and whether there is one channel.
+        form: The properties that cannot change within a piece: version, layer, sampling rate, and whether there is only
+            one channel.
         length: Number of bytes.
         side_bytes: Number of bytes between the header and the place where a Xing header would be.
     """
@@ -55,14 +58,14 @@ class _Frame(Struct, frozen=True):
 
 
 class _Piece(Struct):
-    """Frames that belong together.
+    """A piece: frames that come from one of the joined files.
 
     Attributes:
         form: As in `_Frame`.
-        runs: Begin and end of each part of the file in which frames follow each other.
+        runs: Beginning and end of each part of the file in which the frames follow each other without gaps.
         frames: Number of frames.
-        frames_left: Number of frames that are still to come; None if this is not known.
-        has_header: Whether its first frame is a header.
+        frames_left: Number of frames that are still expected; None if it is not known.
+        has_header: Whether the first frame of the piece is a header.
     """
 
     form: tuple[int, int, int, bool]
@@ -73,12 +76,14 @@ class _Piece(Struct):
 
 
 def find_mpeg_pieces(file: memoryview, start: int, budget: DecodingBudget, param: str) -> list[bytes]:
-    """The pieces of an MP3 whose first frame begins at `start` or after zeros, without anything between their frames.
+    """The pieces of an MP3, each without the bytes between its frames. The first frame begins at `start`, or after the
+    zero bytes that begin at `start`.
 
-    Empty if the file is no MP3, or if it has one piece without anything between its frames.
+    The result is empty if the file is not an MP3, or if it consists of one piece with nothing between its frames.
 
     Raises:
-        OmniError: The error of `budget`, or 400 ``invalid_audio`` if something replaces frames that a header counts.
+        OmniError: The error that `budget` raises. Also 400 ``invalid_audio`` if two conditions are true: the file has
+            fewer frames than its header states, and it has other data between its frames.
     """
     begin = _NOT_ZERO.search(file, start)
     if begin is None or not _is_confirmed(file, begin.start()):
@@ -101,13 +106,13 @@ def find_mpeg_pieces(file: memoryview, start: int, budget: DecodingBudget, param
     if any(
         len(piece.runs) > 1 and truncated(piece.frames + (piece.frames_left or 0), piece.frames) for piece in pieces
     ):
-        message = "The audio is damaged: it has fewer frames than its header counts, and something else between them."
+        message = "The audio is damaged: it has fewer frames than its header counts, and other data between them."
         raise bad_request(message, param=param, code="invalid_audio")
     return [b"".join(file[first:end] for first, end in piece.runs) for piece in pieces]
 
 
 def tag_length(file: memoryview, at: int) -> int:
-    """The length of the tag that begins here; 0 if none does."""
+    """The length of the tag that begins at this position; 0 if no tag begins there."""
     match bytes(file[at : at + 3]):
         case b"ID3" if at + 10 <= len(file):
             sizes = file[at + 6 : at + 10]
@@ -122,7 +127,7 @@ def tag_length(file: memoryview, at: int) -> int:
 
 
 def _skip(file: memoryview, at: int) -> int:
-    """The next place after `at` where a frame or a tag may begin."""
+    """The next position after `at` where a frame or a tag may begin."""
     if length := tag_length(file, at):
         return at + length
     candidate = _CANDIDATE.search(file, at + 1)
@@ -147,7 +152,9 @@ def _add(pieces: list[_Piece], frame: _Frame, file: memoryview, at: int, budget:
 
 
 def _merge_miscounts(pieces: list[_Piece]) -> None:
-    """Give each piece the few frames behind it that its header does not count."""
+    """If a piece has a few more frames than its header states, `_add` has begun a new piece with the additional frames.
+    Join these two pieces.
+    """
     for index in range(len(pieces) - 1, 0, -1):
         piece, before = pieces[index], pieces[index - 1]
         if piece.has_header or piece.form != before.form or piece.frames >= _FRAMES_OF_PIECE:
@@ -159,7 +166,9 @@ def _merge_miscounts(pieces: list[_Piece]) -> None:
 
 
 def _is_confirmed(file: memoryview, at: int) -> bool:
-    """Whether a frame begins here, and after it two further frames of its form, or a tag or the end of the file."""
+    """Whether a frame certainly begins at this position: it is followed by two frames of the same form, by a tag, or by
+    the end of the file.
+    """
     form = None
     for _ in range(3):
         frame = _read_frame(file, at)
@@ -192,11 +201,13 @@ def _read_frame(file: memoryview, at: int) -> _Frame | None:
 
 
 def _count_in_header(file: memoryview, at: int, frame: _Frame) -> int | None:
-    """The number of frames that a header in this frame tells: 0 if it tells no number; None if there is no header."""
+    """The number of frames according to the header in this frame. 0 if the header states no number, None if there is no
+    header.
+    """
     if frame.form[1] != 3:
         return None
     content = bytes(file[at + 4 : at + min(frame.length, 64)])
-    for place in (frame.side_bytes, frame.side_bytes + 2):  # behind a checksum of two bytes
+    for place in (frame.side_bytes, frame.side_bytes + 2):  # without or with a checksum of two bytes
         if content[place : place + 4] in (b"Xing", b"Info") and len(content) >= place + 12:
             flags, count = struct.unpack_from(">II", content, place + 4)
             return count if flags & 1 else 0

@@ -1,7 +1,7 @@
-"""Charges the cost of decoding a picture that Pillow has opened, where the cost does not follow from the picture's
-size.
+"""Charges the cost of decoding a picture with Pillow (see `budget`). The cost depends on the size of the picture, and
+also on the structure of the file.
 
-The cost is read from the structure of the file before decoding, because a picture is decoded in one call.
+The cost is computed before decoding, because Pillow decodes a picture in one call. This call cannot be stopped.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ class _Mark(bytes, Enum):
     ICO = b"\0\0\1\0"
 
 
-# Chunks of a PNG with compressed text or a colour profile. Pillow unpacks each chunk up to a maximum number of bytes.
-# Unpacking this number of bytes takes as long as decoding a quarter as many pixels.
+# Chunks of a PNG with compressed text or a colour profile. Pillow unpacks at most a fixed number of bytes of each
+# chunk. Unpacking four bytes takes as long as decoding one pixel.
 _PACKED_CHUNKS = re.compile(rb"iCCP|zTXt|iTXt")
 _UNPACKING_WORK = PngImagePlugin.MAX_TEXT_CHUNK // 4
 
-# Work for the parts of a JPEG 2000: for a precinct; in addition, for each precinct of one tile, because a decoder holds
-# their tables in memory while it decodes the tile; for a packet, even if the packet is empty; and for a code block.
+# The work that is charged for the parts of a JPEG 2000 picture. `_PRECINCT_WORK` is for each precinct of the picture.
+# `_HELD_PRECINCT_WORK` is additional work for each precinct of one tile, because a decoder has the tables of a whole
+# tile in memory. `_EMPTY_PACKET_WORK` is for each packet, even if it is empty. `_BLOCK_WORK` is for each code block.
 _PRECINCT_WORK, _HELD_PRECINCT_WORK, _EMPTY_PACKET_WORK, _BLOCK_WORK = 64, 1024, 8, 64
 
 _TIFF_JPEG, _TIFF_OLD_JPEG = 7, 6
@@ -48,10 +49,10 @@ def charge_picture(image: Image.Image, data: Buffer, budget: DecodingBudget, che
     """Charge for decoding `image`, which Pillow has opened from `data` and has not decoded.
 
     Args:
-        check_size: Refuses the width and height of a picture that is too large.
+        check_size: Raises an error if a picture of the given width and height is too large.
 
     Raises:
-        OmniError: The error of `budget` or `check_size`.
+        OmniError: The error that `budget` or `check_size` raises.
     """
     _charge_tiles(image, budget)
     match image.format:
@@ -67,8 +68,7 @@ def charge_picture(image: Image.Image, data: Buffer, budget: DecodingBudget, che
 
 
 def charge_opening(data: Buffer, budget: DecodingBudget, check_size: SizeCheck) -> None:
-    """Charge for the parts of a file that Pillow decodes already when it opens the file. The arguments are those of
-    `charge_picture`.
+    """Charge for the parts that Pillow decodes while it opens a file. The arguments are those of `charge_picture`.
 
     These parts are the compressed chunks of a PNG, and the largest picture of an ICO.
     """
@@ -81,7 +81,7 @@ def charge_opening(data: Buffer, budget: DecodingBudget, check_size: SizeCheck) 
 
 def _charge_icon(data: Buffer, budget: DecodingBudget, check_size: SizeCheck) -> None:
     file = io.BytesIO(data)
-    # If the file is damaged, Pillow fails at the same place as this function, and decodes nothing before this place.
+    # If the file is damaged, Pillow fails at the same place as this function, before it decodes anything.
     with suppress(OSError, ValueError, SyntaxError, IndexError, struct.error):
         largest = IcoImagePlugin.IcoFile(file).entry[0]
         file.seek(largest.offset)
@@ -93,12 +93,12 @@ def _charge_icon(data: Buffer, budget: DecodingBudget, check_size: SizeCheck) ->
             check_size(*image.size)
         else:
             image = BmpImagePlugin.DibImageFile(file)
-            check_size(image.width, image.height // 2)  # the picture and its mask, one above the other
+            check_size(image.width, image.height // 2)  # the height counts the picture and its mask
         _charge_tiles(image, budget)
 
 
 def _charge_packed_chunks(data: Buffer, budget: DecodingBudget) -> None:
-    """Charge for the compressed chunks of a PNG that are not its pixels."""
+    """Charge for the compressed chunks of a PNG that contain no pixels."""
     for _ in _PACKED_CHUNKS.finditer(data):
         budget.charge(_UNPACKING_WORK)
 
@@ -110,8 +110,8 @@ def _charge_tiles(image: Image.Image, budget: DecodingBudget) -> None:
         budget.charge(_pixels(tile))
     for tile, following in pairwise(tiles):
         step = following.offset - tile.offset
-        # Pillow reads blocks as long as the distance to the next rectangle's data, so a small distance means many
-        # decoder calls
+        # Pillow reads the file in blocks. The length of a block is the distance to the data of the next rectangle. So a
+        # small distance means many small blocks, and many calls of the decoder.
         if 0 < step < _pixels(tile) // 8:
             budget.charge(_pixels(tile) // step * PACKET_WORK)
     if not tiles:  # without rectangles, the decoder gets the whole file
@@ -126,8 +126,8 @@ def _pixels(tile: ImageFile._Tile) -> int:
 def _charge_tiff(
     image: TiffImagePlugin.TiffImageFile, data: Buffer, budget: DecodingBudget, check_size: SizeCheck
 ) -> None:
-    """Charge for the parts of a TIFF: strips, which have the picture's width, or tiles, which may be much larger than
-    the picture.
+    """Charge for the parts of a TIFF. The parts are strips with the picture's width, or tiles, which may be much larger
+    than the picture.
     """
     tags = image.tag_v2
     columns, rows = tags[TiffImagePlugin.IMAGEWIDTH], tags[TiffImagePlugin.IMAGELENGTH]
@@ -171,7 +171,9 @@ def _charge_jpeg_parts(data: Buffer, offsets: Sequence[int], sizes: Sequence[int
 
 
 def _charge_jpeg2000(data: Buffer, budget: DecodingBudget, check_size: SizeCheck) -> None:
-    """Charge for the tables of a JPEG 2000; the header around the codestream may claim a wrong size."""
+    """Charge for the tables of a JPEG 2000. The sizes come from the codestream, because the header around it may claim
+    a wrong size.
+    """
     for stream in find_codestreams(data):
         check_size(stream.width, stream.height)
         budget.charge(stream.tiles * PACKET_WORK)
@@ -180,8 +182,8 @@ def _charge_jpeg2000(data: Buffer, budget: DecodingBudget, check_size: SizeCheck
 
 
 def _charge_avif(data: Buffer, budget: DecodingBudget, check_size: SizeCheck) -> None:
-    """Charge for the AV1 frames of an AVIF, which may be larger than the sizes that the file claims for the picture and
-    for the cells of a grid.
+    """Charge for the AV1 frames of an AVIF. The sizes that the file claims for the picture and for the cells of a grid
+    do not count, because the frames may be larger.
     """
     for width, height in find_frames(data, budget):
         check_size(width, height)

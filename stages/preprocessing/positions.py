@@ -1,4 +1,4 @@
-"""Computes multimodal rotary positions (M-RoPE): each prompt row's place in time, height and width."""
+"""Computes multimodal rotary positions (M-RoPE): the position of each prompt row in time, height and width."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ FloatArray = numpy.ndarray
 def mrope_positions(
     gaps: Sequence[int], media: Sequence[MediumRows], ids_per_second: float
 ) -> tuple[FloatArray | None, float]:
-    """Positions of a prompt, and the offset from the index of a later token to its position.
+    """Positions of a prompt, and an offset. The position of each token after the prompt is its index plus this offset.
 
-    Text and sound advance on all axes together. A picture has one position in time and spreads over height and width; a
-    clip also advances in time, by `ids_per_second` positions per second. The next item or text starts one position
-    after the item's largest position.
+    The positions of text and sound advance on all axes together. A picture has one position in time, and its rows have
+    different positions in height and width. A clip also advances in time, by `ids_per_second` positions per second. The
+    token after a picture or clip starts one position after the largest position of the picture or clip.
 
-    All sums are float32 and in the reference's order: positions may be fractional, and must be rounded in the same way.
+    Positions may be fractional. All sums are float32 and in the reference's order, so that they are rounded in the same
+    way.
 
     Args:
         gaps: As in `layout.PromptLayout`.
@@ -34,8 +35,8 @@ def mrope_positions(
         float32 [3, n] and the offset; (None, 0.0) if the positions equal the indices, because nothing is visual.
 
     Raises:
-        OmniError: 500, positions overflow float32. Results computed from them would spoil the prefix cache for other
-            requests.
+        OmniError: 500, the positions are too large for float32. The request is refused, because results for wrong
+            positions would enter the prefix cache, which other requests use too.
     """
     if not any(medium.grid for medium in media):
         return None, 0.0
@@ -61,11 +62,13 @@ def mrope_positions(
 
 
 def _medium(medium: MediumRows, start: float32, ids_per_second: float) -> list[FloatArray]:
-    """Positions of one media item, in the runs that the reference builds: the next token starts after the last run.
+    """Positions of one media item, as a list of one or two runs. A run is a part of the item that the reference handles
+    in one step. The token after the item starts one position after the largest position of the last run.
 
-    For a clip with sound, the last run is the rest of the frames or of the sound, whichever lasts longer. The largest
-    position of this run may be below the largest position of earlier frames. The text after the clip then repeats
-    positions, as in the reference.
+    A clip with sound has two runs. The first run has rows of the frames and rows of the sound, ordered by time. The
+    last run has only the remaining rows: rows of the frames or rows of the sound, depending on which of them last
+    longer. The largest position of the last run may be smaller than the largest position of the first run. In this
+    case, some positions of the clip occur again in the text after the clip, as in the reference.
     """
     sound = _line(medium.audio, start)
     if medium.grid is None:
@@ -86,5 +89,5 @@ def _medium(medium: MediumRows, start: float32, ids_per_second: float) -> list[F
 
 
 def _line(count: int, start: float32) -> FloatArray:
-    """`count` consecutive positions from `start`, the same on all axes: float32 [3, count]."""
+    """Consecutive positions, the same on all axes: float32 [3, count]. The first position is `start`."""
     return numpy.broadcast_to(numpy.arange(count, dtype=float32) + start, (AXES, count))

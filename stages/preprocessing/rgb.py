@@ -1,7 +1,8 @@
-"""Turns opened pictures of any mode into 8-bit RGB: deep ones are scaled, transparent ones are put on white.
+"""Turns opened pictures of any mode into 8-bit RGB. Samples with more than 8 bits are scaled, and transparent pictures
+are put on a white background.
 
-Pillow's own conversion clips what is brighter than 255, and drops transparency, so that whatever colour lies below
-appears. Both make pictures that people do not see when they look at the file.
+Pillow's own conversion clips values above 255. It also drops transparency, so colours appear that should be invisible.
+The result then looks different from what an image viewer shows.
 """
 
 from __future__ import annotations
@@ -12,33 +13,37 @@ import numpy
 from msgspec import Struct
 from PIL import Image, ImageOps, TiffImagePlugin
 
-# The modes with one channel of 16 bits. In a TIFF they may hold 12 bits.
+# The modes with one channel of 16 bits. In a TIFF, only 12 of the bits may be in use.
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N")
 
-# Factors from the sample values in a PNG to Pillow's 8 bits, by Pillow's name of the samples.
+# The factors by which Pillow multiplies the sample values of a PNG to get 8-bit values. The keys are Pillow's names for
+# the forms of the samples.
 _SCALES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
 
-# In these formats, programs write four channels without meaning the fourth: it is zero everywhere.
+# In these formats, some programs write a fourth channel that is zero everywhere, although the picture is not
+# transparent.
 _LOOSE_ALPHA = ("BMP", "TGA", "ICO", "TIFF")
 
-# What white may be in a picture whose format does not tell it. Integers of at most 1 are taken for almost black.
+# The possible values of white in a picture whose format does not state the value. For floats, white may be 1. In a
+# picture of integers, 1 is almost black.
 _WHITES_OF_FLOATS = (1, 255, 65_535)
 _WHITES_OF_INTEGERS = (255, 65_535)
 
 
-# Pixels whose samples are scaled at a time.
+# Number of pixels whose samples are scaled at a time.
 _BAND_PIXELS = 1 << 20
 
 
 class _Samples(Struct, frozen=True):
-    """What a picture's file says of its sample values.
+    """The statements of a picture's file about its sample values.
 
     Attributes:
         format: Name of the file's format.
-        white: The value of white in a picture with one deep channel; None if the file does not tell it.
-        zero_is_white: Whether such a picture is stored as its negative.
-        is_unsigned: Whether Pillow's signed 32-bit samples are unsigned in the file.
-        scale: The factor from the file's sample values to those of the opened picture.
+        white: The value of white in a picture with one channel of more than 8 bits. None if the file does not state
+            this value.
+        zero_is_white: Whether 0 means white in such a picture.
+        is_unsigned: Whether the file's 32-bit samples are unsigned, although Pillow reads them as signed.
+        scale: Pillow multiplies the sample values in the file by this factor when it opens the picture.
     """
 
     format: str | None
@@ -67,7 +72,7 @@ class _Samples(Struct, frozen=True):
 
 
 def to_upright_rgb(image: Image.Image) -> Image.Image:
-    """An opened picture as 8-bit RGB, turned as its EXIF data says. The opened picture itself may be changed."""
+    """An opened picture as 8-bit RGB, rotated according to its EXIF data. The opened picture itself may be changed."""
     samples = _Samples.of(image)
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in (*_DEEP_GREY, "I", "F"):
@@ -78,7 +83,9 @@ def to_upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scale_grey(image: Image.Image, samples: _Samples) -> Image.Image:
-    """A deep grey picture in 8 bits, with an alpha channel if one of its values is transparent."""
+    """A grey picture with more than 8 bits, converted to 8 bits. The result has an alpha channel if one of the grey
+    values is transparent.
+    """
     white = samples.white or _guess_white(image, samples)
     transparent = image.info.get("transparency")
     grey = Image.new("LA" if isinstance(transparent, int) else "L", image.size)
@@ -91,7 +98,9 @@ def _scale_grey(image: Image.Image, samples: _Samples) -> Image.Image:
 
 
 def _bands(image: Image.Image, samples: _Samples) -> Iterator[tuple[int, numpy.ndarray]]:
-    """The samples of some rows at a time, and the number of the first row: samples take more memory than the result."""
+    """Yields the samples of some rows at a time, and the number of the first of these rows. Samples take more memory
+    than the result, so not all of them are in memory at once.
+    """
     rows = max(_BAND_PIXELS // image.width, 1)
     for top in range(0, image.height, rows):
         values = numpy.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
@@ -103,7 +112,9 @@ def _bands(image: Image.Image, samples: _Samples) -> Iterator[tuple[int, numpy.n
 
 
 def _guess_white(image: Image.Image, samples: _Samples) -> float:
-    """The smallest usual value of white that no sample exceeds, or else the largest sample."""
+    """The smallest of the usual values of white that is not less than the largest sample. If the largest sample exceeds
+    all usual values, the result is the largest sample.
+    """
     bands = (values for _, values in _bands(image, samples))
     largest = max(float(values.max(where=numpy.isfinite(values), initial=0)) for values in bands)
     usual = _WHITES_OF_FLOATS if image.mode == "F" else _WHITES_OF_INTEGERS
@@ -111,7 +122,7 @@ def _guess_white(image: Image.Image, samples: _Samples) -> float:
 
 
 def _to_bytes(values: numpy.ndarray, white: float, *, inverted: bool) -> numpy.ndarray:
-    if white in (4095, 32_767, 65_535):  # the upper 8 bits, as Pillow takes them of colours with 16 bits
+    if white in (4095, 32_767, 65_535):  # keep the upper 8 bits, as Pillow does for colours with 16 bits
         levels = numpy.clip(values, 0, white).astype(numpy.uint16) >> int(white).bit_length() - 8
     elif white == 255:
         levels = numpy.clip(values, 0, white)

@@ -12,24 +12,25 @@ from omni_pipeline.wire.tensor import Buffer
 from stages.preprocessing.data_sizes import DataSize, complete_size
 
 # First bytes of the files that libsndfile reads: WAV and its 64-bit variants, AIFF, AU, FLAC, Ogg, CAF, MP3. The
-# library knows two dozen more formats, which nobody sends in good faith.
+# library supports two dozen more formats, which clients do not use.
 _FOR_LIBSNDFILE = re.compile(rb"RIFF|RIFX|RF64|BW64|riff|FORM|\.snd|fLaC|OggS|caff|ID3|\xff[\xe0-\xff]")
 
-# The formats whose header says how long the sound is. The length of an mp3 or ogg is an estimate.
+# The formats whose header states the length of the sound. For MP3 and Ogg, libsndfile only estimates the length.
 _TELLS_ITS_LENGTH = ("WAV", "WAVEX", "W64", "RF64", "AIFF", "AU", "FLAC", "CAF")
 
-# A length in frames above this bound means that libsndfile does not know the length.
+# If libsndfile reports more frames than this number, the length of the sound is unknown.
 _KNOWN_FRAMES = 1 << 60
 
 
 class OpenSound(Struct, frozen=True):
-    """A sound file that libsndfile may have opened.
+    """A sound file, opened with libsndfile if possible.
 
     Attributes:
-        source: The file, at its beginning; None if libsndfile cannot read it, or if it is cut short.
+        source: The file, positioned at its beginning. None if libsndfile cannot read the file, or if the file is cut
+            short.
         seconds: The length that libsndfile finds or estimates.
         promised_seconds: The length that the header promises; 0 if it promises no length.
-        cut_short: Whether clearly less sound data is present than the header promises.
+        cut_short: Whether the file has clearly less sound data than its header promises.
     """
 
     source: soundfile.SoundFile | None = None
@@ -51,7 +52,7 @@ def open_sound(data: Buffer) -> OpenSound:
     except soundfile.LibsndfileError:
         return OpenSound()
     if source.format == "FLAC" and not 0 < source.frames < _KNOWN_FRAMES:
-        source.close()  # libsndfile does not read a FLAC of unknown length to its end
+        source.close()  # libsndfile does not read to the end of a FLAC whose length is unknown
         return OpenSound()
     seconds = max(source.frames, 0) / source.samplerate if source.frames < _KNOWN_FRAMES else 0.0
     promised = seconds if source.format in _TELLS_ITS_LENGTH else 0.0
@@ -59,7 +60,7 @@ def open_sound(data: Buffer) -> OpenSound:
 
 
 class _File(io.BytesIO):
-    """A file in memory for libsndfile; the offsets in a damaged file may lead anywhere."""
+    """A file in memory for libsndfile. Allows any position, because a damaged file may contain any offset."""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Ignore a position before the beginning. An exception would be printed and would not reach the caller."""

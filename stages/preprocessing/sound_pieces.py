@@ -1,6 +1,6 @@
-"""Splits a sound file into the files that it was joined from, because decoders stop at the end of the first.
+"""Splits a file that was made by joining several sound files. Decoders would stop at the end of the first sound file.
 
-A file of several pieces is what `cat` makes, or a client that joins the files of a stream.
+For example, the program `cat` makes such a file. A client makes such a file when it joins the files of a stream.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from omni_pipeline.wire.tensor import Buffer
 from stages.preprocessing.budget import PIECE_WORK, DecodingBudget
 from stages.preprocessing.mpeg_pieces import find_mpeg_pieces, tag_length
 
-# The beginning of a file of each format. Each mark has at least eight bytes that are always equal, so that the mark
-# does not occur in sound by chance.
+# The beginning of a file of each format. Each pattern has at least eight fixed bytes, so it does not occur in sound
+# data by chance.
 _MARKS = [
     re.compile(mark, re.DOTALL)
     for mark in (
@@ -33,10 +33,11 @@ _OGG_SEGMENTS_AT = 26
 
 
 def find_pieces(data: Buffer, budget: DecodingBudget, param: str) -> Sequence[Buffer]:
-    """The files that a sound file was joined from, in order; the file itself if it was not joined.
+    """The files that were joined into a sound file, in order. If no files were joined, the result is the file itself.
 
     Raises:
-        OmniError: The error of `budget`, or 400 ``invalid_audio`` for an MP3 from whose middle much is missing.
+        OmniError: The error that `budget` raises. Also 400 ``invalid_audio`` for an MP3 that lacks a large part in its
+            middle.
     """
     file = memoryview(data).cast("B")
     start = 0
@@ -59,13 +60,15 @@ def _charged(mark: re.Pattern[bytes], file: memoryview, start: int, budget: Deco
 
 
 def _split(file: memoryview, starts: list[int]) -> list[memoryview]:
-    """The parts of `file` that begin at `starts`; the first part begins at the beginning."""
+    """The parts of `file` that begin at `starts`. The first part begins at the beginning of the file."""
     ends = [*starts[1:], len(file)]
     return [file[begin:end] for begin, end in zip([0, *starts[1:]], ends, strict=True)]
 
 
 def _ogg_starts(file: memoryview, start: int, budget: DecodingBudget) -> list[int]:
-    """Where the pieces of a chained Ogg begin. The first pages of a piece's streams follow each other immediately."""
+    """The positions at which the pieces of a chained Ogg begin. Each stream of a piece has a first page. These first
+    pages follow each other immediately at the beginning of the piece.
+    """
     starts = []
     end_of_first_pages = -1
     for match in _charged(_OGG_FIRST_PAGE, file, start, budget):

@@ -1,4 +1,4 @@
-"""Selects the part of a prompt that the talker receives: the rows of the user's turns, and their positions."""
+"""Selects the part of a prompt that the talker receives: the rows of the user's turns with their positions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from stages.preprocessing.positions import mrope_positions
 
 
 class Roles(Struct, frozen=True):
-    """Ids that mark whose turn it is, and the talker's own time scale."""
+    """Ids of two tokens, and the talker's own time scale. Token `turn_start` begins every turn. Token `user` marks the
+    user's turns.
+    """
 
     turn_start: int
     user: int
@@ -31,10 +33,11 @@ def spoken_prompt(
 ) -> SpokenPrompt:
     """The part of a prompt that the talker receives, if the answer is to be spoken.
 
-    The talker's positions equal the positions that the thinker would compute for a prompt of these rows alone, except
-    for clips whose sound is used. In the reference the talker has no information that a clip's sound stands between its
-    frames. So the talker treats such a clip as text, unless an image follows later in the prompt: then the talker still
-    looks for frames, and finds the clip's frames.
+    The talker's positions are the positions that the thinker would compute for a prompt of these rows alone. Clips
+    whose sound is used are an exception. In the reference, the talker does not know that the rows of a clip's sound are
+    placed between the rows of its frames. So the talker treats such a clip as text. But if a picture comes later in the
+    prompt, the talker searches for visual rows. It then finds the visual rows of the clip first, so it does not treat
+    the clip as text.
     """
     ids = layout.ids
     starts = numpy.flatnonzero(ids == roles.turn_start)
@@ -65,7 +68,9 @@ def spoken_prompt(
 def _placed(
     layout: PromptLayout, media: Sequence[MediumRows], user_rows: numpy.ndarray
 ) -> list[tuple[MediumRows, int, int]]:
-    """The media items of the user's turns, each with the indices among `user_rows` of its first and last marker."""
+    """The media items of the user's turns. Each item comes with two indices into `user_rows`: those of its first marker
+    and of its last marker.
+    """
     placed: list[tuple[MediumRows, int, int]] = []
     for medium, seen, heard in zip(media, layout.visual_rows, layout.audio_rows, strict=True):
         rows = numpy.concatenate([seen, heard])

@@ -1,4 +1,4 @@
-"""Describes the size of a media item according to its headers, and estimates the work to decode it."""
+"""Describes the size of a media item according to its headers, and estimates the time to decode the item."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from msgspec import Struct
 from stages.messages import Media, Modality
 from stages.preprocessing.decode_video import DecodedClip
 
-# Seconds of one core, measured on one machine and rounded up. These estimates only determine the order of the work, so
-# they need not be exact.
+# Seconds on one core, measured on one machine and rounded up. These estimates only determine the order of the work, so
+# small errors do no harm.
 _SECONDS_PER_PIXEL = 30e-9  # per pixel of a picture, for decoding and features
-_SECONDS_PER_STORED_PIXEL = 4e-9  # per pixel of the frames of a clip that are only decoded
+_SECONDS_PER_STORED_PIXEL = 4e-9  # per pixel of the frames of a clip that are decoded but not used
 _SECONDS_PER_SOUND = 2e-3  # for each second of sound
 _SECONDS_PER_BYTE = 2e-9  # per byte, for reading the packets of a container
 _SECONDS_PER_ITEM = 0.01
@@ -29,7 +29,7 @@ class MediumSurvey(Struct, frozen=True):
         taken: Number of frames that the encoder will get.
         sound_seconds: Length of the sound that the encoder will get, according to the headers, which may be false.
         rows: Estimated number of prompt rows, sound included.
-        least_rows: Least number of prompt rows that the item has, if it can be decoded.
+        least_rows: Minimum number of prompt rows of the item, if it can be decoded.
         clip: A clip's properties, so that the reader need not find them again.
     """
 

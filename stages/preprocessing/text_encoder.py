@@ -1,9 +1,10 @@
-"""Tokenises a text piece by piece, so that a long text needs little memory, and no work is done beyond the token limit.
+"""Tokenises a text piece by piece. So a long text needs little memory, and tokenising stops as soon as the token limit
+is exceeded.
 
-A piece ends at a place where the tokenizer's own splitting always ends a word, so the ids are those of the whole text.
-If a text has no such place, as in a run of one letter, the piece is as long as the run. Tokenising needs up to 300
-bytes of memory for each byte of text. So before a piece is tokenised, the least number of its tokens is computed and
-compared with the limit.
+A piece ends at a position where the tokenizer always ends a word, so the ids are the same as for the whole text. Some
+texts have no such position for a long time, for example a long run of one letter. Then the piece is as long as the run.
+Tokenising needs up to 300 bytes of memory for each byte of text. So before a piece is tokenised, a lower bound on its
+number of tokens is computed and compared with the limit.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer
 
 from stages.preprocessing.token_limit import TextLimit
 
-# A piece has at least this number of characters.
+# Minimum number of characters in a piece.
 PIECE = 64 * 1024
 
 # How the tokenizers of Qwen models split a text into words. A word with a letter ends with its last letter.
@@ -24,7 +25,8 @@ _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# The border between a letter and a punctuation mark or space. Normalisation does not join these two.
+# The border between a letter and a punctuation mark or space. Normalisation does not join the characters on its two
+# sides.
 _BORDER = re.compile(r"(?<=[A-Za-zÀ-ÖØ-öø-ÿА-яё一-龥ぁ-ゖァ-ヺ가-힣])(?=[ \n,.;:!?，。、！？])")
 
 
@@ -53,7 +55,8 @@ class TextEncoder:
             before: Number of tokens before the text.
 
         Raises:
-            OmniError: 400 ``context_length_exceeded``. A text that is not cut into pieces is not checked.
+            OmniError: 400 ``context_length_exceeded``. Raised only for a text that is cut into pieces; a shorter text
+                is not checked here.
         """
         if len(text) <= PIECE or not self._may_cut:
             return self._encode(text)

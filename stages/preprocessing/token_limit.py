@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 from stages.context_length import context_length_exceeded
-from stages.messages import Text, Turn
+from stages.messages import Text, Tool, Turn
 
-# The normalisation NFC makes a text at most this many times shorter in UTF-8, rounded up: U+1FBE, U+0308 and U+0301,
-# seven bytes, become one letter of two bytes.
+# Maximum factor, rounded up, by which the normalisation NFC shortens a text in UTF-8. For example, U+1FBE, U+0308 and
+# U+0301 (seven bytes) become one letter of two bytes.
 NFC_SHRINKS = 4
 
 
@@ -25,7 +25,7 @@ class TokenLimit(Struct, frozen=True):
     tokens: int
 
     def check(self, tokens: int) -> None:
-        """Raises OmniError 400 ``context_length_exceeded`` if `tokens` are too many."""
+        """Raises OmniError 400 ``context_length_exceeded`` if `tokens` is above the limit."""
         if tokens > self.tokens:
             raise context_length_exceeded(self.tokens, f"{tokens} tokens")
 
@@ -36,11 +36,11 @@ class TextLimit(Struct, frozen=True):
 
     Attributes:
         limit: The limit on tokens.
-        token_bytes: Maximum number of bytes of text that one token stands for; None if no maximum is known for this
+        token_bytes: Maximum number of bytes of text that one token represents; None if no maximum is known for this
             tokenizer.
         shrinks: Factor by which normalisation may shorten a text that is not ASCII.
-        shares: For each byte value, the least share of a token that one byte of this value makes up: one divided by the
-            length of the longest token that contains the value. Empty if no maximum is known.
+        shares: For each byte value, 1 divided by the length of the longest token that contains a byte of this value. So
+            such a byte is at least this share of its token. Empty if no maximum is known.
     """
 
     limit: TokenLimit
@@ -59,13 +59,13 @@ class TextLimit(Struct, frozen=True):
         strips = any(token["lstrip"] or token["rstrip"] for token in added)
         if "ByteLevel" not in steps or normalizer not in (None, "NFC") or strips:
             return cls(limit, None)
-        # In the vocabulary, each byte is one character. Added tokens are in the vocabulary as plain text.
+        # The vocabulary writes each byte of a token as one character. But it contains added tokens as plain text.
         plain = {token["content"]: token["content"].encode() for token in added}
         values = _byte_values()
         tokens = [
             plain.get(token) or bytes(values[one] for one in token)
             for token in tokenizer.get_vocab()
-            if token in plain or values.keys() >= set(token)  # a token with another byte is in no text
+            if token in plain or values.keys() >= set(token)  # no text contains a token with another byte
         ]
         longest = [1] * 256
         for token in tokens:
@@ -73,17 +73,21 @@ class TextLimit(Struct, frozen=True):
                 longest[value] = max(longest[value], len(token))
         return cls(limit, max(longest), NFC_SHRINKS if normalizer else 1, tuple(1 / length for length in longest))
 
-    def check(self, turns: Sequence[Turn]) -> int:
-        """Number of UTF-8 bytes of the text of a conversation.
+    def check(self, turns: Sequence[Turn], tools: Sequence[Tool] = ()) -> int:
+        """Number of bytes of a conversation's text and of its tools, in UTF-8.
 
         Raises:
             OmniError: 400 ``context_length_exceeded`` if this number of bytes certainly makes too many tokens.
         """
         texts = [turn.role for turn in turns]
         texts += [part.text for turn in turns for part in turn.content if isinstance(part, Text)]
+        texts += [text for turn in turns for call in turn.calls for text in (call.name, call.arguments)]
+        texts += [turn.reasoning for turn in turns if turn.reasoning]
+        texts += [tool.definition for tool in tools]
         if self.token_bytes is None:
             return _size(texts)
-        # The cheap check comes first: a text has at most as many characters as bytes.
+        # A cheap check comes first. If the number of characters is too large, the number of bytes is too large as well,
+        # because each character has at least one byte.
         self._check(sum(map(len, texts)), self.shrinks)
         size = _size(texts)
         self._check(size, 1 if all(map(str.isascii, texts)) else self.shrinks)
@@ -93,8 +97,8 @@ class TextLimit(Struct, frozen=True):
         """Raises OmniError 400 ``context_length_exceeded`` if `tokens` and the tokens of `text` together are certainly
         too many.
 
-        The shares of a token's bytes add up to at most one, so a text has at least as many tokens as the sum of its
-        bytes' shares.
+        The shares of the bytes of one token add up to at most 1. So the sum of the shares of all bytes in a text is a
+        lower bound on its number of tokens.
 
         Args:
             text: The text in UTF-8, normalised.
@@ -109,13 +113,13 @@ class TextLimit(Struct, frozen=True):
         least = -(-size // (self.token_bytes * shrinks))
         if least > self.limit.tokens:
             raise context_length_exceeded(
-                self.limit.tokens, f"at least {least} tokens, as they have {size} bytes or more"
+                self.limit.tokens, f"at least {least} tokens, because they have at least {size} bytes"
             )
 
 
 def _byte_values() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for. Bytes that never occur in UTF-8 are left
-    out.
+    """Maps each character of a byte-level vocabulary to the byte that it represents. Bytes that never occur in UTF-8
+    are left out.
     """
     to_characters = ByteLevel(add_prefix_space=False, use_regex=False)
     values: dict[str, int] = {}

@@ -8,19 +8,21 @@ import soxr
 from omni_pipeline.errors import bad_request
 from stages.preprocessing.budget import PIECE_WORK, DecodingBudget
 
-# Rates outside these bounds mean a damaged or malicious file: no supported format is used with them.
+# A file with a sampling rate outside these bounds is refused as damaged or malicious, because nobody uses such rates in
+# the supported formats.
 MIN_RATE, MAX_RATE = 1_000, 768_000
 
-# Maximum number of samples per second, on average: 96 kHz in eight channels. Without this bound, a small file of
-# silence at the highest rate, in as many channels as a format allows, would keep the decoder busy for an hour.
+# Maximum number of samples per second, on average: 96 kHz in eight channels. Without this limit, a small file could
+# keep the decoder busy for an hour: silence at the highest rate, in as many channels as a format allows.
 SAMPLES_PER_SECOND = 768_000
 
-# Largest sample value. It is far above the scales that files use, and far below the values whose mel energies overflow.
+# Largest accepted sample value. It is far above the scales that files use, and far below the values at which mel
+# energies overflow.
 MAX_AMPLITUDE = 1e4
 
 
 def sound_budget(max_seconds: float, param: str) -> DecodingBudget:
-    """The work that may be spent on a sound of at most `max_seconds`."""
+    """A limit on the work of decoding a sound that may be at most `max_seconds` long."""
     message = f"has more samples than {max_seconds:g} seconds may have"
     return DecodingBudget(int(max_seconds * SAMPLES_PER_SECOND), lambda: _too_long(message, param))
 
@@ -30,11 +32,12 @@ class Waveform:
     change: see `begin`.
 
     Attributes:
-        budget: The work of decoding the sound. Each block is charged; the decoder charges its other work itself.
+        budget: The limit on the work of decoding the sound. `add` charges each block. The decoder itself charges its
+            other work.
 
     Args:
         rate: Samples per second of the result.
-        max_seconds: Maximum length; `add` refuses more sound.
+        max_seconds: Maximum length; `add` refuses a longer sound.
         param: The request field, for error messages.
     """
 
@@ -47,8 +50,8 @@ class Waveform:
         self._resampler: soxr.ResampleStream | None = None
         self._source_rate = rate
         self._earlier_seconds = 0.0
-        self._frames = 0  # since the last `begin`
-        self._to_skip = self._to_skip_next = 0  # frames of this piece and of the next
+        self._frames = 0  # number of samples since the last `begin`
+        self._to_skip = self._to_skip_next = 0  # numbers of frames to skip: in this piece, and in the next piece
 
     @property
     def seconds(self) -> float:
@@ -67,14 +70,16 @@ class Waveform:
         self._earlier_seconds, self._frames = self.seconds, 0
         self._to_skip, self._to_skip_next = self._to_skip_next, 0
         if source_rate == self._source_rate:
-            return  # pieces of equal rate are resampled as one, so that no seam is heard
+            return  # pieces of equal rate are resampled together, so that the border between them cannot be heard
         self._end_resampling()
         self._source_rate = source_rate
         if source_rate != self._rate:
             self._resampler = soxr.ResampleStream(source_rate, self._rate, 1, dtype="float32")
 
     def begin_again(self) -> None:
-        """Expect the piece to begin again, from another decoder. What has been added of it already is left out."""
+        """Prepare for another decoder, which decodes the current piece again from its beginning. After the next call of
+        `begin`, `add` leaves out the samples of this piece that have been added already.
+        """
         self._to_skip_next = self._frames
 
     def add(self, block: numpy.ndarray) -> None:
@@ -94,7 +99,7 @@ class Waveform:
         if self.seconds > self._max_seconds:
             raise _too_long(f"is longer than {self._max_seconds:g} seconds", self._param)
         if not numpy.abs(block).max() <= MAX_AMPLITUDE:  # this form of the condition catches NaN too
-            raise self._invalid("it has samples that are infinite or not a number")
+            raise self._invalid("at least one sample is infinite, NaN (not a number), or far too large")
         mono = block.mean(axis=1, dtype=numpy.float32) if block.shape[1] > 1 else block[:, 0]
         self._append(mono if self._resampler is None else self._resampler.resample_chunk(mono))
 
@@ -106,7 +111,7 @@ class Waveform:
         """
         self._end_resampling()
         if not self._blocks:
-            raise self._invalid("it holds no sound")
+            raise self._invalid("it contains no sound")
         return numpy.concatenate(self._blocks)
 
     def _end_resampling(self) -> None:

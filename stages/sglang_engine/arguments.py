@@ -10,17 +10,17 @@ from omni_pipeline import gpus
 from omni_pipeline.errors import StartupError, suggestion
 from stages.checkpoint.memory_needs import CPU_KV_TOKENS
 
-# The loop in the module `engine` relies on these values, so the option `engine` of a stage must not change these
-# arguments.
+# The loop in the module `engine` relies on these values. So an operator cannot change these arguments with a stage's
+# option `engine`.
 _OURS = {
     "skip_tokenizer_init": True,  # the decode stage makes the text
-    "disable_overlap_schedule": True,  # a step's result is known when the step ends
+    "disable_overlap_schedule": True,  # without overlap, a step's result is known when the step ends
     "watchdog_timeout": 1e9,  # the supervisor detects hangs; SGLang's watchdog sleeps half of this time
     # a prefill graph would bypass the models' `fill`, which adds media, deepstack and positions
     "disable_prefill_cuda_graph": True,
 }
 
-# Arguments for which this server has a setting of its own, each with that setting.
+# SGLang arguments that an operator must set through a setting of this server. Each comes with the name of the setting.
 _ELSEWHERE = {
     "model_path": "--model-path",
     "device": "the stage's device",
@@ -31,14 +31,14 @@ _ELSEWHERE = {
     "max_running_requests": "the stage's options.max_running_requests",
 }
 
-# Share of the GPU's memory that SGLang may use beyond the plan, so that rounding does not make the KV cache smaller
-# than planned.
+# SGLang may use this share of the GPU's memory in addition to the planned memory. Without this addition, rounding could
+# make the KV cache smaller than planned.
 _SLACK = 0.02
 
 # Largest share of the free memory that SGLang may use.
 _MOST = 0.98
 
-# SGLang's attention backends for GPUs that support float32.
+# The attention backends of SGLang for GPUs that support float32.
 _FLOAT32_ATTENTION = ("triton", "torch_native")
 
 _CPU = {
@@ -67,8 +67,8 @@ def server_arguments(
         overrides: Changes to the checkpoint's config (`engine_config.overrides`).
 
     Raises:
-        StartupError: `engine` names an argument that SGLang does not have or that an operator must not set, or its
-            value does not work with the data type.
+        StartupError: `engine` has an argument that SGLang does not have, that an operator must not set, or whose value
+            does not work with the data type.
     """
     from sglang.srt.server_args import ServerArgs, record_fields
 
@@ -120,8 +120,8 @@ def _stored_dtype(config: dict[str, Any]) -> str:
 
 
 def _for_float32(overrides: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with which SGLang avoids some of the kernels that do not support float32; `float32_forms` replaces the
-    remaining kernels of this kind.
+    """Arguments for float32 on a GPU. Some of SGLang's kernels do not support float32. With these arguments, SGLang
+    does not use some of these kernels; `float32_forms` replaces the others.
     """
     quantization = overrides.get("quantization_config")
     if quantization:
@@ -138,27 +138,30 @@ def _for_float32(overrides: dict[str, Any], engine: dict[str, Any]) -> dict[str,
     if engine.get("moe_runner_backend") not in (None, "auto", "triton"):
         raise StartupError(
             f"engine option 'moe_runner_backend': {engine['moe_runner_backend']} does not support float32, which "
-            "options.dtype asks for. Leave it out, or use the dtype bfloat16."
+            "options.dtype asks for. Leave moe_runner_backend out, or use the dtype bfloat16."
         )
     return {"attention_backend": _FLOAT32_ATTENTION[0]}
 
 
 def _for_fp8(overrides: dict[str, Any]) -> dict[str, Any]:
-    # The module `gpus` finds the capability, because torch would create a CUDA context on the first GPU in every rank.
+    # The capability comes from the module `gpus`. If this code asked torch for the capability, every rank would create
+    # a CUDA context on the first GPU.
     backend = moe_backend(overrides.get("quantization_config") or {}, gpus.capability(gpus.detect()[0]))
     return {} if backend is None else {"moe_runner_backend": backend}
 
 
 def static_fraction(static: int, free: int, total: int, *, bounded: bool) -> float:
-    """SGLang's ``mem_fraction_static`` for `static` bytes of weights and KV cache on a GPU.
+    """The value of SGLang's ``mem_fraction_static`` for a GPU. `static` is the number of bytes for weights and KV
+    cache.
 
-    The size of SGLang's KV cache is the memory that is free after the weights are loaded, minus (1 - fraction) times
-    the memory that was free before loading. So the fraction refers to the memory that is *free when the engine starts*,
-    not to the whole GPU. If other processes already use the GPU, the same number of bytes needs a larger fraction.
+    SGLang's KV cache gets the memory that is free after the weights are loaded, minus (1 - fraction) times the memory
+    that was free before they were loaded. So the fraction is a share of the memory that is *free when the engine
+    starts*, not of the whole GPU. If other processes already use the GPU, the same number of bytes is a larger
+    fraction.
 
-    If a planned number of tokens bounds the cache, the fraction is nearly 1. A smaller fraction could only do harm,
-    because SGLang would subtract from the cache all memory that other processes or CUDA graphs allocate in the
-    meantime.
+    If a planned number of tokens already limits the cache, the fraction is nearly 1. A smaller fraction could only make
+    the cache smaller than planned: SGLang subtracts from the cache all memory that other processes or CUDA graphs
+    allocate in the meantime.
 
     Args:
         free, total: Free bytes and all bytes of the GPU at this moment.
@@ -170,6 +173,6 @@ def static_fraction(static: int, free: int, total: int, *, bounded: bool) -> flo
     if static > free:
         raise StartupError(
             f"{static / 2**30:.1f} GiB are planned for weights and KV cache, but {free / 2**30:.1f} of the GPU's "
-            f"{total / 2**30:.1f} GiB are free: something else uses the GPU, or the budgets are too large"
+            f"{total / 2**30:.1f} GiB are free: another program uses the GPU, or the planned memory is too large"
         )
     return _MOST if bounded else min(_MOST, (static + _SLACK * total) / free)

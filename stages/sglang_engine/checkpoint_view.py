@@ -1,4 +1,6 @@
-"""Makes a directory that looks like a checkpoint of the talker alone, since SGLang expects one model per checkpoint."""
+"""Makes a directory that looks like a checkpoint of the talker alone. This is needed because SGLang expects one model
+per checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,10 @@ _PREFIX = "talker."
 
 
 def talker_view(model_path: str, directory: str) -> str:
-    """Make the view under `directory`: the talker's config, and links to the files that hold its weights.
+    """Make the view under `directory`: the talker's config, and links to the files that contain the talker's weights.
 
     Returns:
-        The view's path. No file is copied, so a view costs nothing; the owner of `directory` removes the view.
+        The view's path. No weight file is copied. The owner of `directory` removes the view.
     """
     source = Path(model_path).resolve()
     view = Path(directory) / "talker"
@@ -31,7 +33,7 @@ def talker_view(model_path: str, directory: str) -> str:
 
 
 def _config(whole: dict) -> dict:
-    """The talker's text config as a Qwen3-MoE config, with the other values that its model definition reads."""
+    """The talker's text config as a Qwen3-MoE config, with the other values that the talker's model reads."""
     talker = whole["talker_config"]
     return {
         **talker["text_config"],

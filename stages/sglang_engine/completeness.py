@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from stages.checkpoint.quantization import is_quantised
 
-# SGLang's parameters that each hold several of the checkpoint's tensors side by side.
+# SGLang's parameters that join several tensors of the checkpoint.
 _STACKED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
@@ -16,12 +16,13 @@ _STACKED_EXPERTS = {
     "w2_": ("down_proj",),
 }
 
-# Endings of parameter names. Parameters with these endings must be in the checkpoint. SGLang computes all other
-# parameters, or makes them when it quantises plain weights; `quantised_parts.misplaced` checks the tensors that a
-# quantised form needs.
+# A parameter whose name has one of these endings must be in the checkpoint. SGLang itself makes all other parameters,
+# for example when it quantises plain weights. `quantised_parts.misplaced` checks the tensors that a quantised form
+# needs.
 _NEEDED = ("weight", "qweight", "qzeros", "scales", "weight_packed", "weight_zero_point")
 
-# Tensors of quantised weights for which a model may lack a parameter.
+# Endings of the names of tensors that describe quantised weights: group indices and shapes. SGLang does not always need
+# these tensors. So a checkpoint may contain them even if the model has no parameter for them.
 _SPARE = ("g_idx", "weight_shape")
 
 
@@ -38,10 +39,10 @@ def missing_tensors(parameters: Iterable[str], loaded: Collection[str], experts:
 
 
 def stray_tensors(parameters: Iterable[str], loaded: Iterable[str], experts: int) -> list[str]:
-    """The tensors of quantised weights that have no parameter in the model. SGLang would ignore these tensors, or load
+    """The tensors of quantised weights for which the model has no parameter. SGLang would ignore these tensors, or load
     them as plain weights.
 
-    Group indices and shapes are not reported, because SGLang does not always need them.
+    Tensors for group indices and shapes (`_SPARE`) are not reported.
 
     Args: as for `missing_tensors`.
     """
@@ -50,7 +51,7 @@ def stray_tensors(parameters: Iterable[str], loaded: Iterable[str], experts: int
 
 
 def _tensors(parameter: str, experts: int) -> Iterator[str]:
-    """The checkpoint's names of the tensors that `parameter` holds."""
+    """The tensors that `parameter` contains, by their names in the checkpoint."""
     module, _, kind = parameter.rpartition(".")
     for prefix, parts in _STACKED_EXPERTS.items():
         if kind.startswith(prefix) and module.endswith(".experts"):

@@ -1,7 +1,7 @@
-"""Runs SGLang's decode graphs on a CPU: with SGLang's buffers, padding, capture and replay, but with stand-ins for CUDA
-graphs.
+"""Runs SGLang's decode graphs on a CPU. SGLang's code for buffers, padding, capture and replay is used unchanged. Only
+the CUDA graphs are replaced, by `stages.cpu_graphs`.
 
-Only the parts that call CUDA are replaced. The engine uses this module while `cuda_habits` are on.
+The engine uses this module while `cuda_habits.enabled()` is true.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from sglang.srt.runtime_context import get_exec, get_parallel
 from stages import cuda_habits
 from stages.cpu_graphs import GraphPool
 
-# the same number as in SGLang's own backend
+# the same number of warm-up runs as in SGLang's own backend
 _WARM_UPS = 2
 
 
 class CpuGraphBackend(BaseCudaGraphBackend):
-    """Records and replays the work that SGLang's runner gives it, one graph for each batch size.
+    """Records and replays the work that SGLang's runner passes to it, with one graph for each batch size.
 
     Args:
         runner: SGLang's runner.
@@ -78,7 +78,7 @@ class CpuGraphRunner(DecodeCudaGraphRunner):
 
 
 def install() -> None:
-    """Make engines on a CPU capture decode steps at the same point as engines on a GPU, if `cuda_habits` are on."""
+    """Make engines on a CPU capture decode steps in the same cases as engines on a GPU, if `cuda_habits.enabled()`."""
     original = cuda_graph_setup.capture_decode_graph
 
     def capture_decode_graph(*, model_runner: Any) -> Any:

@@ -1,9 +1,9 @@
-"""Provides faster torch forms of three operations that dominate a decode step on a CPU. These forms replace SGLang's
-own forms.
+"""Provides faster torch code for the three operations that need most of a decode step's time on a CPU. This code
+replaces SGLang's code for these operations.
 
-SGLang's torch-native code is written to be correct in all cases, and is slow: attention loops over requests, the expert
-layer loops over experts, and a norm consists of eight operations. On a small model most of the time is spent in Python.
-Each form in this module computes the same result in a few calls.
+SGLang's torch-native code is general and slow: attention loops over requests, the expert layer loops over experts, and
+a norm consists of eight operations. In a small model, most of the time is spent in Python. The code in this module
+computes the same results in a few calls.
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
-# Decode attention is padded to the longest sequence if the padding at most doubles the work, or if the padded batch has
-# at most `FREE_PLACES` places.
+# When a batch decodes, its requests are padded to the longest sequence, if one of two conditions is true: the padding
+# at most doubles the work, or the padded batch has at most `FREE_PLACES` cache slots.
 MOST_PADDING = 2.0
 FREE_PLACES = 4096
 
-# Keys and values of a part of the requests are gathered and used before those of the next part, so that the copies stay
-# in a core's cache. This is the number of bytes of the keys, and of the values, of one part.
+# The requests of a batch are divided into parts. The keys and values of one part are copied and used before the next
+# part is copied, so that the copies stay in a core's cache. The copied keys of a part have at most this number of
+# bytes. The copied values of a part have the same limit.
 ATTENTION_BYTES = 1 << 18
 
-# The experts of a single row are computed by `few_experts` if at most this many bytes of their first matrices are
-# copied. The copy takes longer than the look at all experts if the matrices are large.
+# `few_experts` computes the experts of a single row. For this, it copies the matrices of these experts. It is used if
+# the experts' first matrices together have at most this number of bytes. For larger matrices, `grouped_experts` is
+# faster: it visits all experts, but this takes less time than the copy.
 LARGEST_COPY = 1 << 20
 
 
@@ -49,20 +51,23 @@ def padded_attention(
     scale: float,
     most_bytes: int,
 ) -> torch.Tensor:
-    """Attention of some query tokens for each request to all tokens of the request.
+    """For each request, the attention of some query tokens to all tokens of the request.
 
-    This is a script, so that a recording contains the loop.
+    The function is a TorchScript function. So a recording (see `decode_trace`) contains the loop itself. Otherwise, it
+    would contain only the iterations for the recorded batch.
 
     Args:
         q: [requests, KV heads, query tokens, head_dim]; the result has the same shape.
-        keys, values: The KV cache, [places, KV heads, head_dim].
+        keys, values: The KV cache, [cache slots, KV heads, head_dim].
         places, mask: As in `PaddedDecodeAttention`.
-        most_bytes: Number of bytes of keys that are gathered at once, if this is not less than one request.
+        most_bytes: Maximum number of bytes of keys to gather at once. The keys of one request are always gathered at
+            once.
     """
     requests, longest = places.size(0), places.size(1)
     kv_heads, width = keys.size(1), keys.size(2)
     most = max(1, most_bytes // (longest * kv_heads * width * keys.element_size()))
-    # The embedding function copies whole rows, which is five times faster than indexing.
+    # The rows are copied with torch's embedding function, which copies whole rows and is five times faster than
+    # indexing.
     key_rows, value_rows = keys.flatten(1), values.flatten(1)
     results: list[torch.Tensor] = []
     for first in range(0, requests, most):
@@ -82,20 +87,29 @@ class PaddedDecodeAttention(TorchNativeAttnBackend):
     """Torch-native attention that decodes all requests of a batch in one call.
 
     Attributes:
-        places: int64 [requests, longest], places of the requests' tokens in the KV cache; None if the batch is not
-            padded.
+        places: int64 [requests, longest], the cache slots of the requests' tokens; None if the batch is not padded.
         mask: [requests, 1, 1, longest], 0 for tokens and -inf for padding.
     """
 
     places: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    _laid_out = False
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         super().init_forward_metadata(forward_batch)
+        self._laid_out = False
+
+    def lay_out(self, forward_batch: ForwardBatch) -> None:
+        """Set `places` and `mask` for a decode batch. Further calls for the same batch do nothing. Compiled layers
+        never need these tensors.
+        """
+        if self._laid_out:
+            return
+        self._laid_out = True
         self.places = self.mask = None
         cache = self.token_to_kv_pool
-        # this form does not support a quantised cache
-        if not forward_batch.forward_mode.is_decode() or cache.store_dtype != cache.dtype:
+        # this code does not support a quantised cache
+        if cache.store_dtype != cache.dtype:
             return
         lengths = forward_batch.seq_lens
         longest = int(lengths.max())
@@ -115,6 +129,7 @@ class PaddedDecodeAttention(TorchNativeAttnBackend):
         save_kv_cache: bool = True,
     ) -> torch.Tensor:
         """Attention of one query token for each request: q and the result [requests, heads · head_dim]."""
+        self.lay_out(forward_batch)
         windowed = layer.sliding_window_size is not None and layer.sliding_window_size > -1
         if self.places is None or windowed or layer.is_cross_attention or not save_kv_cache:
             return super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
@@ -122,7 +137,8 @@ class PaddedDecodeAttention(TorchNativeAttnBackend):
         kv_heads, width = layer.tp_k_head_num, layer.head_dim
         for buffer, new in zip(cache, (k, v), strict=True):
             buffer.index_copy_(0, forward_batch.out_cache_loc, new.view(-1, kv_heads, width))
-        # Query heads that share a key head are treated as query tokens, so that keys need not be repeated.
+        # Several query heads share one key head. They are passed as several query tokens of one head, so that the keys
+        # need not be repeated.
         grouped = q.view(-1, kv_heads, layer.tp_q_head_num // kv_heads, width)
         result = padded_attention(grouped, cache[0], cache[1], self.places, self.mask, layer.scaling, ATTENTION_BYTES)
         return result.reshape(-1, layer.tp_q_head_num * width)
@@ -135,8 +151,8 @@ def rms_norm(
     post_residual_addition: torch.Tensor | None = None,
     quant_linear: Any = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Without a residual, the RMSNorm of x. With a residual, the RMSNorm of x + residual, and this sum. The same as
-    `RMSNorm.forward_native`, but in few operations and without casts.
+    """If there is no residual, returns the RMSNorm of x. If there is a residual, returns the RMSNorm of x + residual,
+    and the sum itself. The results equal those of `RMSNorm.forward_native`, with fewer operations and without casts.
     """
     if x.dtype != torch.float32 or norm.weight.dtype != torch.float32 or norm.variance_size_override is not None:
         return norm.forward_native(x, residual, post_residual_addition, quant_linear)
@@ -152,7 +168,7 @@ def _normed(norm: RMSNorm, x: torch.Tensor) -> torch.Tensor:
     """The RMSNorm of x as x / hypot(|x|, √(width · epsilon)) · √width · weight. On a CPU, torch's own RMSNorm consists
     of seven operations.
     """
-    if not hasattr(norm, "scaled_weight"):  # made when the weights have been loaded
+    if not hasattr(norm, "scaled_weight"):  # set when the weights have been loaded
         norm.scaled_weight = norm.weight.detach() * math.sqrt(norm.hidden_size)
         norm.floor = torch.tensor(math.sqrt(norm.hidden_size * norm.variance_epsilon))
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(norm.floor)
@@ -163,8 +179,8 @@ def _normed(norm: RMSNorm, x: torch.Tensor) -> torch.Tensor:
 def grouped_experts(
     x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
 ) -> torch.Tensor:
-    """Computes gated SiLU experts by grouped matrix products: rows are sorted by expert, and two products compute all
-    experts together.
+    """Computes gated SiLU experts with two grouped matrix products. The rows are sorted by expert, and each product
+    covers all experts.
 
     Args:
         x: [rows, hidden].
@@ -185,11 +201,11 @@ def grouped_experts(
 def few_experts(
     x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
 ) -> torch.Tensor:
-    """Computes the experts of one row, whose matrices are copied to a batch of matrices. The arguments are those of
+    """Computes the experts of one row. Their matrices are copied into a batch of matrices. The arguments are those of
     `grouped_experts`.
 
-    `functional.grouped_mm` looks at every expert. If a row uses few small experts out of many, this takes longer than
-    the copy.
+    `functional.grouped_mm` visits every expert. If a row uses few small experts out of many, visiting them takes longer
+    than the copy.
     """
     used = experts.reshape(-1)
     gate, up = torch.matmul(w13.index_select(0, used), x[0]).chunk(2, dim=-1)
@@ -201,7 +217,8 @@ def few_experts(
 def _experts_for_recording(
     x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, most: int
 ) -> torch.Tensor:
-    # A script, so that a recording contains the condition and not only one of its branches.
+    # This is a TorchScript function, so that a recording (see `decode_trace`) contains the condition itself. Otherwise,
+    # the recording would contain only the branch for the recorded batch.
     if x.size(0) == 1 and experts.numel() <= most:
         return few_experts(x, weights, experts, w13, w2)
     return grouped_experts(x, weights, experts, w13, w2)
@@ -232,7 +249,7 @@ def routed_experts(
 
 
 def install(dispatch_key: str, attention: Callable[[ModelRunner], TorchNativeAttnBackend]) -> None:
-    """Install the forms of this module for the platform whose `get_dispatch_key_name` returns `dispatch_key`.
+    """Install the functions of this module for the platform whose `get_dispatch_key_name` returns `dispatch_key`.
 
     Args:
         attention: Makes the attention backend of a starting engine.

@@ -1,7 +1,8 @@
 """Provides the SGLang platform plugin (entry-point group ``sglang.srt.platforms``) for machines without a GPU.
 
-SGLang's in-tree CPU engine needs a build of its kernel package that no registry has. An out-of-tree platform takes the
-torch-native code paths instead: attention by SDPA, experts by grouped matrix products, norms and sampling in torch.
+SGLang's own CPU engine needs SGLang's kernel package, built for a CPU. No package registry has this build. So this
+plugin defines another platform, for which SGLang uses its torch-native code: SDPA for attention, grouped matrix
+products for experts, and plain torch for norms and sampling.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def activate() -> str | None:
-    """Dotted path of the platform class, or None if there is CUDA, for which SGLang has its own platform."""
+    """Dotted path of the platform class. None if CUDA is available, because SGLang has its own platform for CUDA."""
     import torch
 
     return None if torch.cuda.is_available() else f"{__name__}:TorchNativeCpu"

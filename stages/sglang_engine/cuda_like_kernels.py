@@ -1,7 +1,7 @@
-"""Provides CPU kernels that treat memory as CUDA kernels do: they write to their inputs and leave garbage in padding
+"""Provides CPU kernels that treat memory as CUDA kernels do: they write to their inputs, and leave garbage in padding
 rows.
 
-These kernels are installed in a model that is loaded while `cuda_habits` are on.
+These kernels are installed in a model that is loaded while `cuda_habits.enabled()` is true.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch.nn import functional
 
 from stages.sglang_engine.cpu_kernels import grouped_experts, rms_norm, routed_experts
 
-# The slot of the KV pool that SGLang gives to a batch's padding rows.
+# The slot of the KV pool that SGLang assigns to a batch's padding rows.
 PADDING_SLOT = 0
 
 
 def put_into(model: torch.nn.Module) -> None:
-    """Give a model's norms and routed experts these kernels instead of those of `cpu_kernels`."""
+    """Install these kernels in a model's norms and routed experts, in place of the kernels of `cpu_kernels`."""
     for module in model.modules():
         if isinstance(module, RMSNorm):
             module._forward_method = functools.partial(rms_norm_in_place, module)
@@ -42,8 +42,8 @@ def rms_norm_in_place(
     post_residual_addition: torch.Tensor | None = None,
     quant_linear: Any = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Computes the same as `cpu_kernels.rms_norm`. With a residual, the results are written to `x` and `residual`, as
-    by the CUDA kernel.
+    """Computes the same as `cpu_kernels.rms_norm`. If there is a residual, this function writes the results to `x` and
+    `residual`, as the CUDA kernel does.
     """
     if residual is None:
         return rms_norm(norm, x)
@@ -56,7 +56,7 @@ def rms_norm_in_place(
 def routed_experts_in_place(
     method: UnquantizedFusedMoEMethod, layer: Any, dispatch_output: Any
 ) -> StandardCombineInput:
-    """As `cpu_kernels.routed_experts`, but writes the result to the experts' input, as the Triton kernel does."""
+    """Like `cpu_kernels.routed_experts`, but writes the result into the experts' input, as the Triton kernel does."""
     combined = routed_experts(method, layer, dispatch_output, experts_as_one)
     if not method.moe_runner_config.inplace:
         return combined
@@ -67,16 +67,16 @@ def routed_experts_in_place(
 def experts_as_one(
     x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
 ) -> torch.Tensor:
-    """`cpu_kernels.grouped_experts` as one operation, like a kernel in a GPU's graph. A graph could not record its
-    steps one by one, because a step counts the rows of each expert.
+    """`cpu_kernels.grouped_experts` as one operation, like a kernel in a CUDA graph. A graph cannot record the function
+    step by step, because one of its steps counts the rows of each expert on the host.
     """
     return grouped_experts(x, weights, experts, w13, w2)
 
 
 class StaticDecodeAttention(TorchNativeAttnBackend):
-    """Decode attention that reads lengths and places from SGLang's static buffers, as a GPU's kernel does.
+    """Decode attention that reads the lengths and the cache slots from SGLang's static buffers, as a CUDA kernel does.
 
-    For this reason the operation can be part of a graph, and its results for padding rows are garbage.
+    So the operation can be part of a graph. Its results for padding rows are garbage.
     """
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
@@ -126,14 +126,14 @@ def decode_attention(
     targets: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """Store one token of each request, and compute its attention to all tokens of the request. This is one operation,
-    so that a graph can record it.
+    """Store the key and value of one token of each request, and compute the attention of this token to all tokens of
+    the request. This is one operation, so that a graph can record it.
 
     Args:
         q: [requests, query heads, head_dim].
-        new_keys, new_values: [requests, KV heads, head_dim], stored at the places `targets` of the cache.
-        keys, values: The cache, [places, KV heads, head_dim].
-        table: int32 [slots, tokens], places of each slot's tokens.
+        new_keys, new_values: [requests, KV heads, head_dim], stored in the cache slots `targets`.
+        keys, values: The cache, [cache slots, KV heads, head_dim].
+        table: int32 [KV-pool slots, tokens], the cache slots of each request's tokens.
         slots, lengths: int64 [requests].
 
     Returns:
@@ -144,7 +144,7 @@ def decode_attention(
     batch, heads, width = q.shape
     places = table[slots, : int(lengths.max())].long()
     padding = torch.arange(places.shape[1]) >= lengths[:, None]
-    places[padding] = targets[:1]  # this may be any place that the batch uses, since the padding slot holds garbage
+    places[padding] = targets[:1]  # any cache slot of the batch, because the padding slot is garbage
     grouped = q.view(batch, keys.shape[1], heads // keys.shape[1], width)
     mask = torch.zeros(padding.shape, dtype=q.dtype).masked_fill_(padding, -torch.inf)[:, None, None]
     result = functional.scaled_dot_product_attention(

@@ -1,10 +1,10 @@
-"""Decodes on a CPU without running Python code: TorchScript's tracer records one run of SGLang's modules, and the
-recording is then repeated.
+"""Decodes on a CPU without running Python code. TorchScript's tracer records one run of SGLang's modules, and later
+steps repeat this recording.
 
 A pass over a few rows consists of hundreds of small operations. The Python code around them, in SGLang and in torch,
-takes longer than the operations. The recording is the counterpart on a CPU of the CUDA graphs that SGLang captures on a
-GPU. One recording serves batches of all sizes and lengths, since no recorded operation depends on the batch size or the
-lengths of the sequences.
+takes longer than the operations. On a GPU, SGLang captures CUDA graphs for the same reason. One recording works for
+batches of all sizes and lengths, because no recorded operation depends on the batch size or on the lengths of the
+sequences.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
-# Decoding reads these attributes of SGLang's batch, of our attention backend, and of the KV cache.
+from stages.sglang_engine.cpu_kernels import PaddedDecodeAttention
+
+# Names of the attributes that decoding reads. They are attributes of SGLang's batch, our attention backend, and the KV
+# cache.
 _OF_BATCH = ("positions", "req_pool_indices", "out_cache_loc")
 _OF_ATTENTION = ("places", "mask")
 _OF_CACHE = ("k_buffer", "v_buffer")
 
 
 class DecodeTrace:
-    """Repeats a recording of a model's `decode_states`, which is made with the first batch.
+    """Records a model's `decode_states` at the first batch. Repeats this recording for every batch.
 
-    The product with the vocabulary's matrix is not recorded, because TorchScript cannot hold a packed matrix.
+    The product with the vocabulary's matrix is not recorded, because TorchScript cannot contain a packed matrix.
 
-    Everything that changes from batch to batch is an input of the recording. The tables and the KV cache that decoding
-    writes to are inputs too, because TorchScript merges equal constants.
+    All data that changes from batch to batch is an input of the recording. The tables and the KV cache, to which
+    decoding writes, are inputs too. If they were constants, TorchScript might merge two equal constants.
 
     Args:
         model: An `OmniDecoder` on the CPU that is not divided among ranks.
@@ -47,8 +50,11 @@ class DecodeTrace:
         self._traced: Any = None
 
     def __call__(self, input_ids: torch.Tensor, batch: ForwardBatch) -> LogitsProcessorOutput:
-        """As `OmniDecoder.decode`."""
-        if getattr(self._attention, "places", None) is None:
+        """Does the same as `OmniDecoder.decode`."""
+        if not isinstance(self._attention, PaddedDecodeAttention):
+            return self._model.decode(input_ids, batch)
+        self._attention.lay_out(batch)
+        if self._attention.places is None:
             return self._model.decode(input_ids, batch)
         inputs = [input_ids]
         inputs += [getattr(batch, name) for name in _OF_BATCH]
@@ -56,8 +62,8 @@ class DecodeTrace:
         inputs += [getattr(self._model, name) for name in self._model.tables]
         for name in _OF_CACHE:
             inputs += getattr(self._cache, name)
-        # With optimisation, TorchScript would profile the first runs and then compile again. For this recording, this
-        # gains nothing.
+        # With optimisation, TorchScript would profile the first runs and then compile again. This would not make the
+        # recording faster.
         with torch.jit.optimized_execution(False):
             if self._traced is None:
                 self._traced = self._record(inputs, batch)
@@ -82,8 +88,8 @@ class DecodeTrace:
 
         self._model.requires_grad_(False)  # only weights without gradients can be constants
         with warnings.catch_warnings():
-            # Hide warnings about TorchScript's deprecation, and about checks whether a batch is empty, because a batch
-            # is never empty.
+            # Hides warnings about TorchScript's deprecation. Also hides warnings about checks for empty batches,
+            # because a batch is never empty.
             warnings.simplefilter("ignore")
             return torch.jit.trace(run, tuple(inputs), check_trace=False)
 

@@ -1,8 +1,9 @@
 """Turns quantised weights into plain float32 weights while a checkpoint is being read.
 
-On GPUs, SGLang multiplies with quantised weights. On CPUs, SGLang could do this only with kernels that no package
-registry has. So on a CPU the model is built for plain weights, and loads the plain weights that this module computes. A
-GPU computes with the same values, but may round the activations.
+On GPUs, SGLang multiplies with the quantised weights directly. On CPUs, SGLang needs kernels for this multiplication,
+but no package registry has these kernels. So on a CPU, the model is built for unquantised weights, and this module
+computes these weights. They equal the weights with which a GPU computes. But a GPU may also round the activations, so
+results may differ.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 def plain_weights(
     weights: Iterable[tuple[str, torch.Tensor]], quantization: Quantization
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields the tensors of a checkpoint, with a plain float32 weight in place of the tensors of each quantised weight.
+    """Yields the tensors of a checkpoint. The tensors of each quantised weight are replaced by one unquantised float32
+    weight.
 
     Raises:
         StartupError: A weight lacks a tensor that is needed to compute it.
@@ -49,7 +51,7 @@ def plain_weights(
 
 
 def expand(tensors: Tensors, quantization: Quantization) -> torch.Tensor:
-    """A weight, float32 [outputs, inputs], from all the tensors that `quantised_tensors.needed` names."""
+    """Computes a weight, float32 [outputs, inputs], from all the tensors that `quantised_tensors.needed` lists."""
     scales = tensors[scale_name(quantization)].float()
     if quantization.form in FLOATS:
         weight = tensors[BODIES[quantization.form]].float()
@@ -60,8 +62,8 @@ def expand(tensors: Tensors, quantization: Quantization) -> torch.Tensor:
 
 
 def _spread(scales: torch.Tensor, quantization: Quantization, shape: torch.Size) -> torch.Tensor:
-    """Expands the scales of blocks to one scale for each number (the last block may reach beyond the edge). Returns
-    other scales unchanged.
+    """The scales in the shape of the weight, if each block has a scale: each scale is repeated for all numbers of its
+    block. The last block may extend beyond the edge of the weight. Other scales are returned unchanged.
     """
     outputs, inputs = quantization.block
     if not outputs:
@@ -99,7 +101,7 @@ def _group_index(stored: torch.Tensor | None, inputs: int, groups: int) -> torch
 
 
 def _unpack(packed: torch.Tensor, bits: int, order: tuple[int, ...] | None = None) -> torch.Tensor:
-    """The unsigned numbers that are packed into int32 [rows, words], as [rows, words · 32 / bits].
+    """Unpacks unsigned numbers: from int32 [rows, words] to [rows, words · 32 / bits].
 
     Args:
         order: The index of each number of a word, from the lowest bits up; None if the indices ascend.

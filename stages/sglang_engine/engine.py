@@ -16,12 +16,15 @@ import torch
 from msgspec import Struct
 
 from omni_pipeline.contract.stage import Ranks
-from omni_pipeline.errors import bad_request
+from omni_pipeline.errors import ErrorInfo, bad_request, unavailable
 from omni_pipeline.os_process import free_port
+from stages import cuda_habits
 from stages.context_length import context_length_exceeded
+from stages.grammars.matcher import Matcher
 from stages.messages import FinishReason, IdLogprob, Sampling
 from stages.sglang_engine import arguments, engine_config, environment
 from stages.sglang_engine.prompt_rows import PromptRows, Stretch, gather
+from stages.sglang_engine.tapped_ids import TappedIds
 
 if TYPE_CHECKING:  # this import is slow, because it imports SGLang
     from stages.sglang_engine.sampler import SamplingState
@@ -30,18 +33,22 @@ if TYPE_CHECKING:  # this import is slow, because it imports SGLang
 class Generation(Struct):
     """One request to the engine.
 
-    In a `FedEngine`, `rows.media_embeds` must cover the whole prompt, and only the number of `cache_ids` matters, not
-    their values.
+    In a `FedEngine`, `rows.make` or `rows.media_embeds` must provide a row for every token of the prompt, and every
+    cache id must be beyond the vocabulary.
 
     Attributes:
         request_id: Unique among the live requests.
-        cache_ids: int64 [n], the keys of the prefix cache: token ids, and numbers beyond the vocabulary at media rows.
+        cache_ids: int64 [n], the keys for the prefix cache: token ids or, at media rows, numbers beyond the vocabulary.
+            Two prompts may have the same id at an index only if their rows and their positions at this index are equal.
         rows: All other data of the prompt.
         sampling: The parameters for picking tokens; `max_tokens` must be set.
         logprobs: Number of alternatives to report with each token, or None for no log-probabilities.
         penalize_prompt: Whether the repetition penalty counts the prompt's ids too.
-        suppressed: bool [vocabulary], ids never to be picked, or None.
-        tapped_rows: int64 [k], prompt indices whose tapped states come with `Prefilled`, or None.
+        suppressed: bool [vocabulary], the ids that are never picked, or None.
+        tapped_rows: int64 [k], indices of the prompt tokens whose states at layer `tap_layer` are returned in
+            `Prefilled.tapped`, or None.
+        matcher: Finds the ids that the request's grammar allows next; None without a grammar. Needed only on rank 0,
+            because all ranks use the picks of rank 0.
     """
 
     request_id: str
@@ -52,25 +59,29 @@ class Generation(Struct):
     penalize_prompt: bool = True
     suppressed: torch.Tensor | None = None
     tapped_rows: torch.Tensor | None = None
+    matcher: Matcher | None = None
 
 
 class Prefilled(Struct):
-    """A request's prompt has been computed; the first token follows. `cached_tokens` tokens of the prompt were computed
-    for earlier requests.
+    """A request's prompt has been computed. The first token follows. `cached_tokens` is the number of prompt tokens
+    that came from the prefix cache.
 
-    `tapped` are the states [k, hidden] that the request asked for.
+    Attributes:
+        tapped: The states [k, hidden] for `Generation.tapped_rows`.
+        tapped_ids: int64 [k], an id for each of these states; see `TappedIds`.
     """
 
     request_id: str
     cached_tokens: int
     tapped: torch.Tensor | None = None
+    tapped_ids: torch.Tensor | None = None
 
 
 class Token(Struct):
     """One generated token.
 
     Attributes:
-        state: From a `FedEngine`: the state [hidden] that the token was picked from, on the CPU.
+        state: The state [hidden] from which the token was picked, on the CPU. Only a `FedEngine` sets it.
     """
 
     request_id: str
@@ -81,11 +92,11 @@ class Token(Struct):
 
 
 class Done(Struct):
-    """A request has ended by itself; its id is free again.
+    """A request has ended normally. Its id may be used again.
 
     Attributes:
-        reason: ``stop`` for an end or stop token, ``length`` for the limit.
-        matched: The token that ended the request; None at the limit.
+        reason: ``stop`` if an end or stop token ended the request, ``length`` if the request reached its limit.
+        matched: The token that ended the request. None if the request ended because it reached its limit.
     """
 
     request_id: str
@@ -94,10 +105,10 @@ class Done(Struct):
 
 
 class Broken(Struct):
-    """SGLang has dropped or aborted a request."""
+    """A request has failed: SGLang has dropped or aborted it, or no further token fits its grammar."""
 
     request_id: str
-    message: str
+    error: ErrorInfo
 
 
 Event = Prefilled | Token | Done | Broken
@@ -108,11 +119,13 @@ class _Live:
     """The engine's record of a request while SGLang works on the request."""
 
     generation: Generation
-    # made in the request's first step, because it reads SGLang's list of output ids
+    # None until the request's first step. The state reads the output ids from SGLang's request object. Before the first
+    # step, this object does not exist.
     sampling: SamplingState | None = None
     sent: int = 0
     aborted: bool = False
     tapped: torch.Tensor | None = None
+    tapped_ids: torch.Tensor | None = None
     token_state: torch.Tensor | None = None
 
 
@@ -125,13 +138,14 @@ class Engine:
         device: ``cpu`` or ``cuda``.
         dtype: Name of the data type; None means float32 on a CPU and the checkpoint's type on a GPU.
         eos_ids: Tokens that end a sequence.
-        max_total_tokens: Size of the KV cache in tokens; None lets SGLang decide on a GPU.
+        max_total_tokens: Size of the KV cache in tokens. On a GPU, None means that SGLang decides.
         max_running_requests: Maximum number of sequences in one batch.
         options: Further SGLang server arguments.
-        tap_layer: Decoder layer whose input states can be requested (`Generation.tapped_rows`), or None.
-        ranks: The processes that run the model's parts. All processes must make their engines at the same time, and
-            make the same calls in the same order.
-        static_bytes: Bytes of each GPU for weights and KV cache; None lets SGLang decide.
+        tap_layer: Decoder layer whose input states are kept for prompt tokens, so that they can be requested
+            (`Generation.tapped_rows`). None if no states are kept.
+        ranks: The processes that run the model's parts. All these processes must create their engines at the same time.
+            After that, they must make the same calls in the same order.
+        static_bytes: Bytes of each GPU for weights and KV cache; None means that SGLang decides.
 
     Attributes:
         batch: Ids of the requests in the batch of the latest step.
@@ -164,6 +178,7 @@ class Engine:
         from sglang.srt.server_args import PortArgs
 
         from stages.sglang_engine import process
+        from stages.sglang_engine.compiled_layers import CompiledLayers
         from stages.sglang_engine.decode_trace import DecodeTrace
         from stages.sglang_engine.process_groups import quiet_single_rank_groups
         from stages.sglang_engine.sampler import OmniSampler
@@ -196,10 +211,11 @@ class Engine:
         self._live: dict[str, _Live] = {}
         self._events: list[Event] = []
         self._counts = Counter[str]()
-        self._held: set[str] = set()  # requests that must not decode
-        self._stalled = False  # the latest step found no batch that could run, and nothing has changed since
+        self._held: set[str] = set()  # requests that must not decode now
+        self._stalled = False  # the latest step found no batch to run, and nothing has changed since
         self.batch: list[str] = []
-        # SGLang would draw loading bars on stderr, but the supervisor shows the progress.
+        # SGLang draws progress bars on stderr while it loads. They are discarded, because the supervisor shows the
+        # progress.
         with self._configured(), quiet_single_rank_groups(), contextlib.redirect_stderr(io.StringIO()):
             self._scheduler = self._make_scheduler(server_args, ports)
             runner = self._scheduler.tp_worker.model_runner
@@ -210,19 +226,28 @@ class Engine:
         self._scheduler.on_dropped = self._dropped
         self._scheduler.on_batch = self._prepare
         self._scheduler.on_computed = self._collect_states
+        self._scheduler.sender_of = self._sender_of
         self._model = runner.model
         self._device = torch.device(device)
         self._dtype = runner.dtype
+        self._picks_few = device == "cpu" and not cuda_habits.enabled()
         self._pool = runner.req_to_token_pool.req_to_token
         self._model.reserve(len(self._pool))
+        self._tapped_ids: TappedIds | None = None
         if tap_layer is not None:
-            # Reserve one more KV-cache page than the tokens need, because padding writes to the first page.
-            self._model.tap(tap_layer, int(self._scheduler.max_total_num_tokens) + int(self._scheduler.page_size))
+            # Reserve one KV-cache page more than the tokens need, because padding rows write to the first page.
+            tokens = int(self._scheduler.max_total_num_tokens) + int(self._scheduler.page_size)
+            self._model.tap(tap_layer, tokens)
+            self._tapped_ids = TappedIds(tokens)
         # a recording cannot contain communication between ranks
         single = server_args.tp_size == server_args.pp_size == 1
         if device == "cpu" and single and runner.decode_cuda_graph_runner is None:
             self._model.logits_processor.pack(self._model.lm_head)
-            self._model.recorded = DecodeTrace(self._model, runner.attn_backend, runner.token_to_kv_pool)
+            cache = runner.token_to_kv_pool
+            if CompiledLayers.suits(self._model, cache):
+                self._model.compiled = CompiledLayers(self._model, cache, self._pool)
+            else:
+                self._model.recorded = DecodeTrace(self._model, runner.attn_backend, cache)
 
     @property
     def capacity(self) -> int:
@@ -231,7 +256,7 @@ class Engine:
 
     @property
     def model(self) -> Any:
-        """The model, for stages that call layers that the engine itself does not run."""
+        """The model. The stage itself calls some of the model's layers, which the engine does not run."""
         return self._model
 
     @torch.inference_mode()
@@ -263,7 +288,7 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Number of sequences that wait for room in the batch or in the KV cache."""
+        """Number of sequences that wait for a place in the batch or for memory in the KV cache."""
         return len(self._scheduler.waiting_queue) + len(self._scheduler.displaced)
 
     def stats(self) -> dict[str, float]:
@@ -287,7 +312,7 @@ class Engine:
         """Queue a request.
 
         Raises:
-            OmniError: 400, the prompt does not fit, or an option names a token that the vocabulary does not have.
+            OmniError: 400, the prompt does not fit, or an option contains a token that the vocabulary does not have.
         """
         from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
         from sglang.srt.sampling.sampling_params import SamplingParams
@@ -299,16 +324,18 @@ class Engine:
         limit = min(self.capacity - 1 - spare, int(self._scheduler.max_req_input_len) - 1)
         if prompt > limit:
             raise context_length_exceeded(limit, f"{prompt} tokens")
-        # One invalid index would make the step fail, and every request in the batch would fail with it.
+        # An invalid id must not get into a batch. With such an id, the step and every request of the batch would fail.
         _check_ids("logit_bias", sampling.logit_bias, self.vocabulary)
         _check_ids("stop_token_ids", sampling.stop_token_ids, self.vocabulary)
         # SGLang gets greedy parameters without penalties, because the module `sampler` applies the request's parameters
-        # from its own state.
+        # itself. A text with a grammar ends where the grammar allows only the end, even if the client sets
+        # `ignore_eos`.
+        ignore_eos = sampling.ignore_eos and sampling.grammar is None
         params = SamplingParams(
             temperature=0.0,
             max_new_tokens=min(sampling.max_tokens, self.capacity - prompt - spare),
-            stop_token_ids=set() if sampling.ignore_eos else {*self._eos_ids, *sampling.stop_token_ids},
-            ignore_eos=sampling.ignore_eos,
+            stop_token_ids=set() if ignore_eos else {*self._eos_ids, *sampling.stop_token_ids},
+            ignore_eos=ignore_eos,
         )
         params.normalize(None)
         self._live[generation.request_id] = _Live(generation)
@@ -347,7 +374,7 @@ class Engine:
         self._stalled = False
 
     def close(self) -> None:
-        """Leave torch.distributed, which holds a port."""
+        """Leave torch.distributed, which occupies a port."""
         from stages.sglang_engine import process
 
         process.leave()
@@ -357,21 +384,34 @@ class Engine:
         """Run one batch. Returns its events.
 
         Args:
-            decode_first: Whether requests that can decode go before new prompts. Usually a batch of prompts goes first.
+            decode_first: If true, new prompts wait while other requests can decode. If false, new prompts are computed
+                first.
         """
         self.batch = []
         self._scheduler.decode_first = decode_first
         with self._configured():
             self._run_batch()
+        self._end_stuck()
         events, self._events = self._events, []
         return events
 
+    def _end_stuck(self) -> None:
+        """End the requests of the batch for which no further token fits the grammar."""
+        for request_id, row in zip(self.batch, self._sampler.rows, strict=False):
+            live = self._live.get(request_id)
+            if row.matcher is None or row.matcher.error is None or (live is not None and live.aborted):
+                continue
+            self._events = [event for event in self._events if event.request_id != request_id]
+            self._events.append(Broken(request_id, row.matcher.error.info))
+            self.abort(request_id)
+
     def _spare_tokens(self, sampling: Sampling) -> int:
-        """Number of tokens of the KV cache that must remain free when a request runs alone and reaches its maximum
-        length. With fewer free tokens, SGLang would never start the request.
+        """Number of tokens by which the KV cache must be larger than the request, when the request runs alone. The size
+        of a request is its prompt and its maximum output. In a smaller cache, SGLang would never start the request.
         """
         uncached = getattr(self._scheduler.tree_cache, "disable", True)
-        # For a request of fixed length and without a prefix cache, SGLang rounds up its prompt and adds a page.
+        # For a request of fixed length and without a prefix cache, SGLang rounds the length of the prompt up to whole
+        # pages, and adds a page.
         return 2 * int(self._scheduler.page_size) if sampling.ignore_eos and uncached else 1
 
     def _make_scheduler(self, *arguments: Any) -> Any:
@@ -379,8 +419,12 @@ class Engine:
 
         return ParkingScheduler(*arguments)
 
+    def _sender_of(self, request_id: str) -> int:
+        live = self._live.get(request_id)
+        return 0 if live is None else live.generation.sampling.sender
+
     def _abort(self, request_id: str) -> None:
-        """Drop a request, at once if it waits outside SGLang's batch."""
+        """Drop a request. If it waits outside SGLang's batch, its memory is free at once."""
         from sglang.srt.managers.io_struct import AbortReq
 
         self._held.discard(request_id)
@@ -390,7 +434,7 @@ class Engine:
                 self._scheduler.abort_request(AbortReq(rid=request_id))
 
     def _run_batch(self) -> None:
-        """Let SGLang run one batch, without the requests that are held."""
+        """Let SGLang run one batch without the requests that must not decode now."""
         if self._held or self._scheduler.waits:
             self._stalled = not self._scheduler.step_ready(_Without(self._held))
         else:
@@ -398,7 +442,7 @@ class Engine:
 
     def _prepare(self, batch: Any) -> None:
         self.batch = [req.rid for req in batch.reqs]
-        self._sampler.rows = [self._state(req) for req in batch.reqs]
+        self._sampler.expect([self._state(req) for req in batch.reqs])
         if not batch.forward_mode.is_extend():
             self._model.prefill = None
             return
@@ -412,15 +456,19 @@ class Engine:
         )
 
     def _collect_states(self, batch: Any) -> None:
-        """Fetch the hidden states that stages need, while the requests of the batch still have their KV memory."""
-        if not batch.forward_mode.is_extend():
+        """Fetch the hidden states that stages need. Called while the requests of the batch still have their KV
+        memory.
+        """
+        if self._tapped_ids is None or not batch.forward_mode.is_extend():
             return
+        self._tapped_ids.renew(batch.out_cache_loc)
         for req, slot in zip(batch.reqs, _slots(batch), strict=True):
             live = self._live[req.rid]
             wanted, prompt = live.generation.tapped_rows, len(live.generation.rows.ids)
             if wanted is not None and live.tapped is None and req.extend_end >= prompt:
                 places = self._pool[slot, wanted.to(self._device)].long()
                 live.tapped = self._model.tapped[places]
+                live.tapped_ids = self._tapped_ids.of(places)
 
     def _state(self, req: Any) -> SamplingState:
         live = self._live[req.rid]
@@ -435,6 +483,8 @@ class Engine:
                 eos_ids=[*self._eos_ids, *generation.sampling.stop_token_ids],
                 logprobs=generation.logprobs,
                 suppressed=generation.suppressed,
+                matcher=generation.matcher,
+                picks_few=self._picks_few,
             )
         return live.sampling
 
@@ -444,7 +494,7 @@ class Engine:
             return
         if not live.aborted:
             if not live.sent and req.output_ids:
-                self._events.append(Prefilled(req.rid, req.cached_tokens, live.tapped))
+                self._events.append(Prefilled(req.rid, req.cached_tokens, live.tapped, live.tapped_ids))
                 self._counts["prompt"] += len(live.generation.rows.ids)
                 self._counts["cached"] += req.cached_tokens
             self._counts["generated"] += len(req.output_ids) - live.sent
@@ -464,7 +514,7 @@ class Engine:
         live = self._live.pop(request_id, None)
         self._held.discard(request_id)
         if live is not None and not live.aborted:
-            self._events.append(Broken(request_id, "the scheduler dropped the request"))
+            self._events.append(_broken(request_id, "the scheduler dropped the request"))
 
 
 class _Without(Container[str]):
@@ -486,7 +536,7 @@ def _slots(batch: Any) -> list[int]:
 def _ending(req: Any) -> Event:
     reason = req.finished_reason.to_json()
     if reason["type"] == "abort":
-        return Broken(req.rid, reason.get("message") or "the scheduler aborted the request")
+        return _broken(req.rid, reason.get("message") or "the scheduler aborted the request")
     stopped = reason["type"] == "stop"
     return Done(
         req.rid,
@@ -495,11 +545,15 @@ def _ending(req: Any) -> Event:
     )
 
 
+def _broken(request_id: str, message: str) -> Broken:
+    return Broken(request_id, unavailable(message, code="engine", retry_after=None).info)
+
+
 def _check_ids(field: str, ids: Iterable[int], vocabulary: int) -> None:
     beyond = max(ids, default=0)
     if beyond >= vocabulary:
         raise bad_request(
-            f"Invalid '{field}': there is no token {beyond}; the model's ids end at {vocabulary - 1}.",
+            f"Invalid '{field}': there is no token {beyond}; the model's token ids end at {vocabulary - 1}.",
             param=field,
             code="invalid_value",
         )

@@ -1,9 +1,11 @@
-"""Describes a checkpoint's quantised weights to SGLang with the names of our models, for one model at a time.
+"""Describes the quantised weights of one model of a checkpoint to SGLang, with the layer names of our model
+definitions.
 
-A checkpoint lists the modules that are not quantised, for all its parts and in its own way: by whole names, parts of
-names, or regular expressions. SGLang would compare this list with the names in the model that it builds, but those
-names are different. So the engine does not pass the list on. Instead, the engine finds the layers that are not
-quantised from the checkpoint's tensors, and lists these layers by their names in each model definition.
+A checkpoint has one list of unquantised modules for all its parts. An entry of the list is a whole name, a part of a
+name, or a regular expression. SGLang would compare this list with the module names of the model that it builds. But the
+modules of this model have other names than the modules of the checkpoint. So the engine does not pass the checkpoint's
+list to SGLang. Instead, it finds the unquantised layers from the checkpoint's tensors, and lists them by their names in
+our model definition.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ from stages.checkpoint.weights import read_config, tensor_names
 _PARTS = {"Qwen3OmniThinker": "thinker", "Qwen3OmniTalker": "talker"}
 
 STORED = "stored_quantization"
-"""Attribute of a model's config: the checkpoint's ``quantization_config``, if the model gets dequantised weights."""
+"""If a model gets dequantised weights, its config has an attribute of this name. The attribute is the checkpoint's
+``quantization_config``.
+"""
 
 
 def overrides(model_path: str, architecture: str, device: str) -> dict[str, Any]:
-    """The changes to the config that SGLang reads.
+    """The changes that the config needs before SGLang reads it.
 
     Raises:
         StartupError: The weights are quantised in a way that cannot be served.
@@ -45,7 +49,7 @@ def overrides(model_path: str, architecture: str, device: str) -> dict[str, Any]
 
 
 def translated(found: Quantization, said: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any] | None:
-    """The ``quantization_config`` for the model of one part; None if nothing in it is quantised."""
+    """The ``quantization_config`` for the model of one part; None if nothing in this part is quantised."""
     fused = layers(found.part, tensors)
     plain = {name: modules for name, modules in fused.items() if not quantised_modules(modules)}
     if len(plain) == len(fused):

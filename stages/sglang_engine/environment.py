@@ -7,9 +7,11 @@ import os
 
 
 def bind_cpus(ranks: int) -> None:
-    """Assign cores to each of several ranks on the CPU, as SGLang requires, unless the operator has assigned them.
+    """Assign cores to each rank if several ranks run on the CPU, because SGLang requires this. If the operator has
+    assigned cores, do nothing.
 
-    Each rank gets an equal share of the cores that this process may use; if there are too few, ranks share cores.
+    Each rank gets the same number of the cores that this process is allowed to use. If there are fewer cores than
+    ranks, several ranks use the same core.
     """
     cpus = sorted(os.sched_getaffinity(0))
     share = max(1, len(cpus) // ranks)
@@ -19,11 +21,17 @@ def bind_cpus(ranks: int) -> None:
 
 
 def prepare() -> None:
-    """Set the variables that the engine needs, and defaults that an operator may override by setting them first."""
-    # Register only our models: importing SGLang's whole model zoo takes seconds and memory in every worker.
+    """Set the variables that the engine needs. Some are only defaults: if the operator has set such a variable, it
+    stays as it is.
+    """
+    # Register only our models. Importing all of SGLang's models would take seconds, and memory in every worker.
     os.environ["SGLANG_EXTERNAL_MODEL_PACKAGE"] = "stages.sglang_engine.models"
-    # DeepGEMM stays available for FP8. Only the compilation of all its kernels at the start is turned off.
+    # DeepGEMM stays available for FP8. This variable only prevents SGLang from compiling all kernels of DeepGEMM at the
+    # start.
     os.environ.setdefault("SGLANG_JIT_DEEPGEMM_PRECOMPILE", "0")
-    # SGLang's log lines are about SGLang's own server, with flags and choices that this server does not have.
+    # Without this variable, SGLang's detectors leave out calls of unknown functions, and the text of these calls would
+    # be lost.
+    os.environ["SGLANG_FORWARD_UNKNOWN_TOOLS"] = "1"
+    # SGLang's log lines are about SGLang's own server. They mention flags and choices that this server does not have.
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         logging.getLogger("sglang").setLevel(logging.ERROR)

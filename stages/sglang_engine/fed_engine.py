@@ -11,8 +11,11 @@ from stages.sglang_engine.engine import Engine
 
 
 class FedEngine(Engine):
-    """An engine in which a request decodes only after it has been fed with its next input row. Other requests wait, and
-    the batch runs without them.
+    """An engine that gets the input row of each decode step through `feed`. A request decodes only when it has a row.
+    Batches run without the requests that have no row yet.
+
+    The prefix cache keeps only prompts. The keys and values of a generated token depend on the row that was fed, and
+    the token's id does not determine this row.
 
     Args:
         arguments: The arguments of `Engine`.
@@ -20,6 +23,7 @@ class FedEngine(Engine):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
+        _keep_only_prompts(self._scheduler.tree_cache)
         # For each request that may decode, the two parts of its next input row.
         self._rows: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -29,7 +33,7 @@ class FedEngine(Engine):
 
     @property
     def must_step(self) -> bool:
-        """Whether there is work other than decoding the requests that have been fed."""
+        """Whether the engine has prompts to compute. The requests that have been fed do not count here."""
         scheduler = self._scheduler
         return bool(scheduler.waiting_queue or scheduler.chunked_req is not None)
 
@@ -47,7 +51,7 @@ class FedEngine(Engine):
         return {**super().stats(), "queued_requests": self.waiting + self.ready}
 
     def feed(self, request_id: str, sent: torch.Tensor, own: torch.Tensor) -> None:
-        """Give the input row [hidden] of a request's next decode step as two parts. Unknown request ids are ignored.
+        """Set the input row [hidden] of a request's next decode step, as two parts. Unknown request ids are ignored.
 
         Args:
             sent: The part from another stage, on the CPU. The parts of a whole batch go to the device in one copy.
@@ -67,8 +71,8 @@ class FedEngine(Engine):
 
     def _prepare(self, batch: Any) -> None:
         if batch.forward_mode.is_extend():
-            # If a request loses its memory when it is about to decode, the request is computed again, including the row
-            # that it was fed.
+            # A request may lose its memory just before it decodes. Then the whole request is computed again, including
+            # the row that was fed for this step.
             given = {req.rid: self._live[req.rid].generation.rows.generated for req in batch.reqs}
             late = [req for req in batch.reqs if len(given[req.rid]) < len(req.output_ids)]
             if late:
@@ -78,7 +82,9 @@ class FedEngine(Engine):
         super()._prepare(batch)
 
     def _take_rows(self, reqs: Sequence[Any]) -> torch.Tensor:
-        """Take the rows that requests were fed, [requests, hidden], and keep them in case SGLang takes memory back."""
+        """Remove and return the rows that were fed for these requests, [requests, hidden]. Also keep a copy of each row
+        with its request, because a request must be computed again if SGLang takes its memory back.
+        """
         parts = [self._rows.pop(req.rid) for req in reqs]
         rows = torch.stack([sent for sent, _ in parts]).to(self._device, self._dtype)
         rows = rows + torch.stack([own for _, own in parts])
@@ -94,3 +100,18 @@ class FedEngine(Engine):
         for req, state in zip(batch.reqs, states, strict=True):
             self._live[req.rid].token_state = state
         super()._collect_states(batch)
+
+
+def _keep_only_prompts(cache: Any) -> None:
+    """Change SGLang's prefix cache, so that it never keeps generated tokens.
+
+    SGLang calls `checkpoint` whenever it adds a request to the cache: after each chunk of a prompt, after the prompt,
+    after the prompt and the earlier output of a request that has lost its memory, and when the request ends. The
+    request frees all memory that it has not added.
+    """
+    checkpoint = cache.checkpoint
+
+    def checkpoint_prompt(req: Any, *, up_to: int, **more: Any) -> None:
+        checkpoint(req, up_to=min(up_to, len(req.origin_input_ids)), **more)
+
+    cache.checkpoint = checkpoint_prompt

@@ -1,8 +1,8 @@
-"""Provides torch forms of operations that SGLang computes on a GPU with kernels that do not support float32.
+"""Provides torch code for operations whose GPU kernels in SGLang do not support float32.
 
 The RMSNorm libraries that SGLang uses are compiled for float16 and bfloat16 only. SGLang's Triton kernel for experts
-rounds float32 to float16, in which large values become infinite. A captured step runs these forms too: they read
-nothing back to the host, and their shapes depend on the number of tokens alone.
+rounds float32 to float16, in which large values become infinite. The code of this module can be captured in a CUDA
+graph: it reads nothing back to the host, and its shapes depend only on the number of tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 from torch import nn
 from torch.nn import functional
 
-# Maximum number of bytes of intermediate results at a time. These results are large, because every expert computes
+# Maximum number of bytes of intermediate results at a time. The results are large, because every expert is computed for
 # every token.
 _CHUNK_BYTES = 256 * 1024**2
 
@@ -50,7 +50,7 @@ def all_experts(method: UnquantizedFusedMoEMethod, layer: Any, dispatch_output: 
     rows = max(1, _CHUNK_BYTES // (layer.w13_weight[..., 0].numel() * x.element_size()))
     parts = [
         _weighted(layer, part, weight)
-        # every expert gets the same number of rows
+        # every expert computes the same number of rows
         for part, weight in zip(x.split(rows), routed.split(rows), strict=True)
     ]
     return StandardCombineInput(hidden_states=torch.cat(parts))

@@ -1,7 +1,7 @@
-"""Multiplies states by a large vocabulary's matrix, which is packed for oneDNN on a CPU.
+"""Multiplies states by the output matrix of a large vocabulary on a CPU. The matrix is packed for oneDNN.
 
-With the released vocabulary, this product takes most of a small model's decode step. torch gives products of float32 to
-MKL. For few rows, oneDNN with a packed matrix is two to four times faster, at every width of the states.
+With the released vocabulary, this product takes most of the time of a small model's decode step. torch computes float32
+products with MKL. For few rows, oneDNN with a packed matrix is two to four times faster, at every width of the states.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import torch
 from sglang.srt.layers.logits_processor import LogitsProcessor
 from torch import nn
 
-# A product with fewer weights is done before oneDNN has looked up its kernel.
+# Minimum number of weights. A smaller product takes less time than oneDNN's search for its kernel.
 LEAST_WEIGHTS = 1 << 20
 
-# Number of rows for which oneDNN chooses the packed form. It suits any number of rows; the form for one row does not.
+# oneDNN packs the matrix for products with this number of rows. The packed form works for any number of rows. In
+# contrast, the form that oneDNN makes for a single row works only for a single row.
 _ROWS = 32
 
 
@@ -25,7 +26,9 @@ class OmniLogits(LogitsProcessor):
     _packed: torch.Tensor | None = None
 
     def pack(self, head: nn.Module) -> None:
-        """Replace the weight of a head that is on the CPU by its packed form, if it is large enough."""
+        """Pack the weight of `head`, which is on the CPU, and free the unpacked weight. Do nothing if the weight is
+        small or is not float32, or if torch has no oneDNN.
+        """
         weight: Any = head.weight
         if weight.dtype != torch.float32 or weight.numel() < LEAST_WEIGHTS or not torch.backends.mkldnn.is_available():
             return

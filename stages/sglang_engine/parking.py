@@ -1,8 +1,9 @@
-"""Lets requests wait outside SGLang's batch: for the input of their next decode step, or until others have caught up.
+"""Lets requests wait outside SGLang's batch. A request waits for the input of its next decode step, or until other
+requests have caught up.
 
-SGLang sees only the requests that can run now. So this module counts the waiting requests when a new request needs
-memory, and takes memory back from waiting requests in the same way as SGLang takes memory back from requests in its
-batch.
+SGLang only handles the requests that can run now. But waiting requests occupy memory too. So this module counts the
+waiting requests when a new request needs memory. It also takes memory back from them, in the same way as SGLang takes
+memory back from the requests in its batch.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from stages.sglang_engine.scheduler import InProcessScheduler
 
 
 class ParkingScheduler(InProcessScheduler):
-    """A scheduler in which a request decodes only while its owner says that it is ready.
+    """A scheduler in which a request decodes only while the owner of the scheduler reports it as ready.
 
     Between steps, a request whose prefill is complete is either parked or displaced. A displaced request has lost its
     KV memory while it waited. When the input of a displaced request has arrived, the request is queued and then
     computed again.
 
     Attributes:
-        parked: The requests that wait and hold memory.
-        displaced: The requests that wait and have lost their memory, by id.
-        decode_first: Whether the next step decodes even if a prompt waits, unless no request can decode.
+        parked: The requests that wait and occupy memory.
+        displaced: The requests that wait and have lost their memory. The keys are their ids.
+        decode_first: If true, the next step computes no new prompt while other requests can decode.
     """
 
     parked: ScheduleBatch | None
@@ -78,14 +79,16 @@ class ParkingScheduler(InProcessScheduler):
         return super().get_new_batch_prefill(running_batch)
 
     def update_running_batch(self, batch: ScheduleBatch) -> ScheduleBatch | None:
-        """Prepare the next decode step, as SGLang does. Parked requests may also lose their memory for this step."""
+        """Prepare the next decode step, as SGLang does. Parked requests may lose their memory to make room for this
+        step.
+        """
         if not batch.check_decode_mem():
             self._make_room(batch)
         return super().update_running_batch(batch)
 
     def get_prefill_adder_class(self) -> Callable[..., PrefillAdder]:
-        """Returns the class of the object that admits requests. The object counts waiting requests as part of the
-        running batch.
+        """Returns a function that makes SGLang's object for admitting requests. For this object, waiting requests are
+        part of the running batch.
         """
         adder_class = super().get_prefill_adder_class()
         parked, displaced = self._parked_requests(), self._displaced_before_queue()
@@ -96,7 +99,7 @@ class ParkingScheduler(InProcessScheduler):
             together = copy.copy(running)
             together.reqs = [*running.reqs, *parked, *displaced]
             adder = adder_class(page_size, cache, allocator, together, *rest, **more)
-            # A displaced request will first need memory for the tokens that it had already computed.
+            # A displaced request needs memory for the tokens that were computed before it lost its memory.
             again = sum(adder.ceil_paged_tokens(_length(req)) + page_size for req in displaced)
             adder.memory_budget.total_offset += again
             adder.memory_budget.current_offset += again
@@ -147,11 +150,13 @@ class ParkingScheduler(InProcessScheduler):
         return True
 
     def _make_room(self, batch: ScheduleBatch) -> None:
-        """Take memory back until the next step of `batch` fits. All requests that hold memory are considered, in
-        SGLang's order.
+        """Free the memory of some requests, one by one, until there is memory for the next step of `batch`. The
+        candidates are the requests in `batch` and the parked requests. A request in `batch` is then queued again; a
+        parked request becomes displaced.
 
-        The request that SGLang would keep longest never loses its memory, so this request reaches its end. After that,
-        the same holds for another request. So all requests end.
+        SGLang's order of retraction decides which request loses its memory next. The request that is first in this
+        order never loses its memory, so it runs to its end. Then another request is first. So every request ends at
+        some time.
         """
         while not batch.check_decode_mem():
             parked = self._parked_requests()
@@ -168,6 +173,9 @@ class ParkingScheduler(InProcessScheduler):
                 self.displaced[req.rid] = req
         ratio = NewTokenRatioTracker.estimate_new_token_ratio_after_retract([*batch.reqs, *self._parked_requests()])
         self.new_token_ratio_tracker.current = ratio
+
+    def _running_requests(self) -> list[Req]:
+        return [*super()._running_requests(), *self._parked_requests(), *self.displaced.values()]
 
     def _parked_requests(self) -> list[Req]:
         return [] if self.parked is None else self.parked.reqs

@@ -10,8 +10,8 @@ from stages.sglang_engine import environment
 
 environment.prepare()
 
-# The modules are imported by name, since no code in this module uses them. The model registry imports our model
-# definitions. The other modules would be imported only when a scheduler is built.
+# No code in this module uses these modules. Import statements would look unused, so `import_module` loads the modules.
+# The model registry imports our model definitions. The other modules would be imported only when a scheduler is built.
 for _module in (
     "sglang.srt.managers.scheduler",
     "sglang.srt.models.registry",

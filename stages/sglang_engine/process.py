@@ -1,7 +1,7 @@
 """Manages the state that engines of one process share: SGLang's process groups, and the active configuration.
 
-SGLang keeps both in process-wide state. If a worker has two engines, as in the colocated layout, each engine has its
-own configuration context. The context is active while the engine works.
+SGLang stores this state in global variables. But a worker may have two engines, for example in the colocated layout. So
+each engine has its own configuration context, which is active while the engine works.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sglang.srt.distributed import parallel_state
 from sglang.srt.managers.scheduler import SpawnRanks, load_plugins
 from sglang.srt.runtime_context import create_context, use_context
 
-# A call returns a context manager within which the engine's configuration is active.
+# A function that returns a context manager. The engine's configuration is active within this context.
 Configured = Callable[[], AbstractContextManager[Any]]
 
 
@@ -33,7 +33,7 @@ def configure(server_args: Any, rank: int) -> Configured:
 
 
 def leave() -> None:
-    """Leave the process groups of earlier engines, because the groups hold a port. An engine of a single rank works
+    """Leave the process groups of earlier engines, because the groups occupy a port. An engine of a single rank works
     without process groups.
     """
     parallel_state.destroy_model_parallel()

@@ -1,4 +1,4 @@
-"""Makes process groups of a single rank without the threads that would wait for other ranks."""
+"""Makes process groups with a single rank, without the threads that would wait for other ranks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _GLOO = Backend.GLOO.upper()
 def quiet_single_rank_groups() -> Iterator[None]:
     """Inside this context, a new Gloo group of one rank becomes a group that never communicates.
 
-    Each real group has a thread that wakes up a hundred times a second. SGLang makes nine groups, and they took 3 % of
-    a core in an idle worker. Groups of several ranks still use Gloo. The monitored barrier works only with real Gloo
-    groups, so in this context a single rank skips this barrier.
+    Each real group has a thread that wakes up a hundred times a second. SGLang makes nine groups, and their threads
+    took 3 % of a core in an idle worker. Groups of several ranks still use Gloo. Torch's monitored barrier works only
+    with real Gloo groups. In this context, a single rank skips the barrier, because there is no other rank to wait for.
     """
     Backend._ensure_backend_registered(Backend.GLOO)  # otherwise torch imports this module at its first use
     gloo, monitored_barrier = Backend._plugins[_GLOO], distributed.monitored_barrier

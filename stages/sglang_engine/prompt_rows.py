@@ -1,13 +1,14 @@
-"""Cuts the data that a prompt has besides token ids (embedding rows from encoders, M-RoPE positions) into the pieces of
-prefill batches.
+"""Cuts the data of prompts into the pieces that prefill batches need. The data of a prompt are its embedding rows from
+encoders and its M-RoPE positions. The token ids are not part of these data.
 
-SGLang prefills any stretch of a sequence: the rest after a prefix-cache hit, one chunk of a long prompt, or, if a
-request has lost its KV memory, the prompt together with the generated tokens. `gather` serves all these cases.
+SGLang may prefill any stretch of a sequence: the rest after a prefix-cache hit, or one chunk of a long prompt. If a
+request has lost its KV memory, SGLang prefills the prompt together with the generated tokens. `gather` handles all
+these cases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,17 +16,19 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class PromptRows:
-    """The data of one request besides its token ids.
+    """The data of one request, without its token ids.
 
     Attributes:
-        ids: int64 [n], ids in the embedding table (media rows hold their placeholder).
-        positions: float32 [3, n], or None if they are 0 … n-1.
-        delta: Position minus index for every token after the prompt.
+        ids: int64 [n], ids in the embedding table (media rows have their placeholder id).
+        positions: float32 [3, n], or None if the positions are 0 … n-1.
+        delta: The difference between position and index of every token after the prompt.
         media_rows: int64 [m], ascending.
         media_embeds: [m, hidden].
         visual_rows: int64 [v], ascending.
         deepstack: [layers, v, hidden].
-        generated: For a `FedEngine`: the row [hidden] of each token generated so far.
+        make: Returns the rows [start, end) of the prompt as [end - start, hidden], each time when they are computed.
+            None if the rows come from the embedding table and from `media_embeds`.
+        generated: The row [hidden] of each token generated so far. Only a `FedEngine` uses it.
     """
 
     ids: torch.Tensor
@@ -35,21 +38,23 @@ class PromptRows:
     media_embeds: torch.Tensor | None = None
     visual_rows: torch.Tensor | None = None
     deepstack: torch.Tensor | None = None
+    make: Callable[[int, int], torch.Tensor] | None = None
     generated: list[torch.Tensor] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class PrefillInput:
-    """The data of one prefill batch of t tokens besides the token ids.
+    """The data of one prefill batch, without its token ids. The batch has t tokens.
 
     Attributes:
         positions: float32 [3, t].
         slots: int64 [requests], KV-pool slot of each request.
         deltas: float32 [requests], the `PromptRows.delta` of each request.
-        media_index: int64 [rows], places of `media_embeds` among the t tokens, or None.
+        media_index: int64 [rows]. For each row of `media_embeds`, the index of its token among the t tokens. None if
+            there are no such rows.
         media_embeds: [rows, hidden]. `media_embeds` and `deepstack` may be views of a request's tensors, so do not
             write to them.
-        visual_index, deepstack: The same for deepstack rows, [layers, rows, hidden].
+        visual_index, deepstack: As `media_index` and `media_embeds`, for deepstack rows [layers, rows, hidden].
     """
 
     positions: torch.Tensor
@@ -63,7 +68,9 @@ class PrefillInput:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Tokens [start, end) of a sequence that this batch prefills, for the request in KV-pool slot `slot`."""
+    """The tokens [start, end) of one sequence, which this batch prefills. The sequence belongs to the request in
+    KV-pool slot `slot`.
+    """
 
     rows: PromptRows
     slot: int
@@ -82,6 +89,9 @@ def gather(stretches: Sequence[Stretch], device: torch.device, dtype: torch.dtyp
         positions.append(_positions(stretch))
         if rows.media_rows is not None and rows.media_embeds is not None:
             media.add(stretch, offset, rows.media_rows, rows.media_embeds, dim=0)
+        end = min(stretch.end, len(rows.ids))
+        if rows.make is not None and stretch.start < end:
+            media.add(stretch, offset, torch.arange(stretch.start, end), rows.make(stretch.start, end), dim=0)
         if rows.generated and stretch.end > len(rows.ids):
             index = torch.arange(len(rows.ids), len(rows.ids) + len(rows.generated))
             media.add(stretch, offset, index, torch.stack(rows.generated), dim=0)

@@ -1,8 +1,8 @@
 """Computes rotary position embeddings with interleaved M-RoPE sections, for positions that may be fractional.
 
 SGLang looks angles up in a table by integer position. The reference computes the angles from float32 positions, which
-are fractional for clips at some frame rates. So this module computes the angles too: once for each forward pass, for
-all layers.
+are fractional for clips at some frame rates. So this module computes the angles instead of looking them up: once for
+each forward pass, for all layers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class InterleavedAngles(nn.Module):
         head_dim: Width of an attention head.
         theta: Base of the frequencies.
         sections: Numbers of frequencies for time, height and width. Frequency i belongs to height if i % 3 == 1 and i <
-            3·sections[1], to width if i % 3 == 2 and i < 3·sections[2], and otherwise to time.
+            3·sections[1]. It belongs to width if i % 3 == 2 and i < 3·sections[2]. All other frequencies belong to
+            time.
     """
 
     inverse: torch.Tensor
@@ -33,7 +34,7 @@ class InterleavedAngles(nn.Module):
         axis = torch.zeros(half, dtype=torch.int64, device="cpu")
         axis[1 : 3 * sections[1] : 3] = 1
         axis[2 : 3 * sections[2] : 3] = 2
-        # Compute the numbers on the CPU, so that they are the same on every device. Then move them to the device on
+        # Compute the frequencies on the CPU, so that they are the same on every device. Then move them to the device on
         # which the model is built, because SGLang does not move them later.
         device = torch.get_default_device()
         self.register_buffer("inverse", (1.0 / (theta**exponent)).to(device), persistent=False)

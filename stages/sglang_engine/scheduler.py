@@ -1,4 +1,6 @@
-"""Runs SGLang's scheduler. Calls within this process replace the scheduler's sockets to other SGLang processes."""
+"""Runs SGLang's scheduler inside this process. Function calls replace the scheduler's sockets to other SGLang
+processes.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcCh
 from sglang.srt.managers.scheduler_components.output_sender import SenderWrapper
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 
+from stages.queue_order import take_turns
+
 
 class InProcessScheduler(Scheduler):
     """A scheduler whose owner calls `step` for each batch, and which passes results to callbacks.
@@ -21,6 +25,7 @@ class InProcessScheduler(Scheduler):
         on_dropped: Called with the id of a request that was removed from the queue before it ran.
         on_batch: Called with each batch right before it runs.
         on_computed: Called with each batch when its tokens have been picked, before any of its requests is ended.
+        sender_of: Returns the `Sampling.sender` of the request with this id.
         retractions: Number of times that a request has lost its KV memory and has been queued again.
     """
 
@@ -30,10 +35,13 @@ class InProcessScheduler(Scheduler):
     on_dropped: Callable[[str], None]
     on_batch: Callable[[ScheduleBatch], None]
     on_computed: Callable[[ScheduleBatch], None]
+    sender_of: Callable[[str], int]
     retractions: int = 0
+    _ordered: tuple[int, int] = (0, 0)  # numbers of waiting and of running requests when the queue was ordered
 
     def step(self) -> bool:
         """Run one batch, prefill before decode. Returns False if no batch can run."""
+        self._order_queue()
         plan = self.get_next_batch_to_run(running_batch=self.running_batch, last_batch=self.last_batch)
         self.running_batch = plan.running_batch
         batch = plan.batch_to_run
@@ -47,11 +55,30 @@ class InProcessScheduler(Scheduler):
 
     def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
         super()._add_request_to_queue(req, is_retracted=is_retracted)
+        self._ordered = (0, 0)
         if is_retracted:
             self.retractions += 1
-            # New requests must not overtake a retracted request for ever. So the request with the longest answer is
-            # first, and requests without a generated token are last.
+            # A retracted request has lost its memory and has to be computed again. New requests must not overtake it
+            # again and again. So the request with the longest answer goes first, and requests without a generated token
+            # go last.
             self.waiting_queue.sort(key=lambda waiting: -len(waiting.output_ids))
+
+    def _order_queue(self) -> None:
+        """Let the senders of new requests take turns. Retracted requests stay before new requests."""
+        queue, running = self.waiting_queue, self._running_requests()
+        if len(queue) < 2 or self._ordered == (len(queue), len(running)):
+            return
+        again = [req for req in queue if req.output_ids]
+        new = [req for req in queue if not req.output_ids]
+        order = take_turns([self.sender_of(req.rid) for req in new], [self.sender_of(req.rid) for req in running])
+        queue[:] = [*again, *(new[index] for index in order)]
+        self._ordered = len(queue), len(running)
+
+    def _running_requests(self) -> list[Req]:
+        """The requests that have begun and have not ended."""
+        last = self.last_batch
+        begun = last.reqs if last is not None and last.forward_mode.is_extend() else []
+        return [*self.running_batch.reqs, *begun]
 
     def init_ipc_channels(self, port_args: Any) -> None:
         nobody = SenderWrapper(None)

@@ -1,31 +1,36 @@
-"""Decides for which answers the thinker goes on writing, by how far each text is ahead of its speech."""
+"""Decides for which answers the thinker continues the text. The decision depends on how far each text is ahead of its
+speech.
+"""
 
 from __future__ import annotations
 
 from stages.messages import TextPace
 
 MOST_AHEAD = 12
-"""Number of tokens by which a text that can wait is ahead of its speech. A frame needs a token: this is a second."""
+"""A text can wait if it is more than this number of tokens ahead of its speech. A frame uses one token and lasts 80 ms,
+so 12 tokens are about one second of speech.
+"""
 
 LEAST_AHEAD = 6
-"""Number of tokens ahead at which a waiting text is continued."""
+"""A waiting text is continued when it is at most this number of tokens ahead of its speech."""
 
 
 class TextOrder:
-    """The answers whose texts the thinker has been asked to leave aside."""
+    """Remembers which answers the thinker has been asked to pause."""
 
     def __init__(self) -> None:
         self._held: set[str] = set()
 
     def pace(self, ahead: dict[str, int], *, pressed: bool) -> TextPace | None:
-        """The advice to the thinker, or None if nothing changes.
+        """The texts that the thinker should pause now, and the texts that it should continue now. None if nothing
+        changes.
 
-        If one text has to go on, all texts with fewer than `MOST_AHEAD` tokens ahead go on, because the thinker's step
-        costs little more for many texts than for one.
+        The thinker's step takes only a little more time for many texts than for one. So if one waiting text has to
+        continue, all waiting texts that are at most `MOST_AHEAD` tokens ahead continue with it.
 
         Args:
             ahead: Number of tokens ahead, for each answer whose text is incomplete.
-            pressed: Whether any utterance has to wait for another. If not, no text has to wait.
+            pressed: Whether any utterance has to wait for another utterance. If not, all texts are continued.
         """
         self._held &= ahead.keys()
         hold: list[str] = []

@@ -1,9 +1,13 @@
-"""Decides which utterances the talker continues: those whose listeners need it, and those that can join them cheaply.
+"""Decides which utterances the talker continues. These are the utterances whose listeners soon need speech, and other
+utterances that can join the same steps at little cost.
 
-While nobody is short of speech and the vocoder keeps up, every utterance runs as fast as it can. Otherwise an utterance
-whose lead is ample waits, so that the processors work for the others. A step costs little more for many utterances
-than for one. So a step is not made for utterances that can wait, but if one is made, they join it unless they are
-further ahead than `JOIN_SECONDS`.
+The *lead* of an utterance is the length of its speech that has been made but not yet played (see `stages.playback`).
+While no listener is short of speech and the vocoder keeps up, every utterance runs as fast as it can. In all other
+cases, an utterance with a large lead can wait, so that the processors work for other utterances. It can wait if its
+lead is larger than the *sufficient lead*. The sufficient lead is `BEHIND_SECONDS` while the vocoder is behind, and
+`AMPLE_SECONDS` otherwise. An utterance that can wait is never the reason for a step. But a step takes only a little
+more time for many utterances than for one. So when a step is made for other utterances, an utterance that can wait
+joins the step if its lead is at most `JOIN_SECONDS` above the sufficient lead.
 """
 
 from __future__ import annotations
@@ -14,37 +18,50 @@ from collections.abc import Iterable
 from stages.playback import AMPLE_SECONDS, FRAME_SECONDS, SHORT_SECONDS
 
 BEHIND_SECONDS = 1.0
-"""The lead, in seconds, that suffices while the vocoder is behind: two full chunks of frames."""
+"""The lead, in seconds, that is sufficient while the vocoder is behind: two full chunks of frames."""
 
 JOIN_SECONDS = 0.48
-"""An utterance joins a step that is made for others if its lead is at most this much more than suffices."""
+"""When a step is made for other utterances, an utterance that can wait joins the step if its lead is at most this
+number of seconds above the sufficient lead.
+"""
 
 URGENT_SECONDS = 0.25
-"""An utterance with a smaller lead is continued before new prompts are computed, because a prompt takes longer."""
+"""An utterance with a lead below this number of seconds is continued before new prompts are computed, because a prompt
+takes longer.
+"""
+
+
+PRESSING_SECONDS = 0.9
+"""An utterance with a lead below this number of seconds is continued before the thinker's step in the same process.
+This number is larger than the length of a chunk (0.64 s). The reason is that the latest frames may still wait for the
+rest of their chunk, so the player may run out of sound before the lead is zero.
+"""
 
 
 class _Voice:
     """One utterance.
 
     Attributes:
-        streamed: Whether somebody listens while it is made.
+        streamed: Whether a client plays the utterance while it is made.
         made: Number of frames that the talker has begun.
         since: See `playback.Player.since`.
+        paused: Whether the talker waits until the client has received more of the speech.
     """
 
-    __slots__ = ("made", "since", "streamed")
+    __slots__ = ("made", "paused", "since", "streamed")
 
     def __init__(self, *, streamed: bool) -> None:
         self.streamed = streamed
         self.made = 0
+        self.paused = False
         self.since: float | None = None
 
 
 class VoiceOrder:
-    """The leads of all utterances, and what follows from them. Times are by `time.monotonic`.
+    """Stores the leads of all utterances, and decides which utterances come next. Times are from `time.monotonic`.
 
     Args:
-        just_in_time: False if no utterance waits for another.
+        just_in_time: Whether utterances may wait for each other.
 
     Attributes:
         behind: Whether the vocoder has more frames waiting than it can decode soon.
@@ -61,9 +78,17 @@ class VoiceOrder:
     def make_frame(self, request_id: str) -> None:
         """Note that the talker makes the next frame of an utterance."""
         self._voices[request_id].made += 1
+        self._voices[request_id].paused = False
+
+    def pause(self, request_id: str) -> None:
+        """Note that a passage of the utterance has ended. The last step made no frame, because it only found the end of
+        the passage. Until the next frame, no other utterance has to wait for this one.
+        """
+        self._voices[request_id].made -= 1
+        self._voices[request_id].paused = True
 
     def play_since(self, request_id: str, since: float) -> None:
-        """Note when an utterance's player would have started. Ignores unknown ids."""
+        """Store the time from `playback.Player.since` for an utterance. Ignores unknown ids."""
         voice = self._voices.get(request_id)
         if voice is not None:
             voice.since = since
@@ -72,23 +97,30 @@ class VoiceOrder:
         self._voices.pop(request_id, None)
 
     def lead(self, request_id: str, now: float) -> float:
-        """The utterance's lead in seconds. Without a listener it is 0: such an utterance never waits for another."""
+        """The utterance's lead in seconds. If no client plays the utterance while it is made, the lead is 0, so the
+        utterance never waits for another.
+        """
         return self._lead(self._voices[request_id], now)
 
     def sufficient_lead(self, now: float) -> float:
-        """The lead, in seconds, with which an utterance can wait at this moment; infinite if nobody has to wait."""
+        """The lead in seconds that is enough at this moment: an utterance with a larger lead can wait. Infinite if no
+        utterance has to wait.
+        """
         if not self._just_in_time:
             return math.inf
         if self.behind:
             return BEHIND_SECONDS
-        short = any(voice.streamed and self._lead(voice, now) < SHORT_SECONDS for voice in self._voices.values())
+        short = any(
+            voice.streamed and not voice.paused and self._lead(voice, now) < SHORT_SECONDS
+            for voice in self._voices.values()
+        )
         return AMPLE_SECONDS if short else math.inf
 
     def next_step(self, request_ids: Iterable[str], now: float, *, running: bool) -> list[str]:
-        """Of the utterances whose next frame can be made, those whose frames are to be made in the next step.
+        """Selects, from the utterances whose next frame can be made, those that take part in the next step.
 
         Args:
-            running: Whether the next step is made in any case, for other utterances.
+            running: Whether a step is made in any case for other utterances.
         """
         sufficient = self.sufficient_lead(now)
         leads = {request_id: self.lead(request_id, now) for request_id in request_ids}
@@ -97,15 +129,17 @@ class VoiceOrder:
         return [request_id for request_id, lead in leads.items() if lead <= sufficient + JOIN_SECONDS]
 
     def wakes_at(self, request_ids: Iterable[str], now: float) -> float | None:
-        """The time at which `next_step` will not be empty any more, if nothing else happens; None if there is none."""
+        """The time at which `next_step` will return utterances if nothing else happens before. None if there is no such
+        time.
+        """
         sufficient = self.sufficient_lead(now)
         surplus = min((self.lead(request_id, now) - sufficient for request_id in request_ids), default=None)
         return None if surplus is None else now + max(surplus, 0.0)
 
-    def urgent(self, request_ids: Iterable[str], now: float) -> bool:
-        """Whether the player of one of the utterances will soon be silent."""
+    def urgent(self, request_ids: Iterable[str], now: float, *, least: float = URGENT_SECONDS) -> bool:
+        """Whether one of the utterances is being played and has a lead of less than `least` seconds."""
         return self._just_in_time and any(
-            voice.since is not None and self._lead(voice, now) < URGENT_SECONDS
+            voice.since is not None and self._lead(voice, now) < least
             for voice in (self._voices[request_id] for request_id in request_ids)
         )
 
@@ -114,7 +148,8 @@ class VoiceOrder:
             return 0.0
         made = FRAME_SECONDS * voice.made
         if voice.since is None:
-            # The lead shrinks only when the player starts, which the talker might not learn. So it is never more than
-            # ample: otherwise, the utterance might wait for ever for one that is short of speech.
+            # Before the player has started, the lead only grows. It is possible that the talker is never informed that
+            # the player has started. So before the start, the lead counts as at most an ample lead. With a larger lead,
+            # the utterance might wait for ever for another utterance that is short of speech.
             return min(made, AMPLE_SECONDS)
         return voice.since + made - now

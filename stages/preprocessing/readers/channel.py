@@ -1,4 +1,6 @@
-"""Carries messages over a stream socket, each message as frames preceded by their number and lengths."""
+"""Carries messages over a stream socket. A message consists of frames, which are runs of bytes. The number of frames
+and their lengths are sent first.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from omni_pipeline.wire.tensor import Buffer
 
 _FRAMES, _SIZE = struct.Struct("=I"), struct.Struct("=Q")
-_MOST_BUFFERS = 512  # number of frames that are given to the kernel at a time; the kernel's limit is 1024
+_MOST_BUFFERS = 512  # number of frames that are passed to the kernel in one call; the kernel's limit is 1024
 
 # Maximum number of bytes that one call reads or writes, so that a large message does not delay other work.
 MOST_BYTES = 8 * 1024 * 1024
 
 
-# A length above this limit must be wrong, because every tensor of a request is far smaller. A reader whose memory is
-# damaged may send any length.
+# Maximum length of a frame. Every tensor of a request is far smaller. But a reader whose memory is damaged may send any
+# length.
 MOST_FRAME_BYTES = 64 * 1024**3
 
 
@@ -26,7 +28,7 @@ class Channel:
     socket allows.
 
     Attributes:
-        ended: Whether the other end has been found to be closed, or has sent lengths that cannot be true.
+        ended: Whether the other end is known to be closed, or has sent lengths that cannot be true.
     """
 
     def __init__(self, ours: socket.socket) -> None:
@@ -44,7 +46,7 @@ class Channel:
 
     @property
     def has_output(self) -> bool:
-        """Whether queued bytes wait until the socket takes more."""
+        """Whether queued bytes wait until the socket accepts more bytes."""
         return bool(self._out) and not self.ended
 
     def send(self, frames: Sequence[Buffer]) -> None:
@@ -54,7 +56,7 @@ class Channel:
         self._out.extend(_pieces(frames))
 
     def flush(self) -> None:
-        """Write queued bytes until the socket takes no more bytes, but at most about `MOST_BYTES`."""
+        """Write queued bytes until the socket accepts no more bytes, but at most about `MOST_BYTES`."""
         left = MOST_BYTES
         while self.has_output and left > 0:
             batch = [self._out[index] for index in range(min(len(self._out), _MOST_BUFFERS))]
@@ -98,8 +100,8 @@ class Channel:
         self._complete.clear()
 
     def _parse(self) -> Iterator[memoryview]:
-        """Yields the memory for the next bytes, and continues when the bytes have arrived. Ends at an impossible
-        length.
+        """A generator that yields the memory into which the next bytes are to be written. It is resumed when these
+        bytes have arrived, and ends at an impossible length.
         """
         while True:
             head = bytearray(_FRAMES.size)
@@ -142,7 +144,7 @@ def _pieces(frames: Sequence[Buffer]) -> Iterator[memoryview]:
 
 
 def _remove(pieces: deque[memoryview], count: int) -> None:
-    """Remove the first `count` bytes."""
+    """Remove bytes from the beginning. `count` is their number."""
     while pieces and count >= pieces[0].nbytes:
         count -= pieces.popleft().nbytes
     if count:

@@ -1,17 +1,22 @@
-"""Orders the work for readers: short work comes before long work, but no job waits for ever.
+"""Orders the work for readers: clients take turns, short work comes before long work, and no job waits for ever.
 
-Every job has an estimate of its time. A job that waits for `AGEING` times its estimate, at most `MOST_AGEING_SECONDS`,
-goes before every job that arrives after that. Readers have lanes, so that long jobs never occupy all readers.
+The next job comes from the client that has the fewest readers at work. If several clients have equally few, the job
+with the earliest turn goes first. The jobs of one client also go in the order of their turns. The *turn* is a time: the
+job's arrival, plus `AGEING` times the estimated time of the job, plus the time for which readers have recently worked
+for the client. Each of these two additions is at most `MOST_AGEING_SECONDS`.
+
+Each reader has a lane, which is the set of jobs that the reader accepts. So long jobs never occupy all readers.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from msgspec import Struct
 
-from stages.preprocessing.readers.process import Question, Tokenise
+from stages.preprocessing.readers.process import Check, Question, Tokenise
+from stages.queue_order import take_turns
 
 # A job whose estimated time is more than this number of seconds is a long job.
 SHORT_SECONDS = 2.0
@@ -19,10 +24,14 @@ SHORT_SECONDS = 2.0
 AGEING = 10.0
 MOST_AGEING_SECONDS = 60.0
 
+# The time for which readers have worked for a client counts half after this time.
+HALF_LIFE_SECONDS = 30.0
+_FORGOTTEN_SECONDS = 0.001  # a smaller time is forgotten
+
 
 class Lane(enum.IntEnum):
-    """The jobs that a reader takes: short texts, short jobs of every kind, or all jobs. The narrowest lane comes
-    first.
+    """The kinds of jobs that a reader accepts: short texts and grammars, short jobs of every kind, or all jobs. The
+    lane with the fewest kinds comes first.
     """
 
     TEXT = 0
@@ -34,19 +43,21 @@ class Job(Struct):
     """One question of a request.
 
     Attributes:
-        request_id: The request; it has at most one job at a time.
+        request_id: Id of the request. A request has at most one job at a time.
         question: The question to a reader.
         seconds: Estimated time.
         arrived: Time at which the job was submitted.
-        long: Whether only a reader that takes all jobs may take this job.
-        lost: The way in which an earlier reader ended before it had begun with this job; None if no reader has lost the
-            job.
+        sender: Number of the client, see `messages.Sampling.sender`.
+        long: Whether the job is long, so that only a reader for all jobs accepts it.
+        lost: Set if a reader received this job but ended before it began the job. It is a text that describes how the
+            reader ended. Otherwise None.
     """
 
     request_id: str
     question: Question
     seconds: float
     arrived: float
+    sender: int = 0
     long: bool = False
     lost: str | None = None
 
@@ -55,14 +66,14 @@ class Job(Struct):
 
     @property
     def turn(self) -> float:
-        """The sort key of the job: jobs with smaller keys are taken first."""
+        """The turn of the job, if readers have not worked for its client recently."""
         return self.arrived + min(AGEING * self.seconds, MOST_AGEING_SECONDS)
 
     def fits(self, lane: Lane) -> bool:
-        """Whether a reader of this lane takes the job."""
+        """Whether a reader of this lane accepts the job."""
         match lane:
             case Lane.TEXT:
-                return not self.long and isinstance(self.question, Tokenise)
+                return not self.long and isinstance(self.question, Tokenise | Check)
             case Lane.SHORT:
                 return not self.long
             case Lane.ANY:
@@ -70,10 +81,12 @@ class Job(Struct):
 
 
 class JobQueue:
-    """The jobs that wait for a reader."""
+    """The jobs that wait for a reader, and the time for which readers have recently worked for each client."""
 
     def __init__(self) -> None:
         self._jobs: list[Job] = []
+        self._used: dict[int, float] = {}  # by sender; valid at the time `_used_at`
+        self._used_at = 0.0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -81,17 +94,36 @@ class JobQueue:
     def put(self, job: Job) -> None:
         """Add a job."""
         self._jobs.append(job)
-        self._jobs.sort(key=lambda each: each.turn)
 
-    def take(self, lanes: Collection[Lane]) -> Job | None:
-        """Remove and return the next job that fits one of these lanes."""
-        for index, job in enumerate(self._jobs):
+    def used(self, sender: int, seconds: float, now: float) -> None:
+        """Note that a reader has worked for a sender. `now` is a time of the same clock as `Job.arrived`."""
+        faded = 0.5 ** (max(now - self._used_at, 0.0) / HALF_LIFE_SECONDS)
+        self._used = {each: old * faded for each, old in self._used.items() if old * faded > _FORGOTTEN_SECONDS}
+        self._used[sender] = self._used.get(sender, 0.0) + seconds
+        self._used_at = now
+
+    def in_order(self, running: Iterable[int]) -> list[Job]:
+        """The jobs in the order in which they should run.
+
+        Args:
+            running: The sender of each job that a reader works on.
+        """
+        jobs = sorted(self._jobs, key=self._turn)
+        return [jobs[index] for index in take_turns([job.sender for job in jobs], running)]
+
+    def take(self, lanes: Collection[Lane], running: Iterable[int] = ()) -> Job | None:
+        """Remove and return the next job that fits one of these lanes. `running` is the same as in `in_order`."""
+        for job in self.in_order(running):
             if any(job.fits(lane) for lane in lanes):
-                return self._jobs.pop(index)
+                self._jobs.remove(job)
+                return job
         return None
 
+    def _turn(self, job: Job) -> float:
+        return job.turn + min(self._used.get(job.sender, 0.0), MOST_AGEING_SECONDS)
+
     def waits(self, lane: Lane) -> bool:
-        """Whether a job waits that fits this lane."""
+        """Whether a job for this lane is waiting."""
         return any(job.fits(lane) for job in self._jobs)
 
     def remove(self, request_id: str) -> bool:

@@ -1,8 +1,9 @@
-"""Forks reader processes from a process that never holds a client's data.
+"""Forks reader processes from a process that never has a client's data in memory.
 
-A reader that is forked from the worker itself would keep a copy of the worker's memory: media of other requests that
-the worker releases later, and the GPU state of the worker's other stages. So the worker forks this process once, before
-anything computes, and this process forks each reader. The process also reports how each reader ended.
+A reader that is forked from the worker itself would keep a copy of the worker's memory. The copy would contain media of
+other requests, even after the worker has released these media. The copy would also contain the GPU state of the
+worker's other stages. So the worker forks one process, the nursery, before any stage computes. The nursery forks each
+reader, and reports how each reader ended.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Born(Struct, frozen=True):
 
 
 class Ended(Struct, frozen=True):
-    """A reader has ended; `how` is its signal or exit code in words."""
+    """A reader has ended. `how` is a text with the reader's signal or exit code."""
 
     pid: int
     how: str
@@ -47,10 +48,11 @@ class NurseryLost(Exception):
 
 
 class Nursery:
-    """The process that forks readers, seen from the worker.
+    """The worker's connection to the process that forks readers.
 
     Args:
-        run: Function that a reader runs until it ends. Its argument is the reader's end of the socket to the worker.
+        run: The main function of each reader; it never returns. Its argument is the reader's end of the socket to the
+            worker.
     """
 
     def __init__(self, run: Callable[[socket.socket], NoReturn]) -> None:
@@ -67,8 +69,8 @@ class Nursery:
         return self._control.fileno()
 
     def fork(self) -> socket.socket:
-        """Order the process to fork another reader; the report `Born` will follow. Returns the worker's end of its
-        socket.
+        """Order the process to fork another reader; the report `Born` will follow. Returns the worker's end of the
+        socket to this reader.
         """
         ours, its = socket.socketpair()
         try:
@@ -80,7 +82,7 @@ class Nursery:
         return ours
 
     def kill(self, pid: int) -> None:
-        """Order the process to kill a reader; the report `Ended` will follow."""
+        """Order the process to kill the reader `pid`. When the reader has ended, `reports` yields an `Ended`."""
         with contextlib.suppress(ConnectionError):  # the readers have ended with the nursery
             self._control.send(_KILL + _PID.pack(pid))
 
@@ -127,7 +129,8 @@ def _serve(control: socket.socket, run: Callable[[socket.socket], NoReturn]) -> 
     for end in (woken, waker):
         end.setblocking(False)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # without a handler, nothing is written to the descriptor
+    # A signal is written to the wake-up descriptor only if it has a handler.
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
     children: set[int] = set()
     try:
         while True:

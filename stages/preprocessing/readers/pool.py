@@ -1,31 +1,37 @@
 """Runs jobs in several reader processes at a time, without ever waiting for one of them.
 
-The pool is driven by the stage's steps: `collect` receives the readers' messages, and `dispatch` gives the readers
-their next jobs. Between steps, `waits_on` becomes readable as soon as there is something to collect or to send.
+The stage calls the pool in its steps: `collect` receives the readers' messages, and `dispatch` sends the readers their
+next jobs. Between steps, `waits_on` becomes readable as soon as there is something to collect or to send.
 
-A reader is killed, and replaced, when its job's request ends, when the job takes too long, and when a job that was
-expected to be short turns out to be long while other short jobs wait. In the last case, the job runs once more as a
-long job. If a reader ends by itself, only its job is affected: see `ReaderPool._lose`.
+A reader is killed and replaced in these cases:
+- The request of its job ends.
+- The job takes too long.
+- The job was expected to be short, but turns out to be long while other short jobs wait. Then the job runs again as a
+  long job.
+- A job of another client waits, and this other client uses at least two readers fewer. Then the job runs again later.
+- Its job was long, so it has a low priority. See `ReaderPool._lower`.
+If a reader ends by itself, only its job is affected: see `ReaderPool._lose`.
 """
 
 from __future__ import annotations
 
 import enum
 import logging
-import os
 import select
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 
 from msgspec import Struct, structs
 
 from omni_pipeline.contract.stage import StageBroken
+from omni_pipeline.cpu_detection import available_cores
 from omni_pipeline.errors import ErrorInfo, OmniError, bad_request, unavailable
-from omni_pipeline.os_process import usage
+from omni_pipeline.os_process import lower_priority, usage
 from omni_pipeline.wire.codec import Codec, WireError
 from omni_pipeline.wire.messages import Chunk, End, Failed, Start
 from omni_pipeline.wire.tensor import Buffer
+from stages.messages import Grammar
 from stages.preprocessing.cpu_time import OUT_OF_TIME
 from stages.preprocessing.readers.channel import Channel
 from stages.preprocessing.readers.jobs import Job, JobQueue, Lane
@@ -35,8 +41,11 @@ from stages.preprocessing.readers.process import (
     READER,
     STAGE,
     Answer,
+    Check,
+    Cut,
     Drop,
     Greeting,
+    Measure,
     Question,
     Read,
     ReaderWork,
@@ -46,12 +55,22 @@ from stages.preprocessing.readers.process import (
     be_reader,
 )
 
-# Limits on the CPU time and on the elapsed time of a job that was expected to be short, while other short jobs wait.
+# A job that was expected to be short may take this much CPU time and this much elapsed time. The limits apply only
+# while other short jobs wait.
 OVERRUN_CPU_SECONDS = 0.5
 OVERRUN_SECONDS = 10.0
 
-# Time between two checks of the CPU time of a job that should be short.
+# Time between two checks of the CPU time of a job that should be short, and between two checks whether a client should
+# give a reader to another client.
 LOOK_SECONDS = 0.5
+
+# If a job has waited for this time, a client that uses at least two readers more gives one of its readers to this job.
+YIELD_SECONDS = 1.0
+
+# The niceness of readers with long jobs (see `nice(2)`), which gives them a low priority. So if there are too few
+# cores, a file that takes long to decode delays only its own request. It does not delay answers that are being
+# generated.
+NICENESS = 10
 
 # If this number of readers, one after the other, have ended before they were ready, no further reader is started.
 MOST_FAILED_STARTS = 3
@@ -80,14 +99,15 @@ class Reader:
         channel: Messages to and from the process.
         pid: The process's id; 0 until the nursery has reported it.
         greeted: Whether the process has sent its greeting.
-        how: The way in which the process has ended, in words; None while it runs.
+        how: A text that describes how the process has ended; None while it runs.
         job: The job that the reader works on.
-        reserved: The job that the reader gets first when its new process is ready, because the previous process has
-            lost the job.
-        begun: Time at which the reader got the job.
+        reserved: The job that the previous process received but did not begin. When the new process is ready, it gets
+            this job first.
+        begun: Time at which the reader received the job.
         cpu_before: CPU seconds that the process had used before the job.
-        item: Index of the media item that the reader has begun with; None if the reader has not begun.
-        held: The request whose media the reader still has from a survey.
+        item: Index of the media item that the reader has begun to read; None if the reader has not begun an item.
+        held: Id of the request whose media the reader still has in memory after a survey.
+        lowered: Whether the process has a low priority.
     """
 
     def __init__(self, lane: Lane) -> None:
@@ -108,6 +128,7 @@ class Reader:
         self.cpu_before = 0.0
         self.item: int | None = None
         self.held: str | None = None
+        self.lowered = False
         self.watched = 0
 
 
@@ -118,11 +139,6 @@ class Done(Struct, frozen=True):
     result: Answer | ErrorInfo
 
 
-def available_cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def reader_count(wanted: int | None) -> int:
     """The number of readers that decode media: `wanted` or, if this is None, one reader for each core, within
     bounds.
@@ -131,18 +147,19 @@ def reader_count(wanted: int | None) -> int:
 
 
 class ReaderPool:
-    """Several readers, and the jobs that wait for the readers. Create the pool before anything computes.
+    """Several readers, and the jobs that wait for the readers. Create the pool before any stage computes.
 
     Args:
         work: The work that readers do.
-        count: Number of readers that decode media, at least two; one of them takes short jobs only. One more reader is
-            for short texts.
+        count: Number of readers that decode media, at least two. One of these readers accepts only short jobs. One
+            additional reader is for short texts.
         seconds: Time limit of one job.
 
     Attributes:
         cancelled: Number of jobs that ended because their request ended.
         restarted: Number of readers that were replaced.
         demoted: Number of jobs that were expected to be short but were long.
+        displaced: Number of jobs that were stopped, and will be started again, to give their reader to another client.
     """
 
     def __init__(self, work: ReaderWork, count: int, seconds: float) -> None:
@@ -151,7 +168,7 @@ class ReaderPool:
         self._queue = JobQueue()
         self._done: list[Done] = []
         self._failed_starts = 0
-        self.cancelled = self.restarted = self.demoted = 0
+        self.cancelled = self.restarted = self.demoted = self.displaced = 0
         self._due = float("inf")  # the next time at which something must be done although no reader sends anything
         self._nursery = Nursery(lambda its: be_reader(work, its))
         self._epoll = select.epoll()
@@ -188,15 +205,16 @@ class ReaderPool:
         """Number of readers at work."""
         return sum(reader.state is State.BUSY for reader in self._readers)
 
-    def submit(self, request_id: str, question: Question, seconds: float) -> None:
+    def submit(self, request_id: str, question: Question, seconds: float, sender: int = 0) -> None:
         """Queue a job.
 
         Args:
             request_id: A request without a job.
-            question: The question. The media of a `Read` are not sent if a reader still has these media.
+            question: The question. The media of a `Read` or a `Cut` are not sent if a reader still has these media.
             seconds: Estimated time of the job.
+            sender: Number of the client, see `messages.Sampling.sender`.
         """
-        self._queue.put(Job(request_id, question, seconds, time.monotonic()))
+        self._queue.put(Job(request_id, question, seconds, time.monotonic(), sender))
 
     def cancel(self, request_id: str) -> None:
         """End a request's job, if it has one, and free its reader at once."""
@@ -232,14 +250,18 @@ class ReaderPool:
         return done
 
     def dispatch(self) -> None:
-        """Give idle readers their next jobs."""
+        """Send idle readers their next jobs."""
         self._demote_overrunning()
+        self._displace()
+        for reader in self._readers:
+            if reader.state is State.IDLE and reader.lowered:
+                self._replace(reader)  # only a new process has a normal priority
         for reader in self._readers:
             if reader.state is State.IDLE and reader.reserved is not None:
                 reserved, reader.reserved = reader.reserved, None
                 self._give(reader, reserved)
         while lanes := {reader.lane for reader in self._readers if reader.state is State.IDLE}:
-            job = self._queue.take(lanes)
+            job = self._queue.take(lanes, self._running().elements())
             if job is None:
                 break
             self._assign(job)
@@ -262,19 +284,21 @@ class ReaderPool:
     # --- jobs ---
 
     def _assign(self, job: Job) -> None:
-        """Give a job to the idle reader that has the job's media or, if no idle reader has them, to the idle reader
-        with the narrowest lane.
+        """Send a job to the idle reader that already has the job's media. If no idle reader has these media, send the
+        job to the idle reader whose lane has the fewest kinds of jobs.
         """
         idle = [each for each in self._readers if each.state is State.IDLE and job.fits(each.lane)]
         self._give(min(idle, key=lambda each: (each.held != job.request_id, each.lane)), job)
 
     def _give(self, reader: Reader, job: Job) -> None:
         question = job.question
-        if isinstance(question, Read) and reader.held == job.request_id:
+        if isinstance(question, Read | Cut) and reader.held == job.request_id:
             question = structs.replace(question, media=[], held=True)
-        reader.held = job.request_id if isinstance(question, Survey) else None
+        reader.held = job.request_id if isinstance(question, Survey | Measure) else None
         reader.state, reader.job, reader.begun, reader.item = State.BUSY, job, time.monotonic(), None
         reader.cpu_before = _cpu_seconds(reader.pid)
+        if job.long:
+            self._lower(reader)
         self._send(reader, question)
 
     def _send(self, reader: Reader, question: Question | Drop) -> None:
@@ -282,8 +306,8 @@ class ReaderPool:
         reader.channel.send(self._codec.encode(Start("", STAGE, READER, question)))
 
     def _drop_held(self) -> None:
-        """Tell idle readers to drop the media that they hold from a survey. `dispatch` calls this method after it has
-        assigned jobs. A reader that has got the `Read` for its survey is busy by then, and keeps the media.
+        """Tell idle readers to drop the media that they kept from a survey. `dispatch` calls this method after it has
+        assigned jobs. At this time, a reader that has received the `Read` for its media is busy, so it keeps its media.
         """
         for reader in self._readers:
             if reader.state is State.IDLE and reader.held is not None:
@@ -295,6 +319,7 @@ class ReaderPool:
         if isinstance(result, ErrorInfo):
             reader.held = None
         self._done.append(Done(reader.job.request_id, result))
+        self._count_use(reader, reader.job)
         reader.job, reader.state = None, State.IDLE
 
     def _give_up(self, reader: Reader) -> None:
@@ -304,15 +329,60 @@ class ReaderPool:
         self._replace(reader)
 
     def _demote_overrunning(self) -> None:
-        """If short jobs wait, free the readers for short jobs from jobs that turn out to be long."""
+        """Find jobs that were expected to be short, but turn out to be long. If the reader accepts only short jobs, and
+        short jobs wait, replace the reader, and queue its job again as a long job. Otherwise, give the reader a low
+        priority.
+        """
         for reader in self._readers:
             job = reader.job
-            if job is None or job.long or reader.lane is Lane.ANY:
+            if job is None or job.long or not _overruns(reader):
                 continue
-            if self._queue.waits(reader.lane) and not self._idle(reader.lane) and _overruns(reader):
+            if reader.lane is not Lane.ANY and self._queue.waits(reader.lane) and not self._idle(reader.lane):
                 self.demoted += 1
-                self._replace(reader)
-                self._queue.put(structs.replace(job, long=True))
+                self._queue.put(structs.replace(self._stop(reader), long=True))
+            else:
+                self._lower(reader)
+
+    def _displace(self) -> None:
+        """Give the readers of clients that use many readers to clients that use at least two fewer.
+
+        Each client loses its latest jobs, so the oldest job of a client always reaches its end.
+        """
+        running = self._running()
+        if not running or max(running.values()) < 2 or not len(self._queue):
+            return
+        patient = time.monotonic() - YIELD_SECONDS
+        for job in self._queue.in_order(running.elements()):
+            if job.arrived > patient or any(job.fits(each.lane) for each in self._readers if each.job is None):
+                continue  # the job has not waited for long, or a reader is idle or starting
+            own = running[job.sender]
+            rich = [
+                (running[each.job.sender], each.begun, each)
+                for each in self._readers
+                if each.job is not None and job.fits(each.lane) and running[each.job.sender] >= own + 2
+            ]
+            if rich:
+                reader = max(rich, key=lambda one: one[:2])[2]
+                self.displaced += 1
+                self._queue.put(self._stop(reader))
+                return
+
+    def _stop(self, reader: Reader) -> Job:
+        """Replace a reader in the middle of its job. Returns the job."""
+        job = reader.job
+        assert job is not None
+        self._count_use(reader, job)
+        self._replace(reader)
+        return job
+
+    def _count_use(self, reader: Reader, job: Job) -> None:
+        now = time.monotonic()
+        self._queue.used(job.sender, now - reader.begun, now)
+
+    def _running(self) -> Counter[int]:
+        """The number of readers that work for each sender."""
+        jobs = [job for reader in self._readers for job in (reader.job, reader.reserved) if job is not None]
+        return Counter(job.sender for job in jobs)
 
     def _idle(self, lane: Lane) -> bool:
         return any(each.state is State.IDLE and each.lane >= lane for each in self._readers)
@@ -337,6 +407,16 @@ class ReaderPool:
         reader.channel.close()
         self._start(reader)
 
+    def _lower(self, reader: Reader) -> None:
+        """Give a reader a low priority, because its job is long.
+
+        Short jobs have a normal priority. With a low priority, a job of some milliseconds would take a second on a busy
+        machine, and the short jobs behind it would wait.
+        """
+        if not reader.lowered and reader.pid:
+            reader.lowered = True
+            lower_priority(reader.pid, NICENESS)
+
     def _hear_nursery(self) -> None:
         for report in self._nursery.reports():
             if isinstance(report, Born):
@@ -357,7 +437,7 @@ class ReaderPool:
             try:
                 message = self._codec.decode(frames)
             except WireError:
-                logger.exception("a reader has sent something unreadable and is being ended")
+                logger.exception("a reader process has sent an unreadable message and is being ended")
                 self._nursery.kill(reader.pid)
                 break
             if isinstance(message, Failed):
@@ -376,7 +456,9 @@ class ReaderPool:
             self._nursery.kill(reader.pid)  # the reader has usually ended, and the report of its end is on the way
 
     def _messages(self, reader: Reader, channel: Channel) -> Iterator[list[Buffer]]:
-        """The messages of a reader that have arrived; if the reader has ended, all of its remaining messages."""
+        """The messages that have arrived from a reader. If the reader has ended, these are all of its remaining
+        messages.
+        """
         yield from channel.receive()
         while reader.how is not None and not channel.ended:
             yield from channel.receive()
@@ -388,8 +470,8 @@ class ReaderPool:
     def _lose(self, reader: Reader, how: str) -> None:
         """Replace a reader that has ended by itself.
 
-        If the reader had begun with a media item, the item has crashed its decoder or used too much CPU time, and the
-        request is refused. If the reader had not begun, the job is given to a new reader once. If the new reader ends
+        If the reader had begun to read a media item, this item has crashed its decoder or used too much CPU time. So
+        the request is refused. If the reader had not begun, a new reader gets the job once more. If the new reader ends
         too, the job fails.
 
         Raises:
@@ -432,8 +514,13 @@ class ReaderPool:
     def _due_of(self, reader: Reader) -> float:
         assert reader.job is not None
         limit = reader.begun + self._seconds
-        may_overrun = reader.job.long or reader.lane is Lane.ANY or not self._queue.waits(reader.lane)
-        return limit if may_overrun else min(limit, time.monotonic() + LOOK_SECONDS)
+        may_overrun = reader.job.long or (reader.lowered and not self._queue.waits(reader.lane))
+        return limit if may_overrun and not self._may_yield else min(limit, time.monotonic() + LOOK_SECONDS)
+
+    @property
+    def _may_yield(self) -> bool:
+        """Whether a client may soon have to give a reader to a job that waits."""
+        return bool(len(self._queue)) and max(self._running().values(), default=0) > 1
 
     def _unwatch(self, reader: Reader) -> None:
         if reader.watched:
@@ -462,13 +549,19 @@ def _too_slow(question: Question, item: int, seconds: float) -> OmniError:
         return bad_request(
             f"Tokenising the messages took longer than {seconds:g} s.", param="messages", code="text_too_slow"
         )
+    if isinstance(question, Check):
+        return _too_complex(question.grammar)
     param = question.media[item].param
     return bad_request(f"Reading '{param}' took longer than {seconds:g} s.", param=param, code="media_too_slow")
 
 
 def _fault(question: Question, item: int, how: str) -> OmniError:
-    """The error for a media item that has ended its reader. `how` is the signal or exit code of the reader."""
+    """The error for a media item or a grammar that has crashed its reader. `how` is the signal or exit code of the
+    reader.
+    """
     assert not isinstance(question, Tokenise)
+    if isinstance(question, Check):
+        return _too_complex(question.grammar)
     medium = question.media[item]
     if how == OUT_OF_TIME.name:
         message = f"Reading '{medium.param}' used more CPU time than its size allows."
@@ -477,8 +570,16 @@ def _fault(question: Question, item: int, how: str) -> OmniError:
     return bad_request(message, param=medium.param, code=f"invalid_{medium.kind}")
 
 
+def _too_complex(grammar: Grammar) -> OmniError:
+    return bad_request(
+        f"Invalid '{grammar.param}': it is too complex; compiling it took too long, or crashed.",
+        param=grammar.param,
+        code="grammar_too_complex",
+    )
+
+
 def _lost_twice(first: str, second: str) -> OmniError:
     return unavailable(
-        f"Two processes, one after the other, have ended as soon as they were given this request ({first}, {second}).",
+        f"Two reader processes, one after the other, ended when they received this request ({first}, {second}).",
         code="reader_lost",
     )

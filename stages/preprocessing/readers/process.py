@@ -1,4 +1,4 @@
-"""Contains the code that runs in a reader process. A reader answers questions about texts and media, one at a time."""
+"""Contains the code that runs in a reader process. A reader answers questions about texts and media, one by one."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from omni_pipeline.os_process import set_title
 from omni_pipeline.wire.codec import Codec
 from omni_pipeline.wire.messages import Chunk, End, Failed
 from omni_pipeline.wire.tensor import Tensor
-from stages.messages import Media, Turn, VideoOptions
+from stages.grammars.compile_grammar import compiled
+from stages.grammars.vocabulary import Vocabulary
+from stages.messages import Grammar, Media, Tool, Turn, VideoOptions
 from stages.preprocessing.conversation import ChatTokenizer
+from stages.preprocessing.cpu_time import limited_cpu_time
 from stages.preprocessing.media import MediaReader, ReadMedia
 from stages.preprocessing.readers.channel import receive_all, send_all
 from stages.preprocessing.survey import MediumSurvey
@@ -28,9 +31,8 @@ logger = logging.getLogger(__name__)
 
 STAGE, READER = "preprocessing", "reader"
 
-# Priority of readers (see `nice(2)`). If there are too few cores, a file that is hard to decode slows down its own
-# request, and not the answers that are being generated.
-NICENESS = 10
+# Maximum CPU seconds for compiling a grammar. An ordinary JSON schema takes some milliseconds.
+COMPILING_SECONDS = 0.5
 
 
 class Tokenise(Struct, tag="tokenise"):
@@ -41,6 +43,7 @@ class Tokenise(Struct, tag="tokenise"):
     turns: list[Turn]
     media: list[Media]
     thinking: bool | None = None
+    tools: list[Tool] = []
 
 
 class Survey(Struct, tag="survey"):
@@ -67,8 +70,37 @@ class Read(Struct, tag="read"):
     held: bool = False
 
 
+class Measure(Struct, tag="measure"):
+    """Find the length of a recording without decoding it. The recording is the only item of `media`. The reader keeps
+    it.
+    """
+
+    media: list[Media]
+
+
+class Cut(Struct, tag="cut"):
+    """Decode a recording, which is the only item of `media`, and find the ends of its pieces.
+
+    Attributes:
+        piece_seconds: Maximum length of a piece.
+        held: Whether to use the recording of the latest `Measure`; `media` is then empty.
+    """
+
+    media: list[Media]
+    piece_seconds: float
+    held: bool = False
+
+
+class Check(Struct, tag="check"):
+    """Compile a grammar and drop the result. This is a test: the compiler must not take too long, and must
+    not crash.
+    """
+
+    grammar: Grammar
+
+
 class Drop(Struct, tag="drop"):
-    """Forget the media of the latest `Survey`. There is no answer."""
+    """Forget the media of the latest `Survey` or `Measure`. There is no answer."""
 
 
 class Greeting(Struct, tag="greeting"):
@@ -88,13 +120,24 @@ class Tokens(Struct, tag="tokens"):
 
 
 class Surveys(Struct, tag="surveys"):
-    """The answer to `Survey`: one entry for each media item."""
+    """The answer to `Survey` or `Measure`: one entry for each media item."""
 
     items: list[MediumSurvey]
 
 
-Question = Tokenise | Survey | Read
-Answer = Tokens | Surveys | ReadMedia
+class CutSound(Struct, tag="cut_sound"):
+    """The answer to `Cut`: the decoded recording, float32 [samples], and the sample at which each piece ends."""
+
+    samples: Tensor
+    ends: list[int]
+
+
+class Checked(Struct, tag="checked"):
+    """The answer to `Check`: the grammar can be compiled."""
+
+
+Question = Tokenise | Survey | Read | Measure | Cut | Check
+Answer = Tokens | Surveys | ReadMedia | CutSound | Checked
 
 EDGES: dict[tuple[str, str], Any] = {
     (STAGE, READER): Question | Drop,
@@ -103,27 +146,30 @@ EDGES: dict[tuple[str, str], Any] = {
 
 
 class ReaderWork:
-    """Answers the questions that a reader gets.
+    """Answers the questions that a reader receives.
 
     Args:
         chat: Tokenises conversations.
         media: Examines and decodes media.
+        vocabulary: The vocabulary for grammars.
     """
 
-    def __init__(self, chat: ChatTokenizer, media: MediaReader) -> None:
+    def __init__(self, chat: ChatTokenizer, media: MediaReader, vocabulary: Vocabulary) -> None:
         self._chat = chat
         self._media = media
+        self._vocabulary = vocabulary
         self._held: list[Media] = []
 
     def drop(self) -> None:
-        """Forget the media of the latest `Survey`."""
+        """Forget the media of the latest `Survey` or `Measure`."""
         self._held = []
 
     def answer(self, question: Question, begin: Callable[[int], None]) -> Answer:
         """Answer a question.
 
         Args:
-            begin: Called with the index of each media item before the item is read.
+            begin: Called with the index of each media item before the item is read, and with 0 before a grammar is
+                compiled.
 
         Raises:
             OmniError: The request's error.
@@ -131,7 +177,7 @@ class ReaderWork:
         held, self._held = self._held, []
         match question:
             case Tokenise():
-                ids = self._chat.skeleton(question.turns, question.media, question.thinking)
+                ids = self._chat.skeleton(question.turns, question.media, question.thinking, question.tools)
                 return Tokens(Tensor.of(numpy.asarray(ids, numpy.int64)))
             case Survey():
                 self._held = question.media
@@ -139,6 +185,30 @@ class ReaderWork:
             case Read():
                 media = held if question.held else question.media
                 return self._media.read(media, question.video, question.text_tokens, begin, question.surveys)
+            case Measure():
+                self._held = question.media
+                begin(0)
+                return Surveys([self._media.measure(question.media[0])])
+            case Cut():
+                [sound] = held if question.held else question.media
+                begin(0)
+                samples, ends = self._media.cut(sound, question.piece_seconds)
+                return CutSound(Tensor.of(samples), ends)
+            case Check():
+                begin(0)
+                with limited_cpu_time(COMPILING_SECONDS):
+                    compiled(question.grammar, self._vocabulary)
+                return Checked()
+
+
+_WHAT: dict[type, str] = {
+    Tokenise: "conversation could not be tokenised",
+    Survey: "media could not be read",
+    Read: "media could not be read",
+    Measure: "media could not be read",
+    Cut: "media could not be read",
+    Check: "grammar could not be compiled",
+}
 
 
 def be_reader(work: ReaderWork, questions: socket.socket) -> NoReturn:
@@ -146,7 +216,6 @@ def be_reader(work: ReaderWork, questions: socket.socket) -> NoReturn:
     code = 1
     try:
         set_title("preprocessing: reader")
-        os.nice(NICENESS)
         _leave_output_to_us()
         torch.set_num_threads(1)  # the parent's threads do not exist in this process
         codec = Codec(EDGES)
@@ -160,7 +229,7 @@ def be_reader(work: ReaderWork, questions: socket.socket) -> NoReturn:
     except (EOFError, ConnectionError):
         code = 0
     except BaseException:
-        logger.exception("a reader ends")
+        logger.exception("a reader process ends because of an error")
     finally:
         os._exit(code)
 
@@ -168,8 +237,8 @@ def be_reader(work: ReaderWork, questions: socket.socket) -> NoReturn:
 def _next_answer(
     work: ReaderWork, questions: socket.socket, codec: Codec, tell: Callable[[Reading], None]
 ) -> End[Answer] | Failed:
-    """Wait for a question that needs an answer, and answer the question. The question is a local variable, so its media
-    do not outlive it.
+    """Wait for a question that needs an answer, and answer the question. The question is a local variable, so the
+    memory of its media is freed when this function returns.
     """
     while isinstance(question := codec.decode(receive_all(questions)).body, Drop):  # type: ignore[union-attr]
         work.drop()
@@ -179,12 +248,11 @@ def _next_answer(
         work.drop()
         return Failed("", READER, error.info)
     except ConnectionError:
-        raise  # the pool has given this reader up
+        raise  # the pool does not use this reader any more
     except Exception:
         work.drop()
         logger.exception("a question could not be answered")
-        what = "conversation could not be tokenised" if isinstance(question, Tokenise) else "media could not be read"
-        return Failed("", READER, internal(f"The {what}.").info)
+        return Failed("", READER, internal(f"The {_WHAT[type(question)]}.").info)
 
 
 def _leave_output_to_us() -> None:

@@ -1,7 +1,9 @@
-"""Defines the base of thinker and talker as SGLang models: a Qwen3-MoE decoder with rows and positions as inputs.
+"""Defines the common base class of the SGLang models for thinker and talker: a Qwen3-MoE decoder whose inputs may be
+embedding rows and M-RoPE positions.
 
-The engine sets `prefill` before each prefill batch. The data of requests that decoding needs is in tables at fixed
-addresses, so that a captured decode graph can read the tables. A table has one row for each KV-pool slot.
+The engine sets `prefill` before each prefill batch. The data that decode steps need is in tables at fixed addresses, so
+that a captured decode graph can read it. A table has one row for each KV-pool slot. SGLang assigns one KV-pool slot to
+each running request.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from omni_pipeline.errors import StartupError
 from stages.checkpoint import quantization
 from stages.checkpoint.quantization import Quantization
 from stages.sglang_engine import float32_forms
+from stages.sglang_engine.compiled_layers import BatchRows, CompiledLayers
 from stages.sglang_engine.completeness import missing_tensors, stray_tensors
 from stages.sglang_engine.decode_trace import DecodeTrace
 from stages.sglang_engine.dequantise import plain_weights
@@ -43,10 +46,12 @@ class OmniDecoder(Qwen3MoeForCausalLM):
 
     Attributes:
         tables: Names of the tensors that decoding reads or writes besides weights and KV cache.
-        stored: The quantisation of the checkpoint's weights, if the model is built for plain weights.
-        recorded: The recording that decodes without Python, if there is one.
+        stored: The quantisation of the checkpoint's weights, if the model is built for unquantised weights.
+        compiled: The layers in machine code, if there are any.
+        recorded: The recording that decodes without Python, if there is one. Not used if `compiled` is set.
         prefill: The data of the prefill batch that is about to run, besides token ids; None for a decode batch.
-        position_deltas: float32 [KV-pool slots]; position minus index of generated tokens.
+        position_deltas: float32 [KV-pool slots]. The entry of a slot belongs to the request in this slot. It is the
+            difference between position and index of every token after the prompt.
     """
 
     tables: tuple[str, ...] = ("position_deltas",)
@@ -79,6 +84,7 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         if current_platform.is_cuda() and self.model.embed_tokens.weight.dtype == torch.float32:
             float32_forms.install(self)
 
+        self.compiled: CompiledLayers | None = None
         self.recorded: DecodeTrace | None = None
         self.prefill: PrefillInput | None = None
         self.position_deltas = torch.zeros(0)
@@ -113,13 +119,13 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         if missing:
             raise StartupError(
                 f"the checkpoint lacks {len(missing)} weights of its part {part}*, such as {missing[0]}; "
-                "download it again"
+                "download the checkpoint again"
             )
         stray = stray_tensors(parameters, loaded, self.config.num_experts)
         if stray:
             raise StartupError(
-                f"the checkpoint has tensors of quantised weights in its part {part}*, such as {stray[0]}, but these "
-                "layers are served unquantised: its quantization_config does not list them, or must not quantise them"
+                f"the checkpoint has tensors of quantised weights in its part {part}*, such as {stray[0]}, but "
+                "according to quantization_config, these layers are not quantised"
             )
 
     @torch.no_grad()
@@ -132,7 +138,7 @@ class OmniDecoder(Qwen3MoeForCausalLM):
         pp_proxy_tensors: Any = None,
     ) -> LogitsProcessorOutput:
         """Logits for the last token of each request. SGLang prescribes the signature."""
-        if not len(self.position_deltas):  # SGLang captures decode steps while it starts, before the engine exists
+        if not len(self.position_deltas):  # SGLang captures decode steps before the engine exists
             self.reserve(len(get_req_to_token_pool().req_to_token))
         if self.prefill is None:
             return (self.recorded or self.decode)(input_ids, forward_batch)
@@ -142,19 +148,55 @@ class OmniDecoder(Qwen3MoeForCausalLM):
     def decode(self, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> LogitsProcessorOutput:
         """Logits for one more token of each request. `input_ids` is int64 [requests]."""
         hidden = self.decode_states(input_ids, forward_batch)
+        if self.compiled is not None:
+            return LogitsProcessorOutput(self.logits_processor.all_logits(hidden, self.lm_head))
         return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch)
 
     def decode_states(self, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         """The states [requests, hidden], after the final norm, from which the logits are computed."""
-        hidden: torch.Tensor = self.model(input_ids, self.current_angles(forward_batch), forward_batch)
-        return hidden
+        return self.run_layers(input_ids, self.current_angles(forward_batch), forward_batch)[0]
+
+    def run_layers(
+        self,
+        input_ids: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        forward_batch: ForwardBatch,
+        rows: torch.Tensor | None = None,
+        *,
+        deepstack: torch.Tensor | None = None,
+        tap: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run a batch through all layers and the final norm.
+
+        Args:
+            input_ids: int64 [tokens]; not used if there are `rows`.
+            angles: As from `current_angles`.
+            rows: [tokens, hidden], the layers' input, which may be overwritten.
+            deepstack: [tokens, layers · hidden], the values to add to the states after each of the first layers.
+            tap: Index of a layer whose input states are returned too. They include the deepstack rows of the layer
+                before.
+
+        Returns:
+            The final states [tokens, hidden], and the states that enter layer `tap`.
+        """
+        if self.compiled is not None:
+            places = BatchRows.of(forward_batch)
+            if self.compiled.can_run(places):
+                x = self.model.embed_tokens(input_ids) if rows is None else rows
+                return self.compiled.run(x.contiguous(), angles, places, deepstack=deepstack, tap=tap)
+        if tap is None:
+            return self.model(input_ids, angles, forward_batch, rows, input_deepstack_embeds=deepstack), None
+        self.model.layers_to_capture = [tap]
+        hidden, [state] = self.model(input_ids, angles, forward_batch, rows, input_deepstack_embeds=deepstack)
+        self.model.layers_to_capture = []
+        return hidden, state
 
     def fill(self, extras: PrefillInput, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         """The hidden states [tokens, hidden] of the prompt pieces in a prefill batch."""
         raise NotImplementedError
 
     def current_angles(self, forward_batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotary angles of the batch's tokens, which `Qwen3MoeLLMModel` gets in place of positions."""
+        """Rotary angles of the tokens in the batch. `Qwen3MoeLLMModel` gets them in place of positions."""
         if self.prefill is not None:
             self.position_deltas[self.prefill.slots] = self.prefill.deltas
             return self.angles(self.prefill.positions)
@@ -162,6 +204,6 @@ class OmniDecoder(Qwen3MoeForCausalLM):
 
 
 def stored_quantization(config: Any, part: str) -> Quantization | None:
-    """The quantisation of the checkpoint's weights, if the model is built for plain weights; otherwise None."""
+    """The quantisation of the checkpoint's weights, if the model is built for unquantised weights; otherwise None."""
     said = getattr(config, STORED, None)
     return quantization.read({"quantization_config": said}, part) if said else None

@@ -1,7 +1,7 @@
-"""Defines Qwen3-Omni's talker as an SGLang model: a decoder that reads and writes codec frames, one row at a time.
+"""Defines Qwen3-Omni's talker as an SGLang model: a decoder that picks codebook 0 of one codec frame in each step.
 
-The talker's input rows are not only embeddings of its own tokens: a prompt row is projected from the thinker, and a
-frame's row is the sum of sixteen codec embeddings and a row of text. The engine puts each decode step's rows into
+Most input rows of the talker are not embeddings of its own tokens. A prompt row is a projected row of the thinker. A
+frame's row is the sum of sixteen codec embeddings and a row of text. The engine writes each decode step's rows to
 `next_rows`.
 """
 
@@ -28,9 +28,9 @@ _RENAMED = {
 
 
 class TalkerExperts(Qwen3MoeSparseMoeBlock):
-    """Routed experts, and one shared gated expert that every token passes through.
+    """Routed experts, and a shared expert that every token passes through. A gate scales the shared expert's result.
 
-    SGLang's own block of this kind (Qwen2-MoE) adds both results in a Triton kernel, which a CPU cannot run.
+    SGLang's own block of this kind (Qwen2-MoE) adds the two results in a Triton kernel, which a CPU cannot run.
     """
 
     def __init__(self, layer_id: int, config: Any, quant_config: Any = None, prefix: str = "") -> None:
@@ -76,7 +76,8 @@ class Qwen3OmniTalker(OmniDecoder):
     Attributes:
         next_rows: [KV-pool slots, hidden]; the input of each request's next decode step.
         last_states: [KV-pool slots, hidden]; the state after the final norm from which each request's latest code came.
-        text_projection, hidden_projection: Project the thinker's embeddings and its accept-layer states.
+        text_projection, hidden_projection: Project the thinker's embeddings, and its hidden states at layer
+            `accept_hidden_layer`.
     """
 
     tables = ("position_deltas", "next_rows", "last_states")
@@ -100,16 +101,16 @@ class Qwen3OmniTalker(OmniDecoder):
         """The states from which codebook 0 is picked, from the rows in `next_rows`; the ids are ignored."""
         slots = forward_batch.req_pool_indices
         angles = self.current_angles(forward_batch)
-        hidden: torch.Tensor = self.model(input_ids, angles, forward_batch, self.next_rows.index_select(0, slots))
+        hidden, _ = self.run_layers(input_ids, angles, forward_batch, self.next_rows.index_select(0, slots))
         self.last_states.index_copy_(0, slots, hidden)
         return hidden
 
     def fill(self, extras: PrefillInput, input_ids: torch.Tensor, forward_batch: ForwardBatch) -> torch.Tensor:
         angles = self.current_angles(forward_batch)
         assert extras.media_embeds is not None
-        # Copy the rows: CUDA's norms add each layer's output to the rows in place, but a request that loses its KV
-        # memory is computed again from the original rows.
-        hidden = self.model(input_ids, angles, forward_batch, extras.media_embeds.clone())
+        # Copy the rows, because the layers overwrite them. If a request loses its KV memory, it is computed again from
+        # the original rows.
+        hidden, _ = self.run_layers(input_ids, angles, forward_batch, extras.media_embeds.clone())
         self.last_states[forward_batch.req_pool_indices] = hidden[forward_batch.extend_seq_lens.cumsum(0) - 1]
         return hidden
 

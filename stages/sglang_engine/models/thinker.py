@@ -1,9 +1,11 @@
 """Defines Qwen3-Omni's thinker as an SGLang model: a text decoder that gets media rows from other stages.
 
 SGLang's own definition of this model includes both encoders and gets media through its tokenizer manager. In this
-server the encoders are separate stages. So this model is SGLang's Qwen3-MoE decoder with four changes: the angles of
-the rotary embedding (see `rotary`), the embedding rows of media, the place where deepstack is added, and a tap for the
-talker.
+server the encoders are separate stages. So this model is SGLang's Qwen3-MoE decoder with four changes:
+- it uses the angles of `rotary`;
+- it accepts embedding rows for media;
+- it adds deepstack rows at another place than SGLang's definition;
+- it copies hidden states for the talker.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ class Qwen3OmniThinker(OmniDecoder):
     """Text decoder of the thinker.
 
     Attributes:
-        tapped: [KV-cache tokens, hidden]: the states of prompt rows that the talker gets. The states have the same
-            places as the keys and values in the KV cache, so that a prefix-cache hit finds the states too. None unless
-            `tap` was called.
+        tapped: [KV-cache tokens, hidden]: the states of prompt rows for the talker. A token's state has the same index
+            as its key and value in the KV cache, so a prefix-cache hit finds the state too. None before `tap` is
+            called.
     """
 
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:
@@ -46,10 +48,13 @@ class Qwen3OmniThinker(OmniDecoder):
         ``hidden_states[layer]``).
 
         Args:
-            kv_tokens: Number of places in the KV cache.
+            kv_tokens: Number of tokens that the KV cache can hold.
         """
         if not 0 < layer < len(self.model.layers):
-            raise ValueError(f"accept_hidden_layer {layer} is not inside a decoder of {len(self.model.layers)} layers")
+            raise ValueError(
+                f"accept_hidden_layer is {layer}, but it must be between 1 and {len(self.model.layers) - 1}, because "
+                f"the decoder has {len(self.model.layers)} layers"
+            )
         self._tap_layer = layer
         table = self.model.embed_tokens.weight
         self.tapped = torch.zeros(kv_tokens, self.config.hidden_size, dtype=table.dtype, device=table.device)
@@ -68,13 +73,12 @@ class Qwen3OmniThinker(OmniDecoder):
         if extras.visual_index is not None and extras.deepstack is not None:
             deepstack = _spread(extras.deepstack, extras.visual_index, len(rows))
         layer = self._tap_layer
-        if layer is None or self.tapped is None:
-            return self.model(input_ids, angles, forward_batch, rows, input_deepstack_embeds=deepstack)
-        self.model.layers_to_capture = [layer]
-        hidden, [state] = self.model(input_ids, angles, forward_batch, rows, input_deepstack_embeds=deepstack)
-        self.model.layers_to_capture = []
+        hidden, state = self.run_layers(input_ids, angles, forward_batch, rows, deepstack=deepstack, tap=layer)
+        if layer is None or state is None or self.tapped is None:
+            return hidden
         if deepstack is not None and extras.deepstack is not None and layer <= len(extras.deepstack):
-            # The reference records a layer's output before deepstack is added to it.
+            # The deepstack rows are subtracted again, because the reference records the output of a layer before the
+            # deepstack rows are added.
             state = state - deepstack[:, (layer - 1) * state.shape[1] : layer * state.shape[1]]
         self.tapped[forward_batch.out_cache_loc] = state
         return hidden

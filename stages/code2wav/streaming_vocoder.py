@@ -1,10 +1,10 @@
-"""Decodes frames to sound in chunks, and each frame only once. The sound equals the sound that the reference decodes
-from the whole utterance.
+"""Decodes frames to sound chunk by chunk. Each frame is decoded once, and the sound equals the reference's sound for
+the whole utterance.
 
-Every layer is causal except the transposed convolutions of the decoder blocks: their output for a step depends on the
-next step too. So the sound of a chunk stops a little before the end of the chunk. At the end of the utterance, the
-reference trims this missing part too. So T frames give `upsample` · T − `trimmed` samples, however the frames are
-divided into chunks.
+Every layer is causal except the transposed convolutions of the decoder blocks. Their output for a step depends on the
+next step too. So the last samples of a chunk can be computed only with the next chunk. At the end of an utterance,
+these samples are left out, as in the reference. As a result, T frames always give `upsample` · T − `trimmed` samples.
+The division into chunks does not change this number.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
     Qwen3OmniMoeSnakeBeta,
 )
 
+from stages.code2wav import cpu_units
 from stages.code2wav.history import History, Streams
 from stages.code2wav.transformer import SlidingTransformer
 
 
 class StreamingVocoder:
-    """Decodes chunks of up to `slots` utterances.
+    """Decodes the chunks of several utterances.
 
     Args:
-        model: The reference's vocoder; its weights are taken over.
+        model: The reference's vocoder. This object takes over its weights.
         slots: Number of utterances whose state is kept.
 
     Attributes:
@@ -65,7 +66,8 @@ class StreamingVocoder:
             streams: The utterances that the frames belong to.
 
         Returns:
-            float32 [batch, samples] in [-1, 1]: `upsample` · frames samples, less `trimmed` in the first chunk.
+            float32 [batch, samples] in [-1, 1]. Each frame gives `upsample` samples. The first chunk has `trimmed`
+            samples fewer.
         """
         x = functional.embedding(codes + self._offsets, self._embedding).mean(2)
         x = self._transformer(x, streams).transpose(1, 2)
@@ -83,7 +85,7 @@ class Convolution:
         length = layer.padding
         kept = weight.new_zeros(slots, self._conv.in_channels, length)
         self._history = History(kept, silence=True) if length else None
-        # On a CPU torch is slow at dilated convolutions of short inputs, so `_product` computes them.
+        # On a CPU, torch's dilated convolutions are slow for short inputs, so `_product` computes them.
         dilated = self._conv.dilation[0] > 1 and self._conv.groups == 1 and weight.device.type == "cpu"
         self._joined = weight.flatten(1) if dilated else None
 
@@ -101,8 +103,8 @@ class Convolution:
 
 
 class TransposedConvolution:
-    """An upsampling convolution. If the outputs of neighbouring steps overlap, the layer keeps the last step, and its
-    output is one step late.
+    """An upsampling convolution. If the outputs of neighbouring steps overlap, the output of a step needs the next
+    step. So the layer keeps the last step of each chunk, and its output is one step late.
     """
 
     def __init__(self, layer: Any, slots: int) -> None:
@@ -116,11 +118,26 @@ class TransposedConvolution:
             kept = self._conv.weight.new_zeros(slots, self._conv.in_channels, 1)
             self._history = History(kept, silence=False)
 
+        # On a CPU, torch's transposed convolutions are slow, so `_product` computes them.
+        weight = self._conv.weight
+        self._joined = weight.flatten(1).t().contiguous() if cpu_units.can_compute(weight) else None
+
     def __call__(self, x: Tensor, streams: Streams) -> Tensor:
         if self._history is None:
             return self._conv(x)
-        x = self._conv(self._history.extend(x, streams))
-        return x[..., self._trim : -self._trim]
+        x = self._history.extend(x, streams)
+        if self._joined is not None:
+            return self._product(x, self._joined)
+        return self._conv(x)[..., self._trim : -self._trim]
+
+    def _product(self, x: Tensor, joined: Tensor) -> Tensor:
+        """The convolution of x [batch, channels in, steps] as one product with weights [channels out · kernel, channels
+        in]. The kernel is twice as long as the stride, so an output is the sum of two products.
+        """
+        batch, _, steps = x.shape
+        parts = torch.matmul(joined, x).view(batch, self._conv.out_channels, 2, self._trim, steps)
+        total = parts[:, :, 0, :, 1:] + parts[:, :, 1, :, :-1]
+        return total.add_(self._conv.bias[:, None, None]).transpose(2, 3).flatten(2)
 
 
 class ConvNeXt:
@@ -138,14 +155,21 @@ class ConvNeXt:
 
 
 class Snake:
-    """x + sin²(αx) / β; the checkpoint stores the logarithms of α and β."""
+    """x + sin²(αx) / β; the checkpoint stores the logarithms of α and β.
+
+    Attributes:
+        alpha, scale: α and 1 / β, [channels, 1].
+    """
 
     def __init__(self, layer: Any) -> None:
-        self._alpha = layer.alpha.exp()[:, None]
-        self._scale = (layer.beta.exp() + layer.no_div_by_zero).reciprocal()[:, None]
+        self.alpha = layer.alpha.exp()[:, None]
+        self.scale = (layer.beta.exp() + layer.no_div_by_zero).reciprocal()[:, None]
+        self._compiled = cpu_units.can_compute(self.alpha)
 
     def __call__(self, x: Tensor, streams: Streams) -> Tensor:
-        return torch.addcmul(x, (x * self._alpha).sin_().square_(), self._scale)
+        if self._compiled:
+            return cpu_units.activate(x.contiguous(), self.alpha, self.scale)
+        return torch.addcmul(x, (x * self.alpha).sin_().square_(), self.scale)
 
 
 class ResidualUnit:
@@ -161,6 +185,37 @@ class ResidualUnit:
         return h.add_(x)
 
 
+class CompiledResidualUnit:
+    """A `ResidualUnit` on a CPU, computed by the compiled code of `cpu_units`."""
+
+    def __init__(self, layer: Any, slots: int) -> None:
+        first, second = Snake(layer.act1), Snake(layer.act2)
+        conv = layer.conv1.conv
+        self._first = cpu_units.ActivatedConvolution.of(first.alpha, first.scale, conv)
+        self._second = cpu_units.ActivatedConvolution.of(second.alpha, second.scale, layer.conv2.conv)
+        [self._dilation] = conv.dilation
+        self._kept = conv.weight.new_zeros(slots, conv.in_channels, layer.conv1.padding)
+
+    @classmethod
+    def suits(cls, layer: Any) -> bool:
+        """Whether the unit runs on a CPU, and has a shape that the compiled code supports."""
+        conv, pointwise = layer.conv1.conv, layer.conv2.conv
+        shape = conv.kernel_size, conv.stride, conv.groups, pointwise.kernel_size
+        return (
+            cpu_units.can_compute(conv.weight)
+            and shape == ((cpu_units.TAPS,), (1,), 1, (1,))
+            and conv.in_channels % 4 == 0
+            and conv.in_channels <= cpu_units.MOST_CHANNELS
+        )
+
+    def __call__(self, x: Tensor, streams: Streams) -> Tensor:
+        histories = [self._kept[slot] for slot in streams.slots]
+        if streams.fresh:
+            for history in histories:
+                history.zero_()
+        return cpu_units.residual_unit(x.contiguous(), self._first, self._dilation, histories, self._second)
+
+
 class Block:
     """A sequence of layers."""
 
@@ -174,7 +229,7 @@ class Block:
 
 
 def _streaming(layer: Any, slots: int) -> Any:
-    """The streaming form of one of the reference's layers."""
+    """A layer that computes the same as one of the reference's layers, but chunk by chunk."""
     match layer:
         case Qwen3OmniMoeCausalConvNet():
             return Convolution(layer, slots)
@@ -185,7 +240,9 @@ def _streaming(layer: Any, slots: int) -> Any:
         case Qwen3OmniMoeSnakeBeta():
             return Snake(layer)
         case Qwen3OmniMoeCode2WavDecoderResidualUnit():
-            return ResidualUnit(layer, slots)
+            return (
+                CompiledResidualUnit(layer, slots) if CompiledResidualUnit.suits(layer) else ResidualUnit(layer, slots)
+            )
         case Qwen3OmniMoeCode2WavDecoderBlock():
             return Block(layer.block, slots)
         case _:

@@ -1,11 +1,10 @@
-"""Draws ids from logits with the reference's filters. Equal seeds give equal draws, whatever other requests are in the
-batch.
-"""
+"""Filters logits as the reference does, before an id is drawn from them. Also generates random numbers from a seed."""
 
 from __future__ import annotations
 
 import math
 import os
+import struct
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -14,11 +13,11 @@ from msgspec import Struct
 
 from stages.messages import Sampling
 
-# A temperature below this number counts as greedy. With a lower temperature, the probabilities of all tokens except the
-# likeliest are too small for float32, and the logits divided by the temperature are too large for float32.
+# A temperature below this number counts as greedy. At such a temperature, all probabilities except the largest are too
+# small for float32, and the logits divided by the temperature are too large for float32.
 LEAST_TEMPERATURE = 1e-6
 
-# A nucleus mass (top-p) that keeps all tokens, because the sum of all probabilities never reaches this mass.
+# A nucleus mass (top-p) with which all tokens are kept: the sum of all probabilities never reaches 2.
 ALL = 2.0
 
 
@@ -28,17 +27,22 @@ def is_greedy(params: Sampling) -> bool:
 
 
 def seed_key(seed: int | None) -> bytes:
-    """The key of one request's draws: its seed (any 128-bit signed integer), or a random key."""
+    """The key for one request's random draws: its seed (any 128-bit signed integer) or, without a seed, a random
+    key.
+    """
     chosen = seed if seed is not None else int.from_bytes(os.urandom(8), "little")
     return chosen.to_bytes(16, "little", signed=True)
 
 
-def uniform(key: bytes, *place: int) -> float:
-    """The draw, a number in [0, 1), for one place such as (token,) or (frame, codebook): a hash of the key and the
-    place.
+def random_numbers(key: bytes, *place: int, count: int) -> list[float]:
+    """Random numbers in [0, 1) for one place, such as (token,) or (frame, codebook). `count` is their number, which is
+    at most eight.
+
+    The numbers are parts of a hash of the key and the place.
     """
-    digest = blake2b(b"".join(index.to_bytes(8, "little") for index in place), key=key, digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
+    packed = struct.pack(f"<{len(place)}Q", *place)
+    parts = struct.unpack(f"<{count}Q", blake2b(packed, key=key, digest_size=8 * count).digest())
+    return [(part >> 11) / (1 << 53) for part in parts]
 
 
 class Filters(Struct, frozen=True):
@@ -46,13 +50,13 @@ class Filters(Struct, frozen=True):
 
     Attributes:
         temperature: float32, positive.
-        top_k: int64, number of candidates that are kept, at least 1 (candidates that tie with the last are kept too);
-            None if no row limits the number.
+        top_k: int64, number of candidates that are kept, at least 1. Further candidates are kept if their logit equals
+            the logit of the last kept candidate. None if no row limits the number.
         widest: The largest `top_k`.
-        top_p: float64, nucleus mass; above 1 for a row that keeps all candidates, None if every row keeps all
+        top_p: float64, nucleus mass; above 1 for a row that keeps all candidates. None if every row keeps all
             candidates.
-        min_p: float32, natural logarithm of the least probability relative to the best candidate; None if no row sets a
-            least probability.
+        min_p: float32, natural logarithm of the minimum probability relative to the best candidate. None if no row sets
+            such a minimum.
     """
 
     temperature: torch.Tensor
@@ -82,10 +86,10 @@ class Filters(Struct, frozen=True):
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Probabilities from float32 logits [rows, vocab] after temperature, top-k, top-p and min-p, in this order.
 
-        The result is float64 [rows, vocab], with zero for each token that a filter removes. The filters do the same as
-        the reference's logits warpers. Each filter is turned into a threshold: the smallest logit that passes the
-        filter. To find the threshold, only the `widest` largest logits are sorted, because sorting a whole vocabulary
-        takes longer than all other steps. The host never waits for the device.
+        The result is float64 [rows, vocab], with zero for each token that a filter removes. The filters keep the same
+        tokens as the reference's logits warpers, but compute them in another way. Each filter becomes a threshold: the
+        smallest logit that passes the filter. To find this threshold, only the `widest` largest logits are sorted,
+        because sorting a whole vocabulary takes longer than all other steps. The host never waits for the device.
         """
         logits = logits / self.temperature
         if self.top_k is not None or self.top_p is not None or self.min_p is not None:
@@ -93,7 +97,7 @@ class Filters(Struct, frozen=True):
         return torch.softmax(logits, dim=-1, dtype=torch.float64)
 
     def _least(self, logits: torch.Tensor) -> torch.Tensor:
-        """For each row, the least logit that passes all filters: [rows, 1]."""
+        """For each row, the smallest logit that passes all filters: [rows, 1]."""
         largest = torch.topk(logits, self.widest, dim=-1).values
         least = largest[:, -1:] if self.top_k is None else largest.gather(1, self.top_k - 1)
         if self.top_p is not None:
@@ -104,15 +108,3 @@ class Filters(Struct, frozen=True):
         if self.min_p is not None:
             least = torch.maximum(least, largest[:, :1] + self.min_p)
         return least
-
-
-def pick(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Pick one id for each row, int64 [rows], from float64 probabilities [rows, vocab] and uniform draws [rows, 1].
-
-    The function inverts the CDF over the vocabulary, in id order and in float64. A batch of another shape has other
-    rounding errors. In this function, errors of size ε change a pick only with a probability of about ε.
-    """
-    cumulative = probabilities.cumsum(dim=-1)
-    # Pick the first id whose cumulative probability exceeds the target, so the id's own probability is never zero.
-    picks = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
-    return picks.clamp_(max=probabilities.shape[-1] - 1)[:, 0]

@@ -1,0 +1,56 @@
+"""Chooses how each stage computes on a CPU: the number of threads, and bfloat16 or float32."""
+
+from __future__ import annotations
+
+from omni_pipeline.contract.cpu_fit import CpuChoice, OnCpu
+from stages.checkpoint.model_config import ModelConfig, read
+
+# A stage gets more than one thread, or bfloat16, only if its states have at least this width. Stages with narrower
+# states use the compiled layers, which need one thread and float32. These stages would not be faster with more threads
+# or bfloat16.
+WIDE = 1024
+
+# The cores are divided among these stages in proportion to these numbers. These stages compute at the same time.
+SHARES = {"thinker": 2, "code_predictor": 2, "talker_ar": 1, "code2wav": 1}
+
+# The stages that are faster in bfloat16. The vocoder is not one of them, because its residual units are compiled in
+# float32. The encoders are left out too, because their towers compute only once for each request.
+BFLOAT16 = frozenset({"thinker", "talker_ar", "code_predictor"})
+
+
+def choose(situation: OnCpu) -> CpuChoice:
+    """The threads and the data type of a stage with weights.
+
+    One core is left to the gateway, to preprocessing and to the system. The other cores are divided by `SHARES` among
+    the stages that are served. Each replica of a stage counts. An encoder is not in `SHARES`, because it has finished
+    before the other stages begin with its request. An encoder gets as many threads as a stage with a share of 1. The
+    type is bfloat16 if three conditions are true: the stage is in `BFLOAT16`, the checkpoint has unquantised bfloat16
+    weights, and the CPU multiplies bfloat16 in hardware. Otherwise, the type is float32.
+    """
+    model = read(situation.config)
+    if _width(model, situation.stage) < WIDE:
+        return CpuChoice()
+    shares = sum(SHARES.get(stage, 0) for stage in situation.stages)
+    threads = (situation.cpu.cores - 1) * SHARES.get(situation.stage, 1) // shares
+    stored = model.stored_dtype == "bfloat16" and not model.quantization_config
+    faster = situation.cpu.bfloat16 and stored and situation.stage in BFLOAT16
+    return CpuChoice(threads=max(1, threads), dtype="bfloat16" if faster else None)
+
+
+def _width(model: ModelConfig, stage: str) -> int:
+    """The width of a stage's states; 0 if the model has no such stage."""
+    thinker, talker, vocoder = model.thinker_config, model.talker_config, model.code2wav_config
+    match stage:
+        case "image_encoder":
+            return thinker.vision_config.hidden_size
+        case "audio_encoder":
+            return thinker.audio_config.d_model
+        case "thinker":
+            return thinker.text_config.hidden_size
+        case "talker_ar" if talker is not None:
+            return talker.text_config.hidden_size
+        case "code_predictor" if talker is not None:
+            return talker.code_predictor_config.hidden_size
+        case "code2wav" if vocoder is not None:
+            return vocoder.hidden_size
+    return 0
