@@ -1,16 +1,18 @@
-"""Grants claims for memory as long as all granted claims together stay within a limit. Clients take turns."""
+"""Grants claims for memory. A *claim* is a stage's request for memory for the decoded media of one request. All granted
+claims together stay within a limit, and clients take turns.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 from msgspec import Struct
 
+from gateway.fair_limit import FairLimit
 from omni_pipeline.deployment.host_memory import total_bytes
 
-# If the claim whose turn it is does not fit, this many claims that fit may overtake it. After that, no claim is granted
-# until the overtaken claim fits.
+# If the claim that has its turn does not fit, up to this number of other claims may overtake that claim. After that, no
+# claim is granted until the overtaken claim fits. Little claims do not count.
 OVERTAKERS = 8
 
 # If the configuration sets no limit, the limit is the memory of the machine divided by `_DIVISOR`, or `_UNKNOWN_LIMIT`
@@ -28,7 +30,7 @@ class HeldClaim(Struct, eq=False):
         grant: Called when the claim is granted.
         client: Client that sent the request.
         granted: Whether the claim has been granted.
-        overtaken: Number of other claims that were granted while it was the turn of this claim.
+        overtaken: Number of other claims that have been granted although it was the turn of this claim.
     """
 
     passing: int
@@ -47,25 +49,36 @@ class Grants:
     """The memory that stages may use for the decoded media of all requests.
 
     The next turn belongs to the client that holds the fewest bytes. Among clients that hold equally many bytes, the
-    turn belongs to the client whose latest grant is longest ago. The client's oldest claim is granted first. If that
-    claim does not fit, a few other claims may overtake it.
+    turn belongs to the client whose latest grant is the oldest. When a client has its turn, the oldest claim of this
+    client is granted. If that claim does not fit, a few other claims may overtake it.
+
+    The last eighth of the limit is kept for clients with little memory, see `FairLimit`. A claim of such a client is
+    granted as soon as it fits, even if larger claims wait. So a client with large claims cannot make a client wait that
+    needs little memory.
 
     Args:
-        limit: Maximum number of granted bytes. A claim above the limit is granted only when no bytes are granted and no
-            other claim waits, so such a claim never delays another claim.
+        limit: Maximum number of granted bytes. A claim for more than seven eighths of the limit has to wait until no
+            other claim holds bytes, and until no claim below this size waits. So a claim above this size delays
+            only claims that arrive after its grant.
 
-    Attributes:
-        held: Number of granted bytes.
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.held = 0
+        self._limit = FairLimit(limit, halved=False)
         self._waiting: list[HeldClaim] = []
-        self._held_by: Counter[str] = Counter()
-        # for each client that waits or holds bytes: the running number of its latest grant
+        # the number of the latest grant to each client that waits or holds bytes; grants are numbered in order
         self._granted_at: dict[str, int] = {}
         self._count = 0
+
+    @property
+    def limit(self) -> int:
+        """Maximum number of granted bytes."""
+        return self._limit.most
+
+    @property
+    def held(self) -> int:
+        """Number of granted bytes."""
+        return self._limit.held
 
     @property
     def waiting(self) -> int:
@@ -93,20 +106,16 @@ class Grants:
             self._serve()
 
     def _release(self, client: str, count: int) -> None:
-        self.held -= count
-        self._held_by[client] -= count
-        if not self._held_by[client]:
-            del self._held_by[client]
+        self._limit.give(client, count)
         self._serve()
-        if client not in self._held_by and all(claim.client != client for claim in self._waiting):
+        if not self._limit.held_by(client) and all(claim.client != client for claim in self._waiting):
             self._granted_at.pop(client, None)
 
     def _serve(self) -> None:
         while (claim := self._next()) is not None:
             self._waiting.remove(claim)
             claim.granted = True
-            self.held += claim.size
-            self._held_by[claim.client] += claim.size
+            self._limit.take(claim.client, claim.size)
             self._count += 1
             self._granted_at[claim.client] = self._count
             claim.grant()
@@ -115,12 +124,15 @@ class Grants:
         """The next claim to grant; None if nothing can be granted now."""
         # The order is stable, so a client's claims keep their order of arrival.
         in_turn = sorted(self._waiting, key=self._turn)
-        small = [claim for claim in in_turn if claim.size <= self.limit]
+        for claim in in_turn:
+            if self._limit.is_little(claim.client, claim.size) and claim.size <= self._limit.free:
+                return claim
+        small = [claim for claim in in_turn if claim.size <= self._limit.most_of_one]
         if not small:
             return in_turn[0] if in_turn and not self.held else None
         first = small[0]
         for claim in small:
-            if self.held + claim.size <= self.limit:
+            if self._limit.fits(claim.client, claim.size):
                 if claim is not first:
                     first.overtaken += 1
                 return claim
@@ -129,12 +141,10 @@ class Grants:
         return None
 
     def _turn(self, claim: HeldClaim) -> tuple[int, int]:
-        return self._held_by[claim.client], self._granted_at.get(claim.client, 0)
+        return self._limit.held_by(claim.client), self._granted_at.get(claim.client, 0)
 
 
 def default_limit() -> int:
-    """The limit on granted bytes if the configuration sets no limit: a quarter of the memory that the server may
-    use.
-    """
+    """The default limit on granted bytes: a quarter of the memory that the server may use."""
     total = total_bytes()
     return _UNKNOWN_LIMIT if total is None else max(1, total // _DIVISOR)

@@ -1,17 +1,20 @@
-"""Simulates a player, to find the silences that a listener would have heard in the speech.
+"""Simulates a player of streamed speech, to find the silences that a listener would hear.
 
-The player starts with the first piece of sound. The server gives the player each piece that the pipeline generates.
-`sgl-omni bench` gives the player each piece that arrives.
+The player starts with the first piece of sound. In the server, a piece arrives at the player when the pipeline has
+generated it. In `sgl-omni bench`, a piece arrives when the client receives it.
 """
 
 from __future__ import annotations
 
 AUDIBLE_SECONDS = 0.1
-"""A shorter silence sounds like a pause of the speaker; a longer silence is an underrun."""
+"""A silence of more than this number of seconds counts as an underrun. A shorter silence sounds like a pause of the
+speaker.
+"""
 
 
 class Player:
-    """A player that plays each piece of sound on arrival or after the end of the previous piece, whichever is later.
+    """A player that plays each piece of sound when it arrives. If the previous piece is still playing, the player plays
+    the new piece directly after the previous piece.
 
     Attributes:
         seconds: Length of all sound so far.
@@ -24,7 +27,9 @@ class Player:
         self._lasts_until: float | None = None
 
     def feed(self, now: float, seconds: float) -> float:
-        """Add a piece of `seconds` that arrived at time `now`. Returns the seconds of silence before it."""
+        """Add a piece of sound that arrived at the time `now`. `seconds` is the length of the piece. Returns the length
+        of the silence before this piece, in seconds.
+        """
         self.seconds += seconds
         until = now if self._lasts_until is None else self._lasts_until
         silence = max(now - until, 0.0)

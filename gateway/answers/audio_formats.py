@@ -1,7 +1,8 @@
-"""Encodes speech in the format that a client asked for: piece by piece while the speech is generated, or as one file.
+"""Encodes speech in the format that the client has asked for, either piece by piece while the speech is generated, or
+as one file.
 
-Samples are rounded to 16 bits once, in `to_pcm16`, for every format. numpy and PyAV are imported on first use: a
-server without speech does not need them in its main process. Encoding takes time, so it runs in threads.
+Samples are rounded to 16 bits once, in `to_pcm16`, for every format. numpy and PyAV are imported on first use, because
+a server without speech needs neither numpy nor PyAV in its main process. Encoding takes time, so it runs in threads.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class SpeechEncoder(Protocol):
 
     @property
     def held(self) -> int:
-        """Number of samples, given to `feed` so far, that an encoder without compression holds back; 0 for others."""
+        """Number of samples that `feed` has received, but whose bytes have not been returned yet. Always 0 for an
+        encoder with compression.
+        """
 
     def feed(self, samples: numpy.ndarray) -> bytes:
         """Encode more `samples` (float32 [n], in [-1, 1]). Returns the bytes that can be sent now, if any."""
@@ -48,7 +51,8 @@ def stream_encoder(audio_format: AudioFormat, *, one_file: bool = False) -> Spee
 
     For ``wav``, every piece is a whole file, unless `one_file` is set. For ``pcm16``, the pieces are samples without a
     header. In all other cases, all pieces together are one file. The header is sent first, so it does not contain the
-    length. The base64 of pieces that belong together can be joined too.
+    length. In all formats in which all pieces together are one file, and for ``pcm16``, the base64 texts of the pieces
+    can also be joined and then decoded.
     """
     if audio_format in _CODINGS:
         return _Joinable(_Compressed(_CODINGS[audio_format], Pipe()))
@@ -82,16 +86,16 @@ class ThreadedEncoder:
         self._encoder: SpeechEncoder | None = None
 
     async def feed(self, samples: numpy.ndarray) -> bytes:
-        """As `SpeechEncoder.feed`. Await each call before making the next one."""
+        """Does the same as `SpeechEncoder.feed`. Await each call before you make the next call."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._made().feed(samples))
 
     @property
     def held(self) -> int:
-        """As `SpeechEncoder.held`."""
+        """The same as `SpeechEncoder.held`."""
         return self._encoder.held if self._encoder is not None else 0
 
     async def finish(self) -> bytes:
-        """As `SpeechEncoder.finish`."""
+        """Does the same as `SpeechEncoder.finish`."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._made().finish())
 
     def _made(self) -> SpeechEncoder:
@@ -107,11 +111,11 @@ def prepare() -> None:
 
 
 def to_pcm16(samples: numpy.ndarray) -> numpy.ndarray:
-    """Converts `samples` (float32 [n], full scale ±1) to int16 [n]: multiplies them by 32768, rounds to the nearest
-    even number, and clips.
+    """Converts `samples` (float32 [n], full scale ±1) to int16 [n]: multiplies them by 32768, rounds them to the
+    nearest integer (of two integers that are equally near, to the even integer), and clips them.
 
-    Players do the inverse: they divide 16-bit samples by 32768. So a sample is off by at most half a step. Only +1 is
-    off by a whole step, because 16 bits cannot represent it.
+    Players do the inverse: they divide 16-bit samples by 32768. So the error of a sample is at most half a step. The
+    only exception is +1: its error is a whole step, because 16 bits cannot represent +1.
     """
     import numpy
 
@@ -119,31 +123,33 @@ def to_pcm16(samples: numpy.ndarray) -> numpy.ndarray:
     return numpy.clip(scaled, -_FULL_SCALE, _FULL_SCALE - 1).astype("<i2")
 
 
-def wav(pcm: bytes) -> bytes:
-    """A WAV file of `pcm`, 16-bit little-endian samples."""
-    return _wav_header(len(pcm)) + pcm
+def wav(pcm: bytes, rate: int = SAMPLE_RATE) -> bytes:
+    """A WAV file with the samples `pcm` (16 bits, little-endian). `rate` is the number of samples per second."""
+    return _wav_header(len(pcm), rate) + pcm
 
 
-def _wav_header(size: int | None) -> bytes:
-    """The header before `size` bytes of samples; None if the size is not known yet.
+def _wav_header(size: int | None, rate: int = SAMPLE_RATE) -> bytes:
+    """The header of a WAV file. `size` is the number of bytes of the samples; None if it is not known yet.
 
-    The header then has the sizes that FFmpeg writes to a pipe. Readers know them and read to the end.
+    If the size is not known, the header contains the same sizes that FFmpeg writes when its output is a pipe. Programs
+    that read WAV files recognize these values and read to the end of the data.
     """
     unknown = 2**32 - 1
     width = _SAMPLE_BYTES * CHANNELS
     return struct.pack(
         "<4sI4s4sIHHIIHH4sI",
         b"RIFF", unknown if size is None else 36 + size, b"WAVE",
-        b"fmt ", 16, 1, CHANNELS, SAMPLE_RATE, SAMPLE_RATE * width, width, 8 * _SAMPLE_BYTES,
+        b"fmt ", 16, 1, CHANNELS, rate, rate * width, width, 8 * _SAMPLE_BYTES,
         b"data", unknown if size is None else size,
     )  # fmt: skip
 
 
 class _Joinable:
-    """Makes the pieces of another encoder such that their base64 can be joined before it is decoded.
+    """Regroups the bytes of another encoder, so that the base64 of all pieces can be joined and then decoded.
 
-    The base64 of a piece ends without padding if the piece has a multiple of three bytes. So up to two bytes are held
-    back for the next piece, or more if a sample of `sample_bytes` must not be divided.
+    The base64 of a piece has no padding if the number of bytes is a multiple of three. So up to two bytes are held back
+    for the next piece. If `sample_bytes`, the size of a sample, is given, more bytes are held back where a sample would
+    otherwise be divided.
     """
 
     def __init__(self, encoder: SpeechEncoder, *, sample_bytes: int | None = None) -> None:
@@ -172,7 +178,9 @@ class _Joinable:
 
 
 class _RawPieces:
-    """Samples after a `header`, which is sent with the first samples or, without any samples, at the end."""
+    """Encodes each sample as a number of 16 bits, without compression. The output begins with `header`, which is sent
+    with the first samples. If there are no samples, the header is sent at the end.
+    """
 
     held = 0
 
@@ -191,7 +199,9 @@ class _RawPieces:
 
 
 class _WavPieces:
-    """Encodes each piece as a WAV file; the last file is empty, because clients read every piece as a file."""
+    """Encodes each piece as a WAV file. The result of `finish` is a WAV file without samples, because clients read this
+    last piece as a file too.
+    """
 
     held = 0
 
@@ -222,7 +232,7 @@ class _Coding(Struct, frozen=True):
     Attributes:
         container, codec: FFmpeg's names for the muxer and the encoder.
         bit_rate: Bits per second; None for a lossless codec.
-        muxing: Options of the muxer, which make it write each packet at once.
+        muxing: Options that make the muxer write each packet at once.
         coding: Options of the encoder.
     """
 
@@ -237,8 +247,8 @@ _CODINGS: dict[str, _Coding] = {
     # Frames of 48 ms, so that the first piece of speech can be played soon. The header has no space for tags.
     "flac": _Coding("flac", "flac", muxing={"metadata_header_padding": "0"}, coding={"frame_size": "1152"}),
     "mp3": _Coding("mp3", "libmp3lame", 64_000, muxing={"id3v2_version": "0"}),
-    # Opus encodes 24 kHz without resampling; players decode every Opus file to 48 kHz. Each packet of 20 ms gets a page
-    # of its own.
+    # Opus encodes 24 kHz without resampling; players decode every Opus file to 48 kHz. Each packet of 20 ms is a
+    # separate page of the Ogg file.
     "opus": _Coding("ogg", "libopus", 48_000, muxing={"page_duration": "20000"}),
     "aac": _Coding("adts", "aac", 64_000),
 }
@@ -263,7 +273,7 @@ class Pipe:
 
 
 class _WaveFile(io.BytesIO):
-    """The output file of a muxer that may seek back to complete the header. So no bytes can be taken before the end."""
+    """The output file of a muxer that may seek back to complete the header. So all bytes are returned at the end."""
 
     def take(self) -> bytes:
         return b""

@@ -1,4 +1,4 @@
-"""Records times and counts of one chat request, for the metrics and the log."""
+"""Records times and counts of one request, for the metrics and the log."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from gateway.answers.collector import Body
 from gateway.api.speech_format import SAMPLE_RATE
 from gateway.metrics import Metrics
 from gateway.playback import Player
-from gateway.traces.timeline import Timeline
+from gateway.traces.request_timeline import Timeline
 from omni_pipeline.errors import ErrorInfo
-from stages.messages import AudioDelta, AudioDone, TextDelta, TextDone
+from stages.messages import AudioDelta, AudioDone, RecordingCut, TextDelta, TextDone, TokenUsage
 
 
 class RequestProgress:
@@ -23,7 +23,7 @@ class RequestProgress:
         outcome: Outcome of the request; ``cancelled`` until another outcome is known.
         streamed: Whether the client gets pieces as they are generated. If False, the time between texts is not
             measured.
-        figures: Values for the log line and the trace, by name. Values in seconds have six decimals.
+        figures: Values for the log line and the trace. The keys are their names. Values in seconds have six decimals.
     """
 
     def __init__(self, metrics: Metrics, timeline: Timeline) -> None:
@@ -33,7 +33,10 @@ class RequestProgress:
         self.timeline = timeline
         self.figures: dict[str, object] = {}
         self._metrics = metrics
-        self._last_text: float | None = None
+        self._in_pieces = False
+        self._prompt_tokens = self._cached_tokens = 0
+        self._completion_tokens = 0
+        self._last_texts: dict[int, float] = {}  # for each choice, the time at which its latest text arrived
         self._last_audio: float | None = None
         self._player = Player()
 
@@ -47,16 +50,21 @@ class RequestProgress:
         """Record the arrival of a part of the answer."""
         self.timeline.read()
         now = time.monotonic()
-        if any(isinstance(body, TextDelta) and body.text for body in bodies):
-            self._saw_text(now)
+        deltas = [body for body in bodies if isinstance(body, TextDelta)]
+        new = [delta for delta in deltas if delta.text or delta.reasoning or delta.calls]
+        for choice in {body.choice for body in new}:
+            self._saw_text(now, choice)
         for body in bodies:
-            if isinstance(body, TextDone):
-                self._metrics.count_tokens(body.usage)
-                self.figures |= {"prompt_tokens": body.usage.prompt_tokens, "cached_tokens": body.usage.cached_tokens}
-                self.figures |= {"completion_tokens": body.usage.completion_tokens}
+            if isinstance(body, RecordingCut):
+                self._saw_cut(body)
+            elif isinstance(body, TextDone):
+                self._saw_end(body.usage)
             elif isinstance(body, AudioDone):
                 self._metrics.codec_frames.inc(body.frames)
                 self.figures["codec_frames"] = body.frames
+                if body.text_tokens:
+                    self._metrics.count_prompt(TokenUsage(body.text_tokens, 0, 0, {}))
+                    self.figures["prompt_tokens"] = body.text_tokens
             elif isinstance(body, AudioDelta):
                 self._saw_audio(now, body.samples.shape[0] / SAMPLE_RATE)
 
@@ -73,13 +81,34 @@ class RequestProgress:
             self._metrics.playback_underruns.inc(len(self._player.underruns))
             self._metrics.playback_silence_seconds.inc(sum(self._player.underruns))
 
-    def _saw_text(self, now: float) -> None:
-        if self._last_text is None:
+    def _saw_cut(self, cut: RecordingCut) -> None:
+        self._in_pieces = True
+        self._metrics.recording_seconds.inc(cut.ends[-1])
+        self._metrics.recording_pieces.inc(len(cut.ends))
+        self.figures |= {"recording_seconds": round(cut.ends[-1], 6), "pieces": len(cut.ends)}
+
+    def _saw_end(self, usage: TokenUsage) -> None:
+        """Count the tokens of one choice, or of one piece of a recording. All choices of a request have one prompt,
+        which is counted with the first choice that ends. Each piece of a recording has its own prompt, so each of these
+        prompts is counted.
+        """
+        if self._in_pieces or not self._prompt_tokens:
+            self._metrics.count_prompt(usage)
+            self._prompt_tokens += usage.prompt_tokens
+            self._cached_tokens += usage.cached_tokens
+            self.figures |= {"prompt_tokens": self._prompt_tokens, "cached_tokens": self._cached_tokens}
+        self._metrics.count_completion(usage)
+        self._completion_tokens += usage.completion_tokens
+        self.figures["completion_tokens"] = self._completion_tokens
+
+    def _saw_text(self, now: float, choice: int) -> None:
+        last = self._last_texts.get(choice)
+        if not self._last_texts:
             self._metrics.first_text_seconds.observe(now - self.began)
             self.figures["first_text_seconds"] = round(now - self.began, 6)
-        elif self.streamed:
-            self._metrics.inter_text_seconds.observe(now - self._last_text)
-        self._last_text = now
+        elif self.streamed and last is not None:
+            self._metrics.inter_text_seconds.observe(now - last)
+        self._last_texts[choice] = now
 
     def _saw_audio(self, now: float, seconds: float) -> None:
         if not seconds:

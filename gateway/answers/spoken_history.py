@@ -1,15 +1,17 @@
-"""Keeps the transcripts of spoken answers for a while, so that a later request can name an answer by its id."""
+"""Keeps the transcripts of spoken answers for a limited time, so that a later request can refer to an answer by its
+id.
+"""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 
 from msgspec import Struct
 
 from gateway.api.schema import AssistantMessage, ChatCompletionRequest
 from gateway.bodies.reader import text_too_large
+from gateway.fair_limit import FairLimit
 from omni_pipeline.config.schema import Limits
 from omni_pipeline.errors import OmniError, bad_request
 
@@ -19,7 +21,7 @@ _LONGEST_QUOTED_ID = 64
 
 
 class _Kept(Struct, frozen=True):
-    """A transcript in UTF-8, the client whose answer it is, and the time until which it is kept."""
+    """A transcript in UTF-8, the client that got the answer, and the time until which the transcript is kept."""
 
     client: str
     text: bytes
@@ -31,16 +33,17 @@ class _Kept(Struct, frozen=True):
 
 
 class SpokenHistory:
-    """The transcripts of spoken answers, by the id of the speech.
+    """The transcripts of spoken answers. Each transcript is found by the id of its speech.
 
-    An answer states until when its id can be used, so no transcript is forgotten before that time. When there is no
-    room for one more, it is not kept, and its answer says that the id has expired already. A client may add a
-    transcript only while it has fewer (and fewer bytes) of them than are free, so no client can take all the room.
+    An answer states until when its id can be used, and no transcript is dropped before that time. If there is no room
+    for a new transcript, the transcript is not kept, and its answer states that the id has already expired. Clients
+    share the number and the bytes of transcripts according to the rules of `FairLimit`.
 
     Args:
-        limits: Number, total size and lifetime of transcripts.
-        private: Whether only the client that got an answer may use its id. Without API keys, a client is not known for
-            sure, so the id itself, which cannot be guessed, is enough.
+        limits: Limits on the number, the total size and the lifetime of transcripts.
+        private: Whether only the client that got an answer may use its id. False if the server has no API keys, because
+            the server then cannot identify clients reliably. In this case, any client that knows the id may use it.
+            This is safe, because ids cannot be guessed.
         now: The clock, in seconds since 1970.
     """
 
@@ -49,20 +52,19 @@ class SpokenHistory:
         self._private = private
         self._now = now
         self._kept: dict[str, _Kept] = {}  # the oldest first
-        self._counts: Counter[str] = Counter()
-        self._bytes: Counter[str] = Counter()
-        self._free_bytes = limits.transcript_bytes
+        self._counts = FairLimit(limits.transcripts)
+        self._bytes = FairLimit(limits.transcript_bytes)
 
     def keep(self, client: str, audio_id: str, transcript: str) -> int:
         """Keep the transcript of a complete answer to `client`, if there is room for it.
 
-        Returns the time (in seconds since 1970) until which it is kept: the present if it is not kept.
+        Returns the time (in seconds since 1970) until which the transcript is kept; the current time if the transcript
+        is not kept.
         """
         now = self._now()
         self._forget_expired(now)
         new = _Kept(client, transcript.encode(), int(now + self._limits.transcript_seconds))
-        free = self._limits.transcripts - len(self._kept)
-        if self._counts[client] >= free or self._bytes[client] + new.size > self._free_bytes:
+        if not self._counts.fits(client) or not self._bytes.fits(client, new.size):
             return int(now)
         self._kept[audio_id] = new
         self._count(new, 1)
@@ -84,27 +86,25 @@ class SpokenHistory:
             self._count(oldest, -1)
 
     def _count(self, kept: _Kept, change: int) -> None:
-        self._free_bytes -= change * kept.size
-        self._bytes[kept.client] += change * kept.size
-        self._counts[kept.client] += change
-        if not self._counts[kept.client]:
-            del self._counts[kept.client], self._bytes[kept.client]
+        self._bytes.take(kept.client, change * kept.size)
+        self._counts.take(kept.client, change)
 
 
 def restore_transcripts(
     request: ChatCompletionRequest, recall: Callable[[str], str | None], *, room: int, most: int
 ) -> int:
-    """Give each earlier answer in `request` that has no text but an id of its speech the transcript of that speech.
+    """Insert the missing transcripts into `request`. An earlier answer in `request` may have the id of its speech, but
+    no text. Each of these answers gets its transcript.
 
     Returns the number of bytes of all these transcripts.
 
     Args:
         recall: Returns the transcript for an id, or None.
-        room: Number of bytes that the transcripts may have together.
-        most: The limit on text that `room` was computed from, for the error.
+        room: Maximum number of bytes of all these transcripts.
+        most: The limit on text, for the error message. `room` was computed from this limit.
 
     Raises:
-        OmniError: 404 ``audio_not_found`` for an id that is not known, 413 ``text_too_large``.
+        OmniError: 404 ``audio_not_found`` for an unknown id, 413 ``text_too_large``.
     """
     size = 0
     for index, message in enumerate(request.messages):
@@ -130,7 +130,7 @@ def _has_text(message: AssistantMessage) -> bool:
 def _not_found(audio_id: str, param: str) -> OmniError:
     quoted = audio_id if len(audio_id) <= _LONGEST_QUOTED_ID else audio_id[:_LONGEST_QUOTED_ID] + "…"
     return bad_request(
-        f"There is no spoken answer '{quoted}', or it has expired (see 'expires_at' in the answer); "
+        f"The spoken answer '{quoted}' does not exist or has expired (see 'expires_at' in the answer); "
         "send its text as 'content' instead.",
         param=param,
         code="audio_not_found",

@@ -1,4 +1,4 @@
-"""Finds the media item in a content part, whichever way the client wrote the part."""
+"""Finds the media item in a content part. Supports all forms of parts that clients use."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class PartMedium(Struct, frozen=True):
     """The media item of a part.
 
     Attributes:
-        kind: Modality that the part names; None if the file itself decides.
+        kind: Modality that the part names; None if the modality is detected from the file itself.
         value: Address of the item, or base64 of its file.
         field: Path of the value within the part.
-        may_be_base64: Whether the value is base64 unless it begins like an address.
+        may_be_base64: Whether the value may be base64. If True, the value is base64, unless it begins like an address.
         frames: Addresses of the pictures of a clip that is sent as a list of pictures; the value is then empty.
     """
 
@@ -63,10 +63,10 @@ def _at(kind: Modality, address: schema.Address | str, field: str) -> PartMedium
 
 
 def has_scheme(value: str | LongString) -> bool:
-    """Whether a value begins like a URL. Base64 never does, because it has no colon."""
+    """Whether a value begins like a URL. A base64 text never begins like a URL, because it contains no colon."""
     return _SCHEME.match(start_of(value, _LONGEST_SCHEME)) is not None
 
 
 def start_of(value: str | LongString, length: int) -> str:
-    """The first characters of a value, as they were sent."""
+    """The first characters of a value, as the client sent them."""
     return value[:length] if isinstance(value, str) else value.content[:length].decode("latin-1")

@@ -1,4 +1,4 @@
-"""Turns a validated request into the pipeline's `ChatRequest`, with its media still to be loaded."""
+"""Turns a validated request into the pipeline's `ChatRequest`. The media are loaded later."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gateway.api.file_kinds import kind_of_file
 from gateway.api.media_options import clip_options, options_of_clip, size_of_picture
 from gateway.api.sampling import predictor_sampling, talker_sampling, thinker_sampling
 from gateway.api.schema import ChatCompletionRequest
+from gateway.api.tools import earlier_calls, tool_use
 from gateway.api.voices import Voices
 from gateway.bodies.json_body import LongString
 from omni_pipeline.config.schema import Limits
@@ -40,9 +41,10 @@ class MediaSource(Struct, frozen=True):
             base64 or a data URL.
         param: Request field that contained the item.
         form: Whether `value` is an address or an encoded file.
-        frames: The pictures of a clip that is sent as a list of pictures; `value` is then empty. Else there are none.
-        size: Bounds on a picture; None leaves the processor's own.
-        video: Options for a clip; None leaves those of the request.
+        frames: The pictures of a clip that is sent as a list of pictures. In this case, `value` is empty. In all other
+            cases, `frames` is empty.
+        size: Limits on the size of a picture; None keeps the limits of the checkpoint's processor.
+        video: Options for a clip; with None, the options of the request apply.
     """
 
     kind: Modality
@@ -60,20 +62,21 @@ def convert(
     limits: Limits,
     long_strings: Mapping[str, LongString] = MappingProxyType({}),
 ) -> tuple[ChatRequest, list[MediaSource]]:
-    """Returns the request for the entry stage, with `media` still empty, and the sources of its media, in order.
+    """Returns two values: the request for the entry stage, and the sources of its media, in order. The `media` of the
+    request are still empty.
 
-    Media in content parts keep their place in the message. Media in the top-level lists come at the beginning of the
+    Media in content parts keep their position in the message. Media in the top-level lists come at the beginning of the
     last user message: images, then videos, then audios.
 
     Args:
-        voices: Voices that the server can speak with; None if it does not speak.
+        voices: Voices that the server can speak with; None if the server does not speak.
         limits: Bounds on the length of answers.
         long_strings: The strings that a marker replaces in `request`, keyed by the marker.
 
     Raises:
-        OmniError: 400 if there is a top-level list but no user message, if a file is not a medium, if options
-            contradict each other, if the request asks for speech or a voice that the server does not have, or if it
-            asks for more than the limits allow.
+        OmniError: 400 in these cases: there is a top-level list but no user message; a file is not a picture, a sound
+            or a clip; options contradict each other; the request asks for speech or a voice that the server does not
+            have; the request exceeds the limits.
     """
     reader = _PartReader(request, long_strings)
     sources: list[MediaSource] = []
@@ -82,17 +85,19 @@ def convert(
     listed = _listed(request, long_strings)
     if listed and last_user is None:
         raise bad_request(
-            "Top-level media need a user message; add one to 'messages'.",
+            "The media in 'images', 'audios' and 'videos' need a user message; add one to 'messages'.",
             param=listed[0].param.partition("[")[0],
             code="invalid_value",
         )
     for index, message in enumerate(request.messages):
-        turn = Turn(role=message.role, content=[])
+        turn = Turn(role=message.role, content=[], reasoning=_reasoning(message))
         if index == last_user:
             for source in listed:
                 turn.content.append(MediaRef(len(sources)))
                 sources.append(source)
         _add_content(turn, message, f"messages[{index}].content", sources, reader)
+        if isinstance(message, schema.AssistantMessage):
+            turn.calls = earlier_calls(message, f"messages[{index}]", limits)
         turns.append(turn)
     chat = ChatRequest(
         turns=turns,
@@ -101,7 +106,8 @@ def convert(
         thinker=thinker_sampling(request, limits),
         text=_text_output(request),
         speech=_speech(request, voices, limits),
-        thinking=request.chat_template_kwargs.enable_thinking if request.chat_template_kwargs else None,
+        thinking=_thinking(request),
+        tools=tool_use(request),
     )
     return chat, sources
 
@@ -137,7 +143,7 @@ def _add_content(
         if not content and spoken is not None:  # some clients send an empty content with the audio
             content = spoken
         elif content is None:
-            content = message.refusal
+            content = message.refusal or ""  # an answer that has only calls may have no text
     assert content is not None  # validation ensures this
     if isinstance(content, str):
         turn.content.append(Text(content))
@@ -157,7 +163,7 @@ class _PartReader:
     """Makes the sources of the media in content parts.
 
     Attributes:
-        clips: The options for clips whose parts have no options.
+        clips: The options for clips whose content parts have no options.
     """
 
     def __init__(self, request: ChatCompletionRequest, long_strings: Mapping[str, LongString]) -> None:
@@ -166,7 +172,7 @@ class _PartReader:
         self._long_strings = long_strings
 
     def source(self, part: schema.Part, param: str) -> MediaSource:
-        """The source of the media item in a part. Raises OmniError as `convert`."""
+        """The source of the media item in a part. Raises OmniError as `convert` does."""
         medium = medium_in(part)
         assert medium is not None  # the other parts are text
         value = self._long_strings.get(medium.value, medium.value)
@@ -213,6 +219,18 @@ def _speech(request: ChatCompletionRequest, voices: Voices | None, limits: Limit
     )
 
 
+def _reasoning(message: schema.ChatMessage) -> str | None:
+    if not isinstance(message, schema.AssistantMessage):
+        return None
+    return _first(message.reasoning_content, message.reasoning)
+
+
+def _thinking(request: ChatCompletionRequest) -> bool | None:
+    """Whether the model should reason; None means that the chat template decides."""
+    options = request.chat_template_kwargs
+    return _first(options and options.enable_thinking, False if request.reasoning_effort == "none" else None)
+
+
 def _text_output(request: ChatCompletionRequest) -> TextOutput:
     stop = request.stop or []
     return TextOutput(
@@ -221,7 +239,9 @@ def _text_output(request: ChatCompletionRequest) -> TextOutput:
         top_logprobs=request.top_logprobs or 0,
         skip_special_tokens=_first(request.skip_special_tokens, True),
         return_token_ids=_first(request.return_token_ids, False),
+        separate_reasoning=_first(request.separate_reasoning, True),
         stream=bool(request.stream),
+        choices=request.n or 1,
     )
 
 

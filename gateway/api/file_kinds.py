@@ -1,4 +1,4 @@
-"""Tells whether the file of a `file` part is a picture, a sound or a clip, before it is decoded."""
+"""Finds out whether the file in a `file` part is a picture, a sound or a clip, before the file is decoded."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from gateway.bodies.json_body import LongString
 from omni_pipeline.errors import OmniError, bad_request
 from stages.messages import Modality
 
-# Characters before the comma of a data URL.
+# Maximum number of characters before the comma of a data URL.
 _LONGEST_HEAD = 1024
-# Characters of base64 that are read.
+# Number of characters of base64 that are read.
 _HEAD = 128
 _WHITE = re.compile(r"[ \t\r\n]")
 _DATA_URL = re.compile(r"data:([^;,]*)[^,]*,", re.IGNORECASE)
 _KINDS: dict[str, Modality] = {"image": "image", "audio": "audio", "video": "video"}
 
-# Bytes at a position of a file, and the kind of file that has them.
+# Bytes at a position of a file, and the kind of files that have these bytes there.
 _MARKS: tuple[tuple[int, bytes, Modality], ...] = (
     (0, b"\x89PNG", "image"),
     (0, b"\xff\xd8\xff", "image"),
@@ -45,14 +45,15 @@ _MARKS: tuple[tuple[int, bytes, Modality], ...] = (
     *((8, brand, "image") for brand in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")),
     *((8, brand, "audio") for brand in (b"M4A ", b"M4B ")),
 )
-# Containers of sound or of clips: their kind if the file's name says nothing.
+# Containers that may contain a sound or a clip. Each entry ends with the kind that is assumed if the name of the file
+# does not show the kind.
 _CONTAINERS: tuple[tuple[int, bytes, Modality], ...] = (
     (0, b"OggS", "audio"),
     (0, b"\x1a\x45\xdf\xa3", "video"),
     (0, b"\x30\x26\xb2\x75", "video"),
     (4, b"ftyp", "video"),
 )
-# Endings of file names that say what such a container holds.
+# Endings of file names that show the kind of the content of such a container.
 _NAMES: dict[str, Modality] = {
     **dict.fromkeys(("aac", "m4a", "m4b", "mka", "oga", "ogg", "opus", "weba", "wma"), "audio"),
     **dict.fromkeys(("3gp", "m4v", "mkv", "mov", "mp4", "ogv", "webm", "wmv"), "video"),
@@ -60,16 +61,17 @@ _NAMES: dict[str, Modality] = {
 
 
 def kind_of_file(value: str | LongString, filename: str | None, param: str) -> Modality:
-    """The kind of a file, given as base64 or as a data URL.
+    """The kind of a file. `value` is base64 or a data URL.
 
     Raises:
-        OmniError: 400 ``unsupported_value`` if the file is none of the three, or if `value` is another URL.
+        OmniError: 400 ``unsupported_value`` if the file is not a picture, a sound or a clip, or if `value` is another
+            URL.
     """
     head = start_of(value, _LONGEST_HEAD)
     found = _DATA_URL.match(head)
     if found is None and has_scheme(value):
         raise _refused(
-            param, "must be base64 or a data URL; send another URL as 'image_url', 'audio_url' or 'video_url'"
+            param, "must be base64 or a data URL; send any other URL as 'image_url', 'audio_url' or 'video_url'"
         )
     # Some clients write a slash as `\\/`.
     if found and (named := _KINDS.get(found[1].strip(" ").lower().partition("/")[0].rstrip("\\"))):
@@ -79,7 +81,7 @@ def kind_of_file(value: str | LongString, filename: str | None, param: str) -> M
     if kind is None and (kind := _fits(_CONTAINERS, content)):
         kind = _NAMES.get((filename or "").lower().rpartition(".")[2], kind)
     if kind is None:
-        raise _refused(param, "is not a picture, a sound or a clip: this server reads no other files")
+        raise _refused(param, "must be a picture, a sound or a clip; this server does not read other kinds of files")
     return kind
 
 
@@ -105,7 +107,7 @@ def _fits(marks: tuple[tuple[int, bytes, Modality], ...], content: bytes) -> Mod
 
 
 def _raw_sound(content: bytes) -> Modality | None:
-    """Sound if an MPEG audio frame begins here: MP3 without tags, or AAC."""
+    """``audio`` if `content` begins with an MPEG audio frame, as in an MP3 file without tags or in an AAC file."""
     return "audio" if len(content) > 1 and content[0] == 0xFF and content[1] & 0xE0 == 0xE0 else None
 
 

@@ -7,7 +7,7 @@ from omni_pipeline.errors import OmniError, bad_request
 
 
 def text_limit(request: ChatCompletionRequest, most: int | None) -> int | None:
-    """Maximum number of tokens of the text; with None, the thinker decides when the text ends.
+    """Maximum number of tokens of the text; None means that the thinker decides when the text ends.
 
     Args:
         most: The operator's limit, if there is one. The limit also applies to a request that sets no limit.
@@ -30,8 +30,8 @@ def text_limit(request: ChatCompletionRequest, most: int | None) -> int | None:
 
 
 def speech_limit(request: ChatCompletionRequest, most: int | None) -> int | None:
-    """Maximum number of tokens of the talker, by the rules of `text_limit`; with None, the talker decides when the
-    speech ends.
+    """Maximum number of talker tokens. The rules are the same as in `text_limit`. None means that the talker decides
+    when the speech ends.
     """
     own = _own(request).talker_ar or StageSampling()
     return _within(
@@ -43,13 +43,18 @@ def speech_limit(request: ChatCompletionRequest, most: int | None) -> int | None
     )
 
 
+def reading_limit(own: StageSampling, most: int | None) -> int | None:
+    """Maximum number of talker tokens for a text that is read aloud. The rules are the same as in `text_limit`."""
+    return _within(most, {"stage_sampling.talker_ar.max_tokens": own.max_tokens})
+
+
 def _own(request: ChatCompletionRequest) -> SamplingByStage:
     return request.stage_sampling or SamplingByStage()
 
 
 def _within(most: int | None, asked: dict[str, int | None]) -> int | None:
-    """The first limit in `asked` (keyed by field) that is set, or else `most`. Raises OmniError (400) if the limit is
-    above `most`.
+    """The first limit in `asked` (keyed by field) that is set, or `most` if no limit is set. Raises OmniError (400) if
+    the limit is above `most`.
     """
     field, limit = next(((field, limit) for field, limit in asked.items() if limit is not None), ("", most))
     if most is not None and limit is not None and limit > most:

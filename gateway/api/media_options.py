@@ -1,6 +1,7 @@
-"""Determines the options for each picture and clip from the request, its `mm_processor_kwargs`, and the item's part.
+"""Determines the options for each picture and clip. The sources are the request, its `mm_processor_kwargs`, and the
+content part that contains the item.
 
-An option of a part holds for the part's own item, and wins over an option of the request.
+An option in a part applies to the item of this part, and takes precedence over an option of the request.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from gateway.api.schema import ChatCompletionRequest, ClipOptions, PictureOption
 from omni_pipeline.errors import OmniError, bad_request
 from stages.messages import PictureSize, VideoOptions
 
-# For each field of `mm_processor_kwargs`, the field of the request that says the same of clips.
+# For each field of `mm_processor_kwargs`, the field of the request that has the same meaning for clips.
 SAME_OF_CLIPS = {
     "fps": "video_fps",
     "max_frames": "video_max_frames",
@@ -46,7 +47,7 @@ def clip_options(request: ChatCompletionRequest) -> VideoOptions:
 
 
 def options_of_clip(part: schema.Part, param: str, request_options: VideoOptions) -> VideoOptions | None:
-    """The options of the clip in `part`; None if the part has none of its own. Raises OmniError as `clip_options`."""
+    """The options of the clip in `part`; None if the part has no options. Raises OmniError as `clip_options` does."""
     if not isinstance(part, ClipOptions) or not _given(part):
         return None
     options = _clip(request_options, part)
@@ -55,7 +56,7 @@ def options_of_clip(part: schema.Part, param: str, request_options: VideoOptions
 
 
 def size_of_picture(part: schema.Part | None, param: str, request: ChatCompletionRequest) -> PictureSize | None:
-    """The bounds on the picture in `part`, or in a top-level list; None if nothing is asked for.
+    """The size limits for the picture in `part`, or in a top-level list; None if the request sets no limits.
 
     Raises:
         OmniError: 400 if the bounds contradict each other.
@@ -88,7 +89,7 @@ def _given(options: ClipOptions) -> bool:
 
 
 def _check_item(size: VideoOptions | PictureSize, own: PictureOptions, param: str) -> None:
-    """Check the bounds for one item, and name the one that the item's part has."""
+    """Check the limits for one item. The `param` of the error is the limit that the item's part contains."""
     if _crossed(size):
         if own.min_pixels is None:
             raise _contradiction(f"{param}.max_pixels", "it is smaller than the request's lower bound")

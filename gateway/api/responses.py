@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -14,9 +15,12 @@ from gateway.api.schema import AudioFormat
 from gateway.api.speech_format import CHANNELS, SAMPLE_RATE
 from omni_pipeline.errors import ErrorInfo
 from stages import messages
-from stages.messages import FinishReason, TextDelta, TokenLogprob, TokenText
+from stages.messages import FinishReason, TextDelta, TokenLogprob, TokenText, ToolCall
 
-# The log-probability of a token of probability 0, as in OpenAI's answers, because JSON has no minus infinity.
+AnswerEnd: TypeAlias = FinishReason | Literal["tool_calls"]
+
+# The number that stands for the log-probability of a token whose probability is 0, because JSON has no minus infinity.
+# OpenAI uses the same number.
 _LEAST_LOGPROB = -9999.0
 
 
@@ -49,11 +53,13 @@ class PromptDetails(Struct):
 
 
 class CompletionDetails(Struct):
-    """Parts of the answer, in tokens. `audio_tokens` are codec frames."""
+    """Parts of the answer, in tokens. Each codec frame counts as one of the `audio_tokens`. `text_tokens` include
+    `reasoning_tokens`.
+    """
 
     audio_tokens: int
     text_tokens: int
-    reasoning_tokens: int = 0
+    reasoning_tokens: int
 
 
 class Usage(Struct):
@@ -67,9 +73,10 @@ class Usage(Struct):
 
 
 class Audio(Struct):
-    """A spoken answer; `data` is base64. Until `expires_at`, a message may name the answer by its `id` alone.
+    """A spoken answer; `data` is base64. Until `expires_at` (in seconds since 1970), a later request can refer to the
+    answer by its `id`, without the text.
 
-    `finish_reason` says why the speech ended: by itself, or at the limit of its length.
+    `finish_reason` is ``stop`` if the speech ended by itself, and ``length`` if it reached the limit of its length.
     """
 
     id: str
@@ -79,20 +86,42 @@ class Audio(Struct):
     finish_reason: FinishReason
 
 
+class CalledFunction(Struct):
+    """The function of a call. `arguments` is a string that contains a JSON object."""
+
+    name: str
+    arguments: str
+
+
+class Call(Struct):
+    """A call of a tool."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
 class Message(Struct):
-    """The answer. `content` is null if only speech was asked for; `audio` is left out if no speech was asked for."""
+    """The answer.
+
+    `content` is null if only speech was asked for, or if the answer has only calls. `audio` is left out if no speech
+    was asked for, or if only calls were generated. `reasoning_content` is left out if there is no reasoning, and
+    `tool_calls` if there are no calls.
+    """
 
     content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
     audio: Audio | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[Call] | UnsetType = UNSET
 
 
 class Choice(Struct):
-    """One answer. `token_ids` is left out unless it was asked for."""
+    """One answer. `token_ids` is only present if it was asked for."""
 
     message: Message
-    finish_reason: FinishReason
+    finish_reason: AnswerEnd
     logprobs: Logprobs | None = None
     token_ids: list[int] | UnsetType = UNSET
     index: int = 0
@@ -111,7 +140,7 @@ class Completion(Struct):
 
 
 class AudioPiece(Struct):
-    """A piece of a spoken answer. The fields of all pieces, joined, are the fields of `Audio`."""
+    """A piece of a spoken answer. Clients join the fields of all pieces to get the fields of `Audio`."""
 
     id: str | UnsetType = UNSET
     data: str | UnsetType = UNSET
@@ -129,23 +158,41 @@ class AudioMetadata(Struct):
     channels: int
 
 
+class FunctionPiece(Struct):
+    """A piece of the function of a call. The pieces of each field have to be joined."""
+
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+class CallPiece(Struct):
+    """A piece of the call number `index`. Only the first piece has `id` and `type`."""
+
+    index: int
+    function: FunctionPiece
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
 class Delta(Struct):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
     audio: AudioPiece | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[CallPiece] | UnsetType = UNSET
 
 
 class ChunkChoice(Struct):
     delta: Delta
     logprobs: Logprobs | None = None
     token_ids: list[int] | UnsetType = UNSET
-    finish_reason: FinishReason | None = None
+    finish_reason: AnswerEnd | None = None
     index: int = 0
 
 
 class CompletionChunk(Struct):
-    """A piece of an answer. `usage` is left out unless the request asked for it. If the request did, `usage` is null in
-    all chunks except the last.
+    """A piece of an answer. If the request did not ask for the usage, `usage` is left out. If the request asked for the
+    usage, `usage` is null in all chunks except the last.
     """
 
     id: str
@@ -194,54 +241,82 @@ class Index(Struct):
 
 
 def error_body(info: ErrorInfo) -> ErrorBody:
-    """The API's form of an error."""
+    """An error, in the structure that the API defines."""
     return ErrorBody(Error(message=info.message, type=info.type, param=info.param, code=info.code))
 
 
-def usage(counts: messages.TokenUsage, audio_frames: int) -> Usage:
-    """The API's form of the token counts. `completion_tokens` counts text and speech together, as OpenAI does."""
-    media = counts.media_tokens
-    completion_tokens = counts.completion_tokens + audio_frames
+def usage(texts: Iterable[messages.TextDone], audio_frames: int) -> Usage:
+    """The token counts of all choices together, in the structure that the API defines. The prompt counts only once. As
+    in OpenAI's API, `completion_tokens` is the sum of text tokens and speech tokens.
+    """
+    counts = [done.usage for done in texts]
+    prompt, media = counts[0], counts[0].media_tokens
+    text_tokens = sum(count.completion_tokens for count in counts)
+    completion_tokens = text_tokens + audio_frames
     return Usage(
-        prompt_tokens=counts.prompt_tokens,
+        prompt_tokens=prompt.prompt_tokens,
         completion_tokens=completion_tokens,
-        total_tokens=counts.prompt_tokens + completion_tokens,
+        total_tokens=prompt.prompt_tokens + completion_tokens,
         prompt_tokens_details=PromptDetails(
-            cached_tokens=counts.cached_tokens,
+            cached_tokens=prompt.cached_tokens,
             audio_tokens=media.get("audio", 0),
             image_tokens=media.get("image", 0),
             video_tokens=media.get("video", 0),
         ),
-        completion_tokens_details=CompletionDetails(audio_tokens=audio_frames, text_tokens=counts.completion_tokens),
+        completion_tokens_details=CompletionDetails(
+            audio_tokens=audio_frames,
+            text_tokens=text_tokens,
+            reasoning_tokens=sum(count.reasoning_tokens for count in counts),
+        ),
     )
 
 
 def logprobs(tokens: Iterable[TokenLogprob]) -> Logprobs:
-    """The API's form of tokens with their log-probabilities."""
+    """Some tokens and their log-probabilities, in the structure that the API defines."""
     return Logprobs(
         [
             ChosenLogprob(
                 token=token.chosen.token,
                 logprob=max(token.chosen.logprob, _LEAST_LOGPROB),
                 bytes=token.chosen.bytes,
-                top_logprobs=[_candidate(candidate) for candidate in token.top],
+                top_logprobs=[token_logprob(candidate) for candidate in token.top],
             )
             for token in tokens
         ]
     )
 
 
-def _candidate(token: TokenText) -> Logprob:
+def token_logprob(token: TokenText) -> Logprob:
+    """One token and its log-probability, in the structure that the API defines."""
     return Logprob(token=token.token, logprob=max(token.logprob, _LEAST_LOGPROB), bytes=token.bytes)
+
+
+class WrittenText(Struct, frozen=True):
+    """The text of one choice of a complete answer: its pieces and its end."""
+
+    deltas: list[TextDelta]
+    done: messages.TextDone
+
+    @property
+    def text(self) -> str:
+        return "".join(delta.text for delta in self.deltas)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(delta.reasoning for delta in self.deltas)
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        return [call for delta in self.deltas for call in delta.calls]
 
 
 class Speech(Struct, frozen=True):
     """The speech of a complete answer.
 
     Attributes:
-        data: The encoded sound. In a stream, the end of it.
-        done: The number of codec frames, and why there are no more.
-        expires_at: Time (in seconds since 1970) until which the server knows the transcript.
+        data: The encoded sound; in a stream, only the last part of the sound.
+        done: The number of codec frames, and the reason why the speech ended.
+        expires_at: Time (in seconds since 1970) until which the server keeps the transcript.
     """
 
     data: bytes
@@ -250,16 +325,17 @@ class Speech(Struct, frozen=True):
 
 
 class AnswerFormat:
-    """Writes one answer under one id, as a single body or in chunks.
+    """Writes one answer, as a single body or in chunks that all have the same id.
 
     Args:
         answer_id: ``chatcmpl-…``.
         model: The name under which the model is served.
         audio_format: Format of the speech; None for an answer without speech.
-        with_content: Whether text was asked for. If not, text is sent only as the transcript of the speech.
-        with_logprobs: Whether log-probabilities were asked for. If so, a choice without them has an empty list.
+        with_content: Whether text was asked for. If False, text is sent only as the transcript of the speech.
+        with_logprobs: Whether log-probabilities were asked for. If True, a choice without log-probabilities has an
+            empty list.
         with_ids: Whether the ids of the generated tokens were asked for.
-        with_usage: Whether chunks carry the `usage` field.
+        with_usage: Whether chunks contain the `usage` field.
 
     Attributes:
         audio_id: ``audio_…``, the id of the speech.
@@ -286,60 +362,87 @@ class AnswerFormat:
         self._with_logprobs = with_logprobs
         self._with_ids = with_ids
         self._with_usage = with_usage
+        self._calls: Counter[int] = Counter()  # number of tool calls that have been sent in chunks, by choice
 
-    def whole(self, deltas: list[TextDelta], done: messages.TextDone, speech: Speech | None) -> Completion:
-        """The answer in one piece."""
-        text = "".join(delta.text for delta in deltas)
-        tokens = [token for delta in deltas for token in delta.logprobs]
-        message = Message(content=text if self._with_content else None)
+    def whole(self, texts: list[WrittenText], speech: Speech | None) -> Completion:
+        """The answer in one piece. `texts` contains the text of each choice, in the order of the choices."""
+        spoken = None if speech is None else speech.done
+        return Completion(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=[self._choice(text, speech) for text in texts],
+            usage=usage([text.done for text in texts], spoken.frames if spoken is not None else 0),
+        )
+
+    def _choice(self, text: WrittenText, speech: Speech | None) -> Choice:
+        tokens = [token for delta in text.deltas for token in delta.logprobs]
+        content, calls = text.text, text.calls
+        message = Message(content=content if self._with_content and (content or not calls) else None)
+        if reasoning := text.reasoning:
+            message.reasoning_content = reasoning
+        if calls:
+            message.tool_calls = [Call(_call_id(), CalledFunction(call.name, call.arguments)) for call in calls]
         if speech is not None:
             message.audio = Audio(
                 id=self.audio_id,
                 data=_base64(speech.data),
                 expires_at=speech.expires_at,
-                transcript=text,
+                transcript=content,
                 finish_reason=speech.done.reason,
             )
-        spoken = None if speech is None else speech.done
-        choice = Choice(
+        return Choice(
             message=message,
-            finish_reason=self._finish_reason(done, spoken),
+            finish_reason=self._finish_reason(text.done, None if speech is None else speech.done),
             logprobs=logprobs(tokens) if self._with_logprobs else None,
-            token_ids=[token for delta in deltas for token in delta.ids] if self._with_ids else UNSET,
-        )
-        return Completion(
-            id=self._id,
-            created=self._created,
-            model=self._model,
-            choices=[choice],
-            usage=usage(done.usage, spoken.frames if spoken is not None else 0),
+            token_ids=[token for delta in text.deltas for token in delta.ids] if self._with_ids else UNSET,
+            index=text.done.choice,
         )
 
-    def opening(self) -> CompletionChunk:
-        """The first chunk, which gives the role."""
-        return self._chunk([ChunkChoice(Delta(role="assistant", content="" if self._with_content else UNSET))])
+    def opening(self, choice: int) -> CompletionChunk:
+        """The first chunk of a choice, which contains the role."""
+        opening = Delta(role="assistant", content="" if self._with_content else UNSET)
+        return self._chunk([ChunkChoice(opening, index=choice)])
 
-    def delta(self, delta: TextDelta) -> CompletionChunk:
-        """A chunk with more text or, if only speech was asked for, with more of the transcript."""
-        piece = (
-            Delta(content=delta.text) if self._with_content else Delta(audio=self._audio_piece(transcript=delta.text))
-        )
-        return self._chunk(
-            [
-                ChunkChoice(
-                    piece,
-                    logprobs=logprobs(delta.logprobs) if self._with_logprobs else None,
-                    token_ids=delta.ids if self._with_ids else UNSET,
-                )
+    def deltas(self, delta: TextDelta) -> list[CompletionChunk]:
+        """The chunks for a part of an answer. The first chunk has the part's log-probabilities and ids.
+
+        New reasoning is one chunk, and new text is another. If only speech was asked for, the text is a part of the
+        transcript. A call is two chunks: one with its name, one with its arguments.
+        """
+        pieces: list[Delta] = []
+        if delta.reasoning:
+            pieces.append(Delta(reasoning_content=delta.reasoning))
+        if delta.text or not (delta.reasoning or delta.calls):
+            text = delta.text
+            pieces.append(
+                Delta(content=text) if self._with_content else Delta(audio=self._audio_piece(transcript=text))
+            )
+        for call in delta.calls:
+            place = self._calls[delta.choice]
+            begin = FunctionPiece(name=call.name, arguments="")
+            pieces += [
+                Delta(tool_calls=[CallPiece(place, begin, id=_call_id(), type="function")]),
+                Delta(tool_calls=[CallPiece(place, FunctionPiece(arguments=call.arguments))]),
             ]
-        )
+            self._calls[delta.choice] += 1
+        choices = [
+            ChunkChoice(
+                piece,
+                logprobs=logprobs([] if index else delta.logprobs) if self._with_logprobs else None,
+                token_ids=([] if index else delta.ids) if self._with_ids else UNSET,
+                index=delta.choice,
+            )
+            for index, piece in enumerate(pieces)
+        ]
+        return [self._chunk([choice]) for choice in choices]
 
     def audio(self, data: bytes, frame_count: int) -> CompletionChunk:
-        """A chunk with more of the encoded speech, made from `frame_count` PCM frames."""
+        """A chunk with more of the encoded speech. `frame_count` is the number of PCM frames from which it was made."""
         return self._audio_chunk(self._audio_piece(data=_base64(data)), frame_count)
 
     def last_audio(self, speech: Speech, frame_count: int, transcript: str) -> CompletionChunk:
-        """The last chunk of the speech, with the whole transcript unless the transcript was sent in pieces."""
+        """The last chunk of the speech. It has the whole transcript if the transcript was not sent in pieces."""
         piece = self._audio_piece(
             data=_base64(speech.data),
             transcript=transcript if self._with_content else UNSET,
@@ -348,17 +451,25 @@ class AnswerFormat:
         )
         return self._audio_chunk(piece, frame_count)
 
-    def closing(self, done: messages.TextDone, spoken: messages.AudioDone | None) -> list[CompletionChunk]:
-        """The last chunks: the finish reason and, if asked for, the token usage."""
-        chunks = [self._chunk([ChunkChoice(Delta(), finish_reason=self._finish_reason(done, spoken))])]
-        if self._with_usage:
-            last = self._chunk([])
-            last.usage = usage(done.usage, spoken.frames if spoken is not None else 0)
-            chunks.append(last)
-        return chunks
+    def finish(self, done: messages.TextDone, spoken: messages.AudioDone | None) -> CompletionChunk:
+        """The last chunk of a choice, which contains the finish reason."""
+        reason = self._finish_reason(done, spoken)
+        return self._chunk([ChunkChoice(Delta(), finish_reason=reason, index=done.choice)])
 
-    def _finish_reason(self, done: messages.TextDone, spoken: messages.AudioDone | None) -> FinishReason:
-        """Why the answer ended. An answer that is only speech is cut off if its speech is cut off."""
+    def usage(self, texts: Iterable[messages.TextDone], spoken: messages.AudioDone | None) -> list[CompletionChunk]:
+        """The last chunk, which contains the token usage of all choices. Returns no chunk if the request did not ask
+        for the usage.
+        """
+        if not self._with_usage:
+            return []
+        last = self._chunk([])
+        last.usage = usage(texts, spoken.frames if spoken is not None else 0)
+        return [last]
+
+    def _finish_reason(self, done: messages.TextDone, spoken: messages.AudioDone | None) -> AnswerEnd:
+        """The reason why the answer ended. If an answer is only speech, and the speech ended at the limit of its
+        length, the reason is ``length``.
+        """
         if spoken is not None and not self._with_content and spoken.reason == "length":
             return "length"
         return done.finish_reason
@@ -385,6 +496,15 @@ class AnswerFormat:
             choices=choices,
             usage=None if self._with_usage else UNSET,
         )
+
+
+def only_calls(text: str, *, called: bool, spoken: messages.AudioDone) -> bool:
+    """Whether the client has asked for speech but the answer has only calls. The response then has no `audio`."""
+    return called and not text and not spoken.frames
+
+
+def _call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
 
 
 def _base64(data: bytes) -> str:

@@ -1,17 +1,20 @@
 """Determines the sampling parameters of each language-model stage from the defaults and the request's fields.
 
-A field of `stage_sampling` overrides the request's other field for the same parameter. Both override the default. The
-top-level sampling fields of a request apply to the thinker alone, except `seed` and `ignore_eos`.
+Each parameter has a top-level field of the request. A field of `stage_sampling` overrides the top-level field, and both
+override the default. The top-level fields apply only to the thinker, except `seed` and `ignore_eos`, which apply to all
+stages.
 """
 
 from __future__ import annotations
 
 import hashlib
+from typing import Protocol
 
 import msgspec
 
-from gateway.api.lengths import speech_limit, text_limit
-from gateway.api.schema import ChatCompletionRequest, FrameSampling, SamplingByStage, StageSampling
+from gateway.api.grammars import grammar_of
+from gateway.api.lengths import reading_limit, speech_limit, text_limit
+from gateway.api.schema import ChatCompletionRequest, FrameSampling, SamplingByStage, SpeechSampling, StageSampling
 from omni_pipeline.config.schema import Limits
 from stages.messages import Sampling
 
@@ -21,6 +24,16 @@ _MOST_SEED = 2**63 - 1
 _THINKER = Sampling()
 _TALKER = Sampling(temperature=0.9, top_k=50, repetition_penalty=1.05)
 _PREDICTOR = Sampling(temperature=1.0, top_k=50, top_p=0.8)
+
+
+class SpokenRequest(Protocol):
+    """The fields of a spoken request that determine its sampling."""
+
+    @property
+    def seed(self) -> int | None: ...
+
+    @property
+    def stage_sampling(self) -> SpeechSampling | None: ...
 
 
 def thinker_sampling(request: ChatCompletionRequest, limits: Limits) -> Sampling:
@@ -36,6 +49,10 @@ def thinker_sampling(request: ChatCompletionRequest, limits: Limits) -> Sampling
         min_tokens=request.min_tokens or 0,
         ignore_eos=bool(request.ignore_eos),
         stop_token_ids=request.stop_token_ids or [],
+        grammar=grammar_of(request),
+        thinking_budget=request.thinking_budget
+        if request.thinking_token_budget is None
+        else request.thinking_token_budget,
     )
 
 
@@ -58,9 +75,21 @@ def talker_sampling(request: ChatCompletionRequest, limits: Limits) -> Sampling:
     )
 
 
-def predictor_sampling(request: ChatCompletionRequest, talker: Sampling) -> Sampling:
+def reading_sampling(request: SpokenRequest, limits: Limits) -> Sampling:
+    """The sampling of the codes of codebook 0 for a text that is read aloud. Raises OmniError (400) as
+    `talker_sampling` does.
+    """
+    own = (request.stage_sampling or SpeechSampling()).talker_ar or StageSampling()
+    return msgspec.structs.replace(
+        _layered(_TALKER, own),
+        seed=_seed("talker_ar", own, request),
+        max_tokens=reading_limit(own, limits.speech_tokens),
+    )
+
+
+def predictor_sampling(request: SpokenRequest, talker: Sampling) -> Sampling:
     """The sampling of residual codes. The default is greedy if the talker is greedy, as in the reference."""
-    own = _own(request).code_predictor or FrameSampling()
+    own = (request.stage_sampling or SpeechSampling()).code_predictor or FrameSampling()
     default = _PREDICTOR if talker.temperature else msgspec.structs.replace(_PREDICTOR, temperature=0.0)
     return msgspec.structs.replace(_layered(default, own), seed=_seed("code_predictor", own, request))
 
@@ -70,7 +99,8 @@ def _own(request: ChatCompletionRequest) -> SamplingByStage:
 
 
 def _layered(default: Sampling, *layers: FrameSampling) -> Sampling:
-    """`default`, where each field of `StageSampling` is replaced by the value in the first layer that sets the field.
+    """`default` with replaced fields. Each field of `StageSampling` gets the value from the first layer that sets this
+    field.
 
     A `top_p` of 0 leaves only the most likely token, so it is the same as a temperature of 0.
     """
@@ -87,12 +117,12 @@ def _layered(default: Sampling, *layers: FrameSampling) -> Sampling:
     return msgspec.structs.replace(default, **given)
 
 
-def _seed(stage: str, own: FrameSampling, request: ChatCompletionRequest) -> int | None:
+def _seed(stage: str, own: FrameSampling, request: SpokenRequest) -> int | None:
     """The stage's own seed, or a seed that is derived from the request's seed.
 
-    The thinker takes the request's seed as it is. The other stages take the first eight bytes of SHA-256 of
-    ``STAGE:SEED`` (big-endian), so that no two stages draw the same numbers. The sign bit is always cleared: OpenAI
-    allows negative seeds, but random generators do not.
+    The thinker uses the request's seed unchanged. The other stages use the first eight bytes of SHA-256 of
+    ``STAGE:SEED`` (big-endian), so that no two stages draw the same random numbers. The sign bit is always cleared:
+    OpenAI allows negative seeds, but random generators do not.
     """
     if own.seed is not None:
         return own.seed & _MOST_SEED

@@ -1,8 +1,8 @@
 """The request body of `POST /v1/chat/completions` as strict structs, with types and ranges of all fields.
 
-`validation.parse` reads a body into `ChatCompletionRequest`. A null field counts as left out. Fields that the OpenAI
+`validation.parse` reads a body into `ChatCompletionRequest`. A null field counts as missing. Fields that the OpenAI
 API defines and this server does not support are listed in the module `unserved_fields`. Fields of messages and parts
-that no answer depends on are listed in `companions`.
+that do not change any answer are listed in `companions`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 Addresses = list[NonEmpty]
+FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,128}(?!\n)$")]
+MOST_TOOLS = 128
+"""Maximum number of tools in a request, and of calls in a message."""
 FramesPerSecond = Annotated[float, Meta(ge=0.01, le=240)]
 FrameCount = Annotated[int, Meta(ge=1, le=10_000)]
 
@@ -24,9 +27,9 @@ FrameCount = Annotated[int, Meta(ge=1, le=10_000)]
 AudioFormat = Literal["wav", "pcm16", "pcm", "flac", "mp3", "opus", "aac"]
 
 EXTRA = "extra_body"
-"""An object whose fields count as fields of the request.
+"""The object `extra_body`, whose fields count as fields of the request.
 
-OpenAI's client in Python merges its argument of this name into the body; other clients send the object as it is.
+OpenAI's Python client has an argument `extra_body` and merges it into the body. Other clients send the object itself.
 """
 
 
@@ -38,14 +41,16 @@ class _Strict(Struct, forbid_unknown_fields=True):
 
 
 class PictureOptions(_Strict, kw_only=True):
-    """Bounds on the pixels of a resized picture."""
+    """Limits on the number of pixels of a resized picture."""
 
     min_pixels: Count | None = None
     max_pixels: Count | None = None
 
 
 class ClipOptions(PictureOptions, kw_only=True):
-    """Options for a clip; they say the same as the fields of the request whose names begin with `video_`."""
+    """Options for a clip. These options have the same meaning as the fields of the request whose names begin with
+    `video_`.
+    """
 
     fps: FramesPerSecond | None = None
     max_frames: FrameCount | None = None
@@ -59,7 +64,8 @@ class ClipOptions(PictureOptions, kw_only=True):
 class Address(_Strict):
     """The address of a media item: an http(s) or data URL, or a local path that the server allows.
 
-    `detail` and `format` are accepted for clients of other servers; the file's content decides.
+    `detail` and `format` are accepted for clients of other servers and have no effect: the format is detected from the
+    file.
     """
 
     url: NonEmpty
@@ -68,25 +74,28 @@ class Address(_Strict):
 
 
 class ImageAddress(Address):
-    """As OpenAI's ``image_url``. `detail` is accepted for the sake of OpenAI's clients, but has no effect: the model
-    has one resolution policy.
+    """The same object as OpenAI's ``image_url``. `detail` is accepted for OpenAI's clients. `detail` has no effect,
+    because the model resizes all pictures by the same rule.
     """
 
     detail: Literal["auto", "low", "high", "original"] | None = None
 
 
 class InputAudio(_Strict):
-    """As OpenAI's ``input_audio``: base64 of a sound file, or its URL. `format` is accepted; the content decides."""
+    """The same object as OpenAI's ``input_audio``: base64 of a sound file, or the URL of a sound file. `format` is
+    accepted and has no effect: the format is detected from the content.
+    """
 
     data: NonEmpty
     format: str | None = None
 
 
 class FileContent(_Strict):
-    """As OpenAI's ``file``: base64 of a picture, a sound or a clip, or its data URL.
+    """The same object as OpenAI's ``file``: base64 of a picture, a sound or a clip, or a data URL.
 
-    The type in the data URL says which of the three it is, or else the content. `filename` decides where a container
-    may be a sound or a clip. `format` and `detail` are accepted.
+    The server determines the kind of the file from the media type in the data URL. If the media type does not show the
+    kind, the server looks at the content of the file. If a file of this format can contain a sound or a clip, the
+    ending of `filename` decides. `format` and `detail` are accepted and have no effect.
     """
 
     file_data: NonEmpty
@@ -106,7 +115,7 @@ class InputTextPart(_Strict, tag_field="type", tag="input_text"):
 
 
 class RefusalPart(_Strict, tag_field="type", tag="refusal"):
-    """An earlier refusal; the model reads it as text."""
+    """An earlier refusal. The model gets the refusal as text."""
 
     refusal: str
 
@@ -135,21 +144,20 @@ class VideoPart(ClipOptions, kw_only=True, tag_field="type", tag="video_url"):
 
 
 class QwenImagePart(PictureOptions, kw_only=True, tag_field="type", tag="image"):
-    """A picture in the form of Qwen's examples."""
+    """A picture, as Qwen's examples send it."""
 
     image: NonEmpty
 
 
 class QwenAudioPart(_Strict, tag_field="type", tag="audio"):
-    """A sound in the form of Qwen's examples."""
+    """A sound, as Qwen's examples send it."""
 
     audio: NonEmpty
 
 
 class QwenVideoPart(ClipOptions, kw_only=True, tag_field="type", tag="video"):
-    """A clip in the form of Qwen's examples: its address, or a list of the addresses of its pictures.
-
-    With a list, `fps` is the number of pictures for each second.
+    """A clip, as Qwen's examples send it: its address, or a list of the addresses of its pictures. With a list, `fps`
+    is the number of pictures for each second.
     """
 
     video: NonEmpty | Annotated[Addresses, Meta(min_length=1)]
@@ -197,7 +205,7 @@ class UserMessage(_Strict, tag_field="role", tag="user"):
 
 
 class EarlierSpeech(_Strict):
-    """The `audio` of an earlier answer. The `id` alone is enough while the server keeps the transcript."""
+    """The `audio` of an earlier answer. While the server keeps the transcript, only the field `id` is needed."""
 
     id: str | None = None
     transcript: str | None = None
@@ -206,19 +214,40 @@ class EarlierSpeech(_Strict):
     finish_reason: str | None = None
 
 
+class EarlierFunction(_Strict):
+    """The function of an earlier call. `arguments` is a string that contains a JSON object. An empty string counts as
+    an empty object.
+    """
+
+    name: FunctionName
+    arguments: str
+
+
+class EarlierCall(_Strict):
+    """A call of an earlier answer. The `id` is accepted, and the model does not get it."""
+
+    function: EarlierFunction
+    id: str | None = None
+    type: Literal["function"] | None = None
+
+
 class AssistantMessage(_Strict, tag_field="role", tag="assistant"):
     """An earlier answer that the client sends back as part of the conversation.
 
-    The model reads `content`, or else the transcript of `audio` (which its `id` may stand for), or else `refusal`.
-    `tool_calls` and `function_call` must be empty.
+    The model gets the first of these texts that is present: `content`, the transcript of `audio` (or of the earlier
+    answer with the `id` of `audio`), `refusal`. After the text, the model gets `tool_calls`. The reasoning before the
+    text is in `reasoning_content` or `reasoning`; the chat template decides whether the model gets the reasoning.
+    `function_call` must be empty.
     """
 
     role: ClassVar[str] = "assistant"
     content: Content | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     name: str | None = None
     refusal: str | None = None
     audio: EarlierSpeech | None = None
-    tool_calls: Annotated[list[Any], Meta(extra_json_schema={"maxItems": 0})] | None = None
+    tool_calls: Annotated[list[EarlierCall], Meta(max_length=MOST_TOOLS)] | None = None
     function_call: Annotated[dict[str, Any], Meta(extra_json_schema={"maxProperties": 0})] | None = None
 
 
@@ -234,19 +263,73 @@ class ToolMessage(_Strict, tag_field="role", tag="tool"):
 ChatMessage: TypeAlias = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
 
 
+# --- tools ------------------------------------------------------------------------------------------------------------
+
+
+class FunctionDefinition(_Strict):
+    """A function that the model may call. `parameters` is the JSON schema of its arguments.
+
+    If `strict` is true, the arguments of a call are guaranteed to follow the schema.
+    """
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(_Strict):
+    function: FunctionDefinition
+    type: Literal["function"] = "function"
+
+
+class ChosenFunction(_Strict):
+    name: FunctionName
+
+
+class NamedTool(_Strict, tag_field="type", tag="function"):
+    """The tool that the model must call, by its name."""
+
+    function: ChosenFunction
+
+
+class AllowedTool(_Strict):
+    """A tool that the model may call, by its name."""
+
+    function: ChosenFunction
+    type: Literal["function"] = "function"
+
+
+class AllowedTools(_Strict):
+    """A selection of the tools. If `mode` is ``auto``, the model can call these tools or no tool. If `mode` is
+    ``required``, the model must call one of these tools.
+    """
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[AllowedTool], Meta(min_length=1, max_length=MOST_TOOLS)]
+
+
+class AllowedToolsChoice(_Strict, tag_field="type", tag="allowed_tools"):
+    allowed_tools: AllowedTools
+
+
+ToolChoice: TypeAlias = Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice
+
+
 # --- sampling ---------------------------------------------------------------------------------------------------------
 
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
-# 0 is greedy.
+# If `top_p` is 0, decoding is greedy.
 TopP = Annotated[float, Meta(ge=0, le=1)]
 TopK = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 RepetitionPenalty: TypeAlias = Annotated[float, Meta(ge=0.01, le=2)]
 
 
 class FrameSampling(_Strict):
-    """The sampling by which the code predictor chooses the residual codes of a frame. The module `sampling` has the
-    defaults.
+    """The sampling parameters for the residual codes of a frame, which the code predictor generates. The module
+    `sampling` contains the defaults.
 
     A `top_k` of -1 or 0 means no limit.
     """
@@ -255,7 +338,7 @@ class FrameSampling(_Strict):
     top_p: TopP | None = None
     top_k: TopK | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    seed: Seed | None = None
 
 
 class StageSampling(FrameSampling):
@@ -265,21 +348,32 @@ class StageSampling(FrameSampling):
     max_tokens: Count | None = None
 
 
-class SamplingByStage(_Strict):
-    """Overrides of the request's sampling for single stages."""
+class SpeechSampling(_Strict, kw_only=True):
+    """The sampling of the stages that speak."""
 
-    thinker: StageSampling | None = None
     talker_ar: StageSampling | None = None
     code_predictor: FrameSampling | None = None
+
+
+class SamplingByStage(SpeechSampling, kw_only=True):
+    """Values that override the request's sampling for individual stages."""
+
+    thinker: StageSampling | None = None
 
 
 # --- the request ------------------------------------------------------------------------------------------------------
 
 
-class AudioOutput(_Strict):
-    """Voice and format of the speech; without effect when only text is asked for.
+ReasoningEffort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+# "none" switches reasoning off. The other efforts are accepted, and all have the same effect.
+TokenBudget = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
-    `chunks` says what the chunks of a streamed `wav` are: a file each, or one file together.
+
+class AudioOutput(_Strict):
+    """Voice and format of the speech. The fields have no effect if the request asks only for text.
+
+    `chunks` sets the form of a streamed `wav`: with ``files``, each chunk is a file; with ``one_file``, all chunks
+    together are one file.
     """
 
     voice: str | None = None
@@ -293,6 +387,67 @@ class TemplateOptions(_Strict):
     enable_thinking: bool | None = None
     add_generation_prompt: Annotated[bool, Meta(extra_json_schema={"enum": [True]})] | None = None
     continue_final_message: Annotated[bool, Meta(extra_json_schema={"enum": [False]})] | None = None
+
+
+# --- grammars ---------------------------------------------------------------------------------------------------------
+
+# Fields whose values are not normalised, because null has a meaning in a JSON schema.
+VERBATIM = frozenset({"schema", "json", "guided_json", "format", "structures", "parameters"})
+
+# A JSON schema, as an object or as JSON text.
+SchemaOrText: TypeAlias = dict[str, Any] | NonEmpty
+Choices = Annotated[list[str], Meta(min_length=1)]
+
+
+class TextFormat(_Strict, tag_field="type", tag="text"):
+    """Any text."""
+
+
+class JsonObjectFormat(_Strict, tag_field="type", tag="json_object"):
+    """A JSON object."""
+
+
+class NamedSchema(_Strict):
+    """A JSON schema with a name. The model does not get the name and the description."""
+
+    name: str | None = None
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(_Strict, tag_field="type", tag="json_schema"):
+    """A JSON text that conforms to a schema."""
+
+    json_schema: NamedSchema
+
+
+class StructuralTagFormat(_Strict, tag_field="type", tag="structural_tag"):
+    """A text with tags. After each tag, a part begins that has its own grammar. A request contains either `structures`
+    and `triggers`, or `format`.
+    """
+
+    structures: list[dict[str, Any]] | None = None
+    triggers: list[str] | None = None
+    at_least_one: bool | None = None
+    format: dict[str, Any] | None = None
+
+
+ResponseFormat: TypeAlias = TextFormat | JsonObjectFormat | JsonSchemaFormat | StructuralTagFormat
+
+
+class StructuredOutputs(_Strict):
+    """A grammar, as clients of vLLM send it. Exactly one field may be set."""
+
+    json: SchemaOrText | None = None
+    json_object: bool | None = None
+    regex: NonEmpty | None = None
+    choice: Choices | None = None
+    grammar: NonEmpty | None = None
+    structural_tag: NonEmpty | None = None
+
+
+# --- the request: output ----------------------------------------------------------------------------------------------
 
 
 class StreamOptions(_Strict):
@@ -325,6 +480,14 @@ class ChatCompletionRequest(StageSampling, kw_only=True):
     use_audio_in_video: bool | None = None
     mm_processor_kwargs: ClipOptions | None = None
     chat_template_kwargs: TemplateOptions | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    separate_reasoning: bool | None = None
+    thinking_token_budget: TokenBudget | None = None
+    thinking_budget: TokenBudget | None = None
+
+    tools: Annotated[list[FunctionTool], Meta(max_length=MOST_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     max_completion_tokens: Count | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
@@ -347,10 +510,20 @@ class ChatCompletionRequest(StageSampling, kw_only=True):
 
     stop: StopString | Annotated[list[StopString], Meta(max_length=16)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=64)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: SchemaOrText | None = None
+    guided_regex: NonEmpty | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: NonEmpty | None = None
+    json_schema: NonEmpty | None = None
+    regex: NonEmpty | None = None
+    ebnf: NonEmpty | None = None
+    structural_tag: NonEmpty | None = None
     skip_special_tokens: bool | None = None
     return_token_ids: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    n: Annotated[int, Meta(extra_json_schema={"enum": [1]})] | None = None
+    n: Annotated[int, Meta(ge=1, le=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -1,4 +1,4 @@
-"""The sampling rate and the number of channels of the speech in every answer."""
+"""Defines the sampling rate and the number of channels of the speech in all answers."""
 
 from __future__ import annotations
 

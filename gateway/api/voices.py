@@ -19,7 +19,7 @@ class _TalkerListing(Struct):
 
 
 class _VoiceListing(Struct):
-    """The part of ``config.json`` that states whether the model speaks and lists its voices."""
+    """The part of ``config.json`` that says whether the model speaks, and that lists its voices."""
 
     enable_audio_output: bool = True
     talker_config: _TalkerListing | None = None
@@ -32,10 +32,11 @@ class Voices(Struct, frozen=True):
     default: str
 
     def choose(self, request: ChatCompletionRequest) -> str:
-        """The voice that `request` names in `audio.voice`, `voice` or `speaker`, in any letter case; or the default.
+        """The voice that `request` specifies in `audio.voice`, `voice` or `speaker`, in any letter case; the default
+        voice if `request` specifies no voice.
 
         Raises:
-            OmniError: 400 if a name is not known, or two fields name different voices.
+            OmniError: 400 if there is no such voice, or if two fields specify different voices.
         """
         asked = {
             "audio.voice": request.audio.voice if request.audio else None,
@@ -48,9 +49,15 @@ class Voices(Struct, frozen=True):
                 continue
             voice = self._known(name, field)
             if chosen is not None and chosen[1] != voice:
-                raise _invalid(field, f"'{chosen[0]}' names another voice; send one of them")
+                raise _invalid(field, f"the voice differs from '{chosen[0]}'; send only one of these two fields")
             chosen = chosen or (field, voice)
         return self.default if chosen is None else chosen[1]
+
+    def find(self, name: str | None, field: str) -> str:
+        """The voice with this name, in any letter case; the default voice for None or ``default``. Raises OmniError
+        (400) if there is no such voice.
+        """
+        return self.default if name is None or name.lower() == _NO_MATTER else self._known(name, field)
 
     def _known(self, name: str, field: str) -> str:
         if name.lower() not in self.names:

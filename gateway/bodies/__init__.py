@@ -1,4 +1,4 @@
-"""Reads JSON bodies while they arrive, and bounds their structure and text before they are decoded.
+"""Reads JSON bodies and forms while they arrive, and limits their structure and size before they are decoded.
 
 The code in this package works for every endpoint, and does not depend on the fields of the API. The meaning of the
 fields belongs in `gateway.api`.

@@ -1,8 +1,10 @@
-"""Holds a received JSON body in two parts: the long strings, and a short outline without the long strings.
+"""Stores a received JSON body in two parts: the long strings, and an *outline*, which is the body without the long
+strings.
 
-Decoding is one call, and no stream makes progress until the call returns. So the decoder should get only a bounded
+Decoding is one call, and no stream makes progress until this call returns. So the decoder should get only a limited
 number of bytes. Most of a large body is base64 of media, and base64 needs no JSON decoder. So each long string has its
-own buffer, and the outline has a short marker in its place. A string that is never read is never decoded or copied.
+own buffer, and the outline contains a short marker instead of the string. A string that is never read is never decoded
+or copied.
 """
 
 from __future__ import annotations
@@ -13,21 +15,21 @@ from collections.abc import Collection, Iterator
 import msgspec
 from msgspec import Struct
 
-# A shorter body is decoded and checked at once, in about a millisecond.
+# A body with fewer bytes is decoded and checked in one call, which takes about a millisecond.
 _LARGE = 1 << 14
 # Number of bytes that are decoded before another thread may run.
 _SLICE = 1 << 20
-# The length of the longest escapes in a JSON string, such as `\u00e9`.
+# The maximum length of an escape in a JSON string, such as `\u00e9`.
 _LONGEST_ESCAPE = 6
 _POSITION = re.compile(r"\(byte (\d+)\)")
-# Escaped backslashes, whole surrogate pairs, and the halves of pairs that stand alone (group 1).
+# Escaped backslashes, whole surrogate pairs, and halves of surrogate pairs without the other half (group 1).
 _HALVES = re.compile(
     rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
 )
 
 
 class LongString(Struct):
-    """A string of the body in the form in which it was sent: without its quotes, and with its escapes.
+    """A string of the body as it was sent, with its escapes and without its quotes.
 
     Attributes:
         offset: Position of the marker in the outline.
@@ -42,11 +44,12 @@ class LongString(Struct):
     def characters(self, begin: int, most: int = _SLICE) -> tuple[bytes | bytearray, int]:
         """Characters of a string that is base64 or a data URL, and the position in `content` after them.
 
-        Most clients send base64 without escapes. Some write ``\\/`` or ``\\u002b``, and line breaks are ``\\n``.
+        Most clients send base64 without escapes. Some clients write ``\\/`` or ``\\u002b``, and line breaks are
+        ``\\n``.
 
         Args:
             begin: Position in `content`.
-            most: Largest number of bytes of `content` to read; more than the longest escape has.
+            most: Maximum number of bytes of `content` to read. `most` must be larger than the longest escape.
 
         Raises:
             ValueError: if an escape is wrong.
@@ -55,14 +58,16 @@ class LongString(Struct):
         if not self.escaped:
             return self.content[begin:end], end
         if end < len(self.content):
-            # The piece does not end within an escape. Neither base64 nor the head of a data URL has a backslash, so
+            # Make the piece end between two escapes. Neither base64 nor the head of a data URL contains a backslash, so
             # every backslash begins an escape.
             backslash = self.content.rfind(b"\\", end - _LONGEST_ESCAPE + 1, end)
             end = end if backslash < 0 else backslash
         return msgspec.json.decode(b'"' + self.content[begin:end] + b'"', type=str).encode(), end
 
     def skipped(self, begin: int, end: int) -> int:
-        """Largest number of bytes of ``content[begin:end]`` that are white space or padding, or belong to escapes."""
+        """Upper bound on the number of bytes in ``content[begin:end]`` that are white space or padding, or belong to
+        escapes.
+        """
         empty = sum(self.content.count(character, begin, end) for character in b" \t\r\n=")
         return empty + (self.content.count(b"\\", begin, end) * _LONGEST_ESCAPE if self.escaped else 0)
 
@@ -72,7 +77,7 @@ class JsonBody:
 
     Attributes:
         outline: The body with a marker in place of each long string.
-        strings: The long strings, keyed by their markers, in the order of the body. The sender cannot guess a marker.
+        strings: The long strings, keyed by their markers, in the order of the body. The client cannot guess a marker.
     """
 
     def __init__(self, outline: bytes, strings: dict[str, LongString]) -> None:
@@ -85,19 +90,19 @@ class JsonBody:
         return bool(self.strings) or len(self.outline) > _LARGE
 
     def flaw(self, error: Exception, longest: int) -> str:
-        """What is wrong with a body whose outline cannot be decoded, as a sentence for the sender.
+        """A sentence for the client that explains why the outline of a body cannot be decoded.
 
         Args:
             error: The decoder's error.
             longest: Number of bytes of a long string that the sentence may quote.
         """
         message = str(error)
-        if isinstance(error, UnicodeDecodeError):  # its position is that in a string
+        if isinstance(error, UnicodeDecodeError):  # the position in this message counts from the beginning of a string
             try:
                 self.outline.decode()
             except UnicodeDecodeError as whole:
                 message = f"it is not UTF-8 (byte {whole.start})"
-        # The decoder takes the end of a string after half a pair for the end of the body.
+        # If a string ends with half a surrogate pair, the decoder reports that the body is truncated.
         if "truncated" in message or "surrogate" in message:
             half = next((found for found in _HALVES.finditer(self.outline) if found[1]), None)
             if half is not None:

@@ -1,4 +1,4 @@
-"""Reads a JSON body piece by piece, and refuses a body whose structure or text is too large before it is decoded.
+"""Reads a JSON body piece by piece. A body whose structure or text is too large is refused before it is decoded.
 
 The reader finds strings and counts brackets and commas. The reader does not check the rest of the JSON syntax. So the
 counts are right only up to the first syntax error. That is enough, because the decoder stops at that error.
@@ -17,19 +17,21 @@ from omni_pipeline.config.schema import Limits
 from omni_pipeline.errors import OmniError, bad_request
 
 DEPTH = 64
-"""Maximum number of objects and lists within each other. A chat request needs 7."""
+"""Maximum depth of nested objects and lists. A chat request needs 7."""
 LONG_STRING = 16 * 1024
-"""Length in bytes from which a string is kept apart."""
+"""A string of at least this number of bytes is stored separately."""
 LONGEST_NUMBER = 128
 """Maximum length of a number in bytes. The time to decode an integer grows with the square of its length."""
 EXTREME_NUMBERS = 100
-"""Maximum number of exponents of three and more digits. Close to the limits of a double, decoding takes 20 µs."""
+"""Maximum number of exponents with three or more digits. Decoding a number close to the limits of a double takes 20
+µs.
+"""
 # Number of bytes that are read before the event loop may run.
 _SLICE = 32 * 1024
 
 _INSIDE = rb'[^"\\]*(?:\\.[^"\\]*)*(?:(")|(\\)?\Z)'
-# A string or, at the end of a slice, the first part of a string. Group 1 is the closing quote; group 2 is the first
-# half of an escape that the slice divides.
+# A string or, at the end of a slice, the first part of a string. Group 1 is the closing quote. Group 2 is the first
+# half of an escape, if the slice ends inside an escape.
 _STRING = re.compile(rb'"' + _INSIDE, re.DOTALL)
 _REST_OF_STRING = re.compile(_INSIDE, re.DOTALL)
 _CLOSED, _DIVIDED = 1, 2
@@ -48,7 +50,7 @@ class JsonBodyReader:
     """Reads the pieces of one body.
 
     Args:
-        limits: Bounds on the values and the text of the body.
+        limits: Limits on the values and the text of the body.
 
     Attributes:
         size: Number of bytes that have been read so far.
@@ -65,19 +67,19 @@ class JsonBodyReader:
         self._depth = 0
         self._extreme_numbers = 0
         self._number = b""  # the number at the end of this slice; the next slice may continue the number
-        self._string_from: int | None = None  # place in the outline where the open string begins
+        self._string_from: int | None = None  # position in the outline at which the open string begins
         self._long: LongString | None = None  # the open string, once it is long
         self._divided = False  # whether the next byte belongs to an escape
 
     async def receive(self, piece: bytes) -> None:
-        """Take the next piece, and let the event loop run between slices. Raises OmniError as `feed` does."""
+        """Read the next piece, and let the event loop run between slices. Raises OmniError as `feed` does."""
         for begin in range(0, len(piece), _SLICE):
             if begin:
                 await asyncio.sleep(0)
             self.feed(piece[begin : begin + _SLICE])
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes.
+        """Read the next bytes.
 
         Raises:
             OmniError: 400 ``invalid_json`` if the body is nested too deeply or has a number that is too long; 400
@@ -86,7 +88,7 @@ class JsonBodyReader:
         self.size += len(data)
         done = self._continue_string(data) if self._string_from is not None else 0
         between = []
-        written = done  # all of `data` before this position is in the outline or in a long string
+        written = done  # everything in `data` before this position is already in the outline or in a long string
         for match in _STRING.finditer(data, done):
             begin, end = match.span()
             between.append(data[done:begin])
@@ -112,21 +114,22 @@ class JsonBodyReader:
         """The complete body. Call this after the last bytes."""
         if self._long is not None:
             self._keep_apart()
-        if self._outline.startswith(codecs.BOM_UTF8):  # some editors begin a file with it; spaces keep all positions
+        # Some editors write a byte order mark. Spaces replace the mark, so that all positions remain correct.
+        if self._outline.startswith(codecs.BOM_UTF8):
             self._outline[: len(codecs.BOM_UTF8)] = b" " * len(codecs.BOM_UTF8)
         return JsonBody(bytes(self._outline), self._strings)
 
     # --- strings ---
 
     def _begin_string(self, data: bytes, *, divided: bool) -> None:
-        """Take the first part of a string, with its opening quote."""
+        """Add the first part of a string, with its opening quote."""
         self._string_from = len(self._outline)
         self._divided = divided
         self._outline += data
         self._notice_length()
 
     def _continue_string(self, data: bytes) -> int:
-        """Take more of the string that is not closed yet. Returns the position after the string."""
+        """Add more bytes to the string that is not closed yet. Returns the position after these bytes."""
         start = 1 if self._divided else 0
         # for the base64 of media, this is faster than the regular expression
         if b'"' not in data and b"\\" not in data:
@@ -151,7 +154,7 @@ class JsonBodyReader:
         return end
 
     def _notice_length(self) -> None:
-        """Move the string that is not closed yet out of the outline, if it has become long."""
+        """If the open string has become long, move it out of the outline."""
         assert self._string_from is not None
         begin = self._string_from + 1
         if len(self._outline) - begin >= LONG_STRING:
@@ -159,7 +162,7 @@ class JsonBodyReader:
             del self._outline[begin:]
 
     def _keep_apart(self) -> None:
-        """Put a marker in place of the long string."""
+        """Store the long string separately, and put a marker into the outline."""
         assert self._long is not None
         marker = f"{self._nonce}:{len(self._strings)}"
         self._long.offset = len(self._outline)
@@ -193,7 +196,7 @@ class JsonBodyReader:
         self._extreme_numbers += sum(match.end() > known for match in _EXTREME_EXPONENT.finditer(structure))
         if self._extreme_numbers > EXTREME_NUMBERS:
             raise bad_request(
-                f"The body has more than {EXTREME_NUMBERS} numbers with an exponent of three digits.",
+                f"The body has more than {EXTREME_NUMBERS} numbers with an exponent of three or more digits.",
                 code="too_many_values",
             )
         end = structure[-LONGEST_NUMBER:]
@@ -207,5 +210,5 @@ def _long_string(content: bytes | bytearray) -> LongString:
 def text_too_large(most: int, param: str | None) -> OmniError:
     """The error for a body with more than `most` bytes of text."""
     return bad_request(
-        f"The body has more than {most} bytes besides its media.", param=param, code="text_too_large", status=413
+        f"The body has more than {most} bytes, not counting its media.", param=param, code="text_too_large", status=413
     )

@@ -1,4 +1,4 @@
-"""Limits the number of client connections, and the time for which a client leaves bytes unread. Answers malformed
+"""Limits the number of connections, and the time for which a client may leave bytes unread. Also answers malformed
 HTTP.
 """
 
@@ -31,21 +31,23 @@ _REFUSAL = (
 )
 
 
-# Time that a client has to read the end of its answer, or an error, after the deadline of the request.
+# After the deadline of a request, the client has this number of seconds to read the rest of its answer, or the error.
 GRACE_SECONDS = 5.0
 
 
 class Connection(web.RequestHandler):
     """One client's connection.
 
-    The connection does not buffer output: sending a response ends only when the operating system has taken its last
-    byte. A client that does not read is cut off, whether the response is an answer, an error, or a page. When there are
-    too many connections, a new connection may replace an unused connection of an address that has more connections.
+    The connection does not buffer output: a write ends only when the operating system has accepted the last byte. If a
+    client does not read, its connection is closed, for every kind of response. If there are too many connections, a new
+    connection may replace an unused connection of another address. This other address must have at least two more
+    connections than the address of the new connection.
 
     Args:
         manager: The server that the connection belongs to.
-        most: Largest number of connections that the server has at a time.
-        unread_seconds: Longest time for which bytes may wait for the client to read.
+        most: Maximum number of connections at a time.
+        unread_seconds: The connection is closed if bytes have waited this number of seconds for the client to read
+            them.
         options: Passed on to `web.RequestHandler`.
     """
 
@@ -57,13 +59,15 @@ class Connection(web.RequestHandler):
         self._most = most
         self._unread_seconds = unread_seconds
         self._timer: asyncio.TimerHandle | None = None
-        self._channel: asyncio.Transport  # `transport` becomes None while the last bytes may still wait
+        # Our own reference to the transport. aiohttp sets its attribute `transport` to None while the last bytes may
+        # still wait to be sent.
+        self._channel: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Serve the connection, or answer 503 and close it if there are too many connections. asyncio calls this."""
         assert isinstance(transport, asyncio.Transport)
         self._channel = transport
-        transport.set_write_buffer_limits(high=0)  # a write is over when the operating system has taken all of it
+        transport.set_write_buffer_limits(high=0)  # a write ends when the operating system has accepted all its bytes
         if self._find_room():
             super().connection_made(transport)
             return
@@ -72,10 +76,10 @@ class Connection(web.RequestHandler):
         transport.close()
 
     def data_received(self, data: bytes) -> None:
-        """Parse received bytes. Pause reading while one request waits for an earlier request to end. asyncio calls
-        this.
+        """Parse received bytes. Pause reading while a request waits for the end of an earlier request on this
+        connection. asyncio calls this.
 
-        Without this pause, one connection may make the server keep 32 requests, each with a megabyte of headers.
+        Without this pause, one connection could make the server keep 32 requests, each with a megabyte of headers.
         aiohttp resumes reading when it takes the next request.
         """
         super().data_received(data)
@@ -83,8 +87,8 @@ class Connection(web.RequestHandler):
             self._pause_reading_for_buffer()
 
     def _find_room(self) -> bool:
-        """Whether there is room for this connection. May close an unused connection of an address that has more
-        connections.
+        """Whether there is room for this connection. To make room, this method may close an unused connection of an
+        address that has more connections.
         """
         by_address: dict[str, list[Connection]] = defaultdict(list)
         for connection in self._server.connections:
@@ -111,7 +115,7 @@ class Connection(web.RequestHandler):
 
     @property
     def _is_unused(self) -> bool:
-        """Whether no request is in progress, or the client does not read the response."""
+        """Whether the connection has no request in progress, or its client does not read the response."""
         return not self._request_in_progress or self.writing_paused
 
     def pause_writing(self) -> None:
@@ -141,16 +145,17 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The response to malformed HTTP, and to a bug outside of all handlers.
+        """The response to malformed HTTP, and to a bug outside all handlers.
 
         Raises:
             ConnectionError: if the response has begun already, or the client has left.
         """
         if isinstance(exc, HttpProcessingError):
             info = _explained(exc)
-            # The message of the error is not logged, because it quotes the client's data, which may be a key.
+            # The message of the error is not logged. The message quotes the client's data, and this data may contain a
+            # key.
             log.info("malformed HTTP: error=%s code=%s remote=%s", type(exc).__name__, info.code, request.remote)
-        elif isinstance(exc, UnicodeEncodeError):  # aiohttp quotes a header that is not UTF-8
+        elif isinstance(exc, UnicodeEncodeError):  # the message quotes a header that is not UTF-8
             log.info("malformed HTTP: error=%s remote=%s", type(exc).__name__, request.remote)
             info = _NOT_HTTP
         elif isinstance(exc, ConnectionError):  # the client left while a response was being written

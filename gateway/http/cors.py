@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+
+from omni_pipeline.errors import ErrorInfo, OmniError
 
 _ANY = "*"
 _PREFLIGHT = {
@@ -17,7 +20,7 @@ _EXPOSED = "Retry-After, X-Request-Id"
 
 
 class CrossOrigin:
-    """Tells browsers which pages from other origins may use the API.
+    """Adds the headers that allow pages of other origins to use the API. Browsers enforce these headers.
 
     Args:
         origins: Allowed origins, such as ``https://example.org``, in lower case as browsers send them; ``*`` for all.
@@ -39,8 +42,8 @@ class CrossOrigin:
 
     @web.middleware
     async def preflight(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answer preflight requests, in which browsers ask which methods and headers a page may send. Browsers send
-        them without the page's API key.
+        """Answer preflight requests without a check of the API key. In a preflight request, a browser asks which
+        methods and headers a page may send. A preflight request does not contain the key.
         """
         if (
             request.method == "OPTIONS"
@@ -50,6 +53,34 @@ class CrossOrigin:
             return web.Response(status=204, headers=_PREFLIGHT)
         return await handler(request)
 
+    def check_socket(self, request: web.Request) -> None:
+        """Refuse a WebSocket that a page of another origin opens. Browsers let every page open WebSockets to every
+        server, so the server must check the origin. A client that sends no Origin header is not a browser.
+
+        Raises:
+            OmniError: 403 if the origin is neither allowed nor the server's own.
+        """
+        origin = request.headers.get("Origin")
+        if origin is None or self._allowed(request) or _host_of(origin) == (request.host or "").lower():
+            return
+        raise OmniError(
+            ErrorInfo(
+                status=403,
+                message="Pages of this origin may not use this server. The operator of the server can allow the origin "
+                "with --allowed-origin (server.allowed_origins).",
+                type="permission_error",
+                code="origin_not_allowed",
+            )
+        )
+
     def _allowed(self, request: web.Request) -> bool:
         origin = request.headers.get("Origin")
         return origin is not None and (_ANY in self._origins or origin in self._origins)
+
+
+def _host_of(origin: str) -> str | None:
+    """The host and the port in an origin; None if it is malformed."""
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None

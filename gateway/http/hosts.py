@@ -1,9 +1,10 @@
-"""Refuses requests whose Host header names another host. So a web page cannot reach the server under the page's own
-host name.
+"""Refuses requests whose Host header contains the name of another host. So a web page cannot reach this server under
+the host name of the page.
 
-For a browser, two addresses with the same name and port are the same site. The owner of a web page can change the DNS
-record of the page's host name to the address of this server (DNS rebinding). The browser then lets the page read the
-server's answers. This attack needs a host name, so an IP address is always accepted as host.
+For a browser, two URLs with the same host name and port are the same site, even if the IP address of the name changes.
+The owner of a web page can change the DNS record of the page's host name to the address of this server (DNS rebinding).
+The browser then lets the page read the server's answers. This attack needs a host name, so an IP address is always
+accepted as host.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from omni_pipeline.errors import ErrorInfo, OmniError
 
 _ANY = "*"
 _HOST = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<name>[a-z0-9_.-]*))(?::[0-9]*)?")
-_LONGEST_NAME = 253  # the maximum length of a host name
+# The maximum length of a host name.
+_LONGEST_NAME = 253
 # The host name by which every machine reaches itself. The subdomains of this name are reserved for the same purpose.
 _LOOPBACK = "localhost"
 
 
 class AcceptedHosts:
-    """The names under which the server answers.
+    """The host names that the server accepts in requests.
 
     Args:
         server: Configuration of the server, which may contain additional names.
@@ -41,10 +43,10 @@ class AcceptedHosts:
 
     @web.middleware
     async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answer 403 if the request names a host that is not accepted.
+        """Answer 403 if the request contains a host that is not accepted.
 
         The host is in the Host header. If the request line contains an absolute URL, the host is in this URL too. A
-        client that names no host is not a browser.
+        request without a host is accepted, because it does not come from a browser.
         """
         for host in {request.host or "", request.headers.get("Host", "")}:
             if not self.accept(host):
@@ -76,8 +78,8 @@ def _refused(host: str) -> OmniError:
     return OmniError(
         ErrorInfo(
             status=403,
-            message=f"This server does not answer to the host {name}. If this is a name of the server, its operator "
-            "can list it with --allowed-host (server.allowed_hosts). An IP address is always accepted.",
+            message=f"This server does not accept requests to the host {name}. If this is a name of the server, the "
+            "operator can list it with --allowed-host (server.allowed_hosts). An IP address is always accepted.",
             type="permission_error",
             code="host_not_allowed",
         )

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from aiohttp import web
@@ -25,18 +25,21 @@ REQUEST_ID = web.RequestKey("request_id", str)
 # Identifies the client that sent a request: by the API key, or else by the address.
 CLIENT = web.RequestKey("client", str)
 
+# The prefix of a WebSocket subprotocol that carries an API key.
+KEY_PROTOCOL = "openai-insecure-api-key."
+
 SERVER = "omni-pipeline"
 _LONGEST_PATH = 200
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _WORDING = {
-    404: ("There is no {method} {path} here.", "not_found"),
-    405: ("{path} does not accept {method}; the 'Allow' header lists what it accepts.", "method_not_allowed"),
+    404: ("This server has no endpoint {method} {path}.", "not_found"),
+    405: ("{path} does not accept {method}; the 'Allow' header lists the accepted methods.", "method_not_allowed"),
 }
 
 
 @web.middleware
 async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request an id (the client's own, if it is well-formed), and log its outcome."""
+    """Give the request an id, and log its outcome. If the client sends a well-formed id, use this id."""
     given = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
     request[NOTES] = {}
@@ -63,8 +66,8 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 async def add_request_id(request: web.Request, response: web.StreamResponse) -> None:
-    """Signal handler that adds the request id to all responses, including streams. `Server` has a name, but no
-    version.
+    """Signal handler that adds the request id to all responses, including streams. The header `Server` contains only a
+    name, without a version.
     """
     response.headers["Server"] = SERVER
     if REQUEST_ID in request:
@@ -72,7 +75,9 @@ async def add_request_id(request: web.Request, response: web.StreamResponse) -> 
 
 
 async def expect(request: web.Request) -> None:
-    """Send `100 Continue` to a client that waits for it before it sends its body. Ignore all other expectations."""
+    """Send `100 Continue` to a client that waits for this response before it sends its body. Ignore all other
+    expectations.
+    """
     if request.headers["Expect"].lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the 100 response does not count as the beginning of the response
@@ -96,7 +101,7 @@ async def explain_errors(request: web.Request, handler: Handler) -> web.StreamRe
             headers["Allow"] = error.headers["Allow"]
     except web.RequestPayloadError:  # for example, broken chunked encoding
         info = ErrorInfo(
-            status=400, message="The body could not be read: it is not encoded as its headers say.", code="invalid_body"
+            status=400, message="The body could not be read: it does not match the headers.", code="invalid_body"
         )
     except ConnectionError:
         raise  # the client has left and cannot get an error
@@ -104,7 +109,8 @@ async def explain_errors(request: web.Request, handler: Handler) -> web.StreamRe
         log.exception("unexpected error", extra=fields(request_id=request[REQUEST_ID]))
         info = internal("Something went wrong inside the server.").info
     request[NOTES]["code"] = info.code
-    if info.param and info.code != "unknown_parameter":  # the name of an unknown field is the client's own text
+    # the path may contain an unknown field name, which is the client's own text
+    if info.param and info.code != "unknown_parameter":
         request[NOTES]["param"] = info.param
     if info.stage:
         request[NOTES]["stage"] = info.stage
@@ -118,7 +124,7 @@ def error_response(info: ErrorInfo, headers: dict[str, str]) -> web.Response:
     if info.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if info.code == "request_timeout":
-        headers["X-Should-Retry"] = "false"  # otherwise OpenAI's clients repeat a long request
+        headers["X-Should-Retry"] = "false"  # without this header, OpenAI's clients repeat a long request
     return json_response(error_body(info), status=info.status, headers=headers)
 
 
@@ -127,20 +133,38 @@ def json_response(body: object, *, status: int = 200, headers: dict[str, str] | 
     return web.Response(body=msgspec.json.encode(body), status=status, headers=headers, content_type="application/json")
 
 
-def require_key(keys: Sequence[str]) -> Middleware:
+def token_of(request: web.Request) -> str:
+    """The token in a request, which identifies the client; empty if the request has no token.
+
+    A web page in a browser cannot set headers of a WebSocket, so its token may be in one of the subprotocols.
+    """
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme:
+        return token.strip() if scheme.lower() == "bearer" else ""
+    offered = request.headers.get("Sec-WebSocket-Protocol", "").split(",")
+    keys = (one.strip().removeprefix(KEY_PROTOCOL) for one in offered if one.strip().startswith(KEY_PROTOCOL))
+    return next(keys, "")
+
+
+def require_key(keys: Sequence[str], lent: Callable[[web.Request, str], str | None] | None = None) -> Middleware:
     """A middleware that lets requests below ``/v1/`` pass only with one of `keys` as bearer token.
 
     Every comparison with a key takes constant time, so that the response time does not reveal a key.
+
+    Args:
+        lent: Called with a request and its token. If the token is a temporary token that allows this request, returns
+            the client that asked for the token. Otherwise returns None.
     """
     encoded = [key.encode() for key in keys]
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path.startswith("/v1/"):
-            scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-            given = token.strip().encode("utf-8", "surrogateescape")
+            token = token_of(request)
+            given = token.encode("utf-8", "surrogateescape")
             fits = [hmac.compare_digest(given, key) for key in encoded]
-            if scheme.lower() != "bearer" or True not in fits:
+            client = f"key {fits.index(True)}" if True in fits else lent(request, token) if lent is not None else None
+            if client is None:
                 raise OmniError(
                     ErrorInfo(
                         status=401,
@@ -149,7 +173,7 @@ def require_key(keys: Sequence[str]) -> Middleware:
                         code="invalid_api_key",
                     )
                 )
-            request[CLIENT] = f"key {fits.index(True)}"
+            request[CLIENT] = client
         return await handler(request)
 
     return check

@@ -15,6 +15,7 @@ KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which clients skip
 _encoder = msgspec.json.Encoder()
 
 
-def event(body: msgspec.Struct) -> bytes:
-    """One event with `body` as its JSON, which never contains a line break."""
-    return b"data: " + _encoder.encode(body) + b"\n\n"
+def event(body: msgspec.Struct, name: str | None = None) -> bytes:
+    """One event with the JSON of `body` as data, and with `name` if it is given. The JSON contains no line breaks."""
+    head = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return head + b"data: " + _encoder.encode(body) + b"\n\n"

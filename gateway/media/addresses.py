@@ -1,7 +1,8 @@
-"""Decides from which remote hosts the server may fetch media, by the spelling and the resolved addresses of the host.
+"""Decides from which hosts the server may download media. The decision depends on the name of the host and on its
+resolved addresses.
 
-A URL is taken apart once. Its host is checked, and the URL that is requested is made of the checked host and of the
-path and query as they were written: a signature over a URL does not hold for another spelling of the path.
+A URL is parsed once, and its host is checked. The requested URL consists of the checked host, and of the path and query
+exactly as they were written. The reason is that a signed URL is valid only for one spelling of its path.
 """
 
 from __future__ import annotations
@@ -73,8 +74,9 @@ class Target(Struct, frozen=True):
         url: URL to request, with `host`, and with the path and query as they were written.
         host: Host in lower case and ASCII, as the resolver expects it.
         port: 1 … 65535.
-        literal: Address of the host, if the URL contains an address in place of a name.
-        vouched: Whether the operator listed the host. The addresses of a listed host may be private.
+        literal: Address of the host, if the URL contains an address instead of a name.
+        vouched: Whether the operator has listed the host in `allowed_domains`. The addresses of a listed host may be
+            private.
     """
 
     url: URL
@@ -89,7 +91,7 @@ def target(text: str, allowed_domains: Sequence[str], *, param: str) -> Target:
 
     Args:
         text: The URL.
-        allowed_domains: Hosts or ``host:port`` pairs; when not empty, no other host may be contacted.
+        allowed_domains: Hosts or ``host:port`` pairs. If the list is not empty, no other host may be contacted.
         param: Request field of the URL, for errors.
 
     Raises:
@@ -102,7 +104,7 @@ def target(text: str, allowed_domains: Sequence[str], *, param: str) -> Target:
     if _UNPRINTABLE.search(text):
         raise _invalid("it contains a space, control character or backslash", param)
     if parts is None or scheme not in _DEFAULT_PORTS:
-        raise _invalid("only http and https are fetched", param)
+        raise _invalid("only http and https URLs can be downloaded", param)
     try:
         origin = URL(f"{scheme}://{authority}")
         host = (origin.raw_host or "").lower()
@@ -123,7 +125,7 @@ def target(text: str, allowed_domains: Sequence[str], *, param: str) -> Target:
     if listed and not vouched:
         raise not_allowed(f"the host '{host}' is not among the hosts that this server allows", param)
     if f"{shown}:{port}" not in listed and port < 1024 and port not in _DEFAULT_PORTS.values():
-        raise not_allowed(f"port {port} is not allowed; use 80, 443 or a port from 1024 up", param)
+        raise not_allowed(f"port {port} is not allowed; use 80, 443 or a port of at least 1024", param)
     url = URL.build(scheme=scheme, host=shown, port=port, path=path, encoded=True)
     found = Target(url=url, host=host, port=port, literal=literal, vouched=vouched)
     if literal is not None:
@@ -132,7 +134,8 @@ def target(text: str, allowed_domains: Sequence[str], *, param: str) -> Target:
 
 
 def redirected(target: Target, location: str) -> str:
-    """The URL that `location` names in an answer from `target`: as it was sent, or joined to the URL of `target`.
+    """The URL to which a response from `target` redirects. `location` is a complete URL, or is joined to the URL of
+    `target`.
 
     Some servers send spaces, which are encoded here.
     """
@@ -167,7 +170,9 @@ def check_addresses(target: Target, addresses: Sequence[IPAddress], *, param: st
 
 
 def is_public(address: IPAddress) -> bool:
-    """Whether `address`, or the IPv4 address tunnelled or mapped in it, is ordinary unicast on the public internet."""
+    """Whether `address` is ordinary unicast on the public internet. If an IPv6 `address` contains a tunnelled or mapped
+    IPv4 address, the IPv4 address is checked instead.
+    """
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _REFUSED_V4)
     if address in _MAPPED or address in _NAT64:
@@ -183,17 +188,18 @@ def not_allowed(reason: str, param: str) -> OmniError:
 
 
 def _on_the_wire(rest: str) -> str:
-    """The path and query of a URL as a request line needs them: not empty, and all bytes visible ASCII.
+    """The path and query of a URL in the form for a request line. The result is not empty, and contains only visible
+    ASCII characters.
 
     Raises:
-        ValueError: There is a character that UTF-8 cannot encode.
+        ValueError: if UTF-8 cannot encode a character.
     """
     path = rest if rest.startswith("/") else f"/{rest}"
     return _NOT_ON_THE_WIRE.sub(lambda found: quote(found[0].encode("utf-8", "surrogateescape")), path)
 
 
 def _without_dots(path: str) -> str:
-    """An absolute path without the segments ``.`` and ``..``. Nothing else changes."""
+    """The absolute path with the segments ``.`` and ``..`` resolved. Nothing else changes."""
     kept: list[str] = []
     segments = path.split("/")[1:]
     for segment in segments:
@@ -207,19 +213,21 @@ def _without_dots(path: str) -> str:
 
 
 def _literal(host: str, param: str) -> IPAddress | None:
-    """`host` as an address; None if `host` is a name. Refuses spellings that only some resolvers read as an address."""
+    """`host` as an IP address; None if `host` is a name. Refuses spellings that only some resolvers treat as an
+    address.
+    """
     try:
         address = ip_address(host)
     except ValueError:
         pass
     else:
         if getattr(address, "scope_id", None) is not None:
-            raise _invalid("an address with a zone has no meaning outside its own machine", param)
+            raise _invalid("an address with a zone is valid only on its own machine", param)
         return address
     if not _HOST_NAME.fullmatch(host):
         raise _invalid("its host is not a valid host name", param)
     if _NUMERIC_LABEL.fullmatch(host.removesuffix(".").rpartition(".")[2]):
-        raise _invalid("its host ends in a number but is not an address in the usual notation", param)
+        raise _invalid("its host ends in a number, so it must be an IP address in the usual notation", param)
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 
-_WHITE = b" \t\r\n"  # may stand anywhere
+_WHITE = b" \t\r\n"  # these bytes may occur anywhere
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _GROUP = 4
 _BYTES_OF_GROUP = 3
@@ -12,15 +12,15 @@ _MOST_PADDING = 2
 
 
 def encoded_size(characters: int) -> int:
-    """Number of bytes that so many characters of the alphabet encode."""
+    """Number of bytes that this number of base64 characters encodes."""
     return max(characters, 0) * _BYTES_OF_GROUP // _GROUP
 
 
 class Base64Decoder:
-    """Takes the characters of one file, in the standard or the URL-safe alphabet, with or without padding."""
+    """Decodes the characters of one file. Accepts the standard and the URL-safe alphabet, with or without padding."""
 
     def __init__(self) -> None:
-        self._rest = b""  # the characters of a group that is not complete yet
+        self._rest = b""  # the characters of an incomplete group
         self._padded = False
 
     def decode(self, characters: str | bytes | bytearray) -> bytes:
@@ -40,7 +40,7 @@ class Base64Decoder:
         return self._bytes_of(rest + b"=" * (-len(rest) % _GROUP))
 
     def _bytes_of(self, text: bytes) -> bytes:
-        """The bytes of whole groups."""
+        """Decode base64 text that consists of complete groups of four characters."""
         if not text:
             return b""
         if self._padded:

@@ -1,5 +1,5 @@
-"""Receives the bytes of media items piece by piece. Each piece is counted against the budget of the request before it
-is kept.
+"""Receives the bytes of media items piece by piece. Before a piece is stored, it is counted against the budget of the
+request.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class Budget:
 
     Args:
         total: Largest number of bytes.
-        hold: Adds a number of bytes to the bytes that all requests hold; raises an error to refuse the bytes.
+        hold: Adds a number of bytes to the total that all requests hold together, or raises an error to refuse them.
     """
 
     def __init__(self, total: int, hold: Callable[[int], None]) -> None:
@@ -46,7 +46,7 @@ class Intake:
         self._budget = budget
 
     def expect(self, size: int) -> None:
-        """Refuse an item that announces more bytes than are allowed. Raises OmniError (413)."""
+        """Refuse an item whose announced size is too large. Raises OmniError (413)."""
         if size > self.allowed:
             raise bad_request(
                 f"'{self._param}' is larger than the {self.allowed} bytes that are allowed for it.",
@@ -65,5 +65,5 @@ class Intake:
 
     @property
     def allowed(self) -> int:
-        """Largest size that the item may have."""
+        """Maximum size of the item."""
         return min(self._most, len(self.data) + self._budget.left)

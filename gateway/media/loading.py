@@ -25,14 +25,16 @@ from stages.messages import Media
 
 _AT_ONCE = 8  # maximum number of media items of one request that are loaded at the same time
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):")
-_LONGEST_PATH = 4095  # PATH_MAX of Linux, without the zero at the end; base64 of a file is often longer
-_LONGEST_HEAD = 1024  # maximum number of characters of a data URL before the comma
-# Base64 characters that are decoded at a time. Every stream stands still meanwhile, because `binascii` holds the
-# interpreter lock.
+# PATH_MAX of Linux without the final zero byte. The base64 of a file is often longer than this.
+_LONGEST_PATH = 4095
+# Maximum number of characters of a data URL before the comma.
+_LONGEST_HEAD = 1024
+# Number of base64 characters that one call of `binascii` decodes. During the call, no stream makes progress, because
+# `binascii` holds the interpreter lock.
 _SLICE = 1 << 20
 
-# Number of threads that read local files, and number of threads that decode base64. A read may block for long if the
-# disk does not answer.
+# Number of threads that read local files, and number of threads that decode base64. A thread that reads a file may be
+# blocked for a long time if the disk does not answer.
 FILE_THREADS = 16
 BASE64_THREADS = 2
 
@@ -55,8 +57,8 @@ class MediaLoader:
         self._base64_threads = Threads("decode base64", BASE64_THREADS)
 
     async def load(self, sources: Sequence[MediaSource], hold: Callable[[int], None], *, client: str) -> list[Media]:
-        """The media of one request, in order. After the first error, the loading of all other items is stopped. Then
-        the error is raised.
+        """The media of one request, in order. If an item cannot be loaded, the loading of all other items is stopped,
+        and then the error is raised.
 
         Args:
             hold: Called with the size of each piece before the piece is kept. An error from `hold` refuses the piece.
@@ -148,10 +150,11 @@ class MediaLoader:
         await self._decode(string, start, source.param, intake, client)
 
     async def _decode(self, text: str | LongString, start: int, param: str, intake: Intake, client: str) -> None:
-        """Take in the bytes that `text` encodes in base64 from `start` on, in any form that `Base64Decoder` takes.
+        """Add the bytes that `text` encodes in base64, from `start` on, to the intake. Accepts all forms that
+        `Base64Decoder` accepts.
 
         Raises:
-            OmniError: 413 ``media_too_large``, before anything is decoded if that is certain; 400 ``invalid_base64``.
+            OmniError: 413 ``media_too_large``, if possible before anything is decoded; 400 ``invalid_base64``.
         """
         length = len(text) if isinstance(text, str) else len(text.content)
         decoder = Base64Decoder()
@@ -168,8 +171,10 @@ class MediaLoader:
             raise _not_base64(param) from error
 
     async def _skipped(self, text: str | LongString, start: int, client: str) -> int:
-        """Largest number of bytes of `text`, from `start` on, that do not stand for data."""
-        if isinstance(text, str):  # it is short
+        """Estimate how many bytes of `text`, from `start` on, encode no data, such as white space. The estimate is
+        never too low.
+        """
+        if isinstance(text, str):  # the text is short, because a long text is a `LongString`
             return sum(text.count(character, start) for character in " \t\r\n=")
         skipped = 0
         for begin in range(start, len(text.content), _SLICE):
@@ -179,7 +184,7 @@ class MediaLoader:
 
 
 def _clip(source: MediaSource, pictures: Sequence[Media]) -> Media:
-    """The clip of which `pictures` are the frames."""
+    """The clip whose frames are `pictures`."""
     frames = [picture.data for picture in pictures]
     return Media(source.kind, Tensor.of(b""), source.param, video=source.video, frames=frames)
 
@@ -192,7 +197,9 @@ def _decode_slice(decoder: Base64Decoder, text: str | LongString, begin: int) ->
 
 
 def _start_of_data(head: str, param: str) -> int:
-    """The index of the base64 in a data URL. The media type is ignored, because the content shows the type."""
+    """The index at which the base64 of a data URL begins. The media type is ignored, because the type is detected from
+    the content.
+    """
     comma = head.find(",", 0, _LONGEST_HEAD)
     if comma < 0 or not head[:comma].lower().endswith(";base64"):
         raise bad_request(

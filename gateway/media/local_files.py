@@ -13,10 +13,10 @@ _PIECE = 1 << 20
 
 
 class OpenFile:
-    """An open file. It is closed when the last reference to this object disappears.
+    """An open file. The file is closed when the last reference to this object disappears.
 
-    There is no method that closes the file. Another thread may still wait for a slow disk in `read`; if the file were
-    closed, the thread might read another file that got the same handle.
+    There is no method that closes the file, because another thread may still wait in `read` for a slow disk. If the
+    file were closed, that thread could read another file that has got the same descriptor.
 
     Attributes:
         size: Size of the file when it was opened.
@@ -59,7 +59,7 @@ class LocalFiles:
                 readable file.
         """
         try:
-            # Non-blocking, so that opening a FIFO without a writer returns.
+            # Open in non-blocking mode, so that the call returns even for a FIFO without a writer.
             handle = os.open(self._inside(path, param), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY)
         except (OSError, ValueError) as error:
             raise _not_found(param) from error
@@ -95,7 +95,7 @@ class LocalFiles:
 
 
 def _outside(param: str) -> OmniError:
-    return not_allowed("it is outside the directory that this server reads local media from", param)
+    return not_allowed("it is outside the directory from which this server reads local media", param)
 
 
 def _not_found(param: str) -> OmniError:

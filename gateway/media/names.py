@@ -13,7 +13,7 @@ from gateway.media.threads import Threads
 
 LookUp: TypeAlias = Callable[[str, int], list[IPAddress]]
 
-# Maximum number of names that are looked up at a time. A look-up blocks for as long as its name server is silent.
+# Maximum number of names that are looked up at a time. A look-up blocks until its name server answers.
 MOST_LOOK_UPS = 64
 
 
@@ -35,5 +35,7 @@ class Names:
         self._threads = Threads("look up", MOST_LOOK_UPS)
 
     async def resolve(self, host: str, port: int, client: str) -> list[IPAddress]:
-        """All addresses of `host`, which are needed for a download of `client`. Raises OSError."""
+        """Look up all addresses of `host`. Counts as work for `client`, because the threads are shared among clients.
+        Raises OSError.
+        """
         return await self._threads.run(client, functools.partial(self._look_up, host, port), key=(host, port))

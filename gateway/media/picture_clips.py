@@ -1,4 +1,6 @@
-"""Cuts the pictures out of a data URL that is a clip of pictures, in vLLM's form: with a comma between two pictures."""
+"""Extracts the pictures from a data URL that contains a clip as a list of pictures. In this form, which vLLM defined,
+commas separate the pictures.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from gateway.api.conversion import MediaSource
 from gateway.bodies.json_body import LongString
 from omni_pipeline.errors import bad_request
 
-# The beginning of such a URL, and how a JPEG begins in base64. In a JSON string, a slash may be escaped.
+# The beginning of such a URL, and of a JPEG in base64. In a JSON string, a slash may be escaped.
 _HEAD = re.compile(rb"data:video(?:\\?/|\\u002f)jpeg(?:;[^,]{0,1000})?;base64,", re.IGNORECASE)
 _JPEG = re.compile(rb"(?:\\?/|\\u002[fF])9j")
 
@@ -49,7 +51,9 @@ def check_number(number: int, most: int, param: str) -> None:
 
 
 def _cut(text: bytes | bytearray, start: int, param: str) -> Iterator[MediaSource]:
-    """Cuts each picture out of ``text[start:]`` when its turn comes, so that the text is not in memory twice."""
+    """Extracts each picture from ``text[start:]`` only when the caller asks for it, so that the text is not in memory
+    twice.
+    """
     while start < len(text):
         comma = text.find(b",", start)
         end = len(text) if comma < 0 else comma

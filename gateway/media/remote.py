@@ -20,22 +20,22 @@ from omni_pipeline.errors import OmniError, bad_request
 # Resolves a host and a port to addresses, for a client.
 Resolve: TypeAlias = Callable[[str, int, str], Awaitable[list[IPAddress]]]
 
-# Maximum number of downloads at a time. Each download needs a socket, and the number of sockets in a process is
-# limited.
+# Maximum number of downloads at a time. Each download needs a socket, and a process can have only a limited number of
+# sockets.
 MOST_DOWNLOADS = 256
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEADERS = {
     "User-Agent": f"omni-pipeline/{__version__}",
     "Accept": "image/*, audio/*, video/*, */*;q=0.1",
-    # no compression: media are compressed already, and a small response might decompress to a very large one
+    # no compression: media are compressed already, and a small response could become very large when decompressed
     "Accept-Encoding": "identity",
 }
 _PIECE = 1 << 18
 
 
 class _Pinned(AbstractResolver):
-    """A resolver that gives aiohttp's connector the checked addresses, so that no second look-up can return other
+    """A resolver that returns the checked addresses to aiohttp's connector. So no second look-up can return other
     addresses.
     """
 
@@ -79,7 +79,7 @@ class Downloader:
 
         Args:
             url: An http or https URL.
-            intake: Gets the content.
+            intake: Receives the content.
             param: Request field of the URL, for errors.
             client: Client that wants the content.
 
@@ -128,7 +128,7 @@ class Downloader:
             if response.status != 200:
                 raise _failed(f"the remote server answered with status {response.status}", param)
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-                raise _failed("the remote server sent it compressed, although the request forbade that", param)
+                raise _failed("the remote server sent the file compressed, although the request forbade that", param)
             intake.expect(response.content_length or 0)
             async for piece in response.content.iter_chunked(_PIECE):
                 intake.add(piece)

@@ -1,31 +1,29 @@
-"""Shares a fixed number of places among clients, so that no client can take them all."""
+"""Shares a fixed number of permits among clients, so that no client can take all permits."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from gateway.fair_limit import FairLimit
+
 
 class Shares:
-    """A number of places. A client may take one more place only while it has fewer places than are free.
-
-    A single client gets half of the places. If a client keeps its places for a long time, the next client still gets
-    half of the free places. So with 64 places, at least seven clients are needed to take all places. When places are
-    given back, the shares of the clients become more equal. Clients that wait take turns.
+    """A number of permits. A permit is the right to do one thing, such as one download. Clients share the permits
+    according to the rules of `FairLimit`. Clients that wait take turns.
 
     Args:
-        most: The number of places.
+        most: The number of permits.
     """
 
     def __init__(self, most: int) -> None:
-        self._free = most
-        self._taken: Counter[str] = Counter()
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # in the order in which clients get their next turn
+        self._limit = FairLimit(most)
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # in the order of the clients' next turns
 
     async def take(self, client: str) -> None:
-        """Wait for a place and take it. Cancelling the call takes no place."""
+        """Wait for a free permit and take it. If the call is cancelled, no permit is taken."""
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client, deque()).append(turn)
         self._hand_out()
@@ -35,20 +33,17 @@ class Shares:
             if turn.cancelled():
                 self._leave(client, turn)
             else:
-                self.give(client)  # the turn came just before the cancellation
+                self.give(client)  # the client got the permit just before the cancellation
             raise
 
     def give(self, client: str) -> None:
-        """Give back a place that `client` has taken."""
-        self._free += 1
-        self._taken[client] -= 1
-        if not self._taken[client]:
-            del self._taken[client]
+        """Give back a permit that `client` has taken."""
+        self._limit.give(client)
         self._hand_out()
 
     @asynccontextmanager
     async def one(self, client: str) -> AsyncIterator[None]:
-        """Hold a place while the block runs."""
+        """Hold a permit while the block runs."""
         await self.take(client)
         try:
             yield
@@ -56,21 +51,20 @@ class Shares:
             self.give(client)
 
     def _hand_out(self) -> None:
-        """Give free places to waiting clients. Each client gets one place in turn, until no client may take another
-        place.
+        """Give free permits to waiting clients. The clients get one permit each, in turn, until no client may take
+        another permit.
         """
         handed_out = True
         while handed_out:
             handed_out = False
             for client in list(self._waiting):
-                if self._taken[client] < self._free:
+                if self._limit.fits(client):
                     turns = self._waiting.pop(client)
                     turn = turns.popleft()
                     if turns:
                         self._waiting[client] = turns
                     if not turn.done():  # the call may have been cancelled a moment ago
-                        self._free -= 1
-                        self._taken[client] += 1
+                        self._limit.take(client)
                         turn.set_result(None)
                     handed_out = True
 

@@ -14,11 +14,12 @@ Result = TypeVar("Result")
 
 
 class Threads:
-    """Threads for calls that may block for long, such as a look-up of a name whose name server is silent.
+    """Threads for calls that may block for a long time, such as the look-up of a host name when the name server does
+    not answer.
 
     A thread cannot be stopped from outside. So a call counts towards the client's share until the call returns, even if
-    nobody waits for the result any more. `Shares` keeps some threads free for other clients. The threads are daemons,
-    so the process can end before them.
+    nobody waits for the result any more. `Shares` keeps some threads free for other clients. All threads are daemon
+    threads, so the process can end while some of them still run.
 
     Args:
         name: The name of the threads, for debuggers.
@@ -31,13 +32,13 @@ class Threads:
         self._running: dict[Hashable, asyncio.Future[Any]] = {}
 
     async def run(self, client: str, function: Callable[[], Result], key: Hashable = None) -> Result:
-        """Call `function` in a thread as soon as `client` may use a thread, and return its result.
+        """Call `function` in a thread, as soon as `client` may use a thread. Returns the result of `function`.
 
         Args:
             client: Client on whose behalf the call is made.
             function: The blocking call. Cancelling this method does not stop a `function` that already runs.
-            key: Calls with the same key have the same result, so clients share a call that is already running. None for
-                a call that is not shared.
+            key: Calls with the same key have the same result, so clients share a call that is already running. None
+                means that the call is not shared.
         """
         running = self._running.get(key)
         if running is None:
@@ -61,7 +62,7 @@ class Threads:
                 report(None, error)
 
         def report(result: Any, error: Exception | None) -> None:
-            with suppress(RuntimeError):  # the loop is closed when the server has stopped in the meantime
+            with suppress(RuntimeError):  # if the server has stopped in the meantime, the loop is closed
                 loop.call_soon_threadsafe(self._end, client, key, future, result, error)
 
         try:
@@ -82,4 +83,4 @@ class Threads:
             future.set_result(result)
         else:
             future.set_exception(error)
-            future.exception()  # asyncio would complain about an error that nobody waits for any more
+            future.exception()  # without this call, asyncio would log the error if nobody waits for the result any more

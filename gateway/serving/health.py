@@ -1,4 +1,4 @@
-"""Reports whether the server can answer now, and if not, the reason."""
+"""Reports whether the server can answer now. If the server cannot answer, reports the reason."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ class Health:
     """The state of the server.
 
     Attributes:
-        warm: Whether a warm-up request has been answered since the workers last changed.
         stopping: Whether the server is stopping: it finishes the requests in progress and refuses new requests.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self.warm = False
         self.stopping = False
         self._pipeline = pipeline
 
@@ -34,11 +32,12 @@ class Health:
         problem = self._pipeline.problem
         if self.stopping:
             return "stopping", "the server is shutting down"
-        if any(worker.state == "unhealthy" for worker in workers.values()):
-            return "unhealthy", problem
         if problem is not None:
+            if any(worker.state == "unhealthy" for worker in workers.values()):
+                return "unhealthy", problem
             loading = any(worker.state == "loading" for worker in workers.values())
             return "starting" if loading else "unavailable", problem
-        if not self.warm:
+        if not self._pipeline.warm:
             return "starting", "the warm-up request has not been answered yet"
-        return "ok", None
+        degraded = self._pipeline.degraded
+        return ("ok", None) if degraded is None else ("degraded", degraded)

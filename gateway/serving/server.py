@@ -27,8 +27,8 @@ from stages.routes import SPEECH
 
 log = logging.getLogger(__name__)
 
-# Time, in seconds, that clients have at shutdown to read the end of their answers. After that, connections have the
-# same time to close. If a connection is idle, aiohttp may wait for the full time.
+# At shutdown, clients have this number of seconds to read the end of their answers. After that, connections have the
+# same number of seconds to close. aiohttp may wait for the full time even if a connection is idle.
 _CLOSE_SECONDS = 1.0
 
 
@@ -46,13 +46,15 @@ async def run(
 ) -> None:
     """Serve `pipeline` over HTTP until `stopping` is set; then finish the requests in progress and return.
 
-    `/health` answers 503 until a warm-up request of all modalities, sent by this function, has been answered. When a
-    worker is lost, `/health` answers 503 again, until a warm-up request has gone through the new worker.
+    This function sends a warm-up request with all modalities. `/health` answers 503 until the request has been
+    answered. When a worker is lost, `/health` answers 503 again, until a warm-up request has passed through the new
+    worker.
 
     Args:
         pipeline: The stages, which may still be loading. `connect` must not have been called on this object before.
         server: Configuration of the server.
-        model_path: Configured path of the checkpoint; it is the model's name if `server` gives none.
+        model_path: Configured path of the checkpoint. If `server` contains no model name, the last part of this path is
+            the name.
         checkpoint: Directory of the checkpoint, whose ``config.json`` lists the voices.
         stages: Names of the stages that run. If `routes.SPEECH` is among them, the server speaks.
         trace: Configuration of the traces of requests.
@@ -66,7 +68,7 @@ async def run(
     traces = Traces(sinks(trace), lambda: pipeline.pids.keys())
     pipeline.trace(traces.noted)
     gateway = Gateway(pipeline, server, model_path=model_path, voices=voices, traces=traces)
-    # Cancel handlers of clients that have left. A handler would otherwise go on generating an answer.
+    # aiohttp cancels a handler when its client has left. Otherwise the handler would continue to generate the answer.
     runner = web.AppRunner(gateway.app, handler_cancellation=True, access_log=None, shutdown_timeout=_CLOSE_SECONDS)
     await runner.setup()
     assert runner.server is not None
@@ -74,9 +76,10 @@ async def run(
         Connection,
         runner.server,
         server.limits.connections,
-        server.limits.request_seconds + GRACE_SECONDS,  # a chat request that is too slow ends its connection earlier
+        # for a client that reads an answer too slowly, the limits of the request close the connection earlier
+        server.limits.request_seconds + GRACE_SECONDS,
         access_log=None,
-        auto_decompress=False,  # otherwise a small body might decompress to a very large body
+        auto_decompress=False,  # a small compressed body could become very large when decompressed
         keepalive_timeout=server.limits.idle_seconds,
     )
     listening = await asyncio.get_running_loop().create_server(connect, sock=listen_socket)
@@ -96,12 +99,16 @@ async def run(
 
 
 async def _drain(gateway: Gateway, seconds: float) -> None:
-    """Let the requests in progress end. Meanwhile, new requests get 503, and `/health` reports the reason."""
+    """Wait until the requests in progress have ended. Meanwhile, new requests get 503, and `/health` reports the
+    reason.
+    """
     gateway.health.stopping = True
     gateway.admission.close()
+    gateway.realtime.stop()
     try:
         async with asyncio.timeout(seconds):
             await gateway.admission.empty()
+            await gateway.realtime.empty()
     except TimeoutError:
         log.warning("ending the requests that are still in progress after %g s", seconds)
 
@@ -110,10 +117,12 @@ async def _end_requests(gateway: Gateway) -> None:
     """End the requests in progress with an error, and give the error time to reach the clients."""
     gateway.health.stopping = True
     gateway.admission.close()
+    gateway.realtime.stop()
     gateway.collector.fail_all(unavailable("The server is shutting down.", code="shutting_down").info)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_CLOSE_SECONDS):
             await gateway.admission.empty()
+            await gateway.realtime.empty()
 
 
 async def _keep_warm(gateway: Gateway, voices: Voices | None, ready: Callable[[], None]) -> None:
@@ -121,11 +130,11 @@ async def _keep_warm(gateway: Gateway, voices: Voices | None, ready: Callable[[]
     if voices is not None:
         await asyncio.to_thread(audio_formats.prepare)
     numbers = itertools.count(1)
-    await warm_up(gateway.collector, voices.default if voices else None, numbers)
+    voice = voices.default if voices else None
+    await warm_up(gateway.collector, voice, numbers)
+    while gateway.health.report().status == "degraded":  # more replicas have to be warmed up
+        await warm_up(gateway.collector, voice, numbers)
     ready()
     while True:
-        gateway.health.warm = True
-        await gateway.collector.loss()
-        gateway.health.warm = False
-        await warm_up(gateway.collector, voices.default if voices else None, numbers)
+        await warm_up(gateway.collector, voice, numbers)
         log.info("a warm-up request has gone through all workers again; the server is ready")

@@ -11,7 +11,7 @@ import math
 import struct
 import wave
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
@@ -29,7 +29,9 @@ _SIDE = 64  # pixels
 
 
 async def warm_up(collector: Collector, voice: str | None, numbers: Iterator[int]) -> None:
-    """Send the warm-up request until it has been answered once, pausing longer after each failure.
+    """Wait until a worker needs a warm-up request, and then send a warm-up request. If the request fails, send it again
+    after a pause, until it is answered. The pause grows after each failure. If stages have replicas, one request goes
+    through one replica of each stage.
 
     Args:
         voice: Voice of the answer; with None, the request asks for text only.
@@ -37,9 +39,9 @@ async def warm_up(collector: Collector, voice: str | None, numbers: Iterator[int
     """
     pause = _FIRST_PAUSE
     while True:
-        await collector.whole()
+        through = await collector.cold()
         try:
-            await _ask(collector, f"warm-up-{next(numbers)}", voice)
+            await _ask(collector, f"warm-up-{next(numbers)}", voice, through)
             return
         except OmniError as error:
             log.warning(
@@ -53,16 +55,18 @@ async def warm_up(collector: Collector, voice: str | None, numbers: Iterator[int
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-async def _ask(collector: Collector, request_id: str, voice: str | None) -> None:
+async def _ask(collector: Collector, request_id: str, voice: str | None, through: Mapping[str, int]) -> None:
     request = warmup_request(voice)
     deadline = asyncio.get_running_loop().time() + _ANSWER_SECONDS
-    async with collector.submit(request_id, request, route(request), deadline=deadline) as answer:
+    async with collector.submit(request_id, request, route(request), deadline=deadline, warming=through) as answer:
         while await answer.take():
             pass
 
 
 def warmup_request(voice: str | None) -> ChatRequest:
-    """One turn with a tiny media item of each kind. The answer has two tokens and, with a voice, three codec frames."""
+    """One turn with a tiny media item of each kind. The text of the answer has two tokens. If there is a voice, the
+    speech of the answer has three codec frames.
+    """
     media: list[tuple[Modality, bytes]] = [("image", png()), ("audio", wav()), ("video", gif())]
     return ChatRequest(
         turns=[Turn("user", [*(MediaRef(index) for index in range(len(media))), Text("What is this?")])],
@@ -73,7 +77,7 @@ def warmup_request(voice: str | None) -> ChatRequest:
 
 
 def _speech(voice: str) -> SpeechOptions:
-    drawn = Sampling(temperature=1.0, top_k=50)  # sampling also warms up the code that greedy generation runs
+    drawn = Sampling(temperature=1.0, top_k=50)  # sampled generation also runs the code that greedy generation needs
     return SpeechOptions(
         speaker=voice, talker=msgspec.structs.replace(drawn, max_tokens=4, ignore_eos=True), predictor=drawn
     )
@@ -110,7 +114,8 @@ def gif(frames: int = 8) -> bytes:
     """A clip of 64×64 pixels at 4 frames a second: a grey ramp that moves.
 
     The pixels are not compressed. With 7-bit pixels, every LZW code has 8 bits as long as the decoder's table is small.
-    So a clear code resets the table before longer codes are needed.
+    With a larger table, the codes would be longer. So a clear code, which empties the table, comes before each run of
+    100 pixels.
     """
     clear, stop, run = 0x80, 0x81, 100
     palette = bytes(channel for level in range(128) for channel in (2 * level,) * 3)

@@ -20,11 +20,11 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_i
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from gateway.traces.perfetto_files import summary
-from gateway.traces.timeline import GATEWAY, TRANSFER, Span, Traced
+from gateway.traces.request_timeline import GATEWAY, TRANSFER, Span, Traced
 from omni_pipeline import __version__
 
-# Maximum number of waits, steps and transfers of one request that are sent as spans. The totals per stage count all
-# waits, steps and transfers.
+# Maximum number of spans that are sent for the waits, steps and transfers of one request. The totals per stage also
+# count waits, steps and transfers beyond this limit.
 MOST_DETAILS = 1000
 
 # Maximum number of spans in one message to the collector.
@@ -55,7 +55,7 @@ class OtlpExport:
         self._ended = _Ended()
         self._ids = _Ids()
         resource = Resource.create({"service.version": __version__})
-        # if the environment sets no service name
+        # If the environment sets no service name, OpenTelemetry's default name begins with `unknown_service`.
         if str(resource.attributes["service.name"]).startswith("unknown_service"):
             resource = resource.merge(Resource({"service.name": _SERVICE}))
         provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
@@ -69,7 +69,7 @@ class OtlpExport:
         spans = iter(self._ended.take())
         while batch := list(islice(spans, _BATCH)):
             if self._exporter.export(batch) is not SpanExportResult.SUCCESS:
-                raise ConnectionError("the OpenTelemetry collector did not accept it")
+                raise ConnectionError("the OpenTelemetry collector did not accept the trace")
 
     def close(self) -> None:
         self._exporter.shutdown()
@@ -113,7 +113,8 @@ def _make_spans(tracer: Tracer, timeline: Traced, places: Mapping[str, str]) -> 
         span.end(_nanoseconds(end, timeline))
         return set_span_in_context(span, parent)
 
-    # An empty context: a request without a parent span must not become a child of this thread's current span.
+    # `Context()` is empty, because a request without a parent span must not become a child of this thread's current
+    # span.
     caller = TraceContextTextMapPropagator().extract(timeline.headers, Context())
     name = f"chat {timeline.figures.get('model', '')}".rstrip()
     root = make(name, timeline.began, timeline.ended, caller, dict(_attributes(timeline)), SpanKind.SERVER)

@@ -1,8 +1,8 @@
 """Writes timelines as files in Chrome's trace event format, which Perfetto (ui.perfetto.dev) and chrome://tracing open.
 
-In a file, each of our processes is a process, and each stage is a thread of its process. On a stage's thread, one slice
-spans the time in which the stage worked on the request. The waits and steps of the stage lie inside that slice.
-Transfers overlap, so they are asynchronous events.
+A file shows each of our processes as a process, and each stage as a thread of its process. On a stage's thread, one
+long slice covers the time from the stage's first work on the request to its last work on the request. The waits and
+steps of the stage lie inside that slice. Transfers overlap, so they are asynchronous events.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from gateway.traces.timeline import GATEWAY, GATHER, TRANSFER, Sum, Traced
+from gateway.traces.request_timeline import GATEWAY, GATHER, TRANSFER, Sum, Traced
 
 SUFFIX = ".trace.json"
 _PARTIAL = ".trace.part"
@@ -37,27 +37,27 @@ class ChromeFiles:
         self._directory = directory
         self._most = most
         self._most_bytes = most_bytes
-        # The name of a file begins with the time, so the first name is the oldest file. A partial file remains if a
-        # server ends while writing.
+        # The name of a file begins with the time, so the first name in sorted order is the oldest file. If a server
+        # ends while it writes, a partial file remains.
         found = sorted(path for suffix in (SUFFIX, _PARTIAL) for path in directory.glob(f"*{suffix}"))
         self._files = deque((path, _size(path)) for path in found)
         self._bytes = sum(size for _, size in self._files)
         self._remove_oldest()
 
     def write(self, timeline: Traced, places: Mapping[str, str]) -> None:
-        """Write one file, unless the request was refused before it reached the pipeline."""
+        """Write one file. If the request was refused before it reached the pipeline, write nothing."""
         if not timeline.answer_id:
             return
         began = datetime.datetime.fromtimestamp(timeline.began + timeline.epoch, datetime.UTC)
         path = self._directory / f"{began:%Y%m%dT%H%M%S.%f}-{timeline.answer_id}{SUFFIX}"
         content = msgspec.json.encode(document(timeline, places))
         if len(content) > self._most_bytes:
-            raise ValueError(f"it has {len(content)} bytes, more than trace.total_bytes")
+            raise ValueError(f"its file would have {len(content)} bytes, which is more than trace.total_bytes")
         self._remove_oldest(len(content))
         part = self._directory / path.name.replace(SUFFIX, _PARTIAL)
         try:
             part.write_bytes(content)
-            part.rename(path)  # so a reader never sees part of a file
+            part.rename(path)  # the renaming ensures that a reader never sees a part of a file
         except OSError:
             part.unlink(missing_ok=True)
             raise
@@ -68,8 +68,8 @@ class ChromeFiles:
         """Do nothing: every file is complete already."""
 
     def _remove_oldest(self, coming: int | None = None) -> None:
-        """Remove the oldest files until the limits hold. If `coming` is given, also make room for another file of
-        `coming` bytes.
+        """Remove the oldest files until no limit is exceeded. If `coming` is given, also make room for another file of
+        this size, in bytes.
         """
         most = self._most - (coming is not None)
         while self._files and (len(self._files) > most or self._bytes + (coming or 0) > self._most_bytes):
@@ -107,8 +107,8 @@ def document(timeline: Traced, places: Mapping[str, str]) -> dict[str, Any]:
 
 
 def covered(timeline: Traced) -> float:
-    """Number of seconds of the request that are covered by spans for work, transfers or waits in a queue. ``gather``
-    spans do not count.
+    """Number of seconds of the request that are covered by at least one span for work, transfer or waiting in a queue.
+    ``gather`` spans do not count.
     """
     seconds, until = 0.0, timeline.began
     for begin, end in sorted((span.begin, span.end) for span in timeline.spans if span.name != GATHER):
@@ -170,7 +170,9 @@ class _Slice(Struct, tag_field="ph", tag="X", omit_defaults=True, gc=False):
 
 
 class _Begin(Struct, tag_field="ph", tag="b", gc=False):
-    """The start of an asynchronous event, which may overlap with others. The `_FlowEnd` of the same id ends it."""
+    """The start of an asynchronous event. The event ends with the `_FlowEnd` that has the same id. Asynchronous events
+    may overlap.
+    """
 
     name: str
     pid: int
@@ -181,14 +183,16 @@ class _Begin(Struct, tag_field="ph", tag="b", gc=False):
 
 
 class _FlowEnd(_Begin, tag="e", gc=False):
-    """The end of the asynchronous event that the `_Begin` of the same id started."""
+    """The end of an asynchronous event. The event began with the `_Begin` that has the same id."""
 
 
 _Event: TypeAlias = _About | _Slice | _Begin
 
 
 def summary(total: Sum) -> dict[str, Any]:
-    """For each name of a span on one track: the number of spans with this name, and their total seconds."""
+    """The sums of one track as one object. For each name of a span, the object has the number of spans and their total
+    seconds.
+    """
     counts = {f"{name}s": count for name, count in total.counts.items()}
     return counts | {f"{name}_seconds": seconds for name, seconds in total.seconds.items()}
 

@@ -10,13 +10,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from gateway.traces.timeline import GATEWAY, GATHER, TRANSFER, Span, SpanBudget, Timeline, Traced
+from gateway.traces.request_timeline import GATEWAY, GATHER, TRANSFER, Span, SpanBudget, Timeline, Traced
+from gateway.traces.timelines_for_clients import RecentTimelines
 from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.wire.trace_notes import Notes, Stepped, Took
 
 log = logging.getLogger(__name__)
 
-# Workers send their notes at least every second. A timeline waits this long for late notes.
+# Seconds for which a timeline waits for late notes. Workers send their notes at least every second.
 PATIENCE_SECONDS = 3.0
 
 # Largest number of complete timelines that wait to be written. Further timelines are dropped.
@@ -25,14 +26,17 @@ MOST_WAITING = 64
 # Maximum number of spans, over all requests, in timelines that have not been written yet. A span takes about 100 bytes.
 MOST_SPANS = 1_000_000
 
-# Receiving a message or waiting for a step gets a span only if it takes longer than this time, in seconds. Without this
-# limit, a stage that does one step after the other would have a span for each tiny gap between steps.
+# The time in which a stage reads a message, or waits for a step, becomes a span only if it is longer than this number
+# of seconds. Without this limit, there would be a span for each tiny gap between two steps of a stage.
 _BRIEF = 50e-6
 
 _TRACE_PARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 # Largest length of a `tracestate` header, as OpenTelemetry's specification recommends.
 _LONGEST_STATE = 512
+
+# With this header, a client asks to keep the timeline of its request in memory.
+ASKING = "X-Omni-Timeline", "keep"
 
 _UNTRACED = Timeline()
 
@@ -49,7 +53,9 @@ class Sink(Protocol):
         """
 
     def close(self) -> None:
-        """Close the sink after the last timeline. Called on the event loop; must end a `write` that still runs."""
+        """Close the sink after the last timeline. Called on the event loop. If a `write` still runs in its thread, this
+        call must end it.
+        """
 
 
 class _Lane:
@@ -97,18 +103,22 @@ class Traces:
     """Builds the timelines of all traced requests. Used on the event loop only.
 
     Args:
-        sinks: Destinations of timelines; without sinks, nothing is traced.
+        sinks: Destinations of all timelines. Without sinks, a request is traced only if its client asks for its
+            timeline.
         workers: Returns the names of the workers that run.
 
     Attributes:
+        recent: The latest timelines that clients have asked for.
         dropped_spans: Spans that were left out of timelines.
     """
 
     def __init__(self, sinks: Sequence[Sink], workers: Callable[[], Collection[str]]) -> None:
         self.dropped_spans = 0
+        self.recent = RecentTimelines()
+        self._recent_lane = _Lane(self.recent)
         self._lanes = [_Lane(sink) for sink in sinks]
         self._workers = workers
-        self._followed: dict[str, Traced] = {}  # timelines by answer id, until their last notes have arrived
+        self._followed: dict[str, Traced] = {}  # timelines by request id, until their last notes have arrived
         self._ended: dict[str, asyncio.TimerHandle] = {}  # timers of timelines whose requests have ended
         self._budget = SpanBudget(MOST_SPANS)
         self._told: dict[str, float] = {}  # time up to which each worker has sent all its notes
@@ -125,16 +135,20 @@ class Traces:
         """Number of timelines that were not written because too many waited or writing failed."""
         return sum(lane.dropped for lane in self._lanes)
 
-    def begin(self, headers: Mapping[str, str]) -> Timeline:
-        """The timeline of a request that has just come with these HTTP headers."""
-        if not self._lanes:
+    def begin(self, headers: Mapping[str, str], client: str = "") -> Timeline:
+        """The timeline of a request that has just arrived from `client` with these HTTP headers."""
+        name, value = ASKING
+        asked = headers.get(name) == value
+        if not self._lanes and not asked:
             return _UNTRACED
         given = _TRACE_PARENT.fullmatch(headers.get("traceparent", ""))
         kept = {name: headers[name] for name in ("traceparent", "tracestate") if given and name in headers}
         if len(kept.get("tracestate", "")) > _LONGEST_STATE:
             del kept["tracestate"]
         trace_id = given[1] if given else secrets.token_hex(16)
-        return Traced(trace_id, kept, budget=self._budget, following=self._follow, ending=self._end)
+        return Traced(
+            trace_id, kept, client=client, asked=asked, budget=self._budget, following=self._follow, ending=self._end
+        )
 
     def noted(self, notes: Notes) -> None:
         """Add the notes of one process."""
@@ -144,23 +158,27 @@ class Traces:
                 self._add_took(timeline, took)
         for stepped in notes.stepped:
             self._places[stepped.stage] = notes.worker
-            self._add_step(stepped)
+            self._add_step(stepped, notes.worker)
         self._told[notes.worker] = notes.until
         for answer_id in [answer_id for answer_id in self._ended if self._is_complete(answer_id)]:
             self._complete(answer_id)
 
     async def close(self, *, hurry: bool = False) -> None:
-        """Wait for the last notes (unless `hurry` is set) and for the sinks to write. Nothing is traced after that."""
+        """Wait for the last notes, and for the sinks to write. If `hurry` is set, do not wait for notes. After this
+        call, nothing is traced.
+        """
         if hurry:
             for answer_id in list(self._ended):
                 self._complete(answer_id)
         while self._ended:
             self._emptied.clear()
             await self._emptied.wait()
-        await asyncio.gather(*(lane.close() for lane in self._lanes))
+        await asyncio.gather(*(lane.close() for lane in (*self._lanes, self._recent_lane)))
 
-    def _follow(self, timeline: Traced) -> None:
-        self._followed[timeline.answer_id] = timeline
+    def _follow(self, timeline: Traced, request_id: str) -> None:
+        self._followed[request_id] = timeline
+        if timeline.asked and request_id == timeline.answer_id:
+            self.recent.expect(request_id, timeline.client)
 
     def _end(self, timeline: Traced) -> None:
         if timeline.answer_id not in self._followed:  # the request did not reach the pipeline
@@ -178,6 +196,8 @@ class Traces:
     def _complete(self, answer_id: str) -> None:
         self._ended.pop(answer_id).cancel()
         timeline = self._followed.pop(answer_id)
+        for part_id in timeline.part_ids:
+            del self._followed[part_id]
         self._write(timeline)
         if not self._ended:
             self._emptied.set()
@@ -191,12 +211,13 @@ class Traces:
         if took.done - took.taken > _BRIEF:
             timeline.add(Span(track, "receive", took.taken, took.done))
 
-    def _add_step(self, stepped: Stepped) -> None:
-        batch = len(stepped.requests)
+    def _add_step(self, stepped: Stepped, worker: str) -> None:
+        batch = len(stepped.requests) + stepped.others
         for request_id, first, latest in zip(stepped.requests, stepped.first, stepped.latest, strict=True):
             timeline = self._followed.get(request_id)
             if timeline is None:
                 continue
+            timeline.places[stepped.stage] = worker
             if latest - first > _BRIEF:
                 timeline.add(Span(stepped.stage, GATHER, first, latest))
             if stepped.begin - latest > _BRIEF:
@@ -208,7 +229,8 @@ class Traces:
         with the timeline.
         """
         self.dropped_spans += timeline.left_out
-        begun = [lane.put(timeline, dict(self._places)) for lane in self._lanes]
+        lanes = [*self._lanes, self._recent_lane] if timeline.asked else self._lanes
+        begun = [lane.put(timeline, self._places | timeline.places) for lane in lanes]
         waiting = {writing for writing in begun if writing is not None}
 
         def wrote(writing: asyncio.Future[None]) -> None:

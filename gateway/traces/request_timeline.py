@@ -1,4 +1,4 @@
-"""Records the timeline of one request: the work that was done for the request, with place and time."""
+"""Records the timeline of one request: which process or stage worked on it at which time."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Any
 
 from msgspec import Struct, field
 
-# The track of the main process's own work; every other track is a stage.
+# The name of the track with the main process's own work. A *track* is one line of a timeline. Each other track shows
+# the work of a stage.
 GATEWAY = "gateway"
 
 # The name of a span during which a message is being sent to a stage or to the gateway.
 TRANSFER = "transfer"
-# The name of a span in which a stage has some of the messages for its next step, and waits for the rest.
+# The name of a span in which a stage has received some messages for its next step, and waits for the other messages.
 GATHER = "gather"
 
-# Maximum number of spans that the timeline of one request keeps. The sums count all spans.
+# Maximum number of spans that the timeline of one request keeps. Further spans are not kept, but they still count in
+# the sums of each track (see `Sum`).
 MOST_SPANS = 20_000
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
@@ -28,7 +30,7 @@ class Span(Struct, gc=False):
 
     On the track of a stage, the name of a span is one of these:
 
-    - ``transfer``: a message is under way to the stage.
+    - ``transfer``: a message is on its way to the stage.
     - ``receive``: the stage reads a message.
     - ``gather``: the time from the first to the latest of the messages that the next step uses.
     - ``queue``: the time from the latest of these messages to the step.
@@ -48,10 +50,11 @@ class Span(Struct, gc=False):
 
 
 class Sum(Struct):
-    """The sums over all spans of one track: their number and their seconds, keyed by the name of the span.
+    """The sums over all spans of one track: for each name of a span, the number of spans and their total seconds.
 
     Attributes:
-        begin, end: First and last time at which the track held the request. Transfers to the track do not count.
+        begin, end: First and last time at which the stage, or the gateway, held the request. The time of a transfer to
+            the stage or the gateway does not count.
     """
 
     begin: float
@@ -73,14 +76,14 @@ class SpanBudget:
         self.most = most
 
     def take(self) -> bool:
-        """Count another span and return True. If `most` spans are kept already, return False."""
+        """Count another span and return True. If the largest number of spans is kept already, return False."""
         if self.kept >= self.most:
             return False
         self.kept += 1
         return True
 
     def give_back(self, spans: int) -> None:
-        """Reduce the count by `spans`, because no timeline keeps these spans any more."""
+        """Reduce the count by `spans`. No timeline keeps these spans any more."""
         self.kept -= spans
 
 
@@ -89,22 +92,27 @@ class Timeline:
 
     Attributes:
         trace_id: 32 hexadecimal digits; None for a request that is not traced.
+        asked: Whether the client has asked the server to keep the timeline, so that the client can fetch it.
     """
 
     trace_id: str | None = None
+    asked = False
 
     def span(self, name: str) -> AbstractContextManager[None]:
         """Record the time inside the block as a span of the gateway."""
         return _NOTHING
 
     def until_now(self, name: str) -> None:
-        """Record the time since the request came as a span of the gateway."""
+        """Record the time since the arrival of the request as a span of the gateway."""
 
     def follow(self, answer_id: str) -> None:
         """Note the id of the request in the pipeline. Called before the request is submitted."""
 
+    def follow_part(self, part_id: str) -> None:
+        """Note the id of another request in the pipeline that is a part of this request. Called after `follow`."""
+
     def read(self) -> None:
-        """Record that the reader has taken all messages that came from the pipeline."""
+        """Record that the reader has taken all messages that have arrived from the pipeline."""
 
     def end(self, figures: dict[str, Any]) -> None:
         """End the timeline; `figures` describe the outcome of the request."""
@@ -115,18 +123,23 @@ class Traced(Timeline):
 
     Args:
         headers: ``traceparent`` and ``tracestate``, if the client sent them.
+        client: The client that sent the request.
+        asked: Whether the client has asked the server to keep the timeline, so that the client can fetch it.
         budget: Counts the spans that the timeline keeps.
-        following: Called with this timeline when `answer_id` is known.
+        following: Called with this timeline and the id of each of its requests in the pipeline, as soon as the id is
+            known.
         ending: Called with this timeline when the request has ended.
 
     Attributes:
         answer_id: The request's id in the pipeline, once the request has an id.
+        part_ids: Ids of the requests in the pipeline that are parts of this request.
         began, ended: Times by `time.monotonic`; `ended` is infinite until the request has ended.
         epoch: Seconds to add to a time by `time.monotonic` to get the time since 1970.
         spans: Spans in the order in which they were added.
-        sums: Sums of the spans, by track.
+        sums: The sums of the spans of each track. The keys are the names of the tracks.
         left_out: Number of spans that were not kept.
         figures: Values that describe the outcome of the request.
+        places: The worker of each stage that worked on the request.
     """
 
     def __init__(
@@ -134,13 +147,18 @@ class Traced(Timeline):
         trace_id: str,
         headers: dict[str, str],
         *,
+        client: str = "",
+        asked: bool = False,
         budget: SpanBudget,
-        following: Callable[[Traced], None],
+        following: Callable[[Traced, str], None],
         ending: Callable[[Traced], None],
     ) -> None:
         self.trace_id: str = trace_id
         self.headers = headers
+        self.client = client
+        self.asked = asked
         self.answer_id = ""
+        self.part_ids: list[str] = []
         self.began = time.monotonic()
         self.ended = float("inf")
         self.epoch = time.time() - self.began
@@ -148,6 +166,7 @@ class Traced(Timeline):
         self.sums: dict[str, Sum] = {}
         self.left_out = 0
         self.figures: dict[str, Any] = {}
+        self.places: dict[str, str] = {}
         self._budget = budget
         self._following = following
         self._ending = ending
@@ -168,10 +187,14 @@ class Traced(Timeline):
 
     def follow(self, answer_id: str) -> None:
         self.answer_id = answer_id
-        self._following(self)
+        self._following(self, answer_id)
+
+    def follow_part(self, part_id: str) -> None:
+        self.part_ids.append(part_id)
+        self._following(self, part_id)
 
     def came(self, when: float) -> None:
-        """Record that a message came from the pipeline at `when` and waits for the reader."""
+        """Record that a message arrived from the pipeline at `when` and waits for the reader."""
         if self._unread is None:
             self._unread = when
 

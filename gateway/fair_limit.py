@@ -1,0 +1,79 @@
+"""Divides a limited number of places or bytes among clients, so that no client can use all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+# This part of a limit is kept for clients that have little.
+_KEPT = 8  # an eighth
+_LITTLE = 256  # a client has little if it has at most this part of the limit, or one place
+
+
+class FairLimit:
+    """A limit that clients share. There are two rules:
+
+    - A client may take more only if it then has at most as much as is still free. So the first client gets at most a
+      half of the limit, the next client a quarter, and so on. When the clients give something back, their parts become
+      more equal.
+    - The last eighth of the limit is kept for clients that have little: at most 1/256 of the limit, or one place. So
+      even if any number of clients take as much as they can, 32 further clients that need little can get their part (or
+      as many clients as the last eighth has places).
+
+    Args:
+        most: The limit.
+        halved: Whether the first rule applies. It is not needed for places for which clients wait in turn.
+
+    Attributes:
+        most: The limit. It may change.
+        held: The number of places or bytes that all clients have together.
+    """
+
+    def __init__(self, most: int, *, halved: bool = True) -> None:
+        self.most = most
+        self.held = 0
+        self._halved = halved
+        self._held_by: Counter[str] = Counter()
+
+    @property
+    def free(self) -> int:
+        """The number of places or bytes that no client has; negative if the limit has become smaller."""
+        return self.most - self.held
+
+    @property
+    def most_of_one(self) -> int:
+        """The largest part that a client can get while the other clients have nothing."""
+        return max(self.most // 2 if self._halved else self._shared, min(self._little, self.most))
+
+    def held_by(self, client: str) -> int:
+        """The number of places or bytes that a client has."""
+        return self._held_by[client]
+
+    def is_little(self, client: str, count: int) -> bool:
+        """Whether a client with `count` more has little."""
+        return self._held_by[client] + count <= self._little
+
+    def fits(self, client: str, count: int = 1) -> bool:
+        """Whether a client may take `count` more."""
+        if self.is_little(client, count):
+            return count <= self.free
+        own, together = self._held_by[client] + count, self.held + count
+        return together <= self._shared and (not self._halved or own <= self.most - together)
+
+    def take(self, client: str, count: int = 1) -> None:
+        """Note that a client takes `count` more. The caller has asked `fits`, or has another reason."""
+        self.held += count
+        self._held_by[client] += count
+        if not self._held_by[client]:
+            del self._held_by[client]
+
+    def give(self, client: str, count: int = 1) -> None:
+        """Note that a client gives `count` back."""
+        self.take(client, -count)
+
+    @property
+    def _shared(self) -> int:
+        return self.most - self.most // _KEPT
+
+    @property
+    def _little(self) -> int:
+        return max(1, self.most // _LITTLE)
