@@ -8,7 +8,7 @@ sgl_omni = $(python) -m omni_pipeline.cli
 serve = $(sgl_omni) serve --model-path $(checkpoint) --port $(port) $(args)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve serve-random serve-split serve-colocated serve-text serve-fused plan bench demo-model judge test test-clients lint checkpoint clean
+.PHONY: help install serve serve-random serve-split serve-colocated serve-text serve-fused plan bench demo-model judge test test-clients pictures lint checkpoint clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 17
@@ -51,11 +51,17 @@ demo-model: install  ## Train a small model that sees, hears and speaks; continu
 judge: install  ## Count right answers of the demo model at port 8008 (change with port=…; args=… for flags)
 	$(python) scripts/judge_demo_model.py --url http://127.0.0.1:$(port) $(args)
 
-test: install  ## Run the tests (args=… for pytest's arguments)
-	$(python) -m pytest $(args)
+test: install  ## Run all tests, on two cores (args=… for one pytest with these arguments)
+	@scripts/run_tests.sh $(args)
 
-test-clients: install  ## Run the tests with client libraries in an environment of their own (needs Node for some of them)
-	libraries=$$(scripts/install_clients.sh) && OMNI_CLIENT_LIBRARIES=$$libraries $(python) -m pytest tests/clients $(args)
+test-clients: install  ## Run the tests with client libraries and a browser, in an environment of their own
+	libraries=$$(scripts/install_clients.sh) && browser=$$(scripts/install_browser.sh) && \
+	OMNI_CLIENT_LIBRARIES=$$libraries OMNI_BROWSER=$$browser $(python) -m pytest tests/clients $(args)
+
+pictures: install  ## Make the pictures of the playground in docs/ again, from the real page
+	$(MAKE) test-clients args="-k readme"
+	cp build/playground/readme.png docs/playground.png
+	cp build/playground/readme.webp docs/playground.webp
 
 lint: install  ## Check style, formatting and types
 	$(python) -m ruff check .

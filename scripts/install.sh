@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the checkout's .venv: a thin environment on top of a shared one, which holds the large dependencies.
+# Makes the checkout's .venv: a small environment on top of a shared environment, which contains the large dependencies.
 #
 # The shared environment (about 11 GB) is built once for each set of dependencies. It is in $OMNI_VENV_CACHE
 # (default: omni-pipeline in the user's cache directory), so that further checkouts install in seconds.
@@ -10,11 +10,11 @@ python=${PYTHON:-python3}
 cache=${OMNI_VENV_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/omni-pipeline}
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "Python 3.11 or newer is needed; $python is $("$python" -V). Set PYTHON=… to another one." >&2
+    echo "Python 3.11 or newer is needed; $python is $("$python" -V). Set PYTHON=… to a newer Python." >&2
     exit 1
 }
 
-# The key contains only what decides which packages are installed: a new lint rule must not rebuild 11 GB.
+# The key depends only on the data that decide which packages are installed: a new lint rule must not rebuild 11 GB.
 dependencies=$("$python" - <<'PY'
 import pathlib, tomllib
 project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs the client libraries of tests/clients, and prints the directory that holds them.
+# Installs the client libraries of tests/clients, and prints the directory that contains them.
 #
-# The directory (about 550 MB) is built once for each set of versions, in the cache that install.sh uses. The libraries
+# The directory (about 1.2 GB) is built once for each set of versions, in the cache that install.sh uses. The libraries
 # need other versions of some packages than the server does, so they have an environment of their own.
 set -euo pipefail
 cd "$(dirname "$0")/.."

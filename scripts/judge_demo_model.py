@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Ask a running server questions that the demo model has not seen, and report how many answers are right.
+"""Ask a running server questions that the demo model was not trained on, and report how many answers are correct.
 
     .venv/bin/sgl-omni serve --model-path checkpoints/qwen3-omni-demo --port 8008     # in another terminal
     .venv/bin/python scripts/judge_demo_model.py --url http://127.0.0.1:8008 --examples 400 --speech 60
 
-An answer counts as right only if its text is exactly the expected text. Whisper tiny.en transcribes the speech, without
-any hint about the words. The word error rate compares the transcript with the text of the same answer.
+An answer counts as correct only if its text is exactly the expected text. Whisper tiny.en transcribes the speech,
+without any hint about the words. The word error rate compares the transcript with the text of the same answer.
 """
 
 import argparse
@@ -33,7 +33,9 @@ _SPEAKERS = ("ethan", "chelsie", "aiden")
 
 @dataclass
 class Verdict:
-    """An example, the text of its answer, and the transcript of the speech if there was any."""
+    """An example, the text of its answer, and the transcript of the answer's speech. There is no transcript if the
+    answer has no speech.
+    """
 
     example: Example
     text: str
@@ -55,7 +57,9 @@ class Score:
 
 
 async def judge(url: str, asked: Sequence[Example], aloud: int, streams: int) -> list[Verdict]:
-    """Send all examples, `streams` at a time. The first `aloud` of them ask for speech too."""
+    """Send all examples. `streams` is the number of examples that are sent at a time. Some examples, the first ones,
+    ask for speech too. `aloud` is their number.
+    """
     free = asyncio.Semaphore(streams)
     bar = tqdm(total=len(asked), desc="questions", mininterval=2)
 

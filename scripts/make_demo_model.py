@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Train the demo model: a Qwen3-Omni of 15 million parameters that sees, hears and speaks, in a narrow world.
+"""Train the demo model: a Qwen3-Omni of 15 million parameters that understands pictures and speech and can speak, for a
+few kinds of content.
 
     .venv/bin/python scripts/make_demo_model.py --work out/demo --out checkpoints/qwen3-omni-demo
 
-Two processes with one thread each run at the same time: one process trains seeing, hearing and answering, and the other
-process trains speaking. Then a last process trains speaking after pictures, clips and spoken questions. The script
-makes all pictures, clips, speech and weights from seeds. The training can be stopped at any time; the same command
-resumes it. Losses are in WORK/*/losses.png.
+Two processes with one thread each run at the same time. The first process trains the towers and the thinker. The second
+process trains the codec, the vocoder and the talker. Then a last process trains the talker on prompts with pictures,
+clips and spoken questions. The script makes all pictures, clips, speech and weights from seeds. The training can be
+stopped at any time; the same command resumes it. Losses are in WORK/*/losses.png.
 """
 
 import argparse
@@ -23,7 +24,7 @@ LINES = {
     "thinker.recipe": ("vision", "audio", "thinker", "observe", "answers"),
     "voice.recipe": ("codec", "vocoder", "talker"),
 }
-# The module and stages that run after both have ended.
+# The module and the stages that run after both processes have ended.
 LAST = ("voice.recipe", ("converse",))
 PARTS = ("thinker.safetensors", "talker.safetensors", "code2wav.safetensors")
 

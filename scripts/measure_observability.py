@@ -1,13 +1,15 @@
-"""Measures the cost of tracing and metrics: sends the same requests in turn to otherwise equal servers.
+"""Measures the cost of tracing and metrics. Sends the same requests in turn to servers that differ only in these
+features.
 
     python scripts/measure_observability.py --model-path checkpoints/tiny [--baseline ANOTHER_CHECKOUT]
 
-The script starts a plain server, a server that writes traces into files, and, with --baseline, the server of another
-checkout of this repository (installed there with `make install`), for instance a checkout from before a change. All
-servers have nine workers. In each round every server gets the requests once, in random order; while one server answers,
-the others are idle. For each scenario and server, the script prints:
+The script starts a plain server and a server that writes traces into files. With --baseline, it also starts the server
+of another checkout of this repository, for instance of an older commit. (Run `make install` in that checkout first.)
+All servers have nine workers. In each round, the servers get the requests one after the other, in random order. While
+one server answers, the others are idle. For each scenario and server, the script prints:
 
-- the mean time for all answers of a round, over the faster half of the rounds, which other programs hardly disturb
+- the mean time for all answers of a round, over the faster half of the rounds, because other programs hardly disturb
+    these rounds
 - the ratio of this time to that of the plain server
 - the ratio of the CPU time of all processes over all rounds, including their work after the answers
 """
@@ -28,7 +30,7 @@ from typing import Any
 import aiohttp
 from server_process import ServerProcess
 
-# Seconds after which a server has finished the work that follows an answer.
+# Seconds to wait after the answers of a server. The server finishes its remaining work during this time.
 AFTERWARDS = 2.5
 
 HERE = Path(__file__).parents[1]

@@ -1,11 +1,12 @@
-"""Measures the time that the pipeline adds: runs the same greedy requests through the server and through a bare loop.
+"""Measures the time that the pipeline adds to SGLang's own time. Sends the same greedy requests to the server and to
+SGLang's scheduler alone.
 
     python scripts/measure_pipeline.py --model-path checkpoints/tiny
 
 The script starts the server (six workers, or one with --fused). Inside the script's own process, SGLang's scheduler
-runs in a loop without our stages: once with our recorded decoding as in the server, and once with SGLang's own
-decoding. All three get the same prompts in turn, under the same conditions. The script prints the medians and their
-ratios for each number of streams. Results are comparable only within one run.
+runs in a loop without our stages. There are two such loops: one with the recorded decode step that the server uses, and
+one with SGLang's own decoding. The server and both loops get the same prompts in turn, under the same conditions. The
+script prints the medians and their ratios for each number of streams. Results are comparable only within one run.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class Bare:
         self._tokenizer = AutoTokenizer.from_pretrained(model_path)
 
     def run(self, prompts: list[str], tokens: int, recorded: bool) -> float:
-        """Seconds in which SGLang's scheduler answers all prompts, which are added at once. Decoding is `recorded` as
-        in the server, or is SGLang's own decoding.
+        """Seconds in which SGLang's scheduler answers all prompts, which are added at once. If `recorded` is true, a
+        decode step is the recorded step of the server. Otherwise, it is SGLang's own step.
         """
         self._engine.model.recorded = self._recorded if recorded else None
         requests = []
@@ -112,7 +113,7 @@ def prompts_of(count: int, words: int, seed: int) -> list[str]:
 
 
 async def measure(arguments: argparse.Namespace, report: Callable[[str], None]) -> dict[str, float]:
-    """Measure and report. Returns the median seconds and their ratios, by number of streams."""
+    """Measure and report. Returns the median seconds and their ratios, for each number of streams."""
     result: dict[str, float] = {}
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -121,7 +122,7 @@ async def measure(arguments: argparse.Namespace, report: Callable[[str], None]) 
         await asyncio.to_thread(server.wait_until_ready)
         for streams in arguments.streams:
             ours, theirs, plain = [], [], []
-            for turn in range(arguments.rounds + 1):  # the first round warms up both
+            for turn in range(arguments.rounds + 1):  # the first round is a warm-up
                 prompts = prompts_of(streams, arguments.words, seed=1000 * streams + turn)
                 ours.append(await run_served(server.url, prompts, arguments.tokens))
                 theirs.append(await asyncio.to_thread(bare.run, prompts, arguments.tokens, recorded=True))

@@ -1,4 +1,5 @@
-"""Measures the CPU time of a codec frame in talker_ar, code_predictor and code2wav, and of its matrix products alone.
+"""Measures the CPU time that talker_ar, code_predictor and code2wav need for a codec frame. Also measures the CPU time
+of the frame's matrix products alone.
 
     python scripts/measure_voice.py --model-path checkpoints/tiny
     python scripts/measure_voice.py --real        # the released model's shapes, random weights
@@ -33,12 +34,12 @@ from omni_pipeline.wire.messages import Chunk, End, Start
 from omni_pipeline.wire.tensor import Tensor
 from stages.checkpoint.weights import load_part, read_tensors
 from stages.code2wav.history import Streams
-from stages.code2wav.network import StreamingVocoder
+from stages.code2wav.streaming_vocoder import StreamingVocoder
 from stages.code_predictor.choice import CodeChoice, Draws
+from stages.code_predictor.compiled_frames import CompiledFrames
 from stages.code_predictor.network import ResidualNetwork
-from stages.code_predictor.stage import frame_graphs
 from stages.messages import Finished, FrameFeedback, FrameSeed, Sampling, SpeechOptions, TalkerPrompt, Tokens
-from stages.options import CodePredictorOptions, TalkerOptions
+from stages.options import TalkerOptions
 from stages.talker_ar.stage import Talker
 
 SAMPLED = Sampling(temperature=1.0, top_k=50, top_p=0.8, seed=1)
@@ -53,7 +54,7 @@ def main() -> None:
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--model-path", help="a checkpoint")
     chosen.add_argument("--real", action="store_true", help="the released model's shapes, with random weights")
-    parser.add_argument("--repeats", type=int, default=40, help="runs per result, which is their lower quartile")
+    parser.add_argument("--repeats", type=int, default=40, help="runs per result; the result is the lower quartile")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--chunks", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     arguments = parser.parse_args()
@@ -135,8 +136,8 @@ class EndlessUtterances:
             self._take()
 
     def step(self) -> None:
-        """Compute one more frame of each utterance. The state that chose the frame is fed back in place of the frame's
-        embedding.
+        """Compute one more frame of each utterance. The input for the next frame is the state that chose this frame.
+        (In the server, the input is the embedding of this frame.)
         """
         seeds, self._seeds = self._seeds, {}
         for name, state in seeds.items():
@@ -151,7 +152,9 @@ class EndlessUtterances:
 
 
 def talker_products(config: Any, batch: int) -> Callable[[], None]:
-    """The talker's `matrix_products` for a token of each utterance. Tokens use different experts as far as possible."""
+    """Like `matrix_products`, but for the talker: a function that computes the matrix products of one token for each
+    utterance. Tokens use different experts as far as possible.
+    """
     hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim
     joined = heads + 2 * config.num_key_value_heads * config.head_dim
     routed = min(batch * config.num_experts_per_tok, config.num_experts)
@@ -172,9 +175,7 @@ def talker_products(config: Any, batch: int) -> Callable[[], None]:
 
 def measure_predictor(model: Any, table: torch.Tensor, batches: list[int], repeats: int) -> None:
     network = ResidualNetwork(model, table, max(batches))
-    graphs = frame_graphs(network, "cpu", CodePredictorOptions())
-    assert graphs is not None
-    compute = graphs.frames
+    compute = CompiledFrames(network).frames
     print(f"code_predictor, {network.codebooks} codebooks, ms per frame")
     print(f"{'batch':>8}{'greedy':>10}{'sampled':>10}{'products':>10}{'reference':>11}{'ratio to products':>19}")
     for batch in batches:
@@ -195,7 +196,7 @@ def frames(network: ResidualNetwork, compute: Any, hidden: torch.Tensor, codes: 
 
 
 def matrix_products(config: Any, batch: int) -> Callable[[], None]:
-    """A function that computes only the matrix products of one frame, which no implementation can avoid."""
+    """A function that computes only the matrix products of one frame, which every implementation has to compute."""
     heads = config.num_attention_heads * config.head_dim
     joined = heads + 2 * config.num_key_value_heads * config.head_dim
     hidden, intermediate = config.hidden_size, config.intermediate_size
@@ -232,7 +233,9 @@ def measure_vocoder(model: Any, batches: list[int], chunks: list[int], repeats: 
 
 
 def milliseconds(work: Callable[[], Any], repeats: int) -> float:
-    """CPU time of this thread for one run of `work`: the lower quartile of `repeats` runs, after two warm-up runs."""
+    """CPU time of this thread for one run of `work`: the lower quartile of several runs, after two warm-up runs.
+    `repeats` is the number of these runs.
+    """
     work()
     work()
     times = []

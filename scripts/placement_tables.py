@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Makes the tables of docs/placement.md from the plan itself, and from SGLang's own code on simulated GPUs.
+"""Makes the tables of docs/placement.md from the memory plan, and from SGLang's own code on simulated GPUs.
 
-    python scripts/placement_tables.py           # print them
-    python scripts/placement_tables.py --write   # put them into the document
+    python scripts/placement_tables.py           # print the tables
+    python scripts/placement_tables.py --write   # write the tables into the document
 
-Tests compare the document with them.
+Tests compare the document with the output of this script.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ GIB = 1024**3
 
 
 class TableRow(Struct, frozen=True):
-    """One row of a table: one way to use some GPUs.
+    """One row of a table: a configuration for some GPUs.
 
     Attributes:
-        flags: The flags as shown to the reader; `config` must mean the same.
+        flags: The flags that the document shows. They must mean the same configuration as `config`.
         shown: Whether the row's stages get a separate table.
     """
 
@@ -113,7 +113,7 @@ SECTIONS: dict[str, tuple[TableRow, ...]] = {
 
 
 def sections() -> dict[str, str]:
-    """The Markdown of each section, by the GPUs that the section describes."""
+    """The Markdown of each section. The keys are the GPUs that the sections describe."""
     assert QWEN3_OMNI.checkpoint is not None
     plain = describe_checkpoint(str(SIZES), QWEN3_OMNI.checkpoint)
     light = {name: Stored(*stored) for name, stored in fp8_tensors(plain.config).items()}
@@ -170,7 +170,9 @@ def _parts(holding: Holding) -> Iterator[str]:
 
 
 def faked() -> dict[str, str]:
-    """The Markdown of the tables about starts on simulated GPUs, by name of the table. The call takes half a minute."""
+    """For each table about starts on simulated GPUs, its Markdown. The keys are the names of the tables. The call takes
+    half a minute.
+    """
     with tempfile.TemporaryDirectory() as directory, Accelerator() as accelerator:
         whole, small = Path(directory, "whole"), Path(directory, "small")
         whole.mkdir()
@@ -188,14 +190,14 @@ def faked() -> dict[str, str]:
 
 
 def filled(document: str, made: Mapping[str, str], kind: str = "plan") -> str:
-    """The document with new text in every section of one kind. A section is the text between two marks."""
+    """The document with new text in every section of this kind. A section is the text between two marks."""
     marks = re.compile(rf"(<!-- {kind}: (\S+) -->\n).*?(<!-- end of {kind} -->)", re.DOTALL)
     return marks.sub(lambda found: f"{found[1]}{made[found[2]]}\n{found[3]}", document)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The tables of docs/placement.md.")
-    parser.add_argument("--write", action="store_true", help="put them into the document instead of printing them")
+    parser = argparse.ArgumentParser(description="Make the tables of docs/placement.md.")
+    parser.add_argument("--write", action="store_true", help="write them into the document instead of printing them")
     if parser.parse_args().write:
         document = filled(DOCUMENT.read_text(encoding="utf-8"), sections())
         DOCUMENT.write_text(filled(document, faked(), "faked start"), encoding="utf-8")

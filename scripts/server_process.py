@@ -25,8 +25,8 @@ STOP_SECONDS = 30.0
 
 
 class ServerProcess:
-    """One server with its workers, on a separate port. As a context manager, it starts the server on entry, and ends
-    the server on every exit.
+    """One server with its workers, on its own port. As a context manager, starts the server at the beginning of the
+    block, and ends it whenever the block ends.
 
     Args:
         arguments: Command-line arguments of ``serve``, without the port.
@@ -88,8 +88,8 @@ class ServerProcess:
         """Wait until `/health` reports that the server serves. If this fails, the server is ended.
 
         Raises:
-            RuntimeError: The server has ended by itself. The message has its log.
-            TimeoutError: The server does not serve within this time. The message has its log.
+            RuntimeError: The server has ended by itself. The message contains the server's log.
+            TimeoutError: The server does not serve within this time. The message contains the server's log.
         """
         try:
             self.until(lambda: self.status is not None or self.healthy(), seconds)

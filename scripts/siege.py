@@ -4,15 +4,17 @@
 
 The script starts a server on the loopback interface, with limits that suit a small machine. Four honest clients send
 one request after the other: text, a picture, a sound, and a request for speech. Their latency is measured in a quiet
-phase first. Then hostile clients of all kinds attack at once, and the honest clients go on. Every client has an address
-of its own, because the server distinguishes clients by address. The hostile clients run in a process with a low
-priority, because real hostile clients compute on other machines. The script checks these promises:
+phase first. Then hostile clients of all kinds attack at once, while the honest clients continue. Every client has its
+own IP address, because the server distinguishes clients by address. The hostile clients run in a process with a low
+priority, because real hostile clients would use the CPUs of other machines. The script checks these promises:
 
-- Honest clients get no errors, and every answer is the one given on the quiet server.
-- The p99 latency of each honest client is at most --slower times that of the quiet phase.
-- The memory of all processes stays below a bound, which is computed from the limits of the configuration.
-- Everything is free within --free seconds after the siege: requests, bytes, connections, KV memory, files, processes.
-- No hostile client gets a 500, is served what it must not be served, or ends a worker.
+- Honest clients get no errors, and every answer equals the answer before the attack.
+- During the attack, the p99 latency of each honest client is at most N times its p99 latency in the quiet phase. The
+  option --slower sets N.
+- The memory of all processes stays below a bound that follows from the limits in the configuration.
+- A limited time after the siege, every resource is free again: requests, bytes, connections, KV memory, files and
+  processes. The option --free sets this time in seconds.
+- No hostile client gets a 500, gets data that it must not get, or ends a worker.
 
 The exit code is 0 if all promises were kept, else 1. Some attacks are left out, because a client cannot cause them: a
 silent name server, a worker's output pipe that closes, and mistakes in the configuration. Traces are off.
@@ -42,8 +44,8 @@ from trials.report import memory_table
 from trials.service import Service
 from trials.traffic import Book, Traffic, ask_alone
 
-# Limits that attacks can reach on a small machine, and times after which each attack has had its effect. All other
-# settings have their defaults.
+# The limits are so low that attacks can reach them on a small machine. The time limits are so short that the script can
+# wait until a time limit ends an attack. All other settings have their defaults.
 CONFIG: dict[str, Any] = {
     "server": {
         "limits": {
@@ -64,7 +66,7 @@ CONFIG: dict[str, Any] = {
         "preprocessing": {"options": {"reading_seconds": 10.0, "readers": 6}},
         "image_encoder": {"options": {"cache_bytes": 32 * 2**20}},
         "audio_encoder": {"options": {"cache_bytes": 32 * 2**20}},
-        # Six long spoken answers fill a KV cache of this size.
+        # Size of the talker's KV cache. Six long spoken answers fill it.
         "talker_ar": {"options": {"max_total_tokens": 4200}},
     },
 }
@@ -107,16 +109,17 @@ class Siege(Struct):
 
     Attributes:
         quiet, besieged: The honest clients before and during the siege.
-        bound: The parts of the memory bound in bytes, by name.
+        bound: The parts of the upper bound on the memory, in bytes. The keys are their names. See
+            `trials.memory_bound`.
         at_rest: The memory before the siege.
         peak: The sample with the most memory during the siege.
         free_after: The seconds from the end of the siege until everything was free.
-        late: Descriptions of the resources that were not free after --free seconds.
+        late: Descriptions of the resources that were not free after the time that --free sets.
         left: Descriptions of the resources that were still not free after `LONGEST_WAIT` seconds.
         restarts: The workers that were restarted during the siege.
         tracebacks: The number of tracebacks in the server's log.
         hostile: The answers to the hostile clients.
-        different: The conversations that were answered differently, or not at all, after the siege.
+        different: The conversations whose answers after the siege were different or missing.
     """
 
     quiet: list[HonestPhase]
@@ -255,7 +258,7 @@ async def restarted(service: Service, session: aiohttp.ClientSession, before: di
 async def different(
     service: Service, session: aiohttp.ClientSession, wanted: Sequence[TrialConversation], right: dict[str, str]
 ) -> list[str]:
-    """The conversations that the server answers differently now, or not at all."""
+    """The conversations whose answers are now different or missing."""
     try:
         again = await ask_alone(session, service.url, wanted)
     except RuntimeError as error:
@@ -272,7 +275,7 @@ def judge(findings: Findings, arguments: argparse.Namespace, siege: Siege, *, ti
     answered = errors.pop("answered", 0)
     seen = ", ".join(f"{count} {how}" for how, count in errors.items()) or "none"
     check("honest clients get no errors", f"{seen} of {asked} requests", not errors and bool(answered))
-    check("every honest answer is the one given on the quiet server", f"{wrong} of {answered} are not", not wrong)
+    check("every honest answer equals the answer on the quiet server", f"{wrong} of {answered} differ", not wrong)
     if timed:
         ratios = {now.kind: now.p99 / then.p99 for then, now in zip(siege.quiet, siege.besieged, strict=True)}
         worst = max(ratios, key=lambda kind: ratios[kind])
@@ -288,13 +291,13 @@ def judge(findings: Findings, arguments: argparse.Namespace, siege: Siege, *, ti
     for result in siege.hostile:
         breaches.update(result.breaches)
     seen = "; ".join(f"{what}: {count}×" for what, count in breaches.most_common()) or "none"
-    check("no hostile client gets what it must not get", seen, not breaches)
+    check("hostile clients cause no forbidden effect", seen, not breaches)
     idle = sorted({result.kind for result in siege.hostile if not result.connections})
     check("every hostile client attacks", f"idle: {', '.join(idle) or 'none'}", not idle)
     check("no worker is restarted", ", ".join(siege.restarts) or "none", not siege.restarts)
     check("the log has no traceback", str(siege.tracebacks), not siege.tracebacks)
-    after = ", ".join(siege.different) or "all are"
-    check("answers after the siege are those of before", after, not siege.different)
+    after = ", ".join(siege.different) or "all are equal"
+    check("answers after the siege equal those before it", after, not siege.different)
 
 
 def tables(siege: Siege) -> dict[str, list[list[str]]]:

@@ -2,16 +2,18 @@
 
     python scripts/soak.py --model-path checkpoints/tiny --seconds 1800
 
-The script starts a server with short queues on the loopback interface, and measures the rate of answers with --clients
-clients, each of which sends one mixed request after the other. Then it sends requests at --load of that rate (the
-"bearable" rate), whether or not the answers keep up, and then at twice the bearable rate. With --disconnects, the given
-number of clients leave in the middle of their requests before these two phases, at every possible moment, ten at a
-time. The script checks these promises:
+The script starts a server with short queues on the loopback interface. First it measures the rate of answers while some
+clients send requests of all kinds, each client one request after the other. The option --clients sets the number of
+these clients. The *sustainable* rate is a share of the measured rate. The option --load sets this share. Then it sends
+requests at the sustainable rate, and then at twice this rate, whether or not the answers keep up. Before these two
+phases, other clients connect and leave, ten at a time. The option --disconnects sets their number. The clients leave at
+many different moments of a request. The script checks these promises:
 
-- There are no errors at the bearable rate, and no errors except 429s at twice that rate.
-- Memory does not grow after the warm-up by more than --growth.
+- There are no errors at the sustainable rate, and no errors except 429s at twice that rate.
+- After the warm-up, memory does not grow by more than the option --growth allows.
 - The answers at the end equal those at the beginning.
-- After clients leave, every stage frees their requests within --free seconds.
+- After clients leave, every stage frees their requests within a limited time. The option --free sets this time in
+  seconds.
 - At the end, the server leaves nothing behind.
 
 The exit code is 0 if all promises were kept, else 1.
@@ -38,11 +40,12 @@ from trials.report import memory_table
 from trials.service import Service
 from trials.traffic import Book, Traffic, ask_alone
 
-# The queues are short, so that requests at twice the bearable rate are soon refused and do not wait for minutes. But
-# the queues are long enough for the bursts of random arrivals. If requests come at random at 80 % of the rate that a
-# server can answer, a request finds K requests in the server with a probability of about 0.2 × 0.8^K (see
-# `refused_share`). With K = 32, half an hour at 20 requests per second has 6 refusals on average, and 16 if the rate
-# was measured 4 % too high. With K = 128, there are no refusals, even if the rate was measured 10 % too high.
+# The queues are short, so that requests at twice the sustainable rate are soon refused instead of waiting for minutes.
+# But they are long enough for the bursts of random arrivals. Suppose that requests arrive at random, at 80 % of the
+# highest rate at which the server can answer. Then a new request finds K requests in the server with a probability of
+# about 0.2 × 0.8^K (see `refused_share`). With K = 32, half an hour at 20 requests per second has 6 refusals on
+# average, and 16 if the rate was measured 4 % too high. With K = 128, there are no refusals, even if the rate was
+# measured 10 % too high.
 LIMITS = {"requests": 16, "queued": 112}
 PLACES = sum(LIMITS.values())
 
@@ -61,8 +64,8 @@ class Arrival(Struct):
 
     Attributes:
         at: The time since the beginning of the phase.
-        late: The time by which the request was sent later than planned.
-        unanswered: The number of requests that were sent before and had not ended.
+        late: How much later than planned the request was sent.
+        unanswered: The number of earlier requests that had not ended.
         load: The load average of the machine over the last minute.
         outcome: How the request ended, once it has ended.
     """
@@ -100,7 +103,8 @@ class Phase(Struct):
         name: The name of the rate.
         rate: Requests per second.
         counts: The number of requests by the way in which they ended.
-        wrong: The number of answers that differ from the answer that the same request gets alone.
+        wrong: The number of wrong answers. An answer is wrong if it differs from the answer that the same request gets
+            when no other request runs.
         p50, p95: Latency of answers in seconds.
         peak: The highest memory use observed, in bytes.
         refusals: The requests that were refused with 429.
@@ -125,7 +129,8 @@ def parser() -> argparse.ArgumentParser:
         "--seconds",
         type=float,
         default=60.0,
-        help="time at the bearable rate; a third of it, or twice the time that fills the queue, at twice that rate",
+        help="duration of the first phase; the second phase lasts a third of this time, or twice the time in which the "
+        "queue becomes full, whichever is longer",
     )
     parser.add_argument(
         "--load",
@@ -135,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--clients", type=int, default=8, help="number of clients that measure the rate")
     parser.add_argument("--of-each", type=int, default=3, help="number of different requests of each kind")
-    parser.add_argument("--disconnects", type=int, default=0, help="number of clients that leave first")
+    parser.add_argument("--disconnects", type=int, default=0, help="number of clients that leave before the phases")
     parser.add_argument("--growth", type=float, default=0.03, help="share by which memory may grow after the warm-up")
     parser.add_argument(
         "--free",
@@ -186,10 +191,10 @@ class Trial:
     # --- clients that leave ---
 
     async def ask_again(self) -> None:
-        """Ask all conversations of the beginning again, and compare the answers."""
+        """Send all requests of the beginning again, and compare the answers."""
         again = await ask_alone(self._session, self._service.url, self._wanted)
         different = [name for name, digest in self._right.items() if digest != again[name]]
-        self.findings.check("answers at the end are those of the beginning", f"{len(different)} differ", not different)
+        self.findings.check("answers at the end equal those at the start", f"{len(different)} differ", not different)
 
     async def disconnect(self) -> None:
         """Let clients leave at every moment."""
@@ -212,7 +217,11 @@ class Trial:
         )
         found.check(promise, f"{max(freed):.2f} s", max(freed) <= bound + HEARTBEAT_SECONDS)
         first, last = sum(before.values()), sum(after.values())
-        found.check(f"memory grows by at most {growth:.0%} over them", _growth(first, last), last / first - 1 <= growth)
+        found.check(
+            f"memory grows by at most {growth:.0%} during the disconnects",
+            _growth(first, last),
+            last / first - 1 <= growth,
+        )
 
     async def _leave(self, moments: list[str]) -> float:
         """Let a client leave at each of `moments`, all at once. Returns the seconds until no stage holds a request."""
@@ -227,35 +236,35 @@ class Trial:
 
     async def soak(self) -> None:
         """Keep the server busy at two rates."""
-        measured = await self._bearable()
+        measured = await self._sustainable()
         rate = self._arguments.load * measured
         before = await self._idle_pss()
-        bearable = await self._phase("bearable", rate, self._arguments.seconds)
+        sustainable = await self._phase("sustainable", rate, self._arguments.seconds)
         settled = await self._idle_pss()
         seconds = max(self._arguments.seconds / 3, 2 * fill_seconds(2 * rate, measured))
-        double = await self._phase("twice the bearable", 2 * rate, seconds)
+        double = await self._phase("twice the sustainable", 2 * rate, seconds)
         after = await self._idle_pss()
-        phases = [bearable, double]
+        phases = [sustainable, double]
         head = ["rate", "requests/s", "ended", "p50", "p95", "most memory"]
         found = self.findings
         found.tables["Load"] = [head, *(_row(phase) for phase in phases)]
         found.details["phases"] = msgspec.to_builtins(phases)
-        found.tables["Refusals at the bearable rate"] = _refusals(bearable)
-        wrong = bearable.wrong + double.wrong
+        found.tables["Refusals at the sustainable rate"] = _refusals(sustainable)
+        wrong = sustainable.wrong + double.wrong
         first, most = sum(before.values()), max(sum(settled.values()), sum(after.values()))
         found.tables["Memory at rest"] = memory_table(before, after)
-        asked = sum(bearable.counts.values())
+        asked = sum(sustainable.counts.values())
         expected = asked * refused_share(rate / measured, PLACES)
-        seen = f"{_errors(bearable)} ({expected:.1g} refusals expected of {asked} random arrivals)"
-        found.check("no errors at the bearable rate", seen, set(bearable.counts) == {"answered"})
+        seen = f"{_errors(sustainable)} ({expected:.1g} refusals expected of {asked} random arrivals)"
+        found.check("no errors at the sustainable rate", seen, set(sustainable.counts) == {"answered"})
         found.check("only 429s at twice that rate", _errors(double), set(double.counts) <= {"answered", REFUSED})
-        found.check("twice that rate is too much", _errors(double), REFUSED in double.counts)
-        found.check("every answer is the one given alone", f"{wrong} are not", not wrong)
+        found.check("some requests are refused at twice that rate", _errors(double), REFUSED in double.counts)
+        found.check("answers equal those without other requests", f"{wrong} differ", not wrong)
         growth = self._arguments.growth
         promise = f"memory at rest grows by at most {growth:.0%} after the warm-up"
         found.check(promise, _growth(first, most), most / first - 1 <= growth)
 
-    async def _bearable(self) -> float:
+    async def _sustainable(self) -> float:
         """Answers per second when every client sends its next request as soon as it has an answer."""
         book = Book(self._right)
         options = {"clients": self._arguments.clients, "seed": self._arguments.seed}
@@ -271,7 +280,7 @@ class Trial:
         return self._service.pss_by_process()
 
     async def _phase(self, name: str, rate: float, seconds: float) -> Phase:
-        """Send requests at random moments, `rate` per second on average."""
+        """Send requests at random moments. `rate` is the average number of requests per second."""
         loop = asyncio.get_running_loop()
         arrivals: list[Arrival] = []
         sending: set[asyncio.Task[None]] = set()
@@ -297,8 +306,8 @@ class Trial:
         """Append the memory of the server every few seconds. A thread reads the memory, because reading takes up to
         half a second.
 
-        If the event loop read the memory itself, it would send nothing in that time, and afterwards all due requests at
-        once.
+        If the event loop itself read the memory, it would send nothing during this time, and then send all due requests
+        at once.
         """
         while True:
             await asyncio.sleep(MEMORY_SECONDS)
@@ -333,13 +342,14 @@ def refusals(arrivals: list[Arrival]) -> list[Refusal]:
 
 
 def refused_share(load: float, places: int) -> float:
-    """The expected share of requests that are refused when they come at random and share the server.
+    """The expected share of refused requests, if requests arrive at random and the server works on all of them at
+    once.
 
-    This is the loss of an M/M/1/K queue. The formula holds for any distribution of the work of a request, because
-    requests in progress share the server (processor sharing).
+    This is the loss of an M/M/1/K queue. Requests in progress share the server (processor sharing), so the formula
+    holds for any distribution of the work of a request.
 
     Args:
-        load: Requests that come, divided by requests that the server can answer, in the same time.
+        load: Rate of arriving requests, divided by the rate at which the server can answer requests.
         places: The maximum number of requests that are in progress or wait.
     """
     if load == 1:
@@ -348,8 +358,8 @@ def refused_share(load: float, places: int) -> float:
 
 
 def fill_seconds(sent: float, answered: float) -> float:
-    """The time until all places are taken, if `sent` requests come per second and `answered` requests are answered per
-    second.
+    """The time until all places are taken. `sent` is the number of requests that arrive per second. `answered` is the
+    number of requests that are answered per second.
     """
     return PLACES / (sent - answered) if sent > answered else 0.0
 

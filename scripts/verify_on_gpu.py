@@ -5,12 +5,12 @@
     .venv/bin/python scripts/verify_on_gpu.py               # with small checkpoints only
     .venv/bin/python scripts/verify_on_gpu.py --model-path /models/Qwen3-Omni-30B-A3B-Instruct
 
-The script checks the driver and the memory, and runs the tests against Hugging Face with the servers on the GPU: in
-float32 token by token, in bfloat16 within the limits of tests/rounding. Then it starts every layout that fits, asks the
-usage guide's questions, measures the layout with `sgl-omni bench`, and compares the memory in use with the plan. The
-exit status is 0 if everything that was run passed. Without --model-path, the demo model replaces the real one.
-`--device cpu` does the same on the CPU, to try out this script. A first run compiles kernels and takes hours; after
-Ctrl-C, the report has the findings so far.
+The script checks the driver and the memory. It runs the tests that compare servers on the GPU with Hugging Face. In
+float32, every token must be the same. In bfloat16, the differences must be within the limits of tests/rounding. Then it
+starts every layout that fits on the GPUs. For each layout, it asks the usage guide's questions, measures the server
+with `sgl-omni bench`, and compares the memory in use with the plan. The exit status is 0 if everything that was run
+passed. Without --model-path, the demo model replaces the real one. `--device cpu` runs the same steps on the CPU, to
+try this script out. A first run compiles kernels and takes hours. After Ctrl-C, the report has the findings so far.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def comparisons(tests: Sequence[str] | None, device: str, gpus: int) -> list[Equ
 def serve(report: Report, options: argparse.Namespace, layouts: Sequence[serving.TriedLayout], directory: Path) -> None:
     """Run every layout with the real checkpoint or the demo model."""
     if options.model_path is None:
-        report.add("", "", Check("the real checkpoint", None, "no --model-path; the demo model takes its place"))
+        report.add("", "", Check("the real checkpoint", None, "no --model-path; the demo model is used instead"))
     # Servers may read only this directory.
     shutil.copytree(ROOT / "tests" / "data", directory / "tests" / "data")
     measured = (*loads(options.concurrency or CONCURRENCY), "--requests", str(options.bench_requests))
@@ -127,7 +127,7 @@ def serve(report: Report, options: argparse.Namespace, layouts: Sequence[serving
 
 
 def loads(streams: Sequence[int]) -> list[str]:
-    """Flags of `sgl-omni bench` for this many requests at a time."""
+    """The flags with which `sgl-omni bench` measures once for each number of concurrent requests in `streams`."""
     return [word for number in streams for word in ("--concurrency", str(number))]
 
 
@@ -138,7 +138,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--report", type=Path, default=Path("gpu-report.md"), help="default: gpu-report.md")
     parser.add_argument("--layout", action="append", help="only this layout; repeatable (text, split, colocated, …)")
     parser.add_argument("--equality", nargs="*", metavar="TEST",
-                        help="tests to run against Hugging Face; name no test to skip them all")  # fmt: skip
+                        help="tests that compare with Hugging Face; without names, no such test runs")  # fmt: skip
     parser.add_argument("--no-bench", action="store_true", help="ask the questions, but do not run the benchmark")
     parser.add_argument("--concurrency", action="append", type=int,
                         help="number of concurrent requests; repeatable (default: 1 and 8)")  # fmt: skip

@@ -16,7 +16,7 @@ import yaml
 
 from omni_pipeline.commands.options import all_flags
 from omni_pipeline.config.json_schema import descriptions, json_schema, structs, summary
-from omni_pipeline.config.schema import Config, StageConfig
+from omni_pipeline.config.schema import Config, GroupConfig, HostConfig, StageConfig
 from omni_pipeline.contract.graph import load_graph
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
@@ -48,6 +48,8 @@ def _reference() -> Iterator[str]:
         name = "Configuration" if kind is Config else kind.__name__
         yield from _section(_TITLES.get(name, f"`{name}`"), kind, defined[name])
     yield from _section("`stages.<name>`", StageConfig, defined[f"{graph.stages[0].name}_stage"])
+    yield from _section("`groups.<name>`", GroupConfig, defined[GroupConfig.__name__])
+    yield from _section("`hosts.<name>`", HostConfig, defined[HostConfig.__name__])
     for spec in graph.stages:
         if defined[spec.options.__name__]["properties"]:
             title = f"`stages.{spec.name}.options`"
@@ -61,6 +63,8 @@ _TITLES = {
     "Limits": "`server.limits`",
     "Trace": "`trace`",
     "Supervision": "`supervision`",
+    "Routing": "`routing`",
+    "Cluster": "`cluster`",
 }
 
 

@@ -3,13 +3,13 @@
 
     sudo .venv/bin/python scripts/container/rehearse.py
 
-Each stage gets an overlay of this machine's root directory, so that the machine itself is not changed. The instructions
-are followed as written, with two exceptions: apt packages are looked up instead of installed, and the dependencies
-(5 GB to download) are borrowed from the checkout's environment. Then the image's command serves the demo model as
-process 1, with the image's user and variables, until the image's health check passes. The server must answer a
-question, and end when it gets SIGTERM.
+Each build stage gets an overlay of this machine's root directory, so that the machine itself is not changed. The script
+follows the instructions as written, with two exceptions. It looks up apt packages instead of installing them. It uses
+the dependencies of the checkout's environment instead of downloading them (5 GB). Then the image's command serves the
+demo model as process 1, with the image's user and variables. When the image's health check has passed, the server must
+answer a question, and it must end when it gets SIGTERM.
 
-The script cannot test the base image itself (which has another Python), a GPU, or the work of a container engine.
+The script cannot test three things: the base image itself (which has another Python), a GPU, and the container engine.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from omni_pipeline.os_process import free_port  # noqa: E402
 
 MODEL = ROOT / "demo" / "qwen3-omni-demo"
 SECONDS = 180
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # Ubuntu's images have this PATH
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # the PATH of Ubuntu's images
 
 
 class Image:
-    """A build stage of the container that is in progress. The root of its file system is the directory `root`."""
+    """The file system in which one build stage is carried out. Its root is the directory `root`."""
 
     def __init__(self, stage: BuildStage, directory: Path) -> None:
         self.stage = stage
@@ -108,8 +108,8 @@ class Image:
         subprocess.run(self.enter("/bin/sh", "-c", command), check=True, stdout=subprocess.DEVNULL)
 
     def _borrow(self) -> None:
-        """Make the packages of this Python importable in the image, even if the image's user may not read the directory
-        of the packages.
+        """Make the packages of this Python importable in the image, even if the image's user may not read their
+        directory.
         """
         spec = importlib.util.find_spec("sglang")
         assert spec is not None
@@ -137,7 +137,7 @@ class Image:
                 shutil.copy(path, into)
 
     def files(self) -> set[str]:
-        """The files that are in the image and not on this machine, without volumes and temporary files."""
+        """The files that are in the image but not on this machine, without volumes and temporary files."""
         volumes = [volume.text for volume in self.stage.all("VOLUME")]
         found = {f"/{path.relative_to(self.changes)}" for path in self.changes.rglob("*") if not path.is_dir()}
         return {path for path in found if not path.startswith((*volumes, "/tmp/"))}
@@ -158,7 +158,9 @@ def main() -> None:
 
 
 def rehearse_apart() -> int:
-    """Run this script again with mounts that no other process sees and that end with the script."""
+    """Run this script again in a separate mount namespace. No other process sees the mounts in this namespace, and the
+    mounts end with the namespace.
+    """
     if os.geteuid() != 0:
         sys.exit("Mounting needs root: run this script with sudo.")
     directory = Path(tempfile.mkdtemp(prefix="omni-image-"))

@@ -1,1 +1,3 @@
-"""The recipe of the demo checkpoint: a small model that really sees, hears and speaks, in a narrow world."""
+"""Trains the demo checkpoint: a small model that really understands pictures and speech and answers with speech, for a
+few kinds of content.
+"""

@@ -1,11 +1,11 @@
-"""Simulates GPUs: torch, NVML and nvidia-smi describe the GPUs, but nothing can be computed on them.
+"""Simulates GPUs: torch, NVML and nvidia-smi report GPUs that do not exist. Nothing can be computed on these GPUs.
 
-On a machine without a GPU, SGLang then resolves its arguments, imports its CUDA modules and builds models on `meta` as
-on a machine with a GPU. A process with a patched torch is useless for anything else, so the patches are applied in
-child processes only:
+So on a machine without a GPU, SGLang resolves its arguments, imports its CUDA modules and builds models on the device
+`meta` in the same way as on a machine with GPUs. A process with a patched torch cannot be used for anything else, so
+the patches are applied only in child processes. The modules:
 
-- `machine`: the data: cards, MIG instances, and the devices that a process sees.
-- `accelerator`: starts the child process, and has it run functions as on a given machine.
+- `machine`: describes cards, MIG instances, and the devices that a process can use.
+- `accelerator`: starts the child process, which runs functions as on a given machine.
 - `child`: the child itself, which forks for each function.
 - `torch_cuda`, `nvml`, `driver`, `kernels`: the replacements in a child.
 """

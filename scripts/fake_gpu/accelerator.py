@@ -18,7 +18,7 @@ from fake_gpu.machine import H100, Machine
 
 ROOT = Path(__file__).parents[2]
 
-# A function that takes more seconds than this counts as hung. The longest test takes a few seconds.
+# A function that runs for more than this number of seconds counts as hung. The longest test takes a few seconds.
 _SECONDS = 120
 
 
@@ -31,24 +31,24 @@ class RunFailed(Exception):
 class Accelerator:
     """A child process under fake GPUs; a context manager.
 
-    Functions are named by module and name, and take and return JSON values. Each function runs in a fork of the child,
-    so neither SGLang's global state nor a crash affects the next function.
+    A function is identified by its module and its name. Its arguments and its result are JSON values. Each function
+    runs in a fork of the child, so neither SGLang's global state nor a crash affects the next function.
 
     Args:
-        machine: The machine that the child's imports see. A function may run under another machine with the same
-            compute capability.
+        machine: The machine that the child's imports see. A function may see another machine with the same compute
+            capability.
         stub_kernels: Whether to replace the real `sgl_kernel` even if it loads.
 
     Attributes:
-        kernels: ``real`` if SGLang's own kernel library was loaded; ``stub`` if `stub_kernels` is set; otherwise the
-            reason why the library could not be loaded.
+        kernels: ``real`` if SGLang's own kernel library was loaded; ``stub`` if `stub_kernels` is set; in all other
+            cases, the reason why the library could not be loaded.
     """
 
     def __init__(self, machine: Machine | None = None, *, stub_kernels: bool = False) -> None:
         self._machine = machine or Machine.of(H100)
         reading, writing = os.pipe()
         paths = [str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
-        # Neither the machine's real GPUs nor an operator's settings for SGLang reach the child.
+        # The child must see neither the machine's real GPUs nor an operator's settings for SGLang.
         dropped = ("CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE")
         kept = {name: value for name, value in os.environ.items() if name not in dropped and "SGLANG" not in name}
         described = msgspec.json.encode(self._machine).decode()
@@ -149,5 +149,5 @@ class Accelerator:
     def _take(self) -> dict[str, Any]:
         line = self._answers.readline()
         if not line:
-            raise RunFailed(f"the process under fake GPUs ended by itself (exit code {self._process.wait()})")
+            raise RunFailed(f"the process with the fake GPUs ended unexpectedly (exit code {self._process.wait()})")
         return json.loads(line)

@@ -1,7 +1,7 @@
 """The process that sees fake GPUs: it imports costly modules once, and forks for each function.
 
-Orders arrive as JSON lines on standard input. Answers leave as JSON lines on the descriptor whose number is the first
-argument.
+Orders arrive as JSON lines on standard input. The answers are written as JSON lines to a file descriptor, whose number
+is the first argument on the command line.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def _import_error(name: str) -> str | None:
 
 
 def _forked(order: dict[str, Any]) -> dict[str, Any]:
-    """Run the ordered function in a separate process, which exits when the function ends."""
+    """Run the function of an order in a fork, which exits when the function ends."""
     if threading.active_count() > 1:
-        return {"error": f"threads run that a fork would lose: {threading.enumerate()}"}
+        return {"error": f"a fork would not have these running threads: {threading.enumerate()}"}
     reading, writing = os.pipe()
     with tempfile.TemporaryDirectory(prefix="fake-gpu-") as directory, tempfile.TemporaryFile("w+") as log:
         process = os.fork()
@@ -92,7 +92,7 @@ def _forked(order: dict[str, Any]) -> dict[str, Any]:
 
 def _end(writing: int, log: int, function: Callable[[], Any]) -> None:
     """Run a function, write its answer, and exit without the parent's exit handlers."""
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # later orders are for the parent only
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # only the parent reads later orders
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:

@@ -16,7 +16,7 @@ _NODES = "/dev/nvidia"
 # Packages with libraries that link to libcuda.
 _LINKED = ("sgl_kernel", "flash_mla", "deep_gemm", "deep_ep")
 
-# CUDA_ERROR_NO_DEVICE: the result of every call to the fake driver.
+# CUDA_ERROR_NO_DEVICE: every function of the fake driver returns this error.
 _NO_DEVICE = 100
 
 _SMI = """#!/bin/sh
@@ -74,7 +74,7 @@ def load_libcuda(packages: Path, directory: Path) -> None:
 
 
 def wanted(packages: Path) -> list[str]:
-    """Names of the functions of the CUDA driver that the libraries of `_LINKED` import."""
+    """Names of the CUDA driver's functions that the libraries in `_LINKED` import."""
     libraries = [str(path) for name in _LINKED for path in sorted((packages / name).rglob("*.so"))]
     listing = subprocess.run(
         ["nm", "--dynamic", "--undefined-only", "--format=posix", *libraries],

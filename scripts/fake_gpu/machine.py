@@ -1,4 +1,4 @@
-"""Describes a machine with GPUs: its cards, their MIG instances, and the devices that a process sees."""
+"""Describes a machine with GPUs: its cards, their MIG instances, and the devices that a process can use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from msgspec import Struct
 
 MIB = 1024**2
 
-# MiB that the driver keeps for itself. The driver's report of the memory includes them, CUDA's report does not.
+# The share of the memory that the driver keeps for itself. The memory that the driver reports includes this share. The
+# memory that CUDA reports does not include it.
 _RESERVED = 0.0055
 
 
@@ -61,7 +62,7 @@ class Machine(Struct, frozen=True):
     """A machine's cards, in the order of the PCI bus.
 
     Attributes:
-        used_mib: Memory of each card that is already in use.
+        used_mib: For each card, the memory that is already in use.
     """
 
     cards: tuple[Card, ...]
@@ -101,7 +102,7 @@ class Machine(Struct, frozen=True):
         """The devices that CUDA lets a process use: the entries of ``CUDA_VISIBLE_DEVICES`` before the first unknown
         entry.
 
-        A process sees at most one MIG instance. A process that sees a MIG instance sees no whole card.
+        A process can use at most one MIG instance. A process that can use a MIG instance cannot use any whole card.
         """
         listed = environment.get("CUDA_VISIBLE_DEVICES")
         entries = [str(index) for index in range(len(self.cards))] if listed is None else listed.split(",")
@@ -115,7 +116,9 @@ class Machine(Struct, frozen=True):
         return tuple(instances[:1] or found)
 
     def _named(self, entry: str) -> FakeDevice | None:
-        """The device that an entry of ``CUDA_VISIBLE_DEVICES`` names; for a divided card, its first instance."""
+        """The device that an entry of ``CUDA_VISIBLE_DEVICES`` selects; None if there is no such device. If the entry
+        selects a card that is divided into instances, the device is the first instance of this card.
+        """
         for device in self.devices:
             instances = self.instances(device.card)
             if entry == str(device.card) or (entry.startswith("GPU-") and device.uuid.startswith(entry)):
@@ -136,5 +139,5 @@ def _joined(numbers: Sequence[int]) -> str:
 
 
 def _gigabytes(profile: str) -> int:
-    """Size in the name of a MIG profile such as ``3g.40gb``."""
+    """The number of gigabytes that the name of a MIG profile states. The name is, for example, ``3g.40gb``."""
     return int(profile.partition(".")[2].partition("gb")[0])

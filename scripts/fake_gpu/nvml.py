@@ -29,7 +29,7 @@ def _unsupported(name: str) -> Any:
 
 
 def _answers(machine: Machine) -> dict[str, Any]:
-    """The replacements, by function name. Handles are `FakeDevice` objects."""
+    """The replacements for NVML's functions, keyed by the name of the function. Handles are `FakeDevice` objects."""
     cards = machine.devices
     everything = [device for card in cards for device in (card, *machine.instances(card.card))]
 

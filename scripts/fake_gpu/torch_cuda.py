@@ -1,4 +1,4 @@
-"""Makes `torch.cuda` describe the GPUs of a machine; computing on them still fails."""
+"""Makes `torch.cuda` describe the GPUs of a machine. Computing on these GPUs still fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REGISTERS = 65536
 
 
 class Stream:
-    """Stands in for a stream and for an event; it never waits."""
+    """A fake CUDA stream, and a fake CUDA event. It never waits."""
 
     cuda_stream = 0
 

@@ -77,10 +77,10 @@ def write(kind: str, directory: Path, *, layers: int | None = None) -> Path:
 
 
 def _write_weights(directory: Path, config: dict[str, Any]) -> None:
-    """Make the weight files: headers and lengths are right, but the files take no room on the disk."""
+    """Make the weight files: headers and lengths are right, but the files use no space on the disk."""
     try:
         tensors = stored_tensors(config)
-    except StartupError:  # such a checkpoint cannot be served, and only real weights would show its tensors
+    except StartupError:  # the names and shapes of this checkpoint's tensors cannot be derived from its configuration
         return
     shards: dict[int, dict[str, int]] = {}
     begin = 0

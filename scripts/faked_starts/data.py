@@ -1,4 +1,4 @@
-"""Defines the data that goes into the process under fake GPUs, and the results that come out of it."""
+"""Defines the data that is sent to the process on fake GPUs, and the results that this process sends back."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Arguments(Struct, frozen=True):
     """The part of SGLang's resolved arguments that decides what runs on the GPU.
 
     Attributes:
-        decode_graphs: Batch sizes for which a decode step is captured.
+        decode_graphs: Batch sizes for which a decode step is captured as a CUDA graph.
         dtype, quantization: Data type and quantisation that SGLang finds in the checkpoint.
     """
 
@@ -60,7 +60,8 @@ class Built(Struct, frozen=True):
 
     Attributes:
         devices: For each device, the names of the parameters and buffers on it.
-        shapes, dtypes: Shapes and data types of the first layer's parameters, by name in the layer.
+        shapes, dtypes: Shapes and data types of the first layer's parameters. The keys are the parameters' names within
+            the layer.
         linear, experts: Classes that compute the joined projection and the experts of the first layer.
         moe_runner: The runner of the experts; None if the class in `experts` runs them itself.
         kv_cache_dtype: Data type of the model's KV cache.

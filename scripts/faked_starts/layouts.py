@@ -62,7 +62,7 @@ def starts(checkpoints: dict[str, Path]) -> Iterator[FakedStart]:
     """All layouts on all machines.
 
     Args:
-        checkpoints: Directories with the ``config.json`` of a checkpoint, by its kind.
+        checkpoints: For each kind of checkpoint, a directory with its ``config.json``.
     """
     for kind, path in checkpoints.items():
         described = _described(path)
@@ -75,12 +75,12 @@ def starts(checkpoints: dict[str, Path]) -> Iterator[FakedStart]:
 def _growing(
     start: FakedStart, path: Path, checkpoint: Checkpoint | StartupError, checked: set[tuple[tuple[str, int], ...]]
 ) -> Iterator[FakedStart]:
-    """Plans one layout on a growing number of GPUs of one kind. The layout is planned again only if another GPU changes
-    its workers.
+    """Plans one layout on 1, 2, 3 … GPUs of one kind. The layout is planned again only if one more GPU changes the
+    workers of the layout.
 
     Args:
-        checked: Numbers of ranks that are known to suit the checkpoint, by stage. Such numbers suit the checkpoint on
-            all cards, since the cards are of one generation.
+        checked: For each stage, the numbers of ranks that have already been checked against the checkpoint. Each number
+            is checked once, not once per kind of GPU, because all GPUs in `CARDS` are of one generation.
     """
     known: list[tuple[Deployment, FakedStart]] = []
     for count in COUNTS:

@@ -48,7 +48,7 @@ def resolve(accelerator: Accelerator, starts: Iterable[FakedStart]) -> Iterator[
 
 
 def sample(stage: str, checkpoint: Path, **options: Any) -> PlannedEngine:
-    """A stage's engine for a checkpoint, small enough for each of `CARDS`."""
+    """A stage's engine for a checkpoint. The engine is small enough for every kind of GPU in `CARDS`."""
     return PlannedEngine(stage, str(checkpoint), {"max_total_tokens": 100_000, **options}, STAGES, static=40 * 1024**3)
 
 

@@ -1,4 +1,6 @@
-"""Writes the faked starts as Markdown tables of the layouts that fit and of SGLang's arguments for their engines."""
+"""Writes Markdown tables about the starts on fake GPUs: the layouts that fit, and SGLang's arguments for their
+engines.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from faked_starts.resolution import Started
 
 
 def fitting(starts: Iterable[FakedStart]) -> str:
-    """A table with a row for each layout, kind of checkpoint, and range of GPU counts with the same outcome."""
+    """A table of the layouts. It has one row for each combination of a layout, a kind of checkpoint, and a range of GPU
+    counts with the same outcome.
+    """
     names = " | ".join(CARDS)
     lines = [f"| layout | weights | GPUs | {names} |", "|---|---|---|" + "---|" * len(CARDS)]
     by_layout: dict[tuple[str, str], list[FakedStart]] = {}
@@ -23,8 +27,8 @@ def fitting(starts: Iterable[FakedStart]) -> str:
 
 
 def arguments(started: Sequence[Started], model: Callable[[str, str], Built]) -> str:
-    """A table with a row for each engine and kind of checkpoint. If the arguments differ between cards, there are
-    several rows, which name their cards.
+    """A table of SGLang's arguments. It has one row for each pair of an engine and a kind of checkpoint. If the
+    arguments differ between cards, the pair has several rows, and each row lists its cards.
 
     Args:
         model: Returns the built model of a stage for a kind of checkpoint.
@@ -45,7 +49,7 @@ def arguments(started: Sequence[Started], model: Callable[[str, str], Built]) ->
 
 
 def _same(starts: list[FakedStart]) -> Iterator[tuple[str, str]]:
-    """The GPU counts that have the same outcomes on all cards, each group of counts with these outcomes."""
+    """Groups the numbers of GPUs that have the same outcome on each kind of GPU. Yields each group with its outcome."""
     rows: dict[str, list[int]] = {}
     for count in dict.fromkeys(start.gpus for start in starts):
         by_card = {start.card: start for start in starts if start.gpus == count}

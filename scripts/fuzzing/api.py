@@ -31,12 +31,14 @@ from gateway.bench.events import DONE, EventSplitter
 BATCH = 50
 _SECONDS = 60.0
 _MEDIA = {"image": ("images", "image_url"), "audio": ("audios", "audio_url"), "video": ("videos", "video_url")}
-# Error codes that a request may get although it follows the description, which cannot express every rule.
+# Error codes that a request may get although it follows the API's description. The description cannot express every
+# rule.
 REFUSABLE = {
     "invalid_value", "unsupported_value", "missing_required_parameter", "invalid_url", "invalid_base64",
     "media_not_allowed", "media_not_found", "media_fetch_failed", "invalid_image", "invalid_audio", "invalid_video",
     "image_too_large", "video_too_large", "audio_too_long", "video_too_long", "video_too_many_frames",
-    "audio_not_found", "context_length_exceeded", "too_many_media", "ok",
+    "audio_not_found", "context_length_exceeded", "too_many_media", "text_too_long", "invalid_grammar",
+    "ok",
 }  # fmt: skip
 
 
@@ -46,7 +48,14 @@ class ApiFuzzer:
     Args:
         url: Address of the server.
         report: Collects the outcomes.
+
+    Attributes:
+        path: Path of the endpoint.
+        last_event: Data of the last event of a stream; None if the description allows only one kind of event.
     """
+
+    path = "/v1/chat/completions"
+    last_event: str | None = DONE
 
     def __init__(self, url: str, report: FuzzReport) -> None:
         load_all_checks()
@@ -55,9 +64,8 @@ class ApiFuzzer:
         self._session = requests.Session()
         document = self._session.get(f"{url}/openapi.json", timeout=_SECONDS).json()
         self._schema = schemathesis.openapi.from_dict(document)
-        self._chunk = jsonschema.Draft202012Validator(
-            {"$ref": "#/components/schemas/CompletionChunk", "components": document["components"]}
-        )
+        events = document["paths"][self.path]["post"]["responses"]["200"]["content"]["text/event-stream"]
+        self._event = jsonschema.Draft202012Validator(events["x-event"] | {"components": document["components"]})
         self._media: dict[str, list[str]] = {kind: [] for kind in _MEDIA}
         for seed in seeds():
             self._media[seed.kind].append(f"data:;base64,{base64.b64encode(seed.data).decode()}")
@@ -71,7 +79,7 @@ class ApiFuzzer:
             self._search(batch, mode)
 
     def _search(self, batch: int, mode: GenerationMode) -> None:
-        operation = self._schema["/v1/chat/completions"]["POST"]
+        operation = self._schema[self.path]["POST"]
         seed = self._report.seed * 1_000_003 + batch
         rng = random.Random(seed)
 
@@ -86,7 +94,7 @@ class ApiFuzzer:
         @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
         def search(case: Case) -> None:
             if mode is GenerationMode.POSITIVE:
-                case.body = self._tamed(case.body, rng)
+                case.body = self.tamed(_without_budgets(case.body), rng)
             self._send(case, mode, batch)
 
         search()
@@ -107,9 +115,10 @@ class ApiFuzzer:
         self._report.findings += [FuzzFinding(number, what, problem) for problem in problems]
 
     def _problems(self, case: Case, response: Any, mode: GenerationMode, code: str) -> Iterator[str]:
-        streamed = response.headers.get("content-type", [""])[0].startswith("text/event-stream")
+        kind = response.headers.get("content-type", [""])[0]
+        streamed = kind.startswith("text/event-stream")
         checks = [status_code_conformance, content_type_conformance]
-        if not streamed:
+        if kind.startswith("application/json"):
             checks.append(response_schema_conformance)
         if mode is GenerationMode.NEGATIVE:
             checks.append(negative_data_rejection)
@@ -125,12 +134,14 @@ class ApiFuzzer:
     def _event_problems(self, text: str) -> Iterator[str]:
         *events, last = EventSplitter().feed(text.encode())
         for event in events:
-            if not self._chunk.is_valid(json.loads(event)):
+            if not self._event.is_valid(json.loads(event)):
                 yield f"an event does not match the API's description: {event[:300]}"
-        if last != DONE and '"error"' not in last:
-            yield f"a stream ended without [DONE] or an error: {last[:300]}"
+        if self.last_event is None and self._event.is_valid(json.loads(last)):
+            return
+        if last != self.last_event and '"error"' not in last:
+            yield f"a stream ended without its last event or an error: {last[:300]}"
 
-    def _tamed(self, body: Any, rng: random.Random) -> Any:
+    def tamed(self, body: Any, rng: random.Random) -> Any:
         """`body` changed so that its answer has few tokens, and so that most of its media exist."""
         if not isinstance(body, dict):
             return body
@@ -141,7 +152,7 @@ class ApiFuzzer:
         for stage in ("thinker", "talker_ar"):
             if isinstance((body.get("stage_sampling") or {}).get(stage), dict):
                 body["stage_sampling"][stage].pop("max_tokens", None)
-        if rng.random() < 0.8:  # usually remove contradictions between fields
+        if rng.random() < 0.8:  # in most requests, remove contradictions between fields
             body["stream_options"] = {"include_usage": rng.random() < 0.5} if body.get("stream") else None
             body["logprobs"] = True if body.get("top_logprobs") is not None else body.get("logprobs")
             body |= {"logit_bias": None, "stop_token_ids": None, "voice": None, "speaker": None}
@@ -172,6 +183,14 @@ class ApiFuzzer:
 
     def _medium(self, kind: str, address: Any, rng: random.Random) -> Any:
         return address if address and rng.random() < 0.1 else rng.choice(self._media[kind])
+
+
+def _without_budgets(body: Any) -> Any:
+    """`body` without limits on reasoning, because a model that does not reason refuses these limits."""
+    if not isinstance(body, dict):
+        return body
+    kept = {name: value for name, value in body.items() if name not in ("thinking_budget", "thinking_token_budget")}
+    return kept | {"extra_body": _without_budgets(body["extra_body"])} if "extra_body" in body else kept
 
 
 def _code(response: Any) -> str:

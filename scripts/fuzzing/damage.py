@@ -1,4 +1,6 @@
-"""Damages files in several ways: flipped bits, missing ends, wrong numbers, misplaced pieces."""
+"""Damages files in several ways, for example by flipping bits, removing the end, writing wrong numbers, or moving
+pieces.
+"""
 
 from __future__ import annotations
 

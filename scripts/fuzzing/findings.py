@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-# Error codes with which a healthy server refuses a request that may succeed later.
+# Error codes with which a healthy server refuses a request that can succeed later.
 DELIBERATE = {"too_many_requests", "slow_reader", "shutting_down", "not_ready", "too_many_connections"}
-# The error code of a request whose worker has died. A crash may affect only this request.
+# The error code of a request whose worker has died. A crash must not affect any other request.
 CRASHED = {"worker_lost"}
 _SLOWEST = 10
 
@@ -17,7 +17,7 @@ class FuzzFinding(Struct):
     Attributes:
         case: Number of the case. The number and the seed reproduce the request.
         what: A description of the case.
-        problem: The fault in the answer.
+        problem: What is wrong with the answer.
     """
 
     case: int
@@ -32,7 +32,7 @@ class FuzzReport(Struct):
         outcomes: The number of cases for each combination of kind, status and code.
         findings: Cases with a wrong answer.
         crashes: Cases in which a worker died.
-        slowest: The slowest cases: seconds, number and description.
+        slowest: The slowest cases. Each entry has the duration in seconds, the number and the description of the case.
         restarts: The restarts of each worker during the run, from `/metrics`.
     """
 

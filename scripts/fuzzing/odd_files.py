@@ -1,5 +1,6 @@
-"""Makes intact files as some programs write them: with sizes that the writer did not know, of several pieces,
-transparent, deep, or with an empty sound track. Each function makes several forms of the same content.
+"""Makes intact but unusual files, as some programs write them. Examples are files with unknown sizes in the header,
+joined files, transparent pictures, samples of more than 8 bits, and empty sound tracks. `unsized_sounds`,
+`transparent_pictures` and `deep_pictures` each make several files with the same content.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from gateway.answers.audio_formats import Pipe
 
 RATE = 16_000
 
-# Tags that stand between the pieces of a joined file: ID3v1, ID3v2 with what looks like frames of an MP3, APE.
+# Tags between the pieces of a joined file: an ID3v1 tag, an ID3v2 tag whose content looks like MP3 frames, and an APE
+# tag.
 TAGS = {
     "ID3v1": b"TAG" + bytes(125),
     "ID3v2": b"ID3\4\0\0\0\0\0\x20" + b"\xff\xfb\x90\x64" * 8,
@@ -44,14 +46,16 @@ def piped(sound: numpy.ndarray, container: str, codec: str, **options: str) -> b
 
 
 def wav_of_size(sound: numpy.ndarray, size: int) -> bytes:
-    """A WAV of 16 bits whose header claims this size of its data."""
+    """A WAV file with 16-bit samples. Its header claims that the sound data have this size."""
     data = bytearray(sound_file(sound, "WAV"))
     struct.pack_into("<I", data, _WAV_SIZE_AT, size)
     return bytes(data)
 
 
 def sound_file(sound: numpy.ndarray, container: str) -> bytes:
-    """A sound, float32 [samples] at `RATE`, as libsndfile writes it in 16 bits or in the container's codec."""
+    """The file that libsndfile writes for `sound` (float32 [samples] at `RATE`), in 16 bits or in the container's
+    codec.
+    """
     file = io.BytesIO()
     subtype = None if container in ("OGG", "MP3") else "PCM_16"
     soundfile.write(file, sound, RATE, format=container, subtype=subtype)
@@ -59,7 +63,7 @@ def sound_file(sound: numpy.ndarray, container: str) -> bytes:
 
 
 def unsized_sounds(sound: numpy.ndarray) -> dict[str, bytes]:
-    """A sound in 16 bits in files whose writer did not know their size."""
+    """A sound in 16 bits, in files whose headers do not state the size."""
     aiff = bytearray(sound_file(sound, "AIFF"))
     struct.pack_into(">I", aiff, aiff.index(b"COMM") + 10, 0x7F00_0000 // 2)
     struct.pack_into(">I", aiff, aiff.index(b"SSND") + 4, 0x7F00_0000 + 8)
@@ -83,7 +87,7 @@ def unsized_sounds(sound: numpy.ndarray) -> dict[str, bytes]:
 
 
 def png(width: int, height: int, depth: int, kind: int, pixels: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG with this depth and colour type, of these rows of pixels, with these chunks before its pixels."""
+    """A PNG with the given depth, colour type and rows of pixels, and with the given chunks before its pixels."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -96,14 +100,14 @@ def png(width: int, height: int, depth: int, kind: int, pixels: bytes, *chunks: 
 
 
 def transparent_pictures(ink: numpy.ndarray) -> dict[str, bytes]:
-    """A black drawing, bool [height, width], on a transparent black ground."""
+    """A black drawing, bool [height, width], on a transparent black background."""
     height, width = ink.shape
     alpha = Image.fromarray(numpy.where(ink, 255, 0).astype(numpy.uint8))
     grey = Image.new("L", alpha.size, 0)
     rgba = Image.merge("RGBA", [grey, grey, grey, alpha])
     palette = Image.fromarray(ink.astype(numpy.uint8)).convert("P")
     palette.putpalette([0, 0, 0] * 2)
-    # The ground is a colour of its own, which the file declares transparent.
+    # The background has a colour that occurs nowhere else and that the file declares transparent.
     levels = numpy.where(ink, 0, 3).astype(numpy.uint8)
     deep = numpy.where(ink, 0, 0x0301).astype(">u2")
     quarters = levels.reshape(height, -1, 4) @ numpy.array([64, 16, 4, 1])
@@ -161,7 +165,7 @@ def clip(
     """A clip of eight frames with a sound track.
 
     Args:
-        sound_codec: Codec of the track; without it, the clip has no track.
+        sound_codec: Codec of the track; if it is empty, the clip has no track.
         sounds: float32 [samples] at `rate`, one after the other; without them, the track is empty.
         begins: Time at which the sound begins, in seconds.
     """
@@ -185,7 +189,7 @@ def clip(
     return file.getvalue()
 
 
-# The arguments of `clip` for clips whose sound track is empty, and whose frames are the same.
+# The arguments of `clip` for clips with an empty sound track. All these clips have the same frames.
 EMPTY_TRACKS: dict[str, dict[str, Any]] = {
     "mp4": {"container": "mp4", "sound_codec": "aac", "movflags": "empty_moov+frag_keyframe"},
     "mov": {"container": "mov", "sound_codec": "pcm_s16le", "movflags": "empty_moov+frag_keyframe"},
@@ -199,7 +203,7 @@ EMPTY_TRACKS: dict[str, dict[str, Any]] = {
 def _encode_sound(
     output: av.container.OutputContainer, stream: av.AudioStream, sound: numpy.ndarray, begins: int
 ) -> None:
-    """Encode and write a sound that begins at this number of samples."""
+    """Encode and write a sound. The time at which the sound begins is given as a number of samples."""
     rate = stream.rate
     frame = av.AudioFrame.from_ndarray(sound[None, :].astype(numpy.float32), format="flt", layout="mono")
     frame.sample_rate, frame.pts = rate, 0

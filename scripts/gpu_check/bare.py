@@ -4,8 +4,8 @@
     python scripts/gpu_check/bundle.py                              # first, on a machine with a package index
     python scripts/gpu_check/bare.py --minutes 9 --out results      # then, on that machine, with checkout and bundle
 
-Unpacks the bundle into a temporary directory, and runs parts.py and then engine.py within the given minutes. Prints a
-line of JSON for each check, and keeps the lines in parts.jsonl and engine.jsonl under --out.
+Unpacks the bundle into a temporary directory. Runs parts.py and then engine.py. Both scripts together take at most the
+given minutes. Prints a line of JSON for each check, and keeps the lines in parts.jsonl and engine.jsonl under --out.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ BUNDLE = HERE.parents[1] / "out" / "bare-gpu"
 
 # Share of the total time for the checks of the parts. The checks of the engine have the remaining time.
 _PARTS_SHARE = 0.48
-# Seconds that a child has to end once its time is up.
+# Seconds that a child may take to end after its time is up.
 _MARGIN = 15
 
-# An installation of this project has this entry point. Through it, SGLang finds our platform for machines without a
-# GPU.
+# If this project is installed, it has this entry point. Through the entry point, SGLang finds our platform for machines
+# without a GPU. Here the project is not installed, so this script writes the file with the entry point.
 _ENTRY_POINTS = "[sglang.srt.platforms]\nomni_cpu = stages.sglang_engine.cpu_platform:activate\n"
 _METADATA = "Metadata-Version: 2.1\nName: omni-pipeline\nVersion: 0\n"
 
@@ -62,7 +62,7 @@ def unpack(bundle: Path, directory: Path) -> None:
     try:
         manifest = json.loads((bundle / "manifest.json").read_text())
     except FileNotFoundError:
-        raise FileNotFoundError(f"{bundle} holds no bundle: make it with scripts/gpu_check/bundle.py") from None
+        raise FileNotFoundError(f"no bundle in {bundle}: make one with scripts/gpu_check/bundle.py") from None
     for file in manifest["files"]:
         path = bundle / file["name"]
         if hashlib.sha256(path.read_bytes()).hexdigest() != file["sha256"]:
@@ -76,8 +76,8 @@ def unpack(bundle: Path, directory: Path) -> None:
 
 
 def run(name: str, seconds: float, directory: str, options: argparse.Namespace) -> int:
-    """Run one of the two scripts. The script limits its own time. The limit in this function is for a script that does
-    not end.
+    """Run one of the two scripts. Each script limits its own time. The additional limit in this function ends a script
+    that hangs.
     """
     flags = [
         "--device",
@@ -89,7 +89,7 @@ def run(name: str, seconds: float, directory: str, options: argparse.Namespace) 
     command = [sys.executable, HERE / f"{name}.py", *flags, "--out", options.out / f"{name}.jsonl"]
     paths = [directory, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-    # A script that cannot even begin prints no line of JSON; then its stderr has the reason.
+    # If a script cannot begin, it prints no line of JSON. In this case, the script prints the reason on standard error.
     child = subprocess.Popen(command, env=environment)
     try:
         return min(1, abs(child.wait(max(1.0, seconds) + _MARGIN)))

@@ -3,9 +3,9 @@
 
     python scripts/gpu_check/bundle.py          # into out/bare-gpu, which git ignores
 
-The wheels are for the other machine's Python, in the versions of requirements/constraints.txt. SGLang's wheel is cut
-down to its Python and CUDA sources: its compiled parts fit only one version of torch, and are not used here. So the
-bundle stays below 32 MiB.
+The wheels are for the Python of the other machine, and have the versions in requirements/constraints.txt. SGLang's
+wheel is cut down to its Python and CUDA sources: its compiled parts fit only one version of torch, and the checks do
+not use them. So the bundle stays below 32 MiB.
 """
 
 from __future__ import annotations
@@ -29,18 +29,20 @@ MANIFEST = "manifest.json"
 MOST_BYTES = 32 * 1024**2
 
 PARTS = ("msgspec", "pyzmq")
-"""Packages that the parts need besides torch and transformers."""
+"""Packages that parts.py needs besides torch and transformers."""
 
 ENGINE = (
     "annotated-types", "apache-tvm-ffi", "compressed-tensors", "dill", "distro", "fastapi", "gguf", "ipython", "loguru",
     "openai", "opentelemetry-api", "orjson", "partial-json-parser", "pybase64", "pydantic", "pydantic-core",
     "setproctitle", "sniffio", "starlette", "traitlets", "typing-inspection", "uvicorn",
 )  # fmt: skip
-"""Packages, besides torch, transformers and their dependencies, that SGLang's modules import with our modules."""
+"""Packages that SGLang's modules import when our modules import them. Torch, transformers and their dependencies are
+left out.
+"""
 
 _SUFFIXES = (".py", ".cuh", ".cu", ".h", ".hpp", ".cpp", "METADATA")
 _UNUSED = ("sglang/multimodal_gen/", "sglang/test/", "sglang/benchmark/", "sglang/srt/rust_extensions/_")
-# Tuning files of experts are kept only for these GPUs.
+# SGLang has files with tuned settings for the kernels of experts. The bundle contains only the files for these GPUs.
 _TUNED_FOR = ("NVIDIA_H100", "NVIDIA_H200", "NVIDIA_H20")
 _PLATFORMS = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_26", "manylinux_2_24", "manylinux_2_17", "manylinux2014")
 

@@ -49,7 +49,7 @@ def run(
 ) -> ChildEnd:
     """Run the command until it ends, its time is up, or this process is interrupted."""
     with tempfile.TemporaryFile() as output:
-        # A separate session: Ctrl-C in the terminal then reaches the command only once, through `_end`.
+        # A separate session, so that Ctrl-C in the terminal reaches the command only once, through `_end`.
         process = subprocess.Popen(
             command, cwd=cwd, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )

@@ -12,7 +12,7 @@ _NAMED = 8
 
 @dataclass(frozen=True)
 class KernelCache:
-    """The cache directory of one compiler, and the name pattern of its files, each of which holds one kernel."""
+    """The cache directory of one compiler, and the name pattern of its files. Each file contains one kernel."""
 
     compiler: str
     directory: Path

@@ -5,9 +5,9 @@
     python scripts/gpu_check/engine.py --device cpu --small   # for a trial, in float32
 
 The script needs SGLang's Python sources and the packages that they import; `bare.py` provides them if they are not
-installed. Attention, routing and experts are SGLang's Triton kernels. The other kernels are replaced by torch
-(`stand_ins`), so that neither a build of SGLang's kernels for the installed torch nor a CUDA compiler is needed. So
-SGLang's compiled kernels are not checked.
+installed. Attention, routing and experts are SGLang's Triton kernels. The other kernels are replaced by torch functions
+(`stand_ins`). So the script needs no build of SGLang's kernels for the installed torch, and no CUDA compiler. But it
+does not check SGLang's compiled kernels.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def environment(device: str) -> dict[str, str]:
     fixed = {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # The default backend of the radix tree is compiled for one version of torch.
+        # The default backend of the radix tree is compiled code, which works with only one version of torch.
         "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": "python",
     }
     return {**os.environ, **fixed, **({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})}
@@ -89,7 +89,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def _suit_older_torch() -> None:
-    """Keep process groups of one rank as real groups with torch 2.11, which has no way to replace them."""
+    """Make SGLang keep its process groups of one rank as real groups. Torch 2.11 has no way to replace them."""
     import contextlib
 
     from torch.distributed import Backend

@@ -1,4 +1,4 @@
-"""Runs the tests against Hugging Face with the stages under test on the device, and reads the results of the tests."""
+"""Runs the tests that compare stages on the device with Hugging Face, and reads the results of the tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SectionVerdict(enum.Enum):
 
     ONE = "one check for the part"
     EACH = "one check for each test, with its figure nearest to the limit"
-    TOLD = "it is told, and fails nothing"
+    TOLD = "it is only reported, and fails nothing"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class EqualityPart:
     """Tests that are run together.
 
     Attributes:
-        name: The results that are compared.
+        name: A name for what the tests compare, such as "answers". The report shows it.
         dtype: Data type of the stages under test.
         minutes: Maximum number of minutes on a GPU, including the first compilation of kernels.
     """
@@ -60,7 +60,8 @@ PARTS = EqualityPart(
         "tests/stages/code2wav/test_streamed_sound.py",
         "tests/stages/code_predictor/test_frames.py",
     ),
-    # these tests help to find a fault, but some of them allow a smaller difference than the rounding on a GPU causes
+    # These tests help to find a fault. But some of them allow only differences that are smaller than the rounding on a
+    # GPU.
     SectionVerdict.TOLD,
     30,
 )
@@ -103,7 +104,7 @@ def run(report: Report, device: str, part: EqualityPart, directory: Path) -> Non
         done.go_on()
         return
     cases = [ReportedCase.of(case) for case in Xml.parse(results).getroot().iter("testcase")]
-    # pytest's file counts an unfinished test as passed, because its setup has passed
+    # In pytest's file, an unfinished test looks like a passed test, because its setup has passed.
     if done.cause is not Cause.ITSELF and cases:
         cases[-1] = dataclasses.replace(cases[-1], outcome="unfinished")
     failed = [case for case in cases if case.failed]
@@ -125,7 +126,7 @@ def run(report: Report, device: str, part: EqualityPart, directory: Path) -> Non
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that a test measured, and its upper limit."""
+    """A value that a test has measured, and its upper limit."""
 
     name: str
     value: float
@@ -150,7 +151,7 @@ class ReportedCase:
     """One test of a run.
 
     Attributes:
-        printed: Counts of near ties.
+        printed: The counts of near ties that the test has printed.
         reason: The reason why the test failed.
     """
 
@@ -180,7 +181,7 @@ class ReportedCase:
         return self.outcome in ("failure", "error")
 
     def check(self, dtype: str) -> Check:
-        """The check for one test, with the number that is nearest to its limit or furthest beyond it."""
+        """The check for one test. It states the measured value that is largest in relation to its limit."""
         name = f"{dtype}: {self.name}"
         if self.outcome == "unfinished":
             return Check(name, None, "unfinished")

@@ -22,7 +22,7 @@ from omni_pipeline.kernels.cuda_toolkit import driver_library
 
 GIB = 1024**3
 
-# Run in a separate process, so that this process never holds a CUDA context.
+# This program runs in a separate process, so that the process of the report never has a CUDA context.
 _PROBE = """
 import json, torch
 from torch.nn import functional
@@ -45,7 +45,7 @@ for index in range(torch.cuda.device_count()):
 print(json.dumps(found))
 """
 
-# Most kernels include the headers of half precision and CCCL.
+# A kernel that includes the headers that most kernels include: those of half precision and of CCCL.
 _KERNEL = """
 #include <cuda/std/type_traits>
 #include <cuda_bf16.h>
@@ -53,7 +53,8 @@ __global__ void twice(__nv_bfloat16* x) { x[threadIdx.x] += x[threadIdx.x]; }
 extern "C" int run(void* x) { twice<<<1, 32>>>((__nv_bfloat16*)x); return cudaGetLastError(); }
 """
 
-# Maximum error of a sum of 256 products of normal numbers. In float32 the error is 1e-5, in TF32 about 1e-2.
+# Maximum error of a sum of 256 products of normally distributed numbers. The error is 1e-5 in float32, and about 1e-2
+# in TF32.
 _SAME = 0.1
 
 
@@ -120,7 +121,7 @@ def _probe() -> dict[str, Any]:
 
 
 def judge(memory: list[Memory], probe: dict[str, Any]) -> list[Check]:
-    """Checks that torch sees all GPUs, and that each GPU computes correctly and is used by no other process.
+    """Checks that torch sees all GPUs, that each GPU computes correctly, and that no other process uses it.
 
     Args:
         probe: The output of `_PROBE`. If the probe failed, an empty list of devices and an error message.
@@ -129,9 +130,9 @@ def judge(memory: list[Memory], probe: dict[str, Any]) -> list[Check]:
     checks = [Check("torch sees every GPU", len(devices) == len(memory) > 0, str(probe.get("error", "")))]
     for index, (one, device) in enumerate(zip(memory, devices, strict=False)):
         worst = max(device["product"], device["filtered"])
-        checks.append(Check(f"GPU {index} computes what the CPU does", worst < _SAME, f"off by {worst:.1e} at most"))
+        checks.append(Check(f"GPU {index} computes like the CPU", worst < _SAME, f"off by {worst:.1e} at most"))
         checks.append(
-            Check(f"GPU {index} is free", one.used < 0.02 * one.total, f"{one.used / GIB:.1f} GiB are used by others")
+            Check(f"GPU {index} is free", one.used < 0.02 * one.total, f"{one.used / GIB:.1f} GiB are already in use")
         )
     return checks
 

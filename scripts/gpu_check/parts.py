@@ -62,8 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def child(name: str, options: argparse.Namespace, seconds: float) -> Start:
     """The `Start` of a check. With CUDA, the check is a new program, because a fork of this process could not use CUDA.
-
-    Libraries look for CUDA while they are imported, and even this may initialise CUDA in this process.
+    The reason is that libraries look for CUDA while they are imported, which may initialise CUDA in this process.
     """
     if options.device == "cpu":
         return forked(functools.partial(check, name, options.device, seconds, small=options.small))

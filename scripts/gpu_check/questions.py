@@ -62,7 +62,7 @@ def judge(status: int, result: dict[str, Any], *, speech: bool) -> JudgedAnswer:
     [choice] = result["choices"]
     text = choice["message"]["content"] or ""
     if not text.strip():
-        return JudgedAnswer(text, None, "it says nothing")
+        return JudgedAnswer(text, None, "it has no text")
     if choice["finish_reason"] not in ("stop", "length"):
         return JudgedAnswer(text, None, f"it ended with {choice['finish_reason']}")
     if not speech:
@@ -73,6 +73,6 @@ def judge(status: int, result: dict[str, Any], *, speech: bool) -> JudgedAnswer:
     samples, rate = soundfile.read(io.BytesIO(base64.b64decode(audio["data"])), dtype="float32")
     seconds = len(samples) / rate
     if rate != 24000:
-        return JudgedAnswer(text, seconds, f"its sound has {rate} Hz")
+        return JudgedAnswer(text, seconds, f"its sampling rate is {rate} Hz")
     loudness = float(numpy.sqrt(numpy.mean(numpy.square(samples)))) if len(samples) else 0.0
     return JudgedAnswer(text, seconds, "" if loudness > _AUDIBLE else "its sound is silence")

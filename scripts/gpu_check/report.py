@@ -1,4 +1,4 @@
-"""Writes the report: one Markdown file to paste into an issue, complete and correct after each step."""
+"""Writes the report: a Markdown file to paste into an issue. After each step, the file is complete and correct."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_CHARACTERS = 65_536
 """Maximum number of characters that GitHub accepts as the body of an issue."""
 
 _SIGNS = {True: "pass", False: "**FAIL**", None: "told"}
-_ROOM = 2_000  # number of characters of an issue that are left for the issue's author
+_ROOM = 2_000  # number of characters that the report leaves free for the author of the issue
 _DETAIL = 400
 _NOTE = "*(shortened: {} characters are left out here)*"
 _LEAST = len(_NOTE) + 20  # characters that remain of a section that must be cut
@@ -33,11 +33,11 @@ class State(enum.Enum):
 
 @dataclass(frozen=True)
 class Check:
-    """One result. `passed` is None if the result is only reported, or was not checked.
+    """One result. `passed` is None if the result is not judged: it is only reported, or it was not checked.
 
     Attributes:
-        detail: The finding: a number, or words.
-        limit: The number's limit.
+        detail: The finding, which is a number or a text.
+        limit: The limit on the number in `detail`.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Section:
-    """The folded text under a heading, without secrets, and the duration of its step."""
+    """A heading with its text and the duration of its step. The text has no secrets, and is folded in the report."""
 
     heading: str
     text: str
@@ -106,7 +106,7 @@ class Report:
         self.current = ""
 
     def describe(self, machine: str, *checks: Check) -> None:
-        """Add the description of the machine, which stands above the checks and is not folded."""
+        """Add the description of the machine, which is shown above the checks and is not folded."""
         self.machine = machine
         self._take(checks)
 
@@ -123,7 +123,7 @@ class Report:
         self._end(State.FINISHED, "")
 
     def stop(self, reason: str) -> None:
-        """Note that the run broke off."""
+        """Note that the run was interrupted."""
         self._end(State.STOPPED, reason + (f", during: {self.current}" if self.current else ""))
 
     def _end(self, state: State, reason: str) -> None:
@@ -138,7 +138,7 @@ class Report:
         self.write()
 
     def write(self) -> None:
-        """Write the file in one step: a reader sees either the whole old report or the whole new one."""
+        """Write the file atomically: a reader sees either the whole old report or the whole new report."""
         partial = self.path.with_name(f"{self.path.name}.partial")
         partial.write_text(self.markdown(), encoding="utf-8")
         os.replace(partial, self.path)
@@ -161,14 +161,14 @@ class Report:
         failed = sum(check.passed is False for check in self.checks)
         told = sum(check.passed is None for check in self.checks)
         right = sum(check.passed is True for check in self.checks)
-        counts = f"{right} checks passed, {failed} failed, {told} told only"
+        counts = f"{right} checks passed, {failed} failed, {told} only reported"
         after = took(self.seconds)
         if self.state is State.FINISHED and self.passed:
             return f"**Everything that was run passed**, in {after}: {counts}."
         if self.state is State.FINISHED:
             return f"**{'Something failed' if failed else 'Nothing was judged'}**, in {after}: {counts}."
-        broken = f"**It broke off** after {after} ({self.reason})"
-        begun = f"**It has not ended**: {after} so far{f', now in: {self.current}' if self.current else ''}"
+        broken = f"**It was stopped** after {after} ({self.reason})"
+        begun = f"**It has not ended**: {after} so far{f', current step: {self.current}' if self.current else ''}"
         return f"{broken if self.state is State.STOPPED else begun}. Until then: {counts}."
 
 
@@ -185,7 +185,7 @@ def _fold(section: Section, text: str) -> str:
 
 
 def _fitted(texts: list[str], room: int) -> list[str]:
-    """The texts, of which the longest are shortened, so that all texts together have about `room` characters."""
+    """The texts, shortened so that all together have about `room` characters. Only the longest texts are shortened."""
     most = max(map(len, texts), default=0)
     while sum(min(len(text), most) for text in texts) > room and most > _LEAST:
         most = int(most * 0.9)

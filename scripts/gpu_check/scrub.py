@@ -26,7 +26,7 @@ _COMMON = {"localhost", "root", "user", "ubuntu", "runner"}  # generic names tha
 
 
 def scrub(text: str) -> str:
-    """The text without private data, fit to be published."""
+    """The text without private data, so that it can be published."""
     return clean(text, _known())
 
 

@@ -28,7 +28,7 @@ MINUTES = 60
 START_SECONDS = 1800  # enough for a 70 GB checkpoint on a slow disk
 _CLI = (sys.executable, "-m", "omni_pipeline.cli")
 _PLAIN = {"COLUMNS": "110", "NO_COLOR": "1"}
-# Share of each GPU's memory by which the memory in use may exceed the plan.
+# The memory in use may exceed the plan by at most this share of the GPU's memory.
 _PLAN_OFF = 0.05
 _LEFT_BEHIND = GIB // 2
 _LOG = 4000
@@ -46,7 +46,7 @@ class TriedLayout:
 
 
 def layouts(gpus: int) -> list[TriedLayout]:
-    """The layouts worth trying on this many GPUs (0: on the CPU)."""
+    """The layouts to try on this number of GPUs (0: on the CPU)."""
     found = [
         TriedLayout("text", ("--text-only",), speech=False),
         TriedLayout("split", ()),
@@ -89,7 +89,7 @@ def try_layout(report: Report, layout: TriedLayout, run: Run) -> None:
     try:
         server.start().wait_until_ready(START_SECONDS)
     except (RuntimeError, TimeoutError) as error:
-        failed = Check(f"{layout.name}: start", False, "see its section")
+        failed = Check(f"{layout.name}: start", False, "see the section of this layout")
         report.add(heading, f"{block(drawn)}\n\n{block(str(error)[-_LOG:])}", failed)
         return
     checks = [Check(f"{layout.name}: start", True, f"ready after {time.monotonic() - began:.0f} s")]
@@ -111,7 +111,7 @@ def try_layout(report: Report, layout: TriedLayout, run: Run) -> None:
 
 
 def planned(layout: TriedLayout, run: Run) -> tuple[dict[str, Any], str]:
-    """`sgl-omni plan` for the layout on this machine, as data and as text."""
+    """The output of `sgl-omni plan` for the layout on this machine, as data and as text."""
     command = [*_CLI, "plan", "--model-path", str(run.model), "--device", run.device, *layout.flags]
     said, drawn = (
         subprocess.run(
@@ -156,7 +156,7 @@ def _ask(server: ServerProcess, layout: TriedLayout) -> tuple[str, list[Check]]:
 
 
 def bench(url: str, layout: str, output: str, flags: Sequence[str], directory: Path) -> tuple[str, list[Check]]:
-    """`sgl-omni bench` for one kind of answer; its results also go to a file in `directory`."""
+    """Run `sgl-omni bench` for one kind of answer. Its results are also written to a file in `directory`."""
     results = directory / f"bench-{layout.replace(' ', '-')}-{output}.json"
     command = [*_CLI, "bench", "--url", url, "--output", output, "--json", str(results), *flags]
     done = child.run(command, _BENCH_SECONDS, cwd=ROOT, environment={**os.environ, **_PLAIN})
@@ -174,7 +174,7 @@ def compare(layout: str, plan: dict[str, Any], there: Sequence[Memory]) -> tuple
         off = (now.used - taken) / now.total
         rows.append((f"GPU {index}", *(f"{size / GIB:.1f}" for size in (taken, now.used, now.total)), f"{off:+.1%}"))
         checks.append(Check(f"{layout}: memory of GPU {index}", off <= _PLAN_OFF, f"{off:+.1%} against the plan"))
-    return table(("GiB", "planned", "used after the load", "there", "off by"), rows) if rows else "", checks
+    return table(("GiB", "planned", "used after the load", "total", "off by"), rows) if rows else "", checks
 
 
 def _stop(server: ServerProcess, layout: TriedLayout, before: Sequence[Memory]) -> Check:

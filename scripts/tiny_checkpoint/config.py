@@ -7,8 +7,8 @@ from .tokenizer import Vocabulary
 
 Json = dict[str, Any]
 
-# Offsets of the control ids after the codec entries. They equal the offsets in the real model, which has 2048 entries
-# and the pad id 2148.
+# The offset of each control id from the end of the codec entries, as in the real model. The real codec has 2048
+# entries, and its pad id is 2148.
 _CODEC_CONTROL = {
     "codec_pad_id": 100,
     "codec_bos_id": 101,
@@ -18,23 +18,28 @@ _CODEC_CONTROL = {
     "codec_think_eos_id": 109,
 }
 _SPEAKERS = {"chelsie": 253, "ethan": 254, "aiden": 255}
-# Generation suppresses the talker's last 1024 ids, whatever the vocabulary's size. So exactly 1024 ids follow the codec
-# entries.
+# Generation suppresses the talker's last 1024 ids, for any size of the vocabulary. So exactly 1024 ids must follow the
+# codec entries.
 _CODEC_CONTROL_IDS = 1024
 
 _POSITIONS_PER_SECOND = 13
 _ROW_MULTIPLE = 64
 
 
-def model_config(shapes: Shapes, vocabulary: Vocabulary, dtype: str) -> Json:
-    """The content of config.json. `dtype` is a torch name such as "float32"."""
-    return {
+def model_config(shapes: Shapes, vocabulary: Vocabulary, dtype: str, *, speaks: bool = True) -> Json:
+    """The content of config.json.
+
+    Args:
+        dtype: A torch name such as "float32".
+        speaks: Whether the model has a talker and a vocoder.
+    """
+    config = {
         "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
         "model_type": "qwen3_omni_moe",
         "dtype": dtype,
         # the first version with this model; this module spells the keys as that version does
         "transformers_version": "4.57.0",
-        "enable_audio_output": True,
+        "enable_audio_output": speaks,
         "im_start_token_id": vocabulary.id("<|im_start|>"),
         "im_end_token_id": vocabulary.id("<|im_end|>"),
         "tts_pad_token_id": vocabulary.id("<tts_pad>"),
@@ -44,14 +49,15 @@ def model_config(shapes: Shapes, vocabulary: Vocabulary, dtype: str) -> Json:
         "user_token_id": vocabulary.id("user"),
         "assistant_token_id": vocabulary.id("assistant"),
         "thinker_config": _thinker(shapes, vocabulary),
-        "talker_config": _talker(shapes, vocabulary),
-        "code2wav_config": _code2wav(shapes),
     }
+    if speaks:
+        config |= {"talker_config": _talker(shapes, vocabulary), "code2wav_config": _code2wav(shapes)}
+    return config
 
 
 def generation_config(vocabulary: Vocabulary) -> Json:
     """The content of generation_config.json. It has only the end token and the padding token, so that the server's
-    other defaults stay in force.
+    defaults apply to all other settings.
     """
     return {"eos_token_id": [vocabulary.id("<|im_end|>")], "pad_token_id": vocabulary.id("<|endoftext|>")}
 
@@ -95,7 +101,7 @@ def _thinker(shapes: Shapes, vocabulary: Vocabulary) -> Json:
             "model_type": "qwen3_omni_moe_text",
             **_decoder(shapes.thinker, rope_theta=1_000_000),
             **_mrope(shapes.thinker.head_dim),
-            # The size is rounded up, as in the real model: a server must cope with rows that belong to no token.
+            # The size is rounded up, as in the real model, because a server must handle rows that belong to no token.
             "vocab_size": -(-len(vocabulary) // _ROW_MULTIPLE) * _ROW_MULTIPLE,
         },
     }
@@ -228,7 +234,9 @@ def _mrope(head_dim: int) -> Json:
 
 
 def _media_tokens(vocabulary: Vocabulary) -> Json:
-    """The token ids by which the thinker and the talker find media rows, and the settings of the rows' positions."""
+    """The token ids by which the thinker and the talker find media rows, and the settings for the positions of these
+    rows.
+    """
     return {
         "audio_token_id": vocabulary.id("<|audio_pad|>"),
         "image_token_id": vocabulary.id("<|image_pad|>"),

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 DEEPSTACK_MAPS = 3
-"""The real vision tower outputs three intermediate feature maps, which are added after thinker layers 0, 1 and 2."""
+"""The real vision tower outputs three intermediate feature maps. They are added after the thinker's layers 0, 1 and
+2.
+"""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ class Shapes:
     code2wav_window: int
     """The number of frames that a vocoder frame attends to, including itself."""
     decoder_channels: int
-    """The number of channels at the input of the vocoder's convolutions. Each of four upsampling blocks halves it."""
+    """The number of channels at the input of the vocoder's convolutions. Each of four upsampling blocks halves the
+    number.
+    """
 
     def __post_init__(self) -> None:
         if self.thinker.layers <= DEEPSTACK_MAPS + 1:
@@ -72,11 +76,12 @@ class Shapes:
         if max(self.deepstack_blocks) >= self.vision.layers:
             raise ValueError(f"DeepStack reads blocks {self.deepstack_blocks}, but there are {self.vision.layers}")
         if self.code_predictor.hidden != self.talker.hidden:
-            raise ValueError("the code predictor reads talker states, so both need the same hidden size")
+            raise ValueError("the hidden sizes of talker and code predictor must be equal")
 
     @property
     def accept_hidden_layer(self) -> int:
-        """The thinker layer whose state the talker reads at media rows: the middle one, as in the real model (24 / 48).
+        """The thinker's layer whose states the talker gets for media rows: the middle layer, as in the real model (24
+        of 48).
 
         The layer must come after all DeepStack maps are added, and before the last layer, because only the last layer's
         state is normed.

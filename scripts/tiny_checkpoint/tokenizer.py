@@ -101,19 +101,20 @@ class Vocabulary:
 
 
 def cut_vocabulary(ranks: int, words: Iterable[str] = ()) -> Vocabulary:
-    """Keep the first `ranks` ranks of Qwen's tokenizer, and the tokens that the role words and `words` need.
+    """Keep the first ranks of Qwen's tokenizer, and the tokens that the role words and `words` need. `ranks` is the
+    number of ranks to keep.
 
     A word that is not a token of Qwen's tokenizer is spelled in pieces, as by Qwen's tokenizer.
 
-    The two halves of a token always have lower ranks than the token. So any prefix of the ranks is a complete byte-pair
-    encoding. The 256 single bytes come first, so every text can be encoded.
+    The two halves of a token always have lower ranks than the token. So for every N, the first N ranks are a
+    complete byte-pair encoding. The 256 single bytes come first, so every text can be encoded.
     """
     if ranks < 256:
-        raise ValueError(f"{ranks} ranks are too few; the byte tokens alone need 256")
+        raise ValueError(f"cannot keep only {ranks} ranks: the tokens of the single bytes already need 256 ranks")
     rank_of = _qwen_ranks()
     by_rank = list(rank_of)
     if ranks > len(by_rank):
-        raise ValueError(f"{ranks} ranks are too many; Qwen's tokenizer has {len(by_rank)}")
+        raise ValueError(f"cannot keep {ranks} ranks: Qwen's tokenizer has only {len(by_rank)} ranks")
 
     kept = set(range(ranks))
     pending = [rank_of[word.encode()] for word in ROLE_WORDS]
@@ -186,7 +187,7 @@ def _qwen_ranks() -> dict[bytes, int]:
 
 
 def _halves(token: bytes, rank_of: dict[bytes, int]) -> Pair:
-    """The pair whose merge makes `token`: the last two pieces when only lower ranks are merged."""
+    """The pair whose merge makes `token`: the two pieces that remain after all merges of lower rank."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         joined = [rank_of.get(left + right, len(rank_of)) for left, right in pairwise(parts)]
@@ -201,8 +202,8 @@ def _printable(token: bytes) -> str:
 
 
 def _byte_to_character() -> list[str]:
-    """The character of each byte: its own character if that is printable, else the next free character from U+0100
-    on.
+    """The character for each byte. A byte with a printable character gets this character. Each other byte gets the next
+    free character from U+0100 on.
     """
     alphabet = frozenset(ByteLevel.alphabet())
     free = map(chr, range(256, 512))

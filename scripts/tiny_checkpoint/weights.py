@@ -1,15 +1,16 @@
-"""Makes random weights for a lively model, whose text and speech depend on the prompt and end by themselves.
+"""Makes random weights for a model whose text and speech depend on the prompt and end by themselves.
 
-The usual initialisation (every matrix with a standard deviation of 0.02) makes a random but dead model: attention is
-uniform, one token repeats forever, and the waveform is silence. A server that mixed up two requests would still pass
-its tests. In the lively model, every matrix keeps the size of its input (*unit gain*), and a few larger gains make
-attention and routing decisive. Finally, the scores of the end tokens are measured and set for answers of a moderate
-length.
+With the usual initialisation (every matrix with a standard deviation of 0.02), the output of a random model does not
+depend on the prompt. Attention is uniform, one token repeats forever, and the waveform is silence. With such a model, a
+server that mixed up two requests would still pass its tests. Here, every matrix keeps the root mean square of its input
+(*unit gain*). A few larger gains make attention and routing selective. Finally, the scores of the end tokens are
+measured, and set so that answers have a moderate length.
 """
 
 import hashlib
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -25,14 +26,21 @@ Model: TypeAlias = Qwen3OmniMoeForConditionalGeneration
 
 _EMBEDDING_STD = 1.5
 _HEAD_GAIN = 4.0
-# The root mean square of silu(x) and gelu(x) for a standard normal x. The next layer's gain compensates for it.
+# The root mean square of silu(x) and of gelu(x) for a standard normal x. The gain of the next layer compensates for the
+# smaller size.
 _SILU_RMS, _GELU_RMS = 0.60, 0.65
 _TEXT_TOKENS_PER_ANSWER = 20
+_TOKENS_PER_REASONING = 12
 _FRAMES_PER_ANSWER = 16
 _WAVEFORM_RMS = 0.15
 
-# The number and the lengths of the trial sequences by which the end tokens' scores are set.
+# The number and the lengths of the trial sequences that are used to set the scores of the end tokens.
 _TRIALS, _TRIAL_PROMPT, _TRIAL_STEPS = 16, 24, 48
+
+# The tokens before and after reasoning, and the factor by which the score of `<think>` exceeds all other scores at the
+# beginning of an answer.
+_REASONING = ("<think>", "</think>")
+_CERTAINTY = 1.5
 
 _BIAS_CHANNEL = 0
 _SILENT_ROW = -40.0
@@ -66,30 +74,39 @@ _RULES = (
     # The talker adds these embeddings to the first code's embedding, and the vocoder averages them: see
     # `_scale_code_embeddings`.
     Rule(r"\.(codec_embedding\.\d+|code_embedding)\.weight$", std=1.0),
-    Rule(r"\.mlp\.gate\.weight$", gain=2.0),  # the router: clear winners among the experts
+    Rule(r"\.mlp\.gate\.weight$", gain=2.0),  # the router: some experts get clearly higher scores than the others
     Rule(r"\.down_proj(\.weight)?$", gain=1.0 / _SILU_RMS),
     Rule(r"\.(text|hidden)_projection\.linear_fc2\.weight$", gain=_EMBEDDING_STD / _SILU_RMS),
-    # Media features get the size of the thinker's embeddings; otherwise the text would drown them.
+    # Media features get the size of the thinker's embeddings. If they were smaller, they would have hardly any effect
+    # beside the text.
     Rule(r"(audio_tower\.proj2|visual\.merger\.mlp\.2)\.weight$", gain=_EMBEDDING_STD / _GELU_RMS),
-    # The gain does not change greedy choices, but without the gain sampling would be almost uniform.
+    # The gain does not change greedy choices. Without the gain, sampling would be almost uniform.
     Rule(r"(codec_head|lm_head(\.\d+)?)\.weight$", gain=_HEAD_GAIN),
     Rule(r"\.weight$", gain=1.0),
     Rule(r"\.(gate_up_proj|down_proj)$", gain=1.0),
 )
 
 
-def random_model(config: Json, vocabulary: Vocabulary, seed: int) -> Model:
-    """Return the model of a config.json in float32. Its weights depend on the arguments only."""
+def random_model(config: Json, vocabulary: Vocabulary, seed: int, *, reasons: bool = False) -> Model:
+    """Return the model of a config.json in float32. Its weights depend on the arguments only.
+
+    Args:
+        reasons: Whether answers usually begin with reasoning between `<think>` and `</think>`.
+    """
     model: Model = Qwen3OmniMoeForConditionalGeneration(Qwen3OmniMoeConfig(**config))
     with torch.no_grad():
         for module_name, module in model.named_modules():
             for name, parameter in module.named_parameters(prefix=module_name, recurse=False):
                 _draw(parameter, name, module, seed)
-        _scale_code_embeddings(model, config["talker_config"]["num_code_groups"])
-        _silence_unspeakable_rows(model, vocabulary)
-        _let_text_end(model, vocabulary, seed)
-        _let_speech_end(model, config, vocabulary, seed)
-        _set_loudness(model, config, seed)
+        _silence_unspeakable_rows(model, vocabulary, speakable=_REASONING if reasons else ())
+        states = _answer_states(model, vocabulary, seed)
+        if reasons:
+            _let_reason(model, vocabulary, states)
+        _let_text_end(model, vocabulary, states)
+        if config["enable_audio_output"]:
+            _scale_code_embeddings(model, config["talker_config"]["num_code_groups"])
+            _let_speech_end(model, config, vocabulary, seed)
+            _set_loudness(model, config, seed)
     return model
 
 
@@ -131,22 +148,40 @@ def _scale_code_embeddings(model: Model, groups: int) -> None:
     model.code2wav.code_embedding.weight.mul_(math.sqrt(groups))
 
 
-def _let_text_end(model: Model, vocabulary: Vocabulary, seed: int) -> None:
-    """Let `<|im_end|>` come now and then, but hardly ever as the first token: without text there is no speech."""
-    # Chat turns of random tokens.
+def _answer_states(model: Model, vocabulary: Vocabulary, seed: int) -> Tensor:
+    """The thinker's last states in answers of random tokens to random questions: [trials, 1 + steps, hidden]."""
     ask = [vocabulary.id(token) for token in ("<|im_start|>", "user", "\n")]
     reply = [vocabulary.id(token) for token in ("<|im_end|>", "\n", "<|im_start|>", "assistant", "\n")]
     words = _random_ids((_TRIALS, _TRIAL_PROMPT + _TRIAL_STEPS), len(vocabulary.tokens), "turns", seed)
     asked, replied = (torch.tensor(ids).expand(_TRIALS, -1) for ids in (ask, reply))
     ids = torch.cat([asked, words[:, :_TRIAL_PROMPT], replied, words[:, _TRIAL_PROMPT:]], dim=1)
-    states = model.thinker.model(input_ids=ids).last_hidden_state[:, -_TRIAL_STEPS - 1 :]
+    return model.thinker.model(input_ids=ids).last_hidden_state[:, -_TRIAL_STEPS - 1 :]
+
+
+def _let_text_end(model: Model, vocabulary: Vocabulary, states: Tensor) -> None:
+    """Set the score of `<|im_end|>` so that this token is chosen from time to time, but hardly ever as the first token,
+    because an answer without text has no speech.
+    """
     end, others = vocabulary.id("<|im_end|>"), slice(len(vocabulary.tokens))
     _let_end(model.thinker.lm_head.weight, end, others, states, _TEXT_TOKENS_PER_ANSWER)
 
 
+def _let_reason(model: Model, vocabulary: Vocabulary, states: Tensor) -> None:
+    """Set the scores so that answers begin with `<think>`, and that `</think>` is chosen from time to time."""
+    head, others = model.thinker.lm_head.weight, slice(len(vocabulary.tokens))
+    begin, end = map(vocabulary.id, _REASONING)
+    _let_end(head, end, others, states, _TOKENS_PER_REASONING)
+    first, common = states[:, 0], states[:, 1:].flatten(0, 1).mean(dim=0)
+    row = first.mean(dim=0)
+    row -= _along(row, common)
+    factors = (first @ head[others].T).amax(dim=1) / (first @ row)
+    # Rounded as in `_let_end`.
+    head[begin] = (row * factors.max() * _CERTAINTY * 4096).round() / 4096
+
+
 def _let_speech_end(model: Model, config: Json, vocabulary: Vocabulary, seed: int) -> None:
-    """Let the codec's end token come now and then. In the trials, random codes continue after the end of a random
-    text.
+    """Set the score of the codec's end token so that this token is chosen from time to time. Each trial is a random
+    text with random codes. The codes continue after the text has ended.
     """
     talker, predictor = model.talker, model.talker.code_predictor
     codebook, groups = config["code2wav_config"]["codebook_size"], config["talker_config"]["num_code_groups"]
@@ -169,20 +204,23 @@ def _let_speech_end(model: Model, config: Json, vocabulary: Vocabulary, seed: in
 
 
 def _let_end(head: Tensor, end: int, others: slice, states: Tensor, mean_length: int) -> None:
-    """Change row `end` of `head` so that it beats the rows `others` in one state out of `mean_length`.
+    """Change row `end` of `head`, so that in one out of N states its score is above the scores of the rows `others`. N
+    is `mean_length`.
 
     `states` are [trials, 1 + steps, hidden]. The first state of each trial chooses the first token of an answer.
     """
     answers = states[:, 1:].flatten(0, 1)
     row = head[end].clone()
-    # A part of a random row's score is the same in all states. With that part, the end would come at once or never.
+    # One part of the score of a random row is the same in all states. With this part, the end token would be chosen at
+    # once or never. So this part is removed.
     common = answers.mean(dim=0)
     row -= _along(row, common)
     beginning = states[:, 0].mean(dim=0)
     beginning -= _along(beginning, common)
     row -= _along(row, beginning) + row.norm() * beginning / beginning.norm()
 
-    # For each state, the factor with which the end's score would equal the best other score.
+    # Each factor belongs to one state. If the row is multiplied by this factor, the score of the end token equals the
+    # best other score in this state.
     factors = (answers @ head[others].T).amax(dim=1) / (answers @ row)
     factors = factors[factors > 0].sort().values
     row *= factors[len(answers) // mean_length]
@@ -195,13 +233,17 @@ def _along(vector: Tensor, direction: Tensor) -> Tensor:
     return (vector @ direction) / (direction @ direction) * direction
 
 
-def _silence_unspeakable_rows(model: Model, vocabulary: Vocabulary) -> None:
+def _silence_unspeakable_rows(model: Model, vocabulary: Vocabulary, speakable: Iterable[str]) -> None:
     """Ensure that the rows of the text head that do not stand for text are never chosen, greedily or by sampling.
 
-    These are the rows beyond the tokenizer, which nothing can decode, and the added tokens, which a trained model does
-    not generate unprompted (a generated `<|image_pad|>` would be a media row without media). The head has no bias that
-    could lower their scores. So one channel of the residual stream serves as a bias: every embedding and media feature
-    sets it to the same positive value, no layer writes to it, and only these rows read it.
+    There are two kinds of these rows. The rows beyond the tokenizer cannot be decoded. The rows of added tokens must
+    not be chosen, because a trained model does not generate these tokens without a reason. For example, a generated
+    `<|image_pad|>` would be a media row without media. The head has no bias that could lower the scores of these rows.
+    So one channel of the residual stream serves as a bias. Every embedding and every media feature sets this channel to
+    the same positive value, no layer writes to the channel, and only these rows read it.
+
+    Args:
+        speakable: Added tokens that the model may generate, besides the end of its turn.
     """
     thinker = model.thinker
     embed = thinker.get_input_embeddings().weight
@@ -220,7 +262,8 @@ def _silence_unspeakable_rows(model: Model, vocabulary: Vocabulary) -> None:
     head = thinker.lm_head.weight
     silent = torch.zeros(len(head), dtype=torch.bool)
     silent[vocabulary.added_ids.start :] = True
-    silent[vocabulary.id("<|im_end|>")] = False
+    for token in ("<|im_end|>", *speakable):
+        silent[vocabulary.id(token)] = False
     head[:, _BIAS_CHANNEL] = 0
     head[silent] = 0
     head[silent, _BIAS_CHANNEL] = _SILENT_ROW

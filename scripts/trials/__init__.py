@@ -1,1 +1,3 @@
-"""Contains the code that the scripts that try a server share: the server, requests with known answers, and checks."""
+"""Contains the common code of the scripts that test a server under load and faults: the server, requests with known
+answers, and checks.
+"""

@@ -1,4 +1,6 @@
-"""Makes requests of every kind. Each has exactly one right answer, because it is greedy or sampled with a seed."""
+"""Makes requests of every kind. Each request has exactly one correct answer, because it is greedy or sampled with a
+seed.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ class TrialConversation(Struct, frozen=True):
 
 
 def conversations(seed: int, *, of_each: int, speech: bool) -> list[TrialConversation]:
-    """Make `of_each` requests of every kind. The same seed gives the same requests.
+    """Make requests of every kind. `of_each` is the number of requests of each kind. The same seed gives the same
+    requests.
 
     Requests for spoken answers are made only with `speech`.
     """
@@ -89,8 +92,9 @@ def _speech(draw: random.Random) -> dict[str, Any]:
 
 
 def _drawn(draw: random.Random) -> dict[str, Any]:
-    # `top_k` is small. If all tokens were about equally likely, a draw would often fall close to a border between two
-    # tokens, and the rounding in another batch would change the token.
+    # `top_k` is small, so that few tokens are possible. If there were many tokens of similar probability, the random
+    # number would often be close to the border between two tokens. Then the different rounding in another batch would
+    # change the token.
     return {"temperature": 0.8, "top_k": 5, "seed": draw.randint(0, 2**31)}
 
 

@@ -1,4 +1,4 @@
-"""Simulates clients that leave: each opens a connection of its own, and closes it at a chosen moment of a request."""
+"""Simulates clients that leave. Each client opens its own connection, and closes it at a chosen moment of a request."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Leaver:
         self._writer = writer
         self._body = json.dumps(conversation.body).encode()
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        # With ``Connection: close``, an answer that ends before the expected mark also ends the connection, and `read`
-        # returns.
+        # With ``Connection: close``, the server closes the connection after the answer. So `read` also returns if the
+        # answer ends before the expected mark.
         self._head = f"{head}Connection: close\r\nContent-Length: {len(self._body)}\r\n\r\n".encode()
 
     async def send(self, head: float, body: float = 0.0) -> None:
-        """Send these shares (0 to 1) of the head and of the body."""
+        """Send the given shares (0 to 1) of the head and of the body."""
         self._writer.write(self._head[: int(head * len(self._head))] + self._body[: int(body * len(self._body))])
         await self._writer.drain()
 
@@ -42,7 +42,7 @@ class Leaver:
                 seen = (seen + piece)[-16384:]
 
     def leave(self, *, rudely: bool) -> None:
-        """Close the connection. With `rudely`, reset the connection, so that undelivered data is lost."""
+        """Close the connection. If `rudely` is set, reset the connection, so that undelivered data is lost."""
         if rudely:
             linger = struct.pack("ii", 1, 0)
             self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -66,7 +66,8 @@ def _when(mark: bytes, times: int = 1) -> Moment:
     return moment
 
 
-# The moments at which clients leave, by name. Moments with "sound" need a request with streamed speech.
+# The moments at which clients leave. The keys are their names. Moments with "sound" in their name need a request with
+# streamed speech.
 MOMENTS: dict[str, Moment] = {
     "before the head": lambda leaver, draw: leaver.send(0),
     "in the head": lambda leaver, draw: leaver.send(draw.uniform(0.1, 0.9)),

@@ -1,4 +1,4 @@
-"""Observes the resources that a server holds at a moment, so that two moments at rest can be compared."""
+"""Observes the resources that a server holds, so that two moments at which the server is idle can be compared."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from trials.service import Service
 from trials.shared_memory import shared_memory
 
-# Gauges that may differ between two moments at rest: caches keep their entries, and memory is judged by a separate
-# promise.
-_MAY_DIFFER = ("cached", "cache_bytes", "resident_memory")
+# Gauges that may have different values at two times at which the server is idle. Caches keep their entries, a separate
+# check covers memory, and the capacity for speech is an estimate that changes with every spoken answer.
+_MAY_DIFFER = ("cached", "cache_bytes", "resident_memory", "voice_capacity")
 # A process connects to another process at its first message, abort or error, and then stays connected. So a process may
 # have one more socket and one more event descriptor for each process of the server.
 _OPENED_AT_FIRST_USE = (" socket", " anon_inode")
@@ -31,9 +31,10 @@ class Holdings(Struct, frozen=True):
     """The resources that a server holds at one moment.
 
     Attributes:
-        gauges: The gauges of `/metrics` that count things in use, such as requests and KV tokens, by name and labels.
+        gauges: The gauges of `/metrics` that count things in use, such as requests and KV tokens. A key consists of the
+            name and the labels of the gauge.
         connections: The number of TCP connections that the main process has.
-        files: The number of open files, by the name of the process and the kind of file.
+        files: The numbers of open files. A key consists of the name of the process and the kind of file.
         processes: The number of processes with each name.
         shared_memory: The files in /dev/shm.
         temporary: The temporary files.
@@ -126,8 +127,8 @@ async def wait_until_free(
     """Wait until the server holds no more than `before`.
 
     Returns:
-        The seconds that this took, and the resources that were still held after `soon` seconds and after `longest`
-        seconds.
+        Three values: the seconds that this took, the resources that were still held after the time `soon`, and the
+        resources that were still held after the time `longest`.
     """
     begin = time.monotonic()
     late: list[str] = []
@@ -147,7 +148,7 @@ async def wait_until_free(
 
 
 def _open_files(pid: int) -> Iterator[str]:
-    """The kind of each open file of a process: its path, or ``socket``, ``pipe`` and so on."""
+    """The kind of each open file of a process. The kind is the file's path, or ``socket``, ``pipe`` and so on."""
     directory = Path(f"/proc/{pid}/fd")
     with suppress(OSError):  # the process has ended
         for handle in directory.iterdir():

@@ -11,29 +11,30 @@ from gateway.grants import default_limit
 from omni_pipeline.config.schema import Server
 from stages.options import EncoderOptions, PreprocessingOptions
 
-# The maximum number of copies of a body and its media at the same time: as they arrived, as they were decoded, and in
-# transfer from one process to the next.
+# The maximum number of copies of a body and its media at the same time: one copy as received, one copy after decoding,
+# and one copy on the way from one process to the next.
 _COPIES = 3
 # The maximum number of copies of decoded media at the same time: in the process that decoded them, and in the stage
 # that receives them.
 _BORDER_COPIES = 2
-# The maximum number of copies of a decoded picture in a reader at the same time: as the decoder made it, turned and
-# converted, and resized.
+# The maximum number of copies of a decoded picture in a reader process at the same time: one copy from the decoder, one
+# turned and converted copy, and one resized copy.
 _PICTURES = 3
 _CHANNELS = 3
 # Number of readers if the configuration gives no number. The number is not imported, because the pool of readers needs
 # torch.
 _MOST_READERS = 8
-# Buffers of one connection in the main process: bytes that were received and not read, and bytes that were written and
-# not sent.
+# Buffers of one connection in the main process: received bytes that have not been read yet, and written bytes that have
+# not been sent yet.
 _CONNECTION_BYTES = 4 * 2**16
-# Memory that allocators keep after use, and that recordings and caches of the libraries add under load.
+# Memory that allocators keep after it has been freed, and memory that graph recordings and caches of libraries add
+# under load.
 _SLACK = 256 * 2**20
 
 
 class ConfiguredLimits(Struct, frozen=True):
-    """The settings of a server that bound its memory, with the default of each setting that the configuration leaves
-    out.
+    """The settings that limit the memory of a server. If the configuration leaves out a setting, this object contains
+    the default of the setting.
     """
 
     server: Server
@@ -56,7 +57,7 @@ class ConfiguredLimits(Struct, frozen=True):
 
 
 def memory_bound(configured: ConfiguredLimits, at_rest: int) -> dict[str, int]:
-    """The parts of the bound in bytes, by name; their sum is the bound.
+    """The parts of the bound, in bytes. The keys are their names. The bound is the sum of the parts.
 
     Args:
         at_rest: The memory of the server before the siege, when no request was running.

@@ -53,7 +53,7 @@ class TrialReport(Struct):
 
 
 def memory_table(before: dict[str, int], after: dict[str, int]) -> list[list[str]]:
-    """A table of the memory of each process, given in bytes, and of the sum."""
+    """A table of the memory of each process, and of the sum of these memories. The arguments are in bytes."""
     sums = {"together": [sum(before.values()), sum(after.values())]}
     rows = sums | {name: [before[name], after.get(name, 0)] for name in sorted(before)}
     return [

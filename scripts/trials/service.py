@@ -21,7 +21,7 @@ from trials.shared_memory import shared_memory
 
 START_SECONDS = 300.0
 STOP_SECONDS = 60.0
-# Once a second, workers report the requests that they hold. This time is a little longer than a second.
+# A little longer than one second. Every second, a worker reports the requests that its stages hold.
 SETTLED_SECONDS = 1.2
 FORK_SERVER = "fork server"
 
@@ -81,14 +81,14 @@ class Service:
             if self.server.status is not None:
                 raise RuntimeError(f"the server has ended with exit status {self.server.status}")
             if time.monotonic() - begin > seconds:
-                raise TimeoutError(f"the server is {'not' if healthy else 'still'} healthy after {seconds:g} s")
+                raise TimeoutError(f"waited {seconds:g} s, but the server is {'not' if healthy else 'still'} healthy")
             await asyncio.sleep(0.02)  # polling, because HTTP has no event to wait for
         self.processes()
         return time.monotonic() - begin
 
     async def until_idle(self, session: aiohttp.ClientSession, seconds: float) -> float:
-        """Wait until no stage has held a request for longer than a heartbeat. Returns the seconds until a stage last
-        held a request.
+        """Wait until no stage has reported a request for `SETTLED_SECONDS`. Returns the seconds from the call to the
+        last moment at which a stage held a request.
 
         Raises:
             TimeoutError: A stage still held a request after `seconds`.
@@ -124,7 +124,9 @@ class Service:
         raise LookupError(f"the server has no process named {name}")
 
     def pss_by_process(self) -> dict[str, int]:
-        """The memory of each process in bytes, by name. Shared pages are divided among the processes that use them."""
+        """The memory of each process, in bytes. The keys are the names of the processes. Shared pages are divided among
+        the processes that use them.
+        """
         found: dict[str, int] = {}
         for process in self.processes():
             try:
@@ -146,7 +148,7 @@ class Service:
         return self.server.end(number, STOP_SECONDS)
 
     def leftovers(self) -> dict[str, list[str]]:
-        """The leftovers of an ended server, by kind. Kills the processes that are left, and removes our own
+        """The leftovers of an ended server, grouped by kind. Kills the processes that are left, and removes our own
         directories.
         """
         _, alive = psutil.wait_procs(list(self._seen.values()), timeout=5)

@@ -18,10 +18,11 @@ LONGEST_PAUSE = 0.5
 
 
 class Book(Struct):
-    """The right answers, and the outcomes of all requests.
+    """The correct answers, and the outcomes of all requests.
 
     Attributes:
-        right: The digest of each conversation's answer when the conversation was asked alone.
+        right: For each conversation, the digest of the correct answer. This is the answer that was given while no other
+            request was running.
         outcomes: The outcomes in the order in which the requests ended.
     """
 
@@ -30,7 +31,7 @@ class Book(Struct):
 
     @property
     def wrong(self) -> list[Outcome]:
-        """Outcomes with an answer that differs from the answer that the same conversation got alone."""
+        """Outcomes whose answer differs from the correct answer of the conversation."""
         return [each for each in self.outcomes if each.digest not in (None, self.right[each.conversation])]
 
     @property
@@ -44,7 +45,7 @@ class Book(Struct):
 
 
 async def ask_alone(session: aiohttp.ClientSession, url: str, wanted: Sequence[TrialConversation]) -> dict[str, str]:
-    """Ask each conversation alone, one after the other. Returns the digests of the answers.
+    """Send each conversation while no other request is running. Returns the digests of the answers.
 
     Raises:
         RuntimeError: A conversation got no answer.
@@ -59,7 +60,9 @@ async def ask_alone(session: aiohttp.ClientSession, url: str, wanted: Sequence[T
 
 
 class Traffic:
-    """A number of `clients`, each of which sends one random request of `wanted` after the other."""
+    """Runs some clients. `clients` is their number. Each client sends random requests from `wanted`, and waits for the
+    end of a request before it sends the next.
+    """
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ def assemble(parts: Iterable[Path], directory: Path, incomplete: bool = False) -
         incomplete: Whether weights may be missing. Missing weights are drawn at random.
 
     Raises:
-        ValueError: A weight is missing, or the model does not know the name of a weight.
+        ValueError: A weight is missing, or a weight has a name that does not exist in the model.
     """
     torch.manual_seed(0)
     model = Qwen3OmniMoeForConditionalGeneration(model_configuration())

@@ -29,7 +29,9 @@ SHAPES = Shapes(
 )
 
 LEAST_PIXELS, MOST_PIXELS = 64 * 1024, 90 * 1024
-"""Every picture is scaled to between 64 and 90 visual tokens. Clips are scaled within the processor's own bounds."""
+"""The bounds on the pixels of a scaled picture: 64 to 90 visual tokens. Clips are scaled within the processor's own
+bounds.
+"""
 
 EMBEDDING_SEED = 20
 
@@ -53,8 +55,8 @@ def preprocessor_json() -> Json:
 def token_embeddings() -> np.ndarray:
     """The thinker's token embeddings, which are never trained: float32 [vocabulary, hidden], standard normal.
 
-    The thinker and the talker are trained separately, and both read these rows. The vocabulary is so small that random
-    directions are as good as learned directions. The values survive a round trip through bfloat16.
+    The thinker and the talker are trained separately, and both read these embeddings. The vocabulary is so small that
+    random directions are as good as learned directions. The values survive a round trip through bfloat16.
     """
     rows = config_json()["thinker_config"]["text_config"]["vocab_size"]
     values = np.random.default_rng(EMBEDDING_SEED).standard_normal((rows, SHAPES.thinker.hidden), dtype=np.float32)

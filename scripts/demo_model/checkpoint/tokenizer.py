@@ -1,4 +1,4 @@
-"""The demo model's tokenizer: Qwen's, cut down to its most common tokens and the words of the demo model's world."""
+"""The demo model's tokenizer: Qwen's tokenizer, cut to its most common tokens and the words of the demo world."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from transformers import Qwen2Tokenizer
 from demo_model.world.grammar import all_words
 
 RANKS = 900
-"""The number of Qwen's first byte-pair ranks that are kept. They contain all single bytes, so that any text can be
-written, and common pieces of words."""
+"""The number of Qwen's first byte-pair ranks that are kept. These tokens are all single bytes and common pieces of
+words. Because all single bytes are tokens, any text can be tokenised.
+"""
 
 
 @functools.cache

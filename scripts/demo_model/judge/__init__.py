@@ -1,1 +1,3 @@
-"""Measures how good the trained model is: by held-out questions, and by how well its speech is understood."""
+"""Measures how good the trained model is: how many held-out questions it answers correctly, and how well its speech is
+understood.
+"""

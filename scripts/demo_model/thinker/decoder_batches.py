@@ -1,4 +1,4 @@
-"""Runs the thinker's decoder on padded batches, with the reference's own modules, and with all experts at once."""
+"""Runs the thinker's decoder on padded batches with the reference's modules. All experts are computed at once."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ def think(
         wanted: The targets of `attention_targets.HEADS`.
 
     Returns:
-        The last states, float32 [batch, length, hidden]; the unevenness of the experts' use, 1 if all are used equally;
-        the distance of the heads' attention from its targets, 0 if all targets are met; the states after each layer.
+        Four values. The first value is the last states, float32 [batch, length, hidden]. The second value measures how
+        unevenly the experts are used. It is 1 if all experts are used equally. The third value is the distance of the
+        heads' attention from their targets. It is 0 if all targets are met. The fourth value is the states after each
+        layer.
     """
     cos, sin = model.rotary_emb(rows, positions)
     cos, sin = cos[:, None], sin[:, None]
@@ -73,7 +75,7 @@ def _rotated(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _mix(block: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted sum of the chosen experts, and the unevenness in the use of experts.
+    """The weighted sum of the outputs of the chosen experts, and a measure of how unevenly the experts are used.
 
     All experts are computed. An expert that is not chosen has the weight zero.
     """

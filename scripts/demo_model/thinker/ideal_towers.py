@@ -1,4 +1,6 @@
-"""Makes the rows that ideal towers would output, with noise; the thinker learns mostly from these cheap rows."""
+"""Makes the rows that ideal towers would output, and adds noise. The thinker learns mostly from these rows, because
+they need little compute.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,15 @@ def imagined_sight(facts: Facts, rng: Random, numbers: torch.Generator) -> Seen:
     amounts = torch.zeros(steps, rows * columns, len(WORDS))
 
     if isinstance(facts, Picture):
-        # No two things have their centre in the same cell, but neighbouring things may have shares in one cell.
+        # No two things have their centres in the same cell. But two neighbouring things may each cover a part of the
+        # same cell.
         for place, thing in zip(rng.sample(range(columns * rows), len(facts.things)), facts.things, strict=True):
             x, y = place % columns + rng.random(), place // columns + rng.random()
             add_thing(amounts[0], columns, x / columns, y / rows, words_for(thing))
 
     def mark(step: int, sketch: str, done: float) -> None:
-        """Add a drawing of which the share `done` is finished. With a larger share, more cells name the drawing, and
-        more of these names are right.
+        """Add a drawing. `done` is the share of the drawing that is finished. With a larger share, more cells name the
+        drawing, and more of these names are correct.
         """
         for row in range(top, min(top + side, rows)):
             for column in range(left, min(left + side, columns)):

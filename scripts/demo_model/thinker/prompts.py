@@ -1,4 +1,6 @@
-"""Lays out conversations as the server does, with the rows of their media, for the thinker to learn from."""
+"""Turns conversations into prompts for the thinker's training, with the same layout as in the server. The caller
+passes the rows of the media in a conversation.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from stages.preprocessing.layout import MediaTokens, MediumRows, lay_out
 from stages.preprocessing.positions import mrope_positions
 
 SECONDS_PER_STEP = 1.0
-"""The duration of one step of a clip: two frames, at the server's two frames a second."""
+"""The duration of one step of a clip: two frames at two frames per second, as in the server."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class ThinkerPrompt:
         deep: float32 [maps, length, hidden].
         positions: float32 [3, length].
         ids: int64 [length].
-        answered: bool [length]: whether the token belongs to an answer or ends an answer.
+        answered: bool [length]: whether the token belongs to an answer, including its end token.
         facts: The contents of the conversation's picture or clip, if they are known.
     """
 

@@ -1,4 +1,4 @@
-"""Runs the recipe's stages that train seeing, hearing and answering, in order. An interrupted stage is resumed.
+"""Runs the training stages of the towers and the thinker, in order. An interrupted stage is resumed.
 
 PYTHONPATH=scripts python -m demo_model.thinker.recipe --out out/demo vision audio thinker observe answers
 """
@@ -38,7 +38,7 @@ def teach_thinking(out: Path) -> None:
 
 
 def observe(out: Path) -> None:
-    """Write `out`/observed.pt: the outputs of the trained towers."""
+    """Run the trained towers, and write their outputs to `out`/observed.pt."""
     path = out / "observed.pt"
     if path.exists():
         return
@@ -62,8 +62,8 @@ def teach_answering(out: Path) -> None:
 
 
 def save(out: Path, last: str) -> None:
-    """Write `out`/thinker.safetensors from the parts that have been trained so far. `last` is the stage whose thinker
-    is used.
+    """Write `out`/thinker.safetensors from the parts that have been trained so far. `last` is the training stage from
+    which the thinker is taken.
     """
     parts = {
         "thinker": trained_thinker(out / last),

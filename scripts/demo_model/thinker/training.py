@@ -33,11 +33,12 @@ from demo_model.world.grammar import COLOURS, KINDS, NUMBERS, Exchange, all_word
 _WEIGHTS = {"answer": 1.0, "uneven": 0.01, "astray": 0.1, "miscounted": 0.15}
 _KEY_BLUR, _SAME_BLUR, _QUERY_BLUR, _SHARPER = 0.3, 0.2, 0.1, 1.2
 _CELLS = 80
-"""The number of cells of most pictures."""
+"""The number of cells in most pictures."""
 ADDED_UP = (*KINDS, *COLOURS, *PAIRS)
-"""The words for the things that questions ask to count. A head has room for at most 48 words."""
+"""The words whose amounts a head adds up, so that the thinker can count. A head has room for at most 48 words."""
 _LOUDNESS = 4.0
-"""The score that an untrained output head gives to a token when it reads the embedding of that token."""
+"""The score that the untrained output head gives to a token, if the input of the head is the embedding of this token.
+"""
 
 
 class ThinkerDecoder(nn.Module):
@@ -68,7 +69,9 @@ class ThinkerDecoder(nn.Module):
 
 
 class ThinkerInTraining(nn.Module):
-    """A thinker with two extra heads that predict how many things it sees. Only training uses them."""
+    """A thinker with two extra heads. The heads predict how many things the thinker sees. Only training uses the
+    heads.
+    """
 
     def __init__(self, thinker: ThinkerDecoder):
         super().__init__()
@@ -79,7 +82,7 @@ class ThinkerInTraining(nn.Module):
         )
 
     def forward(self, batch: PromptBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The token scores [targets, vocabulary] of all rows that have a target, and the parts of the loss."""
+        """The scores of all tokens [targets, vocabulary] in the rows that have a target, and the parts of the loss."""
         with torch.autocast("cpu", torch.bfloat16):
             hidden, unevenness, elsewhere, between = think(
                 self.thinker.model, batch.rows, batch.positions, batch.deep, batch.looks
@@ -97,11 +100,11 @@ class ThinkerInTraining(nn.Module):
 
 @torch.no_grad()
 def _copy_what_is_alike(attention: Any) -> None:
-    """Initialise the heads: every second head attends to rows that are like its own row, and all heads copy the rows
-    that they attend to.
+    """Initialise the attention heads. In every second head, each row attends to the rows that are similar to it. All
+    heads copy the rows to which they attend.
 
-    Most words of an answer are also in the question or in the visual rows, as the same embeddings. So copying is half
-    of the task.
+    Most words of an answer also occur in the question or in the visual rows, as the same embeddings. So a large part of
+    an answer can be copied.
     """
     size, groups = attention.head_dim, attention.num_key_value_groups
     keys, values = (part.weight.unflatten(0, (-1, size)) for part in (attention.k_proj, attention.v_proj))
@@ -114,14 +117,15 @@ def _copy_what_is_alike(attention: Any) -> None:
 
 @torch.no_grad()
 def _add_up(layer: Any, head: int) -> None:
-    """Initialise a head so that it attends to all visual rows evenly, and writes the amount of each word in these rows.
+    """Initialise a head so that it attends to all visual rows evenly, and outputs the total amount of each word in
+    these rows.
 
-    If a head attends to rows by their contents, some things get more attention than others, and sums are wrong by a
-    third. So the keys of this head (and of the other head that shares them) are the mark that all visual rows have, and
-    the head's queries are the part that all tokens in conversations have in common. Also, one additional thing changes
-    the average over the rows by only a hundredth, and a head with random weights takes long to learn from such a small
-    change. So the head's values begin as the amounts of `ADDED_UP`, and the head writes each amount in a separate
-    direction.
+    If a head attended to rows by their contents, some things would get more attention than others, and sums would be
+    wrong by a third. So the keys of this head (and of the other head with the same keys) are a component that all
+    visual rows contain. The head's queries are a component that all tokens in conversations contain. One more thing in
+    a picture changes the average over the rows by only a hundredth. A head that begins with random weights would learn
+    slowly from so small a change. So the head's values begin as the amounts of `ADDED_UP`, and the head outputs each
+    amount in a separate direction.
     """
     attention, words, gains = layer.self_attn, codebook(), layer.input_layernorm.weight
     size = attention.head_dim
@@ -132,7 +136,7 @@ def _add_up(layer: Any, head: int) -> None:
     amounts = torch.linalg.pinv(seen)
     numbers = torch.Generator().manual_seed(7)
     key = torch.randn(size, words.shape[1], generator=numbers) * _KEY_BLUR / words.shape[1] ** 0.5
-    # attention then depends less on the contents of rows, and is spread evenly
+    # After this change, the attention depends less on the contents of the rows, and is nearly even.
     key = key - (1 - _SAME_BLUR) * key @ amounts @ seen
     key[steady] = size**0.5 * amounts[:, -1]
     attention.k_proj.weight[shared] = key
@@ -154,13 +158,13 @@ def _add_up(layer: Any, head: int) -> None:
 
 
 def sum_directions() -> Tensor:
-    """The directions in which a new thinker writes the amounts of `ADDED_UP`: float32 [sums, hidden]."""
+    """The directions in which a new thinker outputs the amounts of `ADDED_UP`: float32 [sums, hidden]."""
     width = codebook().shape[1]
     return torch.randn(len(ADDED_UP), width, generator=torch.Generator().manual_seed(6)) / width**0.5
 
 
 def _read_tokens() -> list[int]:
-    """The tokens that conversations consist of."""
+    """The tokens that occur in conversations."""
     marks = ("<|im_start|>", "<|im_end|>", "<|vision_end|>", "<|audio_start|>", "<|audio_end|>", "<|audio_pad|>", "\n")
     known = {token: number for number, token in enumerate(vocabulary().tokens)}
     words = [known[word.encode()] for word in all_words() if word.encode() in known]
@@ -168,11 +172,11 @@ def _read_tokens() -> list[int]:
 
 
 Source = Callable[[Random, str], LabelledConversation]
-"""A function that makes a conversation about one kind of thing: picture, clip or nothing."""
+"""A function that makes a conversation. The conversation is about a picture or a clip, or it has no media."""
 
 
 def imagined(names: Path, spoken_share: float = 0.15, most_turns: int = 6) -> Source:
-    """Return a source of conversations with the outputs of ideal towers.
+    """Return a source of conversations whose media rows are outputs of ideal towers.
 
     The conversations are long and mostly typed, because such conversations teach the most in a given time.
     """
@@ -197,8 +201,8 @@ def imagined(names: Path, spoken_share: float = 0.15, most_turns: int = 6) -> So
 def batches(
     sources: list[tuple[Source, float]], seed: int, size: int, names: Path
 ) -> Iterator[tuple[PromptBatch, list[LabelledConversation]]]:
-    """Yield batches without end, each of one kind of conversation, because conversations of different kinds differ in
-    length.
+    """Yield an unlimited number of batches. Each batch has conversations of one kind, because conversations of
+    different kinds differ in length.
     """
     rng = Random(seed)
     while True:
@@ -217,8 +221,8 @@ def batches(
 def right_answers(
     batch: PromptBatch, conversations: list[LabelledConversation], scores: Tensor
 ) -> dict[str, list[bool]]:
-    """For each task, and for typed and for spoken questions, a list with an entry for each answer: whether the greedy
-    choice of every token is right.
+    """A list for each task, a list for typed questions, and a list for spoken questions. The lists have an entry for
+    each answer. An entry is True if the token with the highest score is correct at every position of the answer.
     """
     wanted = batch.targets >= 0
     hits = scores.argmax(-1) == batch.targets[wanted]

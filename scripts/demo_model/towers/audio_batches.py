@@ -15,11 +15,11 @@ from demo_model.towers.attention import attend
 
 CHUNK, ROWS_PER_CHUNK = 100, 13
 LONGEST = 800
-"""The longest sound in mel frames. It fits into one window of the tower's attention."""
+"""The maximum length of a sound in mel frames. Such a sound fits into one window of the tower's attention."""
 
 
 def row_count(frames: int) -> int:
-    """The number of rows that the tower makes from `frames` mel frames."""
+    """The number of rows that the tower makes from this number of mel frames."""
     return frames // CHUNK * ROWS_PER_CHUNK + (frames % CHUNK + 7) // 8
 
 

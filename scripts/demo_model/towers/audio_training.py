@@ -1,4 +1,4 @@
-"""Trains the audio tower to transcribe spoken questions into rows of the thinker's own token embeddings."""
+"""Trains the audio tower to transcribe spoken questions. Its output rows are token embeddings of the thinker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from demo_model.world.word_times import token_moments
 
 _SHARPNESS = 16.0
 _SHORTEST = 100
-"""The shortest sound in mel frames. The reference treats a single sound of less than a second differently."""
+"""The minimum length of a sound in mel frames, which is a second. If a single sound is shorter than this, the reference
+treats it differently.
+"""
 _TO_ROWS = 0.5
 """The weight, in the loss, of the distance between rows and their nearest embeddings. The other parts of the loss
 reward the choice of the right embedding."""
@@ -36,9 +38,9 @@ class SpokenQuestion:
     mel: Tensor
     """float32 [128, frames]."""
     ids: Tensor
-    """int64: the tokens that are said."""
+    """int64: the spoken tokens."""
     said_at: Tensor
-    """int64 [rows of the tower]: the token whose middle falls into each row, or the silence token."""
+    """int64 [rows of the tower]: for each row, the token whose middle in time is in the row, or the silence token."""
     text: str
 
 
@@ -50,9 +52,7 @@ def audible(question: str) -> str:
 def question_utterance(
     text: str, rng: Random, names: Path, timbres: tuple[str, ...] = TIMBRES
 ) -> SpokenQuestion | None:
-    """`text` spoken in a random voice; None if the sound is longer or shorter than the sounds that the tower learns
-    from.
-    """
+    """`text` spoken in a random voice. None if the sound is too long or too short for the training of the tower."""
     sound, words = utterance(text, some_voice(rng, timbres), rng)
     features = mel(sound)
     if not _SHORTEST <= features.shape[1] <= LONGEST:
@@ -76,7 +76,9 @@ def _row(moment: float) -> int:
 
 
 def utterances(seed: int, names: Path) -> Iterator[SpokenQuestion]:
-    """Yield spoken questions without end. Each question is used about four times, with different parts masked."""
+    """Yield an unlimited number of spoken questions. Each question is used about four times, with different parts
+    masked.
+    """
     rng = Random(seed)
     waiting: list[SpokenQuestion] = []
     while True:
@@ -103,7 +105,7 @@ def new_tower() -> Any:
             nn.init.trunc_normal_(module.weight, std=0.9 / module.weight[0].numel() ** 0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    for layer in tower.layers:  # queries and keys start equal, so that a row attends to rows that are near and similar
+    for layer in tower.layers:  # queries and keys start equal, so that a row attends to near and similar rows
         layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight)
     return tower
 
@@ -120,7 +122,9 @@ def silence_id() -> int:
 
 
 def written_down(rows: Tensor, count: int) -> list[int]:
-    """The tokens that the first `count` rows of a sound spell, without silence and repetitions."""
+    """The tokens that the rows of a sound spell, without silence and repetitions. `count` is the number of rows that
+    belong to the sound.
+    """
     best = scores(rows[:count]).argmax(-1)
     kept = torch.unique_consecutive(best)
     return kept[kept != silence_id()].tolist()

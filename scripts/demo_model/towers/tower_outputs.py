@@ -1,4 +1,6 @@
-"""Runs the trained towers on pictures, clips and spoken questions, and keeps their outputs for the thinker to learn."""
+"""Runs the trained towers on pictures, clips and spoken questions, and keeps their outputs for the thinker's
+training.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ _AT_ONCE = 16
 
 
 class Observed:
-    """Outputs of the towers: for pictures and clips, with their contents; and for spoken questions, by the text of the
-    question.
+    """Outputs of the towers. Outputs for pictures and clips come with the contents of the media. Outputs for spoken
+    questions are keyed by the text of the question.
     """
 
     def __init__(self, names: Path) -> None:
@@ -79,8 +81,8 @@ class Observed:
     def source(self, spoken_share: float = 0.5, most_turns: int = 4, imagination: bool = True) -> Any:
         """Return a `thinker.training.Source` of conversations about these pictures, clips and questions.
 
-        For a question without recorded speech, the rows of an imagined sound are used. Without `imagination`, another
-        question is asked instead.
+        If the audio tower has not been run on a question, `imagined_sound` makes the rows of the spoken question.
+        Without `imagination`, another question is asked instead.
         """
 
         def make(rng: Random, kind: str) -> LabelledConversation:

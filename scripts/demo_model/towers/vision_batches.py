@@ -46,7 +46,9 @@ def see(visual: Any, frames: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def patches(frames: Tensor) -> Tensor:
-    """float32 [batch, patches, 3 * 2 * 16 * 16] in the processor's order: the four patches of each cell together."""
+    """float32 [batch, patches, 3 * 2 * 16 * 16] in the processor's order, in which the four patches of a cell are
+    neighbours.
+    """
     batch, _, height, width, _ = frames.shape
     rows, columns = height // CELL, width // CELL
     split = frames.view(batch, 2, rows, MERGE, PATCH, columns, MERGE, PATCH, 3)

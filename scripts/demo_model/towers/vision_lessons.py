@@ -1,4 +1,4 @@
-"""Makes frames for the vision tower to learn from, with the right output for each cell."""
+"""Makes frames for the vision tower's training, with the correct output for each cell."""
 
 from __future__ import annotations
 
@@ -19,20 +19,25 @@ from demo_model.world.painting import paint_picture
 
 NAMES = (*KINDS, "house", "tree", "boat")
 PAIRS = tuple(Thing(kind, colour).name for kind in KINDS for colour in COLOURS)
-"""Each pair of a colour and a kind. The tower names the pair in a cell too, because sums of colours and sums of
-kinds do not show which colour belongs to which kind."""
+"""Each pair of a colour and a kind. The tower outputs the pair in a cell, besides the colour and the kind. Without the
+pairs, the sums over several cells would not show which colour belongs to which kind.
+"""
 WORDS = (*NAMES, *COLOURS, *DIRECTIONS, "drawn", *PAIRS)
 """All words by which the tower can describe a cell."""
 
-# Each original size, with the size to which the reference's processor scales it, as width and height. Pictures are
-# scaled within the bounds of our configuration, and clips are scaled within the processor's own bounds.
+# Each original size, with the size to which the reference's processor scales it. Sizes are width and height. Pictures
+# are scaled within the bounds of our configuration, and clips are scaled within the processor's own bounds.
 PICTURE_SIZES = {(640, 480): (320, 256), (480, 480): (288, 288), (640, 360): (384, 224), (480, 640): (256, 320)}
 CLIP_SIZES = {(320, 240): (448, 320), (256, 256): (384, 384)}
 
 MARK = 0.5
-"""The amount in each cell with strokes of a drawing: there are many such cells, and no cell shows the whole drawing."""
+"""The amount of a drawing in each cell that contains strokes of it. The amount is less than 1, because many cells
+contain strokes, and none of them shows the whole drawing.
+"""
 _RECOGNISABLE = 0.5
-"""The share of strokes from which a drawing can be recognised. Below this share, the right answer is not defined."""
+"""The minimum share of finished strokes with which a drawing can be recognised. With a smaller share, the correct
+answer is not defined.
+"""
 
 _CLOSE = 8
 """The width and height of a close-up in cells."""
@@ -40,15 +45,15 @@ _CLOSE = 8
 
 @dataclass(frozen=True)
 class VisionLesson:
-    """A batch of frames of one size with the truth about each cell.
+    """A batch of frames of one size, with the correct output for each cell.
 
     Attributes:
         frames: uint8 [batch, 2, height, width, 3].
         amounts: float32 [batch, cells, words]: the amount of each of `WORDS` in each cell. A thing is divided among the
-            four cells whose centres are closest to the thing's centre, with shares that add up to one. So a thing
-            between two cells is not ambiguous, and the sum of the amounts is the count. (Drawings are not counted; see
-            `MARK`.)
-        judged: bool [batch, cells]: whether the truth about a cell is known.
+            four cells whose centres are closest to the thing's centre, with shares that add up to one. So the amounts
+            are also defined for a thing between two cells, and their sum over all cells is the number of things.
+            (Drawings are not counted; see `MARK`.)
+        judged: bool [batch, cells]: whether the correct output of a cell is known.
     """
 
     frames: Tensor
@@ -82,7 +87,7 @@ def picture_lesson(rng: Random, batch: int) -> VisionLesson:
 
 
 def clip_lesson(rng: Random, batch: int) -> VisionLesson:
-    """Return a lesson of single steps of clips: two frames half a second apart."""
+    """Return a lesson about single steps of clips. A step has two frames, half a second apart."""
     source = rng.choices(tuple(CLIP_SIZES), (3, 1))[0]
     table = _Table(batch, CLIP_SIZES[source])
     for number in range(batch):
@@ -103,8 +108,8 @@ def clip_lesson(rng: Random, batch: int) -> VisionLesson:
 
 
 def lessons(seed: int, batch: int, clip_share: float) -> Iterator[VisionLesson]:
-    """Yield lessons without end. Each lesson is used about three times, and mirrored before each repetition, because
-    painting takes time.
+    """Yield an unlimited number of lessons. Painting takes time, so each lesson is used about three times, and is
+    mirrored before each repetition.
     """
     rng = Random(seed)
     waiting: list[VisionLesson] = []
@@ -128,8 +133,8 @@ def lessons(seed: int, batch: int, clip_share: float) -> Iterator[VisionLesson]:
 
 
 def close_up(lesson: VisionLesson, rng: Random) -> VisionLesson:
-    """Cut each frame to the cells around its one thing. Empty cells teach little, but cost as much time as other
-    cells.
+    """Cut each frame to the cells around its only thing. The model learns little from empty cells, but an empty cell
+    takes as much time as any other cell.
     """
     rows, columns = lesson.frames.shape[2] // CELL, lesson.frames.shape[3] // CELL
     frames: list[Tensor] = []
@@ -149,8 +154,8 @@ def close_up(lesson: VisionLesson, rng: Random) -> VisionLesson:
 
 
 def shared_out(x: float, y: float, columns: int, rows: int) -> list[tuple[int, float]]:
-    """The four cells among which a thing at (x, y), as fractions of width and height, is divided. Each cell has a
-    share, and the shares sum to one.
+    """The four cells that share a thing whose centre is at (x, y), each with its share. x and y are fractions of the
+    width and the height. The shares sum to one.
     """
     across, down = min(max(x * columns - 0.5, 0), columns - 1), min(max(y * rows - 0.5, 0), rows - 1)
     left, top = min(math.floor(across), columns - 2), min(math.floor(down), rows - 2)
@@ -169,7 +174,7 @@ def add_thing(amounts: Tensor, columns: int, x: float, y: float, words: tuple[st
 
 
 class _Table:
-    """A lesson whose amounts are being filled in."""
+    """Collects the amounts of a lesson while its frames are made."""
 
     def __init__(self, batch: int, size: tuple[int, int]) -> None:
         self._size = size
@@ -204,5 +209,5 @@ class _Table:
 
 
 def scaled(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """`image` scaled to `size`, almost as the reference's processor scales it: uint8 [height, width, 3]."""
+    """`image` scaled to `size`, almost in the same way as by the reference's processor: uint8 [height, width, 3]."""
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC))

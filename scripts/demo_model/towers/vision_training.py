@@ -1,4 +1,6 @@
-"""Trains the vision tower to name the things in each cell of a picture, before any question is asked."""
+"""Trains the vision tower to output the names of the things in each cell of a picture. This training needs no
+questions.
+"""
 
 from __future__ import annotations
 
@@ -22,37 +24,41 @@ from demo_model.world.grammar import COLOURS, DIRECTIONS
 
 _SHARPNESS = 8.0
 _ENOUGH = 0.4
-"""A cell must name a thing if it has more than this share of it."""
+"""Words are trained and judged only in cells that contain more than this share of a thing."""
 _NAMES = slice(0, len(NAMES))
 _COLOURS = slice(len(NAMES), len(NAMES) + len(COLOURS))
 _DIRECTIONS = slice(len(NAMES) + len(COLOURS), len(NAMES) + len(COLOURS) + len(DIRECTIONS))
 _PAIRS = slice(len(WORDS) - len(PAIRS), len(WORDS))
 _CLIP_SHARE = 0.45
 _LENGTH = 3.0
-"""The squared length of every row without its mark, in units of one word's row: a thing is described by three words
-(`vision_lessons.words_for`)."""
+"""The squared length of every row without its mark (see `codebook`), if the row of one word has length 1. Three words
+describe a thing (`vision_lessons.words_for`).
+"""
 ROW_LENGTH = _LENGTH + 1
-"""The squared length of every row with its mark."""
+"""The squared length of every row with its mark, in the same unit."""
 _FOCUS = 3.5
-"""The strength with which an untrained head prefers the patch at its offset."""
+"""The strength with which an untrained head prefers the patch at the head's offset (see `_OFFSETS`)."""
 _OFFSETS = (
     ((-1, 0), (1, 0), (0, -1), (0, 1)),
     ((-2, 0), (2, 0), (0, -2), (0, 2)),
     ((-2, -2), (-2, 2), (2, -2), (2, 2)),
     ((0, 0), (0, 0), None, None),
 )
-"""For each block and head, the offset in rows and columns from a patch to the patch that a new head attends to."""
+"""The offset of each head in each block. Before the training, a head attends from each patch to another patch. The
+offset leads from the first patch to the second, in rows and columns.
+"""
 
 
 @functools.cache
 def codebook() -> Tensor:
-    """The tower's vocabulary: one row for each of `WORDS`, one for nothing, and one for a mark.
+    """The tower's vocabulary, float32 [words + 2, hidden]: one row for each of `WORDS`, one row for "nothing", and one
+    row for a mark.
 
-    The rows of kinds, colours and directions are the thinker's own token embeddings. A red car that moves left is the
-    sum of the rows of " car", " red" and " left", and half a car is half of that sum. So a thinker that can read words
-    can read pictures. `PAIRS` are not tokens: the row of each pair is orthogonal to all other rows, and has the same
-    length. The mark is in every visual row and in no text row. A head can use the mark to attend to all visual rows
-    evenly. In this way the thinker counts. float32 [words + 2, hidden].
+    The rows of kinds, colours and directions are the thinker's own token embeddings. The row of a cell is a sum. For a
+    red car that moves left, the sum contains the rows of " car", " red" and " left". For half of this car, the sum
+    contains half of these rows. So a thinker that can read words can read pictures. `PAIRS` are not tokens: the row of
+    each pair is orthogonal to all other rows, and has the same length. The mark is in every visual row and in no text
+    row. A head can use the mark to attend to all visual rows evenly. This is how the thinker counts.
     """
     rows, ids = torch.from_numpy(token_embeddings()), vocabulary().id
     words = rows[[ids(f" {word}") for word in WORDS[: _PAIRS.start]]]
@@ -71,9 +77,9 @@ def readout() -> Tensor:
 def spelled_out(amounts: Tensor) -> Tensor:
     """The rows for `amounts` [..., words]. Each row is filled up with "nothing", so that all rows have the same length.
 
-    The thinker begins by normalising its rows. Because all rows have the same length, normalising does not change the
-    proportions between them: the row for half a car keeps half the amount of a whole car, and a sum of rows still
-    counts the cars.
+    The first step of the thinker normalises its rows. All rows have the same length, so normalising does not change the
+    proportions between the rows. After the normalisation, the row for half a car still contains half of the amount in
+    the row for a whole car. So a sum of rows still counts the cars.
     """
     nothing = (_LENGTH - amounts.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
     return torch.cat([amounts, nothing, torch.ones_like(nothing)], -1) @ codebook()
@@ -98,8 +104,8 @@ def new_tower() -> Any:
 def _see_edges(projection: nn.Conv3d) -> None:
     """Initialise the patch embedding with cosine filters, scaled so that all outputs are equally strong.
 
-    With random filters, all 128 outputs would show mainly the colour of a patch, because nearly all of a patch's
-    variance is colour. The tower would then learn colours in a hundred steps, but hardly any shapes.
+    With random filters, all 128 outputs would depend mainly on the colour of a patch, because nearly all variance
+    between patches is colour. Then the tower would learn the colours in a hundred steps, but hardly any shapes.
     """
     frames = picture_lesson(Random(0), 8), clip_lesson(Random(0), 8)
     sample = torch.cat([patches(lesson.frames).flatten(0, 1) for lesson in frames])
@@ -135,12 +141,12 @@ def _cosines() -> Tensor:
 
 @torch.no_grad()
 def _look_nearby(attention: Any, offsets: Sequence[tuple[float, float] | None], frequencies: Tensor) -> None:
-    """Initialise each head so that it attends to the patch at the head's offset: a number of rows below and a number of
-    columns to the right.
+    """Initialise each head so that it attends to the patch at the head's offset. An offset is a number of rows down and
+    a number of columns to the right.
 
     Query and key are the same for all patches, so only the rotary positions decide where a head attends. The query is
     rotated by the offset, and gives the patch at that offset the highest score. So the tower begins like a convolution.
-    A tower without this initialisation knows every colour after a hundred steps, but no shape after a thousand steps.
+    Without this initialisation, a tower recognises every colour after a hundred steps, but no shape after a thousand.
     An offset of None leaves the head at its random weights.
     """
     # a rotary pair has one component in each half
@@ -153,8 +159,10 @@ def _look_nearby(attention: Any, offsets: Sequence[tuple[float, float] | None], 
 
 
 def loss_of(rows: Tensor, lesson: VisionLesson) -> dict[str, Tensor]:
-    """The parts of the loss: the distances between `rows` [batch, cells, hidden] and the truth about each cell, divided
-    by the number of things.
+    """The parts of the loss for `rows` [batch, cells, hidden].
+
+    "amounts" and "rest" are distances to the correct output of each cell, divided by the number of things. "count" is
+    the error of the counts in whole frames. The other parts are cross entropies of the words in cells that show things.
     """
     rows, truth = rows.float(), spelled_out(lesson.amounts)
     things = _things(lesson)
@@ -188,8 +196,12 @@ def _things(lesson: VisionLesson) -> Tensor:
 
 
 def _weighed(losses: dict[str, Tensor], lesson: VisionLesson) -> Tensor:
-    """The sum of the losses. A batch with few things has a small weight: the name of the one thing in a clip must not
-    outweigh the names of about seven things in a picture.
+    """The weighted sum of the losses, multiplied by T / (T + 10). T is the number of things in the batch.
+
+    Most losses are means over the things in a batch. So with the factor, each thing has the weight 1 / (T + 10).
+    Without the factor, the weight would be 1 / T, and a thing in a batch with few things would count too much. With the
+    factor, a thing that is alone in a batch of clips counts at most about as much as seven things in a batch of
+    pictures.
     """
     things = float(_things(lesson))
     share = things / (things + 10)
@@ -199,8 +211,11 @@ def _weighed(losses: dict[str, Tensor], lesson: VisionLesson) -> Tensor:
 
 @torch.no_grad()
 def accuracy(rows: Tensor, lesson: VisionLesson) -> dict[str, Tensor]:
-    """The share of frames in which all counts by kind (and all counts by pair) are right, and the share of cells with
-    the right words.
+    """Measures of the accuracy of `rows`.
+
+    "counts_right" and "pairs_counted" are the shares of frames in which all counts by kind or by pair are correct.
+    "count_off" is the mean over the frames of the largest error of a count by kind. The other values are the shares of
+    correct names, colours and directions in the cells that show a thing.
     """
     said = rows.float() @ readout()
     known = lesson.judged.all(1) & (lesson.amounts[..., WORDS.index("drawn")].sum(1) == 0)

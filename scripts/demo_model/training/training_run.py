@@ -17,18 +17,18 @@ _STATE = "state.pt"
 _LOSSES = "losses.jsonl"
 _PLOT = "losses.png"
 _INNER = re.compile(r"(blocks|layers)\.\d+\.")
-"""Matches the names of weights inside a list of layers: blocks.0.attn.qkv.weight."""
+"""Matches the names of weights inside a list of layers, for example blocks.0.attn.qkv.weight."""
 
 
 class TrainingRun:
     """Trains a module with AdamW, and keeps its state in `directory`.
 
-    With `muon`, the optimiser Muon trains the matrices inside a list of layers. It learns as much as AdamW in half the
-    steps.
+    With `muon`, the optimiser Muon trains the matrices inside a list of layers. Muon needs half the steps that AdamW
+    needs for the same result.
 
-    The learning rate rises for `warmup` steps and then falls as a cosine, almost to zero at the last step. All random
-    numbers of a step must come from `generator(step)`. Then a resumed run draws the same numbers as an uninterrupted
-    run.
+    During the first steps, the learning rate rises. `warmup` is the number of these steps. Then the learning rate falls
+    as a cosine, almost to zero at the last step. All random numbers of a step must come from `generator(step)`, so that
+    a resumed run draws the same numbers as an uninterrupted run.
 
         run = TrainingRun(Path("out/vocoder"), model, steps=1000, rate=1e-3)
         for step in run:

@@ -1,4 +1,4 @@
-"""Turns sound into codes without a learned encoder: by residual k-means over the features of each 80 ms."""
+"""Turns sound into codes by residual k-means over the features of each frame of 80 ms. So no encoder is trained."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -54,9 +54,9 @@ class SpeechCodec:
         """An embedding for each code, [groups, codes, size]. The embeddings of a frame's codes add up to the frame's
         spectrum.
 
-        The rows are the codebooks in the principal components of the features of `codes` [groups, frames]. The smaller
-        components are raised a little, and all components are scaled together, so that the spectrum of a frame has size
-        one.
+        The embeddings are the codebooks, expressed in the principal components of the features of `codes` [groups,
+        frames]. The smaller components are raised a little. Then all components are scaled by one factor, so that the
+        spectrum of a frame has size one.
         """
         features = self.decode(codes) - self.centre
         _, spread, directions = torch.pca_lowrank(features, q=size, center=False, niter=4)
@@ -74,7 +74,9 @@ class SpeechCodec:
 
 
 def _k_means(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` centres of `points`. An unused centre moves to a point that is far from all centres."""
+    """The centres of `points`. `count` is the number of centres. If a centre is unused, it moves to a point that is far
+    from all centres.
+    """
     centres = points[torch.randperm(len(points), generator=generator)[:count]].clone()
     for _ in range(_ROUNDS):
         nearest = _nearest(points, centres)

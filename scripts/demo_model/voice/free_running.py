@@ -1,5 +1,5 @@
-"""Generates speech codes as the server does, for many answers at once: each frame follows from the frames that the
-model generated before.
+"""Generates speech codes for many answers at once. As in the server, each frame depends on the frames that the model
+has generated before.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _MOST_FRAMES = 160
 def generate(
     inputs: TalkerInputs, prompt: UserTurns, replies: Sequence[Reply], sampled: bool, seed: int
 ) -> list[Tensor]:
-    """Generate the codes [groups, frames] of each reply with the reference's default settings. The choice is greedy
-    unless `sampled`.
+    """Generate the codes [groups, frames] of each reply with the reference's default settings. If `sampled` is set,
+    codes are sampled. Otherwise, the choice is greedy.
     """
     talker, config = inputs.talker, inputs.config.talker_config
     generator = torch.Generator().manual_seed(seed)

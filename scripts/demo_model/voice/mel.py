@@ -17,7 +17,7 @@ SIZE = STACK * BINS
 
 _HOP = FRAME // STACK
 _WINDOW = 1024
-_FLOOR = 1e-4  # an amplitude relative to full scale; sounds below this amplitude count as silence
+_FLOOR = 1e-4  # amplitude relative to full scale below which a sound counts as silence
 
 
 def frames(sound: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Runs the recipe's stages that train the voice, in order. An interrupted stage is resumed.
+"""Runs the training stages of the codec, the vocoder and the talker, in order. An interrupted stage is resumed.
 
 PYTHONPATH=scripts python -m demo_model.voice.recipe --out out/demo codec vocoder talker converse
 
@@ -36,14 +36,16 @@ from demo_model.world.word_times import token_at_each, token_moments
 TEXTS = 2000
 """The number of different texts that the talker learns."""
 _CODEC_LINES = 750
-"""The number of spoken lines that the codebooks are fitted to."""
+"""The number of spoken lines to which the codebooks are fitted."""
 _VOCODER_STEPS = 26_000
 _TALKER_STEPS = 4500
 _ALONE = 0.6
-"""The share of the talker's steps that have no prompt. These steps come first."""
+"""The share of the talker's training steps that have no prompt. These are the first steps."""
 _CONVERSE_STEPS, _CONVERSE_RATE = 1200, 6e-4
 _RECALLED_EVERY = 4
-"""In `converse`, one prompt in this many has random media rows instead of the thinker's states."""
+"""In the training stage `converse`, one prompt in this number of prompts has random media rows instead of the
+thinker's states.
+"""
 _SEED = 4
 
 
@@ -61,9 +63,9 @@ def make_codec(out: Path) -> SpeechCodec:
 def make_vocoder(out: Path) -> None:
     """Train Code2Wav, and write `out`/code2wav.safetensors with the names that the weights have in the checkpoint.
 
-    Code2Wav learns from frequent answers, each repeated as often as in the training of the talker. A random choice of
-    lines would consist mostly of lists, and would hardly contain words that occur in a single answer, like "house" and
-    "shapes".
+    Code2Wav learns from frequent answers. Each answer is repeated as often as in the training of the talker. If
+    Code2Wav learned from random lines without repetitions, most of these lines would be lists of things. Words that
+    occur only in one answer, such as "house" and "shapes", would be rare in these lines.
     """
     codec = make_codec(out)
     often = repetitions(_SEED)
@@ -86,8 +88,8 @@ def make_talker(out: Path) -> None:
     lessons, inputs, prompts, neighbours = _school(out)
 
     def prompt(step: int, generator: torch.Generator) -> UserTurns:
-        """Return an empty prompt in the first steps, because a new talker mistakes the words of a prompt for the words
-        of the answer.
+        """Return an empty prompt in the first steps. If a new talker had prompts, it would speak the words of the
+        prompt instead of the words of the answer.
         """
         make = prompts.none if step < _ALONE * _TALKER_STEPS else prompts.kind(generator)
         return make(generator)
@@ -127,8 +129,8 @@ def converse(out: Path) -> None:
 
 
 def _school(out: Path) -> tuple[list[TalkerLesson], TalkerInputs, PromptMaker, torch.Tensor]:
-    """Everything that the talker's training needs: lessons, inputs with an untrained talker, a maker of prompts, and
-    for each code the codes that sound similar.
+    """The data that the talker's training needs: the lessons, the inputs (with an untrained talker), a function that
+    makes prompts, and the similar codes of each code.
     """
     codec = make_codec(out)
     spoken = make_codes(out, codec)
@@ -173,7 +175,7 @@ def _lesson(line: SpokenLine, tokens: Qwen2Tokenizer) -> TalkerLesson:
 
 
 def untrained_inputs(out: Path, code_rows: torch.Tensor | None = None) -> tuple[TalkerInputs, Qwen2Tokenizer]:
-    """The inputs of a new talker, and the tokenizer of the texts."""
+    """The inputs for a new talker, and the tokenizer of the texts."""
     config = model_configuration()
     tokens = tokenizer(out / "tokenizer")
     talker = talker_training.new_talker(config.talker_config, _SEED, code_rows)

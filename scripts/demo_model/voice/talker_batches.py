@@ -1,5 +1,5 @@
-"""Computes the talker's inputs and outputs as generation does, for many utterances at once, with the reference's
-modules.
+"""Computes the talker's inputs and outputs for many utterances at once. Uses the reference's modules, and computes in
+the same way as generation.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ Talker: TypeAlias = Qwen3OmniMoeTalkerForConditionalGeneration
 
 @dataclass(frozen=True)
 class UserTurns:
-    """The user's turns as the talker reads them. They are the prompt that every answer of a batch follows."""
+    """The user's turns in the form in which the talker gets them. One object is the prompt of a whole batch."""
 
     ids: Tensor
     """Token ids [rows]."""
     media: Tensor
-    """The thinker's accept-layer states [media rows, hidden], in the order of the media placeholders in `ids`."""
+    """The thinker's hidden states at layer `accept_hidden_layer` [media rows, hidden], in the order of the media
+    placeholders in `ids`.
+    """
     positions: Tensor
     """Rotary positions [3, rows]."""
 
@@ -69,7 +71,9 @@ class TalkerInputs:
         return rows
 
     def assistant_rows(self, reply: Reply) -> Tensor:
-        """The rows before speech: [9, talker hidden]. The last row has the first text token, and predicts frame 0."""
+        """The rows before the speech: [9, talker hidden]. The last row contains the first text token, and predicts
+        frame 0.
+        """
         config = self.config
         control = torch.tensor([config.tts_pad_token_id] * 4 + [config.tts_bos_token_id])
         text = self.text(torch.cat([self._opening, control, reply.ids[:1]]))
@@ -78,8 +82,8 @@ class TalkerInputs:
         return torch.cat([text[:3], text[3:] + self.talker.model.codec_embedding(codes)])
 
     def trailing_rows(self, reply: Reply, frames: int) -> Tensor:
-        """The text rows of the first `frames` frames, [frames, talker hidden]: the tokens after the first, then the end
-        token, then padding.
+        """The text rows of the first frames, [frames, talker hidden]: the tokens after the first token, then the end
+        token, then padding. `frames` is the number of rows.
         """
         ids = torch.full((max(frames, len(reply.ids)),), self.config.tts_pad_token_id)
         ids[: len(reply.ids) - 1] = reply.ids[1:]
@@ -101,11 +105,11 @@ def positions(prompt: UserTurns, rows: int) -> Tensor:
 
 
 def states(talker: Talker, before: Tensor, rows: Sequence[Tensor], places: Tensor) -> tuple[Tensor, ...]:
-    """Hidden states of sequences of rows, each of which follows the same rows `before`.
+    """The hidden states of several sequences of rows. The rows `before` come before each sequence.
 
     Returns the input rows and the states after each layer, each [batch, longest, hidden]; the final states are normed.
-    The shorter sequences are padded at their end, where causal attention hides the padding. `places` are the rotary
-    positions [3, rows] of `before` and the longest sequence.
+    The shorter sequences are padded at their end. The padding has no effect on the other rows, because attention is
+    causal. `places` contains the rotary positions [3, rows] of `before` and of the longest sequence.
     """
     inputs = pad_sequence(list(rows), batch_first=True)
     cache = DynamicCache()
@@ -122,8 +126,9 @@ def states(talker: Talker, before: Tensor, rows: Sequence[Tensor], places: Tenso
 def residual_logits(talker: Talker, hidden: Tensor, codes: Tensor) -> list[Tensor]:
     """The predictor's logits for each residual group, each [frames, codebook].
 
-    `hidden` [frames, hidden] are the talker's states that chose the first codes. `codes` [frames, ≥ 1] are the known
-    codes of each frame. Logits are returned for the known residual groups and for the next group.
+    `hidden` [frames, hidden] are the talker's states that chose the first code of each frame. `codes` [frames, ≥ 1] are
+    the known codes of each frame. Logits are returned for the residual groups whose codes are known, and for the next
+    group.
     """
     predictor = talker.code_predictor
     known = [hidden, talker.model.codec_embedding(codes[:, 0])]

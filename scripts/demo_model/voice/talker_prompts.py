@@ -1,8 +1,8 @@
-"""Makes user turns that the talker reads before it speaks: real questions with random media rows.
+"""Makes the user's turns for the talker's prompts: real questions with random media rows.
 
-An answer must sound the same after any question and any media. So the talker learns with random media rows of many
-magnitudes, from tiny magnitudes to magnitudes far beyond those of a thinker's states. At the end the talker learns with
-the states of a trained thinker: see `thinker_states`.
+An answer must sound the same after any question and any media. So the talker is first trained with random media rows of
+many magnitudes, from tiny values to values far larger than the states of a thinker. At the end, it is trained with the
+states of a trained thinker: see `thinker_states`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ Make = Callable[[torch.Generator], UserTurns]
 
 _PICTURE_GRIDS = ((1, 16, 20), (1, 18, 18), (1, 14, 24), (1, 20, 16))
 _CLIP_GRIDS = ((4, 20, 28), (2, 20, 28), (4, 24, 24))
-_SECONDS_PER_STEP = 1.0  # the number of seconds between two steps of a clip, which is sampled at two frames a second
+_SECONDS_PER_STEP = 1.0  # seconds between two steps of a clip; a step is two frames, sampled at two frames per second
 _SOFTEST, _LOUDEST = 0.3, 6.0
 
 
 class PromptMaker:
-    """Makes prompts for the talker's configuration, each from a generator of random numbers."""
+    """Makes prompts that fit the talker's configuration. Each prompt is made with a given generator of random
+    numbers.
+    """
 
     def __init__(self, talker: Talker, config: Qwen3OmniMoeConfig, tokenizer: Qwen2Tokenizer):
         self._talker = talker
@@ -54,8 +56,8 @@ class PromptMaker:
         return kinds[int(torch.multinomial(weights, 1, generator=generator))]
 
     def none(self, generator: torch.Generator) -> UserTurns:
-        """An empty prompt, for a talker that must first learn to follow its own text. A server never sends an empty
-        prompt.
+        """An empty prompt, for a talker that must first learn to speak the text of its answer. In the server, a prompt
+        is never empty.
         """
         return self._prompt("", generator)
 
@@ -85,7 +87,9 @@ class PromptMaker:
         return self._prompt(_turn(self._visual("video", grid) + self._question(generator)), generator, videos=[grid])
 
     def said(self, turns: Sequence[AnsweredTurn], states: Tensor) -> UserTurns:
-        """The user's messages of `turns`, with the thinker's `states` [rows, hidden] of the media in them."""
+        """The user's messages in `turns`. `states` [rows, hidden] are the thinker's states for the media in these
+        messages.
+        """
         text = ""
         images: list[tuple[int, int, int]] = []
         videos: list[tuple[int, int, int]] = []
@@ -113,7 +117,7 @@ class PromptMaker:
         return torch.isin(ids, self._media_ids)
 
     def _frames(self, rows: int) -> int:
-        """The smallest number of mel frames from which the audio tower makes `rows` rows."""
+        """The smallest number of mel frames from which the audio tower makes this number of rows."""
         counts = _get_feat_extract_output_lengths(torch.arange(8 * rows + 100), self._n_window)
         return int((counts == rows).nonzero()[0])
 
@@ -175,7 +179,9 @@ def _audio(rows: int) -> str:
 
 
 def _noise(rows: int, size: int, generator: torch.Generator) -> Tensor:
-    """Random rows. Each row is the sum of a random part that all rows share and a separate random part."""
+    """Random rows. Each row is the sum of two random parts. The first part is the same for all rows. The second part is
+    different for each row.
+    """
     shared = torch.randn(1, size, generator=generator)
     own = torch.randn(rows, size, generator=generator)
     share = torch.rand((), generator=generator)

@@ -1,4 +1,4 @@
-"""Trains the talker and its code predictor to speak, by teacher forcing over whole answers that follow random
+"""Trains the talker and its code predictor to speak. Training uses teacher forcing on whole answers after random
 prompts.
 """
 
@@ -27,39 +27,51 @@ from demo_model.voice.talker_batches import (
 from stages.messages import ASSISTANT_ROWS
 
 _BATCH_ROWS = 700
-"""The number of rows in a step. A step has as many answers as fit into these rows, all after one prompt."""
+"""The number of rows in a training step. A step has as many answers as fit into this number of rows. All answers of a
+step follow the same prompt.
+"""
 _SLIPS, _RESIDUAL_SLIPS = 0.06, 0.12
-"""The shares of frames whose first or residual codes are replaced by similar ones, as when the model samples them."""
+"""The share of frames whose first code is replaced by a similar code, and the share of frames whose residual codes are
+replaced. These replacements imitate sampling, which does not always choose the right code.
+"""
 _DEAFENED, _DEAF_SLIPS = 0.3, 0.5
-"""The share of lessons with many wrong codes, and the share of wrong frames in them: a talker that cannot rely on its
-own codes must follow the text."""
+"""The share of lessons with many wrong codes, and the share of wrong frames in these lessons. In these lessons the
+talker cannot rely on its earlier codes, so it learns to follow the text.
+"""
 _NEAR = 12
-"""The number of codes that a code may be replaced by."""
+"""For each code, the number of similar codes by which it may be replaced."""
 _PREDICTED_EVERY = 2
-"""The predictor learns from every second frame only: with all frames it would take half of the time of a step."""
+"""The code predictor is trained on one frame in this number of frames. If it were trained on all frames, this training
+would need half of the time of a step.
+"""
 _CODE_STD = 0.35
 _READING_LAYER = -2
-"""The index of the hidden states (the input of the last layer) that must predict the current and the next token."""
+"""The index of the hidden states that must predict the current and the next token. These states are the input of the
+last layer.
+"""
 _READING = 0.5
 """The weight, in the loss, of the prediction of the current and the next token."""
 
 
 @dataclass(frozen=True)
 class TalkerLesson:
-    """An answer, the codes of its speech, and the token that is said in each frame."""
+    """An answer, the codes of its speech, and the token that is spoken in each frame."""
 
     reply: Reply
     codes: Tensor
     """[frames, groups]."""
     said: Tensor
-    """int64 [frames]: the index of the token that each frame says; in the final silence, the number of tokens."""
+    """int64 [frames]: the index of the token that is spoken in each frame. In the final silence, the index equals the
+    number of tokens.
+    """
 
 
 class TalkerInTraining(nn.Module):
-    """A talker with two extra heads, for training only: they predict the token being said and the next token.
+    """A talker with two extra heads, which only training uses. They predict the token that is being spoken and the next
+    token.
 
-    The talker reads its text at one token per frame, several times as fast as it speaks. Without these heads the
-    talker takes long to learn that it must keep track of its place in the text.
+    The talker gets one text token per frame, but it needs several frames to speak a token. So it must remember its
+    position in the text. Without these heads, it would learn this only slowly.
     """
 
     def __init__(self, talker: Qwen3OmniMoeTalkerForConditionalGeneration):
@@ -69,7 +81,9 @@ class TalkerInTraining(nn.Module):
         self.now, self.next = nn.Linear(hidden, words), nn.Linear(hidden, words)
 
     def reading(self, hidden: Tensor, wanted: Tensor, embeddings: Tensor) -> Tensor:
-        """The cross entropy of `wanted` [frames, 2], the tokens said now and next, given states [frames, hidden]."""
+        """The cross entropy of the tokens that are predicted from the states `hidden` [frames, hidden]. `wanted`
+        [frames, 2] contains the current and the next token.
+        """
         scale = embeddings.shape[1] ** -0.5
         each = [
             F.cross_entropy(scale * head(hidden) @ embeddings.T, token)
@@ -83,11 +97,11 @@ def new_talker(
 ) -> Qwen3OmniMoeTalkerForConditionalGeneration:
     """Return an untrained talker.
 
-    The weights are drawn so that a matrix keeps the root mean square of its input, but the heads' are smaller. The sum
-    of a frame's code embeddings has a root mean square of about 1.
+    The weights are drawn so that each matrix keeps the root mean square of its input, except for the heads, whose
+    weights are smaller. The sum of a frame's code embeddings has a root mean square of about 1.
 
-    With the codec's `code_rows` [groups, codes, hidden] as embeddings, the talker knows from the first step how each
-    code sounds.
+    With the codec's `code_rows` [groups, codes, hidden] as embeddings, similar codes have similar embeddings from the
+    first step on.
     """
     torch.manual_seed(seed)
     talker = Qwen3OmniMoeTalkerForConditionalGeneration(config)
@@ -121,12 +135,12 @@ def train(
     rate: float = 2e-3,
     seed: int = 0,
 ) -> None:
-    """Train the talker of `pupil`, which must be the talker of `inputs`.
+    """Train the talker of `pupil`. `inputs` must use the same talker.
 
     Args:
-        prompts: Returns the prompt that all answers of a step follow. Its arguments are the step's number and the
-            step's generator of random numbers.
-        neighbours: For each code, the codes that may replace it: [groups, codes, near].
+        prompts: Returns the common prompt of all answers of a step. Its arguments are the step's number and the step's
+            generator of random numbers.
+        neighbours: [groups, codes, near], the codes that may replace each code.
     """
     # for such short sequences, eager attention takes half the time of the default
     inputs.talker.set_attn_implementation("eager")
@@ -153,14 +167,15 @@ def losses(
 ) -> dict[str, Tensor]:
     """The cross entropies of the first codes and the end of speech ("first"), and of the other codes ("rest").
 
-    "loss" is the sum. With a `pupil`, the sum includes the cross entropy of the tokens that are being said ("reading").
+    "loss" is the sum. If there is a `pupil`, the sum includes the cross entropy of the tokens that are being said
+    ("reading").
 
-    The first codes are judged after the repetition penalty, because even greedy generation applies this penalty. So the
-    talker learns to repeat a code where it must, in spite of the penalty.
+    The loss of the first codes is computed after the repetition penalty, because generation always applies this
+    penalty. So the talker learns to repeat a code where necessary, in spite of the penalty.
 
     Args:
         read: For each lesson, the codes [frames, groups] that the talker reads as its own speech so far.
-        predicted: The frames whose codes after the first one count in the loss.
+        predicted: The frames whose residual codes (all codes after the first one) count in the loss.
     """
     talker, config = inputs.talker, inputs.config.talker_config
     rows = []
@@ -170,7 +185,7 @@ def losses(
     places = positions(prompt, len(prompt.ids) + max(len(row) for row in rows))
     layers = states(talker, inputs.user_rows(prompt), rows, places)
     start = ASSISTANT_ROWS - 1
-    # for each lesson, the states that choose the frames and the end, and the states that predict the tokens being said
+    # for each lesson, the states that choose the frames and the end, and the states that predict the spoken tokens
     choosing, reading = [], []
     for index, lesson in enumerate(lessons):
         choosing.append(layers[-1][index, start : start + len(lesson.codes) + 1])
@@ -196,14 +211,14 @@ def losses(
 
 
 def _tokens_at(lesson: TalkerLesson, end: int) -> Tensor:
-    """The tokens that are said now and next in each frame: [frames, 2]."""
+    """The current and the next spoken token in each frame: [frames, 2]."""
     ids = F.pad(lesson.reply.ids, (0, 2), value=end)
     return torch.stack([ids[lesson.said], ids[lesson.said + 1]], dim=1)
 
 
 def slips(codes: Tensor, neighbours: Tensor, generator: torch.Generator) -> Tensor:
-    """`codes` [frames, groups], in which some codes are replaced by similar codes. In some lessons, random codes
-    replace half of the frames instead.
+    """`codes` [frames, groups], in which some codes are replaced by similar codes. In some lessons, half of the frames
+    are replaced by random codes instead.
     """
     if torch.rand((), generator=generator) < _DEAFENED:
         lost = torch.rand(len(codes), 1, generator=generator) < _DEAF_SLIPS
@@ -217,7 +232,9 @@ def slips(codes: Tensor, neighbours: Tensor, generator: torch.Generator) -> Tens
 
 
 def nearest_codes(codebooks: Tensor) -> Tensor:
-    """For each code of `codebooks` [groups, codes, size], the nearest other codes: [groups, codes, near]."""
+    """The nearest other codes of each code in `codebooks` [groups, codes, size]. The result is [groups, codes,
+    near].
+    """
     distances = torch.cdist(codebooks, codebooks)
     return distances.topk(_NEAR + 1, largest=False).indices[..., 1:]
 

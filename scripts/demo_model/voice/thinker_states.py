@@ -1,6 +1,4 @@
-"""Makes prompts that the talker reads before it speaks. The prompts contain the trained thinker's states of their media
-rows.
-"""
+"""Makes prompts for the talker whose media rows are states of the trained thinker."""
 
 from __future__ import annotations
 
@@ -23,7 +21,8 @@ _AT_ONCE = {"picture": 6, "clip": 2, "nothing": 12}
 
 
 class Recalled:
-    """User turns of conversations about `observed`, with the thinker's states of their media rows.
+    """Makes the user's turns of conversations about the media in `observed`, with the thinker's states for their media
+    rows.
 
     As in generation, these are the states that enter layer `accept_hidden_layer`.
     """

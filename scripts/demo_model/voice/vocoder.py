@@ -1,4 +1,6 @@
-"""Trains the reference's Code2Wav to turn codes into sound, on recordings and the codes of their frames."""
+"""Trains the reference's Code2Wav to turn codes into sound. The training data are recordings and the codes of their
+frames.
+"""
 
 import functools
 from dataclasses import dataclass
@@ -18,22 +20,25 @@ from demo_model.training.training_run import TrainingRun
 from demo_model.voice import mel
 
 LOOK_AHEAD = 555
-"""The number of samples that Code2Wav leaves out at the end of an utterance: it would need another frame for them."""
+"""The number of samples that Code2Wav leaves out at the end of an utterance, because they depend on the next frame."""
 
 _OPENING = 0.1
-"""The initial value of layer scales and ConvNeXt gammas. Their defaults, 0.01 and 1e-6, are so small that a short
-training would not raise them enough."""
+"""The initial value of the layer scales and of the ConvNeXt gammas. Their defaults, 0.01 and 1e-6, are so small that a
+short training would not raise them enough.
+"""
 _SOFT = 0.03
-"""The loudness of an untrained vocoder."""
+"""The root mean square of the output of an untrained vocoder."""
 _FIRST_WEIGHT, _LAST_WEIGHT = 6.0, 0.5
-"""The weights of the samples in the loss at the first and at the last step. The samples teach most at the beginning of
-training, but nothing about breath and hiss."""
+"""The weight that the distance of the samples has in the loss, at the first and at the last step. The distance of the
+samples helps most at the beginning of the training. It does not help for noise such as breath and hiss.
+"""
 _SPECTRA = ((2048, 480), (1024, 240), (512, 120), (256, 60))
 _MELS = ((1024, 480), (600, 240))
-"""The window and the hop of both mel spectra in the loss. The first spectrum is the codec's; in its window of 43 ms a
-consonant is lost beside a vowel. The second spectrum has a window of 25 ms."""
+"""The window and the hop of both mel spectra in the loss, in samples. The first spectrum is the same as in the codec.
+Its window of 43 ms is so long that a vowel hides the consonant next to it. The second spectrum has a window of 25 ms.
+"""
 _QUIET = 1e-4
-"""Amplitudes below this share of full scale count as silence, in the loss as in the codec."""
+"""Amplitudes below this share of full scale count as silence. The codec uses the same limit."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,8 @@ class EncodedRecording:
 def new_vocoder(config: dict[str, Any], seed: int, code_rows: Tensor | None = None) -> Qwen3OmniMoeCode2Wav:
     """Return an untrained Code2Wav for the checkpoint's `code2wav_config`.
 
-    With the codec's `code_rows` [groups, codes, hidden] as embeddings, the vocoder knows from the first step how
-    each code sounds.
+    With the codec's `code_rows` [groups, codes, hidden] as embeddings, similar codes have similar embeddings from the
+    first step on.
     """
     torch.manual_seed(seed)
     vocoder = Qwen3OmniMoeCode2Wav(Qwen3OmniMoeCode2WavConfig(**config))
@@ -60,7 +65,7 @@ def new_vocoder(config: dict[str, Any], seed: int, code_rows: Tensor | None = No
             if name.endswith(("layer_scale.scale", "gamma")):
                 parameter.fill_(_OPENING)
         if code_rows is None:
-            # the mean of the embeddings has size one
+            # With this std, a frame's input (the mean of the embeddings of its codes) has a root mean square of one.
             vocoder.code_embedding.weight.normal_(std=config["num_quantizers"] ** 0.5)
         else:
             vocoder.code_embedding.weight.copy_(code_rows.flatten(0, 1) * config["num_quantizers"])
@@ -69,8 +74,8 @@ def new_vocoder(config: dict[str, Any], seed: int, code_rows: Tensor | None = No
 
 
 def _gain(name: str) -> float:
-    """The initial gain of a module: one, or less if the module adds to a residual stream, so that the size of all
-    signals stays about one.
+    """The initial gain of a module. It is one, or less if the output of the module is added to a residual stream. So
+    the size of all signals stays at about one.
     """
     return 0.3 if "conv2" in name else 1.0
 
@@ -94,7 +99,9 @@ def train(
     frames: int = 20,
     seed: int = 0,
 ) -> None:
-    """Train on pieces of `frames` frames. Two in five pieces start at the beginning of an utterance, as in serving."""
+    """Train on pieces of utterances. `frames` is the number of frames in a piece. Two of five pieces start at the
+    beginning of an utterance, because in the server every utterance starts there.
+    """
     loss = SoundLoss()
     fuse_snakes(vocoder)
     run = TrainingRun(directory, vocoder, steps, rate, seed=seed, warmup=40, save_every=100)
@@ -106,7 +113,7 @@ def train(
 
 
 def fuse_snakes(vocoder: Qwen3OmniMoeCode2Wav) -> None:
-    """Compile the activation, which otherwise makes half a dozen passes over the samples.
+    """Compile the activation. Without compilation, it makes about six passes over the samples.
 
     With the compiled activation, a training step takes a quarter less time.
     """
@@ -121,7 +128,7 @@ def pieces(
 ) -> tuple[Tensor, Tensor]:
     """Choose random pieces: codes [count, groups, frames] and sound [count, 1920 × frames].
 
-    The pieces have fewer than `frames` frames if one of the chosen utterances is shorter.
+    The pieces are shorter than `frames` if one of the chosen utterances is shorter.
     """
     chosen = [utterances[int(i)] for i in torch.randint(len(utterances), (count,), generator=generator)]
     frames = min(frames, *(utterance.codes.shape[1] for utterance in chosen))
@@ -135,10 +142,11 @@ def pieces(
 
 
 class SoundLoss:
-    """The distance between two sounds [batch, samples]: in their spectra, which ignore phases, and in their samples.
+    """The distance between two sounds [batch, samples]: the distance of their spectra, which ignore phases, and the
+    distance of their samples.
 
-    The distance of samples leads directly to the right waveform. This works because the voices' pulses are in phase
-    (see `world.pitch_alignment`).
+    The distance of the samples makes the vocoder learn the exact waveform. The vocoder can learn the waveform, because
+    the pulses of the voices are in phase (see `world.pitch_alignment`).
     """
 
     def __call__(self, heard: Tensor, wanted: Tensor, weight: float = 1.0) -> dict[str, Tensor]:

@@ -1,5 +1,5 @@
-"""Makes conversations about a picture or clip, typed and spoken. The parts of a message come in every order that a
-client may choose.
+"""Makes conversations about a picture or clip, with typed or spoken questions. The parts of a message come in all
+orders that clients may use.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SYSTEM_PROMPTS = (
 
 @dataclass(frozen=True)
 class LabelledConversation:
-    """A conversation to learn from. `tasks` and `spoken` have one entry for each turn."""
+    """A conversation for training. `tasks` and `spoken` have one entry for each turn."""
 
     turns: tuple[AnsweredTurn, ...]
     tasks: tuple[str, ...]
@@ -44,8 +44,9 @@ def converse(
 
     Args:
         seen: The vision tower's output for `facts`; None if nothing is shown.
-        hear: Returns an exchange and the rows of its spoken question. If there are no rows for the given exchange,
-            another exchange is returned.
+        hear: A function that is called with an exchange whose question must be spoken. It returns the exchange and the
+            rows of the spoken question. If it has no rows for this question, it returns another exchange and the rows
+            of that exchange's question.
     """
     turns, tasks, spoken = [], [], []
     number = rng.randint(1, most_turns if isinstance(facts, Picture) else 3)
@@ -69,7 +70,7 @@ def converse(
 
 
 def typed(question: str, rng: Random) -> str:
-    """`question` as people type it: sometimes without its final mark, sometimes with a small first letter."""
+    """`question` as people type it: sometimes without the question mark, sometimes with a lower-case first letter."""
     if rng.random() < 0.15:
         question = question.rstrip(".?!")
     if rng.random() < 0.15:
@@ -78,7 +79,7 @@ def typed(question: str, rng: Random) -> str:
 
 
 def _garbled(rng: Random) -> Exchange:
-    """Random words as a question. The right answer is always `UNKNOWN`."""
+    """Random words as a question. The correct answer is always `UNKNOWN`."""
     tokens = vocabulary().tokens
     words = b"".join(tokens[rng.randrange(256, len(tokens))] for _ in range(rng.randint(2, 10)))
     text = words.decode("utf-8", "replace").strip() or "?"

@@ -1,4 +1,4 @@
-"""Films clips of the demo model's world: a thing that moves, or a pencil that draws."""
+"""Makes clips of the demo model's world: a thing that moves, or a pencil that draws."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def film_motion(motion: Motion, rng: Random, size: tuple[int, int]) -> FilmedCli
 
 
 def film_drawing(drawing: Drawing, rng: Random, size: tuple[int, int]) -> FilmedClip:
-    """Return a clip in which a pencil draws one thing stroke by stroke, and sometimes some surroundings after the
+    """Return a clip in which a pencil draws one thing stroke by stroke. Sometimes it draws some surroundings after the
     thing.
     """
     seconds = rng.choice((2.0, 3.0, 3.0, 4.0))
@@ -128,7 +128,7 @@ def film_drawing(drawing: Drawing, rng: Random, size: tuple[int, int]) -> Filmed
 
 
 def sampled(clip: FilmedClip, fps: float = 2.0) -> list[float]:
-    """The moments of the frames that the reference's processor samples from this clip, if the clip has 25 frames a
+    """The times of the frames that the reference's processor samples from this clip, if the clip has 25 frames per
     second.
     """
     total = round(clip.seconds * 25)

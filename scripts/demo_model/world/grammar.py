@@ -1,4 +1,6 @@
-"""Makes questions and answers about a small world from a closed grammar. Other questions get the answer `UNKNOWN`."""
+"""Makes questions and answers about a small world from a fixed grammar. All other questions get the answer
+`UNKNOWN`.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,7 @@ class Exchange:
 
 
 def ask(facts: Facts, rng: Random) -> Exchange:
-    """Return a question about `facts` (or, now and then, about something else) with its answer."""
+    """Return a question about `facts` with its answer. Occasionally, the question is about something else."""
     if rng.random() < _ELSEWHERE[type(facts)]:
         return elsewhere(rng)
     match facts:
@@ -93,8 +95,8 @@ def ask(facts: Facts, rng: Random) -> Exchange:
 
 
 def elsewhere(rng: Random) -> Exchange:
-    """Return small talk with its answer, or a question about something outside the world. The answer to such a question
-    is `UNKNOWN`.
+    """Return small talk with its answer, or a question about something that is not in the world. The answer to such a
+    question is `UNKNOWN`.
     """
     draw = rng.random()
     if draw < 0.08:
@@ -113,7 +115,7 @@ def elsewhere(rng: Random) -> Exchange:
 def scene(rng: Random) -> Picture:
     """Return random contents for a picture: usually up to three kinds, at most nine things of a kind and ten in all.
 
-    The painter may leave out some of the things for lack of room.
+    If there is no room for all of them, `painting` leaves out some.
     """
     kinds = rng.sample(KINDS, rng.choices((0, 1, 2, 3, 4), (2, 40, 34, 18, 6))[0])
     things: list[Thing] = []
@@ -140,7 +142,7 @@ def facts(rng: Random) -> Facts:
 
 
 def answer(rng: Random) -> str:
-    """Return a random answer. Each answer is as frequent as in conversations."""
+    """Return a random answer. Answers are as frequent as in conversations."""
     return ask(facts(rng), rng).answer
 
 
@@ -201,8 +203,8 @@ def _exists(picture: Picture, rng: Random) -> Exchange:
 
 
 def _target(picture: Picture, rng: Random, absent: float) -> tuple[str, str | None]:
-    """Choose the kind, or the kind and the colour, that a question asks for. With probability `absent`, the picture has
-    no such thing.
+    """Choose the kind, or the kind and the colour, that a question asks for. With probability `absent`, choose one that
+    the picture does not show.
     """
     coloured = rng.random() < 0.35
     if picture.things and rng.random() >= absent:
@@ -212,7 +214,7 @@ def _target(picture: Picture, rng: Random, absent: float) -> tuple[str, str | No
     if not coloured and missing:
         return rng.choice(missing), None
     pairs = [(kind, colour) for kind in KINDS for colour in COLOURS if not picture.count(kind, colour)]
-    # The hard cases are pairs whose kind is in the picture in another colour.
+    # In the hard cases, the picture has things of this kind, but in another colour.
     near = [(kind, colour) for kind, colour in pairs if picture.count(kind)]
     return rng.choice(near if near and rng.random() < 0.6 else pairs)
 
@@ -294,7 +296,7 @@ def _all_texts() -> Iterator[str]:
         yield f"{_a(name).capitalize()} is moving."
         yield f"{_a(name).capitalize()} is being drawn."
     yield "I see no cars or shapes."
-    yield "I know pictures and clips."  # the grammar does not contain these words, but users will type them
+    yield "I know pictures and clips."  # these words are not in the grammar, but users will type them
 
 
 _ELSEWHERE = {Picture: 0.05, Motion: 0.05, Drawing: 0.08, type(None): 0.75}

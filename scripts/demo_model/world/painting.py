@@ -65,7 +65,7 @@ def paint_picture(scene: Picture, rng: Random, size: tuple[int, int] | None = No
             lowest = 250 if street_scene and thing.kind == "car" and rng.random() < 0.9 else 0
             y = rng.uniform(max(height / 2 + 2, lowest), size[1] - height / 2 - 2)
             box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-            # No two centres may fall into the same visual token, whatever size the picture is scaled to.
+            # No two centres may be in the same visual token, no matter to which size the picture is scaled.
             cell = (int(x / size[0] * 8), int(y / size[1] * 8))
             if cell not in cells and not any(_overlap(box, other) for other in boxes):
                 look(thing.kind, thing.colour, length, rng)(canvas, (x, y))
@@ -77,12 +77,12 @@ def paint_picture(scene: Picture, rng: Random, size: tuple[int, int] | None = No
 
 
 def paint_backdrop(canvas: Canvas, rng: Random) -> None:
-    """Paint a quiet background for a clip."""
+    """Paint a plain background for a clip."""
     rng.choice(_BACKGROUNDS[:3])(canvas, rng)
 
 
 def background(rng: Random) -> Color:
-    """A quiet colour that is not the colour of any thing."""
+    """A pale or dark colour that no thing has."""
     if rng.random() < 0.25:
         grey = rng.randint(20, 110)
         return (grey + rng.randint(-8, 8), grey + rng.randint(-8, 8), grey + rng.randint(-8, 8))
@@ -186,12 +186,12 @@ def _clutter(canvas: Canvas, rng: Random) -> None:
 
 
 def _aged(image: Image.Image, rng: Random) -> Image.Image:
-    """`image` with, sometimes, a little blur, another exposure and grain."""
+    """`image` with a random choice of effects: a little blur, another exposure, grain."""
     if rng.random() < 0.25:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2)))
     if rng.random() < 0.5:
-        # The exposure uses a lookup table, and the grain uses integers: floats for every pixel would take ten times as
-        # long.
+        # The exposure uses a lookup table, and the grain uses integers, because floats for every pixel would take ten
+        # times as long.
         gain, offset = rng.uniform(0.85, 1.1), rng.uniform(-10, 10)
         image = image.point([round(min(255, max(0, (value - 128) * gain + 128 + offset))) for value in range(256)] * 3)
         numbers, coarseness = np.random.default_rng(rng.getrandbits(32)), rng.randint(1, 14)

@@ -1,9 +1,10 @@
-"""Shifts the voiced stretches of speech with a constant pitch, so that all pulses of the voice are in phase.
+"""Aligns the pulses of a voice that speaks with a constant pitch: shifts each voiced part of the speech in time, so
+that all parts are in phase.
 
-espeak-ng starts each voiced stretch at an arbitrary phase. After the shift the tone has the same phase in all
-stretches. A codec frame lasts exactly a whole number of periods, so the tone also has the same phase in all frames. So
-equal codes can stand for one waveform, exact to the sample. No stretch moves by more than a few milliseconds. The sound
-between two stretches becomes a little longer or shorter.
+espeak-ng starts each voiced part at an arbitrary phase. After the shift, the tone has the same phase in all parts. A
+codec frame lasts a whole number of periods, so the tone also has the same phase at the beginning of all frames. So
+equal codes can stand for the same waveform, exact to the sample. No part moves by more than a few milliseconds. The
+sound between two parts becomes a little longer or shorter.
 """
 
 import numpy as np
@@ -15,14 +16,14 @@ _PERIODS = 3
 _STEP = 0.004
 """Seconds between two measurements of the phase."""
 _VOICED = 0.0015
-"""The minimum amplitude of the tone in a voiced stretch."""
+"""The minimum amplitude of the tone in a voiced part."""
 _STEADY = 0.03
-"""The maximum change of the phase between two measurements within a stretch, in periods."""
+"""The maximum change of the phase between two measurements within a voiced part, in periods."""
 
 
 def in_step(sound: Sound, tone: float, rate: int) -> Sound:
-    """`sound` with its tone of `tone` hertz shifted to one phase, which is zero at sample 0. The length of the sound
-    does not change.
+    """`sound`, in which the tone is shifted to one phase, which is zero at sample 0. `tone` is the frequency of the
+    tone in hertz. The length of the sound does not change.
     """
     hop = round(_STEP * rate)
     phase, voiced = _phases(sound, tone, rate, hop)
@@ -31,8 +32,8 @@ def in_step(sound: Sound, tone: float, rate: int) -> Sound:
     delays = np.empty(len(phase))
     before = 0.0
     for index in np.flatnonzero(voiced):
-        # Delays that differ by whole periods all bring this place into phase. Take the delay that is nearest to the
-        # previous delay. If this nearest delay is longer than a period, take the shortest delay instead.
+        # Several delays bring this part into phase; they differ by whole periods. Take the delay that is nearest to the
+        # previous delay. If that delay is longer than a period, take the shortest delay instead.
         delay = phase[index] + round(before - phase[index])
         before = delays[index] = delay - round(delay) if abs(delay) > 1 else delay
     centres = np.arange(len(phase)) * hop

@@ -1,5 +1,5 @@
-"""Makes the lines that the demo model's three speakers learn. They are answers of every kind, and some of them are cut
-short.
+"""Makes the texts that the three speakers of the demo model learn to speak. They are answers of every kind, and some of
+them stop before their end.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ SPEAKERS = {
 }
 """The synthetic voice of each speaker in the checkpoint's configuration.
 
-Each voice has one constant pitch, and a codec frame of 80 ms holds a whole number of periods of this pitch. So the
-codes of a frame describe the frame completely. If the pitch changed, the vocoder would have to carry the phase from
-frame to frame, and training would take many times as long. Whisper tiny.en understands these timbres, speeds and gaps
-best.
+Each voice has one constant pitch, and a codec frame of 80 ms has a whole number of periods of this pitch. So the
+codes of a frame describe the frame completely. If the pitch changed, the vocoder would also have to learn the phase
+with which each frame begins, and the training would take many times as long. Whisper tiny.en understands these timbres,
+speeds and gaps best.
 """
 
 FIXED = (UNKNOWN, NOTHING_SHOWN, STILL, HELLO, MYSELF, WELCOME)
@@ -44,11 +44,11 @@ SILENT_FRAMES = 2
 """Silent codec frames at the end of every utterance."""
 _FIRST_ARTICLE = re.compile(r"^(A|An|The) (?=\w)")
 _HELD_OUT = 0.08
-"""The share of answers that are never taught."""
+"""The share of answers that training never uses."""
 _CUT_SHORT = 0.06
-"""The share of taught answers that stop before their end."""
+"""The share of the answers in the training that stop before their end."""
 _CONVERSATIONS = 6000
-"""The number of random answers by which the frequency of each answer is counted."""
+"""The number of random answers that are drawn to count how frequent each answer is."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Line:
         voiced = sound[round(_LEAD * mel.RATE) : -round(_TAIL * mel.RATE)]
         sound = sound * (_LOUDNESS / voiced.square().mean().sqrt())
         whole = mel.frames(sound) * mel.FRAME
-        comma = len(said) - len(self.text)  # 1 if `diction` put a comma after the first word, else 0
+        comma = len(said) - len(self.text)  # 1 if `diction` has put a comma after the first word, otherwise 0
         moments = [
             (max(0, place - comma) if number else place, float(moment + later))
             for number, (place, moment) in enumerate(words)
@@ -85,14 +85,15 @@ class Line:
 
 
 def diction(text: str) -> str:
-    """`text` for the synthetic voice, with a comma after an initial article. Without the comma, listeners mishear the
-    article.
+    """`text` as the synthetic voice should read it. If the first word is "A", "An" or "The", a comma is added after
+    this word. Without the comma, listeners mishear the word.
     """
     return _FIRST_ARTICLE.sub(r"\1, ", text)
 
 
 def lines(count: int, seed: int) -> list[Line]:
-    """`count` different texts for training, each text once for every speaker, in random order.
+    """Lines for training, in random order. Each text occurs once for every speaker. `count` is the number of different
+    texts.
 
     A few of the texts stop before their end, like answers that reach `max_tokens`.
     """
@@ -111,8 +112,8 @@ def lines(count: int, seed: int) -> list[Line]:
 
 
 def repetitions(seed: int) -> dict[str, int]:
-    """The number of repetitions of each frequent text: the square root of the text's count among some thousand random
-    answers.
+    """The number of repetitions of each frequent text. Some thousand random answers are counted, and the number is the
+    square root of the text's count.
     """
     rng = Random(seed)
     counts = Counter(answer(rng) for _ in range(_CONVERSATIONS))
@@ -120,7 +121,7 @@ def repetitions(seed: int) -> dict[str, int]:
 
 
 def held_out_texts(count: int, seed: int) -> list[str]:
-    """`count` different answers that `lines` never returns with any seed."""
+    """`count` different answers. `lines` never returns these answers, whatever its seed is."""
     texts: dict[str, None] = {}
     for text in _answers(Random(seed), held_out=True):
         texts[text] = None
@@ -137,9 +138,9 @@ def _answers(rng: Random, held_out: bool) -> Iterator[str]:
 
 
 def _is_held_out(text: str) -> bool:
-    """Whether `text` is held out, which depends on the text alone.
+    """Whether `text` is held out from training. The result depends only on the text.
 
-    Short and fixed answers are always taught, because some of their words may not occur in other answers.
+    Short and fixed answers are never held out, because some of their words may not occur in other answers.
     """
     draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
     return text not in FIXED and len(text.split()) > 3 and draw < _HELD_OUT

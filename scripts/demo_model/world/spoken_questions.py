@@ -35,7 +35,9 @@ TIMBRES = (
     "robert", "sandro", "shelby", "steph", "victor", "zac",
 )  # fmt: skip
 HELD_OUT = ("Gene2", "Nguyen", "edward2", "iven", "klatt4", "marcelo", "pedro", "steph2", "travis", "mike2", "m1", "f2")
-"""The timbres of the judge. Training uses only m1 and f2 of them, in other accents and at other speeds."""
+"""The timbres that speak the held-out questions. Of these timbres, the training uses only m1 and f2, with other accents
+and speeds.
+"""
 
 
 def some_voice(rng: Random, timbres: tuple[str, ...] = TIMBRES) -> SyntheticVoice:
@@ -51,7 +53,9 @@ def some_voice(rng: Random, timbres: tuple[str, ...] = TIMBRES) -> SyntheticVoic
 
 
 def utterance(text: str, voice: SyntheticVoice, rng: Random) -> tuple[Sound, Words]:
-    """`text` as a microphone records it, with random loudness, noise and silence: float32 at `RATE`, and word times."""
+    """`text` as a microphone would record it, with random loudness, noise and silence: float32 at `RATE`, and the times
+    of the words.
+    """
     sound, words = speak_words(text, voice, RATE)
     if rng.random() < 0.4:  # this makes the voice a little faster and higher, or slower and deeper
         stretch = rng.uniform(0.93, 1.08)

@@ -42,12 +42,12 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 @dataclass(frozen=True)
 class SyntheticVoice:
-    """A voice: its accent, its timbre, and the settings that a speaker would vary from time to time."""
+    """A voice: its accent, its timbre, and settings such as speed and pitch."""
 
     accent: str = "en-us"
     """An espeak-ng language: en-us, en-gb, en-gb-x-rp, en-gb-scotland …"""
     variant: str = ""
-    """A timbre: the name of a file in espeak-ng's voices/!v such as f2 or m3, or an empty string for the default."""
+    """A timbre: the name of a file in espeak-ng's directory voices/!v, such as f2 or m3; empty for the default."""
     speed: int = 160
     """Words per minute."""
     pitch: int = 50
@@ -63,8 +63,8 @@ class SyntheticVoice:
 def speak(text: str, voice: SyntheticVoice, rate: int = 24000) -> Sound:
     """Speak `text` with `voice`: samples at `rate` per second, with short silences around them.
 
-    A program that speaks the same texts in the same order gets the same samples. Earlier speech does change a few
-    samples: the engine's noise generator keeps its state, and nothing resets it.
+    A program that speaks the same texts in the same order gets the same samples. Earlier speech changes a few samples,
+    because the engine's noise generator keeps its state and cannot be reset.
 
     Raises:
         ValueError: espeak-ng has no voice with this accent and timbre.
@@ -94,8 +94,8 @@ def speak_words(text: str, voice: SyntheticVoice, rate: int = 24000) -> tuple[So
 
 
 def trim(sound: Sound, rate: int, lead: float, tail: float, threshold: float = 0.004) -> tuple[Sound, float]:
-    """Cut or pad `sound`, so that it has exactly `lead` seconds before its first audible sample and `tail` seconds
-    after its last audible sample.
+    """Cut or pad the beginning and the end of `sound`. Afterwards, the time before the first audible sample is exactly
+    `lead`, and the time after the last audible sample is exactly `tail`, both in seconds.
 
     Returns the new sound, and the delay of its contents in seconds.
     """
@@ -118,7 +118,7 @@ class _EspeakEngine:
         self._pieces: list[np.ndarray] = []
         self.words: Words = []
         """The words of the last speech."""
-        # keep the callback alive here, because the library holds no reference to it
+        # this reference keeps the callback alive, because the library has no reference to it
         self._callback = _Callback(self._receive)
         self.library.espeak_SetSynthCallback(self._callback)
 

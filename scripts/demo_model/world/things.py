@@ -8,7 +8,8 @@ from random import Random
 
 from make_test_media import Canvas, Color, Point, car
 
-# The ranges of hue in degrees, of saturation and of value. No thing has a shade between two of these colours.
+# For each colour, the ranges of hue in degrees, of saturation and of value. No thing has a shade between two of these
+# colours.
 _PAINTS = {
     "red": ((352, 365), (0.72, 0.95), (0.65, 0.95)),
     "blue": ((205, 232), (0.65, 0.95), (0.6, 0.98)),

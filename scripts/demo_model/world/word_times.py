@@ -1,4 +1,4 @@
-"""Computes when each token of a text is said, from the times at which the synthetic voice begins each word."""
+"""Computes when each token of a text is spoken, from the times at which the synthetic voice begins each word."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LAST_WORD = 0.5
 
 
 def token_moments(length: int, words: Words, starts: list[int], end: float) -> list[float]:
-    """For each token, the moment in the middle of its speech, in seconds.
+    """For each token, the time in seconds at which half of the token has been spoken.
 
     The tokens of a word share the word's time evenly. If the voice gives one time for several words, the tokens of
     these words share that time.
@@ -34,6 +34,8 @@ def token_moments(length: int, words: Words, starts: list[int], end: float) -> l
 
 
 def token_at_each(frames: int, seconds: float, moments: list[float]) -> list[int]:
-    """The index of the token that is said in the middle of each of `frames` frames, each `seconds` long."""
+    """For each frame, the index of the token that is spoken in the middle of the frame. `frames` is the number of
+    frames. `seconds` is the length of one frame.
+    """
     borders = [(before + after) / 2 for before, after in itertools.pairwise(moments)]
     return [sum(border <= (frame + 0.5) * seconds for border in borders) for frame in range(frames)]

@@ -1,4 +1,4 @@
-"""The checks of part 1, each a module with a `run(setup)` that yields findings; `parts.py` runs them."""
+"""The checks that `parts.py` runs. Each check is a module with a function `run(setup)`, which yields findings."""
 
 SECONDS = {
     "machine": 40,
@@ -10,4 +10,4 @@ SECONDS = {
     "ring": 60,
     "copies": 30,
 }
-"""Names of the modules, in the order in which they run, each with the maximum seconds that it may take."""
+"""The maximum number of seconds that each module may take. The modules run in this order."""

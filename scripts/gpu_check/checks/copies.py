@@ -1,5 +1,5 @@
-"""Measures the speed of copies to and from the device: pageable, pinned, in bfloat16, of gathered rows, and in
-messages.
+"""Measures the speed of copies to and from the device: of pageable and pinned memory, of float32 and bfloat16, of
+gathered rows, and of messages.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def _message(rows: torch.Tensor) -> object:
 
 
 def _gathered(setup: Setup, rows: int) -> Finding:
-    """Gather a prefill chunk of a prompt that has only media rows with DeepStack rows. Compare the results on the
-    device and on the CPU.
+    """Gather the rows of one prefill chunk. The prompt has only media rows, and all of them also have DeepStack rows.
+    Compare the results on the device and on the CPU.
     """
     torch.manual_seed(0)
     index = torch.arange(rows)

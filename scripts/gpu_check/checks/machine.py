@@ -32,7 +32,9 @@ HOOKS = {
     "Qwen3OmniMoeCode2WavDecoderResidualUnit": ("act1", "conv1", "act2", "conv2"),
     "Qwen3OmniMoeCode2WavDecoderBlock": ("block",),
 }
-"""Classes of transformers whose parts the stages use, and words that must be in the source of their module."""
+"""For each class of transformers that the stages use, the names of the parts that the stages use. The source of the
+class's module must contain these names.
+"""
 
 
 def run(setup: Setup) -> Iterator[Finding]:

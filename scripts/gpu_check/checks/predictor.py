@@ -1,4 +1,6 @@
-"""Checks the code predictor: replayed frames equal computed frames, both are timed, and replays keep no memory."""
+"""Checks that the code predictor's CUDA graphs give the same frames as its network without graphs, and that replays of
+graphs allocate no lasting memory. Also measures the time with and without graphs.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ TIMED = (1, 8, 32)
 REPLAYS = 1000
 
 _MAY_GROW = 8 * 1024**2
-# On a CPU, memory comes from the heap instead of a fixed pool, so the growth after some replays is inexact.
+# On a CPU, memory comes from the heap and not from a fixed pool, so the measured growth after some replays is inexact.
 _MAY_GROW_ON_CPU = 64 * 1024**2
 
 
@@ -42,8 +44,7 @@ def run(setup: Setup) -> Iterator[Finding]:
     options = CodePredictorOptions(max_batch=largest)
     network = load_network(model.path, setup.device, options)
     before, began = held_bytes(setup.device), time.perf_counter()
-    graphs = frame_graphs(network, setup.device, options)
-    assert graphs is not None
+    graphs = frame_graphs(network, setup.device)
     while not graphs.complete:
         graphs.record_next()
     seconds = round(time.perf_counter() - began, 2)
@@ -65,10 +66,11 @@ def run(setup: Setup) -> Iterator[Finding]:
 
 
 class FrameBatch:
-    """A frame for each of several utterances with these sampling parameters. Each utterance has its own seed and state.
+    """One frame for each of several utterances, which have the same sampling parameters. Each utterance has its own
+    seed and state.
 
     Args:
-        rows: Number of utterances, from the first on; None means all.
+        rows: Number of utterances that are used, beginning with the first utterance; None means all.
     """
 
     def __init__(self, network: ResidualNetwork, ways: list[Sampling], rows: int | None = None) -> None:
@@ -91,8 +93,8 @@ def _seeded(way: Sampling, row: int) -> Sampling:
 
 
 def _equality(setup: Setup, network: ResidualNetwork, graphs: FrameGraphs, largest: int) -> Finding:
-    """Compare the codes from the graphs with the codes from the network. The network computes batches of the padded
-    size, so that it runs the same kernels.
+    """Compare the codes from the graphs with the codes from the network. The network computes batches of the size to
+    which the graphs pad, so that it runs the same kernels as the graphs.
     """
     different, compared, at_own_size = 0, 0, 0
     for rows in (batch for batch in BATCHES if batch <= largest):
@@ -103,8 +105,8 @@ def _equality(setup: Setup, network: ResidualNetwork, graphs: FrameGraphs, large
             different += int((recorded != whole.codes(network.frames)[:rows]).any(1).sum())
             at_own_size += int((recorded != part.codes(network.frames)).any(1).sum())
             compared += rows
-    # Without padding, a batch may use other kernels, which round differently. So the comparison at the batch's own size
-    # is not judged.
+    # At its own size, without padding, a batch may use other kernels, which round differently. So the comparison at
+    # this size is reported but not judged.
     figures = {"frames": compared, "different": different, "different_at_own_size": at_own_size}
     return Finding("predictor: graphs equal eager", not different and compared > 0, figures)
 

@@ -1,4 +1,5 @@
-"""Times the ring of messages between two processes: a simplified talker, and the real code predictor.
+"""Times the exchange of messages between two processes: a simplified talker, which sends states and codes, and the real
+code predictor, which sends back embeddings.
 
 The simplified talker is a graph with the widths of the real talker, but without experts. It makes the copies that the
 engine makes for each utterance. Messages go over ZeroMQ, as between workers.
@@ -39,13 +40,14 @@ FRAMES, WARM = 100, 20
 LAYERS = 20
 SAMPLED = Sampling(temperature=1.0, top_k=50, top_p=0.8)
 
-_START_SECONDS = 60
+# This time is long enough for a compiler on the CPU. A process without saved machine code compiles in its first frame.
+_START_SECONDS = 120
 
 
 def run(setup: Setup) -> Iterator[Finding]:
     voices = (1, 2) if setup.small else VOICES
-    # With CUDA the second process is spawned, because a fork of this process could not use CUDA. Without CUDA the
-    # second process is forked, because a fork starts sooner.
+    # With CUDA, the second process is spawned as a new program, because a fork of this process could not use CUDA.
+    # Without CUDA, it is forked, because a fork starts sooner.
     context: Any = multiprocessing.get_context("fork" if setup.device == "cpu" else "spawn")
     partner = context.Process(target=predict, args=(setup, max(voices)), daemon=True)
     partner.start()
@@ -117,7 +119,7 @@ class DummyTalker:
 
     @torch.inference_mode()
     def step(self, rows: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[int]]:
-        """The states and codes for the rows of the utterances. The rows come from the CPU."""
+        """The states and codes for the rows of the utterances. The rows are on the CPU."""
         # the rows are copied one by one, as when they are fed to the engine
         moved = torch.stack([row.to(self._device) for row in rows])
         self._rows[: len(rows)].copy_(moved)
@@ -147,7 +149,7 @@ def _go_round(setup: Setup, ends: _Ends, talker: DummyTalker, count: int) -> tup
         )
         back = 0
         while back < count:
-            for message in ends.await_one(20):
+            for message in ends.await_one(20 if frame else _START_SECONDS):
                 if message.target == TALKER:
                     rows[message.request_id] = message.body.embedding.torch()
                     back += 1

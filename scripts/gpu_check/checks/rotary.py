@@ -1,4 +1,4 @@
-"""Checks that rotary angles are on the model's device, and equal the angles that a CPU computes."""
+"""Checks that rotary angles are on the model's device, and that they equal the angles computed on a CPU."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ HEAD_DIM, THETA, SECTIONS = 128, 1e6, [24, 20, 20]
 HEADS, TOKENS = 32, 4096
 FURTHEST = 65536
 
-# Limit for the difference between two libraries' cosines of the same float32 angle.
+# Maximum difference between the cosines that two libraries compute for the same float32 angle.
 _ANGLES = 1e-5
-# Limit for the difference between two bfloat16 products of numbers up to about 4.
+# Maximum difference between two rotated values in bfloat16, for numbers up to about 4.
 _ROTATED = 0.05
 
 
 def run(setup: Setup) -> Iterator[Finding]:
-    # SGLang builds models inside a device context and never moves them; with the device `meta`, buffers on the wrong
-    # device are found on any machine.
+    # SGLang builds models inside a device context and never moves them. With the device `meta`, a buffer on the wrong
+    # device is found on any machine, even without a GPU.
     for device in dict.fromkeys((setup.device, "meta")):
         stray = stray_buffers(device)
         yield Finding(f"rotary: built on {device}", not stray, {"elsewhere": stray})
@@ -32,7 +32,9 @@ def run(setup: Setup) -> Iterator[Finding]:
 
 
 def stray_buffers(device: str) -> dict[str, str]:
-    """Buffers of the angles that are not on the device of the context in which they were made."""
+    """The angles' buffers that are on the wrong device. The right device is that of the context in which a buffer was
+    made.
+    """
     with torch.device(device):
         angles = InterleavedAngles(HEAD_DIM, THETA, SECTIONS)
     return {name: str(buffer.device) for name, buffer in angles.named_buffers() if buffer.device.type != device}

@@ -1,4 +1,6 @@
-"""Checks the language models' sampler: its picks against a CPU's picks, its time, and its waits for the device."""
+"""Checks the sampler of the language models: whether it picks the same ids as on a CPU, how long it takes, and how
+often it waits for the device.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,8 @@ def _stand_in_for_sglang() -> None:
 
 
 class SamplingStep:
-    """Picks for a batch of continuing requests: each run adds the picked ids to the requests' outputs, as the engine
-    does.
+    """Picks an id for each request of a batch. Each run adds the picked ids to the outputs of the requests, as the
+    engine does.
     """
 
     def __init__(self, rows: int, vocabulary: int, way: str, device: str, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -91,7 +93,8 @@ def _equality(setup: Setup, rows: int, vocabularies: tuple[int, ...]) -> Finding
             for _ in range(3):
                 different += sum(a != b for a, b in zip(here(), there(), strict=True))
                 compared += rows
-    # A random number may fall between two roundings of the same border, which happens about once in 1e12 draws.
+    # The device and the CPU round the border between two ids differently. If a random number lies between the two
+    # values of a border, the ids differ. This happens about once in 1e12 draws.
     return Finding("sampler: equal to the CPU", not different, {"picks": compared, "different": different})
 
 

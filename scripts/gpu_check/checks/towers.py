@@ -25,7 +25,7 @@ PICTURE = (1, 64, 64)  # patches of 16 x 16 pixels: one megapixel
 CLIP = (30, 36, 48)  # 60 frames of 576 x 768 pixels: 30 s at two frames a second; a patch covers two frames
 SOUND_FRAMES = 3000  # 30 s
 
-# Tolerance beyond the plan, for an allocator's rounding.
+# Tolerance above the planned memory, for the allocator's rounding.
 _ROUNDING = 1.05
 _BFLOAT16 = 0.03
 
@@ -69,10 +69,12 @@ def _encoded(
 
 
 def _planned(situation: Situation, needs: Callable[[Situation], Needs], rows: int) -> int:
-    """The bytes that the plan counts for this many rows at once; longer items are cut according to the options."""
+    """The number of bytes that the memory plan reserves for encoding `rows` rows at once. The options limit the number
+    of rows, because longer items are encoded in pieces.
+    """
     limit = situation.options.max_batch_tokens
     if needs is memory_needs.vision:
-        # for the largest picture, or for a full batch if a full batch has more rows
+        # `activations` is the need of the largest picture, or of a full batch if a full batch has more rows.
         whole = needs(situation).activations
         return whole * min(rows, limit) // max(limit, memory_needs.LARGEST_PICTURE_ROWS)
     chosen = msgspec.structs.replace(situation.options, max_batch_tokens=min(rows, limit))

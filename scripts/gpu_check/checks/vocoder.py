@@ -13,14 +13,15 @@ from gpu_check.running.finding import Finding
 from gpu_check.running.measure import peak_bytes, times
 from gpu_check.running.random_parts import RandomModel
 from gpu_check.running.setup import Setup
-from stages import code2wav
 from stages.checkpoint import memory_needs
+from stages.code2wav import stage
 from stages.code2wav.history import Streams
-from stages.code2wav.network import StreamingVocoder
+from stages.code2wav.streaming_vocoder import StreamingVocoder
 from stages.options import Code2WavOptions
 
 BATCHES = (1, 2, 4, 8, 16, 32)
-# Allowed error relative to the data type's own error against float32, because other kernels round differently.
+# Maximum error of the chunks, as a multiple of the rounding error of this data type (its difference from float32). An
+# error is allowed, because other kernels round differently.
 _WORSE = 1.5
 _FLOOR = 1e-4
 _AUDIBLE = 1e-3
@@ -31,7 +32,7 @@ def run(setup: Setup) -> Iterator[Finding]:
     slots = 2 if setup.small else 32
     options = Code2WavOptions(max_streams=slots)
     model = RandomModel(setup.directory, setup.device, small=setup.small)
-    reference: Any = code2wav.stage.load_part(
+    reference: Any = stage.load_part(
         Qwen3OmniMoeCode2Wav, model.config.code2wav_config, model.path, "code2wav.", model.dtype, setup.device
     )
     _let_it_sound(reference)
@@ -49,7 +50,9 @@ def run(setup: Setup) -> Iterator[Finding]:
 
 
 def _let_it_sound(model: Any) -> None:
-    """Draw weights that preserve a signal's size; with the weights that transformers draws, the signal dies away."""
+    """Replace the weights of all convolutions by random weights that keep the amplitude of a signal about constant from
+    layer to layer. With the random weights that transformers draws, the signal would vanish.
+    """
     for layer in model.modules():
         if isinstance(layer, (torch.nn.Conv1d, torch.nn.ConvTranspose1d)):
             inputs = layer.in_channels // layer.groups
@@ -58,7 +61,9 @@ def _let_it_sound(model: Any) -> None:
 
 
 class SoundChunk:
-    """Decodes a chunk: the given number of new frames for each of the first `batch` utterances."""
+    """Decodes one chunk of several utterances. `batch` is the number of utterances, and `frames` is the number of new
+    frames of each utterance.
+    """
 
     def __init__(self, vocoder: StreamingVocoder, batch: int, frames: int, *, fresh: bool) -> None:
         self._vocoder = vocoder
@@ -100,8 +105,8 @@ def _equality(setup: Setup, reference: Any, vocoder: StreamingVocoder, sizes: tu
 
 
 def _pairs(setup: Setup, vocoder: StreamingVocoder, slots: int, sizes: list[int]) -> Finding:
-    """Milliseconds of the first run and of repeated runs, for each shape of later chunks, and for each batch of first
-    chunks (which all have one size).
+    """Milliseconds of the first run and of repeated runs. They are measured for each shape of later chunks, and for
+    each batch size of first chunks (which all have one length).
     """
     figures: dict[str, Any] = {}
     for batch in (batch for batch in BATCHES if batch <= slots):

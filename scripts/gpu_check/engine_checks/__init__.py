@@ -1,4 +1,6 @@
-"""The checks of part 2, our engine on SGLang: each is a module with `run(setup, checkpoint)`; `engine.py` runs them."""
+"""The checks of our engine on SGLang, which `engine.py` runs. Each check is a module with a function `run(setup,
+checkpoint)`.
+"""
 
 SECONDS = {"thinker": 200, "talker": 150}
-"""Names of the modules, each with the maximum seconds of the whole deadline that it may take."""
+"""The maximum number of seconds that each module may take. The modules run in this order."""

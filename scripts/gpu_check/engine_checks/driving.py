@@ -1,4 +1,4 @@
-"""Drives an engine, and keeps the results for each request: ids, the logits from which they were picked, and states."""
+"""Runs an engine, and keeps the results for each request: ids, the logits from which they were picked, and states."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ class EngineAnswer:
     Attributes:
         ids: The picked ids.
         logits: The logits of each pick, float32 [vocabulary], on the CPU.
-        states: From a `FedEngine`: the state [hidden] of each pick.
-        tapped: The tapped states of the request's prompt, or None if they were not requested.
+        states: The state [hidden] of each pick. Only a `FedEngine` returns these states.
+        tapped: The hidden states of the prompt that the engine copied for the talker, or None if they were not
+            requested.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -64,8 +65,9 @@ class Driven:
         )
         if eager:
             self.engine.model.recorded = None
-        # Without ids that end an answer, no request ends before its limit. `ignore_eos` would do the same, but then
-        # SGLang admits only as many requests as can finish without a retraction.
+        # Without end ids, no request ends before its limit. `ignore_eos` would have the same effect. But with
+        # `ignore_eos`, SGLang admits only as many requests as can finish without a retraction. In a retraction, SGLang
+        # takes the memory of a running request, and computes the request again later.
         self.engine._scheduler.model_config.hf_eos_token_id = set()
         self._logits: list[torch.Tensor] = []
         sampler: Any = self.engine._sampler
@@ -88,11 +90,11 @@ class Driven:
         self, prompts: Mapping[str, Generation], rows: Callable[[str, int], torch.Tensor] | None = None,
         late: Callable[[str, int], bool] = lambda name, step: False,
     ) -> dict[str, EngineAnswer]:  # fmt: skip
-        """Run all requests at once, to their ends.
+        """Run all requests at once until each has ended.
 
         Args:
-            rows: For a `FedEngine`: returns the row that follows a request's n-th pick.
-            late: Returns whether a request's row is held back, so that the request is left out of a step.
+            rows: Returns the input row for the step after a request's n-th pick. Only a `FedEngine` needs it.
+            late: Returns whether a request's row is held back for one step, so that this step runs without the request.
         """
         answers = {name: EngineAnswer() for name in prompts}
         limits = {name: generation.sampling.max_tokens or 0 for name, generation in prompts.items()}
@@ -129,7 +131,7 @@ class Driven:
 
 
 def text(name: str, ids: torch.Tensor, tokens: int, tapped: torch.Tensor | None = None) -> Generation:
-    """A greedy request for this many tokens after a prompt int64 [n]."""
+    """A greedy request. `ids` is the prompt, int64 [n]. `tokens` is the number of tokens to generate."""
     sampling = Sampling(max_tokens=tokens)
     return Generation(name, ids, PromptRows(ids=ids, positions=None, delta=0.0), sampling, tapped_rows=tapped)
 
@@ -140,9 +142,10 @@ class Difference:
 
     Attributes:
         logits: The largest difference of a logit, up to the first pick that differs.
-        parted: Number of requests with a pick that differs.
-        wrong: Number of requests whose answers differ in length, or whose picks differ although the first run's logits
-            of the two picks differ by more than twice the allowed difference.
+        parted: Number of requests in which a pick differs.
+        wrong: Number of requests that differ in a way that rounding cannot explain. Either the answers differ in
+            length, or a pick differs although the logits of the two picks were far apart in the first run. "Far apart"
+            means further than twice the allowed difference.
     """
 
     logits: float = 0.0
@@ -152,8 +155,8 @@ class Difference:
 
 
 def difference(first: Mapping[str, EngineAnswer], second: Mapping[str, EngineAnswer], allowed: float) -> Difference:
-    """Compare two runs pick by pick. A pick may differ if the first run's logits of the two picks differ by at most
-    twice `allowed`.
+    """Compare two runs pick by pick. A pick may differ if, in the first run, the logits of the two picks are at most
+    twice `allowed` apart.
     """
     found = Difference()
     for name, one in first.items():

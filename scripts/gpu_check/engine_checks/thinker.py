@@ -1,4 +1,6 @@
-"""Checks the thinker's engine: captured steps, graphs against eager steps, padding, taps, retraction, Hugging Face."""
+"""Checks the thinker's engine: which decode steps are captured as CUDA graphs, whether graphs equal eager steps,
+padding, the states for the talker, retraction, and whether the results equal Hugging Face's.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,12 @@ BATCHES = (1, 3, 5, 8, 13)
 TIMED = (1, 8, 32)
 TAP_LAYER = 2
 
-# SGLang reserves memory for the expected growth of running requests, which would prevent retractions. With these
-# settings, SGLang expects little growth, and chunks are small.
+# Settings that cause retractions. By default, SGLang reserves memory for the expected growth of running requests, so
+# that retractions are rare. With these settings, SGLang expects little growth, and prefill chunks are small.
 CROWDED: dict[str, Any] = {"schedule_conservativeness": 0.01, "chunked_prefill_size": 32}
 
-# Allowed difference of a logit: on a CPU, the difference between batch shapes in float32; on a GPU, a few units of
-# bfloat16 at logits up to 30.
+# Allowed difference of a logit. On a CPU, float32 rounds differently in batches of different shapes. On a GPU, the
+# difference may be a few units in the last place of bfloat16, for logits up to 30.
 ALLOWED = {"cpu": 1e-3, "cuda": 0.5}
 
 
@@ -85,7 +87,9 @@ def _padding(
 
 @torch.inference_mode()
 def _taps(setup: Setup, checkpoint: Path, engine: Driven, asked: list[torch.Tensor], allowed: float) -> Finding:
-    """Compare the tapped states with Hugging Face's states, also after a prefix-cache hit."""
+    """Compare the states that the engine copies for the talker (*taps*) with Hugging Face's states. Then compare them
+    with the states after a hit in the prefix cache.
+    """
     ids = asked[3 % len(asked)]
     rows = torch.arange(len(ids))
     first, again = (engine.run(named([text("tap", ids, 2, rows)]))["tap"].tapped for _ in range(2))
@@ -103,7 +107,7 @@ def _taps(setup: Setup, checkpoint: Path, engine: Driven, asked: list[torch.Tens
 
 @torch.inference_mode()
 def _reference(setup: Setup, checkpoint: Path, asked: list[torch.Tensor], alone: dict[str, EngineAnswer]) -> Finding:
-    """Compare each pick, given all picks before it, with Hugging Face's logits in the same data type."""
+    """Compare each pick with the logits that Hugging Face computes after the same picks, in the same data type."""
     model = _hugging_face(setup, checkpoint)
     exact = _hugging_face(setup, checkpoint, torch.float32)
     off = rounding = furthest = 0.0

@@ -1,1 +1,3 @@
-"""Holds code that the checks for a bare machine share: findings, time-limited children, measuring, random weights."""
+"""Contains code that the checks for a bare machine share: findings, children with a time limit, measuring, random
+weights.
+"""

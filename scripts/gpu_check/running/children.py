@@ -20,13 +20,13 @@ from gpu_check.running.finding import Finding
 Start: TypeAlias = Callable[[int, int], int]
 
 _SHOWN = 1500  # characters of a child's stderr that are kept
-_REAP_SECONDS = 5.0  # a process that waits for a driver may not end at all
+_REAP_SECONDS = 5.0  # the wait is limited, because a process that waits for a driver may never end
 _POLL_SECONDS = 0.02
 
 
 def forked(work: Callable[[], object]) -> Start:
-    """A `Start` that does `work` in a fork of this process. The fork need not repeat the imports of this process, which
-    take long.
+    """A `Start` that does `work` in a fork of this process. The imports of this process take long, and the fork does
+    not repeat them.
 
     This process must not have used CUDA or started threads.
     """
@@ -59,7 +59,7 @@ def spawned(command: Sequence[str], environment: Mapping[str, str]) -> Start:
     """A `Start` that runs `command` as a new program."""
 
     def start(output: int, errors: int) -> int:
-        # Only the id is needed, and a Popen object would warn about a process that still runs when the object is
+        # Not a Popen object: only the id is needed, and Popen warns if its process still runs when the object is
         # garbage collected.
         return os.posix_spawn(
             command[0], list(command), environment, setsid=True,
@@ -94,7 +94,7 @@ def findings(name: str, start: Start, seconds: float) -> Iterator[Finding]:
             _kill(child)
             os.close(output)
         if problem is None and not count:
-            problem = "it found nothing"
+            problem = "it printed no finding"
         if problem is not None:
             errors.seek(0)
             took = round(time.monotonic() - began, 1)

@@ -68,6 +68,6 @@ class Log:
 
 
 def report(finding: Finding) -> None:
-    """Print a finding of this child process, whose standard output carries nothing but findings."""
+    """Print a finding of this child process. Its standard output must contain nothing but findings."""
     sys.stdout.write(finding.line() + "\n")
     sys.stdout.flush()

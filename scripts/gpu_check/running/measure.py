@@ -36,7 +36,7 @@ def milliseconds(work: Callable[[], object], device: str) -> float:
 
 
 def times(work: Callable[[], object], device: str, runs: int) -> Times:
-    """Time a first run and `runs` more runs."""
+    """Time a first run and some more runs. `runs` is the number of the other runs."""
     first = milliseconds(work, device)
     rest = sorted(milliseconds(work, device) for _ in range(runs))
     return Times(round(first, 3), round(rest[len(rest) // 2], 3))
@@ -65,7 +65,9 @@ def peak_bytes(work: Callable[[], object], device: str) -> int:
 
 
 def held_bytes(device: str) -> int:
-    """Bytes in use at this moment: of the GPU by all processes, or of the RAM by this process."""
+    """Bytes that are in use at this moment. On a GPU, these are the bytes that all processes use. On a CPU, these are
+    the bytes of RAM that this process uses.
+    """
     gc.collect()
     if device == "cuda":
         wait(device)

@@ -1,7 +1,8 @@
 """Builds stages with random weights instead of a checkpoint's weights, at the 30B model's sizes or at small sizes.
 
-The stages load their parts with `load_part`. This module replaces `load_part`, and builds the parts with `_from_config`
-on the device. This is much faster than reading tens of gigabytes, and needs no file except config.json.
+The stages load their parts with `load_part`. This module replaces `load_part` by a function that builds the parts on
+the device with `_from_config`. This is much faster than reading tens of gigabytes, and needs no file except
+config.json.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class RandomModel:
         return StageContext(stage, self.path, self.device, options, frozenset({stage}), scratch=self.path)
 
     def situation(self, options: Any) -> Situation:
-        """The situation that `sgl-omni plan` would give to `memory_needs` for a stage with a GPU of its own."""
+        """The situation that `sgl-omni plan` would pass to `memory_needs` for a stage that is alone on its GPU."""
         return Situation(
             config=self.content,
             options=options,

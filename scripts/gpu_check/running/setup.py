@@ -1,4 +1,4 @@
-"""Holds the parameters of a check: its device, sizes and time."""
+"""Defines the parameters of a check: its device, sizes and time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Puts `torch_kernels` where SGLang looks for its compiled kernels, and must be used before SGLang is imported.
+"""Makes SGLang use `torch_kernels` in place of its compiled kernels. Call the functions of this module before SGLang is
+imported.
 
 SGLang has two kinds of kernels: the kernels of the package `sgl_kernel`, which is built for one version of torch, and
 the kernels that `load_jit` compiles at their first use.
@@ -25,7 +26,7 @@ _COMPILED = (
 
 
 class Absent:
-    """A kernel or constant without a stand-in: it can be imported but not used."""
+    """A kernel or constant that no torch function replaces. It can be imported but not used."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -36,7 +37,7 @@ class Absent:
         return Absent(f"{self._name}.{name}")
 
     def __call__(self, *arguments: object, **options: object) -> Any:
-        raise NotImplementedError(f"no stand-in for {self._name}")
+        raise NotImplementedError(f"no torch function replaces {self._name}")
 
 
 class _StandInFinder(MetaPathFinder, Loader):
@@ -80,7 +81,7 @@ def compiled() -> None:
     def load_jit(*marker: object, **sources: Any) -> Any:
         wanted = [name for name, _ in sources.get("cuda_wrappers") or ()]
         if not any(hasattr(module, name) for name in wanted):
-            raise NotImplementedError(f"no stand-in for any of {', '.join(wanted)}")
+            raise NotImplementedError(f"no torch function replaces any of these kernels: {', '.join(wanted)}")
         return module
 
     for name in ("compile.loader", "compile", ""):

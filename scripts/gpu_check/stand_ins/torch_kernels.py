@@ -1,7 +1,8 @@
 """Torch forms of the SGLang kernels that our models call, with the arguments and side effects of the real kernels.
 
 The functions write where the real kernels write: `fused_add_rmsnorm` to both of its inputs, `qknorm` to its input. They
-never wait for the device or make a tensor whose size depends on values, so that decode steps can be captured.
+never wait for the device, and never make a tensor whose size depends on values. So decode steps can be captured as CUDA
+graphs.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from torch.nn import functional
 
 
 def rmsnorm(x: Tensor, weight: Tensor, eps: float = 1e-6, out: Tensor | None = None, **_: object) -> Tensor:
-    """Stands in for `sgl_kernel.rmsnorm`."""
+    """Replaces `sgl_kernel.rmsnorm`."""
     result = _normalised(x.float(), weight, eps).to(x.dtype)
     return result if out is None else out.copy_(result)
 
 
 def fused_add_rmsnorm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6, *_: object, **__: object) -> None:
-    """Stands in for `sgl_kernel.fused_add_rmsnorm`: writes the sum to `residual` and the normalised sum to `x`."""
+    """Replaces `sgl_kernel.fused_add_rmsnorm`. Writes the sum to `residual`, and the normalised sum to `x`."""
     total = x.float() + residual.float()
     residual.copy_(total)
     x.copy_(_normalised(total, weight, eps))
@@ -35,7 +36,7 @@ def _normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def silu_and_mul(x: Tensor, out: Tensor) -> Tensor:
-    """Stands in for `sgl_kernel.silu_and_mul`."""
+    """Replaces `sgl_kernel.silu_and_mul`."""
     gate, up = x.float().chunk(2, -1)
     return out.copy_(functional.silu(gate) * up)
 
@@ -43,13 +44,13 @@ def silu_and_mul(x: Tensor, out: Tensor) -> Tensor:
 def run_activation(x: Tensor, out: Tensor, name: str) -> None:
     """The gated activation with this name."""
     if name != "silu":
-        raise NotImplementedError(f"no stand-in for the activation {name!r}")
+        raise NotImplementedError(f"these replacement kernels compute only the activation 'silu', not {name!r}")
     silu_and_mul(x, out)
 
 
 def run_activation_filtered(x: Tensor, out: Tensor, _experts: Tensor, _step: int, name: str) -> None:
-    """A gated activation of the rows that have an expert. This function computes all rows, but the rows without an
-    expert are never read.
+    """A gated activation of the rows that have an expert. This function also computes the rows without an expert. Their
+    results are never read.
     """
     run_activation(x, out, name)
 
@@ -77,11 +78,11 @@ def moe_align_block_size(
     _pad: bool = False,
     *_: object,
 ) -> None:
-    """Sort the places in `topk_ids` by expert, and pad each expert's places to whole blocks.
+    """Sort the indices of `topk_ids` by expert, and pad the indices of each expert to whole blocks.
 
     Args:
         buckets: Number of experts plus one; the first bucket is for ids of -1.
-        sorted_ids: Receives the places. A padding entry contains the number of places.
+        sorted_ids: Receives the indices. A padding entry contains the total number of indices.
         expert_ids: Receives the expert of each block.
         padded_total: Receives the used length of `sorted_ids`.
     """
@@ -104,7 +105,9 @@ def moe_align_block_size(
 def store_cache(
     k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, places: Tensor, _limit: int = 0, skipped: int = 0
 ) -> None:
-    """Store keys and values in the KV cache, except at the place `skipped`, which padding uses."""
+    """Store keys and values in the KV cache, except for rows whose place in the cache is `skipped`. These rows are
+    padding.
+    """
     kept = (places == skipped)[:, None]
     index = places.long()
     for new, cache in ((k, k_cache), (v, v_cache)):

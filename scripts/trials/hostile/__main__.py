@@ -1,7 +1,7 @@
-"""Runs hostile clients until the standard input ends, and prints the answers that they got as JSON.
+"""Runs hostile clients until the standard input ends. Then prints the results of each client as JSON.
 
-The process prints ``ready`` when its files are made, and begins when it reads a line. It has a low priority, because
-real clients compute on other machines.
+The process prints ``ready`` when its files are made. It begins the attacks when it reads a line. It has a low priority,
+because real clients would use the CPUs of other machines.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ MIB = 2**20
 
 
 def giant_texts(draw: random.Random, target: Target) -> Round:
-    """Attacks the tokenizer: sends 4 MiB and 64 MiB of words, and texts of the same sizes without any space."""
+    """Attacks the tokenizer: sends 4 MiB and 64 MiB of words, and texts of the same sizes without a single space."""
     sizes = [4 * MIB, min(64 * MIB, target.body_bytes - MIB)]
     texts = [unit * (size // len(unit)) for size in sizes for unit in ("bread and water ", "x")]
     bodies = [json.dumps(chat(text)).encode() for text in texts]
@@ -28,7 +28,7 @@ def giant_texts(draw: random.Random, target: Target) -> Round:
 
 
 def json_bombs(draw: random.Random, target: Target) -> Round:
-    """Attacks the JSON decoder: sends 48 MiB of empty lists, deep nests, a large ignored field, a million messages."""
+    """Attacks the JSON decoder: sends 48 MiB of empty lists, deep nesting, a big unused field or a million messages."""
     size = min(48 * MIB, target.body_bytes - MIB)
     lists = b"[" + b"[]," * (size // 3) + b"[]]"
     question = b'{"messages":[{"role":"user","content":"x"}],"metadata":'
@@ -70,7 +70,7 @@ async def _post_and_leave(client: HostileClient, body: bytes) -> None:
 
 
 def hostile_numbers(draw: random.Random, target: Target) -> Round:
-    """Attacks the checks of numbers: sends ids of thousands of digits, infinite and negative values, wrong types."""
+    """Attacks the checks of numbers: sends numbers of 5,000 digits, infinite or negative values, or wrong types."""
     digits = "9" * 5000
     fields = [
         *(f'"logit_bias":{{"{key}":1}}' for key in ("0" * 30 + "9" * 30, digits, "-1", "1e5", " 1", "١", "0x1", "")),

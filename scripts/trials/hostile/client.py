@@ -1,4 +1,4 @@
-"""Gives a hostile client an address of its own, and records the server's answers to the client's requests."""
+"""Gives a hostile client its own address, and records the server's answers to its requests."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class HostileClient:
     Attributes:
         connections: The number of connections that the server accepted.
         outcomes: The number of requests by status and error code.
-        breaches: The number of times that the server did something that it must never do, by description.
+        breaches: Describes things that the server must never do, and counts how often the server did each of them.
     """
 
     def __init__(self, port: int, address: str, draw: random.Random) -> None:
@@ -146,7 +146,7 @@ Round: TypeAlias = Callable[[HostileClient], Awaitable[None]]
 
 
 class Target(Struct, frozen=True):
-    """The limits of the besieged server that the attacks aim at.
+    """The limits of the server that the attacks try to exceed.
 
     Attributes:
         body_bytes, connections, speech_tokens: The settings `server.limits.body_bytes` and `server.limits.connections`,
@@ -163,5 +163,5 @@ class Target(Struct, frozen=True):
 
 
 def chat(content: Any, **fields: Any) -> dict[str, Any]:
-    """The body of a chat request of one message."""
+    """The body of a chat request that has one message."""
     return {"messages": [{"role": "user", "content": content}], "max_tokens": 4, **fields}

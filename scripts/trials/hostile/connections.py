@@ -1,4 +1,6 @@
-"""Attacks through the connection: its head, its pace, its number, and its end."""
+"""Attacks through the connection: by headers, by slow reading or writing, by many connections, and by early
+disconnects.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ def _stall(body: dict[str, object], mark: bytes | None) -> Round:
 
 
 def slow_senders(draw: random.Random, target: Target) -> Round:
-    """Attacks the wait for a request: sends heads and bodies one byte at a time."""
+    """Keeps the server waiting for the rest of a request: sends heads and bodies one byte at a time."""
 
     async def attack(client: HostileClient) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -68,7 +70,7 @@ def slow_senders(draw: random.Random, target: Target) -> Round:
 
 
 def hostile_headers(draw: random.Random, target: Target) -> Round:
-    """Attacks every route by headers: sends names of other hosts, odd Accept headers, doubled and broken lengths."""
+    """Attacks every route with bad headers, such as names of other hosts and contradictory or invalid body lengths."""
     routes = ["/", "/health", "/metrics", "/openapi.json", "/v1/models", "/v1/models/x", CHAT]
     lines = [
         *(
@@ -112,7 +114,7 @@ def hostile_headers(draw: random.Random, target: Target) -> Round:
 
 
 def connection_flood(draw: random.Random, target: Target) -> Round:
-    """Attacks the number of connections: opens as many as the server allows, all silent, again and again."""
+    """Attacks the number of connections: opens as many silent connections as the server allows, again and again."""
 
     async def attack(client: HostileClient) -> None:
         wires: list[Wire] = []
@@ -162,7 +164,7 @@ def long_voices(draw: random.Random, target: Target) -> Round:
 
 
 def pipelining(draw: random.Random, target: Target) -> Round:
-    """Attacks the order of requests: sends hundreds at once on one connection, and reads the answers late."""
+    """Attacks the order of requests: sends 200 requests at once on one connection, and reads the answers late."""
     body = json.dumps(chat("x")).encode()
 
     async def attack(client: HostileClient) -> None:

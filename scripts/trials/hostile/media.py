@@ -39,7 +39,7 @@ def long_clips(draw: random.Random, target: Target) -> Round:
 
 
 def scan_bombs(draw: random.Random, target: Target) -> Round:
-    """Attacks the limit of scans: sends JPEGs with thousands of scans, alone, behind an MPF segment, and in an AVI."""
+    """Attacks the limit of scans: sends JPEGs with thousands of scans: plain, with an MPF segment, or in an AVI."""
     plain, album = _progressive(2048, "JPEG"), _progressive(2048, "MPO")
     bodies = [
         _body("images", [_with_scans(plain, 3000)]),
@@ -84,13 +84,13 @@ def crash_files(draw: random.Random, target: Target) -> Round:
 
     async def attack(client: HostileClient) -> None:
         number = client.draw.randrange(10**6)
-        await client.post(json.dumps(make(number, seed, files).body).encode())
+        await client.post(json.dumps(make(number, seed, files).options["json"]).encode())
 
     return attack
 
 
 def slow_downloads(draw: random.Random, target: Target) -> Round:
-    """Attacks the count of downloads: each request names eight large files, which arrive quickly and then never end."""
+    """Attacks the count of downloads: each request names eight large files, which arrive fast but never end."""
     almost = target.media_bytes - MIB
     server: list[asyncio.Server] = []
 
@@ -157,7 +157,7 @@ def _progressive(side: int, kind: str) -> bytes:
 
 
 def _with_scans(jpeg: bytes, count: int) -> bytes:
-    """`jpeg` with the last scan of its first picture repeated `count` times."""
+    """`jpeg`, in which the last scan of the first picture is repeated. `count` is the number of repetitions."""
     at, scan = 2, (0, 0)
     while jpeg[at + 1] != 0xD9:  # the end of the first picture
         after = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
@@ -198,7 +198,7 @@ def _long_clip(minutes: int) -> bytes:
 def _mux(
     output: av.container.OutputContainer, stream: av.VideoStream, packets: list[bytes], count: int, step: Fraction
 ) -> None:
-    """Write `count` packets, by repeating the given packets."""
+    """Write packets by repeating the given packets. `count` is the number of packets to write."""
     for number in range(count):
         packet = av.Packet(packets[number % len(packets)])
         packet.stream = stream

@@ -1,4 +1,4 @@
-"""Starts the process of the hostile clients, and names the kinds of attack."""
+"""Starts the process of the hostile clients, and lists the kinds of attack."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def kinds() -> dict[str, Kind]:
 
 
 def attacks(names: Sequence[str], clients: int) -> list[Attack]:
-    """`clients` hostile clients, whose kinds are `names` in turn."""
+    """Hostile clients. `clients` is their number. The first client gets the first kind in `names`, the second client
+    gets the second kind, and so on. After the last kind, the first kind follows again.
+    """
     return [Attack(names[number % len(names)], f"127.0.2.{1 + number}") for number in range(clients)]
 
 
@@ -87,7 +89,7 @@ class HostileProcess:
 
     async def end(self) -> list[AttackResult]:
         """End all attacks, and return their results. All connections of the clients are closed then."""
-        # pass an input, because otherwise `communicate` does not close the standard input of the process
+        # Pass an input, because without one `communicate` does not close the standard input of the process.
         out, _ = await self._process.communicate(b"")
         return msgspec.json.decode(out, type=list[AttackResult])
 
